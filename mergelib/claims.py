@@ -1,0 +1,192 @@
+"""Judge the claims of ``claims.yaml``: thresholds fixed beforehand, paired bootstrap intervals, three verdicts.
+
+A claim's metric is one function ``Bootstrap -> {part: values}`` and one entry in ``METRICS``; ``values [1 + B]`` hold the
+measured value first and B resampled ones after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from torch import Tensor
+
+from .errors import UnknownNameError
+from .merging import get_method
+from .study import BASE, FINE_TUNED, Study
+
+CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_JUDGED = "reproduced", "not reproduced", "undecided", "not judged"
+OPERATORS: dict[str, Callable] = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+@cache
+def load_claims(path: Path = CLAIMS_FILE) -> dict[str, dict]:
+    """Claims by id, as given in the file."""
+    return {c["id"]: c for c in yaml.safe_load(path.read_text())["claims"]}
+
+
+def claims_hash(path: Path = CLAIMS_FILE) -> str:
+    """SHA-256 of the claims file, shown with every verdict."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def parse_condition(text: str) -> tuple[Callable, float]:
+    """The comparison and the number at the end of a threshold such as ">= 0.90" or "... >= 3"."""
+    found = re.search(r"(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*$", text)
+    if not found:
+        raise ValueError(f"claims.yaml: no comparison with a number at the end of {text!r}.")
+    return OPERATORS[found[1]], float(found[2])
+
+
+class Bootstrap:
+    """Averages over tasks of test accuracy, measured and resampled: test inputs within each task, and seeds.
+
+    The same resampled inputs and seeds serve every encoder and protocol, so differences are paired.
+    """
+
+    def __init__(self, study: Study, *, seed: int = 0):
+        self.study, self.n = study, study.profile.resamples
+        generator = torch.Generator().manual_seed(seed)
+        n_seeds = len(study.profile.protocols.seeds)
+        picked = torch.randint(n_seeds, (self.n, n_seeds), generator=generator)
+        self._seed_weights = torch.zeros(self.n, n_seeds).scatter_add_(1, picked, torch.ones(self.n, n_seeds)) / n_seeds
+        self._counts = {}
+        for name, task in study.tasks.items():
+            n = len(task.test)
+            picked = torch.randint(n, (self.n, n), generator=generator)
+            self._counts[name] = torch.zeros(self.n, n).scatter_add_(1, picked, torch.ones(self.n, n))
+        self._cache: dict[tuple, Tensor] = {}
+
+    def average(self, per_task: dict[str, Tensor]) -> Tensor:
+        """``{task: values [S, N] or [1, N]}`` -> their mean over inputs, seeds and tasks, ``[1 + B]``."""
+        total = torch.zeros(1 + self.n, dtype=torch.float64)
+        for name, values in per_task.items():
+            values = values.double()
+            total[0] += values.mean()
+            means = (self._counts[name] @ values.T.float()).double() / values.shape[1]
+            total[1:] += means[:, 0] if means.shape[1] == 1 else (means * self._seed_weights).sum(1)
+        return total / len(per_task)
+
+    def accuracy(self, encoder: str, protocol: str, k: int | None = None, *, draw: str = "stratified",
+                 fit_on: str = "train") -> Tensor:
+        """Average accuracy over tasks in points, ``[1 + B]``."""
+        key = (encoder, protocol, k, draw, fit_on)
+        if key not in self._cache:
+            right = {t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on) for t in self.study.tasks}
+            self._cache[key] = 100 * self.average(right)
+        return self._cache[key]
+
+
+Parts = dict[str, Tensor]
+METRICS: dict[str, Callable[[Bootstrap], Parts]] = {}
+NEEDS: dict[str, Callable[[Bootstrap], Parts]] = {}
+PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
+
+
+def metric(claim: str, registry: dict = METRICS) -> Callable[[Callable], Callable]:
+    """Register the decorated function as the metric of ``claim``; it returns ``{part: values [1 + B]}``."""
+
+    def register(function: Callable[[Bootstrap], Parts]) -> Callable:
+        registry[claim] = function
+        return function
+
+    return register
+
+
+def each_method(function: Callable[[Bootstrap, str], Tensor]) -> Callable[[Bootstrap], Parts]:
+    """A metric given per method, as one over WA, TA and Ties."""
+    return lambda b: {get_method(m).short: function(b, m) for m in PAPER_METHODS}
+
+
+K = 5  # the shots that claims.yaml names where it says (5)
+
+METRICS["P3.2-knn"] = each_method(lambda b, m: b.accuracy(m, "knn", K) - b.accuracy(m, "current"))
+METRICS["P5-one-shot"] = each_method(lambda b, m: b.accuracy(m, "ft_classifier", 1) - b.accuracy(m, "current"))
+METRICS["P5-over-knn"] = each_method(lambda b, m: b.accuracy(m, "ft_classifier", K) - b.accuracy(m, "knn", K))
+METRICS["C5-uniform"] = each_method(
+    lambda b, m: b.accuracy(m, "ft_classifier", K, draw="uniform") - b.accuracy(m, "current"))
+
+
+def _gap(b: Bootstrap, m: str) -> Tensor:
+    return b.accuracy(FINE_TUNED, "current") - b.accuracy(m, "current")
+
+
+METRICS["P5-gap-closed"] = each_method(
+    lambda b, m: (b.accuracy(m, "ft_classifier", K) - b.accuracy(m, "current")) / _gap(b, m))
+NEEDS["P5-gap-closed"] = each_method(_gap)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One part (mostly: one method) of one claim. ``here`` and ``low .. high``: the value and its 95 % interval."""
+
+    claim: str
+    part: str
+    here: float
+    low: float
+    high: float
+    threshold: str
+    verdict: str
+    note: str = ""
+
+
+def judge_values(values: Tensor, threshold: str) -> tuple[float, float, float, str]:
+    """Value, 95 % interval and verdict of ``values [1 + B]``: the whole interval on the claim's side is ``reproduced``,
+    the whole interval on the other side ``not reproduced``, anything else ``undecided``."""
+    compare, limit = parse_condition(threshold)
+    low, high = (float(torch.quantile(values[1:].float(), q)) for q in (0.025, 0.975))
+    sides = {bool(compare(low, limit)), bool(compare(high, limit))}
+    verdict = UNDECIDED if len(sides) == 2 else REPRODUCED if sides == {True} else NOT_REPRODUCED
+    return float(values[0]), low, high, verdict
+
+
+def judge(study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = None) -> list[Verdict]:
+    """Verdicts on the given claims, a row per part. Raises ``UnknownNameError`` for a claim without a metric."""
+    known = load_claims()
+    for claim in claims:
+        if claim not in known or claim not in METRICS:
+            raise UnknownNameError("claim", claim, known.keys() & METRICS.keys())
+    bootstrap = bootstrap or Bootstrap(study)
+    verdicts = []
+    for claim in claims:
+        given = known[claim]
+        needs = NEEDS[claim](bootstrap) if "needs" in given else {}
+        for part, values in METRICS[claim](bootstrap).items():
+            here, low, high, verdict = judge_values(values, given["threshold"])
+            note = ""
+            if part in needs:
+                compare, limit = parse_condition(given["needs"])
+                if not compare(float(needs[part][0]), limit):
+                    verdict, note = UNDECIDED, f"precondition fails: {given['needs']} (here {float(needs[part][0]):.1f})"
+            if not study.profile.judged:
+                verdict = NOT_JUDGED
+            verdicts.append(Verdict(claim, part, here, low, high, given["threshold"], verdict, note))
+    return verdicts
+
+
+def overall(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """One verdict per claim: it holds if it holds for every part, and fails if it fails for any."""
+    result: dict[str, str] = {}
+    for claim in dict.fromkeys(v.claim for v in verdicts):
+        parts = {v.verdict for v in verdicts if v.claim == claim}
+        result[claim] = next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in parts)
+    return result
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Verdicts as a frame: claim, part, here, 95 % interval, threshold, verdict; failing claims first."""
+    order = {NOT_REPRODUCED: 0, UNDECIDED: 1, NOT_JUDGED: 2, REPRODUCED: 3}
+    verdicts = sorted(verdicts, key=lambda v: order[overall([w for w in verdicts if w.claim == v.claim])[v.claim]])
+    return pd.DataFrame([{
+        "claim": v.claim, "says": load_claims()[v.claim]["says"], "for": v.part, "here": round(v.here, 2),
+        "95 % interval": f"{v.low:.2f} .. {v.high:.2f}", "threshold": v.threshold,
+        "verdict": v.verdict + (f" ({v.note})" if v.note else "")} for v in verdicts])

@@ -1,0 +1,104 @@
+"""``python -m mergelib``: run notebooks, look after the store."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, paths
+from .errors import MergelibError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mergelib", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="execute notebooks (what ./run_all.sh does)")
+    run.add_argument("--profile", default="mini", help="quick, mini (default) or real")
+    run.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups: tab02, fig05, text")
+    run.add_argument("--list", action="store_true", help="list notebooks and their parameters, run nothing")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
+    run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value", help="set a notebook parameter")
+    run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
+    run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
+    run.add_argument("--publish", action="store_true", help="for maintainers: copy executed notebooks, normalised, to notebooks/")
+    run.set_defaults(function=command_run)
+
+    store = commands.add_parser("store", help="look after computed artifacts")
+    store.add_argument("action", choices=["ls", "verify", "prune"])
+    store.set_defaults(function=command_store)
+    return parser
+
+
+def command_run(args: argparse.Namespace) -> int:
+    from . import publish, runner
+    from .profiles import load_profile
+
+    load_profile(args.profile)
+    items = runner.select(args.only)
+    if args.jobs < 1:
+        raise SystemExit("mergelib: --jobs needs a number of at least 1.")
+    if args.list:
+        for item in items:
+            parameters = ", ".join(f"{n}: {t}" for n, (t, _) in runner.declared_parameters(item.path).items())
+            print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}\n{'':<24} -p {parameters}")
+        return 0
+    pairs = list(args.parameters)
+    for name, value in (("text_dir", args.text_dir), ("base", args.base)):
+        if value:
+            # Notebooks run in their own folder: a path given here must not depend on where that is.
+            pairs.append(f"{name}={Path(value).expanduser().resolve() if Path(value).expanduser().exists() or name == 'text_dir' else value}")
+    parameters = runner.parse_parameters(pairs, items)
+    runner.check_before(args.profile, items, parameters)
+    running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        results = running.run(items, parameters)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished artifacts are kept; run the same command to go on.", file=sys.stderr)
+        return 130
+    runner.write_timings(args.profile, results)
+    print("\n" + runner.closing_table(results))
+    print(f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: {paths.build(args.profile) / 'notebooks'}")
+    failed = [r.item.id for r in results if not r.ok]
+    if failed:
+        print(f"\nFailed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    if args.publish:
+        publish.publish(args.profile, items)
+    return 0
+
+
+def command_store(args: argparse.Namespace) -> int:
+    from .store import Store
+    from .study import STEP_VERSIONS
+
+    store = Store(paths.store_root())
+    if args.action == "ls":
+        rows = store.entries()
+        for row in rows:
+            print(f"{row['step']:<12} {row['digest'][:12]}  {row['bytes'] / 1e6:9.2f} MB  {'' if row['ok'] else 'DAMAGED'}")
+        print(f"{len(rows)} artifacts, {sum(r['bytes'] for r in rows) / 1e6:.1f} MB in {store.root}")
+        return 0
+    if args.action == "verify":
+        damaged = store.verify()
+        for path in damaged:
+            print(f"damaged: {path} (it is computed again when next asked for; prune removes it)")
+        print(f"{len(store.entries())} artifacts checked, {len(damaged)} damaged")
+        return 1 if damaged else 0
+    removed = store.prune(STEP_VERSIONS)
+    print(f"removed {len(removed)} files and folders from {store.root}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return args.function(args)
+    except MergelibError as error:
+        print(f"mergelib: {error}", file=sys.stderr)
+        return 2

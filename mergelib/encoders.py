@@ -1,0 +1,127 @@
+"""Encoders: what turns an input into one feature vector. The architecture and tokenizer live here, weights travel apart."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, OfflineError, StateDictError
+from .types import State, digest
+
+
+class PooledEncoder(nn.Module):
+    """A transformer followed by the mean over real tokens: ``input_ids, attention_mask [B, L] -> [B, d]``."""
+
+    def __init__(self, transformer: nn.Module):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An architecture with its tokenizer: everything about f_b, f_t and f_m that is not weights.
+
+    ``max_length`` in tokens, special ones included; longer inputs are cut.
+    """
+
+    config: Any
+    tokenizer: Any
+    max_length: int
+    source: str = ""
+
+    @property
+    def width(self) -> int:
+        """d, the size of a feature."""
+        return self.config.hidden_size
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of architecture, tokenizer, length and pooling; part of every key of the store."""
+        # Versions and folders are recorded by transformers in the config but change no feature.
+        config = {k: v for k, v in self.config.to_dict().items()
+                  if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype")}
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        return digest(json.dumps(config, sort_keys=True, default=str), tokenizer, str(self.max_length), "mean-real-tokens")
+
+    def module(self, state: State | None = None) -> PooledEncoder:
+        """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
+        from transformers import AutoModel
+
+        kwargs: dict[str, Any] = {"attn_implementation": "sdpa"}
+        model_class = AutoModel._model_mapping[type(self.config)]
+        if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+            kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
+        model = PooledEncoder(AutoModel.from_config(self.config, **kwargs)).eval()
+        if state is not None:
+            load_state(model, state)
+        return model
+
+    def tokenize(self, inputs: Sequence[str]) -> list[list[int]]:
+        """Token ids per input, cut to ``max_length``, not padded."""
+        if not inputs:
+            return []
+        return self.tokenizer(list(inputs), truncation=True, max_length=self.max_length,
+                              return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """``input_ids, attention_mask [B, L]``, padded to the longest."""
+        length = max(len(i) for i in ids)
+        pad_id = self.tokenizer.pad_token_id
+        padded = torch.full((len(ids), length), pad_id, dtype=torch.long)
+        mask = torch.zeros(len(ids), length, dtype=torch.long)
+        for row, i in enumerate(ids):
+            padded[row, : len(i)] = torch.as_tensor(i)
+            mask[row, : len(i)] = 1
+        return {"input_ids": padded, "attention_mask": mask}
+
+
+def load_state(model: PooledEncoder, state: State) -> None:
+    """Copy encoder weights into ``model``; every key must fit. Raises ``StateDictError`` naming the first five."""
+    missing, extra = model.transformer.load_state_dict(dict(state), strict=False)
+    if missing or extra:
+        raise StateDictError(f"These weights are not this encoder's: missing {list(missing)[:5]}, unexpected "
+                             f"{list(extra)[:5]}. Check the architecture and the key prefix.")
+
+
+def encoder_state(model: PooledEncoder) -> dict[str, Tensor]:
+    """The encoder's weights as a detached float32 state dict on the CPU."""
+    return {k: v.detach().cpu().clone() for k, v in model.transformer.state_dict().items()}
+
+
+def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[Encoder, dict[str, Tensor]]:
+    """f_b from a hub id or a local folder: any BERT-like encoder with a tokenizer. Weights must be safetensors.
+
+    Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a folder that is no model.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    options = {"revision": revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(base, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True, **options)
+        model = AutoModel.from_pretrained(base, use_safetensors=True, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        from pathlib import Path
+
+        if Path(base).exists() or base.startswith((".", "/", "~")):
+            raise ConfigError(f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {error}") from error
+        raise OfflineError(f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
+                           f"local folder. ({error})") from error
+    encoder = Encoder(config, tokenizer, max_length, source=base)
+    wanted = encoder.module().transformer.state_dict().keys()
+    state = {k: v.detach().clone() for k, v in model.state_dict().items() if k in wanted}
+    if wanted - state.keys():
+        raise StateDictError(f"'{base}' lacks {sorted(wanted - state.keys())[:5]}; it is not a complete encoder.")
+    return encoder, state

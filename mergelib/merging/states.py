@@ -1,0 +1,87 @@
+"""What every merging method needs of state dicts: checks, task vectors, flat views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import StateDictError
+from ..types import State
+
+
+def _first_five(names: Sequence[str]) -> str:
+    return ", ".join(list(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def check_states(base: State, experts: Sequence[State]) -> None:
+    """Refuse weights that cannot be merged: other keys, shapes or dtypes than the base, NaN or inf.
+
+    Raises ``StateDictError`` naming the expert (0-based position) and the first five offending keys.
+    """
+    if not experts:
+        raise StateDictError("Nothing to merge: give at least one expert.")
+    for i, state in enumerate([base, *experts]):
+        who = "The base" if i == 0 else f"Expert {i - 1}"
+        missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
+        if missing or extra:
+            said = [f"lacks {_first_five(missing)}"] * bool(missing) + [f"has extra {_first_five(extra)}"] * bool(extra)
+            raise StateDictError(f"{who} {' and '.join(said)} compared with the base. Merge encoders of one architecture, "
+                                 "without their heads and with the same key prefix.")
+        for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
+            wrong = [f"{k} ({of(state[k])}, base {of(base[k])})" for k in sorted(base) if of(state[k]) != of(base[k])]
+            if wrong:
+                raise StateDictError(f"{who} has another {what} than the base at {_first_five(wrong)}. "
+                                     "Fine-tune from this base, or convert first.")
+        bad = [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        if bad:
+            raise StateDictError(f"{who} holds NaN or inf in {_first_five(sorted(bad))}. Its training diverged or its file "
+                                 "is damaged; make it again.")
+
+
+def float_names(state: State) -> list[str]:
+    """Names of floating-point tensors, sorted, each storage once: of tied tensors only the first counts."""
+    seen: set[tuple] = set()
+    names = []
+    for name in sorted(state):
+        t = state[name]
+        if not t.is_floating_point():
+            continue
+        place = (t.data_ptr(), tuple(t.shape), t.stride())
+        if t.numel() and place in seen:
+            continue
+        seen.add(place)
+        names.append(name)
+    return names
+
+
+def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``changed`` (by ``float_names``) as a full state dict: other dtypes are copied from the base, ties stay tied."""
+    by_place = {(base[n].data_ptr(), tuple(base[n].shape), base[n].stride()): t for n, t in changed.items()}
+    full = {}
+    for name, t in base.items():
+        if name in changed:
+            full[name] = changed[name]
+        elif t.is_floating_point() and t.numel():
+            full[name] = by_place[(t.data_ptr(), tuple(t.shape), t.stride())]
+        else:
+            full[name] = t.clone()
+    return full
+
+
+def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
+    """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in the base's dtype."""
+    changed = {n: (base[n].float() + lam * direction[n]).to(base[n].dtype) for n in direction}
+    return complete(base, changed)
+
+
+def flatten(state: State, names: Sequence[str]) -> Tensor:
+    """The named tensors as one float32 vector ``[D]``."""
+    return torch.cat([state[n].reshape(-1).float() for n in names])
+
+
+def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> dict[str, Tensor]:
+    """Inverse of ``flatten``: views into ``vector [D]`` with the shapes of ``like``."""
+    parts = vector.split([like[n].numel() for n in names])
+    return {n: p.view(like[n].shape) for n, p in zip(names, parts, strict=True)}

@@ -1,0 +1,180 @@
+"""One function per kind of figure: tidy scores in, ``Axes`` out. Nothing here computes a result or shows a window."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import __version__, paths
+from .claims import Verdict, claims_hash, overall
+from .errors import ConfigError
+from .report import TASK_LABELS, at_k, mean_and_std, protocol_label, short_label
+from .study import FINE_TUNED, Study
+
+COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
+STYLE_FILE = Path(__file__).parent / "mergelib.mplstyle"
+
+# Okabe-Ito colours, safe for colour-blind readers; marker and line differ too, so grey print works.
+METHOD_STYLE: dict[str, dict[str, Any]] = {
+    "f_b": {"color": "#7F7F7F", "marker": "D"},
+    "weight_averaging": {"color": "#0072B2", "marker": "o"},
+    "task_arithmetic": {"color": "#E69F00", "marker": "s"},
+    "ties": {"color": "#009E73", "marker": "^"},
+    "multi_task": {"color": "#CC79A7", "marker": "P"},
+    "f_t": {"color": "#000000", "marker": "*"},
+}
+OTHER_STYLES = [{"color": "#D55E00", "marker": "v"}, {"color": "#56B4E9", "marker": "X"}, {"color": "#882255", "marker": "<"},
+                {"color": "#999933", "marker": ">"}]
+PROTOCOL_STYLE: dict[str, dict[str, Any]] = {
+    "current": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+    "knn": {"color": "#E69F00", "linestyle": "-.", "marker": "s"},
+    "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
+}
+
+
+def method_style(method: str) -> dict[str, Any]:
+    """Colour and marker of a method, the same in every figure; methods of one's own get the next free ones."""
+    if method not in METHOD_STYLE:
+        METHOD_STYLE[method] = OTHER_STYLES[(len(METHOD_STYLE) - 6) % len(OTHER_STYLES)]
+    return METHOD_STYLE[method]
+
+
+def use_style() -> None:
+    """Apply the project's style to the process."""
+    plt.style.use(STYLE_FILE)
+
+
+def plot_shots(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequence[str], *, task: str = "average",
+               fine_tuned: float | None = None, axes: Sequence[Axes] | None = None) -> Figure:
+    """Accuracy against k, a panel per encoder: a line per few-shot protocol with its mean and standard deviation over
+    seeds, Current Eval and the fine-tuned models as horizontal lines. ``task`` is a task's name or ``average``."""
+    summary = mean_and_std(scores)
+    summary = summary[summary.task == task]
+    if axes is None:
+        _, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
+        axes = axes[0]
+    for ax, encoder in zip(axes, encoders, strict=True):
+        mine = summary[summary.method == encoder]
+        if fine_tuned is not None:
+            ax.axhline(fine_tuned, color="black", linewidth=1.0, linestyle=":", label="Fine-tuned models")
+        for protocol in protocols:
+            rows = mine[mine.protocol == protocol].sort_values("k")
+            style = dict(PROTOCOL_STYLE.get(protocol, {}))
+            if rows.k.isna().all():
+                ax.axhline(rows["mean"].iloc[0], label=protocol_label(protocol), color=style["color"],
+                           linestyle=style["linestyle"])
+                continue
+            k, mean, std = rows.k.astype(int).to_numpy(), rows["mean"].to_numpy(), rows["std"].to_numpy()
+            ax.plot(k, mean, label=protocol_label(protocol), **style)
+            ax.fill_between(k, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
+        ax.set_xscale("log")
+        ks = sorted(mine.k.dropna().astype(int).unique())
+        ax.set_xticks(ks, [str(k) for k in ks])
+        ax.minorticks_off()
+        ax.set_title(short_label(encoder))
+        ax.set_xlabel("k, shots per class")
+    axes[0].set_ylabel("average accuracy (%)" if task == "average" else f"{TASK_LABELS.get(task, task)} accuracy (%)")
+    axes[-1].legend(loc="best")
+    return axes[0].figure
+
+
+def plot_protocols(scores: pd.DataFrame, encoders: Sequence[str], tasks: Sequence[str], *, k: int,
+                   references: Mapping[str, str] | None = None) -> Figure:
+    """Accuracy per task and on average: a panel each, a row per encoder, a marker per protocol at k shots.
+
+    ``references`` maps an encoder to a line style; its Current Eval accuracy is drawn as a vertical line."""
+    summary = mean_and_std(at_k(scores, k))
+    panels = [*tasks, "average"]
+    fig, axes = plt.subplots(1, len(panels), figsize=(PAGE, 0.9 + 0.32 * len(encoders)), sharey=True)
+    for ax, task in zip(axes, panels, strict=True):
+        here = summary[summary.task == task]
+        for encoder, linestyle in (references or {}).items():
+            value = here[(here.method == encoder) & (here.protocol == "current")]["mean"]
+            ax.axvline(value.iloc[0], color="black", linewidth=1.0, linestyle=linestyle,
+                       label=f"{short_label(encoder)} models" if encoder == FINE_TUNED else short_label(encoder))
+        for row, encoder in enumerate(encoders):
+            for protocol in PROTOCOL_STYLE:
+                cell = here[(here.method == encoder) & (here.protocol == protocol)]
+                if cell.empty:
+                    continue
+                style = {key: value for key, value in PROTOCOL_STYLE[protocol].items() if key != "linestyle"}
+                ax.errorbar(cell["mean"].iloc[0], row, xerr=np.nan_to_num(cell["std"].iloc[0]), linestyle="none",
+                            elinewidth=1.0, label=protocol_label(protocol), **style)
+        ax.set_title(TASK_LABELS.get(task, "Average" if task == "average" else task))
+        ax.set_yticks(range(len(encoders)), [short_label(e) for e in encoders])
+        ax.grid(axis="y", visible=False)
+        ax.margins(x=0.18)
+    axes[0].set_ylim(len(encoders) - 0.5, -0.5)
+    fig.supxlabel("accuracy (%)", fontsize=8)
+    _shared_legend(fig, axes[0])
+    return fig
+
+
+def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
+    """Mean validation accuracy under Current Eval against lambda, a line per method; the chosen value is ringed."""
+    fig, ax = plt.subplots(figsize=(COLUMN, 2.2))
+    for method, rows in curves.groupby("method", sort=False):
+        mean = 100 * rows.groupby("lam").accuracy.mean()
+        style = method_style(method)
+        ax.plot(mean.index, mean.values, label=short_label(method), **style)
+        ax.plot([chosen[method]], [mean[chosen[method]]], marker="o", markersize=10, markerfacecolor="none",
+                markeredgecolor=style["color"], linestyle="none")
+    ax.set_xlabel(r"$\lambda$")
+    ax.set_ylabel("mean validation accuracy (%)")
+    ax.legend()
+    return fig
+
+
+def _shared_legend(fig: Figure, ax: Axes) -> None:
+    """One legend above all panels, each label once."""
+    handles = {}
+    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+        handles.setdefault(label, handle)
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+
+
+def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping[str, pd.DataFrame],
+                verdicts: Sequence[Verdict] = ()) -> Path:
+    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's path.
+
+    ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
+    sentence what the figure shows. Raises ``ConfigError`` for an alt text that is not a sentence.
+    """
+    if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
+        raise ConfigError(f"{stem}: alt text must be a sentence that states the finding, not {alt!r}.")
+    folder = paths.figures(study.profile.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for suffix, frame in data.items():
+        files[f"{stem}{'_' + suffix if suffix else ''}.csv"] = frame.to_csv(
+            index=not isinstance(frame.index, pd.RangeIndex), float_format="%.4f", lineterminator="\n")
+    sidecar = {
+        "alt": textwrap.dedent(alt).strip(), "profile": study.profile.model_dump(mode="json"),
+        # Where data and weights lie on a machine is nobody's business but that machine's.
+        "overrides": {k: v for k, v in study.overrides.items() if k not in ("tasks.text_dir", "encoder.base")},
+        "sources": {name: task.source for name, task in study.tasks.items()}, "mergelib": __version__,
+        "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)}, "device": study.device.type,
+        "claims_file": claims_hash(), "claims": overall(verdicts), "verdicts": [asdict(v) for v in verdicts],
+        "data": sorted(files),
+    }
+    sidecar["profile"]["tasks"]["text_dir"] = ""
+    sidecar["profile"]["encoder"]["base"] = Path(study.profile.encoder.base).name
+    files[f"{stem}.json"] = json.dumps(sidecar, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    for name, text in files.items():
+        paths.write_whole(folder / name, text.encode())
+    fig.savefig(folder / f"{stem}.pdf.tmp", format="pdf", metadata={"CreationDate": None, "Title": stem, "Subject": alt})
+    fig.savefig(folder / f"{stem}.png.tmp", format="png", metadata={"Description": alt, "Software": None})
+    for ending in ("pdf", "png"):
+        (folder / f"{stem}.{ending}.tmp").replace(folder / f"{stem}.{ending}")
+    return folder / f"{stem}.png"

@@ -1,0 +1,109 @@
+"""Pre-train a miniature BERT by masked language modelling on the miniature corpus: the f_b of profile `mini`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .encoders import Encoder
+from .training import TrainConfig, train
+
+PRETRAIN_VERSION = 1
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def build_tokenizer(corpus: Sequence[str]):
+    """A lower-casing word-piece tokenizer whose pieces are the corpus' words and single characters.
+
+    Built from counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into
+    characters.
+    """
+    from transformers import BertTokenizer
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    counts = Counter(w for text in corpus for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    words = sorted(counts, key=lambda w: (-counts[w], w))
+    characters = sorted({c for w in words for c in w} | set("abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"))
+    pieces = dict.fromkeys([*SPECIAL, *words, *characters, *(f"##{c}" for c in characters)])
+    return BertTokenizer(vocab={p: i for i, p in enumerate(pieces)}, do_lower_case=True)
+
+
+def tokenizer_vocab(tokenizer) -> list[str]:
+    """Pieces in id order; what ``tokenizer_from_vocab`` needs to build the same tokenizer again."""
+    return [p for p, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+
+
+def tokenizer_from_vocab(vocab: Sequence[str]):
+    from transformers import BertTokenizer
+
+    return BertTokenizer(vocab={p: i for i, p in enumerate(vocab)}, do_lower_case=True)
+
+
+def bert_config(vocab_size: int, layers: int, width: int, heads: int, max_length: int):
+    """A small BERT: dropout 0.1 as BERT-base, feed-forward 4 x width, ``max_length`` positions."""
+    from transformers import BertConfig
+
+    return BertConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+                      intermediate_size=4 * width, max_position_embeddings=max_length, pad_token_id=0)
+
+
+class MaskedLM(nn.Module):
+    """An encoder with BERT's prediction head; the loss is the cross-entropy at masked positions only."""
+
+    def __init__(self, config):
+        super().__init__()
+        from transformers import BertForMaskedLM
+
+        self.model = BertForMaskedLM(config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        hidden = self.model.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        masked = labels != -100
+        # The vocabulary projection dominates a small model's cost: apply it where the loss looks.
+        logits = self.model.cls(hidden[masked])
+        return {"loss": nn.functional.cross_entropy(logits.float(), labels[masked])}
+
+
+def mask_tokens(ids: Tensor, attention_mask: Tensor, *, mask_id: int, n_special: int, vocab_size: int, rate: float,
+                generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """BERT's corruption of ``ids [B, L]``: of the chosen tokens 80 % become [MASK], 10 % a random word, 10 % stay.
+
+    Returns corrupted ids and labels (-100 where nothing is predicted). Ids below ``n_special`` are never chosen.
+    """
+    chosen = (torch.rand(ids.shape, generator=generator) < rate) & attention_mask.bool() & (ids >= n_special)
+    if not chosen.any():  # an empty mean is NaN
+        chosen = attention_mask.bool() & (ids >= n_special)
+    fate = torch.rand(ids.shape, generator=generator)
+    random_ids = torch.randint(n_special, vocab_size, ids.shape, generator=generator)
+    corrupted = torch.where(chosen & (fate < 0.8), mask_id, ids)
+    corrupted = torch.where(chosen & (fate >= 0.9), random_ids, corrupted)
+    return corrupted, torch.where(chosen, ids, -100)
+
+
+def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int,
+                  mask_rate: float, device: torch.device, scratch: Path, desc: str) -> tuple[Encoder, dict[str, Tensor], dict]:
+    """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32, CPU) and info."""
+    tokenizer = build_tokenizer(corpus)
+    encoder = Encoder(bert_config(len(tokenizer), layers, width, heads, max_length), tokenizer, max_length, "miniature")
+    rows = encoder.tokenize(corpus)
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def collate(batch: list[list[int]]) -> dict[str, Tensor]:
+        padded = encoder.pad(batch)
+        ids, labels = mask_tokens(padded["input_ids"], padded["attention_mask"], mask_id=tokenizer.mask_token_id,
+                                  n_special=len(SPECIAL), vocab_size=len(tokenizer), rate=mask_rate, generator=generator)
+        return {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = MaskedLM(encoder.config)
+        info = train(model, rows, collate, config, device=device, scratch=scratch, desc=desc)
+    keep = encoder.module().transformer.state_dict().keys()
+    state = {k: v.detach().cpu().clone() for k, v in model.model.bert.state_dict().items() if k in keep}
+    return encoder, state, info

@@ -1,0 +1,11 @@
+"""Progress as plain text on stderr: readable in a terminal, in a log and in a committed notebook (which drops stderr)."""
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> tqdm:
+    """A text progress bar for work longer than two seconds, updated every two seconds."""
+    return tqdm(iterable, desc=desc, total=total, file=sys.stderr, mininterval=2.0, delay=2.0, ncols=90, ascii=True)

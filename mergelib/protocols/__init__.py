@@ -1,0 +1,91 @@
+"""Evaluation protocols: pure functions on features. None of them sees an encoder, a label of a scored input, a file or a
+figure. A protocol is one function ``Evidence -> predictions [K, S, N]`` and one line in ``PROTOCOLS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UnknownNameError
+from ..types import Head, stack_heads
+from .current import current_eval
+from .draws import stratified_order, uniform_order
+from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher
+from .knn import knn_eval
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a protocol may look at, for one encoder f_m and one task. No labels of scored inputs.
+
+    ``student_test [N, d]``: f_m on the test inputs. ``student_fit``, ``teacher_fit [P, d]``: f_m and f_t on the inputs that
+    may be used for fitting. ``head``: (W_t, b_t). ``draws [S, C, k_max]``: rows of the fit inputs, for seed s and k the rows
+    ``draws[s, :, :k]``; a stratified draw has class c's rows in row c, a uniform draw has them in no order.
+    """
+
+    student_test: Tensor
+    head: Head
+    student_fit: Tensor | None = None
+    teacher_fit: Tensor | None = None
+    draws: Tensor | None = None
+    ks: tuple[int, ...] = ()
+    preset: FTPreset = PRESETS["default"]
+
+    def rows(self, k: int) -> Tensor:
+        """Rows of the fit inputs ``[S, C * k]`` for k shots."""
+        return self.draws[:, :, :k].flatten(1)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A registered protocol. ``few_shot`` ones are run for every k and seed; ``draws`` says which draws make sense."""
+
+    name: str
+    label: str
+    function: Callable[[Evidence], Tensor]
+    few_shot: bool = True
+    draws: tuple[str, ...] = ("stratified", "uniform")
+
+
+def _current(evidence: Evidence) -> Tensor:
+    return current_eval(evidence.student_test, evidence.head)[None, None]
+
+
+def _knn(evidence: Evidence) -> Tensor:
+    return knn_eval(evidence.student_test, evidence.student_fit[evidence.draws], evidence.ks)
+
+
+def fit_heads(evidence: Evidence) -> list[Head]:
+    """FT-Classifier's heads, one batched ``Head`` (``[S, C, d]``) per k."""
+    teacher = evidence.head.logits(evidence.teacher_fit)  # f_t's own features through its own head
+    return [ft_classifier(evidence.student_fit[rows], teacher[rows], evidence.head, evidence.preset)
+            for rows in (evidence.rows(k) for k in evidence.ks)]
+
+
+def _ft_classifier(evidence: Evidence) -> Tensor:
+    return torch.stack([current_eval(evidence.student_test, head) for head in fit_heads(evidence)])
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol("current", "Current Eval", _current, few_shot=False, draws=("stratified",)),
+        Protocol("knn", "KNN Eval", _knn, draws=("stratified",)),
+        Protocol("ft_classifier", "FT-Classifier Eval", _ft_classifier),
+    )
+}
+
+
+def get_protocol(name: str) -> Protocol:
+    """The registered protocol. Raises ``UnknownNameError`` naming the nearest one."""
+    if name not in PROTOCOLS:
+        raise UnknownNameError("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+__all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
+           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "stack_heads", "stratified_order", "uniform_order"]

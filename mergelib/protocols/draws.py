@@ -1,0 +1,36 @@
+"""Which rows a few-shot protocol sees: nested in k, fixed by the seed, shared by every protocol and method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+
+def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> Tensor:
+    """Rows ``[C, k_max]``: one seeded permutation per class, so the draw for k is ``order[:, :k]`` and draws are nested.
+
+    ``labels [N]`` int64, 0-based. Labels balance the draw, as in the released code, and are used for nothing else by
+    FT-Classifier. Raises ``DataError`` for a class with fewer than ``k_max`` rows.
+    """
+    rows = []
+    for c in range(n_classes):
+        members = (labels == c).nonzero().flatten()
+        if len(members) < k_max:
+            raise DataError(f"k = {k_max} is larger than class {c}: {len(members)} samples to draw from. Use a smaller k "
+                            "or a larger pool.")
+        # One generator per (seed, class): adding a class does not change the other classes' draws.
+        generator = torch.Generator().manual_seed(1_000_003 * seed + c)
+        rows.append(members[torch.randperm(len(members), generator=generator)[:k_max]])
+    return torch.stack(rows)
+
+
+def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
+    """Rows ``[n_draw]``: a seeded permutation of all rows, cut; the draw for k is its first k * C rows. No labels.
+
+    Raises ``DataError`` when there are fewer rows than asked for.
+    """
+    if n_rows < n_draw:
+        raise DataError(f"{n_draw} rows asked for, {n_rows} to draw from. Use a smaller k or a larger pool.")
+    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(1_000_003 * seed + 999_983))[:n_draw]

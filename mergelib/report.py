@@ -1,0 +1,178 @@
+"""From tidy scores to the tables that people read: ours beside the paper's, and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from pandas.io.formats.style import Styler
+
+from . import __version__
+from .merging import METHODS
+from .protocols import PROTOCOLS
+from .study import BASE, FINE_TUNED, MULTI_TASK, Study
+
+PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
+TASK_LABELS = {"ag": "AG News", "yelp": "Yelp", "amazon": "Amazon", "yahoo": "Yahoo", "dbpedia": "DBpedia"}
+ENCODER_LABELS = {BASE: "f_b (base model)", FINE_TUNED: "Fine-tuned model", MULTI_TASK: "Multi-task learning"}
+
+
+def encoder_label(encoder: str) -> str:
+    """How tables name an encoder: the method's label, or the reference's."""
+    return ENCODER_LABELS.get(encoder) or (METHODS[encoder].label if encoder in METHODS else encoder)
+
+
+def short_label(encoder: str) -> str:
+    """The same, short: WA, TA, Ties, ..."""
+    return METHODS[encoder].short if encoder in METHODS else {FINE_TUNED: "Fine-tuned", MULTI_TASK: "Multi-task"}.get(encoder, encoder)
+
+
+def protocol_label(protocol: str) -> str:
+    return PROTOCOLS[protocol].label
+
+
+def at_k(scores: pd.DataFrame, k: int) -> pd.DataFrame:
+    """The rows of k shots, and those of protocols without shots."""
+    return scores[scores.k.isna() | (scores.k == k)]
+
+
+def with_average(scores: pd.DataFrame) -> pd.DataFrame:
+    """``scores`` plus rows with task ``average``: per seed, the unweighted mean over tasks."""
+    by = ["backbone", "method", "protocol", "k", "draw", "fit_on", "seed"]
+    mean = scores.groupby(by, dropna=False, sort=False, as_index=False).agg(accuracy=("accuracy", "mean"), n=("n", "sum"))
+    return pd.concat([scores, mean.assign(task="average")], ignore_index=True)[scores.columns]
+
+
+def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
+    """Over seeds: columns method, protocol, k, draw, fit_on, task, mean, std (ddof 1; missing without seeds), n_seeds.
+
+    The average column's std is that of the seeds' averages, not the mean of the tasks' deviations.
+    """
+    groups = with_average(scores).groupby(["method", "protocol", "k", "draw", "fit_on", "task"], dropna=False, sort=False)
+    return groups.accuracy.agg(mean="mean", std="std", n_seeds="count").reset_index()
+
+
+def wide(summary: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """A row per (method, protocol, draw), a column per task and the average, cells such as "71.8 ± 0.2"."""
+    cells = summary.assign(cell=[f"{m:.1f}" if pd.isna(s) else f"{m:.1f} ± {s:.1f}"
+                                 for m, s in zip(summary["mean"], summary["std"], strict=True)])
+    several = cells.draw.nunique() > 1
+    cells["Model"] = cells.method.map(encoder_label)
+    cells["Protocol"] = cells.protocol.map(protocol_label) + (
+        cells.draw.map(lambda d: ", uniform draw" if d == "uniform" else "") if several else "")
+    # A table row may not depend on how pandas orders missing keys.
+    rows = list(dict.fromkeys(zip(cells.Model, cells.Protocol, strict=True)))
+    table = cells.pivot(index=["Model", "Protocol"], columns="task", values="cell").loc[rows, [*tasks, "average"]]
+    table.columns = [*(TASK_LABELS.get(t, t) for t in tasks), "Average"]
+    return table
+
+
+def published() -> dict:
+    """The paper's printed numbers."""
+    return yaml.safe_load(PUBLISHED_FILE.read_text())
+
+
+def published_table2() -> pd.DataFrame:
+    """Table 2 as printed, in the shape of ``mean_and_std``: columns method, protocol, task, mean, std."""
+    rows = []
+    table = published()["table2"]
+    for row in table["rows"]:
+        for i, task in enumerate([*table["tasks"], "average"]):
+            last = task == "average"
+            rows.append({"method": row["method"], "protocol": row["protocol"], "task": task,
+                         "mean": row["average"] if last else row["mean"][i],
+                         "std": row.get("average_std") if last else row.get("std", [None] * 5)[i]})
+    return pd.DataFrame(rows)
+
+
+def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """"paper | here" of the five-task average. The paper's backbone and data differ from every profile but ``paper``."""
+    ours = summary[summary.task == "average"]
+    theirs = paper[paper.task == "average"].set_index(["method", "protocol"])["mean"]
+    rows = [{"Model": encoder_label(r.method), "Protocol": protocol_label(r.protocol),
+             "paper (BERT-base, real data)": theirs.get((r.method, r.protocol)), "here": round(r.mean, 1)}
+            for r in ours.itertuples() if (r.method, r.protocol) in theirs.index]
+    return pd.DataFrame(rows)
+
+
+def stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Several score tables as one."""
+    return pd.concat(list(frames), ignore_index=True)
+
+
+def average_of(summary: pd.DataFrame, encoder: str, protocol: str = "current", k: int | None = None,
+               draw: str = "stratified") -> float:
+    """The five-task average of one row of ``mean_and_std``."""
+    rows = summary[(summary.task == "average") & (summary.method == encoder) & (summary.protocol == protocol)]
+    if k is not None:
+        rows = rows[(rows.k == k) & (rows.draw == draw)]
+    return float(rows["mean"].iloc[0])
+
+
+def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Average accuracy against k: a row per (method, protocol, draw), a column per k, cells such as "71.8 ± 0.2"."""
+    rows = summary[(summary.task == "average") & summary.k.notna()]
+    cells = rows.assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), Draw=rows.draw,
+                        cell=[f"{m:.1f} ± {s:.1f}" for m, s in zip(rows["mean"], rows["std"], strict=True)])
+    table = cells.pivot(index=["Model", "Protocol", "Draw"], columns="k", values="cell")
+    order = list(dict.fromkeys(zip(cells.Model, cells.Protocol, cells.Draw, strict=True)))
+    return table.loc[order].rename(columns=lambda k: f"k = {k}").rename_axis(columns=None)
+
+
+def task_table(study: Study) -> pd.DataFrame:
+    """A row per task: classes, chance level, sizes of the splits and of the pool of few-shot draws, source."""
+    rows = [{"task": TASK_LABELS.get(t.name, t.name), "classes": t.n_classes, "chance (%)": round(100 / t.n_classes, 1),
+             "train": len(t.train), "validation": len(t.validation), "test": len(t.test), "pool": len(study.pool(t.name)),
+             "source": t.source} for t in study.tasks.values()]
+    return pd.DataFrame(rows)
+
+
+def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
+    """One test input per task with its label, cut to ``width`` characters."""
+    rows = [{"task": TASK_LABELS.get(t.name, t.name), "label": t.label_names[int(t.test.labels[row])],
+             "text": t.test.inputs[row][:width] + ("…" if len(t.test.inputs[row]) > width else "")}
+            for t in study.tasks.values()]
+    return pd.DataFrame(rows).style.hide().set_properties(**{"text-align": "left", "white-space": "normal"})
+
+
+def provenance(study: Study) -> pd.DataFrame:
+    """What made the numbers of a notebook: profile, backbone, device, versions, seeds."""
+    import platform
+
+    import torch
+    import transformers
+
+    p = study.profile
+    rows = {"profile": p.name, "base model": p.backbone, "overrides": _public(study.overrides) or "none",
+            "device": study.device.type, "training threads": p.threads,
+            "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
+            "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in study.methods if study.lam(m) is not None),
+            "bootstrap": f"{p.resamples} resamples, paired over test inputs and seeds",
+            "versions": f"mergelib {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+                        f"Python {platform.python_version()}"}
+    return pd.DataFrame({"value": rows}).rename_axis("what")
+
+
+def _public(overrides: dict) -> dict:
+    """Overrides without the places of files on this machine."""
+    return {k: v for k, v in overrides.items() if k not in ("tasks.text_dir", "encoder.base")}
+
+
+def alt_protocols(summary: pd.DataFrame, study: Study, k: int) -> str:
+    """Alt text of Table 2's figure, from the numbers themselves."""
+    said = [f"{short_label(m)} {average_of(summary, m):.1f} under Current Eval, {average_of(summary, m, 'knn', k):.1f} under KNN "
+            f"Eval and {average_of(summary, m, 'ft_classifier', k):.1f} under FT-Classifier Eval" for m in study.methods]
+    return (f"Accuracy per task and on average of the base model and three merges under three protocols, k = {k}. "
+            f"Averages in percent: {'; '.join(said)}; fine-tuned models {average_of(summary, FINE_TUNED):.1f}.")
+
+
+def alt_shots(summary: pd.DataFrame, study: Study, protocol: str) -> str:
+    """Alt text of a figure over k, from the numbers themselves."""
+    first, last = study.profile.protocols.ks[0], study.profile.protocols.ks[-1]
+    said = [f"{short_label(m)} from {average_of(summary, m):.1f} under Current Eval to "
+            f"{average_of(summary, m, protocol, first):.1f} at k = {first} and {average_of(summary, m, protocol, last):.1f} at "
+            f"k = {last}" for m in study.methods]
+    return (f"Average accuracy of {protocol_label(protocol)} against the number of samples per class, one panel per merging "
+            f"method. In percent: {'; '.join(said)}; fine-tuned models {average_of(summary, FINE_TUNED):.1f}.")

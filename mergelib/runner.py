@@ -1,0 +1,275 @@
+"""Execute notebooks headless, through papermill, one process each; strict where papermill is lenient."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import paths
+from .errors import ConfigError, UnknownNameError
+from .profiles import load_profile
+
+MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One notebook of the manifest."""
+
+    id: str
+    item: str
+    title: str
+    group: str
+    claims: tuple[str, ...] = ()
+    extra_figures: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return paths.root() / "notebooks" / f"{self.id}.ipynb"
+
+    @property
+    def outputs(self) -> list[str]:
+        """Files that the notebook must leave in figures/<profile>/."""
+        return [f"{stem}.{end}" for stem in (self.id, *self.extra_figures) for end in ("pdf", "png", "csv", "json")]
+
+
+@cache
+def manifest() -> tuple[Item, ...]:
+    """The notebooks, in the order in which they run."""
+    return tuple(Item(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+                 for entry in yaml.safe_load(MANIFEST_FILE.read_text()))
+
+
+def select(only: Sequence[str]) -> list[Item]:
+    """Notebooks named by id, by the beginning of an id (``tab02``), or by group. Raises ``UnknownNameError``."""
+    if not only:
+        return list(manifest())
+    chosen = []
+    for name in only:
+        found = [i for i in manifest() if name in (i.id, i.id.split("_")[0], i.group)]
+        if not found:
+            raise UnknownNameError("notebook or group", name, {i.id for i in manifest()} | {i.group for i in manifest()})
+        chosen += found
+    return [i for i in manifest() if i in chosen]
+
+
+def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
+    """Name -> (type, default) of a notebook's parameters cell, as papermill sees it."""
+    from papermill import inspect_notebook
+
+    return {name: (p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"]))
+            for name, p in inspect_notebook(str(notebook)).items()}
+
+
+def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+    """``name=value`` texts -> parameters per notebook id, typed as declared.
+
+    A name goes to every selected notebook that declares it. Raises ``UnknownNameError`` for a name that none declares and
+    ``ConfigError`` for a value of another type; papermill would only warn.
+    """
+    declared = {item.id: declared_parameters(item.path) for item in items}
+    result: dict[str, dict[str, Any]] = {item.id: {} for item in items}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"-p {pair}: write it as name=value.")
+        takers = [i for i, known in declared.items() if name in known]
+        if not takers:
+            raise UnknownNameError("parameter", name, {n for known in declared.values() for n in known})
+        for notebook in takers:
+            result[notebook][name] = parse_value(name, text, declared[notebook][name][0])
+    return result
+
+
+def parse_value(name: str, text: str, type_name: str) -> Any:
+    """``text`` as a value of the declared type. Raises ``ConfigError`` naming what was expected."""
+    wanted = TYPES.get(type_name, str)
+    if wanted is str:
+        return text
+    try:
+        value = {"true": True, "false": False}[text.lower()] if wanted is bool else ast.literal_eval(text)
+    except (ValueError, SyntaxError, KeyError):
+        value = None
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"-p {name}={text}: {name} is declared as {type_name}; give such a value.")
+    return value
+
+
+@dataclass
+class Result:
+    """How one notebook went."""
+
+    item: Item
+    ok: bool = False
+    seconds: float = 0.0
+    error: str = ""
+    claims: dict[str, str] = field(default_factory=dict)
+
+
+class Runner:
+    """Runs notebooks of one profile; ``jobs`` at a time, each papermill in a process group of its own."""
+
+    def __init__(self, profile: str, *, jobs: int = 1, echo=print):
+        self.profile, self.jobs, self.echo = profile, jobs, echo
+        self.stopping = threading.Event()
+        self._running: set[subprocess.Popen] = set()
+        self._guard = threading.Lock()
+
+    def run(self, items: Sequence[Item], parameters: dict[str, dict[str, Any]]) -> list[Result]:
+        """Execute all; a failure does not stop the others. Ctrl-C stops the running ones and raises
+        ``KeyboardInterrupt`` after they are gone."""
+        folder = paths.build(self.profile) / "notebooks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._run_one, item, parameters.get(item.id, {}), folder) for item in items]
+            try:
+                return [f.result() for f in futures]
+            except BaseException:
+                self.stop()
+                for f in futures:
+                    f.cancel()
+                raise
+
+    def stop(self) -> None:
+        """End every running notebook and its kernel."""
+        self.stopping.set()
+        with self._guard:
+            running = list(self._running)
+        for signal_number, grace in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
+            for process in running:
+                if process.poll() is None:
+                    _signal_group(process, signal_number)
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and any(p.poll() is None for p in running):
+                time.sleep(0.05)
+
+    def _run_one(self, item: Item, parameters: dict[str, Any], folder: Path) -> Result:
+        result = Result(item)
+        if self.stopping.is_set():
+            return result
+        start = time.monotonic()
+        self.echo(f"== {item.id} ({item.item}): started")
+        with tempfile.TemporaryDirectory(prefix="mergelib-") as scratch:
+            out, values = Path(scratch) / "out.ipynb", Path(scratch) / "parameters.yaml"
+            values.write_text(json.dumps({"profile": self.profile, **parameters}))  # JSON is YAML without its surprises
+            command = [sys.executable, "-m", "papermill", str(item.path), str(out), "-f", str(values), "-k", "python3",
+                       "--cwd", str(item.path.parent), "--log-output", "--no-progress-bar", "--start-timeout", "120",
+                       "--autosave-cell-every", "0"]
+            env = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            with self._guard:
+                if self.stopping.is_set():
+                    return result
+                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                           errors="replace", env=env, start_new_session=True)
+                self._running.add(process)
+            self._relay(item, process)
+            code = process.wait()
+            with self._guard:
+                self._running.discard(process)
+            result.seconds = time.monotonic() - start
+            if self.stopping.is_set():
+                return result
+            if out.exists():
+                paths.write_whole(folder / f"{item.id}.ipynb", out.read_bytes())
+            result.error = self._complaint(item, code, out, start_wall=time.time() - result.seconds)
+        result.ok = not result.error
+        sidecar = paths.figures(self.profile) / f"{item.id}.json"
+        if result.ok:
+            result.claims = json.loads(sidecar.read_text())["claims"]
+        self.echo(f"== {item.id}: {'done' if result.ok else 'FAILED'} in {result.seconds / 60:.1f} min")
+        if result.error:
+            self.echo(result.error)
+        return result
+
+    def _relay(self, item: Item, process: subprocess.Popen) -> None:
+        """Show a notebook's progress and messages, without papermill's own chatter."""
+        for line in process.stdout:
+            line = line.rstrip().split("\r")[-1]
+            noise = not line or line.startswith(("Input Notebook", "Output Notebook", "Executing", "Ending Cell")) \
+                or "frozen modules" in line or "make the debugger miss" in line or "to python to disable" in line \
+                or line.startswith("<Figure") or line.startswith("<IPython") or line.startswith("<pandas")
+            if not noise:
+                self.echo(f"   {item.id.split('_')[0]} | {line[:160]}")
+
+    def _complaint(self, item: Item, code: int, out: Path, *, start_wall: float) -> str:
+        """What went wrong, or an empty text."""
+        if code:
+            return f"{item.id}: exit code {code}{' (out of memory?)' if code in (-9, 137, 138) else ''}\n{failing_cell(out)}"
+        folder = paths.figures(self.profile)
+        missing = [name for name in item.outputs
+                   if not (folder / name).is_file() or (folder / name).stat().st_mtime < start_wall - 2]
+        return f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}." if missing else ""
+
+
+def _signal_group(process: subprocess.Popen, number: int) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def failing_cell(notebook: Path) -> str:
+    """Source and traceback of the first cell with an error in an executed notebook."""
+    if not notebook.exists():
+        return "No output notebook was written."
+    for cell in json.loads(notebook.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                return "".join(cell["source"]) + "\n" + "\n".join(output["traceback"])
+    return "No cell failed; the kernel may have died."
+
+
+def closing_table(results: Sequence[Result]) -> str:
+    """notebook | minutes | verdicts, as text."""
+    width = max(len(r.item.id) for r in results)
+    lines = [f"{'notebook':<{width}}  minutes  verdicts"]
+    for r in results:
+        said = "; ".join(f"{c}: {v}" for c, v in r.claims.items()) or ("no claims" if r.ok else "FAILED")
+        lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {said}")
+    lines.append(f"{'total':<{width}}  {sum(r.seconds for r in results) / 60:7.1f}")
+    return "\n".join(lines)
+
+
+def write_timings(profile: str, results: Sequence[Result]) -> None:
+    """Minutes per notebook, in a file of their own: they never take part in a comparison."""
+    text = json.dumps({r.item.id: round(r.seconds, 1) for r in results if r.ok}, indent=1)
+    paths.write_whole(paths.build(profile) / "timings.json", text.encode())
+
+
+def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]) -> None:
+    """Refuse what would fail later: the profile with every notebook's overrides, and data that is not there."""
+    from .tasks.local import find_csv
+
+    for item in items:
+        given = parameters[item.id]
+        overrides = dict(given.get("overrides", {}))
+        if given.get("text_dir"):
+            overrides |= {"tasks.text_dir": given["text_dir"], "tasks.source": "local"}
+        if given.get("base"):
+            overrides["encoder.base"] = given["base"]
+        loaded = load_profile(profile, overrides)
+        if loaded.tasks.source == "local":
+            if not loaded.tasks.text_dir:
+                raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
+                                  "<task>/{train,test}.csv[.gz].")
+            for name in loaded.tasks.names:
+                for split in ("train", "test"):
+                    find_csv(Path(loaded.tasks.text_dir).expanduser() / name, split)

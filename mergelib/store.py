@@ -1,0 +1,186 @@
+"""A content-addressed store: what was computed once is found again, whole or not at all.
+
+An artifact is a folder ``<root>/<step>/<digest>/`` with ``tensors.safetensors`` and ``meta.json``. The digest is that of
+the key: everything the result depends on, and the version of the step that made it. A folder is written under a
+temporary name and renamed when complete; a checksum tells an altered file from a good one; a lock per key lets two
+processes share the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .errors import StoreError
+
+TENSORS, META = "tensors.safetensors", "meta.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Named tensors plus a JSON-able ``info``; ``tensors_digest`` identifies the tensors' bytes."""
+
+    tensors: dict[str, Tensor]
+    info: dict[str, Any] = field(default_factory=dict)
+    tensors_digest: str = ""
+
+
+class StoreWarning(UserWarning):
+    """An artifact was damaged and is computed again."""
+
+
+def key_digest(step: str, key: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a step's name and key. Raises ``TypeError`` for values that JSON cannot hold."""
+    text = json.dumps([step, key], sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Store:
+    """Artifacts under ``root``. Safe for several processes at once; see the module's text for the layout."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root)
+
+    def folder(self, step: str, key: Mapping[str, Any]) -> Path:
+        return self.root / step / key_digest(step, key)
+
+    def get(self, step: str, key: Mapping[str, Any], make: Callable[[], Artifact]) -> Artifact:
+        """The artifact of ``key``; ``make()`` computes it when it is absent or damaged.
+
+        Holds the key's lock meanwhile, so a second process waits instead of computing the same thing.
+        Raises ``StoreError`` when the folder cannot be written.
+        """
+        folder = self.folder(step, key)
+        found = self._load(folder)  # the common case needs no lock: a folder appears complete or not at all
+        if found is not None:
+            return found
+        with self.lock(step, key):
+            found = self._load(folder)
+            if found is not None:
+                return found
+            if folder.exists():
+                warnings.warn(f"{folder} is damaged; it is removed and computed again.", StoreWarning, stacklevel=2)
+                shutil.rmtree(folder)
+            return self._save(folder, step, key, make())
+
+    def peek(self, step: str, key: Mapping[str, Any]) -> Artifact | None:
+        """The artifact if it is there and whole, else ``None``. Computes nothing."""
+        return self._load(self.folder(step, key))
+
+    @contextmanager
+    def lock(self, step: str, key: Mapping[str, Any]) -> Iterator[None]:
+        """Exclusive right to one key, across processes; released by the system if the holder dies."""
+        path = self.root / ".locks" / f"{key_digest(step, key)}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            lock.acquire()
+        except OSError as error:
+            raise StoreError(f"Cannot write to the store at {self.root}: {error}. Free space, or set MERGELIB_STORE to a "
+                             "folder you can write to.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def scratch(self, step: str, key: Mapping[str, Any]) -> Path:
+        """A folder that outlives an interrupted computation of ``key`` (training checkpoints); ``get`` removes it."""
+        path = self.root / ".scratch" / key_digest(step, key)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def entries(self) -> list[dict[str, Any]]:
+        """A row per artifact: step, digest, bytes, seconds since it was made; damaged ones have ``ok=False``."""
+        rows = []
+        for meta_path in sorted(self.root.glob(f"*/*/{META}")):
+            folder = meta_path.parent
+            if folder.parent.name.startswith("."):
+                continue
+            size = sum(p.stat().st_size for p in folder.iterdir())
+            meta = self._meta(folder)
+            rows.append({"step": folder.parent.name, "digest": folder.name, "bytes": size, "ok": meta is not None,
+                         "key": meta["key"] if meta else {}, "modified": meta_path.stat().st_mtime})
+        return rows
+
+    def verify(self) -> list[Path]:
+        """Folders whose checksum or key does not hold."""
+        folders = [p for p in sorted(self.root.glob("*/*")) if p.is_dir() and not p.parent.name.startswith(".")]
+        return [p for p in folders if self._load(p) is None]
+
+    def prune(self, keep_steps: Mapping[str, int]) -> list[Path]:
+        """Remove damaged artifacts, those of unknown steps or older step versions, left-over temporary and scratch
+        folders and locks. Returns what was removed. Run it while nothing else uses the store."""
+        doomed = set(self.verify())
+        for row in self.entries():
+            if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
+                doomed.add(self.root / row["step"] / row["digest"])
+        doomed.update(p for p in self.root.glob("*/.tmp-*") if p.is_dir())
+        doomed.update(p for name in (".scratch", ".locks") for p in self.root.glob(f"{name}/*"))
+        for path in doomed:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return sorted(doomed)
+
+    def _meta(self, folder: Path) -> dict[str, Any] | None:
+        try:
+            meta = json.loads((folder / META).read_text())
+            whole = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(meta["tensors_sha256"], str)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return meta if whole else None
+
+    def _load(self, folder: Path) -> Artifact | None:
+        meta = self._meta(folder)
+        if meta is None:
+            return None
+        try:
+            if _sha256(folder / TENSORS) != meta["tensors_sha256"]:
+                return None
+            if hashlib.sha256(json.dumps(meta["info"], sort_keys=True).encode()).hexdigest() != meta["info_sha256"]:
+                return None
+            return Artifact(load_file(folder / TENSORS), meta["info"], meta["tensors_sha256"])
+        except (OSError, KeyError, ValueError):
+            return None
+
+    def _save(self, folder: Path, step: str, key: Mapping[str, Any], made: Artifact) -> Artifact:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+        except OSError as error:
+            raise StoreError(f"Cannot write to the store at {self.root}: {error}.") from error
+        try:
+            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in made.tensors.items()}
+            save_file(tensors, tmp / TENSORS)
+            info_text = json.dumps(made.info, sort_keys=True)
+            sha = _sha256(tmp / TENSORS)
+            meta = {"step": step, "key": dict(key), "info": json.loads(info_text), "tensors_sha256": sha,
+                    "info_sha256": hashlib.sha256(info_text.encode()).hexdigest(), "torch": torch.__version__}
+            (tmp / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
+            os.replace(tmp, folder)
+        except OSError as error:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise StoreError(f"Cannot write {folder}: {error}. Free space, or set MERGELIB_STORE to another folder; "
+                             "artifacts already written are kept.") from error
+        except BaseException:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise
+        shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
+        return Artifact(tensors, json.loads(info_text), sha)

@@ -1,0 +1,413 @@
+"""The one object a notebook holds: it asks the store, and computes what is missing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from . import paths
+from .encoders import Encoder, load_base
+from .errors import ConfigError, UnknownNameError
+from .experts import FINE_TUNE_VERSION, fine_tune
+from .features import FEATURES_VERSION, extract, pick_device
+from .merging import Method, get_method
+from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
+from .profiles import Profile, load_profile
+from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
+from .store import Artifact, Store
+from .tasks import load_task, miniature_corpus
+from .types import Expert, Head, Split, State, Task, digest, state_digest
+
+MERGE_VERSION = 1
+LAM_VERSION = 1
+PREDICT_VERSION = 1
+STEP_VERSIONS = {"pretrain": PRETRAIN_VERSION, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
+                 "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION}
+"""The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
+
+POOL_SEED = 7
+BASE, FINE_TUNED, MULTI_TASK = "f_b", "f_t", "multi_task"
+SCORE_COLUMNS = ["backbone", "task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "n"]
+
+
+def function_digest(function: Any) -> str:
+    """Identity of a function's meaning: its syntax tree without comments and docstrings."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return digest(ast.dump(tree))
+
+
+class Study:
+    """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
+
+    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir`` and ``base`` are short for
+    ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"`` and
+    ``"multi_task"`` name the reference encoders. Raises ``UnknownNameError`` and ``ConfigError`` before anything runs.
+    """
+
+    def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
+                 base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None):
+        overrides = dict(overrides or {})
+        if text_dir:
+            overrides |= {"tasks.text_dir": text_dir, "tasks.source": "local"}
+        if base:
+            overrides["encoder.base"] = base
+        self.overrides = overrides
+        self.profile: Profile = load_profile(profile, overrides)
+        self.device = pick_device(device)
+        self.store = store or Store(paths.store_root())
+        get_preset(self.profile.protocols.ft_preset)
+        for method in self.methods:
+            get_method(method)
+        if tasks is not None:
+            self.tasks = tasks
+        self._merged_cache: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        p = self.profile
+        return (f"Study(profile='{p.name}', base model: {p.backbone}, tasks: {', '.join(p.tasks.names)}, "
+                f"methods: {', '.join(self.methods)}, device: {self.device.type})")
+
+    @staticmethod
+    def label(method: str) -> str:
+        """How tables name a merging method."""
+        return get_method(method).label
+
+    # ---- left of the features: tasks and encoders -------------------------------------------------------------------
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return self.profile.merging.methods
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The profile's tasks by name."""
+        return {name: load_task(name, self.profile) for name in self.profile.tasks.names}
+
+    def task(self, name: str) -> Task:
+        if name not in self.tasks:
+            raise UnknownNameError("task", name, self.tasks)
+        return self.tasks[name]
+
+    @cached_property
+    def _base(self) -> tuple[Encoder, dict[str, Tensor]]:
+        settings = self.profile.encoder
+        if settings.base:
+            return load_base(settings.base, settings.max_length, settings.revision)
+        if settings.pretraining is None or self.profile.tasks.source != "miniature":
+            raise ConfigError(f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder.")
+        from .tasks.miniature import WORLD_VERSION
+
+        key = self._training_key("pretrain", settings.pretraining) | {
+            "world": WORLD_VERSION, "documents": settings.pretraining.documents, "mask_rate": settings.pretraining.mask_rate,
+            "shape": [settings.layers, settings.width, settings.heads, settings.max_length],
+            "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in self.tasks.values()],
+        }
+
+        def make() -> Artifact:
+            corpus = miniature_corpus(self.profile, list(self.tasks.values()))
+            encoder, state, info = pretrain_bert(
+                corpus, self.profile.train_config(settings.pretraining), layers=settings.layers, width=settings.width,
+                heads=settings.heads, max_length=settings.max_length, mask_rate=settings.pretraining.mask_rate,
+                device=self.device, scratch=self.store.scratch("pretrain", key), desc="pre-train f_b")
+            return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
+
+        made = self.store.get("pretrain", key, make)
+        tokenizer = tokenizer_from_vocab(made.info["vocab"])
+        config = bert_config(len(tokenizer), settings.layers, settings.width, settings.heads, settings.max_length)
+        return Encoder(config, tokenizer, settings.max_length, "miniature"), made.tensors
+
+    @property
+    def encoder(self) -> Encoder:
+        """Architecture and tokenizer, shared by f_b, every f_t and every f_m."""
+        return self._base[0]
+
+    @property
+    def base_state(self) -> State:
+        """theta_b."""
+        return self._base[1]
+
+    @cached_property
+    def _base_digest(self) -> str:
+        return state_digest(self.base_state)
+
+    def _training_key(self, step: str, settings: Any) -> dict[str, Any]:
+        # Training is the one place where device, threads and library decide the bytes.
+        return {"version": STEP_VERSIONS[step], "torch": torch.__version__, "device": self.device.type,
+                "train": {**self.profile.train_config(settings).__dict__, "save_every": None}}
+
+    def _fine_tuned(self, step: str, names: Sequence[str], *, steps_factor: int = 1) -> Artifact:
+        tasks = [self.task(n) for n in names]
+        key = self._training_key(step, self.profile.fine_tuning) | {
+            "base": self._base_digest, "encoder": self.encoder.digest, "steps_factor": steps_factor,
+            "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks]}
+
+        def make() -> Artifact:
+            config = self.profile.train_config(self.profile.fine_tuning, steps_factor=steps_factor)
+            state, heads, info = fine_tune(self.encoder, self.base_state, tasks, config, device=self.device,
+                                           scratch=self.store.scratch(step, key), desc=f"fine-tune {'+'.join(names)}")
+            tensors = {f"encoder.{k}": v for k, v in state.items()}
+            for name, head in zip(names, heads, strict=True):
+                tensors |= {f"head.{name}.weight": head.weight, f"head.{name}.bias": head.bias}
+            return Artifact(tensors, {"state_digest": state_digest(state), "training": info})
+
+        return self.store.get(step, key, make)
+
+    @staticmethod
+    def _unpack(made: Artifact, name: str) -> Expert:
+        state = {k.removeprefix("encoder."): v for k, v in made.tensors.items() if k.startswith("encoder.")}
+        head = Head(made.tensors[f"head.{name}.weight"], made.tensors[f"head.{name}.bias"])
+        return Expert(name, state, head, made.info)
+
+    def expert(self, task: str) -> Expert:
+        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split."""
+        return self._experts[task] if task in self._experts else self._experts.setdefault(
+            task, self._unpack(self._fine_tuned("fine_tune", [task]), task))
+
+    @cached_property
+    def _experts(self) -> dict[str, Expert]:
+        return {}
+
+    def experts(self) -> list[Expert]:
+        """One expert per task, in the profile's order."""
+        return [self.expert(name) for name in self.tasks]
+
+    @cached_property
+    def _multi_task(self) -> Artifact:
+        return self._fine_tuned("multi_task", list(self.tasks), steps_factor=len(self.tasks))
+
+    def head(self, encoder: str, task: str) -> Head:
+        """The head an encoder is scored with: the expert's, except that multi-task learning has heads of its own."""
+        return self._unpack(self._multi_task, task).head if encoder == MULTI_TASK else self.expert(task).head
+
+    def _method_options(self, method: str) -> dict[str, Any]:
+        return dict(self.profile.merging.options.get(method, {}))
+
+    def _merge_key(self, method: Method, options: dict[str, Any]) -> dict[str, Any]:
+        own = (method.function.__module__ or "").startswith("mergelib.")
+        code = [None if own else function_digest(f) for f in (method.function, method.direction) if f is not None]
+        return {"method": method.name, "code": code, "options": options, "base": self._base_digest,
+                "experts": [[e.task, e.info["state_digest"]] for e in self.experts()]}
+
+    def lam_curve(self, method: str) -> pd.DataFrame:
+        """Validation accuracy under Current Eval per lambda and task: columns method, lam, task, accuracy.
+
+        Computed once per method; lambda is then frozen for all protocols. Empty for a method without lambda.
+        """
+        found, curve = get_method(method), []
+        if found.has_lam and "lam" not in self._method_options(method):
+            curve = self._lam_artifact(found).info["curve"]
+        return pd.DataFrame(curve, columns=["method", "lam", "task", "accuracy"])
+
+    def _lam_artifact(self, method: Method) -> Artifact:
+        options, lams = self._method_options(method.name), self.profile.merging.lams
+        key = {"version": STEP_VERSIONS["lam"], **self._merge_key(method, options), "lams": list(lams),
+               "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
+               "heads": [state_digest({"w": e.head.weight, "b": e.head.bias}) for e in self.experts()]}
+
+        def make() -> Artifact:
+            rows = []
+            module = self.encoder.module()
+            states = method.scan(self.base_state, [e.state for e in self.experts()], lams, **options)
+            for lam, state in zip(lams, states, strict=True):
+                module.transformer.load_state_dict(state)
+                for name, task in self.tasks.items():
+                    z = extract(self.encoder, module, task.validation.inputs, device=self.device,
+                                batch_size=self.profile.encoder.batch_size)
+                    predicted = get_protocol("current").function(Evidence(z, self.expert(name).head))[0, 0]
+                    accuracy = (predicted == task.validation.labels).float().mean().item()
+                    rows.append({"method": method.name, "lam": lam, "task": name, "accuracy": accuracy})
+            return Artifact({"accuracy": torch.tensor([r["accuracy"] for r in rows])}, {"curve": rows})
+
+        return self.store.get("lam", key, make)
+
+    def lam(self, method: str) -> float | None:
+        """The method's lambda: best mean Current Eval on validation, the smallest of equals; ``None`` without lambda.
+
+        Warns when the best value lies at an edge of the grid.
+        """
+        fixed = self._method_options(method).get("lam")
+        if fixed is not None:
+            return fixed
+        curve = self.lam_curve(method)
+        if curve.empty:
+            return None
+        mean = curve.groupby("lam").accuracy.mean()
+        best = float(mean.idxmax())
+        if len(mean) > 1 and best in (mean.index.min(), mean.index.max()):
+            warnings.warn(f"{get_method(method).label}: the best lambda, {best}, lies on the edge of the grid "
+                          f"{list(mean.index)}; widen merging.lams.", UserWarning, stacklevel=2)
+        return best
+
+    def merged_state(self, method: str) -> State:
+        """theta_m of a method, with its lambda chosen on validation data."""
+        return self._merged(method).tensors
+
+    def _merged(self, name: str) -> Artifact:
+        method = get_method(name)
+        options = self._method_options(name)
+        lam = self.lam(name)
+        if lam is not None:
+            options["lam"] = lam
+        key = {"version": STEP_VERSIONS["merge"], **self._merge_key(method, options)}
+
+        def make() -> Artifact:
+            state = method(self.base_state, [e.state for e in self.experts()], **options)
+            return Artifact(state, {"lam": lam, "state_digest": state_digest(state)})
+
+        return self.store.get("merge", key, make)
+
+    def _weights(self, encoder: str, task: str) -> tuple[State, str]:
+        """An encoder's weights for a task, and their identity."""
+        if encoder == BASE:
+            return self.base_state, self._base_digest
+        if encoder == FINE_TUNED:
+            expert = self.expert(task)
+            return expert.state, expert.info["state_digest"]
+        if encoder == MULTI_TASK:
+            return self._unpack(self._multi_task, task).state, self._multi_task.info["state_digest"]
+        if encoder not in self._merged_cache:
+            self._merged_cache[encoder] = self._merged(encoder)
+        made = self._merged_cache[encoder]
+        return made.tensors, made.info["state_digest"]
+
+    # ---- the features: the narrow point of the road -----------------------------------------------------------------
+
+    def pool(self, task: str) -> Split:
+        """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class`` * C rows."""
+        found = self.task(task)
+        n = min(len(found.train), self.profile.tasks.pool_per_class * found.n_classes)
+        return found.train.subset(torch.randperm(len(found.train), generator=torch.Generator().manual_seed(POOL_SEED))[:n])
+
+    def split(self, task: str, split: str) -> Split:
+        """``train``, ``validation``, ``test`` or ``pool`` of a task."""
+        if split not in ("train", "validation", "test", "pool"):
+            raise UnknownNameError("split", split, ("train", "validation", "test", "pool"))
+        return self.pool(task) if split == "pool" else getattr(self.task(task), split)
+
+    def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
+        """Z ``[N, d]``: an encoder's features of a task's split, float32, in the split's order; computed once."""
+        state, weights = self._weights(encoder, task)
+        inputs = self.split(task, split).inputs
+        key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": weights,
+               "inputs": digest(*inputs), "dtype": "float32"}
+
+        def make() -> Artifact:
+            z = extract(self.encoder, self.encoder.module(state), inputs, device=self.device,
+                        batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}")
+            return Artifact({"features": z})
+
+        return self.store.get("features", key, make).tensors["features"]
+
+    # ---- right of the features: draws, protocols, scores ------------------------------------------------------------
+
+    def draws(self, task: str, draw: str, fit_on: str = "train") -> Tensor:
+        """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol."""
+        if draw not in ("stratified", "uniform"):
+            raise UnknownNameError("draw", draw, ("stratified", "uniform"))
+        split = self.split(task, self._fit_split(fit_on))
+        n_classes, k_max = self.task(task).n_classes, max(self.profile.protocols.ks)
+        orders = []
+        for seed in self.profile.protocols.seeds:
+            if draw == "stratified":
+                orders.append(stratified_order(split.labels, n_classes, k_max, seed))
+            else:
+                # Laid out so that [:, :k] holds the first k * C rows of the permutation: nested in k, too.
+                orders.append(uniform_order(len(split), k_max * n_classes, seed).view(k_max, n_classes).T)
+        return torch.stack(orders)
+
+    @staticmethod
+    def _fit_split(fit_on: str) -> str:
+        if fit_on not in ("train", "test"):
+            raise UnknownNameError("fit_on", fit_on, ("train", "test"))
+        return "pool" if fit_on == "train" else "test"
+
+    def predictions(self, encoder: str, task: str, protocol: str, *, draw: str = "stratified",
+                    fit_on: str = "train") -> Tensor:
+        """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without shots.
+
+        The key holds the inputs' identity and no label of a scored input, and neither does ``Evidence``.
+        """
+        found = get_protocol(protocol)
+        settings = self.profile.protocols
+        _, weights = self._weights(encoder, task)
+        head = self.head(encoder, task)
+        key: dict[str, Any] = {
+            "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest, "weights": weights,
+            "test": self.task(task).test.inputs_digest, "head": state_digest({"weight": head.weight, "bias": head.bias})}
+        draws = None
+        if found.few_shot:
+            if draw not in found.draws:
+                raise ConfigError(f"{found.label} needs a stratified draw: its anchors stand for their class.")
+            draws = self.draws(task, draw, fit_on)
+            key |= {"draws": state_digest({"rows": draws}), "fit": digest(*self.split(task, self._fit_split(fit_on)).inputs),
+                    "teacher": self.expert(task).info["state_digest"], "ks": list(settings.ks),
+                    "preset": get_preset(settings.ft_preset).__dict__}
+
+        def make() -> Artifact:
+            return Artifact({"predicted": found.function(self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on))
+                             .to("cpu", torch.int16)})
+
+        return self.store.get("predict", key, make).tensors["predicted"]
+
+    def evidence(self, encoder: str, task: str, protocol: str = "ft_classifier", *, draw: str = "stratified",
+                 fit_on: str = "train") -> Evidence:
+        """What the protocol sees, on the study's device."""
+        to = self.device
+        head = self.head(encoder, task).to(to)
+        z = self.features(encoder, task, "test").to(to)
+        if not get_protocol(protocol).few_shot:
+            return Evidence(z, head)
+        split = self._fit_split(fit_on)
+        return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to),
+                        self.draws(task, draw, fit_on).to(to), self.profile.protocols.ks,
+                        get_preset(self.profile.protocols.ft_preset))
+
+    def correct(self, encoder: str, task: str, protocol: str, *, k: int | None = None, draw: str = "stratified",
+                fit_on: str = "train") -> Tensor:
+        """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots)."""
+        predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on)
+        ks = self.profile.protocols.ks
+        if get_protocol(protocol).few_shot and k not in ks:
+            raise UnknownNameError("k (set protocols.ks)", k, map(str, ks))
+        index = ks.index(k) if get_protocol(protocol).few_shot else 0
+        return predicted[index] == self.task(task).test.labels
+
+    def scores(self, encoders: Sequence[str], protocols: Sequence[str], *, draw: str = "stratified",
+               fit_on: str = "train") -> pd.DataFrame:
+        """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
+
+        k, draw, fit_on and seed are missing for a protocol without shots. Every table and figure reads these rows.
+        """
+        rows = []
+        for encoder in encoders:
+            for task in self.tasks.values():
+                for name in protocols:
+                    protocol = get_protocol(name)
+                    # All columns but the accuracy describe the row.
+                    common = {"backbone": self.profile.backbone, "task": task.name, "method": encoder, "protocol": name,
+                              "n": len(task.test)}
+                    if not protocol.few_shot:
+                        rows.append(common | {"accuracy": self._percent(self.correct(encoder, task.name, name)[0])})
+                        continue
+                    for k in self.profile.protocols.ks:
+                        right = self.correct(encoder, task.name, name, k=k, draw=draw, fit_on=fit_on)
+                        rows += [common | {"k": k, "draw": draw, "fit_on": fit_on, "seed": seed, "accuracy": self._percent(row)}
+                                 for seed, row in zip(self.profile.protocols.seeds, right, strict=True)]
+        frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
+        return frame.astype({"k": "Int64", "seed": "Int64"})
+
+    @staticmethod
+    def _percent(right: Tensor) -> float:
+        return 100.0 * int(right.sum()) / len(right)

@@ -1,0 +1,69 @@
+"""What is classified. Each source gives label names, a train and a test split; here they become a ``Task``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import DataError
+from ..profiles import Profile
+from ..types import Split, Task
+from .local import local_splits
+
+SPLIT_SEED = 20_241_218
+
+
+def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
+    """Two disjoint seeded parts: n rows, and the rest."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return split.subset(order[:n]), split.subset(order[n:])
+
+
+def build_task(name: str, label_names: Sequence[str], train: Split, test: Split, *, n_train: int | None,
+               n_validation: int, n_test: int | None, source: str) -> Task:
+    """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded subsamples.
+
+    Raises ``DataError`` when train has too few rows, or a class has none.
+    """
+    if len(train) <= n_validation:
+        raise DataError(f"Task '{name}': {len(train)} training rows cannot give {n_validation} validation rows.")
+    validation, rest = cut(train, n_validation, seed=SPLIT_SEED)
+    if n_train is not None and len(rest) > n_train:
+        rest = cut(rest, n_train, seed=SPLIT_SEED + 1)[0]
+    if n_test is not None and len(test) > n_test:
+        test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
+    return Task(name, tuple(label_names), rest, validation, test, source)
+
+
+def miniature_task(name: str, profile: Profile) -> Task:
+    """A task of the miniature world; see ``mergelib.tasks.miniature``."""
+    from . import miniature
+
+    sizes = profile.tasks
+    test = miniature.generate(name, sizes.n_test, seed=1)
+    train = miniature.generate(name, sizes.n_train + sizes.n_validation, seed=2, exclude={t for t, _ in test})
+    splits = [Split(tuple(t for t, _ in rows), torch.tensor([y for _, y in rows])) for rows in (train, test)]
+    return build_task(name, miniature.TEXT_TASKS[name], *splits, n_train=None, n_validation=sizes.n_validation, n_test=None,
+                      source=f"miniature world {miniature.WORLD_VERSION}")
+
+
+def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
+    """The unlabelled pre-training corpus: no document of any validation or test split is in it."""
+    from . import miniature
+
+    held_out = {text for t in tasks for split in (t.validation, t.test) for text in split.inputs}
+    return miniature.corpus(profile.encoder.pretraining.documents, seed=3, exclude=held_out)
+
+
+def load_task(name: str, profile: Profile) -> Task:
+    """The task as the profile wants it, from whichever source the profile names."""
+    sizes = profile.tasks
+    if sizes.source == "miniature":
+        return miniature_task(name, profile)
+    if not sizes.text_dir:
+        raise DataError(f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
+                        "<task>/{train,test}.csv[.gz].")
+    label_names, train, test = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
+    return build_task(name, label_names, train, test, n_train=sizes.n_train, n_validation=sizes.n_validation,
+                      n_test=sizes.n_test, source="local files")

@@ -1,0 +1,104 @@
+"""The one place where weights are trained: `transformers.Trainer` with text progress, resume and pinned threads."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .progress import progress
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation of one training run. ``precision`` is "float32" or "bf16" (autocast); AdamW without weight decay,
+    linear decay after a warm-up over ``warmup`` (fraction of steps). ``save_every`` steps a checkpoint is written."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup: float = 0.1
+    precision: str = "float32"
+    threads: int = 2
+    save_every: int = 0
+    seed: int = 0
+
+
+@contextmanager
+def pinned_threads(n: int):
+    """Run with n intra-op threads: equal pins give equal bytes on one machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable[[list], dict], config: TrainConfig,
+          *, device: torch.device, scratch: Path, desc: str) -> dict[str, Any]:
+    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss.
+
+    With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the newest whole one.
+    """
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_utils import get_last_checkpoint
+
+    class TextProgress(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.bar = progress(desc=desc, total=state.max_steps)
+            self.bar.update(state.global_step)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.bar.update(1)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.bar.close()
+
+    arguments = TrainingArguments(
+        output_dir=str(scratch), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+        learning_rate=config.lr, weight_decay=0.0, warmup_steps=int(config.warmup * config.steps), lr_scheduler_type="linear",
+        bf16=config.precision == "bf16", use_cpu=device.type == "cpu", seed=config.seed, data_seed=config.seed,
+        save_strategy="steps" if config.save_every else "no", save_steps=config.save_every or 500, save_total_limit=2,
+        logging_strategy="steps", logging_steps=max(1, config.steps // 10), report_to=[], disable_tqdm=True,
+        remove_unused_columns=False, dataloader_pin_memory=False, log_level="error",
+    )
+
+    class QuietTrainer(Trainer):
+        def log(self, logs, start_time=None):
+            self.state.log_history.append({**logs, "step": self.state.global_step})
+
+        def save_model(self, output_dir=None, _internal_call=False):
+            # The Trainer's own safetensors writer wants a PreTrainedModel; a state dict is all that resume needs.
+            target = Path(output_dir or self.args.output_dir)
+            target.mkdir(parents=True, exist_ok=True)
+            torch.save(self.model.state_dict(), target / "pytorch_model.bin")
+
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            path = Path(resume_from_checkpoint) / "pytorch_model.bin"
+            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    with pinned_threads(config.threads), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        trainer = QuietTrainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate,
+                               callbacks=[TextProgress()])
+        trainer.remove_callback(PrinterCallback)
+        last = get_last_checkpoint(str(scratch)) if config.save_every else None
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError):
+            if last is None:
+                raise
+            warnings.warn(f"checkpoint {Path(last).name} cannot be resumed; it is removed. Run again to start from the one "
+                          "before it, or from the beginning.", UserWarning, stacklevel=2)
+            shutil.rmtree(last, ignore_errors=True)
+            raise
+    losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
+    return {"steps": config.steps, "last_loss": round(float(losses[-1]), 4) if losses else None}

@@ -1,0 +1,130 @@
+"""The plain types that travel along the road from task to score."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .errors import DataError
+
+State = Mapping[str, Tensor]
+"""A state dict: parameter name -> tensor."""
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 (hex) of the parts, each preceded by its length so that no two lists of parts collide."""
+    h = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        h.update(len(raw).to_bytes(8, "little"))
+        h.update(raw)
+    return h.hexdigest()
+
+
+def state_digest(state: State) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of the order of its keys."""
+    h = hashlib.sha256()
+    for name in sorted(state):
+        t = state[name].detach().cpu().contiguous()
+        h.update(f"{name}|{t.dtype}|{tuple(t.shape)}|".encode())
+        h.update(memoryview(t.view(torch.uint8).numpy()) if t.numel() and t.dim() else t.numpy().tobytes())
+    return h.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs with labels: ``inputs`` are N texts, ``labels`` is ``[N]`` int64, 0-based."""
+
+    inputs: tuple[str, ...]
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels):
+            raise DataError(f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per input.")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def subset(self, rows: Tensor | Sequence[int]) -> Split:
+        """The given rows, in the given order."""
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        return Split(tuple(self.inputs[i] for i in rows.tolist()), self.labels[rows])
+
+    @cached_property
+    def inputs_digest(self) -> str:
+        """Identity of the inputs alone: predictions are keyed by it, so labels cannot leak into them."""
+        return digest(*self.inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of inputs and labels together."""
+        return digest(self.inputs_digest, self.labels.numpy().tobytes())
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification task with its three splits; C = ``len(label_names)``."""
+
+    name: str
+    label_names: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    source: str = ""
+    modality: str = "text"
+
+    def __post_init__(self) -> None:
+        for split_name in ("train", "validation", "test"):
+            labels = getattr(self, split_name).labels
+            if not len(labels):
+                raise DataError(f"Task '{self.name}': the {split_name} split is empty.")
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.n_classes:
+                raise DataError(
+                    f"Task '{self.name}': label {low if low < 0 else high} (0-based) in {split_name} is outside "
+                    f"0..{self.n_classes - 1}; it has {self.n_classes} classes."
+                )
+        missing = sorted(set(range(self.n_classes)) - set(self.train.labels.tolist()))
+        if missing:
+            names = ", ".join(f"{c} ({self.label_names[c]})" for c in missing[:5])
+            raise DataError(f"Task '{self.name}': no training sample for class {names}; add some or drop the class.")
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.label_names)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier: ``weight`` is W_t ``[C, d]``, ``bias`` is b_t ``[C]``."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """``features [..., N, d] -> [..., N, C]``, that is Z W^T + b."""
+        return features @ self.weight.mT + self.bias.unsqueeze(-2)
+
+    def to(self, device: torch.device | str) -> Head:
+        return Head(self.weight.to(device), self.bias.to(device))
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A fine-tuned encoder's weights theta_t and its head (W_t, b_t)."""
+
+    task: str
+    state: State
+    head: Head
+    info: dict = field(default_factory=dict)
+
+
+def stack_heads(heads: Iterable[Head]) -> Head:
+    """Heads of one shape ``[C, d]`` as one batched head ``[B, C, d]``."""
+    heads = list(heads)
+    return Head(torch.stack([h.weight for h in heads]), torch.stack([h.bias for h in heads]))

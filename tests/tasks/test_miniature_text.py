@@ -1,0 +1,214 @@
+"""The miniature text world: reproducible, honest about its ambiguity, and clean."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from mergelib.tasks.miniature import (
+    TEXT_TASKS,
+    WORLD_VERSION,
+    best_accuracy,
+    corpus,
+    find_cues,
+    generate,
+    grammar,
+    posterior,
+    text,
+)
+from mergelib.tasks.miniature.__main__ import DRAWS, naive_bayes_accuracy
+
+TASKS = list(TEXT_TASKS)
+TARGETS = {"ag": 0.92, "yelp": 0.60, "amazon": 0.58, "yahoo": 0.73, "dbpedia": 0.98}
+PINNED = {
+    "ag": "1a55c7eaa31ee741e3ae34deb0e6ab3310bdc40bd1455cba014b8fa61661672a",
+    "yelp": "1e833b19d016ad0c9e12353bd31dacf8e64146cd87560334c5d8e01866f94538",
+    "amazon": "6238ae36432798a55b1870ad46ea8d6844c0f398fec60b29c2f403c8c283185a",
+    "yahoo": "802e071759f4151e0e24f7c1a8c882ff438b34072a0803208a0df3959392e60b",
+    "dbpedia": "fa29f532a650871961ad20ec0176db5c77ef7d898cf8252585675bb8be67d06b",
+}
+WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
+
+
+def words(string: str) -> list[str]:
+    return WORD.findall(string.lower())
+
+
+@pytest.fixture(scope="module")
+def documents() -> dict[str, list[tuple[str, int]]]:
+    return {task: generate(task, 6000, seed=11) for task in TASKS}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_world_is_frozen(task: str) -> None:
+    joined = "\n".join(f"{label}\t{line}" for line, label in generate(task, 50, seed=0))
+    digest = hashlib.sha256(joined.encode()).hexdigest()
+    assert (WORLD_VERSION, digest) == (1, PINNED[task]), (
+        "the generated world has changed: bump WORLD_VERSION, pin the new digests, and list the "
+        "report's claims before and after"
+    )
+
+
+def test_corpus_is_a_deterministic_equal_mix() -> None:
+    first = corpus(500, seed=3, exclude=[])
+    assert first == corpus(500, seed=3, exclude=[])
+    assert first != corpus(500, seed=4, exclude=[])
+    again = corpus(500, seed=3, exclude=[first[0].upper(), first[7]])
+    assert first[0] not in again and first[7] not in again
+    assert len({line.lower() for line in first}) == 500
+    # Sentences that only one task can produce tell the tasks apart.
+    assert abs(sum("Answer - " in line for line in first) - 100) == 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_balance_duplicates_and_exclusion(task: str) -> None:
+    classes = len(TEXT_TASKS[task])
+    first = generate(task, 500 + 3, seed=1)
+    counts = Counter(label for _, label in first)
+    assert [counts[label] for label in range(classes)] == [
+        (503 + classes - 1 - label) // classes for label in range(classes)
+    ]
+    lines = {line.lower() for line, _ in first}
+    assert len(lines) == 503
+    assert generate(task, 503, seed=1) == first
+    rest = generate(task, 503, seed=1, exclude=[line.upper() for line in lines])
+    assert not lines & {line.lower() for line, _ in rest}
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="ag, yelp, amazon, yahoo, dbpedia"):
+        generate("imdb", 5, seed=0)
+    with pytest.raises(ValueError, match="negative"):
+        generate("ag", -1, seed=0)
+    with pytest.raises(ValueError, match="positive"):
+        best_accuracy("ag", n=0)
+
+
+def phrase_shares(task: str, label: int) -> dict[str, dict[str, float]]:
+    """P(phrase | class) per slot, straight from the grammar's data."""
+    shares: dict[str, Counter[str]] = {}
+    odds = grammar.group_odds(task, label)
+    for group, slots in grammar.CUES[task].items():
+        for slot, listing in slots.items():
+            members = [phrase.strip() for phrase in listing.split(",")]
+            rule = grammar.phrase_odds(len(members))
+            for phrase, share in zip(members, rule, strict=True):
+                weight = odds.get(group, 0.0) / sum(odds.values())
+                shares.setdefault(slot, Counter())[phrase] += weight * share
+    return {slot: dict(table) for slot, table in shares.items()}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_posterior_matches_enumeration(task: str) -> None:
+    """Bayes' rule from the grammar, with the no-repetition rule counted out by brute force."""
+    classes = range(len(TEXT_TASKS[task]))
+    tables = [phrase_shares(task, label) for label in classes]
+    for line, _ in generate(task, 4, seed=21):
+        cues = find_cues(task, line)
+        by_slot: dict[str, list[str]] = {}
+        for cue in cues:
+            by_slot.setdefault(next(s for s in tables[0] if cue in tables[0][s]), []).append(cue)
+        likelihoods = []
+        for table in tables:
+            likelihood = 1.0
+            for slot, found in by_slot.items():
+                shares = [share for share in table[slot].values() if share]
+                # Sum over ordered choices of the earlier cues, then whatever is left for the last.
+                distinct = 0.0
+                for chosen in itertools.permutations(shares, len(found) - 1):
+                    distinct += math.prod(chosen) * (1 - math.fsum(chosen))
+                likelihood *= math.prod(table[slot][cue] for cue in found) / distinct
+            likelihoods.append(likelihood)
+        expected = [value / sum(likelihoods) for value in likelihoods]
+        assert posterior(task, line) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_posterior_is_calibrated(task: str, documents: dict) -> None:
+    """Class frequencies agree with the posterior, both for its argmax and bin by bin."""
+    rows = [(posterior(task, line), label) for line, label in documents[task]]
+    gain = [max(row) - (row.index(max(row)) == label) for row, label in rows]
+    spread = math.sqrt(sum(max(row) * (1 - max(row)) for row, _ in rows)) / len(rows)
+    assert abs(sum(gain) / len(gain)) < 3 * spread
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for row, label in rows:
+        for candidate, share in enumerate(row):
+            bins.setdefault(min(int(share * 10), 9), []).append((share, candidate == label))
+    for members in bins.values():
+        variance = sum(share * (1 - share) for share, _ in members)
+        difference = sum(share - hit for share, hit in members)
+        assert abs(difference) < 4.5 * math.sqrt(variance) + 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_accuracies(task: str) -> None:
+    best = best_accuracy(task)
+    assert abs(best - TARGETS[task]) <= 0.02
+    naive = sum(naive_bayes_accuracy(task, seed) for seed in range(DRAWS)) / DRAWS
+    # Standard error of the mean over DRAWS tests of 1000 documents.
+    error = math.sqrt(best * (1 - best) / (1000 * DRAWS))
+    assert best - 0.04 <= naive <= best + 3 * error
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_cues_are_found_exactly(task: str) -> None:
+    """By construction: no template or filler word begins, or lengthens, a cue phrase."""
+    plain: set[str] = set()
+    for template in itertools.chain.from_iterable(grammar.SENTENCES[task]):
+        plain.update(words(re.sub(r"\{\w+\}", " ", template)))
+    for listing in grammar.FILLERS[task].values():
+        plain.update(words(listing))
+    world = text._world(task)
+    cues = list(world.slot_of)
+    for cue in cues:
+        assert words(cue)[0] not in plain, cue
+        for longer in cues:
+            if longer.startswith(cue + " "):
+                assert words(longer[len(cue) :])[0] not in plain, (cue, longer)
+    rng = random.Random(0)
+    for _ in range(2000):
+        line, drawn = text._document(world, rng.randrange(world.classes), rng)
+        assert find_cues(task, line) == drawn
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rest_of_the_text_is_independent_of_the_class(task: str, documents: dict) -> None:
+    classes = len(TEXT_TASKS[task])
+    counts: dict[str, list[int]] = {}
+    for line, label in documents[task]:
+        rest = text._world(task).matcher.sub(" ", line.lower())
+        # "a" and "an" follow the sound of the next word, which may be a cue.
+        for word in set(words(rest)) - {"a", "an"}:
+            counts.setdefault(word, [0] * classes)[label] += 1
+    tested = {word: row for word, row in counts.items() if sum(row) >= 5 * classes}
+    assert len(tested) > 50
+    freedom = classes - 1
+    # Wilson-Hilferty: the chi-square quantile at 0.001 / number of words (z is above it).
+    z = math.sqrt(2 * math.log(len(tested) / 0.001))
+    limit = freedom * (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3
+    for word, row in tested.items():
+        mean = sum(row) / classes
+        assert sum((count - mean) ** 2 / mean for count in row) < limit, word
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_form_of_the_documents(task: str, documents: dict) -> None:
+    for line, _ in documents[task]:
+        assert 12 <= len(words(line)) <= 36, line
+        assert re.fullmatch(r"[A-Za-z .,?!'-]+", line), line
+        assert line[-1] in ".?!" and "  " not in line and " ," not in line, line
+        for sentence in re.split(r"(?<=[.?!]) | - ", line):
+            assert sentence[0].isupper(), line
+        assert not re.search(r"\b[Aa] (?=[aeio])|\b[Aa]n (?=[^aeiouAEIOU])", line), line
+        assert not re.search(r"\b([a-z]+) \1\b", line.lower()), line
+
+
+def test_vocabulary_size(documents: dict) -> None:
+    vocabulary = {word for rows in documents.values() for line, _ in rows for word in words(line)}
+    assert 1500 <= len(vocabulary) <= 2500
