@@ -13,14 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import yaml
 from torch import Tensor
 
+from .clusters import label_purity, source_purity
 from .errors import UnknownNameError
 from .merging import get_method
+from .protocols import get_protocol
 from .study import BASE, FINE_TUNED, Study
 
 CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
@@ -64,7 +67,7 @@ class Bootstrap:
             n = len(task.test)
             picked = torch.randint(n, (self.n, n), generator=generator)
             self._counts[name] = torch.zeros(self.n, n).scatter_add_(1, picked, torch.ones(self.n, n))
-        self._cache: dict[tuple, Tensor] = {}
+        self._cache: dict[Any, Tensor] = {}
 
     def average(self, per_task: dict[str, Tensor]) -> Tensor:
         """``{task: values [S, N] or [1, N]}`` -> their mean over inputs, seeds and tasks, ``[1 + B]``."""
@@ -79,10 +82,17 @@ class Bootstrap:
     def accuracy(self, encoder: str, protocol: str, k: int | None = None, *, draw: str = "stratified",
                  fit_on: str = "train") -> Tensor:
         """Average accuracy over tasks in points, ``[1 + B]``."""
-        key = (encoder, protocol, k, draw, fit_on)
+        return self.cached(("accuracy", encoder, protocol, k, draw, fit_on), lambda: 100 * self.average({
+            t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on) for t in self.study.tasks}))
+
+    def test_outputs(self, encoder: str) -> dict[str, Tensor]:
+        """An encoder's test features ``[N, d]`` per task."""
+        return {name: self.study.features(encoder, name) for name in self.study.tasks}
+
+    def cached(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
+        """``make()``, computed once per key."""
         if key not in self._cache:
-            right = {t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on) for t in self.study.tasks}
-            self._cache[key] = 100 * self.average(right)
+            self._cache[key] = make()
         return self._cache[key]
 
 
@@ -90,16 +100,6 @@ Parts = dict[str, Tensor]
 METRICS: dict[str, Callable[[Bootstrap], Parts]] = {}
 NEEDS: dict[str, Callable[[Bootstrap], Parts]] = {}
 PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
-
-
-def metric(claim: str, registry: dict = METRICS) -> Callable[[Callable], Callable]:
-    """Register the decorated function as the metric of ``claim``; it returns ``{part: values [1 + B]}``."""
-
-    def register(function: Callable[[Bootstrap], Parts]) -> Callable:
-        registry[claim] = function
-        return function
-
-    return register
 
 
 def each_method(function: Callable[[Bootstrap, str], Tensor]) -> Callable[[Bootstrap], Parts]:
@@ -123,6 +123,25 @@ def _gap(b: Bootstrap, m: str) -> Tensor:
 METRICS["P5-gap-closed"] = each_method(
     lambda b, m: (b.accuracy(m, "ft_classifier", K) - b.accuracy(m, "current")) / _gap(b, m))
 NEEDS["P5-gap-closed"] = each_method(_gap)
+
+
+def _label_purity(b: Bootstrap, encoder: str) -> Tensor:
+    return b.cached(("label purity", encoder), lambda: b.average({
+        t: label_purity(z, b.study.task(t).test.labels)[None] for t, z in b.test_outputs(encoder).items()}))
+
+
+def _source_purity(b: Bootstrap, method: str) -> Tensor:
+    experts = b.test_outputs(FINE_TUNED)
+    return b.average({t: source_purity(experts[t], z)[None] for t, z in b.test_outputs(method).items()})
+
+
+METRICS["P3.1-bias"] = each_method(_source_purity)
+# A ratio of averages over tasks, like every other ratio here.
+METRICS["P3.1-clusters"] = each_method(lambda b, m: _label_purity(b, m) / _label_purity(b, FINE_TUNED))
+METRICS["P6.4-base"] = lambda b: {
+    f"{get_method(m).short}, {get_protocol(p).label}": b.accuracy(m, p, k) - b.accuracy(BASE, p, k)
+    for m in PAPER_METHODS for p, k in (("current", None), ("knn", K), ("ft_classifier", K))}
+METRICS["P6.4-no-gain"] = lambda b: {"f_b": b.accuracy(BASE, "ft_classifier", K) - b.accuracy(BASE, "current")}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from . import __version__, paths
 from .claims import Verdict, claims_hash, overall
@@ -62,7 +63,7 @@ def plot_shots(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequenc
     summary = mean_and_std(scores)
     summary = summary[summary.task == task]
     if axes is None:
-        _, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 2.3), sharey=True, squeeze=False)
+        _, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 2.4), sharey=True, squeeze=False)
         axes = axes[0]
     for ax, encoder in zip(axes, encoders, strict=True):
         mine = summary[summary.method == encoder]
@@ -85,7 +86,7 @@ def plot_shots(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequenc
         ax.set_title(short_label(encoder))
         ax.set_xlabel("k, shots per class")
     axes[0].set_ylabel("average accuracy (%)" if task == "average" else f"{TASK_LABELS.get(task, task)} accuracy (%)")
-    axes[-1].legend(loc="best")
+    _shared_legend(axes[0].figure, axes[0])
     return axes[0].figure
 
 
@@ -136,6 +137,52 @@ def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
     return fig
 
 
+def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
+    """t-SNE of f_t (blue circles) and f_m (red crosses) outputs together, a panel per (task, method), shade by label.
+
+    Each panel needs ``points [2, n, 2]``, ``labels [n]``, ``accuracy`` (f_m under Current Eval, percent) and ``note`` (the
+    numbers in R^d, written below the panel)."""
+    tasks = list(dict.fromkeys(task for task, _ in panels))
+    methods = list(dict.fromkeys(method for _, method in panels))
+    fig, axes = plt.subplots(len(tasks), len(methods), figsize=(PAGE, 2.35 * len(tasks)), squeeze=False)
+    for (task, method), panel in panels.items():
+        ax = axes[tasks.index(task)][methods.index(method)]
+        labels = np.asarray(panel["labels"])
+        shade = 0.35 + 0.6 * labels / max(1, labels.max())
+        for points, colours, marker, size in zip(panel["points"], ("Blues", "Reds"), ("o", "x"), (7, 9), strict=True):
+            filled = {"linewidths": 0} if marker == "o" else {"linewidths": 0.7}
+            ax.scatter(points[:, 0], points[:, 1], c=plt.get_cmap(colours)(shade), marker=marker, s=size, **filled)
+        ax.set_title(f"{TASK_LABELS.get(task, task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
+        ax.set_xlabel(panel["note"], fontsize=7)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    legend = [Line2D([], [], linestyle="none", marker=m, color=c, label=l, markersize=4)
+              for m, c, l in (("o", "#2171B5", "fine-tuned outputs f_t (shade: label)"), ("x", "#CB181D", "merged outputs f_m"))]
+    fig.legend(handles=legend, loc="outside upper center", ncols=2)
+    return fig
+
+
+def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequence[str], *, k: int, chance: float,
+                    fine_tuned: float) -> Figure:
+    """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""
+    summary = mean_and_std(at_k(scores, k))
+    summary = summary[summary.task == "average"]
+    fig, ax = plt.subplots(figsize=(COLUMN + 0.6, 2.3))
+    width = 0.8 / len(protocols)
+    for i, protocol in enumerate(protocols):
+        rows = summary[summary.protocol == protocol].set_index("method").loc[list(encoders)]
+        x = np.arange(len(encoders)) + (i - (len(protocols) - 1) / 2) * width
+        ax.bar(x, rows["mean"], width, yerr=np.nan_to_num(rows["std"]), label=protocol_label(protocol), edgecolor="black",
+               linewidth=0.5, color=PROTOCOL_STYLE[protocol]["color"], hatch=("", "//", "..")[i % 3], error_kw={"elinewidth": 0.8})
+    ax.axhline(fine_tuned, color="black", linestyle=":", linewidth=1.0, label="Fine-tuned models")
+    ax.axhline(chance, color="black", linestyle="--", linewidth=0.8, label="chance")
+    ax.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
+    ax.set_ylabel("average accuracy (%)")
+    ax.grid(axis="x", visible=False)
+    fig.legend(loc="outside right upper")
+    return fig
+
+
 def _shared_legend(fig: Figure, ax: Axes) -> None:
     """One legend above all panels, each label once."""
     handles = {}
@@ -158,7 +205,7 @@ def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping
     files = {}
     for suffix, frame in data.items():
         files[f"{stem}{'_' + suffix if suffix else ''}.csv"] = frame.to_csv(
-            index=not isinstance(frame.index, pd.RangeIndex), float_format="%.4f", lineterminator="\n")
+            index=not isinstance(frame.index, pd.RangeIndex), float_format="%.6g", lineterminator="\n")
     sidecar = {
         "alt": textwrap.dedent(alt).strip(), "profile": study.profile.model_dump(mode="json"),
         # Where data and weights lie on a machine is nobody's business but that machine's.

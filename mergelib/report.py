@@ -10,6 +10,7 @@ import yaml
 from pandas.io.formats.style import Styler
 
 from . import __version__
+from .clusters import label_purity, silhouette, source_purity
 from .merging import METHODS
 from .protocols import PROTOCOLS
 from .study import BASE, FINE_TUNED, MULTI_TASK, Study
@@ -135,6 +136,78 @@ def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
              "text": t.test.inputs[row][:width] + ("…" if len(t.test.inputs[row]) > width else "")}
             for t in study.tasks.values()]
     return pd.DataFrame(rows).style.hide().set_properties(**{"text-align": "left", "white-space": "normal"})
+
+
+def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n: int = 400) -> tuple[dict, pd.DataFrame]:
+    """Panels for ``plots.plot_clusters`` and the table of the same numbers, all in R^d and on the same test rows.
+
+    Columns: label purity (10-NN, leave-one-out) and silhouette of f_t and f_m, source purity of the two together.
+    """
+    panels, rows = {}, []
+    for task in tasks:
+        labels = study.task(task).test.labels
+        z_t = study.features(FINE_TUNED, task)
+        purity_t, silhouette_t = float(label_purity(z_t, labels).mean()), silhouette(z_t, labels)
+        for method in methods:
+            z_m = study.features(method, task)
+            purity_m, source = float(label_purity(z_m, labels).mean()), float(source_purity(z_t, z_m).mean())
+            points, shown = study.embedding(method, task, n)
+            accuracy = study._percent(study.correct(method, task, "current")[0])
+            panels[task, method] = {"points": points.numpy(), "labels": shown.numpy(), "accuracy": accuracy,
+                                    "note": f"label purity {purity_t:.2f} → {purity_m:.2f}, source purity {source:.2f}"}
+            rows.append({"task": task, "method": method, "Current Eval (%)": accuracy, "label purity f_t": purity_t,
+                         "label purity f_m": purity_m, "silhouette f_t": silhouette_t,
+                         "silhouette f_m": silhouette(z_m, labels), "source purity": source, "n": len(labels)})
+    return panels, pd.DataFrame(rows)
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table for the eye: tasks and methods by their labels, three decimals."""
+    names = {"task": lambda t: TASK_LABELS.get(t, t), "method": short_label, "protocol": protocol_label}
+    return frame.assign(**{c: frame[c].map(f) for c, f in names.items() if c in frame}).round(3)
+
+
+def alt_clusters(table: pd.DataFrame) -> str:
+    """Alt text of a cluster figure, from the numbers themselves."""
+    said = [f"{TASK_LABELS.get(r['task'], r['task'])} with {short_label(r['method'])}, label purity {r['label purity f_m']:.2f} "
+            f"(fine-tuned {r['label purity f_t']:.2f}), source purity {r['source purity']:.2f}" for _, r in table.iterrows()]
+    return f"t-SNE maps of fine-tuned and merged outputs together, shaded by label. {'; '.join(said)}."
+
+
+def alt_base_model(summary: pd.DataFrame, study: Study, k: int, chance: float) -> str:
+    """Alt text of Table 3's figure, from the numbers themselves."""
+    said = [f"{short_label(e)} {average_of(summary, e):.1f}, {average_of(summary, e, 'knn', k):.1f} and "
+            f"{average_of(summary, e, 'ft_classifier', k):.1f}" for e in (BASE, *study.methods)]
+    return (f"Average accuracy in percent under Current, KNN and FT-Classifier Eval, k = {k}: {'; '.join(said)}; chance "
+            f"{chance:.1f}, fine-tuned models {average_of(summary, FINE_TUNED):.1f}.")
+
+
+def knn_by_task(summary: pd.DataFrame, k: int) -> pd.DataFrame:
+    """KNN Eval minus Current Eval in points, a row per method, a column per task and the average."""
+    cells = summary[(summary.protocol == "current") | ((summary.protocol == "knn") & (summary.k == k))]
+    wide_cells = cells.pivot_table(index=["method", "task"], columns="protocol", values="mean", sort=False)
+    gain = (wide_cells["knn"] - wide_cells["current"]).unstack("task")[list(dict.fromkeys(summary.task))]
+    return gain.rename(index=encoder_label, columns=lambda t: TASK_LABELS.get(t, "Average" if t == "average" else t)).round(1) \
+        .rename_axis(index="KNN - Current (points)", columns=None)
+
+
+def table3(summary: pd.DataFrame, study: Study, k: int) -> pd.DataFrame:
+    """Table 3: averages of Table 2's rows, a row per protocol, a column per encoder; ours and the paper's."""
+    rows = []
+    for printed_for in ("here", "paper"):
+        for protocol in ("current", "knn", "ft_classifier"):
+            row = {"": printed_for, "Protocol": protocol_label(protocol)}
+            for encoder in (BASE, *study.methods):
+                ours = average_of(summary, encoder, protocol, k if protocol != "current" else None)
+                theirs = next((r[protocol] for r in published()["table3"] if r["method"] == encoder), None)
+                row[short_label(encoder)] = round(ours, 1) if printed_for == "here" else theirs
+            rows.append(row)
+    return pd.DataFrame(rows).set_index(["", "Protocol"])
+
+
+def chance_level(study: Study) -> float:
+    """Mean over tasks of 1/C, in percent."""
+    return 100 * sum(1 / t.n_classes for t in study.tasks.values()) / len(study.tasks)
 
 
 def provenance(study: Study) -> pd.DataFrame:

@@ -168,11 +168,9 @@ class Runner:
         start = time.monotonic()
         self.echo(f"== {item.id} ({item.item}): started")
         with tempfile.TemporaryDirectory(prefix="mergelib-") as scratch:
-            out, values = Path(scratch) / "out.ipynb", Path(scratch) / "parameters.yaml"
-            values.write_text(json.dumps({"profile": self.profile, **parameters}))  # JSON is YAML without its surprises
-            command = [sys.executable, "-m", "papermill", str(item.path), str(out), "-f", str(values), "-k", "python3",
-                       "--cwd", str(item.path.parent), "--log-output", "--no-progress-bar", "--start-timeout", "120",
-                       "--autosave-cell-every", "0"]
+            out, values = Path(scratch) / "out.ipynb", Path(scratch) / "parameters.json"
+            values.write_text(json.dumps({"profile": self.profile, **parameters}))
+            command = [sys.executable, "-m", "mergelib.execute", str(item.path), str(out), str(values)]
             env = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
             with self._guard:
                 if self.stopping.is_set():
@@ -200,14 +198,9 @@ class Runner:
         return result
 
     def _relay(self, item: Item, process: subprocess.Popen) -> None:
-        """Show a notebook's progress and messages, without papermill's own chatter."""
         for line in process.stdout:
-            line = line.rstrip().split("\r")[-1]
-            noise = not line or line.startswith(("Input Notebook", "Output Notebook", "Executing", "Ending Cell")) \
-                or "frozen modules" in line or "make the debugger miss" in line or "to python to disable" in line \
-                or line.startswith("<Figure") or line.startswith("<IPython") or line.startswith("<pandas")
-            if not noise:
-                self.echo(f"   {item.id.split('_')[0]} | {line[:160]}")
+            if line.strip():
+                self.echo(f"   {item.id.split('_')[0]} | {line.rstrip()[:160]}")
 
     def _complaint(self, item: Item, code: int, out: Path, *, start_wall: float) -> str:
         """What went wrong, or an empty text."""

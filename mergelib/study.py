@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import paths
+from .clusters import tsne
 from .encoders import Encoder, load_base
 from .errors import ConfigError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
@@ -30,8 +31,10 @@ from .types import Expert, Head, Split, State, Task, digest, state_digest
 MERGE_VERSION = 1
 LAM_VERSION = 1
 PREDICT_VERSION = 1
+TSNE_VERSION = 1
 STEP_VERSIONS = {"pretrain": PRETRAIN_VERSION, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
-                 "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION}
+                 "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
+                 "tsne": TSNE_VERSION}
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
 
 POOL_SEED = 7
@@ -309,6 +312,14 @@ class Study:
             return Artifact({"features": z})
 
         return self.store.get("features", key, make).tensors["features"]
+
+    def embedding(self, method: str, task: str, n: int = 400) -> tuple[Tensor, Tensor]:
+        """t-SNE of the first n test inputs' f_t and f_m outputs together: points ``[2, n, 2]`` (f_t, f_m), labels ``[n]``."""
+        n = min(n, len(self.task(task).test))
+        both = torch.cat([self.features(encoder, task)[:n] for encoder in (FINE_TUNED, method)])
+        key = {"version": STEP_VERSIONS["tsne"], "features": state_digest({"z": both})}
+        made = self.store.get("tsne", key, lambda: Artifact({"points": tsne(both)}))
+        return made.tensors["points"].view(2, n, 2), self.task(task).test.labels[:n]
 
     # ---- right of the features: draws, protocols, scores ------------------------------------------------------------
 

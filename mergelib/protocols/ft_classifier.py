@@ -21,7 +21,7 @@ class FTPreset:
 
 
 PRESETS = {
-    # Chosen once by `python -m benchmarks.choose_ft_preset`, on validation data of one task, before any test score.
+    # From the plateau that `python -m benchmarks.choose_ft_preset` prints: validation data of one task, then the same for all.
     "default": FTPreset(lr=3e-3, epochs=200),
     # The authors' code: argparse defaults, and a loader built with batches of one.
     "released": FTPreset(lr=5e-4, epochs=5, batch_size=1),

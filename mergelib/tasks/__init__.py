@@ -61,6 +61,12 @@ def load_task(name: str, profile: Profile) -> Task:
     sizes = profile.tasks
     if sizes.source == "miniature":
         return miniature_task(name, profile)
+    if sizes.source == "hub":
+        from .hub import hub_splits
+
+        splits = hub_splits(name, n_train=sizes.n_train + sizes.n_validation, n_test=sizes.n_test)
+        return build_task(name, *splits, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test,
+                          source="hub")
     if not sizes.text_dir:
         raise DataError(f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
                         "<task>/{train,test}.csv[.gz].")

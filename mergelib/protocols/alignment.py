@@ -1,0 +1,296 @@
+"""Aligned f_m: the paper's ladder of transformations G(x) = A x + b from f_m's outputs to f_t's (Section 4.1, Table 1).
+
+Rows are inputs, so G acts on rows as ``X @ A.mT + b``. Every fit is batched over a leading axis B, which may mix methods,
+tasks of equal size and seeds; fit i of a batch is the fit of element i alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, UnknownNameError
+from ..types import Head
+from .current import current_eval
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One row of Table 1. ``constraint`` is "none", "orthogonal" (A^T A = I) or "diagonal"; ``shift`` says whether b is free.
+
+    "invertible" carries no constraint that a fit can enforce: singular matrices have measure zero. Its fit is the linear
+    one; report ``diagnose``'s condition number and sign of det beside it.
+    """
+
+    name: str
+    label: str
+    shift: bool
+    constraint: str
+
+
+TABLE_1 = {
+    r.name: r
+    for r in (
+        Rung("affine", "Affine", True, "none"),
+        Rung("linear", "Linear", False, "none"),
+        Rung("invertible", "Invertible linear", False, "none"),
+        Rung("euclidean", "Euclidean", True, "orthogonal"),
+        Rung("orthogonal", "Orthogonal", False, "orthogonal"),
+        Rung("scaling", "Scaling", False, "diagonal"),
+    )
+}
+RUNGS = tuple(TABLE_1)
+_DIMENSION: dict[str, Callable[[int], int]] = {
+    "none": lambda d: d * d, "orthogonal": lambda d: d * (d - 1) // 2, "diagonal": lambda d: d}
+
+
+def get_rung(name: str) -> Rung:
+    """The row of Table 1. Raises ``UnknownNameError`` naming the nearest."""
+    if name not in TABLE_1:
+        raise UnknownNameError("transformation", name, TABLE_1)
+    return TABLE_1[name]
+
+
+def free_parameters(rung: str, d: int) -> int:
+    """Degrees of freedom of a rung on R^d: of A, plus d where b is free. Raises ``UnknownNameError``."""
+    spec = get_rung(rung)
+    return _DIMENSION[spec.constraint](d) + d * spec.shift
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """G(x) = A x + b for B fits: ``A [B, d, d]``, ``b [B, d]``."""
+
+    A: Tensor
+    b: Tensor
+
+    def apply(self, features: Tensor) -> Tensor:
+        """``features [B, n, d]`` or ``[n, d]`` (shared by the B maps) ``-> [B, n, d]``."""
+        return features @ self.A.mT + self.b.unsqueeze(-2)
+
+    def fold(self, head: Head) -> Head:
+        """The head ``[B, C, d]`` that gives on x what ``head`` (``[C, d]`` or ``[B, C, d]``) gives on G(x).
+
+        W_t (A x + b) + b_t = (W_t A) x + (W_t b + b_t): aligned features are a new classifier, A and b its parameters.
+        """
+        return Head(head.weight @ self.A, (head.weight @ self.b.unsqueeze(-1)).squeeze(-1) + head.bias)
+
+
+def aligned_predictions(features: Tensor, head: Head, mapping: AffineMap) -> Tensor:
+    """Classes ``[B, N]`` of ``features [B, N, d]``: argmax_c (W_t G(f_m(x)) + b_t)_c. Eq. 4 after Eq. 6."""
+    return current_eval(mapping.apply(features), head)
+
+
+def _check(X: Tensor, Y: Tensor) -> None:
+    if X.dim() != 3 or X.shape != Y.shape:
+        raise DataError(f"X and Y are the same inputs' outputs [B, n, d]; got {list(X.shape)} and {list(Y.shape)}.")
+    if not X.shape[1]:
+        raise DataError("A map cannot be fitted to 0 inputs; give at least one.")
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Double precision where the device has it: squared features lose half of their digits."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def _eye(x: Tensor) -> Tensor:
+    return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+
+
+def polar(M: Tensor) -> Tensor:
+    """The matrix with orthonormal rows nearest to ``M [..., r, d]``, r <= d: U V^T of its SVD."""
+    U, _, Vh = torch.linalg.svd(M, full_matrices=False)
+    return U @ Vh
+
+
+def _least_squares(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
+    gram, eye = X.mT @ X, _eye(X)
+    # Of the change A - I, not of A: directions that X never visits keep the identity instead of being set to zero.
+    penalty = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(X.dtype).tiny)
+    factor = torch.linalg.cholesky(gram + penalty[:, None, None] * eye)
+    return eye + torch.cholesky_solve(X.mT @ (Y - X), factor).mT
+
+
+def _procrustes(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
+    cross = Y.mT @ X
+    scale = torch.linalg.matrix_norm(cross) / X.shape[-1] ** 0.5  # root mean square of the singular values
+    return polar(cross + ridge * scale.clamp_min(torch.finfo(X.dtype).tiny)[:, None, None] * _eye(X))
+
+
+def _diagonal(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
+    power = X.square().sum(-2)
+    penalty = ridge * power.mean(-1, keepdim=True).clamp_min(torch.finfo(X.dtype).tiny)
+    return torch.diag_embed(1 + (X * (Y - X)).sum(-2) / (power + penalty))
+
+
+_SOLVERS = {"none": _least_squares, "orthogonal": _procrustes, "diagonal": _diagonal}
+
+
+def fit_closed_form(X: Tensor, Y: Tensor, rung: str, *, ridge: float | None = None) -> AffineMap:
+    """Least-squares map of a rung from ``X`` (f_m) to ``Y`` (f_t), both ``[B, n, d]``. The cross-check of ``fit_l1``.
+
+    Linear and affine: A = I + (Y - X)^T X (X^T X + eps I)^-1. Orthogonal and Euclidean: Procrustes, A = U V^T of the SVD of
+    Y^T X + eps I, reflections allowed. Scaling: one ratio per axis. A rung with a shift is fitted to centred data, and
+    b = mean(Y) - A mean(X).
+
+    ``ridge`` is eps relative to the spectrum: to the mean diagonal of X^T X, or to the root mean square singular value of
+    Y^T X. It pulls towards the identity, not towards 0: the models share their base, and with n < d the data say nothing
+    about d - n directions, which then stay as they are. ``None`` is 1e-2 for n < 2 d, where a free A fits its inputs' noise
+    (held-out R^2 is worst at n = d), and 1e-6 elsewhere and for scaling: enough to break ties (a layer norm takes one
+    direction from every feature), too little to be seen in float32. Raises ``UnknownNameError``, ``ConfigError`` for a ridge
+    that is not positive, ``DataError`` for shapes.
+    """
+    spec = get_rung(rung)
+    _check(X, Y)
+    if ridge is None:
+        ridge = 1e-2 if X.shape[1] < 2 * X.shape[2] and spec.constraint != "diagonal" else 1e-6
+    if not ridge > 0:
+        raise ConfigError(f"ridge = {ridge}: must be positive, or directions without data have no answer; try 1e-6.")
+    x, y = _wide(X), _wide(Y)
+    mean_x, mean_y = (z.mean(-2, keepdim=True) * spec.shift for z in (x, y))
+    A = _SOLVERS[spec.constraint](x - mean_x, y - mean_y, ridge)
+    return AffineMap(A.to(X.dtype), (mean_y - mean_x @ A.mT).squeeze(-2).to(X.dtype))
+
+
+def _batches(n: int, size: int, steps: int, seed: int) -> Tensor:
+    """Rows ``[steps, size]``: seeded permutations of n rows, one after the other, cut in steps."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-steps * size // n)
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[: steps * size].view(steps, size)
+
+
+def _cayley(S: Tensor) -> Tensor:
+    """Rotation (I - S/2)^-1 (I + S/2) ``[B, d, d]`` of a skew-symmetric S, as torch's orthogonal parametrization has it."""
+    return torch.linalg.solve(_eye(S) - S / 2, _eye(S) + S / 2)
+
+
+def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps: int = 500, lr: float | None = None,
+           batch_size: int | None = 256, seed: int = 0, exact: bool = False) -> AffineMap:
+    """The paper's fit (Eq. 6 and 7): mean |G(X) - Y| + alpha * mean |A^T A - I|, from ``X`` (f_m) to ``Y`` (f_t) ``[B, n, d]``.
+
+    The penalty is there for the Euclidean and orthogonal rungs only. A starts random, N(0, 1/d) per entry (its diagonal for
+    scaling, its orthogonal factor for the two), the same for every fit of a seed; b starts at 0. Adam, rate falling linearly
+    to 0, over minibatches of ``batch_size`` rows (all rows if None or if there are fewer), the same rows for every fit. The
+    paper says no more than "randomly initialise" and "adjusting alpha": optimiser, rate, steps, distribution, alpha are ours.
+    ``lr=None`` is 0.3 / sqrt(d), at most 0.03: a step moves every entry, so its spectral norm grows with lr sqrt(d), and
+    beyond about 1/2 the penalty overshoots and A collapses.
+
+    Features are divided by the root mean square of X per fit, so alpha has no unit and a common scaling of X and Y changes
+    nothing. ``alpha=None`` is the penalty method: alpha grows geometrically from d/100 to 10 d over the steps. The gradient
+    of the distance is of order 1/d per entry and that of the penalty alpha/d^2, so the distance leads at first and the
+    constraint rules at the end, where ``diagnose`` reads max|A^T A - I| < 2e-2. After 1/2, 3/4 and 9/10 of the steps A is
+    replaced by its orthogonal factor: the gradient 2 A sign(A^T A - I) vanishes on a direction that A has lost, so a singular
+    value that went to 0 while alpha was small (as one must when the sign of det changes) would otherwise stay there. A given
+    ``alpha`` is Eq. 7 as printed: constant, nothing replaced; read the residual.
+
+    ``exact`` keeps A orthogonal throughout instead (Adam on the tangent, Cayley map back), from the same start. No path
+    within the orthogonal matrices leads from det 1 to det -1, so the start takes the sign of det of the closed form.
+    Raises ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung that is not orthogonal, ``DataError`` for shapes.
+    """
+    spec = get_rung(rung)
+    _check(X, Y)
+    orthogonal, diagonal = spec.constraint == "orthogonal", spec.constraint == "diagonal"
+    penalised = orthogonal and not exact
+    restored = [steps // 2, 3 * steps // 4, 9 * steps // 10] if penalised and alpha is None else []
+    if exact and not orthogonal:
+        known = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
+        raise ConfigError(f"exact=True keeps A orthogonal, which rung '{rung}' does not ask for; use it with {known}.")
+    n_fits, n, d = X.shape
+    unit = X.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
+    x, y = X.detach() / unit, Y.detach() / unit
+    start = torch.randn(d, d, generator=torch.Generator().manual_seed(seed)).to(X) / d**0.5
+    start = start.diagonal() if diagonal else polar(start) if orthogonal else start
+    start = start.expand(n_fits, *start.shape).clone()
+    if exact:
+        flip = torch.linalg.det(start) * torch.linalg.det(fit_closed_form(X, Y, rung).A) < 0
+        start[:, 0] = torch.where(flip[:, None], -start[:, 0], start[:, 0])
+    A = start.requires_grad_()
+    b = torch.zeros(n_fits, 1, d, dtype=X.dtype, device=X.device, requires_grad=spec.shift)
+    tangent = torch.zeros_like(A) if exact else A
+    optimizer = torch.optim.Adam([tangent, b] if spec.shift else [tangent], lr=lr or min(0.03, 0.3 / d**0.5))
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    size, eye = min(batch_size or n, n), _eye(x)
+    order = _batches(n, size, steps, seed).to(X.device) if size < n else None
+    for step in range(steps):
+        rows = slice(None) if order is None else order[step]
+        if step in restored:
+            with torch.no_grad():
+                A.copy_(polar(A))
+        moved = x[:, rows] * A.unsqueeze(-2) if diagonal else x[:, rows] @ A.mT
+        loss = (moved + b - y[:, rows]).abs().mean((-2, -1))
+        if penalised:
+            weight = 0.01 * d * 1000 ** (step / max(steps - 1, 1)) if alpha is None else alpha
+            # A^T A is symmetric, so twice the gradient of one factor is the gradient of both: a product saved.
+            loss = loss + 2 * weight * (A.mT @ A.detach() - eye).abs().mean((-2, -1))
+        optimizer.zero_grad()
+        A.grad = None
+        loss.sum().backward()
+        if exact:
+            pull = A.detach().mT @ A.grad
+            tangent.grad = pull - pull.mT
+        optimizer.step()
+        scheduler.step()
+        if exact:
+            with torch.no_grad():
+                A.copy_(A @ _cayley(tangent))
+                tangent.zero_()
+    A = A.detach()
+    A = torch.diag_embed(A) if diagonal else polar(A) if exact else A  # polar: rounding of `steps` products
+    return AffineMap(A, (b.detach() * unit).squeeze(-2))
+
+
+def diagnose(mapping: AffineMap, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
+    """What to report beside an accuracy, each ``[B]``, for a map from ``X`` to ``Y [B, n, d]``.
+
+    ``orthogonality``: ||A^T A - I||_F / sqrt(d). ``orthogonality_max``: max |A^T A - I|. ``condition``: largest over smallest
+    singular value. ``det_sign``. ``l1_before``, ``l1_after``: mean |X - Y| and mean |G(X) - Y|.
+    """
+    defect = mapping.A.mT @ mapping.A - _eye(mapping.A)
+    singular = torch.linalg.svdvals(mapping.A)
+    return {
+        "orthogonality": torch.linalg.matrix_norm(defect) / defect.shape[-1] ** 0.5,
+        "orthogonality_max": defect.abs().amax((-2, -1)),
+        "condition": singular[..., 0] / singular[..., -1],
+        "det_sign": torch.linalg.slogdet(mapping.A).sign,
+        "l1_before": (X - Y).abs().mean((-2, -1)),
+        "l1_after": (mapping.apply(X) - Y).abs().mean((-2, -1)),
+    }
+
+
+def variance_steps(X_fit: Tensor, Y_fit: Tensor, X_held: Tensor, Y_held: Tensor, *,
+                   ridge: float | None = None) -> dict[str, Tensor]:
+    """Cumulative R^2 ``[B]`` of f_t's variance on held-out inputs, one entry per step of a nested chain of maps.
+
+    identity: x. translation: x + b. rotation: A x + b with A orthogonal (centred Procrustes). scaling: c A x + b, one
+    factor c for all axes and the same A, so it stays a similarity. general: any A x + b. All are fitted by least squares on
+    ``X_fit``, ``Y_fit [B, n, d]`` and scored on ``X_held``, ``Y_held [B, N, d]`` as 1 - |Y - G(X)|^2 / |Y - mean(Y)|^2 with
+    the held-out mean; a step that does not carry over lowers R^2, and R^2 can be negative.
+    """
+    _check(X_fit, Y_fit)
+    _check(X_held, Y_held)
+    mean_x, mean_y = X_fit.mean(-2), Y_fit.mean(-2)
+    eye = _eye(X_fit).expand(len(X_fit), -1, -1)
+    turned = fit_closed_form(X_fit, Y_fit, "euclidean", ridge=ridge)
+    image, target = turned.apply(X_fit) - mean_y.unsqueeze(-2), Y_fit - mean_y.unsqueeze(-2)
+    tiny = torch.finfo(X_fit.dtype).tiny
+    scale = (image * target).sum((-2, -1)) / image.square().sum((-2, -1)).clamp_min(tiny)
+    scaled = scale[:, None, None] * turned.A
+    maps = {
+        "identity": AffineMap(eye, torch.zeros_like(mean_x)),
+        "translation": AffineMap(eye, mean_y - mean_x),
+        "rotation": turned,
+        "scaling": AffineMap(scaled, mean_y - (scaled @ mean_x.unsqueeze(-1)).squeeze(-1)),
+        "general": fit_closed_form(X_fit, Y_fit, "affine", ridge=ridge),
+    }
+    total = (Y_held - Y_held.mean(-2, keepdim=True)).square().sum((-2, -1)).clamp_min(tiny)
+    return {name: 1 - (m.apply(X_held) - Y_held).square().sum((-2, -1)) / total for name, m in maps.items()}
+
+
+def increments(cumulative: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What each step of ``variance_steps`` adds to the one before it, ``[B]``; the first entry is kept."""
+    first = next(iter(cumulative))
+    return {first: cumulative[first], **{b: cumulative[b] - cumulative[a] for a, b in pairwise(cumulative)}}

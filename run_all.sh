@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# ./run_all.sh [options]        run the notebooks; see ./run_all.sh --help
+# ./run_all.sh test [options]   run the tests (options go to pytest)
+# ./run_all.sh lab              open JupyterLab in notebooks/
+#
+# Uses the active virtual or conda environment when it holds the pinned packages, else makes .venv here.
+# --wheelhouse DIR (first): install from a folder of wheels, without network.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+pip_options=()
+if [ "${1:-}" = "--wheelhouse" ]; then
+  [ -d "${2:-}" ] || { echo "run_all.sh: --wheelhouse needs a folder of wheels" >&2; exit 2; }
+  wheelhouse=$(cd "$2" && pwd)
+  pip_options=(--no-index --find-links "$wheelhouse")
+  shift 2
+fi
+
+# Exit status 0 when this interpreter holds every pinned package and this very checkout.
+holds_pins() {
+  "$1" - <<'PY' >/dev/null 2>&1
+import sys, tomllib
+from importlib.metadata import version
+from pathlib import Path
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+for pin in project["dependencies"] + project["optional-dependencies"]["test"]:
+    name, wanted = pin.split("==")
+    assert version(name).split("+")[0] == wanted, name
+sys.path = [p for p in sys.path if p not in ("", str(Path.cwd()))]
+import mergelib
+assert Path(mergelib.__file__).resolve().parent.parent == Path.cwd().resolve()
+PY
+}
+
+python=""
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && holds_pins python; then
+  python=python
+elif [ -x .venv/bin/python ] && holds_pins .venv/bin/python; then
+  python=.venv/bin/python
+else
+  creator=""
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      creator=$candidate
+      break
+    fi
+  done
+  [ -n "$creator" ] || { echo "run_all.sh: Python 3.11 or newer is needed; install it and run again." >&2; exit 2; }
+  echo "run_all.sh: installing the pinned packages into .venv (once, a few minutes) ..."
+  [ -x .venv/bin/python ] || "$creator" -m venv .venv
+  # torch first and by its exact pin: a package that asks for "torch" then finds it satisfied.
+  torch_pin=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+  # "${array[@]+...}": bash 3.2 calls an empty array unbound
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check ${pip_options[@]+"${pip_options[@]}"} "$torch_pin" "setuptools>=77" wheel
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check ${pip_options[@]+"${pip_options[@]}"} --no-build-isolation -e ".[test]"
+  python=.venv/bin/python
+fi
+
+# The kernel must be this interpreter's, wherever a user's own kernels live.
+prefix=$("$python" -c 'import sys; print(sys.prefix)')
+export PATH="$prefix/bin:$PATH" JUPYTER_PREFER_ENV_PATH=1
+
+case "${1:-}" in
+  test) shift; exec "$python" -m pytest "$@" ;;
+  lab)  shift; exec "$python" -m jupyterlab --notebook-dir=notebooks "$@" ;;
+  *)    exec "$python" -m mergelib run "$@" ;;
+esac

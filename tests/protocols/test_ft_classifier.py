@@ -1,0 +1,153 @@
+"""FT-Classifier: gradient in closed form, a plain torch reference, and fits that share nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mergelib.errors import UnknownNameError
+from mergelib.protocols import Evidence, FTPreset, fit_heads, ft_classifier, get_preset, get_protocol, kl_to_teacher
+from mergelib.types import Head
+
+
+def example(n_fits=3, n=12, d=6, c=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    head = Head(torch.randn(c, d, generator=g), torch.randn(c, generator=g))
+    return torch.randn(n_fits, n, d, generator=g), torch.randn(n_fits, n, c, generator=g), head
+
+
+@given(st.lists(st.tuples(st.floats(-30, 30, width=32), st.floats(-30, 30, width=32)), min_size=2, max_size=6))
+def test_kl_is_the_double_precision_sum_and_never_negative(pairs):
+    student, teacher = torch.tensor(pairs).T
+    p, q = teacher.double().softmax(0), student.double().softmax(0)
+    slow = sum(float(a) * (float(a.log()) - float(b.log())) for a, b in zip(p, q, strict=True) if a > 0)
+    found = float(kl_to_teacher(student, teacher))
+    assert found == pytest.approx(slow, abs=1e-4, rel=1e-4)
+    assert found >= -1e-6
+    assert float(kl_to_teacher(teacher, teacher)) == 0
+
+
+def test_kl_has_the_teacher_first():
+    """p = (1/2, 1/2), q = (3/4, 1/4): KL(p || q) = ln(2 / sqrt 3); the other direction is another number."""
+    p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.75, 0.25]).log()
+    assert float(kl_to_teacher(q, p)) == pytest.approx(0.143841, abs=1e-6)
+    assert float(kl_to_teacher(p, q)) == pytest.approx(0.130812, abs=1e-6)
+
+
+class Recorder:
+    """Stands in for Adam and keeps the gradients of the first step."""
+
+    def __init__(self, parameters, lr):
+        self.parameters = parameters
+        Recorder.last = self
+
+    def zero_grad(self):
+        for p in self.parameters:
+            p.grad = None
+
+    def step(self):
+        self.gradients = [p.grad.clone() for p in self.parameters]
+
+
+def test_first_gradient_has_its_closed_form(monkeypatch):
+    """(softmax(student) - softmax(teacher))^T Z / N, and its mean for the bias (methods.md H3)."""
+    z, teacher, head = example()
+    monkeypatch.setattr(torch.optim, "Adam", Recorder)
+    ft_classifier(z, teacher, head, FTPreset(lr=1.0, epochs=1))
+    weight, bias = Recorder.last.gradients
+    for i in range(len(z)):
+        gap = head.logits(z[i]).softmax(-1) - teacher[i].softmax(-1)
+        torch.testing.assert_close(weight[i], gap.T @ z[i] / len(gap), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(bias[i], gap.mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_the_teacher_gets_no_gradient():
+    z, teacher, head = example()
+    z.requires_grad_()
+    teacher.requires_grad_()
+    aligned = ft_classifier(z, teacher, head, FTPreset(lr=0.1, epochs=2))
+    assert teacher.grad is None
+    assert not aligned.weight.requires_grad and not aligned.bias.requires_grad
+
+
+@pytest.mark.parametrize("preset", ["default", "released"])
+def test_an_aligned_student_keeps_its_head(preset):
+    """f_m = f_t: the loss starts at 0 and the head stays (methods.md G10). Adam turns rounding errors of the gradient into
+    steps of full length, so the loss and not the weights must stay where they are."""
+    z, _, head = example()
+    teacher = head.logits(z)
+    aligned = ft_classifier(z, teacher, head, get_preset(preset))
+    assert kl_to_teacher(aligned.logits(z), teacher).max() < 1e-4
+    one_step = ft_classifier(z.double(), teacher.double(), Head(head.weight.double(), head.bias.double()), FTPreset(1e-3, 1))
+    assert (one_step.weight - head.weight).abs().max() <= 1.001e-3
+
+
+@pytest.mark.parametrize("preset", ["default", "released"])
+def test_a_batch_equals_single_fits(preset):
+    z, teacher, head = example(n_fits=4)
+    together = ft_classifier(z, teacher, head, get_preset(preset), seed=3)
+    for i in range(4):
+        alone = ft_classifier(z[i : i + 1], teacher[i : i + 1], head, get_preset(preset), seed=3)
+        torch.testing.assert_close(together.weight[i], alone.weight[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(together.bias[i], alone.bias[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), FTPreset(5e-4, 5, batch_size=1)])
+def test_equals_a_plain_training_loop(preset):
+    """nn.Linear, torch.optim.Adam and torch's own kl_div, with the same order of minibatches."""
+    z, teacher, head = example(n_fits=1, n=12)
+    linear = nn.Linear(6, 4)
+    linear.load_state_dict({"weight": head.weight, "bias": head.bias})
+    adam = torch.optim.Adam(linear.parameters(), lr=preset.lr)
+    orders = torch.Generator().manual_seed(9)
+    for _ in range(preset.epochs):
+        order = torch.randperm(12, generator=orders) if preset.batch_size else torch.arange(12)
+        for rows in order.split(preset.batch_size or 12):
+            loss = nn.functional.kl_div(linear(z[0, rows]).log_softmax(-1), teacher[0, rows].softmax(-1), reduction="batchmean")
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    fitted = ft_classifier(z, teacher, head, preset, seed=9)
+    torch.testing.assert_close(fitted.weight[0], linear.weight.detach(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fitted.bias[0], linear.bias.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_it_leaves_the_head_it_starts_from_alone_and_lowers_the_loss():
+    z, teacher, head = example()
+    weight, bias = head.weight.clone(), head.bias.clone()
+    aligned = ft_classifier(z, teacher, head, get_preset("default"))
+    assert torch.equal(head.weight, weight) and torch.equal(head.bias, bias)
+    assert kl_to_teacher(aligned.logits(z), teacher).mean() < 0.5 * kl_to_teacher(head.logits(z), teacher).mean()
+
+
+def test_it_fits_at_the_teachers_features_through_the_old_head():
+    """The teacher of ``fit_heads`` is f_t through (W_t, b_t): with f_t = f_m on the fit rows nothing moves but by rounding,
+    whatever the test inputs look like; and only rows of the draw matter."""
+    _, _, head = example()
+    fit = torch.randn(20, 6)
+    draws = torch.arange(16).view(1, 4, 4)
+    seen = Evidence(torch.randn(7, 6), head, fit, fit.clone(), draws, (1, 4), FTPreset(1e-3, 30))
+    for fitted in fit_heads(seen):
+        assert kl_to_teacher(fitted.logits(fit)[0], head.logits(fit)).max() < 1e-3
+    moved = Evidence(seen.student_test, head, fit.clone(), torch.randn(20, 6), draws, (1, 4), seen.preset)
+    other = Evidence(seen.student_test, head, fit.clone(), moved.teacher_fit.clone(), draws, (1, 4), seen.preset)
+    other.student_fit[16:] = 1e6
+    other.teacher_fit[16:] = -1e6
+    for a, b in zip(fit_heads(moved), fit_heads(other), strict=True):
+        assert torch.equal(a.weight, b.weight)
+
+
+def test_current_eval_has_its_bias():
+    head = Head(torch.eye(3), torch.tensor([0.0, 0.0, 2.5]))
+    seen = Evidence(torch.tensor([[3.0, 1.0, 0.0], [2.0, 1.0, 0.0]]), head)
+    assert get_protocol("current").function(seen).tolist() == [[[0, 2]]]
+
+
+def test_unknown_names_name_the_nearest():
+    with pytest.raises(UnknownNameError, match="Nearest: 'released'"):
+        get_preset("release")
+    with pytest.raises(UnknownNameError, match="Nearest: 'ft_classifier'"):
+        get_protocol("ft_clasifier")

@@ -1,0 +1,141 @@
+"""What a user installs, and what the library must not do: static checks."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "mergelib"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def pins() -> list[str]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [d for group in project.get("optional-dependencies", {}).values() for d in group]
+    for dependency in [*project["dependencies"], *extras]:
+        assert re.fullmatch(r"[A-Za-z0-9._\[\]-]+==\d[\w.]*", dependency), dependency
+
+
+def test_conda_gets_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == "mergelib"
+    plain = [d for d in environment["dependencies"] if isinstance(d, str)]
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert {re.match(r"[a-z]+", d)[0] for d in plain} == {"python", "pip"}
+    assert any(d.startswith("python=3.11") for d in plain)
+    assert "-e ." in pip and len(pip) == len(set(pip))
+    assert set(pip) - {"-e ."} == set(pins())
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level packages that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {n.name.split(".")[0] for n in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_what_is_imported_is_declared():
+    """tokenizers comes with transformers, which pins it."""
+    names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
+    declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {"tokenizers", "mergelib"}
+    # nbclient and jupyter_client come with papermill, pinned there to what fits.
+    declared |= {"nbclient", "jupyter_client"}
+    for path in SOURCES:
+        for name in imports(path) - sys.stdlib_module_names:
+            assert names.get(name, name).lower() in declared, f"{path.relative_to(ROOT)} imports {name}"
+
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"datasets", "papermill", "accelerate"}:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+sys.meta_path.insert(0, Block())
+from mergelib import claims, encoders, features, merging, plots, protocols, report, study
+"""
+
+
+def test_the_core_imports_without_datasets_and_papermill():
+    done = subprocess.run([sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_errors_come_without_torch():
+    """Refusals of the command line must not wait for torch."""
+    code = "import sys; import mergelib, mergelib.errors, mergelib.paths, mergelib.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+CALLS_TO_THE_HOST = {"cpu", "numpy", "item", "tolist"}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if {"merging", "protocols"} & set(p.parts)], ids=lambda p: p.name)
+def test_loops_stay_on_the_device(path):
+    """Every .cpu(), .numpy() or .item() stalls a GPU."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in CALLS_TO_THE_HOST, f"{path.name}:{node.lineno} .{node.func.attr}()"
+
+
+@pytest.mark.parametrize("folder", ["merging", "protocols"])
+def test_merging_and_protocols_know_only_torch_and_plain_types(folder):
+    """The design's rule: neither knows files, Hugging Face, figures or profiles."""
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert imports(path) <= {"torch", *sys.stdlib_module_names}, path
+        relative = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level == 2}
+        assert relative <= {"types", "errors"}, path
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_foreign_is_executed(path):
+    tree = ast.parse(path.read_text())
+    assert not imports(path) & {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == "trust_remote_code":
+                    assert isinstance(value, ast.Constant) and value.value is False
+        if not isinstance(node, ast.Call):
+            continue
+        given = {k.arg: k.value for k in node.keywords}
+        if "trust_remote_code" in given:
+            assert given["trust_remote_code"].value is False
+        name = ast.unparse(node.func)
+        if name == "torch.load":
+            assert "weights_only" in given and given["weights_only"].value is True, f"{path.name}:{node.lineno}"
+        assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"), f"{path.name}:{node.lineno}"
+        assert not (isinstance(given.get("shell"), ast.Constant) and given["shell"].value), f"{path.name}:{node.lineno}"
+
+
+def test_nothing_imports_the_study_but_what_stands_above_it():
+    above = {"claims.py", "report.py", "plots.py", "cli.py", "runner.py", "__init__.py", "execute.py"}
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
+        assert "study" not in modules or path.name in above, path
+
+
+def test_package_data_is_shipped():
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mergelib"]
+    for path in PACKAGE.rglob("*"):
+        if path.suffix in (".yaml", ".mplstyle"):
+            assert any(path.relative_to(PACKAGE).match(pattern) for pattern in shipped), path

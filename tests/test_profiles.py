@@ -1,0 +1,105 @@
+"""Profiles: every file loads, and whatever is wrong with one is said in a typed error."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergelib.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.profiles import FOLDER, Profile, load_profile, parse_profile, profile_names
+
+QUICK = yaml.safe_load((FOLDER / "quick.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_loads(name):
+    profile = load_profile(name)
+    assert profile.name == name
+    assert 5 in profile.protocols.ks, "the claims name k = 5"
+    largest = max(profile.protocols.ks)
+    assert profile.tasks.pool_per_class > largest, "a class of the pool must be able to give every k"
+
+
+def test_the_profiles_of_the_design_are_there():
+    assert {"quick", "mini", "real"} <= set(profile_names())
+    assert not load_profile("quick").judged and load_profile("mini").judged and load_profile("real").judged
+
+
+@pytest.mark.parametrize(("call", "nearest"), [
+    (lambda: load_profile("mimi"), "mini"),
+    (lambda: load_profile("quick", {"fine_tuning.step": 1}), "steps"),
+    (lambda: load_profile("quick", {"finetuning.steps": 1}), "fine_tuning"),
+    (lambda: load_profile("quick", {"encoder.pretraning.steps": 1}), "pretraining"),
+    (lambda: load_profile("quick", {"resample": 1}), "resamples"),
+    (lambda: parse_profile(QUICK | {"protocol": {}}, "x"), "protocols"),
+    (lambda: parse_profile(QUICK | {"encoder": QUICK["encoder"] | {"widht": 3}}, "x"), "width"),
+    (lambda: load_profile("quick", {"encoder.pretraining": {"documents": 9, "steps": 1, "batch_size": 1, "lr": 1, "sped": 1}}), None),
+])
+def test_unknown_names_name_the_nearest(call, nearest):
+    with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'" if nearest else "sped"):
+        call()
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("fine_tuning.steps", "many"), ("fine_tuning.steps", 0), ("fine_tuning.steps", 1.5), ("fine_tuning.lr", -1),
+    ("fine_tuning.lr", float("nan")), ("encoder.layers", None), ("protocols.ks", [5, 1]), ("protocols.ks", []), ("protocols.ks", [0]),
+    ("protocols.seeds", [1, 1]), ("protocols.ft_preset", "best"), ("tasks.names", []), ("tasks.names", ["ag", "ag"]),
+    ("tasks.names", ["../ag"]), ("tasks.names", ["agg"]), ("tasks.source", "web"), ("threads", 0), ("judged", "perhaps"),
+    ("tasks", 5), ("merging.lams", []), ("merging.lams", [float("nan")]), ("merging.lams", [0.1, "x"]),
+])
+def test_a_bad_value_names_its_key(key, value):
+    with pytest.raises(ConfigError) as error:
+        load_profile("quick", {key: value})
+    assert key.split(".")[-1] in str(error.value)
+
+
+def test_overrides_reach_their_place_and_leave_the_rest():
+    changed = load_profile("quick", {"fine_tuning.steps": 7, "encoder.pretraining.steps": 3, "resamples": 11, "merging.lams": [0.3]})
+    assert (changed.fine_tuning.steps, changed.encoder.pretraining.steps, changed.resamples, changed.merging.lams) == (7, 3, 11, (0.3,))
+    plain = load_profile("quick")
+    assert plain.fine_tuning.steps == QUICK["fine_tuning"]["steps"]
+    assert changed.tasks == plain.tasks and changed.protocols == plain.protocols
+
+
+@pytest.mark.parametrize("overrides", [
+    {"fine_tuning.steps.more": 1}, {"": 1}, {".": 1}, {"..steps": 1}, {"encoder.pretraining": None, "encoder.pretraining.steps": 5},
+    {"tasks": 5, "tasks.names": ["ag"]}, {1: 2},
+])
+def test_overrides_that_lead_nowhere_are_refused(overrides):
+    with pytest.raises(MergelibError):
+        load_profile("quick", overrides)
+
+
+scalars = st.none() | st.booleans() | st.integers(-10, 10**6) | st.floats() | st.text(max_size=8)
+yamlish = st.recursive(scalars, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(0, 3), x, max_size=4), max_leaves=12)
+
+
+def field_names(model=Profile, found=None):
+    found = set() if found is None else found
+    for name, field in model.model_fields.items():
+        found.add(name)
+        if hasattr(field.annotation, "model_fields"):
+            field_names(field.annotation, found)
+    return found
+
+
+known_keys = st.sampled_from(sorted(field_names()))
+
+
+@given(st.one_of(yamlish, st.dictionaries(known_keys, st.one_of(yamlish, st.dictionaries(known_keys, yamlish, max_size=5)), max_size=6)))
+def test_no_document_raises_anything_but_our_errors(raw):
+    try:
+        parse_profile(raw, "fuzz")
+    except MergelibError:
+        pass
+
+
+@given(section=st.sampled_from(sorted(k for k, v in QUICK.items() if isinstance(v, dict))), key=known_keys, value=yamlish)
+def test_no_single_change_of_a_good_profile_raises_anything_but_our_errors(section, key, value):
+    for raw in (QUICK | {section: {**QUICK[section], key: value}}, QUICK | {key: value}):
+        try:
+            assert isinstance(parse_profile(raw, "fuzz"), Profile)
+        except MergelibError:
+            pass

@@ -1,0 +1,127 @@
+"""A change of meaning without a new step version must not go unnoticed: old artifacts would be taken for new ones.
+
+``step_versions.json`` holds, per step, its version and the digest of the syntax trees (without comments and docstrings) of
+the functions that define what the step computes. After a change of meaning raise the step's version in ``mergelib`` and run
+``python tests/test_step_versions.py --update``. A change that leaves every result as it was (a renamed variable) keeps the
+version: ``--update --same-meaning``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).with_name("step_versions.json")
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def defined_in(module: ModuleType) -> list[Any]:
+    """Functions and classes that a module defines itself."""
+    return [v for v in vars(module).values() if isinstance(v, FunctionType | type) and v.__module__ == module.__name__]
+
+
+def meaning() -> dict[str, list[Any]]:
+    """Step -> the functions and classes (or plain values) that define what it computes."""
+    from mergelib import encoders, experts, features, pretraining, protocols, study, training, types
+    from mergelib.merging import arithmetic, states, ties
+    from mergelib.protocols import current, draws, ft_classifier, knn
+    from mergelib.study import Study
+
+    tokens = [encoders.Encoder.tokenize, encoders.Encoder.pad, encoders.Encoder.module]
+    fine_tune = [experts.EncoderWithHeads, experts.TokenRows, experts.fine_tune, training.train, training.TrainConfig,
+                 encoders.PooledEncoder, encoders.encoder_state, *tokens]
+    extract = [encoders.PooledEncoder, encoders.load_state, features.extract, *tokens]
+    found = {
+        "pretrain": [pretraining.build_tokenizer, pretraining.tokenizer_vocab, pretraining.tokenizer_from_vocab,
+                     pretraining.bert_config, pretraining.MaskedLM, pretraining.mask_tokens, pretraining.pretrain_bert,
+                     training.train, training.TrainConfig, *tokens],
+        "fine_tune": fine_tune, "multi_task": fine_tune,
+        "merge": [f for module in (arithmetic, states, ties) for f in defined_in(module)],
+        "lam": [Study._lam_artifact, *extract, current.current_eval],
+        "features": extract,
+        "predict": [f for module in (current, draws, ft_classifier, knn) for f in defined_in(module)] + [
+            protocols._current, protocols._knn, protocols._ft_classifier, protocols.fit_heads, protocols.Evidence,
+            types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
+    }
+    if "tsne" in study.STEP_VERSIONS:
+        from mergelib import clusters
+
+        found["tsne"] = [clusters.tsne, Study.embedding]
+    return found
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    from mergelib.study import STEP_VERSIONS, function_digest
+    from mergelib.types import digest
+
+    digests = {step: digest(*sorted(function_digest(f) if callable(f) else repr(f) for f in functions))
+               for step, functions in meaning().items()}
+    return {step: {"version": version, "digest": digests[step]} for step, version in sorted(STEP_VERSIONS.items())}
+
+
+def test_every_step_is_covered_by_functions_of_ours():
+    from mergelib.study import STEP_VERSIONS
+
+    assert meaning().keys() == STEP_VERSIONS.keys() == json.loads(FILE.read_text())["steps"].keys()
+    for functions in meaning().values():
+        assert len(functions) > 1
+        assert all(inspect.getmodule(f).__name__.startswith("mergelib") for f in functions if callable(f))
+
+
+def test_every_merging_module_is_covered():
+    """A new file of merging methods has to be listed above."""
+    from mergelib.merging import METHODS
+
+    modules = {m.function.__module__ for m in METHODS.values()}
+    covered = {f.__module__ for f in meaning()["merge"]}
+    assert {m for m in modules if m.startswith("mergelib.")} <= covered
+
+
+@pytest.mark.skipif(json.loads(FILE.read_text())["python"] != PYTHON if FILE.exists() else True,
+                    reason="syntax trees differ between Python versions; the file was written by another one")
+@pytest.mark.parametrize("step", json.loads(FILE.read_text())["steps"] if FILE.exists() else [])
+def test_meaning_and_version_change_together(step):
+    written, found = json.loads(FILE.read_text())["steps"][step], measured()[step]
+    if found["digest"] != written["digest"] and found["version"] == written["version"]:
+        pytest.fail(f"The code of step '{step}' changed and its version is still {found['version']}. If any result changes, "
+                    "raise the version and run `python tests/test_step_versions.py --update`; if none does, "
+                    "`python tests/test_step_versions.py --update --same-meaning`.")
+    assert found == written, f"step '{step}': run `python tests/test_step_versions.py --update`"
+
+
+def test_an_update_refuses_to_keep_an_old_version(tmp_path):
+    path = tmp_path / "steps.json"
+    old = measured()
+    old["merge"]["digest"] = "another"
+    path.write_text(json.dumps({"python": PYTHON, "steps": old}))
+    assert update(path, same_meaning=False) == ["merge"]
+    assert json.loads(path.read_text())["steps"]["merge"]["digest"] == "another"
+    assert update(path, same_meaning=True) == []
+    assert json.loads(path.read_text())["steps"] == measured()
+
+
+def update(path: Path, *, same_meaning: bool) -> list[str]:
+    """Write the file; returns the steps that forbid it: changed code under an unchanged version."""
+    old = json.loads(path.read_text())["steps"] if path.exists() else {}
+    new = measured()
+    refused = [s for s, row in new.items() if s in old and row["digest"] != old[s]["digest"] and row["version"] == old[s]["version"]]
+    if refused and not same_meaning:
+        return refused
+    path.write_text(json.dumps({"python": PYTHON, "steps": new}, indent=1) + "\n")
+    return []
+
+
+if __name__ == "__main__":
+    if "--update" not in sys.argv:
+        sys.exit(__doc__)
+    kept = update(FILE, same_meaning="--same-meaning" in sys.argv)
+    if kept:
+        sys.exit(f"Refused: the code of {', '.join(kept)} changed but not the version. Raise it, or add --same-meaning "
+                 "if every result stays as it was.")
+    print(f"wrote {FILE}")

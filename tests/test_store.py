@@ -1,0 +1,273 @@
+"""The store: whole or not at all, damage is noticed and repaired, two processes share the work."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergelib.errors import StoreError
+from mergelib.store import META, TENSORS, Artifact, Store, StoreWarning, key_digest
+
+KEY = {"version": 1, "what": "x"}
+
+
+def artifact(value: float = 1.0) -> Artifact:
+    return Artifact({"t": torch.full((50,), value)}, {"value": value})
+
+
+class Counting:
+    """A ``make`` that counts its calls."""
+
+    def __init__(self, value: float = 1.0):
+        self.calls, self.value = 0, value
+
+    def __call__(self) -> Artifact:
+        self.calls += 1
+        return artifact(self.value)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def leftovers(store) -> list[Path]:
+    return [p for p in store.root.rglob("*") if p.is_file() and ".locks" not in p.parts]
+
+
+def test_computed_once_and_found_again(store):
+    make = Counting()
+    first = store.get("step", KEY, make)
+    second = Store(store.root).get("step", dict(reversed(KEY.items())), make)
+    assert make.calls == 1
+    assert torch.equal(first.tensors["t"], second.tensors["t"]) and first.info == second.info == {"value": 1.0}
+    assert first.tensors_digest == second.tensors_digest
+    assert store.peek("step", KEY) is not None and store.peek("other", KEY) is None
+    assert store.get("other", KEY, Counting(2.0)).info == {"value": 2.0}
+
+
+def test_what_is_read_back_cannot_reach_the_file(store):
+    store.get("step", KEY, Counting()).tensors["t"].zero_()
+    store.get("step", KEY, Counting()).tensors["t"].zero_()
+    assert store.get("step", KEY, Counting()).tensors["t"].sum() == 50
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
+def test_a_make_that_fails_leaves_nothing(store, error):
+    def make():
+        raise error("stop")
+
+    with pytest.raises(error):
+        store.get("step", KEY, make)
+    assert leftovers(store) == []
+    assert store.get("step", KEY, Counting()).info == {"value": 1.0}
+
+
+def test_an_interrupted_write_leaves_nothing(store, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            store.get("step", KEY, Counting())
+    assert leftovers(store) == []
+
+
+def test_info_that_json_cannot_hold_leaves_nothing(store):
+    with pytest.raises(TypeError):
+        store.get("step", KEY, lambda: Artifact({}, {"what": object()}))
+    assert leftovers(store) == []
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(bytes(raw))
+
+
+DAMAGE = {
+    "truncated tensors": lambda f: truncate(f / TENSORS),
+    "flipped tensors": lambda f: flip(f / TENSORS),
+    "empty tensors": lambda f: (f / TENSORS).write_bytes(b""),
+    "no tensors": lambda f: (f / TENSORS).unlink(),
+    "foreign tensors": lambda f: (f / TENSORS).write_bytes(os.urandom(500)),
+    "truncated meta": lambda f: truncate(f / META),
+    "empty meta": lambda f: (f / META).write_bytes(b""),
+    "no meta": lambda f: (f / META).unlink(),
+    "binary meta": lambda f: (f / META).write_bytes(b"\xff\xfe\x00" * 9),
+    "meta is a list": lambda f: (f / META).write_text("[1, 2]"),
+    "info altered": lambda f: (f / META).write_text((f / META).read_text().replace('"value": 1.0', '"value": 7.0')),
+    "wrong key": lambda f: (f / META).write_text((f / META).read_text().replace('"what": "x"', '"what": "y"')),
+    "wrong step": lambda f: (f / META).write_text((f / META).read_text().replace('"step": "step"', '"step": "stop"')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_reported_and_repaired(store, damage):
+    store.get("step", KEY, Counting())
+    store.get("step", {"another": 1}, Counting())
+    folder = store.folder("step", KEY)
+    DAMAGE[damage](folder)
+    assert store.verify() == [folder]
+    assert store.peek("step", KEY) is None
+    make = Counting()
+    with pytest.warns(StoreWarning, match="damaged"):
+        assert store.get("step", KEY, make).tensors["t"].sum() == 50
+    assert make.calls == 1 and store.verify() == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.get("step", KEY, make)
+    assert make.calls == 1
+
+
+def test_a_foreign_artifact_in_the_right_place_is_not_believed(store):
+    """A folder copied from another key has a good checksum and the wrong key."""
+    store.get("step", {"other": 1}, Counting(9.0))
+    shutil.copytree(store.folder("step", {"other": 1}), store.folder("step", KEY))
+    with pytest.warns(StoreWarning):
+        assert store.get("step", KEY, Counting()).info == {"value": 1.0}
+
+
+def test_foreign_files_beside_artifacts_do_no_harm(store):
+    store.get("step", KEY, Counting())
+    (store.root / "README.txt").write_text("hello")
+    (store.root / "step" / "notes.txt").write_text("hello")
+    (store.folder("step", KEY) / "notes.txt").write_text("hello")
+    assert store.verify() == [] and len(store.entries()) == 1
+    assert store.get("step", KEY, None).info == {"value": 1.0}
+
+
+def test_a_file_in_the_place_of_an_artifact_is_replaced(store):
+    folder = store.folder("step", KEY)
+    folder.parent.mkdir(parents=True)
+    folder.write_text("not a folder")
+    with pytest.warns(StoreWarning):
+        assert store.get("step", KEY, Counting()).info == {"value": 1.0}
+
+
+def test_prune_removes_what_is_damaged_old_or_left_over_and_nothing_else(store):
+    store.get("step", KEY, Counting())
+    store.get("step", {"version": 0}, Counting())
+    store.get("gone", KEY, Counting())
+    store.get("step", KEY | {"n": 2}, Counting())
+    flip(store.folder("step", KEY | {"n": 2}) / TENSORS)
+    store.scratch("step", {"n": 3})
+    (store.root / "step" / ".tmp-abc").mkdir()
+    removed = store.prune({"step": 1})
+    assert {store.folder("step", {"version": 0}), store.folder("gone", KEY), store.folder("step", KEY | {"n": 2})} <= set(removed)
+    assert store.folder("step", KEY) not in removed and store.peek("step", KEY)
+    assert [p.name for p in store.root.glob("*/*") if p.is_dir()] == [store.folder("step", KEY).name]
+    assert store.prune({"step": 1}) == []
+
+
+def test_prune_leaves_folders_that_are_no_artifacts_alone(store):
+    """MERGELIB_STORE may point at a folder that holds other things, a home directory at worst."""
+    store.get("step", KEY, Counting())
+    photos = store.root / "pictures" / "holiday"
+    photos.mkdir(parents=True)
+    (photos / "beach.jpg").write_bytes(b"precious")
+    store.prune({"step": 1})
+    assert (photos / "beach.jpg").read_bytes() == b"precious"
+
+
+def test_scratch_goes_when_the_artifact_is_there(store):
+    scratch = store.scratch("step", KEY)
+    (scratch / "checkpoint").write_text("half way")
+    assert store.scratch("step", KEY) == scratch and (scratch / "checkpoint").exists()
+    store.get("step", KEY, Counting())
+    assert not scratch.exists()
+
+
+def test_an_unwritable_root_names_the_remedy(tmp_path):
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, where a folder should be")
+    with pytest.raises(StoreError, match="MERGELIB_STORE"):
+        Store(blocked).get("step", KEY, Counting())
+    if os.geteuid():
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o500)
+        with pytest.raises(StoreError, match="MERGELIB_STORE"):
+            Store(closed).get("step", KEY, Counting())
+
+
+def _compute(root: str, log: str, barrier) -> None:
+    def make():
+        with open(log, "a") as f:
+            f.write("x")
+        time.sleep(0.5)
+        return artifact()
+
+    barrier.wait()
+    assert Store(root).get("step", KEY, make).info == {"value": 1.0}
+
+
+def test_two_processes_compute_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    processes = [context.Process(target=_compute, args=(str(tmp_path / "s"), str(tmp_path / "log"), barrier)) for _ in range(2)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(60)
+    assert [p.exitcode for p in processes] == [0, 0]
+    assert (tmp_path / "log").read_text() == "x"
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**60, 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
+                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8)
+dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int16, torch.bool])
+
+
+@given(shapes=st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), dtypes), max_size=4),
+       info=st.dictionaries(st.text(max_size=5), json_values, max_size=4), key=st.dictionaries(st.text(max_size=4), json_values, max_size=3))
+def test_tensors_and_info_come_back_as_they_went_in(tmp_path_factory, shapes, info, key):
+    tensors = {f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, (shape, dtype) in enumerate(shapes)}
+    store = Store(tmp_path_factory.mktemp("s"))
+    store.get("step", key, lambda: Artifact(tensors, info))
+    found = store.peek("step", key)
+    assert found.info == json.loads(json.dumps(info)) and found.tensors.keys() == tensors.keys()
+    for n, t in tensors.items():
+        assert found.tensors[n].dtype == t.dtype and torch.equal(found.tensors[n], t)
+
+
+def test_views_and_shared_tensors_come_back(store):
+    x = torch.arange(12.0).view(3, 4)
+    found = store.get("step", KEY, lambda: Artifact({"x": x, "same": x, "t": x.T, "part": x[1:, ::2]}))
+    again = store.peek("step", KEY)
+    for n, t in {"x": x, "same": x, "t": x.T, "part": x[1:, ::2]}.items():
+        assert torch.equal(found.tensors[n], t) and torch.equal(again.tensors[n], t)
+
+
+@pytest.mark.parametrize("numbered", [{2: "b", 10: "a"}, {"layers": {i: i for i in (2, 10)}}])
+def test_dictionaries_with_numbers_as_keys_are_not_taken_for_damage(store, numbered):
+    """JSON sorts 2 before 10 as numbers and after it as text; a checksum over both orders would never hold."""
+    store.get("step", numbered, lambda: Artifact({"t": torch.zeros(1)}, {"per": numbered}))
+    assert store.verify() == []
+
+
+def test_the_digest_of_a_key():
+    a = {"x": 1, "y": {"p": [1, 2], "q": "é"}}
+    b = {"y": {"q": "é", "p": [1, 2]}, "x": 1}
+    assert key_digest("s", a) == key_digest("s", b)
+    assert len({key_digest("s", a), key_digest("r", a), key_digest("s", a | {"x": 2}), key_digest("s", a | {"x": 1.5}),
+                key_digest("s", a | {"x": "1"}), key_digest("s", a | {"y": {"p": [2, 1], "q": "é"}})}) == 6
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError):
+            key_digest("s", {"x": bad})
+    with pytest.raises(TypeError):
+        key_digest("s", {"x": torch.zeros(1)})

@@ -1,0 +1,457 @@
+"""The study: no label or test input leaks, lambda comes from validation, keys hold what matters, one source of numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import warnings
+
+import pandas as pd
+import pytest
+import torch
+
+from mergelib import Study, method, report
+from mergelib.encoders import Encoder
+from mergelib.errors import ConfigError, DataError, UnknownNameError
+from mergelib.experts import EncoderWithHeads
+from mergelib.features import extract
+from mergelib.merging import METHODS
+from mergelib.protocols import fit_heads
+from mergelib.study import BASE, FINE_TUNED, function_digest
+from mergelib.types import Split, state_digest
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
+ENCODERS = ["f_b", "weight_averaging", "task_arithmetic", "ties"]
+PROTOCOLS = ["current", "knn", "ft_classifier"]
+
+
+def with_test(tasks, change):
+    """The same tasks with another test split."""
+    return {n: dataclasses.replace(t, test=change(t.test)) for n, t in tasks.items()}
+
+
+def garbage(split: Split) -> Split:
+    rng = random.Random(0)
+    return Split(tuple("".join(rng.choices("qxz jkv 0123", k=rng.randint(1, 200))) + "." for _ in split.inputs), split.labels)
+
+
+def everything_fitted(study) -> dict[str, torch.Tensor | float | None]:
+    """All that a study chooses or fits: lambdas, draws, anchors, aligned heads."""
+    found = {}
+    for m in study.methods:
+        found[f"lam {m}"] = study.lam(m)
+        found[f"state {m}"] = state_digest(study.merged_state(m))
+        for t in study.tasks:
+            seen = study.evidence(m, t)
+            found[f"draws {t}"] = seen.draws
+            found[f"anchors {m} {t}"] = seen.student_fit[seen.draws]
+            for k, head in zip(seen.ks, fit_heads(seen), strict=True):
+                found[f"weight {m} {t} {k}"], found[f"bias {m} {t} {k}"] = head.weight, head.bias
+    return found
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
+        assert same, name
+
+
+@pytest.fixture(scope="session")
+def fitted(study):
+    return everything_fitted(study)
+
+
+# ---- leaks (methods.md H1, H2, H9) --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["copied store", "empty store"])
+def test_label_canary(study, make_study, fitted, tmp_path, start):
+    """Permuted test labels change accuracies and nothing else, on a finished store and when all is computed anew."""
+    permuted = with_test(study.tasks, lambda s: Split(s.inputs, s.labels[torch.randperm(len(s), generator=torch.Generator().manual_seed(5))]))
+    if start == "copied store":
+        shutil.copytree(study.store.root, tmp_path / "store")
+        steps = lambda: sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
+        before = steps()
+        other = make_study(tmp_path / "store", permuted)
+    else:
+        other = make_study(None, permuted)
+    assert_same(everything_fitted(other), fitted)
+    changed = 0
+    for e in ENCODERS:
+        for t, task in permuted.items():
+            for p in PROTOCOLS:
+                predicted = other.predictions(e, t, p)
+                assert torch.equal(predicted, study.predictions(e, t, p))
+                k = None if p == "current" else 5
+                right = other.correct(e, t, p, k=k)
+                assert torch.equal(right, predicted[-1] == task.test.labels)
+                changed += int((right != study.correct(e, t, p, k=k)).any())
+    assert changed == len(ENCODERS) * len(permuted) * len(PROTOCOLS)
+    if start == "copied store":
+        assert steps() == before, "a label of a scored input is part of some key"
+
+
+def test_input_canary(study, make_study, fitted):
+    """Garbage test inputs: what is fitted on train or validation stays bitwise the same. (The base model is handed over,
+    because the pre-training corpus leaves out test documents by construction.)"""
+    tasks = with_test(study.tasks, garbage)
+    other = make_study(None, tasks)
+    other.__dict__["_base"] = study._base
+    assert_same(everything_fitted(other), fitted)
+    assert not torch.equal(other.features("ties", "ag"), study.features("ties", "ag"))
+
+
+def test_lambda_comes_from_validation(study, make_study, monkeypatch):
+    """The largest mean of the curve, which is the accuracy of Current Eval on validation rows; frozen for all protocols."""
+    for m in ("task_arithmetic", "ties"):
+        curve = study.lam_curve(m)
+        assert list(curve.lam.unique()) == list(study.profile.merging.lams)
+        mean = {lam: rows.accuracy.mean() for lam, rows in curve.groupby("lam")}
+        best = max(mean.values())
+        assert study.lam(m) == min(lam for lam, a in mean.items() if a == best)
+        merged = {n: v for n, v in study.merged_state(m).items()}
+        again = METHODS[m](study.base_state, [e.state for e in study.experts()], lam=study.lam(m))
+        assert state_digest(merged) == state_digest(again)
+        for t, task in study.tasks.items():
+            z = study.features(m, t, "validation")
+            accuracy = float((study.expert(t).head.logits(z).argmax(-1) == task.validation.labels).float().mean())
+            assert accuracy == pytest.approx(curve[(curve.lam == study.lam(m)) & (curve.task == t)].accuracy.item(), abs=1e-6)
+    assert study.lam("weight_averaging") is None and study.lam_curve("weight_averaging").empty
+    monkeypatch.setattr(Study, "lam_curve", lambda *_: pd.DataFrame(
+        {"method": "ties", "lam": [0.1, 0.2, 0.3, 0.1, 0.2, 0.3], "task": list("aaabbb"), "accuracy": [0.5, 0.9, 0.7, 0.5, 0.5, 0.7]}))
+    assert study.lam("ties") == 0.2, "the smallest of equally good ones"
+
+
+@pytest.mark.parametrize(("accuracies", "warns"), [([0.9, 0.5, 0.1], True), ([0.1, 0.5, 0.9], True), ([0.1, 0.9, 0.5], False)])
+def test_an_optimum_on_the_edge_warns(study, monkeypatch, accuracies, warns):
+    monkeypatch.setattr(Study, "lam_curve", lambda *_: pd.DataFrame({"lam": [0.1, 0.2, 0.3], "task": "a", "accuracy": accuracies}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study.lam("ties")
+    assert any("edge of the grid" in str(w.message) for w in caught) == warns
+
+
+def test_a_lambda_given_in_the_options_is_used(study, make_study):
+    fixed = make_study(study.store.root, overrides={"merging.options": {"task_arithmetic": {"lam": 0.5}}})
+    assert fixed.lam("task_arithmetic") == 0.5 and fixed.lam_curve("task_arithmetic").empty
+    name = next(iter(study.base_state))
+    mean = torch.stack([e.state[name] for e in study.experts()]).mean(0)
+    torch.testing.assert_close(fixed.merged_state("task_arithmetic")[name], mean, atol=1e-5, rtol=1e-5)
+    assert torch.equal(fixed.predictions("task_arithmetic", "ag", "current"), study.predictions("weight_averaging", "ag", "current"))
+
+
+# ---- features and heads (methods.md H4, H5) -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def module(study):
+    return study.encoder.module(study.expert("ag").state)
+
+
+def test_features_do_not_depend_on_company(study, module):
+    """Longer padding, other texts in the batch, another bucket: < 1e-6; order is kept; two passes agree."""
+    texts = [*study.task("ag").test.inputs[:20], "Short.", " ".join(["word"] * 200), "Short."]
+    z = extract(study.encoder, module, texts, batch_size=4)
+    one_by_one = torch.cat([extract(study.encoder, module, [t]) for t in texts])
+    assert (z - one_by_one).abs().max() < 1e-6
+    assert (extract(study.encoder, module, texts, batch_size=64) - z).abs().max() < 1e-6
+    assert (extract(study.encoder, module, texts[::-1], batch_size=5).flip(0) - z).abs().max() < 1e-6
+    assert torch.equal(extract(study.encoder, module, texts, batch_size=4), z)
+    batch = study.encoder.pad(study.encoder.tokenize(texts[:3]))
+    more = study.encoder.max_length - batch["input_ids"].shape[1]
+    assert more > 5
+    wider = {n: torch.nn.functional.pad(v, (0, more)) for n, v in batch.items()}
+    wider["input_ids"][:, -more:] = 7  # whatever stands behind the mask
+    with torch.no_grad():
+        assert (module(**wider) - module(**batch)).abs().max() < 1e-6
+    assert z.dtype == torch.float32 and extract(study.encoder, module, []).shape == (0, study.encoder.width)
+
+
+def test_pooling_is_the_mean_over_real_tokens(study, module):
+    ids = study.encoder.tokenize(["A first text.", "Another, rather longer text than the first one."])
+    batch = study.encoder.pad(ids)
+    with torch.no_grad():
+        hidden = module.transformer(**batch).last_hidden_state
+        for row, i in enumerate(ids):
+            torch.testing.assert_close(module(**batch)[row], hidden[row, : len(i)].mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_features_through_the_head_are_the_complete_models_logits(study):
+    """Bias included, dropout off."""
+    for name, task in study.tasks.items():
+        expert = study.expert(name)
+        model = EncoderWithHeads(study.encoder.module(expert.state), study.encoder.width, [task.n_classes])
+        model.heads[0].load_state_dict({"weight": expert.head.weight, "bias": expert.head.bias})
+        model.eval()
+        rows = task.test.inputs[:9]
+        with torch.no_grad():
+            logits = model.heads[0](model.encoder(**study.encoder.pad(study.encoder.tokenize(rows))))
+        torch.testing.assert_close(expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits, atol=1e-5, rtol=1e-5)
+        assert expert.head.bias.abs().max() > 0
+
+
+def test_heads_and_merging_do_not_know_each_other(study, make_study):
+    """Merging leaves every head bitwise as it was; another head leaves f_m as it was."""
+    other = make_study(study.store.root)
+    before = {t: (other.expert(t).head.weight.clone(), other.expert(t).head.bias.clone()) for t in other.tasks}
+    merged = {m: state_digest(other._merged(m).tensors) for m in other.methods}
+    for t, (weight, bias) in before.items():
+        assert torch.equal(other.expert(t).head.weight, weight) and torch.equal(other.expert(t).head.bias, bias)
+        other.expert(t).head.weight.mul_(-3)
+    for m in ("weight_averaging",):
+        assert state_digest(other._merged(m).tensors) == merged[m]
+    experts = [e.state for e in other.experts()]
+    assert not any("head" in key for s in experts for key in s)
+    assert state_digest(METHODS["ties"](other.base_state, experts, lam=study.lam("ties"))) == merged["ties"]
+
+
+def test_the_encoder_refuses_weights_of_another(study):
+    from mergelib.errors import StateDictError
+
+    with pytest.raises(StateDictError, match="missing"):
+        study.encoder.module({f"bert.{k}": v for k, v in study.base_state.items()})
+
+
+# ---- one source of numbers (methods.md H11, H12) ------------------------------------------------------------------------
+
+
+def test_scores_are_the_accuracies_of_the_predictions(study):
+    scores = study.scores(ENCODERS, PROTOCOLS)
+    assert len(scores) == len(ENCODERS) * len(study.tasks) * (1 + 2 * 3 * 3)
+    for row in scores.itertuples():
+        k = study.profile.protocols.ks.index(row.k) if not pd.isna(row.k) else 0
+        s = study.profile.protocols.seeds.index(row.seed) if not pd.isna(row.seed) else 0
+        predicted = study.predictions(row.method, row.task, row.protocol)[k, s]
+        labels = study.task(row.task).test.labels
+        assert row.accuracy == pytest.approx(100 * sum(int(a == b) for a, b in zip(predicted, labels, strict=True)) / row.n)
+
+
+def test_an_average_and_its_deviation_come_from_the_same_table(study):
+    """± of the average column is the deviation over seeds of the averages, ddof 1, not a mean of deviations."""
+    scores = study.scores(["ties"], ["ft_classifier", "current"])
+    summary = report.mean_and_std(report.at_k(scores, 5)).set_index(["protocol", "task"])
+    few = scores[(scores.k == 5)].pivot(index="seed", columns="task", values="accuracy").mean(axis=1)
+    assert summary.loc[("ft_classifier", "average"), "mean"] == pytest.approx(few.mean())
+    assert summary.loc[("ft_classifier", "average"), "std"] == pytest.approx(
+        (((few - few.mean()) ** 2).sum() / 2) ** 0.5)
+    current = scores[scores.protocol == "current"]
+    assert summary.loc[("current", "average"), "mean"] == pytest.approx(current.accuracy.mean())
+    assert pd.isna(summary.loc[("current", "average"), "std"])
+
+
+# ---- keys of the store (methods.md H14) ----------------------------------------------------------------------------------
+
+
+class Keys:
+    """Stands in for the store and only writes down what would be looked up."""
+
+    def __init__(self, store):
+        self.store, self.seen = store, []
+
+    def get(self, step, key, make):
+        from mergelib.store import key_digest
+
+        self.seen.append((step, key_digest(step, key)))
+        return self.store.get(step, key, make)
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+
+def key_of(study, step, call):
+    recorder = Keys(study.store)
+    study.store, real = recorder, study.store
+    try:
+        call(study)
+    finally:
+        study.store = real
+    return [d for s, d in recorder.seen if s == step][-1]
+
+
+def features_key(study, encoder=BASE):
+    return key_of(study, "features", lambda s: s.features(encoder, "ag"))
+
+
+def twin(study, make_study, tasks=None, base=None):
+    """A second study on the same store, with other tasks or another (encoder, weights)."""
+    other = make_study(study.store.root, tasks or study.tasks)
+    other.__dict__["_base"] = base or study._base
+    return other
+
+
+def test_what_changes_the_key_of_features(study, make_study):
+    encoder, state = study._base
+    same = features_key(twin(study, make_study))
+    assert features_key(study) == same
+    name = next(iter(state))
+    nudged = {n: t.clone() for n, t in state.items()}
+    nudged[name].view(-1)[0] = torch.nextafter(nudged[name].view(-1)[0], torch.tensor(9.0))
+    words = sorted(encoder.tokenizer.get_vocab().items(), key=lambda kv: kv[1])
+    from mergelib.pretraining import tokenizer_from_vocab
+
+    swapped = [w for w, _ in words]
+    swapped[10], swapped[11] = swapped[11], swapped[10]
+    changes = {
+        "one bit of the weights": twin(study, make_study, base=(encoder, nudged)),
+        "the tokenizer": twin(study, make_study, base=(dataclasses.replace(encoder, tokenizer=tokenizer_from_vocab(swapped)), state)),
+        "the length": twin(study, make_study, base=(dataclasses.replace(encoder, max_length=12), state)),
+        "one input": twin(study, make_study, with_test(study.tasks, lambda s: Split((*s.inputs[:-1], "Other."), s.labels))),
+        "the order of inputs": twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs[::-1], s.labels))),
+    }
+    keys = {what: features_key(s) for what, s in changes.items()}
+    assert len({same, *keys.values()}) == 1 + len(changes), keys
+    labels = twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))))
+    assert features_key(labels) == same
+
+
+def test_what_changes_the_key_of_predictions(study, make_study):
+    look = lambda s: key_of(s, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier"))
+    same = look(study)
+    assert look(twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))))) == same
+    different = [make_study(study.store.root, overrides=o) for o in (
+        {"protocols.ks": [1, 2]}, {"protocols.seeds": [0, 1, 7]}, {"protocols.ft_preset": "released"},
+        {"tasks.pool_per_class": 11}, {"merging.options": {"ties": {"keep": 0.5}}})]
+    keys = {look(s) for s in different} | {key_of(study, "predict", lambda s: s.predictions("ties", "ag", "knn")),
+                                           key_of(study, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier", draw="uniform"))}
+    assert len(keys) == 7 and same not in keys
+
+
+def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
+    from mergelib import study as module
+
+    for step, call in (("merge", lambda s: s._merged("ties")), ("features", lambda s: s.features(BASE, "ag")),
+                       ("predict", lambda s: s.predictions(BASE, "ag", "current")), ("lam", lambda s: s.lam_curve("ties")),
+                       ("fine_tune", lambda s: s._fine_tuned("fine_tune", ["ag"]))):
+        before = key_of(study, step, call)
+        with monkeypatch.context() as patch:
+            patch.setitem(module.STEP_VERSIONS, step, 999)
+            fresh = make_study(study.store.root)
+            assert key_of(fresh, step, call) != before, step
+
+
+def test_a_comment_is_no_change_of_meaning(tmp_path, monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    bodies = ["def f(x):\n    return x + 1\n", "def f(x):\n    '''Adds.'''\n    # one\n    return x + 1  # more\n",
+              "def f(x):\n    return x + 2\n"]
+    digests = []
+    for i, body in enumerate(bodies):
+        (tmp_path / f"body_{i}.py").write_text(body)
+        digests.append(function_digest(importlib.import_module(f"body_{i}").f))
+    assert digests[0] == digests[1] != digests[2]
+
+
+# ---- a method of one's own -----------------------------------------------------------------------------------------------
+
+
+def half_way(base, experts, *, lam=0.5):
+    return {n: base[n] + lam * (experts[0][n] - base[n]) for n in base}
+
+
+def half_way_changed(base, experts, *, lam=0.5):
+    return {n: base[n] - lam * (experts[0][n] - base[n]) for n in base}
+
+
+@pytest.fixture
+def own_method():
+    register = method("half_way", label="Half way", short="Half")
+    register(half_way)
+    yield register
+    del METHODS["half_way"]
+
+
+def test_a_users_method_takes_part(study, make_study, own_method):
+    mine = make_study(study.store.root, overrides={"merging.methods": ["half_way", "ties"]})
+    scores = mine.scores(mine.methods, PROTOCOLS)
+    assert set(scores.method) == {"half_way", "ties"} and scores.accuracy.between(0, 100).all()
+    assert mine.lam("half_way") in mine.profile.merging.lams
+    table = report.wide(report.mean_and_std(report.at_k(scores, 5)), list(mine.tasks))
+    assert ("Half way", "KNN Eval") in table.index
+
+
+def test_another_body_is_another_key(study, make_study, own_method):
+    look = lambda s: key_of(s, "merge", lambda s: s._merged("half_way"))
+    mine = make_study(study.store.root, overrides={"merging.methods": ["half_way"]})
+    before = look(mine)
+    assert look(mine) == before
+    own_method(half_way_changed)
+    assert look(mine) != before
+
+
+def test_a_study_sees_a_method_that_was_changed_under_it(study, make_study, own_method):
+    """A notebook's reader edits the cell of a method and runs the next one again: the old scores must not come back."""
+    mine = make_study(study.store.root, overrides={"merging.methods": ["half_way"]})
+    before = mine.features("half_way", "ag")
+    own_method(half_way_changed)
+    assert not torch.equal(mine.features("half_way", "ag"), before)
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_refused_before_anything_runs():
+    for arguments, nearest in ((("minni",), "mini"), (("quick", {"merging.methods": ["tie"]}), "ties"),
+                               (("quick", {"protocols.sed": [1]}), "seeds")):
+        with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'"):
+            Study(arguments[0], overrides=dict(*arguments[1:]))
+
+
+@pytest.mark.parametrize("options", [{"tiess": {"keep": 0.5}}, {"ties": {"kep": 0.5}}])
+def test_unknown_options_are_refused_before_anything_runs(options):
+    """Silently ignored, a misspelt method would let a reader believe in an option that was never used."""
+    with pytest.raises(UnknownNameError):
+        Study("quick", overrides={"merging.options": options})
+
+
+def test_unknown_names_are_refused_with_the_nearest(study):
+    for call, nearest in ((lambda: study.task("yelb"), "yelp"), (lambda: study.split("ag", "tests"), "test"),
+                          (lambda: study.predictions("tie", "ag", "current"), "ties"),
+                          (lambda: study.predictions("ties", "ag", "curent"), "current"),
+                          (lambda: study.correct("ties", "ag", "knn", k=4), None)):
+        with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'" if nearest else "k"):
+            call()
+
+
+def test_knn_needs_a_stratified_draw(study):
+    with pytest.raises(ConfigError, match="stratified"):
+        study.predictions("ties", "ag", "knn", draw="uniform")
+
+
+def test_more_shots_than_the_pool_holds_are_refused(study, make_study):
+    other = make_study(study.store.root, overrides={"protocols.ks": [1, 40]})
+    with pytest.raises(DataError, match="k = 40 is larger than class"):
+        other.draws("ag", "stratified")
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="try 'auto' or 'cpu'"):
+        Study("quick", device="warp")
+
+
+def test_a_base_model_that_is_not_there(make_study, tmp_path):
+    from mergelib.errors import OfflineError
+
+    with pytest.raises(ConfigError, match="not a folder with a model"):
+        make_study(base=str(tmp_path)).encoder  # noqa: B018
+    with pytest.raises(OfflineError, match="local"):
+        make_study(base="nobody/has-this-model").encoder  # noqa: B018
+
+
+def test_a_local_folder_serves_as_base(study, make_study, tmp_path):
+    """Saved by transformers and read back, f_b gives the same features."""
+    module = study.encoder.module(study.base_state)
+    module.transformer.save_pretrained(tmp_path)
+    study.encoder.tokenizer.save_pretrained(tmp_path)
+    other = make_study(base=str(tmp_path), tasks=study.tasks)
+    assert isinstance(other.encoder, Encoder)
+    assert (other.features(BASE, "ag") - study.features(BASE, "ag")).abs().max() < 1e-6
+
+
+def test_multi_task_has_heads_of_its_own(make_study):
+    mine = make_study(overrides={"fine_tuning.steps": 2})
+    scores = mine.scores(["multi_task"], ["current"])
+    assert list(scores.task) == list(mine.tasks)
+    assert not torch.equal(mine.head("multi_task", "ag").weight, mine.head("ties", "ag").weight)
