@@ -85,6 +85,14 @@ class Bootstrap:
         return self.cached(("accuracy", encoder, protocol, k, draw, fit_on), lambda: 100 * self.average({
             t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on) for t in self.study.tasks}))
 
+    def aligned(self, encoder: str, rung: str, *, fit_on: str = "test", fit: str = "l1") -> Tensor:
+        """Average accuracy in points after an alignment of the ladder, ``[1 + B]``."""
+        # The whole batch that the figure shows is fitted together, whichever cell is asked for first.
+        encoders = [*PAPER_METHODS, BASE]
+        return self.cached(("aligned", encoder, rung, fit_on, fit), lambda: 100 * self.average({
+            task: (cell["predicted"] == self.study.task(task).test.labels)[None]
+            for (e, task), cell in self.study.aligned(encoders, rung, fit_on=fit_on, fit=fit).items() if e == encoder}))
+
     def test_outputs(self, encoder: str) -> dict[str, Tensor]:
         """An encoder's test features ``[N, d]`` per task."""
         return {name: self.study.features(encoder, name) for name in self.study.tasks}
@@ -96,10 +104,10 @@ class Bootstrap:
         return self._cache[key]
 
 
+PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
 Parts = dict[str, Tensor]
 METRICS: dict[str, Callable[[Bootstrap], Parts]] = {}
 NEEDS: dict[str, Callable[[Bootstrap], Parts]] = {}
-PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
 
 
 def each_method(function: Callable[[Bootstrap, str], Tensor]) -> Callable[[Bootstrap], Parts]:
@@ -138,6 +146,28 @@ def _source_purity(b: Bootstrap, method: str) -> Tensor:
 METRICS["P3.1-bias"] = each_method(_source_purity)
 # A ratio of averages over tasks, like every other ratio here.
 METRICS["P3.1-clusters"] = each_method(lambda b, m: _label_purity(b, m) / _label_purity(b, FINE_TUNED))
+JUDGED_RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
+
+
+def _ladder_loss(fit_on: str) -> Callable[[Bootstrap], Parts]:
+    return lambda b: {
+        f"{get_method(m).short}, {rung}": b.accuracy(FINE_TUNED, "current") - b.aligned(m, rung, fit_on=fit_on)
+        for m in PAPER_METHODS for rung in JUDGED_RUNGS}
+
+
+METRICS["P4.1-ladder"] = _ladder_loss("test")
+METRICS["C4.1-held-out"] = _ladder_loss("train")
+METRICS["C4.1-base"] = lambda b: {
+    "f_b": (b.aligned(BASE, "orthogonal") - b.accuracy(BASE, "current")) / _gap(b, BASE)}
+METRICS["P4.2-gap"] = lambda b: {
+    "WA, TA": (b.aligned("weight_averaging", "orthogonal") - b.aligned("task_arithmetic", "orthogonal")).abs()}
+NEEDS["P4.2-gap"] = lambda b: {
+    "WA, TA": (b.accuracy("weight_averaging", "current") - b.accuracy("task_arithmetic", "current")).abs()}
+METRICS["S0-orthogonal-classifier"] = each_method(
+    lambda b, m: b.accuracy(m, "orthogonal_classifier", K) - b.accuracy(m, "current"))
+METRICS["P6.5-surgery"] = lambda b: {
+    f"{get_method(m).short}, k = {k}": b.accuracy(m, "ft_classifier", k) - b.accuracy(m, "surgery", k)
+    for m in PAPER_METHODS for k in (1, 2, 5)}
 METRICS["P6.4-base"] = lambda b: {
     f"{get_method(m).short}, {get_protocol(p).label}": b.accuracy(m, p, k) - b.accuracy(BASE, p, k)
     for m in PAPER_METHODS for p, k in (("current", None), ("knn", K), ("ft_classifier", K))}

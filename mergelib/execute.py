@@ -9,9 +9,14 @@ import json
 import logging
 import re
 import sys
+import time
 from pathlib import Path
 
 import nbformat
+
+
+PROGRESS = re.compile(r"\d+(?:\.\d+)?(?:it/s|s/it)")
+EVERY = 10.0  # seconds between two progress lines
 
 
 class _Relay(logging.Handler):
@@ -19,15 +24,21 @@ class _Relay(logging.Handler):
 
     def __init__(self, sections: dict[int, str]):
         super().__init__()
-        self.sections = sections
+        self.sections, self.shown = sections, 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = record.getMessage().rstrip()
         started = re.match(r"Executing Cell (\d+)", text)
         if started and int(started[1]) in self.sections:
             print(self.sections[int(started[1])], flush=True)
-        elif record.levelno >= logging.WARNING and text.strip():
-            print(re.split(r"[\r\n]", text.rstrip())[-1] if "it/s" in text or "s/it" in text else text.rstrip(), flush=True)
+        elif record.levelno < logging.WARNING or not text.strip() or "[IPKernelApp]" in text:
+            return
+        elif PROGRESS.search(text):
+            if time.monotonic() - self.shown > EVERY:
+                self.shown = time.monotonic()
+                print(re.split(r"[\r\n]", text)[-1], flush=True)
+        else:
+            print(text, flush=True)
 
 
 def main(source: str, target: str, parameters_file: str) -> int:

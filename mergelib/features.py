@@ -29,16 +29,17 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @torch.inference_mode()
 def extract(encoder: Encoder, model: PooledEncoder, inputs: Sequence[str], *, batch_size: int = 128,
-            device: torch.device | str = "cpu", desc: str | None = None) -> Tensor:
+            device: torch.device | str = "cpu", desc: str | None = None, dropout: bool = False) -> Tensor:
     """Features ``[N, d]`` (float32, on the CPU) of N inputs in evaluation mode, in the inputs' order.
 
     Inputs are batched by length, so little padding is computed; padding and batch mates change a feature by less than
-    1e-6. ``desc`` switches a progress line on.
+    1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder in training mode, as the authors' code does
+    while it fits a head; features are then random.
     """
     ids = encoder.tokenize(inputs)
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     features = torch.empty(len(ids), encoder.width)
-    model = model.to(device).eval()
+    model = model.to(device).train(dropout)
     starts = range(0, len(order), batch_size)
     for start in progress(starts, desc=desc) if desc else starts:
         rows = order[start : start + batch_size]

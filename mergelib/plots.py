@@ -34,20 +34,23 @@ METHOD_STYLE: dict[str, dict[str, Any]] = {
     "ties": {"color": "#009E73", "marker": "^"},
     "multi_task": {"color": "#CC79A7", "marker": "P"},
     "f_t": {"color": "#000000", "marker": "*"},
+    "random": {"color": "#56B4E9", "marker": "v"},
 }
-OTHER_STYLES = [{"color": "#D55E00", "marker": "v"}, {"color": "#56B4E9", "marker": "X"}, {"color": "#882255", "marker": "<"},
-                {"color": "#999933", "marker": ">"}]
+OTHER_STYLES = [{"color": "#D55E00", "marker": "X"}, {"color": "#882255", "marker": "<"}, {"color": "#999933", "marker": ">"}]
 PROTOCOL_STYLE: dict[str, dict[str, Any]] = {
     "current": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
     "knn": {"color": "#E69F00", "linestyle": "-.", "marker": "s"},
     "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
+    "orthogonal_classifier": {"color": "#009E73", "linestyle": (0, (5, 1)), "marker": "D"},
+    "orthogonal_procrustes": {"color": "#882255", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
+    "surgery": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "marker": "X"},
 }
 
 
 def method_style(method: str) -> dict[str, Any]:
     """Colour and marker of a method, the same in every figure; methods of one's own get the next free ones."""
     if method not in METHOD_STYLE:
-        METHOD_STYLE[method] = OTHER_STYLES[(len(METHOD_STYLE) - 6) % len(OTHER_STYLES)]
+        METHOD_STYLE[method] = OTHER_STYLES[(len(METHOD_STYLE) - 7) % len(OTHER_STYLES)]
     return METHOD_STYLE[method]
 
 
@@ -78,10 +81,12 @@ def plot_shots(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequenc
                 continue
             k, mean, std = rows.k.astype(int).to_numpy(), rows["mean"].to_numpy(), rows["std"].to_numpy()
             ax.plot(k, mean, label=protocol_label(protocol), **style)
-            ax.fill_between(k, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
+            ax.fill_between(k, mean - np.nan_to_num(std), mean + np.nan_to_num(std), color=style["color"], alpha=0.2, linewidth=0)
         ax.set_xscale("log")
-        ks = sorted(mine.k.dropna().astype(int).unique())
-        ax.set_xticks(ks, [str(k) for k in ks])
+        drawn = mine[mine.protocol.isin(protocols)]
+        everything = set(drawn[drawn.draw == "all"].k.dropna().astype(int))
+        ks = sorted(drawn.k.dropna().astype(int).unique())
+        ax.set_xticks(ks, ["all" if k in everything else str(k) for k in ks])
         ax.minorticks_off()
         ax.set_title(short_label(encoder))
         ax.set_xlabel("k, shots per class")
@@ -159,6 +164,55 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
     legend = [Line2D([], [], linestyle="none", marker=m, color=c, label=l, markersize=4)
               for m, c, l in (("o", "#2171B5", "fine-tuned outputs f_t (shade: label)"), ("x", "#CB181D", "merged outputs f_m"))]
     fig.legend(handles=legend, loc="outside upper center", ncols=2)
+    return fig
+
+
+def plot_ladder(accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float) -> Figure:
+    """The ladder: average accuracy per rung (left), and what each step explains of f_t's variance (right).
+
+    ``accuracies``: columns method, rung (a label), accuracy, in drawing order. ``r2``: columns method, step, increment."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.9), width_ratios=(1.7, 1))
+    rungs, methods = list(dict.fromkeys(accuracies.rung)), list(dict.fromkeys(accuracies.method))
+    width = 0.8 / len(methods)
+    left.axhline(fine_tuned, color="black", linestyle=":", linewidth=1.0, label="Fine-tuned models")
+    for i, method in enumerate(methods):
+        rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
+        x = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * width
+        left.bar(x, rows.accuracy, width, label=short_label(method), color=method_style(method)["color"], edgecolor="black",
+                 linewidth=0.4, hatch=("", "//", "..", "xx")[i % 4])
+    left.set_xticks(range(len(rungs)), rungs, rotation=30, ha="right")
+    left.set_ylabel("average accuracy (%)")
+    left.grid(axis="x", visible=False)
+    steps, methods = list(dict.fromkeys(r2.step)), list(dict.fromkeys(r2.method))
+    bottom = np.zeros(len(methods))
+    greys = plt.get_cmap("Greys")(np.linspace(0.15, 0.85, len(steps)))
+    for i, step in enumerate(steps):
+        values = r2[r2.step == step].set_index("method").loc[methods].increment.to_numpy()
+        right.bar(range(len(methods)), values, bottom=bottom, label=step, color=greys[i], edgecolor="black", linewidth=0.4,
+                  hatch=("", "//", "..", "xx")[i % 4], width=0.7)
+        bottom += values
+    right.axhline(1.0, color="black", linestyle=":", linewidth=1.0)
+    right.set_xticks(range(len(methods)), [short_label(m) for m in methods])
+    right.set_ylabel("held-out $R^2$ of $f_t$ beyond $f_t$'s mean")
+    right.grid(axis="x", visible=False)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3)
+    right.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.01), ncols=2)
+    return fig
+
+
+def plot_honest(rows: pd.DataFrame) -> Figure:
+    """Accuracy by condition: a panel per fit, a line per encoder. Columns fit, condition, method, accuracy."""
+    fits, conditions = list(dict.fromkeys(rows.fit)), list(dict.fromkeys(rows.condition))
+    fig, axes = plt.subplots(1, len(fits), figsize=(PAGE, 2.7), sharey=True)
+    for ax, fit in zip(axes, fits, strict=True):
+        for method, mine in rows[rows.fit == fit].groupby("method", sort=False):
+            mine = mine.set_index("condition").reindex(conditions)
+            style = method_style(method)
+            ax.plot(range(len(conditions)), mine.accuracy, color=style["color"], marker=style["marker"], label=short_label(method))
+        ax.set_title(fit)
+        ax.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
+    axes[0].set_ylabel("average accuracy (%)")
+    _shared_legend(fig, axes[0])
     return fig
 
 

@@ -22,9 +22,9 @@ def build_tokenizer(corpus: Sequence[str]):
     Built from counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into
     characters.
     """
-    from transformers import BertTokenizer
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
+    from transformers import BertTokenizer
 
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts = Counter(w for text in corpus for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))

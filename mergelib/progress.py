@@ -1,9 +1,13 @@
 """Progress as plain text on stderr: readable in a terminal, in a log and in a committed notebook (which drops stderr)."""
 
 import sys
+import warnings
 from collections.abc import Iterable
 
 from tqdm import tqdm
+
+# transformers asks for a widget bar in every notebook; text is what we want, so its absence is no news.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> tqdm:

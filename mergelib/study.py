@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import paths
 from .clusters import tsne
-from .encoders import Encoder, load_base
+from .encoders import Encoder, encoder_state, load_base
 from .errors import ConfigError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract, pick_device
@@ -24,6 +24,16 @@ from .merging import Method, get_method
 from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
 from .profiles import Profile, load_profile
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
+from .protocols.alignment import (
+    AffineMap,
+    aligned_predictions,
+    diagnose,
+    fit_closed_form,
+    fit_l1,
+    get_rung,
+    variance_steps,
+)
+from .protocols.ft_classifier import PRESETS, ft_classifier
 from .store import Artifact, Store
 from .tasks import load_task, miniature_corpus
 from .types import Expert, Head, Split, State, Task, digest, state_digest
@@ -32,13 +42,15 @@ MERGE_VERSION = 1
 LAM_VERSION = 1
 PREDICT_VERSION = 1
 TSNE_VERSION = 1
+ALIGN_VERSION = 1
+DROPOUT_VERSION = 1
 STEP_VERSIONS = {"pretrain": PRETRAIN_VERSION, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
                  "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
-                 "tsne": TSNE_VERSION}
+                 "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION}
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
 
 POOL_SEED = 7
-BASE, FINE_TUNED, MULTI_TASK = "f_b", "f_t", "multi_task"
+BASE, FINE_TUNED, MULTI_TASK, RANDOM = "f_b", "f_t", "multi_task", "random"
 SCORE_COLUMNS = ["backbone", "task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "n"]
 
 
@@ -55,8 +67,8 @@ class Study:
     """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
 
     ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir`` and ``base`` are short for
-    ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"`` and
-    ``"multi_task"`` name the reference encoders. Raises ``UnknownNameError`` and ``ConfigError`` before anything runs.
+    ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
+    ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. Raises ``UnknownNameError`` and ``ConfigError`` before anything runs.
     """
 
     def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
@@ -76,6 +88,7 @@ class Study:
         if tasks is not None:
             self.tasks = tasks
         self._merged_cache: dict[str, Any] = {}
+        self._warned: set[str] = set()
 
     def __repr__(self) -> str:
         p = self.profile
@@ -238,7 +251,7 @@ class Study:
     def lam(self, method: str) -> float | None:
         """The method's lambda: best mean Current Eval on validation, the smallest of equals; ``None`` without lambda.
 
-        Warns when the best value lies at an edge of the grid.
+        Warns, once, when the best value lies at an edge of the grid.
         """
         fixed = self._method_options(method).get("lam")
         if fixed is not None:
@@ -248,7 +261,8 @@ class Study:
             return None
         mean = curve.groupby("lam").accuracy.mean()
         best = float(mean.idxmax())
-        if len(mean) > 1 and best in (mean.index.min(), mean.index.max()):
+        if len(mean) > 1 and best in (mean.index.min(), mean.index.max()) and method not in self._warned:
+            self._warned.add(method)
             warnings.warn(f"{get_method(method).label}: the best lambda, {best}, lies on the edge of the grid "
                           f"{list(mean.index)}; widen merging.lams.", UserWarning, stacklevel=2)
         return best
@@ -280,10 +294,19 @@ class Study:
             return expert.state, expert.info["state_digest"]
         if encoder == MULTI_TASK:
             return self._unpack(self._multi_task, task).state, self._multi_task.info["state_digest"]
+        if encoder == RANDOM:
+            return self._random
         if encoder not in self._merged_cache:
             self._merged_cache[encoder] = self._merged(encoder)
         made = self._merged_cache[encoder]
         return made.tensors, made.info["state_digest"]
+
+    @cached_property
+    def _random(self) -> tuple[State, str]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.profile.seed)
+            state = encoder_state(self.encoder.module())
+        return state, state_digest(state)
 
     # ---- the features: the narrow point of the road -----------------------------------------------------------------
 
@@ -294,9 +317,14 @@ class Study:
         return found.train.subset(torch.randperm(len(found.train), generator=torch.Generator().manual_seed(POOL_SEED))[:n])
 
     def split(self, task: str, split: str) -> Split:
-        """``train``, ``validation``, ``test`` or ``pool`` of a task."""
-        if split not in ("train", "validation", "test", "pool"):
-            raise UnknownNameError("split", split, ("train", "validation", "test", "pool"))
+        """``train``, ``validation``, ``test``, ``pool``, or ``fit`` (as many training rows as there are test rows)."""
+        known = ("train", "validation", "test", "pool", "fit")
+        if split not in known:
+            raise UnknownNameError("split", split, known)
+        if split == "fit":
+            found = self.task(task)
+            order = torch.randperm(len(found.train), generator=torch.Generator().manual_seed(POOL_SEED + 1))
+            return found.train.subset(order[: len(found.test)])
         return self.pool(task) if split == "pool" else getattr(self.task(task), split)
 
     def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
@@ -324,10 +352,15 @@ class Study:
     # ---- right of the features: draws, protocols, scores ------------------------------------------------------------
 
     def draws(self, task: str, draw: str, fit_on: str = "train") -> Tensor:
-        """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol."""
-        if draw not in ("stratified", "uniform"):
-            raise UnknownNameError("draw", draw, ("stratified", "uniform"))
+        """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol.
+
+        ``draw`` is "stratified", "uniform", or "all": every fit input once, ``[1, 1, P]``.
+        """
+        if draw not in ("stratified", "uniform", "all"):
+            raise UnknownNameError("draw", draw, ("stratified", "uniform", "all"))
         split = self.split(task, self._fit_split(fit_on))
+        if draw == "all":
+            return torch.arange(len(split))[None, None]
         n_classes, k_max = self.task(task).n_classes, max(self.profile.protocols.ks)
         orders = []
         for seed in self.profile.protocols.seeds:
@@ -363,7 +396,7 @@ class Study:
                 raise ConfigError(f"{found.label} needs a stratified draw: its anchors stand for their class.")
             draws = self.draws(task, draw, fit_on)
             key |= {"draws": state_digest({"rows": draws}), "fit": digest(*self.split(task, self._fit_split(fit_on)).inputs),
-                    "teacher": self.expert(task).info["state_digest"], "ks": list(settings.ks),
+                    "teacher": self.expert(task).info["state_digest"], "ks": list(self._ks(task, draw, fit_on)),
                     "preset": get_preset(settings.ft_preset).__dict__}
 
         def make() -> Artifact:
@@ -382,18 +415,103 @@ class Study:
             return Evidence(z, head)
         split = self._fit_split(fit_on)
         return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to),
-                        self.draws(task, draw, fit_on).to(to), self.profile.protocols.ks,
+                        self.draws(task, draw, fit_on).to(to), self._ks(task, draw, fit_on),
                         get_preset(self.profile.protocols.ft_preset))
+
+    def _ks(self, task: str, draw: str, fit_on: str) -> tuple[int, ...]:
+        return (len(self.split(task, self._fit_split(fit_on))),) if draw == "all" else self.profile.protocols.ks
 
     def correct(self, encoder: str, task: str, protocol: str, *, k: int | None = None, draw: str = "stratified",
                 fit_on: str = "train") -> Tensor:
         """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots)."""
         predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on)
         ks = self.profile.protocols.ks
-        if get_protocol(protocol).few_shot and k not in ks:
+        shots = get_protocol(protocol).few_shot and draw != "all"
+        if shots and k not in ks:
             raise UnknownNameError("k (set protocols.ks)", k, map(str, ks))
-        index = ks.index(k) if get_protocol(protocol).few_shot else 0
+        index = ks.index(k) if shots else 0
         return predicted[index] == self.task(task).test.labels
+
+    # ---- aligned f_m: the ladder of Section 4.1 -----------------------------------------------------------------------
+
+    def aligned(self, encoders: Sequence[str], rung: str, *, fit_on: str = "test", fit: str = "l1", n: int | None = None,
+                permuted_teacher: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
+        """Aligned f_m (Eq. 6, 7) per (encoder, task): ``predicted [N]`` and the diagnostics of ``alignment.diagnose``.
+
+        One map per encoder and task, all fitted as one batch. ``fit_on`` "test" fits on the scored inputs, as in the paper,
+        "train" on as many training inputs; ``n`` takes the first n of them. ``fit`` is "l1" (the paper's loss) or
+        "closed_form". ``permuted_teacher`` shuffles f_t's outputs between inputs: a control that carries no information.
+        """
+        if fit not in ("l1", "closed_form"):
+            raise UnknownNameError("fit", fit, ("l1", "closed_form"))
+        # The invertible rung has no constraint of its own to fit; it is the linear map, whose condition is reported.
+        rung = "linear" if get_rung(rung).name == "invertible" else rung
+        split = {"test": "test", "train": "fit"}.get(fit_on)
+        if split is None:
+            raise UnknownNameError("fit_on", fit_on, ("train", "test"))
+        results: dict[tuple[str, str], dict[str, Any]] = {}
+        sizes = {t: min(n or len(self.split(t, split)), len(self.split(t, split))) for t in self.tasks}
+        for size in dict.fromkeys(sizes.values()):  # tasks of equal size share a batch
+            cells = [(e, t) for e in encoders for t in self.tasks if sizes[t] == size]
+            key = {"version": STEP_VERSIONS["align"], "rung": rung, "fit": fit, "size": size, "permuted": permuted_teacher,
+                   "encoder": self.encoder.digest,
+                   "cells": [[self._weights(e, t)[1], self.expert(t).info["state_digest"], self.task(t).test.inputs_digest,
+                              digest(*self.split(t, split).inputs)] for e, t in cells]}
+
+            def make(cells=cells, size=size) -> Artifact:
+                x = torch.stack([self.features(e, t, split)[:size] for e, t in cells]).to(self.device)
+                y = torch.stack([self.features(FINE_TUNED, t, split)[:size] for _, t in cells]).to(self.device)
+                if permuted_teacher:
+                    y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
+                mapping = fit_l1(x, y, rung) if fit == "l1" else fit_closed_form(x, y, rung)
+                # Tasks differ in C and may differ in N: predictions one by one.
+                predicted = {f"predicted.{i}": aligned_predictions(
+                    self.features(e, t)[None].to(self.device), self.head(e, t).to(self.device),
+                    AffineMap(mapping.A[i : i + 1], mapping.b[i : i + 1]))[0].to("cpu", torch.int16)
+                    for i, (e, t) in enumerate(cells)}
+                found = diagnose(mapping, x, y)
+                return Artifact({**predicted, **{name: v.cpu() for name, v in found.items()}})
+
+            made = self.store.get("align", key, make).tensors
+            for i, cell in enumerate(cells):
+                results[cell] = {name: v[i].item() for name, v in made.items() if not name.startswith("predicted.")}
+                results[cell]["predicted"] = made[f"predicted.{i}"]
+        return results
+
+    def variance_steps(self, encoders: Sequence[str]) -> pd.DataFrame:
+        """Held-out R^2 of f_t's outputs from f_m's, per encoder and task, after each step of ``alignment.variance_steps``;
+        fitted on training inputs, measured on test inputs. Columns method, task, step, r2."""
+        rows = []
+        for encoder in encoders:
+            for task in self.tasks:
+                z = [self.features(e, task, split)[None] for split in ("fit", "test") for e in (encoder, FINE_TUNED)]
+                rows += [{"method": encoder, "task": task, "step": step, "r2": float(v[0])}
+                         for step, v in variance_steps(*z).items()]
+        return pd.DataFrame(rows)
+
+    def released_mode(self, encoder: str, task: str, k: int) -> Tensor:
+        """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as the released code does: the merged
+        encoder in training mode (dropout on) while the head is fitted, batches of one, five epochs; scored without dropout."""
+        preset = PRESETS["released"]
+        head, rows = self.head(encoder, task), self.draws(task, "stratified")[:, :, :k].flatten(1)
+        pool = self.pool(task)
+        state, weights = self._weights(encoder, task)
+        key = {"version": STEP_VERSIONS["dropout"], "encoder": self.encoder.digest, "weights": weights,
+               "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs}
+
+        def make() -> Artifact:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.profile.seed)
+                module = self.encoder.module(state)
+                passes = [extract(self.encoder, module, [pool.inputs[i] for i in seed_rows.tolist()], device=self.device,
+                                  dropout=True) for _ in range(preset.epochs) for seed_rows in rows]
+            return Artifact({"features": torch.stack(passes).view(preset.epochs, *rows.shape, -1)})
+
+        z = self.store.get("dropout", key, make).tensors["features"]
+        teacher = self.expert(task).head.logits(self.features(FINE_TUNED, task, "pool"))[rows]
+        heads = ft_classifier(z, teacher, head, preset)
+        predicted = get_protocol("current").function(Evidence(self.features(encoder, task), heads))[0, 0]
+        return predicted == self.task(task).test.labels
 
     def scores(self, encoders: Sequence[str], protocols: Sequence[str], *, draw: str = "stratified",
                fit_on: str = "train") -> pd.DataFrame:
@@ -411,6 +529,11 @@ class Study:
                               "n": len(task.test)}
                     if not protocol.few_shot:
                         rows.append(common | {"accuracy": self._percent(self.correct(encoder, task.name, name)[0])})
+                        continue
+                    if draw == "all":
+                        k = self._ks(task.name, draw, fit_on)[0] // task.n_classes
+                        right = self.correct(encoder, task.name, name, draw=draw, fit_on=fit_on)[0]
+                        rows.append(common | {"k": k, "draw": draw, "fit_on": fit_on, "accuracy": self._percent(right)})
                         continue
                     for k in self.profile.protocols.ks:
                         right = self.correct(encoder, task.name, name, k=k, draw=draw, fit_on=fit_on)

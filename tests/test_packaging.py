@@ -51,11 +51,10 @@ def imports(path: Path) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    """tokenizers comes with transformers, which pins it."""
+    """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow (datasets), nbclient (papermill)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
-    declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {"tokenizers", "mergelib"}
-    # nbclient and jupyter_client come with papermill, pinned there to what fits.
-    declared |= {"nbclient", "jupyter_client"}
+    declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
+        "mergelib", "tokenizers", "threadpoolctl", "pyarrow", "nbclient", "jupyter_client"}
     for path in SOURCES:
         for name in imports(path) - sys.stdlib_module_names:
             assert names.get(name, name).lower() in declared, f"{path.relative_to(ROOT)} imports {name}"
@@ -64,18 +63,13 @@ def test_what_is_imported_is_declared():
 BLOCK = """
 import sys
 
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"datasets", "papermill", "accelerate"}:
-            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
-
-sys.meta_path.insert(0, Block())
+sys.modules.update(dict.fromkeys(["datasets", "papermill"]))  # None: as if it were not installed
 from mergelib import claims, encoders, features, merging, plots, protocols, report, study
 """
 
 
 def test_the_core_imports_without_datasets_and_papermill():
-    done = subprocess.run([sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

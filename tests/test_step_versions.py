@@ -8,8 +8,10 @@ version: ``--update --same-meaning``.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
+import pkgutil
 import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -30,12 +32,15 @@ def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
     from mergelib import encoders, experts, features, pretraining, protocols, study, training, types
     from mergelib.merging import arithmetic, states, ties
-    from mergelib.protocols import current, draws, ft_classifier, knn
+    from mergelib.protocols import current
     from mergelib.study import Study
 
     tokens = [encoders.Encoder.tokenize, encoders.Encoder.pad, encoders.Encoder.module]
     fine_tune = [experts.EncoderWithHeads, experts.TokenRows, experts.fine_tune, training.train, training.TrainConfig,
                  encoders.PooledEncoder, encoders.encoder_state, *tokens]
+    # Every file of protocols but the ladder, which is a step of its own; a new file counts without being listed.
+    files = {m.name: importlib.import_module(f"mergelib.protocols.{m.name}") for m in pkgutil.iter_modules(protocols.__path__)}
+    ladder = files.pop("alignment", None)
     extract = [encoders.PooledEncoder, encoders.load_state, features.extract, *tokens]
     found = {
         "pretrain": [pretraining.build_tokenizer, pretraining.tokenizer_vocab, pretraining.tokenizer_from_vocab,
@@ -45,14 +50,17 @@ def meaning() -> dict[str, list[Any]]:
         "merge": [f for module in (arithmetic, states, ties) for f in defined_in(module)],
         "lam": [Study._lam_artifact, *extract, current.current_eval],
         "features": extract,
-        "predict": [f for module in (current, draws, ft_classifier, knn) for f in defined_in(module)] + [
-            protocols._current, protocols._knn, protocols._ft_classifier, protocols.fit_heads, protocols.Evidence,
+        "predict": [f for module in (protocols, *files.values()) for f in defined_in(module)] + [
             types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
     }
     if "tsne" in study.STEP_VERSIONS:
         from mergelib import clusters
 
         found["tsne"] = [clusters.tsne, Study.embedding]
+    if "align" in study.STEP_VERSIONS:
+        found["align"] = [*defined_in(ladder), Study.aligned]
+    if "dropout" in study.STEP_VERSIONS:
+        found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), Study.released_mode]
     return found
 
 

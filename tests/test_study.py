@@ -72,7 +72,8 @@ def test_label_canary(study, make_study, fitted, tmp_path, start):
     permuted = with_test(study.tasks, lambda s: Split(s.inputs, s.labels[torch.randperm(len(s), generator=torch.Generator().manual_seed(5))]))
     if start == "copied store":
         shutil.copytree(study.store.root, tmp_path / "store")
-        steps = lambda: sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
+        def steps():
+            return sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
         before = steps()
         other = make_study(tmp_path / "store", permuted)
     else:
@@ -159,7 +160,7 @@ def test_features_do_not_depend_on_company(study, module):
     assert (extract(study.encoder, module, texts, batch_size=64) - z).abs().max() < 1e-6
     assert (extract(study.encoder, module, texts[::-1], batch_size=5).flip(0) - z).abs().max() < 1e-6
     assert torch.equal(extract(study.encoder, module, texts, batch_size=4), z)
-    batch = study.encoder.pad(study.encoder.tokenize(texts[:3]))
+    batch = study.encoder.pad(study.encoder.tokenize(["A cat.", "Go on.", "See it?"]))
     more = study.encoder.max_length - batch["input_ids"].shape[1]
     assert more > 5
     wider = {n: torch.nn.functional.pad(v, (0, more)) for n, v in batch.items()}
@@ -307,7 +308,8 @@ def test_what_changes_the_key_of_features(study, make_study):
 
 
 def test_what_changes_the_key_of_predictions(study, make_study):
-    look = lambda s: key_of(s, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier"))
+    def look(s):
+        return key_of(s, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier"))
     same = look(study)
     assert look(twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))))) == same
     different = [make_study(study.store.root, overrides=o) for o in (
@@ -373,7 +375,8 @@ def test_a_users_method_takes_part(study, make_study, own_method):
 
 
 def test_another_body_is_another_key(study, make_study, own_method):
-    look = lambda s: key_of(s, "merge", lambda s: s._merged("half_way"))
+    def look(s):
+        return key_of(s, "merge", lambda s: s._merged("half_way"))
     mine = make_study(study.store.root, overrides={"merging.methods": ["half_way"]})
     before = look(mine)
     assert look(mine) == before

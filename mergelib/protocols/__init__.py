@@ -16,6 +16,8 @@ from .current import current_eval
 from .draws import stratified_order, uniform_order
 from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher
 from .knn import knn_eval
+from .orthogonal import orthogonal_classifier
+from .surgery import surgery
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Protocol:
     label: str
     function: Callable[[Evidence], Tensor]
     few_shot: bool = True
-    draws: tuple[str, ...] = ("stratified", "uniform")
+    draws: tuple[str, ...] = ("stratified", "uniform", "all")
 
 
 def _current(evidence: Evidence) -> Tensor:
@@ -70,12 +72,31 @@ def _ft_classifier(evidence: Evidence) -> Tensor:
     return torch.stack([current_eval(evidence.student_test, head) for head in fit_heads(evidence)])
 
 
+def _orthogonal_classifier(evidence: Evidence, fit: str = "kl") -> Tensor:
+    heads = [orthogonal_classifier(evidence.student_fit[rows], evidence.teacher_fit[rows], evidence.head, evidence.preset, fit=fit)
+             for rows in (evidence.rows(k) for k in evidence.ks)]
+    return torch.stack([current_eval(evidence.student_test, head) for head in heads])
+
+
+def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
+    return _orthogonal_classifier(evidence, "procrustes")
+
+
+def _surgery(evidence: Evidence) -> Tensor:
+    modules = [surgery(evidence.student_fit[rows], evidence.teacher_fit[rows], steps=evidence.preset.epochs)
+               for rows in (evidence.rows(k) for k in evidence.ks)]
+    return torch.stack([current_eval(module.apply(evidence.student_test), evidence.head) for module in modules])
+
+
 PROTOCOLS = {
     p.name: p
     for p in (
         Protocol("current", "Current Eval", _current, few_shot=False, draws=("stratified",)),
         Protocol("knn", "KNN Eval", _knn, draws=("stratified",)),
         Protocol("ft_classifier", "FT-Classifier Eval", _ft_classifier),
+        Protocol("orthogonal_classifier", "Orthogonal classifier", _orthogonal_classifier),
+        Protocol("orthogonal_procrustes", "Orthogonal classifier (Procrustes)", _orthogonal_procrustes),
+        Protocol("surgery", "Surgery", _surgery),
     )
 }
 
@@ -88,4 +109,5 @@ def get_protocol(name: str) -> Protocol:
 
 
 __all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
-           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "stack_heads", "stratified_order", "uniform_order"]
+           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "orthogonal_classifier", "stack_heads",
+           "stratified_order", "surgery", "uniform_order"]

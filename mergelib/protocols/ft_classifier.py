@@ -47,19 +47,21 @@ def ft_classifier(features: Tensor, teacher_logits: Tensor, head: Head, preset: 
     ``features`` are f_m's outputs, ``teacher_logits`` those of f_t through (W_t, b_t); no labels. Every fit starts at
     ``head`` (W_t ``[C, d]``, b_t ``[C]``) and minimises the mean KL(teacher || student), Eq. 8. The B fits share nothing:
     Adam works per entry and the loss is a sum of their means, so a batch equals B single fits. ``seed`` orders minibatches.
+    Features that change from epoch to epoch (dropout) come as ``[epochs, B, n, d]``.
     """
-    n_fits, n, _ = features.shape
+    n_fits, n, _ = features.shape[-3:]
     weight = head.weight.expand(n_fits, *head.weight.shape).clone().requires_grad_()
     bias = head.bias.expand(n_fits, *head.bias.shape).clone().requires_grad_()
     optimizer = torch.optim.Adam([weight, bias], lr=preset.lr)
     size = preset.batch_size or n
     generator = torch.Generator().manual_seed(seed)
     teacher_logits = teacher_logits.detach()
-    for _ in range(preset.epochs):
+    for epoch in range(preset.epochs):
+        seen = features[epoch] if features.dim() == 4 else features
         order = torch.randperm(n, generator=generator).to(features.device) if size < n else None
         for start in range(0, n, size):
             rows = slice(None) if order is None else order[start : start + size]
-            student = torch.baddbmm(bias.unsqueeze(1), features[:, rows], weight.mT)
+            student = torch.baddbmm(bias.unsqueeze(1), seen[:, rows], weight.mT)
             loss = kl_to_teacher(student, teacher_logits[:, rows]).mean(-1).sum()
             optimizer.zero_grad()
             loss.backward()

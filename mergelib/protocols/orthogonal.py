@@ -62,19 +62,20 @@ FITS = {"kl": _kl, "procrustes": _procrustes}
 
 def orthogonal_classifier(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, *, fit: str = "kl",
                           seed: int = 0) -> Head:
-    """Fit W' = W_t A, A orthogonal, one per leading index: ``[B, n, d]`` twice -> ``W' [B, C, d]``, ``b' = b_t [B, C]``.
+    """Fit W' = W_t A, A orthogonal, one per leading index: ``[B, n, d]`` twice -> ``W' [B, C, d]``, ``b' = b_t [B,
+    C]``.
 
-    ``features`` are f_m's outputs, ``teacher_features`` f_t's on the same inputs; no labels. ``head`` is (W_t, b_t), one for
-    all fits or one per fit.
+    ``features`` are f_m's outputs, ``teacher_features`` f_t's on the same inputs; no labels. ``head`` is (W_t, b_t),
+    one for all fits or one per fit.
 
-    "kl" minimises the mean KL(teacher || student) of Eq. 8 from A = I, with the rate, steps and minibatches of FT-Classifier's
-    ``preset``. Write W_t = L Q with orthonormal rows in Q ``[r, d]``, r = min(C, d). Q A runs over all matrices with
-    orthonormal rows (r = d: over those with the sign of det Q), so that Q A itself is trained: Adam on the gradient's tangent
-    part, back to orthonormal rows by the polar factor. The d - r directions that no class looks at have no parameters, and a
-    W_t of lower rank, or with C > d, needs no exception.
+    "kl" minimises the mean KL(teacher || student) of Eq. 8 from A = I, with the rate, steps and minibatches of
+    FT-Classifier's ``preset``. Write W_t = L Q with orthonormal rows in Q ``[r, d]``, r = min(C, d). Q A runs over all
+    matrices with orthonormal rows (r = d: over those with the sign of det Q), so that Q A itself is trained: Adam on
+    the gradient's tangent part, back to orthonormal rows by the polar factor. The d - r directions that no class looks
+    at have no parameters, and a W_t of lower rank, or with C > d, needs no exception.
 
-    "procrustes" is the orthogonal A that takes f_m's outputs nearest to f_t's, folded into the head; it ignores ``preset``.
-    With fewer than 2 d inputs it is held near the identity, see ``fit_closed_form``.
+    "procrustes" is the orthogonal A that takes f_m's outputs nearest to f_t's, folded into the head; it ignores
+    ``preset``. With fewer than 2 d inputs it is held near the identity, see ``fit_closed_form``.
 
     Raises ``UnknownNameError`` for another fit, ``DataError`` for features of different shapes.
     """

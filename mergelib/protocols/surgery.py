@@ -26,7 +26,8 @@ def trainable_parameters(d: int, rank: int = 16) -> int:
 
 
 def start(n_fits: int, d: int, rank: int = 16, seed: int = 0) -> SurgeryModule:
-    """The untrained module: Down uniform within 1/sqrt(d), the same for every fit of a seed; Up zero, so z' = z bitwise.
+    """The untrained module: Down uniform within 1/sqrt(d), the same for every fit of a seed; Up zero, so z' = z
+    bitwise.
 
     That bound is ``nn.Linear``'s own default, Kaiming-uniform with a = sqrt(5).
     """
@@ -36,7 +37,8 @@ def start(n_fits: int, d: int, rank: int = 16, seed: int = 0) -> SurgeryModule:
 
 def surgery(features: Tensor, teacher: Tensor, *, steps: int, rank: int = 16, lr: float = 1e-3,
             seed: int = 0) -> SurgeryModule:
-    """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean |z' - f_t(x)|, no labels.
+    """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean |z' - f_t(x)|, no
+    labels.
 
     Rank, initialisation, loss and Adam's rate are the authors'. They take 1000 steps on minibatches of 16 test inputs;
     here ``steps`` full-batch steps, so that FT-Classifier and Surgery get one budget. Fits share nothing but the start.

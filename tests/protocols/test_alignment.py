@@ -36,7 +36,7 @@ def rotation(d: int, seed: int = 0, size: float = 0.5) -> torch.Tensor:
 
 
 def planted(rung: str, n: int = 200, d: int = 8, n_fits: int = 3) -> tuple[torch.Tensor, ...]:
-    """Inputs X [B, n, d] with a mean, the map (A, b) of the rung, and Y = A x + b written without matrix conventions."""
+    """X [B, n, d] with a mean, Y = A x + b written without matrix conventions, and the rung's map (A, b)."""
     spec = TABLE_1[rung]
     X = normal(n_fits, n, d, seed=1) + 1.5
     A = {"none": rotation(d) + 0.3 * normal(d, d, seed=2), "orthogonal": rotation(d),
@@ -87,7 +87,7 @@ def test_a_reflection_is_recovered_too():
 
 
 def test_l1_fit_crosses_to_the_other_sign_of_det():
-    """Random starts have either sign; where it is the wrong one, a singular value has to pass through 0 and come back."""
+    """Random starts have either sign; if the wrong one, a singular value has to pass through 0."""
     X, Y, A, _ = planted("orthogonal", d=6, n_fits=1)
     for seed in range(4):
         found = fit_l1(X, Y, "orthogonal", seed=seed)
@@ -218,16 +218,22 @@ def test_orthogonal_closed_form_ignores_either_scale():
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-def test_a_batch_equals_single_fits(rung):
-    X, Y = normal(4, 40, 5, seed=1) + 0.5, normal(4, 40, 5, seed=2)
-    fits = [(fit_closed_form, {}), (fit_l1, {"batch_size": 16})]
-    fits += [(fit_l1, {"exact": True})] if rung in ORTHOGONAL else []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_equals_single_fits(rung, dtype):
+    """Unrelated features, the hardest case. In float32 the L1 fit's signs magnify rounding: the distance agrees."""
+    X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
+    fits = [(fit_closed_form, {}), (fit_l1, {"steps": 200, "batch_size": 16})]
+    fits += [(fit_l1, {"steps": 200, "exact": True})] if rung in ORTHOGONAL else []
     for fit, options in fits:
         whole = fit(X, Y, rung, **options)
+        distance = diagnose(whole, X, Y)["l1_after"]
+        tolerance = 0.05 if fit is fit_l1 and dtype == torch.float32 else 1e-5
         for i in (0, 3):
             alone = fit(X[i : i + 1], Y[i : i + 1], rung, **options)
-            torch.testing.assert_close(alone.A[0], whole.A[i], atol=1e-3, rtol=0)
-            torch.testing.assert_close(alone.b[0], whole.b[i], atol=1e-3, rtol=0)
+            torch.testing.assert_close(alone.A[0], whole.A[i], atol=tolerance, rtol=0)
+            torch.testing.assert_close(alone.b[0], whole.b[i], atol=tolerance, rtol=0)
+            single = diagnose(alone, X[i : i + 1], Y[i : i + 1])["l1_after"][0]
+            torch.testing.assert_close(single, distance[i], atol=0, rtol=2e-3)
 
 
 def test_l1_fit_depends_on_its_seed_alone():

@@ -43,7 +43,7 @@ def test_texts_survive_as_they_are(tmp_path):
 
 def test_other_shapes_need_a_text_column(tmp_path):
     path = write(tmp_path / "train.csv", "1,a,b,c\n2,d,e,f\n")
-    with pytest.raises(DataError, match="line 1: 4 columns.*--text-column"):
+    with pytest.raises(DataError, match=r"line 1: 4 columns.*--text-column"):
         read_csv(path)
     assert read_csv(path, text_column=1).inputs == ("a", "d")
     for column in (0, 4, -1):

@@ -1,0 +1,176 @@
+"""Controls on alignment that the paper lacks: what is recovered, what is rebuilt, what is learned by heart (`ext02`).
+
+Every function returns rows (fit, condition, method, accuracy): five-task averages in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+import torch
+
+from .claims import METRICS, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
+from .protocols import current_eval, fit_heads
+from .report import RUNG_LABELS, protocol_label, short_label
+from .study import BASE, POOL_SEED, RANDOM, Study
+
+COLUMNS = ["fit", "condition", "method", "accuracy"]
+ALIGNMENT_CLAIMS = ("P3.1-bias", "P3.1-clusters", "P3.2-knn", "P4.1-ladder", "C4.1-held-out", "C4.1-base", "P4.2-gap",
+                    "P5-one-shot", "P5-over-knn", "P5-gap-closed", "C5-uniform", "S0-orthogonal-classifier", "P6.4-base",
+                    "P6.4-no-gain", "P6.5-surgery")
+
+
+def _average(study: Study, encoder: str, protocol: str, k: int | None = None, **where: str) -> float:
+    cells = [study.correct(encoder, t, protocol, k=k, **where).float().mean().item() for t in study.tasks]
+    return 100 * sum(cells) / len(cells)
+
+
+def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> dict[str, float]:
+    # The random encoder is a batch of its own: the others are the batch that fig04 has fitted.
+    found = {}
+    for group in ([e for e in encoders if e != RANDOM], [e for e in encoders if e == RANDOM]):
+        if group:
+            cells = study.aligned(group, rung, **how)
+            found |= {e: 100 * sum((cells[e, t]["predicted"] == study.task(t).test.labels).float().mean().item()
+                                   for t in study.tasks) / len(study.tasks) for e in group}
+    return found
+
+
+def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
+    """Each alignment fitted on training inputs and on the scored test inputs, beside no alignment at all."""
+    rows = []
+    for encoder in encoders:
+        current = _average(study, encoder, "current")
+        fits = {protocol_label(p): {where: _average(study, encoder, p, k, draw="uniform", fit_on=where)
+                                    for where in ("train", "test")} for p in ("ft_classifier", "surgery")}
+        for fit, values in fits.items():
+            name = f"{fit}, k = {k}"
+            rows += [(name, "none", encoder, current), (name, "train", encoder, values["train"]), (name, "test", encoder, values["test"])]
+    for rung in ("orthogonal", "affine"):
+        by_split = {where: _ladder(study, encoders, rung, fit_on=where) for where in ("train", "test")}
+        for encoder in encoders:
+            rows += [(RUNG_LABELS[rung], "none", encoder, _average(study, encoder, "current")),
+                     *((RUNG_LABELS[rung], where, encoder, by_split[where][encoder]) for where in ("train", "test"))]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
+    """Closed-form maps from d/2, 2 d and all inputs, on training and on test inputs."""
+    d = study.encoder.width
+    largest = min(len(t.test) for t in study.tasks.values())
+    rows = []
+    for rung in ("orthogonal", "affine"):
+        for n in sorted({min(d // 2, largest), min(2 * d, largest), largest}):
+            for where in ("train", "test"):
+                found = _ladder(study, encoders, rung, fit_on=where, fit="closed_form", n=n)
+                rows += [(f"{RUNG_LABELS[rung]}, closed form", f"{where}, n = {n}", e, a) for e, a in found.items()]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFrame:
+    """FT-Classifier with stratified and uniform draws, and as the released code runs it (dropout on, batches of one)."""
+    rows = []
+    for method in methods:
+        rows += [("FT-Classifier Eval", f"{draw} draw", method, _average(study, method, "ft_classifier", k, draw=draw))
+                 for draw in ("stratified", "uniform")]
+        released = [study.released_mode(method, t, k).float().mean().item() for t in study.tasks]
+        rows.append(("FT-Classifier Eval", "released mode", method, 100 * sum(released) / len(released)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
+    """Every protocol for every encoder, the un-merged and the untrained one included; maps fitted on training inputs."""
+    rows = [("protocol", protocol_label(p), e, _average(study, e, p, k))
+            for e in encoders for p in ("current", "knn", "ft_classifier", "orthogonal_classifier", "surgery")]
+    for rung in ("orthogonal", "affine"):
+        rows += [("protocol", f"{RUNG_LABELS[rung]} map", e, a)
+                 for e, a in _ladder(study, encoders, rung, fit_on="train").items()]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
+    """Ladder (from a random start) and FT-Classifier with the teacher's outputs shuffled between inputs."""
+    rows = []
+    for rung in ("linear", "orthogonal"):
+        found = _ladder(study, encoders, rung, fit_on="train", permuted_teacher=True)
+        rows += [("permuted teacher", f"{RUNG_LABELS[rung]} map", e, a) for e, a in found.items()]
+    for encoder in encoders:
+        cells = []
+        for task, given in study.tasks.items():
+            evidence = study.evidence(encoder, task)
+            shuffled = torch.randperm(len(evidence.teacher_fit), generator=torch.Generator().manual_seed(POOL_SEED))
+            evidence = replace(evidence, teacher_fit=evidence.teacher_fit[shuffled], ks=(k,))
+            predicted = current_eval(evidence.student_test, fit_heads(evidence)[0])
+            cells.append((predicted.cpu() == given.test.labels).float().mean().item())
+        rows.append(("permuted teacher", "FT-Classifier Eval", encoder, 100 * sum(cells) / len(cells)))
+        rows.append(("permuted teacher", "no alignment (Current Eval)", encoder, _average(study, encoder, "current")))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def chance_check(permuted: pd.DataFrame, chance: float, tolerance: float = 3.0) -> pd.DataFrame:
+    """Whether each ladder fit with a permuted teacher ends within ``tolerance`` points of chance."""
+    ladder = permuted[permuted.condition.str.endswith("map")]
+    return ladder.assign(method=ladder.method.map(short_label), chance=round(chance, 1), accuracy=ladder.accuracy.round(1),
+                         passes=(ladder.accuracy - chance).abs() <= tolerance).drop(columns="fit").reset_index(drop=True)
+
+
+def wide(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per (fit, condition), a column per encoder, one decimal."""
+    order = list(dict.fromkeys(zip(rows.fit, rows.condition, strict=True)))
+    table = rows.pivot(index=["fit", "condition"], columns="method", values="accuracy").loc[order, list(dict.fromkeys(rows.method))]
+    return table.round(1).rename(columns=short_label).rename_axis(columns=None)
+
+
+def alt(fitted: pd.DataFrame) -> str:
+    """Alt text of the figure, from the numbers themselves."""
+    at = fitted.set_index(["fit", "condition", "method"]).accuracy
+    orthogonal = RUNG_LABELS["orthogonal"]
+    said = [f"{short_label(e)} {at[orthogonal, 'none', e]:.1f}, {at[orthogonal, 'train', e]:.1f} and {at[orthogonal, 'test', e]:.1f}"
+            for e in dict.fromkeys(fitted.method)]
+    return ("Average accuracy without alignment, fitted on training inputs and fitted on the scored test inputs, one panel per fit "
+            f"and one line per encoder. For the orthogonal map in percent: {'; '.join(said)}.")
+
+
+def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chance: float) -> str:
+    """Markdown: claims sorted by verdict, each with the number that decides it, then what the controls add."""
+    verdicts = judge(study, [c for c in ALIGNMENT_CLAIMS if c in METRICS])
+    by_claim = overall(verdicts)
+    given = load_claims()
+    groups = {"What stands": REPRODUCED, "What needs a condition": "", "What does not hold": NOT_REPRODUCED}
+    if not study.profile.judged:
+        groups = {"Not judged (profile too small)": NOT_JUDGED}
+    lines = []
+    for title, wanted in groups.items():
+        lines += [f"### {title}", ""]
+        for claim, verdict in by_claim.items():
+            if verdict != wanted and not (wanted == "" and verdict not in groups.values()):
+                continue
+            parts = [v for v in verdicts if v.claim == claim]
+            # The part that decides: the one furthest on the wrong side.
+            worst = (min if ">" in given[claim]["threshold"] else max)(parts, key=lambda v: v.here)
+            failing = [v.part for v in parts if v.verdict != REPRODUCED]
+            only = f" Not for: {', '.join(failing)}." if 0 < len(failing) < len(parts) and study.profile.judged else ""
+            note = f" ({worst.note})" if worst.note else ""
+            lines.append(f"- `{claim}`, {given[claim]['says']}: worst value {worst.here:.2f} for {worst.part} (interval "
+                         f"{worst.low:.2f} to {worst.high:.2f}, asked {worst.threshold}){note}.{only}")
+        lines += ["", ""] if any(v == wanted or wanted == "" for v in by_claim.values()) else ["- none", ""]
+    at = fitted.set_index(["fit", "condition", "method"]).accuracy
+    ft = next(f for f in at.index.get_level_values(0) if f.startswith("FT-Classifier"))
+    merges = [m for m in dict.fromkeys(fitted.method) if m not in (BASE, RANDOM)]
+    lines += ["### What the controls add", ""]
+    for fit in (ft, RUNG_LABELS["orthogonal"], RUNG_LABELS["affine"]):
+        leak = [at[fit, "test", m] - at[fit, "train", m] for m in merges]
+        lines.append(f"- **{fit}.** Fitting on the scored inputs instead of training inputs changes the merges by {min(leak):+.1f} to "
+                     f"{max(leak):+.1f} points. Fitted on training inputs it lifts the merges by "
+                     f"{min(at[fit, 'train', m] - at[fit, 'none', m] for m in merges):+.1f} to "
+                     f"{max(at[fit, 'train', m] - at[fit, 'none', m] for m in merges):+.1f} points, the base model by "
+                     f"{at[fit, 'train', BASE] - at[fit, 'none', BASE]:+.1f} and an untrained encoder by "
+                     f"{at[fit, 'train', RANDOM] - at[fit, 'none', RANDOM]:+.1f}.")
+    check = chance_check(permuted, chance)
+    lines.append(f"- **Permuted teacher.** {int(check.passes.sum())} of {len(check)} ladder fits end within 3 points of chance "
+                 f"({chance:.1f} %).")
+    return "\n".join(lines)
+
+

@@ -1,0 +1,123 @@
+"""The orthogonal classifier turns W_t and does nothing else to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mergelib.errors import DataError, UnknownNameError
+from mergelib.protocols import PRESETS, FTPreset, kl_to_teacher
+from mergelib.protocols.orthogonal import FITS, orthogonal_classifier
+from mergelib.types import Head, stack_heads
+
+PRESET = PRESETS["default"]
+SHAPES = [(3, 8), (8, 8), (11, 8)]  # C below, at and above d
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def head(C: int = 3, d: int = 8, seed: int = 10) -> Head:
+    return Head(normal(C, d, seed=seed), normal(C, seed=seed + 1))
+
+
+def rotation(d: int, size: float = 0.15) -> torch.Tensor:
+    skew = size * normal(d, d, seed=3)
+    return torch.matrix_exp(skew - skew.mT)
+
+
+def loss(found: Head, X: torch.Tensor, Y: torch.Tensor, start: Head) -> torch.Tensor:
+    return kl_to_teacher(found.logits(X), start.logits(Y)).mean(-1)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("C, d", SHAPES)
+@pytest.mark.parametrize("n", [2, 50])
+def test_lengths_angles_and_bias_are_kept(fit, C, d, n):
+    start = head(C, d)
+    found = orthogonal_classifier(normal(2, n, d, seed=1), normal(2, n, d, seed=2), start, PRESET, fit=fit)
+    assert found.weight.shape == (2, C, d) and found.bias.shape == (2, C)
+    assert (found.weight - start.weight).abs().max() > 1e-2
+    gram = start.weight @ start.weight.mT
+    torch.testing.assert_close(found.weight @ found.weight.mT, gram.expand(2, C, C), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.bias, start.bias.expand(2, C))
+    assert not found.weight.requires_grad
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_head_of_lower_rank_is_no_exception(fit):
+    start = head(4)
+    start.weight[3] = start.weight[0] + start.weight[1]
+    found = orthogonal_classifier(normal(1, 30, 8, seed=1), normal(1, 30, 8, seed=2), start, PRESET, fit=fit).weight[0]
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found[3], found[0] + found[1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("C, d", SHAPES)
+def test_kl_fit_starts_at_the_fine_tuned_head(C, d):
+    start = head(C, d)
+    found = orthogonal_classifier(normal(2, 9, d, seed=1), normal(2, 9, d, seed=2), start, FTPreset(lr=1.0, epochs=0))
+    torch.testing.assert_close(found.weight, start.weight.expand(2, C, d), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("n", [4, 60])
+def test_equal_features_leave_the_head(fit, n):
+    X, start = normal(2, n, 8, seed=1), head()
+    found = orthogonal_classifier(X, X.clone(), start, PRESET, fit=fit)
+    # Adam divides by the gradient's size, so that rounding alone moves an entry by a few steps of the rate.
+    torch.testing.assert_close(found.weight, start.weight.expand(2, 3, 8), atol=5 * PRESET.lr, rtol=0)
+    assert loss(found, X, X, start).max() < 1e-5
+
+
+@pytest.mark.parametrize("C, d", SHAPES)
+def test_a_planted_rotation_is_found(C, d):
+    """f_t = R f_m with R far from symmetric: on new inputs W' x gives f_t's logits, W_t x does not."""
+    R, start, new = rotation(d), head(C, d), normal(2, 300, d, seed=5)
+    X = normal(2, 100, d, seed=1)
+    target = start.logits(new @ R.mT)
+    assert (start.logits(new) - target).abs().max() > 1
+    closed = orthogonal_classifier(X, X @ R.mT, start, PRESET, fit="procrustes")
+    torch.testing.assert_close(closed.logits(new), target, atol=1e-4, rtol=0)
+    torch.testing.assert_close(closed.weight, (start.weight @ R).expand(2, C, d), atol=1e-4, rtol=0)
+    # KL cannot see a vector added to all rows of W', so probabilities are compared, not logits.
+    found = orthogonal_classifier(X, X @ R.mT, start, FTPreset(lr=1e-2, epochs=800))
+    torch.testing.assert_close(found.logits(new).log_softmax(-1), target.log_softmax(-1), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_few_inputs_still_help(fit):
+    """n < d: closer to f_t's predictions on new inputs than the untouched head."""
+    d, R, start = 40, rotation(40, 0.05), head(4, 40)
+    X, new = normal(1, 20, d, seed=1), normal(1, 500, d, seed=5)
+    found = orthogonal_classifier(X, X @ R.mT, start, PRESET, fit=fit)
+    assert loss(found, new, new @ R.mT, start) < 0.9 * loss(start, new, new @ R.mT, start)
+
+
+def test_kl_fit_minimises_kl_of_the_teachers_own_logits():
+    """The teacher is f_t through (W_t, b_t), and KL falls below its start and below Procrustes'."""
+    X, Y, start = normal(3, 60, 8, seed=1), normal(3, 60, 8, seed=2), head()
+    found, closed = (orthogonal_classifier(X, Y, start, PRESET, fit=fit) for fit in ("kl", "procrustes"))
+    assert (loss(found, X, Y, start) < loss(start, X, Y, start)).all()
+    assert (loss(found, X, Y, start) < loss(closed, X, Y, start)).all()
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_batch_equals_single_fits(fit, preset):
+    X, Y = normal(3, 12, 8, seed=1), normal(3, 12, 8, seed=2)
+    heads = [head(seed=s) for s in (10, 20, 30)]
+    whole = orthogonal_classifier(X, Y, stack_heads(heads), PRESETS[preset], fit=fit)
+    for i, start in enumerate(heads):
+        alone = orthogonal_classifier(X[i : i + 1], Y[i : i + 1], start, PRESETS[preset], fit=fit)
+        torch.testing.assert_close(alone.weight[0], whole.weight[i], atol=1e-4, rtol=0)
+        assert torch.equal(alone.bias[0], whole.bias[i])
+
+
+def test_refusals_name_offender_and_remedy():
+    X = normal(1, 4, 8)
+    with pytest.raises(UnknownNameError, match="Nearest: 'procrustes'"):
+        orthogonal_classifier(X, X, head(), PRESET, fit="procrust")
+    with pytest.raises(DataError, match="same inputs"):
+        orthogonal_classifier(X, X[:, :3], head(), PRESET)

@@ -1,0 +1,103 @@
+"""Every notebook of the manifest, executed on ``quick`` through the runner."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import nbformat
+import pandas as pd
+import pytest
+
+from mergelib import claims, paths, runner
+from mergelib.runner import Runner
+
+pytestmark = pytest.mark.slow
+ITEMS = runner.manifest()
+
+
+AGAIN = [i for i in ITEMS if i.id in ("tab02_main", "fig05_ft_classifier", "fig01_clusters")]
+
+
+def run(items, folder):
+    """Notebooks into ``folder``, two at a time; returns their results."""
+    given = {i.id: {"overrides": {"threads": 1}, "device": "cpu"} for i in items}
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MERGELIB_OUTPUT", str(folder))
+        results = Runner("quick", jobs=2, echo=said.append).run(items, given)
+        return {r.item.id: r for r in results}, paths.figures("quick"), paths.build("quick") / "notebooks", said
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory):
+    return run(ITEMS, tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="session")
+def second(first, tmp_path_factory):
+    """Again on the store of the first run: everything is found, only tables and figures are made anew."""
+    return run(AGAIN, tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture(params=ITEMS, ids=lambda i: i.id)
+def item(request):
+    return request.param
+
+
+def test_it_runs_and_leaves_its_outputs(first, item):
+    results, figures, build, said = first
+    assert results[item.id].ok, results[item.id].error + "\n" + "\n".join(said[-20:])
+    for name in item.outputs:
+        assert (figures / name).stat().st_size > 100, name
+    assert not list(figures.glob("*.tmp"))
+    notebook = nbformat.read(build / f"{item.id}.ipynb", as_version=4)
+    assert all(c.execution_count for c in notebook.cells if c.cell_type == "code")
+
+
+def test_its_sidecar_says_what_made_it(first, item):
+    results, figures, _, _ = first
+    for stem in (item.id, *item.extra_figures):
+        sidecar = json.loads((figures / f"{stem}.json").read_text())
+        assert len(sidecar["alt"].split()) >= 6 and sidecar["alt"].endswith(".")
+        assert sidecar["profile"]["name"] == "quick" and sidecar["overrides"] == {"threads": 1}
+        assert sidecar["claims_file"] == claims.claims_hash()
+        assert set(sidecar["data"]) == {p.name for p in figures.glob(f"{stem}*.csv")}
+        assert not any(d in (figures / f"{stem}.json").read_text() for d in ("/home/", "/tmp/", "/work/", "/root/"))
+    main = json.loads((figures / f"{item.id}.json").read_text())
+    assert set(main["claims"]) == set(item.claims)
+    assert {v["verdict"] for v in main["verdicts"]} <= {claims.NOT_JUDGED} and set(main["claims"].values()) <= {claims.NOT_JUDGED}
+    assert all(math.isfinite(v["here"]) for v in main["verdicts"])
+    assert results[item.id].claims == main["claims"]
+
+
+@pytest.mark.parametrize("item", AGAIN, ids=lambda i: i.id)
+def test_a_second_run_gives_the_same_bytes(first, second, item):
+    assert second[0][item.id].ok, second[0][item.id].error
+    for name in item.outputs:
+        if not name.endswith("pdf"):
+            assert (first[1] / name).read_bytes() == (second[1] / name).read_bytes(), name
+
+
+def test_no_warning_reaches_the_reader(first, item):
+    """But the one on lambda's edge, which is meant for them."""
+    notebook = nbformat.read(first[2] / f"{item.id}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                lines = [line for line in output.text.splitlines() if "Warning" in line and "edge of the grid" not in line]
+                assert not lines, lines
+
+
+def test_one_source_of_numbers(first):
+    """Where two notebooks score the same (method, protocol, k, draw, seed, task), they print the same (methods.md H12)."""
+    seen = {}
+    for path in sorted(first[1].glob("*.csv")):
+        frame = pd.read_csv(path)
+        by = ["task", "method", "protocol", "k", "draw", "seed"]
+        if not {*by, "accuracy"} <= set(frame.columns):
+            continue
+        for row in frame.fillna("-").itertuples():
+            key = tuple(getattr(row, c) for c in by)
+            assert seen.setdefault(key, row.accuracy) == row.accuracy, (path.name, key)
+    assert seen
