@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .clusters import label_purity, source_purity
 from .errors import UnknownNameError
+from .ladder import aligned
 from .merging import get_method
 from .protocols import get_protocol
 from .study import BASE, FINE_TUNED, Study
@@ -91,7 +92,7 @@ class Bootstrap:
         encoders = [*PAPER_METHODS, BASE]
         return self.cached(("aligned", encoder, rung, fit_on, fit), lambda: 100 * self.average({
             task: (cell["predicted"] == self.study.task(task).test.labels)[None]
-            for (e, task), cell in self.study.aligned(encoders, rung, fit_on=fit_on, fit=fit).items() if e == encoder}))
+            for (e, task), cell in aligned(self.study, encoders, rung, fit_on=fit_on, fit=fit).items() if e == encoder}))
 
     def test_outputs(self, encoder: str) -> dict[str, Tensor]:
         """An encoder's test features ``[N, d]`` per task."""

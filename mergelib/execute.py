@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nbformat
 
-
 PROGRESS = re.compile(r"\d+(?:\.\d+)?(?:it/s|s/it)")
 EVERY = 10.0  # seconds between two progress lines
 

@@ -10,11 +10,16 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from .claims import METRICS, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
-from .protocols import current_eval, fit_heads
-from .report import RUNG_LABELS, protocol_label, short_label
-from .study import BASE, POOL_SEED, RANDOM, Study
+from .features import extract
+from .ladder import RUNG_LABELS, aligned
+from .protocols import PRESETS, current_eval, fit_heads, ft_classifier
+from .report import protocol_label, short_label
+from .store import Artifact
+from .study import BASE, FINE_TUNED, POOL_SEED, RANDOM, STEP_VERSIONS, Study
+from .types import digest
 
 COLUMNS = ["fit", "condition", "method", "accuracy"]
 ALIGNMENT_CLAIMS = ("P3.1-bias", "P3.1-clusters", "P3.2-knn", "P4.1-ladder", "C4.1-held-out", "C4.1-base", "P4.2-gap",
@@ -32,7 +37,7 @@ def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> dict[str
     found = {}
     for group in ([e for e in encoders if e != RANDOM], [e for e in encoders if e == RANDOM]):
         if group:
-            cells = study.aligned(group, rung, **how)
+            cells = aligned(study, group, rung, **how)
             found |= {e: 100 * sum((cells[e, t]["predicted"] == study.task(t).test.labels).float().mean().item()
                                    for t in study.tasks) / len(study.tasks) for e in group}
     return found
@@ -75,7 +80,7 @@ def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFram
     for method in methods:
         rows += [("FT-Classifier Eval", f"{draw} draw", method, _average(study, method, "ft_classifier", k, draw=draw))
                  for draw in ("stratified", "uniform")]
-        released = [study.released_mode(method, t, k).float().mean().item() for t in study.tasks]
+        released = [released_mode(study, method, t, k).float().mean().item() for t in study.tasks]
         rows.append(("FT-Classifier Eval", "released mode", method, 100 * sum(released) / len(released)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -107,6 +112,30 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
         rows.append(("permuted teacher", "FT-Classifier Eval", encoder, 100 * sum(cells) / len(cells)))
         rows.append(("permuted teacher", "no alignment (Current Eval)", encoder, _average(study, encoder, "current")))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
+    """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as the released code does: the merged
+    encoder in training mode (dropout on) while the head is fitted, batches of one, five epochs; scored without dropout."""
+    preset = PRESETS["released"]
+    head, rows = study.head(encoder, task), study.draws(task, "stratified")[:, :, :k].flatten(1)
+    pool = study.pool(task)
+    state, weights = study.weights(encoder, task)
+    key = {"version": STEP_VERSIONS["dropout"], "encoder": study.encoder.digest, "weights": weights,
+           "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs}
+
+    def make() -> Artifact:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(study.profile.seed)
+            module = study.encoder.module(state)
+            passes = [extract(study.encoder, module, [pool.inputs[i] for i in seed_rows.tolist()], device=study.device,
+                              dropout=True) for _ in range(preset.epochs) for seed_rows in rows]
+        return Artifact({"features": torch.stack(passes).view(preset.epochs, *rows.shape, -1)})
+
+    z = study.store.get("dropout", key, make).tensors["features"]
+    teacher = study.expert(task).head.logits(study.features(FINE_TUNED, task, "pool"))[rows]
+    heads = ft_classifier(z, teacher, head, preset)
+    return current_eval(study.features(encoder, task), heads) == study.task(task).test.labels
 
 
 def chance_check(permuted: pd.DataFrame, chance: float, tolerance: float = 3.0) -> pd.DataFrame:

@@ -13,9 +13,8 @@ from . import __version__
 from .clusters import label_purity, silhouette, source_purity
 from .merging import METHODS
 from .protocols import PROTOCOLS
-from .protocols.alignment import TABLE_1, free_parameters
 from .protocols.surgery import trainable_parameters
-from .study import BASE, FINE_TUNED, MULTI_TASK, RANDOM, Study
+from .study import BASE, FINE_TUNED, MULTI_TASK, RANDOM, Study, percent
 
 PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
 TASK_LABELS = {"ag": "AG News", "yelp": "Yelp", "amazon": "Amazon", "yahoo": "Yahoo", "dbpedia": "DBpedia"}
@@ -155,7 +154,7 @@ def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n
             z_m = study.features(method, task)
             purity_m, source = float(label_purity(z_m, labels).mean()), float(source_purity(z_t, z_m).mean())
             points, shown = study.embedding(method, task, n)
-            accuracy = study._percent(study.correct(method, task, "current")[0])
+            accuracy = percent(study.correct(method, task, "current")[0])
             panels[task, method] = {"points": points.numpy(), "labels": shown.numpy(), "accuracy": accuracy,
                                     "note": f"label purity {purity_t:.2f} → {purity_m:.2f}, source purity {source:.2f}"}
             rows.append({"task": task, "method": method, "Current Eval (%)": accuracy, "label purity f_t": purity_t,
@@ -206,61 +205,6 @@ def table3(summary: pd.DataFrame, study: Study, k: int) -> pd.DataFrame:
                 row[short_label(encoder)] = round(ours, 1) if printed_for == "here" else theirs
             rows.append(row)
     return pd.DataFrame(rows).set_index(["", "Protocol"])
-
-
-RUNG_LABELS = {"identity": "Identity (Current)", **{name: rung.label for name, rung in TABLE_1.items()}}
-
-
-def ladder_table(study: Study, encoders: Sequence[str], *, fit_on: str = "test", fit: str = "l1",
-                 permuted_teacher: bool = False, n: int | None = None) -> pd.DataFrame:
-    """The ladder per rung and encoder, averaged over tasks: accuracy (percent), and what to know of the maps.
-
-    The identity rung is Current Eval. The invertible rung is the linear map; a singular one would be flagged by its condition
-    number. Columns method, rung, accuracy, max|A^T A - I|, condition, det > 0 (share of tasks), L1 before, L1 after, free
-    parameters per task.
-    """
-    rows = []
-    for rung in RUNG_LABELS:
-        cells = {} if rung == "identity" else study.aligned(encoders, rung, fit_on=fit_on, fit=fit, n=n,
-                                                            permuted_teacher=permuted_teacher)
-        for encoder in encoders:
-            if rung == "identity":
-                accuracy = [study._percent(study.correct(encoder, t, "current")[0]) for t in study.tasks]
-                rows.append({"method": encoder, "rung": rung, "accuracy": sum(accuracy) / len(accuracy), "free parameters": 0})
-                continue
-            mine = pd.DataFrame([cells[encoder, t] | {"accuracy": study._percent(
-                cells[encoder, t]["predicted"] == study.task(t).test.labels)} for t in study.tasks])
-            rows.append({"method": encoder, "rung": rung, "accuracy": mine.accuracy.mean(),
-                         "max|A^T A - I|": mine.orthogonality_max.max(), "condition": mine.condition.max(),
-                         "det > 0": (mine.det_sign > 0).mean(), "L1 before": mine.l1_before.mean(),
-                         "L1 after": mine.l1_after.mean(), "free parameters": free_parameters(rung, study.encoder.width)})
-    return pd.DataFrame(rows)
-
-
-def ladder_wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy of ``ladder_table`` with a row per encoder and a column per rung."""
-    cells = table.pivot(index="method", columns="rung", values="accuracy").loc[list(dict.fromkeys(table.method)), list(RUNG_LABELS)]
-    return cells.round(1).rename(index=encoder_label, columns=RUNG_LABELS).rename_axis(index=None, columns=None)
-
-
-def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
-    """What each step adds to the held-out R^2, averaged over tasks: columns method, step, increment.
-
-    The identity and the translation are one step: a constant offset makes R^2 before it as negative as one likes, so the
-    chain starts at f_t's mean (R^2 = 0) and counts from there."""
-    cumulative = study.variance_steps(encoders).groupby(["method", "step"], sort=False).r2.mean().unstack("step")
-    steps = [s for s in cumulative if s != "identity"]
-    rows = [{"method": m, "step": s, "increment": cumulative.loc[m, s] - (cumulative.loc[m, steps[i - 1]] if i else 0.0)}
-            for m in encoders for i, s in enumerate(steps)]
-    return pd.DataFrame(rows)
-
-
-def alt_ladder(table: pd.DataFrame, fine_tuned: float) -> str:
-    """Alt text of Figure 4, from the numbers themselves."""
-    said = [f"{short_label(m)} from {rows.accuracy.iloc[0]:.1f} to {rows.set_index('rung').accuracy['orthogonal']:.1f}"
-            for m, rows in table.groupby("method", sort=False)]
-    return (f"Average accuracy before alignment and after each transformation of the ladder. With an orthogonal map, in percent: "
-            f"{'; '.join(said)}; fine-tuned models {fine_tuned:.1f}.")
 
 
 def cost_table(study: Study) -> pd.DataFrame:

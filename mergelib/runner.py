@@ -199,7 +199,8 @@ class Runner:
 
     def _relay(self, item: Item, process: subprocess.Popen) -> None:
         for line in process.stdout:
-            if line.strip():
+            # The kernel's own start-up remark goes to the terminal past papermill.
+            if line.strip() and "[IPKernelApp]" not in line:
                 self.echo(f"   {item.id.split('_')[0]} | {line.rstrip()[:160]}")
 
     def _complaint(self, item: Item, code: int, out: Path, *, start_wall: float) -> str:

@@ -24,19 +24,9 @@ from .merging import Method, get_method
 from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
 from .profiles import Profile, load_profile
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
-from .protocols.alignment import (
-    AffineMap,
-    aligned_predictions,
-    diagnose,
-    fit_closed_form,
-    fit_l1,
-    get_rung,
-    variance_steps,
-)
-from .protocols.ft_classifier import PRESETS, ft_classifier
 from .store import Artifact, Store
 from .tasks import load_task, miniature_corpus
-from .types import Expert, Head, Split, State, Task, digest, state_digest
+from .types import Expert, Head, Split, State, Task, digest, head_digest, state_digest
 
 MERGE_VERSION = 1
 LAM_VERSION = 1
@@ -61,6 +51,11 @@ def function_digest(function: Any) -> str:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return digest(ast.dump(tree))
+
+
+def percent(right: Tensor) -> float:
+    """Share of true entries of ``right [N]``, in percent."""
+    return 100.0 * int(right.sum()) / len(right)
 
 
 class Study:
@@ -230,7 +225,7 @@ class Study:
         options, lams = self._method_options(method.name), self.profile.merging.lams
         key = {"version": STEP_VERSIONS["lam"], **self._merge_key(method, options), "lams": list(lams),
                "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
-               "heads": [state_digest({"w": e.head.weight, "b": e.head.bias}) for e in self.experts()]}
+               "heads": [head_digest(e.head) for e in self.experts()]}
 
         def make() -> Artifact:
             rows = []
@@ -285,8 +280,8 @@ class Study:
 
         return self.store.get("merge", key, make)
 
-    def _weights(self, encoder: str, task: str) -> tuple[State, str]:
-        """An encoder's weights for a task, and their identity."""
+    def weights(self, encoder: str, task: str) -> tuple[State, str]:
+        """An encoder's weights for a task, and their digest. Only f_t depends on the task."""
         if encoder == BASE:
             return self.base_state, self._base_digest
         if encoder == FINE_TUNED:
@@ -329,7 +324,7 @@ class Study:
 
     def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
         """Z ``[N, d]``: an encoder's features of a task's split, float32, in the split's order; computed once."""
-        state, weights = self._weights(encoder, task)
+        state, weights = self.weights(encoder, task)
         inputs = self.split(task, split).inputs
         key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": weights,
                "inputs": digest(*inputs), "dtype": "float32"}
@@ -385,11 +380,11 @@ class Study:
         """
         found = get_protocol(protocol)
         settings = self.profile.protocols
-        _, weights = self._weights(encoder, task)
+        _, weights = self.weights(encoder, task)
         head = self.head(encoder, task)
         key: dict[str, Any] = {
             "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest, "weights": weights,
-            "test": self.task(task).test.inputs_digest, "head": state_digest({"weight": head.weight, "bias": head.bias})}
+            "test": self.task(task).test.inputs_digest, "head": head_digest(head)}
         draws = None
         if found.few_shot:
             if draw not in found.draws:
@@ -432,87 +427,6 @@ class Study:
         index = ks.index(k) if shots else 0
         return predicted[index] == self.task(task).test.labels
 
-    # ---- aligned f_m: the ladder of Section 4.1 -----------------------------------------------------------------------
-
-    def aligned(self, encoders: Sequence[str], rung: str, *, fit_on: str = "test", fit: str = "l1", n: int | None = None,
-                permuted_teacher: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
-        """Aligned f_m (Eq. 6, 7) per (encoder, task): ``predicted [N]`` and the diagnostics of ``alignment.diagnose``.
-
-        One map per encoder and task, all fitted as one batch. ``fit_on`` "test" fits on the scored inputs, as in the paper,
-        "train" on as many training inputs; ``n`` takes the first n of them. ``fit`` is "l1" (the paper's loss) or
-        "closed_form". ``permuted_teacher`` shuffles f_t's outputs between inputs: a control that carries no information.
-        """
-        if fit not in ("l1", "closed_form"):
-            raise UnknownNameError("fit", fit, ("l1", "closed_form"))
-        # The invertible rung has no constraint of its own to fit; it is the linear map, whose condition is reported.
-        rung = "linear" if get_rung(rung).name == "invertible" else rung
-        split = {"test": "test", "train": "fit"}.get(fit_on)
-        if split is None:
-            raise UnknownNameError("fit_on", fit_on, ("train", "test"))
-        results: dict[tuple[str, str], dict[str, Any]] = {}
-        sizes = {t: min(n or len(self.split(t, split)), len(self.split(t, split))) for t in self.tasks}
-        for size in dict.fromkeys(sizes.values()):  # tasks of equal size share a batch
-            cells = [(e, t) for e in encoders for t in self.tasks if sizes[t] == size]
-            key = {"version": STEP_VERSIONS["align"], "rung": rung, "fit": fit, "size": size, "permuted": permuted_teacher,
-                   "encoder": self.encoder.digest,
-                   "cells": [[self._weights(e, t)[1], self.expert(t).info["state_digest"], self.task(t).test.inputs_digest,
-                              digest(*self.split(t, split).inputs)] for e, t in cells]}
-
-            def make(cells=cells, size=size) -> Artifact:
-                x = torch.stack([self.features(e, t, split)[:size] for e, t in cells]).to(self.device)
-                y = torch.stack([self.features(FINE_TUNED, t, split)[:size] for _, t in cells]).to(self.device)
-                if permuted_teacher:
-                    y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
-                mapping = fit_l1(x, y, rung) if fit == "l1" else fit_closed_form(x, y, rung)
-                # Tasks differ in C and may differ in N: predictions one by one.
-                predicted = {f"predicted.{i}": aligned_predictions(
-                    self.features(e, t)[None].to(self.device), self.head(e, t).to(self.device),
-                    AffineMap(mapping.A[i : i + 1], mapping.b[i : i + 1]))[0].to("cpu", torch.int16)
-                    for i, (e, t) in enumerate(cells)}
-                found = diagnose(mapping, x, y)
-                return Artifact({**predicted, **{name: v.cpu() for name, v in found.items()}})
-
-            made = self.store.get("align", key, make).tensors
-            for i, cell in enumerate(cells):
-                results[cell] = {name: v[i].item() for name, v in made.items() if not name.startswith("predicted.")}
-                results[cell]["predicted"] = made[f"predicted.{i}"]
-        return results
-
-    def variance_steps(self, encoders: Sequence[str]) -> pd.DataFrame:
-        """Held-out R^2 of f_t's outputs from f_m's, per encoder and task, after each step of ``alignment.variance_steps``;
-        fitted on training inputs, measured on test inputs. Columns method, task, step, r2."""
-        rows = []
-        for encoder in encoders:
-            for task in self.tasks:
-                z = [self.features(e, task, split)[None] for split in ("fit", "test") for e in (encoder, FINE_TUNED)]
-                rows += [{"method": encoder, "task": task, "step": step, "r2": float(v[0])}
-                         for step, v in variance_steps(*z).items()]
-        return pd.DataFrame(rows)
-
-    def released_mode(self, encoder: str, task: str, k: int) -> Tensor:
-        """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as the released code does: the merged
-        encoder in training mode (dropout on) while the head is fitted, batches of one, five epochs; scored without dropout."""
-        preset = PRESETS["released"]
-        head, rows = self.head(encoder, task), self.draws(task, "stratified")[:, :, :k].flatten(1)
-        pool = self.pool(task)
-        state, weights = self._weights(encoder, task)
-        key = {"version": STEP_VERSIONS["dropout"], "encoder": self.encoder.digest, "weights": weights,
-               "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs}
-
-        def make() -> Artifact:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.profile.seed)
-                module = self.encoder.module(state)
-                passes = [extract(self.encoder, module, [pool.inputs[i] for i in seed_rows.tolist()], device=self.device,
-                                  dropout=True) for _ in range(preset.epochs) for seed_rows in rows]
-            return Artifact({"features": torch.stack(passes).view(preset.epochs, *rows.shape, -1)})
-
-        z = self.store.get("dropout", key, make).tensors["features"]
-        teacher = self.expert(task).head.logits(self.features(FINE_TUNED, task, "pool"))[rows]
-        heads = ft_classifier(z, teacher, head, preset)
-        predicted = get_protocol("current").function(Evidence(self.features(encoder, task), heads))[0, 0]
-        return predicted == self.task(task).test.labels
-
     def scores(self, encoders: Sequence[str], protocols: Sequence[str], *, draw: str = "stratified",
                fit_on: str = "train") -> pd.DataFrame:
         """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
@@ -528,20 +442,16 @@ class Study:
                     common = {"backbone": self.profile.backbone, "task": task.name, "method": encoder, "protocol": name,
                               "n": len(task.test)}
                     if not protocol.few_shot:
-                        rows.append(common | {"accuracy": self._percent(self.correct(encoder, task.name, name)[0])})
+                        rows.append(common | {"accuracy": percent(self.correct(encoder, task.name, name)[0])})
                         continue
                     if draw == "all":
                         k = self._ks(task.name, draw, fit_on)[0] // task.n_classes
                         right = self.correct(encoder, task.name, name, draw=draw, fit_on=fit_on)[0]
-                        rows.append(common | {"k": k, "draw": draw, "fit_on": fit_on, "accuracy": self._percent(right)})
+                        rows.append(common | {"k": k, "draw": draw, "fit_on": fit_on, "accuracy": percent(right)})
                         continue
                     for k in self.profile.protocols.ks:
                         right = self.correct(encoder, task.name, name, k=k, draw=draw, fit_on=fit_on)
-                        rows += [common | {"k": k, "draw": draw, "fit_on": fit_on, "seed": seed, "accuracy": self._percent(row)}
+                        rows += [common | {"k": k, "draw": draw, "fit_on": fit_on, "seed": seed, "accuracy": percent(row)}
                                  for seed, row in zip(self.profile.protocols.seeds, right, strict=True)]
         frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
         return frame.astype({"k": "Int64", "seed": "Int64"})
-
-    @staticmethod
-    def _percent(right: Tensor) -> float:
-        return 100.0 * int(right.sum()) / len(right)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,24 @@ def pinned_threads(n: int):
         torch.set_num_threads(before)
 
 
+def newest_checkpoint(scratch: Path) -> str | None:
+    """The newest whole checkpoint under ``scratch``; damaged ones (a kill in mid-write) are removed, with a warning."""
+    numbered = [p for p in scratch.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    for folder in sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            names = ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+            # torch files are zip archives: their checksums tell damage without unpickling anything.
+            if all(zipfile.ZipFile(folder / name).testzip() is None for name in names):
+                return str(folder)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            pass
+        warnings.warn(f"checkpoint {folder.name} is damaged and cannot be resumed; it is removed, training goes on from the "
+                      "one before it, or from the beginning.", UserWarning, stacklevel=2)
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
 def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable[[list], dict], config: TrainConfig,
           *, device: torch.device, scratch: Path, desc: str) -> dict[str, Any]:
     """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss.
@@ -49,7 +69,6 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
     With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the newest whole one.
     """
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
     class TextProgress(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
@@ -90,15 +109,6 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
         trainer = QuietTrainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate,
                                callbacks=[TextProgress()])
         trainer.remove_callback(PrinterCallback)
-        last = get_last_checkpoint(str(scratch)) if config.save_every else None
-        try:
-            trainer.train(resume_from_checkpoint=last)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError):
-            if last is None:
-                raise
-            warnings.warn(f"checkpoint {Path(last).name} cannot be resumed; it is removed. Run again to start from the one "
-                          "before it, or from the beginning.", UserWarning, stacklevel=2)
-            shutil.rmtree(last, ignore_errors=True)
-            raise
+        trainer.train(resume_from_checkpoint=newest_checkpoint(scratch) if config.save_every else None)
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     return {"steps": config.steps, "last_loss": round(float(losses[-1]), 4) if losses else None}

@@ -124,6 +124,11 @@ class Expert:
     info: dict = field(default_factory=dict)
 
 
+def head_digest(head: Head) -> str:
+    """SHA-256 of a head's weight and bias."""
+    return state_digest({"weight": head.weight, "bias": head.bias})
+
+
 def stack_heads(heads: Iterable[Head]) -> Head:
     """Heads of one shape ``[C, d]`` as one batched head ``[B, C, d]``."""
     heads = list(heads)

@@ -20,11 +20,11 @@ from .current import current_eval
 
 @dataclass(frozen=True)
 class Rung:
-    """One row of Table 1. ``constraint`` is "none", "orthogonal" (A^T A = I) or "diagonal"; ``shift`` says whether b is
-    free.
+    """One row of Table 1.
 
-    "invertible" carries no constraint that a fit can enforce: singular matrices have measure zero. Its fit is the
-    linear one; report ``diagnose``'s condition number and sign of det beside it.
+    ``constraint`` is "none", "orthogonal" (A^T A = I) or "diagonal"; ``shift`` says whether b is free. "invertible"
+    carries no constraint that a fit can enforce: singular matrices have measure zero. Its fit is the linear one; report
+    ``diagnose``'s condition number and sign of det beside it.
     """
 
     name: str
@@ -165,21 +165,21 @@ def _batches(n: int, size: int, steps: int, seed: int) -> Tensor:
 
 
 def _cayley(S: Tensor) -> Tensor:
-    """Rotation (I - S/2)^-1 (I + S/2) ``[B, d, d]`` of a skew-symmetric S, as torch's orthogonal parametrization has it."""
+    """Rotation (I - S/2)^-1 (I + S/2) ``[B, d, d]`` of a skew-symmetric S, as in torch's orthogonal parametrization."""
     return torch.linalg.solve(_eye(S) - S / 2, _eye(S) + S / 2)
 
 
 def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps: int = 500, lr: float | None = None,
            batch_size: int | None = 256, seed: int = 0, exact: bool = False) -> AffineMap:
-    """The paper's fit (Eq. 6 and 7): mean |G(X) - Y| + alpha * mean |A^T A - I|, from ``X`` (f_m) to ``Y`` (f_t) ``[B,
-    n, d]``.
+    """The paper's fit (Eq. 6 and 7): minimise mean |G(X) - Y| + alpha * mean |A^T A - I|.
 
-    The penalty is there for the Euclidean and orthogonal rungs only. A starts random, N(0, 1/d) per entry (its diagonal
-    for scaling, its orthogonal factor for the two), the same for every fit of a seed; b starts at 0. Adam, rate falling
-    linearly to 0, over minibatches of ``batch_size`` rows (all rows if None or if there are fewer), the same rows for
-    every fit. The paper says no more than "randomly initialise" and "adjusting alpha": optimiser, rate, steps,
-    distribution, alpha are ours. ``lr=None`` is 0.3 / sqrt(d), at most 0.03: a step moves every entry, so its spectral
-    norm grows with lr sqrt(d), and beyond about 1/2 the penalty overshoots and A collapses.
+    ``X`` (f_m) and ``Y`` (f_t) are ``[B, n, d]``. The penalty is there for the Euclidean and orthogonal rungs only. A
+    starts random, N(0, 1/d) per entry (its diagonal for scaling, its orthogonal factor for the two), the same for every
+    fit of a seed; b starts at 0. Adam, rate falling linearly to 0, over minibatches of ``batch_size`` rows (all rows if
+    None or if there are fewer), the same rows for every fit. The paper says no more than "randomly initialise" and
+    "adjusting alpha": optimiser, rate, steps, distribution, alpha are ours. ``lr=None`` is 0.3 / sqrt(d), at most 0.03:
+    a step moves every entry, so its spectral norm grows with lr sqrt(d), and beyond about 1/2 the penalty overshoots
+    and A collapses.
 
     Features are divided by the root mean square of X per fit, so alpha has no unit and a common scaling of X and Y
     changes nothing. ``alpha=None`` is the penalty method: alpha grows geometrically from d/100 to 10 d over the steps.

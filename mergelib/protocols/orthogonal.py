@@ -62,11 +62,10 @@ FITS = {"kl": _kl, "procrustes": _procrustes}
 
 def orthogonal_classifier(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, *, fit: str = "kl",
                           seed: int = 0) -> Head:
-    """Fit W' = W_t A, A orthogonal, one per leading index: ``[B, n, d]`` twice -> ``W' [B, C, d]``, ``b' = b_t [B,
-    C]``.
+    """Fit W' = W_t A with A orthogonal, one per leading index: ``W' [B, C, d]``, ``b' = b_t [B, C]``.
 
-    ``features`` are f_m's outputs, ``teacher_features`` f_t's on the same inputs; no labels. ``head`` is (W_t, b_t),
-    one for all fits or one per fit.
+    ``features`` are f_m's outputs, ``teacher_features`` f_t's on the same inputs, both ``[B, n, d]``; no labels.
+    ``head`` is (W_t, b_t), one for all fits or one per fit.
 
     "kl" minimises the mean KL(teacher || student) of Eq. 8 from A = I, with the rate, steps and minibatches of
     FT-Classifier's ``preset``. Write W_t = L Q with orthonormal rows in Q ``[r, d]``, r = min(C, d). Q A runs over all
