@@ -246,8 +246,8 @@ def _shared_legend(fig: Figure, ax: Axes) -> None:
 
 
 def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping[str, pd.DataFrame],
-                verdicts: Sequence[Verdict] = ()) -> Path:
-    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's path.
+                verdicts: Sequence[Verdict] = ()) -> str:
+    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's place in the project.
 
     ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
     sentence what the figure shows. Raises ``ConfigError`` for an alt text that is not a sentence.
@@ -278,4 +278,4 @@ def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping
     fig.savefig(folder / f"{stem}.png.tmp", format="png", metadata={"Description": alt, "Software": None})
     for ending in ("pdf", "png"):
         (folder / f"{stem}.{ending}.tmp").replace(folder / f"{stem}.{ending}")
-    return folder / f"{stem}.png"
+    return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()

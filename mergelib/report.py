@@ -15,6 +15,7 @@ from .merging import METHODS
 from .protocols import PROTOCOLS
 from .protocols.surgery import trainable_parameters
 from .study import BASE, FINE_TUNED, MULTI_TASK, RANDOM, Study, percent
+from .types import digest
 
 PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
 TASK_LABELS = {"ag": "AG News", "yelp": "Yelp", "amazon": "Amazon", "yahoo": "Yahoo", "dbpedia": "DBpedia"}
@@ -124,6 +125,12 @@ def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].rename(columns=lambda k: f"k = {k}").rename_axis(columns=None)
 
 
+def show(frame: pd.DataFrame, precision: int = 2) -> Styler:
+    """A table for a notebook: whole texts, no running numbers, the same bytes every time."""
+    style = frame.style.format(precision=precision).set_uuid(digest(frame.to_csv())[:8]).set_properties(**{"text-align": "left"})
+    return style.hide() if isinstance(frame.index, pd.RangeIndex) else style
+
+
 def task_table(study: Study) -> pd.DataFrame:
     """A row per task: classes, chance level, sizes of the splits and of the pool of few-shot draws, source."""
     rows = [{"task": TASK_LABELS.get(t.name, t.name), "classes": t.n_classes, "chance (%)": round(100 / t.n_classes, 1),
@@ -137,7 +144,7 @@ def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
     rows = [{"task": TASK_LABELS.get(t.name, t.name), "label": t.label_names[int(t.test.labels[row])],
              "text": t.test.inputs[row][:width] + ("…" if len(t.test.inputs[row]) > width else "")}
             for t in study.tasks.values()]
-    return pd.DataFrame(rows).style.hide().set_properties(**{"text-align": "left", "white-space": "normal"})
+    return show(pd.DataFrame(rows))
 
 
 def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n: int = 400) -> tuple[dict, pd.DataFrame]:
@@ -166,7 +173,7 @@ def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     """A table for the eye: tasks and methods by their labels, three decimals."""
     names = {"task": lambda t: TASK_LABELS.get(t, t), "method": short_label, "protocol": protocol_label}
-    return frame.assign(**{c: frame[c].map(f) for c, f in names.items() if c in frame}).round(3)
+    return frame.assign(**{c: frame[c].map(f) for c, f in names.items() if c in frame}).round(3).reset_index(drop=True)
 
 
 def alt_clusters(table: pd.DataFrame) -> str:

@@ -171,7 +171,7 @@ class Runner:
             out, values = Path(scratch) / "out.ipynb", Path(scratch) / "parameters.json"
             values.write_text(json.dumps({"profile": self.profile, **parameters}))
             command = [sys.executable, "-m", "mergelib.execute", str(item.path), str(out), str(values)]
-            env = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "agg", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            env = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
             with self._guard:
                 if self.stopping.is_set():
                     return result

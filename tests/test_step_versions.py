@@ -58,9 +58,13 @@ def meaning() -> dict[str, list[Any]]:
 
         found["tsne"] = [clusters.tsne, Study.embedding]
     if "align" in study.STEP_VERSIONS:
-        found["align"] = [*defined_in(ladder), Study.aligned]
+        from mergelib.ladder import aligned
+
+        found["align"] = [*defined_in(ladder), aligned]
     if "dropout" in study.STEP_VERSIONS:
-        found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), Study.released_mode]
+        from mergelib.honest import released_mode
+
+        found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
     return found
 
 

@@ -126,11 +126,11 @@ def test_lambda_comes_from_validation(study, make_study, monkeypatch):
 
 
 @pytest.mark.parametrize(("accuracies", "warns"), [([0.9, 0.5, 0.1], True), ([0.1, 0.5, 0.9], True), ([0.1, 0.9, 0.5], False)])
-def test_an_optimum_on_the_edge_warns(study, monkeypatch, accuracies, warns):
+def test_an_optimum_on_the_edge_warns(study, make_study, monkeypatch, accuracies, warns):
     monkeypatch.setattr(Study, "lam_curve", lambda *_: pd.DataFrame({"lam": [0.1, 0.2, 0.3], "task": "a", "accuracy": accuracies}))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        study.lam("ties")
+        make_study(study.store.root).lam("ties")
     assert any("edge of the grid" in str(w.message) for w in caught) == warns
 
 

@@ -1,0 +1,86 @@
+"""What is committed agrees with itself: README, sidecars, tables and notebooks. Reads only what is committed."""
+
+import json
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from mergelib import claims, paths, publish, runner
+
+FIGURES = paths.root() / "figures"
+PROFILES = [p for p in publish.PROFILES if (FIGURES / p).is_dir()]
+
+
+def test_the_readme_shows_what_the_committed_figures_say():
+    readme = (paths.root() / "README.md").read_text()
+    shown = readme.split(publish.README_MARKS[0])[1].split(publish.README_MARKS[1])[0].strip()
+    assert shown == publish.results_markdown().strip(), "run ./run_all.sh --publish"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_item_has_its_figure_in_every_published_profile(profile):
+    for item in runner.manifest():
+        for name in item.outputs:
+            assert (FIGURES / profile / name).is_file(), f"{profile}: {name}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_verdicts_belong_to_this_claims_file_and_cover_the_manifest(profile):
+    for item in runner.manifest():
+        sidecar = json.loads((FIGURES / profile / f"{item.id}.json").read_text())
+        assert sidecar["claims_file"] == claims.claims_hash()
+        assert set(sidecar["claims"]) == set(item.claims)
+        assert sidecar["overrides"] == {} or sidecar["overrides"] == {"tasks.source": "local"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_items_agree_with_each_other(profile):
+    """Table 3 = averages of Table 2; Figures 2 and 5 at k = 5 = Table 2; the identity rung = Current Eval (H12)."""
+    def scores(name):
+        return pd.read_csv(FIGURES / profile / f"{name}.csv")
+
+    keys = ["task", "method", "protocol", "k", "draw", "seed"]
+    table = scores("tab02_main_scores").set_index(keys).accuracy.to_dict()
+    for other in ("fig02_knn_eval", "fig05_ft_classifier", "tab03_base_model_scores", "fig07_surgery"):
+        shared = {k: v for k, v in scores(other).set_index(keys).accuracy.to_dict().items() if k in table}
+        assert len(shared) > 20 and all(table[k] == v for k, v in shared.items()), other
+    all_scores = scores("tab02_main_scores")
+    current = all_scores[all_scores.protocol == "current"].groupby("method").accuracy.mean()
+    ladder = scores("fig04_transformations")
+    for row in ladder[ladder.rung == "identity"].itertuples():
+        assert row.accuracy == pytest.approx(current[row.method], abs=1e-3)
+    three = scores("tab03_base_model")
+    here = three[three.iloc[:, 0] == "here"].set_index("Protocol")
+    assert here.loc["Current Eval", "WA"] == pytest.approx(current["weight_averaging"], abs=0.051)
+    clusters = pd.concat([scores("fig01_clusters"), scores("fig08_clusters_appendix")])
+    by_cell = all_scores[all_scores.protocol == "current"].set_index(["method", "task"]).accuracy
+    for row in clusters.to_dict("records"):
+        assert row["Current Eval (%)"] == pytest.approx(by_cell[row["method"], row["task"]], abs=1e-3)
+
+
+def test_normalise_keeps_results_and_drops_the_rest():
+    notebook = nbformat.v4.new_notebook(metadata={"widgets": {"x": 1}, "papermill": {"duration": 3}}, cells=[
+        nbformat.v4.new_code_cell("x = 1", id="parameters", metadata={"tags": ["parameters"], "papermill": {"duration": 1}}),
+        nbformat.v4.new_code_cell("x = 2", id="injected", metadata={"tags": ["injected-parameters"]}),
+        nbformat.v4.new_code_cell("x", id="show", execution_count=9, outputs=[
+            nbformat.v4.new_output("stream", name="stderr", text="noise"),
+            nbformat.v4.new_output("execute_result", data={"text/plain": "1"}, execution_count=9)])])
+    clean = publish.normalise(notebook)
+    assert [c.id for c in clean.cells] == ["parameters", "show"]
+    assert [c.execution_count for c in clean.cells] == [1, 2]
+    assert [o.output_type for o in clean.cells[1].outputs] == ["execute_result"] and clean.cells[1].outputs[0].execution_count == 2
+    assert "papermill" not in str(clean.metadata) and "widgets" not in clean.metadata
+    assert publish.normalise(clean) == clean
+
+
+@pytest.mark.parametrize("item", runner.manifest(), ids=lambda i: i.id)
+def test_committed_notebooks_show_the_committed_verdicts(item):
+    """A notebook that was not refreshed with its figure would show other verdicts than the sidecar."""
+    text = item.path.read_text()
+    if '"execution_count": 1' not in text:
+        pytest.skip("no outputs committed")
+    sidecar = json.loads((FIGURES / "mini" / f"{item.id}.json").read_text())
+    for verdict in sidecar["verdicts"]:
+        assert re.search(rf"{verdict['low']:.2f} \.\. {verdict['high']:.2f}", text), verdict["claim"]
