@@ -7,6 +7,7 @@ measured value first and B resampled ones after it.
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import re
 from collections.abc import Callable, Sequence
@@ -191,11 +192,11 @@ class Verdict:
 
 def judge_values(values: Tensor, threshold: str) -> tuple[float, float, float, str]:
     """Value, 95 % interval and verdict of ``values [1 + B]``: the whole interval on the claim's side is ``reproduced``,
-    the whole interval on the other side ``not reproduced``, anything else ``undecided``."""
+    the whole interval on the other side ``not reproduced``, anything else (NaN too) ``undecided``."""
     compare, limit = parse_condition(threshold)
     low, high = (float(torch.quantile(values[1:].float(), q)) for q in (0.025, 0.975))
     sides = {bool(compare(low, limit)), bool(compare(high, limit))}
-    verdict = UNDECIDED if len(sides) == 2 else REPRODUCED if sides == {True} else NOT_REPRODUCED
+    verdict = UNDECIDED if len(sides) == 2 or not math.isfinite(low + high) else REPRODUCED if sides == {True} else NOT_REPRODUCED
     return float(values[0]), low, high, verdict
 
 

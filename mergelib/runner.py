@@ -89,6 +89,8 @@ def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, d
         name, separator, text = pair.partition("=")
         if not separator:
             raise ConfigError(f"-p {pair}: write it as name=value.")
+        if name == "profile":
+            raise ConfigError("-p profile=...: choose the profile with --profile.")
         takers = [i for i, known in declared.items() if name in known]
         if not takers:
             raise UnknownNameError("parameter", name, {n for known in declared.values() for n in known})
@@ -200,7 +202,7 @@ class Runner:
     def _relay(self, item: Item, process: subprocess.Popen) -> None:
         for line in process.stdout:
             # The kernel's own start-up remark goes to the terminal past papermill.
-            if line.strip() and "[IPKernelApp]" not in line:
+            if line.strip() and "[IPKernelApp]" not in line and not self.stopping.is_set():
                 self.echo(f"   {item.id.split('_')[0]} | {line.rstrip()[:160]}")
 
     def _complaint(self, item: Item, code: int, out: Path, *, start_wall: float) -> str:

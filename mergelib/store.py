@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from .errors import StoreError
 
+DIGEST = re.compile("[0-9a-f]{64}")
 TENSORS, META = "tensors.safetensors", "meta.json"
 
 
@@ -43,10 +45,18 @@ class StoreWarning(UserWarning):
     """An artifact was damaged and is computed again."""
 
 
+def _canonical(value: Any) -> str:
+    """JSON text with sorted keys, equal before and after a round trip (JSON turns integer keys into texts)."""
+    return json.dumps(json.loads(json.dumps(value, allow_nan=False)), sort_keys=True, separators=(",", ":"))
+
+
+def _text_sha256(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
 def key_digest(step: str, key: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a step's name and key. Raises ``TypeError`` for values that JSON cannot hold."""
-    text = json.dumps([step, key], sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _text_sha256([step, dict(key)])
 
 
 def _sha256(path: Path) -> str:
@@ -79,7 +89,7 @@ class Store:
                 return found
             if folder.exists():
                 warnings.warn(f"{folder} is damaged; it is removed and computed again.", StoreWarning, stacklevel=2)
-                shutil.rmtree(folder)
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
             return self._save(folder, step, key, make())
 
     def peek(self, step: str, key: Mapping[str, Any]) -> Artifact | None:
@@ -109,11 +119,12 @@ class Store:
         return path
 
     def entries(self) -> list[dict[str, Any]]:
-        """A row per artifact: step, digest, bytes, seconds since it was made; damaged ones have ``ok=False``."""
+        """A row per artifact: step, digest, bytes, seconds since it was made; ``ok=False`` where the meta file
+        is damaged (``verify`` checks the tensors too)."""
         rows = []
         for meta_path in sorted(self.root.glob(f"*/*/{META}")):
             folder = meta_path.parent
-            if folder.parent.name.startswith("."):
+            if folder.parent.name.startswith(".") or not DIGEST.fullmatch(folder.name):
                 continue
             size = sum(p.stat().st_size for p in folder.iterdir())
             meta = self._meta(folder)
@@ -123,8 +134,9 @@ class Store:
 
     def verify(self) -> list[Path]:
         """Folders whose checksum or key does not hold."""
-        folders = [p for p in sorted(self.root.glob("*/*")) if p.is_dir() and not p.parent.name.startswith(".")]
-        return [p for p in folders if self._load(p) is None]
+        # Only what bears a digest's name is ours to judge: the root may hold other folders.
+        ours = [p for p in sorted(self.root.glob("*/*")) if DIGEST.fullmatch(p.name) and not p.parent.name.startswith(".")]
+        return [p for p in ours if self._load(p) is None]
 
     def prune(self, keep_steps: Mapping[str, int]) -> list[Path]:
         """Remove damaged artifacts, those of unknown steps or older step versions, left-over temporary and scratch
@@ -134,7 +146,8 @@ class Store:
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
                 doomed.add(self.root / row["step"] / row["digest"])
         doomed.update(p for p in self.root.glob("*/.tmp-*") if p.is_dir())
-        doomed.update(p for name in (".scratch", ".locks") for p in self.root.glob(f"{name}/*"))
+        doomed.update(p for name in (".scratch", ".locks") for p in self.root.glob(f"{name}/*")
+                      if DIGEST.fullmatch(p.name.removesuffix(".lock")))
         for path in doomed:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return sorted(doomed)
@@ -154,7 +167,7 @@ class Store:
         try:
             if _sha256(folder / TENSORS) != meta["tensors_sha256"]:
                 return None
-            if hashlib.sha256(json.dumps(meta["info"], sort_keys=True).encode()).hexdigest() != meta["info_sha256"]:
+            if _text_sha256(meta["info"]) != meta["info_sha256"]:
                 return None
             return Artifact(load_file(folder / TENSORS), meta["info"], meta["tensors_sha256"])
         except (OSError, KeyError, ValueError):
@@ -169,10 +182,10 @@ class Store:
         try:
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in made.tensors.items()}
             save_file(tensors, tmp / TENSORS)
-            info_text = json.dumps(made.info, sort_keys=True)
+            info = json.loads(_canonical(made.info))
             sha = _sha256(tmp / TENSORS)
-            meta = {"step": step, "key": dict(key), "info": json.loads(info_text), "tensors_sha256": sha,
-                    "info_sha256": hashlib.sha256(info_text.encode()).hexdigest(), "torch": torch.__version__}
+            meta = {"step": step, "key": dict(key), "info": info, "tensors_sha256": sha,
+                    "info_sha256": _text_sha256(info), "torch": torch.__version__}
             (tmp / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
             os.replace(tmp, folder)
         except OSError as error:
@@ -183,4 +196,4 @@ class Store:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
         shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
-        return Artifact(tensors, json.loads(info_text), sha)
+        return Artifact(tensors, info, sha)

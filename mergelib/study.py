@@ -80,9 +80,11 @@ class Study:
         get_preset(self.profile.protocols.ft_preset)
         for method in self.methods:
             get_method(method)
+        for method, options in self.profile.merging.options.items():
+            get_method(method).check_options(options)
         if tasks is not None:
             self.tasks = tasks
-        self._merged_cache: dict[str, Any] = {}
+        self._merged_cache: dict[Method, Artifact] = {}
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -291,9 +293,11 @@ class Study:
             return self._unpack(self._multi_task, task).state, self._multi_task.info["state_digest"]
         if encoder == RANDOM:
             return self._random
-        if encoder not in self._merged_cache:
-            self._merged_cache[encoder] = self._merged(encoder)
-        made = self._merged_cache[encoder]
+        # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
+        method = get_method(encoder)
+        if method not in self._merged_cache:
+            self._merged_cache[method] = self._merged(encoder)
+        made = self._merged_cache[method]
         return made.tensors, made.info["state_digest"]
 
     @cached_property

@@ -50,13 +50,13 @@ class Method:
     def __call__(self, base: State, experts: Sequence[State], **options: Any) -> MergedState:
         """Check the weights, then merge them. Raises ``StateDictError`` for weights that do not fit together and
         ``UnknownNameError`` for an option that the method does not have."""
-        self._check_options(options)
+        self.check_options(options)
         check_states(base, experts)
         return self.function(base, experts, **options)
 
     def scan(self, base: State, experts: Sequence[State], lams: Sequence[float], **options: Any) -> Iterator[MergedState]:
         """The merged state for each lambda in turn; the direction, where the method has one, is computed once."""
-        self._check_options(options)
+        self.check_options(options)
         check_states(base, experts)
         if self.direction is None:
             yield from (self.function(base, experts, lam=lam, **options) for lam in lams)
@@ -64,7 +64,8 @@ class Method:
             direction = self.direction(base, experts, **options)
             yield from (add_scaled(base, direction, lam) for lam in lams)
 
-    def _check_options(self, options: dict[str, Any]) -> None:
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raises ``UnknownNameError`` for an option that the method does not have."""
         for name in options:
             if name not in self.options:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -77,6 +78,12 @@ class MergingSettings(_Section):
     lams: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(1, 11))
     options: dict[str, dict[str, Any]] = {}
 
+    @model_validator(mode="after")
+    def _finite(self):
+        if not self.lams or not all(math.isfinite(lam) for lam in self.lams):
+            raise ValueError("lams: at least one, all finite")
+        return self
+
 
 class ProtocolSettings(_Section):
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
@@ -123,12 +130,16 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
         raise UnknownNameError("profile", name, profile_names())
     raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     for dotted, value in (overrides or {}).items():
+        if not isinstance(dotted, str):
+            raise ConfigError(f"overrides: {dotted!r} is no key; write texts such as 'fine_tuning.steps'.")
         *path, last = dotted.split(".")
         here = raw
         model: type[BaseModel] = Profile
         for part in path:
             model = _section(model, part, dotted)
             here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise ConfigError(f"overrides: '{dotted}' lies in '{part}', which another override set to {here!r}.")
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         here[last] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import sys
+import zlib
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from ..types import Split
 # Long reviews exceed csv's default field limit of 128 KiB.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
+MAX_CLASSES = 10_000  # a larger label is a typing error, and would cost memory for names
 LABEL_NAMES = {
     "ag": ("World", "Sports", "Business", "Sci/Tech"),
     "yelp": ("1 star", "2 stars", "3 stars", "4 stars", "5 stars"),
@@ -68,15 +70,15 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
                 except ValueError:
                     raise DataError(f"{where}: label {row[0][:20]!r} is not an integer. The first column is a 1-based label, "
                                     "and there is no header.") from None
-                if label < 1:
-                    raise DataError(f"{where}: label {label}; labels count from 1.")
+                if not 1 <= label <= MAX_CLASSES:
+                    raise DataError(f"{where}: label {str(label)[:20]}; labels count from 1 to at most {MAX_CLASSES}.")
                 if not row[column].strip():
                     raise DataError(f"{where}: the text is empty; remove the row or choose another --text-column.")
                 labels.append(label - 1)
                 texts.append(row[column])
                 if limit and len(texts) >= limit:
                     break
-    except (csv.Error, UnicodeDecodeError, OSError, EOFError) as error:
+    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         line = f", near line {reader.line_num}" if reader else ""
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
     if not texts:
