@@ -47,7 +47,8 @@ else
   done
   [ -n "$creator" ] || { echo "run_all.sh: Python 3.11 or newer is needed; install it and run again." >&2; exit 2; }
   echo "run_all.sh: installing the pinned packages into .venv (once, a few minutes) ..."
-  [ -x .venv/bin/python ] || "$creator" -m venv .venv
+  # A half-made .venv (an interrupt, a missing ensurepip, an old Python) is made anew.
+  .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || "$creator" -m venv --clear .venv
   # torch first and by its exact pin: a package that asks for "torch" then finds it satisfied.
   torch_pin=$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
   # "${array[@]+...}": bash 3.2 calls an empty array unbound

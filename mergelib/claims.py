@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 
 from .clusters import label_purity, source_purity
-from .errors import UnknownNameError
+from .errors import MissingShotsError, UnknownNameError
 from .ladder import aligned
 from .merging import get_method
 from .protocols import get_protocol
@@ -178,13 +178,14 @@ METRICS["P6.4-no-gain"] = lambda b: {"f_b": b.accuracy(BASE, "ft_classifier", K)
 
 @dataclass(frozen=True)
 class Verdict:
-    """One part (mostly: one method) of one claim. ``here`` and ``low .. high``: the value and its 95 % interval."""
+    """One part (mostly: one method) of one claim. ``here`` and ``low .. high``: the value and its 95 % interval,
+    ``None`` where the profile's ks lack the claim's k."""
 
     claim: str
     part: str
-    here: float
-    low: float
-    high: float
+    here: float | None
+    low: float | None
+    high: float | None
     threshold: str
     verdict: str
     note: str = ""
@@ -210,8 +211,14 @@ def judge(study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = 
     verdicts = []
     for claim in claims:
         given = known[claim]
-        needs = NEEDS[claim](bootstrap) if "needs" in given else {}
-        for part, values in METRICS[claim](bootstrap).items():
+        try:
+            needs, measured = NEEDS[claim](bootstrap) if "needs" in given else {}, METRICS[claim](bootstrap)
+        except MissingShotsError as error:
+            # The claim names its k; another choice of ks leaves it open rather than failing the notebook.
+            verdict = UNDECIDED if study.profile.judged else NOT_JUDGED
+            verdicts.append(Verdict(claim, "all", None, None, None, given["threshold"], verdict, str(error)))
+            continue
+        for part, values in measured.items():
             here, low, high, verdict = judge_values(values, given["threshold"])
             note = ""
             if part in needs:
@@ -238,6 +245,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     order = {NOT_REPRODUCED: 0, UNDECIDED: 1, NOT_JUDGED: 2, REPRODUCED: 3}
     verdicts = sorted(verdicts, key=lambda v: order[overall([w for w in verdicts if w.claim == v.claim])[v.claim]])
     return pd.DataFrame([{
-        "claim": v.claim, "says": load_claims()[v.claim]["says"], "for": v.part, "here": round(v.here, 2),
-        "95 % interval": f"{v.low:.2f} .. {v.high:.2f}", "threshold": v.threshold,
+        "claim": v.claim, "says": load_claims()[v.claim]["says"], "for": v.part,
+        "here": "" if v.here is None else f"{v.here:.2f}",
+        "95 % interval": "" if v.here is None else f"{v.low:.2f} .. {v.high:.2f}", "threshold": v.threshold,
         "verdict": v.verdict + (f" ({v.note})" if v.note else "")} for v in verdicts])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, paths
-from .errors import MergelibError
+from .errors import ConfigError, MergelibError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value", help="set a notebook parameter")
     run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
     run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
+    run.add_argument("--text-column", type=int, default=None, metavar="N", help="column of the text in those files, counted from 0")
     run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks and the README's results")
     run.set_defaults(function=command_run)
 
@@ -52,7 +53,12 @@ def command_run(args: argparse.Namespace) -> int:
         if value:
             # Notebooks run in their own folder: a path given here must not depend on where that is.
             pairs.append(f"{name}={Path(value).expanduser().resolve() if Path(value).expanduser().exists() or name == 'text_dir' else value}")
+    if args.publish and args.parameters:
+        raise ConfigError("--publish goes with a profile as it is; leave -p out.")
     parameters = runner.parse_parameters(pairs, items)
+    if args.text_column is not None:
+        for given in parameters.values():
+            given["overrides"] = given.get("overrides", {}) | {"tasks.text_column": args.text_column}
     runner.check_before(args.profile, items, parameters)
     running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

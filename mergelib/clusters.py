@@ -46,5 +46,6 @@ def tsne(features: Tensor, seed: int = 0) -> Tensor:
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        points = TSNE(n_components=2, perplexity=30, init="pca", random_state=seed, n_jobs=1).fit_transform(features.numpy())
+        perplexity = min(30, (len(features) - 1) / 3)
+        points = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(features.numpy())
     return torch.from_numpy(points).float()

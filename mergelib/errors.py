@@ -18,6 +18,13 @@ class UnknownNameError(MergelibError, ValueError):
         super().__init__(f"Unknown {what} '{name}'.{hint} Known: {', '.join(self.known) or 'none'}.")
 
 
+class MissingShotsError(UnknownNameError):
+    """A number of shots that is not among the profile's ``protocols.ks``."""
+
+    def __init__(self, k: object, ks: Iterable[int]):
+        super().__init__("number of shots (protocols.ks)", k, map(str, ks))
+
+
 class ConfigError(MergelibError, ValueError):
     """A profile value or parameter of the wrong type or outside its range."""
 

@@ -69,6 +69,6 @@ def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: Trai
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise StateDictError(f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: NaN or inf in {bad[:5]}. "
-                             "Lower finetune.lr.")
+                             "Lower fine_tuning.lr.")
     heads = [Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads]
     return state, heads, info

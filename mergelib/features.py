@@ -15,11 +15,11 @@ FEATURES_VERSION = 1
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, else Apple's MPS, else the CPU. Raises ``ConfigError`` for a device this machine lacks."""
+    """``auto`` is CUDA, else the CPU; Apple's ``mps`` is taken only when named, some of its linear algebra being untried.
+
+    Raises ``ConfigError`` for a device this machine lacks."""
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

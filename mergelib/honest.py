@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .claims import METRICS, NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
+from .claims import NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
 from .features import extract
 from .ladder import RUNG_LABELS, aligned
 from .protocols import PRESETS, current_eval, fit_heads, ft_classifier
@@ -25,6 +25,11 @@ COLUMNS = ["fit", "condition", "method", "accuracy"]
 ALIGNMENT_CLAIMS = ("P3.1-bias", "P3.1-clusters", "P3.2-knn", "P4.1-ladder", "C4.1-held-out", "C4.1-base", "P4.2-gap",
                     "P5-one-shot", "P5-over-knn", "P5-gap-closed", "C5-uniform", "S0-orthogonal-classifier", "P6.4-base",
                     "P6.4-no-gain", "P6.5-surgery")
+
+
+CONTROLS = {"P4.1-ladder": ("C4.1-held-out", "C4.1-base"), "P4.2-gap": ("C4.1-base",), "P5-one-shot": ("C5-uniform",),
+            "S0-orthogonal-classifier": ("C4.1-base",)}
+"""Paper claim -> the controls that it needs to mean what it says."""
 
 
 def _average(study: Study, encoder: str, protocol: str, k: int | None = None, **where: str) -> float:
@@ -49,7 +54,7 @@ def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     for encoder in encoders:
         current = _average(study, encoder, "current")
         fits = {protocol_label(p): {where: _average(study, encoder, p, k, draw="uniform", fit_on=where)
-                                    for where in ("train", "test")} for p in ("ft_classifier", "surgery")}
+                                    for where in ("train", "test")} for p in ("ft_classifier", "orthogonal_classifier", "surgery")}
         for fit, values in fits.items():
             name = f"{fit}, k = {k}"
             rows += [(name, "none", encoder, current), (name, "train", encoder, values["train"]), (name, "test", encoder, values["test"])]
@@ -122,7 +127,8 @@ def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
     pool = study.pool(task)
     state, weights = study.weights(encoder, task)
     key = {"version": STEP_VERSIONS["dropout"], "encoder": study.encoder.digest, "weights": weights,
-           "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs}
+           "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs, "seed": study.profile.seed,
+           "device": study.device.type}
 
     def make() -> Artifact:
         with torch.random.fork_rng(devices=[]):
@@ -163,35 +169,44 @@ def alt(fitted: pd.DataFrame) -> str:
 
 
 def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chance: float) -> str:
-    """Markdown: claims sorted by verdict, each with the number that decides it, then what the controls add."""
-    verdicts = judge(study, [c for c in ALIGNMENT_CLAIMS if c in METRICS])
+    """Markdown: claims sorted by verdict and by the verdicts of their controls, each with the number that decides it."""
+    verdicts = judge(study, ALIGNMENT_CLAIMS)
     by_claim = overall(verdicts)
     given = load_claims()
-    groups = {"What stands": REPRODUCED, "What needs a condition": "", "What does not hold": NOT_REPRODUCED}
-    if not study.profile.judged:
-        groups = {"Not judged (profile too small)": NOT_JUDGED}
+
+    def group(claim: str) -> str:
+        if by_claim[claim] != REPRODUCED:
+            return "Open" if by_claim[claim] != NOT_REPRODUCED else "What does not hold"
+        failed = [c for c in CONTROLS.get(claim, ()) if by_claim[c] != REPRODUCED]
+        return "What needs a condition" if failed else "What stands"
+
     lines = []
-    for title, wanted in groups.items():
-        lines += [f"### {title}", ""]
-        for claim, verdict in by_claim.items():
-            if verdict != wanted and not (wanted == "" and verdict not in groups.values()):
+    for title in ("What stands", "What needs a condition", "What does not hold", "Open"):
+        claims = [c for c in by_claim if group(c) == title]
+        lines += [f"### {title}", ""] + ["- none"] * (not claims)
+        for claim in claims:
+            parts = [v for v in verdicts if v.claim == claim and v.here is not None]
+            if not parts:
+                lines.append(f"- `{claim}`, {given[claim]['says']}: not measured with these ks.")
                 continue
-            parts = [v for v in verdicts if v.claim == claim]
             # The part that decides: the one furthest on the wrong side.
             worst = (min if ">" in given[claim]["threshold"] else max)(parts, key=lambda v: v.here)
             failing = [v.part for v in parts if v.verdict != REPRODUCED]
             only = f" Not for: {', '.join(failing)}." if 0 < len(failing) < len(parts) and study.profile.judged else ""
             note = f" ({worst.note})" if worst.note else ""
-            lines.append(f"- `{claim}`, {given[claim]['says']}: worst value {worst.here:.2f} for {worst.part} (interval "
-                         f"{worst.low:.2f} to {worst.high:.2f}, asked {worst.threshold}){note}.{only}")
-        lines += ["", ""] if any(v == wanted or wanted == "" for v in by_claim.values()) else ["- none", ""]
+            controls = [f"its control `{c}` is {by_claim[c]}" for c in CONTROLS.get(claim, ())]
+            lines.append(f"- `{claim}`, {given[claim]['says']}: {by_claim[claim]}; worst value {worst.here:.2f} for {worst.part} "
+                         f"(interval {worst.low:.2f} to {worst.high:.2f}, asked {worst.threshold}){note}.{only}"
+                         + (f" Note that {' and '.join(controls)}." if controls else ""))
+        lines.append("")
     at = fitted.set_index(["fit", "condition", "method"]).accuracy
     ft = next(f for f in at.index.get_level_values(0) if f.startswith("FT-Classifier"))
     merges = [m for m in dict.fromkeys(fitted.method) if m not in (BASE, RANDOM)]
     lines += ["### What the controls add", ""]
     for fit in (ft, RUNG_LABELS["orthogonal"], RUNG_LABELS["affine"]):
         leak = [at[fit, "test", m] - at[fit, "train", m] for m in merges]
-        lines.append(f"- **{fit}.** Fitting on the scored inputs instead of training inputs changes the merges by {min(leak):+.1f} to "
+        what = "k C of the scored inputs" if fit == ft else "all scored inputs"
+        lines.append(f"- **{fit}.** Fitting on {what} instead of training inputs changes the merges by {min(leak):+.1f} to "
                      f"{max(leak):+.1f} points. Fitted on training inputs it lifts the merges by "
                      f"{min(at[fit, 'train', m] - at[fit, 'none', m] for m in merges):+.1f} to "
                      f"{max(at[fit, 'train', m] - at[fit, 'none', m] for m in merges):+.1f} points, the base model by "

@@ -58,10 +58,13 @@ def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
     return groups.accuracy.agg(mean="mean", std="std", n_seeds="count").reset_index()
 
 
+def _cell(mean: float, std: float) -> str:
+    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+
+
 def wide(summary: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """A row per (method, protocol, draw), a column per task and the average, cells such as "71.8 ± 0.2"."""
-    cells = summary.assign(cell=[f"{m:.1f}" if pd.isna(s) else f"{m:.1f} ± {s:.1f}"
-                                 for m, s in zip(summary["mean"], summary["std"], strict=True)])
+    cells = summary.assign(cell=[_cell(m, s) for m, s in zip(summary["mean"], summary["std"], strict=True)])
     several = cells.draw.nunique() > 1
     cells["Model"] = cells.method.map(encoder_label)
     cells["Protocol"] = cells.protocol.map(protocol_label) + (
@@ -92,9 +95,13 @@ def published_table2() -> pd.DataFrame:
 
 
 def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """"paper | here" of the five-task average. The paper's backbone and data differ from every profile but ``paper``."""
+    """"paper | here" of the average over the tasks at hand. The paper's backbone and data differ from every profile but
+    ``paper``."""
     ours = summary[summary.task == "average"]
-    theirs = paper[paper.task == "average"].set_index(["method", "protocol"])["mean"]
+    tasks = set(summary.task) - {"average"}
+    whole = tasks == set(paper.task) - {"average"}
+    cells = paper[paper.task == "average"] if whole else paper[paper.task.isin(tasks)]
+    theirs = cells.groupby(["method", "protocol"])["mean"].mean().round(1)
     rows = [{"Model": encoder_label(r.method), "Protocol": protocol_label(r.protocol),
              "paper (BERT-base, real data)": theirs.get((r.method, r.protocol)), "here": round(r.mean, 1)}
             for r in ours.itertuples() if (r.method, r.protocol) in theirs.index]
@@ -102,8 +109,8 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Several score tables as one."""
-    return pd.concat(list(frames), ignore_index=True)
+    """Several score tables as one; an empty one for none."""
+    return pd.concat([pd.DataFrame(), *frames], ignore_index=True)
 
 
 def average_of(summary: pd.DataFrame, encoder: str, protocol: str = "current", k: int | None = None,
@@ -119,8 +126,8 @@ def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Average accuracy against k: a row per (method, protocol, draw), a column per k, cells such as "71.8 ± 0.2"."""
     rows = summary[(summary.task == "average") & summary.k.notna()]
     cells = rows.assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), Draw=rows.draw,
-                        cell=[f"{m:.1f} ± {s:.1f}" for m, s in zip(rows["mean"], rows["std"], strict=True)])
-    table = cells.pivot(index=["Model", "Protocol", "Draw"], columns="k", values="cell")
+                        cell=[_cell(m, s) for m, s in zip(rows["mean"], rows["std"], strict=True)])
+    table = cells.pivot(index=["Model", "Protocol", "Draw"], columns="k", values="cell").fillna("")
     order = list(dict.fromkeys(zip(cells.Model, cells.Protocol, cells.Draw, strict=True)))
     return table.loc[order].rename(columns=lambda k: f"k = {k}").rename_axis(columns=None)
 

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from . import paths
-from .errors import ConfigError, UnknownNameError
+from .errors import ConfigError, MissingShotsError, UnknownNameError
 from .profiles import load_profile
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
@@ -252,6 +252,7 @@ def write_timings(profile: str, results: Sequence[Result]) -> None:
 
 def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]) -> None:
     """Refuse what would fail later: the profile with every notebook's overrides, and data that is not there."""
+    from .merging import get_method
     from .tasks.local import find_csv
 
     for item in items:
@@ -262,6 +263,10 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
         if given.get("base"):
             overrides["encoder.base"] = given["base"]
         loaded = load_profile(profile, overrides)
+        if "k" in given and given["k"] not in loaded.protocols.ks:
+            raise MissingShotsError(given["k"], loaded.protocols.ks)
+        for method in (*loaded.merging.methods, *loaded.merging.options):
+            get_method(method).check_options(loaded.merging.options.get(method, {}))
         if loaded.tasks.source == "local":
             if not loaded.tasks.text_dir:
                 raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import paths
 from .clusters import tsne
 from .encoders import Encoder, encoder_state, load_base
-from .errors import ConfigError, UnknownNameError
+from .errors import ConfigError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract, pick_device
 from .merging import Method, get_method
@@ -30,7 +30,7 @@ from .types import Expert, Head, Split, State, Task, digest, head_digest, state_
 
 MERGE_VERSION = 1
 LAM_VERSION = 1
-PREDICT_VERSION = 1
+PREDICT_VERSION = 2
 TSNE_VERSION = 1
 ALIGN_VERSION = 1
 DROPOUT_VERSION = 1
@@ -350,17 +350,17 @@ class Study:
 
     # ---- right of the features: draws, protocols, scores ------------------------------------------------------------
 
-    def draws(self, task: str, draw: str, fit_on: str = "train") -> Tensor:
+    def draws(self, task: str, draw: str, fit_on: str = "train", ks: Sequence[int] | None = None) -> Tensor:
         """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol.
 
-        ``draw`` is "stratified", "uniform", or "all": every fit input once, ``[1, 1, P]``.
+        ``draw`` is "stratified", "uniform", or "all": every fit input once, ``[1, 1, P]``. ``ks`` defaults to the profile's.
         """
         if draw not in ("stratified", "uniform", "all"):
             raise UnknownNameError("draw", draw, ("stratified", "uniform", "all"))
         split = self.split(task, self._fit_split(fit_on))
         if draw == "all":
             return torch.arange(len(split))[None, None]
-        n_classes, k_max = self.task(task).n_classes, max(self.profile.protocols.ks)
+        n_classes, k_max = self.task(task).n_classes, max(ks or self.profile.protocols.ks)
         orders = []
         for seed in self.profile.protocols.seeds:
             if draw == "stratified":
@@ -377,7 +377,7 @@ class Study:
         return "pool" if fit_on == "train" else "test"
 
     def predictions(self, encoder: str, task: str, protocol: str, *, draw: str = "stratified",
-                    fit_on: str = "train") -> Tensor:
+                    fit_on: str = "train", ks: Sequence[int] | None = None) -> Tensor:
         """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without shots.
 
         The key holds the inputs' identity and no label of a scored input, and neither does ``Evidence``.
@@ -393,28 +393,32 @@ class Study:
         if found.few_shot:
             if draw not in found.draws:
                 raise ConfigError(f"{found.label} needs a stratified draw: its anchors stand for their class.")
-            draws = self.draws(task, draw, fit_on)
+            ks = tuple(ks or self._ks(task, draw, fit_on))
+            draws = self.draws(task, draw, fit_on, ks)
             key |= {"draws": state_digest({"rows": draws}), "fit": digest(*self.split(task, self._fit_split(fit_on)).inputs),
-                    "teacher": self.expert(task).info["state_digest"], "ks": list(self._ks(task, draw, fit_on)),
+                    "teacher": self.expert(task).info["state_digest"], "ks": list(ks),
                     "preset": get_preset(settings.ft_preset).__dict__}
 
         def make() -> Artifact:
-            return Artifact({"predicted": found.function(self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on))
+            return Artifact({"predicted": found.function(self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks))
                              .to("cpu", torch.int16)})
 
         return self.store.get("predict", key, make).tensors["predicted"]
 
     def evidence(self, encoder: str, task: str, protocol: str = "ft_classifier", *, draw: str = "stratified",
-                 fit_on: str = "train") -> Evidence:
-        """What the protocol sees, on the study's device."""
+                 fit_on: str = "train", ks: Sequence[int] | None = None) -> Evidence:
+        """What the protocol sees, on the study's device. Raises ``ConfigError`` for a fit of multi-task learning's heads:
+        no expert can teach them, because they are not the expert's."""
         to = self.device
         head = self.head(encoder, task).to(to)
         z = self.features(encoder, task, "test").to(to)
         if not get_protocol(protocol).few_shot:
             return Evidence(z, head)
-        split = self._fit_split(fit_on)
+        if encoder == MULTI_TASK and protocol != "knn":
+            raise ConfigError(f"{get_protocol(protocol).label} aligns an expert's head; multi-task learning has heads of its own.")
+        split, ks = self._fit_split(fit_on), tuple(ks or self._ks(task, draw, fit_on))
         return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to),
-                        self.draws(task, draw, fit_on).to(to), self._ks(task, draw, fit_on),
+                        self.draws(task, draw, fit_on, ks).to(to), ks,
                         get_preset(self.profile.protocols.ft_preset))
 
     def _ks(self, task: str, draw: str, fit_on: str) -> tuple[int, ...]:
@@ -423,11 +427,13 @@ class Study:
     def correct(self, encoder: str, task: str, protocol: str, *, k: int | None = None, draw: str = "stratified",
                 fit_on: str = "train") -> Tensor:
         """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots)."""
-        predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on)
         ks = self.profile.protocols.ks
         shots = get_protocol(protocol).few_shot and draw != "all"
         if shots and k not in ks:
-            raise UnknownNameError("k (set protocols.ks)", k, map(str, ks))
+            raise MissingShotsError(k, ks)
+        if shots and fit_on == "test":
+            ks = (k,)  # a test split may be too small for the largest k
+        predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks if shots else None)
         index = ks.index(k) if shots else 0
         return predicted[index] == self.task(task).test.labels
 

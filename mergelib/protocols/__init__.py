@@ -83,7 +83,8 @@ def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
 
 
 def _surgery(evidence: Evidence) -> Tensor:
-    modules = [surgery(evidence.student_fit[rows], evidence.teacher_fit[rows], steps=evidence.preset.epochs)
+    # As many steps as FT-Classifier takes, full batches here whatever the preset's batch size.
+    modules = [surgery(evidence.student_fit[rows], evidence.teacher_fit[rows], steps=evidence.preset.steps(rows.shape[1]))
                for rows in (evidence.rows(k) for k in evidence.ks)]
     return torch.stack([current_eval(module.apply(evidence.student_test), evidence.head) for module in modules])
 

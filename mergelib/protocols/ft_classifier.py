@@ -19,6 +19,10 @@ class FTPreset:
     epochs: int
     batch_size: int | None = None
 
+    def steps(self, n: int) -> int:
+        """Optimiser steps on n samples."""
+        return self.epochs * -(-n // (self.batch_size or n))
+
 
 PRESETS = {
     # From the plateau that `python -m benchmarks.choose_ft_preset` prints: validation data of one task, then the same for all.
