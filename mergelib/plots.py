@@ -209,7 +209,7 @@ def plot_honest(rows: pd.DataFrame) -> Figure:
             mine = mine.set_index("condition").reindex(conditions)
             style = method_style(method)
             ax.plot(range(len(conditions)), mine.accuracy, color=style["color"], marker=style["marker"], label=short_label(method))
-        ax.set_title(fit)
+        ax.set_title(fit.replace(", ", ",\n").replace("Orthogonal classifier", "Orthogonal\nclassifier"))
         ax.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
     axes[0].set_ylabel("average accuracy (%)")
     _shared_legend(fig, axes[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if "execution_count" in output:
                 output.execution_count = count
             output.pop("transient", None)
+            plain = output.get("data", {}).get("text/plain")
+            if plain:  # an object's address says nothing and changes with every run
+                output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
             if "metadata" in output:
                 output.metadata = {}
     notebook.cells = cells
