@@ -63,6 +63,7 @@ export PATH="$prefix/bin:$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 case "${1:-}" in
   test) shift; exec "$python" -m pytest "$@" ;;
-  lab)  shift; exec "$python" -m jupyterlab --notebook-dir=notebooks "$@" ;;
+  # From the project's folder: a server rooted in notebooks/ could not show the figures beside it.
+  lab)  shift; exec "$python" -m jupyterlab --ServerApp.root_dir="$PWD" --LabApp.default_url=/lab/tree/notebooks "$@" ;;
   *)    exec "$python" -m mergelib run "$@" ;;
 esac
