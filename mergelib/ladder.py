@@ -19,6 +19,7 @@ from .protocols.alignment import (
     fit_l1,
     free_parameters,
     get_rung,
+    increments,
 )
 from .protocols.alignment import (
     variance_steps as variance_explained,
@@ -145,9 +146,8 @@ def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     chain starts at f_t's mean (R^2 = 0) and counts from there."""
     cumulative = variance_steps(study, encoders).groupby(["method", "step"], sort=False).r2.mean().unstack("step")
     steps = [s for s in cumulative if s != "identity"]
-    rows = [{"method": m, "step": s, "increment": cumulative.loc[m, s] - (cumulative.loc[m, steps[i - 1]] if i else 0.0)}
-            for m in encoders for i, s in enumerate(steps)]
-    return pd.DataFrame(rows)
+    added = increments({s: torch.tensor(cumulative.loc[list(encoders), s].to_numpy()) for s in steps})
+    return pd.DataFrame([{"method": m, "step": s, "increment": float(added[s][i])} for i, m in enumerate(encoders) for s in steps])
 
 
 def alt(frame: pd.DataFrame, fine_tuned: float) -> str:

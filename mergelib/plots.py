@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from . import __version__, paths
 from .claims import Verdict, claims_hash, overall
 from .errors import ConfigError
-from .report import TASK_LABELS, at_k, mean_and_std, protocol_label, short_label
+from .report import TASK_LABELS, at_k, mean_and_std, protocol_label, public_overrides, short_label
 from .study import FINE_TUNED, Study
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
@@ -263,7 +263,7 @@ def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping
     sidecar = {
         "alt": textwrap.dedent(alt).strip(), "profile": study.profile.model_dump(mode="json"),
         # Where data and weights lie on a machine is nobody's business but that machine's.
-        "overrides": {k: v for k, v in study.overrides.items() if k not in ("tasks.text_dir", "encoder.base")},
+        "overrides": public_overrides(study.overrides),
         "sources": {name: task.source for name, task in study.tasks.items()}, "mergelib": __version__,
         "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)}, "device": study.device.type,
         "claims_file": claims_hash(), "claims": overall(verdicts), "verdicts": [asdict(v) for v in verdicts],

@@ -259,7 +259,7 @@ def provenance(study: Study) -> pd.DataFrame:
     import transformers
 
     p = study.profile
-    rows = {"profile": p.name, "base model": p.backbone, "overrides": _public(study.overrides) or "none",
+    rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
             "device": study.device.type, "training threads": p.threads,
             "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
             "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in study.methods if study.lam(m) is not None),
@@ -269,7 +269,7 @@ def provenance(study: Study) -> pd.DataFrame:
     return pd.DataFrame({"value": rows}).rename_axis("what")
 
 
-def _public(overrides: dict) -> dict:
+def public_overrides(overrides: dict) -> dict:
     """Overrides without the places of files on this machine."""
     return {k: v for k, v in overrides.items() if k not in ("tasks.text_dir", "encoder.base")}
 

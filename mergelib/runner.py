@@ -22,7 +22,7 @@ import yaml
 
 from . import paths
 from .errors import ConfigError, MissingShotsError, UnknownNameError
-from .profiles import load_profile
+from .profiles import load_profile, with_shortcuts
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
@@ -257,12 +257,7 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
 
     for item in items:
         given = parameters[item.id]
-        overrides = dict(given.get("overrides", {}))
-        if given.get("text_dir"):
-            overrides |= {"tasks.text_dir": given["text_dir"], "tasks.source": "local"}
-        if given.get("base"):
-            overrides["encoder.base"] = given["base"]
-        loaded = load_profile(profile, overrides)
+        loaded = load_profile(profile, with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", "")))
         if "k" in given and given["k"] not in loaded.protocols.ks:
             raise MissingShotsError(given["k"], loaded.protocols.ks)
         for method in (*loaded.merging.methods, *loaded.merging.options):

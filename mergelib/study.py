@@ -22,7 +22,7 @@ from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract, pick_device
 from .merging import Method, get_method
 from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
-from .profiles import Profile, load_profile
+from .profiles import Profile, load_profile, with_shortcuts
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
 from .tasks import load_task, miniature_corpus
@@ -68,13 +68,8 @@ class Study:
 
     def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
                  base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None):
-        overrides = dict(overrides or {})
-        if text_dir:
-            overrides |= {"tasks.text_dir": text_dir, "tasks.source": "local"}
-        if base:
-            overrides["encoder.base"] = base
-        self.overrides = overrides
-        self.profile: Profile = load_profile(profile, overrides)
+        self.overrides = with_shortcuts(overrides or {}, text_dir, base)
+        self.profile: Profile = load_profile(profile, self.overrides)
         self.device = pick_device(device)
         self.store = store or Store(paths.store_root())
         get_preset(self.profile.protocols.ft_preset)

@@ -117,6 +117,16 @@ class Profile(_Section):
                            settings.precision, self.threads, settings.save_every, self.seed)
 
 
+def with_shortcuts(overrides: dict[str, Any], text_dir: str, base: str) -> dict[str, Any]:
+    """``overrides`` plus what the notebook parameters ``text_dir`` and ``base`` stand for; empty ones stand for nothing."""
+    overrides = dict(overrides)
+    if text_dir:
+        overrides |= {"tasks.text_dir": text_dir, "tasks.source": "local"}
+    if base:
+        overrides["encoder.base"] = base
+    return overrides
+
+
 def profile_names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnknownNameError
-from ..types import Head, stack_heads
+from ..types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
 from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher
@@ -110,5 +110,5 @@ def get_protocol(name: str) -> Protocol:
 
 
 __all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
-           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "orthogonal_classifier", "stack_heads",
+           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "orthogonal_classifier",
            "stratified_order", "surgery", "uniform_order"]
