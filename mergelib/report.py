@@ -260,7 +260,8 @@ def provenance(study: Study) -> pd.DataFrame:
 
     p = study.profile
     rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
-            "device": study.device.type, "training threads": p.threads,
+            "device": study.device.type,
+            "training": f"{p.train_config(p.fine_tuning, study.device).precision}, {p.threads} threads",
             "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
             "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in study.methods if study.lam(m) is not None),
             "bootstrap": f"{p.resamples} resamples, paired over test inputs and seeds",

@@ -126,7 +126,7 @@ class Study:
         def make() -> Artifact:
             corpus = miniature_corpus(self.profile, list(self.tasks.values()))
             encoder, state, info = pretrain_bert(
-                corpus, self.profile.train_config(settings.pretraining), layers=settings.layers, width=settings.width,
+                corpus, self.profile.train_config(settings.pretraining, self.device), layers=settings.layers, width=settings.width,
                 heads=settings.heads, max_length=settings.max_length, mask_rate=settings.pretraining.mask_rate,
                 device=self.device, scratch=self.store.scratch("pretrain", key), desc="pre-train f_b")
             return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
@@ -153,7 +153,7 @@ class Study:
     def _training_key(self, step: str, settings: Any) -> dict[str, Any]:
         # Training is the one place where device, threads and library decide the bytes.
         return {"version": STEP_VERSIONS[step], "torch": torch.__version__, "device": self.device.type,
-                "train": {**self.profile.train_config(settings).__dict__, "save_every": None}}
+                "train": {**self.profile.train_config(settings, self.device).__dict__, "save_every": None}}
 
     def _fine_tuned(self, step: str, names: Sequence[str], *, steps_factor: int = 1) -> Artifact:
         tasks = [self.task(n) for n in names]
@@ -162,7 +162,7 @@ class Study:
             "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks]}
 
         def make() -> Artifact:
-            config = self.profile.train_config(self.profile.fine_tuning, steps_factor=steps_factor)
+            config = self.profile.train_config(self.profile.fine_tuning, self.device, steps_factor=steps_factor)
             state, heads, info = fine_tune(self.encoder, self.base_state, tasks, config, device=self.device,
                                            scratch=self.store.scratch(step, key), desc=f"fine-tune {'+'.join(names)}")
             tensors = {f"encoder.{k}": v for k, v in state.items()}

@@ -33,6 +33,21 @@ class TrainConfig:
     seed: int = 0
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """"auto" as "bf16" where ``device`` computes in bfloat16 natively, else "float32"; other names as they are.
+
+    A CPU without bfloat16 instructions (AVX2 only) emulates them: a training step then takes about twenty times as long as in
+    float32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if native else "float32"
+
+
 @contextmanager
 def pinned_threads(n: int):
     """Run with n intra-op threads: equal pins give equal bytes on one machine."""

@@ -63,3 +63,18 @@ def test_a_damaged_checkpoint_is_removed_and_said(tmp_path):
     with pytest.warns(UserWarning, match="cannot be resumed"):
         resumed = run(tmp_path / "b")
     assert torch.equal(resumed, undisturbed)
+
+
+def test_auto_precision_is_bf16_only_where_the_device_has_it(monkeypatch):
+    from mergelib.profiles import load_profile
+    from mergelib.training import resolve_precision
+
+    cpu = torch.device("cpu")
+    for amx, wanted in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert resolve_precision("auto", cpu) == wanted
+        profile = load_profile("real")
+        assert profile.train_config(profile.fine_tuning, cpu).precision == wanted  # what the store's key holds
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+    assert resolve_precision("bf16", cpu) == "bf16"

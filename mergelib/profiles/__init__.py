@@ -7,11 +7,12 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, UnknownNameError
-from ..training import TrainConfig
+from ..training import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
 TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")
@@ -51,7 +52,7 @@ class TrainSettings(_Section):
     batch_size: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "auto"] = "float32"  # auto: bf16 where the device has it, else float32
     save_every: int = Field(0, ge=0)
 
 
@@ -112,9 +113,10 @@ class Profile(_Section):
     merging: MergingSettings = MergingSettings()
     protocols: ProtocolSettings = ProtocolSettings()
 
-    def train_config(self, settings: TrainSettings, *, steps_factor: int = 1) -> TrainConfig:
+    def train_config(self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1) -> TrainConfig:
+        """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a result is known by."""
         return TrainConfig(settings.steps * steps_factor, settings.batch_size, settings.lr, settings.warmup,
-                           settings.precision, self.threads, settings.save_every, self.seed)
+                           resolve_precision(settings.precision, device), self.threads, settings.save_every, self.seed)
 
 
 def with_shortcuts(overrides: dict[str, Any], text_dir: str, base: str) -> dict[str, Any]:
