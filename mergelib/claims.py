@@ -88,11 +88,11 @@ class Bootstrap:
             t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on) for t in self.study.tasks}))
 
     def aligned(self, encoder: str, rung: str, *, fit_on: str = "test", fit: str = "l1") -> Tensor:
-        """Average accuracy in points after an alignment of the ladder, ``[1 + B]``."""
+        """Average accuracy in points after an alignment of the ladder, over its random starts, ``[1 + B]``."""
         # The whole batch that the figure shows is fitted together, whichever cell is asked for first.
         encoders = [*PAPER_METHODS, BASE]
         return self.cached(("aligned", encoder, rung, fit_on, fit), lambda: 100 * self.average({
-            task: (cell["predicted"] == self.study.task(task).test.labels)[None]
+            task: cell["predicted"] == self.study.task(task).test.labels
             for (e, task), cell in aligned(self.study, encoders, rung, fit_on=fit_on, fit=fit).items() if e == encoder}))
 
     def test_outputs(self, encoder: str) -> dict[str, Tensor]:
