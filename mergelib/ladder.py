@@ -30,6 +30,7 @@ from .store import Artifact
 from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study, percent
 from .types import digest, head_digest
 
+N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
 RUNG_LABELS = {"identity": "Identity (Current)", **{name: rung.label for name, rung in TABLE_1.items()}}
 
 
@@ -37,8 +38,8 @@ def aligned(study: Study, encoders: Sequence[str], rung: str, *, fit_on: str = "
             permuted_teacher: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
     """Aligned f_m (Eq. 6, 7) per (encoder, task): ``predicted [S, N]`` and the diagnostics of ``alignment.diagnose``, each ``[S]``.
 
-    A map per encoder, task and random start, all fitted as one batch. "l1" starts from each of the profile's
-    ``protocols.seeds``, the dearer "l1_exact" and the control below from the first of them; a closed form has no start. ``fit_on`` "test" fits on the scored inputs, as in the paper, "train" on as many
+    A map per encoder, task and random start, all fitted as one batch. "l1" starts from the first ``N_STARTS`` of the
+    profile's ``protocols.seeds``, the dearer "l1_exact" and the control below from the first alone; a closed form has no start. ``fit_on`` "test" fits on the scored inputs, as in the paper, "train" on as many
     training inputs; ``n`` takes the first n of them. ``fit`` is "l1" (the paper's loss), "l1_exact" (the same loss, A
     orthogonal throughout; the two orthogonal rungs only) or "closed_form". ``permuted_teacher`` shuffles f_t's outputs
     between inputs: a control that carries no information.
@@ -46,7 +47,7 @@ def aligned(study: Study, encoders: Sequence[str], rung: str, *, fit_on: str = "
     fits = {"l1": fit_l1, "l1_exact": partial(fit_l1, exact=True), "closed_form": None}
     if fit not in fits:
         raise UnknownNameError("fit", fit, fits)
-    seeds = study.profile.protocols.seeds if fit == "l1" and not permuted_teacher else study.profile.protocols.seeds[:1]
+    seeds = study.profile.protocols.seeds[: N_STARTS if fit == "l1" and not permuted_teacher else 1]
     # The invertible rung has no constraint of its own to fit; it is the linear map, whose condition is reported.
     rung = "linear" if get_rung(rung).name == "invertible" else rung
     split = {"test": "test", "train": "fit"}.get(fit_on)

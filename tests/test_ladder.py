@@ -17,7 +17,7 @@ ENCODERS = ["weight_averaging", "task_arithmetic", "ties", "f_b"]
 def test_a_cell_of_the_batch_is_the_fit_of_that_cell_alone(study):
     """Start s of (method, task) out of the batch over methods x tasks x starts, against one call with that seed."""
     cells = ladder.aligned(study, ENCODERS, "affine", fit_on="train")
-    seeds = study.profile.protocols.seeds
+    seeds = study.profile.protocols.seeds[: ladder.N_STARTS]
     for encoder, task, i in (("ties", "ag", 0), ("f_b", "yelp", len(seeds) - 1)):
         x, y = (study.features(e, task, "fit")[None] for e in (encoder, "f_t"))
         alone = fit_l1(x, y, "affine", seed=seeds[i])
@@ -31,7 +31,7 @@ def test_a_cell_of_the_batch_is_the_fit_of_that_cell_alone(study):
 
 
 def test_starts_differ_and_only_the_penalised_fit_has_several(study):
-    seeds = study.profile.protocols.seeds
+    seeds = study.profile.protocols.seeds[: ladder.N_STARTS]
     found = ladder.aligned(study, ENCODERS, "orthogonal")["ties", "ag"]["l1_after"]
     assert len(found) == len(seeds) and len(set(found.tolist())) == len(seeds)
     for options in ({"fit": "closed_form"}, {"fit": "l1_exact"}, {"permuted_teacher": True}):
@@ -58,7 +58,7 @@ def test_the_table_says_how_far_starts_spread(study):
     table = ladder.table(study, ["ties"]).set_index("rung")
     cells = ladder.aligned(study, ["ties"], "linear")
     per_start = [sum((cells["ties", t]["predicted"][s] == study.task(t).test.labels).double().mean().item()
-                     for t in study.tasks) / len(study.tasks) for s in range(len(study.profile.protocols.seeds))]
+                     for t in study.tasks) / len(study.tasks) for s in range(ladder.N_STARTS)]
     mean = sum(per_start) / len(per_start)
     std = math.sqrt(sum((a - mean) ** 2 for a in per_start) / (len(per_start) - 1))
     assert table.accuracy["linear"] == pytest.approx(100 * mean)
@@ -76,6 +76,17 @@ def test_the_bootstrap_resamples_starts(study):
         t: (ladder.aligned(study, ENCODERS, "linear")["ties", t]["predicted"] == study.task(t).test.labels)[:1]
         for t in study.tasks})
     assert not torch.equal(values[1:], one_start[1:])
+
+
+def test_seeds_are_resampled_whatever_their_number(study):
+    """The bootstrap's weights against their law: mean 1/n, variance (n - 1) / n^3 of a multinomial share."""
+    bootstrap = claims.Bootstrap(study)
+    bootstrap.n = 20_000
+    for n in (1, 2, 4):
+        weights = bootstrap._seed_weights(n).double()
+        torch.testing.assert_close(weights.sum(1), torch.ones(20_000, dtype=torch.float64), atol=1e-6, rtol=0)
+        torch.testing.assert_close(weights.mean(0), torch.full((n,), 1 / n, dtype=torch.float64), atol=0.01, rtol=0)
+        torch.testing.assert_close(weights.var(0), torch.full((n,), (n - 1) / n**3, dtype=torch.float64), atol=0.01, rtol=0)
 
 
 def test_refusals(study):

