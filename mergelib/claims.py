@@ -61,9 +61,7 @@ class Bootstrap:
     def __init__(self, study: Study, *, seed: int = 0):
         self.study, self.n = study, study.profile.resamples
         generator = torch.Generator().manual_seed(seed)
-        n_seeds = len(study.profile.protocols.seeds)
-        picked = torch.randint(n_seeds, (self.n, n_seeds), generator=generator)
-        self._seed_weights = torch.zeros(self.n, n_seeds).scatter_add_(1, picked, torch.ones(self.n, n_seeds)) / n_seeds
+        self._draw_weights = self._resampled_seeds(len(study.profile.protocols.seeds), generator)
         self._counts = {}
         for name, task in study.tasks.items():
             n = len(task.test)
@@ -72,14 +70,24 @@ class Bootstrap:
         self._cache: dict[Any, Tensor] = {}
 
     def average(self, per_task: dict[str, Tensor]) -> Tensor:
-        """``{task: values [S, N] or [1, N]}`` -> their mean over inputs, seeds and tasks, ``[1 + B]``."""
+        """``{task: values [S, N]}``, S seeds or random starts or 1 -> their mean over inputs, seeds and tasks, ``[1 + B]``."""
         total = torch.zeros(1 + self.n, dtype=torch.float64)
         for name, values in per_task.items():
             values = values.double()
             total[0] += values.mean()
             means = (self._counts[name] @ values.T.float()).double() / values.shape[1]
-            total[1:] += means[:, 0] if means.shape[1] == 1 else (means * self._seed_weights).sum(1)
+            total[1:] += (means * self._seed_weights(len(values))).sum(1)
         return total / len(per_task)
+
+    def _seed_weights(self, n: int) -> Tensor:
+        """How often each of n seeds is drawn in each resample, ``[B, n]``, in rows that sum to 1."""
+        if n == self._draw_weights.shape[1]:
+            return self._draw_weights
+        return self.cached(("seed weights", n), lambda: self._resampled_seeds(n, torch.Generator().manual_seed(n)))
+
+    def _resampled_seeds(self, n: int, generator: torch.Generator) -> Tensor:
+        picked = torch.randint(n, (self.n, n), generator=generator)
+        return torch.zeros(self.n, n).scatter_add_(1, picked, torch.ones(self.n, n)) / n
 
     def accuracy(self, encoder: str, protocol: str, k: int | None = None, *, draw: str = "stratified",
                  fit_on: str = "train") -> Tensor:
@@ -88,11 +96,11 @@ class Bootstrap:
             t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on) for t in self.study.tasks}))
 
     def aligned(self, encoder: str, rung: str, *, fit_on: str = "test", fit: str = "l1") -> Tensor:
-        """Average accuracy in points after an alignment of the ladder, ``[1 + B]``."""
+        """Average accuracy in points after an alignment of the ladder, over its random starts, ``[1 + B]``."""
         # The whole batch that the figure shows is fitted together, whichever cell is asked for first.
         encoders = [*PAPER_METHODS, BASE]
         return self.cached(("aligned", encoder, rung, fit_on, fit), lambda: 100 * self.average({
-            task: (cell["predicted"] == self.study.task(task).test.labels)[None]
+            task: cell["predicted"] == self.study.task(task).test.labels
             for (e, task), cell in aligned(self.study, encoders, rung, fit_on=fit_on, fit=fit).items() if e == encoder}))
 
     def test_outputs(self, encoder: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .claims import NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
 from .features import extract
-from .ladder import RUNG_LABELS, aligned
+from .ladder import RUNG_LABELS, accuracies, aligned
 from .protocols import PRESETS, current_eval, fit_heads, ft_classifier
 from .report import protocol_label, short_label
 from .store import Artifact
@@ -32,6 +32,11 @@ CONTROLS = {"P4.1-ladder": ("C4.1-held-out", "C4.1-base"), "P4.2-gap": ("C4.1-ba
 """Paper claim -> the controls that it needs to mean what it says."""
 
 
+def map_label(rung: str) -> str:
+    """How tables name the map of a rung, as distinct from the protocol "Orthogonal classifier"."""
+    return f"{RUNG_LABELS[rung]} map"
+
+
 def _average(study: Study, encoder: str, protocol: str, k: int | None = None, **where: str) -> float:
     cells = [study.correct(encoder, t, protocol, k=k, **where).float().mean().item() for t in study.tasks]
     return 100 * sum(cells) / len(cells)
@@ -43,8 +48,7 @@ def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> dict[str
     for group in ([e for e in encoders if e != RANDOM], [e for e in encoders if e == RANDOM]):
         if group:
             cells = aligned(study, group, rung, **how)
-            found |= {e: 100 * sum((cells[e, t]["predicted"] == study.task(t).test.labels).float().mean().item()
-                                   for t in study.tasks) / len(study.tasks) for e in group}
+            found |= {e: accuracies(study, cells, e).mean().item() for e in group}
     return found
 
 
@@ -61,8 +65,8 @@ def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     for rung in ("orthogonal", "affine"):
         by_split = {where: _ladder(study, encoders, rung, fit_on=where) for where in ("train", "test")}
         for encoder in encoders:
-            rows += [(RUNG_LABELS[rung], "none", encoder, _average(study, encoder, "current")),
-                     *((RUNG_LABELS[rung], where, encoder, by_split[where][encoder]) for where in ("train", "test"))]
+            rows += [(map_label(rung), "none", encoder, _average(study, encoder, "current")),
+                     *((map_label(rung), where, encoder, by_split[where][encoder]) for where in ("train", "test"))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -75,7 +79,7 @@ def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
         for n in sorted({min(d // 2, largest), min(2 * d, largest), largest}):
             for where in ("train", "test"):
                 found = _ladder(study, encoders, rung, fit_on=where, fit="closed_form", n=n)
-                rows += [(f"{RUNG_LABELS[rung]}, closed form", f"{where}, n = {n}", e, a) for e, a in found.items()]
+                rows += [(f"{map_label(rung)}, closed form", f"{where}, n = {n}", e, a) for e, a in found.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -95,7 +99,7 @@ def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     rows = [("protocol", protocol_label(p), e, _average(study, e, p, k))
             for e in encoders for p in ("current", "knn", "ft_classifier", "orthogonal_classifier", "surgery")]
     for rung in ("orthogonal", "affine"):
-        rows += [("protocol", f"{RUNG_LABELS[rung]} map", e, a)
+        rows += [("protocol", map_label(rung), e, a)
                  for e, a in _ladder(study, encoders, rung, fit_on="train").items()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -105,7 +109,7 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
     rows = []
     for rung in ("linear", "orthogonal"):
         found = _ladder(study, encoders, rung, fit_on="train", permuted_teacher=True)
-        rows += [("permuted teacher", f"{RUNG_LABELS[rung]} map", e, a) for e, a in found.items()]
+        rows += [("permuted teacher", map_label(rung), e, a) for e, a in found.items()]
     for encoder in encoders:
         cells = []
         for task, given in study.tasks.items():
@@ -161,7 +165,7 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
 def alt(fitted: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     at = fitted.set_index(["fit", "condition", "method"]).accuracy
-    orthogonal = RUNG_LABELS["orthogonal"]
+    orthogonal = map_label("orthogonal")
     said = [f"{short_label(e)} {at[orthogonal, 'none', e]:.1f}, {at[orthogonal, 'train', e]:.1f} and {at[orthogonal, 'test', e]:.1f}"
             for e in dict.fromkeys(fitted.method)]
     return ("Average accuracy without alignment, fitted on training inputs and fitted on the scored test inputs, one panel per fit "
@@ -203,7 +207,7 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
     ft = next(f for f in at.index.get_level_values(0) if f.startswith("FT-Classifier"))
     merges = [m for m in dict.fromkeys(fitted.method) if m not in (BASE, RANDOM)]
     lines += ["### What the controls add", ""]
-    for fit in (ft, RUNG_LABELS["orthogonal"], RUNG_LABELS["affine"]):
+    for fit in (ft, map_label("orthogonal"), map_label("affine")):
         leak = [at[fit, "test", m] - at[fit, "train", m] for m in merges]
         what = "k C of the scored inputs" if fit == ft else "all scored inputs"
         lines.append(f"- **{fit}.** Fitting on {what} instead of training inputs changes the merges by {min(leak):+.1f} to "

@@ -170,7 +170,8 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
 def plot_ladder(accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float) -> Figure:
     """The ladder: average accuracy per rung (left), and what each step explains of f_t's variance (right).
 
-    ``accuracies``: columns method, rung (a label), accuracy, in drawing order. ``r2``: columns method, step, increment."""
+    ``accuracies``: columns method, rung (a label), accuracy, std (over random starts), in drawing order. ``r2``: columns
+    method, step, increment."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.9), width_ratios=(1.7, 1))
     rungs, methods = list(dict.fromkeys(accuracies.rung)), list(dict.fromkeys(accuracies.method))
     width = 0.8 / len(methods)
@@ -178,7 +179,7 @@ def plot_ladder(accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float
     for i, method in enumerate(methods):
         rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
         x = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * width
-        left.bar(x, rows.accuracy, width, label=short_label(method), color=method_style(method)["color"], edgecolor="black",
+        left.bar(x, rows.accuracy, width, yerr=np.nan_to_num(rows["std"]), error_kw={"elinewidth": 0.8}, label=short_label(method), color=method_style(method)["color"], edgecolor="black",
                  linewidth=0.4, hatch=("", "//", "..", "xx")[i % 4])
     left.set_xticks(range(len(rungs)), rungs, rotation=30, ha="right")
     left.set_ylabel("average accuracy (%)")
@@ -209,7 +210,7 @@ def plot_honest(rows: pd.DataFrame) -> Figure:
             mine = mine.set_index("condition").reindex(conditions)
             style = method_style(method)
             ax.plot(range(len(conditions)), mine.accuracy, color=style["color"], marker=style["marker"], label=short_label(method))
-        ax.set_title(fit.replace(", ", ",\n").replace("Orthogonal classifier", "Orthogonal\nclassifier"))
+        ax.set_title(fit.replace(", ", ",\n").replace("Orthogonal classifier", "Orthogonal\nclassifier").replace(" map", "\nmap"))
         ax.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
     axes[0].set_ylabel("average accuracy (%)")
     _shared_legend(fig, axes[0])

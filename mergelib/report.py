@@ -58,13 +58,14 @@ def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
     return groups.accuracy.agg(mean="mean", std="std", n_seeds="count").reset_index()
 
 
-def _cell(mean: float, std: float) -> str:
+def mean_std_cell(mean: float, std: float) -> str:
+    """"71.8 ± 0.2"; the mean alone where there is no deviation."""
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 
 
 def wide(summary: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """A row per (method, protocol, draw), a column per task and the average, cells such as "71.8 ± 0.2"."""
-    cells = summary.assign(cell=[_cell(m, s) for m, s in zip(summary["mean"], summary["std"], strict=True)])
+    cells = summary.assign(cell=[mean_std_cell(m, s) for m, s in zip(summary["mean"], summary["std"], strict=True)])
     several = cells.draw.nunique() > 1
     cells["Model"] = cells.method.map(encoder_label)
     cells["Protocol"] = cells.protocol.map(protocol_label) + (
@@ -126,7 +127,7 @@ def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Average accuracy against k: a row per (method, protocol, draw), a column per k, cells such as "71.8 ± 0.2"."""
     rows = summary[(summary.task == "average") & summary.k.notna()]
     cells = rows.assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), Draw=rows.draw,
-                        cell=[_cell(m, s) for m, s in zip(rows["mean"], rows["std"], strict=True)])
+                        cell=[mean_std_cell(m, s) for m, s in zip(rows["mean"], rows["std"], strict=True)])
     table = cells.pivot(index=["Model", "Protocol", "Draw"], columns="k", values="cell").fillna("")
     order = list(dict.fromkeys(zip(cells.Model, cells.Protocol, cells.Draw, strict=True)))
     return table.loc[order].rename(columns=lambda k: f"k = {k}").rename_axis(columns=None)

@@ -6,7 +6,7 @@ methods, tasks of equal size and seeds; fit i of a batch is the fit of element i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -170,13 +170,14 @@ def _cayley(S: Tensor) -> Tensor:
 
 
 def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps: int = 500, lr: float | None = None,
-           batch_size: int | None = 256, seed: int = 0, exact: bool = False) -> AffineMap:
+           batch_size: int | None = 256, seed: int | Sequence[int] = 0, exact: bool = False) -> AffineMap:
     """The paper's fit (Eq. 6 and 7): minimise mean |G(X) - Y| + alpha * mean |A^T A - I|.
 
     ``X`` (f_m) and ``Y`` (f_t) are ``[B, n, d]``. The penalty is there for the Euclidean and orthogonal rungs only. A
-    starts random, N(0, 1/d) per entry (its diagonal for scaling, its orthogonal factor for the two), the same for every
-    fit of a seed; b starts at 0. Adam, rate falling linearly to 0, over minibatches of ``batch_size`` rows (all rows if
-    None or if there are fewer), the same rows for every fit. The paper says no more than "randomly initialise" and
+    starts random, N(0, 1/d) per entry (its diagonal for scaling, its orthogonal factor for the two); b starts at 0. Adam,
+    rate falling linearly to 0, over minibatches of ``batch_size`` rows (all rows if None or if there are fewer). ``seed``
+    decides the start and the order of rows: one for all fits, or one per fit ``[B]``, so that several random starts of one
+    pair (X, Y) are elements of the batch like any other. The paper says no more than "randomly initialise" and
     "adjusting alpha": optimiser, rate, steps, distribution, alpha are ours. ``lr=None`` is 0.3 / sqrt(d), at most 0.03:
     a step moves every entry, so its spectral norm grows with lr sqrt(d), and beyond about 1/2 the penalty overshoots
     and A collapses.
@@ -193,8 +194,10 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
     within the orthogonal matrices leads from det 1 to det -1, so the start takes the sign of det of the closed form.
 
     A batch and a single fit differ by rounding, which the signs in an L1 gradient magnify: in float32 up to some
-    hundredths in A where the data leave it open, a thousandth in the distance; in float64 not at all. Raises
-    ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung that is not orthogonal, ``DataError`` for shapes.
+    hundredths in A where the data leave it open, a thousandth in the distance; in float64 not at all, but that the exact
+    fit magnifies rounding from step to step. Raises
+    ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung that is not orthogonal or a number of seeds that is not B,
+    ``DataError`` for shapes.
     """
     spec = get_rung(rung)
     _check(X, Y)
@@ -207,46 +210,52 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
     n_fits, n, d = X.shape
     unit = X.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
     x, y = X.detach() / unit, Y.detach() / unit
-    start = torch.randn(d, d, generator=torch.Generator().manual_seed(seed)).to(X) / d**0.5
-    start = start.diagonal() if diagonal else polar(start) if orthogonal else start
-    start = start.expand(n_fits, *start.shape).clone()
+    seeds = [seed] * n_fits if isinstance(seed, int) else list(seed)
+    if len(seeds) != n_fits:
+        raise ConfigError(f"{len(seeds)} seeds for {n_fits} fits; give one seed for all or one per fit.")
+    distinct = list(dict.fromkeys(seeds))
+    which = torch.tensor([distinct.index(s) for s in seeds], device=X.device)
+    start = torch.stack([torch.randn(d, d, generator=torch.Generator().manual_seed(s)) for s in distinct]).to(X) / d**0.5
+    start = start.diagonal(dim1=-2, dim2=-1) if diagonal else polar(start) if orthogonal else start
+    start = start[which]
     if exact:
         flip = torch.linalg.det(start) * torch.linalg.det(fit_closed_form(X, Y, rung).A) < 0
         start[:, 0] = torch.where(flip[:, None], -start[:, 0], start[:, 0])
-    A = start.requires_grad_()
-    b = torch.zeros(n_fits, 1, d, dtype=X.dtype, device=X.device, requires_grad=spec.shift)
+    A = start
+    b = torch.zeros(n_fits, 1, d, dtype=X.dtype, device=X.device)
     tangent = torch.zeros_like(A) if exact else A
     optimizer = torch.optim.Adam([tangent, b] if spec.shift else [tangent], lr=lr or min(0.03, 0.3 / d**0.5))
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     size, eye = min(batch_size or n, n), _eye(x)
-    order = _batches(n, size, steps, seed).to(X.device) if size < n else None
+    order = torch.stack([_batches(n, size, steps, s) for s in distinct]).to(X.device) if size < n else None
+    every = torch.arange(n_fits, device=X.device)[:, None]
     for step in range(steps):
-        rows = slice(None) if order is None else order[step]
+        here = (slice(None),) if order is None else (every, order[which, step])
         if step in restored:
-            with torch.no_grad():
-                A.copy_(polar(A))
-        moved = x[:, rows] * A.unsqueeze(-2) if diagonal else x[:, rows] @ A.mT
-        loss = (moved + b - y[:, rows]).abs().mean((-2, -1))
+            A.copy_(polar(A))
+        # Gradients by hand, each a product with signs: autograd would move several times the memory.
+        inputs = x[here]
+        moved = inputs * A.unsqueeze(-2) if diagonal else inputs @ A.mT
+        side = moved.add_(b).sub_(y[here]).sign_().div_(size * d)  # of mean |G(X) - Y|
+        pull = (side * inputs).sum(-2) if diagonal else side.mT @ inputs
         # Just restored, A^T A - I is rounding, and its signs would differ between a batch and a single fit.
         if penalised and step not in restored:
             weight = 0.01 * d * 1000 ** (step / max(steps - 1, 1)) if alpha is None else alpha
-            # A^T A is symmetric, so twice the gradient of one factor is the gradient of both: a product saved.
-            loss = loss + 2 * weight * (A.mT @ A.detach() - eye).abs().mean((-2, -1))
-        optimizer.zero_grad()
-        A.grad = None
-        loss.sum().backward()
+            defect = (A.mT @ A).sub_(eye).sign_()  # of mean |A^T A - I|, which is symmetric: hence the 2
+            pull.baddbmm_(A, defect, alpha=2 * weight / d**2)
         if exact:
-            pull = A.detach().mT @ A.grad
-            tangent.grad = pull - pull.mT
+            turn = A.mT @ pull
+            tangent.grad = turn - turn.mT
+        else:
+            A.grad = pull
+        b.grad = side.sum(-2, keepdim=True)
         optimizer.step()
         scheduler.step()
         if exact:
-            with torch.no_grad():
-                A.copy_(A @ _cayley(tangent))
-                tangent.zero_()
-    A = A.detach()
+            A = A @ _cayley(tangent)
+            tangent.zero_()
     A = torch.diag_embed(A) if diagonal else polar(A) if exact else A  # polar: rounding of `steps` products
-    return AffineMap(A, (b.detach() * unit).squeeze(-2))
+    return AffineMap(A, (b * unit).squeeze(-2))
 
 
 def diagnose(mapping: AffineMap, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
