@@ -6,6 +6,7 @@ Screenshots go to ``build/browser/``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,12 +30,15 @@ pytestmark = pytest.mark.browser
 
 
 def wait_for(what, ready, seconds):
-    """The first true value of ``ready()``; fails with ``what`` after ``seconds``."""
+    """The first true value of ``ready()``; fails with ``what`` after ``seconds``. The page may redraw what was just found."""
+    from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException
+
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = ready()
-        if found:
-            return found
+        with contextlib.suppress(ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException):
+            found = ready()
+            if found:
+                return found
         time.sleep(0.5)
     pytest.fail(f"after {seconds:.0f} s: {what}")
 
@@ -44,7 +48,7 @@ def project(tmp_path_factory):
     """Copies of notebooks, without outputs and set to quick: JupyterLab saves by itself, and must not save over the committed ones."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
-    (folder / "figures").symlink_to(ROOT / "figures")
+    shutil.copytree(ROOT / "figures" / "mini", folder / "figures" / "mini")
     for name in COPIED:
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells:
@@ -108,6 +112,7 @@ def chromium(tmp_path_factory):
 
 def run_all(chromium, url, name, project):
     """Open, Run > Run All Cells, wait, save; returns the saved notebook."""
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -116,26 +121,44 @@ def run_all(chromium, url, name, project):
     n_code = sum(c.cell_type == "code" for c in nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4).cells)
 
     def visible(selector, text=""):
-        return next((e for e in chromium.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed() and text in e.text), None)
+        return next((e for e in chromium.find_elements(By.CSS_SELECTOR, selector) if e.is_displayed() and (not text or text in e.text)), None)
+
+    def click(selector, text=""):
+        found = visible(selector, text)
+        if found:
+            found.click()
+        return found
+
+    def answer_dialog():
+        # A kernel that starts slowly makes JupyterLab ask which one to take.
+        click(".jp-Dialog .jp-mod-accept")
+        return not visible(".jp-Dialog")
 
     wait_for("the notebook is not shown", lambda: visible(".jp-Notebook .jp-CodeCell"), 180)
     wait_for("the kernel is not idle", lambda: visible('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'), 180)
-    wait_for("no Run menu", lambda: visible(".lm-MenuBar-item", "Run"), 60).click()
-    wait_for("no Run All Cells", lambda: visible('.lm-Menu-item[data-command="runmenu:run-all"]'), 60).click()
+    chromium.save_screenshot(str(SHOTS / f"{name}_opened.png"))
+    wait_for("a dialog stays open", answer_dialog, 60)
+    wait_for("no Run menu", lambda: click(".lm-MenuBar-item", "Run"), 60)
+    wait_for("no Run All Cells", lambda: click('.lm-Menu-item[data-command="runmenu:run-all"]'), 60)
 
     def saved():
-        chromium.find_element(By.CSS_SELECTOR, ".jp-Notebook").send_keys(Keys.CONTROL, "s")
+        answer_dialog()
+        ActionChains(chromium).key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
         cells = [c for c in nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4).cells if c.cell_type == "code"]
         failed = [o for c in cells for o in c.outputs if o.output_type == "error"]
         if failed:
             chromium.save_screenshot(str(SHOTS / f"{name}_error.png"))
         assert not failed, "\n".join(failed[0].traceback)
         time.sleep(4)
+        chromium.save_screenshot(str(SHOTS / f"{name}_running.png"))
         return cells if all(c.execution_count for c in cells) and visible(
             '.jp-Notebook-ExecutionIndicator[data-status="idle"]') else None
 
     cells = wait_for(f"{name} has not finished", saved, PATIENCE)
     assert [c.execution_count for c in cells] == list(range(1, n_code + 1))
+    # The lab is rooted where pictures beside the notebooks' folder can be seen.
+    pictures = chromium.find_elements(By.CSS_SELECTOR, ".jp-MarkdownCell img")
+    assert pictures and all(chromium.execute_script("return arguments[0].naturalWidth > 300", p) for p in pictures)
     assert not chromium.find_elements(By.CSS_SELECTOR, '.jp-OutputArea [data-mime-type="application/vnd.jupyter.error"]')
     return cells
 
