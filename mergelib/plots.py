@@ -24,6 +24,7 @@ from .report import TASK_LABELS, at_k, mean_and_std, protocol_label, public_over
 from .study import FINE_TUNED, Study
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
+WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend beside it
 STYLE_FILE = Path(__file__).parent / "mergelib.mplstyle"
 
 # Okabe-Ito colours, safe for colour-blind readers; marker and line differ too, so grey print works.
@@ -57,7 +58,9 @@ def method_style(method: str) -> dict[str, Any]:
 def protocol_style(protocol: str) -> dict[str, Any]:
     """Colour, marker and line of a protocol; protocols of one's own get the next free colour and marker."""
     if protocol not in PROTOCOL_STYLE:
-        PROTOCOL_STYLE[protocol] = {**OTHER_STYLES[len(PROTOCOL_STYLE) % len(OTHER_STYLES)], "linestyle": (0, (4, 2, 1, 2))}
+        used = {style["marker"] for style in PROTOCOL_STYLE.values()}
+        free = [style for style in OTHER_STYLES if style["marker"] not in used] or OTHER_STYLES
+        PROTOCOL_STYLE[protocol] = {**free[0], "linestyle": (0, (4, 2, 1, 2))}
     return PROTOCOL_STYLE[protocol]
 
 
@@ -228,7 +231,7 @@ def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Se
     """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""
     summary = mean_and_std(at_k(scores, k))
     summary = summary[summary.task == "average"]
-    fig, ax = plt.subplots(figsize=(COLUMN + 0.6, 2.3))
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
     width = 0.8 / len(protocols)
     for i, protocol in enumerate(protocols):
         rows = summary[summary.protocol == protocol].set_index("method").loc[list(encoders)]
