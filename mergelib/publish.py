@@ -122,7 +122,7 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for item in items:
         picture = f"{COMMITTED}/{item.id}.png"
-        thumbnail = f'<img src="figures/{picture}" width="150" alt="{item.item}">' if (folder / picture).is_file() else ""
+        thumbnail = f'<img src="figures/{picture}" width="150" alt="{item.item}: {item.title}">' if (folder / picture).is_file() else ""
         minutes = [f"{item.minutes[p]:g}" if p in item.minutes else "–" for p in profiles]
         lines.append("| " + " | ".join([thumbnail, f"[{item.id}](notebooks/{item.id}.ipynb)", f"{item.item}: {item.title}", *minutes]) + " |")
     totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]

@@ -144,7 +144,7 @@ def index_page(items: list[Item], solutions: list[Path], pages: list[Path], file
         lines += [f"## {title}", "", "::::{container} cards", ""]
         for item in groups[group]:
             picture = Path("figures/mini") / f"{item.id}.png"
-            image = f"![{item.item}]({picture})" if picture in files else item.item
+            image = f"![{item.item}: {item.title}]({picture})" if picture in files else item.item
             minutes = ", ".join(f"{p} {m:g} min" for p, m in sorted(item.minutes.items()))
             lines += [":::{container} card", f"[{image}](notebooks/{item.id}.ipynb)", "", f"[{item.item}](notebooks/{item.id}.ipynb)", "",
                       item.title + (f" ({minutes})" if minutes else ""), ":::", ""]
