@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Study", "method"]
+__all__ = ["Study", "method", "protocol", "task"]
 
 if TYPE_CHECKING:
     from .merging import method
+    from .protocols import protocol
     from .study import Study
+    from .tasks import task
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +22,12 @@ def __getattr__(name: str) -> Any:
         from .merging import method
 
         return method
+    if name == "protocol":
+        from .protocols import protocol
+
+        return protocol
+    if name == "task":
+        from .tasks import task
+
+        return task
     raise AttributeError(f"module 'mergelib' has no attribute '{name}'")
