@@ -35,11 +35,14 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if "execution_count" in output:
                 output.execution_count = count
             output.pop("transient", None)
+            # Without its kernel a widget is a broken picture; what it puts beside itself stays.
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
             plain = output.get("data", {}).get("text/plain")
             if plain:  # an object's address says nothing and changes with every run
                 output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
             if "metadata" in output:
-                output.metadata = {}
+                output.metadata = {kind: {"alt": said["alt"]} for kind, said in output.metadata.items()
+                                   if isinstance(said, dict) and "alt" in said}
     notebook.cells = cells
     notebook.metadata = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
                          "language_info": {"name": "python"}}

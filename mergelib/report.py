@@ -252,8 +252,8 @@ def chance_level(study: Study) -> float:
     return 100 * sum(1 / t.n_classes for t in study.tasks.values()) / len(study.tasks)
 
 
-def provenance(study: Study) -> pd.DataFrame:
-    """What made the numbers of a notebook: profile, backbone, device, versions, seeds."""
+def provenance(study: Study, methods: Sequence[str] | None = None) -> pd.DataFrame:
+    """What made the numbers of a notebook: profile, backbone, device, versions, seeds, and lambda of ``methods`` (all by default)."""
     import platform
 
     import torch
@@ -264,7 +264,8 @@ def provenance(study: Study) -> pd.DataFrame:
             "device": study.device.type,
             "training": f"{p.train_config(p.fine_tuning, study.device).precision}, {p.threads} threads",
             "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
-            "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in study.methods if study.lam(m) is not None),
+            "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in methods or study.methods
+                                if study.lam(m) is not None),
             "bootstrap": f"{p.resamples} resamples, paired over test inputs and seeds",
             "versions": f"mergelib {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
                         f"Python {platform.python_version()}"}

@@ -1,0 +1,103 @@
+"""Two tasks in the plane, and encoders that only turn it: all of the paper's argument that fits on a page of paper.
+
+An encoder is one 2 x 2 matrix theta and f(x) = theta x, so weights can be drawn, too. Turning is put in by hand here;
+whether a real encoder behaves like that is for the miniature BERT to say.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, UnknownNameError
+from ..merging import get_method
+from ..protocols import Evidence, FTPreset, stratified_order
+from ..protocols.alignment import fit_closed_form
+from ..types import Expert, Head, State
+
+CLASSES = {"A": 4, "B": 3}
+TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; task A's is the slider
+RADIUS, SPREAD = 2.0, 0.55  # class centres lie on this circle; standard deviation of the inputs around them
+N_TEST, N_POOL, SEED = 60, 25, 0  # inputs per class: scored, and to draw from
+# A head of 2 numbers per class has to move each of them much further than one of 128 has.
+FIT = FTPreset(lr=0.3, epochs=60)
+
+
+def turn(degrees: float) -> Tensor:
+    """Rotation matrix ``[2, 2]``, counter-clockwise: it takes a column x to the turned column; rows turn as ``x @ turn(a).T``."""
+    a = math.radians(degrees)
+    return torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+
+
+def turned_by(student: Tensor, teacher: Tensor) -> float:
+    """Degrees in (-180, 180] by which ``student [N, 2]`` is turned against ``teacher [N, 2]``, as the best rotation says.
+
+    Raises ``DataError`` for points that are not pairs.
+    """
+    A = fit_closed_form(teacher[None], student[None], "orthogonal").A[0]
+    return math.degrees(math.atan2(float(A[1, 0] - A[0, 1]), float(A[0, 0] + A[1, 1])))
+
+
+@dataclass(frozen=True)
+class Toy:
+    """f_b, an expert per task, and the tasks' inputs ``[N, 2]`` in two splits, ``test`` and ``pool``."""
+
+    angle: float
+    base: State
+    experts: tuple[Expert, ...]
+    points: dict[tuple[str, str], Tensor]
+    classes: dict[tuple[str, str], Tensor]
+
+    def expert(self, task: str) -> Expert:
+        """f_t and (W_t, b_t). Raises ``UnknownNameError``."""
+        known = {e.task: e for e in self.experts}
+        if task not in known:
+            raise UnknownNameError("toy task", task, known)
+        return known[task]
+
+    def merge(self, lam: float) -> State:
+        """theta_m of Task Arithmetic (Eq. 2), by the library's own function."""
+        return get_method("task_arithmetic")(self.base, [e.state for e in self.experts], lam=lam)
+
+    def features(self, encoder: State, task: str, split: str = "test") -> Tensor:
+        """Z ``[N, 2]``, the rows theta x."""
+        return self.points[task, split] @ encoder["theta"].mT
+
+    def labels(self, task: str, split: str = "test") -> Tensor:
+        """Classes ``[N]``."""
+        return self.classes[task, split]
+
+    def evidence(self, encoder: State, task: str, k: int) -> Evidence:
+        """What a protocol sees of an encoder and a task, with one stratified draw of k inputs per class."""
+        expert = self.expert(task)
+        draw = stratified_order(self.labels(task, "pool"), CLASSES[task], k, SEED)
+        return Evidence(self.features(encoder, task), expert.head, self.features(encoder, task, "pool"),
+                        self.features(expert.state, task, "pool"), draw[None], (k,), FIT)
+
+
+def make_toy(angle: float = 80.0) -> Toy:
+    """The toy in which fine-tuning on task A turned the plane by ``angle`` degrees, and on task B by ``TURN_B``.
+
+    f_b is the identity. W_t points at the turned class centres with the length that makes softmax(W_t z) the exact
+    posterior, so nothing is trained. Inputs are the same for every angle. Raises ``ConfigError`` for an angle that is
+    not finite.
+    """
+    if not math.isfinite(angle):
+        raise ConfigError(f"angle = {angle}: give degrees, for example 80.")
+    generator = torch.Generator().manual_seed(SEED)
+    experts, points, classes = [], {}, {}
+    for task, degrees in (("A", angle), ("B", TURN_B)):
+        n_classes = CLASSES[task]
+        directions = torch.tensor([math.radians(360 * c / n_classes) for c in range(n_classes)])
+        centres = RADIUS * torch.stack([directions.cos(), directions.sin()], dim=-1)
+        for split, n in (("test", N_TEST), ("pool", N_POOL)):
+            labels = torch.arange(n_classes).repeat_interleave(n)
+            points[task, split] = centres[labels] + SPREAD * torch.randn(len(labels), 2, generator=generator)
+            classes[task, split] = labels
+        theta = turn(degrees)
+        head = Head(centres @ theta.mT / SPREAD**2, torch.zeros(n_classes))
+        experts.append(Expert(task, {"theta": theta}, head))
+    return Toy(angle, {"theta": torch.eye(2)}, tuple(experts), points, classes)
