@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Study", "method"]
+__all__ = ["Study", "align_classifier", "evaluate", "merge", "method"]
 
 if TYPE_CHECKING:
     from .merging import method
+    from .models.heads import align_classifier, evaluate
+    from .models.merging import merge
     from .study import Study
 
 
@@ -20,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from .merging import method
 
         return method
+    if name in ("merge", "align_classifier", "evaluate"):
+        from . import models
+
+        return getattr(models, name)
     raise AttributeError(f"module 'mergelib' has no attribute '{name}'")
