@@ -93,7 +93,8 @@ def features(classifier: Classifier, inputs: Sequence[Any], *, device: str = "au
                 raise ConfigError(f"'{classifier.head.module}' of '{classifier.head.task}' is not applied once to one feature per input; name "
                                   "the last linear layer with head=.")
             z[rows] = seen[0].float().cpu()
-            if not torch.allclose(model.get_submodule(classifier.head.module)(seen[0]), logits, rtol=1e-3, atol=1e-4):
+            through = model.get_submodule(classifier.head.module)(seen[0])
+            if through.shape != logits.shape or not torch.allclose(through, logits, rtol=1e-3, atol=1e-4):
                 raise ConfigError(f"The logits of '{classifier.head.task}' are not what '{classifier.head.module}' gives; name the last linear layer "
                                   "with head=.")
     finally:
