@@ -179,7 +179,7 @@ def from_mergekit(given: Mapping[str, Any]) -> dict[str, Any]:
     what has no counterpart here (slices, gradients, filters, unequal weights).
     """
     name = given["merge_method"]
-    if name not in KNOWN_PARAMETERS:
+    if not isinstance(name, str) or name not in KNOWN_PARAMETERS:
         raise UnknownNameError("mergekit method that mergelib knows too", name, KNOWN_PARAMETERS)
     odd = set(given) - {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "name", "out", "device"}
     if odd:

@@ -203,7 +203,7 @@ def test_the_split_can_be_overridden(family):
     a, b = (load_file(found[t] / "model.safetensors")["classifier.dense.weight"] for t in TASKS)
     torch.testing.assert_close(merged.encoder["classifier.dense.weight"], (a + b) / 2)
     assert mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0]).head.tensors.keys() == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
-    with pytest.raises(StateDictError, match="lacks classifier.dense"):
+    with pytest.raises(StateDictError, match=r"lacks classifier.dense"):
         find_parts(expert, open_parent(found["base"]), encoder=["roberta.*", "classifier.dense.*"])
     with pytest.raises(ConfigError, match="matches encoder"):
         find_parts(expert, encoder=["nothing.*"])
@@ -214,7 +214,7 @@ def test_the_split_can_be_overridden(family):
 def test_a_layer_that_is_not_the_last_is_noticed(family):
     found = family("roberta")
     wrong = expert_classifier(found["ag"], head="classifier.dense")
-    with pytest.raises(ConfigError, match="not what 'classifier.dense' gives|not applied once"):
+    with pytest.raises(ConfigError, match=r"not what 'classifier.dense' gives|not applied once"):
         features(wrong, texts("ag", 5, 0)[0])
 
 
@@ -344,7 +344,7 @@ def test_a_file_that_is_not_what_its_config_says_is_refused(family, tmp_path):
     state["bert.embeddings.word_embeddings.weight"] = load_file(family("bert")["ag"] / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
     state["bert.encoder.layer.0.output.dense.bias"][0] = torch.nan
     save_file(state, odd / "model.safetensors")
-    with pytest.raises(StateDictError, match="'odd' holds NaN or inf in bert.encoder.layer.0.output.dense.bias"):
+    with pytest.raises(StateDictError, match=r"'odd' holds NaN or inf in bert.encoder.layer.0.output.dense.bias"):
         mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
 
 
@@ -355,7 +355,7 @@ def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
     words = vocab["model"]["vocab"]
     words["good"], words["the"] = words.get("the", 5), words.get("good", 6)
     (odd / "tokenizer.json").write_text(json.dumps(vocab))
-    with pytest.raises(StateDictError, match="tokenizers of .* differ"):
+    with pytest.raises(StateDictError, match=r"tokenizers of .* differ"):
         mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
 
 
@@ -381,7 +381,7 @@ def test_a_pickle_with_code_is_never_run(family, tmp_path, beside):
         mergelib.merge("task_arithmetic", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
     else:
         (odd / "model.safetensors").unlink()
-        with pytest.raises(UnsafeFileError, match="pytorch_model.bin is a pickle with more than plain tensors"):
+        with pytest.raises(UnsafeFileError, match=r"pytorch_model.bin is a pickle with more than plain tensors"):
             mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
         torch.save(state, odd / "pytorch_model.bin")  # plain tensors are welcome
         mergelib.merge("task_arithmetic", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
