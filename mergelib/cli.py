@@ -1,4 +1,4 @@
-"""``python -m mergelib``: run notebooks, look after the store."""
+"""``python -m mergelib``: run notebooks, look after the store, merge and re-align models of one's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import __version__, paths
 from .errors import ConfigError, MergelibError
+from .models.command import register as register_models
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="look after computed artifacts")
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
+    register_models(commands)
     return parser
 
 
