@@ -170,7 +170,7 @@ def test_data_files_that_hold_nothing_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     for call in (lambda: read_inputs(tmp_path / "empty.txt", False), lambda: read_inputs(tmp_path, True),
                  lambda: read_labelled(tmp_path / "empty.txt", False), lambda: read_inputs(tmp_path / "no.csv", False)):
-        with pytest.raises(MergelibError, match="holds no|no file"):
+        with pytest.raises(MergelibError, match=r"holds no|no file"):
             call()
 
 
