@@ -186,6 +186,9 @@ def plot_summary(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figu
 
 def _draw_grid(ax: plt.Axes, grid: pd.DataFrame, rows: pd.DataFrame) -> None:
     ax.set_axis_off()
+    if grid.empty:
+        ax.text(0, 0.5, "No claim has been judged yet.", fontsize=8)
+        return
     left, width = 0.5, 0.5 / len(grid.columns)
     ax.set_xlim(0, 1)
     ax.set_ylim(len(grid) - 0.45, -1.0)
@@ -284,7 +287,7 @@ def verdict_table(rows: pd.DataFrame) -> pd.DataFrame:
             "95 % interval": (mine.low.map("{:.2f}".format) + " .. " + mine.high.map("{:.2f}".format)).where(judged, ""),
             "threshold": mine.threshold.map(pretty), "verdict": mine.verdict + mine.note.map(lambda n: f" ({n})" if n else ""),
             "notebook": mine.notebook}))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["profile", "claim", "verdict"])
 
 
 def results_markdown(runs: Sequence[Run], figure: str = "") -> str:
@@ -306,7 +309,7 @@ def results_markdown(runs: Sequence[Run], figure: str = "") -> str:
             number = "" if part is None or pd.isna(part.here) else f" ({part.part}: {part.here:.2f})"
             cells[profile] = _bold(grid.loc[claim, profile]) + number
         claims.append({"claim": f"`{claim}`", "says": mine.says.iloc[0], "asks": pretty(mine.threshold.iloc[0]), **cells, "notebook": f"`{mine.notebook.iloc[0]}`"})
-    lines += _table(pd.DataFrame(claims))
+    lines += _table(pd.DataFrame(claims)) if claims else ["No claim has been judged yet."]
     tables = {r.profile: pd.read_csv(r.folder / "tab02_main.csv") for r in runs if (r.folder / "tab02_main.csv").is_file()}
     if tables:
         lines += ["", "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the draws' seeds (Table 2):", "",

@@ -102,6 +102,20 @@ def test_the_page_names_every_claim_and_verdict(folder):
     assert "two: 1 not reproduced" in alt and "55.8 to 69.2" in alt
 
 
+@pytest.mark.parametrize("notebook", ["fig03_protocols", "tab02_main"])
+def test_a_first_notebook_alone_gives_a_report(tmp_path, notebook):
+    """A drawing judges nothing, and ``quick`` prints its claims without a verdict."""
+    verdicts = [] if notebook == "fig03_protocols" else [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)]
+    leave(tmp_path, "quick", notebook, verdicts, judged=False)
+    runs = summary.read_runs(tmp_path)
+    rows = summary.verdict_rows(runs)
+    plt.close(summary.plot_summary(summary.averages(runs), rows))
+    text = summary.report_markdown(tmp_path)
+    assert ("No claim has been judged yet." in text) == (not verdicts) and summary.readme_part(text)
+    assert summary.alt_summary(summary.averages(runs), rows).endswith(".") and len(summary.runs_table(runs)) == 1
+    assert len(summary.verdict_table(rows)) == len(verdicts)
+
+
 def test_verdict_cells_differ_without_colour():
     from matplotlib.colors import to_rgb
 
