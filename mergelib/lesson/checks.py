@@ -50,17 +50,17 @@ def _number(answer: Any, right: float, mistakes: Iterable[tuple[float, str]], *,
     if abs(answer - right) <= tolerance:
         return Feedback(True, well)
     for value, says in mistakes:
-        if abs(answer - value) <= tolerance:
+        if abs(answer - value) <= min(tolerance, 0.01 + 0.05 * abs(value)):  # a tolerance in degrees is a wide one in radians
             return Feedback(False, says)
     return Feedback(False, f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and not by a slip that this check knows.")
 
 
 def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> Feedback:
     """Exercise 1: by how many degrees is f_m's output for ``task`` turned against f_t's, counter-clockwise positive?"""
-    theta_m, theta_t, = toy.merge(lam)["theta"], toy.expert(task).state["theta"]
-    column = torch.eye(2)[:, :1]
-    right = turned_by((theta_m @ column).T, (theta_t @ column).T)
-    head, merged = (turned_by((theta @ column).T, column.T) for theta in (theta_t, theta_m))
+    theta_m, theta_t = toy.merge(lam)["theta"], toy.expert(task).state["theta"]
+    # Columns of theta are the outputs of the unit vectors.
+    right = turned_by(theta_m.T, theta_t.T)
+    head, merged = (turned_by(theta.T, torch.eye(2)) for theta in (theta_t, theta_m))
     between = toy.angle - TURN_B
     return _number(answer, right, [
         (-right, "The size is right, the direction is not: that is how far f_t is turned against f_m. Counter-clockwise counts as positive."),
@@ -149,7 +149,7 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
         (right / math.log(2), "That is in bits; use the natural logarithm."),
         ((student_logits.double() - teacher_logits.double()).square().mean().item(), "That is the squared distance of the logits; take the softmax first, then KL."),
         (0.0, "Zero would mean that student and teacher agree. Do both logits come from the same features? The student's come from f_m's."),
-    ], tolerance=max(1e-4, 2e-3 * abs(right)), unit="nats", well="Minimise this over W' and b', starting at W_t and b_t, and you have FT-Classifier.")
+    ], tolerance=max(1e-4, 5e-4 * abs(right)), unit="nats", well="Minimise this over W' and b', starting at W_t and b_t, and you have FT-Classifier.")
 
 
 def check_recovered(summary: pd.DataFrame, k: int, answer: float | None, method: str = "task_arithmetic") -> Feedback:

@@ -96,7 +96,8 @@ def _draw_features(ax: Axes, z: Tensor, labels: Tensor, head: Head, title: str, 
     for c, (hue, marker) in enumerate(CLASS_STYLE[: len(head.weight)]):
         for mine, face in ((right, hue), (~right, "none")):
             points = z[(labels == c) & mine]
-            ax.scatter(points[:, 0], points[:, 1], s=9, marker=marker, facecolors=face, edgecolors=hue, linewidths=0.7, zorder=2)
+            ax.scatter(points[:, 0], points[:, 1], s=9, marker=marker, facecolors=face, edgecolors=hue, linewidths=0.7, zorder=2,
+                       clip_on=False)
     _square(ax, 1.05 * LIMIT, f"{title} {percent(right):.0f} %")
 
 
@@ -205,7 +206,7 @@ def draw_summary(toy: Toy, lam: float, task: str, summary: pd.DataFrame, encoder
         heights = [average_of(summary, e, protocol, None if protocol == "current" else k) for e in encoders]
         drawn = bars.bar(np.arange(len(encoders)) + (i - 0.5) * 0.4, heights, 0.4, label=protocol_label(protocol), edgecolor="black",
                          linewidth=0.5, color=PROTOCOL_STYLE[protocol]["color"], hatch=("", "//")[i])
-        bars.bar_label(drawn, fmt="%.0f", fontsize=7)
+        bars.bar_label(drawn, fmt="%.0f", fontsize=7, label_type="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     bars.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
     bars.set_ylabel("average accuracy (%)")
     bars.grid(axis="x", visible=False)
@@ -213,5 +214,5 @@ def draw_summary(toy: Toy, lam: float, task: str, summary: pd.DataFrame, encoder
                for c, s, label in (("0.45", "--", "old classifier"), ("black", "-", "re-aligned classifier"))]
     handles += [Line2D([], [], linestyle="none", marker="o", color="black", markersize=3.5, markerfacecolor=f, label=label)
                 for f, label in (("black", "right"), ("none", "wrong"))]
-    fig.legend(handles=[*handles, *bars.get_legend_handles_labels()[0]], loc="outside upper center", ncols=7, columnspacing=1.2)
+    fig.legend(handles=[*handles, *bars.get_legend_handles_labels()[0]], loc="outside upper center", ncols=4)
     return fig
