@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -41,10 +40,10 @@ def write_models(folder: Path, n: int) -> int:
     return (folder / "expert0" / "model.safetensors").stat().st_size
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process that no file backs (Linux)."""
+def memory(field: str) -> int:
+    """Bytes of this process from Linux' own account: RssAnon (now, what no file backs) or VmHWM (the most that was resident)."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -54,11 +53,11 @@ def one(folder: Path, method: str, n: int) -> None:
     import mergelib
     from mergelib.models import merged as _  # noqa: F401  (imports count neither as time nor as the merge's memory)
 
-    peak, done = [anonymous_bytes()], threading.Event()
+    peak, done = [memory("RssAnon")], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.01):
-            peak.append(max(peak.pop(), anonymous_bytes()))
+            peak.append(max(peak.pop(), memory("RssAnon")))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -70,8 +69,7 @@ def one(folder: Path, method: str, n: int) -> None:
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"seconds": seconds, "anonymous": peak[0], "resident": resident}))
+    print(json.dumps({"seconds": seconds, "anonymous": peak[0], "resident": memory("VmHWM")}))
 
 
 def main() -> None:
