@@ -130,7 +130,7 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
         lines.append("| " + " | ".join([thumbnail, f"[{item.id}](notebooks/{item.id}.ipynb)", f"{item.item}: {item.title}", *minutes]) + " |")
     totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]
     if profiles:
-        lines.append("| " + " | ".join(["", "all", "", *totals]) + " |")
+        lines.append("| " + " | ".join(["", "sum of those measured", "", *totals]) + " |")
     return "\n".join(lines)
 
 
