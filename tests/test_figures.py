@@ -117,7 +117,7 @@ def scores():
 def figures():
     methods, protocols = [m for m in plots.METHOD_STYLE if m != "multi_task"], list(plots.PROTOCOL_STYLE)
     three = ["weight_averaging", "task_arithmetic", "ties"]
-    accuracies = pd.DataFrame([(m, r, 50.0) for m in [*three, "f_b"] for r in ("identity", "affine")], columns=["method", "rung", "accuracy"])
+    accuracies = pd.DataFrame([(m, r, 50.0, 1.0) for m in [*three, "f_b"] for r in ("identity", "affine")], columns=["method", "rung", "accuracy", "std"])
     r2 = pd.DataFrame([(m, s, 0.2) for m in three for s in ("translation", "rotation", "scaling", "general")], columns=["method", "step", "increment"])
     curves = pd.DataFrame([(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)], columns=["method", "lam", "task", "accuracy"])
     honest = pd.DataFrame([(f, c, m, 50.0) for f in ("one fit", "another") for c in ("none", "train") for m in methods], columns=["fit", "condition", "method", "accuracy"])
