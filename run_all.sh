@@ -2,6 +2,7 @@
 # ./run_all.sh [options]        run the notebooks; see ./run_all.sh --help
 # ./run_all.sh test [options]   run the tests (options go to pytest)
 # ./run_all.sh lab              open JupyterLab in notebooks/
+# ./run_all.sh --html           render the notebooks to a static site
 #
 # Uses the active virtual or conda environment when it holds the pinned packages, else makes .venv here.
 # --wheelhouse DIR (first): install from a folder of wheels, without network.
@@ -16,14 +17,14 @@ if [ "${1:-}" = "--wheelhouse" ]; then
   shift 2
 fi
 
-# Exit status 0 when this interpreter holds every pinned package and this very checkout.
+# holds_pins PYTHON EXTRA: exit status 0 when this interpreter holds every pinned package, those of the extra, and this very checkout.
 holds_pins() {
-  "$1" - <<'PY' >/dev/null 2>&1
+  "$1" - "$2" <<'PY' >/dev/null 2>&1
 import sys, tomllib
 from importlib.metadata import version
 from pathlib import Path
 project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-for pin in project["dependencies"] + project["optional-dependencies"]["test"]:
+for pin in project["dependencies"] + project["optional-dependencies"][sys.argv[1]]:
     name, wanted = pin.split("==")
     assert version(name).split("+")[0] == wanted, name
 sys.path = [p for p in sys.path if p not in ("", str(Path.cwd()))]
@@ -33,9 +34,9 @@ PY
 }
 
 python=""
-if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && holds_pins python; then
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && holds_pins python test; then
   python=python
-elif [ -x .venv/bin/python ] && holds_pins .venv/bin/python; then
+elif [ -x .venv/bin/python ] && holds_pins .venv/bin/python test; then
   python=.venv/bin/python
 else
   creator=""
@@ -56,6 +57,20 @@ else
   .venv/bin/python -m pip install --quiet --disable-pip-version-check ${pip_options[@]+"${pip_options[@]}"} --no-build-isolation -e ".[test]"
   python=.venv/bin/python
 fi
+
+# Extras that only some commands need are installed when one of them is called.
+extra=""
+for argument in "$@"; do
+  case "$argument" in
+    --html) extra=book ;;
+    browser) if [ "${1:-}" = "test" ]; then extra=book,browser; fi ;;
+  esac
+done
+for name in ${extra//,/ }; do
+  holds_pins "$python" "$name" && continue
+  echo "run_all.sh: installing the pinned packages of the extra '$name' ..."
+  "$python" -m pip install --quiet --disable-pip-version-check ${pip_options[@]+"${pip_options[@]}"} --no-build-isolation -e ".[$name]"
+done
 
 # The kernel must be this interpreter's, wherever a user's own kernels live.
 prefix=$("$python" -c 'import sys; print(sys.prefix)')

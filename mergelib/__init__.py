@@ -1,23 +1,25 @@
 """mergelib: how good is a merged encoder? Task -> f_b -> experts -> merge -> features -> protocol -> scores."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Study", "method"]
+__all__ = ["Study", "align_classifier", "evaluate", "merge", "method", "protocol", "task"]
 
 if TYPE_CHECKING:
     from .merging import method
+    from .models.heads import align_classifier, evaluate
+    from .models.merging import merge
+    from .protocols import protocol
     from .study import Study
+    from .tasks import task
+
+WHERE = {"Study": "study", "method": "merging", "protocol": "protocols", "task": "tasks", "merge": "models.merging",
+         "align_classifier": "models.heads", "evaluate": "models.heads"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that the runner's checks need not wait for torch.
-    if name == "Study":
-        from .study import Study
-
-        return Study
-    if name == "method":
-        from .merging import method
-
-        return method
+    if name in WHERE:
+        return getattr(import_module(f".{WHERE[name]}", __name__), name)
     raise AttributeError(f"module 'mergelib' has no attribute '{name}'")

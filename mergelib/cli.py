@@ -1,4 +1,4 @@
-"""``python -m mergelib``: run notebooks, look after the store."""
+"""``python -m mergelib``: run notebooks, look after the store, merge and re-align models of one's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import __version__, paths
 from .errors import ConfigError, MergelibError
+from .models.command import register as register_models
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,12 +27,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
     run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
     run.add_argument("--text-column", type=int, default=None, metavar="N", help="column of the text in those files, counted from 0")
-    run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks and the README's results")
+    run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes")
+    run.add_argument("--html", action="store_true", help="render the executed notebooks to a static site, run nothing")
     run.set_defaults(function=command_run)
 
     store = commands.add_parser("store", help="look after computed artifacts")
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
+    register_models(commands)
     return parser
 
 
@@ -46,7 +49,14 @@ def command_run(args: argparse.Namespace) -> int:
     if args.list:
         for item in items:
             parameters = ", ".join(f"{n}: {t}" for n, (t, _) in runner.declared_parameters(item.path).items())
-            print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}\n{'':<24} -p {parameters}")
+            took = f", {item.minutes[args.profile]:g} min" if args.profile in item.minutes else ""
+            print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{took}\n{'':<24} -p {parameters}")
+        return 0
+    if args.html:
+        from .book import build_book
+
+        page, warnings = build_book(args.profile)
+        print("\n".join([*warnings, f"The book: {page}"]))
         return 0
     pairs = list(args.parameters)
     for name, value in (("text_dir", args.text_dir), ("base", args.base)):
@@ -60,6 +70,7 @@ def command_run(args: argparse.Namespace) -> int:
         for given in parameters.values():
             given["overrides"] = given.get("overrides", {}) | {"tasks.text_column": args.text_column}
     runner.check_before(args.profile, items, parameters)
+    cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     try:
@@ -67,7 +78,7 @@ def command_run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. Finished artifacts are kept; run the same command to go on.", file=sys.stderr)
         return 130
-    runner.write_timings(args.profile, results)
+    runner.write_timings(args.profile, results, cold=cold)
     print("\n" + runner.closing_table(results))
     print(f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: {paths.build(args.profile) / 'notebooks'}")
     failed = [r.item.id for r in results if not r.ok]
@@ -77,9 +88,7 @@ def command_run(args: argparse.Namespace) -> int:
     if args.publish:
         from . import publish
 
-        if args.profile == "mini":  # committed notebooks show the classroom's outputs; other profiles lend figures only
-            publish.publish(args.profile, items)
-        publish.refresh_readme()
+        publish.publish(args.profile, items)
     return 0
 
 

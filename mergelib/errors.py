@@ -37,6 +37,10 @@ class StateDictError(MergelibError, ValueError):
     """Weights that do not fit together: other keys, shapes or dtypes, or values that are not finite."""
 
 
+class UnsafeFileError(MergelibError, ValueError):
+    """A file that could only be read by running code from it, or that reaches outside its folder."""
+
+
 class OfflineError(MergelibError, ConnectionError):
     """Something has to come from the hub and the hub cannot be reached."""
 

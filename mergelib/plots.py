@@ -24,6 +24,7 @@ from .report import TASK_LABELS, at_k, mean_and_std, protocol_label, public_over
 from .study import FINE_TUNED, Study
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
+WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend beside it
 STYLE_FILE = Path(__file__).parent / "mergelib.mplstyle"
 
 # Okabe-Ito colours, safe for colour-blind readers; marker and line differ too, so grey print works.
@@ -54,6 +55,15 @@ def method_style(method: str) -> dict[str, Any]:
     return METHOD_STYLE[method]
 
 
+def protocol_style(protocol: str) -> dict[str, Any]:
+    """Colour, marker and line of a protocol; protocols of one's own get the next free colour and marker."""
+    if protocol not in PROTOCOL_STYLE:
+        used = {style["marker"] for style in PROTOCOL_STYLE.values()}
+        free = [style for style in OTHER_STYLES if style["marker"] not in used] or OTHER_STYLES
+        PROTOCOL_STYLE[protocol] = {**free[0], "linestyle": (0, (4, 2, 1, 2))}
+    return PROTOCOL_STYLE[protocol]
+
+
 def use_style() -> None:
     """Apply the project's style to the process."""
     plt.style.use(STYLE_FILE)
@@ -74,7 +84,7 @@ def plot_shots(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequenc
             ax.axhline(fine_tuned, color="black", linewidth=1.0, linestyle=":", label="Fine-tuned models")
         for protocol in protocols:
             rows = mine[mine.protocol == protocol].sort_values("k")
-            style = dict(PROTOCOL_STYLE.get(protocol, {}))
+            style = protocol_style(protocol)
             if rows.k.isna().all():
                 ax.axhline(rows["mean"].iloc[0], label=protocol_label(protocol), color=style["color"],
                            linestyle=style["linestyle"])
@@ -110,11 +120,11 @@ def plot_protocols(scores: pd.DataFrame, encoders: Sequence[str], tasks: Sequenc
             ax.axvline(value.iloc[0], color="black", linewidth=1.0, linestyle=linestyle,
                        label=f"{short_label(encoder)} models" if encoder == FINE_TUNED else short_label(encoder))
         for row, encoder in enumerate(encoders):
-            for protocol in PROTOCOL_STYLE:
+            for protocol in dict.fromkeys([*PROTOCOL_STYLE, *here.protocol]):
                 cell = here[(here.method == encoder) & (here.protocol == protocol)]
                 if cell.empty:
                     continue
-                style = {key: value for key, value in PROTOCOL_STYLE[protocol].items() if key != "linestyle"}
+                style = {key: value for key, value in protocol_style(protocol).items() if key != "linestyle"}
                 ax.errorbar(cell["mean"].iloc[0], row, xerr=np.nan_to_num(cell["std"].iloc[0]), linestyle="none",
                             elinewidth=1.0, label=protocol_label(protocol), **style)
         ax.set_title(TASK_LABELS.get(task, "Average" if task == "average" else task))
@@ -222,13 +232,13 @@ def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Se
     """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""
     summary = mean_and_std(at_k(scores, k))
     summary = summary[summary.task == "average"]
-    fig, ax = plt.subplots(figsize=(COLUMN + 0.6, 2.3))
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
     width = 0.8 / len(protocols)
     for i, protocol in enumerate(protocols):
         rows = summary[summary.protocol == protocol].set_index("method").loc[list(encoders)]
         x = np.arange(len(encoders)) + (i - (len(protocols) - 1) / 2) * width
         ax.bar(x, rows["mean"], width, yerr=np.nan_to_num(rows["std"]), label=protocol_label(protocol), edgecolor="black",
-               linewidth=0.5, color=PROTOCOL_STYLE[protocol]["color"], hatch=("", "//", "..")[i % 3], error_kw={"elinewidth": 0.8})
+               linewidth=0.5, color=protocol_style(protocol)["color"], hatch=("", "//", "..")[i % 3], error_kw={"elinewidth": 0.8})
     ax.axhline(fine_tuned, color="black", linestyle=":", linewidth=1.0, label="Fine-tuned models")
     ax.axhline(chance, color="black", linestyle="--", linewidth=0.8, label="chance")
     ax.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
@@ -253,25 +263,32 @@ def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping
     ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
     sentence what the figure shows. Raises ``ConfigError`` for an alt text that is not a sentence.
     """
+    sidecar = {
+        "profile": study.profile.model_dump(mode="json"),
+        # Where data and weights lie on a machine is nobody's business but that machine's.
+        "overrides": public_overrides(study.overrides),
+        "sources": {name: task.source for name, task in study.tasks.items()}, "device": study.device.type,
+        "claims": overall(verdicts), "verdicts": [asdict(v) for v in verdicts],
+    }
+    sidecar["profile"]["tasks"]["text_dir"] = ""
+    sidecar["profile"]["encoder"]["base"] = Path(study.profile.encoder.base).name
+    return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
+
+
+def save_files(fig: Figure, stem: str, profile: str, *, alt: str, data: Mapping[str, pd.DataFrame], sidecar: Mapping[str, Any]) -> str:
+    """``save_figure`` for a figure that no ``Study`` stands behind: the caller says what goes into the sidecar beside alt text,
+    versions and the claims file's hash."""
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ConfigError(f"{stem}: alt text must be a sentence that states the finding, not {alt!r}.")
-    folder = paths.figures(study.profile.name)
+    folder = paths.figures(profile)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for suffix, frame in data.items():
         files[f"{stem}{'_' + suffix if suffix else ''}.csv"] = frame.to_csv(
             index=not isinstance(frame.index, pd.RangeIndex), float_format="%.6g", lineterminator="\n")
-    sidecar = {
-        "alt": textwrap.dedent(alt).strip(), "profile": study.profile.model_dump(mode="json"),
-        # Where data and weights lie on a machine is nobody's business but that machine's.
-        "overrides": public_overrides(study.overrides),
-        "sources": {name: task.source for name, task in study.tasks.items()}, "mergelib": __version__,
-        "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)}, "device": study.device.type,
-        "claims_file": claims_hash(), "claims": overall(verdicts), "verdicts": [asdict(v) for v in verdicts],
-        "data": sorted(files),
-    }
-    sidecar["profile"]["tasks"]["text_dir"] = ""
-    sidecar["profile"]["encoder"]["base"] = Path(study.profile.encoder.base).name
+    sidecar = {"alt": textwrap.dedent(alt).strip(), "mergelib": __version__,
+               "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)}, "claims_file": claims_hash(),
+               "data": sorted(files), **sidecar}
     files[f"{stem}.json"] = json.dumps(sidecar, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     for name, text in files.items():
         paths.write_whole(folder / name, text.encode())

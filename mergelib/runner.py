@@ -38,6 +38,7 @@ class Item:
     group: str
     claims: tuple[str, ...] = ()
     extra_figures: tuple[str, ...] = ()
+    minutes: dict[str, float] = field(default_factory=dict, hash=False)  # profile -> measured, from an empty store
 
     @property
     def path(self) -> Path:
@@ -244,9 +245,9 @@ def closing_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def write_timings(profile: str, results: Sequence[Result]) -> None:
-    """Minutes per notebook, in a file of their own: they never take part in a comparison."""
-    text = json.dumps({r.item.id: round(r.seconds, 1) for r in results if r.ok}, indent=1)
+def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> None:
+    """Seconds per notebook, in a file of their own: they never take part in a comparison. ``cold``: the store was empty."""
+    text = json.dumps({"cold": cold, "seconds": {r.item.id: round(r.seconds, 1) for r in results if r.ok}}, indent=1)
     paths.write_whole(paths.build(profile) / "timings.json", text.encode())
 
 
@@ -262,7 +263,7 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
             raise MissingShotsError(given["k"], loaded.protocols.ks)
         for method in (*loaded.merging.methods, *loaded.merging.options):
             get_method(method).check_options(loaded.merging.options.get(method, {}))
-        if loaded.tasks.source == "local":
+        if loaded.tasks.source == "local" and "text_dir" in declared_parameters(item.path):  # the report reads no texts
             if not loaded.tasks.text_dir:
                 raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
                                   "<task>/{train,test}.csv[.gz].")

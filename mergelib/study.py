@@ -384,6 +384,8 @@ class Study:
         key: dict[str, Any] = {
             "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest, "weights": weights,
             "test": self.task(task).test.inputs_digest, "head": head_digest(head)}
+        if not (found.function.__module__ or "").startswith("mergelib."):  # a protocol of one's own: its body is its version
+            key["code"] = function_digest(found.function)
         draws = None
         if found.few_shot:
             if draw not in found.draws:
@@ -395,8 +397,11 @@ class Study:
                     "preset": get_preset(settings.ft_preset).__dict__}
 
         def make() -> Artifact:
-            return Artifact({"predicted": found.function(self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks))
-                             .to("cpu", torch.int16)})
+            predicted = found.function(self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks))
+            wanted = (len(ks) if found.few_shot else 1, len(draws) if found.few_shot else 1, len(self.task(task).test))
+            if tuple(predicted.shape) != wanted:
+                raise ConfigError(f"Protocol '{protocol}' gave predictions {list(predicted.shape)}; [K, S, N] here is {list(wanted)}.")
+            return Artifact({"predicted": predicted.to("cpu", torch.int16)})
 
         return self.store.get("predict", key, make).tensors["predicted"]
 

@@ -32,12 +32,7 @@ TINY = {
 }
 
 
-def pytest_collection_modifyitems(config, items):
-    if "browser" not in config.getoption("-m"):  # opt-in: they need Chromium
-        wanted = [item for item in items if "browser" not in item.keywords]
-        if len(wanted) < len(items):
-            config.hook.pytest_deselected(items=[item for item in items if "browser" in item.keywords])
-            items[:] = wanted
+def pytest_collection_modifyitems(items):
     skip = pytest.mark.skip(reason="no NVIDIA GPU")
     for item in items:
         if "cuda" in item.keywords and not torch.cuda.is_available():

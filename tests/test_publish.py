@@ -6,17 +6,43 @@ import re
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 
-from mergelib import claims, paths, publish, runner
+from mergelib import claims, paths, publish, runner, summary
+from mergelib.errors import ConfigError
 
 FIGURES = paths.root() / "figures"
-PROFILES = [p for p in publish.PROFILES if (FIGURES / p).is_dir()]
+PROFILES = [run.profile for run in summary.read_runs(FIGURES) if run.judged]  # a quick run's leftovers are not committed
 
 
-def test_the_readme_shows_what_the_committed_figures_say():
+@pytest.mark.parametrize("part", ["results", "notebooks"])
+def test_the_readme_shows_what_the_committed_figures_say(part):
     readme = (paths.root() / "README.md").read_text()
-    shown = readme.split(publish.README_MARKS[0])[1].split(publish.README_MARKS[1])[0].strip()
-    assert shown == publish.results_markdown().strip(), "run ./run_all.sh --publish"
+    first, last = publish.marks(part)
+    assert readme.count(first) == readme.count(last) == 1
+    shown = readme.split(first)[1].split(last)[0].strip()
+    assert shown == publish.readme_parts(FIGURES)[part].strip(), "run ./run_all.sh --publish"
+
+
+def test_the_report_says_what_the_committed_figures_say():
+    assert (FIGURES / "REPORT.md").read_text() == summary.report_markdown(FIGURES), "run ./run_all.sh --publish"
+
+
+@pytest.mark.parametrize("path", sorted(FIGURES.glob("*/99_report.json")), ids=lambda p: p.parent.name)
+def test_the_page_was_drawn_from_the_committed_figures(path):
+    runs = summary.read_runs(FIGURES)
+    means, rows = summary.averages(runs), summary.verdict_rows(runs)
+    assert json.loads(path.read_text())["alt"] == summary.alt_summary(means, rows), "run ./run_all.sh --publish"
+    assert path.with_suffix(".csv").read_text() == means.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    assert path.with_name("99_report_claims.csv").read_text() == rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_notebooks_that_judge_the_same_claim_agree(profile):
+    seen = {}
+    for item in published(profile):
+        for v in json.loads((FIGURES / profile / f"{item.id}.json").read_text())["verdicts"]:
+            assert seen.setdefault((v["claim"], v["part"]), v) == v, item.id
 
 
 def published(profile):
@@ -91,3 +117,46 @@ def test_committed_notebooks_show_the_committed_verdicts(item):
     sidecar = json.loads((FIGURES / "mini" / f"{item.id}.json").read_text())
     for verdict in sidecar["verdicts"]:
         assert re.search(rf"{verdict['low']:.2f} \.\. {verdict['high']:.2f}", text), verdict["claim"]
+
+
+MANIFEST = """# A comment that stays.
+- id: one
+  item: One
+  minutes: {mini: 9.9, real: 2.5}
+- id: two
+  item: Two
+"""
+
+
+def test_minutes_come_from_cold_runs_only(tmp_path):
+    file = tmp_path / "manifest.yaml"
+    file.write_text(MANIFEST)
+    assert not publish.record_minutes("mini", {"cold": False, "seconds": {"one": 60.0}}, file)
+    assert file.read_text() == MANIFEST
+    assert publish.record_minutes("mini", {"cold": True, "seconds": {"two": 90.0}}, file)
+    # All minutes of a profile are of one run; another profile's stay.
+    assert [e.get("minutes") for e in yaml.safe_load(file.read_text())] == [{"real": 2.5}, {"mini": 1.5}]
+    assert file.read_text().startswith("# A comment that stays.\n- id: one\n")
+    once = file.read_text()
+    publish.record_minutes("mini", {"cold": True, "seconds": {"two": 90.0}}, file)
+    assert file.read_text() == once
+
+
+def test_the_table_of_notebooks_shows_pictures_and_measured_minutes_only(tmp_path):
+    (tmp_path / "mini").mkdir()
+    (tmp_path / "mini" / "one.png").write_bytes(b"x")
+    items = [runner.Item("one", "Figure 1", "A title", "text", minutes={"mini": 1.5}), runner.Item("two", "Figure 2", "Another", "text")]
+    lines = publish.notebooks_markdown(items, tmp_path).splitlines()
+    assert 'src="figures/mini/one.png"' in lines[2] and "| 1.5 |" in lines[2]
+    assert "<img" not in lines[3] and lines[3].endswith("| – |")
+    unmeasured = publish.notebooks_markdown(items[1:], tmp_path)
+    assert "minutes" not in unmeasured
+
+
+def test_a_readme_without_marks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "readme_parts", lambda: {"results": "x"})
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    (tmp_path / "README.md").write_text("# mine")
+    with pytest.raises(ConfigError, match="lost its marks of 'results'"):
+        publish.refresh_readme()
+    assert (tmp_path / "README.md").read_text() == "# mine"

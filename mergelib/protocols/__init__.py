@@ -1,5 +1,9 @@
 """Evaluation protocols: pure functions on features. None of them sees an encoder, a label of a scored input, a file or a
-figure. A protocol is one function ``Evidence -> predictions [K, S, N]`` and one line in ``PROTOCOLS``.
+figure. A protocol is one function ``Evidence -> predictions [K, S, N]`` and one line in ``PROTOCOLS``, or, in a notebook::
+
+    @protocol("mine", label="My Eval", few_shot=False)
+    def mine(evidence):
+        return (evidence.student_test @ evidence.head.weight.T).argmax(-1)[None, None]
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UnknownNameError
+from ..errors import ConfigError, UnknownNameError
 from ..types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
@@ -102,6 +106,24 @@ PROTOCOLS = {
 }
 
 
+def protocol(name: str, *, label: str, few_shot: bool = True,
+             draws: tuple[str, ...] = ("stratified", "uniform", "all")) -> Callable[[Callable], Callable]:
+    """Register the decorated function as protocol ``name``; it then works wherever a protocol's name does.
+
+    It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``: for each number of shots in ``evidence.ks``, each
+    seed and each test input; ``[1, 1, N]`` when it is not ``few_shot``. Raises ``ConfigError`` for a draw that does not exist.
+    """
+    unknown = set(draws) - {"stratified", "uniform", "all"}
+    if unknown or not draws:
+        raise ConfigError(f"Protocol '{name}': draws are 'stratified', 'uniform' and 'all', not {sorted(unknown) or 'none'}.")
+
+    def register(function: Callable) -> Callable:
+        PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws))
+        return function
+
+    return register
+
+
 def get_protocol(name: str) -> Protocol:
     """The registered protocol. Raises ``UnknownNameError`` naming the nearest one."""
     if name not in PROTOCOLS:
@@ -111,4 +133,4 @@ def get_protocol(name: str) -> Protocol:
 
 __all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
            "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "orthogonal_classifier",
-           "stratified_order", "surgery", "uniform_order"]
+           "protocol", "stratified_order", "surgery", "uniform_order"]

@@ -104,8 +104,12 @@ def _eye(x: Tensor) -> Tensor:
 
 def polar(M: Tensor) -> Tensor:
     """The matrix with orthonormal rows nearest to ``M [..., r, d]``, r <= d: U V^T of its SVD."""
-    U, _, Vh = torch.linalg.svd(M, full_matrices=False)
-    return U @ Vh
+    try:
+        U, _, Vh = torch.linalg.svd(M, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        # Now and then LAPACK gives up in float32 where singular values are all but equal, as they are near a rotation.
+        U, _, Vh = torch.linalg.svd(_wide(M), full_matrices=False)
+    return (U @ Vh).to(M.dtype)
 
 
 def _least_squares(X: Tensor, Y: Tensor, ridge: float) -> Tensor:

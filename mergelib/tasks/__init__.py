@@ -36,6 +36,22 @@ def build_task(name: str, label_names: Sequence[str], train: Split, test: Split,
     return Task(name, tuple(label_names), rest, validation, test, source)
 
 
+def task(name: str, train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]], *, n_validation: int,
+         source: str = "rows given in Python") -> Task:
+    """A ``Task`` from rows ``(text, label name)``; ``n_validation`` rows are cut from ``train``. Classes are numbered in the
+    order of their sorted names. Raises ``DataError`` for an empty text, or a label that ``train`` does not have."""
+    names = sorted({label for _, label in train})
+    numbers = {label: i for i, label in enumerate(names)}
+    for split_name, rows in (("train", train), ("test", test)):
+        for i, (text, label) in enumerate(rows):
+            if label not in numbers:
+                raise DataError(f"Task '{name}': label {label!r} of {split_name} row {i} is not among train's {names}.")
+            if not text.strip():
+                raise DataError(f"Task '{name}': the text of {split_name} row {i} is empty; remove the row.")
+    splits = [Split(tuple(t for t, _ in rows), torch.tensor([numbers[y] for _, y in rows], dtype=torch.long)) for rows in (train, test)]
+    return build_task(name, names, *splits, n_train=None, n_validation=n_validation, n_test=None, source=source)
+
+
 def miniature_task(name: str, profile: Profile) -> Task:
     """A task of the miniature world; see ``mergelib.tasks.miniature``."""
     from . import miniature

@@ -18,6 +18,7 @@ from mergelib.protocols.alignment import (
     fit_l1,
     free_parameters,
     increments,
+    polar,
     variance_steps,
 )
 from mergelib.types import Head, stack_heads
@@ -260,6 +261,19 @@ def test_l1_fit_depends_on_its_seed_alone():
     assert torch.equal(first.A, fit_l1(X, Y, "linear", steps=50).A)
     assert torch.equal(state, torch.random.get_rng_state())
     assert not torch.equal(first.A, fit_l1(X, Y, "linear", steps=50, seed=1).A)
+
+
+def test_the_polar_factor_survives_an_svd_that_gives_up_in_float32(monkeypatch):
+    M = rotation(6) @ torch.diag(1 + 1e-7 * normal(6))
+    expected, svd = polar(M), torch.linalg.svd
+
+    def gives_up(matrix, **options):
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return svd(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", gives_up)
+    torch.testing.assert_close(polar(M), expected)
 
 
 def test_fits_leave_their_inputs_alone():

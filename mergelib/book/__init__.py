@@ -1,0 +1,161 @@
+"""The book: the executed notebooks as a small static site, rendered by Sphinx with MyST-NB and the theme Furo.
+
+Everything is generated from the manifest and the notebooks into ``build/<profile>/book`` (sources) and ``build/<profile>/html``.
+The site needs no server and no network. The packages come with the extra ``book``; ``./run_all.sh --html`` installs them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from .. import __version__, paths
+from ..errors import ConfigError
+from ..publish import normalise
+from ..runner import Item, manifest
+
+HERE = Path(__file__).parent
+GROUPS = {"lesson": "Start here", "text": "Figures and tables", "ladder": "The ladder and its controls", "ext": "Beyond the paper",
+          "report": "The report"}
+PAGES = ("docs", "CONTRIBUTING.md")  # markdown of the project that belongs into the book
+MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
+
+
+def build_book(profile: str) -> tuple[Path, list[str]]:
+    """Render the notebooks of ``profile``, a committed one where none was executed; returns ``index.html`` and Sphinx's warnings.
+
+    Raises ``ConfigError`` when the extra ``book`` is not installed.
+    """
+    for name in ("myst_nb", "furo", "sphinx-mathjax-offline"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError("The book needs more packages: pip install -e '.[book]' (./run_all.sh --html does it).")
+    from sphinx.application import Sphinx
+
+    source, target = paths.build(profile) / "book", paths.build(profile) / "html"
+    for folder in (source, target):
+        shutil.rmtree(folder, ignore_errors=True)
+    source.mkdir(parents=True)
+    stage(profile, source)
+    warnings = io.StringIO()
+    # From Python, with no conf.py: the settings cannot be picked up by anything else.
+    Sphinx(source, None, target, source / ".doctrees", "html", confoverrides=settings(), status=None, warning=warnings).build()
+    shutil.rmtree(source / ".doctrees")
+    return target / "index.html", [line for line in warnings.getvalue().splitlines() if line.strip()]
+
+
+def settings() -> dict[str, Any]:
+    """Sphinx's configuration. Nothing is executed, and nothing is loaded from elsewhere when a page is read."""
+    return {
+        "project": "mergelib", "author": "the mergelib authors", "copyright": "the mergelib authors, MIT licence", "release": __version__, "html_title": "mergelib", "language": "en",
+        "extensions": ["myst_nb", "sphinx.ext.mathjax"], "exclude_patterns": [".doctrees"],
+        "nb_execution_mode": "off", "nb_merge_streams": True, "nb_ipywidgets_js": {},
+        # Without a kernel a widget is empty: show its picture or its text.
+        "nb_mime_priority_overrides": [("html", "application/vnd.jupyter.widget-view+json", None)],
+        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"], "myst_heading_anchors": 3,
+        "mathjax_path": MATHJAX, "html_theme": "furo", "html_theme_options": {"top_of_page_buttons": []},
+        "html_static_path": [str(HERE / "static"), str(mathjax_file())], "html_css_files": ["book.css"],
+        "html_copy_source": False, "html_show_sourcelink": False,
+        "html_show_search_summary": False,  # summaries are fetched, which browsers refuse for local files
+    }
+
+
+def mathjax_file() -> Path:
+    """MathJax in one file, from the package that ships it."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    return Path(spec.origin).parent / "static" / "mathjax" / MATHJAX
+
+
+# ---- what Sphinx reads --------------------------------------------------------------------------------------------------
+
+
+def stage(profile: str, source: Path) -> None:
+    """Copy notebooks, figures and pages to ``source`` in the project's own layout, so that their relative links hold."""
+    root, executed = paths.root(), paths.build(profile) / "notebooks"
+    notebooks = [i for i in manifest() if i.path.is_file()]
+    solutions = sorted((root / "notebooks" / "solutions").glob("*.ipynb"))
+    pages = sorted(p for place in PAGES for p in ((root / place).glob("*.md") if (root / place).is_dir() else [root / place]) if p.is_file())
+    report = paths.output_root() / "figures" / "REPORT.md"
+    files = {i.path.relative_to(root): executed / i.path.name if (executed / i.path.name).is_file() else i.path for i in notebooks}
+    files |= {p.relative_to(root): p for p in [*solutions, *pages]}
+    if report.is_file():
+        files[Path("figures/REPORT.md")] = report
+    for picture in [*(root / "figures").glob("*/*.png"), *(paths.output_root() / "figures").glob("*/*.png")]:
+        files[Path(*picture.parts[-3:])] = picture
+    for place, origin in files.items():
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix == ".ipynb":
+            notebook = normalise(nbformat.read(origin, as_version=4))
+            name_pictures(notebook, profile, place.stem)
+            for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = keep_links(cell.source, place, set(files))
+            nbformat.write(notebook, source / place)
+        elif place.suffix == ".md":
+            (source / place).write_text(keep_links(origin.read_text(), place, set(files)))
+        else:
+            shutil.copyfile(origin, source / place)
+    others = [p.relative_to(root) for p in pages]
+    (source / "index.md").write_text(index_page(notebooks, [p.relative_to(root) for p in solutions], others, set(files)))
+
+
+def keep_links(text: str, place: Path, files: set[Path]) -> str:
+    """Markdown with links to files outside the book turned into their texts."""
+    def link(found: re.Match) -> str:
+        target = found[2].split("#")[0]
+        if re.match(r"[a-z]+:", target) or not target:
+            return found[0]
+        parts: list[str] = []
+        for part in (*place.parent.parts, *Path(target).parts):
+            parts = parts[:-1] if part == ".." else [*parts, part]
+        return found[0] if Path(*parts) in files else found[1]
+
+    return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
+
+
+def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> None:
+    """Alt text for the pictures that cells drew: the saved figure's own, which its sidecar holds, else what can be said of any."""
+    sidecar = next((p for p in (paths.figures(profile) / f"{stem}.json", paths.root() / "figures" / "mini" / f"{stem}.json") if p.is_file()), None)
+    saved = next((n for n, c in enumerate(notebook.cells) if c.cell_type == "code" and "save_" in c.source), len(notebook.cells))
+    drawing = [n for n, c in enumerate(notebook.cells) if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
+    for n in drawing:
+        own = sidecar and n == max((d for d in drawing if d <= saved), default=None)
+        alt = json.loads(sidecar.read_text())["alt"] if own else "Plot drawn by the code above it"
+        notebook.cells[n].metadata["mystnb"] = {"image": {"alt": alt}}
+
+
+def index_page(items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]) -> str:
+    """The first page: what this is (the README's opening), a thumbnail per notebook, and the order of the pages."""
+    opening = (paths.root() / "README.md").read_text().split("\n```")[0].strip()
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    order = [g for g in GROUPS if g in groups] + [g for g in groups if g not in GROUPS]
+    lines = [keep_links(re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening), Path("index.md"), files), ""]
+    contents = []
+    for group in order:
+        title = GROUPS.get(group, group.capitalize())
+        lines += [f"## {title}", "", "::::{container} cards", ""]
+        for item in groups[group]:
+            picture = Path("figures/mini") / f"{item.id}.png"
+            image = f"![{item.item}: {item.title}]({picture})" if picture in files else item.item
+            minutes = ", ".join(f"{p} {m:g} min" for p, m in sorted(item.minutes.items()))
+            lines += [":::{container} card", f"[{image}](notebooks/{item.id}.ipynb)", "", f"[{item.item}](notebooks/{item.id}.ipynb)", "",
+                      item.title + (f" ({minutes})" if minutes else ""), ":::", ""]
+        lines += ["::::", ""]
+        listed = [f"notebooks/{i.id}" for i in groups[group]] + (["figures/REPORT"] if group == "report" and Path("figures/REPORT.md") in files else [])
+        contents += toctree(title, listed)
+    contents += toctree("Solutions", [p.with_suffix("").as_posix() for p in solutions])
+    contents += toctree("For teachers and contributors", [p.with_suffix("").as_posix() for p in pages])
+    return "\n".join([*lines, *contents])
+
+
+def toctree(caption: str, places: list[str]) -> list[str]:
+    """A hidden table of contents: it makes the side bar and the order of previous and next."""
+    return ["```{toctree}", ":hidden:", f":caption: {caption}", "", *places, "```", ""] if places else []

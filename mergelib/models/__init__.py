@@ -1,0 +1,20 @@
+"""Your own models: merge Hugging Face classifiers, re-align their heads to the merged encoder, save, evaluate.
+
+``parents`` reads checkpoints tensor by tensor, ``parts`` says what is encoder and what is head, ``merging`` merges, ``merged``
+holds the result and writes ordinary folders, ``heads`` computes features and fits heads, ``recipes`` and ``command`` are the
+command line. The merging functions are those of ``mergelib.merging``, the fits those of ``mergelib.protocols``.
+"""
+
+from importlib import import_module
+from typing import Any
+
+WHERE = {"merge": "merging", "Merged": "merged", "Classifier": "merged", "load_merged": "merged", "align_classifier": "heads",
+         "evaluate": "heads", "features": "heads", "find_parts": "parts", "Parts": "parts"}
+__all__ = sorted(WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that the command line's refusals need not wait for torch.
+    if name in WHERE:
+        return getattr(import_module(f".{WHERE[name]}", __name__), name)
+    raise AttributeError(f"module 'mergelib.models' has no attribute '{name}'")

@@ -1,0 +1,157 @@
+"""Figures: what is committed (fonts, width, alt text), and whether series stay apart in grey and for colour-blind readers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from colorspacious import cspace_convert
+from matplotlib.colors import to_rgb
+from PIL import Image
+from pypdf import PdfReader
+
+from mergelib import paths, plots
+from mergelib.study import SCORE_COLUMNS
+
+PDFS = sorted((paths.root() / "figures").glob("*/*.pdf"))
+IDS = [f"{p.parent.name}-{p.stem}" for p in PDFS]
+VISIONS = {"full": None, "deuteranopia": "deuteranomaly", "protanopia": "protanomaly", "tritanopia": "tritanomaly"}
+APART = 10.0  # CAM02-UCS; about 1 can be noticed side by side
+
+
+# ---- committed files ----------------------------------------------------------------------------------------------------
+
+
+def test_there_are_figures():
+    assert len(PDFS) >= 10
+
+
+@pytest.mark.parametrize("path", PDFS, ids=IDS)
+def test_fonts_are_embedded_as_truetype(path):
+    found = 0
+    for page in PdfReader(path).pages:
+        fonts = page["/Resources"].get_object().get("/Font", {}).get_object()
+        for font in (f.get_object() for f in fonts.values()):
+            assert font["/Subtype"] != "/Type3", font
+            inner = font["/DescendantFonts"][0].get_object() if "/DescendantFonts" in font else font
+            assert "/FontFile2" in inner["/FontDescriptor"].get_object(), font
+            found += 1
+    assert found, "no text at all"
+
+
+@pytest.mark.parametrize("path", PDFS, ids=IDS)
+def test_widths_are_exact_and_the_png_is_the_same_page(path):
+    box = PdfReader(path).pages[0].mediabox
+    width, height = float(box.width) / 72, float(box.height) / 72
+    assert min(abs(width - w) for w in plots.WIDTHS) < 1e-3, width
+    with Image.open(path.with_suffix(".png")) as png:
+        assert png.width / png.height == pytest.approx(width / height, abs=0.01)
+
+
+@pytest.mark.parametrize("path", PDFS, ids=IDS)
+def test_alt_text_states_the_finding_and_travels_with_the_files(path):
+    alt = json.loads(path.with_suffix(".json").read_text())["alt"]
+    assert re.search(r"\d", alt) or path.stem == "fig03_protocols", "a finding has a number"  # Figure 3 is a drawing
+    assert alt.endswith(".") and len(alt.split()) >= 6
+    with Image.open(path.with_suffix(".png")) as png:
+        assert png.info["Description"] == alt
+    assert PdfReader(path).metadata.subject == alt
+
+
+# ---- series that differ by more than colour -----------------------------------------------------------------------------
+
+
+def seen(colour, vision):
+    """A colour in CAM02-UCS as somebody with this vision sees it (Machado et al. 2009, whole severity)."""
+    rgb = np.array(to_rgb(colour))
+    if VISIONS[vision]:
+        rgb = cspace_convert(rgb, {"name": "sRGB1+CVD", "cvd_type": VISIONS[vision], "severity": 100}, "sRGB1").clip(0, 1)
+    return cspace_convert(rgb, "sRGB1", "CAM02-UCS")
+
+
+def lightness(colour):
+    return cspace_convert(np.array(to_rgb(colour)), "sRGB1", "CAM02-UCS")[0]
+
+
+def look(handle):
+    """(colour, everything that is not colour) of a legend entry."""
+    artist = handle[0] if isinstance(handle, tuple | list) else handle  # an error bar container begins with its line
+    artist = artist.patches[0] if hasattr(artist, "patches") else artist
+    if hasattr(artist, "get_hatch"):
+        return artist.get_facecolor()[:3], ("bar", artist.get_hatch())
+    marker = artist.get_marker() if artist.get_marker() not in (None, "", " ") else "None"
+    return artist.get_color(), ("line", marker, str(artist._dash_pattern), artist.get_markerfacecolor() == "white")
+
+
+def assert_distinguishable(pairs):
+    for (name_a, (colour_a, shape_a)), (name_b, (colour_b, shape_b)) in itertools.combinations(pairs, 2):
+        if shape_a != shape_b:
+            continue
+        assert abs(lightness(colour_a) - lightness(colour_b)) > APART, f"{name_a} and {name_b} are one grey"
+        for vision in VISIONS:
+            assert np.linalg.norm(seen(colour_a, vision) - seen(colour_b, vision)) > APART, f"{name_a}, {name_b}: {vision}"
+
+
+def test_the_check_can_fail():
+    """Two dots of red and green with one lightness are one series to many readers."""
+    with pytest.raises(AssertionError, match="one grey"):
+        assert_distinguishable([("a", ("#D55E00", "o")), ("b", ("#009E73", "o"))])
+    assert_distinguishable([("a", ("#D55E00", "o")), ("b", ("#009E73", "s"))])
+
+
+def scores():
+    """Tidy rows of every encoder and protocol with a style."""
+    rows = []
+    for e, encoder in enumerate(plots.METHOD_STYLE):
+        for p, protocol in enumerate(plots.PROTOCOL_STYLE):
+            for k, seed in itertools.product((1, 5), (0, 1)) if protocol != "current" else [(None, None)]:
+                rows.append(["b", "ag", encoder, protocol, k, "stratified", "train", seed, 10.0 + e + p + (seed or 0), 10])
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS).astype({"k": "Int64", "seed": "Int64"})
+
+
+def figures():
+    methods, protocols = [m for m in plots.METHOD_STYLE if m != "multi_task"], list(plots.PROTOCOL_STYLE)
+    three = ["weight_averaging", "task_arithmetic", "ties"]
+    accuracies = pd.DataFrame([(m, r, 50.0, 1.0) for m in [*three, "f_b"] for r in ("identity", "affine")], columns=["method", "rung", "accuracy", "std"])
+    r2 = pd.DataFrame([(m, s, 0.2) for m in three for s in ("translation", "rotation", "scaling", "general")], columns=["method", "step", "increment"])
+    curves = pd.DataFrame([(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)], columns=["method", "lam", "task", "accuracy"])
+    honest = pd.DataFrame([(f, c, m, 50.0) for f in ("one fit", "another") for c in ("none", "train") for m in methods], columns=["fit", "condition", "method", "accuracy"])
+    return {
+        "shots": lambda: plots.plot_shots(scores(), three, protocols, fine_tuned=70.0),
+        "protocols": lambda: plots.plot_protocols(scores(), three, ["ag"], k=5, references={"f_t": ":"}),
+        "lam": lambda: plots.plot_lam(curves, dict.fromkeys(three, 0.2)),
+        "ladder": lambda: plots.plot_ladder(accuracies, r2, fine_tuned=70.0),
+        "honest": lambda: plots.plot_honest(honest),
+        "base model": lambda: plots.plot_base_model(scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0),
+    }
+
+
+@pytest.mark.parametrize("name", figures())
+def test_every_pair_of_series_stays_apart_in_grey_and_for_colour_blind_readers(name):
+    fig = figures()[name]()
+    for ax in fig.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        assert_distinguishable([(label, look(handle)) for label, handle in dict(zip(labels, handles, strict=True)).items()])
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("styles", [plots.METHOD_STYLE, plots.PROTOCOL_STYLE], ids=["methods", "protocols"])
+def test_registered_styles_differ_in_marker_and_colour(styles):
+    for (a, one), (b, two) in itertools.combinations(styles.items(), 2):
+        assert one["marker"] != two["marker"], (a, b)
+        assert np.linalg.norm(seen(one["color"], "full") - seen(two["color"], "full")) > APART, (a, b)
+
+
+def test_styles_of_ones_own_stay_apart(monkeypatch):
+    monkeypatch.setattr(plots, "METHOD_STYLE", dict(plots.METHOD_STYLE))
+    monkeypatch.setattr(plots, "PROTOCOL_STYLE", dict(plots.PROTOCOL_STYLE))
+    markers = [plots.method_style(f"mine {i}")["marker"] for i in range(3)]
+    assert len({*markers, *(s["marker"] for s in list(plots.METHOD_STYLE.values())[:7])}) == 10
+    own = [plots.protocol_style(f"mine {i}") for i in range(3)]
+    assert own[0]["marker"] not in {s["marker"] for s in list(plots.PROTOCOL_STYLE.values())[:6]}
+    assert own[0] is plots.protocol_style("mine 0")

@@ -1,0 +1,101 @@
+"""The README's code blocks, run as they stand, on a study small enough for a test; and what its bash blocks promise."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+
+import pytest
+
+from mergelib import cli, merging, paths, plots, profiles, protocols, report, runner, study
+from mergelib.errors import ConfigError
+
+README = (paths.root() / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SMALL = {"tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12, "threads": 1,
+         "fine_tuning.steps": 4, "encoder.pretraining": {"documents": 120, "steps": 2, "batch_size": 16, "lr": 2.0e-3}}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """``run(code)``: the names that a block leaves. Whoever asks for ``mini`` gets ``quick``, smaller still."""
+    load = study.load_profile
+    monkeypatch.setattr(study, "load_profile", lambda name, overrides=None: load("quick", SMALL | (overrides or {})))
+    registries = [merging.METHODS, protocols.PROTOCOLS, plots.METHOD_STYLE, plots.PROTOCOL_STYLE]
+    before = [dict(r) for r in registries]
+
+    def go(code):
+        path = tmp_path / "block.py"  # a file, so that the study can read a function's source
+        path.write_text(code)
+        return runpy.run_path(str(path))
+
+    yield go
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def block(word):
+    found = [b for b in BLOCKS if word in b]
+    assert len(found) == 1, word
+    return found[0]
+
+
+def test_there_is_one_block_each_of_at_most_ten_lines():
+    for word in ("@mergelib.method", "@mergelib.protocol", "mergelib.task("):
+        assert len([line for line in block(word).splitlines() if line.strip()]) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*edge of the grid")
+def test_the_methods_block(run):
+    made = run(block("@mergelib.method") + "\nscores = study.scores(['halves'], ['current'])")
+    assert set(made["scores"].method) == {"halves"} and len(made["scores"]) == 5
+    assert report.encoder_label("halves") == "Two halves"
+    assert made["study"].lam("halves") in made["study"].profile.merging.lams  # chosen, because the signature has it
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*edge of the grid")
+def test_the_protocols_block(run):
+    made = run(block("@mergelib.protocol"))
+    s = made["study"]
+    assert s.predictions("ties", "ag", "cosine").shape == (1, 1, 60)
+    assert report.protocol_label("cosine") == "Cosine Eval"
+    # Its body is its version: another body under the same name must not find the stored predictions.
+    nearest = s.predictions("ties", "ag", "cosine")
+    run(block("@mergelib.protocol").replace("(z @ w.T)", "(-z @ w.T)"))
+    assert not s.predictions("ties", "ag", "cosine").equal(nearest)
+    run(block("@mergelib.protocol").replace("[None, None]", "").replace('study.scores(["ties"], ["current", "cosine"])', ""))
+    with pytest.raises(ConfigError, match=r"\[K, S, N\] here is \[1, 1, 60\]"):
+        s.predictions("ties", "ag", "cosine")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*edge of the grid")
+def test_the_tasks_block(run):
+    made = run(block("mergelib.task(") + "\nscores = study.scores(['f_t', 'ties'], ['current', 'ft_classifier'])")
+    assert set(made["scores"].task) == {"ag", "yelp", "amazon", "yahoo", "dbpedia", "tickets"}
+    assert made["tickets"].label_names == ("billing", "bug")
+    assert made["study"].head("f_t", "tickets").weight.shape[0] == 2
+
+
+def test_every_python_block_is_one_of_these():
+    assert len(BLOCKS) == 3
+
+
+COMMANDS = sorted(set(re.findall(r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$", "\n".join(
+    (paths.root() / p).read_text() for p in ("README.md", "CONTRIBUTING.md", "docs/teaching.md")), flags=re.M)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_in_the_text_are_known_to_the_command_line(command):
+    words = shlex.split(command)
+    if words[:1] == ["--wheelhouse"]:
+        words = words[2:]
+    if words[:1] not in (["test"], ["lab"]):
+        known = cli.build_parser().parse_args(["run", *words])
+        assert known.profile in profiles.profile_names()
+        runner.select(known.only)
+        runner.parse_parameters(known.parameters, runner.select(known.only))
