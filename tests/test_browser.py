@@ -31,7 +31,11 @@ pytestmark = pytest.mark.browser
 
 def wait_for(what, ready, seconds):
     """The first true value of ``ready()``; fails with ``what`` after ``seconds``. The page may redraw what was just found."""
-    from selenium.common.exceptions import ElementClickInterceptedException, ElementNotInteractableException, StaleElementReferenceException
+    from selenium.common.exceptions import (
+        ElementClickInterceptedException,
+        ElementNotInteractableException,
+        StaleElementReferenceException,
+    )
 
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -157,16 +161,24 @@ def run_all(chromium, url, name, project):
     cells = wait_for(f"{name} has not finished", saved, PATIENCE)
     assert [c.execution_count for c in cells] == list(range(1, n_code + 1))
     # The lab is rooted where pictures beside the notebooks' folder can be seen.
-    pictures = chromium.find_elements(By.CSS_SELECTOR, ".jp-MarkdownCell img")
+    pictures = shown(chromium, ".jp-MarkdownCell img")
     assert pictures and all(chromium.execute_script("return arguments[0].naturalWidth > 300", p) for p in pictures)
-    assert not chromium.find_elements(By.CSS_SELECTOR, '.jp-OutputArea [data-mime-type="application/vnd.jupyter.error"]')
+    assert not shown(chromium, '.jp-OutputArea [data-mime-type="application/vnd.jupyter.error"]')
     return cells
+
+
+def shown(chromium, selector):
+    """Elements of the notebook in front; the ones opened before stay in the page, hidden."""
+    from selenium.webdriver.common.by import By
+
+    return chromium.find_elements(By.CSS_SELECTOR, f".jp-NotebookPanel:not(.lm-mod-hidden) {selector}")
 
 
 def shoot(chromium, name, element=None):
     if element is not None:
-        chromium.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        time.sleep(1)
+        for _ in range(2):  # cells above get their height when they come into view
+            chromium.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            time.sleep(1)
     chromium.save_screenshot(str(SHOTS / f"{name}.png"))
 
 
@@ -175,7 +187,7 @@ def test_the_lesson_runs_and_its_sliders_move_the_plot(chromium, lab, project):
     from selenium.webdriver.common.keys import Keys
 
     run_all(chromium, lab("00_start_here"), "00_start_here", project)
-    boxes = [box for box in chromium.find_elements(By.CSS_SELECTOR, ".jp-OutputArea .widget-vbox") if box.find_elements(By.CSS_SELECTOR, ".noUi-handle")]
+    boxes = [box for box in shown(chromium, ".jp-OutputArea .widget-vbox") if box.find_elements(By.CSS_SELECTOR, ".noUi-handle")]
     assert len(boxes) == 2
     for n, box in enumerate(boxes):
         shoot(chromium, f"lesson_{n}_before", box)
@@ -194,9 +206,7 @@ def test_the_lesson_runs_and_its_sliders_move_the_plot(chromium, lab, project):
 
 
 def test_a_figure_notebook_runs(chromium, lab, project):
-    from selenium.webdriver.common.by import By
-
     run_all(chromium, lab("fig02_knn_eval"), "fig02_knn_eval", project)
-    drawn = [e for e in chromium.find_elements(By.CSS_SELECTOR, ".jp-OutputArea-output img") if e.get_attribute("src").startswith("data:image/png")]
+    drawn = [e for e in shown(chromium, ".jp-OutputArea-output img") if e.get_attribute("src").startswith("data:image/png")]
     assert drawn and chromium.execute_script("return arguments[0].naturalWidth", drawn[0]) > 300
     shoot(chromium, "fig02_knn_eval", drawn[0])
