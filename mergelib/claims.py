@@ -10,7 +10,7 @@ import hashlib
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,13 +61,13 @@ class Bootstrap:
     def __init__(self, study: Study, *, seed: int = 0):
         self.study, self.n = study, study.profile.resamples
         generator = torch.Generator().manual_seed(seed)
-        self._draw_weights = self._resampled_seeds(len(study.profile.protocols.seeds), generator)
+        n_seeds = len(study.profile.protocols.seeds)
+        self._cache: dict[Any, Tensor] = {("seed weights", n_seeds): self._resampled_seeds(n_seeds, generator)}
         self._counts = {}
         for name, task in study.tasks.items():
             n = len(task.test)
             picked = torch.randint(n, (self.n, n), generator=generator)
             self._counts[name] = torch.zeros(self.n, n).scatter_add_(1, picked, torch.ones(self.n, n))
-        self._cache: dict[Any, Tensor] = {}
 
     def average(self, per_task: dict[str, Tensor]) -> Tensor:
         """``{task: values [S, N]}``, S seeds or random starts or 1 -> their mean over inputs, seeds and tasks, ``[1 + B]``."""
@@ -81,8 +81,6 @@ class Bootstrap:
 
     def _seed_weights(self, n: int) -> Tensor:
         """How often each of n seeds is drawn in each resample, ``[B, n]``, in rows that sum to 1."""
-        if n == self._draw_weights.shape[1]:
-            return self._draw_weights
         return self.cached(("seed weights", n), lambda: self._resampled_seeds(n, torch.Generator().manual_seed(n)))
 
     def _resampled_seeds(self, n: int, generator: torch.Generator) -> Tensor:
@@ -239,13 +237,16 @@ def judge(study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = 
     return verdicts
 
 
+def overall_of_parts(verdicts: Iterable[str]) -> str:
+    """A claim's verdict from its parts': it holds if it holds for every part, and fails if it fails for any."""
+    found = set(verdicts)
+    return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in found)
+
+
 def overall(verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """One verdict per claim: it holds if it holds for every part, and fails if it fails for any."""
-    result: dict[str, str] = {}
-    for claim in dict.fromkeys(v.claim for v in verdicts):
-        parts = {v.verdict for v in verdicts if v.claim == claim}
-        result[claim] = next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in parts)
-    return result
+    """One verdict per claim."""
+    return {claim: overall_of_parts(v.verdict for v in verdicts if v.claim == claim)
+            for claim in dict.fromkeys(v.claim for v in verdicts)}
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

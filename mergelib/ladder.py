@@ -27,8 +27,8 @@ from .protocols.alignment import (
 )
 from .report import encoder_label, mean_std_cell, short_label
 from .store import Artifact
-from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study, percent
-from .types import digest, head_digest
+from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study
+from .types import digest, head_digest, percent
 
 N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
 RUNG_LABELS = {"identity": "Identity (Current)", **{name: rung.label for name, rung in TABLE_1.items()}}

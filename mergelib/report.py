@@ -14,8 +14,8 @@ from .clusters import label_purity, silhouette, source_purity
 from .merging import METHODS
 from .protocols import PROTOCOLS
 from .protocols.surgery import trainable_parameters
-from .study import BASE, FINE_TUNED, MULTI_TASK, RANDOM, Study, percent
-from .types import digest
+from .study import BASE, FINE_TUNED, MULTI_TASK, RANDOM, Study
+from .types import digest, percent
 
 PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
 TASK_LABELS = {"ag": "AG News", "yelp": "Yelp", "amazon": "Amazon", "yahoo": "Yahoo", "dbpedia": "DBpedia"}
@@ -252,13 +252,19 @@ def chance_level(study: Study) -> float:
     return 100 * sum(1 / t.n_classes for t in study.tasks.values()) / len(study.tasks)
 
 
-def provenance(study: Study, methods: Sequence[str] | None = None) -> pd.DataFrame:
-    """What made the numbers of a notebook: profile, backbone, device, versions, seeds, and lambda of ``methods`` (all by default)."""
+def versions() -> str:
+    """What computed a notebook's numbers, in one line."""
     import platform
 
     import torch
     import transformers
 
+    return (f"mergelib {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"Python {platform.python_version()}")
+
+
+def provenance(study: Study, methods: Sequence[str] | None = None) -> pd.DataFrame:
+    """What made the numbers of a notebook: profile, backbone, device, versions, seeds, and lambda of ``methods`` (all by default)."""
     p = study.profile
     rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
             "device": study.device.type,
@@ -267,8 +273,7 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> pd.DataFra
             "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in methods or study.methods
                                 if study.lam(m) is not None),
             "bootstrap": f"{p.resamples} resamples, paired over test inputs and seeds",
-            "versions": f"mergelib {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
-                        f"Python {platform.python_version()}"}
+            "versions": versions()}
     return pd.DataFrame({"value": rows}).rename_axis("what")
 
 

@@ -26,7 +26,7 @@ from .profiles import Profile, load_profile, with_shortcuts
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
 from .tasks import load_task, miniature_corpus
-from .types import Expert, Head, Split, State, Task, digest, head_digest, state_digest
+from .types import Expert, Head, Split, State, Task, digest, head_digest, percent, state_digest
 
 MERGE_VERSION = 1
 LAM_VERSION = 1
@@ -51,11 +51,6 @@ def function_digest(function: Any) -> str:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return digest(ast.dump(tree))
-
-
-def percent(right: Tensor) -> float:
-    """Share of true entries of ``right [N]``, in percent."""
-    return 100.0 * int(right.sum()) / len(right)
 
 
 class Study:

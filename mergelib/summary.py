@@ -18,7 +18,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from . import paths
-from .claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, claims_hash, load_claims, parse_condition
+from .claims import (
+    NOT_JUDGED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    claims_hash,
+    load_claims,
+    overall_of_parts,
+    parse_condition,
+)
 from .errors import DataError
 from .plots import PAGE, protocol_style, save_files
 from .report import at_k, encoder_label, mean_and_std, protocol_label, published, published_table2, short_label
@@ -94,15 +103,9 @@ def verdict_rows(runs: Sequence[Run]) -> pd.DataFrame:
     return frame.sort_values("claim", key=lambda c: c.map({name: i for i, name in enumerate(grid.index)}), kind="stable", ignore_index=True)
 
 
-def overall_verdict(parts: pd.DataFrame) -> str:
-    """A claim holds if it holds for every part, and fails if it fails for any."""
-    found = set(parts.verdict)
-    return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in found)
-
-
 def deciding_part(parts: pd.DataFrame) -> pd.Series:
     """The part that decides a claim: among those with the claim's verdict, the one farthest to the failing side."""
-    same = parts[parts.verdict == overall_verdict(parts)].reset_index(drop=True)
+    same = parts[parts.verdict == overall_of_parts(parts.verdict)].reset_index(drop=True)
     if same.here.isna().all():
         return same.iloc[0]
     # Which side fails can be read off the comparison itself: a very large value passes ">", and fails "<".
@@ -114,7 +117,7 @@ def claim_grid(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per claim, failing ones first, a column per profile with its verdict (``not run`` where there is none)."""
     profiles, verdicts = list(dict.fromkeys(rows.profile)), {}
     for (claim, profile), parts in rows.groupby(["claim", "profile"], sort=False):
-        verdicts.setdefault(claim, dict.fromkeys(profiles, NOT_RUN))[profile] = overall_verdict(parts)
+        verdicts.setdefault(claim, dict.fromkeys(profiles, NOT_RUN))[profile] = overall_of_parts(parts.verdict)
     claims = sorted(verdicts, key=lambda c: min(ORDER.index(v) for v in verdicts[c].values()))
     return pd.DataFrame([verdicts[c] for c in claims], index=pd.Index(claims, name="claim"), columns=profiles)
 
@@ -278,7 +281,7 @@ def verdict_table(rows: pd.DataFrame) -> pd.DataFrame:
     """``rows`` (see ``verdict_rows``) as texts for people, profile by profile, a profile's failing claims first."""
     tables = []
     for profile, mine in rows.groupby("profile", sort=False):
-        rank = {claim: ORDER.index(overall_verdict(parts)) for claim, parts in mine.groupby("claim", sort=False)}
+        rank = {claim: ORDER.index(overall_of_parts(parts.verdict)) for claim, parts in mine.groupby("claim", sort=False)}
         mine = mine.sort_values("claim", key=lambda c, rank=rank: c.map(rank), kind="stable")
         judged = ~mine.here.isna()
         tables.append(pd.DataFrame({

@@ -133,3 +133,8 @@ def stack_heads(heads: Iterable[Head]) -> Head:
     """Heads of one shape ``[C, d]`` as one batched head ``[B, C, d]``."""
     heads = list(heads)
     return Head(torch.stack([h.weight for h in heads]), torch.stack([h.bias for h in heads]))
+
+
+def percent(right: Tensor) -> float:
+    """Share of true entries of ``right [N]``, in percent."""
+    return 100.0 * int(right.sum()) / len(right)

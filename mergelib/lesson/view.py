@@ -21,8 +21,8 @@ from torch import Tensor
 from ..plots import PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
 from ..report import average_of, protocol_label, short_label
-from ..study import FINE_TUNED, percent
-from ..types import Head, State
+from ..study import FINE_TUNED
+from ..types import Head, State, percent
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 
 # A class is a marker and a grey as well as a hue; what the classifier gets wrong is hollow.

@@ -28,10 +28,6 @@ def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[
         yield function({"piece": base}, [{"piece": e} for e in experts], **options)["piece"]
 
 
-def _histogram(bits: Tensor, n_bins: int) -> Tensor:
-    return torch.bincount(bits, minlength=n_bins)
-
-
 def _from_top(counts: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Bin that holds the ``wanted``-th largest entry, and its rank among the bin's own: ``[T, bins], [T] -> [T], [T]``."""
     reached = counts.flip(-1).cumsum(-1)
@@ -49,7 +45,7 @@ def magnitude_thresholds(pieces: Pieces, keep: float) -> Tensor:
     high, n = None, 0
     for base, experts in pieces():
         n += base.numel()
-        counts = torch.stack([_histogram((e - base).abs().view(torch.int32) >> LOW_BITS, 1 << 15) for e in experts])
+        counts = torch.stack([((e - base).abs().view(torch.int32) >> LOW_BITS).bincount(minlength=1 << 15) for e in experts])
         high = counts if high is None else high + counts
     n_keep = int(n * keep)
     if n_keep == 0:
@@ -59,7 +55,7 @@ def magnitude_thresholds(pieces: Pieces, keep: float) -> Tensor:
     for base, experts in pieces():
         for t, expert in enumerate(experts):
             bits = (expert - base).abs().view(torch.int32)
-            low[t] += _histogram((bits & ((1 << LOW_BITS) - 1))[bits >> LOW_BITS == bins[t]], 1 << LOW_BITS)
+            low[t] += (bits & ((1 << LOW_BITS) - 1))[bits >> LOW_BITS == bins[t]].bincount(minlength=1 << LOW_BITS)
     return ((bins << LOW_BITS) + _from_top(low, rank)[0]).to(torch.int32).view(torch.float32)
 
 

@@ -35,9 +35,9 @@ def _need_out(recipe: Any) -> None:
 
     if not recipe.out:
         raise ConfigError("Where to? Give --out FOLDER.")
-    target = Path(recipe.out).expanduser()
-    if target.is_dir() and any(target.iterdir()) and not recipe.overwrite:
-        raise ConfigError(f"'{recipe.out}' exists and is not empty; choose another folder, or --overwrite.")
+    from .merged import free_folder
+
+    free_folder(recipe.out, recipe.overwrite)
 
 
 def run_merge(recipe: Any) -> None:

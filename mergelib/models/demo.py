@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from .. import __version__
 from ..plots import COLUMN, PROTOCOL_STYLE
 from ..protocols import uniform_order
-from ..report import TASK_LABELS
+from ..report import TASK_LABELS, versions
 from ..study import Study
 from ..training import train
 from .heads import evaluate
@@ -125,12 +123,10 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
 
 def provenance(study: Study, merged: Merged, k: int) -> pd.DataFrame:
     """What made the numbers of the notebook."""
-    import transformers
-
     p = study.profile
     rows: dict[str, Any] = {
         "profile": p.name, "base model": p.backbone, "method": merged.record["label"], "options": merged.record["options"],
         "parts": merged.record["parts"], "re-aligned with": f"{k} unlabelled texts per class, one draw", "device": study.device.type,
         "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, {p.threads} threads",
-        "versions": f"mergelib {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"}
+        "versions": versions()}
     return pd.DataFrame({"value": rows}).rename_axis("what")

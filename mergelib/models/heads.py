@@ -25,7 +25,7 @@ from ..protocols import (
     stratified_order,
     uniform_order,
 )
-from ..types import Head, Split
+from ..types import Head, Split, percent
 from .merged import RECORD, Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
 from .parts import base_names, check_same_architecture, find_parts
@@ -253,7 +253,7 @@ def evaluate(model: Any, dataset: Any, protocols: Sequence[str] = ("current",), 
     name = classifier.head.task
     z = features(classifier, scored.inputs, **options, desc=f"features {name}" if show_progress else "")
     common = {"task": name, "method": method or _method_name(classifier), "n": len(scored)}
-    rows = [common | {"protocol": p.name, "accuracy": _percent(p.function(Evidence(z, classifier.head.linear))[0, 0], scored.labels)}
+    rows = [common | {"protocol": p.name, "accuracy": percent(p.function(Evidence(z, classifier.head.linear))[0, 0] == scored.labels)}
             for p in found if not p.few_shot]
     if any(p.few_shot for p in found):
         pool = scored if fit is None else labelled(fit, classifier.head)
@@ -272,7 +272,7 @@ def evaluate(model: Any, dataset: Any, protocols: Sequence[str] = ("current",), 
         for p in found:
             if p.few_shot:
                 rows += [common | {"protocol": p.name, "k": k, "draw": draw, "fit_on": "test" if fit is None else "train", "seed": s,
-                                   "accuracy": _percent(predicted, scored.labels)}
+                                   "accuracy": percent(predicted == scored.labels)}
                          for s, predicted in zip(seeds, p.function(evidence)[0], strict=True)]
     return pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS).astype({"k": "Int64", "seed": "Int64"})
 
@@ -291,8 +291,4 @@ def as_classifier(model: Any, task: str = "") -> Classifier:
 
 def _method_name(classifier: Classifier) -> str:
     return classifier.record.get("method", "f_t") if classifier.record else "f_t"
-
-
-def _percent(predicted: Tensor, labels: Tensor) -> float:
-    return 100.0 * int((predicted == labels).sum()) / len(labels)
 

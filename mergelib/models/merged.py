@@ -58,6 +58,10 @@ class TaskHead:
     def labels(self) -> tuple[str, ...]:
         return tuple(self.config.id2label[i] for i in range(self.config.num_labels))
 
+    @property
+    def is_image(self) -> bool:
+        return self.config.architectures[0].endswith("ForImageClassification")
+
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
         """The same with another last layer ``W' [C, d]``, ``b' [C]``."""
         dtype = self.tensors[f"{self.module}.weight"].dtype
@@ -106,7 +110,7 @@ class Classifier:
 
     @property
     def is_image(self) -> bool:
-        return self.head.config.architectures[0].endswith("ForImageClassification")
+        return self.head.is_image
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,7 @@ class Merged:
                                     "heads": {t: h.alignment for t, h in self.heads.items()}}
             labels = {t: h.labels for t, h in self.heads.items()}
             first = next(iter(self.heads.values()))
-            is_image = first.config.architectures[0].endswith("ForImageClassification")
-            (out / "README.md").write_text(card.several(record, labels, is_image, scores))
+            (out / "README.md").write_text(card.several(record, labels, first.is_image, scores))
             (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             _encoder_config(first.config).save_pretrained(out)
         return Path(folder)
@@ -211,15 +214,21 @@ def _save_processor(processor: Any, out: Path) -> None:
             processor.save_pretrained(out)
 
 
+def free_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """``folder`` as an absolute path. Raises ``ConfigError`` when it exists and holds something, unless ``overwrite``."""
+    target = Path(folder).expanduser().absolute()
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
+        raise ConfigError(f"'{folder}' exists and is not empty; choose another folder, or overwrite it (overwrite=True, --overwrite).")
+    return target
+
+
 @contextmanager
 def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its name when the block ends, and vanishes when it fails.
 
     Raises ``ConfigError`` when ``folder`` exists and holds something, unless ``overwrite``.
     """
-    target = Path(folder).expanduser().absolute()
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
-        raise ConfigError(f"'{folder}' exists and is not empty; choose another folder, or overwrite it (overwrite=True, --overwrite).")
+    target = free_folder(folder, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -117,10 +118,7 @@ class Reader:
         for name in self.floats:
             shape = self.base.weights.shape(self.source[name])
             rows = shape[0] if shape else 0
-            width = 1
-            for s in shape[1:]:
-                width *= s
-            step = max(1, PIECE // max(1, width))
+            step = max(1, PIECE // max(1, math.prod(shape[1:])))
             if rows <= step:
                 yield name, None, None
             else:
@@ -145,7 +143,7 @@ class Reader:
     def merge(self, method: Method, options: dict[str, Any], dtype: torch.dtype, show: bool) -> dict[str, Tensor]:
         """The merged encoder on the CPU."""
         # A base that stands in for a missing one is also an expert: read by its own names either way.
-        out = {n: self.base.weights.tensor(raw).clone() for n, raw in self.source.items() if n not in set(self.floats)}
+        out = {n: self.base.weights.tensor(raw).clone() for n, raw in self.source.items() if not self.base.weights.is_float(raw)}
         if not can_stream(method):
             warnings.warn(f"{method.label} has no streaming form: base and {len(self.experts)} experts are loaded whole.", UserWarning, stacklevel=3)
             merged = method(self.whole(self.base), [self.whole(e) for e in self.experts], **options)

@@ -225,8 +225,7 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
     if exact:
         flip = torch.linalg.det(start) * torch.linalg.det(fit_closed_form(X, Y, rung).A) < 0
         start[:, 0] = torch.where(flip[:, None], -start[:, 0], start[:, 0])
-    A = start
-    b = torch.zeros(n_fits, 1, d, dtype=X.dtype, device=X.device)
+    A, b = start, torch.zeros(n_fits, 1, d, dtype=X.dtype, device=X.device)
     tangent = torch.zeros_like(A) if exact else A
     optimizer = torch.optim.Adam([tangent, b] if spec.shift else [tangent], lr=lr or min(0.03, 0.3 / d**0.5))
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -252,7 +251,8 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
             tangent.grad = turn - turn.mT
         else:
             A.grad = pull
-        b.grad = side.sum(-2, keepdim=True)
+        if spec.shift:
+            b.grad = side.sum(-2, keepdim=True)
         optimizer.step()
         scheduler.step()
         if exact:
