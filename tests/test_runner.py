@@ -178,10 +178,12 @@ def test_a_failing_notebook_stops_no_other(project, capsys):
 
 
 STARTER = """
+import signal
 import sys
 from pathlib import Path
 from mergelib import paths, runner
 from mergelib.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a shell's background job starts with it ignored
 root = Path(sys.argv[1])
 paths.root = lambda: root
 runner.manifest = lambda: (runner.Item("sleepy", "Item", "A title", "mine"), runner.Item("later", "Item", "A title", "mine"))
