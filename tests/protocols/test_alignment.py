@@ -238,6 +238,18 @@ def test_a_batch_equals_single_fits(rung, dtype):
             torch.testing.assert_close(single, distance[i], atol=0, rtol=2e-3)
 
 
+@pytest.mark.parametrize("rung", ORTHOGONAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_long_exact_fit_comes_equally_near_in_a_batch_and_alone(rung, dtype):
+    """After 200 steps rounding has grown to where A differs in the fifth digit; how near it comes does not."""
+    X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
+    distance = diagnose(fit_l1(X, Y, rung, steps=200, exact=True), X, Y)["l1_after"]
+    for i in range(4):
+        x, y = X[i : i + 1], Y[i : i + 1]
+        alone = diagnose(fit_l1(x, y, rung, steps=200, exact=True), x, y)["l1_after"][0]
+        torch.testing.assert_close(alone, distance[i], atol=0, rtol=2e-3)
+
+
 @pytest.mark.parametrize("rung", RUNGS)
 def test_each_fit_may_have_its_own_seed(rung):
     """Several random starts of one pair (X, Y) in one batch are the fits with those seeds alone."""
