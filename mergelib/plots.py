@@ -227,6 +227,62 @@ def plot_honest(rows: pd.DataFrame) -> Figure:
     return fig
 
 
+def plot_zoo(ranks: pd.DataFrame, gaps: pd.DataFrame, *, mark: float = 4) -> Figure:
+    """Left: each method's rank under the first and the last column of ``ranks`` (index: methods), those that move by ``mark``
+    ranks or more drawn in colour. Right: points missing to the fine-tuned models, ``gaps``, a row per method, a marker per protocol."""
+    first, last = "current", "ft_classifier"
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 1.3 + 0.19 * len(gaps)), width_ratios=(1, 1.35))
+    ranks = ranks.rank(method="first")  # equal ranks would lie on one line
+    for _, row in ranks.sort_values(last).iterrows():
+        moved = row[first] - row[last]
+        up, down = moved >= mark, moved <= -mark
+        style = {"color": "#0072B2", "linewidth": 1.6} if up else {"color": "#D55E00", "linewidth": 1.6, "linestyle": "--"} if down \
+            else {"color": "#7F7F7F", "linewidth": 0.8}
+        left.plot([0, 1], [row[first], row[last]], marker="o", markersize=3, **style)
+    for x, column, side in ((0, first, "right"), (1, last, "left")):
+        for method, place in ranks[column].items():
+            left.text(x + (-0.06 if x == 0 else 0.06), place, short_label(method), ha=side, va="center", fontsize=7)
+    left.set_xlim(-0.75, 1.75)
+    left.set_ylim(len(ranks) + 0.6, 0.4)
+    left.set_xticks([0, 1], ["rank under\nCurrent Eval", "rank under\nFT-Classifier Eval"])
+    left.set_yticks([])
+    left.grid(visible=False)
+    for spine in left.spines.values():
+        spine.set_visible(False)
+    legend = [Line2D([], [], color=c, linestyle=l, linewidth=1.6, label=f"{word} by {mark:g} or more")
+              for c, l, word in (("#0072B2", "-", "up"), ("#D55E00", "--", "down"))]
+    left.legend(handles=legend, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1)
+    for protocol in gaps:
+        style = {k: v for k, v in protocol_style(protocol).items() if k != "linestyle"}
+        right.plot(gaps[protocol], range(1, len(gaps) + 1), linestyle="none", label=protocol_label(protocol), **style)
+    right.axvline(0, color="black", linewidth=1.0, linestyle=":")
+    right.set_yticks(range(1, len(gaps) + 1), [short_label(m) for m in gaps.index], fontsize=7)
+    right.set_ylim(len(gaps) + 0.6, 0.4)
+    right.set_xlabel("points below the fine-tuned models")
+    right.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
+    return fig
+
+
+def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
+    """A row per method, the most accurate on top: accuracy under FT-Classifier Eval, seconds and megabytes (both log) of a merge.
+    ``kinds`` says per method what it needs, a marker each."""
+    rows = costs.sort_values("ft_classifier", ascending=False, ignore_index=True)
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 1.1 + 0.19 * len(rows)), sharey=True)
+    looks = zip(("o", "s", "^", "D", "v", "P"), ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"), strict=True)
+    for kind, (marker, colour) in zip(dict.fromkeys(kinds.values()), looks, strict=False):
+        mine = rows[rows.method.map(kinds) == kind]
+        for ax, column in zip(axes, ("ft_classifier", "seconds", "peak_mb"), strict=True):
+            ax.plot(mine[column], mine.index + 1, linestyle="none", marker=marker, color=colour, label=kind)
+    for ax, label in zip(axes, ("FT-Classifier accuracy (%)", "seconds for one merge", "peak MB of tensors"), strict=True):
+        ax.set_xlabel(label)
+    for ax in axes[1:]:
+        ax.set_xscale("log")
+    axes[0].set_yticks(range(1, len(rows) + 1), [short_label(m) for m in rows.method], fontsize=7)
+    axes[0].set_ylim(len(rows) + 0.6, 0.4)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
 def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequence[str], *, k: int, chance: float,
                     fine_tuned: float) -> Figure:
     """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""

@@ -20,7 +20,8 @@ from .encoders import Encoder, encoder_state, load_base
 from .errors import ConfigError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract, pick_device
-from .merging import Method, get_method
+from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
+from .meter import Meter
 from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
 from .profiles import Profile, load_profile, with_shortcuts
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
@@ -58,13 +59,18 @@ class Study:
 
     ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir`` and ``base`` are short for
     ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
-    ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. Raises ``UnknownNameError`` and ``ConfigError`` before anything runs.
+    ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's merges go by
+    its name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the first elsewhere.
+    ``zoo`` takes methods, grids and options from the profile's section ``zoo``. Raises ``UnknownNameError`` and
+    ``ConfigError`` before anything runs.
     """
 
     def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
-                 base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None):
+                 base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None,
+                 zoo: bool = False):
         self.overrides = with_shortcuts(overrides or {}, text_dir, base)
-        self.profile: Profile = load_profile(profile, self.overrides)
+        loaded = load_profile(profile, self.overrides)
+        self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None})
         self.device = pick_device(device)
         self.store = store or Store(paths.store_root())
         get_preset(self.profile.protocols.ft_preset)
@@ -74,7 +80,7 @@ class Study:
             get_method(method).check_options(options)
         if tasks is not None:
             self.tasks = tasks
-        self._merged_cache: dict[Method, Artifact] = {}
+        self._merged_cache: dict[tuple[Method, str], Artifact] = {}
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -197,11 +203,44 @@ class Study:
     def _method_options(self, method: str) -> dict[str, Any]:
         return dict(self.profile.merging.options.get(method, {}))
 
+    def merges(self, encoder: str) -> tuple[str, ...]:
+        """The encoders that stand behind a name: ``merge_seeds`` merges of a random method whose seed the profile leaves open,
+        else the one."""
+        seeds = self.profile.merging.merge_seeds
+        found = METHODS.get(encoder)
+        if found is None or not found.is_random or "seed" in self._method_options(encoder) or seeds == 1:
+            return (encoder,)
+        return tuple(f"{encoder}#{seed}" for seed in range(seeds))
+
     def _merge_key(self, method: Method, options: dict[str, Any]) -> dict[str, Any]:
         own = (method.function.__module__ or "").startswith("mergelib.")
         code = [None if own else function_digest(f) for f in (method.function, method.direction) if f is not None]
-        return {"method": method.name, "code": code, "options": options, "base": self._base_digest,
-                "experts": [[e.task, e.info["state_digest"]] for e in self.experts()]}
+        key = {"method": method.name, "code": code, "options": options, "base": self._base_digest,
+               "experts": [[e.task, e.info["state_digest"]] for e in self.experts()]}
+        if method.needs:
+            split = self._data_split(method)
+            key["data"] = {"encoder": self.encoder.digest, "heads": [head_digest(e.head) for e in self.experts()], "inputs": [
+                (rows.digest if "labels" in method.needs else rows.inputs_digest) for rows in (self.split(t, split) for t in self.tasks)]}
+        return key
+
+    @staticmethod
+    def _data_split(method: Method) -> str:
+        return "test" if "test inputs" in method.needs else "pool"
+
+    def _merge_inputs(self, method: Method) -> tuple:
+        """What the method is called with: base and experts, and a ``Context`` on the study's device where it needs data."""
+        base, experts = self.base_state, [e.state for e in self.experts()]
+        if not method.needs:
+            return base, experts
+        base, *experts = [{n: t.to(self.device) for n, t in state.items()} for state in (base, *experts)]
+        module = self.encoder.module(self.base_state).to(self.device).requires_grad_(False)
+        data = []
+        for name in self.tasks:
+            rows = self.split(name, self._data_split(method))
+            labels = rows.labels.to(self.device) if "labels" in method.needs else None
+            data.append(TaskData(self.encoder.tokenize(rows.inputs), self.expert(name).head.to(self.device), labels))
+        context = Context(module, module.transformer, lambda ids: {k: v.to(self.device) for k, v in self.encoder.pad(ids).items()}, tuple(data))
+        return base, experts, context
 
     def lam_curve(self, method: str) -> pd.DataFrame:
         """Validation accuracy under Current Eval per lambda and task: columns method, lam, task, accuracy.
@@ -214,7 +253,8 @@ class Study:
         return pd.DataFrame(curve, columns=["method", "lam", "task", "accuracy"])
 
     def _lam_artifact(self, method: Method) -> Artifact:
-        options, lams = self._method_options(method.name), self.profile.merging.lams
+        options = self._method_options(method.name)
+        lams = self.profile.merging.grids.get(method.name, self.profile.merging.lams)
         key = {"version": STEP_VERSIONS["lam"], **self._merge_key(method, options), "lams": list(lams),
                "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
                "heads": [head_digest(e.head) for e in self.experts()]}
@@ -222,10 +262,11 @@ class Study:
         def make() -> Artifact:
             rows = []
             module = self.encoder.module()
-            states = method.scan(self.base_state, [e.state for e in self.experts()], lams, **options)
-            for lam, state in zip(lams, states, strict=True):
-                module.transformer.load_state_dict(state)
-                for name, task in self.tasks.items():
+            base, experts, *context = self._merge_inputs(method)
+            for lam, merged in zip(lams, method.scan(base, experts, lams, *context, **options), strict=True):
+                for t, (name, task) in enumerate(self.tasks.items()):
+                    if method.gives == PER_TASK or t == 0:
+                        module.transformer.load_state_dict(merged[t] if method.gives == PER_TASK else merged)
                     z = extract(self.encoder, module, task.validation.inputs, device=self.device,
                                 batch_size=self.profile.encoder.batch_size)
                     predicted = get_protocol("current").function(Evidence(z, self.expert(name).head))[0, 0]
@@ -235,45 +276,68 @@ class Study:
 
         return self.store.get("lam", key, make)
 
-    def lam(self, method: str) -> float | None:
-        """The method's lambda: best mean Current Eval on validation, the smallest of equals; ``None`` without lambda.
+    def lams(self, method: str) -> dict[str, float]:
+        """The method's lambda per task: best Current Eval on validation, the smallest of equals; empty without lambda.
 
-        Warns, once, when the best value lies at an edge of the grid.
+        One that gives one encoder has one lambda, best on the mean over tasks; one per task may have as many. Warns, once, when
+        a best value lies at an edge of the grid.
         """
         fixed = self._method_options(method).get("lam")
         if fixed is not None:
-            return fixed
+            return dict.fromkeys(self.tasks, fixed)
         curve = self.lam_curve(method)
         if curve.empty:
-            return None
-        mean = curve.groupby("lam").accuracy.mean()
-        best = float(mean.idxmax())
-        if len(mean) > 1 and best in (mean.index.min(), mean.index.max()) and method not in self._warned:
+            return {}
+        if get_method(method).gives == PER_TASK:
+            best = {t: float(rows.groupby("lam").accuracy.mean().idxmax()) for t, rows in curve.groupby("task", sort=False)}
+        else:
+            best = dict.fromkeys(self.tasks, float(curve.groupby("lam").accuracy.mean().idxmax()))
+        grid = sorted(set(curve.lam))
+        edge = sorted({lam for lam in best.values() if lam in (grid[0], grid[-1])})
+        if len(grid) > 1 and edge and method not in self._warned:
             self._warned.add(method)
-            warnings.warn(f"{get_method(method).label}: the best lambda, {best}, lies on the edge of the grid "
-                          f"{list(mean.index)}; widen merging.lams.", UserWarning, stacklevel=2)
+            warnings.warn(f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the grid "
+                          f"{grid}; widen merging.lams.", UserWarning, stacklevel=3)
         return best
 
-    def merged_state(self, method: str) -> State:
-        """theta_m of a method, with its lambda chosen on validation data."""
-        return self._merged(method).tensors
+    def lam(self, method: str) -> float | None:
+        """The one lambda of a method that gives one encoder, see ``lams``; ``None`` without lambda."""
+        return next(iter(self.lams(method).values()), None)
 
-    def _merged(self, name: str) -> Artifact:
-        method = get_method(name)
-        options = self._method_options(name)
-        lam = self.lam(name)
-        if lam is not None:
-            options["lam"] = lam
-        key = {"version": STEP_VERSIONS["merge"], **self._merge_key(method, options)}
+    def merged_state(self, method: str, task: str | None = None) -> State:
+        """theta_m of a method, with its lambda chosen on validation data; ``task`` for a method that gives one per task."""
+        return self.weights(method, task or next(iter(self.tasks)))[0]
+
+    def merge_cost(self, method: str) -> dict[str, float]:
+        """Wall seconds and peak megabytes of tensors when the method's (first) merge was made on this machine; empty for
+        a merge stored before costs were."""
+        return self._merged(self.merges(method)[0]).info.get("cost", {})
+
+    def _merged(self, encoder: str) -> Artifact:
+        name, _, seed = encoder.partition("#")
+        method, options, lams = get_method(name), self._method_options(name), self.lams(name)
+        if method.is_random:
+            options.setdefault("seed", int(seed or 0))
+        different = sorted(set(lams.values()))
+        chosen = lams if len(different) > 1 else (different[0] if different else None)
+        key = {"version": STEP_VERSIONS["merge"], **self._merge_key(method, options | ({} if chosen is None else {"lam": chosen}))}
 
         def make() -> Artifact:
-            state = method(self.base_state, [e.state for e in self.experts()], **options)
-            return Artifact(state, {"lam": lam, "state_digest": state_digest(state)})
+            inputs = self._merge_inputs(method)
+            with Meter() as meter:
+                merged = [method(*inputs, **options, **({} if lam is None else {"lam": lam})) for lam in different or [None]]
+            info = {"lam": chosen, "cost": meter.cost}
+            if method.gives == PER_TASK:
+                states = {t: merged[different.index(lams[t]) if lams else 0][i] for i, t in enumerate(self.tasks)}
+                return Artifact({f"{t}/{n}": v.cpu() for t, state in states.items() for n, v in state.items()},
+                                info | {"state_digests": {t: state_digest(state) for t, state in states.items()}})
+            state = {n: v.cpu() for n, v in merged[0].items()}
+            return Artifact(state, info | {"state_digest": state_digest(state)})
 
         return self.store.get("merge", key, make)
 
     def weights(self, encoder: str, task: str) -> tuple[State, str]:
-        """An encoder's weights for a task, and their digest. Only f_t depends on the task."""
+        """An encoder's weights for a task, and their digest. f_t depends on the task, and so do merges that give one per task."""
         if encoder == BASE:
             return self.base_state, self._base_digest
         if encoder == FINE_TUNED:
@@ -284,10 +348,12 @@ class Study:
         if encoder == RANDOM:
             return self._random
         # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
-        method = get_method(encoder)
-        if method not in self._merged_cache:
-            self._merged_cache[method] = self._merged(encoder)
-        made = self._merged_cache[method]
+        method = get_method(encoder.partition("#")[0])
+        if (method, encoder) not in self._merged_cache:
+            self._merged_cache[method, encoder] = self._merged(encoder)
+        made = self._merged_cache[method, encoder]
+        if method.gives == PER_TASK:
+            return {n.removeprefix(f"{task}/"): v for n, v in made.tensors.items() if n.startswith(f"{task}/")}, made.info["state_digests"][task]
         return made.tensors, made.info["state_digest"]
 
     @cached_property
@@ -421,7 +487,16 @@ class Study:
 
     def correct(self, encoder: str, task: str, protocol: str, *, k: int | None = None, draw: str = "stratified",
                 fit_on: str = "train") -> Tensor:
-        """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots)."""
+        """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots).
+
+        Of a random method draw s is scored with merge s mod M; without shots there is a row per merge.
+        """
+        merges = self.merges(encoder)
+        if len(merges) > 1:
+            rows = [self.correct(m, task, protocol, k=k, draw=draw, fit_on=fit_on) for m in merges]
+            if len(rows[0]) == 1:
+                return torch.cat(rows)
+            return torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))])
         ks = self.profile.protocols.ks
         shots = get_protocol(protocol).few_shot and draw != "all"
         if shots and k not in ks:
@@ -446,13 +521,11 @@ class Study:
                     # All columns but the accuracy describe the row.
                     common = {"backbone": self.profile.backbone, "task": task.name, "method": encoder, "protocol": name,
                               "n": len(task.test)}
-                    if not protocol.few_shot:
-                        rows.append(common | {"accuracy": percent(self.correct(encoder, task.name, name)[0])})
-                        continue
-                    if draw == "all":
-                        k = self._ks(task.name, draw, fit_on)[0] // task.n_classes
-                        right = self.correct(encoder, task.name, name, draw=draw, fit_on=fit_on)[0]
-                        rows.append(common | {"k": k, "draw": draw, "fit_on": fit_on, "accuracy": percent(right)})
+                    if draw == "all" or not protocol.few_shot:
+                        if protocol.few_shot:
+                            common |= {"k": self._ks(task.name, draw, fit_on)[0] // task.n_classes, "draw": draw, "fit_on": fit_on}
+                        right = self.correct(encoder, task.name, name, draw=draw, fit_on=fit_on)
+                        rows += [common | ({"seed": s} if len(right) > 1 else {}) | {"accuracy": percent(row)} for s, row in enumerate(right)]
                         continue
                     for k in self.profile.protocols.ks:
                         right = self.correct(encoder, task.name, name, k=k, draw=draw, fit_on=fit_on)

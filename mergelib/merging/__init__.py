@@ -8,7 +8,8 @@ A method is one decorated function::
 
 Only encoders come here: heads stay with their task. A method whose signature has ``lam`` gets its lambda chosen on
 validation data; give ``direction`` as well when theta_m = theta_b + lam * direction, and a scan over lambda computes the
-direction once.
+direction once. One that declares ``needs`` takes a ``Context`` as its third argument; one that ``gives`` "one per task"
+returns a list, an encoder per expert. One whose signature has ``seed`` is random.
 """
 
 from __future__ import annotations
@@ -20,49 +21,65 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import UnknownNameError
+from ..errors import ConfigError, UnknownNameError
 from ..types import State
+from .context import Context, TaskData
 from .states import add_scaled, check_states
 
 MergedState = dict[str, Tensor]
+NEEDS = ("inputs", "test inputs", "labels", "gradients")
+ONE, PER_TASK = "one encoder", "one per task"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered merging method. ``needs``: data beyond weights; ``gives``: one encoder, or one per task."""
+    """A registered merging method. ``needs``: data beyond weights, out of ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``."""
 
     name: str
     label: str
     short: str
-    function: Callable[..., MergedState]
+    function: Callable[..., Any]
     direction: Callable[..., MergedState] | None = None
-    needs: str = "nothing"
-    gives: str = "one encoder"
+    needs: tuple[str, ...] = ()
+    gives: str = ONE
 
     @property
     def has_lam(self) -> bool:
         return "lam" in inspect.signature(self.function).parameters
 
     @property
+    def is_random(self) -> bool:
+        return "seed" in inspect.signature(self.function).parameters
+
+    @property
     def options(self) -> tuple[str, ...]:
         return tuple(p.name for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
-    def __call__(self, base: State, experts: Sequence[State], **options: Any) -> MergedState:
-        """Check the weights, then merge them. Raises ``StateDictError`` for weights that do not fit together and
-        ``UnknownNameError`` for an option that the method does not have."""
-        self.check_options(options)
-        check_states(base, experts)
-        return self.function(base, experts, **options)
+    def __call__(self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any) -> Any:
+        """Check the weights, then merge them: a state dict, or a list of them, one per expert. Raises ``StateDictError`` for
+        weights that do not fit together, ``UnknownNameError`` for an option that the method does not have and
+        ``ConfigError`` for data that it needs and did not get."""
+        return self.function(base, experts, *self._data(base, experts, context, options), **options)
 
-    def scan(self, base: State, experts: Sequence[State], lams: Sequence[float], **options: Any) -> Iterator[MergedState]:
-        """The merged state for each lambda in turn; the direction, where the method has one, is computed once."""
+    def scan(self, base: State, experts: Sequence[State], lams: Sequence[float], context: Context | None = None,
+             **options: Any) -> Iterator[Any]:
+        """What the method gives for each lambda in turn; the direction, where it has one, is computed once."""
+        data = self._data(base, experts, context, options)
+        if self.direction is None:
+            yield from (self.function(base, experts, *data, lam=lam, **options) for lam in lams)
+        else:
+            direction = self.direction(base, experts, *data, **options)
+            yield from (add_scaled(base, direction, lam) for lam in lams)
+
+    def _data(self, base: State, experts: Sequence[State], context: Context | None, options: dict[str, Any]) -> tuple[Context, ...]:
         self.check_options(options)
         check_states(base, experts)
-        if self.direction is None:
-            yield from (self.function(base, experts, lam=lam, **options) for lam in lams)
-        else:
-            direction = self.direction(base, experts, **options)
-            yield from (add_scaled(base, direction, lam) for lam in lams)
+        if not self.needs:
+            return ()
+        if context is None:
+            raise ConfigError(f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the third argument.")
+        context.check(self.name, self.needs, len(experts))
+        return (context,)
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Raises ``UnknownNameError`` for an option that the method does not have."""
@@ -75,12 +92,17 @@ METHODS: dict[str, Method] = {}
 
 
 def method(name: str, *, label: str, short: str, direction: Callable[..., MergedState] | None = None,
-           needs: str = "nothing", gives: str = "one encoder") -> Callable[[Callable], Callable]:
+           needs: tuple[str, ...] = (), gives: str = ONE) -> Callable[[Callable], Callable]:
     """Register the decorated function as merging method ``name``; it then takes part in every table and figure that
-    is given its name."""
+    is given its name. Raises ``ConfigError`` for a ``needs`` or ``gives`` that does not exist."""
+    for need in needs:
+        if need not in NEEDS:
+            raise ConfigError(f"Method '{name}': needs is a tuple out of {NEEDS}, not {needs!r}.")
+    if gives not in (ONE, PER_TASK):
+        raise ConfigError(f"Method '{name}': gives is '{ONE}' or '{PER_TASK}', not '{gives}'.")
 
     def register(function: Callable) -> Callable:
-        METHODS[name] = Method(name, label, short, function, direction, needs, gives)
+        METHODS[name] = Method(name, label, short, function, direction, tuple(needs), gives)
         return function
 
     return register
@@ -93,6 +115,22 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-from . import arithmetic, ties  # noqa: E402  (registers the methods)
+# Importing a family registers its methods; the order is that of tables.
+from . import (  # noqa: E402  # noqa: E402, I001  # noqa: E402, I001
+    adamerging,
+    arithmetic,
+    dropping,
+    fisher,
+    lm_cocktail,
+    masks,
+    model_stock,
+    model_tailor,
+    pcb,
+    regmean,
+    spectral,
+    ties,
+)
 
-__all__ = ["METHODS", "Method", "arithmetic", "check_states", "get_method", "method", "ties"]
+__all__ = ["METHODS", "NEEDS", "ONE", "PER_TASK", "Context", "Method", "TaskData", "adamerging", "arithmetic", "check_states", "dropping",
+           "fisher", "get_method", "lm_cocktail", "masks", "method", "model_stock", "model_tailor", "pcb", "regmean",
+           "spectral", "ties"]

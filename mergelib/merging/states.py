@@ -70,6 +70,11 @@ def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
     return full
 
 
+def as_float32(state: State) -> dict[str, Tensor]:
+    """The state with floating-point tensors in float32, ties kept: what data is run through, whatever the weights' dtype."""
+    return complete(state, {n: state[n].float() for n in float_names(state)})
+
+
 def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
     """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in the base's dtype."""
     changed = {n: (base[n].float() + lam * direction[n]).to(base[n].dtype) for n in direction}

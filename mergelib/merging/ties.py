@@ -28,6 +28,14 @@ def trim(tau: Tensor, keep: float) -> Tensor:
     return torch.where(magnitude >= threshold, tau, 0.0)
 
 
+def trim_all(base: State, experts: Sequence[State], keep: float, names: Sequence[str]) -> Tensor:
+    """Each tau_t over the whole encoder, trimmed, ``[T, D]`` float32. Raises ``ConfigError`` for ``keep`` outside (0, 1]."""
+    if not 0 < keep <= 1:
+        raise ConfigError(f"Ties: keep is a fraction in (0, 1], not {keep}.")
+    flat_base = flatten(base, names)
+    return torch.stack([trim(flatten(e, names) - flat_base, keep) for e in experts])
+
+
 def elect(trimmed: Tensor) -> Tensor:
     """``trimmed [T, D] -> signs [D]`` in {-1, 0, 1}: the sign of the summed values, not a vote.
 
@@ -38,10 +46,16 @@ def elect(trimmed: Tensor) -> Tensor:
     return torch.where(signs == 0, signs.sum().sign(), signs)
 
 
+def agreeing(trimmed: Tensor, signs: Tensor) -> Tensor:
+    """``[T, D], [D] -> [T, D]`` bool: the entries that carry the elected sign. An elected sign of 0, possible only when the
+    overall sign is 0, keeps the negatives, as upstream."""
+    return torch.where(signs > 0, trimmed > 0, trimmed < 0)
+
+
 def disjoint_merge(trimmed: Tensor, signs: Tensor, combine: Literal["sum", "mean"]) -> Tensor:
     """``[T, D], [D] -> [D]``: of each column the entries that carry the elected sign, summed or averaged (over the kept
-    non-zero entries). An elected sign of 0, possible only when the overall sign is 0, keeps the negatives, as upstream."""
-    agrees = torch.where(signs > 0, trimmed > 0, trimmed < 0)
+    non-zero entries)."""
+    agrees = agreeing(trimmed, signs)
     total = torch.where(agrees, trimmed, 0.0).sum(0)
     return total if combine == "sum" else total / agrees.sum(0).clamp(min=1)
 
@@ -50,13 +64,10 @@ def ties_direction(base: State, experts: Sequence[State], *, keep: float = 0.2,
                    combine: Literal["sum", "mean"] = "sum") -> dict[str, Tensor]:
     """The merged task vector before scaling, float32. ``keep``: kept fraction of each tau_t, over the whole encoder at
     once. ``combine="sum"`` is the paper's form (the original's dis-sum), ``"mean"`` the original's default."""
-    if not 0 < keep <= 1:
-        raise ConfigError(f"Ties: keep is a fraction in (0, 1], not {keep}.")
     if combine not in ("sum", "mean"):
         raise ConfigError(f"Ties: combine is 'sum' or 'mean', not '{combine}'.")
     names = float_names(base)
-    flat_base = flatten(base, names)
-    trimmed = torch.stack([trim(flatten(e, names) - flat_base, keep) for e in experts])
+    trimmed = trim_all(base, experts, keep, names)
     return unflatten(disjoint_merge(trimmed, elect(trimmed), combine), base, names)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import ConfigError, StateDictError, UnknownNameError
 from ..features import pick_device
-from ..merging import Method, get_method
+from ..merging import ONE, Method, get_method
 from ..merging.streaming import can_stream, stream
 from ..progress import progress
 from .merged import Merged, TaskHead
@@ -57,9 +57,9 @@ def merge(method: str, *, base: Any = None, experts: Any, encoder: Sequence[str]
     """
     found = get_method(method)
     found.check_options(options)
-    if found.needs != "nothing" or found.gives != "one encoder":
-        raise ConfigError(f"{found.label} needs {found.needs} and gives {found.gives}; from files alone only methods that need nothing "
-                          "but weights and give one encoder can be merged.")
+    if found.needs or found.gives != ONE:
+        raise ConfigError(f"{found.label} needs {' and '.join(('weights', *found.needs))} and gives {found.gives}; from files only methods "
+                          "that need nothing but weights and give one encoder can be merged.")
     if base is None and method not in NEEDS_NO_BASE:
         raise ConfigError(f"{found.label} needs base=, the model that the experts were fine-tuned from.")
     parents = named_experts(experts)

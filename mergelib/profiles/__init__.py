@@ -78,12 +78,22 @@ class MergingSettings(_Section):
     methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties")
     lams: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(1, 11))
     options: dict[str, dict[str, Any]] = {}
+    # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
+    grids: dict[str, tuple[float, ...]] = Field({}, exclude_if=lambda v: not v)  # method -> its own lams
+    merge_seeds: int = Field(1, gt=0, exclude_if=lambda v: v == 1)  # merges of a random method; draw s is scored with merge s mod this
 
     @model_validator(mode="after")
     def _finite(self):
-        if not self.lams or not all(math.isfinite(lam) for lam in self.lams):
-            raise ValueError("lams: at least one, all finite")
+        for name, lams in {"lams": self.lams, **{f"grids.{m}": g for m, g in self.grids.items()}}.items():
+            if not lams or not all(math.isfinite(lam) for lam in lams):
+                raise ValueError(f"{name}: at least one, all finite")
         return self
+
+
+class ZooSettings(MergingSettings):
+    """What ``ext01_method_zoo`` merges, and the shots per class of its fits."""
+
+    k: int = Field(5, gt=0)
 
 
 class ProtocolSettings(_Section):
@@ -111,7 +121,15 @@ class Profile(_Section):
     encoder: EncoderSettings
     fine_tuning: TrainSettings
     merging: MergingSettings = MergingSettings()
+    zoo: ZooSettings | None = Field(None, exclude_if=lambda v: v is None)
     protocols: ProtocolSettings = ProtocolSettings()
+
+    def of_zoo(self) -> Profile:
+        """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError`` where there is none."""
+        if self.zoo is None:
+            raise ConfigError(f"Profile '{self.name}' has no section zoo.")
+        merging = MergingSettings(**self.zoo.model_dump(exclude={"k"}))
+        return self.model_copy(update={"merging": merging, "protocols": self.protocols.model_copy(update={"ks": (self.zoo.k,)}), "zoo": None})
 
     def train_config(self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1) -> TrainConfig:
         """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a result is known by."""

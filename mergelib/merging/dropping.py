@@ -1,0 +1,151 @@
+"""Methods that drop entries of task vectors before they are added: DARE, DELLA, Model Breadcrumbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..types import State
+from . import method
+from .states import add_scaled, float_names
+from .ties import ties_direction
+
+
+def check_fraction(method_name: str, option: str, value: float, *, low: float = 0.0, high: float = 1.0, open_low: bool = False,
+                   open_high: bool = False) -> None:
+    """Raises ``ConfigError`` unless ``value`` lies in the range; NaN does not."""
+    if not ((value > low if open_low else value >= low) and (value < high if open_high else value <= high)):
+        raise ConfigError(f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, not {value}.")
+
+
+def task_vectors(base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
+    """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the order in which a generator is
+    used."""
+    return [{n: change(expert[n].float() - base[n].float()) for n in float_names(base)} for expert in experts]
+
+
+def total(vectors: Sequence[State]) -> dict[str, Tensor]:
+    """The sum of task vectors, tensor by tensor."""
+    return {n: sum(v[n] for v in vectors) for n in vectors[0]}
+
+
+# ---- DARE: Yu et al., 2024 (arXiv 2311.03099) --------------------------------------------------------------------------
+
+
+def dare(tau: Tensor, drop: float, generator: torch.Generator) -> Tensor:
+    """Drop And REscale: each entry of ``tau`` is 0 with probability ``drop``, else divided by 1 - drop; unbiased."""
+    kept = torch.rand(tau.shape, generator=generator) >= drop  # drawn on the CPU: every device gets the same mask
+    return tau * kept.to(tau.device) / (1 - drop)
+
+
+def _dare_vectors(base: State, experts: Sequence[State], drop: float, seed: int) -> list[dict[str, Tensor]]:
+    check_fraction("DARE", "drop", drop, open_high=True)
+    generator = torch.Generator().manual_seed(seed)
+    return task_vectors(base, experts, lambda tau: dare(tau, drop, generator))
+
+
+@method("dare_average", label="DARE + Weight Averaging", short="DARE-WA")
+def dare_average(base: State, experts: Sequence[State], *, drop: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """theta_m = theta_b + (1/T) sum_t DARE(tau_t)."""
+    return add_scaled(base, total(_dare_vectors(base, experts, drop, seed)), 1 / len(experts))
+
+
+def dare_direction(base: State, experts: Sequence[State], *, drop: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """sum_t DARE(tau_t)."""
+    return total(_dare_vectors(base, experts, drop, seed))
+
+
+@method("dare_task_arithmetic", label="DARE + Task Arithmetic", short="DARE-TA", direction=dare_direction)
+def dare_task_arithmetic(base: State, experts: Sequence[State], *, lam: float = 0.3, drop: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * sum_t DARE(tau_t). (mergekit rescales each tensor to its former L1 norm instead of by
+    1/(1 - drop), and is not unbiased.)"""
+    return add_scaled(base, dare_direction(base, experts, drop=drop, seed=seed), lam)
+
+
+def dare_ties_direction(base: State, experts: Sequence[State], *, keep: float = 0.2, combine: Literal["sum", "mean"] = "sum",
+                        drop: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """Ties' merged task vector of DARE(tau_t) in the place of tau_t."""
+    zero = {n: torch.zeros_like(base[n], dtype=torch.float32) for n in float_names(base)}
+    return ties_direction(zero, _dare_vectors(base, experts, drop, seed), keep=keep, combine=combine)
+
+
+@method("dare_ties", label="DARE + Ties", short="DARE-Ties", direction=dare_ties_direction)
+def dare_ties(base: State, experts: Sequence[State], *, lam: float = 0.3, keep: float = 0.2,
+              combine: Literal["sum", "mean"] = "sum", drop: float = 0.5, seed: int = 0) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * Ties(DARE(tau_1), ..., DARE(tau_T)): dropped first, then trimmed, elected and merged."""
+    return add_scaled(base, dare_ties_direction(base, experts, keep=keep, combine=combine, drop=drop, seed=seed), lam)
+
+
+# ---- Model Breadcrumbs: Davari & Belilovsky, 2024 (arXiv 2312.06795) ------------------------------------------------------
+
+
+def breadcrumbs(tau: Tensor, keep: float, drop_top: float) -> Tensor:
+    """``tau [..., n]``, row by row of its last axis: the int(drop_top * n) largest magnitudes become 0, of the others the
+    int(keep * n) largest stay (at least one), the rest become 0. A 0-d tensor stays whole."""
+    if tau.dim() == 0 or tau.numel() == 0:
+        return tau
+    n = tau.shape[-1]
+    order = tau.abs().sort(dim=-1, descending=True, stable=True).indices
+    first = int(drop_top * n)
+    kept = order[..., first : first + max(1, int(keep * n))]
+    return torch.zeros_like(tau).scatter(-1, kept, tau.gather(-1, kept))
+
+
+def breadcrumbs_direction(base: State, experts: Sequence[State], *, keep: float = 0.15, drop_top: float = 0.006) -> dict[str, Tensor]:
+    """sum_t masked tau_t."""
+    check_fraction("Model Breadcrumbs", "keep", keep, open_low=True)
+    check_fraction("Model Breadcrumbs", "drop_top", drop_top, open_high=True)
+    return total(task_vectors(base, experts, lambda tau: breadcrumbs(tau, keep, drop_top)))
+
+
+@method("model_breadcrumbs", label="Model Breadcrumbs", short="Breadcrumbs", direction=breadcrumbs_direction)
+def model_breadcrumbs(base: State, experts: Sequence[State], *, lam: float = 0.3, keep: float = 0.15, drop_top: float = 0.006) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * sum_t masked tau_t. The authors' search has ``keep`` 0.05..0.2 and ``drop_top``
+    0.001..0.01. (A row too short to keep int(keep * n) entries keeps one, where the original keeps none; mergekit's slice
+    for small tensors, which keeps nothing, is not copied.)"""
+    return add_scaled(base, breadcrumbs_direction(base, experts, keep=keep, drop_top=drop_top), lam)
+
+
+# ---- DELLA: Deep et al., 2024 (arXiv 2406.11617) -----------------------------------------------------------------------------
+
+
+def magprune(rows: Tensor, drop: float, window: float, generator: torch.Generator) -> Tensor:
+    """MAGPRUNE: within each row of ``rows [..., n]`` entries are ranked by magnitude, the keep probability rises linearly
+    with the rank over ``window`` around 1 - drop, and a kept entry is divided by its probability. One-entry rows take the
+    middle."""
+    if rows.numel() == 0:
+        return rows
+    flat = rows.reshape(-1, rows.shape[-1] if rows.dim() else 1)
+    n = flat.shape[-1]
+    rank = flat.abs().sort(dim=-1, stable=True).indices.argsort(-1).to(flat.dtype)
+    relative = rank / (n - 1) if n > 1 else torch.full_like(rank, 0.5)
+    probability = 1 - drop - window / 2 + window * relative
+    kept = torch.rand(flat.shape, generator=generator).to(flat.device) < probability
+    return (flat * kept / probability).view(rows.shape)
+
+
+def della_direction(base: State, experts: Sequence[State], *, drop: float = 0.3, window: float = 0.14, seed: int = 0) -> dict[str, Tensor]:
+    """The mean, per entry, of the pruned task vectors that carry the elected sign (that of their sum; 0 counts as positive)."""
+    check_fraction("DELLA", "drop + window / 2", drop + window / 2, open_high=True)
+    check_fraction("DELLA", "drop - window / 2", drop - window / 2)
+    check_fraction("DELLA", "window", window)
+    generator = torch.Generator().manual_seed(seed)
+    pruned = task_vectors(base, experts, lambda tau: magprune(tau, drop, window, generator))
+    merged = {}
+    for name in pruned[0]:
+        tau = torch.stack([p[name] for p in pruned])
+        positive = tau.sum(0) >= 0
+        agrees = torch.where(positive, tau > 0, tau < 0)
+        merged[name] = torch.where(agrees, tau, 0.0).sum(0) / agrees.sum(0).clamp(min=1)
+    return merged
+
+
+@method("della", label="DELLA", short="DELLA", direction=della_direction)
+def della(base: State, experts: Sequence[State], *, lam: float = 1.0, drop: float = 0.3, window: float = 0.14, seed: int = 0) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * elected mean of MAGPRUNE(tau_t). (mergekit rescales to the former L1 norm instead of dividing
+    by the keep probability.)"""
+    return add_scaled(base, della_direction(base, experts, drop=drop, window=window, seed=seed), lam)

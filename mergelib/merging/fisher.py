@@ -1,0 +1,54 @@
+"""Fisher Merging: Matena & Raffel, 2022 (arXiv 2111.09832)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..types import State
+from . import method
+from .context import Context
+from .states import complete, float_names
+
+
+def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
+    """F_t = E_x E_{y ~ p_t(y|x)} (d log p_t(y|x) / d theta)^2 at ``state``, exactly: one gradient per input and class.
+
+    The inputs are task t's first ``n_examples``; labels play no part. By float tensor, float32. (Squaring after summing over
+    classes or a batch, as a widespread shortcut does, is not this quantity.)
+    """
+    names = float_names(state)
+    leaves = {n: state[n].detach().float().requires_grad_() for n in names}
+    fisher = {n: torch.zeros_like(leaf, requires_grad=False) for n, leaf in leaves.items()}
+    whole, head, n_inputs = complete(state, leaves), context.tasks[t].head, 0
+    for batch in context.batches(t, n_examples, 1):
+        logits = context.features(whole, batch) @ head.weight.T + head.bias
+        log_p = logits.log_softmax(-1)[0]
+        for y, p in enumerate(log_p.detach().exp()):
+            gradients = torch.autograd.grad(log_p[y], list(leaves.values()), retain_graph=y < len(log_p) - 1, allow_unused=True)
+            for n, g in zip(names, gradients, strict=True):
+                if g is not None:
+                    fisher[n].addcmul_(g, g * p)
+        n_inputs += 1
+    return {n: f / n_inputs for n, f in fisher.items()}
+
+
+@method("fisher_merging", label="Fisher Merging", short="Fisher", needs=("inputs", "gradients"))
+def fisher_merging(base: State, experts: Sequence[State], context: Context, *, n_examples: int = 64, floor: float = 1e-6) -> dict[str, Tensor]:
+    """theta_m = sum_t F_t theta_t / sum_t F_t, elementwise. Each F_t is divided by its norm over the whole encoder, so that a
+    confident expert does not vanish, and ``floor`` is added: where no expert has a gradient the mean remains. (The original
+    has 4,096 examples, searches the experts' coefficients, and puts the floor under one expert alone.)"""
+    if n_examples < 1 or not floor > 0:
+        raise ConfigError(f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and {floor}.")
+    weighted, weights = {}, {}
+    for t, expert in enumerate(experts):
+        fisher = fisher_diagonal(context, t, expert, n_examples)
+        norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(min=torch.finfo(torch.float32).tiny)
+        for n, f in fisher.items():
+            f = f / norm + floor
+            weighted[n] = weighted.get(n, 0) + f * expert[n].float()
+            weights[n] = weights.get(n, 0) + f
+    return complete(base, {n: (weighted[n] / weights[n]).to(base[n].dtype) for n in float_names(base)})

@@ -1,0 +1,103 @@
+"""Methods that choose, entry by entry, whose task vector counts: MagMax, TALL-masks, Consensus, EMR-Merging."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..types import State
+from . import PER_TASK, method
+from .arithmetic import task_vector_sum
+from .states import add_scaled, float_names
+
+
+def _stacked(base: State, experts: Sequence[State], name: str) -> Tensor:
+    """tau_t of one tensor, ``[T, ...]``, float32."""
+    return torch.stack([e[name].float() for e in experts]) - base[name].float()
+
+
+# ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ------------------------------------------------------------------------
+
+
+def magmax_direction(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+    """Per entry the tau_t of largest magnitude; of equal ones the later expert's."""
+    merged = {}
+    for name in float_names(base):
+        tau = _stacked(base, experts, name).flip(0)  # of equal magnitudes argmax takes the first: the later expert
+        merged[name] = tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0) if tau.numel() else tau[0]
+    return merged
+
+
+@method("magmax", label="MagMax", short="MagMax", direction=magmax_direction)
+def magmax(base: State, experts: Sequence[State], *, lam: float = 0.5) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * tau_m. Made for experts fine-tuned one after another; here they are independent."""
+    return add_scaled(base, magmax_direction(base, experts), lam)
+
+
+# ---- TALL-masks and Consensus: Wang et al., 2024 (arXiv 2405.07813) ------------------------------------------------------------
+
+
+def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
+    """Entries that task t needs: ``|tau_t| > lam * |tau_sum - tau_t|``, bool, strictly, so that an entry no expert moved is out."""
+    return tau.abs() > lam * (tau_sum - tau).abs()
+
+
+@method("tall_masks", label="TALL-masks", short="TALL", gives=PER_TASK)
+def tall_masks(base: State, experts: Sequence[State], *, lam: float = 0.4) -> list[dict[str, Tensor]]:
+    """One encoder per task: theta_b + mask_t * sum_s tau_s. ``lam`` is the method's own lambda_t, the mask's threshold
+    (grid 0.2 to 0.6), not a scale."""
+    tau_sum = task_vector_sum(base, experts)
+    return [add_scaled(base, {n: tall_mask(e[n].float() - base[n].float(), s, lam) * s for n, s in tau_sum.items()}, 1.0) for e in experts]
+
+
+def consensus_direction(base: State, experts: Sequence[State], *, threshold: float = 0.4, agree: int = 2) -> dict[str, Tensor]:
+    """sum_t tau_t where at least ``agree`` tasks' masks hold, else 0."""
+    if int(agree) != agree or agree < 0:
+        raise ConfigError(f"Consensus: agree is a number of tasks, 0 or more, not {agree}.")
+    tau_sum = task_vector_sum(base, experts)
+    merged = {}
+    for n, s in tau_sum.items():
+        count = sum(tall_mask(e[n].float() - base[n].float(), s, threshold).int() for e in experts)
+        merged[n] = torch.where(count >= agree, s, 0.0)
+    return merged
+
+
+@method("consensus", label="Consensus", short="Consensus", direction=consensus_direction)
+def consensus(base: State, experts: Sequence[State], *, lam: float = 0.3, threshold: float = 0.4, agree: int = 2) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * (sum_t tau_t where ``agree`` tasks need it). (The original takes each mask's best threshold
+    on labelled validation data; here one threshold serves all.)"""
+    return add_scaled(base, consensus_direction(base, experts, threshold=threshold, agree=agree), lam)
+
+
+# ---- EMR-Merging: Huang et al., 2024 (arXiv 2405.17461) ----------------------------------------------------------------------------
+
+
+def _mean_per_expert(values: Tensor) -> Tensor:
+    """``[T, ...] -> [T]``."""
+    return values.reshape(len(values), -1).mean(1)
+
+
+@method("emr_merging", label="EMR-Merging", short="EMR", gives=PER_TASK)
+def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]]:
+    """Elect, Mask, Rescale; one encoder per task: theta_b + rescale_t * mask_t * tau_uni.
+
+    tau_uni has the sign of the mean tau (0 counts as negative) and the largest magnitude among the experts that carry it;
+    mask_t holds where tau_t carries it; rescale_t makes the mean magnitudes (per tensor, then summed, as in the authors'
+    code) equal those of tau_t.
+    """
+    uni, agrees, wanted, got = {}, {}, 0.0, 0.0
+    for name in float_names(base):
+        tau = _stacked(base, experts, name)
+        if not tau.numel():
+            uni[name], agrees[name] = tau[0], tau > 0
+            continue
+        sign = torch.where(tau.mean(0) > 0, 1.0, -1.0)
+        agrees[name] = tau * sign > 0
+        uni[name] = sign * torch.where(agrees[name], tau.abs(), 0.0).amax(0)
+        wanted = wanted + _mean_per_expert(tau.abs())
+        got = got + _mean_per_expert((agrees[name] * uni[name]).abs())
+    rescale = torch.where(got > 0, wanted / got, 1.0)
+    return [add_scaled(base, {n: rescale[t] * agrees[n][t] * uni[n] for n in uni}, 1.0) for t in range(len(experts))]

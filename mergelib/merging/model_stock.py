@@ -1,0 +1,42 @@
+"""Model Stock: Jang et al., 2024 (arXiv 2403.19522)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..types import State
+from . import method
+from .states import complete, float_names
+
+
+def stock_ratio(tau: Tensor) -> Tensor:
+    """t = T cos / (1 + (T - 1) cos) for ``tau [T, n]``, cos the mean over pairs of cosines; 0-d, in [0, 1].
+
+    A pair with a zero task vector counts as cosine 0; cosines below 0 give t = 0, where the formula leaves [0, 1].
+    """
+    n_experts = len(tau)
+    if n_experts == 1:
+        return tau.new_ones(())
+    unit = tau / tau.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    products = unit @ unit.T
+    cosine = ((products.sum() - products.trace()) / (n_experts * (n_experts - 1))).clamp(0, 1)
+    return n_experts * cosine / (1 + (n_experts - 1) * cosine)
+
+
+@method("model_stock", label="Model Stock", short="Stock")
+def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+    """Per tensor theta_m = t * mean_t theta_t + (1 - t) * theta_b, with t from the angle between task vectors.
+
+    Meant for several fine-tunings of one task; experts of different tasks are nearly orthogonal, and the result then stays
+    near the base. The authors do not say how more than two angles combine: here the mean of pairwise cosines, as in
+    mergekit.
+    """
+    merged = {}
+    for name in float_names(base):
+        b = base[name].float()
+        tau = torch.stack([e[name].float() for e in experts]) - b
+        merged[name] = (b + stock_ratio(tau.flatten(1) if tau.dim() > 1 else tau[:, None]) * tau.mean(0)).to(base[name].dtype)
+    return complete(base, merged)

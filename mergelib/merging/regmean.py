@@ -1,0 +1,72 @@
+"""RegMean: Jin et al., 2023 (arXiv 2212.09849)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..types import State
+from . import method
+from .arithmetic import weight_averaging
+from .context import Context
+from .dropping import check_fraction
+from .states import as_float32
+
+BATCH = 16
+
+
+@torch.no_grad()
+def for_each_linear_input(context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]) -> None:
+    """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows [n, in])`` for every
+    ``nn.Linear`` that a batch reaches. Rows of padding tokens are among them: the merged layer sees them too."""
+    names = {m: f"{n}.weight" if n else "weight" for n, m in context.inner.named_modules() if isinstance(m, nn.Linear)}
+    hooks = [m.register_forward_pre_hook(lambda m, args: see(names[m], args[0].flatten(0, -2))) for m in names]
+    try:
+        state = as_float32(state)
+        for batch in context.batches(t, n_examples, BATCH):
+            context.features(state, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def gram_matrices(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
+    """G_t = X_t^T X_t / n_t ``[in, in]`` (float64) of the rows X_t that enter each ``nn.Linear``, by its weight's name."""
+    sums, counts = {}, {}
+
+    def see(name: str, rows: Tensor) -> None:
+        rows = rows.double()
+        sums[name] = sums.get(name, 0) + rows.T @ rows
+        counts[name] = counts.get(name, 0) + len(rows)
+
+    for_each_linear_input(context, t, state, n_examples, see)
+    return {n: s / counts[n] for n, s in sums.items()}
+
+
+def regmean_weight(grams: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The W ``[out, in]`` that minimises sum_t ||X_t W^T - X_t W_t^T||^2 / n_t: W^T = (sum_t G_t)^-1 sum_t G_t W_t^T.
+
+    The least-norm change of the mean solves it, so that directions without data keep the plain mean.
+    """
+    mean = sum(w.double() for w in weights) / len(weights)
+    right = sum(g @ (w.double() - mean).T for g, w in zip(grams, weights, strict=True))
+    return mean + (torch.linalg.pinv(sum(grams), hermitian=True) @ right).T
+
+
+@method("regmean", label="RegMean", short="RegMean", needs=("inputs",))
+def regmean(base: State, experts: Sequence[State], context: Context, *, off_diagonal: float = 0.9, n_examples: int = 256) -> dict[str, Tensor]:
+    """Every ``nn.Linear`` weight by least squares on its own inputs, everything else the plain mean. Entries of G_t off the
+    diagonal are multiplied by ``off_diagonal``."""
+    check_fraction("RegMean", "off_diagonal", off_diagonal)
+    if n_examples < 1:
+        raise ConfigError(f"RegMean: n_examples is at least 1, not {n_examples}.")
+    merged = weight_averaging(base, experts)
+    grams = [gram_matrices(context, t, expert, n_examples) for t, expert in enumerate(experts)]
+    for name in grams[0].keys() & merged.keys():
+        shrunk = [off_diagonal * g[name] + (1 - off_diagonal) * g[name].diagonal().diag() for g in grams]
+        # In place, so that a tensor tied to this one stays tied.
+        merged[name].copy_(regmean_weight(shrunk, [e[name] for e in experts]))
+    return merged

@@ -1,0 +1,111 @@
+"""Methods that work on singular values of task matrices: TSV-Merge, Iso-C, Iso-CTS.
+
+A task matrix is tau_t of a 2-d tensor that is a linear map. Embedding tables are 2-d but no maps: names with one of the
+texts in ``exclude`` are averaged, and so is every tensor that is no matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..types import State
+from . import method
+from .dropping import check_fraction
+from .states import add_scaled, float_names
+
+
+def polar(M: Tensor) -> Tensor:
+    """P Q^T from the thin SVD M = P D Q^T of ``M [m, n]``: the nearest matrix with orthonormal rows or columns."""
+    P, _, Qh = torch.linalg.svd(M, full_matrices=False)
+    return P @ Qh
+
+
+def _by_matrix(base: State, experts: Sequence[State], exclude: Sequence[str], merge: Callable[[Tensor], Tensor], *, smallest: int) -> dict[str, Tensor]:
+    """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t on everything else and where min(m, n) < smallest."""
+    direction = {}
+    for name in float_names(base):
+        tau = torch.stack([e[name].float() for e in experts]) - base[name].float()
+        matrix = tau.dim() == 3 and min(tau.shape[1:]) >= smallest and not any(text in name for text in exclude)
+        direction[name] = merge(tau) if matrix else tau.mean(0)
+    return direction
+
+
+# ---- TSV-Merge: Gargiulo et al., 2025 (arXiv 2412.00081) ---------------------------------------------------------------------------
+
+
+def tsv(tau: Tensor) -> Tensor:
+    """``[T, m, n] -> [m, n]``: the floor(r / T) leading singular triplets of each task side by side, r = min(m, n), their
+    singular vectors made orthonormal across tasks by the polar factor."""
+    n_tasks, m, n = tau.shape
+    rank = min(m, n) // n_tasks
+    U, S, Vh = torch.linalg.svd(tau, full_matrices=False)
+    left = U[:, :, :rank].permute(1, 0, 2).reshape(m, -1)
+    right = Vh[:, :rank].reshape(-1, n)
+    return (polar(left) * S[:, :rank].reshape(-1)) @ polar(right)
+
+
+def tsv_direction(base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+    """TSV-Merge's tau_m."""
+    return _by_matrix(base, experts, exclude, tsv, smallest=len(experts))
+
+
+@method("tsv_merge", label="TSV-Merge", short="TSV", direction=tsv_direction)
+def tsv_merge(base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * tau_m. (The original pads to rank r with zero columns, whose singular value is 0: the same
+    product. It excludes only the text projection; embedding tables are averaged here.)"""
+    return add_scaled(base, tsv_direction(base, experts, exclude=exclude), lam)
+
+
+# ---- Isotropic merging: Marczak et al., 2025 (arXiv 2502.04959) ---------------------------------------------------------------------
+
+
+def iso_common(tau: Tensor) -> Tensor:
+    """``[T, m, n] -> [m, n]``: sum_t tau_t with every singular value replaced by their mean."""
+    U, S, Vh = torch.linalg.svd(tau.sum(0), full_matrices=False)
+    return S.mean() * (U @ Vh)
+
+
+def iso_c_direction(base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+    """Iso-C's tau_m."""
+    return _by_matrix(base, experts, exclude, iso_common, smallest=1)
+
+
+@method("iso_c", label="Iso-C", short="Iso-C", direction=iso_c_direction)
+def iso_c(base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * tau_m. Embedding tables are averaged: rows that no task uses would be blown up to the mean
+    singular value."""
+    return add_scaled(base, iso_c_direction(base, experts, exclude=exclude), lam)
+
+
+def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
+    """``[T, m, n] -> [m, n]``: about ``common`` * r leading directions of the sum and, outside their left subspace, equally many
+    leading ones of each task; vectors orthonormal by the polar factor, singular values their mean."""
+    n_tasks, m, n = tau.shape
+    r = min(m, n)
+    per_task = round((r - int(common * r)) / n_tasks)
+    n_common = r - n_tasks * per_task
+    if n_common < 0:
+        per_task, n_common = r // n_tasks, r % n_tasks
+    U, S, Vh = torch.linalg.svd(tau.sum(0), full_matrices=False)
+    U, S, Vh = U[:, :n_common], S[:n_common], Vh[:n_common]
+    rest = tau - U @ (U.T @ tau)
+    Ut, St, Vht = torch.linalg.svd(rest, full_matrices=False)
+    Ut, St, Vht = Ut[:, :, :per_task], St[:, :per_task], Vht[:, :per_task]
+    left = torch.cat([Ut.permute(1, 0, 2).reshape(m, -1), U], 1)
+    right = torch.cat([Vht.reshape(-1, n), Vh])
+    return torch.cat([St.reshape(-1), S]).mean() * (polar(left) @ polar(right))
+
+
+def iso_cts_direction(base: State, experts: Sequence[State], *, common: float = 0.8, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+    """Iso-CTS's tau_m."""
+    check_fraction("Iso-CTS", "common", common)
+    return _by_matrix(base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1)
+
+
+@method("iso_cts", label="Iso-CTS", short="Iso-CTS", direction=iso_cts_direction)
+def iso_cts(base: State, experts: Sequence[State], *, lam: float = 1.0, common: float = 0.8, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+    """theta_m = theta_b + lam * tau_m; ``common`` is the fraction of directions shared by all tasks."""
+    return add_scaled(base, iso_cts_direction(base, experts, common=common, exclude=exclude), lam)

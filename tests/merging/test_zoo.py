@@ -1,0 +1,583 @@
+"""The zoo on weights alone: closed forms, slow references from the formulas (methods.md A7-A20), chance, broken options."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergelib.errors import ConfigError
+from mergelib.merging import METHODS, get_method
+from mergelib.merging.dropping import dare, magprune
+from mergelib.merging.masks import tall_mask
+from mergelib.merging.spectral import polar
+
+ON_WEIGHTS = sorted(n for n, m in METHODS.items() if not m.needs)
+RANDOM = ["dare_average", "dare_task_arithmetic", "dare_ties", "della"]
+SEEDS = range(3)
+
+
+def merge(name, base, experts, **options):
+    return get_method(name)(base, experts, **options)
+
+
+def as_list(merged):
+    return merged if isinstance(merged, list) else [merged]
+
+
+def make_state(seed: int) -> dict[str, torch.Tensor]:
+    """Matrices, one of them a vocabulary and tied, a vector, a scalar, an image kernel, empty and integer tensors."""
+    g = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(7, 3, generator=g)
+    return {"b.weight": torch.randn(5, 6, generator=g), "c.weight": torch.randn(8, 4, generator=g), "a.bias": torch.randn(9, generator=g),
+            "scale": torch.randn((), generator=g), "patch": torch.randn(2, 3, 2, 2, generator=g), "none": torch.empty(0, 3),
+            "position_ids": torch.arange(4) + seed, "embed.weight": embedding, "z.decoder.weight": embedding}
+
+
+FLOATS = ["a.bias", "b.weight", "c.weight", "embed.weight", "patch", "scale"]  # of tied tensors the first
+MATRICES = ["b.weight", "c.weight"]
+
+
+def make_states(seed: int, n_experts: int = 3):
+    return make_state(100 * seed), [make_state(100 * seed + t) for t in range(1, n_experts + 1)]
+
+
+def only_floats(*states):
+    return [{n: s[n] for n in FLOATS} for s in states]
+
+
+def assert_states_close(a, b, atol=1e-5):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def on_two_tensors(taus: list[list[float]]):
+    """Base (all ones) and experts whose task vectors, cut into two tensors, are ``taus``: what is global must span the cut."""
+    cut = len(taus[0]) // 2
+    base = {"x": torch.ones(cut), "y": torch.ones(len(taus[0]) - cut)}
+    return base, [{"x": 1 + torch.tensor(t[:cut]), "y": 1 + torch.tensor(t[cut:])} for t in taus]
+
+
+def tau_of(merged) -> list[float]:
+    """The merged task vector, for bases from ``on_two_tensors``."""
+    return (torch.cat([merged["x"], merged["y"]]) - 1).tolist()
+
+
+@st.composite
+def task_vectors(draw, most=12):
+    """Small integers, so that equal magnitudes, zeros and exact cancellations are common."""
+    t, d = draw(st.integers(1, 4)), draw(st.integers(2, most))
+    return draw(st.lists(st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t))
+
+
+def columns(taus):
+    return list(zip(*taus, strict=True))
+
+
+# ---- closed forms (methods.md G1, G2, G4, G5) ---------------------------------------------------------------------------
+
+# Options under which T copies of one checkpoint give that checkpoint, and under which a single expert comes back.
+COPIES = [("dare_average", {"drop": 0.0}), ("dare_task_arithmetic", {"drop": 0.0, "lam": 1 / 3}), ("model_stock", {}),
+          ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0, "combine": "mean"}), ("magmax", {"lam": 1.0}), ("emr_merging", {}),
+          ("della", {"drop": 0.0, "window": 0.0}), ("model_breadcrumbs", {"lam": 1 / 3, "keep": 1.0, "drop_top": 0.0})]
+ALONE = [("dare_task_arithmetic", {"drop": 0.0, "lam": 1.0}), ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0}),
+         ("dare_average", {"drop": 0.0}), ("magmax", {"lam": 1.0}), ("model_stock", {}), ("emr_merging", {}), ("tall_masks", {}),
+         ("tsv_merge", {}), ("tsv_merge", {"exclude": ()}), ("della", {"drop": 0.0, "window": 0.0}), ("consensus", {"lam": 1.0, "agree": 1}),
+         ("model_breadcrumbs", {"lam": 1.0, "keep": 1.0, "drop_top": 0.0})]
+
+
+@pytest.mark.parametrize(("name", "options"), COPIES)
+def test_identical_experts_merge_to_themselves(name, options):
+    base, experts = make_states(0)
+    for merged in as_list(merge(name, base, experts[:1] * 3, **options)):
+        assert_states_close(merged, experts[0] | {"position_ids": base["position_ids"]})
+
+
+@pytest.mark.parametrize(("name", "options"), ALONE)
+def test_a_single_expert_comes_back(name, options):
+    base, experts = make_states(1, n_experts=1)
+    for merged in as_list(merge(name, base, experts, **options)):
+        assert_states_close(merged, experts[0] | {"position_ids": base["position_ids"]})
+
+
+@pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_merge"])
+def test_copies_do_not_come_back_from_the_spectral_methods(name):
+    base, experts = make_states(2)
+    merged = merge(name, base, experts[:1] * 3)
+    assert all((merged[n] - experts[0][n]).abs().max() > 0.1 for n in MATRICES)
+    torch.testing.assert_close(merged["a.bias"], experts[0]["a.bias"])
+
+
+@pytest.mark.parametrize("name", ON_WEIGHTS)
+def test_experts_that_never_moved_leave_the_base(name):
+    base, _ = make_states(3)
+    for merged in as_list(merge(name, base, [base, base])):
+        assert_states_close(merged, base, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "wrapped", "options"), [
+    ("dare_average", "weight_averaging", {}), ("dare_task_arithmetic", "task_arithmetic", {"lam": 0.4}),
+    ("dare_ties", "ties", {"keep": 0.5, "lam": 0.7, "combine": "mean"}), ("dare_ties", "ties", {}), ("consensus", "task_arithmetic", {"lam": 0.4}),
+    ("model_breadcrumbs", "task_arithmetic", {"lam": 0.4})])
+def test_without_dropping_a_method_is_the_one_it_wraps(name, wrapped, options):
+    off = {"consensus": {"agree": 0}, "model_breadcrumbs": {"keep": 1.0, "drop_top": 0.0}}.get(name, {"drop": 0.0})
+    for seed in SEEDS:
+        base, experts = make_states(seed)
+        assert_states_close(merge(name, base, experts, **off, **options), merge(wrapped, base, experts, **options), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if n not in RANDOM])
+def test_order_of_experts_does_not_matter(name):
+    """But for equal magnitudes in MagMax; what is given per task comes in the order of the experts."""
+    base, experts = make_states(4)
+    there, back = as_list(merge(name, base, experts)), as_list(merge(name, base, experts[::-1]))
+    for a, b in zip(there, back[::-1], strict=True):
+        assert_states_close(a, b)
+
+
+@pytest.mark.parametrize("name", ON_WEIGHTS)
+def test_only_differences_count(name):
+    """The same shift of base and experts shifts the merge. Weights lie on a grid, so that task vectors stay exact."""
+    base, *experts = [{n: (t * 4096).round() / 4096 for n, t in s.items()} for s in only_floats(make_state(5), make_state(6), make_state(7))]
+    moved = [{n: t + 8 for n, t in s.items()} for s in experts]
+    for a, b in zip(as_list(merge(name, {n: t + 8 for n, t in base.items()}, moved)), as_list(merge(name, base, experts)), strict=True):
+        assert_states_close(a, {n: t + 8 for n, t in b.items()})
+
+
+@pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if METHODS[n].has_lam])
+def test_a_scan_equals_separate_merges(name):
+    base, experts = make_states(6)
+    lams = [0.1, 0.5, 1.0]
+    for lam, scanned in zip(lams, get_method(name).scan(base, experts, lams), strict=True):
+        for a, b in zip(as_list(scanned), as_list(merge(name, base, experts, lam=lam)), strict=True):
+            assert all(torch.equal(a[n], b[n]) for n in base)
+
+
+# ---- DARE and DELLA: chance -------------------------------------------------------------------------------------------
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_seed_fixes_the_bytes(name):
+    base, experts = make_states(7)
+    first, again, other = (merge(name, base, experts, seed=s) for s in (1, 1, 2))
+    assert all(torch.equal(first[n], again[n]) for n in base)
+    assert any(not torch.equal(first[n], other[n]) for n in MATRICES)
+
+
+def test_dare_drops_that_share_and_rescales_the_rest():
+    """tau~ is 0 or tau / (1 - p); of 10,000 entries a share p vanishes, within five deviations."""
+    tau = torch.arange(1, 10_001) / 1000
+    for drop in (0.1, 0.5, 0.9):
+        dropped = dare(tau, drop, seeded(0))
+        kept = dropped != 0
+        torch.testing.assert_close(dropped[kept], tau[kept] / (1 - drop))
+        assert float((~kept).float().mean()) == pytest.approx(drop, abs=5 * math.sqrt(drop * (1 - drop) / 10_000))
+
+
+@pytest.mark.parametrize(("name", "wrapped", "scale"), [("dare_average", "weight_averaging", 1 / 3), ("dare_task_arithmetic", "task_arithmetic", 0.3)])
+def test_dare_on_average_changes_nothing(name, wrapped, scale):
+    """Over seeds, the mean tends to the wrapped method: here within five standard errors of each entry."""
+    base, *experts = [{"w": torch.randn(50, generator=seeded(s))} for s in range(4)]
+    runs, drop = 300, 0.5
+    mean = torch.stack([merge(name, base, experts, drop=drop, seed=s)["w"] for s in range(runs)]).mean(0)
+    spread = scale * (sum((e["w"] - base["w"]) ** 2 for e in experts) * drop / (1 - drop)).sqrt()
+    assert ((mean - merge(wrapped, base, experts)["w"]).abs() <= 5 * spread / math.sqrt(runs)).all()
+
+
+def test_each_expert_is_dropped_by_its_own_draw():
+    """Two equal experts, half dropped: some entries survive in exactly one. A shared mask would leave 0 and 2 tau alone."""
+    base, expert = {"w": torch.zeros(400)}, {"w": torch.ones(400)}
+    merged = merge("dare_average", base, [expert, expert], drop=0.5)["w"]
+    counts = [int((merged == v).sum()) for v in (0, 1, 2)]
+    assert sum(counts) == 400 and counts[0] > 60 and counts[1] > 150 and counts[2] > 60
+
+
+def test_dare_ties_drops_before_it_trims():
+    """A fifth of all entries survive, as Ties wants; trimming first would halve them afterwards."""
+    base, expert = {"w": torch.zeros(1000)}, {"w": torch.randperm(1000, generator=seeded(0)) + 1.0}
+    merged = merge("dare_ties", base, [expert], lam=1.0, keep=0.2, drop=0.5)["w"]
+    kept = merged != 0
+    assert int(kept.sum()) == 200
+    assert torch.equal(merged[kept], 2 * expert["w"][kept])
+
+
+def magprune_probabilities(row: list[float], drop: float, window: float) -> list[float]:
+    """density - eps + 2 eps rho, rho the rank of the magnitude, 0 for the smallest and 1 for the largest."""
+    ranks = [sum(abs(other) < abs(v) for other in row) for v in row]
+    return [1 - drop - window / 2 + window * r / (len(row) - 1) for r in ranks]
+
+
+@pytest.mark.parametrize(("drop", "window"), [(0.3, 0.14), (0.5, 0.6), (0.4, 0.0), (0.3, 0.6)])
+def test_magprune_keeps_by_rank_and_rescales_by_its_own_chance(drop, window):
+    row = [0.5, -3.0, 0.1, 2.0, -1.0]
+    chances = magprune_probabilities(row, drop, window)
+    n = 20_000
+    pruned = magprune(torch.tensor(row).expand(n, 5), drop, window, seeded(0))
+    for j, (value, chance) in enumerate(zip(row, chances, strict=True)):
+        kept = pruned[:, j] != 0
+        torch.testing.assert_close(pruned[kept, j], torch.full((int(kept.sum()),), value / chance))
+        assert float(kept.float().mean()) == pytest.approx(chance, abs=5 * math.sqrt(chance * (1 - chance) / n) + 1e-9)
+
+
+def test_magprune_ranks_within_each_row_and_allows_rows_of_one():
+    """The largest entry of a small row has the chance of the largest of a big row; alone in its row it is kept or dropped."""
+    rows = torch.tensor([[1.0, 2.0, 3.0], [100.0, 200.0, 300.0]]).expand(4000, 2, 3)
+    shares = (magprune(rows, 0.5, 0.8, seeded(1)) != 0).float().mean(0)
+    torch.testing.assert_close(shares, torch.tensor([[0.1, 0.5, 0.9]] * 2), atol=0.04, rtol=0)
+    single = magprune(torch.full((4000, 1), 2.0), 0.5, 0.2, seeded(2))
+    assert single.isfinite().all()
+    assert float(single.mean()) == pytest.approx(2.0, abs=0.2)
+    assert magprune(torch.empty(0, 3), 0.5, 0.2, seeded(2)).shape == (0, 3)
+
+
+def slow_della_election(taus):
+    merged = []
+    for column in columns(taus):
+        kept = [v for v in column if (v > 0 if sum(column) >= 0 else v < 0)]
+        merged.append(sum(kept) / max(1, len(kept)))
+    return merged
+
+
+@given(taus=task_vectors())
+def test_della_without_pruning_elects_and_averages(taus):
+    """Unlike Ties a column that cancels is positive, and the result is a mean over the agreeing."""
+    merged = merge("della", *on_two_tensors(taus), lam=0.5, drop=0.0, window=0.0)
+    assert tau_of(merged) == pytest.approx([0.5 * v for v in slow_della_election(taus)], abs=1e-6)
+
+
+# ---- MagMax, Breadcrumbs ----------------------------------------------------------------------------------------------
+
+
+def slow_magmax(taus):
+    merged = []
+    for column in columns(taus):
+        best = column[0]
+        for v in column[1:]:
+            if abs(v) >= abs(best):
+                best = v
+        merged.append(best)
+    return merged
+
+
+@given(taus=task_vectors())
+def test_magmax_equals_the_slow_reference(taus):
+    """Of equal magnitudes the later expert's."""
+    merged = merge("magmax", *on_two_tensors(taus), lam=0.5)
+    assert tau_of(merged) == pytest.approx([0.5 * v for v in slow_magmax(taus)], abs=1e-6)
+
+
+def slow_breadcrumbs_row(row: list[float], keep: float, drop_top: float) -> list[float]:
+    order = sorted(range(len(row)), key=lambda j: -abs(row[j]))
+    first = int(drop_top * len(row))
+    kept = order[first:first + max(1, int(keep * len(row)))]
+    return [v if j in kept else 0.0 for j, v in enumerate(row)]
+
+
+@pytest.mark.parametrize(("keep", "drop_top"), [(0.15, 0.006), (0.5, 0.2), (0.25, 0.5), (0.34, 0.0), (1.0, 0.3), (0.01, 0.99)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
+    """Row by row along the last axis; a vector is one row, a scalar stays."""
+    base, experts = make_states(seed)
+    merged = merge("model_breadcrumbs", base, experts, lam=0.3, keep=keep, drop_top=drop_top)
+    for n in FLOATS:
+        expected = base[n].numpy().astype(float)
+        for e in experts:
+            tau = (e[n] - base[n]).numpy()
+            if tau.ndim:
+                rows = [slow_breadcrumbs_row(r.tolist(), keep, drop_top) for r in tau.reshape(-1, tau.shape[-1])]
+                tau = np.array(rows).reshape(tau.shape)
+            expected = expected + 0.3 * tau
+        np.testing.assert_allclose(merged[n].numpy(), expected, atol=1e-5)
+
+
+def test_breadcrumbs_by_hand():
+    """Of ten entries the largest goes as an outlier, the next two stay. A row too short for its share keeps one entry."""
+    base = {"long": torch.zeros(10), "short": torch.zeros(2, 3), "scalar": torch.tensor(0.0)}
+    expert = {"long": torch.tensor([1.0, -9, 2, 8, 3, -7, 4, 6, 5, 0]), "short": torch.tensor([[1.0, -3, 2], [5, 4, 6]]), "scalar": torch.tensor(2.0)}
+    merged = merge("model_breadcrumbs", base, [expert], lam=1.0, keep=0.2, drop_top=0.1)
+    assert merged["long"].tolist() == [0, 0, 0, 8, 0, -7, 0, 0, 0, 0]
+    assert merged["short"].tolist() == [[0, -3, 0], [0, 0, 6]]
+    assert merged["scalar"].item() == 2
+
+
+# ---- TALL-masks, Consensus, EMR ---------------------------------------------------------------------------------------
+
+QUARTERS = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])  # exact in binary, so that the strict comparison is tested
+
+
+def slow_tall_masks(taus, lam):
+    return [[abs(v) > lam * abs(sum(column) - v) for v, column in zip(tau, columns(taus), strict=True)] for tau in taus]
+
+
+@given(taus=task_vectors(), lam=QUARTERS)
+def test_tall_masks_equal_the_slow_reference(taus, lam):
+    totals = [sum(c) for c in columns(taus)]
+    given_back = merge("tall_masks", *on_two_tensors(taus), lam=lam)
+    assert len(given_back) == len(taus)
+    for tau, mask, merged in zip(taus, slow_tall_masks(taus, lam), given_back, strict=True):
+        assert tall_mask(torch.tensor(tau), torch.tensor(totals), lam).tolist() == mask
+        assert tau_of(merged) == [m * s for m, s in zip(mask, totals, strict=True)]
+
+
+def test_a_huge_threshold_masks_everything_and_none_keeps_all_that_moved():
+    base, experts = on_two_tensors([[1.0, 0.0, -2.0, 4.0], [2.0, 3.0, 1.0, 0.0]])
+    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=0.0)] == [[3, 0, -1, 4], [3, 3, -1, 0]]
+    # An entry that no other expert touches is kept at any threshold.
+    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=1e6)] == [[0, 0, 0, 4], [0, 3, 0, 0]]
+
+
+@given(taus=task_vectors(), threshold=QUARTERS, agree=st.integers(0, 5))
+def test_consensus_equals_the_slow_reference(taus, threshold, agree):
+    votes = [sum(c) for c in columns(slow_tall_masks(taus, threshold))]
+    expected = [0.5 * sum(c) if v >= agree else 0.0 for c, v in zip(columns(taus), votes, strict=True)]
+    merged = merge("consensus", *on_two_tensors(taus), lam=0.5, threshold=threshold, agree=agree)
+    assert tau_of(merged) == pytest.approx(expected, abs=1e-6)
+
+
+def slow_emr(taus):
+    """A18 entry by entry, for the two tensors of ``on_two_tensors``: means inside each tensor, then their sum."""
+    unified, masks = [], [[] for _ in taus]
+    for column in columns(taus):
+        sign = 1 if sum(column) / len(column) > 0 else -1
+        unified.append(sign * max([abs(v) for v in column if v * sign > 0], default=0.0))
+        for mask, v in zip(masks, column, strict=True):
+            mask.append(v * sign > 0)
+
+    def size(vector):
+        cut = len(vector) // 2
+        return sum(sum(map(abs, part)) / len(part) for part in (vector[:cut], vector[cut:]))
+
+    models = []
+    for tau, mask in zip(taus, masks, strict=True):
+        masked = [u * m for u, m in zip(unified, mask, strict=True)]
+        rescale = size(tau) / size(masked) if any(masked) else 0.0
+        models.append([rescale * v for v in masked])
+    return models
+
+
+@given(taus=task_vectors())
+def test_emr_equals_the_slow_reference(taus):
+    merged = merge("emr_merging", *on_two_tensors(taus))
+    assert len(merged) == len(taus)
+    for m, expected in zip(merged, slow_emr(taus), strict=True):
+        assert tau_of(m) == pytest.approx(expected, abs=1e-5)
+
+
+# ---- PCB --------------------------------------------------------------------------------------------------------------
+
+
+def minmax(row):
+    low, high = min(row), max(row)
+    return [(v - low) / (high - low) if high > low else 0.0 for v in row]
+
+
+def quantile(values, q):
+    """Without interpolation: the lower neighbour."""
+    ranked = sorted(values)
+    return ranked[int(q * (len(ranked) - 1))]
+
+
+def slow_pcb(taus, ratio, clamp):
+    """A20, steps 1-6, with the inter-task term of the root form."""
+    clamped, sizes = [], []
+    for tau in taus:
+        low, high = quantile(map(abs, tau), clamp), quantile(map(abs, tau), 1 - clamp)
+        sizes.append([min(max(abs(v), low), high) for v in tau])
+        clamped.append([math.copysign(a, v) if v else 0.0 for a, v in zip(sizes[-1], tau, strict=True)])
+    totals = [sum(c) for c in columns(clamped)]
+    weights = []
+    for tau, size in zip(clamped, sizes, strict=True):
+        balance = [math.exp(len(taus) * s**2) * math.tanh(v * total) for s, v, total in zip(minmax(size), tau, totals, strict=True)]
+        floor = quantile(balance, 1 - ratio)
+        weights.append(minmax([max(b, floor) for b in balance]))
+    return [sum(w * v for w, v in zip(ws, vs, strict=True)) / max(1e-12, sum(ws))
+            for ws, vs in zip(columns(weights), columns(clamped), strict=True)]
+
+
+@pytest.mark.parametrize(("ratio", "clamp"), [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pcb_equals_the_slow_reference(seed, ratio, clamp):
+    taus = torch.randn(3, 40, generator=seeded(seed), dtype=torch.float64).tolist()
+    merged = merge("pcb_merging", *on_two_tensors(torch.tensor(taus).tolist()), lam=0.5, ratio=ratio, clamp=clamp)
+    assert tau_of(merged) == pytest.approx([0.5 * v for v in slow_pcb(taus, ratio, clamp)], abs=1e-4)
+
+
+@given(taus=task_vectors(), ratio=st.sampled_from([0.1, 0.5, 1.0]))
+def test_pcb_stays_finite_and_within_its_experts(taus, ratio):
+    """A weighted mean, also for constant rows: never beyond the largest task vector, 0 where none moved."""
+    merged = merge("pcb_merging", *on_two_tensors(taus), ratio=ratio, clamp=0.0)
+    for v, column in zip(tau_of(merged), columns(taus), strict=True):
+        assert math.isfinite(v) and min(*column, 0.0) - 1e-5 <= v <= max(*column, 0.0) + 1e-5
+
+
+# ---- spectral methods -------------------------------------------------------------------------------------------------
+
+
+def svd(matrix):
+    return np.linalg.svd(matrix, full_matrices=False)
+
+
+def slow_polar(matrix):
+    p, _, q = svd(matrix)
+    return p @ q
+
+
+def slow_tsv(taus):
+    """A15 without the columns that stay zero."""
+    q = min(taus[0].shape) // len(taus)
+    parts = [svd(tau) for tau in taus]
+    u = np.concatenate([u[:, :q] for u, _, _ in parts], 1)
+    s = np.concatenate([s[:q] for _, s, _ in parts])
+    v = np.concatenate([v[:q] for _, _, v in parts], 0)
+    return slow_polar(u) @ np.diag(s) @ slow_polar(v)
+
+
+def slow_iso_c(taus):
+    u, s, v = svd(sum(taus))
+    return s.mean() * u @ v
+
+
+def slow_iso_cts(taus, common):
+    r = min(taus[0].shape)
+    k = round((r - int(common * r)) / len(taus))
+    c = r - k * len(taus)
+    u, s, v = svd(sum(taus))
+    us, ss, vs = [], [], []
+    for tau in taus:
+        ut, st_, vt = svd(tau - u[:, :c] @ u[:, :c].T @ tau)
+        us.append(ut[:, :k])
+        ss.append(st_[:k])
+        vs.append(vt[:k])
+    u, s, v = np.concatenate([*us, u[:, :c]], 1), np.concatenate([*ss, s[:c]]), np.concatenate([*vs, v[:c]], 0)
+    return s.mean() * slow_polar(u) @ slow_polar(v)
+
+
+@pytest.mark.parametrize(("name", "slow", "options"), [("tsv_merge", slow_tsv, {}), ("iso_c", slow_iso_c, {})] + [
+    ("iso_cts", lambda taus, c=c: slow_iso_cts(taus, c), {"common": c}) for c in (0.8, 0.5, 0.2)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_spectral_methods_equal_the_slow_reference(seed, name, slow, options):
+    """Matrices by their formula; vectors, scalars, kernels and the excluded vocabulary by the mean task vector."""
+    for n_experts in (2, 3):
+        base, experts = make_states(seed, n_experts)
+        merged = merge(name, base, experts, lam=0.7, **options)
+        for n in FLOATS:
+            taus = [(e[n].double() - base[n].double()).numpy() for e in experts]
+            tau = slow(taus) if n in MATRICES else sum(taus) / len(taus)
+            np.testing.assert_allclose(merged[n].numpy(), base[n].numpy() + 0.7 * tau, atol=2e-5, err_msg=n)
+
+
+@pytest.mark.parametrize("name", ["tsv_merge", "iso_c", "iso_cts"])
+def test_who_is_excluded_is_the_callers_choice(name):
+    """Without exclusion the vocabulary is a matrix like others; with it, others can be spared too."""
+    base, experts = make_states(9)
+    average = merge("weight_averaging", base, experts)
+    for exclude, spared in [((), set()), (("embed",), {"embed.weight"}), (("b.w", "embed"), {"b.weight", "embed.weight"})]:
+        merged = merge(name, base, experts, exclude=exclude)
+        assert {n for n in ("b.weight", "c.weight", "embed.weight") if torch.allclose(merged[n], average[n], atol=1e-5)} == spared
+
+
+def test_more_experts_than_directions_are_averaged():
+    """Rank 3, four experts: no expert would keep a direction, and TSV-Merge falls back to the mean."""
+    base, experts = make_states(10, n_experts=4)
+    n = "embed.weight"
+    merged = merge("tsv_merge", base, experts, exclude=())
+    torch.testing.assert_close(merged[n], merge("weight_averaging", base, experts)[n], atol=1e-5, rtol=0)
+
+
+def test_iso_c_is_isotropic_and_iso_cts_with_all_directions_common_is_iso_c():
+    for seed in SEEDS:
+        base, experts = make_states(seed)
+        merged = merge("iso_c", base, experts, lam=1.0)
+        for n in MATRICES:
+            summed = torch.linalg.svdvals(sum(e[n] - base[n] for e in experts))
+            torch.testing.assert_close(torch.linalg.svdvals(merged[n] - base[n]), summed.mean().expand(len(summed)), atol=1e-4, rtol=0)
+        assert_states_close(merge("iso_cts", base, experts, common=1.0), merged, atol=1e-4)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
+def test_iso_cts_is_isotropic_however_the_directions_are_shared_out(common):
+    """Also where rounding would give the tasks more directions than there are: rank 5 for three tasks, none in common."""
+    base, experts = make_states(12)
+    merged = merge("iso_cts", base, experts, lam=1.0, common=common)
+    for n in MATRICES:
+        spectrum = torch.linalg.svdvals(merged[n] - base[n])
+        torch.testing.assert_close(spectrum, spectrum.mean().expand(len(spectrum)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6)])
+def test_the_polar_factor_is_the_nearest_orthonormal_matrix(shape):
+    """Orthonormal along the short side, and M = Q P with P symmetric and without negative eigenvalues."""
+    for seed in SEEDS:
+        matrix = torch.randn(shape, generator=seeded(seed))
+        q = polar(matrix)
+        tall, q_tall = (matrix, q) if shape[0] >= shape[1] else (matrix.mT, q.mT)
+        torch.testing.assert_close(q_tall.mT @ q_tall, torch.eye(min(shape)), atol=1e-5, rtol=0)
+        p = q_tall.mT @ tall
+        torch.testing.assert_close(p, p.mT, atol=1e-4, rtol=0)
+        assert torch.linalg.eigvalsh((p + p.mT) / 2).min() > -1e-4
+
+
+# ---- Model Stock ------------------------------------------------------------------------------------------------------
+
+
+def slow_model_stock(taus):
+    cosines = [float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())) for a, b in combinations(taus, 2)]
+    cos = sum(cosines) / len(cosines)
+    t = len(taus) * cos / (1 + (len(taus) - 1) * cos)
+    return min(max(t, 0.0), 1.0) * sum(taus) / len(taus)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("n_experts", [2, 4])
+def test_model_stock_equals_the_slow_reference(seed, n_experts):
+    """Experts that share a direction, so that the interpolation is neither 0 nor 1."""
+    base, experts = make_states(seed, n_experts)
+    shared = make_state(1234)
+    experts = [{n: t + shared[n] if t.is_floating_point() else t for n, t in e.items()} for e in experts]
+    for e in experts:
+        e["z.decoder.weight"] = e["embed.weight"]
+    merged = merge("model_stock", base, experts)
+    for n in FLOATS:
+        tau = slow_model_stock([(e[n].double() - base[n].double()).numpy() for e in experts])
+        np.testing.assert_allclose(merged[n].numpy(), base[n].numpy() + tau, atol=1e-5, err_msg=n)
+
+
+def test_experts_that_disagree_leave_model_stock_at_the_base():
+    """Opposite (denominator 0), right-angled, and one that did not move: no ratio beyond [0, 1], no NaN."""
+    base, (expert, *_) = make_states(11)
+    opposite = {n: 2 * base[n] - t if t.is_floating_point() else t for n, t in expert.items()}
+    assert_states_close(merge("model_stock", base, [expert, opposite]), base)
+    assert_states_close(merge("model_stock", base, [expert, base]), base)
+    zero = {"w": torch.zeros(3)}
+    assert merge("model_stock", zero, [{"w": torch.eye(3)[t]} for t in range(3)])["w"].tolist() == [0, 0, 0]
+
+
+# ---- broken options ---------------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+OUT_OF_RANGE = [(n, {"drop": d}, "drop") for n in RANDOM for d in (-0.1, 1.0, 1.5, NAN)] + [
+    (n, {"keep": k}, "keep") for n in ("dare_ties", "model_breadcrumbs") for k in (0, -0.1, 1.01, NAN)] + [
+    ("dare_ties", {"combine": "max"}, "combine")] + [
+    ("model_breadcrumbs", {"drop_top": d}, "drop_top") for d in (-0.1, 1.0, NAN)] + [
+    ("pcb_merging", {"ratio": r}, "ratio") for r in (0, -0.1, 1.01, NAN)] + [
+    ("pcb_merging", {"clamp": c}, "clamp") for c in (-0.01, 0.5, NAN)] + [
+    ("della", {"drop": d, "window": w}, "window") for d, w in ((0.0, 0.14), (0.05, 0.2), (0.9, 0.2), (0.9, 0.4), (0.5, -0.1), (0.5, NAN))] + [
+    ("iso_cts", {"common": c}, "common") for c in (-0.1, 1.1, NAN)]
+
+
+@pytest.mark.parametrize(("name", "options", "said"), OUT_OF_RANGE)
+def test_options_outside_their_range_are_refused_by_name_and_range(name, options, said):
+    with pytest.raises(ConfigError, match=rf"\b{said}\b") as error:
+        merge(name, *make_states(0), **options)
+    assert "'sum' or 'mean'" in str(error.value) if said == "combine" else any(b in str(error.value) for b in "[]()")
+    assert name == "della" or any(str(v) in str(error.value) for v in options.values())  # DELLA's bounds are on a sum
