@@ -45,13 +45,13 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="session")
 def make_study(tmp_path_factory):
-    """``make_study(store=None, **overrides)``: a tiny CPU study; without a store, on a new empty one."""
+    """``make_study(store=None, ...)``: a tiny CPU study; without a store, on a new empty one."""
     from mergelib import Study
     from mergelib.store import Store
 
-    def make(store=None, tasks=None, base="", overrides=()):
+    def make(store=None, tasks=None, base="", overrides=(), zoo=False):
         store = Store(store or tmp_path_factory.mktemp("store"))
-        return Study("quick", overrides=TINY | dict(overrides), store=store, tasks=tasks, base=base, device="cpu")
+        return Study("quick", overrides=TINY | dict(overrides), store=store, tasks=tasks, base=base, device="cpu", zoo=zoo)
 
     return make
 

@@ -98,6 +98,8 @@ def method(name: str, *, label: str, short: str, direction: Callable[..., Merged
     for need in needs:
         if need not in NEEDS:
             raise ConfigError(f"Method '{name}': needs is a tuple out of {NEEDS}, not {needs!r}.")
+    if {"test inputs", "labels"} <= set(needs):
+        raise ConfigError(f"Method '{name}': labels of test inputs are what a merge is scored by; none gets them.")
     if gives not in (ONE, PER_TASK):
         raise ConfigError(f"Method '{name}': gives is '{ONE}' or '{PER_TASK}', not '{gives}'.")
 
@@ -115,8 +117,8 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-# Importing a family registers its methods; the order is that of tables.
-from . import (  # noqa: E402  # noqa: E402, I001  # noqa: E402, I001
+# Importing a family registers its methods.
+from . import (  # noqa: E402
     adamerging,
     arithmetic,
     dropping,

@@ -29,6 +29,7 @@ def combine(base: State, vectors: Sequence[State], coefficients: Tensor) -> dict
     return {n: base[n].float() + sum(lams[t, i] * v[n] for t, v in enumerate(vectors)) for i, n in enumerate(names)}
 
 
+@torch.enable_grad()
 def learn_coefficients(base: State, vectors: Sequence[State], context: Context, *, per: Literal["task", "layer"], steps: int, lr: float,
                        batch_size: int, prior: float, seed: int) -> Tensor:
     """The coefficients ``[T, 1]`` or ``[T, L]`` after ``steps`` of Adam on the entropy of each task's own predictions.
@@ -46,7 +47,7 @@ def learn_coefficients(base: State, vectors: Sequence[State], context: Context, 
         leaves = {n: t.detach().requires_grad_() for n, t in state.items()}
         whole = complete(base, leaves)
         for task in context.tasks:
-            rows = torch.randint(len(task.inputs), (min(batch_size, len(task.inputs)),), generator=generator).tolist()
+            rows = torch.randperm(len(task.inputs), generator=generator)[:batch_size].tolist()
             features = context.features(whole, context.collate([task.inputs[i] for i in rows]))
             mean_entropy(features @ task.head.weight.T + task.head.bias).backward()
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]

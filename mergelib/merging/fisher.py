@@ -14,6 +14,7 @@ from .context import Context
 from .states import complete, float_names
 
 
+@torch.enable_grad()
 def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
     """F_t = E_x E_{y ~ p_t(y|x)} (d log p_t(y|x) / d theta)^2 at ``state``, exactly: one gradient per input and class.
 
@@ -45,7 +46,8 @@ def fisher_merging(base: State, experts: Sequence[State], context: Context, *, n
         raise ConfigError(f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and {floor}.")
     weighted, weights = {}, {}
     for t, expert in enumerate(experts):
-        fisher = fisher_diagonal(context, t, expert, n_examples)
+        tied = complete(base, {n: expert[n] for n in float_names(base)})  # what is tied is said by the base
+        fisher = fisher_diagonal(context, t, tied, n_examples)
         norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(min=torch.finfo(torch.float32).tiny)
         for n, f in fisher.items():
             f = f / norm + floor

@@ -24,14 +24,15 @@ def _min_max(rows: Tensor) -> Tensor:
     return torch.where(high > low, (rows - low) / (high - low).clamp(min=torch.finfo(rows.dtype).tiny), 1.0)
 
 
-def competition_weights(clamped: Tensor, ratio: float) -> Tensor:
-    """``[T, D] -> [T, D]`` in [0, 1]: how much each task's entry counts. Within a task large magnitudes win (intra), between
-    tasks entries that agree with the sum win (inter); the lower 1 - ratio of each row gets 0."""
-    n_tasks = len(clamped)
-    intra = torch.exp(n_tasks * _min_max(clamped.abs()) ** 2)
-    inter = torch.tanh(clamped * clamped.sum(0))
+def competition_weights(tau: Tensor, clamped: Tensor, ratio: float) -> Tensor:
+    """``[T, D] -> [T, D]`` in [0, 1]: how much each task's entry counts. Within a task large (clamped) magnitudes win (intra),
+    between tasks entries that agree with the sum win (inter); the lower 1 - ratio of each row gets 0, and so does a task that
+    moved nothing."""
+    intra = torch.exp(len(tau) * _min_max(clamped.abs()) ** 2)
+    inter = torch.tanh(tau * tau.sum(0))
     balance = intra * inter
-    return _min_max(balance.clamp(min=_row_quantile(balance, 1 - ratio)))
+    weights = _min_max(balance.clamp(min=_row_quantile(balance, 1 - ratio)))
+    return weights * (tau != 0).any(1, keepdim=True)
 
 
 def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, 
     magnitude = tau.abs()
     magnitude = magnitude.clamp(_row_quantile(magnitude, clamp), _row_quantile(magnitude, 1 - clamp))
     clamped = tau.sign() * magnitude
-    weights = competition_weights(clamped, ratio)
+    weights = competition_weights(tau, clamped, ratio)
     return unflatten((weights * clamped).sum(0) / weights.sum(0).clamp(min=1e-12), base, names)
 
 

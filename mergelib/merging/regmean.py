@@ -21,7 +21,12 @@ BATCH = 16
 @torch.no_grad()
 def for_each_linear_input(context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]) -> None:
     """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows [n, in])`` for every
-    ``nn.Linear`` that a batch reaches. Rows of padding tokens are among them: the merged layer sees them too."""
+    ``nn.Linear`` that a batch reaches. Rows of padding tokens are among them: the merged layer sees them too.
+
+    Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections are no ``nn.Linear`` that runs."""
+    fused = [n for n, m in context.inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    if fused:
+        raise ConfigError(f"{fused[0]} is nn.MultiheadAttention: its projections cannot be told apart; use an encoder with separate q, k and v.")
     names = {m: f"{n}.weight" if n else "weight" for n, m in context.inner.named_modules() if isinstance(m, nn.Linear)}
     hooks = [m.register_forward_pre_hook(lambda m, args: see(names[m], args[0].flatten(0, -2))) for m in names]
     try:

@@ -394,14 +394,22 @@ def slow_pcb(taus, ratio, clamp):
         low, high = quantile(map(abs, tau), clamp), quantile(map(abs, tau), 1 - clamp)
         sizes.append([min(max(abs(v), low), high) for v in tau])
         clamped.append([math.copysign(a, v) if v else 0.0 for a, v in zip(sizes[-1], tau, strict=True)])
-    totals = [sum(c) for c in columns(clamped)]
+    totals = [sum(c) for c in columns(taus)]
     weights = []
-    for tau, size in zip(clamped, sizes, strict=True):
+    for tau, size in zip(taus, sizes, strict=True):
         balance = [math.exp(len(taus) * s**2) * math.tanh(v * total) for s, v, total in zip(minmax(size), tau, totals, strict=True)]
         floor = quantile(balance, 1 - ratio)
         weights.append(minmax([max(b, floor) for b in balance]))
     return [sum(w * v for w, v in zip(ws, vs, strict=True)) / max(1e-12, sum(ws))
             for ws, vs in zip(columns(weights), columns(clamped), strict=True)]
+
+
+def test_pcb_is_not_diluted_by_an_expert_that_never_moved():
+    tau = [float(v) for v in range(1, 11)]
+    alone = merge("pcb_merging", *on_two_tensors([tau]), ratio=0.3, clamp=0.0)
+    beside = merge("pcb_merging", *on_two_tensors([tau, [0.0] * 10]), ratio=0.3, clamp=0.0)
+    assert [v != 0 for v in tau_of(alone)] == [v != 0 for v in tau_of(beside)] == [False] * 7 + [True] * 3
+    assert tau_of(beside) == pytest.approx(tau_of(alone))
 
 
 @pytest.mark.parametrize(("ratio", "clamp"), [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)])
