@@ -24,6 +24,7 @@ from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
 from .meter import Meter
 from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
 from .profiles import Profile, load_profile, with_shortcuts
+from .progress import progress
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
 from .tasks import load_task, miniature_corpus
@@ -263,7 +264,8 @@ class Study:
             rows = []
             module = self.encoder.module()
             base, experts, *context = self._merge_inputs(method)
-            for lam, merged in zip(lams, method.scan(base, experts, lams, *context, **options), strict=True):
+            scan = zip(lams, method.scan(base, experts, lams, *context, **options), strict=True)
+            for lam, merged in progress(scan, desc=f"lambda {method.name}", total=len(lams)):
                 for t, (name, task) in enumerate(self.tasks.items()):
                     if method.gives == PER_TASK or t == 0:
                         module.transformer.load_state_dict(merged[t] if method.gives == PER_TASK else merged)
@@ -325,7 +327,8 @@ class Study:
         def make() -> Artifact:
             inputs = self._merge_inputs(method)
             with Meter() as meter:
-                merged = [method(*inputs, **options, **({} if lam is None else {"lam": lam})) for lam in different or [None]]
+                merged = [method(*inputs, **options, **({} if lam is None else {"lam": lam}))
+                          for lam in progress(different or [None], desc=f"merge {encoder}")]
             info = {"lam": chosen, "cost": meter.cost}
             if method.gives == PER_TASK:
                 states = {t: merged[different.index(lams[t]) if lams else 0][i] for i, t in enumerate(self.tasks)}

@@ -343,6 +343,13 @@ def world_line(runs: Sequence[Run]) -> str:
             + (f" Numbers here come from version {', '.join(map(str, old))}: run them again." if old else ""))
 
 
+def beyond_the_paper(runs: Sequence[Run]) -> list[str]:
+    """What the figures of the extensions show, per profile, as their alt texts say it; nothing where none was run."""
+    items = [i for i in manifest() if i.id.startswith("ext")]
+    found = [f"- [{i.item}](../notebooks/{i.id}.ipynb), `{r.profile}`: {r.sidecars[i.id]['alt']}" for i in items for r in runs if i.id in r.sidecars]
+    return ["## Beyond the paper", "", *found, ""] if found else []
+
+
 def report_markdown(folder: Path | None = None) -> str:
     """``figures/REPORT.md``: a function of what lies under ``figures/``, whichever profile ran last."""
     folder = folder or paths.output_root() / "figures"
@@ -357,6 +364,7 @@ def report_markdown(folder: Path | None = None) -> str:
              README_PART[0], results_markdown(runs, figure), README_PART[1], "", "## The runs behind it", "", *_table(runs_table(runs)), "",
              world_line(runs), "", f"SHA-256 of the claims file (`mergelib/claims.yaml`): `{claims_hash()}`. Its thresholds were fixed before "
              "anything was run.", ""]
+    lines += beyond_the_paper(runs)
     for profile, parts in verdict_table(rows).groupby("profile", sort=False):
         parts = parts.drop(columns="profile").assign(claim="`" + parts.claim + "`", notebook="`" + parts.notebook + "`")
         failed = parts.verdict.str.startswith(NOT_REPRODUCED)

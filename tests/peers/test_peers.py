@@ -577,13 +577,13 @@ class Loader:
         return batch
 
 
-def make_task(seed, n_inputs=12, n_experts=2, n_classes=4, make=Encoder):
-    """A base, experts near it, and a context with each expert's inputs and head."""
+def make_task(seed, n_inputs=12, n_experts=2, n_classes=4, make=Encoder, more=0):
+    """A base, experts near it, and a context with each expert's inputs (``more`` for each next task) and head."""
     torch.manual_seed(seed)
     encoder = make()
     base = {n: t.clone() for n, t in encoder.state_dict().items()}
     experts = [{n: t + 0.3 * torch.randn_like(t) if n != "dead" else t.clone() for n, t in base.items()} for _ in range(n_experts)]
-    tasks = tuple(TaskData(torch.randn(n_inputs, 4) + t, Head(2 * torch.randn(n_classes, 3), torch.randn(n_classes))) for t in range(n_experts))
+    tasks = tuple(TaskData(torch.randn(n_inputs + more * t, 4) + t, Head(2 * torch.randn(n_classes, 3), torch.randn(n_classes))) for t in range(n_experts))
     return base, experts, Context(encoder, encoder, lambda rows: {"x": rows if isinstance(rows, torch.Tensor) else torch.stack(rows)}, tasks)
 
 
@@ -644,11 +644,11 @@ def test_fisher_shortcut_deviates(monkeypatch, seed, size):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("off_diagonal", [0.9, 0.1])
 def test_regmean(seed, off_diagonal):
-    """The whole method, on the same inputs in the same order."""
-    base, experts, context = make_task(seed, n_inputs=32)
+    """The whole method, on the same inputs in the same order; the second task has more of them and weighs no more."""
+    base, experts, context = make_task(seed, n_inputs=16, more=24)
     models, trainers = as_trainers(experts, context, 8)
-    theirs = regmean_merging(models, trainers, [], [32, 32], reduce_non_diagonal_ratio=off_diagonal)
-    close(merge("regmean", base, experts, context, off_diagonal=off_diagonal, n_examples=32), unprefixed(theirs), atol=1e-4)
+    theirs = regmean_merging(models, trainers, [], [40, 40], reduce_non_diagonal_ratio=off_diagonal)
+    close(merge("regmean", base, experts, context, off_diagonal=off_diagonal, n_examples=40), unprefixed(theirs), atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
