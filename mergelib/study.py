@@ -320,6 +320,7 @@ class Study:
         method, options, lams = get_method(name), self._method_options(name), self.lams(name)
         if method.is_random:
             options.setdefault("seed", int(seed or 0))
+        options.pop("lam", None)  # one of the options is what ``lams`` gives back
         different = sorted(set(lams.values()))
         chosen = lams if len(different) > 1 else (different[0] if different else None)
         key = {"version": STEP_VERSIONS["merge"], **self._merge_key(method, options | ({} if chosen is None else {"lam": chosen}))}

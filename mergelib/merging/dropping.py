@@ -105,8 +105,7 @@ def breadcrumbs_direction(base: State, experts: Sequence[State], *, keep: float 
 @method("model_breadcrumbs", label="Model Breadcrumbs", short="Breadcrumbs", direction=breadcrumbs_direction)
 def model_breadcrumbs(base: State, experts: Sequence[State], *, lam: float = 0.3, keep: float = 0.15, drop_top: float = 0.006) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * sum_t masked tau_t. The authors' search has ``keep`` 0.05..0.2 and ``drop_top``
-    0.001..0.01. (A row too short to keep int(keep * n) entries keeps one, where the original keeps none; mergekit's slice
-    for small tensors, which keeps nothing, is not copied.)"""
+    0.001..0.01. (A row too short to keep int(keep * n) entries keeps one, where the original keeps none.)"""
     return add_scaled(base, breadcrumbs_direction(base, experts, keep=keep, drop_top=drop_top), lam)
 
 
