@@ -12,7 +12,7 @@ import yaml
 
 from . import paths
 from .errors import ConfigError
-from .runner import MANIFEST_FILE, Item, Runner, manifest
+from .runner import MANIFEST_FILE, Item, Runner, manifest, solutions
 from .summary import REPORT_ID, readme_part
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
@@ -53,19 +53,27 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def publish(profile: str, items: Sequence[Item]) -> None:
     """After a run of ``profile``: refresh the committed notebooks, the minutes, the report and the README together.
 
-    Committed notebooks show the classroom's outputs (``mini``); other profiles lend figures and numbers. The report reads all
-    profiles, so it runs again in each that shows it. Raises ``ConfigError`` for a notebook that cannot be committed or a report that fails.
+    Committed notebooks show the classroom's outputs (``mini``); other profiles lend figures and numbers. Solutions run after the
+    notebooks whose exercises they solve, and find their results stored. The report reads all profiles, so it runs again in each
+    that shows it. Raises ``ConfigError`` for a notebook that cannot be committed, or solutions or a report that fail.
     """
     if profile == COMMITTED:
-        publish_notebooks(profile, [i for i in items if i.id != REPORT_ID])
+        solved = solutions(items)
+        run_again(profile, solved)
+        publish_notebooks(profile, [*(i for i in items if i.id != REPORT_ID), *solved])
     record_minutes(profile, json.loads((paths.build(profile) / "timings.json").read_text()))
     report = next(i for i in manifest() if i.id == REPORT_ID)
     for shown in dict.fromkeys([COMMITTED, *(p.name for p in _figures().glob("*") if (p / f"{REPORT_ID}.json").is_file())]):
-        result = Runner(shown).run([report], {})[0]
-        if not result.ok:
-            raise ConfigError(f"{REPORT_ID} failed for {shown}:\n{result.error}")
+        run_again(shown, [report])
     publish_notebooks(COMMITTED, [report])
     refresh_readme()
+
+
+def run_again(profile: str, items: Sequence[Item]) -> None:
+    """Run what needs the results of others. Raises ``ConfigError`` for a notebook that fails."""
+    for result in Runner(profile).run(items, {}):
+        if not result.ok:
+            raise ConfigError(f"{result.item.id} failed for {profile}:\n{result.error}")
 
 
 def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
