@@ -17,6 +17,8 @@ from .summary import REPORT_ID, readme_part
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_ALONE = {WIDGET, "text/plain"}  # a progress bar: without its kernel it would stand still in the text for ever
 MACHINE_FOLDERS = ("/home/", "/Users/", "/root/", "/tmp/")
 
 
@@ -30,13 +32,13 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr") and set(o.get("data", {})) != WIDGET_ALONE]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
             output.pop("transient", None)
             # Without its kernel a widget is a broken picture; what it puts beside itself stays.
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            output.get("data", {}).pop(WIDGET, None)
             plain = output.get("data", {}).get("text/plain")
             if plain:  # an object's address says nothing and changes with every run
                 output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)

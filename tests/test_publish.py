@@ -103,6 +103,7 @@ def test_normalise_keeps_results_and_drops_the_rest():
         nbformat.v4.new_code_cell("x = 2", id="injected", metadata={"tags": ["injected-parameters"]}),
         nbformat.v4.new_code_cell("x", id="show", execution_count=9, outputs=[
             nbformat.v4.new_output("stream", name="stderr", text="noise"),
+            nbformat.v4.new_output("display_data", data={publish.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 0%"}),
             nbformat.v4.new_output("execute_result", data={"text/plain": "1"}, execution_count=9)])])
     clean = publish.normalise(notebook)
     assert [c.id for c in clean.cells] == ["parameters", "show"]
