@@ -12,11 +12,13 @@ import yaml
 
 from . import paths
 from .errors import ConfigError
-from .runner import MANIFEST_FILE, Item, Runner, manifest
+from .runner import MANIFEST_FILE, Item, Runner, manifest, solutions
 from .summary import REPORT_ID, readme_part
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_ALONE = {WIDGET, "text/plain"}  # a progress bar: without its kernel it would stand still in the text for ever
 MACHINE_FOLDERS = ("/home/", "/Users/", "/root/", "/tmp/")
 
 
@@ -30,13 +32,13 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             continue
         count += 1
         cell.execution_count = count
-        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr") and set(o.get("data", {})) != WIDGET_ALONE]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
             output.pop("transient", None)
             # Without its kernel a widget is a broken picture; what it puts beside itself stays.
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+            output.get("data", {}).pop(WIDGET, None)
             plain = output.get("data", {}).get("text/plain")
             if plain:  # an object's address says nothing and changes with every run
                 output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
@@ -53,19 +55,27 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def publish(profile: str, items: Sequence[Item]) -> None:
     """After a run of ``profile``: refresh the committed notebooks, the minutes, the report and the README together.
 
-    Committed notebooks show the classroom's outputs (``mini``); other profiles lend figures and numbers. The report reads all
-    profiles, so it runs again in each that shows it. Raises ``ConfigError`` for a notebook that cannot be committed or a report that fails.
+    Committed notebooks show the classroom's outputs (``mini``); other profiles lend figures and numbers. Solutions run after the
+    notebooks whose exercises they solve, and find their results stored. The report reads all profiles, so it runs again in each
+    that shows it. Raises ``ConfigError`` for a notebook that cannot be committed, or solutions or a report that fail.
     """
     if profile == COMMITTED:
-        publish_notebooks(profile, [i for i in items if i.id != REPORT_ID])
+        solved = solutions(items)
+        run_again(profile, solved)
+        publish_notebooks(profile, [*(i for i in items if i.id != REPORT_ID), *solved])
     record_minutes(profile, json.loads((paths.build(profile) / "timings.json").read_text()))
     report = next(i for i in manifest() if i.id == REPORT_ID)
     for shown in dict.fromkeys([COMMITTED, *(p.name for p in _figures().glob("*") if (p / f"{REPORT_ID}.json").is_file())]):
-        result = Runner(shown).run([report], {})[0]
-        if not result.ok:
-            raise ConfigError(f"{REPORT_ID} failed for {shown}:\n{result.error}")
+        run_again(shown, [report])
     publish_notebooks(COMMITTED, [report])
     refresh_readme()
+
+
+def run_again(profile: str, items: Sequence[Item]) -> None:
+    """Run what needs the results of others. Raises ``ConfigError`` for a notebook that fails."""
+    for result in Runner(profile).run(items, {}):
+        if not result.ok:
+            raise ConfigError(f"{result.item.id} failed for {profile}:\n{result.error}")
 
 
 def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:

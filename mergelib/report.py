@@ -179,9 +179,9 @@ def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table for the eye: tasks and methods by their labels, three decimals."""
+    """A table for the eye: tasks and methods by their labels. ``show`` rounds it, once."""
     names = {"task": lambda t: TASK_LABELS.get(t, t), "method": short_label, "protocol": protocol_label}
-    return frame.assign(**{c: frame[c].map(f) for c, f in names.items() if c in frame}).round(3).reset_index(drop=True)
+    return frame.assign(**{c: frame[c].map(f) for c, f in names.items() if c in frame}).reset_index(drop=True)
 
 
 def alt_clusters(table: pd.DataFrame) -> str:
@@ -263,7 +263,7 @@ def versions() -> str:
             f"Python {platform.python_version()}")
 
 
-def provenance(study: Study, methods: Sequence[str] | None = None) -> pd.DataFrame:
+def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
     """What made the numbers of a notebook: profile, backbone, device, versions, seeds, and lambda of ``methods`` (all by default)."""
     p = study.profile
     rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
@@ -274,7 +274,7 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> pd.DataFra
                                 if study.lam(m) is not None),
             "bootstrap": f"{p.resamples} resamples, paired over test inputs and seeds",
             "versions": versions()}
-    return pd.DataFrame({"value": rows}).rename_axis("what")
+    return show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))
 
 
 def public_overrides(overrides: dict) -> dict:

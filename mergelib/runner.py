@@ -25,6 +25,7 @@ from .errors import ConfigError, MissingShotsError, UnknownNameError
 from .profiles import load_profile, with_shortcuts
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
+SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
 
@@ -46,8 +47,8 @@ class Item:
 
     @property
     def outputs(self) -> list[str]:
-        """Files that the notebook must leave in figures/<profile>/."""
-        return [f"{stem}.{end}" for stem in (self.id, *self.extra_figures) for end in ("pdf", "png", "csv", "json")]
+        """Files that the notebook must leave in figures/<profile>/; a solution leaves none."""
+        return [] if self.group == SOLUTIONS else [f"{stem}.{end}" for stem in (self.id, *self.extra_figures) for end in ("pdf", "png", "csv", "json")]
 
 
 @cache
@@ -68,6 +69,12 @@ def select(only: Sequence[str]) -> list[Item]:
             raise UnknownNameError("notebook or group", name, {i.id for i in manifest()} | {i.group for i in manifest()})
         chosen += found
     return [i for i in manifest() if i in chosen]
+
+
+def solutions(items: Sequence[Item]) -> list[Item]:
+    """The notebooks that solve the exercises of ``items``, where there are any."""
+    solved = [Item(f"{SOLUTIONS}/{i.id}", "Solutions", i.title, SOLUTIONS) for i in items]
+    return [s for s in solved if s.path.is_file()]
 
 
 def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
@@ -189,12 +196,13 @@ class Runner:
             if self.stopping.is_set():
                 return result
             if out.exists():
-                paths.write_whole(folder / f"{item.id}.ipynb", out.read_bytes())
+                executed = folder / f"{item.id}.ipynb"
+                executed.parent.mkdir(exist_ok=True)
+                paths.write_whole(executed, out.read_bytes())
             result.error = self._complaint(item, code, out, start_wall=time.time() - result.seconds)
         result.ok = not result.error
-        sidecar = paths.figures(self.profile) / f"{item.id}.json"
-        if result.ok:
-            result.claims = json.loads(sidecar.read_text())["claims"]
+        if result.ok and item.outputs:
+            result.claims = json.loads((paths.figures(self.profile) / f"{item.id}.json").read_text())["claims"]
         self.echo(f"== {item.id}: {'done' if result.ok else 'FAILED'} in {result.seconds / 60:.1f} min")
         if result.error:
             self.echo(result.error)

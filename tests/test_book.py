@@ -42,10 +42,12 @@ def test_pictures_get_the_saved_figures_alt_text(tmp_path, monkeypatch):
     picture = nbformat.v4.new_output("display_data", data={"image/png": "aGk="})
     cells = [nbformat.v4.new_code_cell("plot()", outputs=[picture]), nbformat.v4.new_code_cell("fig", outputs=[picture]),
              nbformat.v4.new_code_cell("plots.save_figure(fig)"), nbformat.v4.new_code_cell("plot()", outputs=[picture])]
+    stills = nbformat.v4.new_output("display_data", data={"image/png": "aGk="}, metadata={"image/png": {"alt": "First still.\nSecond still."}})
+    cells.append(nbformat.v4.new_code_cell("sliders()", outputs=[stills]))
     notebook = nbformat.v4.new_notebook(cells=cells)
     book.name_pictures(notebook, "mini", "x")
     alts = [c.metadata.get("mystnb", {}).get("image", {}).get("alt") for c in notebook.cells]
-    assert alts == ["Plot drawn by the code above it", "What it says.", None, "Plot drawn by the code above it"]
+    assert alts == ["Plot drawn by the code above it", "What it says.", None, "Plot drawn by the code above it", "First still. Second still."]
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from mergelib import runner
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
+SOLUTIONS = sorted((FOLDER / runner.SOLUTIONS).glob("*.ipynb"))
 MACHINE = re.compile(r"(?<![\w.:/-])/(home|root|work|tmp|Users|private|var|mnt)/")
 
 
-@pytest.fixture(params=PATHS, ids=lambda p: p.stem)
+@pytest.fixture(params=[*PATHS, *SOLUTIONS], ids=lambda p: p.relative_to(FOLDER).with_suffix("").as_posix())
 def path(request):
     return request.param
 
@@ -44,6 +45,7 @@ def tagged(notebook, tag="parameters"):
 def test_the_manifest_lists_the_notebooks_that_are_there():
     ids = [item.id for item in runner.manifest()]
     assert len(ids) == len(set(ids)) and set(ids) == {p.stem for p in PATHS}
+    assert [i.path for i in runner.solutions(runner.manifest())] == SOLUTIONS, "solutions are named after their notebook"
 
 
 def test_format_and_kernel(notebook):
@@ -96,18 +98,18 @@ def test_cells_are_short(notebook):
                 assert node.end_lineno - node.lineno < 10, f"{cell.id}: move {node.name} to the library"
 
 
-def test_pictures_have_alt_text_and_exist(notebook):
+def test_pictures_have_alt_text_and_exist(notebook, path):
     pictures = [m for text in prose(notebook) for m in re.findall(r"!\[(.*?)\]\((.*?)\)", text, flags=re.S)]
     for alt, target in pictures:
         assert len(alt.split()) >= 3, f"{target}: no alt text"
-        assert target.startswith("http") or (FOLDER / target).resolve().is_file(), f"{target} is missing"
+        assert target.startswith("http") or (path.parent / target).resolve().is_file(), f"{target} is missing"
     assert not any("<img" in text for text in prose(notebook))
 
 
-def test_links_to_files_lead_somewhere(notebook):
+def test_links_to_files_lead_somewhere(notebook, path):
     for text in prose(notebook):
         for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", text):
-            assert target.startswith("http") or (FOLDER / target).resolve().exists(), target
+            assert target.startswith("http") or (path.parent / target).resolve().exists(), target
         for named in re.findall(r"`((?:mergelib|figures|notebooks|benchmarks)/[\w./-]+)`", text):
             assert (ROOT / named).exists(), named
 
@@ -122,6 +124,7 @@ def test_prose_and_code_are_in_proportion(notebook):
     assert 4 <= words / lines <= 30, f"{words} words for {lines} lines of code: {words / lines:.1f} per line"
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
 def test_the_notebook_names_what_it_judges_and_what_it_shows(notebook, path):
     item = next(i for i in runner.manifest() if i.id == path.stem)
     text = "\n".join(prose(notebook))

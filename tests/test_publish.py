@@ -1,13 +1,17 @@
 """What is committed agrees with itself: README, sidecars, tables and notebooks. Reads only what is committed."""
 
+import ast
 import json
 import re
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
 import pytest
 import yaml
+from IPython.lib.pretty import pretty
 
+import mergelib
 from mergelib import claims, paths, publish, runner, summary
 from mergelib.errors import ConfigError
 
@@ -99,6 +103,7 @@ def test_normalise_keeps_results_and_drops_the_rest():
         nbformat.v4.new_code_cell("x = 2", id="injected", metadata={"tags": ["injected-parameters"]}),
         nbformat.v4.new_code_cell("x", id="show", execution_count=9, outputs=[
             nbformat.v4.new_output("stream", name="stderr", text="noise"),
+            nbformat.v4.new_output("display_data", data={publish.WIDGET: {"model_id": "x"}, "text/plain": "Loading: 0%"}),
             nbformat.v4.new_output("execute_result", data={"text/plain": "1"}, execution_count=9)])])
     clean = publish.normalise(notebook)
     assert [c.id for c in clean.cells] == ["parameters", "show"]
@@ -117,6 +122,87 @@ def test_committed_notebooks_show_the_committed_verdicts(item):
     sidecar = json.loads((FIGURES / "mini" / f"{item.id}.json").read_text())
     for verdict in sidecar["verdicts"]:
         assert re.search(rf"{verdict['low']:.2f} \.\. {verdict['high']:.2f}", text), verdict["claim"]
+
+
+# ---- solutions: they judge no claim and draw no figure, so their words are compared with what their code says now ----------
+
+SOLUTIONS = runner.solutions(runner.manifest())
+
+
+def stale(notebook, scores):
+    """Cells of a solution whose committed words are not what they say when ``scores`` are all that the study knows."""
+    def published(encoders, protocols):
+        return scores[scores.method.isin(encoders) & scores.protocol.isin(protocols)]
+
+    names, found = {}, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mergelib, "Study", lambda *_, **__: SimpleNamespace(scores=published))
+        for cell in (c for c in notebook.cells if c.cell_type == "code"):
+            steps = ast.parse(cell.source).body
+            shown = [steps.pop()] if isinstance(steps[-1], ast.Expr) else []
+            exec(compile(ast.Module(steps, []), cell.id, "exec"), names)
+            says = [pretty(eval(compile(ast.Expression(s.value), cell.id, "eval"), names)) for s in shown]
+            if says != [o.data["text/plain"] for o in cell.outputs if "data" in o]:
+                found.append(cell.id)
+    return found
+
+
+def published_scores(stem):
+    return pd.read_csv(FIGURES / "mini" / f"{stem}_scores.csv").astype({"k": "Int64", "seed": "Int64"})
+
+
+@pytest.mark.parametrize("item", SOLUTIONS, ids=lambda i: i.id)
+def test_committed_solutions_say_what_the_committed_figures_say(item):
+    assert stale(nbformat.read(item.path, as_version=4), published_scores(item.path.stem)) == [], "run ./run_all.sh --publish"
+
+
+def test_a_stale_solution_is_noticed():
+    item = next(i for i in SOLUTIONS if i.path.stem == "00_start_here")
+    notebook, scores = nbformat.read(item.path, as_version=4), published_scores("00_start_here")
+    moved = scores.assign(accuracy=scores.accuracy + 5 * (scores.protocol == "ft_classifier"))
+    assert stale(notebook, moved) == ["answer-5"], "numbers of another run"
+    cells = {c.id: c for c in notebook.cells}
+    cells["answer-2"].outputs[0].data["text/plain"] = "Right. In other words."
+    cells["answer-3"].outputs = []
+    assert stale(notebook, scores) == ["answer-2", "answer-3"], "words of an older check; no output"
+
+
+@pytest.mark.parametrize(("profile", "refreshed"), [("mini", ["fig02_knn_eval", "00_start_here", "solutions/00_start_here", "99_report"]), ("real", ["99_report"])])
+def test_solutions_are_refreshed_with_their_notebook(profile, refreshed, tmp_path, monkeypatch):
+    """By the profile whose outputs are committed, and only where their notebook was run."""
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
+    (tmp_path / "build" / profile).mkdir(parents=True)
+    (tmp_path / "build" / profile / "timings.json").write_text("{}")
+    ran, written = [], []
+    monkeypatch.setattr(publish, "run_again", lambda _, items: ran.extend(i.id for i in items))
+    monkeypatch.setattr(publish, "publish_notebooks", lambda _, items: written.extend(i.id for i in items))
+    monkeypatch.setattr(publish, "record_minutes", lambda *_: None)
+    monkeypatch.setattr(publish, "refresh_readme", lambda: None)
+    publish.publish(profile, [i for name in ("fig02", "00_start_here") for i in runner.select([name])])
+    assert written == refreshed and ran == [i for i in refreshed if i in ("solutions/00_start_here", "99_report")]
+
+
+@pytest.mark.slow
+def test_a_solution_runs_like_any_notebook_and_leaves_no_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path / "out"))
+    (tmp_path / "notebooks" / "solutions").mkdir(parents=True)
+    (solution,) = runner.solutions([write_solution(tmp_path, "2 * profile"), runner.Item("two", "Figure 2", "Another", "text")])
+    publish.run_again("mini", [solution])
+    assert publish.publish_notebooks("mini", [solution]) == [tmp_path / "notebooks" / "solutions" / "one.ipynb"]
+    shown = nbformat.read(solution.path, as_version=4)
+    assert [c.execution_count for c in shown.cells] == [1, 2] and shown.cells[1].outputs[0].data["text/plain"] == "'minimini'"
+    assert not (tmp_path / "out" / "figures").exists()
+    write_solution(tmp_path, "1 / 0")
+    with pytest.raises(ConfigError, match=r"solutions/one failed for mini:(.|\n)*ZeroDivisionError"):
+        publish.run_again("mini", [solution])
+
+
+def write_solution(root, source):
+    """Solutions to notebook ``one``; returns that notebook's item."""
+    cells = [nbformat.v4.new_code_cell('profile: str = "mini"  # which profile', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(source)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}), root / "notebooks" / "solutions" / "one.ipynb")
+    return runner.Item("one", "Figure 1", "A title", "text")
 
 
 MANIFEST = """# A comment that stays.

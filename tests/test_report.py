@@ -78,3 +78,10 @@ def test_the_papers_numbers_are_typed_correctly(method):
     assert (rows[method, "knn"]["average"], rows[method, "ft_classifier"]["average"]) == (knn, ft)
     frame = report.published_table2().set_index(["method", "protocol", "task"])
     assert frame.loc[(method, "current", "dbpedia"), "mean"] == cells[-1] and frame.loc[(method, "knn", "average"), "mean"] == knn
+
+
+def test_a_shown_table_is_whole_and_rounded_once():
+    """Pandas cuts texts at fifty letters; 0.4649 rounded to three digits and then to two would be 0.47."""
+    text = "10000 resamples, paired over test inputs and seeds, and more"
+    page = report.show(report.labelled(pd.DataFrame({"task": ["amazon"], "purity": [0.4649], "said": [text]}))).to_html()
+    assert text in page and ">0.46<" in page and ">Amazon<" in page

@@ -120,14 +120,16 @@ def keep_links(text: str, place: Path, files: set[Path]) -> str:
 
 
 def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> None:
-    """Alt text for the pictures that cells drew: the saved figure's own, which its sidecar holds, else what can be said of any."""
+    """Alt text for the pictures that cells drew: what an output says of itself (the sliders' stills do), the saved figure's own,
+    which its sidecar holds, else what can be said of any."""
     sidecar = next((p for p in (paths.figures(profile) / f"{stem}.json", paths.root() / "figures" / "mini" / f"{stem}.json") if p.is_file()), None)
     saved = next((n for n, c in enumerate(notebook.cells) if c.cell_type == "code" and "save_" in c.source), len(notebook.cells))
     drawing = [n for n, c in enumerate(notebook.cells) if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
     for n in drawing:
+        said = [o.metadata["image/png"]["alt"] for o in notebook.cells[n].outputs if "alt" in o.get("metadata", {}).get("image/png", {})]
         own = sidecar and n == max((d for d in drawing if d <= saved), default=None)
-        alt = json.loads(sidecar.read_text())["alt"] if own else "Plot drawn by the code above it"
-        notebook.cells[n].metadata["mystnb"] = {"image": {"alt": alt}}
+        alt = " ".join(said) or (json.loads(sidecar.read_text())["alt"] if own else "Plot drawn by the code above it")
+        notebook.cells[n].metadata["mystnb"] = {"image": {"alt": alt.replace("\n", " ")}}
 
 
 def index_page(items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]) -> str:

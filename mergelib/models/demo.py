@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from ..plots import COLUMN, PROTOCOL_STYLE
 from ..protocols import uniform_order
-from ..report import TASK_LABELS, versions
+from ..report import TASK_LABELS, show, versions
 from ..study import Study
 from ..training import train
 from .heads import evaluate
@@ -121,7 +122,7 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
         {"promised": "shared folder over single folders, bytes of weights", "at most": 1.0, "here": (heads + shared) / apart, "holds": heads + shared < apart}])
 
 
-def provenance(study: Study, merged: Merged, k: int) -> pd.DataFrame:
+def provenance(study: Study, merged: Merged, k: int) -> Styler:
     """What made the numbers of the notebook."""
     p = study.profile
     rows: dict[str, Any] = {
@@ -129,4 +130,4 @@ def provenance(study: Study, merged: Merged, k: int) -> pd.DataFrame:
         "parts": merged.record["parts"], "re-aligned with": f"{k} unlabelled texts per class, one draw", "device": study.device.type,
         "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, {p.threads} threads",
         "versions": versions()}
-    return pd.DataFrame({"value": rows}).rename_axis("what")
+    return show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))
