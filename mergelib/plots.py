@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from . import __version__, paths
 from .claims import Verdict, claims_hash, overall
@@ -275,8 +276,12 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
             ax.plot(mine[column], mine.index + 1, linestyle="none", marker=marker, color=colour, label=kind)
     for ax, label in zip(axes, ("FT-Classifier accuracy (%)", "seconds for one merge", "peak MB of tensors"), strict=True):
         ax.set_xlabel(label)
-    for ax in axes[1:]:
+    for ax, column in zip(axes[1:], ("seconds", "peak_mb"), strict=True):
         ax.set_xscale("log")
+        wide = rows[column].max() > 30 * rows[column].min()
+        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_yticks(range(1, len(rows) + 1), [short_label(m) for m in rows.method], fontsize=7)
     axes[0].set_ylim(len(rows) + 0.6, 0.4)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
