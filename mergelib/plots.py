@@ -229,7 +229,7 @@ def plot_honest(rows: pd.DataFrame) -> Figure:
 
 
 def plot_zoo(ranks: pd.DataFrame, gaps: pd.DataFrame, *, mark: float = 4) -> Figure:
-    """Left: each method's rank under the first and the last column of ``ranks`` (index: methods), those that move by ``mark``
+    """Left: each method's rank under Current Eval and FT-Classifier Eval (``ranks``, index: methods), those that move by ``mark``
     ranks or more drawn in colour. Right: points missing to the fine-tuned models, ``gaps``, a row per method, a marker per protocol."""
     first, last = "current", "ft_classifier"
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 1.3 + 0.19 * len(gaps)), width_ratios=(1, 1.35))
@@ -264,16 +264,19 @@ def plot_zoo(ranks: pd.DataFrame, gaps: pd.DataFrame, *, mark: float = 4) -> Fig
     return fig
 
 
-def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
-    """A row per method, the most accurate on top: accuracy under FT-Classifier Eval, seconds and megabytes (both log) of a merge.
+def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str] = ()) -> Figure:
+    """A row per method, the most accurate on top, the methods ``apart`` in a block of their own below a line: accuracy under FT-Classifier Eval, seconds and megabytes (both log) of a merge.
     ``kinds`` says per method what it needs, a marker each."""
-    rows = costs.sort_values("ft_classifier", ascending=False, ignore_index=True)
+    rows = costs.assign(below=costs.method.isin(apart)).sort_values(["below", "ft_classifier"], ascending=[True, False], ignore_index=True)
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 1.1 + 0.19 * len(rows)), sharey=True)
     looks = zip(("o", "s", "^", "D", "v", "P"), ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"), strict=True)
     for kind, (marker, colour) in zip(dict.fromkeys(kinds.values()), looks, strict=False):
         mine = rows[rows.method.map(kinds) == kind]
         for ax, column in zip(axes, ("ft_classifier", "seconds", "peak_mb"), strict=True):
             ax.plot(mine[column], mine.index + 1, linestyle="none", marker=marker, color=colour, label=kind)
+    if rows.below.any():
+        for ax in axes:
+            ax.axhline((~rows.below).sum() + 0.5, color="black", linewidth=0.8)
     for ax, label in zip(axes, ("FT-Classifier accuracy (%)", "seconds for one merge", "peak MB of tensors"), strict=True):
         ax.set_xlabel(label)
     for ax, column in zip(axes[1:], ("seconds", "peak_mb"), strict=True):

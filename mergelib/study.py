@@ -79,6 +79,9 @@ class Study:
             get_method(method)
         for method, options in self.profile.merging.options.items():
             get_method(method).check_options(options)
+        for method in self.profile.merging.grids:
+            if not get_method(method).has_lam:
+                raise ConfigError(f"grids: {get_method(method).label} has no lambda; take it out.")
         if tasks is not None:
             self.tasks = tasks
         self._merged_cache: dict[tuple[Method, str], Artifact] = {}
@@ -327,15 +330,18 @@ class Study:
 
         def make() -> Artifact:
             inputs = self._merge_inputs(method)
+            states: dict[str, State] = {}
             with Meter() as meter:
-                merged = [method(*inputs, **options, **({} if lam is None else {"lam": lam}))
-                          for lam in progress(different or [None], desc=f"merge {encoder}")]
+                for lam in progress(different or [None], desc=f"merge {encoder}"):
+                    merged = method(*inputs, **options, **({} if lam is None else {"lam": lam}))
+                    if method.gives == PER_TASK:  # of several lambdas each serves its own tasks
+                        states |= {t: merged[i] for i, t in enumerate(self.tasks) if lam is None or lams[t] == lam}
+            meter.cost["seconds"] /= max(1, len(different))
             info = {"lam": chosen, "cost": meter.cost}
             if method.gives == PER_TASK:
-                states = {t: merged[different.index(lams[t]) if lams else 0][i] for i, t in enumerate(self.tasks)}
                 return Artifact({f"{t}/{n}": v.cpu() for t, state in states.items() for n, v in state.items()},
                                 info | {"state_digests": {t: state_digest(state) for t, state in states.items()}})
-            state = {n: v.cpu() for n, v in merged[0].items()}
+            state = {n: v.cpu() for n, v in merged.items()}
             return Artifact(state, info | {"state_digest": state_digest(state)})
 
         return self.store.get("merge", key, make)
@@ -495,16 +501,14 @@ class Study:
 
         Of a random method draw s is scored with merge s mod M; without shots there is a row per merge.
         """
-        merges = self.merges(encoder)
-        if len(merges) > 1:
-            rows = [self.correct(m, task, protocol, k=k, draw=draw, fit_on=fit_on) for m in merges]
-            if len(rows[0]) == 1:
-                return torch.cat(rows)
-            return torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))])
         ks = self.profile.protocols.ks
         shots = get_protocol(protocol).few_shot and draw != "all"
         if shots and k not in ks:
             raise MissingShotsError(k, ks)
+        merges = self.merges(encoder)
+        if len(merges) > 1:
+            rows = [self.correct(m, task, protocol, k=k, draw=draw, fit_on=fit_on) for m in merges]
+            return torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))]) if shots else torch.cat(rows)
         if shots and fit_on == "test":
             ks = (k,)  # a test split may be too small for the largest k
         predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks if shots else None)
@@ -515,7 +519,8 @@ class Study:
                fit_on: str = "train") -> pd.DataFrame:
         """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
 
-        k, draw, fit_on and seed are missing for a protocol without shots. Every table and figure reads these rows.
+        k, draw, fit_on and seed are missing for a protocol without shots; of a random method with several merges each has a row, and
+        seed is the merge's. Every table and figure reads these rows.
         """
         rows = []
         for encoder in encoders:
