@@ -47,7 +47,7 @@ def learn_coefficients(base: State, vectors: Sequence[State], context: Context, 
         leaves = {n: t.detach().requires_grad_() for n, t in state.items()}
         whole = complete(base, leaves)
         for task in context.tasks:
-            rows = torch.randperm(len(task.inputs), generator=generator)[:batch_size].tolist()
+            rows = torch.randperm(len(task.inputs), generator=generator)[:batch_size]  # on the CPU, like the inputs
             features = context.features(whole, context.collate([task.inputs[i] for i in rows]))
             mean_entropy(features @ task.head.weight.T + task.head.bias).backward()
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]
