@@ -197,11 +197,17 @@ class Verdict:
     note: str = ""
 
 
+def interval(values: Tensor) -> tuple[float, float]:
+    """The 95 % interval of resampled values: of ``values [1 + B]`` without the first, which was measured."""
+    low, high = (float(torch.quantile(values[1:], q)) for q in (0.025, 0.975))
+    return low, high
+
+
 def judge_values(values: Tensor, threshold: str) -> tuple[float, float, float, str]:
     """Value, 95 % interval and verdict of ``values [1 + B]``: the whole interval on the claim's side is ``reproduced``,
     the whole interval on the other side ``not reproduced``, anything else (NaN too) ``undecided``."""
     compare, limit = parse_condition(threshold)
-    low, high = (float(torch.quantile(values[1:].float(), q)) for q in (0.025, 0.975))
+    low, high = interval(values.float())
     sides = {bool(compare(low, limit)), bool(compare(high, limit))}
     verdict = UNDECIDED if len(sides) == 2 or not math.isfinite(low + high) else REPRODUCED if sides == {True} else NOT_REPRODUCED
     return float(values[0]), low, high, verdict

@@ -234,11 +234,10 @@ def plot_zoo(ranks: pd.DataFrame, gaps: pd.DataFrame, *, mark: float = 4) -> Fig
     first, last = "current", "ft_classifier"
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 1.3 + 0.19 * len(gaps)), width_ratios=(1, 1.35))
     ranks = ranks.rank(method="first")  # equal ranks would lie on one line
+    up, down = ({"color": "#0072B2", "linestyle": "-", "linewidth": 1.6}, {"color": "#D55E00", "linestyle": "--", "linewidth": 1.6})
     for _, row in ranks.sort_values(last).iterrows():
         moved = row[first] - row[last]
-        up, down = moved >= mark, moved <= -mark
-        style = {"color": "#0072B2", "linewidth": 1.6} if up else {"color": "#D55E00", "linewidth": 1.6, "linestyle": "--"} if down \
-            else {"color": "#7F7F7F", "linewidth": 0.8}
+        style = up if moved >= mark else down if moved <= -mark else {"color": "#7F7F7F", "linewidth": 0.8}
         left.plot([0, 1], [row[first], row[last]], marker="o", markersize=3, **style)
     for x, column, side in ((0, first, "right"), (1, last, "left")):
         for method, place in ranks[column].items():
@@ -250,8 +249,7 @@ def plot_zoo(ranks: pd.DataFrame, gaps: pd.DataFrame, *, mark: float = 4) -> Fig
     left.grid(visible=False)
     for spine in left.spines.values():
         spine.set_visible(False)
-    legend = [Line2D([], [], color=c, linestyle=l, linewidth=1.6, label=f"{word} by {mark:g} or more")
-              for c, l, word in (("#0072B2", "-", "up"), ("#D55E00", "--", "down"))]
+    legend = [Line2D([], [], label=f"{word} by {mark:g} or more", **style) for word, style in (("up", up), ("down", down))]
     left.legend(handles=legend, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1)
     for protocol in gaps:
         style = {k: v for k, v in protocol_style(protocol).items() if k != "linestyle"}

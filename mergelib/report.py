@@ -63,9 +63,14 @@ def mean_std_cell(mean: float, std: float) -> str:
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 
 
+def with_cells(summary: pd.DataFrame) -> pd.DataFrame:
+    """``mean_and_std`` plus a column ``cell``, such as "71.8 ± 0.2"."""
+    return summary.assign(cell=[mean_std_cell(m, s) for m, s in zip(summary["mean"], summary["std"], strict=True)])
+
+
 def wide(summary: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """A row per (method, protocol, draw), a column per task and the average, cells such as "71.8 ± 0.2"."""
-    cells = summary.assign(cell=[mean_std_cell(m, s) for m, s in zip(summary["mean"], summary["std"], strict=True)])
+    cells = with_cells(summary)
     several = cells.draw.nunique() > 1
     cells["Model"] = cells.method.map(encoder_label)
     cells["Protocol"] = cells.protocol.map(protocol_label) + (
@@ -126,8 +131,7 @@ def average_of(summary: pd.DataFrame, encoder: str, protocol: str = "current", k
 def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
     """Average accuracy against k: a row per (method, protocol, draw), a column per k, cells such as "71.8 ± 0.2"."""
     rows = summary[(summary.task == "average") & summary.k.notna()]
-    cells = rows.assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), Draw=rows.draw,
-                        cell=[mean_std_cell(m, s) for m, s in zip(rows["mean"], rows["std"], strict=True)])
+    cells = with_cells(rows).assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), Draw=rows.draw)
     table = cells.pivot(index=["Model", "Protocol", "Draw"], columns="k", values="cell").fillna("")
     order = list(dict.fromkeys(zip(cells.Model, cells.Protocol, cells.Draw, strict=True)))
     return table.loc[order].rename(columns=lambda k: f"k = {k}").rename_axis(columns=None)

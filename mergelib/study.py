@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +53,17 @@ def function_digest(function: Any) -> str:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return digest(ast.dump(tree))
+
+
+def below(tensors: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
+    """Those of ``lams`` that lie at an end of a ``lam_curve``'s grid, sorted; none where the grid has one value."""
+    grid = set(curve.lam)
+    return sorted({lam for lam in lams if lam in (min(grid), max(grid))}) if len(grid) > 1 else []
 
 
 class Study:
@@ -179,7 +190,7 @@ class Study:
 
     @staticmethod
     def _unpack(made: Artifact, name: str) -> Expert:
-        state = {k.removeprefix("encoder."): v for k, v in made.tensors.items() if k.startswith("encoder.")}
+        state = below(made.tensors, "encoder.")
         head = Head(made.tensors[f"head.{name}.weight"], made.tensors[f"head.{name}.bias"])
         return Expert(name, state, head, made.info)
 
@@ -297,12 +308,11 @@ class Study:
             best = {t: float(rows.groupby("lam").accuracy.mean().idxmax()) for t, rows in curve.groupby("task", sort=False)}
         else:
             best = dict.fromkeys(self.tasks, float(curve.groupby("lam").accuracy.mean().idxmax()))
-        grid = sorted(set(curve.lam))
-        edge = sorted({lam for lam in best.values() if lam in (grid[0], grid[-1])})
-        if len(grid) > 1 and edge and method not in self._warned:
+        edge = at_edge(best.values(), curve)
+        if edge and method not in self._warned:
             self._warned.add(method)
             warnings.warn(f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the grid "
-                          f"{grid}; widen merging.lams.", UserWarning, stacklevel=3)
+                          f"{sorted(set(curve.lam))}; widen merging.lams.", UserWarning, stacklevel=3)
         return best
 
     def lam(self, method: str) -> float | None:
@@ -316,7 +326,14 @@ class Study:
     def merge_cost(self, method: str) -> dict[str, float]:
         """Wall seconds and peak megabytes of tensors when the method's (first) merge was made on this machine; empty for
         a merge stored before costs were."""
-        return self._merged(self.merges(method)[0]).info.get("cost", {})
+        return self._merged_once(self.merges(method)[0]).info.get("cost", {})
+
+    def _merged_once(self, encoder: str) -> Artifact:
+        # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
+        made_by = get_method(encoder.partition("#")[0]), encoder
+        if made_by not in self._merged_cache:
+            self._merged_cache[made_by] = self._merged(encoder)
+        return self._merged_cache[made_by]
 
     def _merged(self, encoder: str) -> Artifact:
         name, _, seed = encoder.partition("#")
@@ -357,13 +374,9 @@ class Study:
             return self._unpack(self._multi_task, task).state, self._multi_task.info["state_digest"]
         if encoder == RANDOM:
             return self._random
-        # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
-        method = get_method(encoder.partition("#")[0])
-        if (method, encoder) not in self._merged_cache:
-            self._merged_cache[method, encoder] = self._merged(encoder)
-        made = self._merged_cache[method, encoder]
-        if method.gives == PER_TASK:
-            return {n.removeprefix(f"{task}/"): v for n, v in made.tensors.items() if n.startswith(f"{task}/")}, made.info["state_digests"][task]
+        made = self._merged_once(encoder)
+        if "state_digests" in made.info:
+            return below(made.tensors, f"{task}/"), made.info["state_digests"][task]
         return made.tensors, made.info["state_digest"]
 
     @cached_property

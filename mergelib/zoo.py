@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .claims import Bootstrap
+from .claims import Bootstrap, interval
 from .merging import METHODS, ONE, PER_TASK, get_method
-from .report import TASK_LABELS, encoder_label, mean_and_std, mean_std_cell, stack
-from .study import Study
+from .report import TASK_LABELS, encoder_label, mean_and_std, stack, with_cells
+from .study import Study, at_edge
 
 PROTOCOL_FITS = {"current": "stratified", "knn": "stratified", "ft_classifier": "stratified", "orthogonal_procrustes": "all"}
 """Protocol -> its draw: k shots per class, or every pooled training input for the orthogonal map."""
@@ -48,8 +48,7 @@ def scores(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 def wide(rows: pd.DataFrame, tasks: Sequence[str] = ()) -> pd.DataFrame:
     """A row per encoder, a column per protocol with the average, "71.8 ± 0.2"; with ``tasks`` a row per encoder and protocol, a
     column per task."""
-    cells = mean_and_std(rows)
-    cells["cell"] = [mean_std_cell(m, s) for m, s in zip(cells["mean"], cells["std"], strict=True)]
+    cells = with_cells(mean_and_std(rows))
     cells["Method"], cells["Protocol"] = cells.method.map(full_label), cells.protocol.map(SHORT)
     order = list(dict.fromkeys(cells.Method))
     if tasks:
@@ -68,11 +67,10 @@ def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the column says it
             lams = study.lams(name)
-        grid = sorted(set(study.lam_curve(name).lam))
         chosen = list(dict.fromkeys(lams.values()))
         rows.append({"Method": found.label, "needs": ", ".join(found.needs) or "nothing", "gives": found.gives,
-                     "lambda": ", ".join(f"{lam:g}" for lam in (lams.values() if found.gives == PER_TASK and len(chosen) > 1 else chosen)),
-                     "at the grid's edge": "yes" if len(grid) > 1 and {grid[0], grid[-1]} & set(chosen) else "",
+                     "lambda": ", ".join(f"{lam:g}" for lam in (lams.values() if len(chosen) > 1 else chosen)),
+                     "at the grid's edge": "yes" if at_edge(chosen, study.lam_curve(name)) else "",
                      "other settings": ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in options.items()),
                      "merges": len(study.merges(name))})
     return pd.DataFrame(rows)
@@ -120,12 +118,6 @@ def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
     return (sign_a * sign_b).sum(0) / (sign_a.abs().sum(0) * sign_b.abs().sum(0)).sqrt()
 
 
-def interval(values: Tensor) -> tuple[float, float]:
-    """The 95 % interval of resampled values ``[1 + B]``."""
-    low, high = torch.quantile(values[1:], torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
-
-
 def tau_table(samples: dict[str, Tensor]) -> pd.DataFrame:
     """Kendall's tau between the protocols' rankings with 95 % intervals: columns of, and, tau, low, high."""
     rows = []
@@ -154,11 +146,16 @@ def pair_table(samples: dict[str, Tensor], names: Sequence[str], *, to: str = "f
     return pd.DataFrame(rows)
 
 
+def _headline(means: pd.DataFrame, taus: pd.DataFrame) -> tuple[dict[str, str], pd.Series]:
+    """The best method under Current and FT-Classifier Eval, and the row of their tau."""
+    best = {p: means[p].idxmax() for p in ("current", "ft_classifier")}
+    return best, taus[(taus["of"] == SHORT["current"]) & (taus["and"] == SHORT["ft_classifier"])].iloc[0]
+
+
 def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tuned: float) -> str:
     """One paragraph, written by the numbers: does a better protocol change which method to use?"""
-    best = {p: means[p].idxmax() for p in ("current", "ft_classifier")}
+    best, tau = _headline(means, taus)
     spread = {p: means[p].max() - means[p].min() for p in best}
-    tau = taus[(taus["of"] == SHORT["current"]) & (taus["and"] == SHORT["ft_classifier"])].iloc[0]
     counts = pairs.order.value_counts().reindex(["same", "reversed", "lost", "gained", "open"], fill_value=0)
     name = {p: encoder_label(m) for p, m in best.items()}
     same = best["current"] == best["ft_classifier"]
@@ -174,8 +171,7 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
 
 def alt(means: pd.DataFrame, taus: pd.DataFrame, fine_tuned: float) -> str:
     """Alt text of the figure, from the numbers themselves."""
-    best = {p: means[p].idxmax() for p in ("current", "ft_classifier")}
-    tau = taus[(taus["of"] == SHORT["current"]) & (taus["and"] == SHORT["ft_classifier"])].iloc[0]
+    best, tau = _headline(means, taus)
     return (f"Ranks of {len(means)} merging methods from Current Eval to FT-Classifier Eval, and each one's gap to the fine-tuned models "
             f"({fine_tuned:.1f} %) under four protocols. First under Current Eval: {encoder_label(best['current'])}, {means['current'].max():.1f} %; "
             f"first under FT-Classifier Eval: {encoder_label(best['ft_classifier'])}, {means['ft_classifier'].max():.1f} %. Kendall's tau {tau.tau:.2f}.")

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..types import State
 from . import method
 from .context import Context
-from .states import complete, float_names, unflatten
+from .states import complete, float_names, task_vectors, unflatten
 from .ties import agreeing, elect, trim_all
 
 
@@ -49,7 +49,7 @@ def learn_coefficients(base: State, vectors: Sequence[State], context: Context, 
         for task in context.tasks:
             rows = torch.randperm(len(task.inputs), generator=generator)[:batch_size]  # on the CPU, like the inputs
             features = context.features(whole, context.collate([task.inputs[i] for i in rows]))
-            mean_entropy(features @ task.head.weight.T + task.head.bias).backward()
+            mean_entropy(task.head.logits(features)).backward()
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]
         torch.autograd.backward([state[n] for n in reached], [leaves[n].grad for n in reached])
         optimizer.step()
@@ -71,10 +71,6 @@ def _learned(base: State, vectors: Sequence[State], context: Context, *, per: Li
     return complete(base, {n: t.to(base[n].dtype) for n, t in combine(base, vectors, coefficients).items()})
 
 
-def _plain(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]]:
-    return [{n: e[n].float() - base[n].float() for n in float_names(base)} for e in experts]
-
-
 NEEDED = ("test inputs", "gradients")
 
 
@@ -83,14 +79,14 @@ def adamerging_task(base: State, experts: Sequence[State], context: Context, *, 
                     batch_size: int = 16, prior: float = 0.3, seed: int = 0) -> dict[str, Tensor]:
     """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled inputs of the *test* set.
     (The authors take 500 steps and clamp lambda to [0, 1]; nothing is clamped here, as in FusionBench.)"""
-    return _learned(base, _plain(base, experts), context, per="task", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
+    return _learned(base, task_vectors(base, experts), context, per="task", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
 
 
 @method("adamerging_layer", label="AdaMerging, layer-wise", short="Ada-layer", needs=NEEDED)
 def adamerging_layer(base: State, experts: Sequence[State], context: Context, *, steps: int = 100, lr: float = 1e-3,
                      batch_size: int = 16, prior: float = 0.3, seed: int = 0) -> dict[str, Tensor]:
     """The same with a lambda_t^l per tensor l of the encoder."""
-    return _learned(base, _plain(base, experts), context, per="layer", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
+    return _learned(base, task_vectors(base, experts), context, per="layer", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
 
 
 @method("adamerging_task_pp", label="AdaMerging++, task-wise", short="Ada-task++", needs=NEEDED)

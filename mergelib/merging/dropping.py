@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
 from ..types import State
 from . import method
-from .states import add_scaled, float_names
-from .ties import ties_direction
-
-
-def check_fraction(method_name: str, option: str, value: float, *, low: float = 0.0, high: float = 1.0, open_low: bool = False,
-                   open_high: bool = False) -> None:
-    """Raises ``ConfigError`` unless ``value`` lies in the range; NaN does not."""
-    if not ((value > low if open_low else value >= low) and (value < high if open_high else value <= high)):
-        raise ConfigError(f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, not {value}.")
-
-
-def task_vectors(base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor]) -> list[dict[str, Tensor]]:
-    """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the order in which a generator is
-    used."""
-    return [{n: change(expert[n].float() - base[n].float()) for n in float_names(base)} for expert in experts]
-
-
-def total(vectors: Sequence[State]) -> dict[str, Tensor]:
-    """The sum of task vectors, tensor by tensor."""
-    return {n: sum(v[n] for v in vectors) for n in vectors[0]}
-
+from .states import add_scaled, check_fraction, float_names, task_vectors, total
+from .ties import disjoint_merge, ties_direction
 
 # ---- DARE: Yu et al., 2024 (arXiv 2311.03099) --------------------------------------------------------------------------
 
@@ -137,9 +117,7 @@ def della_direction(base: State, experts: Sequence[State], *, drop: float = 0.3,
     merged = {}
     for name in pruned[0]:
         tau = torch.stack([p[name] for p in pruned])
-        positive = tau.sum(0) >= 0
-        agrees = torch.where(positive, tau > 0, tau < 0)
-        merged[name] = torch.where(agrees, tau, 0.0).sum(0) / agrees.sum(0).clamp(min=1)
+        merged[name] = disjoint_merge(tau, torch.where(tau.sum(0) >= 0, 1.0, -1.0), "mean")
     return merged
 
 

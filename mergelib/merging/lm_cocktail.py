@@ -21,8 +21,7 @@ def cocktail_weights(experts: Sequence[State], context: Context, t: int, *, temp
     labelled inputs of task t."""
     task = context.tasks[t]
     batch = context.collate(task.inputs[:shots])
-    losses = [F.cross_entropy(context.features(as_float32(e), batch)
-                              @ task.head.weight.T + task.head.bias, task.labels[:shots]) for e in experts]
+    losses = [F.cross_entropy(task.head.logits(context.features(as_float32(e), batch)), task.labels[:shots]) for e in experts]
     return torch.softmax(-torch.stack(losses) / temperature, 0)
 
 

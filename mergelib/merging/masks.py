@@ -11,13 +11,7 @@ from ..errors import ConfigError
 from ..types import State
 from . import PER_TASK, method
 from .arithmetic import task_vector_sum
-from .states import add_scaled, float_names
-
-
-def _stacked(base: State, experts: Sequence[State], name: str) -> Tensor:
-    """tau_t of one tensor, ``[T, ...]``, float32."""
-    return torch.stack([e[name].float() for e in experts]) - base[name].float()
-
+from .states import add_scaled, float_names, stacked_task_vectors
 
 # ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ------------------------------------------------------------------------
 
@@ -26,7 +20,7 @@ def magmax_direction(base: State, experts: Sequence[State]) -> dict[str, Tensor]
     """Per entry the tau_t of largest magnitude; of equal ones the later expert's."""
     merged = {}
     for name in float_names(base):
-        tau = _stacked(base, experts, name).flip(0)  # of equal magnitudes argmax takes the first: the later expert
+        tau = stacked_task_vectors(base, experts, name).flip(0)  # of equal magnitudes argmax takes the first: the later expert
         merged[name] = tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0) if tau.numel() else tau[0]
     return merged
 
@@ -90,7 +84,7 @@ def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]
     """
     uni, agrees, wanted, got = {}, {}, 0.0, 0.0
     for name in float_names(base):
-        tau = _stacked(base, experts, name)
+        tau = stacked_task_vectors(base, experts, name)
         if not tau.numel():
             uni[name], agrees[name] = tau[0], tau > 0
             continue

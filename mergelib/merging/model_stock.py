@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ..types import State
 from . import method
-from .states import complete, float_names
+from .states import complete, float_names, stacked_task_vectors
 
 
 def stock_ratio(tau: Tensor) -> Tensor:
@@ -36,7 +35,6 @@ def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """
     merged = {}
     for name in float_names(base):
-        b = base[name].float()
-        tau = torch.stack([e[name].float() for e in experts]) - b
-        merged[name] = (b + stock_ratio(tau.flatten(1) if tau.dim() > 1 else tau[:, None]) * tau.mean(0)).to(base[name].dtype)
+        tau = stacked_task_vectors(base, experts, name)
+        merged[name] = (base[name].float() + stock_ratio(tau.flatten(1) if tau.dim() > 1 else tau[:, None]) * tau.mean(0)).to(base[name].dtype)
     return complete(base, merged)

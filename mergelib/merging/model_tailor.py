@@ -11,9 +11,8 @@ from ..errors import ConfigError
 from ..types import State
 from . import method
 from .context import Context
-from .dropping import check_fraction, total
 from .regmean import gram_matrices
-from .states import add_scaled, float_names
+from .states import add_scaled, check_fraction, float_names, total
 
 DAMPING = 0.01
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..types import State
 from . import method
-from .dropping import check_fraction
-from .states import add_scaled, flatten, float_names, unflatten
+from .states import add_scaled, check_fraction, flat_task_vectors, float_names, unflatten
 
 
 def _row_quantile(rows: Tensor, q: float) -> Tensor:
@@ -40,8 +39,7 @@ def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, 
     check_fraction("PCB-Merging", "ratio", ratio, open_low=True)
     check_fraction("PCB-Merging", "clamp", clamp, high=0.5, open_high=True)
     names = float_names(base)
-    flat_base = flatten(base, names)
-    tau = torch.stack([flatten(e, names) - flat_base for e in experts])
+    tau = torch.stack(list(flat_task_vectors(base, experts, names)))
     magnitude = tau.abs()
     magnitude = magnitude.clamp(_row_quantile(magnitude, clamp), _row_quantile(magnitude, 1 - clamp))
     clamped = tau.sign() * magnitude

@@ -12,8 +12,7 @@ from ..types import State
 from . import method
 from .arithmetic import weight_averaging
 from .context import Context
-from .dropping import check_fraction
-from .states import as_float32
+from .states import as_float32, check_fraction
 
 BATCH = 16
 
@@ -70,7 +69,7 @@ def regmean(base: State, experts: Sequence[State], context: Context, *, off_diag
         raise ConfigError(f"RegMean: n_examples is at least 1, not {n_examples}.")
     merged = weight_averaging(base, experts)
     grams = [gram_matrices(context, t, expert, n_examples) for t, expert in enumerate(experts)]
-    for name in grams[0].keys() & merged.keys():
+    for name in (n for n in grams[0] if n in merged):
         shrunk = [off_diagonal * g[name] + (1 - off_diagonal) * g[name].diagonal().diag() for g in grams]
         # In place, so that a tensor tied to this one stays tied.
         merged[name].copy_(regmean_weight(shrunk, [e[name] for e in experts]))

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..types import State
 from . import method
-from .dropping import check_fraction
-from .states import add_scaled, float_names
+from .states import add_scaled, check_fraction, float_names, stacked_task_vectors
 
 
 def polar(M: Tensor) -> Tensor:
@@ -27,7 +26,7 @@ def _by_matrix(base: State, experts: Sequence[State], exclude: Sequence[str], me
     """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t on everything else and where min(m, n) < smallest."""
     direction = {}
     for name in float_names(base):
-        tau = torch.stack([e[name].float() for e in experts]) - base[name].float()
+        tau = stacked_task_vectors(base, experts, name)
         matrix = tau.dim() == 3 and min(tau.shape[1:]) >= smallest and not any(text in name for text in exclude)
         direction[name] = merge(tau) if matrix else tau.mean(0)
     return direction

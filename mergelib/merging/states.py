@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import StateDictError
+from ..errors import ConfigError, StateDictError
 from ..types import State
 
 
@@ -38,6 +38,13 @@ def check_states(base: State, experts: Sequence[State]) -> None:
         if bad:
             raise StateDictError(f"{who} holds NaN or inf in {_first_five(sorted(bad))}. Its training diverged or its file "
                                  "is damaged; make it again.")
+
+
+def check_fraction(method_name: str, option: str, value: float, *, low: float = 0.0, high: float = 1.0, open_low: bool = False,
+                   open_high: bool = False) -> None:
+    """Raises ``ConfigError`` unless ``value`` lies in the range; NaN does not."""
+    if not ((value > low if open_low else value >= low) and (value < high if open_high else value <= high)):
+        raise ConfigError(f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, not {value}.")
 
 
 def float_names(state: State) -> list[str]:
@@ -81,6 +88,22 @@ def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
     return complete(base, changed)
 
 
+def task_vectors(base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau) -> list[dict[str, Tensor]]:
+    """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the order in which a generator is
+    used."""
+    return [{n: change(expert[n].float() - base[n].float()) for n in float_names(base)} for expert in experts]
+
+
+def stacked_task_vectors(base: State, experts: Sequence[State], name: str) -> Tensor:
+    """tau_t of one tensor, ``[T, ...]``, float32."""
+    return torch.stack([e[name].float() for e in experts]) - base[name].float()
+
+
+def total(vectors: Sequence[State]) -> dict[str, Tensor]:
+    """The sum of task vectors, tensor by tensor."""
+    return {n: sum(v[n] for v in vectors) for n in vectors[0]}
+
+
 def flatten(state: State, names: Sequence[str]) -> Tensor:
     """The named tensors as one float32 vector ``[D]``."""
     return torch.cat([state[n].reshape(-1).float() for n in names])
@@ -90,3 +113,9 @@ def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> dict[str, Te
     """Inverse of ``flatten``: views into ``vector [D]`` with the shapes of ``like``."""
     parts = vector.split([like[n].numel() for n in names])
     return {n: p.view(like[n].shape) for n, p in zip(names, parts, strict=True)}
+
+
+def flat_task_vectors(base: State, experts: Sequence[State], names: Sequence[str]) -> Iterator[Tensor]:
+    """Each tau_t over the named tensors at once, ``[D]`` float32; one after the other, because they are large."""
+    flat_base = flatten(base, names)
+    yield from (flatten(e, names) - flat_base for e in experts)

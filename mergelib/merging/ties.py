@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..types import State
 from . import method
-from .states import add_scaled, flatten, float_names, unflatten
+from .states import add_scaled, flat_task_vectors, float_names, unflatten
 
 
 def trim(tau: Tensor, keep: float) -> Tensor:
@@ -32,8 +32,7 @@ def trim_all(base: State, experts: Sequence[State], keep: float, names: Sequence
     """Each tau_t over the whole encoder, trimmed, ``[T, D]`` float32. Raises ``ConfigError`` for ``keep`` outside (0, 1]."""
     if not 0 < keep <= 1:
         raise ConfigError(f"Ties: keep is a fraction in (0, 1], not {keep}.")
-    flat_base = flatten(base, names)
-    return torch.stack([trim(flatten(e, names) - flat_base, keep) for e in experts])
+    return torch.stack([trim(tau, keep) for tau in flat_task_vectors(base, experts, names)])
 
 
 def elect(trimmed: Tensor) -> Tensor:

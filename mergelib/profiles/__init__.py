@@ -91,8 +91,13 @@ class MergingSettings(_Section):
 
 
 class ZooSettings(MergingSettings):
-    """What ``ext01_method_zoo`` merges, and the shots per class of its fits."""
+    """What ``ext01_method_zoo`` merges, those that the paper names first, and the shots per class of its fits."""
 
+    methods: tuple[str, ...] = (
+        "weight_averaging", "task_arithmetic", "ties", "fisher_merging", "regmean", "adamerging_task", "adamerging_task_pp",
+        "adamerging_layer", "adamerging_layer_pp", "dare_average", "dare_task_arithmetic", "dare_ties", "magmax", "tall_masks",
+        "consensus", "model_tailor", "model_stock", "lm_cocktail", "model_breadcrumbs", "tsv_merge", "iso_c", "iso_cts",
+        "emr_merging", "della", "pcb_merging")
     k: int = Field(5, gt=0)
 
 
