@@ -129,15 +129,14 @@ def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
     preset = PRESETS["released"]
     head, rows = study.head(encoder, task), study.draws(task, "stratified")[:, :, :k].flatten(1)
     pool = study.pool(task)
-    state, weights = study.weights(encoder, task)
-    key = {"version": STEP_VERSIONS["dropout"], "encoder": study.encoder.digest, "weights": weights,
+    key = {"version": STEP_VERSIONS["dropout"], "encoder": study.encoder.digest, "weights": study.weights_digest(encoder, task),
            "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs, "seed": study.profile.seed,
            "device": study.device.type}
 
     def make() -> Artifact:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(study.profile.seed)
-            module = study.encoder.module(state)
+            module = study.encoder.module(study.weights(encoder, task))
             passes = [extract(study.encoder, module, [pool.inputs[i] for i in seed_rows.tolist()], device=study.device,
                               dropout=True) for _ in range(preset.epochs) for seed_rows in rows]
         return Artifact({"features": torch.stack(passes).view(preset.epochs, *rows.shape, -1)})

@@ -59,7 +59,7 @@ def aligned(study: Study, encoders: Sequence[str], rung: str, *, fit_on: str = "
         cells = [(e, t) for e in encoders for t in study.tasks if sizes[t] == size]
         key = {"version": STEP_VERSIONS["align"], "rung": rung, "fit": fit, "size": size, "permuted": permuted_teacher,
                "seeds": list(seeds), "encoder": study.encoder.digest,
-               "cells": [[study.weights(e, t)[1], study.expert(t).info["state_digest"], head_digest(study.head(e, t)),
+               "cells": [[study.weights_digest(e, t), study.expert(t).info["state_digest"], head_digest(study.head(e, t)),
                           study.task(t).test.inputs_digest, digest(*study.split(t, split).inputs)] for e, t in cells]}
 
         def make(cells=cells, size=size) -> Artifact:

@@ -11,11 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+def _strided(tree: object) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.layout == torch.strided]
+
+
 class Meter(TorchDispatchMode):
     """``with Meter() as meter: ...``; then ``meter.cost`` holds ``seconds`` and ``peak_mb`` (10^6 bytes).
 
     Counted are the storages of tensors made inside, from their first appearance as an operation's result until they are freed,
-    on every device; not a kernel's scratch space, nor what was there before. The count is the same on every run, unlike the
+    on every device; not a kernel's scratch space, sparse tensors, nor what was there before. The count is the same on every run, unlike the
     process's memory. It slows each operation by some microseconds, which are among the seconds.
     """
 
@@ -25,6 +29,8 @@ class Meter(TorchDispatchMode):
         self._now = self._peak = 0
 
     def __enter__(self) -> Meter:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what was queued before is not ours
         self._start = time.perf_counter()
         return super().__enter__()
 
@@ -35,10 +41,10 @@ class Meter(TorchDispatchMode):
         self.cost = {"seconds": time.perf_counter() - self._start, "peak_mb": self._peak / 1e6}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        before = {t.untyped_storage()._cdata for t in _strided((args, kwargs))}
         made = function(*args, **(kwargs or {}))
-        for t in tree_leaves(made):
-            if isinstance(t, Tensor) and t.layout == torch.strided and t.untyped_storage()._cdata not in before:
+        for t in _strided(made):
+            if t.untyped_storage()._cdata not in before:
                 self._count(t.untyped_storage())
         return made
 

@@ -30,8 +30,8 @@ from .store import Artifact, Store
 from .tasks import load_task, miniature_corpus
 from .types import Expert, Head, Split, State, Task, digest, head_digest, percent, state_digest
 
-MERGE_VERSION = 1
-LAM_VERSION = 1
+MERGE_VERSION = 2
+LAM_VERSION = 2
 PREDICT_VERSION = 2
 TSNE_VERSION = 1
 ALIGN_VERSION = 2
@@ -95,7 +95,7 @@ class Study:
                 raise ConfigError(f"grids: {get_method(method).label} has no lambda; take it out.")
         if tasks is not None:
             self.tasks = tasks
-        self._merged_cache: dict[tuple[Method, str], Artifact] = {}
+        self._merge_infos: dict[tuple[Method, str], dict[str, Any]] = {}
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -234,27 +234,33 @@ class Study:
                "experts": [[e.task, e.info["state_digest"]] for e in self.experts()]}
         if method.needs:
             split = self._data_split(method)
-            key["data"] = {"encoder": self.encoder.digest, "heads": [head_digest(e.head) for e in self.experts()], "inputs": [
+            key["data"] = {"encoder": self.encoder.digest, "device": self._merge_device.type, "heads": [head_digest(e.head) for e in self.experts()], "inputs": [
                 (rows.digest if "labels" in method.needs else rows.inputs_digest) for rows in (self.split(t, split) for t in self.tasks)]}
         return key
+
+    @property
+    def _merge_device(self) -> torch.device:
+        """Where a method that needs data runs; MPS has no float64, which RegMean and Model Tailor solve in."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @staticmethod
     def _data_split(method: Method) -> str:
         return "test" if "test inputs" in method.needs else "pool"
 
     def _merge_inputs(self, method: Method) -> tuple:
-        """What the method is called with: base and experts, and a ``Context`` on the study's device where it needs data."""
+        """What the method is called with: base and experts, and a ``Context`` where it needs data."""
         base, experts = self.base_state, [e.state for e in self.experts()]
         if not method.needs:
             return base, experts
-        base, *experts = [{n: t.to(self.device) for n, t in state.items()} for state in (base, *experts)]
-        module = self.encoder.module(self.base_state).to(self.device).requires_grad_(False)
+        to = self._merge_device
+        base, *experts = [{n: t.to(to) for n, t in state.items()} for state in (base, *experts)]
+        module = self.encoder.module(self.base_state).to(to).requires_grad_(False)
         data = []
         for name in self.tasks:
             rows = self.split(name, self._data_split(method))
-            labels = rows.labels.to(self.device) if "labels" in method.needs else None
-            data.append(TaskData(self.encoder.tokenize(rows.inputs), self.expert(name).head.to(self.device), labels))
-        context = Context(module, module.transformer, lambda ids: {k: v.to(self.device) for k, v in self.encoder.pad(ids).items()}, tuple(data))
+            labels = rows.labels.to(to) if "labels" in method.needs else None
+            data.append(TaskData(self.encoder.tokenize(rows.inputs), self.expert(name).head.to(to), labels))
+        context = Context(module, module.transformer, lambda ids: {k: v.to(to) for k, v in self.encoder.pad(ids).items()}, tuple(data))
         return base, experts, context
 
     def lam_curve(self, method: str) -> pd.DataFrame:
@@ -270,7 +276,7 @@ class Study:
     def _lam_artifact(self, method: Method) -> Artifact:
         options = self._method_options(method.name)
         lams = self.profile.merging.grids.get(method.name, self.profile.merging.lams)
-        key = {"version": STEP_VERSIONS["lam"], **self._merge_key(method, options), "lams": list(lams),
+        key = {"version": STEP_VERSIONS["lam"], "merge_version": STEP_VERSIONS["merge"], **self._merge_key(method, options), "lams": list(lams),
                "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
                "heads": [head_digest(e.head) for e in self.experts()]}
 
@@ -312,7 +318,7 @@ class Study:
         if edge and method not in self._warned:
             self._warned.add(method)
             warnings.warn(f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the grid "
-                          f"{sorted(set(curve.lam))}; widen merging.lams.", UserWarning, stacklevel=3)
+                          f"{sorted(set(curve.lam))}; widen {'merging.grids.' + method if method in self.profile.merging.grids else 'merging.lams'}.", UserWarning, stacklevel=3)
         return best
 
     def lam(self, method: str) -> float | None:
@@ -321,19 +327,20 @@ class Study:
 
     def merged_state(self, method: str, task: str | None = None) -> State:
         """theta_m of a method, with its lambda chosen on validation data; ``task`` for a method that gives one per task."""
-        return self.weights(method, task or next(iter(self.tasks)))[0]
+        return self.weights(method, task or next(iter(self.tasks)))
 
     def merge_cost(self, method: str) -> dict[str, float]:
         """Wall seconds and peak megabytes of tensors when the method's (first) merge was made on this machine; empty for
         a merge stored before costs were."""
-        return self._merged_once(self.merges(method)[0]).info.get("cost", {})
+        return self._merge_info(self.merges(method)[0]).get("cost", {})
 
-    def _merged_once(self, encoder: str) -> Artifact:
+    def _merge_info(self, encoder: str) -> dict[str, Any]:
+        """What is kept in memory of a merge: its lambda, digests and cost; the weights stay in the store, a zoo of them is large."""
         # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
         made_by = get_method(encoder.partition("#")[0]), encoder
-        if made_by not in self._merged_cache:
-            self._merged_cache[made_by] = self._merged(encoder)
-        return self._merged_cache[made_by]
+        if made_by not in self._merge_infos:
+            self._merge_infos[made_by] = self._merged(encoder).info
+        return self._merge_infos[made_by]
 
     def _merged(self, encoder: str) -> Artifact:
         name, _, seed = encoder.partition("#")
@@ -363,21 +370,31 @@ class Study:
 
         return self.store.get("merge", key, make)
 
-    def weights(self, encoder: str, task: str) -> tuple[State, str]:
-        """An encoder's weights for a task, and their digest. f_t depends on the task, and so do merges that give one per task."""
+    def weights(self, encoder: str, task: str) -> State:
+        """An encoder's weights for a task. f_t depends on the task, and so do merges that give one per task."""
         if encoder == BASE:
-            return self.base_state, self._base_digest
+            return self.base_state
         if encoder == FINE_TUNED:
-            expert = self.expert(task)
-            return expert.state, expert.info["state_digest"]
+            return self.expert(task).state
         if encoder == MULTI_TASK:
-            return self._unpack(self._multi_task, task).state, self._multi_task.info["state_digest"]
+            return self._unpack(self._multi_task, task).state
         if encoder == RANDOM:
-            return self._random
-        made = self._merged_once(encoder)
-        if "state_digests" in made.info:
-            return below(made.tensors, f"{task}/"), made.info["state_digests"][task]
-        return made.tensors, made.info["state_digest"]
+            return self._random[0]
+        made = self._merged(encoder)
+        return below(made.tensors, f"{task}/") if "state_digests" in made.info else made.tensors
+
+    def weights_digest(self, encoder: str, task: str) -> str:
+        """Identity of an encoder's weights for a task, without reading them again."""
+        if encoder == BASE:
+            return self._base_digest
+        if encoder == FINE_TUNED:
+            return self.expert(task).info["state_digest"]
+        if encoder == MULTI_TASK:
+            return self._multi_task.info["state_digest"]
+        if encoder == RANDOM:
+            return self._random[1]
+        info = self._merge_info(encoder)
+        return info["state_digests"][task] if "state_digests" in info else info["state_digest"]
 
     @cached_property
     def _random(self) -> tuple[State, str]:
@@ -407,13 +424,12 @@ class Study:
 
     def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
         """Z ``[N, d]``: an encoder's features of a task's split, float32, in the split's order; computed once."""
-        state, weights = self.weights(encoder, task)
         inputs = self.split(task, split).inputs
-        key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": weights,
+        key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": self.weights_digest(encoder, task),
                "inputs": digest(*inputs), "dtype": "float32"}
 
         def make() -> Artifact:
-            z = extract(self.encoder, self.encoder.module(state), inputs, device=self.device,
+            z = extract(self.encoder, self.encoder.module(self.weights(encoder, task)), inputs, device=self.device,
                         batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}")
             return Artifact({"features": z})
 
@@ -463,11 +479,10 @@ class Study:
         """
         found = get_protocol(protocol)
         settings = self.profile.protocols
-        _, weights = self.weights(encoder, task)
         head = self.head(encoder, task)
         key: dict[str, Any] = {
-            "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest, "weights": weights,
-            "test": self.task(task).test.inputs_digest, "head": head_digest(head)}
+            "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest,
+            "weights": self.weights_digest(encoder, task), "test": self.task(task).test.inputs_digest, "head": head_digest(head)}
         if not (found.function.__module__ or "").startswith("mergelib."):  # a protocol of one's own: its body is its version
             key["code"] = function_digest(found.function)
         draws = None

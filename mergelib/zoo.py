@@ -17,7 +17,7 @@ from .study import Study, at_edge
 
 PROTOCOL_FITS = {"current": "stratified", "knn": "stratified", "ft_classifier": "stratified", "orthogonal_procrustes": "all"}
 """Protocol -> its draw: k shots per class, or every pooled training input for the orthogonal map."""
-SHORT = {"current": "Current", "knn": "KNN", "ft_classifier": "FT-Classifier", "orthogonal_procrustes": "Orthogonal map"}
+SHORT = {"current": "Current", "knn": "KNN", "ft_classifier": "FT-Classifier", "orthogonal_procrustes": "Orthogonal classifier"}
 
 
 def methods(study: Study) -> list[str]:

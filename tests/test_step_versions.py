@@ -43,13 +43,16 @@ def meaning() -> dict[str, list[Any]]:
     # Every family of methods; the streaming forms make merges on disk, which are no step of the store.
     families = [importlib.import_module(f"mergelib.merging.{m.name}") for m in pkgutil.iter_modules(merging.__path__) if m.name != "streaming"]
     extract = [encoders.PooledEncoder, encoders.load_state, features.extract, *tokens]
+    # Data that a method sees passes through the pool, the tokenizer and the pooled encoder.
+    merging_code = [f for module in families for f in defined_in(module)] + [
+        Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, encoders.PooledEncoder, *tokens]
     found = {
         "pretrain": [pretraining.build_tokenizer, pretraining.tokenizer_vocab, pretraining.tokenizer_from_vocab,
                      pretraining.bert_config, pretraining.MaskedLM, pretraining.mask_tokens, pretraining.pretrain_bert,
                      training.train, training.TrainConfig, *tokens],
         "fine_tune": fine_tune, "multi_task": fine_tune,
-        "merge": [f for module in families for f in defined_in(module)] + [Study._merge_inputs],
-        "lam": [Study._lam_artifact, *extract, current.current_eval],
+        "merge": merging_code,
+        "lam": [Study._lam_artifact, *merging_code, *extract, current.current_eval],
         "features": extract,
         "predict": [f for module in (protocols, *files.values()) for f in defined_in(module)] + [
             types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],

@@ -76,7 +76,7 @@ def test_one_encoder_per_task(animals):
     lams = animals.lams("tall_masks")
     for t, task in enumerate(animals.tasks):
         alone = METHODS["tall_masks"](base, experts, lam=lams[task])[t]
-        assert state_digest(animals.merged_state("tall_masks", task)) == state_digest(alone) == animals.weights("tall_masks", task)[1]
+        assert state_digest(animals.merged_state("tall_masks", task)) == state_digest(alone) == animals.weights_digest("tall_masks", task)
     curve = animals.lam_curve("tall_masks")
     for task, mine in curve.groupby("task"):
         assert lams[task] == mine.set_index("lam").accuracy.idxmax()
@@ -85,10 +85,10 @@ def test_one_encoder_per_task(animals):
 def test_chance_is_merged_several_times(animals, rows):
     """``merge_seeds`` merges of DARE, one of DELLA because the profile fixes its seed; draw s meets merge s mod M."""
     assert animals.merges("dare_ties") == ("dare_ties#0", "dare_ties#1") and animals.merges("della") == ("della",)
-    first, second = (animals.weights(m, "ag")[1] for m in animals.merges("dare_ties"))
-    assert first != second and animals.weights("dare_ties", "ag")[1] == first
+    first, second = (animals.weights_digest(m, "ag") for m in animals.merges("dare_ties"))
+    assert first != second and animals.weights_digest("dare_ties", "ag") == first
     alone = METHODS["della"](animals.base_state, [e.state for e in animals.experts()], lam=animals.lam("della"), seed=4)
-    assert animals.weights("della", "ag")[1] == state_digest(alone)
+    assert animals.weights_digest("della", "ag") == state_digest(alone)
     right = animals.correct("dare_ties", "ag", "knn", k=5)
     for s, row in enumerate(right):
         assert torch.equal(row, animals.correct(f"dare_ties#{s % 2}", "ag", "knn", k=5)[s])
@@ -118,7 +118,7 @@ def test_label_canary(animals, make_study, rows, tmp_path):
     before = sorted(p.name for p in (tmp_path / "store").glob("*/*"))
     for name in CHOSEN:
         for task in tasks:
-            assert other.weights(name, task)[1] == animals.weights(name, task)[1]
+            assert other.weights_digest(name, task) == animals.weights_digest(name, task)
     assert sorted(p.name for p in (tmp_path / "store").glob("*/*")) == before
 
 
@@ -133,8 +133,8 @@ def test_data_that_a_method_sees_is_part_of_its_key(animals, make_study, tmp_pat
     """RegMean on a smaller pool (24 of the 40 inputs it wants) is another merge; Task Arithmetic is not."""
     shutil.copytree(animals.store.root, tmp_path / "store")
     other = make_study(tmp_path / "store", overrides=SMALL | {"tasks.pool_per_class": 6}, zoo=True)
-    assert other.weights("regmean", "ag")[1] != animals.weights("regmean", "ag")[1]
-    assert other.weights("task_arithmetic", "ag")[1] == animals.weights("task_arithmetic", "ag")[1]
+    assert other.weights_digest("regmean", "ag") != animals.weights_digest("regmean", "ag")
+    assert other.weights_digest("task_arithmetic", "ag") == animals.weights_digest("task_arithmetic", "ag")
 
 
 # ---- a method of one's own ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import ConfigError, UnknownNameError
 from ..types import State
 from .context import Context, TaskData
-from .states import add_scaled, check_states
+from .states import add_scaled, check_merged, check_states
 
 MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
@@ -57,19 +57,23 @@ class Method:
 
     def __call__(self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any) -> Any:
         """Check the weights, then merge them: a state dict, or a list of them, one per expert. Raises ``StateDictError`` for
-        weights that do not fit together, ``UnknownNameError`` for an option that the method does not have and
-        ``ConfigError`` for data that it needs and did not get."""
-        return self.function(base, experts, *self._data(base, experts, context, options), **options)
+        weights that do not fit together and for a result that is no encoder like the base, ``UnknownNameError`` for an option
+        that the method does not have and ``ConfigError`` for data that it needs and did not get."""
+        return self._checked(base, experts, self.function(base, experts, *self._data(base, experts, context, options), **options))
 
     def scan(self, base: State, experts: Sequence[State], lams: Sequence[float], context: Context | None = None,
              **options: Any) -> Iterator[Any]:
         """What the method gives for each lambda in turn; the direction, where it has one, is computed once."""
         data = self._data(base, experts, context, options)
         if self.direction is None:
-            yield from (self.function(base, experts, *data, lam=lam, **options) for lam in lams)
+            yield from (self._checked(base, experts, self.function(base, experts, *data, lam=lam, **options)) for lam in lams)
         else:
             direction = self.direction(base, experts, *data, **options)
             yield from (add_scaled(base, direction, lam) for lam in lams)
+
+    def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
+        check_merged(f"Method '{self.name}'", base, merged if self.gives == PER_TASK else [merged], len(experts) if self.gives == PER_TASK else 1)
+        return merged
 
     def _data(self, base: State, experts: Sequence[State], context: Context | None, options: dict[str, Any]) -> tuple[Context, ...]:
         self.check_options(options)

@@ -12,26 +12,23 @@ from . import method
 from .states import add_scaled, check_fraction, flat_task_vectors, float_names, unflatten
 
 
-def _row_quantile(rows: Tensor, q: float) -> Tensor:
-    """The (1 + int(q * (D - 1)))-th smallest of each row, ``[T, 1]``: a quantile without interpolation."""
-    return rows.kthvalue(1 + int(q * (rows.shape[1] - 1)), dim=1, keepdim=True).values
+def _quantile(row: Tensor, q: float) -> Tensor:
+    """The (1 + int(q * (D - 1)))-th smallest, 0-d: a quantile without interpolation."""
+    return row.kthvalue(1 + int(q * (len(row) - 1))).values
 
 
-def _min_max(rows: Tensor) -> Tensor:
-    """Each row stretched to [0, 1]; a constant row becomes 1, so that it takes part like any other."""
-    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    return torch.where(high > low, (rows - low) / (high - low).clamp(min=torch.finfo(rows.dtype).tiny), 1.0)
+def _min_max(row: Tensor) -> Tensor:
+    """The row stretched to [0, 1]; a constant row becomes 1, so that it takes part like any other."""
+    low, high = row.amin(), row.amax()
+    return torch.where(high > low, (row - low) / (high - low).clamp(min=torch.finfo(row.dtype).tiny), 1.0)
 
 
-def competition_weights(tau: Tensor, clamped: Tensor, ratio: float) -> Tensor:
-    """``[T, D] -> [T, D]`` in [0, 1]: how much each task's entry counts. Within a task large (clamped) magnitudes win (intra),
-    between tasks entries that agree with the sum win (inter); the lower 1 - ratio of each row gets 0, and so does a task that
-    moved nothing."""
-    intra = torch.exp(len(tau) * _min_max(clamped.abs()) ** 2)
-    inter = torch.tanh(tau * tau.sum(0))
-    balance = intra * inter
-    weights = _min_max(balance.clamp(min=_row_quantile(balance, 1 - ratio)))
-    return weights * (tau != 0).any(1, keepdim=True)
+def competition_weight(tau_t: Tensor, magnitude: Tensor, tau_sum: Tensor, n_tasks: int, ratio: float) -> Tensor:
+    """How much each entry of one task counts, ``[D]`` in [0, 1]. Within the task large (clamped) magnitudes win (intra), between
+    tasks entries that agree with the sum win (inter); the lower 1 - ratio of them gets 0, and so does a task that moved
+    nothing."""
+    balance = torch.exp(n_tasks * _min_max(magnitude) ** 2) * torch.tanh(tau_t * tau_sum)
+    return _min_max(balance.clamp(min=_quantile(balance, 1 - ratio))) * (tau_t != 0).any()
 
 
 def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01) -> dict[str, Tensor]:
@@ -39,12 +36,15 @@ def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, 
     check_fraction("PCB-Merging", "ratio", ratio, open_low=True)
     check_fraction("PCB-Merging", "clamp", clamp, high=0.5, open_high=True)
     names = float_names(base)
-    tau = torch.stack(list(flat_task_vectors(base, experts, names)))
-    magnitude = tau.abs()
-    magnitude = magnitude.clamp(_row_quantile(magnitude, clamp), _row_quantile(magnitude, 1 - clamp))
-    clamped = tau.sign() * magnitude
-    weights = competition_weights(tau, clamped, ratio)
-    return unflatten((weights * clamped).sum(0) / weights.sum(0).clamp(min=1e-12), base, names)
+    tau_sum = sum(flat_task_vectors(base, experts, names))
+    weighted, weights = torch.zeros_like(tau_sum), torch.zeros_like(tau_sum)
+    for tau_t in flat_task_vectors(base, experts, names):  # made twice rather than kept: T of them are large
+        magnitude = tau_t.abs()
+        magnitude = magnitude.clamp(_quantile(magnitude, clamp), _quantile(magnitude, 1 - clamp))
+        weight = competition_weight(tau_t, magnitude, tau_sum, len(experts), ratio)
+        weighted += weight * tau_t.sign() * magnitude
+        weights += weight
+    return unflatten(weighted / weights.clamp(min=1e-12), base, names)
 
 
 @method("pcb_merging", label="PCB-Merging", short="PCB", direction=pcb_direction)

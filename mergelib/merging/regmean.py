@@ -20,17 +20,25 @@ BATCH = 16
 @torch.no_grad()
 def for_each_linear_input(context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]) -> None:
     """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows [n, in])`` for every
-    ``nn.Linear`` that a batch reaches. Rows of padding tokens are among them: the merged layer sees them too.
+    ``nn.Linear`` that a batch reaches. Where the batch has an ``attention_mask [B, L]``, rows of padding tokens are left out:
+    they change no feature, and their number depends on who shares a batch.
 
     Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections are no ``nn.Linear`` that runs."""
     fused = [n for n, m in context.inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if fused:
         raise ConfigError(f"{fused[0]} is nn.MultiheadAttention: its projections cannot be told apart; use an encoder with separate q, k and v.")
     names = {m: f"{n}.weight" if n else "weight" for n, m in context.inner.named_modules() if isinstance(m, nn.Linear)}
-    hooks = [m.register_forward_pre_hook(lambda m, args: see(names[m], args[0].flatten(0, -2))) for m in names]
+    real = None
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        tokens = real is not None and args[0].shape[:-1] == real.shape
+        see(names[module], args[0][real] if tokens else args[0].flatten(0, -2))
+
+    hooks = [m.register_forward_pre_hook(look) for m in names]
     try:
         state = as_float32(state)
         for batch in context.batches(t, n_examples, BATCH):
+            real = batch["attention_mask"].bool() if "attention_mask" in batch else None
             context.features(state, batch)
     finally:
         for hook in hooks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,21 @@ def check_states(base: State, experts: Sequence[State]) -> None:
         if bad:
             raise StateDictError(f"{who} holds NaN or inf in {_first_five(sorted(bad))}. Its training diverged or its file "
                                  "is damaged; make it again.")
+
+
+def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None:
+    """Refuse what is no list of ``n`` encoders with the base's keys, shapes and dtypes, all finite. Raises ``StateDictError``."""
+    if not isinstance(merged, list | tuple) or len(merged) != n or not all(isinstance(state, Mapping) for state in merged):
+        raise StateDictError(f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something else.")
+    for state in merged:
+        if state.keys() != base.keys():
+            raise StateDictError(f"{who} gave other keys than the base's: {_first_five(sorted(state.keys() ^ base.keys()))}.")
+        wrong = [k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)]
+        if wrong:
+            raise StateDictError(f"{who} gave another shape or dtype than the base's in {_first_five(sorted(wrong))}.")
+        bad = [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        if bad:
+            raise StateDictError(f"{who} gave NaN or inf in {_first_five(sorted(bad))}.")
 
 
 def check_fraction(method_name: str, option: str, value: float, *, low: float = 0.0, high: float = 1.0, open_low: bool = False,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergelib.errors import ConfigError, StateDictError, UnknownNameError
-from mergelib.merging import METHODS, get_method, method
+from mergelib.merging import METHODS, Method, get_method, method
 from mergelib.merging.ties import trim
 
 NAMES = ["weight_averaging", "task_arithmetic", "ties"]
@@ -342,3 +342,22 @@ def test_a_method_of_ones_own_registers_itself():
         assert [s["w"].item() for s in states] == [0.5, 2.0]
     finally:
         del METHODS["only_first"]
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    (lambda base, experts: {n: t / 0 for n, t in base.items()}, "NaN or inf"),
+    (lambda base, experts: {n: t.double() for n, t in base.items()}, "dtype"),
+    (lambda base, experts: {n: t for n, t in base.items() if n != min(base)}, "other keys"),
+    (lambda base, experts: [dict(base)], "has to give 1 state dict"),
+    (lambda base, experts: None, "has to give 1 state dict"),
+])
+def test_what_a_method_gives_is_checked(function, said):
+    base = {"a": torch.ones(2), "b": torch.ones(1, 2)}
+    with pytest.raises(StateDictError, match=said):
+        Method("broken", "Broken", "Broken", function)(base, [base, base])
+
+
+def test_one_encoder_per_task_means_as_many_as_experts():
+    base = {"a": torch.ones(2)}
+    with pytest.raises(StateDictError, match="has to give 3 state dicts"):
+        Method("broken", "Broken", "Broken", lambda base, experts: experts[:2], gives="one per task")(base, [base] * 3)

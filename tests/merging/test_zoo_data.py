@@ -411,6 +411,33 @@ def test_regmean_with_fewer_rows_than_inputs_still_solves():
     assert (merged - mean).norm() < 10 * mean.norm()
 
 
+class Masked(Pooled):
+    """The mean over real tokens."""
+
+    def forward(self, ids, attention_mask):
+        mask = attention_mask.unsqueeze(-1).float()
+        return (self.encoder(ids) * mask).sum(1) / mask.sum(1)
+
+
+def padded(batch, token):
+    length = max(len(ids) for ids in batch)
+    rows = [ids + [token] * (length - len(ids)) for ids in batch]
+    return {"ids": torch.tensor(rows), "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in batch])}
+
+
+@pytest.mark.parametrize("name", ["regmean", "model_tailor"])
+def test_padding_is_no_input(name):
+    """Texts of unequal length: whatever token pads them, and whoever shares their batch, the merge is the same."""
+    base, experts, context = setting()
+    tasks = tuple(replace(t, inputs=[ids[: 1 + i % 5] for i, ids in enumerate(t.inputs)]) for t in context.tasks)
+    module = Masked(context.inner)
+    results = [merge(name, base, experts, Context(module, module.encoder, lambda batch, pad=pad: padded(batch, pad), tasks)) for pad in (9, 10)]
+    assert_states_close(*results, atol=0)
+    used = gram_matrices(Context(module, module.encoder, lambda batch: padded(batch, 9), tasks), 0, experts[0], 99)["first.weight"]
+    rows = experts[0]["embed.weight"][[token for ids in tasks[0].inputs for token in ids]].double()
+    torch.testing.assert_close(used, rows.T @ rows / len(rows))
+
+
 # ---- AdaMerging -------------------------------------------------------------------------------------------------------
 
 
