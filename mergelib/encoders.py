@@ -1,4 +1,4 @@
-"""Encoders: what turns an input into one feature vector. The architecture and tokenizer live here, weights travel apart."""
+"""Encoders: what turns an input into one feature vector. Architecture and preprocessing live here, weights travel apart."""
 
 from __future__ import annotations
 
@@ -7,13 +7,42 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, OfflineError, StateDictError
-from .types import State, digest
+from .types import Inputs, State, digest
+
+
+class Encoder(Protocol):
+    """Everything about f_b, f_t and f_m that is not weights: an architecture and how inputs become batches.
+
+    ``width`` is d; ``digest`` the identity of architecture and preprocessing, part of every key of the store.
+    """
+
+    config: Any
+    source: str
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def module(self, state: State | None = None) -> nn.Module:
+        """A module in evaluation mode, ``forward(**batch) -> [B, d]``; what is merged is its part ``transformer``. With ``state``,
+        holding these weights. Raises ``StateDictError`` on other keys."""
+
+    def prepare(self, inputs: Inputs) -> Sequence[Any]:
+        """A row per input: what ``collate`` takes."""
+
+    def length(self, row: Any) -> int:
+        """Rows of like length are batched together."""
+
+    def collate(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        """Rows as the batch that the module takes."""
 
 
 class PooledEncoder(nn.Module):
@@ -30,11 +59,9 @@ class PooledEncoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """An architecture with its tokenizer: everything about f_b, f_t and f_m that is not weights.
-
-    ``max_length`` in tokens, special ones included; longer inputs are cut.
-    """
+class TextEncoder:
+    """An ``Encoder`` of texts: an architecture with its tokenizer. ``max_length`` in tokens, special ones included; longer
+    inputs are cut."""
 
     config: Any
     tokenizer: Any
@@ -68,14 +95,18 @@ class Encoder:
             load_state(model, state)
         return model
 
-    def tokenize(self, inputs: Sequence[str]) -> list[list[int]]:
+    def prepare(self, inputs: Sequence[str]) -> list[list[int]]:
         """Token ids per input, cut to ``max_length``, not padded."""
         if not inputs:
             return []
         return self.tokenizer(list(inputs), truncation=True, max_length=self.max_length,
                               return_attention_mask=False, return_token_type_ids=False)["input_ids"]
 
-    def pad(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def length(self, row: Sequence[int]) -> int:
+        """In tokens."""
+        return len(row)
+
+    def collate(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """``input_ids, attention_mask [B, L]``, padded to the longest."""
         length = max(len(i) for i in ids)
         pad_id = self.tokenizer.pad_token_id
@@ -87,20 +118,37 @@ class Encoder:
         return {"input_ids": padded, "attention_mask": mask}
 
 
-def load_state(model: PooledEncoder, state: State) -> None:
-    """Copy encoder weights into ``model``; every key must fit. Raises ``StateDictError`` naming the first five."""
+def shared_names(module: nn.Module) -> dict[str, str]:
+    """Of tensors that share their storage: later name -> first name, in the order of the state dict."""
+    first: dict[tuple, str] = {}
+    later = {}
+    for name, t in module.state_dict().items():
+        if t.numel():
+            place = (t.data_ptr(), tuple(t.shape), t.stride())
+            if first.setdefault(place, name) != name:
+                later[name] = first[place]
+    return later
+
+
+def load_state(model: nn.Module, state: State) -> None:
+    """Copy encoder weights into ``model.transformer``; every key must fit, but of tied tensors the first is enough. Raises
+    ``StateDictError`` naming the first five."""
     missing, extra = model.transformer.load_state_dict(dict(state), strict=False)
+    tied = shared_names(model.transformer)
+    missing = [n for n in missing if tied.get(n) not in state]
     if missing or extra:
         raise StateDictError(f"These weights are not this encoder's: missing {list(missing)[:5]}, unexpected "
                              f"{list(extra)[:5]}. Check the architecture and the key prefix.")
 
 
-def encoder_state(model: PooledEncoder) -> dict[str, Tensor]:
-    """The encoder's weights as a detached float32 state dict on the CPU."""
-    return {k: v.detach().cpu().clone() for k, v in model.transformer.state_dict().items()}
+def encoder_state(model: nn.Module) -> dict[str, Tensor]:
+    """The encoder's weights as a detached float32 state dict on the CPU; of tied tensors the first name alone, so that each counts
+    once wherever states are merged or stored."""
+    tied = shared_names(model.transformer)
+    return {k: v.detach().cpu().clone() for k, v in model.transformer.state_dict().items() if k not in tied}
 
 
-def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[Encoder, dict[str, Tensor]]:
+def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[TextEncoder, dict[str, Tensor]]:
     """f_b from a hub id or a local folder: any BERT-like encoder with a tokenizer. Weights must be safetensors.
 
     Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a folder that is no model.
@@ -119,8 +167,8 @@ def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[
             raise ConfigError(f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {error}") from error
         raise OfflineError(f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
                            f"local folder. ({error})") from error
-    encoder = Encoder(config, tokenizer, max_length, source=base)
-    wanted = encoder.module().transformer.state_dict().keys()
+    encoder = TextEncoder(config, tokenizer, max_length, source=base)
+    wanted = encoder_state(encoder.module()).keys()
     state = {k: v.detach().clone() for k, v in model.state_dict().items() if k in wanted}
     if wanted - state.keys():
         raise StateDictError(f"'{base}' lacks {sorted(wanted - state.keys())[:5]}; it is not a complete encoder.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoders import Encoder, PooledEncoder, encoder_state
+from .encoders import Encoder, encoder_state
 from .errors import StateDictError
 from .training import TrainConfig, train
 from .types import Head, State, Task
@@ -18,37 +19,41 @@ FINE_TUNE_VERSION = 1
 
 
 class EncoderWithHeads(nn.Module):
-    """An encoder and one linear head per task; the loss is the mean cross-entropy of the batch."""
+    """An encoder and one linear head per task; the loss is the mean cross-entropy of the batch. ``frozen`` heads are not trained."""
 
-    def __init__(self, encoder: PooledEncoder, width: int, n_classes: Sequence[int]):
+    def __init__(self, encoder: nn.Module, width: int, n_classes: Sequence[int], frozen: Sequence[Head] | None = None):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(width, c) for c in n_classes)
+        for layer, head in zip(self.heads, frozen or [], strict=False):
+            layer.load_state_dict({"weight": head.weight, "bias": head.bias})
+            layer.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, task: Tensor) -> dict[str, Tensor]:
-        features = self.encoder(input_ids, attention_mask)
+    def forward(self, batch: dict[str, Tensor], labels: Tensor, task: Tensor) -> dict[str, Tensor]:
+        # ``batch`` as one argument: of **kwargs the Trainer would believe that they take its own.
+        features = self.encoder(**batch)
         losses = [F.cross_entropy(head(features[task == t]).float(), labels[task == t], reduction="sum")
                   for t, head in enumerate(self.heads) if (task == t).any()]
         return {"loss": torch.stack(losses).sum() / len(labels)}
 
 
-class TokenRows(torch.utils.data.Dataset):
-    """Tokenised training rows of one or several tasks; (ids, label, task index) each."""
+class TrainRows(torch.utils.data.Dataset):
+    """Prepared training rows of one or several tasks; (row, label, task index) each."""
 
     def __init__(self, encoder: Encoder, tasks: Sequence[Task]):
-        self.rows = [(ids, int(y), t) for t, task in enumerate(tasks)
-                     for ids, y in zip(encoder.tokenize(task.train.inputs), task.train.labels, strict=True)]
+        self.rows = [(row, int(y), t) for t, task in enumerate(tasks)
+                     for row, y in zip(encoder.prepare(task.train.inputs), task.train.labels, strict=True)]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[list[int], int, int]:
+    def __getitem__(self, i: int) -> tuple[Any, int, int]:
         return self.rows[i]
 
 
 def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: TrainConfig, *, device: torch.device,
-              scratch: Path, desc: str) -> tuple[dict[str, Tensor], list[Head], dict]:
-    """Train encoder and heads from ``base`` on the tasks' training splits.
+              scratch: Path, desc: str, heads: Sequence[Head] | None = None) -> tuple[dict[str, Tensor], list[Head], dict]:
+    """Train encoder and heads from ``base`` on the tasks' training splits; ``heads``, one per task, stay as they are given.
 
     Returns the encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and training info. One task
     gives an expert (theta_t, W_t); several give multi-task learning, with rows of all tasks shuffled together. Raises
@@ -57,18 +62,18 @@ def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: Trai
     # A private generator state: training must not depend on what ran before it in this process.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = EncoderWithHeads(encoder.module(base), encoder.width, [t.n_classes for t in tasks])
+        model = EncoderWithHeads(encoder.module(base), encoder.width, [t.n_classes for t in tasks], heads)
         model.train()
 
         def collate(rows: list) -> dict[str, Tensor]:
-            ids, labels, task = zip(*rows, strict=True)
-            return {**encoder.pad(ids), "labels": torch.tensor(labels), "task": torch.tensor(task)}
+            inputs, labels, task = zip(*rows, strict=True)
+            return {"batch": encoder.collate(inputs), "labels": torch.tensor(labels), "task": torch.tensor(task)}
 
-        info = train(model, TokenRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc)
+        info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc)
     state = encoder_state(model.encoder)
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
         raise StateDictError(f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: NaN or inf in {bad[:5]}. "
                              "Lower fine_tuning.lr.")
-    heads = [Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads]
-    return state, heads, info
+    trained = [Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads]
+    return state, trained, info

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .encoders import Encoder, PooledEncoder
+from .encoders import Encoder
 from .errors import ConfigError
 from .progress import progress
+from .types import Inputs
 
 FEATURES_VERSION = 1
 
@@ -28,7 +27,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 @torch.inference_mode()
-def extract(encoder: Encoder, model: PooledEncoder, inputs: Sequence[str], *, batch_size: int = 128,
+def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, *, batch_size: int = 128,
             device: torch.device | str = "cpu", desc: str | None = None, dropout: bool = False) -> Tensor:
     """Features ``[N, d]`` (float32, on the CPU) of N inputs in evaluation mode, in the inputs' order.
 
@@ -36,13 +35,13 @@ def extract(encoder: Encoder, model: PooledEncoder, inputs: Sequence[str], *, ba
     1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder in training mode, as the authors' code does
     while it fits a head; features are then random.
     """
-    ids = encoder.tokenize(inputs)
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-    features = torch.empty(len(ids), encoder.width)
+    prepared = encoder.prepare(inputs)
+    order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
+    features = torch.empty(len(prepared), encoder.width)
     model = model.to(device).train(dropout)
     starts = range(0, len(order), batch_size)
     for start in progress(starts, desc=desc) if desc else starts:
         rows = order[start : start + batch_size]
-        batch = {k: v.to(device) for k, v in encoder.pad([ids[i] for i in rows]).items()}
+        batch = {k: v.to(device) for k, v in encoder.collate([prepared[i] for i in rows]).items()}
         features[rows] = model(**batch).float().cpu()
     return features

@@ -19,7 +19,6 @@ from .protocols import PRESETS, current_eval, fit_heads, ft_classifier
 from .report import protocol_label, short_label
 from .store import Artifact
 from .study import BASE, FINE_TUNED, POOL_SEED, RANDOM, STEP_VERSIONS, Study
-from .types import digest
 
 COLUMNS = ["fit", "condition", "method", "accuracy"]
 ALIGNMENT_CLAIMS = ("P3.1-bias", "P3.1-clusters", "P3.2-knn", "P4.1-ladder", "C4.1-held-out", "C4.1-base", "P4.2-gap",
@@ -130,14 +129,14 @@ def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
     head, rows = study.head(encoder, task), study.draws(task, "stratified")[:, :, :k].flatten(1)
     pool = study.pool(task)
     key = {"version": STEP_VERSIONS["dropout"], "encoder": study.encoder.digest, "weights": study.weights_digest(encoder, task),
-           "inputs": digest(*pool.inputs), "rows": rows.tolist(), "epochs": preset.epochs, "seed": study.profile.seed,
+           "inputs": pool.inputs_digest, "rows": rows.tolist(), "epochs": preset.epochs, "seed": study.profile.seed,
            "device": study.device.type}
 
     def make() -> Artifact:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(study.profile.seed)
             module = study.encoder.module(study.weights(encoder, task))
-            passes = [extract(study.encoder, module, [pool.inputs[i] for i in seed_rows.tolist()], device=study.device,
+            passes = [extract(study.encoder, module, pool.subset(seed_rows).inputs, device=study.device,
                               dropout=True) for _ in range(preset.epochs) for seed_rows in rows]
         return Artifact({"features": torch.stack(passes).view(preset.epochs, *rows.shape, -1)})
 

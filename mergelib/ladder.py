@@ -28,7 +28,7 @@ from .protocols.alignment import (
 from .report import encoder_label, mean_std_cell, short_label
 from .store import Artifact
 from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study
-from .types import digest, head_digest, percent
+from .types import head_digest, percent
 
 N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
 RUNG_LABELS = {"identity": "Identity (Current)", **{name: rung.label for name, rung in TABLE_1.items()}}
@@ -60,7 +60,7 @@ def aligned(study: Study, encoders: Sequence[str], rung: str, *, fit_on: str = "
         key = {"version": STEP_VERSIONS["align"], "rung": rung, "fit": fit, "size": size, "permuted": permuted_teacher,
                "seeds": list(seeds), "encoder": study.encoder.digest,
                "cells": [[study.weights_digest(e, t), study.expert(t).info["state_digest"], head_digest(study.head(e, t)),
-                          study.task(t).test.inputs_digest, digest(*study.split(t, split).inputs)] for e, t in cells]}
+                          study.task(t).test.inputs_digest, study.split(t, split).inputs_digest] for e, t in cells]}
 
         def make(cells=cells, size=size) -> Artifact:
             x = torch.stack([study.features(e, t, split)[:size] for e, t in cells]).to(study.device)

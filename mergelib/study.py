@@ -16,19 +16,19 @@ from torch import Tensor
 
 from . import paths
 from .clusters import tsne
-from .encoders import Encoder, encoder_state, load_base
+from .encoders import Encoder, encoder_state, load_state
 from .errors import ConfigError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract, pick_device
 from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
 from .meter import Meter
-from .pretraining import PRETRAIN_VERSION, bert_config, pretrain_bert, tokenizer_from_vocab, tokenizer_vocab
+from .pretraining import RECIPES, Foundation
 from .profiles import Profile, load_profile, with_shortcuts
 from .progress import progress
 from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
-from .tasks import load_task, miniature_corpus
-from .types import Expert, Head, Split, State, Task, digest, head_digest, percent, state_digest
+from .tasks import load_task
+from .types import Expert, Head, Split, State, Task, digest, head_digest, inputs_digest, percent, state_digest
 
 MERGE_VERSION = 2
 LAM_VERSION = 2
@@ -36,7 +36,7 @@ PREDICT_VERSION = 2
 TSNE_VERSION = 1
 ALIGN_VERSION = 2
 DROPOUT_VERSION = 1
-STEP_VERSIONS = {"pretrain": PRETRAIN_VERSION, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
+STEP_VERSIONS = {**{r.step: r.version for r in RECIPES.values()}, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
                  "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
                  "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION}
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
@@ -73,15 +73,16 @@ class Study:
     ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
     ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's merges go by
     its name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the first elsewhere.
-    ``zoo`` takes methods, grids and options from the profile's section ``zoo``. Raises ``UnknownNameError`` and
+    ``variant`` picks one of the profile's variants: other encoders, other tasks. ``zoo`` takes methods, grids and options from the
+    profile's section ``zoo``. Raises ``UnknownNameError`` and
     ``ConfigError`` before anything runs.
     """
 
     def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
                  base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None,
-                 zoo: bool = False):
+                 variant: str = "", zoo: bool = False):
         self.overrides = with_shortcuts(overrides or {}, text_dir, base)
-        loaded = load_profile(profile, self.overrides)
+        loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None})
         self.device = pick_device(device)
         self.store = store or Store(paths.store_root())
@@ -125,42 +126,26 @@ class Study:
         return self.tasks[name]
 
     @cached_property
-    def _base(self) -> tuple[Encoder, dict[str, Tensor]]:
-        settings = self.profile.encoder
+    def _foundation(self) -> Foundation:
+        settings, tasks = self.profile.encoder, list(self.tasks.values())
+        recipe = RECIPES[settings.kind]
         if settings.base:
-            return load_base(settings.base, settings.max_length, settings.revision)
-        if settings.pretraining is None or self.profile.tasks.source != "miniature":
+            return recipe.load(self.profile, tasks)
+        if settings.pretraining is None or recipe.corpus not in ("", self.profile.tasks.source):
             raise ConfigError(f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder.")
-        from .tasks.miniature import WORLD_VERSION
-
-        key = self._training_key("pretrain", settings.pretraining) | {
-            "world": WORLD_VERSION, "documents": settings.pretraining.documents, "mask_rate": settings.pretraining.mask_rate,
-            "shape": [settings.layers, settings.width, settings.heads, settings.max_length],
-            "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in self.tasks.values()],
-        }
-
-        def make() -> Artifact:
-            corpus = miniature_corpus(self.profile, list(self.tasks.values()))
-            encoder, state, info = pretrain_bert(
-                corpus, self.profile.train_config(settings.pretraining, self.device), layers=settings.layers, width=settings.width,
-                heads=settings.heads, max_length=settings.max_length, mask_rate=settings.pretraining.mask_rate,
-                device=self.device, scratch=self.store.scratch("pretrain", key), desc="pre-train f_b")
-            return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
-
-        made = self.store.get("pretrain", key, make)
-        tokenizer = tokenizer_from_vocab(made.info["vocab"])
-        config = bert_config(len(tokenizer), settings.layers, settings.width, settings.heads, settings.max_length)
-        return Encoder(config, tokenizer, settings.max_length, "miniature"), made.tensors
+        key = self._training_key(recipe.step, settings.pretraining) | recipe.key(self.profile, tasks)
+        made = self.store.get(recipe.step, key, lambda: recipe.make(self.profile, tasks, self.device, self.store.scratch(recipe.step, key)))
+        return recipe.open(self.profile, tasks, made)
 
     @property
     def encoder(self) -> Encoder:
-        """Architecture and tokenizer, shared by f_b, every f_t and every f_m."""
-        return self._base[0]
+        """Architecture and preprocessing, shared by f_b, every f_t and every f_m."""
+        return self._foundation.encoder
 
     @property
     def base_state(self) -> State:
         """theta_b."""
-        return self._base[1]
+        return self._foundation.state
 
     @cached_property
     def _base_digest(self) -> str:
@@ -177,9 +162,13 @@ class Study:
             "base": self._base_digest, "encoder": self.encoder.digest, "steps_factor": steps_factor,
             "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks]}
 
+        frozen = self._foundation.heads and [self._foundation.heads[n] for n in names]
+        if frozen:
+            key["heads"] = [head_digest(h) for h in frozen]
+
         def make() -> Artifact:
             config = self.profile.train_config(self.profile.fine_tuning, self.device, steps_factor=steps_factor)
-            state, heads, info = fine_tune(self.encoder, self.base_state, tasks, config, device=self.device,
+            state, heads, info = fine_tune(self.encoder, self.base_state, tasks, config, device=self.device, heads=frozen,
                                            scratch=self.store.scratch(step, key), desc=f"fine-tune {'+'.join(names)}")
             tensors = {f"encoder.{k}": v for k, v in state.items()}
             for name, head in zip(names, heads, strict=True):
@@ -259,8 +248,8 @@ class Study:
         for name in self.tasks:
             rows = self.split(name, self._data_split(method))
             labels = rows.labels.to(to) if "labels" in method.needs else None
-            data.append(TaskData(self.encoder.tokenize(rows.inputs), self.expert(name).head.to(to), labels))
-        context = Context(module, module.transformer, lambda ids: {k: v.to(to) for k, v in self.encoder.pad(ids).items()}, tuple(data))
+            data.append(TaskData(self.encoder.prepare(rows.inputs), self.expert(name).head.to(to), labels))
+        context = Context(module, module.transformer, lambda rows: {k: v.to(to) for k, v in self.encoder.collate(rows).items()}, tuple(data))
         return base, experts, context
 
     def lam_curve(self, method: str) -> pd.DataFrame:
@@ -288,7 +277,7 @@ class Study:
             for lam, merged in progress(scan, desc=f"lambda {method.name}", total=len(lams)):
                 for t, (name, task) in enumerate(self.tasks.items()):
                     if method.gives == PER_TASK or t == 0:
-                        module.transformer.load_state_dict(merged[t] if method.gives == PER_TASK else merged)
+                        load_state(module, merged[t] if method.gives == PER_TASK else merged)
                     z = extract(self.encoder, module, task.validation.inputs, device=self.device,
                                 batch_size=self.profile.encoder.batch_size)
                     predicted = get_protocol("current").function(Evidence(z, self.expert(name).head))[0, 0]
@@ -426,7 +415,7 @@ class Study:
         """Z ``[N, d]``: an encoder's features of a task's split, float32, in the split's order; computed once."""
         inputs = self.split(task, split).inputs
         key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": self.weights_digest(encoder, task),
-               "inputs": digest(*inputs), "dtype": "float32"}
+               "inputs": inputs_digest(inputs), "dtype": "float32"}
 
         def make() -> Artifact:
             z = extract(self.encoder, self.encoder.module(self.weights(encoder, task)), inputs, device=self.device,
@@ -491,7 +480,7 @@ class Study:
                 raise ConfigError(f"{found.label} needs a stratified draw: its anchors stand for their class.")
             ks = tuple(ks or self._ks(task, draw, fit_on))
             draws = self.draws(task, draw, fit_on, ks)
-            key |= {"draws": state_digest({"rows": draws}), "fit": digest(*self.split(task, self._fit_split(fit_on)).inputs),
+            key |= {"draws": state_digest({"rows": draws}), "fit": self.split(task, self._fit_split(fit_on)).inputs_digest,
                     "teacher": self.expert(task).info["state_digest"], "ks": list(ks),
                     "preset": get_preset(settings.ft_preset).__dict__}
 

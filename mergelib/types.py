@@ -26,6 +26,17 @@ def digest(*parts: str | bytes) -> str:
     return h.hexdigest()
 
 
+Inputs = tuple[str, ...] | Tensor
+"""N texts, or N images as one uint8 tensor ``[N, 3, H, W]``."""
+
+
+def inputs_digest(inputs: Inputs) -> str:
+    """Identity of inputs, in their order."""
+    if isinstance(inputs, Tensor):
+        return digest(str(tuple(inputs.shape)), inputs.contiguous().numpy().tobytes())
+    return digest(*inputs)
+
+
 def state_digest(state: State) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of the order of its keys."""
     h = hashlib.sha256()
@@ -38,12 +49,14 @@ def state_digest(state: State) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs with labels: ``inputs`` are N texts, ``labels`` is ``[N]`` int64, 0-based."""
+    """Inputs with labels: ``inputs`` are N texts or uint8 images ``[N, 3, H, W]``, ``labels`` is ``[N]`` int64, 0-based."""
 
-    inputs: tuple[str, ...]
+    inputs: Inputs
     labels: Tensor
 
     def __post_init__(self) -> None:
+        if isinstance(self.inputs, Tensor) and (self.inputs.dtype != torch.uint8 or self.inputs.dim() != 4 or self.inputs.shape[1] != 3):
+            raise DataError(f"Images are one uint8 tensor [N, 3, H, W], not {self.inputs.dtype} {list(self.inputs.shape)}.")
         if len(self.inputs) != len(self.labels):
             raise DataError(f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per input.")
 
@@ -53,12 +66,14 @@ class Split:
     def subset(self, rows: Tensor | Sequence[int]) -> Split:
         """The given rows, in the given order."""
         rows = torch.as_tensor(rows, dtype=torch.long)
+        if isinstance(self.inputs, Tensor):
+            return Split(self.inputs[rows], self.labels[rows])
         return Split(tuple(self.inputs[i] for i in rows.tolist()), self.labels[rows])
 
     @cached_property
     def inputs_digest(self) -> str:
         """Identity of the inputs alone: predictions are keyed by it, so labels cannot leak into them."""
-        return digest(*self.inputs)
+        return inputs_digest(self.inputs)
 
     @cached_property
     def digest(self) -> str:

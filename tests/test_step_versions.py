@@ -30,12 +30,13 @@ def defined_in(module: ModuleType) -> list[Any]:
 
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
-    from mergelib import encoders, experts, features, merging, pretraining, protocols, study, training, types
+    from mergelib import encoders, experts, features, merging, protocols, study, training, types
+    from mergelib.pretraining import bert
     from mergelib.protocols import current
     from mergelib.study import Study
 
-    tokens = [encoders.Encoder.tokenize, encoders.Encoder.pad, encoders.Encoder.module]
-    fine_tune = [experts.EncoderWithHeads, experts.TokenRows, experts.fine_tune, training.train, training.TrainConfig,
+    tokens = [encoders.TextEncoder.prepare, encoders.TextEncoder.collate, encoders.TextEncoder.module]
+    fine_tune = [experts.EncoderWithHeads, experts.TrainRows, experts.fine_tune, training.train, training.TrainConfig,
                  encoders.PooledEncoder, encoders.encoder_state, *tokens]
     # Every file of protocols but the ladder, which is a step of its own; a new file counts without being listed.
     files = {m.name: importlib.import_module(f"mergelib.protocols.{m.name}") for m in pkgutil.iter_modules(protocols.__path__)}
@@ -47,9 +48,7 @@ def meaning() -> dict[str, list[Any]]:
     merging_code = [f for module in families for f in defined_in(module)] + [
         Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, encoders.PooledEncoder, *tokens]
     found = {
-        "pretrain": [pretraining.build_tokenizer, pretraining.tokenizer_vocab, pretraining.tokenizer_from_vocab,
-                     pretraining.bert_config, pretraining.MaskedLM, pretraining.mask_tokens, pretraining.pretrain_bert,
-                     training.train, training.TrainConfig, *tokens],
+        "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
         "fine_tune": fine_tune, "multi_task": fine_tune,
         "merge": merging_code,
         "lam": [Study._lam_artifact, *merging_code, *extract, current.current_eval],

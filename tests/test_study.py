@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mergelib import Study, method, report
-from mergelib.encoders import Encoder
+from mergelib.encoders import TextEncoder
 from mergelib.errors import ConfigError, DataError, UnknownNameError
 from mergelib.experts import EncoderWithHeads
 from mergelib.features import extract
@@ -99,7 +99,7 @@ def test_input_canary(study, make_study, fitted):
     because the pre-training corpus leaves out test documents by construction.)"""
     tasks = with_test(study.tasks, garbage)
     other = make_study(None, tasks)
-    other.__dict__["_base"] = study._base
+    other.__dict__["_foundation"] = study._foundation
     assert_same(everything_fitted(other), fitted)
     assert not torch.equal(other.features("ties", "ag"), study.features("ties", "ag"))
 
@@ -160,7 +160,7 @@ def test_features_do_not_depend_on_company(study, module):
     assert (extract(study.encoder, module, texts, batch_size=64) - z).abs().max() < 1e-6
     assert (extract(study.encoder, module, texts[::-1], batch_size=5).flip(0) - z).abs().max() < 1e-6
     assert torch.equal(extract(study.encoder, module, texts, batch_size=4), z)
-    batch = study.encoder.pad(study.encoder.tokenize(["A cat.", "Go on.", "See it?"]))
+    batch = study.encoder.collate(study.encoder.prepare(["A cat.", "Go on.", "See it?"]))
     more = study.encoder.max_length - batch["input_ids"].shape[1]
     assert more > 5
     wider = {n: torch.nn.functional.pad(v, (0, more)) for n, v in batch.items()}
@@ -171,8 +171,8 @@ def test_features_do_not_depend_on_company(study, module):
 
 
 def test_pooling_is_the_mean_over_real_tokens(study, module):
-    ids = study.encoder.tokenize(["A first text.", "Another, rather longer text than the first one."])
-    batch = study.encoder.pad(ids)
+    ids = study.encoder.prepare(["A first text.", "Another, rather longer text than the first one."])
+    batch = study.encoder.collate(ids)
     with torch.no_grad():
         hidden = module.transformer(**batch).last_hidden_state
         for row, i in enumerate(ids):
@@ -188,7 +188,7 @@ def test_features_through_the_head_are_the_complete_models_logits(study):
         model.eval()
         rows = task.test.inputs[:9]
         with torch.no_grad():
-            logits = model.heads[0](model.encoder(**study.encoder.pad(study.encoder.tokenize(rows))))
+            logits = model.heads[0](model.encoder(**study.encoder.collate(study.encoder.prepare(rows))))
         torch.testing.assert_close(expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits, atol=1e-5, rtol=1e-5)
         assert expert.head.bias.abs().max() > 0
 
@@ -290,7 +290,7 @@ def test_what_changes_the_key_of_features(study, make_study):
     nudged = {n: t.clone() for n, t in state.items()}
     nudged[name].view(-1)[0] = torch.nextafter(nudged[name].view(-1)[0], torch.tensor(9.0))
     words = sorted(encoder.tokenizer.get_vocab().items(), key=lambda kv: kv[1])
-    from mergelib.pretraining import tokenizer_from_vocab
+    from mergelib.pretraining.bert import tokenizer_from_vocab
 
     swapped = [w for w, _ in words]
     swapped[10], swapped[11] = swapped[11], swapped[10]
@@ -449,7 +449,7 @@ def test_a_local_folder_serves_as_base(study, make_study, tmp_path):
     module.transformer.save_pretrained(tmp_path)
     study.encoder.tokenizer.save_pretrained(tmp_path)
     other = make_study(base=str(tmp_path), tasks=study.tasks)
-    assert isinstance(other.encoder, Encoder)
+    assert isinstance(other.encoder, TextEncoder)
     assert (other.features(BASE, "ag") - study.features(BASE, "ag")).abs().max() < 1e-6
 
 

@@ -16,6 +16,7 @@ from ..training import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
 TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")
+IMAGE_TASK_NAMES = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 
 
 class _Section(BaseModel):
@@ -33,6 +34,8 @@ class TaskSettings(_Section):
     pool_per_class: int = Field(100, gt=0)  # few-shot draws come from a random pool of this many train rows times C
     text_dir: str = ""
     text_column: int | None = None
+    # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
+    modality: Literal["text", "image"] = Field("text", exclude_if=lambda v: v == "text")
 
     @model_validator(mode="after")
     def _names(self):
@@ -42,8 +45,9 @@ class TaskSettings(_Section):
             # A name becomes a folder below text_dir and part of messages; it must not climb out.
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"names: '{name}' is not a plain name")
-            if self.source != "local" and name not in TASK_NAMES:
-                raise ValueError(str(UnknownNameError("task", name, TASK_NAMES)))
+            known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
+            if self.source != "local" and name not in known:
+                raise ValueError(str(UnknownNameError("task", name, known)))
         return self
 
 
@@ -62,8 +66,9 @@ class PretrainSettings(TrainSettings):
 
 
 class EncoderSettings(_Section):
-    """``base`` is a hub id or folder; without it a miniature BERT of the given shape is pre-trained here."""
+    """``base`` is a hub id or folder; without it a miniature encoder of the given kind and shape is pre-trained here."""
 
+    kind: Literal["bert", "t5", "clip", "vit"] = Field("bert", exclude_if=lambda v: v == "bert")
     base: str = ""
     revision: str | None = None
     max_length: int = Field(gt=2)
@@ -156,14 +161,35 @@ def profile_names() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
-def load_profile(name: str, overrides: dict[str, Any] | None = None) -> Profile:
-    """The named profile with dotted overrides such as ``{"fine_tuning.steps": 100}`` applied, validated.
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """``above`` laid over ``below``, section by section."""
+    both = {k: _merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v for k, v in above.items()}
+    return below | both
 
-    Raises ``UnknownNameError`` for an unknown profile or key (naming the nearest), ``ConfigError`` for a bad value.
-    """
+
+def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The profile's document and its variants."""
     if name not in profile_names():
         raise UnknownNameError("profile", name, profile_names())
     raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    return raw, raw.pop("variants", {})
+
+
+def variant_names(name: str) -> list[str]:
+    """A profile's variants: partial profiles that are laid over the rest of it. Raises ``UnknownNameError``."""
+    return sorted(_raw(name)[1])
+
+
+def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: str = "") -> Profile:
+    """The named profile, with a variant laid over it and dotted overrides such as ``{"fine_tuning.steps": 100}`` applied, validated.
+
+    Raises ``UnknownNameError`` for an unknown profile, variant or key (naming the nearest), ``ConfigError`` for a bad value.
+    """
+    raw, variants = _raw(name)
+    if variant:
+        if variant not in variants:
+            raise UnknownNameError(f"variant of profile '{name}'", variant, variants)
+        raw = _merged(raw, variants[variant])
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
             raise ConfigError(f"overrides: {dotted!r} is no key; write texts such as 'fine_tuning.steps'.")

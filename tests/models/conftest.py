@@ -19,7 +19,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from mergelib.pretraining import build_tokenizer
+from mergelib.pretraining.bert import build_tokenizer
 from mergelib.tasks import miniature
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}

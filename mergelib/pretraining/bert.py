@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .encoders import Encoder
-from .training import TrainConfig, train
+from ..encoders import TextEncoder
+from ..profiles import Profile
+from ..store import Artifact
+from ..tasks import miniature_corpus
+from ..training import TrainConfig, train
+from ..types import Task
+from . import Foundation, Recipe
 
 PRETRAIN_VERSION = 1
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -87,15 +93,15 @@ def mask_tokens(ids: Tensor, attention_mask: Tensor, *, mask_id: int, n_special:
 
 
 def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int,
-                  mask_rate: float, device: torch.device, scratch: Path, desc: str) -> tuple[Encoder, dict[str, Tensor], dict]:
+                  mask_rate: float, device: torch.device, scratch: Path, desc: str) -> tuple[TextEncoder, dict[str, Tensor], dict]:
     """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32, CPU) and info."""
     tokenizer = build_tokenizer(corpus)
-    encoder = Encoder(bert_config(len(tokenizer), layers, width, heads, max_length), tokenizer, max_length, "miniature")
-    rows = encoder.tokenize(corpus)
+    encoder = TextEncoder(bert_config(len(tokenizer), layers, width, heads, max_length), tokenizer, max_length, "miniature")
+    rows = encoder.prepare(corpus)
     generator = torch.Generator().manual_seed(config.seed)
 
     def collate(batch: list[list[int]]) -> dict[str, Tensor]:
-        padded = encoder.pad(batch)
+        padded = encoder.collate(batch)
         ids, labels = mask_tokens(padded["input_ids"], padded["attention_mask"], mask_id=tokenizer.mask_token_id,
                                   n_special=len(SPECIAL), vocab_size=len(tokenizer), rate=mask_rate, generator=generator)
         return {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
@@ -107,3 +113,30 @@ def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, wi
     keep = encoder.module().transformer.state_dict().keys()
     state = {k: v.detach().cpu().clone() for k, v in model.model.bert.state_dict().items() if k in keep}
     return encoder, state, info
+
+
+def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
+    from ..tasks.miniature import WORLD_VERSION
+
+    settings = profile.encoder
+    return {"world": WORLD_VERSION, "documents": settings.pretraining.documents, "mask_rate": settings.pretraining.mask_rate,
+            "shape": [settings.layers, settings.width, settings.heads, settings.max_length],
+            "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in tasks]}
+
+
+def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
+    settings = profile.encoder
+    encoder, state, info = pretrain_bert(
+        miniature_corpus(profile, tasks), profile.train_config(settings.pretraining, device), layers=settings.layers,
+        width=settings.width, heads=settings.heads, max_length=settings.max_length, mask_rate=settings.pretraining.mask_rate,
+        device=device, scratch=scratch, desc="pre-train f_b")
+    return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
+
+
+def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
+    settings, tokenizer = profile.encoder, tokenizer_from_vocab(made.info["vocab"])
+    config = bert_config(len(tokenizer), settings.layers, settings.width, settings.heads, settings.max_length)
+    return Foundation(TextEncoder(config, tokenizer, settings.max_length, "miniature"), made.tensors)
+
+
+RECIPE = Recipe("pretrain", PRETRAIN_VERSION, _key, _make, _open)
