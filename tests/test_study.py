@@ -17,6 +17,7 @@ from mergelib.errors import ConfigError, DataError, UnknownNameError
 from mergelib.experts import EncoderWithHeads
 from mergelib.features import extract
 from mergelib.merging import METHODS
+from mergelib.pretraining import Foundation
 from mergelib.protocols import fit_heads
 from mergelib.study import BASE, FINE_TUNED, function_digest
 from mergelib.types import Split, state_digest
@@ -278,12 +279,12 @@ def features_key(study, encoder=BASE):
 def twin(study, make_study, tasks=None, base=None):
     """A second study on the same store, with other tasks or another (encoder, weights)."""
     other = make_study(study.store.root, tasks or study.tasks)
-    other.__dict__["_base"] = base or study._base
+    other.__dict__["_foundation"] = Foundation(*base) if base else study._foundation
     return other
 
 
 def test_what_changes_the_key_of_features(study, make_study):
-    encoder, state = study._base
+    encoder, state = study.encoder, study.base_state
     same = features_key(twin(study, make_study))
     assert features_key(study) == same
     name = next(iter(state))
