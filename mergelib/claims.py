@@ -10,8 +10,8 @@ import hashlib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,8 @@ K = 5  # the shots that claims.yaml names where it says (5)
 METRICS["P3.2-knn"] = each_method(lambda b, m: b.accuracy(m, "knn", K) - b.accuracy(m, "current"))
 METRICS["P5-one-shot"] = each_method(lambda b, m: b.accuracy(m, "ft_classifier", 1) - b.accuracy(m, "current"))
 METRICS["P5-over-knn"] = each_method(lambda b, m: b.accuracy(m, "ft_classifier", K) - b.accuracy(m, "knn", K))
+METRICS["P6.3-t5"] = each_method(lambda b, m: b.accuracy(m, "ft_classifier", K) - torch.maximum(
+    b.accuracy(m, "current"), b.accuracy(m, "knn", K)))
 METRICS["C5-uniform"] = each_method(
     lambda b, m: b.accuracy(m, "ft_classifier", K, draw="uniform") - b.accuracy(m, "current"))
 
@@ -241,6 +243,11 @@ def judge(study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = 
                 verdict = NOT_JUDGED
             verdicts.append(Verdict(claim, part, here, low, high, given["threshold"], verdict, note))
     return verdicts
+
+
+def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verdict]:
+    """``judge`` for claims about several studies, such as both sizes of an encoder: each part is named by its study too, "(a) WA"."""
+    return [replace(v, part=f"{name} {v.part}") for name, study in studies.items() for v in judge(study, claims)]
 
 
 def overall_of_parts(verdicts: Iterable[str]) -> str:

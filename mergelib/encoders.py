@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Sequence
@@ -84,13 +85,12 @@ class TextEncoder:
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
-        from transformers import AutoModel
-
         kwargs: dict[str, Any] = {"attn_implementation": "sdpa"}
-        model_class = AutoModel._model_mapping[type(self.config)]
-        if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        auto = encoder_class(self.config)
+        if "add_pooling_layer" in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters:
             kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
-        model = PooledEncoder(AutoModel.from_config(self.config, **kwargs)).eval()
+        # T5's encoder writes into the config that it is made from, which is part of this one's identity.
+        model = PooledEncoder(auto.from_config(copy.deepcopy(self.config), **kwargs)).eval()
         if state is not None:
             load_state(model, state)
         return model
@@ -116,6 +116,13 @@ class TextEncoder:
             padded[row, : len(i)] = torch.as_tensor(i)
             mask[row, : len(i)] = 1
         return {"input_ids": padded, "attention_mask": mask}
+
+
+def encoder_class(config: Any) -> Any:
+    """The auto class that makes a text encoder of ``config``: of an encoder-decoder such as T5 the encoder alone."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    return AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:
@@ -149,17 +156,18 @@ def encoder_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[TextEncoder, dict[str, Tensor]]:
-    """f_b from a hub id or a local folder: any BERT-like encoder with a tokenizer. Weights must be safetensors.
+    """f_b from a hub id or a local folder: any BERT-like encoder, or T5's, with a tokenizer. Weights must be safetensors.
 
-    Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a folder that is no model.
+    Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a folder that is no model, and
+    ``StateDictError``, listing them, where weights of the encoder are missing.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     options = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(base, **options)
         tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True, **options)
-        model = AutoModel.from_pretrained(base, use_safetensors=True, dtype=torch.float32, **options)
+        model, loading = encoder_class(config).from_pretrained(base, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         from pathlib import Path
 
@@ -170,6 +178,7 @@ def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
     wanted = encoder_state(encoder.module()).keys()
     state = {k: v.detach().clone() for k, v in model.state_dict().items() if k in wanted}
-    if wanted - state.keys():
-        raise StateDictError(f"'{base}' lacks {sorted(wanted - state.keys())[:5]}; it is not a complete encoder.")
+    lacking = (wanted - state.keys()) | (wanted & set(loading["missing_keys"]))  # transformers would draw these at random
+    if lacking:
+        raise StateDictError(f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder.")
     return encoder, state

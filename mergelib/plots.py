@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from . import __version__, paths
 from .claims import Verdict, claims_hash, overall
 from .errors import ConfigError
-from .report import TASK_LABELS, at_k, mean_and_std, protocol_label, public_overrides, short_label
+from .report import TASK_LABELS, at_k, average_of, mean_and_std, protocol_label, public_overrides, short_label
 from .study import FINE_TUNED, Study
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
@@ -292,9 +292,29 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
 def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequence[str], *, k: int, chance: float,
                     fine_tuned: float) -> Figure:
     """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
+    _protocol_bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=fine_tuned)
+    ax.set_ylabel("average accuracy (%)")
+    fig.legend(loc="outside right upper")
+    return fig
+
+
+def plot_sizes(panels: Mapping[str, pd.DataFrame], encoders: Sequence[str], protocols: Sequence[str], *, k: int, chance: float) -> Figure:
+    """``plot_base_model`` side by side, a panel per title and its scores; each holds f_t under Current Eval, its upper bound."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    for ax, (title, scores) in zip(axes[0], panels.items(), strict=True):
+        _protocol_bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=average_of(mean_and_std(scores), FINE_TUNED))
+        ax.set_title(title)
+    axes[0][0].set_ylabel("average accuracy (%)")
+    _shared_legend(fig, axes[0][0])
+    return fig
+
+
+def _protocol_bars(ax: Axes, scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequence[str], *, k: int, chance: float,
+                   fine_tuned: float) -> None:
+    """A group of bars per encoder, a bar per protocol, whiskers over seeds; lines for chance and the fine-tuned models."""
     summary = mean_and_std(at_k(scores, k))
     summary = summary[summary.task == "average"]
-    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
     width = 0.8 / len(protocols)
     for i, protocol in enumerate(protocols):
         rows = summary[summary.protocol == protocol].set_index("method").loc[list(encoders)]
@@ -304,10 +324,7 @@ def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Se
     ax.axhline(fine_tuned, color="black", linestyle=":", linewidth=1.0, label="Fine-tuned models")
     ax.axhline(chance, color="black", linestyle="--", linewidth=0.8, label="chance")
     ax.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
-    ax.set_ylabel("average accuracy (%)")
     ax.grid(axis="x", visible=False)
-    fig.legend(loc="outside right upper")
-    return fig
 
 
 def _shared_legend(fig: Figure, ax: Axes) -> None:
@@ -318,23 +335,34 @@ def _shared_legend(fig: Figure, ax: Axes) -> None:
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
 
 
-def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping[str, pd.DataFrame],
+def save_figure(fig: Figure, stem: str, *, alt: str, study: Study | Mapping[str, Study], data: Mapping[str, pd.DataFrame],
                 verdicts: Sequence[Verdict] = ()) -> str:
     """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's place in the project.
 
     ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
-    sentence what the figure shows. Raises ``ConfigError`` for an alt text that is not a sentence.
+    sentence what the figure shows. Of several studies (panel -> study) the first lends its settings to the sidecar, which lists all under
+    ``panels``. Raises ``ConfigError`` for an alt text that is not a sentence.
     """
+    panels = study if isinstance(study, Mapping) else {}
+    study = next(iter(panels.values())) if panels else study
     sidecar = {
-        "profile": study.profile.model_dump(mode="json"),
+        "profile": _settings(study),
         # Where data and weights lie on a machine is nobody's business but that machine's.
         "overrides": public_overrides(study.overrides),
         "sources": {name: task.source for name, task in study.tasks.items()}, "device": study.device.type,
         "claims": overall(verdicts), "verdicts": [asdict(v) for v in verdicts],
     }
-    sidecar["profile"]["tasks"]["text_dir"] = ""
-    sidecar["profile"]["encoder"]["base"] = Path(study.profile.encoder.base).name
+    if panels:
+        sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
     return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """A study's profile for a sidecar, without places of this machine."""
+    settings = study.profile.model_dump(mode="json")
+    settings["tasks"]["text_dir"] = ""
+    settings["encoder"]["base"] = Path(study.profile.encoder.base).name
+    return settings
 
 
 def save_files(fig: Figure, stem: str, profile: str, *, alt: str, data: Mapping[str, pd.DataFrame], sidecar: Mapping[str, Any]) -> str:

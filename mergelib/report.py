@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -203,6 +203,28 @@ def alt_base_model(summary: pd.DataFrame, study: Study, k: int, chance: float) -
             f"{average_of(summary, e, 'ft_classifier', k):.1f}" for e in (BASE, *study.methods)]
     return (f"Average accuracy in percent under Current, KNN and FT-Classifier Eval, k = {k}: {'; '.join(said)}; chance "
             f"{chance:.1f}, fine-tuned models {average_of(summary, FINE_TUNED):.1f}.")
+
+
+def size_table(studies: Mapping[str, Study]) -> pd.DataFrame:
+    """A row per panel: its base model, d, and its weights, each tensor once, with the vocabulary's share."""
+    rows = []
+    for panel, study in studies.items():
+        count = sum(t.numel() for t in study.base_state.values())
+        vocabulary = study.encoder.module().transformer.get_input_embeddings().weight.numel()
+        rows.append({"": panel, "base model": study.profile.backbone, "d": study.encoder.width, "weights": count,
+                     "in the vocabulary (%)": 100 * vocabulary / count})
+    return pd.DataFrame(rows)
+
+
+def alt_sizes(summaries: Mapping[str, pd.DataFrame], studies: Mapping[str, Study], k: int) -> str:
+    """Alt text of a figure with a panel per size, from the numbers themselves."""
+    said = []
+    for panel, study in studies.items():
+        summary = summaries[panel]
+        rows = [f"{short_label(m)} {average_of(summary, m):.1f}, {average_of(summary, m, 'knn', k):.1f} and "
+                f"{average_of(summary, m, 'ft_classifier', k):.1f}" for m in (BASE, *study.methods)]
+        said.append(f"{panel} {study.profile.backbone}, {', '.join(rows)}, fine-tuned models {average_of(summary, FINE_TUNED):.1f}")
+    return f"Average accuracy in percent under Current, KNN and FT-Classifier Eval, k = {k}, a panel per size: {'; '.join(said)}."
 
 
 def knn_by_task(summary: pd.DataFrame, k: int) -> pd.DataFrame:

@@ -128,6 +128,7 @@ def figures():
         "ladder": lambda: plots.plot_ladder(accuracies, r2, fine_tuned=70.0),
         "honest": lambda: plots.plot_honest(honest),
         "base model": lambda: plots.plot_base_model(scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0),
+        "sizes": lambda: plots.plot_sizes({"(a) small": scores(), "(b) large": scores()}, three, ["current", "knn", "ft_classifier"], k=5, chance=20.0),
     }
 
 

@@ -91,11 +91,11 @@ def test_no_warning_reaches_the_reader(first, item):
 
 
 def test_one_source_of_numbers(first):
-    """Where two notebooks score the same (method, protocol, k, draw, seed, task), they print the same (methods.md H12)."""
+    """Where two notebooks score the same (backbone, method, protocol, k, draw, seed, task), they print the same (methods.md H12)."""
     seen = {}
     for path in sorted(first[1].glob("*.csv")):
         frame = pd.read_csv(path)
-        by = ["task", "method", "protocol", "k", "draw", "seed"]
+        by = ["backbone", "task", "method", "protocol", "k", "draw", "seed"]
         if not {*by, "accuracy"} <= set(frame.columns):
             continue
         for row in frame.fillna("-").itertuples():

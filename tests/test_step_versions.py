@@ -31,11 +31,11 @@ def defined_in(module: ModuleType) -> list[Any]:
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
     from mergelib import encoders, experts, features, merging, protocols, study, training, types
-    from mergelib.pretraining import bert
+    from mergelib.pretraining import bert, t5
     from mergelib.protocols import current
     from mergelib.study import Study
 
-    tokens = [encoders.TextEncoder.prepare, encoders.TextEncoder.collate, encoders.TextEncoder.module]
+    tokens = [encoders.TextEncoder.prepare, encoders.TextEncoder.collate, encoders.TextEncoder.module, encoders.encoder_class]
     fine_tune = [experts.EncoderWithHeads, experts.TrainRows, experts.fine_tune, training.train, training.TrainConfig,
                  encoders.PooledEncoder, encoders.encoder_state, *tokens]
     # Every file of protocols but the ladder, which is a step of its own; a new file counts without being listed.
@@ -49,6 +49,8 @@ def meaning() -> dict[str, list[Any]]:
         Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, encoders.PooledEncoder, *tokens]
     found = {
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
+        "pretrain_t5": [*defined_in(t5), bert.corpus_pieces, bert.corpus_key, bert.tokenizer_vocab, encoders.encoder_state,
+                        training.train, training.TrainConfig, *tokens],
         "fine_tune": fine_tune, "multi_task": fine_tune,
         "merge": merging_code,
         "lam": [Study._lam_artifact, *merging_code, *extract, current.current_eval],

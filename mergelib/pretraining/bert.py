@@ -23,21 +23,23 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def build_tokenizer(corpus: Sequence[str]):
-    """A lower-casing word-piece tokenizer whose pieces are the corpus' words and single characters.
+    """A lower-casing word-piece tokenizer whose pieces are the corpus' words and single characters."""
+    return tokenizer_from_vocab([*SPECIAL, *corpus_pieces(corpus)])
 
-    Built from counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into
-    characters.
+
+def corpus_pieces(corpus: Sequence[str]) -> list[str]:
+    """The words of a corpus in lower case, most frequent first, then single characters, at the beginning of a word and inside one.
+
+    From counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into characters.
     """
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
-    from transformers import BertTokenizer
 
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts = Counter(w for text in corpus for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     words = sorted(counts, key=lambda w: (-counts[w], w))
     characters = sorted({c for w in words for c in w} | set("abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"))
-    pieces = dict.fromkeys([*SPECIAL, *words, *characters, *(f"##{c}" for c in characters)])
-    return BertTokenizer(vocab={p: i for i, p in enumerate(pieces)}, do_lower_case=True)
+    return list(dict.fromkeys([*words, *characters, *(f"##{c}" for c in characters)]))
 
 
 def tokenizer_vocab(tokenizer) -> list[str]:
@@ -115,7 +117,8 @@ def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, wi
     return encoder, state, info
 
 
-def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
+def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What decides a text encoder that is pre-trained here: its corpus, its corruption, its shape."""
     from ..tasks.miniature import WORLD_VERSION
 
     settings = profile.encoder
@@ -139,4 +142,4 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
     return Foundation(TextEncoder(config, tokenizer, settings.max_length, "miniature"), made.tensors)
 
 
-RECIPE = Recipe("pretrain", PRETRAIN_VERSION, _key, _make, _open)
+RECIPE = Recipe("pretrain", PRETRAIN_VERSION, corpus_key, _make, _open)

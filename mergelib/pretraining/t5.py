@@ -1,0 +1,193 @@
+"""Pre-train a miniature T5 by span corruption on the miniature corpus; its encoder is the f_b of the variants t5_a and t5_b.
+
+The corruption follows Raffel et al. (2020, section 3.1.4): 15 % of the tokens, in spans of three on average, each span replaced by a
+sentinel of its own; the decoder writes the sentinels with what stood behind them, and one more sentinel to close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..encoders import TextEncoder, encoder_state
+from ..profiles import Profile
+from ..store import Artifact
+from ..tasks import miniature_corpus
+from ..training import TrainConfig, train
+from ..types import Task
+from . import Foundation, Recipe
+from .bert import corpus_key, corpus_pieces, tokenizer_vocab
+
+PRETRAIN_T5_VERSION = 1
+MEAN_SPAN = 3  # tokens
+PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as T5 has them
+
+
+def sentinel(i: int) -> str:
+    """The i-th sentinel's name in every T5 vocabulary."""
+    return f"<extra_id_{i}>"
+
+
+def sentinels_needed(max_length: int, rate: float) -> int:
+    """Sentinels for the longest text of ``max_length`` tokens, ``</s>`` included: one per span and the closing one."""
+    _, spans = noise_budget(torch.tensor([max(1, max_length - 1)]), rate)
+    return int(spans) + 1
+
+
+def build_t5_tokenizer(corpus: Sequence[str], n_sentinels: int):
+    """T5's special tokens around the pieces of the miniature BERT: the corpus' words and single characters, lower case.
+
+    Built from counts, not trained. Sentinels have the last ids, the first sentinel the very last, as in T5."""
+    sentinels = [sentinel(i) for i in reversed(range(n_sentinels))]
+    return t5_tokenizer_from_vocab([PAD, EOS, UNK, *corpus_pieces(corpus), *sentinels])
+
+
+def t5_tokenizer_from_vocab(vocab: Sequence[str]):
+    """The tokenizer whose pieces are ``vocab``, in id order; every text ends in ``</s>``."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {piece: i for i, piece in enumerate(vocab)}
+    backend = Tokenizer(WordPiece(ids, unk_token=UNK))
+    backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
+    backend.post_processor = TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, ids[EOS])])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK,
+                                   extra_special_tokens=[p for p in vocab if p.startswith("<extra_id_")])
+
+
+def t5_config(vocab_size: int, layers: int, width: int, heads: int):
+    """A small T5, encoder and decoder of equal depth: ReLU, feed-forward 4 x width, dropout 0.1, 32 buckets of relative positions."""
+    from transformers import T5Config
+
+    return T5Config(vocab_size=vocab_size, d_model=width, d_kv=width // heads, d_ff=4 * width, num_layers=layers, num_heads=heads,
+                    decoder_start_token_id=0)
+
+
+# ---- span corruption ----------------------------------------------------------------------------------------------------
+
+
+def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    """Tokens to corrupt and spans to put them in, per text: ``lengths [B]`` (without ``</s>``) -> two ``[B]``.
+
+    A text of one token is left whole: nothing would remain to rebuild it from."""
+    noise = torch.minimum((lengths.double() * rate).round().long().clamp(min=1), lengths - 1).clamp(min=0)
+    spans = (noise / MEAN_SPAN).round().long().clamp(min=1)
+    return noise, torch.minimum(spans, torch.minimum(noise, lengths - noise))
+
+
+def random_lengths(total: Tensor, parts: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Split ``total [B]`` into ``parts [B]`` positive lengths, every split equally likely: ``[B, width]``, zeros behind."""
+    gaps = torch.arange(width)[None]  # gap i lies between items i and i + 1
+    keys = torch.rand(len(total), width, generator=generator).masked_fill(gaps >= total[:, None] - 1, 2.0)
+    cut = keys.argsort(1).argsort(1) < parts[:, None] - 1
+    part = torch.cat([torch.zeros(len(total), 1, dtype=torch.long), cut.long().cumsum(1)[:, :-1]], 1)
+    return torch.zeros(len(total), width, dtype=torch.long).scatter_add_(1, part, (gaps < total[:, None]).long())
+
+
+def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Which tokens are corrupted, bool ``[B, width]``: kept and corrupted stretches take turns, and a kept one comes first."""
+    noise, spans = noise_budget(lengths, rate)
+    kept_lengths = random_lengths(lengths - noise, spans, width, generator)
+    noise_lengths = random_lengths(noise, spans, width, generator)
+    ends = (kept_lengths + noise_lengths).cumsum(1)
+    # +1 where a span begins, -1 behind its end: the running sum is 1 inside. Behind the last span both fall on one place.
+    steps = torch.zeros(len(lengths), width + 1, dtype=torch.long)
+    one = torch.ones_like(ends)
+    steps.scatter_add_(1, ends - noise_lengths, one).scatter_add_(1, ends, -one)
+    return steps.cumsum(1)[:, :width] > 0
+
+
+def corrupt_spans(ids: Tensor, real: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Inputs with a sentinel for each corrupted span, and targets that say what each sentinel stands for.
+
+    ``ids, real, noise [B, L]`` (``noise`` only where ``real``), ``sentinels [S]`` ids, S above the number of spans. Returns inputs
+    ``[B, L_in]`` padded with ``pad_id`` and targets ``[B, L_out]`` padded with -100: ``<0> span 0 <1> span 1 ... <n>``.
+    """
+    first = noise & ~nn.functional.pad(noise, (1, -1))
+    span = first.cumsum(1)  # 1 for tokens of the first span and what follows it
+    rows = torch.arange(len(ids))[:, None].expand_as(ids)
+
+    kept = real & (~noise | first)
+    inputs = torch.full((len(ids), int(kept.sum(1).max())), pad_id)
+    inputs[rows[kept], (kept.cumsum(1) - 1)[kept]] = torch.where(first, sentinels[(span - 1).clamp(min=0)], ids)[kept]
+
+    n_noise, n_spans = noise.sum(1), first.sum(1)
+    targets = torch.full((len(ids), int((n_noise + n_spans).max()) + 1), -100)
+    place = noise.cumsum(1) - 1 + span
+    targets[rows[noise], place[noise]] = ids[noise]
+    targets[rows[first], place[first] - 1] = sentinels[span[first] - 1]
+    targets[torch.arange(len(ids)), n_noise + n_spans] = sentinels[n_spans]
+    return inputs, targets
+
+
+def corrupted_batch(encoder: TextEncoder, rows: Sequence[Sequence[int]], rate: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Token ids as the whole T5 sees them in pre-training: ``input_ids, attention_mask [B, L_in]`` and ``labels [B, L_out]``."""
+    padded, tokenizer = encoder.collate(rows), encoder.tokenizer
+    real = padded["attention_mask"].bool()
+    noise = noise_mask(real.sum(1) - 1, real.shape[1], rate, generator)  # </s> is never corrupted
+    names = [sentinel(i) for i in range(sentinels_needed(encoder.max_length, rate))]
+    inputs, targets = corrupt_spans(padded["input_ids"], real, noise, torch.tensor(tokenizer.convert_tokens_to_ids(names)), tokenizer.pad_token_id)
+    return {"input_ids": inputs, "attention_mask": (inputs != tokenizer.pad_token_id).long(), "labels": targets}
+
+
+def corrupted_text(encoder: TextEncoder, text: str, rate: float, *, seed: int) -> tuple[str, str]:
+    """Input and target of one text, to be read."""
+    batch = corrupted_batch(encoder, encoder.prepare([text]), rate, torch.Generator().manual_seed(seed))
+    return encoder.tokenizer.decode(batch["input_ids"][0]), encoder.tokenizer.decode(batch["labels"][0])
+
+
+class SpanCorruption(nn.Module):
+    """The whole T5, encoder and decoder; the loss is the cross-entropy of the target tokens."""
+
+    def __init__(self, config):
+        super().__init__()
+        from transformers import T5ForConditionalGeneration
+
+        self.model = T5ForConditionalGeneration(config)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False).loss}
+
+
+def pretrain_t5(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int, noise_rate: float,
+                device: torch.device, scratch: Path, desc: str) -> tuple[TextEncoder, dict[str, Tensor], dict]:
+    """A miniature T5 trained on ``corpus`` by span corruption: returns its encoder, the encoder's state (float32, CPU; the tied
+    vocabulary once) and info. The decoder has served its purpose and is dropped."""
+    tokenizer = build_t5_tokenizer(corpus, sentinels_needed(max_length, noise_rate))
+    encoder = TextEncoder(t5_config(len(tokenizer), layers, width, heads), tokenizer, max_length, "miniature")
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def collate(rows: list[list[int]]) -> dict[str, Tensor]:
+        return corrupted_batch(encoder, rows, noise_rate, generator)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = SpanCorruption(encoder.config)
+        info = train(model, encoder.prepare(corpus), collate, config, device=device, scratch=scratch, desc=desc)
+    trained = model.model.state_dict()
+    return encoder, {k: trained[k].detach().cpu().clone() for k in encoder_state(encoder.module())}, info
+
+
+def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
+    settings = profile.encoder
+    encoder, state, info = pretrain_t5(
+        miniature_corpus(profile, tasks), profile.train_config(settings.pretraining, device), layers=settings.layers,
+        width=settings.width, heads=settings.heads, max_length=settings.max_length, noise_rate=settings.pretraining.mask_rate,
+        device=device, scratch=scratch, desc="pre-train f_b (T5)")
+    return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
+
+
+def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
+    settings, tokenizer = profile.encoder, t5_tokenizer_from_vocab(made.info["vocab"])
+    config = t5_config(len(tokenizer), settings.layers, settings.width, settings.heads)
+    return Foundation(TextEncoder(config, tokenizer, settings.max_length, "miniature"), made.tensors)
+
+
+RECIPE = Recipe("pretrain_t5", PRETRAIN_T5_VERSION, corpus_key, _make, _open)
