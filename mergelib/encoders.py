@@ -85,7 +85,7 @@ class TextEncoder:
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
-        kwargs: dict[str, Any] = {"attn_implementation": "sdpa"}
+        kwargs: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}  # a config may name the dtype its file was saved in
         auto = encoder_class(self.config)
         if "add_pooling_layer" in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters:
             kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
@@ -99,6 +99,7 @@ class TextEncoder:
         """Token ids per input, cut to ``max_length``, not padded."""
         if not inputs:
             return []
+        self.digest  # noqa: B018  taken now: a tokenizer remembers how it was last called, and is part of it
         return self.tokenizer(list(inputs), truncation=True, max_length=self.max_length,
                               return_attention_mask=False, return_token_type_ids=False)["input_ids"]
 
@@ -176,9 +177,13 @@ def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[
         raise OfflineError(f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
                            f"local folder. ({error})") from error
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
-    wanted = encoder_state(encoder.module()).keys()
-    state = {k: v.detach().clone() for k, v in model.state_dict().items() if k in wanted}
-    lacking = (wanted - state.keys()) | (wanted & set(loading["missing_keys"]))  # transformers would draw these at random
+    made, found = encoder.module(), model.state_dict()
+    wanted, tied = encoder_state(made).keys(), shared_names(made.transformer)
+    lacking = (wanted - found.keys()) | (wanted & set(loading["missing_keys"]))  # transformers would draw these at random
     if lacking:
         raise StateDictError(f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder.")
-    return encoder, state
+    apart = [later for later, first in tied.items() if not torch.equal(found[later], found[first])]  # left untied, with a warning
+    if apart:
+        raise StateDictError(f"'{base}' holds in {', '.join(apart)} another tensor than in {tied[apart[0]]}, to which it is tied; a merge "
+                             "would have to drop one. Save the model again with its weights tied.")
+    return encoder, {k: found[k].detach().clone() for k in wanted}

@@ -47,7 +47,7 @@ def build_t5_tokenizer(corpus: Sequence[str], n_sentinels: int):
 
 def t5_tokenizer_from_vocab(vocab: Sequence[str]):
     """The tokenizer whose pieces are ``vocab``, in id order; every text ends in ``</s>``."""
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, decoders
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -57,6 +57,7 @@ def t5_tokenizer_from_vocab(vocab: Sequence[str]):
     ids = {piece: i for i, piece in enumerate(vocab)}
     backend = Tokenizer(WordPiece(ids, unk_token=UNK))
     backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
     backend.post_processor = TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, ids[EOS])])
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK,
                                    extra_special_tokens=[p for p in vocab if p.startswith("<extra_id_")])
