@@ -333,6 +333,7 @@ def save_figure(fig: Figure, stem: str, *, alt: str, study: Study, data: Mapping
         "claims": overall(verdicts), "verdicts": [asdict(v) for v in verdicts],
     }
     sidecar["profile"]["tasks"]["text_dir"] = ""
+    sidecar["profile"]["tasks"].pop("image_dir", None)
     sidecar["profile"]["encoder"]["base"] = Path(study.profile.encoder.base).name
     return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
 

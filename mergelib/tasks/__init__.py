@@ -83,6 +83,15 @@ def load_task(name: str, profile: Profile) -> Task:
         splits = hub_splits(name, n_train=sizes.n_train + sizes.n_validation, n_test=sizes.n_test)
         return build_task(name, *splits, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test,
                           source="hub")
+    if sizes.modality == "image":
+        from .parquet import LAYOUT, parquet_splits
+
+        if not sizes.image_dir:
+            raise DataError(f"Profile '{profile.name}' reads local images: give --image-dir FOLDER with {LAYOUT.partition('/')[2]}.")
+        splits = parquet_splits(sizes.image_dir, name, profile.encoder.image_size, n_train=sizes.n_train + sizes.n_validation,
+                                n_test=sizes.n_test)
+        return build_task(name, *splits, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test,
+                          source="local files", modality="image")
     if not sizes.text_dir:
         raise DataError(f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
                         "<task>/{train,test}.csv[.gz].")
