@@ -69,8 +69,8 @@ def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
 class Study:
     """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
 
-    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir`` and ``base`` are short for
-    ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
+    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir``, ``image_dir`` and
+    ``base`` are short for ``tasks.text_dir``, ``tasks.image_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
     ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's merges go by
     its name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the first elsewhere.
     ``variant`` picks one of the profile's variants: other encoders, other tasks. ``zoo`` takes methods, grids and options from the
@@ -80,8 +80,8 @@ class Study:
 
     def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
                  base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None,
-                 variant: str = "", zoo: bool = False):
-        self.overrides = with_shortcuts(overrides or {}, text_dir, base)
+                 variant: str = "", zoo: bool = False, image_dir: str = ""):
+        self.overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None})
         self.device = pick_device(device)

@@ -30,8 +30,8 @@ def defined_in(module: ModuleType) -> list[Any]:
 
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
-    from mergelib import encoders, experts, features, merging, protocols, study, training, types
-    from mergelib.pretraining import bert
+    from mergelib import encoders, experts, features, merging, protocols, study, training, types, vision
+    from mergelib.pretraining import bert, vit
     from mergelib.protocols import current
     from mergelib.study import Study
 
@@ -49,6 +49,8 @@ def meaning() -> dict[str, list[Any]]:
         Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, encoders.PooledEncoder, *tokens]
     found = {
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
+        "pretrain_vit": [*defined_in(vit), *(v for k, v in vars(vit).items() if k.isupper() and k != "RECIPE"), training.train,
+                         training.TrainConfig, encoders.encoder_state, vision.ImageEncoder, vision.ImageFeatures],
         "fine_tune": fine_tune, "multi_task": fine_tune,
         "merge": merging_code,
         "lam": [Study._lam_artifact, *merging_code, *extract, current.current_eval],

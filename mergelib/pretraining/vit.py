@@ -25,7 +25,7 @@ from ..store import Artifact
 from ..training import TrainConfig, train
 from ..types import Task
 from ..vision import ImageEncoder
-from .foundation import Foundation, Recipe
+from . import Foundation, Recipe
 
 PRETRAIN_VIT_VERSION = 1
 TEMPERATURE = 0.2

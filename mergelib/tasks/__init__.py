@@ -21,7 +21,7 @@ def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
 
 
 def build_task(name: str, label_names: Sequence[str], train: Split, test: Split, *, n_train: int | None,
-               n_validation: int, n_test: int | None, source: str) -> Task:
+               n_validation: int, n_test: int | None, source: str, modality: str = "text") -> Task:
     """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded subsamples.
 
     Raises ``DataError`` when train has too few rows, or a class has none.
@@ -33,7 +33,7 @@ def build_task(name: str, label_names: Sequence[str], train: Split, test: Split,
         rest = cut(rest, n_train, seed=SPLIT_SEED + 1)[0]
     if n_test is not None and len(test) > n_test:
         test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
-    return Task(name, tuple(label_names), rest, validation, test, source)
+    return Task(name, tuple(label_names), rest, validation, test, source, modality)
 
 
 def task(name: str, train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]], *, n_validation: int,
