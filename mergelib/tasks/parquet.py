@@ -79,8 +79,8 @@ def read_parquet(path: Path, size: int, *, limit: int | None = None, seed: int =
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             for column, wanted in (("image", "the bytes of an image file"), ("label", "an integer from 0")):
-                if column not in schema.names:
-                    raise DataError(f"{path}: no column '{column}' among {', '.join(schema.names) or 'none'}; it holds {wanted}.")
+                if schema.names.count(column) != 1:
+                    raise DataError(f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}.")
             kind = schema.field("label").type
             if not pa.types.is_integer(kind):
                 raise DataError(f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel.")

@@ -199,8 +199,8 @@ def test_a_huge_label_without_names_is_refused_before_names_are_made(tmp_path):
 
 
 @pytest.mark.parametrize(("columns", "says"), [
-    ({"label": [0]}, "no column 'image' among label"), ({"image": [GOOD]}, "no column 'label' among image"),
-    ({"img": [GOOD], "label": [0]}, "no column 'image' among img, label"), ({"image": [GOOD], "label": ["cat"]}, "column 'label' is string"),
+    ({"label": [0]}, "no column 'image' (or more than one) among label"), ({"image": [GOOD]}, "no column 'label' (or more than one) among image"),
+    ({"img": [GOOD], "label": [0]}, "no column 'image' (or more than one) among img, label"), ({"image": [GOOD], "label": ["cat"]}, "column 'label' is string"),
     ({"image": [GOOD], "label": [0.0]}, "column 'label' is double"), ({"image": ["a/b.png"], "label": [0]}, "column 'image' is string"),
     ({"image": [{"path": "a.png"}], "label": [0]}, "column 'image' is struct<path: string>"),
 ])
@@ -210,6 +210,12 @@ def test_columns_that_are_missing_or_of_another_type(tmp_path, columns, says):
     with pytest.raises(DataError) as error:
         read_parquet(path, SIZE)
     assert str(path) in str(error.value) and says in str(error.value)
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    pq.write_table(pa.Table.from_arrays([embedded([GOOD]), pa.array([0]), pa.array([1])], names=["image", "label", "label"]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="more than one"):
+        read_parquet(tmp_path / "train.parquet", SIZE)
 
 
 @pytest.mark.parametrize("names", [[], ["a", "a"], ["a", ""], ["a", 3], "abc", {"a": 1}])
