@@ -34,12 +34,12 @@ import torch
 from torch import Tensor
 
 from ...errors import UnknownNameError
+from . import painters
 from .drawing import SIZE, Array, Canvas, Draws, X, Y, box, edge, turned
 from .glyphs import DIGITS, GLYPHS
-from .painters import (BODIES, CAR_COLOURS, FIELD_COLOURS, FIELD_PATTERNS, GROUNDS, LIGHTS, MEDIA, PLACES, SIGN_COLOURS, SIGN_MARKS,
-                       SIGN_SHAPES, STRUCTURES, TEXTURE_PATTERNS, TEXTURE_STATES, car, field, land, sign, texture, written)
 
 IMAGE_WORLD_VERSION = 1
+_TASK_MEDIUM = {"svhn": "house", "mnist": "handwritten"}
 CHUNK = 1000  # pictures drawn together; part of the world, since random numbers are drawn per chunk
 Combination = tuple[int, ...]
 
@@ -88,27 +88,28 @@ def _symbol(medium: str, glyph: str) -> str:
 # Which combinations are classes: half of every row and column of a table of two attributes, with rows that overlap, so that
 # captions link all words; for signs every third combination, so that captions hold every pair.
 FAMILIES: dict[str, Family] = {
-    "scenes": Family((tuple(PLACES), LIGHTS), 0, lambda place, draws, light: PLACES[place](draws, light),
+    "scenes": Family((tuple(painters.PLACES), painters.LIGHTS), 0, lambda place, draws, light: painters.PLACES[place](draws, light),
                      lambda place, light: f"{place} {light}", lambda p, i: (p + i) % 6 < 3),
-    "cars": Family((CAR_COLOURS, tuple(BODIES)), 1, car, lambda colour, body: f"{colour} {body}", lambda c, b: (c - b) % 8 < 4),
-    "land": Family((STRUCTURES, GROUNDS), 0, land, lambda structure, ground: f"{structure} in {ground}", lambda s, g: (s + g) % 6 < 3),
-    "fields": Family((FIELD_COLOURS, FIELD_PATTERNS), 1, field, lambda colour, pattern: f"{colour} {pattern} field",
-                     lambda c, p: (c + p) % 4 < 2),
-    "glyphs": Family((MEDIA, GLYPHS), 0, written, _symbol,
-                     lambda m, g: MEDIA[m] in ("house", "handwritten") and GLYPHS[g] in DIGITS),
-    "signs": Family((SIGN_COLOURS, SIGN_SHAPES, SIGN_MARKS), 2, sign, lambda colour, shape, mark: f"{colour} {shape} sign with {mark}",
-                    lambda c, s, m: (c + s + m) % 3 == 0),
-    "textures": Family((TEXTURE_PATTERNS, TEXTURE_STATES), 0, texture, lambda pattern, state: f"{state} {pattern} texture",
-                       lambda p, s: (p + 2 * s) % 4 < 2),
+    "cars": Family((painters.CAR_COLOURS, tuple(painters.BODIES)), 1, painters.car,
+                   lambda colour, body: f"{colour} {body}", lambda c, b: (c - b) % 8 < 4),
+    "land": Family((painters.STRUCTURES, painters.GROUNDS), 0, painters.land,
+                   lambda structure, ground: f"{structure} in {ground}", lambda s, g: (s + g) % 6 < 3),
+    "fields": Family((painters.FIELD_COLOURS, painters.FIELD_PATTERNS), 1, painters.field,
+                     lambda colour, pattern: f"{colour} {pattern} field", lambda c, p: (c + p) % 4 < 2),
+    "glyphs": Family((painters.MEDIA, GLYPHS), 0, painters.written, _symbol,
+                     lambda m, g: painters.MEDIA[m] in _TASK_MEDIUM.values() and GLYPHS[g] in DIGITS),
+    "signs": Family((painters.SIGN_COLOURS, painters.SIGN_SHAPES, painters.SIGN_MARKS), 2, painters.sign,
+                    lambda colour, shape, mark: f"{colour} {shape} sign with {mark}", lambda c, s, m: (c + s + m) % 3 == 0),
+    "textures": Family((painters.TEXTURE_PATTERNS, painters.TEXTURE_STATES), 0, painters.texture,
+                       lambda pattern, state: f"{state} {pattern} texture", lambda p, s: (p + 2 * s) % 4 < 2),
 }
 _TASK_FAMILY = {"sun397": "scenes", "cars": "cars", "resisc45": "land", "eurosat": "fields", "svhn": "glyphs", "gtsrb": "signs",
                 "mnist": "glyphs", "dtd": "textures"}
-_TASK_MEDIUM = {"svhn": "house", "mnist": "handwritten"}
 
 
 def _task_classes(task: str) -> tuple[Combination, ...]:
     classes = FAMILIES[_TASK_FAMILY[task]].classes
-    return tuple(c for c in classes if task not in _TASK_MEDIUM or MEDIA[c[0]] == _TASK_MEDIUM[task])
+    return tuple(c for c in classes if task not in _TASK_MEDIUM or painters.MEDIA[c[0]] == _TASK_MEDIUM[task])
 
 
 IMAGE_TASKS: dict[str, tuple[str, ...]] = {

@@ -452,7 +452,6 @@ def _mark(kind: str, u: Array, v: Array) -> Array:
 
 
 def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
-    n = draws.n
     c = Canvas(draws.colour((0.25, 0.65), (0.1, 0.5), (0.35, 0.85)))
     c.paint(np.clip(2.5 * draws.noise(5) - 1, 0, 1), draws.colour((0.05, 0.4), (0.1, 0.5), (0.2, 0.6)))
     for _ in range(2):
