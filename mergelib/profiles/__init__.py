@@ -75,6 +75,9 @@ class EncoderSettings(_Section):
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)
     heads: int = Field(4, gt=0)
+    image_size: int = Field(0, ge=0, exclude_if=lambda v: not v)  # pixels a side; 0 for texts
+    patch_size: int = Field(0, ge=0, exclude_if=lambda v: not v)
+    projection: int = Field(0, ge=0, exclude_if=lambda v: not v)  # d of a clip
     pretraining: PretrainSettings | None = None
     batch_size: int = Field(128, gt=0)  # inputs per forward pass when features are extracted
 
