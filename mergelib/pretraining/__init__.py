@@ -44,9 +44,9 @@ class Recipe:
     corpus: str = "miniature"  # the source of tasks whose corpus it is pre-trained on; "" for any
 
 
-from . import bert, vit  # noqa: E402
+from . import bert, clip, vit  # noqa: E402
 
-RECIPES: dict[str, Recipe] = {"bert": bert.RECIPE, "vit": vit.RECIPE}
+RECIPES: dict[str, Recipe] = {"bert": bert.RECIPE, "clip": clip.RECIPE, "vit": vit.RECIPE}
 """By ``profile.encoder.kind``."""
 
-__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "load_text", "vit"]
+__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "clip", "load_text", "vit"]

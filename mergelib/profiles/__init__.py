@@ -79,6 +79,7 @@ class EncoderSettings(_Section):
     heads: int = Field(4, gt=0)
     image_size: int = Field(0, ge=0, exclude_if=lambda v: not v)  # pixels a side; 0 for texts
     patch_size: int = Field(0, ge=0, exclude_if=lambda v: not v)
+    projection: int = Field(0, ge=0, exclude_if=lambda v: not v)  # d of a clip
     pretraining: PretrainSettings | None = None
     batch_size: int = Field(128, gt=0)  # inputs per forward pass when features are extracted
 
@@ -118,8 +119,12 @@ class ZooSettings(MergingSettings):
     k: int = Field(5, gt=0)
 
 
+SHARES = (0.5, 1.0, 2.5, 5.0, 10.0)  # percent of the test set, as in the paper's Figure 11
+
+
 class ProtocolSettings(_Section):
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    shares: tuple[float, ...] = Field(SHARES, exclude_if=lambda v: v == SHARES)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     ft_preset: Literal["default", "released"] = "default"
 
@@ -127,6 +132,8 @@ class ProtocolSettings(_Section):
     def _positive(self):
         if not self.ks or min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
             raise ValueError("ks: positive, ascending, each once")
+        if not self.shares or not 0 < min(self.shares) <= max(self.shares) <= 100 or list(self.shares) != sorted(set(self.shares)):
+            raise ValueError("shares: percent between 0 and 100, ascending, each once")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: at least one, each once")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -64,6 +65,23 @@ def miniature_task(name: str, profile: Profile) -> Task:
                       source=f"miniature world {miniature.WORLD_VERSION}")
 
 
+@cache  # drawing takes some seconds, and a notebook with two patch sizes has the same pictures twice
+def _drawn(name: str, n_train: int, n_test: int) -> tuple[Split, Split]:
+    from .miniature import images
+
+    return Split(*images.generate(name, n_train, seed=2)), Split(*images.generate(name, n_test, seed=1))
+
+
+def miniature_images(name: str, profile: Profile) -> Task:
+    """A task of the miniature image world; see ``mergelib.tasks.miniature.images``."""
+    from .miniature import images
+
+    sizes = profile.tasks
+    train, test = _drawn(name, sizes.n_train + sizes.n_validation, sizes.n_test)
+    return build_task(name, images.IMAGE_TASKS[name], train, test, n_train=None, n_validation=sizes.n_validation, n_test=None,
+                      source=f"miniature image world {images.IMAGE_WORLD_VERSION}", modality="image")
+
+
 def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
     """The unlabelled pre-training corpus: no document of any validation or test split is in it."""
     from . import miniature
@@ -76,7 +94,7 @@ def load_task(name: str, profile: Profile) -> Task:
     """The task as the profile wants it, from whichever source the profile names."""
     sizes = profile.tasks
     if sizes.source == "miniature":
-        return miniature_task(name, profile)
+        return (miniature_images if sizes.modality == "image" else miniature_task)(name, profile)
     if sizes.source == "hub":
         from .hub import hub_splits
 
