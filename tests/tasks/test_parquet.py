@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mergelib.errors import DataError
+from mergelib.errors import ConfigError, DataError
+from mergelib.profiles import load_profile, with_shortcuts
+from mergelib.tasks import load_task
 from mergelib.tasks.parquet import MAX_PIXELS, decode_image, parquet_splits, read_parquet
 
 NAMES = ["cat", "dog", "owl"]
@@ -260,3 +262,39 @@ def test_halves_that_name_their_classes_differently_are_refused(tmp_path):
     write(tmp_path / "pets" / "test.parquet", [GOOD] * 3, [0, 1, 2], names=["dog", "cat", "owl"])
     with pytest.raises(DataError, match="name their classes differently"):
         parquet_splits(tmp_path, "pets", SIZE)
+
+
+def local_profile(image_dir: str, **sizes):
+    return load_profile("real", {"tasks.names": ["pets"], "tasks.image_dir": image_dir, "tasks.n_train": 12, "tasks.n_validation": 6,
+                                 "tasks.n_test": 9, "encoder.image_size": SIZE} | sizes, "vision_a")
+
+
+def test_a_task_as_the_profile_wants_it(tmp_path):
+    profile = local_profile(str(folder(tmp_path)))
+    task, again = load_task("pets", profile), load_task("pets", profile)
+    assert (len(task.train), len(task.validation), len(task.test)) == (12, 6, 9) and task.modality == "image"
+    value = {name: split.inputs[:, 0, 0, 0].tolist() for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test))}
+    assert len({*value["train"], *value["validation"], *value["test"]}) == 27, "no image is in two splits"
+    for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test)):
+        shift = 100 if name == "test" else 0
+        assert [(v - shift) % 3 for v in value[name]] == split.labels.tolist(), "an image keeps its own label"
+    assert [s.digest for s in (task.train, task.validation, task.test)] == [s.digest for s in (again.train, again.validation, again.test)]
+
+
+def test_a_profile_without_a_folder_names_the_option():
+    with pytest.raises(DataError, match="--image-dir"):
+        load_task("pets", local_profile(""))
+
+
+def test_the_shortcut_sets_folder_and_source():
+    assert with_shortcuts({"a": 1}, "", "", "pictures") == {"a": 1, "tasks.image_dir": "pictures", "tasks.source": "local"}
+    assert with_shortcuts({}, "", "") == {}
+
+
+@pytest.mark.parametrize(("overrides", "says"), [
+    ({"encoder.kind": "bert"}, "does not encode images"), ({"tasks.modality": "text"}, "does not encode texts"),
+    ({"encoder.image_size": 0}, "image_size, patch_size"), ({"encoder.patch_size": 0}, "image_size, patch_size"),
+])
+def test_encoder_and_tasks_must_be_of_one_kind(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        load_profile("real", overrides, "vision_a")
