@@ -45,7 +45,9 @@ def claims_hash(path: Path = CLAIMS_FILE) -> str:
 
 
 def parse_condition(text: str) -> tuple[Callable, float]:
-    """The comparison and the number at the end of a threshold such as ">= 0.90" or "... >= 3"."""
+    """The comparison and the number at the end of a threshold such as ">= 0.90" or "... >= 3"; one between two sides in words,
+    "... >= number of classes", compares their ratio with 1."""
+    text = re.sub(r"(>=|<=|>|<)\s*number of classes\s*$", r"\1 1", text)
     found = re.search(r"(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*$", text)
     if not found:
         raise ValueError(f"claims.yaml: no comparison with a number at the end of {text!r}.")
@@ -87,7 +89,7 @@ class Bootstrap:
         picked = torch.randint(n, (self.n, n), generator=generator)
         return torch.zeros(self.n, n).scatter_add_(1, picked, torch.ones(self.n, n)) / n
 
-    def accuracy(self, encoder: str, protocol: str, k: int | None = None, *, draw: str = "stratified",
+    def accuracy(self, encoder: str, protocol: str, k: float | None = None, *, draw: str = "stratified",
                  fit_on: str = "train") -> Tensor:
         """Average accuracy over tasks in points, ``[1 + B]``."""
         return self.cached(("accuracy", encoder, protocol, k, draw, fit_on), lambda: 100 * self.average({
@@ -156,6 +158,12 @@ def _source_purity(b: Bootstrap, method: str) -> Tensor:
 METRICS["P3.1-bias"] = each_method(_source_purity)
 # A ratio of averages over tasks, like every other ratio here.
 METRICS["P3.1-clusters"] = each_method(lambda b, m: _label_purity(b, m) / _label_purity(b, FINE_TUNED))
+METRICS["PA.2-clusters"] = METRICS["P3.1-clusters"]  # of a study whose tasks are images
+SHARE = 2.5  # percent of the test set
+METRICS["PA.2-share"] = each_method(
+    lambda b, m: b.accuracy(m, "ft_classifier", SHARE, draw="share", fit_on="test") - b.accuracy(m, "current"))
+NEEDS["PA.2-share"] = each_method(lambda b, m: torch.tensor([min(
+    b.study.share_counts(t.name).get(SHARE, 0) / t.n_classes for t in b.study.tasks.values())]))
 JUDGED_RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
 
 

@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value", help="set a notebook parameter")
     run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
+    run.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
     run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
     run.add_argument("--text-column", type=int, default=None, metavar="N", help="column of the text in those files, counted from 0")
     run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes")
@@ -59,10 +60,10 @@ def command_run(args: argparse.Namespace) -> int:
         print("\n".join([*warnings, f"The book: {page}"]))
         return 0
     pairs = list(args.parameters)
-    for name, value in (("text_dir", args.text_dir), ("base", args.base)):
+    for name, value in (("text_dir", args.text_dir), ("image_dir", args.image_dir), ("base", args.base)):
         if value:
             # Notebooks run in their own folder: a path given here must not depend on where that is.
-            pairs.append(f"{name}={Path(value).expanduser().resolve() if Path(value).expanduser().exists() or name == 'text_dir' else value}")
+            pairs.append(f"{name}={Path(value).expanduser().resolve() if Path(value).expanduser().exists() or name != 'base' else value}")
     if args.publish and args.parameters:
         raise ConfigError("--publish goes with a profile as it is; leave -p out.")
     parameters = runner.parse_parameters(pairs, items)

@@ -361,6 +361,7 @@ def _settings(study: Study) -> dict[str, Any]:
     """A study's profile for a sidecar, without places of this machine."""
     settings = study.profile.model_dump(mode="json")
     settings["tasks"]["text_dir"] = ""
+    settings["tasks"].pop("image_dir", None)
     settings["encoder"]["base"] = Path(study.profile.encoder.base).name
     return settings
 

@@ -295,7 +295,7 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
     """What made the numbers of a notebook: profile, backbone, device, versions, seeds, and lambda of ``methods`` (all by default)."""
     p = study.profile
     rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
-            "device": study.device.type,
+            **({"note": p.note} if p.note else {}), "device": study.device.type,
             "training": f"{p.train_config(p.fine_tuning, study.device).precision}, {p.threads} threads",
             "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
             "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in methods or study.methods
@@ -307,7 +307,7 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
 
 def public_overrides(overrides: dict) -> dict:
     """Overrides without the places of files on this machine."""
-    return {k: v for k, v in overrides.items() if k not in ("tasks.text_dir", "encoder.base")}
+    return {k: v for k, v in overrides.items() if k not in ("tasks.text_dir", "tasks.image_dir", "encoder.base")}
 
 
 def alt_protocols(summary: pd.DataFrame, study: Study, k: int) -> str:

@@ -22,7 +22,7 @@ import yaml
 
 from . import paths
 from .errors import ConfigError, MissingShotsError, UnknownNameError
-from .profiles import load_profile, with_shortcuts
+from .profiles import load_profile, variant_names, with_shortcuts
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
@@ -263,18 +263,28 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
     """Refuse what would fail later: the profile with every notebook's overrides, and data that is not there."""
     from .merging import get_method
     from .tasks.local import find_csv
+    from .tasks.parquet import LAYOUT, find_parquet
 
     for item in items:
-        given = parameters[item.id]
-        loaded = load_profile(profile, with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", "")))
+        given, declared = parameters[item.id], declared_parameters(item.path)
+        overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
+        loaded = load_profile(profile, overrides)
         if "k" in given and given["k"] not in loaded.protocols.ks:
             raise MissingShotsError(given["k"], loaded.protocols.ks)
         for method in (*loaded.merging.methods, *loaded.merging.options):
             get_method(method).check_options(loaded.merging.options.get(method, {}))
-        if loaded.tasks.source == "local" and "text_dir" in declared_parameters(item.path):  # the report reads no texts
+        if loaded.tasks.source == "local" and "text_dir" in declared:  # the report reads no texts
             if not loaded.tasks.text_dir:
                 raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
                                   "<task>/{train,test}.csv[.gz].")
             for name in loaded.tasks.names:
                 for split in ("train", "test"):
                     find_csv(Path(loaded.tasks.text_dir).expanduser() / name, split)
+        for tasks in (load_profile(profile, overrides, v).tasks for v in variant_names(profile) if "image_dir" in declared):
+            if tasks.source == "local" and tasks.modality == "image":
+                if not tasks.image_dir:
+                    raise ConfigError(f"Profile '{profile}' reads local images for {item.id}: give --image-dir FOLDER with "
+                                      f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only.")
+                for name in tasks.names:
+                    for split in ("train", "test"):
+                        find_parquet(Path(tasks.image_dir).expanduser() / name, split)

@@ -25,7 +25,7 @@ from .meter import Meter
 from .pretraining import RECIPES, Foundation
 from .profiles import Profile, load_profile, with_shortcuts
 from .progress import progress
-from .protocols import Evidence, get_preset, get_protocol, stratified_order, uniform_order
+from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
 from .tasks import load_task
 from .types import Expert, Head, Split, State, Task, digest, head_digest, inputs_digest, percent, state_digest
@@ -69,8 +69,8 @@ def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
 class Study:
     """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
 
-    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir`` and ``base`` are short for
-    ``tasks.text_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
+    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir``, ``image_dir`` and
+    ``base`` are short for ``tasks.text_dir``, ``tasks.image_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
     ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's merges go by
     its name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the first elsewhere.
     ``variant`` picks one of the profile's variants: other encoders, other tasks. ``zoo`` takes methods, grids and options from the
@@ -80,8 +80,8 @@ class Study:
 
     def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
                  base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None,
-                 variant: str = "", zoo: bool = False):
-        self.overrides = with_shortcuts(overrides or {}, text_dir, base)
+                 variant: str = "", zoo: bool = False, image_dir: str = ""):
+        self.overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None})
         self.device = pick_device(device)
@@ -437,14 +437,17 @@ class Study:
     def draws(self, task: str, draw: str, fit_on: str = "train", ks: Sequence[int] | None = None) -> Tensor:
         """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol.
 
-        ``draw`` is "stratified", "uniform", or "all": every fit input once, ``[1, 1, P]``. ``ks`` defaults to the profile's.
+        ``draw`` is "stratified", "uniform", "all": every fit input once, ``[1, 1, P]``, or "share": ``[S, 1, n_max]``, of which the
+        first n rows are a share of the test set's size. ``ks`` defaults to the profile's.
         """
-        if draw not in ("stratified", "uniform", "all"):
-            raise UnknownNameError("draw", draw, ("stratified", "uniform", "all"))
+        if draw not in DRAWS:
+            raise UnknownNameError("draw", draw, DRAWS)
         split = self.split(task, self._fit_split(fit_on))
         if draw == "all":
             return torch.arange(len(split))[None, None]
-        n_classes, k_max = self.task(task).n_classes, max(ks or self.profile.protocols.ks)
+        n_classes, k_max = self.task(task).n_classes, max(ks or self._ks(task, draw, fit_on))
+        if draw == "share":
+            return torch.stack([uniform_order(len(split), k_max, seed)[None] for seed in self.profile.protocols.seeds])
         orders = []
         for seed in self.profile.protocols.seeds:
             if draw == "stratified":
@@ -477,9 +480,11 @@ class Study:
         draws = None
         if found.few_shot:
             if draw not in found.draws:
-                raise ConfigError(f"{found.label} needs a stratified draw: its anchors stand for their class.")
+                raise ConfigError(f"{found.label} takes no {draw} draw, but {' or '.join(found.draws)}.")
             ks = tuple(ks or self._ks(task, draw, fit_on))
             draws = self.draws(task, draw, fit_on, ks)
+            classes = self._share_classes(protocol, task, draw, fit_on, draws)
+            key |= {} if classes is None else {"classes": state_digest({"classes": classes})}
             key |= {"draws": state_digest({"rows": draws}), "fit": self.split(task, self._fit_split(fit_on)).inputs_digest,
                     "teacher": self.expert(task).info["state_digest"], "ks": list(ks),
                     "preset": get_preset(settings.ft_preset).__dict__}
@@ -505,20 +510,34 @@ class Study:
         if encoder == MULTI_TASK and protocol != "knn":
             raise ConfigError(f"{get_protocol(protocol).label} aligns an expert's head; multi-task learning has heads of its own.")
         split, ks = self._fit_split(fit_on), tuple(ks or self._ks(task, draw, fit_on))
-        return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to),
-                        self.draws(task, draw, fit_on, ks).to(to), ks,
-                        get_preset(self.profile.protocols.ft_preset))
+        draws = self.draws(task, draw, fit_on, ks)
+        classes = self._share_classes(protocol, task, draw, fit_on, draws)
+        return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to), draws.to(to), ks,
+                        get_preset(self.profile.protocols.ft_preset), classes if classes is None else classes.to(to))
+
+    def _share_classes(self, protocol: str, task: str, draw: str, fit_on: str, draws: Tensor) -> Tensor | None:
+        # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets to see them.
+        if draw != "share" or protocol != "knn":
+            return None
+        return self.split(task, self._fit_split(fit_on)).labels[draws[:, 0]]
+
+    def share_counts(self, task: str) -> dict[float, int]:
+        """How many inputs the profile's shares (percent of the test set) are for a task; at least one."""
+        return {share: max(1, int(share / 100 * len(self.task(task).test) + 0.5)) for share in self.profile.protocols.shares}
 
     def _ks(self, task: str, draw: str, fit_on: str) -> tuple[int, ...]:
+        if draw == "share":
+            return tuple(self.share_counts(task).values())
         return (len(self.split(task, self._fit_split(fit_on))),) if draw == "all" else self.profile.protocols.ks
 
-    def correct(self, encoder: str, task: str, protocol: str, *, k: int | None = None, draw: str = "stratified",
+    def correct(self, encoder: str, task: str, protocol: str, *, k: float | None = None, draw: str = "stratified",
                 fit_on: str = "train") -> Tensor:
         """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots).
 
-        Of a random method draw s is scored with merge s mod M; without shots there is a row per merge.
+        Of a random method draw s is scored with merge s mod M; without shots there is a row per merge. For ``draw="share"`` ``k`` is the
+        share in percent of the test set.
         """
-        ks = self.profile.protocols.ks
+        ks = self.profile.protocols.shares if draw == "share" else self.profile.protocols.ks
         shots = get_protocol(protocol).few_shot and draw != "all"
         if shots and k not in ks:
             raise MissingShotsError(k, ks)
@@ -526,9 +545,9 @@ class Study:
         if len(merges) > 1:
             rows = [self.correct(m, task, protocol, k=k, draw=draw, fit_on=fit_on) for m in merges]
             return torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))]) if shots else torch.cat(rows)
-        if shots and fit_on == "test":
+        if shots and fit_on == "test" and draw != "share":
             ks = (k,)  # a test split may be too small for the largest k
-        predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks if shots else None)
+        predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks if shots and draw != "share" else None)
         index = ks.index(k) if shots else 0
         return predicted[index] == self.task(task).test.labels
 
@@ -537,8 +556,11 @@ class Study:
         """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
 
         k, draw, fit_on and seed are missing for a protocol without shots; of a random method with several merges each has a row, and
-        seed is the merge's. Every table and figure reads these rows.
+        seed is the merge's. Every table and figure reads these rows; shares of the test set have rows of their own, ``shares.scores``.
+        Raises ``ConfigError`` for such a draw.
         """
+        if draw == "share":
+            raise ConfigError("Shares are no shots: take mergelib.shares.scores.")
         rows = []
         for encoder in encoders:
             for task in self.tasks.values():

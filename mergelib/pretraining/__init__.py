@@ -44,9 +44,9 @@ class Recipe:
     corpus: str = "miniature"  # the source of tasks whose corpus it is pre-trained on; "" for any
 
 
-from . import bert, t5  # noqa: E402
+from . import bert, clip, t5, vit  # noqa: E402
 
-RECIPES: dict[str, Recipe] = {"bert": bert.RECIPE, "t5": t5.RECIPE}
+RECIPES: dict[str, Recipe] = {"bert": bert.RECIPE, "t5": t5.RECIPE, "clip": clip.RECIPE, "vit": vit.RECIPE}
 """By ``profile.encoder.kind``."""
 
-__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "load_text", "t5"]
+__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "clip", "load_text", "t5", "vit"]

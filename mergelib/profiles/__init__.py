@@ -16,6 +16,7 @@ from ..training import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
 TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")
+IMAGE_KINDS = ("clip", "vit")
 IMAGE_TASK_NAMES = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 
 
@@ -36,6 +37,7 @@ class TaskSettings(_Section):
     text_column: int | None = None
     # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
     modality: Literal["text", "image"] = Field("text", exclude_if=lambda v: v == "text")
+    image_dir: str = Field("", exclude_if=lambda v: not v)
 
     @model_validator(mode="after")
     def _names(self):
@@ -61,7 +63,7 @@ class TrainSettings(_Section):
 
 
 class PretrainSettings(TrainSettings):
-    documents: int = Field(gt=0)
+    documents: int | None = Field(None, gt=0)  # of a generated corpus; a vit takes the tasks' training images
     mask_rate: float = Field(0.15, gt=0, lt=1)
 
 
@@ -75,8 +77,19 @@ class EncoderSettings(_Section):
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)
     heads: int = Field(4, gt=0)
+    image_size: int = Field(0, ge=0, exclude_if=lambda v: not v)  # pixels a side; 0 for texts
+    patch_size: int = Field(0, ge=0, exclude_if=lambda v: not v)
+    projection: int = Field(0, ge=0, exclude_if=lambda v: not v)  # d of a clip
     pretraining: PretrainSettings | None = None
     batch_size: int = Field(128, gt=0)  # inputs per forward pass when features are extracted
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.kind != "vit" and self.pretraining and self.pretraining.documents is None:
+            raise ValueError("pretraining.documents: say how many documents the corpus has")
+        if self.kind in IMAGE_KINDS and not (self.image_size and (self.base or self.patch_size)):
+            raise ValueError(f"image_size, patch_size: a {self.kind} needs both")
+        return self
 
 
 class MergingSettings(_Section):
@@ -106,8 +119,12 @@ class ZooSettings(MergingSettings):
     k: int = Field(5, gt=0)
 
 
+SHARES = (0.5, 1.0, 2.5, 5.0, 10.0)  # percent of the test set, as in the paper's Figure 11
+
+
 class ProtocolSettings(_Section):
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    shares: tuple[float, ...] = Field(SHARES, exclude_if=lambda v: v == SHARES)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     ft_preset: Literal["default", "released"] = "default"
 
@@ -115,6 +132,8 @@ class ProtocolSettings(_Section):
     def _positive(self):
         if not self.ks or min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
             raise ValueError("ks: positive, ascending, each once")
+        if not self.shares or not 0 < min(self.shares) <= max(self.shares) <= 100 or list(self.shares) != sorted(set(self.shares)):
+            raise ValueError("shares: percent between 0 and 100, ascending, each once")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: at least one, each once")
         return self
@@ -127,12 +146,19 @@ class Profile(_Section):
     threads: int = Field(2, gt=0)
     judged: bool = True  # quick prints its claims without a verdict: it is too small to mean anything
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
+    note: str = Field("", exclude_if=lambda v: not v)  # what a reader of any number from it must know
     tasks: TaskSettings
     encoder: EncoderSettings
     fine_tuning: TrainSettings
     merging: MergingSettings = MergingSettings()
     zoo: ZooSettings | None = Field(None, exclude_if=lambda v: v is None)
     protocols: ProtocolSettings = ProtocolSettings()
+
+    @model_validator(mode="after")
+    def _one_modality(self):
+        if (self.tasks.modality == "image") != (self.encoder.kind in IMAGE_KINDS):
+            raise ValueError(f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode {self.tasks.modality}s")
+        return self
 
     def of_zoo(self) -> Profile:
         """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError`` where there is none."""
@@ -147,11 +173,13 @@ class Profile(_Section):
                            resolve_precision(settings.precision, device), self.threads, settings.save_every, self.seed)
 
 
-def with_shortcuts(overrides: dict[str, Any], text_dir: str, base: str) -> dict[str, Any]:
-    """``overrides`` plus what the notebook parameters ``text_dir`` and ``base`` stand for; empty ones stand for nothing."""
+def with_shortcuts(overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = "") -> dict[str, Any]:
+    """``overrides`` plus what the notebook parameters ``text_dir``, ``base`` and ``image_dir`` stand for; empty ones stand for nothing."""
     overrides = dict(overrides)
     if text_dir:
         overrides |= {"tasks.text_dir": text_dir, "tasks.source": "local"}
+    if image_dir:
+        overrides |= {"tasks.image_dir": image_dir, "tasks.source": "local"}
     if base:
         overrides["encoder.base"] = base
     return overrides

@@ -19,9 +19,11 @@ from ..types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
 from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher
-from .knn import knn_eval
+from .knn import knn_eval, knn_of_share
 from .orthogonal import orthogonal_classifier
 from .surgery import surgery
+
+DRAWS = ("stratified", "uniform", "share", "all")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Evidence:
 
     ``student_test [N, d]``: f_m on the test inputs. ``student_fit``, ``teacher_fit [P, d]``: f_m and f_t on the inputs that
     may be used for fitting. ``head``: (W_t, b_t). ``draws [S, C, k_max]``: rows of the fit inputs, for seed s and k the rows
-    ``draws[s, :, :k]``; a stratified draw has class c's rows in row c, a uniform draw has them in no order.
+    ``draws[s, :, :k]``; a stratified draw has class c's rows in row c, a uniform draw has them in no order. A share is one row ``[S, 1,
+    n_max]``, of which ``ks`` are the numbers of inputs, and ``classes [S, n_max]`` what KNN Eval's anchors are named by; no other
+    protocol looks at them.
     """
 
     student_test: Tensor
@@ -40,6 +44,7 @@ class Evidence:
     draws: Tensor | None = None
     ks: tuple[int, ...] = ()
     preset: FTPreset = PRESETS["default"]
+    classes: Tensor | None = None
 
     def rows(self, k: int) -> Tensor:
         """Rows of the fit inputs ``[S, C * k]`` for k shots."""
@@ -54,7 +59,7 @@ class Protocol:
     label: str
     function: Callable[[Evidence], Tensor]
     few_shot: bool = True
-    draws: tuple[str, ...] = ("stratified", "uniform", "all")
+    draws: tuple[str, ...] = DRAWS
 
 
 def _current(evidence: Evidence) -> Tensor:
@@ -62,6 +67,9 @@ def _current(evidence: Evidence) -> Tensor:
 
 
 def _knn(evidence: Evidence) -> Tensor:
+    if evidence.classes is not None:
+        anchors = evidence.student_fit[evidence.draws[:, 0]]
+        return knn_of_share(evidence.student_test, anchors, evidence.classes, len(evidence.head.weight), evidence.ks)
     return knn_eval(evidence.student_test, evidence.student_fit[evidence.draws], evidence.ks)
 
 
@@ -97,7 +105,7 @@ PROTOCOLS = {
     p.name: p
     for p in (
         Protocol("current", "Current Eval", _current, few_shot=False, draws=("stratified",)),
-        Protocol("knn", "KNN Eval", _knn, draws=("stratified",)),
+        Protocol("knn", "KNN Eval", _knn, draws=("stratified", "share")),
         Protocol("ft_classifier", "FT-Classifier Eval", _ft_classifier),
         Protocol("orthogonal_classifier", "Orthogonal classifier", _orthogonal_classifier),
         Protocol("orthogonal_procrustes", "Orthogonal classifier (Procrustes)", _orthogonal_procrustes),
@@ -107,15 +115,15 @@ PROTOCOLS = {
 
 
 def protocol(name: str, *, label: str, few_shot: bool = True,
-             draws: tuple[str, ...] = ("stratified", "uniform", "all")) -> Callable[[Callable], Callable]:
+             draws: tuple[str, ...] = DRAWS) -> Callable[[Callable], Callable]:
     """Register the decorated function as protocol ``name``; it then works wherever a protocol's name does.
 
     It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``: for each number of shots in ``evidence.ks``, each
     seed and each test input; ``[1, 1, N]`` when it is not ``few_shot``. Raises ``ConfigError`` for a draw that does not exist.
     """
-    unknown = set(draws) - {"stratified", "uniform", "all"}
+    unknown = set(draws) - set(DRAWS)
     if unknown or not draws:
-        raise ConfigError(f"Protocol '{name}': draws are 'stratified', 'uniform' and 'all', not {sorted(unknown) or 'none'}.")
+        raise ConfigError(f"Protocol '{name}': draws are 'stratified', 'uniform', 'share' and 'all', not {sorted(unknown) or 'none'}.")
 
     def register(function: Callable) -> Callable:
         PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws))
@@ -132,5 +140,5 @@ def get_protocol(name: str) -> Protocol:
 
 
 __all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
-           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "orthogonal_classifier",
+           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "knn_of_share", "orthogonal_classifier",
            "protocol", "stratified_order", "surgery", "uniform_order"]

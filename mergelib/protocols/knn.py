@@ -1,4 +1,4 @@
-"""KNN Eval: the class whose anchors are nearest on average (Eq. 5)."""
+"""KNN Eval: the class whose anchors are nearest on average (Eq. 5), with k anchors per class, or with those that a share happens to hold."""
 
 from __future__ import annotations
 
@@ -23,4 +23,23 @@ def knn_eval(features: Tensor, anchors: Tensor, ks: Sequence[int]) -> Tensor:
         distances = torch.cdist(features, anchors[s].reshape(-1, d), compute_mode="donot_use_mm_for_euclid_dist")
         means = distances.view(-1, n_classes, k_max).cumsum(-1)[..., steps - 1] / steps
         predictions[:, s] = means.argmin(1).T
+    return predictions
+
+
+def knn_of_share(features: Tensor, anchors: Tensor, classes: Tensor, n_classes: int, counts: Sequence[int]) -> Tensor:
+    """``knn_eval`` for anchors as they come: predicted class ``[len(counts), S, N]`` from the first n of them, for each n of ``counts``.
+
+    ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is chance. One that has none is infinitely far and
+    never predicted.
+    """
+    n_seeds = len(anchors)
+    steps = torch.as_tensor(list(counts), device=anchors.device)
+    predictions = torch.empty(len(steps), n_seeds, len(features), dtype=torch.long, device=anchors.device)
+    for s in range(n_seeds):
+        distances = torch.cdist(features, anchors[s], compute_mode="donot_use_mm_for_euclid_dist")
+        member = torch.nn.functional.one_hot(classes[s], n_classes).to(distances)
+        for i, n in enumerate(steps.tolist()):
+            held = member[:n].sum(0)
+            means = (distances[:, :n] @ member[:n]) / held.clamp(min=1)
+            predictions[i, s] = means.masked_fill(held == 0, torch.inf).argmin(1)
     return predictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
@@ -21,7 +22,7 @@ def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
 
 
 def build_task(name: str, label_names: Sequence[str], train: Split, test: Split, *, n_train: int | None,
-               n_validation: int, n_test: int | None, source: str) -> Task:
+               n_validation: int, n_test: int | None, source: str, modality: str = "text") -> Task:
     """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded subsamples.
 
     Raises ``DataError`` when train has too few rows, or a class has none.
@@ -33,7 +34,7 @@ def build_task(name: str, label_names: Sequence[str], train: Split, test: Split,
         rest = cut(rest, n_train, seed=SPLIT_SEED + 1)[0]
     if n_test is not None and len(test) > n_test:
         test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
-    return Task(name, tuple(label_names), rest, validation, test, source)
+    return Task(name, tuple(label_names), rest, validation, test, source, modality)
 
 
 def task(name: str, train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]], *, n_validation: int,
@@ -64,6 +65,23 @@ def miniature_task(name: str, profile: Profile) -> Task:
                       source=f"miniature world {miniature.WORLD_VERSION}")
 
 
+@cache  # drawing takes some seconds, and a notebook with two patch sizes has the same pictures twice
+def _drawn(name: str, n_train: int, n_test: int) -> tuple[Split, Split]:
+    from .miniature import images
+
+    return Split(*images.generate(name, n_train, seed=2)), Split(*images.generate(name, n_test, seed=1))
+
+
+def miniature_images(name: str, profile: Profile) -> Task:
+    """A task of the miniature image world; see ``mergelib.tasks.miniature.images``."""
+    from .miniature import images
+
+    sizes = profile.tasks
+    train, test = _drawn(name, sizes.n_train + sizes.n_validation, sizes.n_test)
+    return build_task(name, images.IMAGE_TASKS[name], train, test, n_train=None, n_validation=sizes.n_validation, n_test=None,
+                      source=f"miniature image world {images.IMAGE_WORLD_VERSION}", modality="image")
+
+
 def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
     """The unlabelled pre-training corpus: no document of any validation or test split is in it."""
     from . import miniature
@@ -76,13 +94,22 @@ def load_task(name: str, profile: Profile) -> Task:
     """The task as the profile wants it, from whichever source the profile names."""
     sizes = profile.tasks
     if sizes.source == "miniature":
-        return miniature_task(name, profile)
+        return (miniature_images if sizes.modality == "image" else miniature_task)(name, profile)
     if sizes.source == "hub":
         from .hub import hub_splits
 
         splits = hub_splits(name, n_train=sizes.n_train + sizes.n_validation, n_test=sizes.n_test)
         return build_task(name, *splits, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test,
                           source="hub")
+    if sizes.modality == "image":
+        from .parquet import LAYOUT, parquet_splits
+
+        if not sizes.image_dir:
+            raise DataError(f"Profile '{profile.name}' reads local images: give --image-dir FOLDER with {LAYOUT.partition('/')[2]}.")
+        splits = parquet_splits(sizes.image_dir, name, profile.encoder.image_size, n_train=sizes.n_train + sizes.n_validation,
+                                n_test=sizes.n_test)
+        return build_task(name, *splits, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test,
+                          source="local files", modality="image")
     if not sizes.text_dir:
         raise DataError(f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
                         "<task>/{train,test}.csv[.gz].")

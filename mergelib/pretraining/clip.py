@@ -1,0 +1,205 @@
+"""Pre-train a miniature CLIP by contrast of captioned drawings: the f_b of the vision variants, and every W_t with it.
+
+Image and text tower are those of transformers. Captions and class names are made of the same words, but no caption holds the
+words of one class together, so zero-shot accuracy rests on what the words mean. Settings were chosen by zero-shot and fine-tuned
+accuracy, never by a merge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DataError, UnknownNameError
+from ..profiles import Profile
+from ..store import Artifact
+from ..training import TrainConfig, train
+from ..types import Head, Task
+from ..vision import ClipParts, ImageEncoder, as_batches, load_clip, zero_shot_head
+from . import Foundation, Recipe
+
+PRETRAIN_CLIP_VERSION = 1
+MAX_SCALE = math.log(100.0)
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
+PAD, UNK, BOS, EOS = range(4)
+CAPTION_SEED = 3
+MAX_WORDS = 24
+TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS = 2, 64, 2
+
+# The prompts that OpenAI published with CLIP for the paper's eight data sets; for a CLIP that is loaded.
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "sun397": ("a photo of a {}.", "a photo of the {}."),
+    "cars": ("a photo of a {}.", "a photo of the {}.", "a photo of my {}.", "i love my {}!",
+             *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old"))),
+    "resisc45": tuple(f"{where} {what} of {article}{{}}." for where in ("satellite", "aerial") for what in ("imagery", "photo", "view")
+                      for article in ("", "a ", "the ")),
+    "eurosat": tuple(f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")),
+    "svhn": ('a photo of the number: "{}".',),
+    "gtsrb": tuple(f'a {how} photo of a "{{}}" traffic sign.' for how in ("zoomed in", "centered", "close up")),
+    "mnist": ('a photo of the number: "{}".',),
+    "dtd": tuple(f"a photo of {article} {{}} {what}." for article in ("a", "the") for what in ("texture", "pattern", "thing", "object")),
+}
+
+
+def _words(texts: Sequence[str]) -> Counter[str]:
+    backend = word_tokenizer(SPECIAL).backend_tokenizer
+    counts: Counter[str] = Counter()
+    for text, n in Counter(texts).items():
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
+            counts[word] += n
+    return counts
+
+
+def caption_vocab(captions: Sequence[str]) -> list[str]:
+    """Special tokens, then the captions' words from the most frequent on; built from counts, so equal captions give equal ids."""
+    counts = _words(captions)
+    return [*SPECIAL, *sorted(counts, key=lambda w: (-counts[w], w))]
+
+
+def word_tokenizer(vocab: Sequence[str]) -> Any:
+    """A lower-casing tokenizer of whole words that sets a text between [BOS] and [EOS], as CLIP's text tower wants it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({w: i for i, w in enumerate(vocab)}, unk_token=SPECIAL[UNK]))
+    words.normalizer, words.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
+    words.post_processor = TemplateProcessing(single=f"{SPECIAL[BOS]} $A {SPECIAL[EOS]}",
+                                              special_tokens=[(SPECIAL[BOS], BOS), (SPECIAL[EOS], EOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=SPECIAL[PAD], unk_token=SPECIAL[UNK], bos_token=SPECIAL[BOS],
+                                   eos_token=SPECIAL[EOS], model_max_length=MAX_WORDS)
+
+
+def clip_config(profile: Profile, vocab_size: int) -> Any:
+    """A small CLIP of the profile's shape; feed-forward 4 x width, no dropout, logit scale from 1 / 0.07 on, as CLIP."""
+    from transformers import CLIPConfig
+
+    shape = profile.encoder
+    # Any eos id but 2: with that one transformers pools at the largest id of a text instead of at [EOS].
+    text = {"vocab_size": vocab_size, "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": TEXT_LAYERS,
+            "num_attention_heads": TEXT_HEADS, "max_position_embeddings": MAX_WORDS, "pad_token_id": PAD, "bos_token_id": BOS,
+            "eos_token_id": EOS, "projection_dim": shape.projection}
+    vision = {"hidden_size": shape.width, "intermediate_size": 4 * shape.width, "num_hidden_layers": shape.layers,
+              "num_attention_heads": shape.heads, "image_size": shape.image_size, "patch_size": shape.patch_size,
+              "projection_dim": shape.projection}
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=shape.projection)
+
+
+class CaptionContrast(nn.Module):
+    """CLIP's symmetric contrastive loss, in which equal captions of a batch share their targets.
+
+    Captions of few words repeat within a batch; to tell their pictures apart would be to learn noise. Without repetition the loss
+    is CLIP's. The logit scale is learned and held at 100 or less, as CLIP's.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        from transformers import CLIPModel
+
+        self.clip = CLIPModel(config)
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=MAX_SCALE)
+        logits = self.clip(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits_per_image.float()
+        same = (input_ids[:, None] == input_ids[None]).all(-1).to(logits.dtype)
+        target = same / same.sum(1, keepdim=True)
+        return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2}
+
+
+def check_words(task: Task, captions: Sequence[str]) -> None:
+    """Raises ``DataError`` naming words of class names that no caption has: their embeddings would be noise."""
+    unknown = sorted(set(_words(task.label_names)) - set(_words(captions)))
+    if unknown:
+        raise DataError(f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class names; its zero-shot head "
+                        "would be noise. Pre-train on captions with these words.")
+
+
+def pretrain_clip(pictures: Tensor, captions: Sequence[str], config: TrainConfig, make_config: Callable[[int], Any], *,
+                  device: torch.device, scratch: Path, desc: str) -> tuple[nn.Module, list[str], dict]:
+    """A ``CLIPModel`` trained on pictures ``uint8 [N, 3, S, S]`` with a caption each; ``make_config`` takes the vocabulary's size.
+
+    Returns the model (CPU, evaluation mode), its vocabulary in id order and training info."""
+    vocab = caption_vocab(captions)
+    tokens = as_batches(word_tokenizer(vocab), MAX_WORDS)(captions)
+    shape = make_config(len(vocab))
+    encoder = ImageEncoder(shape.vision_config, "miniature")
+    pictures = encoder.prepare(pictures)
+
+    def collate(rows: list[int]) -> dict[str, Tensor]:
+        mask = tokens["attention_mask"][rows]
+        length = int(mask.sum(1).max())
+        return {**encoder.collate(pictures[rows]), "input_ids": tokens["input_ids"][rows, :length], "attention_mask": mask[:, :length]}
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = CaptionContrast(shape)
+        info = train(model, range(len(captions)), collate, config, device=device, scratch=scratch, desc=desc)
+    clip = model.clip.cpu().eval().requires_grad_(False)
+    clip.logit_scale.clamp_(max=MAX_SCALE)
+    return clip, vocab, {**info, "logit_scale": float(clip.logit_scale.exp())}
+
+
+def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
+    from ..tasks.miniature.images import IMAGE_WORLD_VERSION, prompts
+
+    shape = profile.encoder
+    return {"world": IMAGE_WORLD_VERSION, "captions": shape.pretraining.documents,
+            "shape": [shape.layers, shape.width, shape.heads, shape.image_size, shape.patch_size, shape.projection],
+            "text": [TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS, MAX_WORDS],
+            "classes": [[t.name, list(t.label_names), list(prompts(t.name))] for t in tasks]}
+
+
+def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
+    # No combination of words that is a class of any task is among the captions, so no held-out image needs to be left out.
+    from ..tasks.miniature.images import captioned, prompts
+
+    settings = profile.encoder.pretraining
+    pictures, captions = captioned(settings.documents, seed=CAPTION_SEED)
+    for task in tasks:
+        check_words(task, captions)
+    clip, vocab, info = pretrain_clip(pictures, captions, profile.train_config(settings, device), lambda n: clip_config(profile, n),
+                                      device=device, scratch=scratch, desc="pre-train f_b (CLIP)")
+    tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
+    tokenize = as_batches(word_tokenizer(vocab), MAX_WORDS)
+    # Stored, not made anew at each opening: every expert is known by the bytes of its head.
+    heads = {t.name: zero_shot_head(clip, tokenize, t.label_names, prompts(t.name)) for t in tasks}
+    return Artifact(tensors | {f"head.{n}": h.weight for n, h in heads.items()}, {"vocab": vocab, "training": info})
+
+
+def open_clip(profile: Profile, made: Artifact) -> ClipParts:
+    """The pre-trained CLIP whole, with its text tower: for prompts of one's own."""
+    from transformers import CLIPModel
+
+    vocab = made.info["vocab"]
+    model = CLIPModel(clip_config(profile, len(vocab))).eval().requires_grad_(False)
+    model.load_state_dict({n.removeprefix("clip."): t for n, t in made.tensors.items() if n.startswith("clip.")})
+    return ClipParts.of(model, ImageEncoder(model.config.vision_config, "miniature"), as_batches(word_tokenizer(vocab), MAX_WORDS))
+
+
+def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
+    parts = open_clip(profile, made)
+    heads = {t.name: Head(made.tensors[f"head.{t.name}"], torch.zeros(t.n_classes)) for t in tasks}
+    return Foundation(parts.encoder, parts.state, heads)
+
+
+def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
+    settings = profile.encoder
+    parts = load_clip(f"{settings.base}@{settings.revision}" if settings.revision else settings.base)
+    for task in tasks:
+        if task.name not in PROMPTS:
+            raise UnknownNameError("image task with prompts", task.name, PROMPTS)
+    return Foundation(parts.encoder, parts.state, {t.name: parts.head(t.label_names, PROMPTS[t.name]) for t in tasks})
+
+
+RECIPE = Recipe("pretrain_clip", PRETRAIN_CLIP_VERSION, _key, _make, _open, _load)

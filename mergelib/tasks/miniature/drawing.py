@@ -1,0 +1,137 @@
+"""A batch of small pictures and the few shapes they are made of.
+
+Everything is numpy on ``[n, 32, 32]`` float32 with additions, products, quotients, square roots, minima and maxima only. These are
+exact to the last bit on every machine, unlike sines and exponentials, so equal seeds give equal pictures everywhere. Shapes are
+signed distances in pixels, negative inside; ``edge`` turns a distance into a cover in 0..1, which also smooths the outline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SIZE = 32
+_AXIS = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)
+X, Y = _AXIS[None, None, :], _AXIS[None, :, None]
+
+Array = np.ndarray
+Number = Array | float
+
+
+class Draws:
+    """Random numbers for n pictures: one value per picture, as ``[n, 1, 1]``, ready to meet pixels."""
+
+    def __init__(self, rng: np.random.Generator, n: int):
+        self.rng, self.n = rng, n
+
+    def uniform(self, low: Number, high: Number) -> Array:
+        """``[n, 1, 1]`` between low and high."""
+        return (low + (high - low) * self.rng.random((self.n, 1, 1))).astype(np.float32)
+
+    def chance(self, p: float) -> Array:
+        """``[n, 1, 1]`` of 0 and 1, 1 with probability p."""
+        return (self.rng.random((self.n, 1, 1)) < p).astype(np.float32)
+
+    def sign(self) -> Array:
+        """``[n, 1, 1]`` of -1 and 1."""
+        return 2 * self.chance(0.5) - 1
+
+    def pick(self, count: int) -> Array:
+        """``[n]`` whole numbers below ``count``."""
+        return self.rng.integers(count, size=self.n)
+
+    def colour(self, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Array:
+        """``[n, 3]`` colours, each of hue, saturation and value drawn from its range (hues in turns, may leave 0..1)."""
+        parts = [low + (high - low) * self.rng.random(self.n) for low, high in (hue, saturation, value)]
+        return hsv(*parts)
+
+    def noise(self, cells: int) -> Array:
+        """Smooth noise ``[n, 32, 32]`` in 0..1: a random grid of ``cells`` a side, interpolated."""
+        grid = self.rng.random((self.n, cells + 1, cells + 1), dtype=np.float32)
+        at = _AXIS * np.float32(cells / SIZE)
+        low = np.minimum(at.astype(np.int64), cells - 1)
+        part = at - low
+        part = part * part * (3 - 2 * part)
+        rows = grid[:, low] + part[None, :, None] * (grid[:, low + 1] - grid[:, low])
+        return rows[:, :, low] + part[None, None, :] * (rows[:, :, low + 1] - rows[:, :, low])
+
+
+def hsv(hue: Array, saturation: Array, value: Array) -> Array:
+    """Red, green, blue ``[n, 3]`` in 0..1 of hue (in turns), saturation and value ``[n]``."""
+    k = (np.array([5.0, 3.0, 1.0]) + np.asarray(hue)[:, None] * 6) % 6
+    rgb = np.asarray(value)[:, None] * (1 - np.asarray(saturation)[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    return rgb.astype(np.float32)
+
+
+def wave(x: Array) -> Array:
+    """A wave of period 1 between -1 and 1, made of parabolas, close to a sine."""
+    x = x - np.floor(x) - np.float32(0.5)
+    return -8 * x * (1 - 2 * np.abs(x))
+
+
+def saw(x: Array) -> Array:
+    """Distance to the nearest whole number, 0..0.5."""
+    return np.abs(x - np.floor(x + np.float32(0.5)))
+
+
+def edge(distance: Array, soft: float = 1.0) -> Array:
+    """Cover in 0..1 of a signed distance: 1 inside, 0 outside, ``soft`` pixels wide between."""
+    return np.clip(np.float32(0.5) - distance / np.float32(soft), 0, 1)
+
+
+def turned(x: Array, y: Array, cx: Number, cy: Number, turn: Number, scale: Number = 1.0) -> tuple[Array, Array]:
+    """Coordinates (u, v) of pixels in a frame at (cx, cy), turned by ``turn`` (in turns of 360 degrees) and scaled."""
+    # Rounded, so that the last bits of a platform's sine cannot change a picture.
+    angle = 2 * np.pi * np.asarray(turn, dtype=np.float64)
+    c, s = np.round(np.cos(angle), 6).astype(np.float32), np.round(np.sin(angle), 6).astype(np.float32)
+    dx, dy = x - cx, y - cy
+    return (c * dx + s * dy) / scale, (c * dy - s * dx) / scale
+
+
+def disc(u: Array, v: Array, radius: Number) -> Array:
+    return np.sqrt(u * u + v * v) - radius
+
+
+def box(u: Array, v: Array, half_width: Number, half_height: Number) -> Array:
+    return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
+
+
+def convex(u: Array, v: Array, corners: Sequence[tuple[float, float]]) -> Array:
+    """A convex polygon; corners in clockwise order as seen with v pointing down."""
+    distance = None
+    for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
+        length = float(np.round(np.sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2), 6))
+        a, b = np.float32((y1 - y0) / length), np.float32((x0 - x1) / length)
+        side = a * (u - np.float32(x0)) + b * (v - np.float32(y0))
+        distance = side if distance is None else np.maximum(distance, side)
+    return distance
+
+
+def segment(u: Array, v: Array, x0: Number, y0: Number, x1: Number, y1: Number) -> Array:
+    """Squared distance to a line segment."""
+    dx, dy = x1 - x0, y1 - y0
+    along = np.clip(((u - x0) * dx + (v - y0) * dy) / (dx * dx + dy * dy + np.float32(1e-6)), 0, 1)
+    du, dv = u - x0 - along * dx, v - y0 - along * dy
+    return du * du + dv * dv
+
+
+class Canvas:
+    """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers."""
+
+    def __init__(self, colour: Array):
+        self.n = len(colour)
+        self.rgb = np.repeat(np.repeat(colour.astype(np.float32)[:, :, None, None], SIZE, 2), SIZE, 3)
+
+    def paint(self, cover: Array, colour: Array) -> None:
+        """Put ``colour [n, 3]`` on, where ``cover [n, 32, 32]`` says."""
+        self.rgb += cover[:, None] * (colour[:, :, None, None] - self.rgb)
+
+    def shade(self, factor: Array) -> None:
+        """Multiply brightness by ``factor [n, 32, 32]``."""
+        self.rgb *= factor[:, None]
+
+
+def fixed(n: int, *rgb: float) -> Array:
+    """One colour for all, ``[n, 3]``."""
+    return np.repeat(np.array([rgb], dtype=np.float32), n, 0)

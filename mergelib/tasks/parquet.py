@@ -1,0 +1,184 @@
+"""Image tasks from local Parquet folders, in the layout in which the `datasets` library writes them."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..types import Split
+from .local import MAX_CLASSES
+
+LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # decoders of plain pixels; Pillow has others that start programs
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel: wider ones would be clipped, not scaled
+MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more, and take the memory for it
+ROWS_AT_A_TIME = 256
+SUBSAMPLE_SEED = 20_241_220
+
+
+def find_parquet(folder: Path, split: str) -> Path:
+    """``<folder>/<split>.parquet``. Raises ``DataError`` when it does not exist."""
+    path = folder / f"{split}.parquet"
+    if not path.is_file():
+        raise DataError(f"No {path.name} in {folder}. Expected {LAYOUT}.")
+    return path
+
+
+def decode_image(data: bytes, size: int, where: str) -> Tensor:
+    """One image file's bytes as uint8 ``[3, size, size]``: grey becomes three equal channels, transparency is dropped, the
+    central square is kept and resized (bicubic).
+
+    ``where`` (file and row) begins the message of the ``DataError`` that is raised for bytes that are no image of ``FORMATS``,
+    a truncated one, more than ``MAX_PIXELS``, or channels of more than 8 bits.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the stricter one
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size  # from the file's head: no pixel has been decoded yet
+        if width * height > MAX_PIXELS:
+            raise DataError(f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. Store it smaller.")
+        if image.mode not in MODES:
+            raise DataError(f"{where}: pixels of mode {image.mode}; store it with 8 bits a channel.")
+        image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: {error} At most {MAX_PIXELS:,} pixels are decoded; store it smaller.") from error
+    except Exception as error:  # Pillow's decoders raise what they meet, beyond any common base class
+        raise DataError(f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row.") from error
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def read_parquet(path: Path, size: int, *, limit: int | None = None, seed: int = 0) -> tuple[Split, tuple[str, ...] | None]:
+    """Images and labels of one Parquet file, and the label names that it stores (``None`` where it stores none).
+
+    Column ``image`` holds the bytes of an image file, by themselves or as the field ``bytes`` of a struct; column ``label`` holds
+    integers from 0. Names are those of the ``ClassLabel`` in the schema's metadata. Inputs are uint8 ``[N, 3, size, size]`` (see
+    ``decode_image``). ``limit`` keeps that many rows, drawn with ``seed`` and without a look at their labels, in the file's order;
+    the others are not decoded.
+
+    Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is no Parquet, a missing column or one of another
+    type, an absent image, an absent label or one outside the stored names' range.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            for column, wanted in (("image", "the bytes of an image file"), ("label", "an integer from 0")):
+                if schema.names.count(column) != 1:
+                    raise DataError(f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}.")
+            kind = schema.field("label").type
+            if not pa.types.is_integer(kind):
+                raise DataError(f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel.")
+            if not _holds_bytes(schema.field("image").type):
+                raise DataError(f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
+                                "by themselves or as the field 'bytes' of a struct.")
+            names = _label_names(schema, path)
+            labels = file.read(columns=["label"])["label"].to_pylist()
+            _check_labels(labels, names, path)
+            chosen = _choose(len(labels), limit, seed)
+            images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+            for i, (row, data) in enumerate(_bytes_of(file, chosen)):
+                if data is None:
+                    raise DataError(f"{path}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
+                images[i] = decode_image(data, size, f"{path}, row {row}")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error}).") from error
+    return Split(images, torch.tensor([labels[row] for row in chosen], dtype=torch.long)), names
+
+
+def parquet_splits(image_dir: Path | str, name: str, size: int, *, n_train: int | None = None,
+                   n_test: int | None = None) -> tuple[tuple[str, ...], Split, Split]:
+    """Label names, train and test split of task ``name`` under ``image_dir``; images as uint8 ``[N, 3, size, size]``.
+
+    ``n_train`` and ``n_test`` keep that many rows, drawn by fixed seeds. Without stored names classes are numbered. Raises
+    ``DataError`` for a missing folder or file (naming what is there), two halves that name their classes differently, and whatever
+    ``read_parquet`` refuses.
+    """
+    folder = Path(image_dir).expanduser() / name
+    if not folder.is_dir():
+        there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        raise DataError(f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected {LAYOUT}.")
+    (train, names), (test, test_names) = (
+        read_parquet(find_parquet(folder, split), size, limit=limit, seed=SUBSAMPLE_SEED + i)
+        for i, (split, limit) in enumerate((("train", n_train), ("test", n_test))))
+    if names != test_names:
+        raise DataError(f"{folder}: train and test name their classes differently ({_short(names)} and {_short(test_names)}); "
+                        "give both files the same ClassLabel.")
+    if names is None:
+        names = tuple(f"class {c}" for c in range(1 + int(max(train.labels.max(), test.labels.max()))))
+    return names, train, test
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(kind.field(place).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _label_names(schema: Any, path: Path) -> tuple[str, ...] | None:
+    """The names of the ``ClassLabel`` that `datasets` keeps as JSON in the schema's metadata."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return None
+    try:
+        names = json.loads(raw)["info"]["features"]["label"].get("names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file again with datasets.") from error
+    if names is None:
+        return None
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names) or len(set(names)) != len(names):
+        raise DataError(f"{path}: its label names are {str(names)[:80]}; a list of different, non-empty texts is needed.")
+    return tuple(names)
+
+
+def _check_labels(labels: list[int | None], names: tuple[str, ...] | None, path: Path) -> None:
+    if not labels:
+        raise DataError(f"{path}: no rows.")
+    highest = len(names) if names else MAX_CLASSES
+    for row, label in enumerate(labels):
+        if label is None or not 0 <= label < highest:
+            known = f"it names {highest} classes" if names else f"it names no classes, and at most {highest} are taken"
+            raise DataError(f"{path}, row {row}: label {label}; labels run from 0 to {highest - 1} ({known}). Correct or remove the row.")
+
+
+def _choose(n: int, limit: int | None, seed: int) -> list[int]:
+    """All n rows, or ``limit`` of them in ascending order."""
+    if limit is None or n <= limit:
+        return list(range(n))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.tolist()
+
+
+def _bytes_of(file: Any, rows: list[int]) -> Iterator[tuple[int, bytes | None]]:
+    """(row, image bytes) of the given ascending rows; one batch of the file is held at a time."""
+    wanted = iter(rows)
+    row = next(wanted, None)
+    start = 0
+    for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=["image"]):
+        column = batch.column("image")
+        while row is not None and row < start + len(column):
+            value = column[row - start].as_py()
+            yield row, value.get("bytes") if isinstance(value, dict) else value
+            row = next(wanted, None)
+        start += len(column)
+
+
+def _short(names: tuple[str, ...] | None) -> str:
+    return "none" if names is None else f"{len(names)}: {', '.join(names[:3])}, ..."

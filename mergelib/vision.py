@@ -1,0 +1,280 @@
+"""Image encoders and their text heads: CLIP's image tower against prompted class names, and a plain ViT.
+
+An ``ImageEncoder`` has the interface of the text encoders, so protocols and merging methods see no difference. A CLIP feature
+is the L2-normalised image embedding; W_t holds the class names' text embeddings times the logit scale, with zero bias
+(Radford et al., 2021), so that ``head.logits(features)`` are CLIP's ``logits_per_image``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ConfigError, DataError, StateDictError
+from .types import Head, State, digest
+
+if TYPE_CHECKING:
+    from .models.parents import Parent
+
+HALF = (0.5, 0.5, 0.5)
+# Named as transformers calls it, so that a hub folder's tower and projection drop in under their own names.
+TOWER, PROJECTION = "vision_model.", "visual_projection.weight"
+BUFFERS = ("embeddings.position_ids",)  # written into files by old versions, computed since
+PROMPT_BATCH = 256
+
+
+class ImageFeatures(nn.Module):
+    """``pixel_values [B, 3, S, S] -> [B, d]``: CLIP's normalised image embeddings, or a ViT's pooled last layer."""
+
+    def __init__(self, transformer: nn.Module, pooling: str):
+        super().__init__()
+        self.transformer = transformer
+        self.pooling = pooling
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        output = self.transformer(pixel_values=pixel_values)
+        if self.pooling == "clip":
+            return F.normalize(output.image_embeds, dim=-1)
+        hidden = output.last_hidden_state
+        return hidden[:, 0] if self.pooling == "cls" else hidden[:, 1:].mean(1)
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """An architecture with its preprocessing: everything about f_b, f_t and f_m that is not weights.
+
+    ``config`` is a ``CLIPVisionConfig`` (features: normalised image embeddings) or a ``ViTConfig`` (features: the last
+    layer's patch tokens averaged, or with ``pooling="cls"`` its first token). ``mean`` and ``std`` are per channel, for
+    pixels in 0..1. Raises ``ConfigError`` for any other architecture or pooling.
+    """
+
+    config: Any
+    source: str = ""
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
+    pooling: str = field(default="")
+
+    def __post_init__(self) -> None:
+        known = {"clip_vision_model": ("clip",), "vit": ("mean", "cls")}.get(self.config.model_type)
+        if known is None:
+            raise ConfigError(f"'{self.source}' is of type {self.config.model_type}; images are encoded by CLIP's vision model or a ViT.")
+        if not self.pooling:
+            object.__setattr__(self, "pooling", known[0])
+        if self.pooling not in known:
+            raise ConfigError(f"pooling '{self.pooling}' does not fit {self.config.model_type}; choose from {', '.join(known)}.")
+
+    @property
+    def width(self) -> int:
+        """d, the size of a feature."""
+        return self.config.projection_dim if self.pooling == "clip" else self.config.hidden_size
+
+    @property
+    def size(self) -> int:
+        """S: images are S x S pixels."""
+        return self.config.image_size
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of architecture, preprocessing and pooling; part of every key of the store."""
+        # Versions and folders are recorded by transformers in the config but change no feature.
+        config = {k: v for k, v in self.config.to_dict().items()
+                  if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")}
+        return digest(json.dumps(config, sort_keys=True, default=str), json.dumps([self.mean, self.std]), self.pooling)
+
+    def module(self, state: State | None = None) -> ImageFeatures:
+        """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
+        from transformers import CLIPVisionModelWithProjection, ViTModel
+
+        from .encoders import load_state
+
+        config = copy.deepcopy(self.config)
+        config._attn_implementation = "sdpa"
+        transformer = CLIPVisionModelWithProjection(config) if self.pooling == "clip" else ViTModel(config, add_pooling_layer=False)
+        model = ImageFeatures(transformer, self.pooling).eval()
+        if state is not None:
+            load_state(model, state)
+        return model
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """The images ``uint8 [N, 3, S, S]`` themselves; normalising waits for the batch, which keeps memory to a quarter.
+
+        Raises ``DataError`` for another dtype or shape.
+        """
+        if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8 or tuple(inputs.shape[1:]) != (3, self.size, self.size):
+            given = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise DataError(f"'{self.source}' encodes images as torch.uint8 [N, 3, {self.size}, {self.size}], not {given}; resize and "
+                            "convert them first.")
+        return inputs
+
+    def length(self, row: Tensor) -> int:
+        """1 for every image: all have the same number of patches, so there is nothing to sort."""
+        return 1
+
+    def collate(self, rows: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
+        """``pixel_values [B, 3, S, S]`` float32, normalised per channel."""
+        pixels = rows if isinstance(rows, Tensor) else torch.stack(list(rows))
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return {"pixel_values": (pixels.float() / 255 - mean) / std}
+
+
+# ---- the text side: W_t from prompted class names ----------------------------------------------------------------------
+
+Tokenize = Callable[[Sequence[str]], Mapping[str, Tensor]]
+
+
+def as_batches(tokenizer: Any, max_length: int) -> Tokenize:
+    """Texts -> ``input_ids, attention_mask [B, L]``, padded to the longest and cut to ``max_length`` tokens."""
+    return lambda texts: tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt",
+                                   return_token_type_ids=False)
+
+
+@torch.inference_mode()
+def text_embeddings(clip: nn.Module, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
+    """L2-normalised text embeddings ``[N, d]`` (float32, CPU) of N texts; ``clip`` is a ``CLIPModel``."""
+    clip.eval()
+    device = clip.logit_scale.device
+    found = []
+    for start in range(0, len(texts), PROMPT_BATCH):
+        batch = {k: v.to(device) for k, v in tokenize(list(texts[start : start + PROMPT_BATCH])).items()}
+        pooled = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+        found.append(F.normalize(clip.text_projection(pooled).float(), dim=-1).cpu())
+    return torch.cat(found)
+
+
+def zero_shot_head(clip: nn.Module, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[str]) -> Head:
+    """W_t ``[C, d]`` of C class names, zero bias: CLIP's zero-shot classifier.
+
+    Per class every template is filled in and embedded, normalised, averaged and normalised again; all is multiplied by
+    exp(logit_scale), which is 100 in OpenAI's models. Source: Radford et al., 2021, section 3.1.4, and their notebook on prompt
+    ensembles. Raises ``ConfigError`` for a template without the place ``{}``.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"The prompt template {template!r} needs the place {{}} of the class name once.")
+    if not templates:
+        raise ConfigError("At least one prompt template is needed, such as 'a photo of a {}.'.")
+    texts = [template.replace("{}", name) for name in class_names for template in templates]
+    embedded = text_embeddings(clip, tokenize, texts).view(len(class_names), len(templates), -1)
+    weight = F.normalize(embedded.mean(1), dim=-1) * float(clip.logit_scale.detach().exp())
+    return Head(weight, torch.zeros(len(class_names)))
+
+
+# ---- real CLIP models ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClipParts:
+    """A CLIP opened for this road: encoder, theta_b (tower and projection) and what the heads need."""
+
+    encoder: ImageEncoder
+    state: dict[str, Tensor]
+    model: nn.Module
+    tokenize: Tokenize
+
+    @classmethod
+    def of(cls, model: nn.Module, encoder: ImageEncoder, tokenize: Tokenize) -> ClipParts:
+        """The parts of a ``CLIPModel``; its weights are copied."""
+        state = {n: t.detach().clone() for n, t in model.state_dict().items() if n.startswith(TOWER) or n == PROJECTION}
+        return cls(encoder, state, model, tokenize)
+
+    def head(self, class_names: Sequence[str], templates: Sequence[str]) -> Head:
+        """W_t of these class names; see ``zero_shot_head``."""
+        return zero_shot_head(self.model, self.tokenize, class_names, templates)
+
+
+def check_names(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """Raises ``StateDictError`` that lists every missing and unexpected name."""
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or extra:
+        raise StateDictError(f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. Give the whole folder of a CLIP of this "
+                             "architecture.")
+
+
+def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, Tensor]:
+    """Tensors of ``parent`` (``names``: wanted name -> name in the file) as float32, checked against ``wanted`` by name and shape."""
+    check_names(list(names), list(wanted), f"'{parent.name}'")
+    odd = [f"{n} {list(parent.weights.shape(raw))}, wanted {list(wanted[n].shape)}" for n, raw in names.items()
+           if parent.weights.shape(raw) != tuple(wanted[n].shape)]
+    if odd:
+        raise StateDictError(f"'{parent.name}' is of another size: {'; '.join(odd)}. Give a model of the same architecture.")
+    return {n: parent.weights.tensor(raw).to(torch.float32).clone() for n, raw in names.items()}
+
+
+def load_clip(source: str) -> ClipParts:
+    """A CLIP from a hub id (``id`` or ``id@revision``) or a folder in the hub's layout: config, tokenizer, weights, preprocessing.
+
+    Weights are read as tensors only (safetensors, or a ``.bin`` under ``weights_only=True``); no code of a folder runs. Mean and
+    std come from ``preprocessor_config.json``. Raises ``StateDictError`` listing every missing and unexpected name,
+    ``ConfigError`` for a folder that is no whole CLIP, ``OfflineError`` for an id that cannot be had.
+    """
+    from transformers import CLIPModel
+
+    from .models.parents import open_parent, quiet
+
+    parent = open_parent(source)
+    if parent.config.model_type != "clip":
+        raise ConfigError(f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; its heads could not be made.")
+    with quiet():
+        model = CLIPModel(parent.config).eval()
+    names = {n: n for n in parent.weights if not n.endswith(BUFFERS)}
+    model.load_state_dict(_read(parent, names, model.state_dict()))
+    encoder = _encoder(parent, parent.config.vision_config, parent.config.projection_dim)
+    return ClipParts.of(model.requires_grad_(False), encoder, _tokenizer(parent))
+
+
+def _encoder(parent: Parent, vision_config: Any, projection_dim: int) -> ImageEncoder:
+    path = parent.folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise ConfigError(f"'{parent.name}' has no preprocessor_config.json, so mean and std of its pixels are unknown; copy the whole folder.")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = (tuple(float(x) for x in said[key]) for key in ("image_mean", "image_std"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{parent.name}': preprocessor_config.json names no image_mean and image_std ({error!r}).") from error
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ConfigError(f"'{parent.name}': image_mean and image_std need three values each, std above 0; given {mean} and {std}.")
+    config = copy.deepcopy(vision_config)
+    # The projection belongs to the whole model; a tower's own config may hold another number and then means nothing.
+    config.projection_dim = projection_dim
+    return ImageEncoder(config, parent.source, mean, std)
+
+
+def _tokenizer(parent: Parent) -> Tokenize:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(parent.folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"'{parent.name}': its tokenizer cannot be loaded ({str(error).splitlines()[0][:200]}); copy the whole "
+                          "folder.") from error
+    return as_batches(tokenizer, parent.config.text_config.max_position_embeddings)
+
+
+def load_tower(source: str, base: ClipParts) -> dict[str, Tensor]:
+    """theta_t of a fine-tuned vision tower, with the base's projection: names as in ``base.state``.
+
+    ``source`` is a hub id or folder of a ``CLIPVisionModel``, which holds only the tower, its names with or without the prefix
+    ``vision_model.``; a ``CLIPVisionModelWithProjection`` or a whole CLIP brings its own projection. Raises as ``load_clip``.
+    """
+    from .models.parents import open_parent
+    from .models.parts import check_same_architecture
+
+    parent = open_parent(source)
+    check_same_architecture(base.encoder.source, base.encoder.config, parent.name, parent.config)
+    names = {}
+    for raw in parent.weights:
+        if parent.config.model_type == "clip" and not raw.startswith((TOWER, "visual_projection.")):
+            continue  # the text side of a whole CLIP
+        if not raw.endswith(BUFFERS):
+            names[raw if raw.startswith(TOWER) or raw == PROJECTION else TOWER + raw] = raw
+    own = PROJECTION in names
+    found = _read(parent, names, {n: t for n, t in base.state.items() if own or n != PROJECTION})
+    return found if own else {**found, PROJECTION: base.state[PROJECTION].clone()}

@@ -1,0 +1,355 @@
+"""Image encoders, CLIP's text heads, contrastive pre-training, and loaders of published folders."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel, ViTConfig, ViTImageProcessor, ViTModel
+
+from mergelib.encoders import encoder_state, load_state
+from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
+from mergelib.features import extract
+from mergelib.pretraining.clip import CaptionContrast, caption_vocab, check_words, pretrain_clip, word_tokenizer
+from mergelib.training import TrainConfig
+from mergelib.types import Split, Task, state_digest
+from mergelib.vision import ImageEncoder, as_batches, load_clip, load_tower, zero_shot_head
+
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+NAMES = ("cat", "green bus", "old red house")
+
+
+def small_config(vocab_size: int, **text) -> CLIPConfig:
+    return CLIPConfig(text_config={"vocab_size": vocab_size, "max_position_embeddings": 20, **SHAPE, **text}, projection_dim=12,
+                      vision_config={"image_size": 16, "patch_size": 8, **SHAPE, "projection_dim": 12})
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def words():
+    vocab = caption_vocab(["a photo of the cat", "a picture of the green bus", "an old red house"])
+    return vocab, as_batches(word_tokenizer(vocab), 20)
+
+
+@pytest.fixture(scope="module")
+def clip(words):
+    torch.manual_seed(0)
+    return CLIPModel(small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)).eval()
+
+
+def tower_of(model: CLIPModel) -> dict:
+    return {n: t for n, t in model.state_dict().items() if n.startswith(("vision_model.", "visual_projection."))}
+
+
+# ---- heads and features --------------------------------------------------------------------------------------------------
+
+
+def test_zero_shot_logits_are_the_librarys(clip, words, images):
+    encoder = ImageEncoder(clip.config.vision_config, "test", MEAN, STD)
+    head = zero_shot_head(clip, words[1], NAMES, ["a photo of the {}"])
+    with torch.inference_mode():
+        theirs = clip(pixel_values=encoder.collate(images)["pixel_values"], **words[1]([f"a photo of the {n}" for n in NAMES])).logits_per_image
+    ours = head.logits(extract(encoder, encoder.module(tower_of(clip)), images))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert theirs.std() > 1e-3  # not all alike, so the comparison says something
+
+
+def test_several_prompts_are_averaged_on_the_sphere(clip, words):
+    templates = ["a photo of the {}", "an old {}"]
+    with torch.inference_mode():
+        rows = []
+        for name in NAMES:
+            each = [clip.text_projection(clip.text_model(**words[1]([t.replace("{}", name)])).pooler_output)[0].double().numpy() for t in templates]
+            mean = np.mean([e / np.linalg.norm(e) for e in each], axis=0)
+            rows.append(mean / np.linalg.norm(mean) * math.exp(float(clip.logit_scale)))
+    head = zero_shot_head(clip, words[1], NAMES, templates)
+    np.testing.assert_allclose(head.weight.numpy(), np.stack(rows), rtol=1e-4, atol=1e-5)
+    assert not head.bias.any()
+
+
+@pytest.mark.parametrize("templates", [[], ["a photo"], ["a {} of a {}"]])
+def test_a_template_without_its_place_is_refused(clip, words, templates):
+    with pytest.raises(ConfigError, match="template"):
+        zero_shot_head(clip, words[1], NAMES, templates)
+
+
+def test_text_is_pooled_at_its_end(clip, words):
+    def embed(text, *mates):
+        batch = words[1]([text, *mates])
+        return clip.text_model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).pooler_output[0]
+
+    with torch.inference_mode():
+        alone = embed("a photo of the cat")
+        torch.testing.assert_close(embed("a photo of the cat", "an old red house of the green bus"), alone)
+        # The last word speaks only to a token behind it: pooling at a place before the end would miss it.
+        assert (embed("a photo of the bus") - alone).abs().max() > 1e-3
+
+
+def test_pixels_are_prepared_as_the_librarys_processor_does(clip, images):
+    processor = ViTImageProcessor(do_resize=False, image_mean=MEAN, image_std=STD)
+    theirs = processor([Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images], return_tensors="pt")["pixel_values"]
+    ours = ImageEncoder(clip.config.vision_config, "test", MEAN, STD).collate(list(images))["pixel_values"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_vit_features_are_pooled_patches_or_the_first_token(images):
+    torch.manual_seed(1)
+    vit = ViTModel(ViTConfig(image_size=16, patch_size=8, **SHAPE), add_pooling_layer=False).eval()
+    by_pooling = {p: ImageEncoder(vit.config, "vit", pooling=p) for p in ("", "cls")}
+    with torch.inference_mode():
+        hidden = vit(pixel_values=by_pooling[""].collate(images)["pixel_values"]).last_hidden_state
+    for pooling, wanted in (("", hidden[:, 1:].mean(1)), ("cls", hidden[:, 0])):
+        encoder = by_pooling[pooling]
+        torch.testing.assert_close(extract(encoder, encoder.module(vit.state_dict()), images, batch_size=2), wanted)
+    assert by_pooling[""].digest != by_pooling["cls"].digest
+
+
+def test_identity_is_what_changes_a_feature(clip):
+    config = clip.config.vision_config
+    first = ImageEncoder(config, "here", MEAN, STD)
+    assert first.digest == ImageEncoder(config, "elsewhere", MEAN, STD).digest
+    assert first.digest != ImageEncoder(config, "here", MEAN, MEAN).digest
+    other = small_config(30).vision_config
+    other.hidden_act = "gelu"
+    assert first.digest != ImageEncoder(other, "here", MEAN, STD).digest
+
+
+def test_module_and_state_are_inverse(clip):
+    encoder = ImageEncoder(clip.config.vision_config, "test")
+    module = encoder.module(tower_of(clip))
+    assert not module.training
+    assert state_digest(encoder_state(module)) == state_digest(tower_of(clip))
+    with pytest.raises(StateDictError, match="visual_projection"):
+        load_state(module, {n: t for n, t in tower_of(clip).items() if n != "visual_projection.weight"})
+
+
+@pytest.mark.parametrize("broken", [torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ("a text",)])
+def test_other_inputs_than_its_images_are_refused(clip, broken):
+    with pytest.raises(DataError, match="16, 16"):
+        ImageEncoder(clip.config.vision_config, "test").prepare(broken)
+
+
+def test_other_architectures_and_poolings_are_refused(clip):
+    with pytest.raises(ConfigError, match="clip_text_model"):
+        ImageEncoder(clip.config.text_config, "text")
+    with pytest.raises(ConfigError, match="mean"):
+        ImageEncoder(clip.config.vision_config, "test", pooling="mean")
+
+
+# ---- pre-training --------------------------------------------------------------------------------------------------------
+
+
+def contrast_batch(words, texts, seed=0):
+    batch = words[1](texts)
+    pixels = torch.randn(len(texts), 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return {"pixel_values": pixels, "input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+def test_the_loss_is_clips_where_no_caption_repeats(words):
+    torch.manual_seed(0)
+    model = CaptionContrast(small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)).eval()
+    batch = contrast_batch(words, ["a cat", "a green bus", "an old red house", "the photo"])
+    torch.testing.assert_close(model(**batch)["loss"], model.clip(**batch, return_loss=True).loss)
+    same = contrast_batch(words, ["a cat"] * 4)
+    # Pictures of one caption cannot be told apart from it: every guess among the four is as good.
+    assert float(model(**same)["loss"]) >= math.log(4) - 1e-5
+    turned = {k: v[[2, 0, 3, 1]] for k, v in batch.items()}
+    torch.testing.assert_close(model(**turned)["loss"], model(**batch)["loss"])
+
+
+def test_the_logit_scale_stays_at_100_or_less(words):
+    model = CaptionContrast(small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3))
+    model.clip.logit_scale.data.fill_(9.0)
+    model(**contrast_batch(words, ["a cat", "a green bus"]))
+    assert float(model.clip.logit_scale.exp()) == pytest.approx(100, rel=1e-5)
+
+
+COLOURS = ("red", "green", "blue")
+
+
+def coloured(n: int, seed: int):
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (n,), generator=random)
+    pictures = torch.randint(0, 100, (n, 3, 16, 16), generator=random)
+    pictures[torch.arange(n), labels] += 150
+    return pictures.to(torch.uint8), labels
+
+
+def test_a_pre_trained_clip_knows_the_colours_and_is_reproducible(tmp_path):
+    pictures, labels = coloured(256, 1)
+    captions = [f"a {('photo', 'picture')[i % 2]} of the {COLOURS[c]} wall" for i, c in enumerate(labels.tolist())]
+    config = TrainConfig(steps=25, batch_size=32, lr=3e-3, threads=1)
+
+    def run(name):
+        return pretrain_clip(pictures, captions, config, lambda n: small_config(n, pad_token_id=0, bos_token_id=2, eos_token_id=3),
+                             device=torch.device("cpu"), scratch=tmp_path / name, desc="test")
+
+    clip, vocab, info = run("a")
+    head = zero_shot_head(clip, as_batches(word_tokenizer(vocab), 20), COLOURS, ["a photo of the {} wall"])
+    encoder = ImageEncoder(clip.config.vision_config, "miniature")
+    unseen, truth = coloured(90, 2)
+    right = head.logits(extract(encoder, encoder.module(tower_of(clip)), unseen)).argmax(-1) == truth
+    assert right.float().mean() > 0.9
+    assert state_digest(run("b")[0].state_dict()) == state_digest(clip.state_dict())
+    assert info["logit_scale"] <= 100.001
+
+
+def test_class_names_need_words_that_captions_have():
+    split = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+    task = Task("cars", ("red van", "mauve van"), split, split, split)
+    check_words(task, ["a photo of the red and the mauve van"])
+    with pytest.raises(DataError, match="mauve"):
+        check_words(task, ["a photo of the red van"])
+
+
+# ---- published folders ---------------------------------------------------------------------------------------------------
+
+
+def letters_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer without merges: letters, letters that end a word, and the special tokens last, as published."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocab = {p: i for i, p in enumerate([*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=[])
+
+
+def write_hub_clip(folder):
+    """The layout and names of ``openai/clip-vit-base-patch32``: eos id 2 in the config, position ids among the weights."""
+    torch.manual_seed(5)
+    tokenizer = letters_tokenizer()
+    model = CLIPModel(small_config(len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2)).eval()
+    model.logit_scale.data.fill_(math.log(100))
+    folder.mkdir()
+    weights = {n: t.contiguous() for n, t in model.state_dict().items()}
+    weights |= {"text_model.embeddings.position_ids": torch.arange(20)[None], "vision_model.embeddings.position_ids": torch.arange(5)[None]}
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    model.config.architectures = ["CLIPModel"]
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, "image_processor_type": "CLIPImageProcessor"}))
+    return model
+
+
+def write_tower(folder, base: CLIPModel, *, prefix: str = "vision_model.", patch_size: int = 8, change=lambda weights: None):
+    """The layout and names of ``tanganke/clip-vit-base-patch32_<task>``: a ``CLIPVisionModel`` alone."""
+    torch.manual_seed(6)
+    config = small_config(30).vision_config
+    config.patch_size = patch_size
+    tower = CLIPVisionModel(config)
+    if patch_size == 8:
+        tower.load_state_dict({n: t + 0.1 * torch.randn(t.shape) for n, t in base.vision_model.state_dict().items()})
+    weights = {prefix + n: t.contiguous() for n, t in tower.state_dict().items()}
+    change(weights)
+    folder.mkdir()
+    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    config.architectures = ["CLIPVisionModel"]
+    config.save_pretrained(folder)
+    return tower.eval()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "clip-vit-base-patch32"
+    return folder, write_hub_clip(folder)
+
+
+def test_a_published_clip_loads_whole(published, images):
+    folder, model = published
+    parts = load_clip(str(folder))
+    assert state_digest(parts.state) == state_digest(tower_of(model))
+    texts = [f"a photo of {n}" for n in NAMES]
+    tokens = letters_tokenizer()(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = model(pixel_values=parts.encoder.collate(images)["pixel_values"], input_ids=tokens["input_ids"],
+                       attention_mask=tokens["attention_mask"]).logits_per_image
+    head = parts.head(NAMES, ["a photo of {}"])
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.full((3,), 100.0), rtol=1e-5, atol=0)
+    ours = head.logits(extract(parts.encoder, parts.encoder.module(parts.state), images))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    assert parts.encoder.mean == pytest.approx(MEAN)
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.", ""])
+def test_a_fine_tuned_tower_takes_the_bases_projection(published, images, tmp_path, prefix):
+    folder, model = published
+    base = load_clip(str(folder))
+    write_tower(tmp_path / "svhn", model, prefix=prefix)
+    # The library's own loader is the reference, whichever names the file has.
+    theirs, report = CLIPVisionModel.from_pretrained(str(tmp_path / "svhn"), output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    state = load_tower(str(tmp_path / "svhn"), base)
+    assert state.keys() == base.state.keys()
+    with torch.inference_mode():
+        pooled = theirs.eval()(pixel_values=base.encoder.collate(images)["pixel_values"]).pooler_output
+        wanted = F.normalize(model.visual_projection(pooled), dim=-1)
+    torch.testing.assert_close(extract(base.encoder, base.encoder.module(state), images), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(state["visual_projection.weight"], base.state["visual_projection.weight"])
+    assert not torch.equal(state["vision_model.post_layernorm.weight"], base.state["vision_model.post_layernorm.weight"])
+
+
+def test_a_whole_clip_brings_its_own_projection(published):
+    folder, model = published
+    base = load_clip(str(folder))
+    assert state_digest(load_tower(str(folder), base)) == state_digest(tower_of(model))
+
+
+def test_missing_and_unexpected_names_are_all_listed(published, tmp_path):
+    base = load_clip(str(published[0]))
+    gone = [f"vision_model.encoder.layers.{i}.mlp.fc1.{w}" for i in (0, 1) for w in ("weight", "bias")]
+
+    def change(weights):
+        for name in gone:
+            del weights[name]
+        weights["vision_model.head.weight"] = torch.zeros(3)
+        weights["vision_model.adapter.bias"] = torch.zeros(3)
+
+    write_tower(tmp_path / "dtd", published[1], change=change)
+    with pytest.raises(StateDictError) as error:
+        load_tower(str(tmp_path / "dtd"), base)
+    for name in (*gone, "vision_model.head.weight", "vision_model.adapter.bias", "'dtd'"):
+        assert name in str(error.value)
+
+
+def test_a_tower_of_another_patch_size_is_refused(published, tmp_path):
+    write_tower(tmp_path / "b16", published[1], patch_size=4)
+    with pytest.raises(StateDictError, match="patch_size 8 and 4"):
+        load_tower(str(tmp_path / "b16"), load_clip(str(published[0])))
+
+
+def copied(source, target, *, without=()):
+    target.mkdir()
+    for path in source.iterdir():
+        if path.name not in without:
+            (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_incomplete_folders_are_refused(published, tmp_path):
+    folder = published[0]
+    with pytest.raises(ConfigError, match="preprocessor_config"):
+        load_clip(str(copied(folder, tmp_path / "a", without=["preprocessor_config.json"])))
+    weights = load_file(str(folder / "model.safetensors"))
+    del weights["text_projection.weight"]
+    save_file(weights, str(copied(folder, tmp_path / "b") / "model.safetensors"))
+    with pytest.raises(StateDictError, match="text_projection"):
+        load_clip(str(tmp_path / "b"))
+    write_tower(tmp_path / "c", published[1])
+    with pytest.raises(ConfigError, match="clip_vision_model"):
+        load_clip(str(tmp_path / "c"))
+
+
+def test_no_code_of_a_pickle_runs(published, tmp_path):
+    folder = copied(published[0], tmp_path / "d", without=["model.safetensors"])
+    torch.save({"logit_scale": print}, folder / "pytorch_model.bin")
+    with pytest.raises(UnsafeFileError, match="not run"):
+        load_clip(str(folder))

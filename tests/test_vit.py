@@ -1,0 +1,215 @@
+"""The ViT of real images: its pre-training sees no label, its views are views, its contrast is NT-Xent, and it beats chance weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import ViTConfig
+
+from mergelib.encoders import encoder_state
+from mergelib.errors import ConfigError
+from mergelib.features import extract
+from mergelib.pretraining import RECIPES, vit
+from mergelib.profiles import load_profile
+from mergelib.protocols.knn import knn_eval
+from mergelib.training import TrainConfig
+from mergelib.types import Split, Task
+from mergelib.vision import ImageEncoder
+
+CPU = torch.device("cpu")
+SIZE, CLASSES = 16, 4
+
+
+def tiny(patch: int = 4) -> ImageEncoder:
+    return ImageEncoder(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=SIZE,
+                                  patch_size=patch), "tiny")
+
+
+def gratings(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stripes of one of four directions, with random phase, pitch, colours and noise: class and mean colour are independent."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % CLASSES
+    angle = labels * torch.pi / CLASSES
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    pitch = 1.2 + 0.6 * torch.rand(n, generator=generator)
+    phase = 6.3 * torch.rand(n, generator=generator)
+    wave = torch.sin(pitch[:, None, None] * (x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]) + phase[:, None, None])
+    colours = torch.rand(n, 2, 3, 1, 1, generator=generator)
+    share = (wave[:, None] + 1) / 2
+    pixels = share * colours[:, 0] + (1 - share) * colours[:, 1] + 0.05 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    return (255 * pixels.clamp(0, 1)).to(torch.uint8), labels
+
+
+def config(steps: int = 3, save_every: int = 0) -> TrainConfig:
+    return TrainConfig(steps=steps, batch_size=64, lr=2e-3, threads=1, save_every=save_every)
+
+
+def pretrain(tmp_path, images, steps: int = 3, save_every: int = 0, seed: int = 0):
+    torch.manual_seed(seed)  # whatever ran before must not matter
+    return vit.pretrain_vit(tiny(), images, config(steps, save_every), device=CPU, scratch=tmp_path, desc="t")[0]
+
+
+def test_the_contrast_is_nt_xent():
+    """Chen et al.'s equation 1, written out pair by pair."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64).float()
+    z = [v / v.norm() for v in [*first, *second]]
+    total = 0.0
+    for i in range(10):
+        j = (i + 5) % 10
+        others = sum(torch.exp(z[i] @ z[k] / 0.3) for k in range(10) if k != i)
+        total += -torch.log(torch.exp(z[i] @ z[j] / 0.3) / others)
+    assert torch.allclose(vit.contrast(first, second, 0.3), total / 10, atol=1e-5)
+    assert torch.allclose(vit.contrast(7 * first, second / 9, 0.3), total / 10, atol=1e-5), "lengths do not count"
+
+
+def test_all_patches_kept_are_the_encoders_own_features():
+    """Independent reference: the ViT's forward behind ``ImageEncoder``; the order of patches makes no difference to their mean."""
+    encoder, (images, _) = tiny(), gratings(6, 0)
+    module = encoder.module()
+    pixels = encoder.collate(images)["pixel_values"]
+    with torch.no_grad():
+        assert torch.allclose(vit.encode_part(module.transformer, pixels, 1.0), module(pixels), atol=1e-5)
+        torch.manual_seed(0)
+        some = [vit.encode_part(module.transformer, pixels, 0.5) for _ in range(2)]
+    assert some[0].shape == (6, 32) and not torch.allclose(some[0], some[1], atol=1e-4)
+
+
+def test_patches_left_out_do_not_reach_the_features():
+    encoder, (images, _) = tiny(), gratings(3, 0)
+    module, pixels = encoder.module().transformer, encoder.collate(images)["pixel_values"]
+    with torch.no_grad():
+        features = []
+        for noise in (0.0, 1.0):
+            # With one of 16 patches kept, most changes of a single patch must leave most features as they are.
+            changed = pixels.clone()
+            changed[:, :, :4, :4] += noise
+            torch.manual_seed(4)
+            features.append(torch.stack([vit.encode_part(module, changed, 1 / 16) for _ in range(20)]))
+    same = (features[0] == features[1]).all(-1).float().mean()
+    assert 0.7 < same < 1
+
+
+def test_views_differ_per_image_and_keep_what_they_show():
+    torch.manual_seed(0)
+    flat = torch.linspace(-0.8, 0.8, 8)[:, None, None, None].expand(8, 3, SIZE, SIZE).contiguous()
+    view = vit.random_views(flat)
+    assert view.shape == flat.shape and view.flatten(2).std(-1).max() < 1e-5, "a flat image has flat views"
+    image = torch.rand(1, 3, SIZE, SIZE).expand(64, -1, -1, -1).contiguous() * 2 - 1
+    views = vit.random_views(image)
+    assert views.isfinite().all() and (views[0] - views[1]).abs().max() > 0.1
+    grey = (views.std(1).amax((1, 2)) < 1e-5).float().mean()
+    assert 0.05 < grey < 0.4
+
+
+def test_no_view_is_mirrored():
+    """A ramp from left to right still rises from left to right, and one from top to bottom falls nowhere."""
+    torch.manual_seed(1)
+    ramp = torch.linspace(-1, 1, SIZE).expand(64, 3, SIZE, SIZE).contiguous()
+    for image, axis in ((ramp, -1), (ramp.mT.contiguous(), -2)):
+        view = vit.random_views(image)
+        step = view.narrow(axis, SIZE - 2, 1) - view.narrow(axis, 1, 1)
+        assert (step > 0).all()
+
+
+def test_pre_training_repeats_whatever_ran_before_and_depends_on_the_images(tmp_path):
+    images, _ = gratings(96, 0)
+    one, two = pretrain(tmp_path / "a", images), pretrain(tmp_path / "b", images, seed=9)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    other = pretrain(tmp_path / "c", gratings(96, 1)[0])
+    assert any(not torch.equal(one[k], other[k]) for k in one)
+    assert one.keys() == encoder_state(tiny().module()).keys(), "no projection and no position beyond the encoder's own"
+
+
+def test_an_interrupted_run_draws_the_views_of_the_whole_one(tmp_path, monkeypatch):
+    images, _ = gratings(96, 0)
+    whole = pretrain(tmp_path / "whole", images, steps=6, save_every=3)
+    calls = []
+    real = vit.contrast
+
+    def stop_in_the_fifth_step(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(vit, "contrast", stop_in_the_fifth_step)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(tmp_path / "cut", images, steps=6, save_every=3)
+    monkeypatch.setattr(vit, "contrast", real)
+    resumed = pretrain(tmp_path / "cut", images, steps=6, save_every=3, seed=5)
+    assert all(torch.allclose(whole[k], resumed[k], atol=1e-6) for k in whole)
+
+
+def knn_accuracy(encoder: ImageEncoder, state) -> tuple[float, float]:
+    """Percent right of fresh images: mean distance to 5 anchors a class (Eq. 5), and the label of the nearest of all."""
+    (train, y), (test, truth) = gratings(240, 3), gratings(200, 4)
+    module = encoder.module(state)
+    z, z_test = (extract(encoder, module, images) for images in (train, test))
+    rows = torch.stack([(y == c).nonzero().flatten()[:5] for c in range(CLASSES)])
+    few = knn_eval(z_test, z[rows][None], [5])[0, 0]
+    near = y[torch.cdist(z_test, z).argmin(1)]
+    return tuple(100 * (p == truth).float().mean().item() for p in (few, near))
+
+
+def test_neighbours_are_better_than_under_random_weights(tmp_path):
+    """What the pre-training is for, on images whose class no mean colour and no single pixel gives away."""
+    encoder = tiny()
+    torch.manual_seed(0)
+    random = knn_accuracy(encoder, encoder_state(encoder.module()))
+    trained = knn_accuracy(encoder, pretrain(tmp_path, gratings(512, 2)[0], steps=60))
+    assert trained[0] > random[0] + 15 and trained[1] > random[1] + 15, (random, trained)
+
+
+def image_tasks(shift: int = 0) -> list[Task]:
+    tasks = []
+    for t in range(2):
+        splits = []
+        for s in range(3):
+            images, labels = gratings(40, 10 * t + s)
+            splits.append(Split(images, (labels + shift) % CLASSES))
+        tasks.append(Task(f"task{t}", tuple("abcd"), *splits, modality="image"))
+    return tasks
+
+
+def tiny_profile(**more):
+    return load_profile("real", {"threads": 1, "encoder.image_size": SIZE, "encoder.width": 32, "encoder.layers": 1, "encoder.heads": 2,
+                                 "encoder.pretraining.steps": 2, "encoder.pretraining.batch_size": 16} | more, "vision_b")
+
+
+def test_the_key_holds_training_images_and_shape_but_no_label():
+    recipe, profile, tasks = RECIPES["vit"], tiny_profile(), image_tasks()
+    key = recipe.key(profile, tasks)
+    assert recipe.key(profile, image_tasks(shift=1)) == key
+    other_test = [Task(t.name, t.label_names, t.train, t.test, t.validation, modality="image") for t in tasks]
+    assert recipe.key(profile, other_test) == key
+    assert recipe.key(profile, tasks[:1]) != key
+    assert recipe.key(tiny_profile(**{"encoder.patch_size": 8}), tasks) != key
+
+
+def test_the_recipe_makes_a_foundation_with_trained_heads_to_come(tmp_path):
+    recipe, profile, tasks = RECIPES["vit"], tiny_profile(), image_tasks()
+    foundation = recipe.open(profile, tasks, recipe.make(profile, tasks, CPU, tmp_path))
+    assert foundation.heads is None and foundation.encoder.width == 32
+    features = extract(foundation.encoder, foundation.encoder.module(foundation.state), tasks[0].test.inputs)
+    assert features.shape == (40, 32) and features.isfinite().all()
+
+
+@pytest.mark.parametrize(("overrides", "says"), [({"encoder.patch_size": 5}, "patches of 5"), ({"encoder.heads": 5}, "5 heads")])
+def test_shapes_that_do_not_fit_are_refused(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        vit.vit_config(tiny_profile(**overrides))
+
+
+def test_a_base_model_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match="leave the base model out"):
+        RECIPES["vit"].load(tiny_profile(**{"encoder.base": "some/vit"}), image_tasks())
+
+
+def test_real_images_come_in_two_patch_sizes_and_nothing_else_differs():
+    a, b = (load_profile("real", variant=v) for v in ("vision_a", "vision_b"))
+    assert a.encoder.patch_size > b.encoder.patch_size and a.backbone != b.backbone
+    same = {"encoder": a.encoder.model_copy(update={"patch_size": 0}), "backbone": ""}
+    assert a.model_copy(update=same) == b.model_copy(update={"encoder": b.encoder.model_copy(update={"patch_size": 0}), "backbone": ""})
+    assert "SVHN" in a.note and "EuroSAT" in a.note
+    assert a.tasks.pool_per_class > max(a.protocols.ks)
