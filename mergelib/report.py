@@ -43,9 +43,11 @@ def at_k(scores: pd.DataFrame, k: int) -> pd.DataFrame:
 
 
 def with_average(scores: pd.DataFrame) -> pd.DataFrame:
-    """``scores`` plus rows with task ``average``: per seed, the unweighted mean over tasks."""
-    by = ["backbone", "method", "protocol", "k", "draw", "fit_on", "seed"]
-    mean = scores.groupby(by, dropna=False, sort=False, as_index=False).agg(accuracy=("accuracy", "mean"), n=("n", "sum"))
+    """``scores`` plus rows with task ``average``: per seed, the unweighted mean over tasks. Where every input is drawn, k is the
+    smallest of the tasks' numbers per class."""
+    by = ["backbone", "method", "protocol", "shots", "draw", "fit_on", "seed"]
+    groups = scores.assign(shots=scores.k.mask(scores.draw == "all")).groupby(by, dropna=False, sort=False, as_index=False)
+    mean = groups.agg(accuracy=("accuracy", "mean"), n=("n", "sum"), k=("k", "min"))
     return pd.concat([scores, mean.assign(task="average")], ignore_index=True)[scores.columns]
 
 

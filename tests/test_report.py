@@ -33,6 +33,13 @@ def test_the_deviation_of_an_average(three_seeds):
     assert found.loc[("current", "average"), "mean"] == 45.0 and pd.isna(found.loc[("current", "average"), "std"])
 
 
+def test_tasks_of_unequal_pools_have_one_average():
+    """Every input of a pool is drawn: 50 per class of one task, 12 of the other."""
+    rows = scores([("b", t, "ties", "orthogonal_procrustes", k, "all", "train", None, value, 10) for t, k, value in (("ag", 50, 80.0), ("yelp", 12, 40.0))])
+    found = report.mean_and_std(rows)
+    assert found[found.task == "average"][["mean", "k"]].values.tolist() == [[60.0, 12]]
+
+
 def test_cells_are_written_with_one_decimal(three_seeds):
     table = report.wide(report.mean_and_std(three_seeds), ["ag", "yelp"])
     assert table.loc[("Ties", "KNN Eval")].tolist() == ["50.0 ± 10.0", "40.0 ± 10.0", "45.0 ± 0.0"]
