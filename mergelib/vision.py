@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .encoders import load_state
 from .errors import ConfigError, DataError, StateDictError
 from .types import Head, State, digest
 
@@ -60,7 +61,7 @@ class ImageEncoder:
     source: str = ""
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
-    pooling: str = field(default="")
+    pooling: str = ""
 
     def __post_init__(self) -> None:
         known = {"clip_vision_model": ("clip",), "vit": ("mean", "cls")}.get(self.config.model_type)
@@ -92,8 +93,6 @@ class ImageEncoder:
     def module(self, state: State | None = None) -> ImageFeatures:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
         from transformers import CLIPVisionModelWithProjection, ViTModel
-
-        from .encoders import load_state
 
         config = copy.deepcopy(self.config)
         config._attn_implementation = "sdpa"
@@ -194,8 +193,8 @@ def check_names(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
     """Raises ``StateDictError`` that lists every missing and unexpected name."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
-        raise StateDictError(f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. Give the whole folder of a CLIP of this "
-                             "architecture.")
+        raise StateDictError(f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. Give the whole folder of a CLIP of the "
+                             "same architecture.")
 
 
 def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, Tensor]:
@@ -212,7 +211,7 @@ def load_clip(source: str) -> ClipParts:
     """A CLIP from a hub id (``id`` or ``id@revision``) or a folder in the hub's layout: config, tokenizer, weights, preprocessing.
 
     Weights are read as tensors only (safetensors, or a ``.bin`` under ``weights_only=True``); no code of a folder runs. Mean and
-    std come from ``preprocessor_config.json``. Raises ``StateDictError`` listing every missing and unexpected name,
+    std come from ``preprocessor_config.json``; resizing to S x S is left to whoever reads the images. Raises ``StateDictError`` listing every missing and unexpected name,
     ``ConfigError`` for a folder that is no whole CLIP, ``OfflineError`` for an id that cannot be had.
     """
     from transformers import CLIPModel

@@ -13,12 +13,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel, ViTConfig, ViTImageProcessor, ViTModel
 
+from mergelib import Study
 from mergelib.encoders import encoder_state, load_state
 from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.features import extract
-from mergelib.pretraining.clip import CaptionContrast, caption_vocab, check_words, pretrain_clip, word_tokenizer
+from mergelib.pretraining.clip import (
+    RECIPE,
+    CaptionContrast,
+    caption_vocab,
+    check_words,
+    open_clip,
+    pretrain_clip,
+    word_tokenizer,
+)
+from mergelib.store import Store
+from mergelib.tasks.miniature.images import prompts
 from mergelib.training import TrainConfig
-from mergelib.types import Split, Task, state_digest
+from mergelib.types import Split, Task, head_digest, state_digest
 from mergelib.vision import ImageEncoder, as_batches, load_clip, load_tower, zero_shot_head
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -211,6 +222,55 @@ def test_class_names_need_words_that_captions_have():
     check_words(task, ["a photo of the red and the mauve van"])
     with pytest.raises(DataError, match="mauve"):
         check_words(task, ["a photo of the red van"])
+
+
+# ---- the road ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory):
+    """A tiny study of two drawn tasks, untrained but for a few steps."""
+    tiny = {"tasks.names": ["svhn", "dtd"], "tasks.n_train": 100, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 4,
+            "threads": 1, "resamples": 200, "fine_tuning.steps": 4, "protocols.ks": [1, 2], "merging.lams": [0.3, 1.0],
+            "encoder.pretraining": {"documents": 400, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
+    return Study("quick", variant="vision_a", overrides=tiny, store=Store(tmp_path_factory.mktemp("vision")), device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:.*edge of the grid")
+def test_only_image_encoders_are_fine_tuned_and_merged(vision):
+    for name in vision.tasks:
+        frozen = vision.head("f_b", name)
+        assert head_digest(vision.expert(name).head) == head_digest(frozen)
+        norms = frozen.weight.norm(dim=1)
+        torch.testing.assert_close(norms, norms[:1].expand_as(norms))  # one logit scale for all classes
+        assert state_digest(vision.expert(name).state) != state_digest(vision.base_state)
+    encoders = ["f_t", "f_b", *vision.methods]
+    scores = vision.scores(encoders, ["current", "knn", "ft_classifier"])
+    assert scores.accuracy.between(0, 100).all() and set(scores.method) == set(encoders)
+    for method in vision.methods:
+        assert vision.merged_state(method).keys() == vision.base_state.keys()
+        assert not any(n.startswith("text") or n == "logit_scale" for n in vision.merged_state(method))
+    z = vision.features(vision.methods[0], "svhn", "test")
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(len(z)), rtol=1e-5, atol=0)
+
+
+def test_f_b_under_current_eval_is_clips_zero_shot(vision):
+    settings, tasks = vision.profile, list(vision.tasks.values())
+    made = RECIPE.make(settings, tasks, torch.device("cpu"), vision.store.root / "again")
+    parts = open_clip(settings, made)
+    for task in tasks:
+        pixels = parts.encoder.collate(task.test.inputs)["pixel_values"]
+        with torch.inference_mode():
+            # Zero-shot by hand from the library's own outputs: the mean of the prompts' directions, against each image.
+            images = F.normalize(parts.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+            rows = []
+            for name in task.label_names:
+                batch = parts.tokenize([template.format(name) for template in prompts(task.name)])
+                text = parts.model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+                rows.append(F.normalize(F.normalize(text, dim=-1).mean(0), dim=-1))
+            logits = parts.model.logit_scale.exp() * images @ torch.stack(rows).T
+        ours = vision.head("f_b", task.name).logits(vision.features("f_b", task.name, "test"))
+        torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
 
 
 # ---- published folders ---------------------------------------------------------------------------------------------------
