@@ -178,6 +178,99 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
     return fig
 
 
+def plot_class_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
+    """``plot_clusters`` for tasks of many classes: hue tells the class, around the wheel in the order of their labels; f_t's outputs are
+    pale circles, f_m's crosses. Hues of neighbouring classes look alike: what counts is whether crosses of one hue lie together."""
+    tasks = list(dict.fromkeys(task for task, _ in panels))
+    methods = list(dict.fromkeys(method for _, method in panels))
+    fig, axes = plt.subplots(len(tasks), len(methods), figsize=(PAGE, 2.2 * len(tasks)), squeeze=False)
+    for (task, method), panel in panels.items():
+        ax = axes[tasks.index(task)][methods.index(method)]
+        labels = np.asarray(panel["labels"])
+        colours = plt.get_cmap("hsv")(labels / panel["classes"])
+        colours[:, :3] *= 0.85  # pure yellow is lost on white
+        tuned, merged = panel["points"]
+        ax.scatter(tuned[:, 0], tuned[:, 1], c=colours, marker="o", s=9, alpha=0.3, linewidths=0)
+        ax.scatter(merged[:, 0], merged[:, 1], c=colours, marker="x", s=9, linewidths=0.8)
+        ax.set_title(f"{TASK_LABELS.get(task, task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
+        ax.set_xlabel(panel["note"], fontsize=7)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    legend = [Line2D([], [], linestyle="none", marker=m, color="#404040", alpha=a, label=l, markersize=4)
+              for m, a, l in (("o", 0.4, "fine-tuned outputs f_t"), ("x", 1.0, "merged outputs f_m (hue: class)"))]
+    fig.legend(handles=legend, loc="outside upper center", ncols=2)
+    return fig
+
+
+def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns: int = 2) -> Figure:
+    """Images with their class names, a block per task: ``sheets`` maps a task to the names of the rows and uint8 images
+    ``[rows, each, 3, H, W]``."""
+    lines = -(-len(sheets) // columns)
+    most = max(len(names) for names, _ in sheets.values())
+    fig, axes = plt.subplots(lines, columns, figsize=(PAGE, lines * (0.36 + 0.28 * most)), squeeze=False)
+    for ax in axes.flat[len(sheets):]:
+        ax.set_axis_off()
+    for ax, (task, (names, images)) in zip(axes.flat, sheets.items(), strict=False):
+        images = np.asarray(images)
+        rows, each, _, height, width = images.shape
+        gap = max(1, height // 16)
+        sheet = np.full((rows * (height + gap) - gap, each * (width + gap) - gap, 3), 255, dtype=np.uint8)
+        for r in range(rows):
+            for i in range(each):
+                sheet[r * (height + gap):r * (height + gap) + height, i * (width + gap):i * (width + gap) + width] = images[r, i].transpose(1, 2, 0)
+        ax.imshow(sheet, interpolation="nearest")
+        ax.set_yticks([r * (height + gap) + height / 2 for r in range(rows)], [textwrap.fill(n, 18) for n in names], fontsize=6)
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        ax.set_title(TASK_LABELS.get(task, task))
+        ax.grid(visible=False)
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    return fig
+
+
+def plot_shares(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], counts: Mapping[float, str], *, too_few: float = 0.0) -> Figure:
+    """Accuracy against the unlabelled share of the test set, a row per panel (title -> ``shares.mean_and_std``), a column per method.
+
+    Few-shot protocols have two lines: inputs drawn from the test set (filled markers, with one standard deviation over seeds) and as many
+    training inputs (dotted, open). Current Eval and the fine-tuned models are horizontal. ``counts``: share -> number of inputs, for the
+    axis; up to the share ``too_few`` some task has more classes than inputs, which is shaded."""
+    fig, axes = plt.subplots(len(panels), len(methods), figsize=(PAGE, 0.5 + 2.1 * len(panels)), sharex=True, sharey=True, squeeze=False)
+    for row, (title, summary) in zip(axes, panels.items(), strict=True):
+        bound = summary[(summary.method == FINE_TUNED) & (summary.protocol == "current")]["mean"].iloc[0]
+        for ax, method in zip(row, methods, strict=True):
+            mine = summary[summary.method == method]
+            ax.axhline(bound, color="black", linewidth=1.0, linestyle=":", label="Fine-tuned models")
+            for protocol in dict.fromkeys(mine.protocol):
+                style, rows = protocol_style(protocol), mine[mine.protocol == protocol]
+                if rows.share.isna().all():
+                    ax.axhline(rows["mean"].iloc[0], label=protocol_label(protocol), color=style["color"], linestyle=style["linestyle"])
+                    continue
+                for fit_on, lines in rows.sort_values("share").groupby("fit_on", sort=False):
+                    share, mean, std = (lines[c].to_numpy() for c in ("share", "mean", "std"))
+                    if fit_on == "test":
+                        ax.plot(share, mean, label=protocol_label(protocol), **style)
+                        ax.fill_between(share, mean - np.nan_to_num(std), mean + np.nan_to_num(std), color=style["color"], alpha=0.2, linewidth=0)
+                    else:
+                        ax.plot(share, mean, label=f"{protocol_label(protocol)}, train inputs",
+                                **style | {"linestyle": ":", "markerfacecolor": "white"})
+            ax.set_xscale("log")
+            ax.set_xticks(list(counts), [f"{s:g} %\n{n}" for s, n in counts.items()])
+            ax.minorticks_off()
+            if too_few:
+                ax.axvspan(min(counts) / 1.3, too_few * 1.15, color="0.92", zorder=0)
+            ax.set_xlim(min(counts) / 1.3, max(counts) * 1.3)
+            ax.set_title(f"{title}: {short_label(method)}")
+        row[0].set_ylabel("average accuracy (%)")
+    for ax in axes[-1]:
+        ax.set_xlabel("share of the test set, inputs per task")
+    handles = {}
+    for handle, label in zip(*axes[0][0].get_legend_handles_labels(), strict=True):
+        handles.setdefault(label, handle)
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    return fig
+
+
 def plot_ladder(accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float) -> Figure:
     """The ladder: average accuracy per rung (left), and what each step explains of f_t's variance (right).
 

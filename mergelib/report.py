@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 import yaml
 from pandas.io.formats.style import Styler
+from torch import Tensor
 
 from . import __version__
 from .clusters import label_purity, silhouette, source_purity
@@ -18,7 +20,9 @@ from .study import BASE, FINE_TUNED, MULTI_TASK, RANDOM, Study
 from .types import digest, percent
 
 PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
-TASK_LABELS = {"ag": "AG News", "yelp": "Yelp", "amazon": "Amazon", "yahoo": "Yahoo", "dbpedia": "DBpedia"}
+TASK_LABELS = {"ag": "AG News", "yelp": "Yelp", "amazon": "Amazon", "yahoo": "Yahoo", "dbpedia": "DBpedia",
+               "sun397": "SUN397", "cars": "Cars", "resisc45": "RESISC45", "eurosat": "EuroSAT", "svhn": "SVHN", "gtsrb": "GTSRB",
+               "mnist": "MNIST", "dtd": "DTD", "fashion_mnist": "Fashion-MNIST"}
 ENCODER_LABELS = {BASE: "f_b (base model)", FINE_TUNED: "Fine-tuned model", MULTI_TASK: "Multi-task learning",
                   RANDOM: "Random encoder"}
 
@@ -161,6 +165,32 @@ def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
     return show(pd.DataFrame(rows))
 
 
+def contact_sheet(study: Study, classes: int = 5, each: int = 6) -> dict[str, tuple[list[str], Tensor]]:
+    """Some test images for ``plots.plot_contact_sheet``: per task the names of ``classes`` classes, spread over all of them, and
+    ``each`` images of each, uint8 ``[classes, each, 3, H, W]``; fewer where a class has fewer images."""
+    sheets = {}
+    for task in study.tasks.values():
+        chosen = sorted({round(i * (task.n_classes - 1) / max(1, classes - 1)) for i in range(min(classes, task.n_classes))})
+        rows = [(task.test.labels == c).nonzero().flatten()[:each] for c in chosen]
+        kept = min(map(len, rows))
+        sheets[task.name] = [task.label_names[c] for c in chosen], torch.stack([task.test.inputs[r[:kept]] for r in rows])
+    return sheets
+
+
+def bounds_table(study: Study) -> pd.DataFrame:
+    """A row per task: classes, chance, f_b and f_t under Current Eval, in percent, and f_b's part of f_t. Of a CLIP, whose heads are the
+    embeddings of class names, f_b's is the zero-shot accuracy."""
+    rows = []
+    for task in study.tasks.values():
+        base, tuned = (percent(study.correct(e, task.name, "current")[0]) for e in (BASE, FINE_TUNED))
+        rows.append({"task": TASK_LABELS.get(task.name, task.name), "classes": task.n_classes, "chance": 100 / task.n_classes,
+                     "f_b": base, "f_t": tuned, "f_b / f_t": base / tuned})
+    frame = pd.DataFrame(rows)
+    means = frame.drop(columns="task").mean()
+    means["f_b / f_t"] = means["f_b"] / means["f_t"]
+    return pd.concat([frame.astype({"classes": object}), pd.DataFrame([{"task": "Average", **means, "classes": ""}])], ignore_index=True)
+
+
 def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n: int = 400) -> tuple[dict, pd.DataFrame]:
     """Panels for ``plots.plot_clusters`` and the table of the same numbers, all in R^d and on the same test rows.
 
@@ -176,7 +206,7 @@ def cluster_panels(study: Study, tasks: Sequence[str], methods: Sequence[str], n
             purity_m, source = float(label_purity(z_m, labels).mean()), float(source_purity(z_t, z_m).mean())
             points, shown = study.embedding(method, task, n)
             accuracy = percent(study.correct(method, task, "current")[0])
-            panels[task, method] = {"points": points.numpy(), "labels": shown.numpy(), "accuracy": accuracy,
+            panels[task, method] = {"points": points.numpy(), "labels": shown.numpy(), "classes": study.task(task).n_classes, "accuracy": accuracy,
                                     "note": f"label purity {purity_t:.2f} → {purity_m:.2f}, source purity {source:.2f}"}
             rows.append({"task": task, "method": method, "Current Eval (%)": accuracy, "label purity f_t": purity_t,
                          "label purity f_m": purity_m, "silhouette f_t": silhouette_t,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from .protocols import get_protocol
+from .report import TASK_LABELS, encoder_label, mean_std_cell, protocol_label, short_label
 from .study import FINE_TUNED, Study
 from .types import percent
 
@@ -60,34 +61,47 @@ def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def coverage_table(frame: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
+def coverage_table(frame: pd.DataFrame) -> pd.DataFrame:
     """``coverage`` for the eye: a row per task with C, a column per share, cells "50: 98 %" for n and the covered classes; a star where
     n < C."""
     cells = frame.assign(cell=[f"{r.drawn}: {r.covered:.0f} %{' *' if r.drawn < r.classes else ''}" for r in frame.itertuples()],
-                         task=frame.task.map(lambda t: labels.get(t, t)))
-    table = cells.pivot(index=["task", "classes"], columns="share", values="cell").loc[list(dict.fromkeys(zip(cells.task, cells.classes, strict=True)))]
-    return table.rename(columns=lambda s: f"{s:g} %").rename_axis(columns=None)
+                         task=frame.task.map(lambda t: TASK_LABELS.get(t, t)))
+    return _by_share(cells, ["task", "classes"])
 
 
-def table(summary: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
+def counted(frame: pd.DataFrame) -> dict[float, str]:
+    """Share -> the number of inputs it is, over the tasks of ``coverage``: "50", or "20-50" where the test sets' sizes differ."""
+    ends = frame.groupby("share").drawn.agg(["min", "max"])
+    return {share: f"{low}" if low == high else f"{low}-{high}" for share, low, high in ends.itertuples()}
+
+
+def too_few(frame: pd.DataFrame) -> float:
+    """The largest share of ``coverage`` that is fewer inputs than classes in some task; 0 for none."""
+    return max(frame.share[frame.drawn < frame.classes], default=0.0)
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
     """Averages for the eye: a row per (method, protocol, where the share is drawn), a column per share, cells "71.8 ± 0.2"."""
     rows = summary[summary.share.notna()]
-    cells = rows.assign(cell=[f"{r.mean:.1f} ± {r.std:.1f}" for r in rows.itertuples()], method=rows.method.map(lambda m: labels.get(m, m)),
-                        protocol=rows.protocol.map(lambda p: get_protocol(p).label))
-    keys = ["method", "protocol", "fit_on"]
-    wide = cells.pivot(index=keys, columns="share", values="cell").loc[list(dict.fromkeys(cells[keys].itertuples(index=False, name=None)))]
-    return wide.rename(columns=lambda s: f"{s:g} %").rename_axis(columns=None)
+    cells = rows.assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), drawn=rows.fit_on,
+                        cell=[mean_std_cell(r.mean, r.std) for r in rows.itertuples()])
+    return _by_share(cells, ["Model", "Protocol", "drawn"]).rename_axis(index=["Model", "Protocol", "inputs from"])
 
 
-def alt(panels: Mapping[str, pd.DataFrame], methods: Mapping[str, str], share: float) -> str:
-    """Alt text of the figure over shares, from the numbers themselves; ``panels``: title -> ``mean_and_std``."""
-    said = []
+def _by_share(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    wide = cells.pivot(index=keys, columns="share", values="cell")
+    order = list(dict.fromkeys(cells[keys].itertuples(index=False, name=None)))
+    return wide.loc[order].rename(columns=lambda s: f"{s:g} %").rename_axis(columns=None)
+
+
+def alt(panels: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> str:
+    """Alt text of the figure over shares, from the numbers themselves, at the middle share; ``panels``: title -> ``mean_and_std``."""
+    said, share = [], 0.0
     for title, summary in panels.items():
-        def value(method: str, protocol: str, summary: pd.DataFrame = summary) -> float:
-            rows = summary[(summary.method == method) & (summary.protocol == protocol)]
-            return float(rows[rows.share.isna() | ((rows.share == share) & (rows.fit_on == "test"))]["mean"].iloc[0])
-
-        parts = [f"{label} {value(m, 'current'):.1f} under Current Eval, {value(m, 'knn'):.1f} under KNN Eval and "
-                 f"{value(m, 'ft_classifier'):.1f} under FT-Classifier Eval" for m, label in methods.items()]
-        said.append(f"{title}: {'; '.join(parts)}; fine-tuned models {value(FINE_TUNED, 'current'):.1f}")
+        known = sorted(summary.share.dropna().unique())
+        share = known[len(known) // 2]
+        rows = summary[summary.share.isna() | ((summary.share == share) & (summary.fit_on == "test"))].set_index(["method", "protocol"])["mean"]
+        parts = [f"{short_label(m)} {rows[m, 'current']:.1f} under Current Eval, {rows[m, 'knn']:.1f} under KNN Eval and "
+                 f"{rows[m, 'ft_classifier']:.1f} under FT-Classifier Eval" for m in methods]
+        said.append(f"{title}: {'; '.join(parts)}; fine-tuned models {rows[FINE_TUNED, 'current']:.1f}")
     return f"Average accuracy in percent against the unlabelled share of the test set, at {share:g} %. {'. '.join(said)}."

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -215,9 +215,3 @@ def captioned(n: int, seed: int) -> tuple[Tensor, list[str]]:
                 said = " ".join(w for w in (LIGHTING[i], QUALITY[q], _LEAD[lead[row]]) if w)
                 captions[row] = f"a {said} of the {family.say(family.captions[p])}"
     return torch.from_numpy(pictures), captions
-
-
-def shown(task: str, per_class: int, seed: int, classes: Sequence[int]) -> Tensor:
-    """Pictures ``[len(classes), per_class, 3, 32, 32]`` of some classes, for a contact sheet."""
-    pictures, labels = generate(task, per_class * len(IMAGE_TASKS[task]), seed)
-    return torch.stack([pictures[labels == c][:per_class] for c in classes])
