@@ -31,7 +31,7 @@ def defined_in(module: ModuleType) -> list[Any]:
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
     from mergelib import encoders, experts, features, merging, protocols, study, training, types, vision
-    from mergelib.pretraining import bert, t5, vit
+    from mergelib.pretraining import bert, clip, t5, vit
     from mergelib.protocols import current
     from mergelib.study import Study
 
@@ -51,6 +51,8 @@ def meaning() -> dict[str, list[Any]]:
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
         "pretrain_t5": [*defined_in(t5), bert.corpus_pieces, bert.corpus_key, bert.tokenizer_vocab, encoders.encoder_state,
                         training.train, training.TrainConfig, *tokens],
+        "pretrain_clip": [*defined_in(clip), *(v for k, v in vars(clip).items() if k.isupper() and k != "RECIPE"), training.train,
+                          training.TrainConfig, encoders.encoder_state, *defined_in(vision)],
         "pretrain_vit": [*defined_in(vit), *(v for k, v in vars(vit).items() if k.isupper() and k != "RECIPE"), training.train,
                          training.TrainConfig, encoders.encoder_state, vision.ImageEncoder, vision.ImageFeatures],
         "fine_tune": fine_tune, "multi_task": fine_tune,
