@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergelib.errors import ConfigError, MergelibError, UnknownNameError
-from mergelib.profiles import FOLDER, Profile, load_profile, parse_profile, profile_names
+from mergelib.profiles import FOLDER, Profile, load_profile, parse_profile, profile_names, variant_names
 
 QUICK = yaml.safe_load((FOLDER / "quick.yaml").read_text())
+VARIANTS = QUICK.pop("variants")
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -40,6 +41,22 @@ def test_the_profiles_of_the_design_are_there():
 def test_unknown_names_name_the_nearest(call, nearest):
     with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'" if nearest else "sped"):
         call()
+
+
+def test_a_variant_is_laid_over_its_profile():
+    plain = load_profile("quick")
+    for name in VARIANTS:
+        varied = load_profile("quick", {"fine_tuning.steps": 7}, name)
+        assert varied.encoder.kind == VARIANTS[name]["encoder"]["kind"] != plain.encoder.kind and varied.fine_tuning.steps == 7
+        assert varied.encoder.max_length == plain.encoder.max_length and varied.encoder.pretraining.batch_size == plain.encoder.pretraining.batch_size
+    with pytest.raises(UnknownNameError, match="t5_a"):
+        load_profile("quick", variant="t5-a")
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_every_variant_is_valid(profile):
+    for name in variant_names(profile):
+        assert load_profile(profile, variant=name).backbone != load_profile(profile).backbone
 
 
 @pytest.mark.parametrize(("key", "value"), [

@@ -33,12 +33,11 @@ def knn_of_share(features: Tensor, anchors: Tensor, classes: Tensor, n_classes: 
     never predicted.
     """
     n_seeds = len(anchors)
-    steps = torch.as_tensor(list(counts), device=anchors.device)
-    predictions = torch.empty(len(steps), n_seeds, len(features), dtype=torch.long, device=anchors.device)
+    predictions = torch.empty(len(counts), n_seeds, len(features), dtype=torch.long, device=anchors.device)
     for s in range(n_seeds):
         distances = torch.cdist(features, anchors[s], compute_mode="donot_use_mm_for_euclid_dist")
         member = torch.nn.functional.one_hot(classes[s], n_classes).to(distances)
-        for i, n in enumerate(steps.tolist()):
+        for i, n in enumerate(counts):
             held = member[:n].sum(0)
             means = (distances[:, :n] @ member[:n]) / held.clamp(min=1)
             predictions[i, s] = means.masked_fill(held == 0, torch.inf).argmin(1)
