@@ -1,4 +1,4 @@
-"""The ViT of real images: its pre-training sees no label, its views are views, its contrast is NT-Xent, and it beats chance weights."""
+"""The ViT of real images: its pre-training sees no label, its views are views, its contrast is NT-Xent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from mergelib.errors import ConfigError
 from mergelib.features import extract
 from mergelib.pretraining import RECIPES, vit
 from mergelib.profiles import load_profile
-from mergelib.protocols.knn import knn_eval
 from mergelib.training import TrainConfig
 from mergelib.types import Split, Task
 from mergelib.vision import ImageEncoder
@@ -141,26 +140,6 @@ def test_an_interrupted_run_draws_the_views_of_the_whole_one(tmp_path, monkeypat
     assert all(torch.allclose(whole[k], resumed[k], atol=1e-6) for k in whole)
 
 
-def knn_accuracy(encoder: ImageEncoder, state) -> tuple[float, float]:
-    """Percent right of fresh images: mean distance to 5 anchors a class (Eq. 5), and the label of the nearest of all."""
-    (train, y), (test, truth) = gratings(240, 3), gratings(200, 4)
-    module = encoder.module(state)
-    z, z_test = (extract(encoder, module, images) for images in (train, test))
-    rows = torch.stack([(y == c).nonzero().flatten()[:5] for c in range(CLASSES)])
-    few = knn_eval(z_test, z[rows][None], [5])[0, 0]
-    near = y[torch.cdist(z_test, z).argmin(1)]
-    return tuple(100 * (p == truth).float().mean().item() for p in (few, near))
-
-
-def test_neighbours_are_better_than_under_random_weights(tmp_path):
-    """What the pre-training is for, on images whose class no mean colour and no single pixel gives away."""
-    encoder = tiny()
-    torch.manual_seed(0)
-    random = knn_accuracy(encoder, encoder_state(encoder.module()))
-    trained = knn_accuracy(encoder, pretrain(tmp_path, gratings(512, 2)[0], steps=60))
-    assert trained[0] > random[0] + 15 and trained[1] > random[1] + 15, (random, trained)
-
-
 def image_tasks(shift: int = 0) -> list[Task]:
     tasks = []
     for t in range(2):
@@ -206,10 +185,10 @@ def test_a_base_model_is_refused_with_the_remedy():
         RECIPES["vit"].load(tiny_profile(**{"encoder.base": "some/vit"}), image_tasks())
 
 
-def test_real_images_come_in_two_patch_sizes_and_nothing_else_differs():
+def test_real_images_come_in_two_patch_sizes_and_only_the_pre_training_is_shorter():
     a, b = (load_profile("real", variant=v) for v in ("vision_a", "vision_b"))
     assert a.encoder.patch_size > b.encoder.patch_size and a.backbone != b.backbone
-    same = {"encoder": a.encoder.model_copy(update={"patch_size": 0}), "backbone": ""}
-    assert a.model_copy(update=same) == b.model_copy(update={"encoder": b.encoder.model_copy(update={"patch_size": 0}), "backbone": ""})
+    one, two = (p.model_copy(update={"encoder": p.encoder.model_copy(update={"patch_size": 0, "pretraining": None}), "backbone": ""}) for p in (a, b))
+    assert one == two
     assert "SVHN" in a.note and "EuroSAT" in a.note
     assert a.tasks.pool_per_class > max(a.protocols.ks)

@@ -5,7 +5,8 @@ other than to the other images of the batch. Why this and not reconstruction: fe
 clusters) minutes after a random start, and a contrast of views trains distances, whereas a masked autoencoder's features need long
 training and then fine-tuning. Each view shows the transformer only a random part of its patches (as Li et al., 2023, arXiv
 2212.00794, do for CLIP): that halves the cost of a step, and is one more difference between the views. No view is mirrored: digits
-and traffic signs have a left and a right. Settings were chosen by KNN on validation data, never by a merge.
+and traffic signs have a left and a right. Settings are judged by neighbours on validation data (`benchmarks.pretrained_vit`), never by a
+merge.
 """
 
 from __future__ import annotations

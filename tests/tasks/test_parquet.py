@@ -292,7 +292,7 @@ def test_the_shortcut_sets_folder_and_source():
 
 
 @pytest.mark.parametrize(("overrides", "says"), [
-    ({"encoder.kind": "bert"}, "does not encode images"), ({"tasks.modality": "text"}, "does not encode texts"),
+    ({"encoder.kind": "bert", "encoder.pretraining": None}, "does not encode images"), ({"tasks.modality": "text"}, "does not encode texts"),
     ({"encoder.image_size": 0}, "image_size, patch_size"), ({"encoder.patch_size": 0}, "image_size, patch_size"),
 ])
 def test_encoder_and_tasks_must_be_of_one_kind(overrides, says):
