@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     "signs": Family((painters.SIGN_COLOURS, painters.SIGN_SHAPES, painters.SIGN_MARKS), 2, painters.sign,
                     lambda colour, shape, mark: f"{colour} {shape} sign with {mark}", lambda c, s, m: (c + s + m) % 3 == 0),
     "textures": Family((painters.TEXTURE_PATTERNS, painters.TEXTURE_STATES), 0, painters.texture,
-                       lambda pattern, state: f"{state} {pattern} texture", lambda p, s: (p + 2 * s) % 4 < 2),
+                       lambda pattern, state: f"{state} {pattern} texture", lambda p, s: (p + s) % 4 < 2),
 }
 _TASK_FAMILY = {"sun397": "scenes", "cars": "cars", "resisc45": "land", "eurosat": "fields", "svhn": "glyphs", "gtsrb": "signs",
                 "mnist": "glyphs", "dtd": "textures"}
