@@ -165,7 +165,7 @@ def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
     return show(pd.DataFrame(rows))
 
 
-def contact_sheet(study: Study, classes: int = 5, each: int = 6) -> dict[str, tuple[list[str], Tensor]]:
+def contact_sheet(study: Study, classes: int = 5, each: int = 8) -> dict[str, tuple[list[str], Tensor]]:
     """Some test images for ``plots.plot_contact_sheet``: per task the names of ``classes`` classes, spread over all of them, and
     ``each`` images of each, uint8 ``[classes, each, 3, H, W]``; fewer where a class has fewer images."""
     sheets = {}

@@ -97,7 +97,8 @@ class ImageEncoder:
         config = copy.deepcopy(self.config)
         config._attn_implementation = "sdpa"
         transformer = CLIPVisionModelWithProjection(config) if self.pooling == "clip" else ViTModel(config, add_pooling_layer=False)
-        model = ImageFeatures(transformer, self.pooling).eval()
+        # Parts follow the dtype that a published configuration names; features are float32 whatever it says.
+        model = ImageFeatures(transformer, self.pooling).float().eval()
         if state is not None:
             load_state(model, state)
         return model
@@ -222,7 +223,7 @@ def load_clip(source: str) -> ClipParts:
     if parent.config.model_type != "clip":
         raise ConfigError(f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; its heads could not be made.")
     with quiet():
-        model = CLIPModel(parent.config).eval()
+        model = CLIPModel(parent.config).float().eval()
     names = {n: n for n in parent.weights if not n.endswith(BUFFERS)}
     model.load_state_dict(_read(parent, names, model.state_dict()))
     encoder = _encoder(parent, parent.config.vision_config, parent.config.projection_dim)

@@ -49,9 +49,9 @@ def make_study(tmp_path_factory):
     from mergelib import Study
     from mergelib.store import Store
 
-    def make(store=None, tasks=None, base="", overrides=(), zoo=False):
+    def make(store=None, tasks=None, base="", overrides=(), zoo=False, variant=""):
         store = Store(store or tmp_path_factory.mktemp("store"))
-        return Study("quick", overrides=TINY | dict(overrides), store=store, tasks=tasks, base=base, device="cpu", zoo=zoo)
+        return Study("quick", overrides=TINY | dict(overrides), store=store, tasks=tasks, base=base, device="cpu", zoo=zoo, variant=variant)
 
     return make
 

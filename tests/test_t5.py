@@ -16,17 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
-from mergelib import Study, claims, merging, report
+from mergelib import claims, merging, report
 from mergelib.encoders import TextEncoder, encoder_state, load_base, load_state
 from mergelib.errors import StateDictError
 from mergelib.features import extract
 from mergelib.pretraining import t5
 from mergelib.profiles import load_profile
-from mergelib.store import Store
 from mergelib.training import TrainConfig
 from mergelib.types import digest
-
-from .conftest import TINY
 
 TEXTS = ["The board met.", "A rather longer text about ships, harbours and the tide that never came back.", "Stop", "who won the cup?"] * 3
 VOCABULARY = "shared.weight"
@@ -59,9 +56,9 @@ def states(encoder):
 
 
 @pytest.fixture(scope="module")
-def tiny_study(tmp_path_factory):
+def tiny_study(make_study):
     """The profile's variant t5_a, tiny; pre-trained and fine-tuned once."""
-    return Study("quick", variant="t5_a", overrides=TINY, store=Store(tmp_path_factory.mktemp("t5")), device="cpu")
+    return make_study(variant="t5_a")
 
 
 # ---- span corruption ----------------------------------------------------------------------------------------------------
@@ -342,9 +339,9 @@ def test_pretraining_lowers_the_loss(tmp_path):
     assert all(t.isfinite().all() for t in state.values())
 
 
-def test_the_road_from_corpus_to_scores(tiny_study):
+def test_the_road_from_corpus_to_scores(tiny_study, make_study):
     assert tiny_study.encoder.config.model_type == "t5" and "T5" in tiny_study.profile.backbone
-    again = Study("quick", variant="t5_a", overrides=TINY, store=tiny_study.store, device="cpu")
+    again = make_study(tiny_study.store.root, variant="t5_a")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
         scores = [s.scores(["f_b", "f_t", "ties"], ["current", "ft_classifier"]) for s in (tiny_study, again)]

@@ -408,6 +408,21 @@ def test_incomplete_folders_are_refused(published, tmp_path):
         load_clip(str(tmp_path / "c"))
 
 
+def test_half_precision_files_are_computed_in_float32(published, images, tmp_path):
+    folder = copied(published[0], tmp_path / "half")
+    save_file({n: t.half() if t.is_floating_point() else t for n, t in load_file(str(folder / "model.safetensors")).items()},
+              str(folder / "model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config["vision_config"], config["text_config"]):
+        part["dtype"] = "float16"
+    (folder / "config.json").write_text(json.dumps(config))
+    parts, full = load_clip(str(folder)), load_clip(str(published[0]))
+    assert {t.dtype for t in parts.state.values()} == {torch.float32}
+    z = extract(parts.encoder, parts.encoder.module(parts.state), images)
+    torch.testing.assert_close(z, extract(full.encoder, full.encoder.module(full.state), images), rtol=0, atol=5e-3)
+    assert parts.head(NAMES, ["a photo of {}"]).weight.dtype == torch.float32
+
+
 def test_no_code_of_a_pickle_runs(published, tmp_path):
     folder = copied(published[0], tmp_path / "d", without=["model.safetensors"])
     torch.save({"logit_scale": print}, folder / "pytorch_model.bin")

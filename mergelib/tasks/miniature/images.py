@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     "signs": Family((painters.SIGN_COLOURS, painters.SIGN_SHAPES, painters.SIGN_MARKS), 2, painters.sign,
                     lambda colour, shape, mark: f"{colour} {shape} sign with {mark}", lambda c, s, m: (c + s + m) % 3 == 0),
     "textures": Family((painters.TEXTURE_PATTERNS, painters.TEXTURE_STATES), 0, painters.texture,
-                       lambda pattern, state: f"{state} {pattern} texture", lambda p, s: (p + 2 * s) % 4 < 2),
+                       lambda pattern, state: f"{state} {pattern} texture", lambda p, s: (p + s) % 4 < 2),
 }
 _TASK_FAMILY = {"sun397": "scenes", "cars": "cars", "resisc45": "land", "eurosat": "fields", "svhn": "glyphs", "gtsrb": "signs",
                 "mnist": "glyphs", "dtd": "textures"}
@@ -145,7 +145,7 @@ def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
     c.rgb = rgb
     u, v = turned(X, Y, draws.uniform(0, SIZE), draws.uniform(0, SIZE), draws.uniform(0, 1))
     c.paint(edge(box(u, v, draws.uniform(1, 4), draws.uniform(2, 5))) * draws.chance(0.35), draws.colour((0.0, 1.0), (0.0, 0.8), (0.1, 0.9)))
-    level = np.array([(0.4, 0.6), (0.8, 1.05), (1.2, 1.4)], dtype=np.float32)[lighting][:, :, None, None]
+    level = np.array([(0.4, 0.6), (0.8, 1.05), (1.15, 1.35)], dtype=np.float32)[lighting][:, :, None, None]
     side, _ = turned(X, Y, 16, 16, draws.uniform(0, 1))
     c.shade(draws.uniform(level[:, 0], level[:, 1]) * (1 + draws.uniform(0, 0.022) * side))
     c.rgb *= (1 + 0.24 * (draws.rng.random((len(rgb), 3, 1, 1), dtype=np.float32) - 0.5))

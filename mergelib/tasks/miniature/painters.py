@@ -48,8 +48,8 @@ class Scene(Canvas):
     def __init__(self, draws: Draws, light: Array):
         super().__init__(fixed(draws.n, 0, 0, 0))
         self.draws, self.light = draws, light
-        self.horizon = draws.uniform(13, 19)
-        jitter = 1 + 0.16 * (draws.rng.random((draws.n, 3)) - 0.5)
+        self.horizon = draws.uniform(9, 22)
+        jitter = 1 + 0.4 * (draws.rng.random((draws.n, 3)) - 0.5)
         down = np.clip(Y / self.horizon, 0, 1)
         top, low = ((table[light] * jitter).astype(np.float32)[:, :, None, None] for table in (_SKY_TOP, _SKY_LOW))
         self.rgb = np.clip(top + down[:, None] * (low - top) + np.zeros_like(X)[:, None], 0, 1)
@@ -112,7 +112,7 @@ def hills(draws: Draws, light: Array) -> Array:
     for layer in range(3):
         top = s.horizon - 1 + 4.5 * layer + draws.uniform(1.5, 3.2) * wave(X / draws.uniform(15, 26) + draws.uniform(0, 1))
         green = draws.colour((0.24, 0.36), (0.45, 0.7), (0.62 - 0.13 * layer, 0.72 - 0.13 * layer))
-        s.paint(edge(top - Y), s.lit(_whitened(s, green, 0.75), 1.2 - 0.4 * layer))
+        s.paint(edge(top - Y), s.lit(_whitened(s, green, 0.6 - 0.15 * layer), 1.2 - 0.4 * layer))
     return s.weather()
 
 
@@ -486,12 +486,13 @@ MEDIA = ("house", "handwritten", "chalk", "neon", "stamped", "carved")
 
 def written(medium: str, draws: Draws, which: Array) -> Array:
     n = draws.n
-    cx, cy = draws.uniform(13.5, 18.5), draws.uniform(14, 18)
-    height = draws.uniform(15, 21)
-    width = height * draws.uniform(0.5, 0.68)
-    slant = draws.uniform(-0.15, 0.25)
-    turn = draws.uniform(-0.03, 0.03)
-    jitter = {"house": 0.012, "handwritten": 0.07, "chalk": 0.045, "neon": 0.02, "stamped": 0.02, "carved": 0.03}[medium]
+    height = draws.uniform(11, 22)
+    reach = (26 - height) / 2  # the smaller, the farther from the middle
+    cx, cy = 16 + reach * draws.uniform(-0.8, 0.8), 16 + reach * draws.uniform(-0.9, 0.9)
+    width = height * draws.uniform(0.48, 0.75)
+    slant = draws.uniform(-0.25, 0.35)
+    turn = draws.uniform(-0.05, 0.05)
+    jitter = {"house": 0.02, "handwritten": 0.085, "chalk": 0.05, "neon": 0.03, "stamped": 0.03, "carved": 0.04}[medium]
     u, v = turned(X, Y, cx, cy, turn)
     strokes = glyph(draws, which, u, v, width=width, height=height, jitter=jitter, slant=slant)
     if medium == "house":
