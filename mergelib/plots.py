@@ -260,10 +260,10 @@ def plot_shares(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], coun
             if too_few:
                 ax.axvspan(min(counts) / 1.3, too_few * 1.15, color="0.92", zorder=0)
             ax.set_xlim(min(counts) / 1.3, max(counts) * 1.3)
-            ax.set_title(f"{title}: {short_label(method)}")
-        row[0].set_ylabel("average accuracy (%)")
-    for ax in axes[-1]:
-        ax.set_xlabel("share of the test set, inputs per task")
+        row[0].set_ylabel(f"{textwrap.fill(title, 30)}\naverage accuracy (%)")
+    for ax, method in zip(axes[0], methods, strict=True):
+        ax.set_title(short_label(method))
+    fig.supxlabel("share of the test set; inputs per task", fontsize=8)
     handles = {}
     for handle, label in zip(*axes[0][0].get_legend_handles_labels(), strict=True):
         handles.setdefault(label, handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -145,13 +146,11 @@ def test_bad_shares_are_refused(given_shares):
 def test_the_figure_has_a_panel_per_size_and_method(study):
     rows = [shares.scores(study, ["f_t", *study.methods], ["current"]), shares.scores(study, study.methods, ["knn", "ft_classifier"]),
             shares.scores(study, study.methods, ["ft_classifier"], fit_on="train")]
-    import pandas as pd
-
     summary, covered = shares.mean_and_std(pd.concat(rows)), shares.coverage(study)
     panels = {"(a)": summary, "(b)": summary}
     fig = plots.plot_shares(panels, study.methods, shares.counted(covered), too_few=shares.too_few(covered))
     assert len(fig.axes) == 2 * len(study.methods)
-    assert fig.axes[0].get_xticklabels()[0].get_text() == "0.5 %\n1"
+    assert fig.axes[-1].get_xticklabels()[0].get_text() == "0.5 %\n1"
     said = shares.alt(panels, study.methods)
     value = summary[(summary.method == "ties") & (summary.protocol == "knn") & (summary.share == 2.5)]["mean"].iloc[0]
     assert f"{value:.1f} under KNN" in said and said.endswith(".")
