@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+WIDTH = tomllib.loads((FOLDER / "ruff.toml").read_text())["line-length"]
 
 
 def formatted(path: Path) -> dict[str, str]:
