@@ -176,6 +176,14 @@ def draw_protocols() -> Figure:
     return fig
 
 
+def alt() -> str:
+    """Alt text of Figure 3."""
+    return ("Five schematics in which the merged encoder is always frozen: (a) Current Eval also freezes the classifier and (b) KNN Eval "
+            "replaces it by stored labelled anchors, so both train nothing; (c) Aligned f_m trains an affine map of the features and "
+            "(e) Surgery a low-rank correction of them, each before the frozen classifier and towards the fine-tuned features; "
+            "(d) FT-Classifier Eval trains the classifier alone, towards the fine-tuned model's predictions.")
+
+
 def _centre(box: Box) -> tuple[float, float, float]:
     """Centre of a box and its width."""
     left = COLUMNS[box.column][0]
