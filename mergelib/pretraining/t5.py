@@ -22,6 +22,7 @@ from . import Foundation, Recipe
 from .bert import corpus_key, corpus_pieces, tokenizer_vocab
 
 PRETRAIN_T5_VERSION = 1
+EMBEDDING_SCALE = 0.1  # T5 begins with embeddings of deviation 1, which some hundred steps of AdamW hardly move
 MEAN_SPAN = 3  # tokens
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as T5 has them
 
@@ -152,6 +153,8 @@ class SpanCorruption(nn.Module):
         from transformers import T5ForConditionalGeneration
 
         self.model = T5ForConditionalGeneration(config)
+        with torch.no_grad():
+            self.model.shared.weight.mul_(EMBEDDING_SCALE)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {"loss": self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False).loss}
