@@ -1,8 +1,8 @@
 """Pre-train a miniature CLIP by contrast of captioned drawings: the f_b of the vision variants, and every W_t with it.
 
 Image and text tower are those of transformers. Captions and class names are made of the same words, but no caption holds the
-words of one class together, so zero-shot accuracy rests on what the words mean. Settings were chosen by zero-shot and fine-tuned
-accuracy, never by a merge.
+words of one class together, so zero-shot accuracy rests on what the words mean. Settings are chosen by zero-shot and
+fine-tuned accuracy, never by a merge.
 """
 
 from __future__ import annotations
