@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, paths
+from . import __version__, cluster, paths
 from .errors import ConfigError, MergelibError
 from .models.command import register as register_models
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="execute notebooks (what ./run_all.sh does)")
-    run.add_argument("--profile", default="mini", help="quick, mini (default) or real")
+    run.add_argument("--profile", default="mini", help="quick, mini (default), real or paper")
     run.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups: tab02, fig05, text")
     run.add_argument("--list", action="store_true", help="list notebooks and their parameters, run nothing")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="look after computed artifacts")
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
+    cluster.register(commands)
     register_models(commands)
     return parser
 

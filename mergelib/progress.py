@@ -1,5 +1,6 @@
 """Progress as plain text on stderr: readable in a terminal, in a log and in a committed notebook (which drops stderr)."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -11,5 +12,6 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> tqdm:
-    """A text progress bar for work longer than two seconds, updated every two seconds."""
-    return tqdm(iterable, desc=desc, total=total, file=sys.stderr, mininterval=2.0, delay=2.0, ncols=90, ascii=True)
+    """A text progress bar for work longer than two seconds, updated every two seconds; under torchrun in the first process only."""
+    return tqdm(iterable, desc=desc, total=total, file=sys.stderr, mininterval=2.0, delay=2.0, ncols=90, ascii=True,
+                disable=os.environ.get("RANK", "0") != "0")
