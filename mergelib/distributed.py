@@ -28,7 +28,7 @@ def world_size() -> int:
 
 def rank() -> int:
     """This process among them; 0 is the one that writes, prints and shows progress."""
-    return int(os.environ.get("RANK") or 0)
+    return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
 def share_of_batch(batch_size: int) -> int:

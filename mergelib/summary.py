@@ -229,7 +229,8 @@ def alt_summary(means: pd.DataFrame, rows: pd.DataFrame) -> str:
         merges = [m for m in dict.fromkeys(means[means.profile == profile].method) if (PAPER, m, "ft_classifier") in mean and m != BASE]
         moves = ", ".join(f"{short_label(m)} from {mean[profile, m, 'current']:.1f} to {mean[profile, m, 'ft_classifier']:.1f}"
                           for m in merges if (profile, m, "ft_classifier") in mean)
-        said.append(f"{profile}: {moves}, fine-tuned models {mean[profile, FINE_TUNED, 'current']:.1f}")
+        name = {PAPER: "paper", "paper": "profile paper"}.get(profile, profile)
+        said.append(f"{name}: {moves}, fine-tuned models {mean[profile, FINE_TUNED, 'current']:.1f}")
     grid = claim_grid(rows)
     counts = "; ".join(f"{p}: " + ", ".join(f"{n} {v}" for v in ORDER if (n := int((grid[p] == v).sum()))) for p in grid.columns)
     return ("Above, average accuracy in percent of the base model and three merges, from Current Eval to FT-Classifier Eval "

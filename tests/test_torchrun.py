@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergelib import Study, cluster, distributed, experts, training
+from mergelib import Study, cli, cluster, distributed, experts, paths, training
 from mergelib.errors import ConfigError
 from mergelib.pretraining import bert
+from mergelib.profiles import load_profile
 from mergelib.store import Store
 
 OVERRIDES = {
@@ -58,8 +61,6 @@ def remember_curves(curves, trainer):
 def worker(mode: str, other_store: str) -> None:
     """One of two processes. ``killed``: the second dies in its fifth step. ``whole``: resumes, then trains other things in another store."""
     from transformers import Trainer
-
-    from mergelib import cli
 
     bert.bert_config = without_dropout(bert.bert_config)
     seen, curves = [], []
@@ -230,6 +231,16 @@ def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
 def test_overrides_that_are_no_object_are_refused(text):
     with pytest.raises(ConfigError, match="--overrides"):
         cluster.parse_overrides(text)
+
+
+def test_the_commands_in_the_text_are_known():
+    text = (paths.root() / "docs" / "training.md").read_text()
+    commands = re.findall(r"-m mergelib (train .*?)(?:\s+#.*)?$", text, flags=re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        args = cli.build_parser().parse_args(shlex.split(command))
+        known = load_profile(args.profile, variant=args.variant).tasks.names
+        assert set(args.only) <= {*known, "multi_task", "f_b"}
 
 
 if __name__ == "__main__":
