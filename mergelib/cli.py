@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, paths
+from . import __version__, cluster, paths
 from .errors import ConfigError, MergelibError
 from .models.command import register as register_models
 
@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="execute notebooks (what ./run_all.sh does)")
-    run.add_argument("--profile", default="mini", help="quick, mini (default) or real")
+    run.add_argument("--profile", default="mini", help="quick, mini (default), real or paper")
     run.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups: tab02, fig05, text")
     run.add_argument("--list", action="store_true", help="list notebooks and their parameters, run nothing")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="look after computed artifacts")
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
+    cluster.register(commands)
     register_models(commands)
     return parser
 
@@ -45,6 +46,10 @@ def command_run(args: argparse.Namespace) -> int:
 
     load_profile(args.profile)
     items = runner.select(args.only)
+    if not args.only:  # all that go
+        for item in (left_out := [i for i in items if runner.lacking(i, args.profile)]):
+            print(f"{item.id} is left out: it needs {', '.join(runner.lacking(item, args.profile))}, which profile '{args.profile}' does not have.")
+        items = [i for i in items if i not in left_out]
     if args.jobs < 1:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:

@@ -69,7 +69,7 @@ def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: Trai
             inputs, labels, task = zip(*rows, strict=True)
             return {"batch": encoder.collate(inputs), "labels": torch.tensor(labels), "task": torch.tensor(task)}
 
-        info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc)
+        info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc, optional_parts=len(tasks) > 1)
     state = encoder_state(model.encoder)
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:

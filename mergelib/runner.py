@@ -22,7 +22,7 @@ import yaml
 
 from . import paths
 from .errors import ConfigError, MissingShotsError, UnknownNameError
-from .profiles import load_profile, variant_names, with_shortcuts
+from .profiles import load_profile, profile_names, variant_names, with_shortcuts
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
@@ -39,6 +39,7 @@ class Item:
     group: str
     claims: tuple[str, ...] = ()
     extra_figures: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # variants and sections of a profile
     minutes: dict[str, float] = field(default_factory=dict, hash=False)  # profile -> measured, from an empty store
 
     @property
@@ -69,6 +70,22 @@ def select(only: Sequence[str]) -> list[Item]:
             raise UnknownNameError("notebook or group", name, {i.id for i in manifest()} | {i.group for i in manifest()})
         chosen += found
     return [i for i in manifest() if i in chosen]
+
+
+def lacking(item: Item, profile: str) -> list[str]:
+    """What a notebook needs and ``profile`` does not have: variants, or a section."""
+    has = {*variant_names(profile), *load_profile(profile).model_dump()}  # an absent section is not in the dump
+    return [need for need in item.needs if need not in has]
+
+
+def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
+    """Raises ``ConfigError`` for notebooks that ``profile`` cannot run, naming those that can."""
+    able = [i.id.split("_")[0] for i in manifest() if not lacking(i, profile)]
+    for item in items:
+        if lacks := lacking(item, profile):
+            where = [p for p in profile_names() if not lacking(item, p)]
+            raise ConfigError(f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; it runs in {', '.join(where)}. "
+                              f"With this profile go: --only {' '.join(able)}.")
 
 
 def solutions(items: Sequence[Item]) -> list[Item]:
@@ -265,6 +282,7 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
     from .tasks.local import find_csv
     from .tasks.parquet import LAYOUT, find_parquet
 
+    refuse_lacking(profile, items)
     for item in items:
         given, declared = parameters[item.id], declared_parameters(item.path)
         overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))

@@ -8,13 +8,14 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from . import paths
+from . import distributed, paths
 from .clusters import tsne
 from .encoders import Encoder, encoder_state, load_state
 from .errors import ConfigError, MissingShotsError, UnknownNameError
@@ -84,8 +85,8 @@ class Study:
         self.overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None})
-        self.device = pick_device(device)
-        self.store = store or Store(paths.store_root())
+        self.variant, self.device = variant, pick_device(device)
+        self.store = distributed.shared(store or Store(paths.store_root()))
         get_preset(self.profile.protocols.ft_preset)
         for method in self.methods:
             get_method(method)
@@ -125,17 +126,32 @@ class Study:
             raise UnknownNameError("task", name, self.tasks)
         return self.tasks[name]
 
+    def _base_key(self) -> dict[str, Any]:
+        settings, tasks = self.profile.encoder, list(self.tasks.values())
+        recipe = RECIPES[settings.kind]
+        if settings.pretraining is None or recipe.corpus not in ("", self.profile.tasks.source):
+            raise ConfigError(f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder.")
+        return self._training_key(recipe.step, settings.pretraining) | recipe.key(self.profile, tasks)
+
+    def has_base(self) -> bool:
+        """Whether f_b is there without pre-training: in the store, or as a hub id or folder."""
+        settings = self.profile.encoder
+        return bool(settings.base) or self.store.peek(RECIPES[settings.kind].step, self._base_key()) is not None
+
     @cached_property
     def _foundation(self) -> Foundation:
         settings, tasks = self.profile.encoder, list(self.tasks.values())
         recipe = RECIPES[settings.kind]
         if settings.base:
             return recipe.load(self.profile, tasks)
-        if settings.pretraining is None or recipe.corpus not in ("", self.profile.tasks.source):
-            raise ConfigError(f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder.")
-        key = self._training_key(recipe.step, settings.pretraining) | recipe.key(self.profile, tasks)
-        made = self.store.get(recipe.step, key, lambda: recipe.make(self.profile, tasks, self.device, self.store.scratch(recipe.step, key)))
-        return recipe.open(self.profile, tasks, made)
+        key = self._base_key()
+
+        def make() -> Artifact:
+            if distributed.world_size() > 1:  # shares of a masked or contrastive batch do not add up to the whole batch's gradient
+                raise ConfigError(f"f_b is pre-trained by one process: run `{self._train_command([BASE])}` first, without torchrun.")
+            return recipe.make(self.profile, tasks, self.device, self.store.scratch(recipe.step, key))
+
+        return recipe.open(self.profile, tasks, self.store.get(recipe.step, key, make))
 
     @property
     def encoder(self) -> Encoder:
@@ -156,19 +172,29 @@ class Study:
         return {"version": STEP_VERSIONS[step], "torch": torch.__version__, "device": self.device.type,
                 "train": {**self.profile.train_config(settings, self.device).__dict__, "save_every": None}}
 
-    def _fine_tuned(self, step: str, names: Sequence[str], *, steps_factor: int = 1) -> Artifact:
+    def _fine_tuned_key(self, step: str, names: Sequence[str], steps_factor: int = 1) -> dict[str, Any]:
         tasks = [self.task(n) for n in names]
         key = self._training_key(step, self.profile.fine_tuning) | {
             "base": self._base_digest, "encoder": self.encoder.digest, "steps_factor": steps_factor,
             "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks]}
+        if self._foundation.heads:
+            key["heads"] = [head_digest(self._foundation.heads[n]) for n in names]
+        if self.profile.processes > 1:  # equal pins give equal bytes; another number of processes is another rounding and other dropout
+            key["processes"] = self.profile.processes
+        return key
 
+    def _fine_tuned(self, step: str, names: Sequence[str], *, steps_factor: int = 1) -> Artifact:
+        key = self._fine_tuned_key(step, names, steps_factor)
         frozen = self._foundation.heads and [self._foundation.heads[n] for n in names]
-        if frozen:
-            key["heads"] = [head_digest(h) for h in frozen]
 
         def make() -> Artifact:
+            if distributed.world_size() != self.profile.processes:
+                raise ConfigError(f"f_t of {'+'.join(names)} is not in the store, and processes is {self.profile.processes}, but "
+                                  f"{distributed.world_size()} would train. Make it with "
+                                  f"`{self._train_command([MULTI_TASK] if len(names) > 1 else names)}` and the same overrides, "
+                                  "or set processes to the number of those that train.")
             config = self.profile.train_config(self.profile.fine_tuning, self.device, steps_factor=steps_factor)
-            state, heads, info = fine_tune(self.encoder, self.base_state, tasks, config, device=self.device, heads=frozen,
+            state, heads, info = fine_tune(self.encoder, self.base_state, [self.task(n) for n in names], config, device=self.device, heads=frozen,
                                            scratch=self.store.scratch(step, key), desc=f"fine-tune {'+'.join(names)}")
             tensors = {f"encoder.{k}": v for k, v in state.items()}
             for name, head in zip(names, heads, strict=True):
@@ -176,6 +202,18 @@ class Study:
             return Artifact(tensors, {"state_digest": state_digest(state), "training": info})
 
         return self.store.get(step, key, make)
+
+    def _train_command(self, only: Sequence[str]) -> str:
+        n = self.profile.processes
+        launcher = f"torchrun --nproc-per-node {n}" if n > 1 and BASE not in only else "python"
+        return f"{launcher} -m mergelib train --profile {self.profile.name}{f' --variant {self.variant}' * bool(self.variant)} --only {' '.join(only)}"
+
+    def train(self, name: str) -> Path:
+        """Fine-tune a task's expert, or ``"multi_task"``, unless the store has it; returns its folder there and keeps no weights in
+        memory. Under torchrun every process must call it, in the same order."""
+        step, names, factor = ("multi_task", list(self.tasks), len(self.tasks)) if name == MULTI_TASK else ("fine_tune", [name], 1)
+        self._fine_tuned(step, names, steps_factor=factor)
+        return self.store.folder(step, self._fine_tuned_key(step, names, factor))
 
     @staticmethod
     def _unpack(made: Artifact, name: str) -> Expert:

@@ -35,7 +35,7 @@ from .runner import manifest
 from .study import BASE, FINE_TUNED
 
 REPORT_ID = "99_report"
-PAPER, NOT_RUN = "paper", "not run"
+PAPER, NOT_RUN = "paper (BERT-base)", "not run"  # the printed numbers; a profile is called paper, too
 ORDER = (NOT_REPRODUCED, UNDECIDED, REPRODUCED, NOT_JUDGED, NOT_RUN)  # failing first
 SHOWN_PROTOCOLS = ("current", "knn", "ft_classifier")
 README_PART = ("<!-- the README shows this part -->", "<!-- /the README shows this part -->")
@@ -176,7 +176,7 @@ def plot_summary(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figu
             for protocol, value in zip(SHOWN_PROTOCOLS, values, strict=True):
                 style = {key: v for key, v in protocol_style(protocol).items() if key != "linestyle"}
                 ax.plot([value], [row], linestyle="none", label=protocol_label(protocol), **style)
-        ax.set_title("paper (BERT-base)" if profile == PAPER else profile)
+        ax.set_title(profile)
         ax.set_yticks(range(len(encoders)), [short_label(e) for e in encoders])
         ax.grid(axis="y", visible=False)
     axes[0].set_ylim(len(encoders) - 0.5, -0.5)
@@ -229,7 +229,8 @@ def alt_summary(means: pd.DataFrame, rows: pd.DataFrame) -> str:
         merges = [m for m in dict.fromkeys(means[means.profile == profile].method) if (PAPER, m, "ft_classifier") in mean and m != BASE]
         moves = ", ".join(f"{short_label(m)} from {mean[profile, m, 'current']:.1f} to {mean[profile, m, 'ft_classifier']:.1f}"
                           for m in merges if (profile, m, "ft_classifier") in mean)
-        said.append(f"{profile}: {moves}, fine-tuned models {mean[profile, FINE_TUNED, 'current']:.1f}")
+        name = {PAPER: "paper", "paper": "profile paper"}.get(profile, profile)
+        said.append(f"{name}: {moves}, fine-tuned models {mean[profile, FINE_TUNED, 'current']:.1f}")
     grid = claim_grid(rows)
     counts = "; ".join(f"{p}: " + ", ".join(f"{n} {v}" for v in ORDER if (n := int((grid[p] == v).sum()))) for p in grid.columns)
     return ("Above, average accuracy in percent of the base model and three merges, from Current Eval to FT-Classifier Eval "
@@ -327,7 +328,7 @@ def averages_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for model, protocol in dict.fromkeys((r.Model, r.Protocol) for t in tables.values() for r in t.itertuples()):
         hits = {p: t[(t.Model == model) & (t.Protocol == protocol)].Average.tolist() for p, t in tables.items()}
-        rows.append({"model": model, "protocol": protocol, "paper (BERT-base)": paper.get((model, protocol), ""),
+        rows.append({"model": model, "protocol": protocol, PAPER: paper.get((model, protocol), ""),
                      **{p: hit[0] if hit else "" for p, hit in hits.items()}})
     return pd.DataFrame(rows)
 

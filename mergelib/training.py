@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import distributed
+from .errors import ConfigError
 from .progress import progress
 
 
@@ -65,7 +67,9 @@ def newest_checkpoint(scratch: Path) -> str | None:
     for folder in sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
             json.loads((folder / "trainer_state.json").read_text())
-            names = ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+            n = distributed.world_size()
+            names = ["pytorch_model.bin", "optimizer.pt", "scheduler.pt",
+                     *(["rng_state.pth"] if n == 1 else [f"rng_state_{i}.pth" for i in range(n)])]
             # torch files are zip archives: their checksums tell damage without unpickling anything.
             if all(zipfile.ZipFile(folder / name).testzip() is None for name in names):
                 return str(folder)
@@ -78,11 +82,22 @@ def newest_checkpoint(scratch: Path) -> str | None:
 
 
 def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable[[list], dict], config: TrainConfig,
-          *, device: torch.device, scratch: Path, desc: str) -> dict[str, Any]:
-    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss.
+          *, device: torch.device, scratch: Path, desc: str, optional_parts: bool = False) -> dict[str, Any]:
+    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss. ``optional_parts``: some rows
+    pass by some of its parameters.
 
     With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the newest whole one.
+
+    Under torchrun every process calls this and takes its share of each batch of ``config.batch_size`` rows; gradients are averaged, and
+    all end with equal weights. These are the weights of one process up to rounding, where the loss is a mean over rows, no layer
+    draws dropout (each process draws its own), and ``batch_size`` divides the rows (else an epoch's last batch is filled up with rows from
+    its beginning; one process takes a short batch). ``scratch`` must be one folder for all. Raises ``ConfigError`` for a batch that cannot be
+    shared evenly, or a device that cannot take part.
     """
+    together = distributed.world_size() > 1
+    share = distributed.share_of_batch(config.batch_size)
+    if together and device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Several processes cannot train on '{device.type}' together: start mergelib without torchrun, or take cpu or cuda.")
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class TextProgress(TrainerCallback):
@@ -97,13 +112,17 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
             self.bar.close()
 
     arguments = TrainingArguments(
-        output_dir=str(scratch), max_steps=config.steps, per_device_train_batch_size=config.batch_size,
+        output_dir=str(scratch), max_steps=config.steps, per_device_train_batch_size=share,
         learning_rate=config.lr, weight_decay=0.0, warmup_steps=int(config.warmup * config.steps), lr_scheduler_type="linear",
         bf16=config.precision == "bf16", use_cpu=device.type == "cpu", seed=config.seed, data_seed=config.seed,
         save_strategy="steps" if config.save_every else "no", save_steps=config.save_every or 500, save_total_limit=2,
         logging_strategy="steps", logging_steps=max(1, config.steps // 10), report_to=[], disable_tqdm=True,
         remove_unused_columns=False, dataloader_pin_memory=False, log_level="error",
+        ddp_backend="gloo" if together and device.type == "cpu" else None,
+        ddp_find_unused_parameters=optional_parts,  # one process's rows may all pass by what another's need
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else the Trainer would take batch_size rows per visible GPU
 
     class QuietTrainer(Trainer):
         def log(self, logs, start_time=None):
@@ -111,6 +130,8 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
 
         def save_model(self, output_dir=None, _internal_call=False):
             # The Trainer's own safetensors writer wants a PreTrainedModel; a state dict is all that resume needs.
+            if not self.args.should_save:
+                return
             target = Path(output_dir or self.args.output_dir)
             target.mkdir(parents=True, exist_ok=True)
             torch.save(self.model.state_dict(), target / "pytorch_model.bin")
@@ -124,6 +145,10 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
         trainer = QuietTrainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate,
                                callbacks=[TextProgress()])
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=newest_checkpoint(scratch) if config.save_every else None)
+        if together:
+            torch.manual_seed(config.seed + distributed.rank())  # equal weights, but dropout of one's own
+        first = config.save_every and distributed.rank() == 0
+        trainer.train(resume_from_checkpoint=distributed.from_first(newest_checkpoint(scratch) if first else None))
+        distributed.wait_for_all()  # nobody still writes to scratch when rank 0 removes it
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
     return {"steps": config.steps, "last_loss": round(float(losses[-1]), 4) if losses else None}

@@ -24,7 +24,7 @@ def test_every_profile_loads(name):
 
 
 def test_the_profiles_of_the_design_are_there():
-    assert {"quick", "mini", "real"} <= set(profile_names())
+    assert {"quick", "mini", "real", "paper"} <= set(profile_names())
     assert not load_profile("quick").judged and load_profile("mini").judged and load_profile("real").judged
 
 

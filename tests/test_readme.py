@@ -86,7 +86,7 @@ def test_every_python_block_is_one_of_these():
 
 
 COMMANDS = sorted(set(re.findall(r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$", "\n".join(
-    (paths.root() / p).read_text() for p in ("README.md", "CONTRIBUTING.md", "docs/teaching.md")), flags=re.M)))
+    (paths.root() / p).read_text() for p in ("README.md", "CONTRIBUTING.md", "docs/teaching.md", "docs/training.md")), flags=re.M)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,6 +24,7 @@ from .bert import corpus_key, corpus_pieces, tokenizer_vocab
 PRETRAIN_T5_VERSION = 1
 EMBEDDING_SCALE = 0.1  # T5 begins with embeddings of deviation 1, which some hundred steps of AdamW hardly move
 MEAN_SPAN = 3  # tokens
+NOISE_RATE = 0.15  # of the published T5s
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as T5 has them
 
 

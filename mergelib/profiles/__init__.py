@@ -144,6 +144,7 @@ class Profile(_Section):
     backbone: str  # how tables name f_b
     seed: int = 0
     threads: int = Field(2, gt=0)
+    processes: int = Field(1, gt=0, exclude_if=lambda v: v == 1)  # that fine-tune together under torchrun; the store's key says so
     judged: bool = True  # quick prints its claims without a verdict: it is too small to mean anything
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
     note: str = Field("", exclude_if=lambda v: not v)  # what a reader of any number from it must know

@@ -1,0 +1,99 @@
+"""``python -m mergelib train``: the expensive part alone, for machines that run no notebooks; under torchrun, by several processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from .errors import ConfigError, UnknownNameError
+
+
+def register(commands: Any) -> None:
+    """Add the subcommand to the parser of ``mergelib.cli``."""
+    parser = commands.add_parser("train", help="pre-train or load f_b and fine-tune experts; under torchrun by several processes together")
+    parser.add_argument("--profile", default="mini", help="a file of mergelib/profiles; mini by default")
+    parser.add_argument("--variant", default="", help="one of the profile's variants, such as t5_b")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tasks whose experts are made (all by default), multi_task, or f_b")
+    parser.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
+    parser.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
+    parser.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a base model")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--overrides", default="{}", metavar="JSON", help="dotted profile values, such as '{\"fine_tuning.steps\": 100}'")
+    parser.set_defaults(function=command_train)
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """A JSON object of dotted profile values. Raises ``ConfigError`` for anything else."""
+    try:
+        overrides = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--overrides {text}: no JSON ({error}); write an object such as '{{\"fine_tuning.steps\": 100}}'.") from error
+    if not isinstance(overrides, dict):
+        raise ConfigError(f"--overrides {text}: an object of dotted profile values is needed.")
+    return overrides
+
+
+def command_train(args: argparse.Namespace) -> int:
+    from . import distributed  # imports torch, which the other subcommands need not wait for
+
+    try:
+        code = _train(args)
+        distributed.leave()
+        return code
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; run the same command to go on.", file=sys.stderr)
+        return 130
+
+
+def _train(args: argparse.Namespace) -> int:
+    from . import distributed
+    from .study import BASE, MULTI_TASK, Study
+
+    together, first = distributed.world_size() > 1, distributed.rank() == 0
+    overrides = parse_overrides(args.overrides)
+    if together:
+        overrides.setdefault("processes", distributed.world_size())
+    study = Study(args.profile, variant=args.variant, overrides=overrides, text_dir=args.text_dir, image_dir=args.image_dir, base=args.base,
+                  device=args.device)
+    names = args.only or list(study.profile.tasks.names)
+    for name in names:
+        if name not in (known := (*study.profile.tasks.names, MULTI_TASK, BASE)):
+            raise UnknownNameError("expert", name, known)
+    distributed.share_of_batch(study.profile.fine_tuning.batch_size)
+    if code := distributed.from_first(_pretrain_alone(args) if together and first and not study.has_base() else 0):
+        return code
+    for turn in (True, False):  # what comes from the hub is fetched by the first; the others find it in the client's cache
+        if first is turn:
+            _ = study.tasks, study.profile.encoder.base and study.encoder
+        distributed.wait_for_all()
+    _ = study.encoder
+
+    def say(line: str) -> None:
+        if first:
+            print(line, flush=True)
+
+    say(f"f_b: {study.profile.backbone}, {f'from {study.profile.encoder.base}' if study.profile.encoder.base else 'pre-trained here'}")
+    for name in (n for n in names if n != BASE):
+        start = time.monotonic()
+        folder = study.train(name)
+        say(f"f_t {name}: there after {time.monotonic() - start:.1f} s, {folder}")
+    return 0
+
+
+def _pretrain_alone(args: argparse.Namespace) -> int:
+    """f_b in the store, made by a child process without torchrun's variables; its exit status. SIGTERM ends the child, too."""
+    from . import distributed
+
+    flags = {"--profile": args.profile, "--variant": args.variant, "--text-dir": args.text_dir, "--image-dir": args.image_dir,
+             "--device": args.device, "--overrides": args.overrides}
+    command = [sys.executable, "-m", "mergelib", "train", *(part for flag, value in flags.items() if value for part in (flag, value)), "--only", "f_b"]
+    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        return subprocess.run(command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False).returncode
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,106 @@
+"""Several processes that fine-tune one expert together, as ``torchrun`` starts them.
+
+torchrun tells each process its rank and their number by environment variables; without them everything here says "one process, the first".
+Only rank 0 touches the store. The others learn from it whether to compute along.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+
+from .errors import ConfigError
+from .store import Artifact, Store
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = timedelta(days=1)  # the others wait while rank 0 waits for a lock or fetches a model
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """This process among them; 0 is the one that writes, prints and shows progress."""
+    return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
+
+
+def share_of_batch(batch_size: int) -> int:
+    """Rows of one batch that each process takes. Raises ``ConfigError`` where the batch does not divide evenly: unequal shares would
+    weigh their rows unequally."""
+    share, rest = divmod(batch_size, world_size())
+    if rest or not share:
+        raise ConfigError(f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: start torchrun with a number of "
+                          "processes that divides it, or change fine_tuning.batch_size.")
+    return share
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment without torchrun's variables: for a child that works alone."""
+    return {k: v for k, v in os.environ.items() if k not in LAUNCHER and not k.startswith(("TORCHELASTIC_", "ROLE_", "GROUP_"))}
+
+
+@cache
+def _control_group() -> Any:
+    """The group for messages between the processes. On CPUs it is gloo's, whatever carries the gradients. Raises ``ConfigError`` without
+    torch.distributed or gloo."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_gloo_available()):
+        raise ConfigError("This build of torch has no torch.distributed with gloo; start mergelib without torchrun.")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def from_first(value: Any = None) -> Any:
+    """What rank 0 gives, in every process; all of them must call it. What the others give is ignored."""
+    if world_size() == 1:
+        return value
+    box = [value if rank() == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0, group=_control_group())
+    return box[0]
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    if world_size() > 1:
+        torch.distributed.barrier(group=_control_group())
+
+
+def leave() -> None:
+    """Ends the process group, where there is one, when all work is done: torch warns of groups that the interpreter's end takes away."""
+    _control_group.cache_clear()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class SharedStore(Store):
+    """A ``Store`` for several processes that ask for the same things in the same order: rank 0 reads, locks and writes; the others get
+    from it what it found, or run ``make`` along with it and throw their result away."""
+
+    def get(self, step: str, key: Mapping[str, Any], make: Callable[[], Artifact]) -> Artifact:
+        if rank() > 0:
+            message = from_first()
+            if message is None:
+                make()
+                message = from_first()
+            return message
+
+        def make_with_all() -> Artifact:
+            from_first(None)
+            return make()
+
+        return from_first(super().get(step, key, make_with_all))
+
+
+def shared(store: Store) -> Store:
+    """``store``, such that several processes can use it together; itself where there is one process."""
+    return store if world_size() == 1 or isinstance(store, SharedStore) else SharedStore(store.root)

@@ -1,0 +1,108 @@
+"""The profile `paper`, as far as it can be tested without its GPU and its network: what it refuses, and a road on stand-ins."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+
+import nbformat
+import pytest
+from test_t5 import write_folder
+
+from mergelib import Study, runner
+from mergelib.errors import ConfigError, MergelibError, OfflineError, UnknownNameError
+from mergelib.pretraining import t5
+from mergelib.profiles import load_profile, profile_names, variant_names
+from mergelib.store import Store
+
+TINY = {"tasks.source": "miniature", "tasks.names": ["ag", "yelp"], "tasks.n_train": 96, "tasks.n_validation": 32, "tasks.n_test": 48,
+        "tasks.pool_per_class": 12, "protocols.ks": [1, 5], "protocols.seeds": [0], "resamples": 100, "threads": 1, "fine_tuning.steps": 4,
+        "fine_tuning.precision": "float32", "encoder.max_length": 24}
+
+
+@pytest.mark.parametrize("item", [i for i in runner.manifest() if i.needs], ids=lambda i: i.id)
+@pytest.mark.parametrize("profile", profile_names())
+def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profile):
+    has = {*variant_names(profile), *(["zoo"] if load_profile(profile).zoo else [])}
+    if set(item.needs) <= has:
+        runner.refuse_lacking(profile, [item])
+        return
+    with pytest.raises(ConfigError, match=f"{item.id} needs .* profile '{profile}'") as error:
+        runner.check_before(profile, [item], {item.id: {}})
+    others = re.search(r"--only (.*)\.", str(error.value))[1].split()
+    runner.refuse_lacking(profile, runner.select(others))
+    for name in re.search(r"it runs in (.*?)\.", str(error.value))[1].split(", "):
+        runner.refuse_lacking(name, [item])
+
+
+@pytest.mark.parametrize("item", [i for i in runner.manifest() if i.id != "99_report"], ids=lambda i: i.id)
+def test_the_notebook_says_in_which_profiles_it_runs(item):
+    cell = next(c for c in nbformat.read(item.path, 4).cells if "parameters" in c.metadata.get("tags", []))
+    said = re.search(r"# ([\w, ]+): sizes and sources", cell.source.splitlines()[0])[1]
+    assert set(re.split(r", | or ", said)) == {p for p in profile_names() if not runner.lacking(item, p)}
+
+
+def test_notebooks_name_what_they_need():
+    for item in runner.manifest():
+        code = "\n".join(c.source for c in nbformat.read(item.path, 4).cells if c.cell_type == "code")
+        assert all(need in code for need in item.needs), item.id
+        named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code} | ({"zoo"} if "zoo=True" in code else set())
+        assert named <= set(item.needs), item.id
+
+
+def test_a_variant_that_is_not_there_is_said_before_anything_runs():
+    with pytest.raises(UnknownNameError, match="Known: t5_a, t5_b"):
+        Study("paper", variant="vision_a")
+
+
+def test_without_network_the_hub_is_named(tmp_path):
+    """HF_HUB_OFFLINE is set for all tests."""
+    with pytest.raises(OfflineError):
+        Study("paper", store=Store(tmp_path)).tasks  # noqa: B018
+    with pytest.raises(MergelibError, match="google-t5/t5-large"):
+        Study("paper", variant="t5_b", overrides=TINY, store=Store(tmp_path)).encoder  # noqa: B018
+
+
+def test_every_expert_of_paper_can_be_killed_and_resumed():
+    for variant in ("", *variant_names("paper")):
+        profile = load_profile("paper", variant=variant)
+        assert 0 < profile.fine_tuning.save_every < profile.fine_tuning.steps and profile.encoder.pretraining is None and profile.encoder.base
+
+
+def test_the_two_t5s_differ_in_nothing_but_size():
+    a, b = (load_profile("paper", variant=v) for v in ("t5_a", "t5_b"))
+    assert (a.tasks, a.fine_tuning, a.protocols) == (b.tasks, b.fine_tuning, b.protocols) and a.encoder.base != b.encoder.base
+
+
+def test_the_road_of_figure_6_on_a_t5_in_the_hubs_layout(tmp_path):
+    write_folder(tmp_path / "t5")
+    study = Study("paper", variant="t5_a", overrides=TINY | {"encoder.base": str(tmp_path / "t5")}, store=Store(tmp_path / "store"), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
+        scores = study.scores(["f_b", "f_t", "ties"], ["current", "ft_classifier"])
+    assert scores.accuracy.notna().all()
+    # The notebook shows span corruption with the loaded tokenizer.
+    corrupted, target = t5.corrupted_text(study.encoder, study.task("ag").test.inputs[1], t5.NOISE_RATE, seed=0)
+    assert t5.sentinel(0) in corrupted and t5.sentinel(0) in target
+
+
+@pytest.mark.slow
+def test_figure_6_runs_in_paper(tmp_path, monkeypatch):
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
+    write_folder(tmp_path / "t5")
+    item, = runner.select(["fig06"])
+    overrides = TINY | {"encoder.base": str(tmp_path / "t5")}
+    result, = runner.Runner("paper", echo=lambda line: None).run([item], {item.id: {"overrides": overrides, "device": "cpu"}})
+    shutil.rmtree(tmp_path / "build")
+    assert result.ok, result.error
+
+
+def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
+    from mergelib.cli import main
+
+    assert main(["run", "--profile", "real", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert "fig06_t5 is left out: it needs t5_a, t5_b" in said and "\nfig02_knn_eval" in said and "\nfig06_t5   " not in said
+    assert main(["run", "--profile", "real", "--list", "--only", "fig06"]) == 0
+    assert "fig06_t5   " in capsys.readouterr().out

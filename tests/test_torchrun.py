@@ -1,0 +1,247 @@
+"""Two processes of torchrun against one: equal curves and weights, a killed run that resumes, one artifact, nothing left behind.
+
+Run as a script this file is what torchrun starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergelib import Study, cli, cluster, distributed, experts, paths, training
+from mergelib.errors import ConfigError
+from mergelib.pretraining import bert
+from mergelib.profiles import load_profile
+from mergelib.store import Store
+
+OVERRIDES = {
+    "tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12, "threads": 1,
+    "fine_tuning.steps": 6, "fine_tuning.save_every": 2,  # a batch of 32: the sixth step lies in the second epoch
+    "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
+ONE_ROW_EACH = {"fine_tuning.batch_size": 2, "fine_tuning.steps": 3}  # with two heads, one is without rows in each process
+TRAIN = ["train", "--profile", "quick", "--only", "ag", "--device", "cpu", "--overrides", json.dumps(OVERRIDES)]
+
+needs_gloo = pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+                                reason="this build of torch has no torch.distributed with gloo")
+
+
+def study_of(store, **overrides):
+    return Study("quick", overrides=OVERRIDES | overrides, store=Store(store), device="cpu")
+
+
+def without_dropout(config):
+    def made(*args):
+        found = config(*args)
+        found.hidden_dropout_prob = found.attention_probs_dropout_prob = 0.0
+        return found
+    return made
+
+
+def remember_curves(curves, trainer):
+    """A ``Trainer.train`` that leaves the losses of its steps in ``curves``."""
+    def train(self, *args, **kwargs):
+        result = before(self, *args, **kwargs)
+        curves.append([h["loss"] for h in self.state.log_history if "loss" in h])
+        return result
+
+    before = trainer.train
+    return train
+
+
+def worker(mode: str, other_store: str) -> None:
+    """One of two processes. ``killed``: the second dies in its fifth step. ``whole``: resumes, then trains other things in another store."""
+    from transformers import Trainer
+
+    bert.bert_config = without_dropout(bert.bert_config)
+    seen, curves = [], []
+    Trainer.train = remember_curves(curves, Trainer)
+    item = experts.TrainRows.__getitem__
+
+    def counted(self, i):
+        seen.append(i)
+        if mode == "killed" and distributed.rank() == 1 and len(seen) > 5 * 16:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item(self, i)
+
+    experts.TrainRows.__getitem__ = counted
+    leave, distributed.leave = distributed.leave, lambda: None  # the group is needed once more
+    assert cli.main(TRAIN) == 0
+    resumed = len(seen)
+    study = study_of(other_store, processes=2)
+    study.train("ag")
+    fresh = len(seen) - resumed
+    study.train("ag")
+    assert len(seen) == resumed + fresh, "what the store has is not trained again"
+    study_of(other_store, processes=2, **ONE_ROW_EACH).train("multi_task")
+    if distributed.rank() == 0:
+        print(json.dumps({"resumed": resumed, "fresh": fresh, "curve": curves[1]}))
+    distributed.wait_for_all()
+    leave()
+
+
+def start(mode, store, other_store):
+    environment = os.environ | {"MERGELIB_STORE": str(store), "PYTHONPATH": os.pathsep.join(
+        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, mode, str(other_store)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Stores of a killed and resumed run and of an undisturbed one, and what the second launch said."""
+    store, other = (tmp_path_factory.mktemp(name) for name in ("killed", "undisturbed"))
+    killed = start("killed", store, other)
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
+    assert len(list((store / "pretrain").iterdir())) == 1, "f_b was made before torchrun's processes began"
+    assert not (store / "fine_tune").exists() or not list((store / "fine_tune").iterdir())
+    left, = (store / ".scratch").iterdir()
+    assert (left / "checkpoint-2").is_dir()
+    shutil.copytree(store / "pretrain", other / "pretrain")
+    whole = start("whole", store, other)
+    assert whole.returncode == 0, whole.stderr
+    return store, other, json.loads(whole.stdout.splitlines()[-1]), whole
+
+
+@pytest.fixture
+def no_dropout(monkeypatch):
+    monkeypatch.setattr(bert, "bert_config", without_dropout(bert.bert_config))
+
+
+@pytest.fixture
+def one(two, no_dropout, tmp_path, monkeypatch):
+    """The same by one process: its store, and the curves of what it trains."""
+    from transformers import Trainer
+
+    curves = []
+    monkeypatch.setattr(Trainer, "train", remember_curves(curves, Trainer))
+    shutil.copytree(two[0] / "pretrain", tmp_path / "pretrain")
+    return tmp_path, curves
+
+
+def flat(tensors):
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+@needs_gloo
+def test_two_processes_are_one_up_to_rounding(two, one):
+    _, other, said, _ = two
+    store, curves = one
+    alone, together = study_of(store).expert("ag"), study_of(other, processes=2).expert("ag")
+    assert len(curves) == 1 and len(curves[0]) == OVERRIDES["fine_tuning.steps"]
+    assert curves[0] == pytest.approx(said["curve"], abs=1e-4)
+    torch.testing.assert_close(flat(together.state), flat(alone.state), atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.head.weight, alone.head.weight, atol=1e-4, rtol=0)
+    moved = (flat(alone.state) - flat(study_of(store).base_state)).abs().max()
+    assert moved > 10 * 1e-4, "the tolerance is far below what training changes"
+    assert said["fresh"] < 6 * 32 / 2 + 32, "each process looks at its half of the rows"
+
+
+@needs_gloo
+def test_a_head_without_rows_in_one_process_is_no_trouble(two, one):
+    _, other, _, _ = two
+    alone, together = (study_of(store, **ONE_ROW_EACH, **more).weights("multi_task", "ag") for store, more in ((one[0], {}), (other, {"processes": 2})))
+    torch.testing.assert_close(flat(together), flat(alone), atol=1e-4, rtol=0)
+
+
+@needs_gloo
+def test_a_killed_run_resumes_to_the_same_bytes(two, no_dropout):
+    store, other, said, _ = two
+    assert said["resumed"] < said["fresh"]
+    resumed, undisturbed = (study_of(place, processes=2).expert("ag") for place in (store, other))
+    assert resumed.info["state_digest"] == undisturbed.info["state_digest"] and torch.equal(resumed.head.weight, undisturbed.head.weight)
+
+
+@needs_gloo
+def test_the_store_holds_one_artifact_and_no_scratch(two):
+    store, other, _, whole = two
+    for place, n in ((store, 2), (other, 3)):
+        assert len(Store(place).entries()) == n and not Store(place).verify()
+        assert not list((place / ".scratch").glob("*")) and not list(place.glob("*/.tmp-*"))
+    made = [line for line in whole.stdout.splitlines() if line.startswith("f_t ag")]
+    assert len(made) == 1 and Path(made[0].split(", ")[1]).is_dir(), "the first process alone prints"
+
+
+@needs_gloo
+def test_one_process_does_not_pass_for_two(two, no_dropout):
+    with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node 2 -m mergelib train --profile quick --only yelp"):
+        study_of(two[0], processes=2).expert("yelp")
+
+
+# ---- without torchrun ---------------------------------------------------------------------------------------------------
+
+
+def test_one_process_uses_the_store_and_the_keys_as_ever(tmp_path, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    store = Store(tmp_path)
+    assert distributed.shared(store) is store and (distributed.world_size(), distributed.rank()) == (1, 0)
+    assert distributed.from_first("x") == "x"
+    assert "processes" not in study_of(tmp_path).profile.model_dump()
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"32 rows .* 3 processes: start torchrun with .* fine_tuning\.batch_size"):
+        training.train(torch.nn.Linear(1, 1), [], list, training.TrainConfig(1, 32, 1e-3), device=torch.device("cpu"), scratch=tmp_path, desc="x")
+    monkeypatch.setenv("WORLD_SIZE", "64")
+    with pytest.raises(ConfigError, match="64 processes"):
+        distributed.share_of_batch(32)
+
+
+def test_a_device_without_collectives_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="'mps' together"):
+        training.train(torch.nn.Linear(1, 1), [], list, training.TrainConfig(1, 32, 1e-3), device=torch.device("mps"), scratch=tmp_path, desc="x")
+
+
+def test_a_checkpoint_that_lacks_a_process_is_damaged(tmp_path, monkeypatch):
+    """A kill between the two processes' files must not resume one of them with the other's random state."""
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    for name in ("pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth"):
+        torch.save({}, folder / name)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    torch.save({}, folder / "rng_state_1.pth")
+    assert training.newest_checkpoint(tmp_path) == str(folder)
+    (folder / "rng_state_1.pth").unlink()
+    with pytest.warns(UserWarning, match="cannot be resumed"):
+        assert training.newest_checkpoint(tmp_path) is None
+
+
+def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
+    launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1", "GROUP_RANK": "0",
+                "GROUP_WORLD_SIZE": "1", "ROLE_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    child = distributed.child_environment()
+    assert not launched.keys() & child.keys() and child["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "fine_tuning.steps=3"])
+def test_overrides_that_are_no_object_are_refused(text):
+    with pytest.raises(ConfigError, match="--overrides"):
+        cluster.parse_overrides(text)
+
+
+def test_the_commands_in_the_text_are_known():
+    text = (paths.root() / "docs" / "training.md").read_text()
+    commands = re.findall(r"-m mergelib (train .*?)(?:\s+#.*)?$", text, flags=re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        args = cli.build_parser().parse_args(shlex.split(command))
+        known = load_profile(args.profile, variant=args.variant).tasks.names
+        assert set(args.only) <= {*known, "multi_task", "f_b"}
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])
