@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value", help="set a notebook parameter")
     run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
-    run.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
+    run.add_argument("--image-dir", default="", metavar="DIR", help=argparse.SUPPRESS)  # for notebooks that are drafts yet
     run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
     run.add_argument("--text-column", type=int, default=None, metavar="N", help="column of the text in those files, counted from 0")
     run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes")
