@@ -21,7 +21,7 @@ SMALL = {"tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "ta
 def run(monkeypatch, tmp_path):
     """``run(code)``: the names that a block leaves. Whoever asks for ``mini`` gets ``quick``, smaller still."""
     load = study.load_profile
-    monkeypatch.setattr(study, "load_profile", lambda name, overrides=None: load("quick", SMALL | (overrides or {})))
+    monkeypatch.setattr(study, "load_profile", lambda name, overrides=None, variant="": load("quick", SMALL | (overrides or {}), variant))
     registries = [merging.METHODS, protocols.PROTOCOLS, plots.METHOD_STYLE, plots.PROTOCOL_STYLE]
     before = [dict(r) for r in registries]
 

@@ -28,6 +28,11 @@ def defined_in(module: ModuleType) -> list[Any]:
     return [v for v in vars(module).values() if isinstance(v, FunctionType | type) and v.__module__ == module.__name__]
 
 
+def constants(module: ModuleType) -> list[Any]:
+    """A module's plain values in capitals."""
+    return [v for k, v in vars(module).items() if k.isupper() and isinstance(v, int | float | str | tuple | dict)]
+
+
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
     from mergelib import encoders, experts, features, merging, protocols, study, training, types, vision
@@ -51,9 +56,9 @@ def meaning() -> dict[str, list[Any]]:
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
         "pretrain_t5": [*defined_in(t5), t5.EMBEDDING_SCALE, bert.corpus_pieces, bert.corpus_key, bert.tokenizer_vocab, encoders.encoder_state,
                         training.train, training.TrainConfig, *tokens],
-        "pretrain_clip": [*defined_in(clip), *(v for k, v in vars(clip).items() if k.isupper() and k != "RECIPE"), training.train,
+        "pretrain_clip": [*defined_in(clip), *constants(clip), training.train,
                           training.TrainConfig, encoders.encoder_state, *defined_in(vision)],
-        "pretrain_vit": [*defined_in(vit), *(v for k, v in vars(vit).items() if k.isupper() and k != "RECIPE"), training.train,
+        "pretrain_vit": [*defined_in(vit), *constants(vit), training.train,
                          training.TrainConfig, encoders.encoder_state, vision.ImageEncoder, vision.ImageFeatures],
         "fine_tune": fine_tune, "multi_task": fine_tune,
         "merge": merging_code,
