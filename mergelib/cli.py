@@ -47,9 +47,11 @@ def command_run(args: argparse.Namespace) -> int:
     load_profile(args.profile)
     items = runner.select(args.only)
     if not args.only:  # all that go
-        for item in (left_out := [i for i in items if runner.lacking(i, args.profile)]):
-            print(f"{item.id} is left out: it needs {', '.join(runner.lacking(item, args.profile))}, which profile '{args.profile}' does not have.")
-        items = [i for i in items if i not in left_out]
+        lacks = {i.id: runner.lacking(i, args.profile) for i in items}
+        for name, needs in lacks.items():
+            if needs:
+                print(f"{name} is left out: it needs {', '.join(needs)}, which profile '{args.profile}' does not have.")
+        items = [i for i in items if not lacks[i.id]]
     if args.jobs < 1:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:
@@ -78,7 +80,7 @@ def command_run(args: argparse.Namespace) -> int:
     runner.check_before(args.profile, items, parameters)
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         results = running.run(items, parameters)
     except KeyboardInterrupt:

@@ -92,7 +92,7 @@ def _pretrain_alone(args: argparse.Namespace) -> int:
     flags = {"--profile": args.profile, "--variant": args.variant, "--text-dir": args.text_dir, "--image-dir": args.image_dir,
              "--device": args.device, "--overrides": args.overrides}
     command = [sys.executable, "-m", "mergelib", "train", *(part for flag, value in flags.items() if value for part in (flag, value)), "--only", "f_b"]
-    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return subprocess.run(command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False).returncode
     finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, OfflineError, StateDictError
-from .types import Inputs, State, digest
+from .types import Inputs, State, digest, place
 
 
 class Encoder(Protocol):
@@ -44,6 +44,12 @@ class Encoder(Protocol):
 
     def collate(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """Rows as the batch that the module takes."""
+
+
+def architecture(config: Any, *also: str) -> str:
+    """A transformers config as canonical JSON, without what changes no feature: versions, folders, dtypes, and ``also``."""
+    said = {k: v for k, v in config.to_dict().items() if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", *also)}
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 class PooledEncoder(nn.Module):
@@ -77,11 +83,8 @@ class TextEncoder:
     @cached_property
     def digest(self) -> str:
         """Identity of architecture, tokenizer, length and pooling; part of every key of the store."""
-        # Versions and folders are recorded by transformers in the config but change no feature.
-        config = {k: v for k, v in self.config.to_dict().items()
-                  if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype")}
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return digest(json.dumps(config, sort_keys=True, default=str), tokenizer, str(self.max_length), "mean-real-tokens")
+        return digest(architecture(self.config), tokenizer, str(self.max_length), "mean-real-tokens")
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
@@ -129,13 +132,8 @@ def encoder_class(config: Any) -> Any:
 def shared_names(module: nn.Module) -> dict[str, str]:
     """Of tensors that share their storage: later name -> first name, in the order of the state dict."""
     first: dict[tuple, str] = {}
-    later = {}
-    for name, t in module.state_dict().items():
-        if t.numel():
-            place = (t.data_ptr(), tuple(t.shape), t.stride())
-            if first.setdefault(place, name) != name:
-                later[name] = first[place]
-    return later
+    owner = {name: first.setdefault(place(t), name) for name, t in module.state_dict().items() if t.numel()}
+    return {name: to for name, to in owner.items() if to != name}
 
 
 def load_state(model: nn.Module, state: State) -> None:

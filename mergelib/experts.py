@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .encoders import Encoder, encoder_state
 from .errors import StateDictError
 from .training import TrainConfig, train
-from .types import Head, State, Task
+from .types import Head, State, Task, not_finite
 
 FINE_TUNE_VERSION = 1
 
@@ -25,7 +25,7 @@ class EncoderWithHeads(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(width, c) for c in n_classes)
-        for layer, head in zip(self.heads, frozen or [], strict=False):
+        for layer, head in zip(self.heads, frozen, strict=True) if frozen else ():
             layer.load_state_dict({"weight": head.weight, "bias": head.bias})
             layer.requires_grad_(False)
 
@@ -71,7 +71,7 @@ def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: Trai
 
         info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc, optional_parts=len(tasks) > 1)
     state = encoder_state(model.encoder)
-    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    bad = not_finite(state)
     if bad:
         raise StateDictError(f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: NaN or inf in {bad[:5]}. "
                              "Lower fine_tuning.lr.")

@@ -158,20 +158,13 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
 
     Each panel needs ``points [2, n, 2]``, ``labels [n]``, ``accuracy`` (f_m under Current Eval, percent) and ``note`` (the
     numbers in R^d, written below the panel)."""
-    tasks = list(dict.fromkeys(task for task, _ in panels))
-    methods = list(dict.fromkeys(method for _, method in panels))
-    fig, axes = plt.subplots(len(tasks), len(methods), figsize=(PAGE, 2.35 * len(tasks)), squeeze=False)
-    for (task, method), panel in panels.items():
-        ax = axes[tasks.index(task)][methods.index(method)]
-        labels = np.asarray(panel["labels"])
+    fig, axes = _cluster_axes(panels, height=2.35)
+    for at, panel in panels.items():
+        ax, labels = axes[at], np.asarray(panel["labels"])
         shade = 0.35 + 0.6 * labels / max(1, labels.max())
         for points, colours, marker, size in zip(panel["points"], ("Blues", "Reds"), ("o", "x"), (7, 9), strict=True):
             filled = {"linewidths": 0} if marker == "o" else {"linewidths": 0.7}
             ax.scatter(points[:, 0], points[:, 1], c=plt.get_cmap(colours)(shade), marker=marker, s=size, **filled)
-        ax.set_title(f"{TASK_LABELS.get(task, task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
-        ax.set_xlabel(panel["note"], fontsize=7)
-        ax.set_xticks([])
-        ax.set_yticks([])
     legend = [Line2D([], [], linestyle="none", marker=m, color=c, label=l, markersize=4)
               for m, c, l in (("o", "#2171B5", "fine-tuned outputs f_t (shade: label)"), ("x", "#CB181D", "merged outputs f_m"))]
     fig.legend(handles=legend, loc="outside upper center", ncols=2)
@@ -181,25 +174,33 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
 def plot_class_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
     """``plot_clusters`` for tasks of many classes: hue tells the class, around the wheel in the order of their labels; f_t's outputs are
     pale circles, f_m's crosses. Hues of neighbouring classes look alike: what counts is whether crosses of one hue lie together."""
-    tasks = list(dict.fromkeys(task for task, _ in panels))
-    methods = list(dict.fromkeys(method for _, method in panels))
-    fig, axes = plt.subplots(len(tasks), len(methods), figsize=(PAGE, 2.2 * len(tasks)), squeeze=False)
-    for (task, method), panel in panels.items():
-        ax = axes[tasks.index(task)][methods.index(method)]
-        labels = np.asarray(panel["labels"])
+    fig, axes = _cluster_axes(panels, height=2.2)
+    for at, panel in panels.items():
+        ax, labels = axes[at], np.asarray(panel["labels"])
         colours = plt.get_cmap("hsv")(labels / panel["classes"])
         colours[:, :3] *= 0.85  # pure yellow is lost on white
         tuned, merged = panel["points"]
         ax.scatter(tuned[:, 0], tuned[:, 1], c=colours, marker="o", s=9, alpha=0.3, linewidths=0)
         ax.scatter(merged[:, 0], merged[:, 1], c=colours, marker="x", s=9, linewidths=0.8)
-        ax.set_title(f"{TASK_LABELS.get(task, task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
-        ax.set_xlabel(panel["note"], fontsize=7)
-        ax.set_xticks([])
-        ax.set_yticks([])
     legend = [Line2D([], [], linestyle="none", marker=m, color="#404040", alpha=a, label=l, markersize=4)
               for m, a, l in (("o", 0.4, "fine-tuned outputs f_t"), ("x", 1.0, "merged outputs f_m (hue: class)"))]
     fig.legend(handles=legend, loc="outside upper center", ncols=2)
     return fig
+
+
+def _cluster_axes(panels: Mapping[tuple[str, str], Mapping[str, Any]], *, height: float) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """A row per task, a column per method: the axes of each panel, titled and without ticks. ``height`` of a row in inches."""
+    tasks = list(dict.fromkeys(task for task, _ in panels))
+    methods = list(dict.fromkeys(method for _, method in panels))
+    fig, grid = plt.subplots(len(tasks), len(methods), figsize=(PAGE, height * len(tasks)), squeeze=False)
+    axes = {(task, method): grid[tasks.index(task)][methods.index(method)] for task, method in panels}
+    for (task, method), ax in axes.items():
+        panel = panels[task, method]
+        ax.set_title(f"{TASK_LABELS.get(task, task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
+        ax.set_xlabel(panel["note"], fontsize=7)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    return fig, axes
 
 
 def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns: int = 2) -> Figure:
@@ -264,10 +265,7 @@ def plot_shares(panels: Mapping[str, pd.DataFrame], methods: Sequence[str], coun
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
     fig.supxlabel("share of the test set; inputs per task", fontsize=8)
-    handles = {}
-    for handle, label in zip(*axes[0][0].get_legend_handles_labels(), strict=True):
-        handles.setdefault(label, handle)
-    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    _shared_legend(fig, axes[0][0], columns=3)
     return fig
 
 
@@ -420,12 +418,12 @@ def _protocol_bars(ax: Axes, scores: pd.DataFrame, encoders: Sequence[str], prot
     ax.grid(axis="x", visible=False)
 
 
-def _shared_legend(fig: Figure, ax: Axes) -> None:
+def _shared_legend(fig: Figure, ax: Axes, columns: int | None = None) -> None:
     """One legend above all panels, each label once."""
     handles = {}
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
         handles.setdefault(label, handle)
-    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns or len(handles))
 
 
 def save_figure(fig: Figure, stem: str, *, alt: str, study: Study | Mapping[str, Study], data: Mapping[str, pd.DataFrame],

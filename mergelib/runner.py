@@ -74,15 +74,17 @@ def select(only: Sequence[str]) -> list[Item]:
 
 def lacking(item: Item, profile: str) -> list[str]:
     """What a notebook needs and ``profile`` does not have: variants, or a section."""
+    if not item.needs:  # most notebooks: no need to read the profile
+        return []
     has = {*variant_names(profile), *load_profile(profile).model_dump()}  # an absent section is not in the dump
     return [need for need in item.needs if need not in has]
 
 
 def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
     """Raises ``ConfigError`` for notebooks that ``profile`` cannot run, naming those that can."""
-    able = [i.id.split("_")[0] for i in manifest() if not lacking(i, profile)]
     for item in items:
         if lacks := lacking(item, profile):
+            able = [i.id.split("_")[0] for i in manifest() if not lacking(i, profile)]
             where = [p for p in profile_names() if not lacking(item, p)]
             raise ConfigError(f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; it runs in {', '.join(where)}. "
                               f"With this profile go: --only {' '.join(able)}.")

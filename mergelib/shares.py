@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from .protocols import get_protocol
-from .report import TASK_LABELS, encoder_label, mean_std_cell, protocol_label, short_label
+from .report import TASK_LABELS, encoder_label, protocol_label, short_label, with_cells
 from .study import FINE_TUNED, Study
 from .types import percent
 
@@ -51,7 +51,7 @@ def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
     of classes with an anchor (mean over seeds) and the ``reachable`` percent of test inputs whose class has one."""
     rows = []
     for task in study.tasks.values():
-        labels = study.split(task.name, "test" if fit_on == "test" else "pool").labels
+        labels = study.split(task.name, study.fit_split(fit_on)).labels
         draws = study.draws(task.name, "share", fit_on)[:, 0]
         for share, drawn in study.share_counts(task.name).items():
             seen = [labels[row[:drawn]].bincount(minlength=task.n_classes) > 0 for row in draws]
@@ -83,8 +83,7 @@ def too_few(frame: pd.DataFrame) -> float:
 def table(summary: pd.DataFrame) -> pd.DataFrame:
     """Averages for the eye: a row per (method, protocol, where the share is drawn), a column per share, cells "71.8 ± 0.2"."""
     rows = summary[summary.share.notna()]
-    cells = rows.assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), drawn=rows.fit_on,
-                        cell=[mean_std_cell(r.mean, r.std) for r in rows.itertuples()])
+    cells = with_cells(rows).assign(Model=rows.method.map(encoder_label), Protocol=rows.protocol.map(protocol_label), drawn=rows.fit_on)
     return _by_share(cells, ["Model", "Protocol", "drawn"]).rename_axis(index=["Model", "Protocol", "inputs from"])
 
 

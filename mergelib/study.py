@@ -6,7 +6,7 @@ import ast
 import inspect
 import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .progress import progress
 from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
 from .tasks import load_task
-from .types import Expert, Head, Split, State, Task, digest, head_digest, inputs_digest, percent, state_digest
+from .types import Expert, Head, Split, State, Task, below, digest, head_digest, inputs_digest, percent, state_digest
 
 MERGE_VERSION = 2
 LAM_VERSION = 2
@@ -54,11 +54,6 @@ def function_digest(function: Any) -> str:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return digest(ast.dump(tree))
-
-
-def below(tensors: State, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, by the rest of their names."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
@@ -98,6 +93,7 @@ class Study:
         if tasks is not None:
             self.tasks = tasks
         self._merge_infos: dict[tuple[Method, str], dict[str, Any]] = {}
+        self._last_merge: tuple[tuple[Method, str], Artifact] | None = None
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -361,13 +357,24 @@ class Study:
         a merge stored before costs were."""
         return self._merge_info(self.merges(method)[0]).get("cost", {})
 
-    def _merge_info(self, encoder: str) -> dict[str, Any]:
-        """What is kept in memory of a merge: its lambda, digests and cost; the weights stay in the store, a zoo of them is large."""
+    @staticmethod
+    def _made_by(encoder: str) -> tuple[Method, str]:
         # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
-        made_by = get_method(encoder.partition("#")[0]), encoder
+        return get_method(encoder.partition("#")[0]), encoder
+
+    def _merge_info(self, encoder: str) -> dict[str, Any]:
+        """What is kept in memory of every merge: its lambda, digests and cost."""
+        made_by = self._made_by(encoder)
         if made_by not in self._merge_infos:
-            self._merge_infos[made_by] = self._merged(encoder).info
+            self._merge_infos[made_by] = self._merge(encoder).info
         return self._merge_infos[made_by]
+
+    def _merge(self, encoder: str) -> Artifact:
+        """A merge with its weights. The last one asked for is held, the others stay in the store: a zoo of them is large."""
+        made_by = self._made_by(encoder)
+        if self._last_merge is None or self._last_merge[0] != made_by:
+            self._last_merge = made_by, self._merged(encoder)
+        return self._last_merge[1]
 
     def _merged(self, encoder: str) -> Artifact:
         name, _, seed = encoder.partition("#")
@@ -399,29 +406,28 @@ class Study:
 
     def weights(self, encoder: str, task: str) -> State:
         """An encoder's weights for a task. f_t depends on the task, and so do merges that give one per task."""
-        if encoder == BASE:
-            return self.base_state
-        if encoder == FINE_TUNED:
-            return self.expert(task).state
-        if encoder == MULTI_TASK:
-            return self._unpack(self._multi_task, task).state
-        if encoder == RANDOM:
-            return self._random[0]
-        made = self._merged(encoder)
-        return below(made.tensors, f"{task}/") if "state_digests" in made.info else made.tensors
+        return self._identified(encoder, task)[1]()
 
     def weights_digest(self, encoder: str, task: str) -> str:
         """Identity of an encoder's weights for a task, without reading them again."""
+        return self._identified(encoder, task)[0]
+
+    def _identified(self, encoder: str, task: str) -> tuple[str, Callable[[], State]]:
+        """The digest of an encoder's weights for a task, and how to get them."""
         if encoder == BASE:
-            return self._base_digest
+            return self._base_digest, lambda: self.base_state
         if encoder == FINE_TUNED:
-            return self.expert(task).info["state_digest"]
+            expert = self.expert(task)
+            return expert.info["state_digest"], lambda: expert.state
         if encoder == MULTI_TASK:
-            return self._multi_task.info["state_digest"]
+            return self._multi_task.info["state_digest"], lambda: self._unpack(self._multi_task, task).state
         if encoder == RANDOM:
-            return self._random[1]
+            state, known = self._random
+            return known, lambda: state
         info = self._merge_info(encoder)
-        return info["state_digests"][task] if "state_digests" in info else info["state_digest"]
+        if "state_digests" in info:
+            return info["state_digests"][task], lambda: below(self._merge(encoder).tensors, f"{task}/")
+        return info["state_digest"], lambda: self._merge(encoder).tensors
 
     @cached_property
     def _random(self) -> tuple[State, str]:
@@ -480,7 +486,7 @@ class Study:
         """
         if draw not in DRAWS:
             raise UnknownNameError("draw", draw, DRAWS)
-        split = self.split(task, self._fit_split(fit_on))
+        split = self.split(task, self.fit_split(fit_on))
         if draw == "all":
             return torch.arange(len(split))[None, None]
         n_classes, k_max = self.task(task).n_classes, max(ks or self._ks(task, draw, fit_on))
@@ -496,7 +502,8 @@ class Study:
         return torch.stack(orders)
 
     @staticmethod
-    def _fit_split(fit_on: str) -> str:
+    def fit_split(fit_on: str) -> str:
+        """The split that draws for ``fit_on`` come from: "train" means its pool."""
         if fit_on not in ("train", "test"):
             raise UnknownNameError("fit_on", fit_on, ("train", "test"))
         return "pool" if fit_on == "train" else "test"
@@ -523,7 +530,7 @@ class Study:
             draws = self.draws(task, draw, fit_on, ks)
             classes = self._share_classes(protocol, task, draw, fit_on, draws)
             key |= {} if classes is None else {"classes": state_digest({"classes": classes})}
-            key |= {"draws": state_digest({"rows": draws}), "fit": self.split(task, self._fit_split(fit_on)).inputs_digest,
+            key |= {"draws": state_digest({"rows": draws}), "fit": self.split(task, self.fit_split(fit_on)).inputs_digest,
                     "teacher": self.expert(task).info["state_digest"], "ks": list(ks),
                     "preset": get_preset(settings.ft_preset).__dict__}
 
@@ -547,7 +554,7 @@ class Study:
             return Evidence(z, head)
         if encoder == MULTI_TASK and protocol != "knn":
             raise ConfigError(f"{get_protocol(protocol).label} aligns an expert's head; multi-task learning has heads of its own.")
-        split, ks = self._fit_split(fit_on), tuple(ks or self._ks(task, draw, fit_on))
+        split, ks = self.fit_split(fit_on), tuple(ks or self._ks(task, draw, fit_on))
         draws = self.draws(task, draw, fit_on, ks)
         classes = self._share_classes(protocol, task, draw, fit_on, draws)
         return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to), draws.to(to), ks,
@@ -557,7 +564,7 @@ class Study:
         # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets to see them.
         if draw != "share" or protocol != "knn":
             return None
-        return self.split(task, self._fit_split(fit_on)).labels[draws[:, 0]]
+        return self.split(task, self.fit_split(fit_on)).labels[draws[:, 0]]
 
     def share_counts(self, task: str) -> dict[float, int]:
         """How many inputs the profile's shares (percent of the test set) are for a task; at least one."""
@@ -566,7 +573,7 @@ class Study:
     def _ks(self, task: str, draw: str, fit_on: str) -> tuple[int, ...]:
         if draw == "share":
             return tuple(self.share_counts(task).values())
-        return (len(self.split(task, self._fit_split(fit_on))),) if draw == "all" else self.profile.protocols.ks
+        return (len(self.split(task, self.fit_split(fit_on))),) if draw == "all" else self.profile.protocols.ks
 
     def correct(self, encoder: str, task: str, protocol: str, *, k: float | None = None, draw: str = "stratified",
                 fit_on: str = "train") -> Tensor:

@@ -26,6 +26,21 @@ def digest(*parts: str | bytes) -> str:
     return h.hexdigest()
 
 
+def below(tensors: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def not_finite(state: State) -> list[str]:
+    """Names of the tensors that hold NaN or inf, in the state's order."""
+    return [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+
+
+def place(t: Tensor) -> tuple:
+    """Where a tensor lies in memory, and how: equal for two names of one tied tensor."""
+    return t.data_ptr(), tuple(t.shape), t.stride()
+
+
 Inputs = tuple[str, ...] | Tensor
 """N texts, or N images as one uint8 tensor ``[N, 3, H, W]``."""
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoders import load_state
+from .encoders import architecture, load_state
 from .errors import ConfigError, DataError, StateDictError
 from .types import Head, State, digest
 
@@ -85,10 +85,7 @@ class ImageEncoder:
     @cached_property
     def digest(self) -> str:
         """Identity of architecture, preprocessing and pooling; part of every key of the store."""
-        # Versions and folders are recorded by transformers in the config but change no feature.
-        config = {k: v for k, v in self.config.to_dict().items()
-                  if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures")}
-        return digest(json.dumps(config, sort_keys=True, default=str), json.dumps([self.mean, self.std]), self.pooling)
+        return digest(architecture(self.config, "architectures"), json.dumps([self.mean, self.std]), self.pooling)
 
     def module(self, state: State | None = None) -> ImageFeatures:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""

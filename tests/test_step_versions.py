@@ -54,9 +54,9 @@ def meaning() -> dict[str, list[Any]]:
         Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, encoders.PooledEncoder, *tokens]
     found = {
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
-        "pretrain_t5": [*defined_in(t5), t5.EMBEDDING_SCALE, bert.corpus_pieces, bert.corpus_key, bert.tokenizer_vocab, encoders.encoder_state,
+        "pretrain_t5": [*defined_in(t5), t5.EMBEDDING_SCALE, bert.corpus_pieces, bert.words_by_frequency, bert.corpus_key, bert.tokenizer_vocab, bert.text_recipe, encoders.encoder_state,
                         training.train, training.TrainConfig, *tokens],
-        "pretrain_clip": [*defined_in(clip), *constants(clip), training.train,
+        "pretrain_clip": [*defined_in(clip), *constants(clip), bert.words_by_frequency, training.train,
                           training.TrainConfig, encoders.encoder_state, *defined_in(vision)],
         "pretrain_vit": [*defined_in(vit), *constants(vit), training.train,
                          training.TrainConfig, encoders.encoder_state, vision.ImageEncoder, vision.ImageFeatures],

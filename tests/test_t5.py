@@ -332,7 +332,7 @@ def test_pretraining_lowers_the_loss(tmp_path):
     losses = []
     for steps in (1, 3 * p.steps):
         _, state, info = t5.pretrain_t5(corpus, TrainConfig(steps, p.batch_size, p.lr, threads=1), layers=settings.layers, width=settings.width,
-                                        heads=settings.heads, max_length=settings.max_length, noise_rate=p.mask_rate,
+                                        heads=settings.heads, max_length=settings.max_length, mask_rate=p.mask_rate,
                                         device=torch.device("cpu"), scratch=tmp_path / str(steps), desc="t5")
         losses.append(info["last_loss"])
     assert losses[1] < losses[0] - 0.5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, StateDictError
-from ..types import State
+from ..types import State, not_finite, place
 
 
 def _first_five(names: Sequence[str]) -> str:
@@ -34,7 +34,7 @@ def check_states(base: State, experts: Sequence[State]) -> None:
             if wrong:
                 raise StateDictError(f"{who} has another {what} than the base at {_first_five(wrong)}. "
                                      "Fine-tune from this base, or convert first.")
-        bad = [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        bad = not_finite(state)
         if bad:
             raise StateDictError(f"{who} holds NaN or inf in {_first_five(sorted(bad))}. Its training diverged or its file "
                                  "is damaged; make it again.")
@@ -50,7 +50,7 @@ def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None
         wrong = [k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)]
         if wrong:
             raise StateDictError(f"{who} gave another shape or dtype than the base's in {_first_five(sorted(wrong))}.")
-        bad = [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        bad = not_finite(state)
         if bad:
             raise StateDictError(f"{who} gave NaN or inf in {_first_five(sorted(bad))}.")
 
@@ -70,23 +70,22 @@ def float_names(state: State) -> list[str]:
         t = state[name]
         if not t.is_floating_point():
             continue
-        place = (t.data_ptr(), tuple(t.shape), t.stride())
-        if t.numel() and place in seen:
+        if t.numel() and place(t) in seen:
             continue
-        seen.add(place)
+        seen.add(place(t))
         names.append(name)
     return names
 
 
 def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
     """``changed`` (by ``float_names``) as a full state dict: other dtypes are copied from the base, ties stay tied."""
-    by_place = {(base[n].data_ptr(), tuple(base[n].shape), base[n].stride()): t for n, t in changed.items()}
+    by_place = {place(base[n]): t for n, t in changed.items()}
     full = {}
     for name, t in base.items():
         if name in changed:
             full[name] = changed[name]
         elif t.is_floating_point() and t.numel():
-            full[name] = by_place[(t.data_ptr(), tuple(t.shape), t.stride())]
+            full[name] = by_place[place(t)]
         else:
             full[name] = t.clone()
     return full

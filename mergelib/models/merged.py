@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, StateDictError, UnknownNameError
-from ..types import Head
+from ..types import Head, not_finite
 from . import card
 from .parents import Parent, Weights, open_parent, quiet
 from .parts import Parts
@@ -44,7 +44,7 @@ class TaskHead:
         config = parent.config
         config.architectures, config.dtype = [parent.model_class.__name__], dtype
         tensors = {n: parent.weights.tensor(n).clone() for n in parts.own}
-        bad = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        bad = not_finite(tensors)
         if bad:
             raise StateDictError(f"'{parent.name}' holds NaN or inf in {bad[0]}. Its training diverged or its file is damaged; make it again.")
         return cls(parent.name, config, {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}, parts.head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,25 @@ def build_tokenizer(corpus: Sequence[str]):
     return tokenizer_from_vocab([*SPECIAL, *corpus_pieces(corpus)])
 
 
+def words_by_frequency(texts: Sequence[str]) -> list[str]:
+    """The words of texts in lower case, as BERT splits them, the most frequent first, equals in the order of the alphabet."""
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    counts: Counter[str] = Counter()
+    for text, n in Counter(texts).items():  # captions repeat
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)):
+            counts[word] += n
+    return sorted(counts, key=lambda w: (-counts[w], w))
+
+
 def corpus_pieces(corpus: Sequence[str]) -> list[str]:
     """The words of a corpus in lower case, most frequent first, then single characters, at the beginning of a word and inside one.
 
     From counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into characters.
     """
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-
-    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
-    counts = Counter(w for text in corpus for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    words = sorted(counts, key=lambda w: (-counts[w], w))
+    words = words_by_frequency(corpus)
     characters = sorted({c for w in words for c in w} | set("abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"))
     return list(dict.fromkeys([*words, *characters, *(f"##{c}" for c in characters)]))
 
@@ -59,6 +67,11 @@ def bert_config(vocab_size: int, layers: int, width: int, heads: int, max_length
 
     return BertConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
                       intermediate_size=4 * width, max_position_embeddings=max_length, pad_token_id=0)
+
+
+def bert_encoder(tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int) -> TextEncoder:
+    """The miniature BERT of a tokenizer."""
+    return TextEncoder(bert_config(len(tokenizer), layers, width, heads, max_length), tokenizer, max_length, "miniature")
 
 
 class MaskedLM(nn.Module):
@@ -98,7 +111,7 @@ def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, wi
                   mask_rate: float, device: torch.device, scratch: Path, desc: str) -> tuple[TextEncoder, dict[str, Tensor], dict]:
     """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32, CPU) and info."""
     tokenizer = build_tokenizer(corpus)
-    encoder = TextEncoder(bert_config(len(tokenizer), layers, width, heads, max_length), tokenizer, max_length, "miniature")
+    encoder = bert_encoder(tokenizer, layers=layers, width=width, heads=heads, max_length=max_length)
     rows = encoder.prepare(corpus)
     generator = torch.Generator().manual_seed(config.seed)
 
@@ -127,19 +140,24 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
             "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in tasks]}
 
 
-def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
-    settings = profile.encoder
-    encoder, state, info = pretrain_bert(
-        miniature_corpus(profile, tasks), profile.train_config(settings.pretraining, device), layers=settings.layers,
-        width=settings.width, heads=settings.heads, max_length=settings.max_length, mask_rate=settings.pretraining.mask_rate,
-        device=device, scratch=scratch, desc="pre-train f_b")
-    return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
+def text_recipe(step: str, version: int, pretrain: Callable[..., tuple[TextEncoder, dict[str, Tensor], dict]],
+                rebuild_tokenizer: Callable[[Sequence[str]], Any], rebuild_encoder: Callable[..., TextEncoder], *, desc: str) -> Recipe:
+    """The recipe of a text encoder that ``pretrain`` makes from the miniature corpus; the store keeps its weights and its vocabulary."""
+
+    def shape(profile: Profile) -> dict[str, int]:
+        settings = profile.encoder
+        return {"layers": settings.layers, "width": settings.width, "heads": settings.heads, "max_length": settings.max_length}
+
+    def make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
+        settings = profile.encoder.pretraining
+        encoder, state, info = pretrain(miniature_corpus(profile, tasks), profile.train_config(settings, device), **shape(profile),
+                                        mask_rate=settings.mask_rate, device=device, scratch=scratch, desc=desc)
+        return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
+
+    def reopen(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
+        return Foundation(rebuild_encoder(rebuild_tokenizer(made.info["vocab"]), **shape(profile)), made.tensors)
+
+    return Recipe(step, version, corpus_key, make, reopen)
 
 
-def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
-    settings, tokenizer = profile.encoder, tokenizer_from_vocab(made.info["vocab"])
-    config = bert_config(len(tokenizer), settings.layers, settings.width, settings.heads, settings.max_length)
-    return Foundation(TextEncoder(config, tokenizer, settings.max_length, "miniature"), made.tensors)
-
-
-RECIPE = Recipe("pretrain", PRETRAIN_VERSION, corpus_key, _make, _open)
+RECIPE = text_recipe("pretrain", PRETRAIN_VERSION, pretrain_bert, tokenizer_from_vocab, bert_encoder, desc="pre-train f_b")

@@ -8,7 +8,6 @@ fine-tuned accuracy, never by a merge.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from ..errors import DataError, UnknownNameError
 from ..profiles import Profile
 from ..store import Artifact
 from ..training import TrainConfig, train
-from ..types import Head, Task
+from ..types import Head, Task, below
 from ..vision import ClipParts, ImageEncoder, as_batches, load_clip, zero_shot_head
 from . import Foundation, Recipe
+from .bert import words_by_frequency
 
 PRETRAIN_CLIP_VERSION = 1
 MAX_SCALE = math.log(100.0)
@@ -48,19 +48,9 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _words(texts: Sequence[str]) -> Counter[str]:
-    backend = word_tokenizer(SPECIAL).backend_tokenizer
-    counts: Counter[str] = Counter()
-    for text, n in Counter(texts).items():
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
-            counts[word] += n
-    return counts
-
-
 def caption_vocab(captions: Sequence[str]) -> list[str]:
     """Special tokens, then the captions' words from the most frequent on; built from counts, so equal captions give equal ids."""
-    counts = _words(captions)
-    return [*SPECIAL, *sorted(counts, key=lambda w: (-counts[w], w))]
+    return [*SPECIAL, *words_by_frequency(captions)]
 
 
 def word_tokenizer(vocab: Sequence[str]) -> Any:
@@ -119,7 +109,7 @@ class CaptionContrast(nn.Module):
 
 def check_words(task: Task, captions: Sequence[str]) -> None:
     """Raises ``DataError`` naming words of class names that no caption has: their embeddings would be noise."""
-    unknown = sorted(set(_words(task.label_names)) - set(_words(captions)))
+    unknown = sorted(set(words_by_frequency(task.label_names)) - set(words_by_frequency(captions)))
     if unknown:
         raise DataError(f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class names; its zero-shot head "
                         "would be noise. Pre-train on captions with these words.")
@@ -169,8 +159,9 @@ def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch
 
     settings = profile.encoder.pretraining
     pictures, captions = captioned(settings.documents, seed=CAPTION_SEED)
+    known = words_by_frequency(captions)
     for task in tasks:
-        check_words(task, captions)
+        check_words(task, known)
     clip, vocab, info = pretrain_clip(pictures, captions, profile.train_config(settings, device), lambda n: clip_config(profile, n),
                                       device=device, scratch=scratch, desc="pre-train f_b (CLIP)")
     tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
@@ -186,7 +177,7 @@ def open_clip(profile: Profile, made: Artifact) -> ClipParts:
 
     vocab = made.info["vocab"]
     model = CLIPModel(clip_config(profile, len(vocab))).eval().requires_grad_(False)
-    model.load_state_dict({n.removeprefix("clip."): t for n, t in made.tensors.items() if n.startswith("clip.")})
+    model.load_state_dict(below(made.tensors, "clip."))
     return ClipParts.of(model, ImageEncoder(model.config.vision_config, "miniature"), as_batches(word_tokenizer(vocab), MAX_WORDS))
 
 

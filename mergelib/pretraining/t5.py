@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..encoders import TextEncoder, encoder_state
-from ..profiles import Profile
-from ..store import Artifact
-from ..tasks import miniature_corpus
 from ..training import TrainConfig, train
-from ..types import Task
-from . import Foundation, Recipe
-from .bert import corpus_key, corpus_pieces, tokenizer_vocab
+from .bert import corpus_pieces, text_recipe
 
 PRETRAIN_T5_VERSION = 1
 EMBEDDING_SCALE = 0.1  # T5 begins with embeddings of deviation 1, which some hundred steps of AdamW hardly move
@@ -71,6 +67,11 @@ def t5_config(vocab_size: int, layers: int, width: int, heads: int):
 
     return T5Config(vocab_size=vocab_size, d_model=width, d_kv=width // heads, d_ff=4 * width, num_layers=layers, num_heads=heads,
                     decoder_start_token_id=0)
+
+
+def t5_encoder(tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int) -> TextEncoder:
+    """The encoder of the miniature T5 of a tokenizer."""
+    return TextEncoder(t5_config(len(tokenizer), layers, width, heads), tokenizer, max_length, "miniature")
 
 
 # ---- span corruption ----------------------------------------------------------------------------------------------------
@@ -161,16 +162,16 @@ class SpanCorruption(nn.Module):
         return {"loss": self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False).loss}
 
 
-def pretrain_t5(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int, noise_rate: float,
+def pretrain_t5(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int, mask_rate: float,
                 device: torch.device, scratch: Path, desc: str) -> tuple[TextEncoder, dict[str, Tensor], dict]:
     """A miniature T5 trained on ``corpus`` by span corruption: returns its encoder, the encoder's state (float32, CPU; the tied
     vocabulary once) and info. The decoder has served its purpose and is dropped."""
-    tokenizer = build_t5_tokenizer(corpus, sentinels_needed(max_length, noise_rate))
-    encoder = TextEncoder(t5_config(len(tokenizer), layers, width, heads), tokenizer, max_length, "miniature")
+    tokenizer = build_t5_tokenizer(corpus, sentinels_needed(max_length, mask_rate))
+    encoder = t5_encoder(tokenizer, layers=layers, width=width, heads=heads, max_length=max_length)
     generator = torch.Generator().manual_seed(config.seed)
 
     def collate(rows: list[list[int]]) -> dict[str, Tensor]:
-        return corrupted_batch(encoder, rows, noise_rate, generator)
+        return corrupted_batch(encoder, rows, mask_rate, generator)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -180,19 +181,4 @@ def pretrain_t5(corpus: Sequence[str], config: TrainConfig, *, layers: int, widt
     return encoder, {k: trained[k].detach().cpu().clone() for k in encoder_state(encoder.module())}, info
 
 
-def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
-    settings = profile.encoder
-    encoder, state, info = pretrain_t5(
-        miniature_corpus(profile, tasks), profile.train_config(settings.pretraining, device), layers=settings.layers,
-        width=settings.width, heads=settings.heads, max_length=settings.max_length, noise_rate=settings.pretraining.mask_rate,
-        device=device, scratch=scratch, desc="pre-train f_b (T5)")
-    return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
-
-
-def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
-    settings, tokenizer = profile.encoder, t5_tokenizer_from_vocab(made.info["vocab"])
-    config = t5_config(len(tokenizer), settings.layers, settings.width, settings.heads)
-    return Foundation(TextEncoder(config, tokenizer, settings.max_length, "miniature"), made.tensors)
-
-
-RECIPE = Recipe("pretrain_t5", PRETRAIN_T5_VERSION, corpus_key, _make, _open)
+RECIPE = text_recipe("pretrain_t5", PRETRAIN_T5_VERSION, pretrain_t5, t5_tokenizer_from_vocab, t5_encoder, desc="pre-train f_b (T5)")
