@@ -21,6 +21,7 @@ from mergelib.encoders import TextEncoder, encoder_state, load_base, load_state
 from mergelib.errors import StateDictError
 from mergelib.features import extract
 from mergelib.pretraining import t5
+from mergelib.pretraining.bert import tokenizer_vocab
 from mergelib.profiles import load_profile
 from mergelib.training import TrainConfig
 from mergelib.types import digest
@@ -133,7 +134,7 @@ def test_the_mask_does_not_depend_on_how_far_a_batch_is_padded():
 
 
 def test_the_tokenizer_is_rebuilt_from_its_vocabulary(encoder):
-    vocab = t5.tokenizer_vocab(encoder.tokenizer)
+    vocab = tokenizer_vocab(encoder.tokenizer)
     again = t5.t5_tokenizer_from_vocab(json.loads(json.dumps(vocab)))
     texts = [*TEXTS, "Zebra, unheard-of!", "", "ünïcode"]
     assert again(texts)["input_ids"] == encoder.tokenizer(texts)["input_ids"]
@@ -170,7 +171,7 @@ def test_features_are_the_mean_over_real_tokens_and_know_nothing_of_padding(enco
 
 
 def test_the_encoders_identity_does_not_depend_on_what_it_was_used_for(encoder):
-    fresh, used = (TextEncoder(encoder.config, t5.t5_tokenizer_from_vocab(t5.tokenizer_vocab(encoder.tokenizer)), 24) for _ in range(2))
+    fresh, used = (TextEncoder(encoder.config, t5.t5_tokenizer_from_vocab(tokenizer_vocab(encoder.tokenizer)), 24) for _ in range(2))
     used.prepare(TEXTS)  # leaves its truncation behind in the tokenizer
     assert used.digest == fresh.digest
 
