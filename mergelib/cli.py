@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value", help="set a notebook parameter")
     run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
-    run.add_argument("--image-dir", default="", metavar="DIR", help=argparse.SUPPRESS)  # for notebooks that are drafts yet
+    run.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
     run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
     run.add_argument("--text-column", type=int, default=None, metavar="N", help="column of the text in those files, counted from 0")
     run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes")
@@ -52,6 +52,11 @@ def command_run(args: argparse.Namespace) -> int:
             if needs:
                 print(f"{name} is left out: it needs {', '.join(needs)}, which profile '{args.profile}' does not have.")
         items = [i for i in items if not lacks[i.id]]
+        waiting = {i.id: runner.awaits(i, args.profile, text_dir=args.text_dir, image_dir=args.image_dir) for i in items}
+        for name, option in waiting.items():
+            if option:
+                print(f"{name} is left out: profile '{args.profile}' reads its data from a folder, and {option} was not given.")
+        items = [i for i in items if not waiting[i.id]]
     if args.jobs < 1:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:

@@ -80,6 +80,17 @@ def lacking(item: Item, profile: str) -> list[str]:
     return [need for need in item.needs if need not in has]
 
 
+def awaits(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
+    """The option that would name a notebook's local data, where a run names only the other kind of data; else an empty text."""
+    declared = declared_parameters(item.path)
+    tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
+    for modality, own, other in (("text", text_dir, image_dir), ("image", image_dir, text_dir)):
+        local = any(t.source == "local" and t.modality == modality for t in tasks)
+        if local and f"{modality}_dir" in declared and other and not own:
+            return f"--{modality}-dir"
+    return ""
+
+
 def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
     """Raises ``ConfigError`` for notebooks that ``profile`` cannot run, naming those that can."""
     for item in items:

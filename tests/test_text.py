@@ -16,7 +16,7 @@ from mergelib import paths
 
 ROOT = paths.root()
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), ROOT / "figures" / "REPORT.md", *(ROOT / "benchmarks").glob("*.md")])
-NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").glob("**/*.ipynb") if p.parent.name != "drafts")  # whose figures are not there yet
+NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").glob("**/*.ipynb"))
 READ = [*PAGES, *NOTEBOOKS]
 
 

@@ -126,7 +126,7 @@ class ProtocolSettings(_Section):
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     shares: tuple[float, ...] = Field(SHARES, exclude_if=lambda v: v == SHARES)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    ft_preset: Literal["default", "released"] = "default"
+    ft_preset: Literal["default", "clip", "released"] = "default"
 
     @model_validator(mode="after")
     def _positive(self):

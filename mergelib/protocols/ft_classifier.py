@@ -27,6 +27,8 @@ class FTPreset:
 PRESETS = {
     # From the plateau that `python -m benchmarks.choose_ft_preset` prints: validation data of one task, then the same for all.
     "default": FTPreset(lr=3e-3, epochs=200),
+    # For heads of CLIP, whose rows are unit vectors times a logit scale of 100: "default" in the units of these vectors.
+    "clip": FTPreset(lr=0.3, epochs=200),
     # The authors' code: argparse defaults, and a loader built with batches of one.
     "released": FTPreset(lr=5e-4, epochs=5, batch_size=1),
 }

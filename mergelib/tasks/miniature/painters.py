@@ -235,8 +235,8 @@ def car(body: str, draws: Draws, colour: Array) -> Array:
         block = np.maximum(np.abs(X - draws.uniform(0, 32)) - draws.uniform(2, 5), np.maximum(road - draws.uniform(3, 14) - Y, Y - road))
         c.paint(edge(block) * draws.chance(0.7) * 0.8, draws.colour((0.0, 1.0), (0.05, 0.5), (0.3, 0.85)))
     c.paint(edge(road - Y), draws.colour((0.0, 1.0), (0.0, 0.12), (0.34, 0.55)))
-    length = draws.uniform(19, 28)
-    cx, cy = 16 + draws.uniform(-1, 1) * np.maximum(0, 17.5 - length / 2), draws.uniform(16, 22)
+    length = draws.uniform(22, 28)
+    cx, cy = 16 + draws.uniform(-0.6, 0.6) * (17.5 - length / 2), draws.uniform(17, 21)
     u, v = turned(X, Y, cx, cy, draws.uniform(-0.015, 0.015), length)
     u = u * draws.sign()
     c.paint(0.5 * edge(disc(u, (v - 0.24) * 5, 0.5) * length, 2), fixed(draws.n, 0.1, 0.1, 0.1))
@@ -307,8 +307,8 @@ def _water(draws: Draws) -> Array:
 
 def structure(kind: str, draws: Draws, c: Canvas) -> None:
     n = draws.n
-    cx, cy = draws.uniform(11, 21), draws.uniform(11, 21)
-    u, v = turned(X, Y, cx, cy, draws.uniform(0, 1))
+    cx, cy = draws.uniform(12, 20), draws.uniform(12, 20)
+    u, v = turned(X, Y, cx, cy, draws.uniform(-0.1, 0.1))
     if kind == "river":
         bend = draws.uniform(2.5, 4.5) * wave(v / draws.uniform(22, 32) + draws.uniform(0, 1))
         half = draws.uniform(2.2, 3.6)
@@ -395,7 +395,7 @@ def field(pattern: str, draws: Draws, which: Array) -> Array:
     colour = word_colours(draws, FIELD_COLOURS, which)
     second = np.clip(colour * (0.62 + 0.16 * draws.rng.random((draws.n, 1))).astype(np.float32), 0, 1)
     other = draws.colour((0.05, 0.35), (0.15, 0.5), (0.3, 0.75))
-    u, v = turned(X, Y, draws.uniform(8, 24), draws.uniform(8, 24), draws.uniform(0, 1))
+    u, v = turned(X, Y, draws.uniform(8, 24), draws.uniform(8, 24), draws.uniform(-0.05, 0.05))
     c = Canvas(colour)
     if pattern == "striped":
         c.paint(edge((saw(u / draws.uniform(4, 6.5)) - 0.25) * 5), second)
@@ -457,8 +457,8 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
     for _ in range(2):
         c.paint(0.8 * edge(box(X - draws.uniform(0, 32), Y - draws.uniform(0, 32), draws.uniform(1, 5), draws.uniform(2, 9))) * draws.chance(0.6),
                 draws.colour((0.0, 1.0), (0.1, 0.7), (0.2, 0.9)))
-    radius = draws.uniform(8.5, 13.5)
-    cx, cy = 16 + draws.uniform(-1, 1) * (15.5 - radius), 16 + draws.uniform(-1, 1) * (15.5 - radius)
+    radius = draws.uniform(12, 14.5)
+    cx, cy = 16 + draws.uniform(-0.7, 0.7) * (15.5 - radius), 16 + draws.uniform(-0.7, 0.7) * (15.5 - radius)
     c.paint(edge(np.maximum(np.abs(X - cx) - 0.8, cy - Y)), draws.colour((0.0, 1.0), (0.0, 0.1), (0.4, 0.65)))
     u, v = turned(X, Y, cx, cy, draws.uniform(-0.03, 0.03), radius)
     u = u * draws.uniform(1, 1.2)
@@ -473,7 +473,7 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
     c.paint(edge((outline + 0.02) * radius), main)
     c.paint(edge((outline + 0.2) * radius), np.where(is_red, white, main))
     # Triangles have their room below the middle.
-    small = np.where((shape == 0)[:, None, None], np.float32(1.35), np.where((shape == 3)[:, None, None], np.float32(1.12), np.float32(0.95)))
+    small = np.where((shape == 0)[:, None, None], np.float32(1.2), np.where((shape == 3)[:, None, None], np.float32(1.0), np.float32(0.8)))
     low = np.where((shape == 0)[:, None, None], np.float32(0.22), np.float32(0.0))
     c.paint(edge(_mark(mark, u * small, (v - low) * small) / small * radius), np.where(is_red | is_yellow, dark, white))
     return c.rgb
@@ -486,13 +486,12 @@ MEDIA = ("house", "handwritten", "chalk", "neon", "stamped", "carved")
 
 def written(medium: str, draws: Draws, which: Array) -> Array:
     n = draws.n
-    height = draws.uniform(11, 22)
-    reach = (26 - height) / 2  # the smaller, the farther from the middle
-    cx, cy = 16 + reach * draws.uniform(-0.8, 0.8), 16 + reach * draws.uniform(-0.9, 0.9)
-    width = height * draws.uniform(0.48, 0.75)
-    slant = draws.uniform(-0.25, 0.35)
-    turn = draws.uniform(-0.05, 0.05)
-    jitter = {"house": 0.02, "handwritten": 0.085, "chalk": 0.05, "neon": 0.03, "stamped": 0.03, "carved": 0.04}[medium]
+    height = draws.uniform(17, 23)
+    cx, cy = 16 + draws.uniform(-2, 2), 16 + draws.uniform(-2, 2)
+    width = height * draws.uniform(0.5, 0.7)
+    slant = draws.uniform(-0.15, 0.3)
+    turn = draws.uniform(-0.03, 0.03)
+    jitter = {"house": 0.02, "handwritten": 0.11, "chalk": 0.05, "neon": 0.03, "stamped": 0.03, "carved": 0.04}[medium]
     u, v = turned(X, Y, cx, cy, turn)
     strokes = glyph(draws, which, u, v, width=width, height=height, jitter=jitter, slant=slant)
     if medium == "house":
@@ -556,7 +555,7 @@ def texture(pattern: str, draws: Draws, state: Array) -> Array:
     period = np.where(of(FINE) > 0, draws.uniform(3.2, 4.2), np.where(of(COARSE) > 0, draws.uniform(10.5, 14), draws.uniform(6, 7.5)))
     x = X + 2.1 * of(WAVY) * wave(Y / 13 + draws.uniform(0, 1))
     y = Y + 2.1 * of(WAVY) * wave(X / 13 + draws.uniform(0, 1))
-    u, v = turned(x, y, draws.uniform(6, 26), draws.uniform(6, 26), draws.uniform(0, 1), period)
+    u, v = turned(x, y, draws.uniform(6, 26), draws.uniform(6, 26), draws.uniform(-0.03, 0.03), period)
     fu, fv = u - np.floor(u) - 0.5, v - np.floor(v) - 0.5
     if pattern == "striped":
         d = saw(u) - 0.25
