@@ -106,3 +106,17 @@ def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
     assert "fig06_t5 is left out: it needs t5_a, t5_b" in said and "\nfig02_knn_eval" in said and "\nfig06_t5   " not in said
     assert main(["run", "--profile", "real", "--list", "--only", "fig06"]) == 0
     assert "fig06_t5   " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "other", "stays", "goes"), [
+    ("--text-dir", "--image-dir", "fig02_knn_eval", "fig11_vision_protocols"), ("--image-dir", "--text-dir", "fig11_vision_protocols", "fig02_knn_eval")])
+def test_notebooks_whose_data_were_not_given_are_left_out_and_said(given, other, stays, goes, capsys, tmp_path):
+    """Where a run names one kind of local data only; miniature data need none."""
+    from mergelib.cli import main
+
+    assert main(["run", "--profile", "real", "--list", given, str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{goes} is left out" in said and other in said
+    assert f"\n{stays}   " in said and f"\n{goes}   " not in said and "\n99_report   " in said
+    assert main(["run", "--profile", "mini", "--list", given, str(tmp_path)]) == 0
+    assert "left out" not in capsys.readouterr().out
