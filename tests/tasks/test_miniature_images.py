@@ -24,7 +24,7 @@ from mergelib.tasks.miniature.images import (
 )
 
 TASKS = list(IMAGE_TASKS)
-PINNED = "8ad518fb1891921ef38efccfd7b9d69718e93803bdba3854730aba019a45c797"
+PINNED = "4947bca5b8a8ce5b04da5e65b353146841a2400060411f27755e681486bec6f9"
 MIXED = "import hashlib; from mergelib.tasks.miniature.images import *; d = hashlib.sha256()\n" \
     "for t in IMAGE_TASKS: d.update(generate(t, 60, 0)[0].numpy().tobytes())\n" \
     "d.update(captioned(60, 0)[0].numpy().tobytes()); d.update('|'.join(captioned(60, 0)[1]).encode()); print(d.hexdigest())"

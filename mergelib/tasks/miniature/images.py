@@ -190,7 +190,7 @@ def generate(task: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 # Two tasks are made of glyphs, and their table of captions is as large as two others; that of fields is the smallest.
-_SHARES = {"scenes": 3, "cars": 3, "land": 3, "fields": 1, "glyphs": 6, "signs": 3, "textures": 3}
+_SHARES = {"scenes": 6, "cars": 6, "land": 6, "fields": 1, "glyphs": 12, "signs": 6, "textures": 6}
 CAPTIONS_NUMBER = 1000
 
 
