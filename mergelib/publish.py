@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -17,13 +19,15 @@ from .summary import REPORT_ID, readme_part
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
+LARGE_IMAGE = 400_000  # characters of a picture in a notebook, above which it is kept in 256 colours
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_ALONE = {WIDGET, "text/plain"}  # a progress bar: without its kernel it would stand still in the text for ever
 MACHINE_FOLDERS = ("/home/", "/Users/", "/root/", "/tmp/")
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A notebook as it may be committed: no injected cell, no timings, no widget state, no stderr, counts 1..n."""
+    """A notebook as it may be committed: no injected cell, no timings, no widget state, no stderr, counts 1..n, large pictures in
+    256 colours."""
     cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     count = 0
     for cell in cells:
@@ -42,6 +46,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             plain = output.get("data", {}).get("text/plain")
             if plain:  # an object's address says nothing and changes with every run
                 output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = in_256_colours(output.data["image/png"])
             if "metadata" in output:
                 output.metadata = {kind: {"alt": said["alt"]} for kind, said in output.metadata.items()
                                    if isinstance(said, dict) and "alt" in said}
@@ -50,6 +56,20 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                          "language_info": {"name": "python"}}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def in_256_colours(png: str) -> str:
+    """A PNG (base64) with a palette of its own: photographs and hundreds of translucent points take a third of the bytes. Smaller than
+    ``LARGE_IMAGE`` it stays as it is."""
+    from PIL import Image
+
+    if len(png) <= LARGE_IMAGE:
+        return png
+    image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    if image.mode == "P":
+        return png
+    image.convert("RGB").quantize(256).save(file, "png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def publish(profile: str, items: Sequence[Item]) -> None:

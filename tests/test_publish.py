@@ -246,3 +246,24 @@ def test_a_readme_without_marks_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="lost its marks of 'results'"):
         publish.refresh_readme()
     assert (tmp_path / "README.md").read_text() == "# mine"
+
+
+def test_large_pictures_are_kept_in_256_colours_and_small_ones_as_they_are():
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    def png(side: int) -> str:
+        ramp = np.arange(side, dtype=np.float64)[:, None] * 200 / side + np.random.default_rng(0).uniform(0, 50, (side, side))
+        file = io.BytesIO()
+        Image.fromarray(np.stack([ramp, ramp.T, ramp], 2).astype(np.uint8)).save(file, "png")
+        return base64.b64encode(file.getvalue()).decode()
+
+    small, large = png(64), png(700)
+    assert publish.in_256_colours(small) == small
+    kept = publish.in_256_colours(large)
+    assert len(kept) < len(large) / 2 and publish.in_256_colours(large) == kept
+    before, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(p))).convert("RGB"), dtype=float) for p in (large, kept))
+    assert before.shape == after.shape and np.abs(before - after).mean() < 12
