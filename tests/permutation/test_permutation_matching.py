@@ -312,3 +312,12 @@ def test_activations_that_cannot_be_matched_are_refused(networks):
     assert not any(m._forward_hooks for m in module.modules())
     with pytest.raises(ConfigError, match=r"module\.eval"):
         collect_activations(spec, network.module(network.state(0)).train(), [network.batch])
+
+
+@pytest.mark.cuda
+def test_a_gpu_finds_the_same(networks):
+    for name in ("bert", "t5_gated", "clip"):
+        spec, a = networks[name].spec, networks[name].state(0)
+        planted = drawn(spec, 1)
+        gpu = [{n: t.cuda() for n, t in state.items()} for state in (a, apply(spec, planted, noisy(a, 0.1)))]
+        assert not wrong_groups(weight_matching(spec, *gpu).permutations, inverse(planted))
