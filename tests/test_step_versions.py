@@ -79,6 +79,15 @@ def meaning() -> dict[str, list[Any]]:
         from mergelib.honest import released_mode
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
+    if "match" in study.STEP_VERSIONS:
+        from mergelib import corrections, permutation
+        from mergelib.nonlocality import ONE_BATCH, Nonlocality
+
+        matching, correcting = ([importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+                                for package in (permutation, corrections))
+        found["match"] = [f for module in matching for f in [*defined_in(module), *constants(module)]] + [Nonlocality.permutation]
+        found["correct"] = [f for module in correcting for f in [*defined_in(module), *constants(module)]] + [
+            Nonlocality.correction, Nonlocality.corrected, Nonlocality.batches, Nonlocality.rows, ONE_BATCH, Study.pool, Study.draws, *tokens]
     return found
 
 

@@ -205,8 +205,8 @@ def test_after_tact_every_site_has_the_experts_statistics(kind, one_batch):
     attach(merged, sites, found)
     after = measure(merged, sites, batches)  # hooks run in the order in which they were set: it sees what the correction gave
     for site in sites:
-        torch.testing.assert_close(after.mean[site.name], expert.mean[site.name], rtol=0, atol=1e-3)
-        torch.testing.assert_close(after.std[site.name], expert.std[site.name], rtol=0, atol=1e-3)
+        torch.testing.assert_close(after.mean[site.name], expert.mean[site.name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(after.std[site.name], expert.std[site.name], rtol=1e-3, atol=1e-3)
     assert max(float((before.std[s.name] - expert.std[s.name]).abs().max()) for s in sites) > 0.1, "the encoders are too alike to test anything"
 
 
