@@ -59,14 +59,15 @@ COLLAPSE_RESAMPLES = 1000  # of the inputs that variance is measured on; all cha
 class Nonlocality:
     """One study per setting, all on one store, and every merge and repair of them by name.
 
-    ``profile`` needs a section ``non_local``, ``overrides`` are as a ``Study``'s. Raises ``ConfigError`` for a profile without that section, or
+    ``profile`` needs a section ``non_local``, ``overrides`` and ``variant`` are a ``Study``'s. Raises ``ConfigError`` for a profile without that section, or
     with a base model that was pre-trained elsewhere: it has no second foundation.
     """
 
-    def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, device: str = "auto", store: Store | None = None):
-        self._make = functools.partial(Study, profile, device=device, store=store)
+    def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, device: str = "auto", store: Store | None = None,
+                 variant: str = ""):
+        self._make = functools.partial(Study, profile, device=device, store=store, variant=variant)
         self._overrides = dict(overrides or {})
-        loaded = load_profile(profile, copy.deepcopy(self._overrides))
+        loaded = load_profile(profile, copy.deepcopy(self._overrides), variant)
         self.profile = loaded.of_non_local()
         self.first = self._foundation({})
         if loaded.encoder.base or loaded.encoder.pretraining is None:
