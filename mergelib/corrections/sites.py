@@ -54,7 +54,7 @@ def _before(module: str) -> Fold:
 
 
 def bert_sites(config: Any) -> tuple[Site, ...]:
-    """A BERT's sites, all of which fold: embeddings, and per block the attention's context before its output layer, the norm behind it,
+    """The sites of a BERT or RoBERTa, all of which fold: embeddings, and per block the attention's context before its output layer, the norm behind it,
     the hidden units before their activation, and the norm that closes the block."""
     sites = [Site("embeddings.LayerNorm", OUTPUT, "embeddings", 0, _after("embeddings.LayerNorm"))]
     for i in range(config.num_hidden_layers):
@@ -109,7 +109,7 @@ def vit_sites(config: Any) -> tuple[Site, ...]:
 
 
 ARCHITECTURES: dict[str, Callable[[Any], tuple[Site, ...]]] = {
-    "bert": bert_sites, "t5": t5_sites, "clip_vision_model": clip_vision_sites, "vit": vit_sites}
+    "bert": bert_sites, "roberta": bert_sites, "t5": t5_sites, "clip_vision_model": clip_vision_sites, "vit": vit_sites}
 """By the ``model_type`` of a transformers config."""
 
 

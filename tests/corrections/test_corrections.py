@@ -36,6 +36,13 @@ from mergelib.vision import ImageEncoder
 D, LAYERS, HEADS, LENGTH = 8, 2, 2, 9
 
 
+def roberta():
+    from transformers import RobertaConfig
+
+    return TextEncoder(RobertaConfig(vocab_size=30, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=16,
+                                     max_position_embeddings=LENGTH + 1, pad_token_id=0), None, LENGTH)
+
+
 def t5(gated):
     from transformers import T5Config
 
@@ -57,10 +64,10 @@ def vit():
                                   patch_size=4))
 
 
-ENCODERS = {"bert": lambda: TextEncoder(bert_config(30, LAYERS, D, HEADS, LENGTH), None, LENGTH), "t5": lambda: t5(False), "t5 gated": lambda: t5(True),
+ENCODERS = {"bert": lambda: TextEncoder(bert_config(30, LAYERS, D, HEADS, LENGTH), None, LENGTH), "roberta": roberta, "t5": lambda: t5(False), "t5 gated": lambda: t5(True),
             "clip": clip, "vit": vit}
-BLOCK_SITES = {"bert": 4, "t5": 4, "t5 gated": 5, "clip": 4, "vit": 4}
-NOT_FOLDED = {"bert": 0, "t5": 4 * LAYERS, "t5 gated": 5 * LAYERS, "clip": LAYERS, "vit": LAYERS}
+BLOCK_SITES = {"bert": 4, "roberta": 4, "t5": 4, "t5 gated": 5, "clip": 4, "vit": 4}
+NOT_FOLDED = {"bert": 0, "roberta": 0, "t5": 4 * LAYERS, "t5 gated": 5 * LAYERS, "clip": LAYERS, "vit": LAYERS}
 
 
 @pytest.fixture(params=ENCODERS)
