@@ -307,7 +307,7 @@ def test_activations_that_cannot_be_matched_are_refused(networks):
         activation_matching(spec, seen, {**seen, site: seen[site][1:]})
     with pytest.raises(DataError, match="at least one batch"):
         collect_activations(spec, module, [])
-    with pytest.raises(StateDictError, match="no part 'embeddings.LayerNorm'"):
+    with pytest.raises(StateDictError, match=r"no part 'embeddings\.LayerNorm'"):
         collect_activations(spec, networks["t5"].module(networks["t5"].state(0)), [network.batch])
     assert not any(m._forward_hooks for m in module.modules())
     with pytest.raises(ConfigError, match=r"module\.eval"):
