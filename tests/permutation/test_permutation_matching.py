@@ -101,6 +101,7 @@ def test_strangers_never_get_farther_apart(network):
     matching = weight_matching(spec, a, b)
     assert matching.converged and rises(matching.objective)
     assert matching.objective[-1] > matching.objective[0] + 1
+    assert matching.objective[-1] > weight_matching(spec, a, b, start=identity(spec)).objective[-1], "beginning at the anchored family pays"
     start = drawn(spec, 3)
     again = weight_matching(spec, a, b, start=start)
     assert rises(again.objective)
