@@ -161,7 +161,7 @@ def all_of_heads():
             yield {"heads": order, "qk": qk, "vo": vo}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_one_family_reaches_the_best_of_all_joint_permutations(seed):
     a, b = small(HEADS, seed), small(HEADS, 30 + seed)
     values = [objective_by_distance(HEADS, p, a, b) for p in all_of_heads()]
