@@ -11,7 +11,17 @@ permutations of network B, ``apply`` puts them to work on its state, ``permute_h
 from .activations import activation_matching, collect_activations, correlation
 from .architectures import SPECS, bert_spec, clip_vision_spec, spec_for, t5_spec, vit_spec
 from .matching import Matching, weight_matching
-from .permute import Permutations, apply, check_permutations, compose, feature_index, identity, inverse, permute_head, random_permutations
+from .permute import (
+           Permutations,
+           apply,
+           check_permutations,
+           compose,
+           feature_index,
+           identity,
+           inverse,
+           permute_head,
+           random_permutations,
+)
 from .spec import FIXED, Group, PermutationSpec, Site
 
 __all__ = ["FIXED", "SPECS", "Group", "Matching", "PermutationSpec", "Permutations", "Site", "activation_matching", "apply", "bert_spec",

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, CLIPVisionConfig, RobertaConfig, RobertaModel, T5Config, T5EncoderModel, ViTConfig
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+)
 
 from mergelib.encoders import PooledEncoder, encoder_state, load_state
 from mergelib.permutation import PermutationSpec, spec_for

@@ -101,6 +101,7 @@ def test_strangers_never_get_farther_apart(network):
     matching = weight_matching(spec, a, b)
     assert matching.converged and rises(matching.objective)
     assert matching.objective[-1] > matching.objective[0] + 1
+    assert matching.objective[-1] > weight_matching(spec, a, b, start=identity(spec)).objective[-1], "beginning at the anchored family pays"
     start = drawn(spec, 3)
     again = weight_matching(spec, a, b, start=start)
     assert rises(again.objective)
@@ -160,7 +161,7 @@ def all_of_heads():
             yield {"heads": order, "qk": qk, "vo": vo}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_one_family_reaches_the_best_of_all_joint_permutations(seed):
     a, b = small(HEADS, seed), small(HEADS, 30 + seed)
     values = [objective_by_distance(HEADS, p, a, b) for p in all_of_heads()]
@@ -307,7 +308,7 @@ def test_activations_that_cannot_be_matched_are_refused(networks):
         activation_matching(spec, seen, {**seen, site: seen[site][1:]})
     with pytest.raises(DataError, match="at least one batch"):
         collect_activations(spec, module, [])
-    with pytest.raises(StateDictError, match="no part 'embeddings.LayerNorm'"):
+    with pytest.raises(StateDictError, match=r"no part 'embeddings\.LayerNorm'"):
         collect_activations(spec, networks["t5"].module(networks["t5"].state(0)), [network.batch])
     assert not any(m._forward_hooks for m in module.modules())
     with pytest.raises(ConfigError, match=r"module\.eval"):
