@@ -431,11 +431,10 @@ def answer(means: pd.DataFrame) -> str:
 
 def alt(means: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
-    at = means.set_index(["setting", "method", "repair"]).accuracy
     said = []
-    for method in dict.fromkeys(means.method):
-        local, far = at[LOCAL, method, RAW], at[NON_LOCAL, method]
-        said.append(f"{short_label(method)} local {local:.1f}, non-local {far[RAW]:.1f}, permuted {far[PERMUTED]:.1f}, REPAIR {far[REPAIR]:.1f}, TACT {far[TACT]:.1f}, "
+    for method, mine in means.groupby("method", sort=False):
+        local, far = (mine[mine.setting == s].set_index("repair").accuracy for s in (LOCAL, NON_LOCAL))
+        said.append(f"{short_label(method)} local {local[RAW]:.1f}, non-local {far[RAW]:.1f}, permuted {far[PERMUTED]:.1f}, REPAIR {far[REPAIR]:.1f}, TACT {far[TACT]:.1f}, "
                     f"FT-Classifier {far[FT]:.1f}, both {far[TACT_FT]:.1f}")
     return ("Average accuracy in percent of local, semi-local and non-local merges, raw and after each repair, a panel per method: "
             f"{'; '.join(said)}; experts {means.expert.mean():.1f}.")
