@@ -403,7 +403,8 @@ def beside_published(means: pd.DataFrame) -> pd.DataFrame:
         mine = means[(means.setting == setting) & (means.method == "tall_masks")].set_index("repair")
         rows.append({"network": "here", "method": encoder_label("tall_masks"), "setting": setting, "expert": mine.expert.iloc[0],
                      "merged": mine.accuracy[PERMUTED], "repair": mine.accuracy[REPAIR], "tact": mine.accuracy[TACT]})
-    return pd.DataFrame(rows).rename(columns={"repair": REPAIR_LABELS[REPAIR], "tact": REPAIR_LABELS[TACT]})
+    frame = pd.DataFrame(rows).rename(columns={"repair": REPAIR_LABELS[REPAIR], "tact": REPAIR_LABELS[TACT]})
+    return frame.astype(object).where(frame.notna(), "")
 
 
 def numbers_stored(cells: Nonlocality) -> pd.DataFrame:

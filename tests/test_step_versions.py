@@ -85,8 +85,11 @@ def meaning() -> dict[str, list[Any]]:
 
         matching, correcting = ([importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
                                 for package in (permutation, corrections))
-        found["match"] = [f for module in matching for f in [*defined_in(module), *constants(module)]] + [Nonlocality.permutation]
-        found["correct"] = [f for module in correcting for f in [*defined_in(module), *constants(module)]] + [
+        # No registries: their functions count by themselves, and their text holds addresses.
+        found["match"], found["correct"] = ([f for module in modules for f in [*defined_in(module), *(c for c in constants(module) if not isinstance(c, dict))]]
+                                            for modules in (matching, correcting))
+        found["match"] += [Nonlocality.permutation]
+        found["correct"] += [
             Nonlocality.correction, Nonlocality.corrected, Nonlocality.batches, Nonlocality.rows, ONE_BATCH, Study.pool, Study.draws, *tokens]
     return found
 
