@@ -191,6 +191,21 @@ METRICS["P6.4-base"] = lambda b: {
     for m in PAPER_METHODS for p, k in (("current", None), ("knn", K), ("ft_classifier", K))}
 METRICS["P6.4-no-gain"] = lambda b: {"f_b": b.accuracy(BASE, "ft_classifier", K) - b.accuracy(BASE, "current")}
 
+# Claims on merges of several foundations, of a ``nonlocality.Resampled``, which knows settings and repairs.
+NON_LOCAL_METHODS = ("task_arithmetic", "ties", "tall_masks")
+
+
+def each_non_local(function: Callable[[Any, str], Tensor]) -> Callable[[Any], Parts]:
+    """A metric given per method, as one over TA, Ties and TALL-masks."""
+    return lambda b: {get_method(m).short: function(b, m) for m in NON_LOCAL_METHODS}
+
+
+METRICS["N-local"] = lambda b: {get_method("task_arithmetic").short: b.normalised("local", "task_arithmetic", "raw")}
+METRICS["N-fails"] = each_non_local(lambda b, m: b.normalised("non-local", m, "raw"))
+METRICS["N-permutation"] = each_non_local(lambda b, m: b.gap_closed("non-local", m, "raw", "permuted"))
+METRICS["N-collapse"] = each_non_local(lambda b, m: b.variance("non-local", m) - b.variance("local", m))
+METRICS["N-tact"] = each_non_local(lambda b, m: b.gap_closed("non-local", m, "permuted", "tact"))
+
 
 @dataclass(frozen=True)
 class Verdict:

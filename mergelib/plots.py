@@ -380,6 +380,78 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
     return fig
 
 
+REPAIR_STYLE: dict[str, dict[str, Any]] = {
+    "raw": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+    "permuted": {"color": "#56B4E9", "linestyle": "-.", "marker": "v"},
+    "repair": {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
+    "tact": {"color": "#009E73", "linestyle": "-", "marker": "s"},
+    "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
+    "tact_ft_classifier": {"color": "#D55E00", "linestyle": (0, (5, 1)), "marker": "X"},
+}
+
+
+def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+    """Average accuracy against non-locality: a panel per method, a line per repair (``labels``: repair -> name), the experts dotted. Columns
+    setting, method, repair, accuracy, expert."""
+    methods, settings = list(dict.fromkeys(means.method)), list(dict.fromkeys(means.setting))
+    fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
+    for ax, method in zip(axes[0], methods, strict=True):
+        mine = means[means.method == method]
+        ax.plot(range(len(settings)), mine.groupby("setting", sort=False).expert.first().loc[settings], color="black", linestyle=":", linewidth=1.0, label="experts")
+        for repair, rows in mine.groupby("repair", sort=False):
+            ax.plot(range(len(settings)), rows.set_index("setting").accuracy.loc[settings], label=labels[repair], **REPAIR_STYLE[repair])
+        ax.set_title(short_label(method))
+        ax.set_xticks(range(len(settings)), settings, rotation=30, ha="right")
+        ax.margins(x=0.12)
+    axes[0][0].set_ylabel("average accuracy (%)")
+    _shared_legend(fig, axes[0][0], columns=4)
+    return fig
+
+
+def plot_variance(frame: pd.DataFrame) -> Figure:
+    """Variance of merged activations over the experts', site by site: a panel per method, a line per stage. Columns method, stage, place,
+    kind, block, ratio; the axis names the blocks, whose last site is marked."""
+    methods = list(dict.fromkeys(frame.method))
+    fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    looks = (("#000000", "-", "o"), ("#009E73", "-.", "D"), ("#D55E00", "--", "v"), ("#0072B2", (0, (5, 1)), "s"))
+    ends = frame[frame.kind.isin(("embeddings", "block"))].drop_duplicates("place").sort_values("place")
+    for ax, method in zip(axes[0], methods, strict=True):
+        ax.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        for (color, linestyle, marker), (stage, rows) in zip(looks, frame[frame.method == method].groupby("stage", sort=False), strict=False):
+            marked = [i for i, place in enumerate(rows.place) if place in set(ends.place)]
+            ax.plot(rows.place, rows.ratio, color=color, linestyle=linestyle, marker=marker, markevery=marked, label=stage)
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_xticks(ends.place, ["emb." if b == 0 else str(b) for b in ends.block])
+        ax.set_title(short_label(method))
+        ax.set_xlabel("end of block")
+    axes[0][0].set_ylabel("variance, merged over expert")
+    _shared_legend(fig, axes[0][0], columns=4)
+    return fig
+
+
+def plot_samples(frame: pd.DataFrame, labels: Mapping[str, str], *, start: float, experts: float) -> Figure:
+    """Average accuracy against unlabelled inputs per task, a line per repair with one standard deviation over draws; horizontal, the permuted
+    merge (``start``) and the experts. Columns repair, inputs, accuracy."""
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
+    ax.axhline(experts, color="black", linewidth=1.0, linestyle=":", label="experts")
+    ax.axhline(start, color=REPAIR_STYLE["permuted"]["color"], linestyle=REPAIR_STYLE["permuted"]["linestyle"], label=labels["permuted"])
+    for repair, rows in frame.groupby("repair", sort=False):
+        found = rows.groupby("inputs").accuracy.agg(["mean", "std"])
+        inputs, mean, std = found.index.to_numpy(), found["mean"].to_numpy(), np.nan_to_num(found["std"].to_numpy())
+        ax.plot(inputs, mean, label=labels[repair], **REPAIR_STYLE[repair])
+        ax.fill_between(inputs, mean - std, mean + std, color=REPAIR_STYLE[repair]["color"], alpha=0.2, linewidth=0)
+    ax.set_xscale("log")
+    ticks = sorted(set(frame.inputs))
+    ax.set_xticks(ticks, [f"{n:.0f}" for n in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("unlabelled inputs per task (mean)")
+    ax.set_ylabel("average accuracy (%)")
+    fig.legend(loc="outside right upper")
+    return fig
+
+
 def plot_base_model(scores: pd.DataFrame, encoders: Sequence[str], protocols: Sequence[str], *, k: int, chance: float,
                     fine_tuned: float) -> Figure:
     """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""

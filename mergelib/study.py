@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import distributed, paths
 from .clusters import tsne
@@ -37,9 +39,11 @@ PREDICT_VERSION = 2
 TSNE_VERSION = 1
 ALIGN_VERSION = 2
 DROPOUT_VERSION = 1
+MATCH_VERSION = 1
+CORRECT_VERSION = 1
 STEP_VERSIONS = {**{r.step: r.version for r in RECIPES.values()}, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
                  "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
-                 "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION}
+                 "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION, "match": MATCH_VERSION, "correct": CORRECT_VERSION}
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
 
 POOL_SEED = 7
@@ -79,7 +83,7 @@ class Study:
                  variant: str = "", zoo: bool = False, image_dir: str = ""):
         self.overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, self.overrides, variant)
-        self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None})
+        self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None, "non_local": None})
         self.variant, self.device = variant, pick_device(device)
         self.store = distributed.shared(store or Store(paths.store_root()))
         get_preset(self.profile.protocols.ft_preset)
@@ -92,9 +96,35 @@ class Study:
                 raise ConfigError(f"grids: {get_method(method).label} has no lambda; take it out.")
         if tasks is not None:
             self.tasks = tasks
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is merged, and no encoder from elsewhere is known."""
         self._merge_infos: dict[tuple[Method, str], dict[str, Any]] = {}
         self._last_merge: tuple[tuple[Method, str], Artifact] | None = None
+        self._adopted: dict[tuple[str, str], tuple[str, Callable[[], nn.Module]]] = {}
         self._warned: set[str] = set()
+
+    def given(self, foundation: Foundation, experts: Sequence[Expert], *, tasks: dict[str, Task], profile: Profile) -> Study:
+        """A study on this store whose f_b and experts are given, one per task in the tasks' order, instead of trained; everything behind
+        them goes its usual way. ``profile`` says what it merges and on how many inputs of ``tasks``. Raises ``ConfigError`` for experts
+        that are not the tasks'."""
+        if [e.task for e in experts] != list(tasks):
+            raise ConfigError(f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are {', '.join(tasks)}; give one each, in order.")
+        study = copy.copy(self)
+        for cached in ("_base_digest", "_multi_task", "_random"):
+            study.__dict__.pop(cached, None)
+        study._forget()
+        study.profile, study.tasks, study._foundation = profile, tasks, foundation
+        study._experts = {e.task: replace(e, info=e.info | {"state_digest": state_digest(e.state)}) for e in experts}
+        return study
+
+    def adopt(self, encoder: str, task: str, identity: str, make: Callable[[], nn.Module]) -> None:
+        """Let an encoder that was made elsewhere be scored on a task under the name ``encoder``. ``make()`` gives its module; ``identity`` stands for
+        it in the store and must hold all that decides its features. Raises ``ConfigError`` for a name that is taken."""
+        if encoder in (BASE, FINE_TUNED, MULTI_TASK, RANDOM) or encoder in METHODS:
+            raise ConfigError(f"'{encoder}' already names an encoder; choose another name.")
+        self._adopted[encoder, task] = identity, make
 
     def __repr__(self) -> str:
         p = self.profile
@@ -410,7 +440,13 @@ class Study:
 
     def weights_digest(self, encoder: str, task: str) -> str:
         """Identity of an encoder's weights for a task, without reading them again."""
-        return self._identified(encoder, task)[0]
+        adopted = self._adopted.get((encoder, task))
+        return adopted[0] if adopted else self._identified(encoder, task)[0]
+
+    def module(self, encoder: str, task: str) -> nn.Module:
+        """An encoder as a module for a task, in evaluation mode."""
+        adopted = self._adopted.get((encoder, task))
+        return adopted[1]() if adopted else self.encoder.module(self.weights(encoder, task))
 
     def _identified(self, encoder: str, task: str) -> tuple[str, Callable[[], State]]:
         """The digest of an encoder's weights for a task, and how to get them."""
@@ -462,7 +498,7 @@ class Study:
                "inputs": inputs_digest(inputs), "dtype": "float32"}
 
         def make() -> Artifact:
-            z = extract(self.encoder, self.encoder.module(self.weights(encoder, task)), inputs, device=self.device,
+            z = extract(self.encoder, self.module(encoder, task), inputs, device=self.device,
                         batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}")
             return Artifact({"features": z})
 

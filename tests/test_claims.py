@@ -140,7 +140,8 @@ def test_a_profile_that_is_not_judged_has_no_verdicts():
     assert {v.verdict for v in found} == {NOT_JUDGED} and overall(found) == {"P3.2-knn": NOT_JUDGED}
 
 
-def test_unknown_claims_and_claims_without_a_metric_are_refused():
+def test_unknown_claims_and_claims_without_a_metric_are_refused(monkeypatch):
+    monkeypatch.delitem(claims.METRICS, "N-tact")
     with pytest.raises(UnknownNameError, match=r"Nearest: 'P3\.2-knn'"):
         claims.judge(JUDGED, ["P3.2-kn"], bootstrap=Fixed())
     with pytest.raises(UnknownNameError):

@@ -121,7 +121,16 @@ def figures():
     r2 = pd.DataFrame([(m, s, 0.2) for m in three for s in ("translation", "rotation", "scaling", "general")], columns=["method", "step", "increment"])
     curves = pd.DataFrame([(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)], columns=["method", "lam", "task", "accuracy"])
     honest = pd.DataFrame([(f, c, m, 50.0) for f in ("one fit", "another") for c in ("none", "train") for m in methods], columns=["fit", "condition", "method", "accuracy"])
+    repairs, stages = list(plots.REPAIR_STYLE), ("local", "semi-local, permuted", "non-local, raw", "non-local, permuted")
+    means = pd.DataFrame([(s, m, r, 50.0, 80.0) for m in three for s in ("local", "non-local") for r in repairs],
+                         columns=["setting", "method", "repair", "accuracy", "expert"])
+    variance = pd.DataFrame([(m, s, i, k, b, 0.5) for m in three for s in stages for i, (k, b) in enumerate((("embeddings", 0), ("hidden", 1), ("block", 1)))],
+                            columns=["method", "stage", "place", "kind", "block", "ratio"])
+    samples = pd.DataFrame([(r, n, 50.0 + s) for r in repairs[3:] for n in (4.0, 8.0) for s in (0, 1)], columns=["repair", "inputs", "accuracy"])
     return {
+        "non-locality": lambda: plots.plot_non_locality(means, {r: r for r in repairs}),
+        "variance": lambda: plots.plot_variance(variance),
+        "samples": lambda: plots.plot_samples(samples, {r: r for r in repairs}, start=40.0, experts=80.0),
         "shots": lambda: plots.plot_shots(scores(), three, protocols, fine_tuned=70.0),
         "protocols": lambda: plots.plot_protocols(scores(), three, ["ag"], k=5, references={"f_t": ":"}),
         "lam": lambda: plots.plot_lam(curves, dict.fromkeys(three, 0.2)),
@@ -141,7 +150,7 @@ def test_every_pair_of_series_stays_apart_in_grey_and_for_colour_blind_readers(n
     plt.close(fig)
 
 
-@pytest.mark.parametrize("styles", [plots.METHOD_STYLE, plots.PROTOCOL_STYLE], ids=["methods", "protocols"])
+@pytest.mark.parametrize("styles", [plots.METHOD_STYLE, plots.PROTOCOL_STYLE, plots.REPAIR_STYLE], ids=["methods", "protocols", "repairs"])
 def test_registered_styles_differ_in_marker_and_colour(styles):
     for (a, one), (b, two) in itertools.combinations(styles.items(), 2):
         assert one["marker"] != two["marker"], (a, b)

@@ -24,7 +24,7 @@ TINY = {"tasks.source": "miniature", "tasks.names": ["ag", "yelp"], "tasks.n_tra
 @pytest.mark.parametrize("item", [i for i in runner.manifest() if i.needs], ids=lambda i: i.id)
 @pytest.mark.parametrize("profile", profile_names())
 def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profile):
-    has = {*variant_names(profile), *(["zoo"] if load_profile(profile).zoo else [])}
+    has = {*variant_names(profile), *(n for n in ("zoo", "non_local") if getattr(load_profile(profile), n))}
     if set(item.needs) <= has:
         runner.refuse_lacking(profile, [item])
         return

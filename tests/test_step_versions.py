@@ -79,6 +79,18 @@ def meaning() -> dict[str, list[Any]]:
         from mergelib.honest import released_mode
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
+    if "match" in study.STEP_VERSIONS:
+        from mergelib import corrections, permutation
+        from mergelib.nonlocality import ONE_BATCH, Nonlocality
+
+        matching, correcting = ([importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+                                for package in (permutation, corrections))
+        # No registries: their functions count by themselves, and their text holds addresses.
+        found["match"], found["correct"] = ([f for module in modules for f in [*defined_in(module), *(c for c in constants(module) if not isinstance(c, dict))]]
+                                            for modules in (matching, correcting))
+        found["match"] += [Nonlocality.permutation]
+        found["correct"] += [
+            Nonlocality.correction, Nonlocality.corrected, Nonlocality.batches, Nonlocality.rows, ONE_BATCH, Study.pool, Study.draws, *tokens]
     return found
 
 

@@ -65,6 +65,7 @@ class TrainSettings(_Section):
 class PretrainSettings(TrainSettings):
     documents: int | None = Field(None, gt=0)  # of a generated corpus; a vit takes the tasks' training images
     mask_rate: float = Field(0.15, gt=0, lt=1)
+    seed: int | None = Field(None, exclude_if=lambda v: v is None)  # of this foundation alone; the profile's where it is absent
 
 
 class EncoderSettings(_Section):
@@ -119,6 +120,26 @@ class ZooSettings(MergingSettings):
     k: int = Field(5, gt=0)
 
 
+class NonLocalSettings(MergingSettings):
+    """What ``ext03_nonlocal`` merges, by how much its second foundation differs from f_b, and on how many inputs. Few inputs: it scores
+    some dozen encoders that no other notebook has."""
+
+    methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties", "tall_masks", "consensus")
+    semi_local_steps: int = Field(gt=0)  # of pre-training, from f_b's own start
+    non_local_seed: int  # of pre-training, which draws another start and other batches
+    n_validation: int = Field(gt=0)  # the first so many rows of a task's split; lambda is chosen on them
+    n_test: int = Field(gt=0)
+    pool_per_class: int = Field(gt=0)  # times C: a task's unlabelled inputs for every correction and alignment
+    ks: tuple[int, ...]  # of the fits with k * C of those inputs
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if not self.ks or max(self.ks) > self.pool_per_class:
+            raise ValueError("ks: at least one, none above pool_per_class")
+        return self
+
+
 SHARES = (0.5, 1.0, 2.5, 5.0, 10.0)  # percent of the test set, as in the paper's Figure 11
 
 
@@ -153,6 +174,7 @@ class Profile(_Section):
     fine_tuning: TrainSettings
     merging: MergingSettings = MergingSettings()
     zoo: ZooSettings | None = Field(None, exclude_if=lambda v: v is None)
+    non_local: NonLocalSettings | None = Field(None, exclude_if=lambda v: v is None)
     protocols: ProtocolSettings = ProtocolSettings()
 
     @model_validator(mode="after")
@@ -166,12 +188,24 @@ class Profile(_Section):
         if self.zoo is None:
             raise ConfigError(f"Profile '{self.name}' has no section zoo.")
         merging = MergingSettings(**self.zoo.model_dump(exclude={"k"}))
-        return self.model_copy(update={"merging": merging, "protocols": self.protocols.model_copy(update={"ks": (self.zoo.k,)}), "zoo": None})
+        return self.model_copy(update={"merging": merging, "protocols": self.protocols.model_copy(update={"ks": (self.zoo.k,)}), "zoo": None,
+                                       "non_local": None})
+
+    def of_non_local(self) -> Profile:
+        """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps. Raises ``ConfigError`` where there is none."""
+        own = self.non_local
+        if own is None:
+            raise ConfigError(f"Profile '{self.name}' has no section non_local.")
+        merging = MergingSettings(**own.model_dump(include=set(MergingSettings.model_fields)))
+        tasks = self.tasks.model_copy(update={n: getattr(own, n) for n in ("n_validation", "n_test", "pool_per_class")})
+        protocols = self.protocols.model_copy(update={"ks": own.ks, "seeds": own.seeds})
+        return self.model_copy(update={"merging": merging, "tasks": tasks, "protocols": protocols, "zoo": None})
 
     def train_config(self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1) -> TrainConfig:
         """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a result is known by."""
+        own = settings.seed if isinstance(settings, PretrainSettings) else None
         return TrainConfig(settings.steps * steps_factor, settings.batch_size, settings.lr, settings.warmup,
-                           resolve_precision(settings.precision, device), self.threads, settings.save_every, self.seed)
+                           resolve_precision(settings.precision, device), self.threads, settings.save_every, self.seed if own is None else own)
 
 
 def with_shortcuts(overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = "") -> dict[str, Any]:

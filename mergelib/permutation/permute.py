@@ -1,0 +1,104 @@
+"""Permutations as index tensors: one per group, put to work on states, features and heads.
+
+``permutations[group][i]`` is the index, before, of the unit that stands in slot i afterwards: along every axis of the group,
+new = old.index_select(axis, permutations[group]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, StateDictError
+from ..types import Head, State
+from .spec import PermutationSpec
+
+Permutations = Mapping[str, Tensor]
+"""Per group of a spec, int64 ``[size]``."""
+
+
+def blocks(index: Tensor, n: int) -> Tensor:
+    """``index [n * w]`` as ``[n, w]``."""
+    return index.view(n, len(index) // n)
+
+
+def identity(spec: PermutationSpec) -> dict[str, Tensor]:
+    """Every unit where it is."""
+    return {name: torch.arange(group.size) for name, group in spec.groups.items()}
+
+
+def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> dict[str, Tensor]:
+    """Every composition of the symmetries equally likely."""
+    drawn: dict[str, Tensor] = {}
+    for root, family in spec.families.items():
+        n = spec.groups[root].size
+        drawn[root] = torch.randperm(n, generator=generator)
+        for name in family[1:]:
+            w = spec.groups[name].size // n
+            inside = torch.stack([torch.randperm(w, generator=generator) for _ in range(n)])
+            drawn[name] = (drawn[root][:, None] * w + inside).flatten()
+    return {name: drawn[name] for name in spec.groups}
+
+
+def check_permutations(spec: PermutationSpec, permutations: Permutations) -> None:
+    """Raises ``ConfigError`` naming the group whose index is no permutation of its units, or leaves the blocks it lies in."""
+    if permutations.keys() != spec.groups.keys():
+        raise ConfigError(f"Permutations of {spec.architecture} have one index per group; wrong or missing here: "
+                          f"{', '.join(sorted(permutations.keys() ^ spec.groups.keys())[:5])}. Take them from the same spec.")
+    for name, group in spec.groups.items():
+        index = permutations[name]
+        if index.dtype != torch.int64 or index.shape != (group.size,) or not torch.equal(index.sort().values, torch.arange(group.size, device=index.device)):
+            raise ConfigError(f"The index of group '{name}' has to hold 0..{group.size - 1} once each, int64; this one is {index.dtype} "
+                              f"{list(index.shape)}.")
+    for name, group in spec.groups.items():
+        if group.within:
+            outer = permutations[group.within]
+            if not (blocks(permutations[name], len(outer)) // (group.size // len(outer)) == outer[:, None]).all():
+                raise ConfigError(f"The index of group '{name}' does not follow '{group.within}': units of one block have to stay together, and "
+                                  "where that group puts them.")
+
+
+def permuted(t: Tensor, groups: tuple[str, ...], permutations: Permutations) -> Tensor:
+    """One tensor with the units of each axis in their new places."""
+    for axis, group in enumerate(groups):
+        if group:
+            t = t.index_select(axis, permutations[group].to(t.device))
+    return t
+
+
+def apply(spec: PermutationSpec, permutations: Permutations, state: State) -> dict[str, Tensor]:
+    """The state of the same function with its units in other places: features change by ``feature_index`` alone.
+
+    Raises ``StateDictError`` for a state that is not the spec's, ``ConfigError`` for permutations that are not.
+    """
+    spec.check(state)
+    check_permutations(spec, permutations)
+    return {name: permuted(t, spec.axes[name], permutations) for name, t in state.items()}
+
+
+def compose(outer: Permutations, inner: Permutations) -> dict[str, Tensor]:
+    """``inner`` first, then ``outer``: ``apply(compose(p, q), x) = apply(p, apply(q, x))``. Raises ``ConfigError`` for permutations
+    of other groups or sizes."""
+    if {n: len(p) for n, p in outer.items()} != {n: len(p) for n, p in inner.items()}:
+        raise ConfigError("Only permutations of the same groups can be composed; these belong to different specs.")
+    return {name: index[outer[name]] for name, index in inner.items()}
+
+
+def inverse(permutations: Permutations) -> dict[str, Tensor]:
+    """What undoes ``permutations``."""
+    return {name: index.argsort() for name, index in permutations.items()}
+
+
+def feature_index(spec: PermutationSpec, permutations: Permutations) -> Tensor:
+    """Int64 ``[d]``: features of the permuted encoder are ``f(x)[..., feature_index]``; the identity where they keep their order."""
+    return permutations[spec.feature] if spec.feature else torch.arange(spec.width)
+
+
+def permute_head(head: Head, spec: PermutationSpec, permutations: Permutations) -> Head:
+    """(W_t, b_t) for the permuted encoder: the same logits from its features. Raises ``StateDictError`` for a head of another d."""
+    if head.weight.shape[-1] != spec.width:
+        raise StateDictError(f"This head takes features of {head.weight.shape[-1]} numbers, the encoder ({spec.architecture}) gives "
+                             f"{spec.width}; give the head that was fine-tuned with it.")
+    return Head(head.weight.index_select(-1, feature_index(spec, permutations).to(head.weight.device)), head.bias)

@@ -1,0 +1,509 @@
+"""Corrections: TACT and REPAIR against closed forms and measurements, folded against attached, variance collapse, broken input."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mergelib.corrections import (
+    EPS,
+    Correction,
+    Fold,
+    Site,
+    Statistics,
+    attach,
+    fold,
+    input_moments,
+    match_statistics,
+    measure,
+    repair,
+    resampled_ratio,
+    shared_target,
+    sites_for,
+    tact,
+    variance_ratio,
+)
+from mergelib.encoders import TextEncoder, encoder_state, load_state
+from mergelib.errors import ConfigError, DataError, StateDictError, UnknownNameError
+from mergelib.pretraining.bert import bert_config
+from mergelib.vision import ImageEncoder
+
+D, LAYERS, HEADS, LENGTH = 8, 2, 2, 9
+
+
+def roberta():
+    from transformers import RobertaConfig
+
+    return TextEncoder(RobertaConfig(vocab_size=30, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=16,
+                                     max_position_embeddings=LENGTH + 1, pad_token_id=0), None, LENGTH)
+
+
+def t5(gated):
+    from transformers import T5Config
+
+    return TextEncoder(T5Config(vocab_size=30, d_model=D, d_kv=4, d_ff=12, num_layers=LAYERS, num_heads=HEADS, decoder_start_token_id=0,
+                                feed_forward_proj="gated-gelu" if gated else "relu"), None, LENGTH)
+
+
+def clip():
+    from transformers import CLIPVisionConfig
+
+    return ImageEncoder(CLIPVisionConfig(hidden_size=D, intermediate_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=8,
+                                         patch_size=4, projection_dim=6))
+
+
+def vit():
+    from transformers import ViTConfig
+
+    return ImageEncoder(ViTConfig(hidden_size=D, intermediate_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=8,
+                                  patch_size=4))
+
+
+ENCODERS = {"bert": lambda: TextEncoder(bert_config(30, LAYERS, D, HEADS, LENGTH), None, LENGTH), "roberta": roberta, "t5": lambda: t5(False), "t5 gated": lambda: t5(True),
+            "clip": clip, "vit": vit}
+BLOCK_SITES = {"bert": 4, "roberta": 4, "t5": 4, "t5 gated": 5, "clip": 4, "vit": 4}
+NOT_FOLDED = {"bert": 0, "roberta": 0, "t5": 4 * LAYERS, "t5 gated": 5 * LAYERS, "clip": LAYERS, "vit": LAYERS}
+
+
+@pytest.fixture(params=ENCODERS)
+def kind(request):
+    return request.param
+
+
+def module_of(kind, seed):
+    """An encoder whose every weight is random, so that no channel is idle and no norm is trivial."""
+    module = ENCODERS[kind]().module()
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=g)
+            is_norm = "norm" in name.lower() and name.endswith("weight")
+            p.copy_(1 + 0.3 * noise if is_norm else 0.5 * noise)
+    return module
+
+
+def batches_of(kind, seed=0, sizes=(5, 3, 6)):
+    """Texts of different lengths, padded, or images."""
+    g = torch.Generator().manual_seed(seed)
+    if kind in ("clip", "vit"):
+        return [{"pixel_values": torch.randn(n, 3, 8, 8, generator=g)} for n in sizes]
+    found = []
+    for n in sizes:
+        lengths = torch.randint(2, LENGTH + 1, (n,), generator=g)
+        mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+        found.append({"input_ids": torch.randint(5, 30, (n, LENGTH), generator=g) * mask, "attention_mask": mask})
+    return found
+
+
+def joined(batches):
+    return {n: torch.cat([b[n] for b in batches]) for n in batches[0]}
+
+
+def features(module, batches):
+    with torch.no_grad():
+        return torch.cat([module(**b) for b in batches])
+
+
+def sites_of(kind):
+    return sites_for(ENCODERS[kind]().config)
+
+
+def fitted(kind):
+    """A merged encoder, an expert, their sites and inputs, and TACT's correction."""
+    merged, expert, sites, batches = module_of(kind, 1), module_of(kind, 2), sites_of(kind), batches_of(kind)
+    return merged, sites, batches, measure(expert, sites, batches)
+
+
+# ---- where ----------------------------------------------------------------------------------------------------------------
+
+
+def test_sites_stand_in_the_order_of_the_forward_pass(kind):
+    module, sites, seen = module_of(kind, 0), sites_of(kind), []
+    from mergelib.corrections.correction import watched
+
+    with watched(module.transformer, sites, lambda site, y: seen.append((site.name, y.shape[-1]))):
+        features(module, batches_of(kind, sizes=(2,)))
+    assert [name for name, _ in seen] == [s.name for s in sites]
+    assert len(sites) == 1 + BLOCK_SITES[kind] * LAYERS
+    assert [s.block for s in sites] == sorted(s.block for s in sites) and sites[-1].kind == "block"
+    hidden = {"bert": 4 * D, "t5": 12, "t5 gated": 12}.get(kind, 16)
+    assert all(width == (hidden if site.kind == "hidden" else D) for site, (_, width) in zip(sites, seen, strict=True))
+
+
+# ---- what is measured -------------------------------------------------------------------------------------------------------
+
+
+def slow_rows(module, site, batches):
+    """Every real token's activations at a site, ``[M, c]``, taken one input and one token at a time."""
+    rows = []
+    part = module.transformer.get_submodule(site.module)
+
+    def keep(values, mask):
+        for i in range(len(values)):
+            rows.extend(values[i, j] for j in range(values.shape[1]) if mask is None or mask[i, j])
+
+    for batch in batches:
+        mask = batch.get("attention_mask")
+        if site.side == "input":
+            handle = part.register_forward_pre_hook(lambda m, args, mask=mask: keep(args[0], mask))
+        else:
+            handle = part.register_forward_hook(lambda m, args, out, mask=mask: keep(out, mask))
+        features(module, [batch])
+        handle.remove()
+    return torch.stack(rows).double()
+
+
+def test_statistics_equal_slow_ones_over_real_tokens(kind):
+    module, sites, batches = module_of(kind, 3), sites_of(kind), batches_of(kind)
+    found = measure(module, sites, batches)
+    for site in sites:
+        rows = slow_rows(module, site, batches)
+        assert found.tokens == len(rows)
+        torch.testing.assert_close(found.mean[site.name], rows.mean(0))
+        torch.testing.assert_close(found.std[site.name], rows.std(0, correction=0))
+
+
+def test_padding_and_batching_change_no_statistics():
+    module, sites = module_of("bert", 3), sites_of("bert")
+    batch = joined(batches_of("bert"))
+    short = [{n: t[i : i + 1, : int(batch["attention_mask"][i].sum())] for n, t in batch.items()} for i in range(len(batch["input_ids"]))]
+    together, alone = measure(module, sites, [batch]), measure(module, sites, short)
+    assert together.tokens == alone.tokens < batch["input_ids"].numel()
+    for name in together.mean:
+        torch.testing.assert_close(together.mean[name], alone.mean[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.std[name], alone.std[name], rtol=0, atol=1e-5)
+
+
+def test_a_large_mean_does_not_swamp_a_small_deviation():
+    """Sums of squares in float32 would lose it."""
+    module, site = linear_net([torch.eye(2)])
+    x = 1000 + 0.01 * torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
+    found = measure(module, site, [{"x": part} for part in x.split(700)])
+    torch.testing.assert_close(found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0)
+
+
+# ---- TACT ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one_batch", [True, False])
+def test_tact_of_the_expert_itself_is_the_identity(kind, one_batch):
+    expert, sites, batches = module_of(kind, 2), sites_of(kind), batches_of(kind)
+    batches = [joined(batches)] if one_batch else batches
+    found = tact(expert, sites, batches, measure(expert, sites, batches))
+    before = features(expert, batches)
+    for site in sites:
+        torch.testing.assert_close(found.scale[site.name], torch.ones_like(found.scale[site.name]), rtol=0, atol=1e-4)
+        assert found.shift[site.name].abs().max() < 1e-4
+    attach(expert, sites, found)
+    torch.testing.assert_close(features(expert, batches), before, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("one_batch", [True, False])
+def test_after_tact_every_site_has_the_experts_statistics(kind, one_batch):
+    merged, sites, batches, expert = fitted(kind)
+    batches = [joined(batches)] if one_batch else batches
+    before = measure(merged, sites, batches)
+    found = tact(merged, sites, batches, expert)
+    attach(merged, sites, found)
+    after = measure(merged, sites, batches)  # hooks run in the order in which they were set: it sees what the correction gave
+    for site in sites:
+        torch.testing.assert_close(after.mean[site.name], expert.mean[site.name], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(after.std[site.name], expert.std[site.name], rtol=1e-3, atol=1e-3)
+    assert max(float((before.std[s.name] - expert.std[s.name]).abs().max()) for s in sites) > 0.1, "the encoders are too alike to test anything"
+
+
+def test_one_forward_pass_and_a_pass_per_site_agree(kind):
+    merged, sites, batches, expert = fitted(kind)
+    before = copy.deepcopy(encoder_state(merged))
+    once, many = tact(merged, sites, [joined(batches)], expert), tact(merged, sites, batches, expert)
+    for name in once.scale:
+        torch.testing.assert_close(once.scale[name], many.scale[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(once.shift[name], many.shift[name], rtol=1e-3, atol=1e-3)
+    assert all(torch.equal(t, before[n]) for n, t in encoder_state(merged).items()) and not hasattr(merged, "corrections")
+
+
+def test_it_is_sequential():
+    """Statistics taken of every site at once, before any is corrected, are other ones: later sites would be corrected twice."""
+    merged, sites, batches, expert = fitted("bert")
+    seen = measure(merged, sites, batches)
+    found = tact(merged, sites, batches, expert)
+    at_once = [expert.std[s.name] / seen.std[s.name] for s in sites]
+    first, *later = [(found.scale[s.name].double() - a).abs().max() for s, a in zip(sites, at_once, strict=True)]
+    assert first < 1e-5 and min(later) > 1e-3
+
+
+def test_the_ablation_corrects_the_last_site_alone():
+    merged, sites, batches, expert = fitted("bert")
+    found = tact(merged, sites, batches, expert, last_layer_only=True)
+    assert list(found.scale) == [sites[-1].name]
+    state, _ = fold(found, sites, encoder_state(merged))
+    load_state(merged, state)
+    after = measure(merged, sites, batches)
+    torch.testing.assert_close(after.mean[sites[-1].name], expert.mean[sites[-1].name], rtol=0, atol=1e-3)
+
+
+def test_dead_channels_stay_finite_and_keep_to_the_rule():
+    """Dead in the merge: only shifted, even for inputs that wake it. Dead in the expert: constant at the expert's mean."""
+    merged, sites, batches, expert = fitted("bert")
+    with torch.no_grad():
+        for site in (s for s in sites if s.kind == "hidden"):
+            dense = merged.transformer.get_submodule(site.module)
+            dense.weight[3] = 0
+    target = Statistics(expert.mean, {n: torch.where(torch.arange(len(s)) == 1, 0.0, s) for n, s in expert.std.items()}, expert.tokens)
+    for given in ([joined(batches)], batches):
+        found = tact(merged, sites, given, target)
+        for site in sites:
+            scale, shift = found.scale[site.name], found.shift[site.name]
+            assert torch.isfinite(scale).all() and torch.isfinite(shift).all() and scale[1] == 0
+            assert shift[1] == pytest.approx(float(target.mean[site.name][1]), abs=1e-5)
+            if site.kind == "hidden":
+                bias = merged.transformer.get_submodule(site.module).bias[3].detach()
+                assert scale[3] == 1 and shift[3] == pytest.approx(float(target.mean[site.name][3] - bias), abs=1e-5)
+        attached = attach(merged, sites, found)
+        assert torch.isfinite(features(merged, batches_of("bert", seed=9))).all()
+        attached.remove()
+
+
+# ---- folded, attached, saved -------------------------------------------------------------------------------------------------
+
+
+def test_folded_equals_attached(kind):
+    merged, sites, batches, expert = fitted(kind)
+    found = tact(merged, sites, [joined(batches)], expert)
+    others = batches_of(kind, seed=5)
+    raw = features(merged, others)
+    state = encoder_state(merged)
+    folded, rest = fold(found, sites, state)
+    assert len(rest) == NOT_FOLDED[kind] and folded.keys() == state.keys()
+    assert all(torch.equal(t, state[n]) for n, t in encoder_state(merged).items()), "the state that was given is changed"
+    attached = attach(merged, sites, found)
+    wanted = features(merged, others)
+    attached.remove()
+    torch.testing.assert_close(features(merged, others), raw, rtol=0, atol=0)
+    load_state(merged, folded)
+    attach(merged, sites, rest)
+    scale = max(1.0, float(wanted.abs().max()))
+    torch.testing.assert_close(features(merged, others) / scale, wanted / scale, rtol=0, atol=1e-5)
+    assert (wanted - raw).abs().max() > 1e-2
+
+
+def test_saved_and_loaded_gives_equal_features(kind, tmp_path):
+    merged, sites, batches, expert = fitted(kind)
+    found = tact(merged, sites, [joined(batches)], expert)
+    save_file(found.tensors() | encoder_state(merged), tmp_path / "model.safetensors")
+    read = load_file(tmp_path / "model.safetensors")
+    again = Correction.of({n: t for n, t in read.items() if n in found.tensors()})
+    other = module_of(kind, 7)
+    load_state(other, {n: t for n, t in read.items() if n not in found.tensors()})
+    attach(merged, sites, found)
+    attach(other, sites, again)
+    assert torch.equal(features(merged, batches), features(other, batches))
+
+
+def test_attached_corrections_are_saved_and_moved_with_the_module_and_leave_the_encoder_alone():
+    merged, sites, batches, expert = fitted("t5")
+    names = encoder_state(merged).keys()
+    attach(merged, sites, tact(merged, sites, batches, expert))
+    assert encoder_state(merged).keys() == names
+    mine = [n for n in merged.state_dict() if n.startswith("corrections.")]
+    assert len(mine) == 2 * len(sites) and not any(n.startswith("corrections.") for n, _ in merged.named_parameters())
+
+
+# ---- REPAIR -------------------------------------------------------------------------------------------------------------------
+
+
+class Linears(nn.Module):
+    """``x [B, L, c_in]`` through one or two linear layers."""
+
+    def __init__(self, weights):
+        super().__init__()
+        for name, w in zip(("first", "second"), weights, strict=False):
+            layer = nn.Linear(w.shape[1], w.shape[0])
+            layer.weight.data, layer.bias.data = w.clone(), torch.zeros(len(w))
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+class Outer(nn.Module):
+    def __init__(self, transformer):
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x):
+        return self.transformer(x)
+
+
+def linear_net(weights):
+    names = ("first", "second")[: len(weights)]
+    sites = tuple(Site(n, "output", "hidden", i, Fold(((f"{n}.weight", 0), (f"{n}.bias", 0)), (f"{n}.bias", 0))) for i, n in enumerate(names))
+    return Outer(Linears(weights)).eval(), sites
+
+
+def test_repair_in_closed_form_on_a_linear_net():
+    """W' = diag(g / sigma_m) W_m and b' = beta - g mu_m / sigma_m with g, beta the means of the experts' deviations and means; with two
+    layers the second sees the first's corrected outputs."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, 3, generator=g, dtype=torch.float64).float()
+    experts = [[torch.randn(4, 3, generator=g), torch.randn(2, 4, generator=g)] for _ in range(3)]
+    averaged = [torch.stack(w).mean(0) for w in zip(*experts, strict=True)]
+    flat = x.double().flatten(0, 1)
+    beta, gain = [], []
+    for layer in range(2):
+        outputs = [flat @ w[0].double().T @ (w[1].double().T if layer else torch.eye(4, dtype=torch.float64)) for w in experts]
+        beta.append(torch.stack([y.mean(0) for y in outputs]).mean(0))
+        gain.append(torch.stack([y.std(0, correction=0) for y in outputs]).mean(0))
+    y = flat @ averaged[0].double().T
+    y = (y - y.mean(0)) / y.std(0, correction=0) * gain[0] + beta[0]
+    y = y @ averaged[1].double().T
+    y = (y - y.mean(0)) / y.std(0, correction=0) * gain[1] + beta[1]
+    merged, sites = linear_net(averaged)
+    found = repair(merged, sites, [{"x": x}], [measure(linear_net(w)[0], sites, [{"x": x}]) for w in experts])
+    state, rest = fold(found, sites, merged.transformer.state_dict())
+    assert len(rest) == 0
+    merged.transformer.load_state_dict(state)
+    torch.testing.assert_close(features(merged, [{"x": x}]).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4)
+
+
+def test_repairs_target_averages_deviations_not_variances():
+    one, other = (Statistics({"a": torch.tensor([m]).double()}, {"a": torch.tensor([s]).double()}, 5) for m, s in ((1.0, 1.0), (3.0, 7.0)))
+    target = shared_target([one, other])
+    assert (float(target.mean["a"]), float(target.std["a"])) == (2.0, 4.0)
+
+
+def test_one_expert_makes_repair_the_same_as_tact():
+    merged, sites, batches, expert = fitted("bert")
+    a, b = repair(merged, sites, batches, [expert]), tact(merged, sites, batches, expert)
+    assert all(torch.equal(a.scale[n], b.scale[n]) and torch.equal(a.shift[n], b.shift[n]) for n in b.scale)
+
+
+# ---- variance collapse ----------------------------------------------------------------------------------------------------------
+
+
+def white(n, c, seed=0):
+    """``[n, 1, c]``: exactly uncorrelated columns of mean 0 and variance 1."""
+    x = torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (math.sqrt(n) * torch.linalg.qr(x - x.mean(0))[0]).float().unsqueeze(1)
+
+
+@pytest.mark.parametrize(("copies", "rho"), [(2, 0.0), (5, 0.0), (2, 0.6), (4, 0.6), (4, 1.0)])
+def test_the_average_of_equal_activations_keeps_its_share_of_variance(copies, rho):
+    """(1 + (T - 1) rho) / T: 1/T for uncorrelated copies, all of it for identical ones."""
+    c = 3
+    x = {"x": white(200, c * (copies + 1))}
+    eye = torch.eye(c)
+    experts = []
+    for t in range(copies):
+        own = [torch.zeros(c, c)] * copies
+        own[t] = math.sqrt(1 - rho) * eye
+        experts.append(torch.cat([math.sqrt(rho) * eye, *own], 1))
+    nets = [linear_net([w]) for w in (*experts, torch.stack(experts).mean(0))]
+    merged, seen = nets[-1][0], [measure(net, sites, [x]) for net, sites in nets]
+    wanted = (1 + (copies - 1) * rho) / copies
+    for expert in seen[:-1]:
+        assert variance_ratio(seen[-1], expert)["first.output"] == pytest.approx(wanted, rel=1e-4)
+    ones = torch.ones(1, 200)
+    moments = [input_moments(net, nets[0][1], [x]) for net in (merged, nets[0][0])]
+    assert float(resampled_ratio(*moments, ones)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_resampling_inputs_equals_repeating_them(kind):
+    merged, expert, sites = module_of(kind, 1), module_of(kind, 2), sites_of(kind)
+    batch = joined(batches_of(kind))
+    weights = torch.tensor([[1.0] * 14, [2.0, 0, 1, 3, 0, 0, 1, 1, 1, 1, 0, 2, 1, 1]])
+    parts = [{n: t[:6] for n, t in batch.items()}, {n: t[6:] for n, t in batch.items()}]
+    found = resampled_ratio(input_moments(merged, sites, parts), input_moments(expert, sites, parts), weights)
+    for row, here in zip(weights, found, strict=True):
+        again = {n: t.repeat_interleave(row.long(), 0) for n, t in batch.items()}
+        ratios = variance_ratio(measure(merged, sites, [again]), measure(expert, sites, [again]))
+        assert float(here) == pytest.approx(sum(ratios.values()) / len(ratios), rel=1e-4)
+
+
+def test_channels_without_variance_in_the_expert_are_left_out():
+    expert = Statistics({"a": torch.zeros(3).double()}, {"a": torch.tensor([2.0, 0.0, 1.0]).double()}, 5)
+    merged = Statistics({"a": torch.zeros(3).double()}, {"a": torch.tensor([1.0, 5.0, 1.0]).double()}, 5)
+    assert variance_ratio(merged, expert) == {"a": pytest.approx((0.25 + 1) / 2)}
+    dead = Statistics(expert.mean, {"a": torch.zeros(3).double()}, 5)
+    with pytest.raises(DataError, match="a, so there is no variance"):
+        variance_ratio(merged, dead)
+
+
+# ---- broken input ------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
+    merged, sites, batches, expert = fitted("bert")
+    found = tact(merged, sites, batches, expert)
+    state = encoder_state(merged)
+    before = features(merged, batches)
+    less = Statistics({sites[0].name: expert.mean[sites[0].name]}, {sites[0].name: expert.std[sites[0].name]}, 3)
+    wide = Statistics({n: torch.cat([m, m]) for n, m in expert.mean.items()}, {n: torch.cat([s, s]) for n, s in expert.std.items()}, 3)
+    nan = copy.deepcopy(merged)
+    next(nan.parameters()).data.fill_(float("nan"))
+    other = [Site("encoder.layer.0.attention", "output", "attention", 1), *sites]
+    t5_sites = sites_of("t5")
+    for error, match, call in [
+        (UnknownNameError, "gpt2.*Nearest", lambda: sites_for(type("Config", (), {"model_type": "gpt2"}))),
+        (ConfigError, "eval", lambda: measure(copy.deepcopy(merged).train(), sites, batches)),
+        (ConfigError, "No sites", lambda: measure(merged, [], batches)),
+        (DataError, "at least one batch", lambda: measure(merged, sites, [])),
+        (ConfigError, "no part 'encoder.embed_tokens'", lambda: measure(merged, t5_sites, batches)),
+        (ConfigError, "tuple", lambda: measure(merged, other, batches)),
+        (DataError, "not finite", lambda: measure(nan, sites, batches)),
+        (DataError, "not finite", lambda: tact(nan, sites, [joined(batches)], expert)),
+        (ConfigError, "target lacks encoder", lambda: tact(merged, sites, batches, less)),
+        (ConfigError, "different sizes", lambda: tact(merged, sites, batches, wide)),
+        (ConfigError, "eps", lambda: match_statistics(merged, sites, batches, expert, eps=-1.0)),
+        (ConfigError, "at least one expert", lambda: repair(merged, sites, batches, [])),
+        (ConfigError, "different sites", lambda: shared_target([expert, less])),
+        (ConfigError, "different sites", lambda: variance_ratio(expert, less)),
+        (ConfigError, "does not have as a site", lambda: fold(found, t5_sites, state)),
+        (ConfigError, "does not have as a site", lambda: attach(merged, t5_sites, found)),
+        (StateDictError, "embeddings.LayerNorm.weight", lambda: fold(found, sites, {n: t for n, t in state.items() if not n.startswith("embeddings.L")})),
+        (StateDictError, "another size", lambda: fold(found, sites, {n: t[:3] for n, t in state.items()})),
+        (StateDictError, "another size", lambda: features(attached_to(copy.deepcopy(merged), sites, halved(found)), batches)),
+        (StateDictError, "scale and a shift", lambda: Correction.of({"a.scale": torch.ones(2)})),
+        (StateDictError, "scale and a shift", lambda: Correction.of({**found.tensors(), "weight": torch.ones(2)})),
+        (StateDictError, "NaN", lambda: Correction.of({"a.scale": torch.ones(2), "a.shift": torch.tensor([0.0, float("nan")])})),
+    ]:
+        with pytest.raises(error, match=match):
+            call()
+    assert torch.equal(features(merged, batches), before)
+    attached = attach(merged, sites, found)
+    with pytest.raises(ConfigError, match="remove"):
+        attach(merged, sites, found)
+    attached.remove()
+    assert torch.equal(features(merged, batches), before)
+
+
+def attached_to(module, sites, correction):
+    attach(module, sites, correction)
+    return module
+
+
+def halved(correction):
+    return Correction({n: t[: len(t) // 2] for n, t in correction.scale.items()}, {n: t[: len(t) // 2] for n, t in correction.shift.items()})
+
+
+def test_different_inputs_are_not_compared():
+    merged, sites, batches, _ = fitted("bert")
+    a, b = input_moments(merged, sites, batches), input_moments(merged, sites, batches_of("bert", seed=4))
+    with pytest.raises(DataError, match="different inputs"):
+        resampled_ratio(a, b, torch.ones(1, 14))
+
+
+def test_the_rule_for_dead_channels_meets_the_formula_at_its_edge():
+    from mergelib.corrections.tact import channel_affine
+
+    std = torch.tensor([0.0, math.sqrt(EPS) / 2, 1e-3, 2.0]).double()
+    scale, shift = channel_affine(torch.ones(4).double(), std, torch.full((4,), 5.0).double(), torch.ones(4).double())
+    assert scale[:2].tolist() == [1, 1] and shift[:2].tolist() == [4, 4]
+    torch.testing.assert_close(scale[2:], 1 / std[2:], rtol=1e-4, atol=0)

@@ -1,0 +1,95 @@
+"""Tiny random encoders of every architecture whose permutations are known, as mergelib's own modules."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+    ViTConfig,
+)
+
+from mergelib.encoders import PooledEncoder, encoder_state, load_state
+from mergelib.permutation import PermutationSpec, spec_for
+from mergelib.vision import ImageEncoder
+
+VOCABULARY, INPUTS, TOKENS = 150, 14, 11
+TEXT = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
+        "max_position_embeddings": 20}
+T5 = {"vocab_size": VOCABULARY, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 3, "relative_attention_num_buckets": 8,
+      "relative_attention_max_distance": 16}
+IMAGE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 24, "patch_size": 8}
+
+
+@dataclass
+class Network:
+    """An architecture with its spec and one padded batch."""
+
+    config: Any
+    made: nn.Module
+    batch: dict[str, Tensor]
+    spec: PermutationSpec
+
+    def state(self, seed: int) -> dict[str, Tensor]:
+        """Random weights, norms and biases included: a norm of ones would hide where it belongs."""
+        generator = torch.Generator().manual_seed(seed)
+        return {n: 0.2 * torch.randn(t.shape, generator=generator) + ("norm" in n.lower() and n.endswith("weight"))
+                for n, t in encoder_state(self.made).items()}
+
+    def module(self, state: dict[str, Tensor]) -> nn.Module:
+        module = copy.deepcopy(self.made)
+        load_state(module, state)
+        return module
+
+    def longer(self, length: int) -> dict[str, Tensor]:
+        """The same texts in a batch with more padding."""
+        return {n: nn.functional.pad(t, (0, length - t.shape[1])) for n, t in self.batch.items()}
+
+    @torch.no_grad()
+    def features(self, state: dict[str, Tensor]) -> Tensor:
+        return self.module(state)(**self.batch)
+
+
+def text_batch() -> dict[str, Tensor]:
+    """Texts of 3 to ``TOKENS`` tokens, padded."""
+    ids = torch.randint(3, VOCABULARY, (INPUTS, TOKENS), generator=torch.Generator().manual_seed(5))
+    mask = (torch.arange(TOKENS) < (3 + torch.arange(INPUTS) % (TOKENS - 2))[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def make(name: str) -> Network:
+    if name in ("clip", "vit_mean", "vit_cls"):
+        config = CLIPVisionConfig(**IMAGE, projection_dim=10) if name == "clip" else ViTConfig(**IMAGE, qkv_bias=name == "vit_cls")
+        made = ImageEncoder(config, "tiny", pooling=name.removeprefix("vit_")).module()
+        batch = {"pixel_values": torch.randn(INPUTS, 3, 24, 24, generator=torch.Generator().manual_seed(5))}
+    else:
+        config = {"bert": lambda: BertConfig(**TEXT), "roberta": lambda: RobertaConfig(**TEXT), "t5": lambda: T5Config(**T5),
+                  "t5_gated": lambda: T5Config(**T5, feed_forward_proj="gated-gelu")}[name]()
+        transformer = (T5EncoderModel(copy.deepcopy(config)) if name.startswith("t5")
+                       else (BertModel if name == "bert" else RobertaModel)(config, add_pooling_layer=False))
+        made, batch = PooledEncoder(transformer).eval(), text_batch()
+    return Network(config, made, batch, spec_for(config))
+
+
+NETWORKS = ["bert", "roberta", "t5", "t5_gated", "clip", "vit_mean", "vit_cls"]
+
+
+@pytest.fixture(scope="session")
+def networks() -> dict[str, Network]:
+    return {name: make(name) for name in NETWORKS}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request, networks) -> Network:
+    return networks[request.param]

@@ -1,0 +1,247 @@
+"""Every permutation of a spec leaves the function; a spec with one axis less does not."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mergelib.permutation
+from mergelib.errors import ConfigError, StateDictError, UnknownNameError
+from mergelib.permutation import (
+    FIXED,
+    Group,
+    PermutationSpec,
+    apply,
+    check_permutations,
+    compose,
+    feature_index,
+    identity,
+    inverse,
+    permute_head,
+    random_permutations,
+    spec_for,
+)
+from mergelib.types import Head
+
+SEEDS = range(3)
+
+
+def drawn(spec, seed):
+    return random_permutations(spec, torch.Generator().manual_seed(seed))
+
+
+def head(d, C=4):
+    generator = torch.Generator().manual_seed(9)
+    return Head(torch.randn(C, d, generator=generator), torch.randn(C, generator=generator))
+
+
+def equal(x, y):
+    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
+
+
+def difference(x, y):
+    return float((x - y).abs().max())
+
+
+# ---- the function stays -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_any_composition_leaves_features_and_logits(network, seed):
+    spec, state = network.spec, network.state(seed)
+    permutations = compose(drawn(spec, seed), drawn(spec, 100 + seed))
+    moved = apply(spec, permutations, state)
+    assert all(not torch.equal(moved[n], state[n]) for n in state), "a permutation that moves nothing shows nothing"
+    before, after, W = network.features(state), network.features(moved), head(spec.width)
+    assert before.std() > 1e-2
+    assert difference(after, before[:, feature_index(spec, permutations)]) < 1e-5
+    assert difference(permute_head(W, spec, permutations).logits(after), W.logits(before)) < 1e-5
+
+
+def test_every_family_alone_leaves_features(network):
+    spec, state, all_of_them = network.spec, network.state(0), drawn(network.spec, 1)
+    before = network.features(state)
+    for family in spec.families.values():
+        permutations = identity(spec) | {g: all_of_them[g] for g in family}
+        moved = apply(spec, permutations, state)
+        assert not equal(moved, state)
+        assert difference(network.features(moved), before[:, feature_index(spec, permutations)]) < 1e-5, family[0]
+
+
+def test_no_axis_of_a_spec_is_idle(network):
+    """Whichever axis is left out, the function changes: only the bias of the keys adds the same to every score of a softmax."""
+    spec, state = network.spec, network.state(0)
+    permutations = drawn(spec, 1)
+    before = network.features(state)[:, feature_index(spec, permutations)]
+    for name, groups in spec.axes.items():
+        for axis in (i for i, g in enumerate(groups) if g):
+            less = replace(spec, axes={**spec.axes, name: (*groups[:axis], FIXED, *groups[axis + 1:])})
+            changed = difference(network.features(apply(less, permutations, state)), before)
+            idle = name.endswith(("self.key.bias", "k_proj.bias"))
+            assert changed < 1e-5 if idle else changed > 1e-4, f"{name}, axis {axis}: {changed}"
+
+
+def test_features_move_with_the_residual_stream_unless_projected(networks):
+    for name, network in networks.items():
+        permutations = drawn(network.spec, 0)
+        wanted = torch.arange(10) if name == "clip" else permutations["residual"]
+        assert torch.equal(feature_index(network.spec, permutations), wanted)
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_gated"])
+def test_t5_blocks_share_one_order_of_heads(networks, name):
+    """The first block's position bias serves all blocks: a second block with an order of its own computes something else."""
+    network = networks[name]
+    spec, state = network.spec, network.state(0)
+    assert [root for root in spec.families if "head" in root] == ["heads"]
+    own = {g: replace(group, within="heads.1") if g in ("qk.1", "vo.1") else group for g, group in spec.groups.items()} | {"heads.1": Group(3)}
+    loose = replace(spec, groups=own)
+    order, size = torch.tensor([1, 2, 0]), 6
+    index = (order[:, None] * size + torch.arange(size)).flatten()
+    permutations = identity(loose) | {"heads.1": order, "qk.1": index, "vo.1": index}
+    assert difference(network.features(apply(loose, permutations, state)), network.features(state)) > 1e-3
+
+
+# ---- permutations as such -----------------------------------------------------------------------------------------------
+
+TINY = PermutationSpec("tiny", {"in": Group(3), "order": Group(2), "rows": Group(4, within="order")},
+                       {"w": ("rows", "in"), "b": ("rows",), "bias": (FIXED, "order"), "v": (FIXED, "in")}, width=3, feature="in")
+
+
+def tiny_state(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(shape, generator=generator) for n, shape in {"w": (4, 3), "b": (4,), "bias": (5, 2), "v": (7, 3)}.items()}
+
+
+def test_slots_take_the_unit_that_the_index_names():
+    state = tiny_state()
+    permutations = {"in": torch.tensor([2, 0, 1]), "order": torch.tensor([1, 0]), "rows": torch.tensor([3, 2, 0, 1])}
+    moved = apply(TINY, permutations, state)
+    for i, row in enumerate([3, 2, 0, 1]):
+        assert moved["b"][i] == state["b"][row]
+        for j, column in enumerate([2, 0, 1]):
+            assert moved["w"][i, j] == state["w"][row, column]
+    assert torch.equal(moved["bias"], state["bias"].flip(1))
+    assert feature_index(TINY, permutations).tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_composition_inverse_and_identity(network, seed):
+    spec, state, p, q, r = network.spec, network.state(seed), *(drawn(network.spec, s + 10 * seed) for s in range(3))
+    nothing = identity(spec)
+    assert equal(apply(spec, nothing, state), state)
+    assert equal(apply(spec, compose(p, q), state), apply(spec, p, apply(spec, q, state)))
+    assert not equal(compose(p, q), compose(q, p)), "order matters"
+    assert equal(compose(compose(p, q), r), compose(p, compose(q, r)))
+    assert equal(compose(p, inverse(p)), nothing) and equal(compose(inverse(p), p), nothing)
+    assert equal(compose(p, nothing), p) and equal(compose(nothing, p), p)
+    assert equal(inverse(compose(p, q)), compose(inverse(q), inverse(p)))
+    assert equal(apply(spec, inverse(p), apply(spec, p, state)), state)
+    check_permutations(spec, inverse(compose(p, q)))
+
+
+def test_random_permutations_reach_every_order_equally_often():
+    generator = torch.Generator().manual_seed(0)
+    draws = [random_permutations(TINY, generator) for _ in range(1600)]
+    rows = Counter(tuple(d["rows"].tolist()) for d in draws)
+    assert len(rows) == 8, "two orders of two blocks, two orders inside each"
+    assert min(rows.values()) > 140 and max(rows.values()) < 260  # 200 expected, standard deviation 13
+    assert len({tuple(d["in"].tolist()) for d in draws}) == 6
+    for d in draws[:20]:
+        check_permutations(TINY, d)
+
+
+def test_the_state_given_stays_as_it_was(network):
+    state = network.state(0)
+    copy = {n: t.clone() for n, t in state.items()}
+    moved = apply(network.spec, drawn(network.spec, 0), state)
+    for t in moved.values():
+        t.zero_()
+    assert equal(state, copy)
+
+
+def test_dtypes_are_kept_and_heads_may_be_stacked(networks):
+    network = networks["bert"]
+    half = {n: t.half() for n, t in network.state(0).items()}
+    assert {t.dtype for t in apply(network.spec, drawn(network.spec, 0), half).values()} == {torch.float16}
+    permutations, W = drawn(network.spec, 0), head(24)
+    stacked = permute_head(Head(W.weight.expand(2, -1, -1), W.bias.expand(2, -1)), network.spec, permutations)
+    assert torch.equal(stacked.weight[1], permute_head(W, network.spec, permutations).weight)
+
+
+# ---- broken input -------------------------------------------------------------------------------------------------------
+
+
+def test_states_of_another_network_are_refused_by_name(networks):
+    network = networks["bert"]
+    spec, state, nothing = network.spec, network.state(0), identity(network.spec)
+    name = "encoder.layer.1.attention.self.key.weight"
+    with pytest.raises(StateDictError, match=f"lacks {name}.*encoder_state"):
+        apply(spec, nothing, {n: t for n, t in state.items() if n != name})
+    with pytest.raises(StateDictError, match=r"unknown pooler\.dense\.weight"):
+        apply(spec, nothing, {**state, "pooler.dense.weight": torch.zeros(24, 24)})
+    with pytest.raises(StateDictError, match=r"key\.weight \(24, 23\), not \(24, 24\)"):
+        apply(spec, nothing, {**state, name: state[name][:, 1:]})
+    with pytest.raises(StateDictError, match=r"key\.weight \(24,\), not"):
+        apply(spec, nothing, {**state, name: state[name][0]})
+    with pytest.raises(StateDictError, match=r"lacks embeddings.*unknown encoder\.block"):
+        apply(spec, nothing, networks["t5"].state(0))
+    with pytest.raises(StateDictError, match="wi_0"):
+        apply(networks["t5"].spec, identity(networks["t5"].spec), networks["t5_gated"].state(0))
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"order": torch.tensor([0, 0])}, "'order' has to hold 0..1 once each"),
+    ({"in": torch.tensor([0, 1])}, "'in' has to hold 0..2"),
+    ({"in": torch.tensor([0, 1, 3])}, "'in' has to hold 0..2"),
+    ({"in": torch.tensor([0.0, 1.0, 2.0])}, "float32"),
+    ({"rows": torch.tensor([0, 2, 1, 3])}, "'rows' does not follow 'order'"),
+    ({"order": torch.tensor([1, 0])}, "'rows' does not follow 'order'"),
+    ({"units": torch.tensor([0])}, "units"),
+])
+def test_what_is_no_permutation_of_the_spec_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        apply(TINY, identity(TINY) | change, tiny_state())
+
+
+def test_missing_groups_and_other_specs_are_refused(networks):
+    with pytest.raises(ConfigError, match=r"one index per group.*rows"):
+        apply(TINY, {n: i for n, i in identity(TINY).items() if n != "rows"}, tiny_state())
+    with pytest.raises(ConfigError, match="different specs"):
+        compose(identity(TINY), identity(networks["bert"].spec))
+    with pytest.raises(StateDictError, match=r"features of 7 numbers.*gives 24"):
+        permute_head(head(7), networks["bert"].spec, identity(networks["bert"].spec))
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"axes": {"w": ("rows", "columns")}}, "uses columns"),
+    ({"feature": "out"}, "uses out"),
+    ({"groups": {"in": Group(3), "order": Group(2), "rows": Group(5, within="order")}}, "'rows'.*whole blocks"),
+    ({"groups": {"in": Group(3), "order": Group(2), "rows": Group(4, within="gone")}}, "'rows'"),
+    ({"axes": {"w": ("rows", "order")}}, "Two axes of 'w' move with the group 'order'"),
+    ({"axes": {"w": ("in", "in")}}, "Two axes of 'w'"),
+])
+def test_specs_that_contradict_themselves_are_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(TINY, **change)
+
+
+def test_unknown_architectures_are_named():
+    with pytest.raises(UnknownNameError, match=r"'gpt2'.*clip_vision_model"):
+        spec_for(SimpleNamespace(model_type="gpt2"))
+
+
+def test_the_package_knows_only_torch_scipy_and_plain_types():
+    for path in Path(mergelib.permutation.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        outer = {n.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
+        outer |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+        assert outer <= {"torch", "scipy", *sys.stdlib_module_names}, path
+        assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 2} <= {"types", "errors"}, path

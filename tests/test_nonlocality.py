@@ -1,0 +1,280 @@
+"""Merges of several foundations: a planted second foundation, keys, equal inputs for every repair, the claims' numbers, no leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+
+import pandas as pd
+import pytest
+import torch
+
+from mergelib import Study, nonlocality, plots
+from mergelib.claims import judge_values, load_claims
+from mergelib.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.merging import METHODS
+from mergelib.nonlocality import (
+    FT,
+    LOCAL,
+    NON_LOCAL,
+    PERMUTED,
+    RAW,
+    REPAIR,
+    REPAIRS,
+    SEMI_LOCAL,
+    TACT,
+    TACT_FT,
+    Nonlocality,
+    Resampled,
+)
+from mergelib.permutation import apply, permute_head, random_permutations, spec_for
+from mergelib.pretraining import Foundation
+from mergelib.profiles import load_profile
+from mergelib.store import Store
+from mergelib.types import Expert, Split, percent, state_digest
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
+PRETRAINING = {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}
+OVERRIDES = {"tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12,
+             "resamples": 200, "threads": 1, "fine_tuning.steps": 12, "encoder.pretraining": PRETRAINING,
+             "non_local.semi_local_steps": 8, "non_local.n_test": 50, "non_local.n_validation": 30}
+
+
+def make(store, overrides=OVERRIDES):
+    return Nonlocality("quick", overrides=overrides, device="cpu", store=Store(store))
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("foundations"))
+
+
+@pytest.fixture(scope="module")
+def scores(cells):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return cells.scores()
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_local_setting_is_the_ordinary_study_on_fewer_inputs(cells):
+    local, first = cells.study(LOCAL), cells.first
+    assert cells.study(LOCAL, permuted=False) is local and cells.second(LOCAL) is first
+    assert local.weights_digest("f_b", "ag") == first.weights_digest("f_b", "ag")
+    for task in cells.tasks:
+        assert local.weights_digest("f_t", task) == first.weights_digest("f_t", task)
+        assert len(local.task(task).test) == 50 and torch.equal(local.features("f_t", task), first.features("f_t", task)[:50])
+        n = 5 * first.task(task).n_classes
+        assert local.pool(task).inputs == first.pool(task).inputs[:n] and len(cells.rows(task)) == n
+
+
+@pytest.mark.parametrize("setting", [SEMI_LOCAL, NON_LOCAL])
+def test_two_foundations_meet_in_the_middle(cells, setting):
+    a, b, spec = cells.first, cells.second(setting), spec_for(cells.first.encoder.config)
+    assert a.encoder.digest == b.encoder.digest and a.weights_digest("f_b", "") != b.weights_digest("f_b", "")
+    assert cells.from_b == ("yelp",)
+    for permuted in (False, True):
+        study = cells.study(setting, permuted=permuted)
+        moved = apply(spec, cells.permutation(setting), b.base_state) if permuted else b.base_state
+        for name, t in study.base_state.items():
+            torch.testing.assert_close(t, (a.base_state[name] + moved[name]) / 2)
+        assert study.weights_digest("f_t", "ag") == a.weights_digest("f_t", "ag")
+        logits = study.head("f_t", "yelp").logits(study.features("f_t", "yelp"))
+        own = b.expert("yelp").head.logits(b.features("f_t", "yelp")[:50])
+        torch.testing.assert_close(logits, own, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(cells, tmp_path):
+    """Planted: permuting undoes it, so every merge is the local one; raw, the same experts make another merge."""
+    mine = make(tmp_path)
+    mine.first = cells.first
+    spec, g = spec_for(cells.first.encoder.config), torch.Generator().manual_seed(3)
+    planted = random_permutations(spec, g)
+    experts = [Expert(e.task, apply(spec, planted, e.state), permute_head(e.head, spec, planted), e.info) for e in cells.first.experts()]
+    foundation = Foundation(cells.first.encoder, apply(spec, planted, cells.first.base_state))
+    mine.__dict__["_others"] = {NON_LOCAL: cells.first.given(foundation, experts, tasks=cells.first.tasks, profile=cells.first.profile)}
+    local, far, raw = mine.study(LOCAL), mine.study(NON_LOCAL), mine.study(NON_LOCAL, permuted=False)
+    for task in mine.tasks:
+        for name, t in far.weights("ties", task).items():
+            torch.testing.assert_close(t, local.weights("ties", task)[name], rtol=0, atol=1e-6)
+        assert torch.equal(far.head("ties", task).weight, local.head("ties", task).weight)
+        assert not torch.allclose(raw.features("ties", task), local.features("ties", task), atol=1e-3)
+    moved = sum(int((p != torch.arange(len(p))).sum()) for p in mine.permutation(NON_LOCAL).values())
+    assert moved > 0
+
+
+def test_foundations_are_known_by_what_made_them(cells):
+    first, longer, other = cells.first, cells.second(SEMI_LOCAL), cells.second(NON_LOCAL)
+    assert (longer.profile.encoder.pretraining.steps, other.profile.encoder.pretraining.seed) == (8, 1)
+    trains = [s.profile.train_config(s.profile.encoder.pretraining, s.device) for s in (first, longer, other)]
+    assert [(t.steps, t.seed) for t in trains] == [(4, 0), (8, 0), (4, 1)]
+    tuned = [s.profile.train_config(s.profile.fine_tuning, s.device) for s in (first, longer, other)]
+    assert tuned[0] == tuned[1] == tuned[2], "only the foundations differ"
+    assert "seed" not in first.profile.encoder.pretraining.model_dump() and "non_local" not in first.profile.model_dump()
+    assert PRETRAINING.keys() == {"documents", "steps", "batch_size", "lr"} and PRETRAINING["steps"] == 4, "the caller's overrides were written into"
+
+
+def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
+    with pytest.raises(ConfigError, match="no section non_local"):
+        Nonlocality("real", store=Store(tmp_path))
+    with pytest.raises(ConfigError, match=r"encoder\.base"):
+        make(tmp_path, OVERRIDES | {"encoder.base": str(tmp_path)})
+    with pytest.raises(UnknownNameError, match="Nearest: 'non-local'"):
+        cells.study("non_local")
+    with pytest.raises(UnknownNameError, match="Nearest: 'tact'"):
+        cells.correct(LOCAL, "ties", "tackt", "ag")
+    with pytest.raises(ConfigError, match="one each"):
+        cells.first.given(Foundation(cells.first.encoder, cells.first.base_state), [cells.first.expert("yelp")], tasks=cells.tasks, profile=cells.profile)
+    for taken in ("f_t", "ties"):
+        with pytest.raises(ConfigError, match="already"):
+            cells.study(LOCAL).adopt(taken, "ag", "x", lambda: None)
+    with pytest.raises(MergelibError, match="pool_per_class"):
+        load_profile("quick", {"non_local.ks": [1, 200]})
+
+
+@pytest.mark.parametrize("profile", ["quick", "mini"])
+def test_the_profiles_section_is_whole(profile):
+    own = load_profile(profile).of_non_local()
+    assert own.merging.methods == own.non_local.methods and set(own.merging.grids) <= set(own.merging.methods) <= set(METHODS)
+    assert own.non_local.semi_local_steps > own.encoder.pretraining.steps and own.non_local.non_local_seed != own.seed
+    assert load_profile(profile).of_zoo().non_local is None
+
+
+# ---- repairs --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_corrected_merge_has_the_experts_statistics(cells):
+    for setting, method in ((LOCAL, "weight_averaging"), (NON_LOCAL, "tall_masks")):
+        name = cells.corrected(setting, method, TACT)
+        for task in cells.tasks:
+            found, expert = (cells.statistics(setting, e, task) for e in (name, "f_t"))
+            raw = cells.statistics(setting, method, task)
+            for site in (s.name for s in cells.sites if s.side == "output"):  # folded, the others' correction lies behind them
+                torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
+                torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
+            assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
+
+
+def test_repair_is_one_correction_for_all_tasks_of_one_encoder(cells):
+    one, other = (cells.correction(NON_LOCAL, "task_arithmetic", t, REPAIR) for t in cells.tasks)
+    assert state_digest(one.tensors()) == state_digest(other.tensors())
+    one, other = (cells.correction(NON_LOCAL, "task_arithmetic", t, TACT) for t in cells.tasks)
+    assert state_digest(one.tensors()) != state_digest(other.tensors())
+
+
+def test_every_repair_sees_the_same_inputs(cells, scores):
+    """With k as large as the pool, the draws of the samples are the pool, and their scores those of the table; rows are FT-Classifier's."""
+    k = cells.settings.pool_per_class
+    frame = cells.samples("task_arithmetic")
+    table = nonlocality.averages(scores).set_index(["setting", "method", "repair"]).accuracy
+    for repaired in (TACT, FT, TACT_FT):
+        rows = frame[(frame.repair == repaired) & (frame.k == k)]
+        assert set(rows.seed) == set(cells.settings.seeds)
+        assert rows.accuracy.tolist() == pytest.approx([table[NON_LOCAL, "task_arithmetic", repaired]] * len(rows), abs=2.1)
+    study = cells.study(NON_LOCAL)
+    for s, seed in enumerate(cells.settings.seeds):
+        evidence = study.evidence("task_arithmetic", "ag", "ft_classifier", draw="uniform")
+        assert sorted(evidence.rows(2)[s].tolist()) == sorted(cells.rows("ag", 2, seed).tolist())
+        assert set(cells.rows("ag", 1, seed).tolist()) < set(cells.rows("ag", 2, seed).tolist())
+
+
+def test_no_label_and_no_test_input_reaches_a_repair(cells, tmp_path):
+    def shuffled(split, seed):
+        return Split(split.inputs, split.labels[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))])
+
+    mine = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
+    tasks = {n: dataclasses.replace(t, test=shuffled(t.test, 1)) for n, t in cells.first.tasks.items()}
+    for study in (mine.first, *mine._others.values()):
+        study.tasks = tasks
+    for task in tasks:
+        assert mine.study(NON_LOCAL).lams("tall_masks") == cells.study(NON_LOCAL).lams("tall_masks")
+        for kind in (TACT, REPAIR):
+            a, b = (c.correction(NON_LOCAL, "tall_masks", task, kind).tensors() for c in (mine, cells))
+            assert state_digest(a) == state_digest(b)
+    changed = {n: dataclasses.replace(t, test=Split(tuple("zz" for _ in t.test.inputs), t.test.labels)) for n, t in cells.tasks.items()}
+    study = cells.study(LOCAL).given(Foundation(cells.first.encoder, cells.first.base_state), cells.first.experts(), tasks=changed, profile=cells.profile)
+    assert study.weights_digest("ties", "ag") == cells.study(LOCAL).weights_digest("ties", "ag") and study.pool("ag").inputs == cells.study(LOCAL).pool("ag").inputs
+
+
+def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    for name in ("tact", "repair", "weight_matching"):
+        monkeypatch.setattr(nonlocality, name, forbidden)
+    monkeypatch.setattr("mergelib.study.extract", forbidden)
+    again = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert again.scores().equals(scores)
+
+
+# ---- what is said -----------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_settings_studies(cells, scores):
+    assert len(scores) == 3 * len(cells.methods) * len(REPAIRS) * len(cells.tasks)
+    row = scores[(scores.setting == NON_LOCAL) & (scores.method == "ties") & (scores.task == "yelp")].set_index("repair")
+    assert row.accuracy[RAW] == percent(cells.study(NON_LOCAL, permuted=False).correct("ties", "yelp", "current")[0])
+    assert row.accuracy[PERMUTED] == percent(cells.study(NON_LOCAL).correct("ties", "yelp", "current")[0])
+    assert row.accuracy[FT] == percent(cells.study(NON_LOCAL).correct("ties", "yelp", "ft_classifier", draw="all")[0])
+    assert row.expert.nunique() == 1
+    local = scores[scores.setting == LOCAL].pivot_table(index=["method", "task"], columns="repair", values="accuracy")
+    assert local[RAW].equals(local[PERMUTED].rename(RAW))
+
+
+def test_the_claims_numbers_are_the_tables(cells, scores):
+    resampled, means = Resampled(cells), nonlocality.averages(scores)
+    for setting, method in ((LOCAL, "task_arithmetic"), (NON_LOCAL, "tall_masks")):
+        at = means[(means.setting == setting) & (means.method == method)].set_index("repair")
+        assert float(resampled.normalised(setting, method, RAW)[0]) == pytest.approx(at.normalised[RAW])
+        assert float(resampled.accuracy(setting, method, TACT)[0]) == pytest.approx(at.accuracy[TACT] / 100)
+        missing = at.expert[TACT] - at.accuracy[PERMUTED]
+        closed = float(resampled.gap_closed(setting, method, PERMUTED, TACT)[0])
+        assert closed * missing == pytest.approx(at.accuracy[TACT] - at.accuracy[PERMUTED]) if missing else not math.isfinite(closed)
+        found = resampled.variance(setting, method)
+        table = cells.variances(method, [(setting, True)])
+        assert float(found[0]) == pytest.approx(table.ratio.mean(), rel=1e-4)
+        assert len(found) == 1 + cells.profile.resamples and found.std() > 0
+
+
+def test_verdicts_cover_the_claims_and_their_parts(cells, scores):
+    ids = [c for c in load_claims() if c.startswith("N-")]
+    found = nonlocality.verdicts(cells, ids)
+    parts = {c: [v.part for v in found if v.claim == c] for c in ids}
+    assert parts == {c: ["TA"] if c == "N-local" else ["TA", "Ties", "TALL"] for c in ids}
+    here = next(v for v in found if v.claim == "N-tact" and v.part == "Ties")
+    values = Resampled(cells).gap_closed(NON_LOCAL, "ties", PERMUTED, TACT)
+    assert (here.here, here.low, here.high) == pytest.approx(judge_values(values, here.threshold)[:3], nan_ok=True)
+
+
+def test_the_needed_number_of_inputs_is_the_smallest_near_the_best():
+    frame = pd.DataFrame([{"repair": r, "inputs": n, "accuracy": a + s} for s in (-1, 1)
+                                      for r, row in {TACT: (10, 40, 49.5, 50), FT: (30, 29.5, 10, 5)}.items() for n, a in zip((4, 8, 16, 32), row, strict=True)])
+    assert nonlocality.samples_needed(frame).to_dict() == {"TACT": 16, "FT-Classifier": 4}
+
+
+def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
+    means, samples = nonlocality.averages(scores), cells.samples("ties")
+    variance = cells.variances("ties")
+    assert nonlocality.wide(means).shape == (15, len(REPAIRS) + 1)
+    assert nonlocality.samples_table(samples).shape == (3, len(cells.settings.ks))
+    for text in (nonlocality.alt(means), nonlocality.alt_variance(variance), nonlocality.alt_samples(samples), nonlocality.answer(means)):
+        assert "nan" not in text and text.endswith(".")
+    value = means[(means.setting == NON_LOCAL) & (means.method == "ties") & (means.repair == TACT_FT)].accuracy.iloc[0]
+    assert f"both {value:.1f}" in nonlocality.alt(means)
+    labels = nonlocality.REPAIR_LABELS
+    figures = [plots.plot_non_locality(means, labels), plots.plot_variance(variance), plots.plot_samples(samples, labels, start=10, experts=90)]
+    for fig in figures:
+        assert fig.axes[0].lines
+        plots.plt.close(fig)
+    assert set(plots.REPAIR_STYLE) == set(REPAIRS)
+    stored = nonlocality.numbers_stored(cells).set_index("repair").numbers
+    assert stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2 and stored["REPAIR"] * 2 == stored["TACT"]
+
+
+def test_the_study_of_others_is_untouched():
+    assert "non_local" not in Study("quick").profile.model_dump()
