@@ -47,16 +47,11 @@ def command_run(args: argparse.Namespace) -> int:
     load_profile(args.profile)
     items = runner.select(args.only)
     if not args.only:  # all that go
-        lacks = {i.id: runner.lacking(i, args.profile) for i in items}
-        for name, needs in lacks.items():
-            if needs:
-                print(f"{name} is left out: it needs {', '.join(needs)}, which profile '{args.profile}' does not have.")
-        items = [i for i in items if not lacks[i.id]]
-        waiting = {i.id: runner.awaits(i, args.profile, text_dir=args.text_dir, image_dir=args.image_dir) for i in items}
-        for name, option in waiting.items():
-            if option:
-                print(f"{name} is left out: profile '{args.profile}' reads its data from a folder, and {option} was not given.")
-        items = [i for i in items if not waiting[i.id]]
+        reasons = {i.id: runner.why_left_out(i, args.profile, text_dir=args.text_dir, image_dir=args.image_dir) for i in items}
+        for name, reason in reasons.items():
+            if reason:
+                print(f"{name} is left out: {reason}")
+        items = [i for i in items if not reasons[i.id]]
     if args.jobs < 1:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:

@@ -1,7 +1,12 @@
 """Every error that mergelib raises on purpose: each names the offender and the remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+
+def first_five(names: Sequence[str]) -> str:
+    """Names for a message: "a, b, c, d, e and 3 more"."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class MergelibError(Exception):

@@ -80,14 +80,18 @@ def lacking(item: Item, profile: str) -> list[str]:
     return [need for need in item.needs if need not in has]
 
 
-def awaits(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
-    """The option that would name a notebook's local data, where a run names only the other kind of data; else an empty text."""
-    declared = declared_parameters(item.path)
-    tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
-    for modality, own, other in (("text", text_dir, image_dir), ("image", image_dir, text_dir)):
-        local = any(t.source == "local" and t.modality == modality for t in tasks)
-        if local and f"{modality}_dir" in declared and other and not own:
-            return f"--{modality}-dir"
+def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
+    """Why a run of all notebooks goes without ``item``; an empty text where it does not: what ``profile`` lacks, or, where the run names
+    one kind of local data only, the folder of the other kind."""
+    if lacks := lacking(item, profile):
+        return f"it needs {', '.join(lacks)}, which profile '{profile}' does not have."
+    if bool(text_dir) == bool(image_dir):
+        return ""
+    waits = "image" if text_dir else "text"
+    if f"{waits}_dir" in declared_parameters(item.path):
+        tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
+        if any(t.source == "local" and t.modality == waits for t in tasks):
+            return f"profile '{profile}' reads its data from a folder, and --{waits}-dir was not given."
     return ""
 
 

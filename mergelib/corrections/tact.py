@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, DataError
-from .correction import Correction, attach, watched
+from .correction import ChannelAffine, Correction, attach, watched
 from .sites import Site
 from .statistics import Batch, Statistics, check_reached, check_ready, measure, real_tokens
 
@@ -64,7 +64,7 @@ def match_statistics(module: nn.Module, sites: Sequence[Site], batches: Sequence
             rows = y[real_tokens(batches[0], y)].double()
             scale, shift = correction_of(site, rows.mean(0), rows.std(0, correction=0))
             found = found.with_site(site.name, scale, shift)
-            return y * scale.to(y.dtype) + shift.to(y.dtype)
+            return ChannelAffine(scale, shift)(y)
 
         with watched(module.transformer, sites, measure_and_correct):
             module(**batches[0])

@@ -7,12 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, StateDictError
+from ..errors import ConfigError, StateDictError, first_five
 from ..types import State, not_finite, place
-
-
-def _first_five(names: Sequence[str]) -> str:
-    return ", ".join(list(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def check_states(base: State, experts: Sequence[State]) -> None:
@@ -26,17 +22,17 @@ def check_states(base: State, experts: Sequence[State]) -> None:
         who = "The base" if i == 0 else f"Expert {i - 1}"
         missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
         if missing or extra:
-            said = [f"lacks {_first_five(missing)}"] * bool(missing) + [f"has extra {_first_five(extra)}"] * bool(extra)
+            said = [f"lacks {first_five(missing)}"] * bool(missing) + [f"has extra {first_five(extra)}"] * bool(extra)
             raise StateDictError(f"{who} {' and '.join(said)} compared with the base. Merge encoders of one architecture, "
                                  "without their heads and with the same key prefix.")
         for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
             wrong = [f"{k} ({of(state[k])}, base {of(base[k])})" for k in sorted(base) if of(state[k]) != of(base[k])]
             if wrong:
-                raise StateDictError(f"{who} has another {what} than the base at {_first_five(wrong)}. "
+                raise StateDictError(f"{who} has another {what} than the base at {first_five(wrong)}. "
                                      "Fine-tune from this base, or convert first.")
         bad = not_finite(state)
         if bad:
-            raise StateDictError(f"{who} holds NaN or inf in {_first_five(sorted(bad))}. Its training diverged or its file "
+            raise StateDictError(f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or its file "
                                  "is damaged; make it again.")
 
 
@@ -46,13 +42,13 @@ def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None
         raise StateDictError(f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something else.")
     for state in merged:
         if state.keys() != base.keys():
-            raise StateDictError(f"{who} gave other keys than the base's: {_first_five(sorted(state.keys() ^ base.keys()))}.")
+            raise StateDictError(f"{who} gave other keys than the base's: {first_five(sorted(state.keys() ^ base.keys()))}.")
         wrong = [k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)]
         if wrong:
-            raise StateDictError(f"{who} gave another shape or dtype than the base's in {_first_five(sorted(wrong))}.")
+            raise StateDictError(f"{who} gave another shape or dtype than the base's in {first_five(sorted(wrong))}.")
         bad = not_finite(state)
         if bad:
-            raise StateDictError(f"{who} gave NaN or inf in {_first_five(sorted(bad))}.")
+            raise StateDictError(f"{who} gave NaN or inf in {first_five(sorted(bad))}.")
 
 
 def check_fraction(method_name: str, option: str, value: float, *, low: float = 0.0, high: float = 1.0, open_low: bool = False,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from ..errors import ConfigError, StateDictError
+from ..errors import ConfigError, StateDictError, first_five
 from ..types import State
 
 FIXED = ""
@@ -93,12 +93,12 @@ class PermutationSpec:
         """Raises ``StateDictError`` naming the first five tensors that are missing, unknown or of another shape."""
         missing, extra = sorted(self.axes.keys() - state.keys()), sorted(state.keys() - self.axes.keys())
         if missing or extra:
-            said = [f"lacks {_first_five(missing)}"] * bool(missing) + [f"has unknown {_first_five(extra)}"] * bool(extra)
+            said = [f"lacks {first_five(missing)}"] * bool(missing) + [f"has unknown {first_five(extra)}"] * bool(extra)
             raise StateDictError(f"{who} {' and '.join(said)} for the permutations of {self.architecture}. Give the encoder's own state "
                                  "(encoder_state), without head or pooler, and the spec of its configuration (spec_for).")
         wrong = [f"{name} {tuple(state[name].shape)}, not {self._shape(name)}" for name in sorted(self.axes) if not self._fits(name, state)]
         if wrong:
-            raise StateDictError(f"{who} has another shape than the spec of {self.architecture} in {_first_five(wrong)}. Take the spec of this "
+            raise StateDictError(f"{who} has another shape than the spec of {self.architecture} in {first_five(wrong)}. Take the spec of this "
                                  "encoder's own configuration (spec_for).")
 
     def _fits(self, name: str, state: State) -> bool:
@@ -107,7 +107,3 @@ class PermutationSpec:
 
     def _shape(self, name: str) -> str:
         return f"({', '.join(str(self.groups[g].size) if g else 'any' for g in self.axes[name])})"
-
-
-def _first_five(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
