@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import ConfigError, StateDictError
-from ..merging.states import _first_five as first_five
+from ..errors import ConfigError, StateDictError, first_five
 from .parents import Parent
 
 # Where several matrices could be the last one, the first of these that exists is.
