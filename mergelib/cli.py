@@ -1,4 +1,4 @@
-"""``python -m mergelib``: run notebooks, look after the store, merge and re-align models of one's own."""
+"""``python -m mergelib``: run notebooks, look after the store and what comes from the hub, merge and re-align models of one's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, cluster, paths
+from .doctor import register as register_doctor
 from .errors import ConfigError, MergelibError
+from .hub.command import before_run as data_before_run
+from .hub.command import register as register_data
 from .models.command import register as register_models
 
 
@@ -36,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
     cluster.register(commands)
+    register_data(commands)
+    register_doctor(commands)
     register_models(commands)
     return parser
 
@@ -78,6 +83,8 @@ def command_run(args: argparse.Namespace) -> int:
         for given in parameters.values():
             given["overrides"] = given.get("overrides", {}) | {"tasks.text_column": args.text_column}
     runner.check_before(args.profile, items, parameters)
+    if any("text_dir" in runner.declared_parameters(item.path) for item in items):
+        data_before_run(args.profile, text_dir=args.text_dir, base=args.base)
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..encoders import Encoder, load_base
+from ..hub import locked_revision
 from ..profiles import Profile
 from ..store import Artifact
 from ..types import Head, State, Task
@@ -25,9 +26,10 @@ class Foundation:
 
 
 def load_text(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    """f_b of ``profile.encoder.base``, a hub id or folder. Raises what ``load_base`` raises."""
+    """f_b of ``profile.encoder.base``, a hub id or folder; an id at the profile's commit, or at that which was fetched and verified. Raises
+    what ``load_base`` raises."""
     settings = profile.encoder
-    return Foundation(*load_base(settings.base, settings.max_length, settings.revision))
+    return Foundation(*load_base(settings.base, settings.max_length, settings.revision or locked_revision(settings.base)))
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,21 @@ read, never code from a repository.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import yaml
-from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from .. import paths
-from ..errors import DataError, MergelibError, OfflineError, StoreError, UnknownNameError
+from ..errors import DataError, MergelibError, OfflineError, UnknownNameError
+from ..hub import lock
+from ..hub.client import COMMIT, TIMEOUT_S, kinds, no_answer, refusal, said
+from ..hub.lock import LockedEntry, SplitFacts
 from ..types import Split, digest
 from .local import LABEL_NAMES
 
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 REGISTRY = Path(__file__).with_name("hub.yaml")
 FORMATS = ("parquet", "csv")
 SUBSAMPLE_SEED = 20_241_219
-TIMEOUT_S = 10.0
 BLOCK = 10_000  # rows that become Python strings at a time
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubEntry(BaseModel):
@@ -56,33 +53,9 @@ class HubEntry(BaseModel):
     variants: tuple[str, ...]
 
 
-class SplitFacts(BaseModel):
-    """Fingerprint of one split: rows, rows without text, digest of its labels in their order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rows: int
-    empty: int
-    labels: str
-
-
-class LockedEntry(BaseModel):
-    """What a first fetch got."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str
-    revision: str
-    train: SplitFacts
-    test: SplitFacts
-
-
 def registry() -> dict[str, HubEntry]:
     """Task name -> its data set on the hub."""
     return {name: HubEntry.model_validate(raw) for name, raw in yaml.safe_load(REGISTRY.read_text("utf-8")).items()}
-
-
-def default_lock_path() -> Path:
-    """``hub.lock.json`` in the project's folder, to be committed. ``MERGELIB_HUB_LOCK`` moves it."""
-    return Path(os.environ.get("MERGELIB_HUB_LOCK") or paths.root() / "hub.lock.json")
 
 
 def hub_splits(name: str, *, n_train: int | None = None, n_test: int | None = None,
@@ -106,13 +79,12 @@ def hub_splits(name: str, *, n_train: int | None = None, n_test: int | None = No
     if name not in known:
         raise UnknownNameError("task on the hub", name, known)
     entry, label_names = known[name], LABEL_NAMES[name]
-    path = Path(lock_path) if lock_path else default_lock_path()
-    locked = _read_lock(path).get(name)
-    if locked and (locked.id != entry.id or entry.revision not in (None, locked.revision)):
-        raise DataError(f"Task '{name}': {path} has {locked.id} at {locked.revision}, hub.yaml {entry.id} at "
-                        f"{entry.revision or 'any revision'}. Delete the lock file's entry to accept the registry's.")
+    path = Path(lock_path) if lock_path else lock.default_path()
+    locked = lock.locked(path, name, entry.id, entry.revision, "hub.yaml")
 
     parts, revision = _fetch(name, entry, locked.revision if locked else entry.revision)
+    if locked and not (locked.train and locked.test):
+        locked = None  # only the commit was settled
     labels = [_labels(name, entry, part, label_names) for part in parts]
     # Rows without text are counted once: that reads every text, the other facts only the labels.
     empty = [locked.train.empty, locked.test.empty] if locked else [_count_empty(part, entry.text) for part in parts]
@@ -123,7 +95,7 @@ def hub_splits(name: str, *, n_train: int | None = None, n_test: int | None = No
     splits = [_sample(name, entry, part, label, n, seed=SUBSAMPLE_SEED + i)
               for i, (part, label, n) in enumerate(zip(parts, labels, (n_train, n_test), strict=True))]
     if not locked:
-        _write_lock(path, name, found)
+        lock.add(path, name, found)
     return label_names, splits[0], splits[1]
 
 
@@ -137,7 +109,7 @@ def _fetch(name: str, entry: HubEntry, wanted: str | None) -> tuple[list[Dataset
     try:
         revision = HfApi().dataset_info(entry.id, revision=wanted, timeout=TIMEOUT_S).sha
     except Exception as error:
-        reason = _no_answer(error)
+        reason = no_answer(error)
         if not reason:
             raise _refused(name, entry, wanted, error) from error
     try:
@@ -146,7 +118,7 @@ def _fetch(name: str, entry: HubEntry, wanted: str | None) -> tuple[list[Dataset
             parts = datasets.load_dataset(f"hf://datasets/{entry.id}", entry.config, revision=revision,
                                           split=[entry.splits["train"], entry.splits["test"]])
     except Exception as error:
-        lost = _no_answer(error)
+        lost = no_answer(error)
         if reason:
             raise _offline(name, entry, reason) from error
         if lost:
@@ -181,32 +153,6 @@ def _cache_only(on: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _no_answer(error: BaseException) -> str | None:
-    """Why the hub counts as unreachable, or None when it answered."""
-    for e in _chain(error):
-        # By name: which HTTP library lies below differs between versions of the client.
-        kinds = {c.__name__ for c in type(e).__mro__}
-        if "OfflineModeIsEnabled" in kinds:
-            return "offline mode is on (HF_HUB_OFFLINE)"
-        status = getattr(getattr(e, "response", None), "status_code", None)
-        # The hub says which 4xx it means, and the client then raises a subclass; a bare one is some proxy's.
-        if status is not None and (status == 429 or status >= 500 or type(e).__name__ == "HfHubHTTPError"):
-            return f"its address answers with status {status}"
-        if isinstance(e, json.JSONDecodeError):
-            return "what answers is not the hub (a log-in or error page?)"
-        if isinstance(e, (ConnectionError, TimeoutError)) or "TransportError" in kinds:
-            return f"the hub cannot be reached ({type(e).__name__})"
-    return None
-
-
 def _offline(name: str, entry: HubEntry, reason: str) -> OfflineError:
     return OfflineError(f"Task '{name}': {entry.id} is not to be had: {reason}, and the cache cannot stand in. "
                         "Connect once (HF_HUB_OFFLINE unset), or give local files with --text-dir.")
@@ -218,20 +164,17 @@ def _refused(name: str, entry: HubEntry, revision: str | None, error: Exception)
     from huggingface_hub import constants
 
     at = f"{entry.id} at {revision or 'its newest revision'}"
-    kinds = {c.__name__ for e in _chain(error) for c in type(e).__mro__}
-    if "RevisionNotFoundError" in kinds:
-        why = f"that revision is gone. Known variants: {_variants(entry)}. Delete the lock entry to take the newest"
-    elif "GatedRepoError" in kinds:
-        why = f"access has to be asked for; see {entry.card}, then `hf auth login`"
-    elif kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        why = f"no such data set, or a private one. See {entry.card}; correct hub.yaml or use --text-dir"
-    elif kinds & {"DatasetGenerationError", "ArrowInvalid", "UnicodeDecodeError"}:
+    why = refusal(error, "data set", entry.card)
+    if "revision is gone" in why:
+        why += f". Known variants: {_variants(entry)}. Delete the lock entry to take the newest"
+    elif why:
+        why += "" if "hf auth login" in why else ". Correct hub.yaml or use --text-dir"
+    elif kinds(error) & {"DatasetGenerationError", "ArrowInvalid", "UnicodeDecodeError"}:
         why = ("a file is not what its name says (a saved error page?). Delete the data set's folders from "
                f"{constants.HF_HUB_CACHE} and {datasets.config.HF_DATASETS_CACHE} and fetch again")
     else:
         why = f"the client refused it. See {entry.card}; correct hub.yaml or use --text-dir"
-    message = " ".join(str(error).split())[:300]
-    return DataError(f"Task '{name}': {at} cannot be loaded: {why}. ({type(error).__name__}: {message})")
+    return DataError(f"Task '{name}': {at} cannot be loaded: {why}. ({said(error)})")
 
 
 def _labels(name: str, entry: HubEntry, data: Dataset, label_names: Sequence[str]) -> Tensor:
@@ -343,29 +286,3 @@ def _verify(name: str, entry: HubEntry, found: LockedEntry, locked: LockedEntry 
                   if locked else "If these data are meant, correct rows in hub.yaml")
         raise DataError(f"Task '{name}': {entry.id} at {found.revision} is not the data set expected: "
                         f"{', '.join(differences)}. Known variants: {_variants(entry)}. {remedy}.")
-
-
-def _read_lock(path: Path) -> dict[str, LockedEntry]:
-    """Raises ``DataError`` for a file that does not parse."""
-    if not path.exists():
-        return {}
-    try:
-        raw: Any = json.loads(path.read_text("utf-8"))
-        return {name: LockedEntry.model_validate(entry) for name, entry in raw.items()}
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path} is no lock file ({first}). Restore it, or delete it and connect once.") from error
-
-
-def _write_lock(path: Path, name: str, found: LockedEntry) -> None:
-    """Add one entry; two processes may do so at once. Raises ``StoreError``."""
-    try:
-        guard = paths.store_root() / ".locks" / "hub.lock"
-        guard.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(guard):
-            entries = {**_read_lock(path), name: found}
-            content = {key: entries[key].model_dump() for key in sorted(entries)}
-            paths.write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written ({error}). Set MERGELIB_HUB_LOCK to a writable file.") from error

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
+import loopback_hub
 import pytest
 import torch
 import yaml
+from loopback_hub import NEW, OLD, PAGE, closed_endpoint, serving, table_repository
 
 from mergelib.errors import DataError, StoreError, UnknownNameError
 from mergelib.profiles import TASK_NAMES
@@ -29,151 +21,26 @@ from mergelib.tasks import hub
 from mergelib.tasks.local import LABEL_NAMES
 
 AG = "fancyzhx/ag_news"
-OLD, NEW = "a" * 40, "b" * 40
-PAGE = b"<!DOCTYPE html><html><body>Sign in to this network</body></html>"
 
 
-# --- a hub on the loopback ----------------------------------------------------------------------------------------
+class Client(loopback_hub.Client):
+    """``client(task, lock, ...)``: hub_splits, with a registry that promises no row counts."""
 
-
-def parquet(rows: dict) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(rows), buffer)
-    return buffer.getvalue()
-
-
-def repository(train: dict, test: dict) -> dict[str, bytes]:
-    return {"README.md": b"---\nlicense: unknown\n---\n# A card\n", "data/train-00000-of-00001.parquet": parquet(train),
-            "data/test-00000-of-00001.parquet": parquet(test)}
-
-
-class Hub(ThreadingHTTPServer):
-    """As much of the hub as the client asks for: the newest commit of a data set is the last of its dictionary."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.pages: dict[str, int] = {}  # data sets in whose place a page with this status comes
-        self.asked: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def reply(self, status: int, body: bytes = b"{}", kind: str = "application/json", **headers: str) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        path = self.path.split("?")[0]
-        self.server.asked.append(path)
-        found = re.fullmatch(r"(?:/api)?/datasets/([^/]+/[^/]+?)"
-                             r"(?:/(revision|tree|paths-info|resolve)/([^/]+)(?:/(.*))?)?", path)
-        if not found:
-            return self.reply(404)
-        name, verb, revision, rest = found[1], found[2], found[3], found[4] or ""
-        commits = self.server.repositories.get(name)
-        if commits is None:
-            return self.reply(404, X_Error_Code="RepoNotFound")
-        if name in self.server.pages:
-            return self.reply(self.server.pages[name], PAGE, "text/html")
-        commit = list(commits)[-1] if revision in (None, "main") else revision
-        if commit not in commits:
-            return self.reply(404, X_Error_Code="RevisionNotFound")
-        files = commits[commit]
-
-        def listed(path: str) -> dict:
-            if path in files:
-                return {"type": "file", "path": path, "size": len(files[path]),
-                        "oid": hashlib.sha1(files[path]).hexdigest()}
-            return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
-
-        if verb in (None, "revision"):
-            info = {"id": name, "sha": commit, "private": False, "gated": False, "disabled": False, "downloads": 0,
-                    "likes": 0, "tags": [], "siblings": [{"rfilename": f} for f in files]}
-            return self.reply(200, json.dumps(info).encode())
-        if verb == "tree":
-            below = [f[len(rest):].lstrip("/") for f in files if not rest or f.startswith(rest + "/")]
-            entries = sorted({f"{rest}/{f.split('/')[0]}".lstrip("/") for f in below})
-            if not entries:
-                return self.reply(404, X_Error_Code="EntryNotFound")
-            return self.reply(200, json.dumps([listed(e) for e in entries]).encode())
-        if verb == "paths-info":
-            asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-            known = [p for p in asked if p in files or any(f.startswith(p + "/") for f in files)]
-            return self.reply(200, json.dumps([listed(p) for p in known]).encode())
-        if rest not in files:
-            return self.reply(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
-        return self.reply(200, files[rest], "application/octet-stream", X_Repo_Commit=commit,
-                          ETag=f'"{hashlib.sha1(files[rest]).hexdigest()}"')
-
-    do_GET = do_HEAD = do_POST = answer
-
-
-# --- the client in a process of its own: its endpoint and mode are settled at import ------------------------------
-
-DRIVER = """
-import json, pathlib, sys, time
-from mergelib.tasks import hub
-assert "datasets" not in sys.modules
-hub.REGISTRY = pathlib.Path(sys.argv[1])
-for line in sys.stdin:
-    arguments, start = json.loads(line), time.perf_counter()
-    try:
-        names, train, test = hub.hub_splits(**arguments)
-        answer = {"names": names, "train": train.inputs, "labels": train.labels.tolist(), "test": test.inputs}
-    except Exception as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
-    print("ANSWER" + json.dumps({**answer, "seconds": time.perf_counter() - start}), flush=True)
-"""
-
-
-class Client:
     def __init__(self, folder: Path, endpoint: str, **environment: str):
-        kept = {k: v for k, v in os.environ.items()
-                if "proxy" not in k.lower() and not k.startswith(("HF_", "HUGGING", "MERGELIB_"))}
         registry = folder / "hub.yaml"
         entries = yaml.safe_load(hub.REGISTRY.read_text())
         registry.write_text(yaml.safe_dump({name: {**entry, "rows": None} for name, entry in entries.items()}))
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(registry)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd=Path(hub.__file__).parents[2],
-            env={**kept, "NO_PROXY": "*", "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"),
-                 "HF_HUB_DISABLE_TELEMETRY": "1", "MERGELIB_STORE": str(folder / "store"), **environment})
+        super().__init__(folder, endpoint, {"mergelib.tasks.hub": registry}, **environment)
 
     def __call__(self, name: str, lock: Path, **arguments: int) -> dict:
-        self.process.stdin.write(json.dumps({"name": name, "lock_path": str(lock), **arguments}) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("ANSWER"):
-                return json.loads(line.removeprefix("ANSWER"))
-        raise AssertionError("the client process died")
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(10)
-        self.process.stdout.close()
+        answer = super().__call__("mergelib.tasks.hub.hub_splits", name, lock_path=str(lock), **arguments)
+        return {**answer, **answer.pop("value", {})}
 
 
 @pytest.fixture(scope="module")
 def server():
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving() as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -192,16 +59,10 @@ def client(server, folder):
 def fetched(server, client, folder):
     """AG News at its old commit, fetched once; the hub has moved on since."""
     train = {"text": ["war", " ball \n", "", "stock", "chip"], "label": [0, 1, 1, 2, 3]}
-    server.repositories[AG] = {OLD: repository(train, {"text": ["goal", "bank"], "label": [1, 2]})}
+    server.repositories[AG] = {OLD: table_repository(train, {"text": ["goal", "bank"], "label": [1, 2]})}
     answer = client("ag", folder / "lock.json")
-    server.repositories[AG][NEW] = repository({**train, "label": [3, 1, 1, 2, 0]}, {"text": ["goal"], "label": [1]})
+    server.repositories[AG][NEW] = table_repository({**train, "label": [3, 1, 1, 2, 0]}, {"text": ["goal"], "label": [1]})
     return answer
-
-
-def closed_endpoint() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}"
 
 
 class TestClient:
@@ -218,7 +79,7 @@ class TestClient:
         before = (folder / "lock.json").read_bytes()
         server.asked.clear()
         again = client("ag", folder / "lock.json")
-        assert {**again, "seconds": 0} == {**fetched, "seconds": 0}
+        assert {**again, "seconds": 0, "err": ""} == {**fetched, "seconds": 0, "err": ""}
         assert (folder / "lock.json").read_bytes() == before
         assert not any(NEW in path for path in server.asked)
 
@@ -254,7 +115,7 @@ class TestClient:
 
     def test_error_page_instead_of_a_file(self, server, client, tmp_path):
         rows = {"label": [0], "title": ["t"], "content": ["c"]}
-        files = repository(rows, rows)
+        files = table_repository(rows, rows)
         server.repositories["fancyzhx/dbpedia_14"] = {OLD: {**files, "data/test-00000-of-00001.parquet": PAGE}}
         answer = client("dbpedia", tmp_path / "lock.json")
         assert answer["error"] == "DataError"

@@ -1,0 +1,263 @@
+"""``python -m mergelib doctor``: can this machine run the notebooks, which of them, and about how long? Every problem with its remedy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from . import paths
+
+FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 parameters and more, on full-size data
+LITTLE = 1e9  # bytes free below which a run may well end early; the store of a whole mini run is a tenth of it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. A problem makes the exit status 1; a note does not."""
+
+    topic: str
+    text: str
+    level: Literal["ok", "note", "problem"] = "ok"
+    remedy: str = ""
+
+
+def register(commands: Any) -> None:
+    """Add the subcommand to the parser of ``mergelib.cli``."""
+    parser = commands.add_parser("doctor", help="versions, device, memory, disk, what is cached, which notebooks run here and how long")
+    parser.add_argument("--profile", default="", help="one profile only; all by default")
+    parser.add_argument("--online", action="store_true", help="ask the hub, too: does it answer, how much is to be downloaded")
+    parser.set_defaults(function=command_doctor)
+
+
+def command_doctor(args: argparse.Namespace) -> int:
+    from .profiles import load_profile, profile_names  # imports torch
+
+    profiles = [args.profile] if args.profile else profile_names()
+    for name in profiles:
+        load_profile(name)
+    hub = hub_findings(profiles, online=args.online)
+    findings = [*versions(paths.root()), *machine(profiles), *folders(profiles), *hub]
+    for f in findings:
+        print(f"{ {'ok': '  ', 'note': '? ', 'problem': '! '}[f.level]}{f.topic:<12} {f.text}{f'. {f.remedy}' if f.remedy else ''}")
+    print()
+    print("\n".join(notebooks(profiles)))
+    problems = [f for f in findings if f.level == "problem"]
+    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(f.topic for f in problems)}")
+    return 1 if problems else 0
+
+
+# ---- versions -----------------------------------------------------------------------------------------------------------
+
+
+def differing(pins: Sequence[str]) -> list[str]:
+    """Of pins such as "torch==2.13.0" those that this environment does not hold, as "torch 2.12.0 instead of 2.13.0". A local part of a
+    version, such as torch's "+cpu", is not compared."""
+    found = []
+    for pin in pins:
+        name, _, wanted = pin.partition("==")
+        try:
+            here = version(re.sub(r"\[.*", "", name)).split("+")[0]
+        except PackageNotFoundError:
+            here = "missing"
+        if here != wanted:
+            found.append(f"{name} {here} instead of {wanted}")
+    return found
+
+
+def versions(root: Path) -> list[Finding]:
+    """Python and packages against ``pyproject.toml`` in ``root``."""
+    file = root / "pyproject.toml"
+    if not file.is_file():
+        return [Finding("packages", f"no {file}, which holds the pins", "problem", "Run from a checkout of the project")]
+    project = tomllib.loads(file.read_text("utf-8"))["project"]
+    least = tuple(map(int, re.findall(r"\d+", project["requires-python"])))
+    said = f"{platform.python_version()}, {project['requires-python']} is needed"
+    old = sys.version_info[: len(least)] < least
+    findings = [Finding("Python", said, "problem" if old else "ok", "Install a newer one; ./run_all.sh finds it" if old else "")]
+    pins = project["dependencies"]
+    if wrong := differing(pins):
+        findings.append(Finding("packages", f"{len(wrong)} of {len(pins)} not as pinned: {', '.join(wrong)}", "problem",
+                                "Use ./run_all.sh, which makes .venv, or `pip install -e .`"))
+    else:
+        findings.append(Finding("packages", f"{len(pins)} as pinned"))
+    extras = {name: differing(pins) for name, pins in project.get("optional-dependencies", {}).items()}
+    missing = [n for n, wrong in extras.items() if wrong and all(" missing instead" in w for w in wrong)]
+    for name, wrong in extras.items():
+        if wrong and name not in missing:
+            findings.append(Finding(f"extra {name}", f"not as pinned: {', '.join(wrong)}", "note", f'`pip install -e ".[{name}]"`'))
+    whole = [n for n, wrong in extras.items() if not wrong]
+    findings.append(Finding("extras", f"as pinned: {', '.join(whole) or 'none'}; not installed: {', '.join(missing) or 'none'}"))
+    return findings
+
+
+# ---- machine ------------------------------------------------------------------------------------------------------------
+
+
+def machine(profiles: Sequence[str]) -> list[Finding]:
+    """Device, memory, threads."""
+    import psutil
+    import torch
+
+    from .profiles import load_profile
+
+    memory = psutil.virtual_memory()
+    findings = [Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available")]
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(i)
+            findings.append(Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB"))
+    elif torch.backends.mps.is_available():
+        findings.append(Finding("device", "mps (Apple silicon), which shares the memory above"))
+    else:
+        heavy = [p for p in profiles if p in FOR_GPU]
+        findings.append(Finding("device", f"CPU ({platform.processor() or platform.machine()}), no GPU that torch {torch.__version__} can use",
+                                "note" if heavy else "ok", f"Profile {', '.join(heavy)} is meant for a GPU" if heavy else ""))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = {p: load_profile(p).threads for p in profiles}
+    short = {p: n for p, n in wanted.items() if n > usable}
+    said = f"{usable} usable cores of {os.cpu_count()}, torch takes {torch.get_num_threads()}"
+    findings.append(Finding("threads", said, "note" if short else "ok", f"Training takes {max(short.values())} in {', '.join(short)}, as it is part of "
+                            "the result; it is only slower" if short else ""))
+    return findings
+
+
+# ---- folders ------------------------------------------------------------------------------------------------------------
+
+
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the first above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written where ``folder`` is or will be; an empty text where it can."""
+    near = nearest(folder)
+    if not near.is_dir():
+        return f"{near} is a file"
+    try:
+        with tempfile.TemporaryFile(dir=near) as f:
+            f.write(bytes(65536))
+            f.flush()
+    except OSError as error:
+        return f"{near}: {error.strerror or error}"
+    return ""
+
+
+def folders(profiles: Sequence[str]) -> list[Finding]:
+    """Whether the folders that a run needs can be written, and how much is free there."""
+    from huggingface_hub import constants
+
+    from .hub import default_path
+    from .hub.sources import needed
+
+    wanted = {"store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
+              "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder")}
+    sources = {s.name: s for p in profiles for s in needed(p)}
+    # What is fetched already is only read.
+    if lacking := [s for s in sources.values() if not s.is_cached()]:
+        wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
+        wanted["lock file"] = (default_path().parent, "Set MERGELIB_HUB_LOCK to a file in another folder")
+    findings = []
+    for topic, (folder, remedy) in wanted.items():
+        if why := unwritable(folder):
+            findings.append(Finding(topic, f"{folder} cannot be written ({why})", "problem", remedy))
+            continue
+        free = shutil.disk_usage(nearest(folder)).free
+        need = sum(r.size or 0 for s in lacking for r in s.rows() if not r.cached) if topic == "hub cache" else 0
+        tight = free < max(LITTLE, need)
+        findings.append(Finding(topic, f"{folder}, {free / 1e9:.1f} GB free{f', {need / 1e9:.1f} GB are still to come' if need else ''}",
+                                "note" if tight else "ok", f"That is little: make room. {remedy}" if tight else ""))
+    return findings
+
+
+# ---- hub ----------------------------------------------------------------------------------------------------------------
+
+
+def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Finding]:
+    """What the profiles need from the hub and whether the caches have it; with ``online`` also whether the hub has it."""
+    from huggingface_hub import constants, get_token
+
+    from .errors import MergelibError, OfflineError
+    from .hub.command import size
+    from .hub.sources import needed
+
+    findings = []
+    for profile in profiles:
+        try:
+            sources = needed(profile)
+            lacking = [s.name for s in sources if not s.is_cached()]
+        except MergelibError as error:
+            findings.append(Finding("hub", str(error), "problem"))
+            continue
+        if not sources:
+            continue
+        said = f"{profile} needs {len(sources)} data sets and repositories, {len(sources) - len(lacking)} cached"
+        remedy = f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(lacking)}" if lacking else ""
+        if lacking and constants.is_offline_mode():
+            remedy += ", where there is a network and HF_HUB_OFFLINE is not set"
+        findings.append(Finding("hub", said, "note" if lacking else "ok", remedy))
+        for source in sources if online else ():
+            try:
+                n, total, missing = source.to_fetch()
+                findings.append(Finding("online", f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to be downloaded"))
+            except OfflineError as error:
+                findings.append(Finding("online", str(error), "note"))
+                break  # the next one would wait as long
+            except MergelibError as error:
+                findings.append(Finding("online", str(error), "note"))
+    if findings:
+        findings.append(Finding("hub token", "set" if get_token() else "none; public repositories need none"))
+    return findings
+
+
+# ---- notebooks ----------------------------------------------------------------------------------------------------------
+
+
+def notebooks(profiles: Sequence[str]) -> list[str]:
+    """A table of notebooks and profiles with measured minutes, and what each profile waits for, as lines."""
+    from huggingface_hub import constants
+
+    from .hub.sources import needed
+    from .profiles import load_profile, variant_names
+    from .runner import declared_parameters, lacking, manifest
+
+    items = manifest()
+    width = max(len(i.id) for i in items)
+    cells: dict[str, dict[str, str]] = {}
+    below = []
+    for profile in profiles:
+        waits = [s.name for s in needed(profile) if not s.is_cached()]
+        stuck = bool(waits) and constants.is_offline_mode()
+        local = {t.modality for v in ("", *variant_names(profile)) if (t := load_profile(profile, variant=v).tasks).source == "local"}
+        cells[profile], cannot = {}, []
+        for item in items:
+            reads = [n for n in ("text_dir", "image_dir") if n in declared_parameters(item.path)]
+            why = f"needs {', '.join(short)}" if (short := lacking(item, profile)) else "needs what is not cached, and offline mode is on" if stuck and reads else ""
+            if why:
+                cannot.append(f"{item.id.split('_')[0]} ({why})")
+            cells[profile][item.id] = "no" if why else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
+        able = [i for i in items if cells[profile][i.id] != "no"]
+        timed = [i.minutes[profile] for i in able if profile in i.minutes]
+        line = f"{profile}: {len(able)} of {len(items)} notebooks" + (f", {sum(timed):.0f} min for the {len(timed)} measured" if timed else ", not measured")
+        if local:
+            flags = {"text": "--text-dir DIR", "image": "--image-dir DIR"}
+            line += f"; give {' and '.join(flags[m] for m in sorted(local, reverse=True))}"
+        if waits and not stuck:
+            line += f"; downloads {len(waits)} data sets and repositories first"
+        below.append(line + (f". Not: {'; '.join(cannot)}" if cannot else ""))
+    head = "".join(f"{p:>8}" for p in profiles)
+    table = [f"{i.id:<{width}}" + "".join(f"{cells[p][i.id]:>8}" for p in profiles) for i in items]
+    return [f"{'notebook':<{width}}{head}", *table, "Minutes from an empty store on two cores (mergelib/manifest.yaml); ?: not measured.", "", *below]

@@ -1,0 +1,179 @@
+"""The doctor: planted problems are found and named with their remedy, and nothing is asked of the network."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mergelib import cli, doctor, paths, runner
+from mergelib.hub import lock
+from mergelib.hub.sources import needed
+from mergelib.profiles import profile_names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch, tmp_path):
+    """Empty caches, an empty lock file, and no way out."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MERGELIB_HUB_LOCK", str(tmp_path / "lock.json"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def refuse(*_):
+        raise AssertionError("the doctor asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    code = cli.main(["doctor", *arguments])
+    return code, capsys.readouterr().out
+
+
+def line(out: str, topic: str) -> str:
+    """The line of a topic, its mark included."""
+    return next(text for text in out.splitlines() if text[2:14].strip() == topic)
+
+
+def project(folder: Path, *dependencies: str, python: str = ">=3.11", **extras: list[str]) -> Path:
+    options = "".join(f"{name} = {json.dumps(pins)}\n" for name, pins in extras.items())
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "x"\nrequires-python = "{python}"\ndependencies = {json.dumps(dependencies)}\n'
+                                           f"[project.optional-dependencies]\n{options}")
+    return folder
+
+
+def by_topic(findings) -> dict:
+    return {f.topic: f for f in findings}
+
+
+def test_pins(tmp_path, monkeypatch):
+    have = {"torch": "2.13.0+cpu", "numpy": "2.0.0", "pytest": "9.0"}
+
+    def version(name: str) -> str:
+        if name not in have:
+            raise doctor.PackageNotFoundError(name)
+        return have[name]
+
+    monkeypatch.setattr(doctor, "version", version)
+    found = by_topic(doctor.versions(project(tmp_path, "torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", test=["pytest==9.2.0"], book=["sphinx==9.0.4"])))
+    assert found["packages"].level == "problem" and "./run_all.sh" in found["packages"].remedy
+    assert "2 of 3 not as pinned: numpy 2.0.0 instead of 2.4.6, scipy missing instead of 1.17.1" in found["packages"].text
+    assert found["extra test"].level == "note" and "pytest 9.0 instead of 9.2.0" in found["extra test"].text
+    assert "not installed: book" in found["extras"].text and found["extras"].level == "ok"
+    have |= {"numpy": "2.4.6", "scipy": "1.17.1"}
+    assert by_topic(doctor.versions(tmp_path))["packages"].level == "ok"
+
+
+def test_python_and_a_folder_without_pins(tmp_path):
+    found = by_topic(doctor.versions(project(tmp_path, python=">=99.1")))
+    assert found["Python"].level == "problem" and ">=99.1" in found["Python"].text
+    assert doctor.versions(tmp_path / "elsewhere")[0].level == "problem"
+
+
+def test_a_healthy_machine(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "versions", lambda root: [doctor.Finding("packages", "22 as pinned")])
+    code, out = run(capsys, "--profile", "mini")
+    assert code == 0 and out.rstrip().endswith("0 problems")
+    for topic in ("memory", "device", "threads", "store", "output"):
+        assert line(out, topic)
+    assert "hub" not in out, "mini needs nothing from it"
+
+
+def test_a_violated_pin_is_the_exit_status(capsys, monkeypatch):
+    true = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: "0.0.1" if name == "pandas" else true(name))
+    code, out = run(capsys, "--profile", "mini")
+    assert code == 1 and line(out, "packages").startswith("! ") and "pandas 0.0.1 instead of" in out and "1 problem: packages" in out
+
+
+def test_folders_that_cannot_be_written(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "file" / "store"))
+    code, out = run(capsys, "--profile", "mini")
+    assert code == 1 and line(out, "store").startswith("! ") and "is a file" in line(out, "store") and "MERGELIB_STORE" in line(out, "store")
+    assert not line(out, "output").startswith("! ")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_disks_that_take_nothing(capsys, monkeypatch, number):
+    """Read-only or quite full: what matters is whether bytes arrive, not what permissions say."""
+    true = tempfile.TemporaryFile
+
+    class Failing:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, _):
+            raise OSError(number, "planted")
+
+    store = str(paths.store_root().parent)
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", lambda dir: Failing() if str(dir) == store else true(dir=dir))
+    code, out = run(capsys, "--profile", "mini")
+    assert code == 1 and "planted" in line(out, "store") and line(out, "output").startswith("  ")
+    assert not list(Path(store).glob("tmp*"))
+
+
+def test_little_room(capsys, monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**8}))
+    _, out = run(capsys, "--profile", "mini")
+    assert line(out, "store").startswith("? ") and "0.2 GB free" in line(out, "store") and "make room" in line(out, "store")
+
+
+def test_room_for_what_is_still_to_come(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**9}))
+    assert by_topic(doctor.folders(["paper"]))["hub cache"].level == "ok", "sizes are not known yet"
+    weights = lock.FileFacts(path="model.safetensors", size=3 * 10**9, sha256="0" * 64)
+    lock.add(tmp_path / "lock.json", "t5-large", lock.LockedEntry(id="google-t5/t5-large", revision="a" * 40, files={"model.safetensors": weights}))
+    found = by_topic(doctor.folders(["paper"]))["hub cache"]
+    assert found.level == "note" and "3.0 GB are still to come" in found.text and "HF_HOME" in found.remedy
+
+
+def test_what_is_not_cached(capsys, monkeypatch):
+    from huggingface_hub import constants
+
+    _, out = run(capsys, "--profile", "paper")
+    assert f"paper needs {len(needed('paper'))} data sets and repositories, 0 cached" in line(out, "hub")
+    assert "data fetch --profile paper" in out and re.search(r"^tab02_main +\?$", out, re.M)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    _, out = run(capsys, "--profile", "paper")
+    assert "HF_HUB_OFFLINE is not set" in line(out, "hub") and re.search(r"^tab02_main +no$", out, re.M)
+    assert "tab02 (needs what is not cached, and offline mode is on)" in out
+
+
+def test_online_asks(capsys, monkeypatch):
+    from mergelib.hub import sources
+
+    monkeypatch.setattr(sources.Source, "to_fetch", lambda self: (2, 3_000_000, 1_000_000))
+    _, out = run(capsys, "--profile", "paper", "--online")
+    assert out.count("2 files, 3.00 MB, of which 1.00 MB to be downloaded") == len(needed("paper"))
+
+
+def test_notebooks_and_minutes(capsys):
+    _, out = run(capsys)
+    head, *rows = [r for r in out.splitlines() if re.match(r"notebook |\w+_\w+ ", r)]
+    assert head.split()[1:] == profile_names() and [r.split()[0] for r in rows] == [i.id for i in runner.manifest()]
+    for item, row in zip(runner.manifest(), rows, strict=True):
+        for profile, cell in zip(profile_names(), row.split()[1:], strict=True):
+            lacks = runner.lacking(item, profile)
+            assert cell == ("no" if lacks else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"), (item.id, profile)
+    assert "give --text-dir DIR and --image-dir DIR" in next(r for r in out.splitlines() if r.startswith("real:"))
+
+
+def test_a_broken_lock_file_is_named(capsys, tmp_path):
+    (tmp_path / "lock.json").write_text("{")
+    code = cli.main(["doctor", "--profile", "paper"])
+    said = capsys.readouterr()
+    assert code and "is no lock file" in said.out + said.err
