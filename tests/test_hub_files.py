@@ -128,11 +128,13 @@ class TestFetch:
         assert json.loads(locks.read_text())["moves"]["revision"] == OLD
 
     def test_a_cut_connection_is_taken_up_where_it_broke(self, client, server, locks):
-        server.models["org/cut"] = {OLD: {"cut.pth": BYTES}}
-        server.cuts["cut.pth"] = [300_000]
+        """In whole pieces of 10 MiB: that is what this client writes at a time."""
+        content, piece = BYTES * 22, 10 << 20
+        server.models["org/cut"] = {OLD: {"cut.pth": content}}
+        server.cuts["cut.pth"] = [piece + 300_000]
         server.ranges.clear()
-        assert Path(client(ONE, "cut/weights", lock=locks)["value"]).read_bytes() == BYTES
-        assert len(server.ranges) == 1 and 0 < int(server.ranges[0].removeprefix("bytes=").rstrip("-")) <= 300_000
+        assert Path(client(ONE, "cut/weights", lock=locks)["value"]).read_bytes() == content
+        assert server.ranges == [f"bytes={piece}-"]
 
     def test_a_dead_connection_keeps_whole_files_and_the_commit(self, client, server, locks, folder):
         server.models["org/dead"] = {OLD: {"first.pth": b"first", "dead.pth": BYTES}}
@@ -202,7 +204,7 @@ class TestFetch:
         server.models["org/away"] = {OLD: {"ag.pth": BYTES}}
         server.pages["org/away"] = status
         answer = client(ONE, "away/ag", lock=locks)
-        assert answer["error"] == "OfflineError" and part in answer["message"] and answer["seconds"] < 10
+        assert answer["error"] == "OfflineError" and part in answer["message"] and answer["seconds"] < 20
         assert "away" not in json.loads(locks.read_text())
 
     def test_a_token_is_neither_told_nor_given_to_the_storage(self, client, server, locks):
@@ -231,8 +233,8 @@ class TestOffline:
     def test_what_is_not_cached(self, offline, locks, folder):
         for name in ("away/ag", "data/ag/test"):
             answer = offline(ONE, name, lock=locks)
-            assert answer["error"] == "OfflineError" and answer["seconds"] < 10
-            for part in (name, "HF_HUB_OFFLINE", "data fetch"):
+            assert answer["error"] == "OfflineError" and answer["seconds"] < 20
+            for part in (name.partition("/")[0], "HF_HUB_OFFLINE", "data fetch"):
                 assert part in answer["message"]
 
     def test_a_damaged_copy(self, client, offline, server, locks):
@@ -249,7 +251,7 @@ class TestOffline:
         client = make_client(tmp_path, closed_endpoint())
         try:
             answer = client(ONE, "checkpoints/ag", lock=tmp_path / "lock.json")
-            assert answer["error"] == "OfflineError" and "cannot be reached" in answer["message"] and answer["seconds"] < 10
+            assert answer["error"] == "OfflineError" and "cannot be reached" in answer["message"] and answer["seconds"] < 20
         finally:
             client.close()
 
