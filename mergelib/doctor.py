@@ -19,6 +19,7 @@ from typing import Any, Literal
 from . import paths
 
 FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 parameters and more, on full-size data
+MARKS = {"ok": " ", "note": "?", "problem": "!"}
 LITTLE = 1e9  # bytes free below which a run may well end early; the store of a whole mini run is a tenth of it
 
 
@@ -41,19 +42,23 @@ def register(commands: Any) -> None:
 
 
 def command_doctor(args: argparse.Namespace) -> int:
-    from .profiles import load_profile, profile_names  # imports torch
+    found = versions(paths.root())
+    tables: list[str] = []
+    try:
+        from .profiles import load_profile, profile_names  # imports torch
 
-    profiles = [args.profile] if args.profile else profile_names()
-    for name in profiles:
-        load_profile(name)
-    hub = hub_findings(profiles, online=args.online)
-    findings = [*versions(paths.root()), *machine(profiles), *folders(profiles), *hub]
-    for f in findings:
-        print(f"{ {'ok': '  ', 'note': '? ', 'problem': '! '}[f.level]}{f.topic:<12} {f.text}{f'. {f.remedy}' if f.remedy else ''}")
-    print()
-    print("\n".join(notebooks(profiles)))
-    problems = [f for f in findings if f.level == "problem"]
-    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(f.topic for f in problems)}")
+        profiles = [args.profile] if args.profile else profile_names()
+        for name in profiles:
+            load_profile(name)
+        found += [*machine(profiles), *folders(profiles), *hub_findings(profiles, online=args.online)]
+        tables = notebooks(profiles)
+    except ImportError as error:  # what is missing was told already
+        found.append(Finding("the rest", f"cannot be looked at: {error}", "problem", "Install the packages first"))
+    for f in found:
+        print(f"{MARKS[f.level]} {f.topic:<12} {f.text}{f'. {f.remedy}' if f.remedy else ''}")
+    print("\n".join(["", *tables]))
+    problems = [f.topic for f in found if f.level == "problem"]
+    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(problems)}")
     return 1 if problems else 0
 
 
@@ -204,7 +209,7 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
             continue
         if not sources:
             continue
-        said = f"{profile} needs {len(sources)} data sets and repositories, {len(sources) - len(lacking)} cached"
+        said = f"{profile} needs {len(sources)} things from the hub, {len(sources) - len(lacking)} cached"
         remedy = f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(lacking)}" if lacking else ""
         if lacking and constants.is_offline_mode():
             remedy += ", where there is a network and HF_HUB_OFFLINE is not set"
@@ -242,12 +247,12 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         waits = [s.name for s in needed(profile) if not s.is_cached()]
         stuck = bool(waits) and constants.is_offline_mode()
         local = {t.modality for v in ("", *variant_names(profile)) if (t := load_profile(profile, variant=v).tasks).source == "local"}
-        cells[profile], cannot = {}, []
+        cells[profile], cannot = {}, {}
         for item in items:
             reads = [n for n in ("text_dir", "image_dir") if n in declared_parameters(item.path)]
-            why = f"needs {', '.join(short)}" if (short := lacking(item, profile)) else "needs what is not cached, and offline mode is on" if stuck and reads else ""
+            why = f"without {', '.join(short)}" if (short := lacking(item, profile)) else "not cached, and offline mode is on" if stuck and reads else ""
             if why:
-                cannot.append(f"{item.id.split('_')[0]} ({why})")
+                cannot.setdefault(why, []).append(item.id.split("_")[0])
             cells[profile][item.id] = "no" if why else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
         able = [i for i in items if cells[profile][i.id] != "no"]
         timed = [i.minutes[profile] for i in able if profile in i.minutes]
@@ -256,8 +261,8 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
             flags = {"text": "--text-dir DIR", "image": "--image-dir DIR"}
             line += f"; give {' and '.join(flags[m] for m in sorted(local, reverse=True))}"
         if waits and not stuck:
-            line += f"; downloads {len(waits)} data sets and repositories first"
-        below.append(line + (f". Not: {'; '.join(cannot)}" if cannot else ""))
+            line += f"; first downloads {', '.join(waits)}"
+        below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
     head = "".join(f"{p:>8}" for p in profiles)
     table = [f"{i.id:<{width}}" + "".join(f"{cells[p][i.id]:>8}" for p in profiles) for i in items]
     return [f"{'notebook':<{width}}{head}", *table, "Minutes from an empty store on two cores (mergelib/manifest.yaml); ?: not measured.", "", *below]

@@ -51,10 +51,11 @@ def imports(path: Path) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow and huggingface_hub (datasets), nbclient (papermill)."""
+    """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow and huggingface_hub (datasets), nbclient (papermill),
+    psutil (ipykernel)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
     declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
-        "mergelib", "tokenizers", "threadpoolctl", "pyarrow", "huggingface_hub", "nbclient", "jupyter_client"}
+        "mergelib", "tokenizers", "threadpoolctl", "pyarrow", "huggingface_hub", "nbclient", "jupyter_client", "psutil"}
     for path in SOURCES:
         extra = {"sphinx"} if path.parent.name == "book" else set()  # the book's own extra
         for name in imports(path) - sys.stdlib_module_names - extra:
