@@ -67,13 +67,14 @@ def solve_head(features: Tensor, labels: Tensor, n_classes: int, ridge: float = 
     return Head(weight.float(), (y.mean(0) - weight @ mean).float())
 
 
-def write_stand_in(folder: Path, *, rows: int, k: int = 5, tasks: Sequence[str] = TASK_NAMES, shape: dict[str, int] = BERT_BASE,
+def write_stand_in(folder: Path, *, rows: int, k: int = 5, tasks: Sequence[str] = TASK_NAMES, shape: dict[str, int] | None = None,
                    max_length: int = 256, device: torch.device | str = "cpu", seed: int = 0) -> None:
     """``base/``, ``checkpoints/<task>.pth`` and ``<task>/{train,test}.csv`` with ``rows`` test rows each, as the authors publish them."""
     from transformers import BertConfig, BertModel
 
     from mergelib.pretraining.bert import tokenizer_from_vocab
 
+    shape = shape or BERT_BASE
     torch.manual_seed(seed)
     config = BertConfig(vocab_size=shape["vocabulary"], hidden_size=shape["width"], num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
                         intermediate_size=4 * shape["width"], max_position_embeddings=shape["positions"])
@@ -181,14 +182,14 @@ def compare_precisions(study: Study, encoders: Sequence[str]) -> None:
         print("bf16: not measured, this device emulates it")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=64, help="test rows a task; the published files have 7,600")
     parser.add_argument("-k", type=int, default=5, help="shots per class")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES))
     parser.add_argument("--layers", type=int, default=BERT_BASE["layers"], help="fewer for a machine without GPU")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device, sizes = pick_device(args.device), {"rows": args.rows, "k": args.k, "tasks": args.tasks}
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}; {len(args.tasks)} tasks, {args.rows} test rows each, BERT of {args.layers} layers x {BERT_BASE['width']}")

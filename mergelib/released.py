@@ -100,24 +100,32 @@ def released_encoder(encoder: TextEncoder) -> ReleasedEncoder:
 # ---- files --------------------------------------------------------------------------------------------------------------
 
 
-def released_file(file: str, folder: str) -> Path:
-    """``checkpoints/<task>.pth`` or ``<task>/{train,test}.csv`` in ``folder``. Raises ``DataError`` where it is missing."""
+def released_checkpoint(task: str, folder: str) -> Path:
+    """``checkpoints/<task>.pth`` in ``folder``, or, without a folder, from the hub. Raises ``DataError`` where it is missing, and what
+    ``mergelib.hub.fetch_file`` raises."""
+    return _file(f"checkpoints/{task}.pth", f"released_checkpoints/{task}", folder)
+
+
+def _file(path: str, entry: str, folder: str) -> Path:
     if not folder:
-        raise ConfigError("released_dir: name the folder that holds the released <task>/{train,test}.csv and checkpoints/<task>.pth.")
-    path = Path(folder).expanduser() / file
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise DataError(f"No {path}. Beside it: {first_five(there) if there else 'nothing'}.")
-    return path
+        from .hub import fetch_file
+
+        return fetch_file(entry)
+    found = Path(folder).expanduser() / path
+    if not found.is_file():
+        there = sorted(p.name for p in found.parent.iterdir()) if found.parent.is_dir() else []
+        raise DataError(f"No {found}. Beside it: {first_five(there) if there else 'nothing'}.")
+    return found
 
 
 def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Split]:
-    """Label names, train and test split of a released task: 1-based labels, the text in column 2 (counted from 0), empty texts kept.
+    """Label names, train and test split of a released task, from ``folder`` or, without one, from the hub.
 
-    Classes are numbers here: the files number them by first appearance and carry no names. Raises ``DataError`` for a file that is missing
-    or cannot be read, and a label outside the task's range.
+    Labels are 1-based, the text stands in column 2 (counted from 0), empty texts are kept. Classes are numbers here: the files number them by
+    first appearance and carry no names. Raises ``DataError`` for a file that is missing or cannot be read and a label outside the task's
+    range, and what ``mergelib.hub.fetch_file`` raises.
     """
-    paths = {split: released_file(f"{task}/{split}.csv", folder) for split in ("train", "test")}
+    paths = {split: _file(f"{task}/{split}.csv", f"released_data/{task}/{split}", folder) for split in ("train", "test")}
     splits = {split: read_csv(path, text_column=TEXT_COLUMN, keep_empty=True) for split, path in paths.items()}
     n_classes = len(LABEL_NAMES[task])
     for split, rows in splits.items():

@@ -266,7 +266,7 @@ class Study:
 
     def _take_released(self, task: Task) -> None:
         """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its classes otherwise than the data."""
-        path = released.released_file(f"checkpoints/{task.name}.pth", self.profile.released_dir)
+        path = released.released_checkpoint(task.name, self.profile.released_dir)
         expert = released.load_checkpoint(path, task.name, self.base_state, self.encoder.width, task.n_classes)
         self._experts[task.name] = replace(expert, info=expert.info | {"state_digest": state_digest(expert.state)})
         try:

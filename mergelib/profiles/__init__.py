@@ -175,7 +175,7 @@ class Profile(_Section):
     # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never published. Absent from dumps by default.
     experts: Literal["trained", "released"] = Field("trained", exclude_if=lambda v: v == "trained")
     multi_task: Literal["trained", "paper only"] = Field("trained", exclude_if=lambda v: v == "trained")
-    released_dir: str = Field("", exclude_if=lambda v: not v)  # <task>/{train,test}.csv and checkpoints/<task>.pth, as published
+    released_dir: str = Field("", exclude_if=lambda v: not v)  # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
     note: str = Field("", exclude_if=lambda v: not v)  # what a reader of any number from it must know
     tasks: TaskSettings
     encoder: EncoderSettings
