@@ -327,7 +327,7 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
     rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
             **({"note": p.note} if p.note else {}), "device": study.device.type,
             "training": f"{p.train_config(p.fine_tuning, study.device).precision}, {p.threads} threads",
-            **({"experts": "released checkpoints"} if p.experts == "released" else {}),
+            **({"experts": "released checkpoints, their classes' order checked on validation rows"} if p.experts == "released" else {}),
             **({"preprocessing": p.encoder.preprocessing} if p.encoder.preprocessing != "default" else {}),
             "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
             "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in methods or study.methods
