@@ -122,7 +122,7 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
 
 def stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Several score tables as one; an empty one for none."""
-    return pd.concat([pd.DataFrame(), *frames], ignore_index=True)
+    return pd.concat([pd.DataFrame(), *(f for f in frames if len(f))], ignore_index=True)  # a frame without rows has no dtypes to give
 
 
 def average_of(summary: pd.DataFrame, encoder: str, protocol: str = "current", k: int | None = None,

@@ -191,7 +191,7 @@ def test_the_classifiers_steps_are_the_restatements(paper):
 # ---- preprocessing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mask", "padding"), itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize(("mask", "padding"), list(itertools.product((False, True), repeat=2)))
 def test_mask_and_padding_do_what_they_say(paper, folder, mask, padding):
     encoder = replace(paper.encoder, mask=mask, padding_in_mean=padding)
     texts = ["Short.", "", *paper.task("ag").test.inputs[:2]]
@@ -332,7 +332,7 @@ class Trap:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda o, path: path.write_bytes(pickle.dumps(o))])
+@pytest.mark.parametrize("save", [torch.save, lambda o, path: path.write_bytes(pickle.dumps(o, protocol=2))])
 def test_a_checkpoint_with_code_is_not_run(paper, folder, tmp_path, save):
     path = tmp_path / "ag.pth"
     save(published(folder, "ag") | {"bert.trap": Trap(tmp_path / "trapped")}, path)
