@@ -525,6 +525,7 @@ def _settings(study: Study) -> dict[str, Any]:
     settings = study.profile.model_dump(mode="json")
     settings["tasks"]["text_dir"] = ""
     settings["tasks"].pop("image_dir", None)
+    settings.pop("released_dir", None)
     settings["encoder"]["base"] = Path(study.profile.encoder.base).name
     return settings
 

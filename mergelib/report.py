@@ -122,7 +122,7 @@ def beside_paper(summary: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
 
 def stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Several score tables as one; an empty one for none."""
-    return pd.concat([pd.DataFrame(), *frames], ignore_index=True)
+    return pd.concat([pd.DataFrame(), *(f for f in frames if len(f))], ignore_index=True)  # a frame without rows has no dtypes to give
 
 
 def average_of(summary: pd.DataFrame, encoder: str, protocol: str = "current", k: int | None = None,
@@ -327,6 +327,8 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
     rows = {"profile": p.name, "base model": p.backbone, "overrides": public_overrides(study.overrides) or "none",
             **({"note": p.note} if p.note else {}), "device": study.device.type,
             "training": f"{p.train_config(p.fine_tuning, study.device).precision}, {p.threads} threads",
+            **({"experts": "released checkpoints, their classes' order checked on validation rows"} if p.experts == "released" else {}),
+            **({"preprocessing": p.encoder.preprocessing} if p.encoder.preprocessing != "default" else {}),
             "seeds of the draws": ", ".join(map(str, p.protocols.seeds)), "FT-Classifier preset": p.protocols.ft_preset,
             "lambda": ", ".join(f"{short_label(m)} {study.lam(m)}" for m in methods or study.methods
                                 if study.lam(m) is not None),
@@ -337,7 +339,7 @@ def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
 
 def public_overrides(overrides: dict) -> dict:
     """Overrides without the places of files on this machine."""
-    return {k: v for k, v in overrides.items() if k not in ("tasks.text_dir", "tasks.image_dir", "encoder.base")}
+    return {k: v for k, v in overrides.items() if k not in ("tasks.text_dir", "tasks.image_dir", "encoder.base", "released_dir")}
 
 
 def alt_protocols(summary: pd.DataFrame, study: Study, k: int) -> str:

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import distributed, paths
+from . import distributed, paths, released
 from .clusters import tsne
 from .encoders import Encoder, encoder_state, load_state
-from .errors import ConfigError, MissingShotsError, UnknownNameError
+from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract, pick_device
 from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
@@ -166,6 +166,12 @@ class Study:
 
     @cached_property
     def _foundation(self) -> Foundation:
+        found = self._loaded_or_made()
+        if self.profile.encoder.preprocessing == "released":  # of miniature encoders, too: pre-trained as ever, then read otherwise
+            return replace(found, encoder=released.released_encoder(found.encoder))
+        return found
+
+    def _loaded_or_made(self) -> Foundation:
         settings, tasks = self.profile.encoder, list(self.tasks.values())
         recipe = RECIPES[settings.kind]
         if settings.base:
@@ -237,6 +243,8 @@ class Study:
     def train(self, name: str) -> Path:
         """Fine-tune a task's expert, or ``"multi_task"``, unless the store has it; returns its folder there and keeps no weights in
         memory. Under torchrun every process must call it, in the same order."""
+        if self.profile.experts == "released" and name != MULTI_TASK:
+            raise ConfigError(f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts to trained to fine-tune it here.")
         step, names, factor = ("multi_task", list(self.tasks), len(self.tasks)) if name == MULTI_TASK else ("fine_tune", [name], 1)
         self._fine_tuned(step, names, steps_factor=factor)
         return self.store.folder(step, self._fine_tuned_key(step, names, factor))
@@ -248,9 +256,25 @@ class Study:
         return Expert(name, state, head, made.info)
 
     def expert(self, task: str) -> Expert:
-        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split."""
-        return self._experts[task] if task in self._experts else self._experts.setdefault(
-            task, self._unpack(self._fine_tuned("fine_tune", [task]), task))
+        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released checkpoint where the profile says so."""
+        if task not in self._experts:
+            if self.profile.experts == "released":
+                self._take_released(self.task(task))
+            else:
+                self._experts[task] = self._unpack(self._fine_tuned("fine_tune", [task]), task)
+        return self._experts[task]
+
+    def _take_released(self, task: Task) -> None:
+        """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its classes otherwise than the data."""
+        path = released.released_checkpoint(task.name, self.profile.released_dir)
+        expert = released.load_checkpoint(path, task.name, self.base_state, self.encoder.width, task.n_classes)
+        self._experts[task.name] = replace(expert, info=expert.info | {"state_digest": state_digest(expert.state)})
+        try:
+            predicted = expert.head.logits(self.features(FINE_TUNED, task.name, "validation")).argmax(-1)
+            released.check_label_order(predicted, task.validation.labels, task, "validation")
+        except DataError:
+            del self._experts[task.name]
+            raise
 
     @cached_property
     def _experts(self) -> dict[str, Expert]:
@@ -260,8 +284,15 @@ class Study:
         """One expert per task, in the profile's order."""
         return [self.expert(name) for name in self.tasks]
 
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The encoders that are trained beside the experts: multi-task learning, or none where the profile leaves it to the paper."""
+        return (MULTI_TASK,) if self.profile.multi_task == "trained" else ()
+
     @cached_property
     def _multi_task(self) -> Artifact:
+        if not self.baselines:
+            raise ConfigError("Multi-task learning is paper only in this profile: no checkpoint of it was published. Set multi_task to trained.")
         return self._fine_tuned("multi_task", list(self.tasks), steps_factor=len(self.tasks))
 
     def head(self, encoder: str, task: str) -> Head:

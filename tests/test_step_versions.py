@@ -35,23 +35,24 @@ def constants(module: ModuleType) -> list[Any]:
 
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
-    from mergelib import encoders, experts, features, merging, protocols, study, training, types, vision
+    from mergelib import encoders, experts, features, merging, protocols, released, study, training, types, vision
     from mergelib.pretraining import bert, clip, t5, vit
     from mergelib.protocols import current
     from mergelib.study import Study
 
     tokens = [encoders.TextEncoder.prepare, encoders.TextEncoder.collate, encoders.TextEncoder.module, encoders.encoder_class]
+    pooled = [encoders.PooledEncoder, released.ReleasedPooling, released.ReleasedEncoder, *tokens]
     fine_tune = [experts.EncoderWithHeads, experts.TrainRows, experts.fine_tune, training.train, training.TrainConfig,
-                 encoders.PooledEncoder, encoders.encoder_state, *tokens]
+                 encoders.encoder_state, *pooled]
     # Every file of protocols but the ladder, which is a step of its own; a new file counts without being listed.
     files = {m.name: importlib.import_module(f"mergelib.protocols.{m.name}") for m in pkgutil.iter_modules(protocols.__path__)}
     ladder = files.pop("alignment", None)
     # Every family of methods; the streaming forms make merges on disk, which are no step of the store.
     families = [importlib.import_module(f"mergelib.merging.{m.name}") for m in pkgutil.iter_modules(merging.__path__) if m.name != "streaming"]
-    extract = [encoders.PooledEncoder, encoders.load_state, features.extract, *tokens]
+    extract = [encoders.load_state, features.extract, *pooled]
     # Data that a method sees passes through the pool, the tokenizer and the pooled encoder.
     merging_code = [f for module in families for f in defined_in(module)] + [
-        Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, encoders.PooledEncoder, *tokens]
+        Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, *pooled]
     found = {
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
         "pretrain_t5": [*defined_in(t5), t5.EMBEDDING_SCALE, bert.corpus_pieces, bert.words_by_frequency, bert.corpus_key, bert.tokenizer_vocab, bert.text_recipe, encoders.encoder_state,

@@ -27,7 +27,7 @@ class _Section(BaseModel):
 class TaskSettings(_Section):
     """Where tasks come from and how many rows each split has."""
 
-    source: Literal["miniature", "local", "hub"]
+    source: Literal["miniature", "local", "hub", "released"]  # released: the authors' own CSV files, mergelib/released.py
     names: tuple[str, ...] = TASK_NAMES
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
@@ -74,6 +74,8 @@ class EncoderSettings(_Section):
     kind: Literal["bert", "t5", "clip", "vit"] = Field("bert", exclude_if=lambda v: v == "bert")
     base: str = ""
     revision: str | None = None
+    # released: as the authors' code reads texts, mergelib/released.py. Absent from dumps where it says nothing.
+    preprocessing: Literal["default", "released"] = Field("default", exclude_if=lambda v: v == "default")
     max_length: int = Field(gt=2)
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)
@@ -88,6 +90,8 @@ class EncoderSettings(_Section):
     def _whole(self):
         if self.kind != "vit" and self.pretraining and self.pretraining.documents is None:
             raise ValueError("pretraining.documents: say how many documents the corpus has")
+        if self.preprocessing == "released" and (self.kind != "bert" or self.max_length < 4):
+            raise ValueError("preprocessing: the released one is a bert's, and needs 4 positions")
         if self.kind in IMAGE_KINDS and not (self.image_size and (self.base or self.patch_size)):
             raise ValueError(f"image_size, patch_size: a {self.kind} needs both")
         return self
@@ -168,6 +172,10 @@ class Profile(_Section):
     processes: int = Field(1, gt=0, exclude_if=lambda v: v == 1)  # that fine-tune together under torchrun; the store's key says so
     judged: bool = True  # quick prints its claims without a verdict: it is too small to mean anything
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
+    # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never published. Absent from dumps by default.
+    experts: Literal["trained", "released"] = Field("trained", exclude_if=lambda v: v == "trained")
+    multi_task: Literal["trained", "paper only"] = Field("trained", exclude_if=lambda v: v == "trained")
+    released_dir: str = Field("", exclude_if=lambda v: not v)  # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
     note: str = Field("", exclude_if=lambda v: not v)  # what a reader of any number from it must know
     tasks: TaskSettings
     encoder: EncoderSettings
@@ -181,6 +189,12 @@ class Profile(_Section):
     def _one_modality(self):
         if (self.tasks.modality == "image") != (self.encoder.kind in IMAGE_KINDS):
             raise ValueError(f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode {self.tasks.modality}s")
+        return self
+
+    @model_validator(mode="after")
+    def _published(self):
+        if self.experts == "released" and (self.encoder.kind != "bert" or not self.encoder.base):
+            raise ValueError("experts: the released ones are BERTs and need encoder.base, the model that they were fine-tuned from")
         return self
 
     def of_zoo(self) -> Profile:

@@ -101,6 +101,11 @@ def load_task(name: str, profile: Profile) -> Task:
         splits = hub_splits(name, n_train=sizes.n_train + sizes.n_validation, n_test=sizes.n_test)
         return build_task(name, *splits, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test,
                           source="hub")
+    if sizes.source == "released":
+        from ..released import released_splits
+
+        return build_task(name, *released_splits(name, profile.released_dir), n_train=sizes.n_train, n_validation=sizes.n_validation,
+                          n_test=sizes.n_test, source="released CSV files")
     if sizes.modality == "image":
         from .parquet import LAYOUT, parquet_splits
 

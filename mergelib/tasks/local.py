@@ -37,12 +37,12 @@ def find_csv(folder: Path, split: str) -> Path:
     raise DataError(f"No {split}.csv or {split}.csv.gz in {folder}. Expected <text-dir>/<task>/{{train,test}}.csv[.gz].")
 
 
-def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = None) -> Split:
+def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = None, keep_empty: bool = False) -> Split:
     """Labels and texts of one CSV: no header, 1-based integer label first, text in column 2 (counted from 0) of three,
     in column 1 of two; any other number of columns needs ``text_column``. Plain or gzipped UTF-8.
 
     Texts such as "null" or "NA" are texts. ``limit`` keeps the first rows. Raises ``DataError`` with file and line number
-    for an empty or unreadable row, a label that is no positive integer, or a missing column.
+    for an empty or unreadable row, a label that is no positive integer, a missing column, or, unless ``keep_empty``, an empty text.
     """
     labels, texts = [], []
     n_columns = None
@@ -72,7 +72,7 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
                                     "and there is no header.") from None
                 if not 1 <= label <= MAX_CLASSES:
                     raise DataError(f"{where}: label {str(label)[:20]}; labels count from 1 to at most {MAX_CLASSES}.")
-                if not row[column].strip():
+                if not (keep_empty or row[column].strip()):
                     raise DataError(f"{where}: the text is empty; remove the row or choose another --text-column.")
                 labels.append(label - 1)
                 texts.append(row[column])
