@@ -18,11 +18,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from .clusters import label_purity, source_purity
-from .errors import MissingShotsError, UnknownNameError
+from .documents import parse_yaml, read_text
+from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
 from .ladder import aligned
 from .merging import get_method
 from .protocols import get_protocol
@@ -34,9 +35,43 @@ OPERATORS: dict[str, Callable] = {">=": operator.ge, "<=": operator.le, ">": ope
 
 
 @cache
-def load_claims(path: Path = CLAIMS_FILE) -> dict[str, dict]:
-    """Claims by id, as given in the file."""
-    return {c["id"]: c for c in yaml.safe_load(path.read_text())["claims"]}
+def load_claims(path: Path = CLAIMS_FILE) -> dict[str, dict[str, str]]:
+    """Claims by id, as given in the file. Raises ``ConfigError`` for a file or claim that cannot be read."""
+    return read_claims(read_text(path, path.name), path.name)
+
+
+class Claim(BaseModel):
+    """One entry of ``claims.yaml``; ``threshold`` and ``needs`` end in a comparison with a number."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str
+    source: str
+    says: str
+    metric: str
+    threshold: str
+    needs: str | None = None
+
+
+def read_claims(text: str, where: str = CLAIMS_FILE.name) -> dict[str, dict[str, str]]:
+    """The same from a text."""
+    raw = parse_yaml(text, where)
+    if not isinstance(raw, dict) or not isinstance(raw.get("claims"), list):
+        raise ConfigError(f"{where}: a mapping with a list 'claims' is needed.")
+    found: dict[str, dict[str, str]] = {}
+    for i, entry in enumerate(raw["claims"]):
+        try:
+            claim = Claim.model_validate(entry).model_dump(exclude_none=True)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            who = shortened(entry.get("id", f"claim {i}") if isinstance(entry, dict) else f"claim {i}")
+            raise ConfigError(f"{where}, {who}: {shortened('.'.join(map(str, first['loc'])) or 'entry')}: {first['msg']}.") from error
+        if claim["id"] in found:
+            raise ConfigError(f"{where}: two claims are called '{shortened(claim['id'])}'.")
+        for key in ("threshold", "needs"):
+            if key in claim:
+                parse_condition(claim[key])
+        found[claim["id"]] = claim
+    return found
 
 
 def claims_hash(path: Path = CLAIMS_FILE) -> str:
@@ -50,7 +85,7 @@ def parse_condition(text: str) -> tuple[Callable, float]:
     text = re.sub(r"(>=|<=|>|<)\s*number of classes\s*$", r"\1 1", text)
     found = re.search(r"(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*$", text)
     if not found:
-        raise ValueError(f"claims.yaml: no comparison with a number at the end of {text!r}.")
+        raise ConfigError(f"claims.yaml: no comparison with a number at the end of '{shortened(text)}'.")
     return OPERATORS[found[1]], float(found[2])
 
 

@@ -6,10 +6,10 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from . import __version__, cluster, paths
 from .doctor import register as register_doctor
+from .documents import user_path
 from .errors import ConfigError, MergelibError
 from .hub.command import before_run as data_before_run
 from .hub.command import register as register_data
@@ -75,7 +75,8 @@ def command_run(args: argparse.Namespace) -> int:
     for name, value in (("text_dir", args.text_dir), ("image_dir", args.image_dir), ("base", args.base)):
         if value:
             # Notebooks run in their own folder: a path given here must not depend on where that is.
-            pairs.append(f"{name}={Path(value).expanduser().resolve() if Path(value).expanduser().exists() or name != 'base' else value}")
+            given = user_path(value)
+            pairs.append(f"{name}={given.resolve() if given.exists() or name != 'base' else value}")
     if args.publish and args.parameters:
         raise ConfigError("--publish goes with a profile as it is; leave -p out.")
     parameters = runner.parse_parameters(pairs, items)
@@ -135,4 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.function(args)
     except MergelibError as error:
         print(f"mergelib: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not paths.refused_by_disk(error):
+            raise
+        print(f"mergelib: {error}. Free space, or choose folders that you can write to (MERGELIB_STORE, MERGELIB_OUTPUT, TMPDIR).", file=sys.stderr)
         return 2

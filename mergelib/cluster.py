@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
-from .errors import ConfigError, UnknownNameError
+from .documents import parse_json
+from .errors import ConfigError, UnknownNameError, shortened
 
 
 def register(commands: Any) -> None:
@@ -29,12 +29,10 @@ def register(commands: Any) -> None:
 
 def parse_overrides(text: str) -> dict[str, Any]:
     """A JSON object of dotted profile values. Raises ``ConfigError`` for anything else."""
-    try:
-        overrides = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--overrides {text}: no JSON ({error}); write an object such as '{{\"fine_tuning.steps\": 100}}'.") from error
+    example = "write an object such as '{\"fine_tuning.steps\": 100}'"
+    overrides = parse_json(text, f"--overrides {shortened(text)} ({example})")
     if not isinstance(overrides, dict):
-        raise ConfigError(f"--overrides {text}: an object of dotted profile values is needed.")
+        raise ConfigError(f"--overrides {shortened(text)}: an object of dotted profile values is needed; {example}.")
     return overrides
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, OfflineError, StateDictError
+from .errors import ConfigError, OfflineError, StateDictError, shortened
 from .types import Inputs, State, digest, place
 
 
@@ -167,11 +168,11 @@ def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[
         config = AutoConfig.from_pretrained(base, **options)
         tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True, **options)
         model, loading = encoder_class(config).from_pretrained(base, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
-        from pathlib import Path
-
-        if Path(base).exists() or base.startswith((".", "/", "~")):
-            raise ConfigError(f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {error}") from error
+    except Exception as error:  # of a damaged folder: whatever transformers, tokenizers or safetensors first stumble over
+        if os.path.exists(base) or base.startswith((".", "/", "~")):
+            raise ConfigError(f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {shortened(str(error), 300)}") from error
+        if not isinstance(error, OSError | ValueError):
+            raise
         raise OfflineError(f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
                            f"local folder. ({error})") from error
     encoder = TextEncoder(config, tokenizer, max_length, source=base)

@@ -2,11 +2,24 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from reprlib import Repr
+
+_BRIEF = Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
+
+
+def shortened(value: object, width: int = 80) -> str:
+    """A value for a message, cut to ``width`` characters: what a document holds may be long, or unfold into far more than its text."""
+    try:
+        text = value if isinstance(value, str) else _BRIEF.repr(value)
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        text = f"a {type(value).__name__} too long to write"
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def first_five(names: Sequence[str]) -> str:
     """Names for a message: "a, b, c, d, e and 3 more"."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shortened, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class MergelibError(Exception):
@@ -17,10 +30,10 @@ class UnknownNameError(MergelibError, ValueError):
     """A profile, method, protocol, task, notebook or parameter that does not exist."""
 
     def __init__(self, what: str, name: object, known: Iterable[str]):
-        self.name, self.known = str(name), sorted(known)
+        self.name, self.known = shortened(name), sorted(map(str, known))
         close = get_close_matches(self.name.lower(), self.known, n=1, cutoff=0.0)
         hint = f" Nearest: '{close[0]}'." if close else ""
-        super().__init__(f"Unknown {what} '{name}'.{hint} Known: {', '.join(self.known) or 'none'}.")
+        super().__init__(f"Unknown {what} '{self.name}'.{hint} Known: {', '.join(self.known) or 'none'}.")
 
 
 class MissingShotsError(UnknownNameError):
@@ -50,5 +63,9 @@ class OfflineError(MergelibError, ConnectionError):
     """Something has to come from the hub and the hub cannot be reached."""
 
 
+class DeviceMemoryError(MergelibError, RuntimeError):
+    """A device's memory is too small, and a smaller batch does not help or would change the result."""
+
+
 class StoreError(MergelibError, OSError):
-    """The artifact store cannot be read or written."""
+    """The artifact store, or a file of results, cannot be read or written."""

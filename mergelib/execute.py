@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,10 +43,26 @@ class _Relay(logging.Handler):
             print(text, flush=True)
 
 
+def end_with(parent: int, grace: float = 10.0) -> None:
+    """End this process, its kernel first, as soon as ``parent`` is no longer its parent: a runner that is killed outright can end nothing,
+    and the next run would find the old notebook still at work."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(grace)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(source: str, target: str, parameters_file: str) -> int:
     """Execute ``source`` into ``target``; returns papermill's verdict as an exit code."""
     from papermill import PapermillExecutionError, execute_notebook
 
+    parent = os.getppid()
+    end_with(parent)
     cells = nbformat.read(source, as_version=4).cells
     headings = {i + 1: c.source.splitlines()[0].lstrip("# ") for i, c in enumerate(cells)
                 if c.cell_type == "markdown" and c.source.startswith("## ")}
@@ -57,6 +76,12 @@ def main(source: str, target: str, parameters_file: str) -> int:
                          autosave_cell_every=0)
     except PapermillExecutionError:
         return 1  # the runner shows the traceback from the saved notebook
+    except BaseException:
+        if os.getppid() != parent:  # the runner cannot take its own files away
+            for file in (Path(target), Path(parameters_file)):
+                file.unlink(missing_ok=True)
+            Path(target).parent.rmdir()
+        raise
     return 0
 
 

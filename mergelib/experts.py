@@ -69,7 +69,7 @@ def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: Trai
             inputs, labels, task = zip(*rows, strict=True)
             return {"batch": encoder.collate(inputs), "labels": torch.tensor(labels), "task": torch.tensor(task)}
 
-        info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc, optional_parts=len(tasks) > 1)
+        info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc, optional_parts=len(tasks) > 1, mean_over_rows=True)
     state = encoder_state(model.encoder)
     bad = not_finite(state)
     if bad:

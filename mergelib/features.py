@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from .encoders import Encoder
-from .errors import ConfigError
+from .errors import ConfigError, DeviceMemoryError
+from .memory import free_device_memory, out_of_memory
 from .progress import progress
 from .types import Inputs
 
@@ -34,14 +38,34 @@ def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, *, batch_size: i
     Inputs are batched by length, so little padding is computed; padding and batch mates change a feature by less than
     1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder in training mode, as the authors' code does
     while it fits a head; features are then random.
+
+    Where the device runs out of memory the batch is halved and the work goes on, with a warning. Raises ``DeviceMemoryError`` where one input
+    alone is too much.
     """
     prepared = encoder.prepare(inputs)
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
     model = model.to(device).train(dropout)
-    starts = range(0, len(order), batch_size)
-    for start in progress(starts, desc=desc) if desc else starts:
-        rows = order[start : start + batch_size]
-        batch = {k: v.to(device) for k, v in encoder.collate([prepared[i] for i in rows]).items()}
-        features[rows] = model(**batch).float().cpu()
+    done = 0
+    with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar:
+        while done < len(order):
+            rows = order[done : done + batch_size]
+            try:
+                batch = {k: v.to(device) for k, v in encoder.collate([prepared[i] for i in rows]).items()}
+                features[rows] = model(**batch).float().cpu()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if len(rows) == 1:
+                    raise DeviceMemoryError(f"One input alone does not fit into the memory of {device}: free some of it, shorten inputs "
+                                            "(encoder.max_length), or take device 'cpu'.") from error
+            else:
+                done += len(rows)
+                if bar is not None:
+                    bar.update(len(rows))
+                continue
+            batch_size = (len(rows) + 1) // 2
+            warnings.warn(f"Out of memory on {device} with {len(rows)} inputs at once; going on with {batch_size}. Set encoder.batch_size to "
+                          "that to be spared this.", UserWarning, stacklevel=2)
+            free_device_memory()
     return features

@@ -1,7 +1,16 @@
 """Where things are, found from the package so that a notebook works from any folder."""
 
+import errno
+import fcntl
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import StoreError
+
+REMEDY = "Free space, or choose a folder that you can write to: MERGELIB_OUTPUT moves figures/ and build/."
 
 
 def root() -> Path:
@@ -27,8 +36,51 @@ def build(profile: str) -> Path:
     return output_root() / "build" / profile
 
 
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is missing. Raises ``StoreError`` where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"Cannot make the folder {path}: {error}. {REMEDY}") from error
+    return path
+
+
+def refused_by_disk(error: Exception) -> bool:
+    """Whether ``error`` says that the disk is full, read-only or closed to this user; safetensors reports that as an error of its own."""
+    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+    code = error.errno if isinstance(error, OSError) else int(next(iter(re.findall(r"os error (\d+)", str(error))), 0))
+    return code in refusals
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
+    """Write under a temporary name, then rename: a reader never sees half a file, and what two runs write at once is one's or the
+    other's. Raises ``StoreError`` where it cannot be written; what was there before is left.
+
+    A killed process leaves ``<name>.tmp``, which the next writer of the file takes over.
+    """
     tmp = path.with_name(path.name + ".tmp")
-    tmp.write_bytes(content)
-    tmp.replace(path)
+    try:
+        with held(path.parent):
+            try:
+                tmp.write_bytes(content)
+                tmp.replace(path)
+            except BaseException:
+                tmp.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error}. {REMEDY}") from error
+
+
+@contextmanager
+def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """A lock on the folder itself, which leaves no file and ends with the process, however that ends. Gives whether it was got: not
+    where another process holds it and ``wait`` is off, nor on file systems that lock no folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        got = False
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            got = True
+        yield got
+    finally:
+        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -535,8 +536,7 @@ def save_files(fig: Figure, stem: str, profile: str, *, alt: str, data: Mapping[
     versions and the claims file's hash."""
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ConfigError(f"{stem}: alt text must be a sentence that states the finding, not {alt!r}.")
-    folder = paths.figures(profile)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = paths.make_folder(paths.figures(profile))
     files = {}
     for suffix, frame in data.items():
         files[f"{stem}{'_' + suffix if suffix else ''}.csv"] = frame.to_csv(
@@ -545,10 +545,11 @@ def save_files(fig: Figure, stem: str, profile: str, *, alt: str, data: Mapping[
                "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)}, "claims_file": claims_hash(),
                "data": sorted(files), **sidecar}
     files[f"{stem}.json"] = json.dumps(sidecar, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    for name, text in files.items():
-        paths.write_whole(folder / name, text.encode())
-    fig.savefig(folder / f"{stem}.pdf.tmp", format="pdf", metadata={"CreationDate": None, "Title": stem, "Subject": alt})
-    fig.savefig(folder / f"{stem}.png.tmp", format="png", metadata={"Description": alt, "Software": None})
-    for ending in ("pdf", "png"):
-        (folder / f"{stem}.{ending}.tmp").replace(folder / f"{stem}.{ending}")
+    contents = {name: text.encode() for name, text in files.items()}
+    for ending, metadata in (("pdf", {"CreationDate": None, "Title": stem, "Subject": alt}), ("png", {"Description": alt, "Software": None})):
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format=ending, metadata=metadata)
+        contents[f"{stem}.{ending}"] = drawn.getvalue()
+    for name, content in contents.items():
+        paths.write_whole(folder / name, content)
     return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()

@@ -6,7 +6,6 @@ in the middle and one at the end; padded to L = 256 positions, all of which are 
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .encoders import TextEncoder, architecture
-from .errors import ConfigError, DataError, StateDictError, UnsafeFileError, first_five
+from .errors import ConfigError, DataError, StateDictError, UnsafeFileError, first_five, shortened
 from .tasks.local import LABEL_NAMES, read_csv
 from .types import Expert, Head, Inputs, Split, State, Task, digest, not_finite
 
@@ -139,11 +138,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     than tensors in it, ``StateDictError`` for a damaged file or another object."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise StateDictError(f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); fetch it again.") from error
+    except Exception as error:  # the unpickler's own, which refuses whatever is no tensor
         raise UnsafeFileError(f"{path.name} holds more than plain tensors, or is no file of torch.save. It was not run. Fetch it again; if it "
                               "stays so, it is not the published checkpoint.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise StateDictError(f"{path.name} is damaged ({str(error).splitlines()[0][:120] if str(error) else type(error).__name__}); fetch it again.") from error
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise StateDictError(f"{path.name} holds no state dict (names and tensors); the released checkpoints do.")
     return state

@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from . import paths
-from .errors import ConfigError, MissingShotsError, UnknownNameError
+from .documents import check_folder_name, parse_yaml, read_text, user_path
+from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
 from .profiles import load_profile, profile_names, variant_names, with_shortcuts
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
@@ -33,6 +34,7 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "li
 class Item:
     """One notebook of the manifest."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
     id: str
     item: str
     title: str
@@ -54,9 +56,30 @@ class Item:
 
 @cache
 def manifest() -> tuple[Item, ...]:
-    """The notebooks, in the order in which they run."""
-    return tuple(Item(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-                 for entry in yaml.safe_load(MANIFEST_FILE.read_text()))
+    """The notebooks, in the order in which they run. Raises ``ConfigError`` for an entry that cannot be read."""
+    return read_manifest(read_text(MANIFEST_FILE, MANIFEST_FILE.name))
+
+
+def read_manifest(text: str) -> tuple[Item, ...]:
+    """The entries of a manifest. Raises ``ConfigError`` naming the entry and what is wrong with it."""
+    raw = parse_yaml(text, MANIFEST_FILE.name)
+    if not isinstance(raw, list) or not raw:
+        raise ConfigError(f"{MANIFEST_FILE.name}: a list of notebooks is needed, each with id, item, title and group.")
+    try:
+        items = TypeAdapter(tuple[Item, ...]).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        place = next((i for i in first["loc"] if isinstance(i, int)), 0)
+        entry = raw[place]
+        who = shortened(entry.get("id", f"entry {place}") if isinstance(entry, dict) else f"entry {place}")
+        key = ".".join(str(part) for part in first["loc"][1:]) or "entry"
+        raise ConfigError(f"{MANIFEST_FILE.name}, {who}: {shortened(key)}: {first['msg']}.") from error
+    for item in items:
+        for name in (item.id, *item.extra_figures):  # of a notebook, and of figures
+            check_folder_name(name)
+    if len({i.id for i in items}) < len(items):
+        raise ConfigError(f"{MANIFEST_FILE.name}: an id stands there twice.")
+    return items
 
 
 def select(only: Sequence[str]) -> list[Item]:
@@ -115,8 +138,13 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
     """Name -> (type, default) of a notebook's parameters cell, as papermill sees it."""
     from papermill import inspect_notebook
 
-    return {name: (p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"]))
-            for name, p in inspect_notebook(str(notebook)).items()}
+    found = {}
+    for name, p in inspect_notebook(str(notebook)).items():
+        try:
+            found[name] = p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"])
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            raise ConfigError(f"{notebook.name}, parameters cell: the default of {name} is {shortened(p['default'])}; write a plain value.") from error
+    return found
 
 
 def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
@@ -130,7 +158,9 @@ def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, d
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator:
-            raise ConfigError(f"-p {pair}: write it as name=value.")
+            raise ConfigError(f"-p {shortened(pair)}: write it as name=value.")
+        if not pair.isascii() and pair.encode(errors="replace").decode() != pair:
+            raise ConfigError(f"-p {shortened(name)}: its value is no UTF-8 text.")
         if name == "profile":
             raise ConfigError("-p profile=...: choose the profile with --profile.")
         takers = [i for i, known in declared.items() if name in known]
@@ -148,12 +178,13 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
         return text
     try:
         value = {"true": True, "false": False}[text.lower()] if wanted is bool else ast.literal_eval(text)
-    except (ValueError, SyntaxError, KeyError):
+        json.dumps(value)  # how it travels to the notebook: no sets, no bytes
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):  # all of which literal_eval raises
         value = None
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"-p {name}={text}: {name} is declared as {type_name}; give such a value.")
+        raise ConfigError(f"-p {name}={shortened(text)}: {name} is declared as {type_name}; give such a value.")
     return value
 
 
@@ -180,8 +211,7 @@ class Runner:
     def run(self, items: Sequence[Item], parameters: dict[str, dict[str, Any]]) -> list[Result]:
         """Execute all; a failure does not stop the others. Ctrl-C stops the running ones and raises
         ``KeyboardInterrupt`` after they are gone."""
-        folder = paths.build(self.profile) / "notebooks"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = paths.make_folder(paths.build(self.profile) / "notebooks")
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self._run_one, item, parameters.get(item.id, {}), folder) for item in items]
             try:
@@ -314,7 +344,7 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
                                   "<task>/{train,test}.csv[.gz].")
             for name in loaded.tasks.names:
                 for split in ("train", "test"):
-                    find_csv(Path(loaded.tasks.text_dir).expanduser() / name, split)
+                    find_csv(user_path(loaded.tasks.text_dir) / name, split)
         for tasks in (load_profile(profile, overrides, v).tasks for v in variant_names(profile) if "image_dir" in declared):
             if tasks.source == "local" and tasks.modality == "image":
                 if not tasks.image_dir:
@@ -322,4 +352,4 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
                                       f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only.")
                 for name in tasks.names:
                     for split in ("train", "test"):
-                        find_parquet(Path(tasks.image_dir).expanduser() / name, split)
+                        find_parquet(user_path(tasks.image_dir) / name, split)

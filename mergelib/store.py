@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +30,8 @@ from .errors import StoreError
 
 DIGEST = re.compile("[0-9a-f]{64}")
 TENSORS, META = "tensors.safetensors", "meta.json"
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+REMEDY = "Free space, or set MERGELIB_STORE to a folder that you can write to; artifacts already written are kept."
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,19 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Lets pass that ``path`` is absent; raises ``StoreError`` where the system cannot read it, for that is no proof of damage: a good
+    artifact must not be removed because too many files are open or a network disk is away."""
+    try:
+        yield
+    except ABSENT:
+        raise
+    except OSError as error:
+        raise StoreError(f"Cannot read {path}: {error}. Nothing was removed: make it readable, remove it, or set MERGELIB_STORE to another "
+                         "folder.") from error
+
+
 class Store:
     """Artifacts under ``root``. Safe for several processes at once; see the module's text for the layout."""
 
@@ -77,20 +92,21 @@ class Store:
         """The artifact of ``key``; ``make()`` computes it when it is absent or damaged.
 
         Holds the key's lock meanwhile, so a second process waits instead of computing the same thing.
-        Raises ``StoreError`` when the folder cannot be written.
+        Raises ``StoreError`` when the folder cannot be written, or is there and cannot be read.
         """
         folder = self.folder(step, key)
         found = self._load(folder)  # the common case needs no lock: a folder appears complete or not at all
-        if found is not None:
-            return found
-        with self.lock(step, key):
-            found = self._load(folder)
-            if found is not None:
-                return found
-            if folder.exists():
-                warnings.warn(f"{folder} is damaged; it is removed and computed again.", StoreWarning, stacklevel=2)
-                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-            return self._save(folder, step, key, make())
+        if found is None:
+            with self.lock(step, key):
+                found = self._load(folder)
+                if found is None:
+                    if os.path.lexists(folder):
+                        warnings.warn(f"{folder} is damaged; it is removed and computed again.", StoreWarning, stacklevel=2)
+                        self._remove(folder)
+                    found = self._save(folder, step, key, make())
+        # Here, not where it is saved: a run may have been killed between the two.
+        shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
+        return found
 
     def peek(self, step: str, key: Mapping[str, Any]) -> Artifact | None:
         """The artifact if it is there and whole, else ``None``. Computes nothing."""
@@ -105,8 +121,7 @@ class Store:
             lock = FileLock(path)
             lock.acquire()
         except OSError as error:
-            raise StoreError(f"Cannot write to the store at {self.root}: {error}. Free space, or set MERGELIB_STORE to a "
-                             "folder you can write to.") from error
+            raise StoreError(f"Cannot write to the store at {self.root}: {error}. {REMEDY}") from error
         try:
             yield
         finally:
@@ -115,7 +130,10 @@ class Store:
     def scratch(self, step: str, key: Mapping[str, Any]) -> Path:
         """A folder that outlives an interrupted computation of ``key`` (training checkpoints); ``get`` removes it."""
         path = self.root / ".scratch" / key_digest(step, key)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"Cannot write to the store at {self.root}: {error}. {REMEDY}") from error
         return path
 
     def entries(self) -> list[dict[str, Any]]:
@@ -149,14 +167,22 @@ class Store:
         doomed.update(p for name in (".scratch", ".locks") for p in self.root.glob(f"{name}/*")
                       if DIGEST.fullmatch(p.name.removesuffix(".lock")))
         for path in doomed:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            self._remove(path)
         return sorted(doomed)
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            raise StoreError(f"Cannot remove {path}: {error}. Remove it by hand, or set MERGELIB_STORE to another folder.") from error
 
     def _meta(self, folder: Path) -> dict[str, Any] | None:
         try:
-            meta = json.loads((folder / META).read_text())
+            with readable(folder / META):
+                meta = json.loads((folder / META).read_text())
             whole = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(meta["tensors_sha256"], str)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (*ABSENT, ValueError, KeyError, TypeError, RecursionError):
             return None
         return meta if whole else None
 
@@ -165,21 +191,21 @@ class Store:
         if meta is None:
             return None
         try:
-            if _sha256(folder / TENSORS) != meta["tensors_sha256"]:
-                return None
-            if _text_sha256(meta["info"]) != meta["info_sha256"]:
-                return None
-            return Artifact(load_file(folder / TENSORS), meta["info"], meta["tensors_sha256"])
-        except (OSError, KeyError, ValueError):
+            with readable(folder / TENSORS):
+                if _sha256(folder / TENSORS) != meta["tensors_sha256"]:
+                    return None
+                if _text_sha256(meta["info"]) != meta["info_sha256"]:
+                    return None
+                return Artifact(load_file(folder / TENSORS), meta["info"], meta["tensors_sha256"])
+        except (*ABSENT, KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             return None
 
     def _save(self, folder: Path, step: str, key: Mapping[str, Any], made: Artifact) -> Artifact:
+        # The key's lock is held: what lies under this name was left by a process that was killed.
+        tmp = folder.parent / f".tmp-{folder.name}"
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            tmp = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-        except OSError as error:
-            raise StoreError(f"Cannot write to the store at {self.root}: {error}.") from error
-        try:
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in made.tensors.items()}
             save_file(tensors, tmp / TENSORS)
             info = json.loads(_canonical(made.info))
@@ -188,12 +214,10 @@ class Store:
                     "info_sha256": _text_sha256(info), "torch": torch.__version__}
             (tmp / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
             os.replace(tmp, folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
             shutil.rmtree(tmp, ignore_errors=True)
-            raise StoreError(f"Cannot write {folder}: {error}. Free space, or set MERGELIB_STORE to another folder; "
-                             "artifacts already written are kept.") from error
+            raise StoreError(f"Cannot write {folder}: {error}. {REMEDY}") from error
         except BaseException:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
-        shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
         return Artifact(tensors, info, sha)

@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import distributed
-from .errors import ConfigError
+from .errors import ConfigError, DeviceMemoryError, MergelibError, StoreError
+from .memory import free_device_memory, out_of_memory
 from .progress import progress
+from .store import REMEDY
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,17 @@ def newest_checkpoint(scratch: Path) -> str | None:
 
 
 def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable[[list], dict], config: TrainConfig,
-          *, device: torch.device, scratch: Path, desc: str, optional_parts: bool = False) -> dict[str, Any]:
+          *, device: torch.device, scratch: Path, desc: str, optional_parts: bool = False,
+          mean_over_rows: bool = False) -> dict[str, Any]:
     """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss. ``optional_parts``: some rows
-    pass by some of its parameters.
+    pass by some of its parameters. ``mean_over_rows``: the loss is a mean over the batch's rows, along which every tensor of it can be cut.
 
-    With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the newest whole one.
+    With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the newest whole one. Raises ``StoreError`` where
+    they cannot be written.
+
+    Where the device runs out of memory and the loss is a mean over rows, a batch goes through the model in halves, quarters and so on, whose
+    gradients are added, with a warning; the returned ``pieces`` says so. The result is that of whole batches up to rounding and to what
+    dropout draws. Elsewhere, or where one row is too much, ``DeviceMemoryError`` names the remedy.
 
     Under torchrun every process calls this and takes its share of each batch of ``config.batch_size`` rows; gradients are averaged, and
     all end with equal weights. These are the weights of one process up to rounding, where the loss is a mean over rows, no layer
@@ -125,6 +134,46 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
         arguments._n_gpu = 1  # else the Trainer would take batch_size rows per visible GPU
 
     class QuietTrainer(Trainer):
+        pieces, share_of_rows = 1, 1.0
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            rows = len(tree_leaves(inputs)[0])
+            while True:
+                try:
+                    return self._step_in_pieces(model, inputs, rows)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    if together or not mean_over_rows or self.pieces >= rows:
+                        raise DeviceMemoryError(f"{desc}: a batch of {rows} rows{f', in {self.pieces} pieces,' * (self.pieces > 1)} does not fit into the "
+                                                f"memory of {device}. Lower batch_size in the profile's section for it, free memory, or "
+                                                f"{'start more processes' if together else 'take another device'}.") from error
+                self.pieces = min(2 * self.pieces, rows)
+                model.zero_grad(set_to_none=True)  # the failed step's; nothing else is accumulated
+                free_device_memory()
+                warnings.warn(f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes through in {self.pieces} pieces from now on, whose "
+                              "gradients are added.", UserWarning, stacklevel=2)
+
+        def _step_in_pieces(self, model, inputs, rows):
+            if self.pieces == 1:
+                return super().training_step(model, inputs)
+            losses = []
+            for part in torch.arange(rows).tensor_split(min(self.pieces, rows)):
+                self.share_of_rows = len(part) / rows
+                losses.append(super().training_step(model, tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], inputs)))
+            return torch.stack(losses).sum()
+
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            return loss if self.pieces == 1 else loss * self.share_of_rows
+
+        def _save_checkpoint(self, model, trial):
+            try:
+                super()._save_checkpoint(model, trial)
+            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+                shutil.rmtree(scratch / f"checkpoint-{self.state.global_step}", ignore_errors=True)
+                raise StoreError(f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}") from error
+
         def log(self, logs, start_time=None):
             self.state.log_history.append({**logs, "step": self.state.global_step})
 
@@ -148,7 +197,14 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
         if together:
             torch.manual_seed(config.seed + distributed.rank())  # equal weights, but dropout of one's own
         first = config.save_every and distributed.rank() == 0
-        trainer.train(resume_from_checkpoint=distributed.from_first(newest_checkpoint(scratch) if first else None))
+        try:
+            trainer.train(resume_from_checkpoint=distributed.from_first(newest_checkpoint(scratch) if first else None))
+        except RuntimeError as error:
+            if isinstance(error, MergelibError) or not out_of_memory(error):
+                raise
+            raise DeviceMemoryError(f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of {device}. Free some of it, "
+                                    "or take a smaller encoder or another device.") from error
         distributed.wait_for_all()  # nobody still writes to scratch when rank 0 removes it
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
-    return {"steps": config.steps, "last_loss": round(float(losses[-1]), 4) if losses else None}
+    return {"steps": config.steps, "last_loss": round(float(losses[-1]), 4) if losses else None,
+            **({"pieces": trainer.pieces} if trainer.pieces > 1 else {})}

@@ -23,7 +23,9 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 torch.set_num_threads(1)
 settings.register_profile("mergelib", deadline=None, max_examples=60, derandomize=True,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-settings.load_profile("mergelib")
+# The long search draws new cases each time: HYPOTHESIS_PROFILE=long ./run_all.sh test tests/hostile
+settings.register_profile("long", settings.get_profile("mergelib"), max_examples=10_000, derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mergelib"))
 
 TINY = {
     "tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60,

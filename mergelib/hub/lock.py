@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import paths
-from ..errors import DataError, StoreError
+from ..documents import read_json
+from ..errors import ConfigError, DataError, StoreError, shortened
 
 
 class SplitFacts(BaseModel):
@@ -37,7 +37,7 @@ class LockedEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
-    revision: str
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
     train: SplitFacts | None = None
     test: SplitFacts | None = None
     files: dict[str, FileFacts] = {}
@@ -53,11 +53,10 @@ def read(path: Path) -> dict[str, LockedEntry]:
     if not path.exists():
         return {}
     try:
-        raw: Any = json.loads(path.read_text("utf-8"))
-        return {name: LockedEntry.model_validate(entry) for name, entry in raw.items()}
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path} is no lock file ({first}). Restore it, or delete it and connect once.") from error
+        return {name: LockedEntry.model_validate(entry) for name, entry in read_json(path, path.name).items()}
+    except (ConfigError, ValidationError) as error:
+        said = shortened(" ".join(str(error).split()), 200)
+        raise DataError(f"{path} is no lock file ({said}). Restore it, or delete it and connect once.") from error
 
 
 def locked(path: Path, name: str, id: str, revision: str | None, registry: str) -> LockedEntry | None:

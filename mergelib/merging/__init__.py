@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..errors import ConfigError, UnknownNameError
+from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
 from ..types import State
 from .context import Context, TaskData
 from .states import add_scaled, check_merged, check_states
@@ -29,6 +30,7 @@ from .states import add_scaled, check_merged, check_states
 MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
 ONE, PER_TASK = "one encoder", "one per task"
+LARGEST = 2.0**63  # of an option: beyond it torch takes no whole number, and float32 no product
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,25 @@ class Method:
         """Check the weights, then merge them: a state dict, or a list of them, one per expert. Raises ``StateDictError`` for
         weights that do not fit together and for a result that is no encoder like the base, ``UnknownNameError`` for an option
         that the method does not have and ``ConfigError`` for data that it needs and did not get."""
-        return self._checked(base, experts, self.function(base, experts, *self._data(base, experts, context, options), **options))
+        return self._checked(base, experts, self._computed(self.function, base, experts, *self._data(base, experts, context, options), **options))
 
     def scan(self, base: State, experts: Sequence[State], lams: Sequence[float], context: Context | None = None,
              **options: Any) -> Iterator[Any]:
         """What the method gives for each lambda in turn; the direction, where it has one, is computed once."""
         data = self._data(base, experts, context, options)
+        for lam in lams:
+            self.check_options({"lam": lam})
         if self.direction is None:
-            yield from (self._checked(base, experts, self.function(base, experts, *data, lam=lam, **options)) for lam in lams)
+            yield from (self._checked(base, experts, self._computed(self.function, base, experts, *data, lam=lam, **options)) for lam in lams)
         else:
-            direction = self.direction(base, experts, *data, **options)
-            yield from (add_scaled(base, direction, lam) for lam in lams)
+            direction = self._computed(self.direction, base, experts, *data, **options)
+            yield from (self._checked(base, experts, add_scaled(base, direction, lam)) for lam in lams)
+
+    def _computed(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except torch.linalg.LinAlgError as error:  # task vectors whose products leave float32
+            raise StateDictError(f"Method '{self.name}': these weights are too large or too alike for a decomposition ({shortened(str(error))}).") from error
 
     def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
         check_merged(f"Method '{self.name}'", base, merged if self.gives == PER_TASK else [merged], len(experts) if self.gives == PER_TASK else 1)
@@ -86,10 +96,27 @@ class Method:
         return (context,)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raises ``UnknownNameError`` for an option that the method does not have."""
-        for name in options:
+        """Raises ``UnknownNameError`` for an option that the method does not have, ``ConfigError`` for a value that cannot be meant: a
+        word, NaN or infinity for a number, a number for a word."""
+        for name, value in options.items():
             if name not in self.options:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
+            wanted = _wanted(inspect.signature(self.function).parameters[name], value)
+            if wanted:
+                raise ConfigError(f"Method '{self.name}': {name} is {wanted}, not {shortened(repr(value))}.")
+
+
+def _wanted(parameter: inspect.Parameter, value: Any) -> str:
+    """What an option's value has to be where ``value`` cannot be meant, told by its default; an empty text where it can."""
+    default = parameter.default
+    if type(default) in (int, float):
+        if isinstance(value, bool | str | bytes | list | tuple | dict | set | None) or (
+                isinstance(value, int | float) and not abs(value) < LARGEST):
+            return "a finite number"
+        return "a whole number" if parameter.annotation in (int, "int") and isinstance(value, float) else ""
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a word"
+    return "a list" if isinstance(default, tuple) and not isinstance(value, list | tuple) else ""
 
 
 METHODS: dict[str, Method] = {}

@@ -10,16 +10,18 @@ from torch import Tensor
 from ..errors import ConfigError, StateDictError, first_five
 from ..types import State, not_finite, place
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def check_states(base: State, experts: Sequence[State]) -> None:
     """Refuse weights that cannot be merged: other keys, shapes or dtypes than the base, NaN or inf.
 
     Raises ``StateDictError`` naming the expert (0-based position) and the first five offending keys.
     """
-    if not experts:
-        raise StateDictError("Nothing to merge: give at least one expert.")
+    if not isinstance(experts, list | tuple) or not experts:
+        raise StateDictError("Nothing to merge: give a list of at least one expert.")
     for i, state in enumerate([base, *experts]):
         who = "The base" if i == 0 else f"Expert {i - 1}"
+        _check_kind(who, state)
         missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
         if missing or extra:
             said = [f"lacks {first_five(missing)}"] * bool(missing) + [f"has extra {first_five(extra)}"] * bool(extra)
@@ -34,6 +36,19 @@ def check_states(base: State, experts: Sequence[State]) -> None:
         if bad:
             raise StateDictError(f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or its file "
                                  "is damaged; make it again.")
+
+
+def _check_kind(who: str, state: State) -> None:
+    """Refuse what is no state dict of dense tensors that can be added: other objects, complex numbers, 8-bit floats."""
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
+        raise StateDictError(f"{who} is no state dict (parameter name -> tensor).")
+    odd = [k for k, t in sorted(state.items())
+           if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta or t.is_quantized or t.is_complex()
+           or (t.is_floating_point() and t.dtype not in FLOATS)]
+    if odd:
+        raise StateDictError(f"{who} holds no dense float64, float32, float16, bfloat16 or integer tensor in {first_five(odd)}. Convert first.")
+    if not any(t.is_floating_point() and t.numel() for t in state.values()):
+        raise StateDictError(f"{who} has no floating-point numbers; there is nothing to merge.")
 
 
 def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
+from ..documents import check_folder_name, user_path
 from .recipes import COMMANDS, add_flags, build, read_yaml
 
 NOT_OPTIONS = {"recipe", "command", "function"}
@@ -68,6 +68,7 @@ def run_align(recipe: Any) -> None:
     _need_out(recipe)
     merged = load_merged(recipe.merged)
     for name in (*recipe.inputs, *recipe.data):
+        check_folder_name(name)
         if name not in recipe.experts:
             raise UnknownNameError("expert", name, recipe.experts)
     options = {"device": recipe.device, "batch_size": recipe.batch_size, "max_length": recipe.max_length}
@@ -105,7 +106,7 @@ def run_evaluate(recipe: Any) -> None:
     from .heads import as_classifier, evaluate
 
     frames = []
-    several = (Path(recipe.model).expanduser() / "heads").is_dir()
+    several = (user_path(recipe.model) / "heads").is_dir()
     for task, file in recipe.data.items():
         classifier = as_classifier(recipe.model, task) if several else as_classifier(recipe.model)
         data = read_labelled(file, classifier.is_image, recipe.text_column, recipe.limit)
@@ -116,7 +117,7 @@ def run_evaluate(recipe: Any) -> None:
     table = pd.concat(frames, ignore_index=True)
     print_accuracies(table)
     if recipe.out:
-        target = Path(recipe.out).expanduser()
+        target = user_path(recipe.out)
         target.parent.mkdir(parents=True, exist_ok=True)
         paths.write_whole(target, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
         print(f"rows in {recipe.out}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..documents import user_path
 from ..errors import DataError
 
 LIMIT_SEED = 11
@@ -17,7 +18,7 @@ def _is_csv(path: Path) -> bool:
 
 
 def _existing(path: str | Path) -> Path:
-    found = Path(path).expanduser()
+    found = user_path(path)
     if not found.exists():
         raise DataError(f"There is no file or folder '{path}'.")
     return found

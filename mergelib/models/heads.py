@@ -6,13 +6,13 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from ..documents import user_path
 from ..errors import ConfigError, DataError, UnknownNameError
 from ..features import pick_device
 from ..progress import progress
@@ -25,6 +25,7 @@ from ..protocols import (
     stratified_order,
     uniform_order,
 )
+from ..tasks.parquet import read_image
 from ..types import Head, Split, percent
 from .merged import RECORD, Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
@@ -41,7 +42,7 @@ def expert_classifier(source: Any, *, name: str = "", encoder: Sequence[str] = (
     parent = open_parent(source, name)
     parts = find_parts(parent, encoder=encoder, head=head)
     tensors = {n: parent.weights.tensor(n) for n in parts.encoder}
-    dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
+    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     return Classifier(tensors, TaskHead.of(parent, parts, dtype), {}, parent.processor())
 
 
@@ -57,12 +58,19 @@ def _text_batches(processor: Any, inputs: Sequence[str], config: Any, batch_size
         yield rows, processor.pad({key: [values[i] for i in rows] for key, values in encoded.items()}, return_tensors="pt")
 
 
-def _image_batches(processor: Any, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], Any]]:
+def _image(x: Any) -> Any:
+    """A PIL image. Texts are files' names and nothing else: transformers' own loader would fetch an address, and Pillow start programs."""
+    if isinstance(x, str | os.PathLike):
+        return read_image(user_path(x), str(x))
     from transformers.image_utils import load_image
 
+    return load_image(x)
+
+
+def _image_batches(processor: Any, inputs: Sequence[Any], batch_size: int) -> Iterator[tuple[list[int], Any]]:
     for start in range(0, len(inputs), batch_size):
         rows = list(range(start, min(len(inputs), start + batch_size)))
-        images = [load_image(str(x) if isinstance(x, os.PathLike) else x) for x in (inputs[i] for i in rows)]
+        images = [_image(inputs[i]) for i in rows]
         yield rows, processor(images, return_tensors="pt")
 
 
@@ -128,7 +136,7 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
 
     Raises ``ConfigError`` when the merged model's head for this task has other labels than the expert's.
     """
-    if isinstance(merged, str | os.PathLike) and (Path(merged).expanduser() / "heads").is_dir():
+    if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)
     if isinstance(merged, Merged):
         held = merged.heads.get(task)
@@ -279,7 +287,7 @@ def evaluate(model: Any, dataset: Any, protocols: Sequence[str] = ("current",), 
 
 def as_classifier(model: Any, task: str = "") -> Classifier:
     """Whatever ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged model without ``task``."""
-    if isinstance(model, str | os.PathLike) and (Path(model).expanduser() / RECORD).is_file() and (Path(model).expanduser() / "heads").is_dir():
+    if isinstance(model, str | os.PathLike) and (user_path(model) / RECORD).is_file() and (user_path(model) / "heads").is_dir():
         model = load_merged(model)
     if isinstance(model, Merged):
         if not task and len(model.heads) > 1:

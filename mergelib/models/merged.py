@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,16 @@ from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import ConfigError, StateDictError, UnknownNameError
+from .. import paths
+from ..documents import MAX_NAME, check_folder_name, read_json, user_path
+from ..errors import ConfigError, StateDictError, StoreError, UnknownNameError, first_five, shortened
 from ..types import Head, not_finite
 from . import card
-from .parents import Parent, Weights, open_parent, quiet
+from .parents import CLASSIFIERS, Parent, Weights, first_line, open_parent, quiet
 from .parts import Parts
 
 RECORD = "mergelib.json"
@@ -60,7 +65,7 @@ class TaskHead:
 
     @property
     def is_image(self) -> bool:
-        return self.config.architectures[0].endswith("ForImageClassification")
+        return str((self.config.architectures or [""])[0]).endswith("ForImageClassification")
 
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
         """The same with another last layer ``W' [C, d]``, ``b' [C]``."""
@@ -84,10 +89,16 @@ class Classifier:
         """An ordinary transformers classifier in evaluation mode. Raises ``StateDictError`` when tensors are missing."""
         import transformers
 
-        model_class = getattr(transformers, self.head.config.architectures[0])
-        with quiet():
-            model, info = model_class.from_pretrained(None, config=self.head.config, state_dict={**self.encoder, **self.head.tensors},
-                                                      output_loading_info=True)
+        named = str((self.head.config.architectures or ["none"])[0])
+        model_class = getattr(transformers, named, None)
+        if model_class is None or not named.endswith(CLASSIFIERS):
+            raise ConfigError(f"'{self.head.task}': '{shortened(named)}' is no classifier of transformers.")
+        try:
+            with quiet():
+                model, info = model_class.from_pretrained(None, config=self.head.config, state_dict={**self.encoder, **self.head.tensors},
+                                                          output_loading_info=True)
+        except Exception as error:  # sizes that contradict each other fail wherever the model first notices
+            raise StateDictError(f"'{self.head.task}': its configuration and its weights make no {model_class.__name__} ({first_line(error)}).") from error
         odd = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
         if odd:
             raise StateDictError(f"'{self.head.task}': no weights for {odd[:5]}; encoder and head do not make a whole {model_class.__name__}.")
@@ -143,8 +154,10 @@ class Merged:
         """The encoder once, ``heads/<task>/`` for each task, ``load_merged.py`` that needs no mergelib, and a model card.
 
         ``single`` adds an ordinary folder per task under ``tasks/``. Raises ``ConfigError`` for a folder that holds something,
-        unless ``overwrite``. An interrupted write leaves nothing under this name.
+        unless ``overwrite``, and for a task that cannot name a folder. An interrupted write leaves nothing under this name.
         """
+        for task in self.heads:
+            check_folder_name(task)
         with whole_folder(folder, overwrite) as out:
             for task, head in self.heads.items():
                 place = out / "heads" / task
@@ -165,23 +178,45 @@ class Merged:
         return Path(folder)
 
 
+class Record(BaseModel):
+    """``mergelib.json`` of a folder with heads: what ``card`` and ``load_merged`` rely on."""
+
+    model_config = ConfigDict(extra="allow")
+    modules: dict[str, str] = Field(min_length=1)
+    heads: dict[str, dict[str, str | int]]
+    experts: dict[str, str] = {}
+    base: str | None = None
+    options: dict[str, Any] = {}
+    method: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self):
+        for task, said in self.heads.items():
+            if said and not (isinstance(said.get("n"), int) and isinstance(said.get("classes"), int) and said["classes"] > 0
+                             and {"protocol", "preset"} <= said.keys()):
+                raise ValueError(f"heads.{task}: what a re-alignment was made with is incomplete")
+        return self
+
+
 def load_merged(folder: str | os.PathLike) -> Merged:
     """A folder written by ``Merged.save_pretrained``. Raises ``ConfigError`` for another folder."""
     if isinstance(folder, Merged):
         return folder
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     try:
-        record = json.loads((path / RECORD).read_text())
-        modules = record.pop("modules")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"'{folder}' is no folder that `mergelib merge` wrote: {RECORD} with heads is missing or damaged.") from error
+        record = Record.model_validate(read_json(path / RECORD, RECORD)).model_dump(exclude_unset=True)
+        modules, alignments = record.pop("modules"), record.pop("heads")
+    except (ConfigError, ValidationError) as error:
+        raise ConfigError(f"'{folder}' is no folder that `mergelib merge` wrote: {RECORD} with heads is missing or damaged ({first_line(error)}).") from error
     parent = open_parent(path)
     heads = {}
     for task, module in modules.items():
-        own = Parent(task, task, path / "heads" / task)
+        own = Parent(task, task, path / "heads" / check_folder_name(task))
         tensors = Weights(own.folder, "head.safetensors")
-        heads[task] = TaskHead(task, own.config, {n: tensors.tensor(n).clone() for n in tensors}, module, record["heads"].get(task, {}))
-    record.pop("heads")
+        lacking = [n for n in (f"{module}.weight", f"{module}.bias") if n not in tensors]
+        if lacking:
+            raise StateDictError(f"'{folder}', heads/{task}: no {first_five(lacking)} in head.safetensors. Write the folder again with `mergelib merge`.")
+        heads[task] = TaskHead(task, own.config, {n: tensors.tensor(n).clone() for n in tensors}, module, alignments.get(task, {}))
     return Merged({n: parent.weights.tensor(n).clone() for n in parent.weights}, heads, record, parent.processor())
 
 
@@ -216,7 +251,9 @@ def _save_processor(processor: Any, out: Path) -> None:
 
 def free_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
     """``folder`` as an absolute path. Raises ``ConfigError`` when it exists and holds something, unless ``overwrite``."""
-    target = Path(folder).expanduser().absolute()
+    target = user_path(folder).absolute()
+    if len(target.name.encode()) > 2 * MAX_NAME:  # a temporary name is longer
+        raise ConfigError(f"'{shortened(target.name)}' is too long a name for a folder; take a shorter one.")
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
         raise ConfigError(f"'{folder}' exists and is not empty; choose another folder, or overwrite it (overwrite=True, --overwrite).")
     return target
@@ -226,17 +263,27 @@ def free_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
 def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that takes its name when the block ends, and vanishes when it fails.
 
-    Raises ``ConfigError`` when ``folder`` exists and holds something, unless ``overwrite``.
+    Raises ``ConfigError`` when ``folder`` exists and holds something, unless ``overwrite``, and ``StoreError`` where the disk refuses.
     """
     target = free_folder(folder, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    paths.make_folder(target.parent)
+    prefix = f".{target.name}.partial-"
+    for left in target.parent.glob(glob.escape(prefix) + "*"):
+        with suppress(FileNotFoundError), paths.held(left, wait=False) as nobodys:
+            if nobodys:  # a killed process left it
+                shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        out = scratch / "new"
-        out.mkdir()
-        yield out
-        if target.exists():
-            target.replace(scratch / "old")
-        out.replace(target)
+        with paths.held(scratch):
+            out = scratch / "new"
+            out.mkdir()
+            yield out
+            if target.exists():
+                target.replace(scratch / "old")
+            out.replace(target)
+    except (OSError, SafetensorError) as error:
+        if not paths.refused_by_disk(error):
+            raise
+        raise StoreError(f"Cannot write {target}: {error}. Free space, or choose a folder that you can write to.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

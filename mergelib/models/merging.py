@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import ConfigError, StateDictError, UnknownNameError
+from ..documents import check_folder_name
+from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
 from ..features import pick_device
 from ..merging import ONE, Method, get_method
 from ..merging.streaming import can_stream, stream
@@ -38,8 +39,7 @@ def named_experts(experts: Any) -> list[Parent]:
     if twice:
         raise ConfigError(f"Two experts are called '{twice[0]}'. Name them: experts={{'task': model, ...}}, task=FOLDER on the command line.")
     for name in names:
-        if not name or name != name.strip() or any(c in name for c in "/\\:") or name.startswith("."):
-            raise ConfigError(f"'{name}' cannot name a task: it becomes a folder's name.")
+        check_folder_name(name)
     return found
 
 
@@ -68,7 +68,10 @@ def merge(method: str, *, base: Any = None, experts: Any, encoder: Sequence[str]
     first = parents[0]
     source = {n: n for n in parts[0].encoder} if root is None else base_names(parts[0].encoder, root)
     lender = first if root is None else root  # integers and the dtype come from here
-    dtype = dtype or DTYPE_NAMES.get(lender.weights.dtypes[next(source[n] for n in parts[0].encoder if lender.weights.is_float(source[n]))], "float32")
+    kind = next((lender.weights.dtypes[source[n]] for n in parts[0].encoder if lender.weights.is_float(source[n])), None)
+    if kind is None:
+        raise StateDictError(f"The encoder of '{lender.name}' has no floating-point tensors; there is nothing to merge.")
+    dtype = dtype or DTYPE_NAMES[kind]
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     reader = Reader(parents, lender, source, pick_device(device))
@@ -147,11 +150,18 @@ class Reader:
         if not can_stream(method):
             warnings.warn(f"{method.label} has no streaming form: base and {len(self.experts)} experts are loaded whole.", UserWarning, stacklevel=3)
             merged = method(self.whole(self.base), [self.whole(e) for e in self.experts], **options)
-            return out | {n: merged[n].to("cpu", dtype) for n in self.floats}
+            return out | {n: _finite(n, merged[n].to("cpu", dtype)) for n in self.floats}
         out |= {n: torch.empty(self.base.weights.shape(self.source[n]), dtype=dtype) for n in self.floats}
         spans = list(self.spans())
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(progress(spans, desc=f"merge {method.name}") if show else spans, merged, strict=True):
             target = out[name] if start is None else out[name][start:stop]
-            target.copy_(piece.view(target.shape))
+            _finite(name, target.copy_(piece.view(target.shape)))
         return out
+
+
+def _finite(name: str, merged: Tensor) -> Tensor:
+    """``merged``. Raises ``StateDictError`` for NaN or inf: an option out of all proportion, or a dtype too narrow for the weights."""
+    if not torch.isfinite(merged).all():
+        raise StateDictError(f"The merge gives NaN or inf in {shortened(name)}. Take a smaller lambda, or dtype float32 or bfloat16.")
+    return merged

@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, OfflineError, StateDictError, UnsafeFileError
+from ..documents import read_json, user_path
+from ..errors import ConfigError, OfflineError, StateDictError, UnsafeFileError, shortened
 
 # Mapped pages count as memory of the process until the file is closed, so it is opened anew after this many bytes.
 REOPEN_AFTER = 16 << 20
+FLOATS, WHOLE = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")  # as safetensors writes them
+MAX_LABELS = 100_000  # transformers makes a name for each that a configuration announces
+CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model",
                    "spiece.model", "preprocessor_config.json")
 
@@ -39,6 +43,11 @@ def quiet() -> Iterator[None]:
         hf.set_verbosity(verbosity)
         if bars:
             hf.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, for a message of ours."""
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
 
 
 def modern_name(name: str) -> str:
@@ -74,10 +83,14 @@ class Weights:
         if index.is_file():
             try:
                 named = set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                if not all(isinstance(f, str) for f in named):
+                    raise TypeError("a file's name is no text")
+            except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                 raise ConfigError(f"'{self.folder.name}': {index.name} is damaged ({error}).") from error
-            if any(Path(f).name != f for f in named):
-                raise UnsafeFileError(f"'{self.folder.name}': {index.name} points outside its folder.")
+            for file in named:
+                if Path(file).name != file or file == ".." or "\\" in file:
+                    raise UnsafeFileError(f"'{self.folder.name}': {index.name} points outside its folder, to '{shortened(file)}'. Fetch the model again.")
+                user_path(self.folder / file)
             return sorted(named)
         return ["model.safetensors"] if (self.folder / "model.safetensors").is_file() else None
 
@@ -95,6 +108,10 @@ class Weights:
                                       "It was not run. Convert it to safetensors where you trust it.") from error
         if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             raise StateDictError(f"'{self.folder.name}': its .bin file is no plain state dict.")
+        odd = next((k for k, v in state.items() if not _is_plain(v)), None)
+        if odd is not None:
+            raise StateDictError(f"'{self.folder.name}': tensor {shortened(odd)} of its .bin file is sparse, quantised, without data or larger than "
+                                 "its data. Save the model again as safetensors.")
         return state
 
     def _handle(self, file: str) -> Any:
@@ -103,8 +120,8 @@ class Weights:
         if file not in self._open or self._read[file] > REOPEN_AFTER:
             try:
                 self._open[file] = safe_open(str(self.folder / file), "pt")
-            except (SafetensorError, OSError) as error:
-                raise ConfigError(f"'{self.folder.name}': {file} is damaged or no safetensors file ({error}).") from error
+            except (SafetensorError, OSError, MemoryError) as error:
+                raise ConfigError(f"'{self.folder.name}': {shortened(file)} is damaged or no safetensors file ({shortened(str(error), 200)}).") from error
             self._read[file] = 0
         return self._open[file]
 
@@ -120,13 +137,20 @@ class Weights:
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
-        """Name -> dtype as safetensors writes it (F32, BF16, I64, ...)."""
-        plain = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-        return {n: self._handle(f).get_slice(r).get_dtype() if f else plain.get(self._pickled[n].dtype, "I64")
-                for n, (f, r) in self._where.items()}
+        """Name -> dtype as safetensors writes it (F32, BF16, I64, ...). Raises ``StateDictError`` for one that is neither in ``FLOATS``
+        nor in ``WHOLE``, such as F8: nothing here would merge it."""
+        plain = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32",
+                 torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+        found = {n: self._handle(f).get_slice(r).get_dtype() if f else plain.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
+                 for n, (f, r) in self._where.items()}
+        odd = next((n for n, kind in found.items() if kind not in (*FLOATS, *WHOLE)), None)
+        if odd is not None:
+            raise StateDictError(f"'{self.folder.name}': {shortened(odd)} is stored as {found[odd]}, which cannot be merged; convert the model to "
+                                 "float32, bfloat16 or float16.")
+        return found
 
     def is_float(self, name: str) -> bool:
-        return self.dtypes[name] in ("F64", "F32", "F16", "BF16")
+        return self.dtypes[name] in FLOATS
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
         """A tensor, or its rows ``start:stop``, in its own dtype."""
@@ -137,6 +161,12 @@ class Weights:
         found = handle.get_tensor(raw) if start is None else handle.get_slice(raw)[start:stop]
         self._read[file] += found.numel() * found.element_size()
         return found
+
+
+def _is_plain(t: Tensor) -> bool:
+    """A dense tensor on the CPU whose storage holds all of it: an expanded one can announce any size."""
+    return (t.layout is torch.strided and t.device.type == "cpu" and not t.is_quantized
+            and t.numel() * t.element_size() <= t.untyped_storage().nbytes())
 
 
 @dataclass
@@ -153,12 +183,19 @@ class Parent:
         """Raises ``ConfigError`` for a folder without a configuration that transformers itself knows."""
         from transformers import AutoConfig
 
+        given = read_json(self.folder / "config.json", f"'{self.name}' has no configuration: config.json")
+        announced = given.get("num_labels", 0)
+        if not isinstance(announced, int) or not 0 <= announced <= MAX_LABELS:
+            raise ConfigError(f"'{self.name}': config.json announces {shortened(announced)} labels; a number up to {MAX_LABELS} is taken.")
         try:
             with quiet():
-                return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+                found = AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
+                if not all(isinstance(found.id2label.get(i), str | int | float) for i in range(found.num_labels)):
+                    raise ValueError("id2label does not name the classes 0, 1, 2, ...")
+                return found
+        except Exception as error:  # a damaged configuration fails wherever transformers first uses the wrong value
             raise ConfigError(f"'{self.name}' has no configuration that transformers knows without running the model's own code "
-                              f"({str(error).splitlines()[0][:200]}).") from error
+                              f"({first_line(error)}).") from error
 
     @cached_property
     def weights(self) -> Weights:
@@ -169,8 +206,8 @@ class Parent:
         """Its transformers class. Raises ``ConfigError`` unless that is a classifier for texts or images."""
         import transformers
 
-        named = (self.config.architectures or ["none"])[0]
-        if not named.endswith(("ForSequenceClassification", "ForImageClassification")) or not hasattr(transformers, named):
+        named = str((self.config.architectures or ["none"])[0])
+        if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
             raise ConfigError(f"'{self.name}' is a {named}, no ...ForSequenceClassification or ...ForImageClassification. Experts are "
                               "fine-tuned classifiers; a model without a head can only be the base.")
         return getattr(transformers, named)
@@ -194,8 +231,8 @@ class Parent:
         try:
             with quiet():
                 return (AutoImageProcessor if image else AutoTokenizer).from_pretrained(str(self.folder), trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ConfigError(f"'{self.name}': its tokenizer or image processor cannot be loaded ({str(error).splitlines()[0][:200]}).") from error
+        except Exception as error:  # the tokenizers' parser raises a bare Exception
+            raise ConfigError(f"'{self.name}': its tokenizer or image processor cannot be loaded ({first_line(error)}). Copy the folder again.") from error
 
 
 def _download(source: str) -> Path:
@@ -210,10 +247,10 @@ def _download(source: str) -> Path:
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[*patterns, "pytorch_model*.bin"]))
         return folder
     except HFValidationError as error:
-        raise ConfigError(f"'{source}' is neither a folder on this machine nor a hub id.") from error
+        raise ConfigError(f"'{shortened(source)}' is neither a folder on this machine nor a hub id.") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise OfflineError(f"'{source}' is no folder on this machine, and the hub did not deliver it. Check the name, or connect once. "
-                           f"({str(error).splitlines()[0][:200]})") from error
+                           f"({first_line(error)})") from error
 
 
 def open_parent(source: Any, name: str = "") -> Parent:
@@ -231,7 +268,9 @@ def open_parent(source: Any, name: str = "") -> Parent:
         return Parent(name or said or "model", said or "a loaded model", Path(scratch.name), scratch)
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(f"A model is a hub id, a folder or a loaded transformers model, not {type(source).__name__}.")
-    path = Path(source).expanduser()
+    if not str(source).strip():
+        raise ConfigError("A model's name is empty; give a hub id or a folder.")
+    path = user_path(source)
     if path.is_dir():
         path = path.resolve()
         return Parent(name or path.name, path.name, path)

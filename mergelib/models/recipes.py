@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import ConfigError, UnknownNameError
+from .. import documents
+from ..errors import ConfigError, UnknownNameError, shortened
 
 Names = dict[str, str]
 Value = bool | int | float | str
@@ -102,28 +102,21 @@ def pairs(texts: list[str], what: str) -> Names:
         if not separator:
             name, value = Path(text.partition("@")[0]).name, text
         if not name or not value:
-            raise ConfigError(f"{what}: '{text}' is not name=value.")
+            raise ConfigError(f"{what}: '{shortened(text)}' is not name=value.")
         if name in found:
-            raise ConfigError(f"{what}: two are called '{name}'; name them: {what}: other={value}.")
+            raise ConfigError(f"{what}: two are called '{shortened(name)}'; name them: {what}: other={shortened(value)}.")
         found[name] = value
     return found
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML mapping. Raises ``ConfigError`` with the line of what cannot be read."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: cannot be read as UTF-8 text ({error}).") from error
-    return parse_yaml(text, str(path))
+    return parse_yaml(documents.read_text(path, f"recipe {shortened(str(path), 200)}"), str(path))
 
 
 def parse_yaml(text: str, where: str = "recipe") -> dict[str, Any]:
     """The same from a text."""
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
-        raise ConfigError(f"{where}: no valid YAML ({' '.join(str(error).split())[:200]}).") from error
+    found = documents.parse_yaml(text, where)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ConfigError(f"{where}: a recipe is a mapping such as 'method: ties'.")
     return found
@@ -154,14 +147,14 @@ def build(command: str, given: Mapping[str, Any], flags: Mapping[str, Any] | Non
     try:
         return kind(**values)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        said = "; ".join(f"{shortened('.'.join(map(str, e['loc'])))}: {shortened(e['msg'], 200)}" for e in error.errors(include_input=False)[:3])
         raise ConfigError(f"{command}: {said}.") from error
 
 
 def _typed(text: str) -> Value:
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value = documents.parse_yaml(text, "value")
+    except ConfigError:
         return text
     return value if isinstance(value, bool | int | float) else text
 
@@ -183,7 +176,7 @@ def from_mergekit(given: Mapping[str, Any]) -> dict[str, Any]:
         raise UnknownNameError("mergekit method that mergelib knows too", name, KNOWN_PARAMETERS)
     odd = set(given) - {"merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "name", "out", "device"}
     if odd:
-        raise ConfigError(f"mergekit recipe: '{sorted(odd)[0]}' has no counterpart here; whole models are merged.")
+        raise ConfigError(f"mergekit recipe: '{shortened(sorted(odd)[0])}' has no counterpart here; whole models are merged.")
     models, base = given.get("models"), given.get("base_model")
     if not isinstance(models, list) or not all(isinstance(m, dict) and isinstance(m.get("model"), str) for m in models):
         raise ConfigError("mergekit recipe: 'models' is a list of entries with 'model: ID'.")

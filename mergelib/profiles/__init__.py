@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import ConfigError, UnknownNameError
+from ..documents import MAX_NAME, parse_yaml
+from ..errors import ConfigError, UnknownNameError, shortened
 from ..training import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
@@ -21,7 +21,7 @@ IMAGE_TASK_NAMES = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "m
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskSettings(_Section):
@@ -45,8 +45,8 @@ class TaskSettings(_Section):
             raise ValueError("names: at least one task, each once")
         for name in self.names:
             # A name becomes a folder below text_dir and part of messages; it must not climb out.
-            if not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"names: '{name}' is not a plain name")
+            if not name.replace("_", "").replace("-", "").isalnum() or len(name.encode(errors="replace")) > MAX_NAME:
+                raise ValueError(f"names: '{shortened(name)}' is not a plain name of at most {MAX_NAME} characters")
             known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
             if self.source != "local" and name not in known:
                 raise ValueError(str(UnknownNameError("task", name, known)))
@@ -167,7 +167,7 @@ class ProtocolSettings(_Section):
 class Profile(_Section):
     name: str
     backbone: str  # how tables name f_b
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)  # what torch takes
     threads: int = Field(2, gt=0)
     processes: int = Field(1, gt=0, exclude_if=lambda v: v == 1)  # that fine-tune together under torchrun; the store's key says so
     judged: bool = True  # quick prints its claims without a verdict: it is too small to mean anything
@@ -248,8 +248,13 @@ def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The profile's document and its variants."""
     if name not in profile_names():
         raise UnknownNameError("profile", name, profile_names())
-    raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return raw, raw.pop("variants", {})
+    raw = parse_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"profile '{name}'")
+    if not isinstance(raw, dict):
+        raise ConfigError(f"profile '{name}': a profile is a mapping such as 'backbone: BERT'.")
+    variants = raw.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise ConfigError(f"profile '{name}', variants: a mapping from a variant's name to the sections that it changes.")
+    return raw, variants
 
 
 def variant_names(name: str) -> list[str]:
@@ -269,7 +274,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
         raw = _merged(raw, variants[variant])
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
-            raise ConfigError(f"overrides: {dotted!r} is no key; write texts such as 'fine_tuning.steps'.")
+            raise ConfigError(f"overrides: {shortened(dotted)} is no key; write texts such as 'fine_tuning.steps'.")
         *path, last = dotted.split(".")
         here = raw
         model: type[BaseModel] = Profile
@@ -277,7 +282,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
             model = _section(model, part, dotted)
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
-                raise ConfigError(f"overrides: '{dotted}' lies in '{part}', which another override set to {here!r}.")
+                raise ConfigError(f"overrides: '{dotted}' lies in '{part}', which another override set to {shortened(here)}.")
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         here[last] = value
@@ -296,7 +301,7 @@ def parse_profile(raw: Any, what: str) -> Profile:
             for part in first["loc"][:-1]:
                 model = _section(model, str(part), where)
             raise UnknownNameError(f"key '{where}' in {what}:", first["loc"][-1], model.model_fields) from error
-        raise ConfigError(f"{what}, {where or 'document'}: {first['msg']} (given: {str(first.get('input'))[:80]!r}).") from error
+        raise ConfigError(f"{what}, {where or 'document'}: {shortened(first['msg'], 300)} (given: {shortened(first.get('input'))!r}).") from error
 
 
 def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:

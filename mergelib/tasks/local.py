@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import gzip
-import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
+from ..documents import user_path
 from ..errors import DataError
 from ..types import Split
 
-# Long reviews exceed csv's default field limit of 128 KiB.
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-
+# Long reviews exceed csv's default limit of 128 KiB; a quote that is never closed, or a bomb, would take the whole file for one text.
+MAX_TEXT = 16 << 20  # characters
+csv.field_size_limit(MAX_TEXT)
+MAX_GROWTH = 50  # a gzip file may not unfold into more than this times its bytes, beyond MAX_PLAIN characters; prose takes 2 to 5
+MAX_PLAIN = 32 << 20
 MAX_CLASSES = 10_000  # a larger label is a typing error, and would cost memory for names
 LABEL_NAMES = {
     "ag": ("World", "Sports", "Business", "Sci/Tech"),
@@ -37,6 +41,19 @@ def find_csv(folder: Path, split: str) -> Path:
     raise DataError(f"No {split}.csv or {split}.csv.gz in {folder}. Expected <text-dir>/<task>/{{train,test}}.csv[.gz].")
 
 
+def _lines(f: TextIO, path: Path) -> Iterator[str]:
+    """The lines of an open file, in bounded memory. Raises ``DataError`` for a line above ``MAX_TEXT`` or a gzip file that unfolds into
+    more than ``MAX_GROWTH`` times its bytes."""
+    total, most = 0, max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
+    while line := f.readline(MAX_TEXT + 1):
+        total += len(line)
+        if len(line) > MAX_TEXT:
+            raise DataError(f"{path}: a line of more than {MAX_TEXT >> 20} million characters; this is no file of texts, or a quote is never closed.")
+        if total > most:
+            raise DataError(f"{path}: unfolds into more than {MAX_GROWTH} times its size; unpack it and look at what it holds.")
+        yield line
+
+
 def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = None, keep_empty: bool = False) -> Split:
     """Labels and texts of one CSV: no header, 1-based integer label first, text in column 2 (counted from 0) of three,
     in column 1 of two; any other number of columns needs ``text_column``. Plain or gzipped UTF-8.
@@ -50,7 +67,7 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
     reader = None
     try:
         with opener(path, "rt", encoding="utf-8", newline="") as f:
-            reader = csv.reader(f, strict=True)
+            reader = csv.reader(_lines(f, path), strict=True)
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 if not row or not any(cell.strip() for cell in row):
@@ -66,6 +83,8 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
                 if not 0 < column < n_columns:
                     raise DataError(f"{where}: --text-column {column} does not exist; columns 1..{n_columns - 1} can hold text.")
                 try:
+                    if "_" in row[0]:  # Python would read 1_0 as 10
+                        raise ValueError
                     label = int(row[0])
                 except ValueError:
                     raise DataError(f"{where}: label {row[0][:20]!r} is not an integer. The first column is a 1-based label, "
@@ -78,7 +97,7 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
                 texts.append(row[column])
                 if limit and len(texts) >= limit:
                     break
-    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
         line = f", near line {reader.line_num}" if reader else ""
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
     if not texts:
@@ -91,7 +110,7 @@ def local_splits(text_dir: Path | str, name: str, *, text_column: int | None = N
 
     Raises ``DataError`` for a missing folder or file (naming what is there) or a label outside the known range.
     """
-    folder = Path(text_dir).expanduser() / name
+    folder = user_path(Path(text_dir) / name)
     if not folder.is_dir():
         there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
         raise DataError(f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it.")

@@ -7,12 +7,13 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..documents import user_path
+from ..errors import DataError, shortened
 from ..types import Split
 from .local import MAX_CLASSES
 
@@ -20,6 +21,7 @@ LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # decoders of plain pixels; Pillow has others that start programs
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel: wider ones would be clipped, not scaled
 MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more, and take the memory for it
+MAX_ROWS = 10_000_000  # run lengths can stand for far more in a few bytes
 ROWS_AT_A_TIME = 256
 SUBSAMPLE_SEED = 20_241_220
 
@@ -33,32 +35,41 @@ def find_parquet(folder: Path, split: str) -> Path:
 
 
 def decode_image(data: bytes, size: int, where: str) -> Tensor:
-    """One image file's bytes as uint8 ``[3, size, size]``: grey becomes three equal channels, transparency is dropped, the
-    central square is kept and resized (bicubic).
+    """One image file's bytes as uint8 ``[3, size, size]``: what ``read_image`` gives, its central square kept and resized (bicubic).
+
+    Raises the ``DataError`` of ``read_image``.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    image = ImageOps.fit(read_image(io.BytesIO(data), where), (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def read_image(file: BinaryIO | Path, where: str) -> Any:
+    """One image file as a PIL image in RGB: grey becomes three equal channels, transparency is dropped, it stands upright.
 
     ``where`` (file and row) begins the message of the ``DataError`` that is raised for bytes that are no image of ``FORMATS``,
     a truncated one, more than ``MAX_PIXELS``, or channels of more than 8 bits.
     """
-    import numpy as np
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the stricter one
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         width, height = image.size  # from the file's head: no pixel has been decoded yet
         if width * height > MAX_PIXELS:
             raise DataError(f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. Store it smaller.")
         if image.mode not in MODES:
             raise DataError(f"{where}: pixels of mode {image.mode}; store it with 8 bits a channel.")
-        image = ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        return ImageOps.exif_transpose(image).convert("RGB")
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{where}: {error} At most {MAX_PIXELS:,} pixels are decoded; store it smaller.") from error
     except Exception as error:  # Pillow's decoders raise what they meet, beyond any common base class
         raise DataError(f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row.") from error
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def read_parquet(path: Path, size: int, *, limit: int | None = None, seed: int = 0) -> tuple[Split, tuple[str, ...] | None]:
@@ -88,7 +99,11 @@ def read_parquet(path: Path, size: int, *, limit: int | None = None, seed: int =
                 raise DataError(f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
                                 "by themselves or as the field 'bytes' of a struct.")
             names = _label_names(schema, path)
-            labels = file.read(columns=["label"])["label"].to_pylist()
+            labels: list[int | None] = []
+            for batch in file.iter_batches(batch_size=MAX_ROWS // 10, columns=["label"]):
+                labels += batch.column("label").to_pylist()
+                if len(labels) > MAX_ROWS:
+                    raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it, and keep those that are needed.")
             _check_labels(labels, names, path)
             chosen = _choose(len(labels), limit, seed)
             images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
@@ -96,8 +111,10 @@ def read_parquet(path: Path, size: int, *, limit: int | None = None, seed: int =
                 if data is None:
                     raise DataError(f"{path}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
                 images[i] = decode_image(data, size, f"{path}, row {row}")
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({error}).") from error
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a schema whose names are no UTF-8
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again with datasets.") from error
     return Split(images, torch.tensor([labels[row] for row in chosen], dtype=torch.long)), names
 
 
@@ -109,7 +126,7 @@ def parquet_splits(image_dir: Path | str, name: str, size: int, *, n_train: int 
     ``DataError`` for a missing folder or file (naming what is there), two halves that name their classes differently, and whatever
     ``read_parquet`` refuses.
     """
-    folder = Path(image_dir).expanduser() / name
+    folder = user_path(Path(image_dir) / name)
     if not folder.is_dir():
         there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
         raise DataError(f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected {LAYOUT}.")
@@ -140,7 +157,7 @@ def _label_names(schema: Any, path: Path) -> tuple[str, ...] | None:
         return None
     try:
         names = json.loads(raw)["info"]["features"]["label"].get("names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file again with datasets.") from error
     if names is None:
         return None

@@ -1,0 +1,105 @@
+"""What people write or are sent, read within bounds: YAML, JSON, names and paths. Nothing here trusts its input."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError, shortened
+
+MAX_BYTES = 4 << 20  # of one document; the longest of this project has 15 kB
+MAX_NODES = 100_000  # of one document with its aliases written out: nine lines of YAML can stand for a billion
+MAX_NAME = 100  # characters; file systems take 255 bytes, and a temporary name is longer than the name
+
+
+def read_text(path: str | os.PathLike, what: str) -> str:
+    """A UTF-8 file of at most ``MAX_BYTES``. Raises ``ConfigError`` that begins with ``what``."""
+    try:
+        with user_path(path).open("rb") as f:  # not stat: a pipe has no size, and a device no end
+            raw = f.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise ConfigError(f"{what}: more than {MAX_BYTES >> 20} MB; this is no such file.")
+        return raw.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, NUL in a name
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{what}: cannot be read as UTF-8 text ({shortened(str(error))}).") from error
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The document, with PyYAML's safe loader. Raises ``ConfigError`` that begins with ``where``: no YAML, more than ``MAX_BYTES``, or
+    aliases that unfold into more than ``MAX_NODES`` values."""
+    try:
+        if len(text) > MAX_BYTES:
+            raise ConfigError(f"{where}: more than {MAX_BYTES >> 20} MB; this is no such file.")
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _unfolded(node, {}) > MAX_NODES:
+                raise ConfigError(f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, or into themselves; write out "
+                                  "what is meant.")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except ConfigError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise what they meet: ValueError, KeyError, IndexError, OverflowError, RecursionError
+        raise ConfigError(f"{where}: no valid YAML ({shortened(' '.join(str(error).split()) or type(error).__name__, 200)}).") from error
+
+
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node with every alias written out; infinite for a node that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")
+        children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else (
+            node.value if isinstance(node, yaml.SequenceNode) else [])
+        known[id(node)] = 1.0 + sum(_unfolded(child, known) for child in children)
+    return known[id(node)]
+
+
+def parse_json(text: str, where: str) -> Any:
+    """The document. Raises ``ConfigError`` that begins with ``where``."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: no valid JSON ({shortened(str(error))}).") from error
+
+
+def read_json(path: str | os.PathLike, where: str) -> Mapping[str, Any]:
+    """A JSON object from a file. Raises ``ConfigError`` that begins with ``where``."""
+    found = parse_json(read_text(path, where), where)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: a JSON object is needed, not {type(found).__name__}.")
+    return found
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path that somebody gave, ``~`` expanded. Raises ``ConfigError`` for one that no file system takes or an unknown user's."""
+    try:
+        raw = os.fspath(path)
+        if "\0" in raw:
+            raise ConfigError(f"'{shortened(raw)}' holds a NUL character; no path does.")
+        found = Path(raw).expanduser()
+        os.lstat(found)
+    except RuntimeError as error:
+        raise ConfigError(f"'{shortened(raw)}': there is no such user ({error}); write the folder out.") from error
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whoever opens it says so
+    except (OSError, ValueError) as error:  # too long, or characters that the file system has no bytes for
+        raise ConfigError(f"'{shortened(raw)}' is no path on this machine ({shortened(str(error.args[-1]))}).") from error
+    return found
+
+
+def check_folder_name(name: str) -> str:
+    """``name``, which becomes a folder's. Raises ``ConfigError`` for one that could lead elsewhere or that a file system refuses."""
+    if (not isinstance(name, str) or not name or name != name.strip() or any(c in name for c in "/\\:") or name.startswith(".")
+            or not name.isprintable() or len(name.encode()) > MAX_NAME):
+        raise ConfigError(f"'{shortened(name)}' cannot name a task: it becomes a folder's name. Use up to {MAX_NAME} letters, digits, - and _.")
+    return name

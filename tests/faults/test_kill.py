@@ -1,0 +1,182 @@
+"""Kills at random moments of a program over store and study, and at every line of the store: nothing finished is lost, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergelib import paths, store
+from mergelib.models.merged import whole_folder
+from mergelib.store import META, Artifact, Store
+
+from .kill import SIGNALS, Undisturbed, artifacts, csvs, finish, forked, kill_often, start_program, temporary, tensors
+
+SHORT = {"fine_tuning.steps": 16, "encoder.pretraining": {"documents": 120, "steps": 8, "batch_size": 16, "lr": 2.0e-3}, "merging.methods": ["ties"]}
+KEY = {"version": 1}
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes")
+
+
+def start_short(place: Path) -> int:
+    return start_program(place, SHORT)
+
+
+@pytest.mark.slow
+def test_a_killed_program_completes_with_the_same_numbers_and_makes_nothing_again():
+    trials = kill_often(start_short, len(SIGNALS), seed=1)
+    assert [t["signal"] for t in trials] == [s.name for s in SIGNALS]
+    assert any(t["finished"] for t in trials), "every kill came before the first artifact: nothing was shown"
+
+
+@pytest.mark.slow
+def test_two_programs_at_once_on_one_store_share_the_work(tmp_path):
+    reference = Undisturbed(start_short, tmp_path / "alone")
+    place, log = tmp_path / "both", tmp_path / "saved.txt"
+    place.mkdir()
+
+    def noting(name):
+        def work():
+            save = Store._save
+
+            def noted(self, folder, *args):
+                with log.open("a") as f:
+                    f.write(f"{name} {folder.parent.name}/{folder.name}\n")
+                return save(self, folder, *args)
+
+            Store._save = noted
+            from . import program
+
+            program.run(place / "store", place / "output", SHORT)
+
+        return work
+
+    children = [forked(noting(name), place / f"{name}.log") for name in ("one", "two")]
+    assert [finish(pid) for pid in children] == [0, 0]
+    saved = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(name for _, name in saved) == sorted(reference.tensors), "every artifact was computed once, by one of the two"
+    assert tensors(place / "store") == reference.tensors and csvs(place / "output") == reference.csvs
+    assert temporary(place) == []
+
+
+# ---- every line of the store --------------------------------------------------------------------------------------------
+
+
+def make_with_scratch(kept: Store):
+    def make() -> Artifact:
+        (kept.scratch("step", KEY) / "checkpoint").write_text("half way")
+        return Artifact({"t": torch.arange(5.0)}, {"value": 1})
+
+    return make
+
+
+def at_line(n: int, act):
+    """Call ``act`` before the n-th line that runs in store.py."""
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if frame.f_code.co_filename != store.__file__:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == n:
+                sys.settrace(None)
+                act()
+        return trace
+
+    sys.settrace(trace)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("act", [interrupt, kill])
+@pytest.mark.parametrize("before", ["nothing there", "a damaged artifact there"])
+def test_stopped_at_every_line_of_the_store(tmp_path, act, before):
+    n, kept_whole = 0, 0
+    while True:
+        n += 1
+        root = tmp_path / str(n)
+        kept = Store(root / "store")
+        folder = kept.folder("step", KEY)
+        if before != "nothing there":
+            kept.get("step", KEY, make_with_scratch(kept))
+            (folder / META).write_text("{")
+
+        def work(kept=kept, n=n):
+            warnings.simplefilter("ignore")
+            at_line(n, act)
+            kept.get("step", KEY, make_with_scratch(kept))
+
+        root.mkdir(exist_ok=True)
+        if finish(forked(work, root / "said.log")) == 0:
+            break
+        finished, calls = artifacts_of(kept), []
+
+        def make(kept=kept, calls=calls):
+            calls.append(1)
+            return make_with_scratch(kept)()
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = kept.get("step", KEY, make)
+        assert torch.equal(made.tensors["t"], torch.arange(5.0)) and made.info == {"value": 1}
+        assert kept.verify() == [] and temporary(root) == [], f"at line {n} of those that run"
+        if finished:
+            kept_whole += 1
+            assert calls == [] and artifacts(kept.root) == finished
+    assert n > 40 and kept_whole, "the trace saw no store at work"
+
+
+def artifacts_of(kept: Store) -> dict[str, tuple]:
+    return {} if kept.verify() else artifacts(kept.root)
+
+
+# ---- files of results and folders of models -----------------------------------------------------------------------------
+
+
+def test_what_a_killed_writer_left_is_taken_over(tmp_path):
+    (tmp_path / "scores.csv.tmp").write_bytes(b"half of a lo")
+    paths.write_whole(tmp_path / "scores.csv", b"all")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"scores.csv": b"all"}
+
+
+def test_what_two_runs_write_at_once_is_ones_or_the_others(tmp_path):
+    file, contents = tmp_path / "scores.csv", [bytes([65 + i]) * 200_000 for i in range(2)]
+
+    def work(content):
+        for _ in range(40):
+            paths.write_whole(file, content)
+            assert file.read_bytes() in contents
+
+    children = [forked(lambda content=content: work(content), tmp_path.parent / "said.log") for content in contents]
+    assert [finish(pid) for pid in children] == [0, 0]
+    assert file.read_bytes() in contents and [p.name for p in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_folders_of_killed_writers_go_and_those_at_work_stay(tmp_path):
+    def killed():
+        with whole_folder(tmp_path / "out") as out:
+            (out / "model.safetensors").write_bytes(b"half")
+            kill()
+
+    assert finish(forked(killed, tmp_path.parent / "said.log")) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
+    with whole_folder(tmp_path / "out") as outer, whole_folder(tmp_path / "out", overwrite=True) as inner:
+        assert outer.is_dir() and inner.is_dir(), "the second writer took the first one's folder away"
+        (inner / "whole").touch()
+        (outer / "whole").touch()
+        left = [p for p in tmp_path.iterdir() if ".partial-" in p.name]
+        assert len(left) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

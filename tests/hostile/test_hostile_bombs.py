@@ -1,0 +1,145 @@
+"""Small files that stand for huge ones: each is refused in a process that may use little memory, and soon."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .test_hostile_files import CONFIG, GOOD, NESTED, png, with_header
+
+ROOT = Path(__file__).resolve().parents[2]
+MEGABYTES = 700  # beyond what the imports take; the largest case here would need a hundred times as much
+
+PROGRAM = f"""
+import json, resource, sys, time, warnings
+from pathlib import Path
+import pyarrow.parquet, torch, transformers
+from transformers import AutoConfig, AutoTokenizer
+from mergelib import Study, claims, documents, runner
+from mergelib.errors import MergelibError
+from mergelib.models import parents, recipes
+from mergelib.store import Store
+from mergelib.hub import lock
+from mergelib.tasks import local, parquet
+from mergelib.profiles import load_profile, parse_profile
+from mergelib.encoders import load_base
+
+torch.set_num_threads(1)
+warnings.simplefilter("ignore")
+root = Path(sys.argv[1])
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {MEGABYTES << 20},) * 2)
+
+def bytes_of(name):
+    return (root / name).read_text()
+
+def tensors(folder):
+    weights = parents.Weights(root / folder)
+    return {{n: weights.tensor(n) for n in weights}}
+
+def whole(path):
+    if not Store(root / "store").verify():
+        raise SystemExit(f"{{path}} is taken for whole")
+    raise MergelibError("damaged")
+
+CASES = {{
+    "header": lambda: tensors("header"), "offsets": lambda: tensors("offsets"), "expanded": lambda: tensors("expanded"),
+    "base": lambda: load_base(str(root / "header"), 16), "store": lambda: whole("store"), "store_nested": lambda: whole("store_nested"),
+    "aliases": lambda: recipes.read_yaml(root / "aliases.yaml"), "merge_keys": lambda: recipes.read_yaml(root / "merge_keys.yaml"),
+    "endless": lambda: recipes.read_yaml("/dev/zero"), "option": lambda: recipes.build("merge", {{"options": {{"lam": bytes_of("aliases.yaml")}}, "method": "ties"}}),
+    "method": lambda: recipes.build("merge", {{"merge_method": unfolding()}}),
+    "claims": lambda: claims.read_claims(bytes_of("merge_keys.yaml")), "manifest": lambda: runner.read_manifest(bytes_of("aliases.yaml")),
+    "profile": lambda: parse_profile(documents.parse_yaml(bytes_of("aliases.yaml"), "p"), "p"),
+    "shared": lambda: parse_profile(unfolding(), "p"), "override": lambda: load_profile("quick", {{"tasks.names": unfolding()}}),
+    "parameter": lambda: runner.parse_value("p", "9**9**9", "int"), "repeated": lambda: runner.parse_value("p", "'a' * 10**10", "list"),
+    "csv_line": lambda: local.read_csv(root / "line.csv.gz"), "csv_rows": lambda: local.read_csv(root / "rows.csv.gz"),
+    "csv_quote": lambda: local.read_csv(root / "quote.csv.gz"),
+    "parquet_rows": lambda: parquet.read_parquet(root / "rows.parquet", 4), "picture": lambda: parquet.read_image(root / "bomb.png", "bomb.png"),
+    "labels": lambda: parents.Parent("m", "m", root / "labels").config, "lock": lambda: lock.read(root / "lock.json"),
+}}
+
+def unfolding():
+    value = ["x"]
+    for _ in range(9):
+        value = [value] * 10
+    return value
+
+found = {{}}
+for name, call in CASES.items():
+    start = time.monotonic()
+    try:
+        call()
+        said = "no error"
+    except MergelibError as error:
+        said = f"{{type(error).__name__}}: {{error}}"
+    except BaseException as error:
+        said = f"RAW {{type(error).__name__}}: {{str(error)[:300]}}"
+    found[name] = [said[:400], time.monotonic() - start]
+found["peak"] = [str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss), 0.0]
+print(json.dumps(found))
+"""
+
+
+def members(path: Path, first: bytes, again: bytes, times: int) -> None:
+    """A gzip file of one member and another many times: as long as it likes, for a few kilobytes."""
+    path.write_bytes(gzip.compress(first, mtime=0) + gzip.compress(again, mtime=0) * times)
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Case -> (what was said, seconds)."""
+    import torch
+
+    root = tmp_path_factory.mktemp("bombs")
+    for name, raw in {"header": struct.pack("<Q", 2**60) + b"{}", "offsets": with_header({"t": {"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}})}.items():
+        (root / name).mkdir()
+        (root / name / "model.safetensors").write_bytes(raw)
+        (root / name / "config.json").write_text(json.dumps(CONFIG))
+    (root / "expanded").mkdir()
+    torch.save({"t": torch.zeros(1).expand(2**40)}, root / "expanded" / "pytorch_model.bin")
+    for name, text in {"step/" + "0" * 64: "{}", "deep/" + "1" * 64: NESTED}.items():
+        (root / "store" / name).mkdir(parents=True)
+        (root / "store" / name / "meta.json").write_text(text)
+        (root / "store" / name / "tensors.safetensors").write_bytes(GOOD)
+    levels = "abcdefghijkl"
+    lists = "\n".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]" for x, y in itertools.pairwise(levels))
+    (root / "aliases.yaml").write_text(f"a: &a [lol]\n{lists}\n")
+    maps = "\n".join(f"{y}: &{y}\n  <<: [{', '.join([f'*{x}'] * 10)}]" for x, y in itertools.pairwise(levels))
+    (root / "merge_keys.yaml").write_text(f"a: &a {{lol: 1}}\n{maps}\n")
+    members(root / "line.csv.gz", b"1,a\n1,", b"a" * (1 << 20), 3000)
+    members(root / "rows.csv.gz", b"1,a\n", b"1,text\n" * 150_000, 1000)
+    members(root / "quote.csv.gz", b'1,a\n1,"', b"text text\n" * 100_000, 3000)
+    many = 1_000_000
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": pa.nulls(many, pa.binary()), "label": pa.array(np.zeros(many, np.int64))})
+    with pq.ParquetWriter(root / "rows.parquet", table.schema) as writer:
+        for _ in range(12):
+            writer.write_table(table)
+    (root / "bomb.png").write_bytes(png(1)[:16] + struct.pack(">II", 60_000, 60_000) + png(1)[24:])
+    (root / "labels").mkdir()
+    (root / "labels" / "config.json").write_text(json.dumps({**CONFIG, "num_labels": 10**9, "id2label": None}))
+    (root / "lock.json").write_text(NESTED)
+    assert max(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 8 << 20
+    run = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_every_bomb_is_refused_in_words_within_a_small_memory(refusals):
+    refusals = {n: said for n, said in refusals.items() if n != "peak"}
+    odd = {n: said for n, (said, _) in refusals.items() if said == "no error" or said.startswith("RAW")}
+    assert not odd and len(refusals) >= 20
+
+
+def test_every_bomb_is_refused_soon(refusals):
+    assert {n: s for n, (_, s) in refusals.items() if s > 30} == {}

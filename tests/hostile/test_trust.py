@@ -1,0 +1,342 @@
+"""Nothing foreign is run, nothing is read or written outside its folder, and no secret gets into what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mergelib
+from mergelib import claims, cli, documents, runner
+from mergelib.encoders import load_base
+from mergelib.errors import ConfigError, MergelibError, UnsafeFileError
+from mergelib.models import recipes
+from mergelib.models.data import read_inputs, read_labelled
+from mergelib.models.merged import load_merged
+from mergelib.store import Artifact, Store
+from mergelib.tasks.local import read_csv
+from mergelib.tasks.parquet import read_image, read_parquet
+
+from .support import Planted, plant, typed
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = {"ag": ("a", "b", "c"), "yelp": ("d", "e")}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The smallest BERT there is: a base and two classifiers, as transformers saves them."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    from mergelib.pretraining.bert import build_tokenizer
+
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer(["one two three four five six seven"] * 9)
+    size = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    BertModel(BertConfig(**size)).save_pretrained(root / "base")
+    for task, labels in LABELS.items():
+        BertForSequenceClassification(BertConfig(**size, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})).save_pretrained(root / task)
+    for name in ("base", *LABELS):
+        tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture
+def copies(models, tmp_path):
+    """The same, to be spoilt."""
+    shutil.copytree(models, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def use(folder: Path) -> None:
+    """Everything that reads a folder of a model."""
+    named = {"base": folder.parent / "base", "experts": {"odd": folder, "yelp": folder.parent / "yelp"}}
+    for call in (lambda: mergelib.merge("ties", **named), lambda: mergelib.align_classifier(mergelib.merge("task_arithmetic", **named), folder, ["one two", "three"] * 3),
+                 lambda: mergelib.evaluate(folder, (["one"], [0])), lambda: load_base(str(folder), 16)):
+        typed(call)
+
+
+# ---- pickles ------------------------------------------------------------------------------------------------------------
+
+PLACES = ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin", "model.safetensors", "training_args.bin", "optimizer.pt", "model.pt", "model.pkl", "config.json",
+          "tokenizer.json", "tokenizer_config.json", "vocab.txt", "preprocessor_config.json", "adapter_model.bin", "model.safetensors.index.json"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", PLACES)
+def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
+    if name.endswith(".bin"):
+        (copies / "ag" / "model.safetensors").unlink()  # else a .bin is not even opened
+    use(plant(copies / "ag" / name, tmp_path / "trap", zipped=zipped).parent)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("name", "read"), [
+    ("train.csv", read_csv), ("train.csv.gz", read_csv), ("train.parquet", lambda p: read_parquet(p, 4)), ("x.png", lambda p: read_image(p, "x.png")),
+    ("x.csv", lambda p: read_labelled(p, False)), ("x.txt", lambda p: read_inputs(p, False)), ("x.yaml", recipes.read_yaml)])
+def test_no_pickle_among_data_is_run(tmp_path, name, read, zipped):
+    path = plant(tmp_path / name, tmp_path / "trap", zipped=zipped)
+    with pytest.raises(MergelibError):
+        read(path)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("file", ["tensors.safetensors", "meta.json"])
+def test_no_pickle_in_the_store_is_run(tmp_path, file, zipped):
+    store, key, trap = Store(tmp_path / "store"), {"version": 1}, tmp_path / "trap"
+    store.get("merge", key, lambda: Artifact({"z": torch.ones(1)}))
+    plant(store.folder("merge", key) / file, trap, zipped=zipped)
+    assert store.peek("merge", key) is None and store.verify() and store.entries() is not None
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.get("merge", key, lambda: Artifact({"z": torch.ones(1)})).tensors["z"] == 1
+    assert not trap.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_no_pickle_in_a_checkpoint_of_a_training_is_run(tmp_path, name):
+    from mergelib.training import TrainConfig, train
+
+    class Toy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return {"loss": ((self.w - x) ** 2).mean()}
+
+    def run():
+        train(Toy(), [float(i) for i in range(8)], lambda rows: {"x": torch.tensor(rows)}, TrainConfig(steps=2, batch_size=4, lr=0.1, threads=1, save_every=1),
+              device=torch.device("cpu"), scratch=tmp_path / "scratch", desc="toy")
+
+    run()
+    checkpoints = list((tmp_path / "scratch").glob("checkpoint-*"))
+    assert checkpoints
+    for folder in checkpoints:
+        plant(folder / name, tmp_path / "trap")
+    try:
+        run()
+    except Exception as error:  # refused by torch.load; that nothing was run is what counts
+        assert "weights_only" in str(error) or "Weights only" in str(error), error
+    assert not (tmp_path / "trap").exists()
+
+
+def test_the_trap_works(tmp_path):
+    """Read as pickles are read elsewhere, it does make the folder: the tests above could fail."""
+    torch.load(plant(tmp_path / "x.bin", tmp_path / "trap"), weights_only=False)
+    assert (tmp_path / "trap").is_dir() and Planted(tmp_path).trap == str(tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir [{trap}]", "!!python/object/new:os.mkdir [{trap}]", "!!python/name:os.mkdir", "!!python/module:antigravity"])
+def test_no_tag_of_yaml_is_run(tmp_path, tag):
+    text = "method: " + tag.format(trap=tmp_path / "trap")
+    for read in (recipes.parse_yaml, lambda t: documents.parse_yaml(t, "x"), claims.read_claims, runner.read_manifest):
+        with pytest.raises(ConfigError):
+            read(text)
+    assert recipes._typed(text.removeprefix("method: ")) == text.removeprefix("method: ") and not (tmp_path / "trap").exists()
+
+
+# ---- code of a model's own, programs that images start, addresses ---------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("known", [True, False])
+def test_no_code_of_a_models_own_is_run(copies, tmp_path, known):
+    """Neither beside a kind of model that transformers knows, nor for one that it does not."""
+    folder, trap = copies / "ag", tmp_path / "trap"
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(trap)!r})\nclass A: pass\n")
+    for file, names in (("config.json", ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")), ("tokenizer_config.json", ("AutoTokenizer",)),
+                        ("preprocessor_config.json", ("AutoImageProcessor", "AutoProcessor"))):
+        path = folder / file
+        given = json.loads(path.read_text()) if path.exists() else {}
+        given["auto_map"] = {n: ["own.A", "own.A"] if n == "AutoTokenizer" else "own.A" for n in names}
+        if not known:
+            given |= {"model_type": "unheard_of", "tokenizer_class": "OwnTokenizer", "image_processor_type": "OwnProcessor"}
+        path.write_text(json.dumps(given))
+    use(folder)
+    assert not trap.exists()
+
+
+def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript; transformers' loader fetches addresses."""
+    from mergelib.models.heads import _image
+
+    def forbidden(*a, **k):
+        raise AssertionError("started or fetched")
+
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
+    monkeypatch.setattr(subprocess, "check_call", forbidden)
+    monkeypatch.setattr("socket.socket.connect", forbidden)
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    for source in (tmp_path / "x.png", str(tmp_path / "x.png"), "http://127.0.0.1:9/x.png", tmp_path / "nothing.png"):
+        with pytest.raises(MergelibError):
+            _image(source)
+
+
+# ---- paths --------------------------------------------------------------------------------------------------------------
+
+NAMES = ["../up", "/etc/up", "a/b", "..", ".", ".hidden", "a\0b", "x" * 300, "a\\b", "C:up", "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_of_a_task_leads_out_of_the_folder(models, tmp_path, name, capsys):
+    """By a recipe of merge or align, by a folder that somebody else wrote, and by an aligned head; nothing is left anywhere."""
+    (tmp_path / "in").mkdir()
+    merged = mergelib.merge("task_arithmetic", base=models / "base", experts={t: models / t for t in LABELS})
+    merged.save_pretrained(tmp_path / "in" / "good")
+    before = sorted(tmp_path.rglob("*"))
+    for command, recipe in (("merge", {"method": "ties", "base": str(models / "base"), "experts": {name: str(models / "ag")}}),
+                            ("align", {"merged": str(tmp_path / "in" / "good"), "experts": {name: str(models / "ag")}, "inputs": {name: str(models / "ag" / "vocab.txt")}})):
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        assert cli.main([command, "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "in" / "out")]) == 2
+        assert "cannot name a task" in capsys.readouterr().err
+        (tmp_path / "recipe.yaml").unlink()
+    with pytest.raises(ConfigError, match="cannot name a task"):
+        merged.with_heads(mergelib.align_classifier(merged, models / "ag", ["one", "two", "three"], task=name)).save_pretrained(tmp_path / "in" / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+    record = json.loads((tmp_path / "in" / "good" / "mergelib.json").read_text())
+    record["modules"] = {name: "classifier"}
+    (tmp_path / "in" / "good" / "mergelib.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="cannot name a task"):
+        load_merged(tmp_path / "in" / "good")
+
+
+@pytest.mark.parametrize("target", ["../ag/model.safetensors", "/etc/hostname", ".."])
+def test_no_index_of_shards_leads_out_of_the_folder(copies, target):
+    (copies / "yelp" / "model.safetensors").unlink()
+    (copies / "yelp" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"bert.x": target}}))
+    with pytest.raises(UnsafeFileError, match="points outside its folder"):
+        mergelib.merge("ties", base=copies / "base", experts={"yelp": copies / "yelp"})
+
+
+# ---- secrets and machine paths --------------------------------------------------------------------------------------------
+
+MARKER = "hf_MARKERmarkerMARKERmarker0123456789"
+RUN = """
+import sys
+from pathlib import Path
+import matplotlib, pandas as pd, torch
+from mergelib import Study, cli, paths, runner
+from mergelib.plots import save_files
+from mergelib.report import provenance
+folder, home, tiny = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+named = [f"{t}={home / 'models' / t}" for t in ("ag", "yelp")]
+(home / "ag.txt").write_text("one two\\nthree four\\nfive six\\n")
+assert cli.main(["merge", "--method", "ties", "--base", str(home / "models" / "base"), "--experts", *named, "--single", "--out", str(folder / "merged")]) == 0
+assert cli.main(["align", "--merged", str(folder / "merged"), "--experts", *named, "--inputs", f"ag={home / 'ag.txt'}", "--single", "--out", str(folder / "aligned")]) == 0
+study = Study("quick", overrides=tiny | {"tasks.source": "local", "tasks.text_dir": str(home), "encoder.max_length": 16}, base=str(home / "models" / "base"), device="cpu")
+scores = study.scores(["ties"], ["current"])
+figure = matplotlib.pyplot.figure()
+save_files(figure, "one", "quick", alt="A figure that shows nothing at all.", data={"": scores}, sidecar={"overrides": provenance(study).data.to_json()})
+items = (runner.Item("one", "Figure 1", "A title", "mine"),)
+(result,) = runner.Runner("quick").run(items, {"one": {}})
+assert result.ok, result.error
+"""
+CELL = """
+import os, json, pathlib, mergelib
+print(mergelib.__version__)
+folder = pathlib.Path(os.environ["MERGELIB_OUTPUT"]) / "figures" / profile
+for end in ("pdf", "png", "csv"):
+    (folder / f"one.{end}").write_text("x")
+(folder / "one.json").write_text(json.dumps({"claims": {}}))
+"""
+
+
+@pytest.mark.slow
+def test_no_token_and_no_home_gets_into_what_is_written(models, tmp_path):
+    """A merge, an alignment, a study, a figure and a notebook with HF_TOKEN set and everything read from a home folder."""
+    import nbformat
+    from conftest import TINY
+
+    home, root, out = tmp_path / "home" / "secretuser", tmp_path / "project", tmp_path / "out"
+    shutil.copytree(models, home / "models")
+    shutil.copytree(ROOT / "mergelib", root / "mergelib", ignore=shutil.ignore_patterns("__pycache__"))
+    for task in ("ag", "yelp"):
+        (home / task).mkdir()
+        classes = 4 if task == "ag" else 5
+        for split in ("train", "test"):
+            (home / task / f"{split}.csv").write_text("".join(f"{i % classes + 1},{split} text number {i}\n" for i in range(300)))
+    cells = [nbformat.v4.new_code_cell('profile: str = "mini"  # which', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(CELL)]
+    (root / "notebooks").mkdir()
+    kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "one.ipynb")
+    env = os.environ | {"HF_TOKEN": MARKER, "HUGGING_FACE_HUB_TOKEN": MARKER, "HOME": str(home), "MERGELIB_OUTPUT": str(out), "MERGELIB_STORE": str(out / "store"),
+                        "PYTHONPATH": str(root), "MPLCONFIGDIR": str(tmp_path / "mpl"), "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", RUN, str(out), str(home), repr(TINY)], capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-3000:]
+    written = [p for p in out.rglob("*") if p.is_file()]
+    kinds = {p.suffix for p in written}
+    assert {".ipynb", ".json", ".csv", ".safetensors", ".md"} <= kinds and len(written) > 25
+    for path in written:
+        raw = path.read_bytes()
+        assert MARKER.encode() not in raw, path
+        assert b"secretuser" not in raw, path
+    assert MARKER not in run.stdout + run.stderr
+
+
+TOKEN = re.compile(r"\b(hf_[A-Za-z]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY)")
+HOME = re.compile(r"(?<![\w.:/-])/(home|Users|root)/[\w.-]+")
+
+
+def committed() -> list[Path]:
+    """Every file that git tracks."""
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("no git here")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_token_and_no_home_folder_is_committed():
+    files = committed()
+    assert len([p for p in files if p.suffix in (".ipynb", ".json")]) > 40
+    for path in files:
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        if path != Path(__file__):
+            assert not TOKEN.search(text), path
+        if path.suffix in (".ipynb", ".json", ".csv", ".md", ".pdf", ".png"):
+            assert not HOME.search(text), f"{path}: {HOME.search(text)}"
+
+
+# ---- JupyterLab ---------------------------------------------------------------------------------------------------------
+
+
+def test_jupyterlab_keeps_its_own_defaults_for_tokens(tmp_path):
+    """The very arguments of ./run_all.sh lab, shown as JupyterLab understands them."""
+    (line,) = re.findall(r'^ *lab\) .*exec "\$python" -m jupyterlab (.*) "\$@" ;;$', (ROOT / "run_all.sh").read_text(), re.M)
+    arguments = line.replace('"$PWD"', str(tmp_path)).split()
+    env = os.environ | {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")} | {"JUPYTER_NO_CONFIG": "1"}
+    for name in [n for n in env if n.startswith("JUPYTER_TOKEN")]:
+        env.pop(name)
+    shown = subprocess.run([sys.executable, "-m", "jupyterlab", *arguments, "--show-config-json"], capture_output=True, text=True, timeout=120, env=env)
+    assert shown.returncode == 0, shown.stderr[-1000:]
+    config = json.loads(shown.stdout[shown.stdout.index("{"):])
+    given = {f"{section}.{key}" for section, values in config.items() for key in values}
+    assert {"ServerApp.root_dir", "LabApp.default_url"} <= given
+    weaker = re.compile(r"token|password|(^|\.)ip$|allow_|xsrf|origin|certfile|identity_provider|authori|disable", re.I)
+    assert not [name for name in given if weaker.search(name)], given
+
+
+# ---- licences -----------------------------------------------------------------------------------------------------------
+
+
+def test_licences_go_with_ours_and_the_table_is_of_today():
+    """Every package that is installed because of mergelib, however far away; docs/licences.md is what this gives."""
+    from licences import FILE, doubtful, rows, table
+
+    found = rows()
+    assert len(found) > 60 and {"torch", "transformers", "jupyterlab"} <= {r.name for r in found}
+    assert {r.name: r.licence for r in found if doubtful(r)} == {}
+    here = {r.name: r.licence for r in found if r.direct}
+    said = dict(re.findall(r"^\| \*\*([\w.-]+)\*\* \| ([^|]+) \|", FILE.read_text(), re.M))
+    assert {n: licence.strip() for n, licence in said.items()} == here and table(found)
