@@ -22,7 +22,7 @@ MODELS_MOVED = {"weight_averaging": T + 1, "task_arithmetic": T + 2, "ties": 2 *
 """Reads and writes of whole models that a merge of T experts cannot do without; Ties reads every expert twice: for its threshold and for its merge."""
 
 
-def run(peers: bool = False, parameters: int = 110_000_000, rows: int = 2048) -> list[Table]:
+def run(peers: bool = False, parameters: int = 110_000_000, rows: int = 4096) -> list[Table]:
     """Tables of merging and of features. Raises ``ConfigError`` on a machine without an NVIDIA GPU."""
     if not torch.cuda.is_available():
         raise ConfigError("The suite 'gpu' needs an NVIDIA GPU; the suites 'merge' and 'features' run on a CPU.")
@@ -76,7 +76,7 @@ def products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def features(device: torch.device, rows: int, batches: tuple[int, ...] = (64, 128, 256, 512), shape: dict[str, int] | None = None) -> list[Table]:
+def features(device: torch.device, rows: int, batches: tuple[int, ...] = (64, 256), shape: dict[str, int] | None = None) -> list[Table]:
     """Tokens per second of a BERT-base at 256 positions by precision and batch, and how far features lie from float32's."""
     from transformers import BertConfig, BertModel
 
@@ -105,7 +105,7 @@ def features(device: torch.device, rows: int, batches: tuple[int, ...] = (64, 12
     with torch.inference_mode():
         reference = torch.cat([exact(part) for part in ids.split(64)])
         for way, (precision, call) in ways.items():
-            for batch in batches if way != "float32" else batches[:1]:
+            for batch in batches if precision == "bf16" and "compiled" not in way else batches[-1:]:
                 with products(precision):
                     times = timed(lambda call=call, batch=batch: [call(part) for part in ids.split(batch)], n=3)
                     z = torch.cat([call(part) for part in ids.split(batch)]).float()

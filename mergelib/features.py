@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +33,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, **options: Any) -> Tensor:
+    """Features ``[N, d]`` (float32, on the CPU) of N inputs: ``extract_prepared`` of ``encoder.prepare(inputs)``, with its options."""
+    return extract_prepared(encoder, model, encoder.prepare(inputs), **options)
+
+
 @torch.inference_mode()
-def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, *, batch_size: int = 128,
-            device: torch.device | str = "cpu", desc: str | None = None, dropout: bool = False, precision: str = "float32") -> Tensor:
-    """Features ``[N, d]`` (float32, on the CPU) of N inputs in evaluation mode, in the inputs' order.
+def extract_prepared(encoder: Encoder, model: nn.Module, prepared: Sequence[Any], *, batch_size: int = 128, device: torch.device | str = "cpu",
+                     desc: str | None = None, dropout: bool = False, precision: str = "float32") -> Tensor:
+    """Features ``[N, d]`` (float32, on the CPU) of N prepared inputs in evaluation mode, in the inputs' order.
 
     Inputs are batched by length, so little padding is computed; padding and batch mates change a feature by less than
     1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder in training mode, as the authors' code does
@@ -46,18 +53,17 @@ def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, *, batch_size: i
     """
     if precision not in ("float32", "bf16"):
         raise ConfigError(f"Features are computed in 'float32' or 'bf16', not in '{precision}'.")
-    prepared = encoder.prepare(inputs)
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
     model = (model if precision == "float32" else copy.deepcopy(model).to(torch.bfloat16)).to(device).train(dropout)
-    done = 0
+    dtype, done = next(model.parameters()).dtype, 0
+    waiting: tuple[list[int], Tensor] | None = None  # a batch's features on the device: they are fetched when the next batch is on its way
     with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar:
         while done < len(order):
             rows = order[done : done + batch_size]
             try:
-                batch = {k: v.to(device, next(model.parameters()).dtype if v.is_floating_point() else None)
-                         for k, v in encoder.collate([prepared[i] for i in rows]).items()}
-                features[rows] = model(**batch).float().cpu()
+                batch = {k: _sent(v, device, dtype) for k, v in encoder.collate([prepared[i] for i in rows]).items()}
+                found = model(**batch).float()
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -65,12 +71,25 @@ def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, *, batch_size: i
                     raise DeviceMemoryError(f"One input alone does not fit into the memory of {device}: free some of it, shorten inputs "
                                             "(encoder.max_length), or take device 'cpu'.") from error
             else:
+                if waiting:
+                    features[waiting[0]] = waiting[1].cpu()
+                waiting = rows, found
                 done += len(rows)
                 if bar is not None:
                     bar.update(len(rows))
                 continue
             batch_size = (len(rows) + 1) // 2
             warnings.warn(f"Out of memory on {device} with {len(rows)} inputs at once; going on with {batch_size}. Set encoder.batch_size to "
-                          "that to be spared this.", UserWarning, stacklevel=2)
+                          "that to be spared this.", UserWarning, stacklevel=3)
             free_device_memory()
+        if waiting:
+            features[waiting[0]] = waiting[1].cpu()
     return features
+
+
+def _sent(values: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """To the device, without waiting for what it computes; floating-point values in the model's dtype."""
+    to = torch.device(device)
+    if to.type == "cuda":
+        values = values.pin_memory()
+    return values.to(to, dtype if values.is_floating_point() else None, non_blocking=True)

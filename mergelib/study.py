@@ -22,7 +22,7 @@ from .clusters import tsne
 from .encoders import Encoder, encoder_state, load_state
 from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
-from .features import FEATURES_VERSION, extract, pick_device
+from .features import FEATURES_VERSION, extract_prepared, pick_device
 from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
 from .meter import Meter
 from .pretraining import RECIPES, Foundation
@@ -32,7 +32,20 @@ from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_ord
 from .store import Artifact, Store
 from .tasks import load_task
 from .training import resolve_precision
-from .types import Expert, Head, Split, State, Task, below, digest, head_digest, inputs_digest, percent, state_digest
+from .types import (
+    Expert,
+    Head,
+    Inputs,
+    Split,
+    State,
+    Task,
+    below,
+    digest,
+    head_digest,
+    inputs_digest,
+    percent,
+    state_digest,
+)
 
 MERGE_VERSION = 2
 LAM_VERSION = 2
@@ -48,6 +61,7 @@ STEP_VERSIONS = {**{r.step: r.version for r in RECIPES.values()}, "fine_tune": F
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
 
 POOL_SEED = 7
+REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
 BASE, FINE_TUNED, MULTI_TASK, RANDOM = "f_b", "f_t", "multi_task", "random"
 SCORE_COLUMNS = ["backbone", "task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "n"]
 
@@ -86,6 +100,7 @@ class Study:
         loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None, "non_local": None})
         self.variant, self.device = variant, pick_device(device)
+        self._read: dict[tuple[str, str], Sequence[Any]] = {}
         self.precision = resolve_precision(self.profile.encoder.precision, self.device)
         self.store = distributed.shared(store or Store(paths.store_root()))
         get_preset(self.profile.protocols.ft_preset)
@@ -375,7 +390,7 @@ class Study:
                 for t, (name, task) in enumerate(self.tasks.items()):
                     if method.gives == PER_TASK or t == 0:
                         load_state(module, merged[t] if method.gives == PER_TASK else merged)
-                    z = extract(self.encoder, module, task.validation.inputs, device=self.device,
+                    z = extract_prepared(self.encoder, module, self._prepared(task.validation.inputs), device=self.device,
                                 batch_size=self.profile.encoder.batch_size, precision=self.precision)
                     predicted = get_protocol("current").function(Evidence(z, self.expert(name).head))[0, 0]
                     accuracy = (predicted == task.validation.labels).float().mean().item()
@@ -524,6 +539,17 @@ class Study:
             return found.train.subset(order[: len(found.test)])
         return self.pool(task) if split == "pool" else getattr(self.task(task), split)
 
+    def _prepared(self, inputs: Inputs) -> Sequence[Any]:
+        """``encoder.prepare(inputs)``; of texts the last are remembered, because every encoder of the study reads the same."""
+        if self.profile.tasks.modality != "text":
+            return self.encoder.prepare(inputs)
+        key = self.encoder.digest, inputs_digest(inputs)
+        if key not in self._read:
+            self._read[key] = self.encoder.prepare(inputs)
+            while sum(map(len, self._read.values())) > REMEMBERED and len(self._read) > 1:
+                self._read.pop(next(iter(self._read)))
+        return self._read[key]
+
     def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
         """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in ``encoder.precision``), in the split's order; computed
         once."""
@@ -532,7 +558,7 @@ class Study:
                "inputs": inputs_digest(inputs), "dtype": self.precision}
 
         def make() -> Artifact:
-            z = extract(self.encoder, self.module(encoder, task), inputs, device=self.device,
+            z = extract_prepared(self.encoder, self.module(encoder, task), self._prepared(inputs), device=self.device,
                         batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}", precision=self.precision)
             return Artifact({"features": z})
 

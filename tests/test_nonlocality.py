@@ -205,7 +205,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
 
     for name in ("tact", "repair", "weight_matching"):
         monkeypatch.setattr(nonlocality, name, forbidden)
-    monkeypatch.setattr("mergelib.study.extract", forbidden)
+    monkeypatch.setattr("mergelib.study.extract_prepared", forbidden)
     again = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

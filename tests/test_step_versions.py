@@ -49,7 +49,7 @@ def meaning() -> dict[str, list[Any]]:
     ladder = files.pop("alignment", None)
     # Every family of methods; the streaming forms make merges on disk, which are no step of the store.
     families = [importlib.import_module(f"mergelib.merging.{m.name}") for m in pkgutil.iter_modules(merging.__path__) if m.name != "streaming"]
-    extract = [encoders.load_state, features.extract, *pooled]
+    extract = [encoders.load_state, features.extract, features.extract_prepared, *pooled]
     # Data that a method sees passes through the pool, the tokenizer and the pooled encoder.
     merging_code = [f for module in families for f in defined_in(module)] + [
         Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, *pooled]
