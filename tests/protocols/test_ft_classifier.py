@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mergelib.errors import DataError, UnknownNameError
-from mergelib.protocols import Evidence, FTPreset, fit_heads, ft_classifier, get_preset, get_protocol, kl_to_teacher, nested_fits
+from mergelib.protocols import (
+    Evidence,
+    FTPreset,
+    fit_heads,
+    ft_classifier,
+    get_preset,
+    get_protocol,
+    kl_to_teacher,
+    nested_fits,
+)
 from mergelib.types import Head
 
 
