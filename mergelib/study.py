@@ -35,7 +35,7 @@ from .types import Expert, Head, Split, State, Task, below, digest, head_digest,
 
 MERGE_VERSION = 2
 LAM_VERSION = 2
-PREDICT_VERSION = 2
+PREDICT_VERSION = 3
 TSNE_VERSION = 1
 ALIGN_VERSION = 2
 DROPOUT_VERSION = 1
