@@ -10,6 +10,7 @@ both types.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import gzip
 import random
@@ -25,9 +26,10 @@ from benchmarks.frame import Table, interleaved, machine, matmul_rate, table, ti
 from mergelib.encoders import TextEncoder, load_base
 from mergelib.errors import ConfigError
 from mergelib.features import extract
+from mergelib.profiles import TASK_NAMES
 
 LENGTH = 256  # all-MiniLM-L6-v2's own limit, which encode keeps to
-PROTOCOLS = ("current", "knn", "ft_classifier", "orthogonal_classifier", "orthogonal_procrustes", "surgery")
+SCORED = ("current", "knn", "ft_classifier", "orthogonal_classifier", "orthogonal_procrustes", "surgery")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -79,11 +81,6 @@ def apart(found: Tensor, reference: Tensor) -> tuple[float, float]:
     return float(gap.norm() / reference.norm()), float((gap.norm(dim=1) / reference.norm(dim=1)).max())
 
 
-def in_type(encoder: TextEncoder, state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
-    """The encoder with its weights in a type; ``extract`` gives float32 features of any."""
-    return encoder.module(state).to(dtype)
-
-
 def speed(model: str, text_dir: str, rows: int, batch_size: int, peers: bool, n: int = 5) -> list[Table]:
     """Seconds of every way in both types, and how far apart features are."""
     encoder, state = load_base(model, LENGTH)
@@ -91,10 +88,11 @@ def speed(model: str, text_dir: str, rows: int, batch_size: int, peers: bool, n:
     lengths = [len(r) for r in encoder.prepare(texts)]
     work, lines, reference = flops(encoder, lengths), [], None
     tokenising = timed(lambda: encoder.prepare(texts), n=3).median
+    module = encoder.module(state)
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        module = in_type(encoder, state, dtype)
-        ways = {"extract": lambda m=module: extract(encoder, m, texts, batch_size=batch_size),
-                "padded loop": lambda m=module: padded_loop(encoder, m, texts, batch_size)}
+        typed = copy.deepcopy(module).to(dtype)
+        ways = {"extract": lambda p=name: extract(encoder, module, texts, batch_size=batch_size, precision=p),
+                "padded loop": lambda m=typed: padded_loop(encoder, m, texts, batch_size)}
         if peers:
             ways["sentence-transformers"] = peer(model, dtype, texts, batch_size)
         ours, peak = ways["extract"](), matmul_rate("cpu", dtype)
@@ -127,48 +125,30 @@ def padding(tokens: Sequence[int], characters: Sequence[int], batch_size: int) -
 
 
 def accuracies(model: str, text_dir: str, batch_size: int, *, steps: int = 40, n_test: int = 400, ks: Sequence[int] = (1, 5), seeds: Sequence[int] = (0, 1, 2),
-             tasks: Sequence[str] = ("ag", "yelp", "amazon", "yahoo", "dbpedia")) -> Table:
-    """Average accuracy over tasks of every protocol, f_m by Task Arithmetic, on features of both types; lambda and teachers are the same."""
+               tasks: Sequence[str] = TASK_NAMES) -> Table:
+    """Average accuracy over tasks of every protocol, f_m by Task Arithmetic, on features of both types; experts, lambda and draws are the same."""
     from mergelib import Study
-    from mergelib.protocols import get_protocol
+    from mergelib.protocols import PROTOCOLS
+    from mergelib.report import encoder_label, protocol_label
     from mergelib.store import Store
 
-    class Typed(Study):
-        """A study whose features are of one type; it keeps them in memory and no prediction of them at all."""
-
-        def of(self, dtype: torch.dtype) -> Typed:
-            self._dtype, self._kept = dtype, {}
-            return self
-
-        def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
-            key = encoder, task, split
-            if key not in self._kept:
-                module = self.module(encoder, task).to(self._dtype)
-                self._kept[key] = extract(self.encoder, module, self.split(task, split).inputs, batch_size=batch_size)
-            return self._kept[key]
-
-        def average(self, encoder: str, protocol: str) -> Tensor:
-            """``[K]``, percent."""
-            right = [get_protocol(protocol).function(self.evidence(encoder, t, protocol)) == task.test.labels for t, task in self.tasks.items()]
-            return 100 * torch.stack([r.double().mean((1, 2)) for r in right]).mean(0)
-
+    few_shot = [name for name in SCORED if PROTOCOLS[name].few_shot]
     overrides = {"tasks.names": list(tasks), "tasks.n_test": n_test, "tasks.n_validation": 100, "tasks.n_train": 1500, "tasks.pool_per_class": 20,
-                 "fine_tuning.steps": steps, "fine_tuning.save_every": 0, "merging.methods": ["task_arithmetic"], "merging.options": {"task_arithmetic": {"lam": 0.4}},
-                 "protocols.ks": list(ks), "protocols.seeds": list(seeds)}
+                 "fine_tuning.steps": steps, "fine_tuning.save_every": 0, "encoder.batch_size": batch_size, "merging.methods": ["task_arithmetic"],
+                 "merging.options": {"task_arithmetic": {"lam": 0.4}}, "protocols.ks": list(ks), "protocols.seeds": list(seeds)}
+    found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        study = Typed("real", text_dir=text_dir, base=model, overrides=overrides, device="cpu", store=Store(Path(scratch)))
-        found: dict[torch.dtype, dict[tuple[str, str], Tensor]] = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            typed = study.of(dtype)
-            found[dtype] = {("fine-tuned", "current"): typed.average("f_t", "current"),
-                            **{("Task Arithmetic", p): typed.average("task_arithmetic", p) for p in PROTOCOLS}}
+        for precision in ("float32", "bf16"):
+            study = Study("real", text_dir=text_dir, base=model, overrides=overrides | {"encoder.precision": precision}, device="cpu",
+                          store=Store(Path(scratch)))
+            scores = [study.scores(["f_t"], ["current"]), study.scores(study.methods, SCORED)]
+            found[precision] = [frame.groupby(["method", "protocol", "k"], dropna=False, sort=False).accuracy.mean() for frame in scores]
     rows = []
-    for (encoder, protocol), exact in found[torch.float32].items():
-        for i, value in enumerate(exact.tolist()):
-            other = float(found[torch.bfloat16][encoder, protocol][i])
-            rows.append({"encoder": encoder, "protocol": protocol, **({"k": ks[i]} if len(exact) > 1 else {}), "float32": f"{value:.2f}", "bf16": f"{other:.2f}",
-                         "difference": f"{other - value:+.2f}"})
-    said = f"{len(tasks)} tasks, {steps} steps of fine-tuning each, {n_test} test texts a task, {len(seeds)} seeds; one text is {100 / n_test / len(tasks):.2f} points."
+    for exact, near in zip(*found.values(), strict=True):
+        rows += [{"encoder": encoder_label(method), "protocol": protocol_label(protocol), "k": int(k) if protocol in few_shot else "",
+                  "float32": f"{before:.2f}", "bf16": f"{after:.2f}", "difference": f"{after - before:+.2f}"}
+                 for ((method, protocol, k), before), after in zip(exact.items(), near, strict=True)]
+    said = f"{len(tasks)} tasks, {steps} steps of fine-tuning each, {n_test} test texts a task, {len(seeds)} seeds; one text of one task is {100 / n_test / len(tasks):.2f} points."
     return table("Average accuracy (percent) on features of both types", rows, said)
 
 
