@@ -66,6 +66,12 @@ def padded_loop(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], b
     return torch.cat(found)
 
 
+def autocast(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int) -> Tensor:
+    """Matrix products in bfloat16, sums between layers in float32: what ``extract`` could do instead of casting the model."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return extract(encoder, module, texts, batch_size=batch_size)
+
+
 def peer(model: str, dtype: torch.dtype, texts: Sequence[str], batch_size: int) -> Callable[[], Tensor]:
     """``encode`` of sentence-transformers; its model normalises, so that only directions compare."""
     from sentence_transformers import SentenceTransformer
@@ -93,6 +99,8 @@ def speed(model: str, text_dir: str, rows: int, batch_size: int, peers: bool, n:
         typed = copy.deepcopy(module).to(dtype)
         ways = {"extract": lambda p=name: extract(encoder, module, texts, batch_size=batch_size, precision=p),
                 "padded loop": lambda m=typed: padded_loop(encoder, m, texts, batch_size)}
+        if dtype is torch.bfloat16:
+            ways["extract under autocast"] = lambda: autocast(encoder, module, texts, batch_size)
         if peers:
             ways["sentence-transformers"] = peer(model, dtype, texts, batch_size)
         ours, peak = ways["extract"](), matmul_rate("cpu", dtype)
