@@ -50,7 +50,8 @@ def part_of(source: str) -> str:
         return "clusters and t-SNE"
     if any(name.startswith("plot_") or name == "save_figure" for name in called):
         return "plots"
-    return "imports" if any(isinstance(n, ast.ImportFrom) and n.module == "mergelib" for n in ast.walk(tree)) else "rest"
+    imported = {name.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for name in n.names}
+    return "imports" if "Study" in imported else "rest"  # the cell that waits for torch and transformers
 
 
 def cell_seconds(notebook: dict[str, Any]) -> dict[str, float]:

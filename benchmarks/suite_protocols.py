@@ -91,23 +91,24 @@ def row(what: str, fits: int, sample: int, batched: Callable[[], object], single
             "ratio": alone.median / found["batched"].median, "difference": f"{apart:.0e}"}
 
 
-def heads(width: int, preset: str, n: int, classes: Sequence[int] = tuple(CLASSES.values()), methods: int = METHODS) -> dict:
+def heads(width: int, preset: str, n: int, classes: Sequence[int] = tuple(CLASSES.values()), methods: int = METHODS,
+          ks: Sequence[int] = KS) -> dict:
     """All few-shot heads of Table 2 from cached features."""
-    seen = [[evidence(c, width, PRESETS[preset], seed=m) for c in classes] for m in range(methods)]
+    seen = [[evidence(c, width, PRESETS[preset], ks=ks, seed=m) for c in classes] for m in range(methods)]
 
     def batched() -> list:
         return [fit_heads(e) for method in seen for e in method]
 
     def single() -> list:
-        return [[one_head(e, k, 0) for k in KS] for e in seen[0]]
+        return [[one_head(e, k, 0) for k in ks] for e in seen[0]]
 
-    for many, alone in zip(fit_heads(in_double(seen[0][0])), [one_head(in_double(seen[0][0]), k, 0) for k in KS], strict=True):
+    for many, alone in zip(fit_heads(in_double(seen[0][0])), [one_head(in_double(seen[0][0]), k, 0) for k in ks], strict=True):
         torch.testing.assert_close(many.weight[0], alone.weight, atol=1e-7, rtol=1e-5)
         torch.testing.assert_close(many.bias[0], alone.bias, atol=1e-7, rtol=1e-5)
     apart = max(float((many.logits(e.student_fit)[0] - alone.logits(e.student_fit)).abs().mean())
-                for e in seen[0] for many, alone in zip(fit_heads(e), [one_head(e, k, 0) for k in KS], strict=True))
+                for e in seen[0] for many, alone in zip(fit_heads(e), [one_head(e, k, 0) for k in ks], strict=True))
     said = "full batches" if PRESETS[preset].batch_size is None else f"batches of {PRESETS[preset].batch_size}"
-    fits, sample = methods * len(classes) * SEEDS * len(KS), len(classes) * len(KS)
+    fits, sample = methods * len(classes) * SEEDS * len(ks), len(classes) * len(ks)
     return row(f"FT-Classifier, d = {width}, preset {preset} ({said})", fits, sample, batched, single, apart, n)
 
 
@@ -128,9 +129,9 @@ def ladder(width: int, rung: str, rows: int, n: int, tasks: int = len(CLASSES), 
     return row(f"ladder, {rung}, d = {width}, {rows} rows", len(x), sample, batched, single, apart, n)
 
 
-def surgeries(width: int, n_classes: int, n: int) -> dict:
+def surgeries(width: int, n_classes: int, n: int, ks: Sequence[int] = KS) -> dict:
     """Surgery's modules of one method and task: all seeds of a number of shots in one batch."""
-    seen = evidence(n_classes, width, PRESETS["default"])
+    seen = evidence(n_classes, width, PRESETS["default"], ks=ks)
     steps = seen.preset.epochs
     inputs = [(seen.student_fit[rows], seen.teacher_fit[rows]) for rows in map(seen.rows, seen.ks)]
 
@@ -141,7 +142,7 @@ def surgeries(width: int, n_classes: int, n: int) -> dict:
         return [one_surgery(x[0], y[0], steps) for x, y in inputs]
 
     apart = max(float((many[0] - alone).abs().mean()) for many, alone in zip(batched(), single(), strict=True))
-    return row(f"Surgery, d = {width}, one method, C = {n_classes}", SEEDS * len(KS), len(KS), batched, single, apart, n)
+    return row(f"Surgery, d = {width}, one method, C = {n_classes}", SEEDS * len(ks), len(ks), batched, single, apart, n)
 
 
 def run(peers: bool = False) -> list[Table]:
