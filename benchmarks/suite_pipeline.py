@@ -31,6 +31,7 @@ from mergelib.store import Store
 
 PARTS = ("imports", "clusters and t-SNE", "plots", "rest")
 SAMPLE = 12  # training steps that are timed; all steps of a run have like shapes
+REPEATS = 3  # of passes
 KEPT = 7552 / 7600  # of the test rows that the released scripts score, a part: their loader drops the last batch
 
 
@@ -133,7 +134,7 @@ def bare_pass(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], bat
     """Seconds of the forward passes alone: token ids by length, batched and padded beforehand."""
     rows = sorted(encoder.prepare(texts), key=len)
     batches = [encoder.collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    return timed(lambda: [module(**b) for b in batches], n=3, warmup=1).median
+    return timed(lambda: [module(**b) for b in batches], n=REPEATS, warmup=1).median
 
 
 def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:

@@ -55,6 +55,7 @@ def test_the_padded_loop_gives_extracts_features(study):
 def test_passes_and_the_floor_come_from_the_store(study, monkeypatch):
     """Of the fixture: features of test and pool by f_t, f_b and three merges, lambda of two methods on validation."""
     monkeypatch.setattr(suite_pipeline, "SAMPLE", 1)
+    monkeypatch.setattr(suite_pipeline, "REPEATS", 1)
     found = suite_pipeline.passes(study)
     grid = len(study.profile.merging.lams)
     for task in study.tasks:
