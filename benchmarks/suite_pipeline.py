@@ -36,7 +36,7 @@ KEPT = 7552 / 7600  # of the test rows that the released scripts score, a part: 
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--profile", choices=("quick", "mini"), default="mini")
     parser.add_argument("--only", nargs="+", default=["text"], metavar="NAME", help="notebooks or groups")
 
 
