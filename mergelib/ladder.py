@@ -58,7 +58,7 @@ def aligned(study: Study, encoders: Sequence[str], rung: str, *, fit_on: str = "
     for size in dict.fromkeys(sizes.values()):  # tasks of equal size share a batch
         cells = [(e, t) for e in encoders for t in study.tasks if sizes[t] == size]
         key = {"version": STEP_VERSIONS["align"], "rung": rung, "fit": fit, "size": size, "permuted": permuted_teacher,
-               "seeds": list(seeds), "encoder": study.encoder.digest,
+               "seeds": list(seeds), "encoder": study.encoder.digest, **study.precision_key,
                "cells": [[study.weights_digest(e, t), study.expert(t).info["state_digest"], head_digest(study.head(e, t)),
                           study.task(t).test.inputs_digest, study.split(t, split).inputs_digest] for e, t in cells]}
 

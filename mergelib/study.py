@@ -49,7 +49,7 @@ from .types import (
 
 MERGE_VERSION = 2
 LAM_VERSION = 2
-PREDICT_VERSION = 2
+PREDICT_VERSION = 3
 TSNE_VERSION = 1
 ALIGN_VERSION = 2
 DROPOUT_VERSION = 1
@@ -168,6 +168,11 @@ class Study:
         if name not in self.tasks:
             raise UnknownNameError("task", name, self.tasks)
         return self.tasks[name]
+
+    @property
+    def precision_key(self) -> dict[str, str]:
+        """What the key of a result of features says beside the encoder's weights: nothing for float32."""
+        return {} if self.precision == "float32" else {"dtype": self.precision}
 
     def _base_key(self) -> dict[str, Any]:
         settings, tasks = self.profile.encoder, list(self.tasks.values())
@@ -379,7 +384,7 @@ class Study:
         lams = self.profile.merging.grids.get(method.name, self.profile.merging.lams)
         key = {"version": STEP_VERSIONS["lam"], "merge_version": STEP_VERSIONS["merge"], **self._merge_key(method, options), "lams": list(lams),
                "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
-               "heads": [head_digest(e.head) for e in self.experts()]} | ({} if self.precision == "float32" else {"dtype": self.precision})
+               "heads": [head_digest(e.head) for e in self.experts()], **self.precision_key}
 
         def make() -> Artifact:
             rows = []
@@ -615,7 +620,8 @@ class Study:
         head = self.head(encoder, task)
         key: dict[str, Any] = {
             "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest,
-            "weights": self.weights_digest(encoder, task), "test": self.task(task).test.inputs_digest, "head": head_digest(head)}
+            "weights": self.weights_digest(encoder, task), "test": self.task(task).test.inputs_digest, "head": head_digest(head),
+            **self.precision_key}
         if not (found.function.__module__ or "").startswith("mergelib."):  # a protocol of one's own: its body is its version
             key["code"] = function_digest(found.function)
         draws = None

@@ -16,6 +16,7 @@ from mergelib.encoders import TextEncoder
 from mergelib.errors import ConfigError, DataError, UnknownNameError
 from mergelib.experts import EncoderWithHeads
 from mergelib.features import extract
+from mergelib.ladder import aligned
 from mergelib.merging import METHODS
 from mergelib.pretraining import Foundation
 from mergelib.protocols import fit_heads
@@ -469,6 +470,9 @@ def test_bf16_features_are_near_and_have_a_key_of_their_own(study, make_study):
     assert ((near - exact).norm(dim=1) / exact.norm(dim=1)).max() < 1e-2
     assert key_of(study, "lam", lambda s: s.lam_curve("ties")) != key_of(half, "lam", lambda s: s.lam_curve("ties"))
     assert features_key(study) != features_key(half)
+    for step, ask in (("predict", lambda s: s.predictions("ties", "ag", "current")),
+                      ("align", lambda s: aligned(s, ["ties"], "scaling", fit="closed_form"))):
+        assert key_of(study, step, ask) != key_of(half, step, ask)
 
 
 def test_features_of_another_precision_are_refused(study):

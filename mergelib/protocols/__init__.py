@@ -18,7 +18,7 @@ from ..errors import ConfigError, UnknownNameError
 from ..types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
-from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher
+from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher, nested_fits
 from .knn import knn_eval, knn_of_share
 from .orthogonal import orthogonal_classifier
 from .surgery import surgery
@@ -76,8 +76,7 @@ def _knn(evidence: Evidence) -> Tensor:
 def fit_heads(evidence: Evidence) -> list[Head]:
     """FT-Classifier's heads, one batched ``Head`` (``[S, C, d]``) per k."""
     teacher = evidence.head.logits(evidence.teacher_fit)  # f_t's own features through its own head
-    return [ft_classifier(evidence.student_fit[rows], teacher[rows], evidence.head, evidence.preset)
-            for rows in (evidence.rows(k) for k in evidence.ks)]
+    return nested_fits(evidence.student_fit[evidence.draws], teacher[evidence.draws], evidence.head, evidence.preset, evidence.ks)
 
 
 def _ft_classifier(evidence: Evidence) -> Tensor:
@@ -140,5 +139,5 @@ def get_protocol(name: str) -> Protocol:
 
 
 __all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
-           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "knn_of_share", "orthogonal_classifier",
+           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "knn_of_share", "nested_fits", "orthogonal_classifier",
            "protocol", "stratified_order", "surgery", "uniform_order"]

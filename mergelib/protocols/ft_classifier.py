@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import UnknownNameError
+from ..errors import DataError, UnknownNameError
 from ..types import Head
 
 
@@ -73,3 +74,82 @@ def ft_classifier(features: Tensor, teacher_logits: Tensor, head: Head, preset: 
             loss.backward()
             optimizer.step()
     return Head(weight.detach(), bias.detach())
+
+
+def nested_fits(features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, ks: Sequence[int], seed: int = 0) -> list[Head]:
+    """For each k of ``ks`` what ``ft_classifier`` fits to the first k rows of every group, ``W' [B, C, d], b' [B, C]``: all in one loop.
+
+    ``features [B, G, k_max, d]`` and ``teacher_logits [B, G, k_max, C]`` lie as draws do, a group per class (G = C) or all rows in one.
+    The optimizer's steps are shared by all fits, and in a full batch a row is read once for all that see it. Equal to the single
+    fits but for rounding. Raises ``DataError`` for a k that there are no rows for.
+    """
+    if not ks or min(ks) < 1 or max(ks) > features.shape[2]:
+        raise DataError(f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} that there are.")
+    longest_first = sorted(set(ks), reverse=True)  # whatever a fit needs, those before it need, too
+    weight = head.weight.repeat(len(features), len(longest_first), 1, 1)  # [B, K, C, d]
+    bias = head.bias.repeat(len(features), len(longest_first), 1)
+    optimizer = torch.optim.Adam([weight, bias], lr=preset.lr, fused=weight.device.type != "mps")
+    steps = _full_batches if preset.batch_size is None else _minibatches
+    fitted: dict[int, Head] = {}
+    for running in steps(features.detach(), teacher_logits.detach().softmax(-1), optimizer, preset, longest_first, seed):
+        for i in range(running, weight.shape[1]):  # these have had their steps
+            fitted[longest_first[i]] = Head(weight[:, i].clone(), bias[:, i].clone())
+        for p in (weight, bias):
+            p.data, p.grad = p[:, :running].clone(), None
+            optimizer.state[p] |= {name: optimizer.state[p][name][:, :running].clone() for name in ("exp_avg", "exp_avg_sq")}
+    return [fitted[k] for k in ks]
+
+
+def _full_batches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
+                  seed: int) -> Iterator[int]:
+    """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
+    weight, bias = optimizer.param_groups[0]["params"]
+    bounds, blocks = [*ks, 0], []
+    for m in range(len(ks), 0, -1):  # the rows that m fits see, and no more
+        rows = slice(bounds[m], bounds[m - 1])
+        share = 1 / (features.shape[1] * torch.tensor(ks[:m]).to(features)[:, None, None])
+        blocks.append((m, features[:, :, rows].flatten(1, 2), teacher[:, :, rows].flatten(1, 2).mT.unsqueeze(1).contiguous(), share))
+    weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
+    for _ in range(preset.epochs):
+        weight.grad.zero_()
+        bias.grad.zero_()
+        for m, seen, target, share in blocks:
+            # Classes before rows: on a CPU a product with few columns is slow.
+            student = torch.baddbmm(bias[:, :m].flatten(1).unsqueeze(2), weight[:, :m].flatten(1, 2), seen.mT)
+            # The mean KL's gradient by the logits: (softmax(student) - softmax(teacher)) / n.
+            side = student.unflatten(1, (m, -1)).softmax(2).sub_(target).mul_(share)  # [B, m, C, rows]
+            weight.grad[:, :m].flatten(1, 2).baddbmm_(side.flatten(1, 2), seen)
+            bias.grad[:, :m].add_(side.sum(3))
+        optimizer.step()
+    yield 0
+
+
+def _minibatches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
+                 seed: int) -> Iterator[int]:
+    """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some have had all of theirs."""
+    weight, bias = optimizer.param_groups[0]["params"]
+    n_groups, k_max = features.shape[1:3]
+    features, teacher = features.flatten(1, 2), teacher.flatten(1, 2)
+    plans = [_plan(n_groups, k, k_max, preset, seed) for k in ks]
+    done = 0
+    for m in range(len(ks), 0, -1):
+        until = len(plans[m - 1][0])
+        rows, shares = (torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device) for part in (0, 1))
+        for here, share in zip(rows, shares.to(features).unsqueeze(-1), strict=True):
+            seen = features[:, here]  # [B, m, size, d]
+            side = (seen @ weight.mT).add_(bias.unsqueeze(2)).softmax(-1).sub_(teacher[:, here]).mul_(share)
+            weight.grad, bias.grad = side.mT @ seen, side.sum(2)
+            optimizer.step()
+        done = until
+        yield m - 1
+
+
+def _plan(n_groups: int, k: int, k_max: int, preset: FTPreset, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows of every minibatch and their parts in its mean, both ``[steps, size]``; a short one is filled up with rows that have none."""
+    n, generator = n_groups * k, torch.Generator().manual_seed(seed)
+    size = min(preset.batch_size, n)
+    orders = [torch.nn.functional.pad(torch.randperm(n, generator=generator), (0, -n % size), value=-1) for _ in range(preset.epochs)]
+    rows = torch.cat(orders).view(-1, size)
+    real = rows >= 0
+    rows, real = (torch.nn.functional.pad(x, (0, preset.batch_size - size)) for x in (rows.clamp(min=0), real))
+    return rows // k * k_max + rows % k, real / real.sum(1, keepdim=True)

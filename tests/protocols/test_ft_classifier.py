@@ -8,8 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mergelib.errors import UnknownNameError
-from mergelib.protocols import Evidence, FTPreset, fit_heads, ft_classifier, get_preset, get_protocol, kl_to_teacher
+from mergelib.errors import DataError, UnknownNameError
+from mergelib.protocols import (
+    Evidence,
+    FTPreset,
+    fit_heads,
+    ft_classifier,
+    get_preset,
+    get_protocol,
+    kl_to_teacher,
+    nested_fits,
+)
 from mergelib.types import Head
 
 
@@ -151,3 +160,22 @@ def test_unknown_names_name_the_nearest():
         get_preset("release")
     with pytest.raises(UnknownNameError, match="Nearest: 'ft_classifier'"):
         get_protocol("ft_clasifier")
+
+
+@pytest.mark.parametrize("preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), get_preset("released")])
+def test_nested_fits_are_the_single_fits(preset):
+    """One loop for all shots against a fit for each, also where a minibatch is cut short, a k repeats and ks come in any order."""
+    z, teacher, head = example(n_fits=3, n=24)
+    z, teacher, head = z.double(), teacher.double(), Head(head.weight.double(), head.bias.double())
+    groups, ks = (z.unflatten(1, (4, 6)), teacher.unflatten(1, (4, 6))), [2, 6, 1, 2]
+    for k, fitted in zip(ks, nested_fits(*groups, head, preset, ks, seed=5), strict=True):
+        alone = ft_classifier(*(x[:, :, :k].flatten(1, 2) for x in groups), head, preset, seed=5)
+        torch.testing.assert_close(fitted.weight, alone.weight, atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(fitted.bias, alone.bias, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("ks", [[], [0, 3], [2, 7]])
+def test_a_k_without_rows_is_refused(ks):
+    z, teacher, head = example(n_fits=1, n=24)
+    with pytest.raises(DataError, match="between 1 and the 6"):
+        nested_fits(z.unflatten(1, (4, 6)), teacher.unflatten(1, (4, 6)), head, get_preset("default"), ks)
