@@ -52,7 +52,7 @@ REPAIRS = (RAW, PERMUTED, REPAIR, TACT, FT, TACT_FT)
 REPAIR_LABELS = {RAW: "raw", PERMUTED: "permuted", REPAIR: "REPAIR", TACT: "TACT", FT: "FT-Classifier", TACT_FT: "TACT + FT-Classifier",
                  TACT_LAST: "TACT, last layer only"}
 """Everything behind "permuted" is done to the permuted merge. Locally nothing needs to be permuted, and raw and permuted are one."""
-ONE_BATCH = 1024  # inputs that are measured in one forward pass; more take several, and TACT then a pass per site
+ONE_BATCH = 2048  # inputs that are measured in one forward pass; more take several, and TACT then a pass per site
 COLLAPSE_RESAMPLES = 1000  # of the inputs that variance is measured on; all channels of all sites are resampled with them
 
 
@@ -328,9 +328,11 @@ class Resampled:
         return self.bootstrap.cached(("variance", setting, method), make)
 
 
-def verdicts(cells: Nonlocality, claims: Sequence[str]) -> list[Verdict]:
-    """Verdicts on claims N-*, a row per part; see ``claims.judge``."""
-    return judge(cells.study(LOCAL), claims, bootstrap=Resampled(cells))
+def verdicts(cells: Mapping[str, Nonlocality], claims: Sequence[str]) -> list[Verdict]:
+    """Verdicts on claims N-*, claim by claim a row per part, which is named by what was merged too: "images TA". See ``claims.judge``."""
+    resampled = {name: Resampled(c) for name, c in cells.items()}
+    return [replace(v, part=f"{name} {v.part}") for claim in claims for name, c in cells.items()
+            for v in judge(c.study(LOCAL), [claim], bootstrap=resampled[name])]
 
 
 # ---- tables and what they say -------------------------------------------------------------------------------------------------
@@ -396,15 +398,17 @@ def samples_needed(frame: pd.DataFrame, within: float = 1.0) -> pd.Series:
     return close.groupby("repair", sort=False).inputs.min().rename(index=REPAIR_LABELS).rename_axis(None)
 
 
-def beside_published(means: pd.DataFrame) -> pd.DataFrame:
-    """What the authors' notebooks print for other networks and tasks, and our TALL-masks, the nearest of our methods."""
+def beside_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the authors' notebooks print for other networks and tasks, and our TALL-masks, the nearest of our methods (what was merged ->
+    ``averages``)."""
     rows = [dict(row) for row in published()["non_local"]]
-    for setting in (NON_LOCAL, LOCAL):
-        mine = means[(means.setting == setting) & (means.method == "tall_masks")].set_index("repair")
-        rows.append({"network": "here", "method": encoder_label("tall_masks"), "setting": setting, "expert": mine.expert.iloc[0],
+    for name, setting in [(n, s) for n in means for s in (NON_LOCAL, LOCAL)]:
+        frame = means[name]
+        mine = frame[(frame.setting == setting) & (frame.method == "tall_masks")].set_index("repair")
+        rows.append({"network": f"here, {name}", "method": encoder_label("tall_masks"), "setting": setting, "expert": mine.expert.iloc[0],
                      "merged": mine.accuracy[PERMUTED], "repair": mine.accuracy[REPAIR], "tact": mine.accuracy[TACT]})
-    frame = pd.DataFrame(rows).rename(columns={"repair": REPAIR_LABELS[REPAIR], "tact": REPAIR_LABELS[TACT]})
-    return frame.astype(object).where(frame.notna(), "")
+    table = pd.DataFrame(rows).rename(columns={"repair": REPAIR_LABELS[REPAIR], "tact": REPAIR_LABELS[TACT]})
+    return table.astype(object).where(table.notna(), "")
 
 
 def numbers_stored(cells: Nonlocality) -> pd.DataFrame:
@@ -416,28 +420,30 @@ def numbers_stored(cells: Nonlocality) -> pd.DataFrame:
                          {"repair": REPAIR_LABELS[FT], "numbers": heads, "in place of": "the old heads"}])
 
 
-def answer(means: pd.DataFrame) -> str:
-    """Markdown, written by the numbers: does an aligned classifier or an activation correction give back more, and do they add up?"""
+def answer(means: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown, written by the numbers (what was merged -> ``averages``): does an aligned classifier or an activation correction give back
+    more, and do they add up?"""
     lines = []
-    for setting in dict.fromkeys(means.setting):
-        table = means[means.setting == setting].pivot(index="method", columns="repair", values="accuracy")
+    for name, setting in [(n, s) for n, frame in means.items() for s in dict.fromkeys(frame.setting)]:
+        mine = means[name][means[name].setting == setting]
+        table = mine.pivot(index="method", columns="repair", values="accuracy")
         gain = {r: table[r] - table[PERMUTED] for r in (REPAIR, TACT, FT, TACT_FT)}
         first = int((table[FT] > table[TACT]).sum())
         add = int((table[TACT_FT] > table[[TACT, FT]].max(axis=1)).sum())
         said = ", ".join(f"{REPAIR_LABELS[r]} {gain[r].mean():+.1f} ({gain[r].min():+.1f} to {gain[r].max():+.1f})" for r in gain)
-        lines.append(f"- **{setting.capitalize()}.** Points gained over the permuted merge, mean over {len(table)} methods and range: {said}. FT-Classifier is "
-                     f"above TACT for {first} of {len(table)} methods; together they are above either alone for {add}.")
+        lines.append(f"- **{name.capitalize()}, {setting}.** Points gained over the permuted merge, mean over {len(table)} methods and range: {said}. "
+                     f"FT-Classifier is above TACT for {first} of {len(table)} methods; together they are above either alone for {add}.")
     return "\n".join(lines)
 
 
-def alt(means: pd.DataFrame) -> str:
-    """Alt text of the figure, from the numbers themselves."""
+def alt(means: pd.DataFrame, of: str = "texts") -> str:
+    """Alt text of the figure, from the numbers themselves; ``of`` says what is classified."""
     said = []
     for method, mine in means.groupby("method", sort=False):
         local, far = (mine[mine.setting == s].set_index("repair").accuracy for s in (LOCAL, NON_LOCAL))
         said.append(f"{short_label(method)} local {local[RAW]:.1f}, non-local {far[RAW]:.1f}, permuted {far[PERMUTED]:.1f}, REPAIR {far[REPAIR]:.1f}, TACT {far[TACT]:.1f}, "
                     f"FT-Classifier {far[FT]:.1f}, both {far[TACT_FT]:.1f}")
-    return ("Average accuracy in percent of local, semi-local and non-local merges, raw and after each repair, a panel per method: "
+    return (f"Average accuracy in percent on {of} of local, semi-local and non-local merges, raw and after each repair, a panel per method: "
             f"{'; '.join(said)}; experts {means.expert.mean():.1f}.")
 
 

@@ -54,7 +54,7 @@ TSNE_VERSION = 1
 ALIGN_VERSION = 2
 DROPOUT_VERSION = 1
 MATCH_VERSION = 1
-CORRECT_VERSION = 1
+CORRECT_VERSION = 2
 STEP_VERSIONS = {**{r.step: r.version for r in RECIPES.values()}, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
                  "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
                  "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION, "match": MATCH_VERSION, "correct": CORRECT_VERSION}

@@ -41,13 +41,22 @@ OVERRIDES = {"tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_valid
              "non_local.semi_local_steps": 8, "non_local.n_test": 50, "non_local.n_validation": 30}
 
 
-def make(store, overrides=OVERRIDES):
-    return Nonlocality("quick", overrides=overrides, device="cpu", store=Store(store))
+IMAGE_OVERRIDES = {"tasks.names": ["eurosat", "dtd"], "tasks.n_train": 160, "resamples": 200, "threads": 1, "fine_tuning.steps": 12,
+                   "encoder.pretraining.steps": 4, "non_local.semi_local_steps": 8, "non_local.methods": ["task_arithmetic", "ties", "tall_masks"]}
+
+
+def make(store, overrides=OVERRIDES, variant=""):
+    return Nonlocality("quick", overrides=overrides, device="cpu", store=Store(store), variant=variant)
 
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     return make(tmp_path_factory.mktemp("foundations"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("images"), IMAGE_OVERRIDES, "vit")
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +145,9 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
 
 
 @pytest.mark.parametrize("profile", ["quick", "mini"])
-def test_the_profiles_section_is_whole(profile):
-    own = load_profile(profile).of_non_local()
+@pytest.mark.parametrize("variant", ["", "vit"])
+def test_the_profiles_section_is_whole(profile, variant):
+    own = load_profile(profile, variant=variant).of_non_local()
     assert own.merging.methods == own.non_local.methods and set(own.merging.grids) <= set(own.merging.methods) <= set(METHODS)
     assert own.non_local.semi_local_steps > own.encoder.pretraining.steps and own.non_local.non_local_seed != own.seed
     assert load_profile(profile).of_zoo().non_local is None
@@ -212,6 +222,22 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
         assert again.scores().equals(scores)
 
 
+def test_images_take_the_same_road(images):
+    """Two ViTs: the permuted experts compute what they computed, and a correction that only half folds gives the expert's statistics."""
+    (task,), far = images.from_b, images.study(NON_LOCAL)
+    b = images.second(NON_LOCAL)
+    own = b.expert(task).head.logits(b.features("f_t", task))
+    torch.testing.assert_close(far.head("f_t", task).logits(far.features("f_t", task)), own, rtol=1e-3, atol=1e-3)
+    assert far.weights_digest("f_t", task) != b.weights_digest("f_t", task), "nothing was permuted"
+    name = images.corrected(NON_LOCAL, "task_arithmetic", TACT)
+    assert len(far.module(name, task).corrections) == sum(s.fold is None for s in images.sites) > 0
+    found, expert, raw = (images.statistics(NON_LOCAL, e, task) for e in (name, "f_t", "task_arithmetic"))
+    for site in (s.name for s in images.sites if s.side == "output"):
+        torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
+    assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
+
+
 # ---- what is said -----------------------------------------------------------------------------------------------------------------
 
 
@@ -241,12 +267,13 @@ def test_the_claims_numbers_are_the_tables(cells, scores):
         assert len(found) == 1 + cells.profile.resamples and found.std() > 0
 
 
-def test_verdicts_cover_the_claims_and_their_parts(cells, scores):
+def test_verdicts_cover_the_claims_and_their_parts(cells, images, scores):
     ids = [c for c in load_claims() if c.startswith("N-")]
-    found = nonlocality.verdicts(cells, ids)
+    found = nonlocality.verdicts({"text": cells, "images": images}, ids)
     parts = {c: [v.part for v in found if v.claim == c] for c in ids}
-    assert parts == {c: ["TA"] if c == "N-local" else ["TA", "Ties", "TALL"] for c in ids}
-    here = next(v for v in found if v.claim == "N-tact" and v.part == "Ties")
+    methods = {c: ["TA"] if c == "N-local" else ["TA", "Ties", "TALL"] for c in ids}
+    assert parts == {c: [f"{name} {m}" for name in ("text", "images") for m in methods[c]] for c in ids}
+    here = next(v for v in found if v.claim == "N-tact" and v.part == "text Ties")
     values = Resampled(cells).gap_closed(NON_LOCAL, "ties", PERMUTED, TACT)
     assert (here.here, here.low, here.high) == pytest.approx(judge_values(values, here.threshold)[:3], nan_ok=True)
 
@@ -262,8 +289,11 @@ def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
     variance = cells.variances("ties")
     assert nonlocality.wide(means).shape == (15, len(REPAIRS) + 1)
     assert nonlocality.samples_table(samples).shape == (3, len(cells.settings.ks))
-    for text in (nonlocality.alt(means), nonlocality.alt_variance(variance), nonlocality.alt_samples(samples), nonlocality.answer(means)):
+    for text in (nonlocality.alt(means), nonlocality.alt_variance(variance), nonlocality.alt_samples(samples), nonlocality.answer({"text": means})):
         assert "nan" not in text and text.endswith(".")
+    assert nonlocality.answer({"text": means, "images": means}).count("**Images, ") == 3
+    beside = nonlocality.beside_published({"text": means, "images": means})
+    assert beside.network.tolist()[-4:] == ["here, text"] * 2 + ["here, images"] * 2
     value = means[(means.setting == NON_LOCAL) & (means.method == "ties") & (means.repair == TACT_FT)].accuracy.iloc[0]
     assert f"both {value:.1f}" in nonlocality.alt(means)
     labels = nonlocality.REPAIR_LABELS

@@ -2,7 +2,7 @@
 
 Statistics run over inputs and over REAL tokens: padding, which ``attention_mask`` marks, is left out, so they do not depend on what an input was
 batched with. (The authors' code knows no padding.) Images have no padding. Deviations are those of the whole population (ddof 0), as in
-a batch norm. Accumulators are float64.
+a batch norm. Activations stay float32; what is kept per channel is float64.
 """
 
 from __future__ import annotations
@@ -53,6 +53,20 @@ def check_reached(sites: Sequence[Site], found: Iterable[str]) -> None:
         raise ConfigError(f"No forward pass came to {', '.join(missed[:5])}; these sites belong to another encoder.")
 
 
+def mean_and_deviation(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (population) deviation of ``rows [M, c]`` per column, ``[c]`` float64, without a float64 copy of the rows.
+
+    Rows are centred in float32 before they are squared, so that a large mean does not swamp a small deviation; what rounding left of the
+    mean is measured on the centred rows and taken off again.
+    """
+    rows = rows.float()
+    centre = rows.mean(0)
+    centred = rows - centre
+    rest = centred.mean(0).double()
+    variance = centred.square_().mean(0).double() - rest.square()
+    return centre.double() + rest, variance.clamp(min=0).sqrt()
+
+
 class _Moments:
     """Mean and squared deviations of a stream of rows ``[M, c]``, merged batch by batch (Chan et al., 1983)."""
 
@@ -60,9 +74,8 @@ class _Moments:
         self.n, self.mean, self.m2 = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, rows: Tensor) -> None:
-        rows = rows.double()
-        n, mean = len(rows), rows.mean(0)
-        m2 = (rows - mean).square().sum(0)
+        n, (mean, std) = len(rows), mean_and_deviation(rows)
+        m2 = n * std.square()
         if self.n == 0:
             self.n, self.mean, self.m2 = n, mean, m2
             return

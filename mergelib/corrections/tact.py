@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, DataError
 from .correction import ChannelAffine, Correction, attach, watched
 from .sites import Site
-from .statistics import Batch, Statistics, check_reached, check_ready, measure, real_tokens
+from .statistics import Batch, Statistics, check_reached, check_ready, mean_and_deviation, measure, real_tokens
 
 EPS = 1e-10
 
@@ -61,8 +61,7 @@ def match_statistics(module: nn.Module, sites: Sequence[Site], batches: Sequence
     if len(batches) == 1:
         def measure_and_correct(site: Site, y: Tensor) -> Tensor:
             nonlocal found
-            rows = y[real_tokens(batches[0], y)].double()
-            scale, shift = correction_of(site, rows.mean(0), rows.std(0, correction=0))
+            scale, shift = correction_of(site, *mean_and_deviation(y[real_tokens(batches[0], y)]))
             found = found.with_site(site.name, scale, shift)
             return ChannelAffine(scale, shift)(y)
 

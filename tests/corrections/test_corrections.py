@@ -28,6 +28,7 @@ from mergelib.corrections import (
     tact,
     variance_ratio,
 )
+from mergelib.corrections.statistics import mean_and_deviation
 from mergelib.encoders import TextEncoder, encoder_state, load_state
 from mergelib.errors import ConfigError, DataError, StateDictError, UnknownNameError
 from mergelib.pretraining.bert import bert_config
@@ -185,6 +186,17 @@ def test_a_large_mean_does_not_swamp_a_small_deviation():
     x = 1000 + 0.01 * torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
     found = measure(module, site, [{"x": part} for part in x.split(700)])
     torch.testing.assert_close(found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (1e4, 1e-1), (-3e5, 2), (7, 0), (0, 1e-30)])
+def test_float32_rows_give_the_float64_mean_and_deviation(mean, deviation):
+    """Rounding of the given rows is in both; only that of the computation may differ."""
+    rows = (mean + deviation * torch.randn(5000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).float()
+    found = mean_and_deviation(rows)
+    assert all(t.dtype == torch.float64 and torch.isfinite(t).all() for t in found)
+    torch.testing.assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
+    torch.testing.assert_close(found[1], rows.double().std(0, correction=0), rtol=1e-5, atol=1e-6 * abs(mean) * (deviation == 0))
+    torch.testing.assert_close(mean_and_deviation(rows[:1])[1], torch.zeros(3, dtype=torch.float64), rtol=0, atol=0)
 
 
 # ---- TACT ---------------------------------------------------------------------------------------------------------------------
