@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -24,6 +24,9 @@ from . import paths
 from .documents import check_folder_name, parse_yaml, read_text, user_path
 from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
 from .profiles import load_profile, profile_names, variant_names, with_shortcuts
+
+if TYPE_CHECKING:
+    from .hub.sources import Source
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
@@ -353,3 +356,18 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
                 for name in tasks.names:
                     for split in ("train", "test"):
                         find_parquet(user_path(tasks.image_dir) / name, split)
+
+
+def hub_sources(profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None) -> list[Source]:
+    """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the runner has them."""
+    from .hub.sources import needed
+
+    found: dict[str, Source] = {}
+    for item in items:
+        given = (parameters or {}).get(item.id, {})
+        if not {"text_dir", "image_dir", "base"} & declared_parameters(item.path).keys():
+            continue  # it reads what others left
+        overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
+        own = [v for v in item.needs if v in variant_names(profile)]
+        found |= {s.name: s for s in needed(profile, overrides, own or [""])}
+    return list(found.values())
