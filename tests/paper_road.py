@@ -1,4 +1,4 @@
-"""What a client process of ``loopback_hub`` is asked for: the profile `paper` from end to end, its scores as plain rows."""
+"""What a client process of ``loopback_hub`` is asked for beyond the library's own functions, in plain values."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def scores(variant: str, overrides: dict[str, Any], encoders: list[str], protoco
         warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
         frame = Study("paper", variant=variant, overrides=overrides, device="cpu").scores(encoders, protocols)
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def begin(profile: str, overrides: dict[str, Any]) -> None:
+    """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
+    from mergelib.hub.command import before_run
+    from mergelib.hub.sources import needed
+
+    before_run(profile, needed(profile, overrides))

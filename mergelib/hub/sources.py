@@ -149,15 +149,16 @@ def needed(profile: str, overrides: dict[str, Any] | None = None, variants: Sequ
     """Everything that ``profile`` with ``overrides`` reads from the hub, as it is (variant "") and in its variants, or in those of ``variants``
     alone. Raises what ``load_profile`` raises."""
     found: dict[str, Repository | HubEntry] = {}
+    repositories = files.registry()
     for variant in ("", *variant_names(profile)) if variants is None else variants:
         loaded = load_profile(profile, overrides, variant)
         tasks, encoder = loaded.tasks, loaded.encoder
         if tasks.source == "hub":
-            known = data_sets.registry() if tasks.modality == "text" else files.registry()
+            known = data_sets.registry() if tasks.modality == "text" else repositories
             found |= {n: known[n] for n in tasks.names if n in known}
         for wanted, name in ((loaded.experts, "released_checkpoints"), (tasks.source, "released_data")):
-            if wanted == "released" and not loaded.released_dir:
-                found[name] = files.registry()[name]
+            if wanted == "released" and not loaded.released_dir and name in repositories:
+                found[name] = repositories[name]
         if encoder.base and not Path(encoder.base).expanduser().exists():
             found.update([files.base_model(encoder.base, encoder.revision, "clip" if encoder.kind == "clip" else "transformers")])
     return [Source(name, entry) for name, entry in found.items()]
