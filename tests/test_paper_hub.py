@@ -74,7 +74,7 @@ def server(tmp_path_factory):
     (made / "clip" / "tf_model.h5").write_bytes(b"not asked for")
     with serving() as server:
         server.models["bert-base-uncased"] = {OLD: folder_files(made / "base")}
-        server.models["openai/clip-vit-base-patch32"] = {OLD: folder_files(made / "clip")}
+        server.models["openai/clip-vit-base-patch32"] = server.models["openai/clip-vit-base-patch16"] = {OLD: folder_files(made / "clip")}
         server.models[PUBLISHED] = {OLD: {f"checkpoints/{t}.pth": made / "checkpoints" / f"{t}.pth" for t in TASK_NAMES}}
         server.repositories[PUBLISHED] = {OLD: {f"data/{t}/{s}.csv": made / t / f"{s}.csv" for t in TASK_NAMES for s in ("train", "test")}}
         server.repositories.update({id: {OLD: image_set(name)} for name, id in SETS.items()})
@@ -103,7 +103,7 @@ def offline(server, folder):
 
 def test_text_online_then_offline(server, online, offline, folder):
     overrides = {k: v for k, v in bench.stand_in_overrides(folder, **SIZES).items() if k not in ("encoder.base", "released_dir")}
-    asked = "", overrides, ["f_b", "f_t", "weight_averaging", "task_arithmetic", "ties"], ["current", "knn", "ft_classifier"]
+    asked = "", overrides, ["f_t", "task_arithmetic"], ["current", "knn", "ft_classifier"]
     lock = folder / "lock.json"
     early = offline(ROAD, *asked, lock=lock)
     assert early["error"] == "OfflineError" and "data fetch" in early["message"]
@@ -137,6 +137,18 @@ def test_images_online_then_offline(server, online, offline, folder):
     listed = offline(MAIN, ["data", "list", "--only", "vision"], lock=lock)["out"]
     assert "\neurosat: cached\n" in listed and "\nsvhn: not cached\n" in listed and "cropped_digits/train-*.parquet" in listed
     assert online(MAIN, ["data", "check", *SETS, "clip-vit-base-patch32"], lock=lock)["value"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["fig09", "fig11"])
+def test_notebooks_of_images_run_in_paper(server, folder, tmp_path, notebook):
+    client = Client(folder, server.url, MERGELIB_OUTPUT=str(tmp_path))
+    try:
+        ran = client(MAIN, ["run", "--profile", "paper", "--only", notebook, "-p", "device=cpu", "-p", f"overrides={json.dumps(VISION)}"],
+                     lock=folder / "lock.json")
+    finally:
+        client.close()
+    assert ran.get("value") == 0, ran
 
 
 # --- without a client -----------------------------------------------------------------------------------------------------

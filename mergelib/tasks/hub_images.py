@@ -68,7 +68,7 @@ def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Pr
     sizes, read = profile.tasks, []
     for i, (split, limit) in enumerate((("train", sizes.n_train + sizes.n_validation), ("test", sizes.n_test))):
         parts = [files[path] for path in sorted(files) if Path(path).name.startswith(f"{split}-")]
-        rows, stored = read_parquet(parts, profile.encoder.image_size, limit=limit, seed=SUBSAMPLE_SEED + i)
+        rows, stored = read_parquet(parts, profile.encoder.image_size, limit=limit, seed=SUBSAMPLE_SEED + i, desc=f"decode {name} {split}")
         check_names(name, names, stored, int(rows.labels.max()), parts[0])
         read.append(rows)
     return build_task(name, names, *read, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test, source="hub", modality="image")

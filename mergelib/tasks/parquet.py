@@ -6,7 +6,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..documents import user_path
 from ..errors import DataError, shortened
+from ..progress import progress
 from ..types import Split
 from .local import MAX_CLASSES
 
@@ -73,14 +74,15 @@ def read_image(file: BinaryIO | Path, where: str) -> Any:
         raise DataError(f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row.") from error
 
 
-def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = None, seed: int = 0) -> tuple[Split, tuple[str, ...] | None]:
+def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = None, seed: int = 0,
+                 desc: str | None = None) -> tuple[Split, tuple[str, ...] | None]:
     """Images and labels of one Parquet file, or of several that are one split, and the label names stored there (``None`` where there are
     none).
 
     Column ``image`` holds the bytes of an image file, by themselves or as the field ``bytes`` of a struct; column ``label`` holds
     integers from 0. Names are those of the ``ClassLabel`` in the schema's metadata. Inputs are uint8 ``[N, 3, size, size]`` (see
     ``decode_image``). ``limit`` keeps that many rows, drawn with ``seed`` and without a look at their labels, in the files' order;
-    the others are not decoded.
+    the others are not decoded. ``desc`` switches a progress line on.
 
     Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is no Parquet, a missing column or one of another
     type, an absent image, an absent label or one outside the stored names' range, files with different names.
@@ -96,15 +98,18 @@ def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = 
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     kept: list[int] = []
     first = 0  # of this file's rows, counted over all files
-    for one, (labels, _) in zip(paths, found, strict=True):
-        rows = [row - first for row in chosen if first <= row < first + len(labels)]
-        with _opened(one) as file:
-            for i, (row, data) in enumerate(_bytes_of(file, rows), start=len(kept)):
-                if data is None:
-                    raise DataError(f"{one}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
-                images[i] = decode_image(data, size, f"{one}, row {row}")
-        kept += [labels[row] for row in rows]
-        first += len(labels)
+    with progress(desc=desc, total=len(chosen)) if desc else nullcontext() as bar:
+        for one, (labels, _) in zip(paths, found, strict=True):
+            rows = [row - first for row in chosen if first <= row < first + len(labels)]
+            with _opened(one) as file:
+                for i, (row, data) in enumerate(_bytes_of(file, rows), start=len(kept)):
+                    if data is None:
+                        raise DataError(f"{one}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
+                    images[i] = decode_image(data, size, f"{one}, row {row}")
+                    if bar is not None:
+                        bar.update()
+            kept += [labels[row] for row in rows]
+            first += len(labels)
     return Split(images, torch.tensor(kept, dtype=torch.long)), found[0][1]
 
 
