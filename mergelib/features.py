@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from contextlib import nullcontext
 
@@ -32,26 +33,30 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @torch.inference_mode()
 def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, *, batch_size: int = 128,
-            device: torch.device | str = "cpu", desc: str | None = None, dropout: bool = False) -> Tensor:
+            device: torch.device | str = "cpu", desc: str | None = None, dropout: bool = False, precision: str = "float32") -> Tensor:
     """Features ``[N, d]`` (float32, on the CPU) of N inputs in evaluation mode, in the inputs' order.
 
     Inputs are batched by length, so little padding is computed; padding and batch mates change a feature by less than
     1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder in training mode, as the authors' code does
-    while it fits a head; features are then random.
+    while it fits a head; features are then random. ``precision`` "bf16" runs a copy of the model whose weights are bfloat16; what that
+    changes, ``python -m benchmarks --suite features`` measures.
 
     Where the device runs out of memory the batch is halved and the work goes on, with a warning. Raises ``DeviceMemoryError`` where one input
-    alone is too much.
+    alone is too much, ``ConfigError`` for another precision.
     """
+    if precision not in ("float32", "bf16"):
+        raise ConfigError(f"Features are computed in 'float32' or 'bf16', not in '{precision}'.")
     prepared = encoder.prepare(inputs)
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
-    model = model.to(device).train(dropout)
+    model = (model if precision == "float32" else copy.deepcopy(model).to(torch.bfloat16)).to(device).train(dropout)
     done = 0
     with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar:
         while done < len(order):
             rows = order[done : done + batch_size]
             try:
-                batch = {k: v.to(device) for k, v in encoder.collate([prepared[i] for i in rows]).items()}
+                batch = {k: v.to(device, next(model.parameters()).dtype if v.is_floating_point() else None)
+                         for k, v in encoder.collate([prepared[i] for i in rows]).items()}
                 features[rows] = model(**batch).float().cpu()
             except RuntimeError as error:
                 if not out_of_memory(error):

@@ -32,6 +32,7 @@ from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_ord
 from .store import Artifact, Store
 from .tasks import load_task
 from .tasks.hub_images import IMAGES_VERSION
+from .training import resolve_precision
 from .types import Expert, Head, Split, State, Task, below, digest, head_digest, inputs_digest, percent, state_digest
 
 MERGE_VERSION = 2
@@ -86,6 +87,7 @@ class Study:
         loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None, "non_local": None})
         self.variant, self.device = variant, pick_device(device)
+        self.precision = resolve_precision(self.profile.encoder.precision, self.device)
         self.store = distributed.shared(store or Store(paths.store_root()))
         get_preset(self.profile.protocols.ft_preset)
         for method in self.methods:
@@ -363,7 +365,7 @@ class Study:
         lams = self.profile.merging.grids.get(method.name, self.profile.merging.lams)
         key = {"version": STEP_VERSIONS["lam"], "merge_version": STEP_VERSIONS["merge"], **self._merge_key(method, options), "lams": list(lams),
                "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
-               "heads": [head_digest(e.head) for e in self.experts()]}
+               "heads": [head_digest(e.head) for e in self.experts()]} | ({} if self.precision == "float32" else {"dtype": self.precision})
 
         def make() -> Artifact:
             rows = []
@@ -375,7 +377,7 @@ class Study:
                     if method.gives == PER_TASK or t == 0:
                         load_state(module, merged[t] if method.gives == PER_TASK else merged)
                     z = extract(self.encoder, module, task.validation.inputs, device=self.device,
-                                batch_size=self.profile.encoder.batch_size)
+                                batch_size=self.profile.encoder.batch_size, precision=self.precision)
                     predicted = get_protocol("current").function(Evidence(z, self.expert(name).head))[0, 0]
                     accuracy = (predicted == task.validation.labels).float().mean().item()
                     rows.append({"method": method.name, "lam": lam, "task": name, "accuracy": accuracy})
@@ -524,14 +526,15 @@ class Study:
         return self.pool(task) if split == "pool" else getattr(self.task(task), split)
 
     def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
-        """Z ``[N, d]``: an encoder's features of a task's split, float32, in the split's order; computed once."""
+        """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in ``encoder.precision``), in the split's order; computed
+        once."""
         inputs = self.split(task, split).inputs
         key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": self.weights_digest(encoder, task),
-               "inputs": inputs_digest(inputs), "dtype": "float32"}
+               "inputs": inputs_digest(inputs), "dtype": self.precision}
 
         def make() -> Artifact:
             z = extract(self.encoder, self.module(encoder, task), inputs, device=self.device,
-                        batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}")
+                        batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}", precision=self.precision)
             return Artifact({"features": z})
 
         return self.store.get("features", key, make).tensors["features"]

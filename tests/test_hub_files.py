@@ -22,7 +22,7 @@ from mergelib.tasks import hub as data_sets
 
 FETCH, ONE, MAIN = "mergelib.hub.fetch_files", "mergelib.hub.fetch_file", "mergelib.cli.main"
 BEGIN = "tests.paper_road.begin", "quick", {"encoder.base": "org/tiny"}
-TOKEN = "hf_plantedPLANTEDplanted0123456789"
+TOKEN = "hf_" + "plantedPLANTEDplanted0123456789"  # in two pieces: a test looks for whole ones in every committed file
 BYTES = bytes(range(256)) * 4096  # 1 MiB that compresses to nothing known
 ROWS = {"text": ["war", "ball", "", "stock", "chip"], "label": [0, 1, 1, 2, 3]}
 

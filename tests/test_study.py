@@ -459,3 +459,18 @@ def test_multi_task_has_heads_of_its_own(make_study):
     scores = mine.scores(["multi_task"], ["current"])
     assert list(scores.task) == list(mine.tasks)
     assert not torch.equal(mine.head("multi_task", "ag").weight, mine.head("ties", "ag").weight)
+
+
+def test_bf16_features_are_near_and_have_a_key_of_their_own(study, make_study):
+    """Both precisions in one store: neither is taken for the other's, nor are the lambdas chosen from them."""
+    half = make_study(study.store.root, overrides={"encoder.precision": "bf16"})
+    exact, near = study.features(FINE_TUNED, "ag"), half.features(FINE_TUNED, "ag")
+    assert near.dtype == torch.float32 and not torch.equal(near, exact)
+    assert ((near - exact).norm(dim=1) / exact.norm(dim=1)).max() < 1e-2
+    assert key_of(study, "lam", lambda s: s.lam_curve("ties")) != key_of(half, "lam", lambda s: s.lam_curve("ties"))
+    assert features_key(study) != features_key(half)
+
+
+def test_features_of_another_precision_are_refused(study):
+    with pytest.raises(ConfigError, match="float16"):
+        extract(study.encoder, study.encoder.module(), ["a"], precision="float16")

@@ -254,10 +254,9 @@ for end in ("pdf", "png", "csv"):
 
 
 @pytest.mark.slow
-def test_no_token_and_no_home_gets_into_what_is_written(models, tmp_path):
+def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
     """A merge, an alignment, a study, a figure and a notebook with HF_TOKEN set and everything read from a home folder."""
     import nbformat
-    from conftest import TINY
 
     home, root, out = tmp_path / "home" / "secretuser", tmp_path / "project", tmp_path / "out"
     shutil.copytree(models, home / "models")
@@ -273,7 +272,7 @@ def test_no_token_and_no_home_gets_into_what_is_written(models, tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "one.ipynb")
     env = os.environ | {"HF_TOKEN": MARKER, "HUGGING_FACE_HUB_TOKEN": MARKER, "HOME": str(home), "MERGELIB_OUTPUT": str(out), "MERGELIB_STORE": str(out / "store"),
                         "PYTHONPATH": str(root), "MPLCONFIGDIR": str(tmp_path / "mpl"), "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", RUN, str(out), str(home), repr(TINY)], capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
+    run = subprocess.run([sys.executable, "-c", RUN, str(out), str(home), repr(tiny)], capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     written = [p for p in out.rglob("*") if p.is_file()]
     kinds = {p.suffix for p in written}
