@@ -106,6 +106,11 @@ def lacking(item: Item, profile: str) -> list[str]:
     return [need for need in item.needs if need not in has]
 
 
+def variants_of(item: Item, profile: str) -> list[str]:
+    """The variants of ``profile`` that a notebook is about; most are about the profile as it is, ``[""]``."""
+    return [need for need in item.needs if need in variant_names(profile)] or [""]
+
+
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
     """Why a run of all notebooks goes without ``item``; an empty text where it does not: what ``profile`` lacks, or, where the run names
     one kind of local data only, the folder of the other kind."""
@@ -336,20 +341,23 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
     for item in items:
         given, declared = parameters[item.id], declared_parameters(item.path)
         overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
-        loaded = load_profile(profile, overrides)
-        if "k" in given and given["k"] not in loaded.protocols.ks:
-            raise MissingShotsError(given["k"], loaded.protocols.ks)
-        for method in (*loaded.merging.methods, *loaded.merging.options):
-            get_method(method).check_options(loaded.merging.options.get(method, {}))
-        if loaded.tasks.source == "local" and "text_dir" in declared:  # the report reads no texts
-            if not loaded.tasks.text_dir:
-                raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
-                                  "<task>/{train,test}.csv[.gz].")
-            for name in loaded.tasks.names:
-                for split in ("train", "test"):
-                    find_csv(user_path(loaded.tasks.text_dir) / name, split)
-        for tasks in (load_profile(profile, overrides, v).tasks for v in variant_names(profile) if "image_dir" in declared):
-            if tasks.source == "local" and tasks.modality == "image":
+        for variant in variants_of(item, profile):
+            loaded = load_profile(profile, overrides, variant)
+            tasks = loaded.tasks
+            if "k" in given and given["k"] not in loaded.protocols.ks:
+                raise MissingShotsError(given["k"], loaded.protocols.ks)
+            for method in (*loaded.merging.methods, *loaded.merging.options):
+                get_method(method).check_options(loaded.merging.options.get(method, {}))
+            if tasks.source != "local":
+                continue
+            if tasks.modality == "text" and "text_dir" in declared:  # the report reads no texts
+                if not tasks.text_dir:
+                    raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
+                                      "<task>/{train,test}.csv[.gz].")
+                for name in tasks.names:
+                    for split in ("train", "test"):
+                        find_csv(user_path(tasks.text_dir) / name, split)
+            if tasks.modality == "image" and "image_dir" in declared:
                 if not tasks.image_dir:
                     raise ConfigError(f"Profile '{profile}' reads local images for {item.id}: give --image-dir FOLDER with "
                                       f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only.")
@@ -368,6 +376,5 @@ def hub_sources(profile: str, items: Sequence[Item], parameters: dict[str, dict[
         if not {"text_dir", "image_dir", "base"} & declared_parameters(item.path).keys():
             continue  # it reads what others left
         overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
-        own = [v for v in item.needs if v in variant_names(profile)]
-        found |= {s.name: s for s in needed(profile, overrides, own or [""])}
+        found |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
     return list(found.values())
