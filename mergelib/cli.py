@@ -84,8 +84,7 @@ def command_run(args: argparse.Namespace) -> int:
         for given in parameters.values():
             given["overrides"] = given.get("overrides", {}) | {"tasks.text_column": args.text_column}
     runner.check_before(args.profile, items, parameters)
-    if any("text_dir" in runner.declared_parameters(item.path) for item in items):
-        data_before_run(args.profile, text_dir=args.text_dir, base=args.base)
+    data_before_run(args.profile, runner.hub_sources(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -237,7 +237,7 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
 
     from .hub.sources import needed
     from .profiles import load_profile, variant_names
-    from .runner import declared_parameters, lacking, manifest
+    from .runner import hub_sources, lacking, manifest
 
     items = manifest()
     width = max(len(i.id) for i in items)
@@ -245,12 +245,12 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
     below = []
     for profile in profiles:
         waits = [s.name for s in needed(profile) if not s.is_cached()]
-        stuck = bool(waits) and constants.is_offline_mode()
+        offline = constants.is_offline_mode()
         local = {t.modality for v in ("", *variant_names(profile)) if (t := load_profile(profile, variant=v).tasks).source == "local"}
         cells[profile], cannot = {}, {}
         for item in items:
-            reads = [n for n in ("text_dir", "image_dir") if n in declared_parameters(item.path)]
-            why = f"without {', '.join(short)}" if (short := lacking(item, profile)) else "not cached, and offline mode is on" if stuck and reads else ""
+            stuck = waits and offline and any(s.name in waits for s in hub_sources(profile, [item]))
+            why = f"without {', '.join(short)}" if (short := lacking(item, profile)) else "not cached, and offline mode is on" if stuck else ""
             if why:
                 cannot.setdefault(why, []).append(item.id.split("_")[0])
             cells[profile][item.id] = "no" if why else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
@@ -260,7 +260,7 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         if local:
             flags = {"text": "--text-dir DIR", "image": "--image-dir DIR"}
             line += f"; give {' and '.join(flags[m] for m in sorted(local, reverse=True))}"
-        if waits and not stuck:
+        if waits and not offline:
             line += f"; first downloads {', '.join(waits)}"
         below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
     head = "".join(f"{p:>8}" for p in profiles)

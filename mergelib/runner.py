@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -24,6 +24,9 @@ from . import paths
 from .documents import check_folder_name, parse_yaml, read_text, user_path
 from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
 from .profiles import load_profile, profile_names, variant_names, with_shortcuts
+
+if TYPE_CHECKING:
+    from .hub.sources import Source
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
@@ -101,6 +104,11 @@ def lacking(item: Item, profile: str) -> list[str]:
         return []
     has = {*variant_names(profile), *load_profile(profile).model_dump()}  # an absent section is not in the dump
     return [need for need in item.needs if need not in has]
+
+
+def variants_of(item: Item, profile: str) -> list[str]:
+    """The variants of ``profile`` that a notebook is about; most are about the profile as it is, ``[""]``."""
+    return [need for need in item.needs if need in variant_names(profile)] or [""]
 
 
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
@@ -333,23 +341,40 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
     for item in items:
         given, declared = parameters[item.id], declared_parameters(item.path)
         overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
-        loaded = load_profile(profile, overrides)
-        if "k" in given and given["k"] not in loaded.protocols.ks:
-            raise MissingShotsError(given["k"], loaded.protocols.ks)
-        for method in (*loaded.merging.methods, *loaded.merging.options):
-            get_method(method).check_options(loaded.merging.options.get(method, {}))
-        if loaded.tasks.source == "local" and "text_dir" in declared:  # the report reads no texts
-            if not loaded.tasks.text_dir:
-                raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
-                                  "<task>/{train,test}.csv[.gz].")
-            for name in loaded.tasks.names:
-                for split in ("train", "test"):
-                    find_csv(user_path(loaded.tasks.text_dir) / name, split)
-        for tasks in (load_profile(profile, overrides, v).tasks for v in variant_names(profile) if "image_dir" in declared):
-            if tasks.source == "local" and tasks.modality == "image":
+        for variant in variants_of(item, profile):
+            loaded = load_profile(profile, overrides, variant)
+            tasks = loaded.tasks
+            if "k" in given and given["k"] not in loaded.protocols.ks:
+                raise MissingShotsError(given["k"], loaded.protocols.ks)
+            for method in (*loaded.merging.methods, *loaded.merging.options):
+                get_method(method).check_options(loaded.merging.options.get(method, {}))
+            if tasks.source != "local":
+                continue
+            if tasks.modality == "text" and "text_dir" in declared:  # the report reads no texts
+                if not tasks.text_dir:
+                    raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
+                                      "<task>/{train,test}.csv[.gz].")
+                for name in tasks.names:
+                    for split in ("train", "test"):
+                        find_csv(user_path(tasks.text_dir) / name, split)
+            if tasks.modality == "image" and "image_dir" in declared:
                 if not tasks.image_dir:
                     raise ConfigError(f"Profile '{profile}' reads local images for {item.id}: give --image-dir FOLDER with "
                                       f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only.")
                 for name in tasks.names:
                     for split in ("train", "test"):
                         find_parquet(user_path(tasks.image_dir) / name, split)
+
+
+def hub_sources(profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None) -> list[Source]:
+    """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the runner has them."""
+    from .hub.sources import needed
+
+    found: dict[str, Source] = {}
+    for item in items:
+        given = (parameters or {}).get(item.id, {})
+        if not {"text_dir", "image_dir", "base"} & declared_parameters(item.path).keys():
+            continue  # it reads what others left
+        overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
+        found |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
+    return list(found.values())

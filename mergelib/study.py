@@ -31,6 +31,7 @@ from .progress import progress
 from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_order, uniform_order
 from .store import Artifact, Store
 from .tasks import load_task
+from .tasks.hub_images import IMAGES_VERSION
 from .training import resolve_precision
 from .types import (
     Expert,
@@ -57,7 +58,7 @@ MATCH_VERSION = 1
 CORRECT_VERSION = 2
 STEP_VERSIONS = {**{r.step: r.version for r in RECIPES.values()}, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
                  "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
-                 "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION, "match": MATCH_VERSION, "correct": CORRECT_VERSION}
+                 "images": IMAGES_VERSION, "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION, "match": MATCH_VERSION, "correct": CORRECT_VERSION}
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
 
 POOL_SEED = 7
@@ -162,7 +163,7 @@ class Study:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks by name."""
-        return {name: load_task(name, self.profile) for name in self.profile.tasks.names}
+        return {name: load_task(name, self.profile, self.store) for name in self.profile.tasks.names}
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:

@@ -16,7 +16,7 @@ State = Mapping[str, Tensor]
 """A state dict: parameter name -> tensor."""
 
 
-def digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes | memoryview) -> str:
     """SHA-256 (hex) of the parts, each preceded by its length so that no two lists of parts collide."""
     h = hashlib.sha256()
     for part in parts:
@@ -53,7 +53,7 @@ Inputs = tuple[str, ...] | Tensor
 def inputs_digest(inputs: Inputs) -> str:
     """Identity of inputs, in their order."""
     if isinstance(inputs, Tensor):
-        return digest(str(tuple(inputs.shape)), inputs.contiguous().numpy().tobytes())
+        return digest(str(tuple(inputs.shape)), memoryview(inputs.contiguous().numpy()).cast("B"))  # not copied: it may be gigabytes
     return digest(*inputs)
 
 

@@ -205,8 +205,9 @@ def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, 
     return {n: parent.weights.tensor(raw).to(torch.float32).clone() for n, raw in names.items()}
 
 
-def load_clip(source: str) -> ClipParts:
-    """A CLIP from a hub id (``id`` or ``id@revision``) or a folder in the hub's layout: config, tokenizer, weights, preprocessing.
+def load_clip(source: str | Parent) -> ClipParts:
+    """A CLIP from a hub id (``id`` or ``id@revision``) or a folder in the hub's layout, or as a parent: config, tokenizer, weights,
+    preprocessing.
 
     Weights are read as tensors only (safetensors, or a ``.bin`` under ``weights_only=True``); no code of a folder runs. Mean and
     std come from ``preprocessor_config.json``; resizing to S x S is left to whoever reads the images. Raises ``StateDictError`` listing every missing and unexpected name,

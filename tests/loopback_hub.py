@@ -239,5 +239,6 @@ class Client:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.kill()  # it holds nothing that matters, and a whole torch takes seconds to go
+        self.process.wait(60)
         self.process.stdout.close()

@@ -21,6 +21,7 @@ from mergelib.profiles import TASK_NAMES, load_profile, variant_names
 from mergelib.tasks import hub as data_sets
 
 FETCH, ONE, MAIN = "mergelib.hub.fetch_files", "mergelib.hub.fetch_file", "mergelib.cli.main"
+BEGIN = "tests.paper_road.begin", "quick", {"encoder.base": "org/tiny"}
 TOKEN = "hf_" + "plantedPLANTEDplanted0123456789"  # in two pieces: a test looks for whole ones in every committed file
 BYTES = bytes(range(256)) * 4096  # 1 MiB that compresses to nothing known
 ROWS = {"text": ["war", "ball", "", "stock", "chip"], "label": [0, 1, 1, 2, 3]}
@@ -28,7 +29,7 @@ ROWS = {"text": ["war", "ball", "", "stock", "chip"], "label": [0, 1, 1, 2, 3]}
 
 def entry(id: str, kind: str = "model", **more) -> dict:
     """One repository of a registry, its files given as key=path."""
-    own = {k: more.pop(k) for k in ("revision", "profiles", "card", "licence") if k in more}
+    own = {k: more.pop(k) for k in ("revision", "card", "licence") if k in more}
     made = {key.replace("__", "/"): value if isinstance(value, dict) else {"path": value} for key, value in more.items()}
     return {"id": id, "kind": kind, "card": None, "revision": None, "files": made or "transformers", "licence": None, "citation": None, **own}
 
@@ -48,7 +49,7 @@ REGISTRY = {
     "gated": entry("org/gated", ag="ag.pth"),
     "away": entry("org/away", ag="ag.pth"),
     "hurt": entry("org/hurt", ag="ag.pth"),
-    "tiny": entry("org/tiny", profiles=["quick"]),
+    "tiny": entry("org/tiny"),
 }
 
 
@@ -292,7 +293,7 @@ class TestCommand:
         assert unknown["value"] == 2 and "Nearest: 'checkpoints'" in unknown["err"]
         assert "needs nothing from the hub" in offline(MAIN, ["data", "check", "--profile", "mini"], lock=tmp_path / "lock.json")["out"]
 
-    def test_a_base_model_ahead_of_a_run(self, client, server, folder, tmp_path):
+    def test_a_base_model_ahead_of_a_run(self, client, offline, server, tmp_path):
         """Fetched, then loaded in a process without network, at the locked commit and as transformers itself looks for it."""
         from tokenizers import BertWordPieceTokenizer
         from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -305,20 +306,16 @@ class TestCommand:
         BertTokenizerFast(tokenizer_object=BertWordPieceTokenizer(vocabulary)._tokenizer).save_pretrained(made)
         server.models["org/tiny"] = {OLD: {**loopback_hub.folder_files(made), "flax_model.msgpack": BYTES, "onnx/config.json": b"{}"}}
         lock_file = tmp_path / "lock.json"
-        begun = client("mergelib.hub.command.before_run", "quick", lock=lock_file)
+        begun = client(*BEGIN, lock=lock_file)
         assert "tiny: verified" in begun["out"], begun
         server.asked.clear()
-        assert client("mergelib.hub.command.before_run", "quick", lock=lock_file)["out"] == "" and not server.asked, "once"
+        assert client(*BEGIN, lock=lock_file)["out"] == "" and not server.asked, "once"
         locked = json.loads(lock_file.read_text())["tiny"]
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(locked["files"]) <= set(os.listdir(made))
-        bare = make_client(folder, server.url, HF_HUB_OFFLINE="1")
-        try:
-            for revision in (OLD, None):
-                answer = bare("mergelib.encoders.load_base", "org/tiny", 16, revision, lock=lock_file)
-                assert "value" in answer and "TextEncoder" in answer["value"][0], answer
-            assert bare("mergelib.hub.locked_revision", "org/tiny", lock=lock_file)["value"] == OLD
-        finally:
-            bare.close()
+        for revision in (OLD, None):
+            answer = offline("mergelib.encoders.load_base", "org/tiny", 16, revision, lock=lock_file)
+            assert "value" in answer and "TextEncoder" in answer["value"][0], answer
+        assert offline("mergelib.hub.locked_revision", "org/tiny", lock=lock_file)["value"] == OLD
 
 
 # --- without a client -----------------------------------------------------------------------------------------------------

@@ -52,14 +52,16 @@ def test_notebooks_name_what_they_need():
 
 
 def test_a_variant_that_is_not_there_is_said_before_anything_runs():
-    with pytest.raises(UnknownNameError, match="Known: t5_a, t5_b"):
-        Study("paper", variant="vision_a")
+    with pytest.raises(UnknownNameError, match="Known: vision_a, vision_b"):
+        Study("real", variant="t5_a")
 
 
 def test_without_network_the_hub_is_named(tmp_path):
     """HF_HUB_OFFLINE is set for all tests."""
     with pytest.raises(OfflineError):
         Study("paper", store=Store(tmp_path)).tasks  # noqa: B018
+    with pytest.raises(OfflineError, match=r"eurosat.*data fetch"):
+        Study("paper", variant="vision_a", overrides={"tasks.names": ["eurosat"]}, store=Store(tmp_path)).tasks  # noqa: B018
     with pytest.raises(MergelibError, match="google-t5/t5-large"):
         Study("paper", variant="t5_b", overrides=TINY, store=Store(tmp_path)).encoder  # noqa: B018
 

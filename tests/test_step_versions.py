@@ -68,6 +68,10 @@ def meaning() -> dict[str, list[Any]]:
         "predict": [f for module in (protocols, *files.values()) for f in defined_in(module)] + [
             types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
     }
+    if "images" in study.STEP_VERSIONS:
+        from mergelib.tasks import build_task, cut, hub_images, parquet
+
+        found["images"] = [*defined_in(hub_images), *defined_in(parquet), parquet.SUBSAMPLE_SEED, build_task, cut]
     if "tsne" in study.STEP_VERSIONS:
         from mergelib import clusters
 

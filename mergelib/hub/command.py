@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MergelibError, OfflineError
@@ -20,13 +21,15 @@ def register(commands: Any) -> None:
     parser.add_argument("action", choices=["list", "fetch", "check"])
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets and repositories; all that the profile needs by default")
     parser.add_argument("--profile", default="paper", help="whose data and models; paper by default")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="what these notebooks or groups need: tab02, text, vision")
     parser.set_defaults(function=command_data)
 
 
 def command_data(args: argparse.Namespace) -> int:
-    from .sources import named  # imports torch, which the other subcommands need not wait for
+    from ..runner import hub_sources, select  # imports torch, which the other subcommands need not wait for
+    from .sources import named
 
-    sources = named(args.names, args.profile)
+    sources = hub_sources(args.profile, select(args.only)) if args.only and not args.names else named(args.names, args.profile)
     if not sources:
         print(f"Profile '{args.profile}' needs nothing from the hub.")
         return 0
@@ -56,20 +59,17 @@ def _list(sources: list[Source]) -> int:
         for row in rows:
             print(f"  {row.key}: {row.path}, {size(row.size)}, sha256 {row.sha256 or 'unverified'}, {'cached' if row.cached else 'not cached'}")
         if not rows:
-            what = "tables that datasets reads" if source.is_data_set else "what transformers reads of a model"
+            what = "tables that datasets reads" if source.is_data_set else "what transformers reads of a model" if source.is_base_model else ", ".join(entry.files)
             print(f"  {what}: size unverified, sha256 unverified")
     return 0
 
 
-def before_run(profile: str, *, text_dir: str = "", base: str = "") -> None:
-    """Fetch what ``profile`` needs and the caches lack, so that a run downloads once and at its beginning. What cannot be fetched is said;
-    the notebooks that need it will fail, others need not. Local texts or a local base model take the place of the profile's."""
-    from .sources import needed
-
-    sources = [s for s in needed(profile) if not (text_dir and s.kind == "dataset") and not (base and s.is_base_model) and not s.is_cached()]
-    if sources:
+def before_run(profile: str, sources: Sequence[Source]) -> None:
+    """Fetch what a run needs and the caches lack, so that it downloads once and at its beginning. What cannot be fetched is said; the
+    notebooks that need it will fail, others need not."""
+    if lacking := [s for s in sources if not s.is_cached()]:
         print(f"Profile '{profile}' needs from the hub:", flush=True)
-        _fetch(sources)
+        _fetch(lacking)
 
 
 def _fetch(sources: list[Source]) -> int:

@@ -25,7 +25,9 @@ from .lock import FileFacts, LockedEntry
 
 REGISTRY = Path(__file__).with_name("files.yaml")
 TRANSFORMERS = ("*.json", "*.txt", "*.model", "*.safetensors")  # configuration, tokenizer and weights of a model, at the root
+PICKLED = "pytorch_model*.bin"  # of a model without safetensors, where its loader reads tensors only
 PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|head|body)", re.IGNORECASE)
+PART = re.compile(r"-\d+-of-(\d+)\.")  # as datasets numbers the files of a split
 POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -46,10 +48,19 @@ class Repository(BaseModel):
     kind: Literal["model", "dataset"]
     card: str | None
     revision: str | None = Field(pattern="^[0-9a-f]{40}$")
-    files: dict[str, HubFile] | Literal["transformers"]
+    files: dict[str, HubFile] | Literal["transformers", "clip"] | tuple[str, ...]
     licence: str | None
     citation: str | None
-    profiles: tuple[str, ...] = ()
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is a base model, read from the folder of its files."""
+        return isinstance(self.files, str)
+
+    @property
+    def named(self) -> dict[str, HubFile]:
+        """The files that the registry names one by one; none where it takes all that fit, each of which goes by its path."""
+        return self.files if isinstance(self.files, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -65,12 +76,13 @@ def registry() -> dict[str, Repository]:
     return {name: Repository.model_validate(raw) for name, raw in yaml.safe_load(REGISTRY.read_text("utf-8")).items()}
 
 
-def base_model(id: str, revision: str | None = None) -> tuple[str, Repository]:
-    """Name and repository of a base model by its hub id; one that the registry does not have goes by its id, and nothing is known of it."""
+def base_model(id: str, revision: str | None = None, kind: Literal["transformers", "clip"] = "transformers") -> tuple[str, Repository]:
+    """Name and repository of a base model by its hub id; one that the registry does not have goes by its id, and nothing is known of it but
+    its ``kind``."""
     for name, repository in registry().items():
-        if repository.id == id and repository.files == "transformers":
+        if repository.id == id and repository.is_model:
             return name, repository.model_copy(update={"revision": repository.revision or revision})
-    return id, Repository(id=id, kind="model", card=None, revision=revision, files="transformers", licence=None, citation=None)
+    return id, Repository(id=id, kind="model", card=None, revision=revision, files=kind, licence=None, citation=None)
 
 
 def locked_revision(id: str) -> str | None:
@@ -81,6 +93,12 @@ def locked_revision(id: str) -> str | None:
     return entry.revision if entry and entry.id == id else None
 
 
+def fetch_model(id: str, revision: str | None = None, *, kind: Literal["transformers", "clip"] = "transformers") -> Path:
+    """The folder of a base model's files in the client's cache, all of them there and verified. Raises what ``fetch_files`` raises."""
+    name, repository = base_model(id, revision, kind)
+    return fetch_files(name, repository=repository)["config.json"].parent
+
+
 def fetch_file(name: str, *, lock_path: Path | str | None = None) -> Path:
     """One file of the registry, whole and verified, from the client's cache or the hub: ``released_checkpoints/ag``,
     ``released_data/ag/train``, ``bert-base-uncased/config.json``. Raises what ``fetch_files`` raises."""
@@ -89,7 +107,7 @@ def fetch_file(name: str, *, lock_path: Path | str | None = None) -> Path:
         if name.startswith(f"{repository}/"):
             key = name.removeprefix(f"{repository}/")
             return fetch_files(repository, [key], lock_path=lock_path)[key]
-    raise UnknownNameError("file of the hub", name, (f"{n}/{k}" for n, r in known.items() if r.files != "transformers" for k in r.files))
+    raise UnknownNameError("file of the hub", name, (f"{n}/{k}" for n, r in known.items() for k in r.named))
 
 
 def fetch_files(name: str, keys: Sequence[str] | None = None, *, lock_path: Path | str | None = None,
@@ -102,10 +120,10 @@ def fetch_files(name: str, keys: Sequence[str] | None = None, *, lock_path: Path
     repository, revision or file that does not exist, and for a file whose bytes are not those expected, which is then deleted.
     """
     repository, path = repository or _known(name), _lock_path(lock_path)
-    if repository.files != "transformers":
+    if repository.named:
         for key in keys or ():
-            if key not in repository.files:
-                raise UnknownNameError(f"file of '{name}'", key, repository.files)
+            if key not in repository.named:
+                raise UnknownNameError(f"file of '{name}'", key, repository.named)
     entry = lock.locked(path, name, repository.id, repository.revision, REGISTRY.name)
     if entry and (known := _known_keys(repository, entry, keys)):
         got = {k: _cached(repository, entry.revision, entry.files[k].path) for k in known}
@@ -125,9 +143,9 @@ def fetch_files(name: str, keys: Sequence[str] | None = None, *, lock_path: Path
     got, facts = {}, {}
     for key, file in chosen.items():
         got[key], facts[key] = _fetch(name, repository, revision, key, file, entry, listing[file])
-        if repository.files != "transformers":
+        if repository.named:
             lock.add(path, name, LockedEntry(id=repository.id, revision=revision, files={key: facts[key]}))
-    if repository.files == "transformers" and not keys and not lost:  # its files are all that the lock file names: never a part of them
+    if not repository.named and not keys and not lost:  # its files are all that the lock file names: never a part of them
         lock.add(path, name, LockedEntry(id=repository.id, revision=revision, files=facts))
     return got
 
@@ -141,7 +159,7 @@ def check_files(name: str, *, lock_path: Path | str | None = None, repository: R
     entry = lock.locked(path, name, repository.id, repository.revision, REGISTRY.name)
     if not entry or not entry.files:
         return {"": "never fetched"}
-    keys = list(entry.files if repository.files == "transformers" else repository.files)
+    keys = list(repository.named or entry.files)
     result = {}
     for key in keys:
         if key not in entry.files:
@@ -206,7 +224,7 @@ def _lock_path(path: Path | str | None) -> Path:
 
 def _known_keys(repository: Repository, entry: LockedEntry, keys: Sequence[str] | None) -> list[str]:
     """The wanted keys when the lock file has them all; else none."""
-    wanted = list(keys or (entry.files if repository.files == "transformers" else repository.files))
+    wanted = list(keys or repository.named or entry.files)
     return wanted if set(wanted) <= entry.files.keys() else []
 
 
@@ -236,25 +254,45 @@ def _cached_listing(repository: Repository, wanted: str | None) -> tuple[str, di
 
 
 def _choose(name: str, repository: Repository, listing: Iterable[str], keys: Sequence[str] | None) -> dict[str, str]:
-    """key -> path in the repository. Raises ``DataError`` unless every key has exactly one file."""
+    """key -> path in the repository. Raises ``DataError`` unless every key has exactly one file, every pattern at least one."""
     listing = sorted(listing)
     here = f"{repository.id} has {first_five(listing) if listing else 'no files'}"
-    if repository.files == "transformers":
-        found = {p: p for p in listing if "/" not in p and any(PurePosixPath(p).match(pattern) for pattern in TRANSFORMERS)}
-        if not any(p.endswith(".safetensors") for p in found) or "config.json" not in found:
-            raise DataError(f"'{name}': no config.json with *.safetensors at its root; {here}. Only such models are read: name another copy.")
+    if not repository.named:
+        found = _model_files(name, repository, listing, here) if repository.is_model else _matching(name, repository, listing, here)
         if lacking := [k for k in keys or () if k not in found]:
             raise DataError(f"'{name}' has no {', '.join(lacking)}; {here}.")
-        return {k: found[k] for k in keys or found}
+        return {k: k for k in keys or found}
     chosen = {}
-    for key in keys or repository.files:
-        wanted = repository.files[key].path
+    for key in keys or repository.named:
+        wanted = repository.named[key].path
         ends = [p for p in listing if p == wanted or p.endswith(f"/{wanted}")]
         if len(ends) != 1:
             what = f"{len(ends)} files {', '.join(ends)} that end in" if ends else "no file"
             raise DataError(f"'{name}': {what} {wanted}; {here}. See {repository.card} and correct the path of '{key}' in {REGISTRY.name}.")
         chosen[key] = ends[0]
     return chosen
+
+
+def _model_files(name: str, repository: Repository, listing: Sequence[str], here: str) -> list[str]:
+    def at_root(*patterns: str) -> list[str]:
+        return [p for p in listing if "/" not in p and any(PurePosixPath(p).match(pattern) for pattern in patterns)]
+
+    found, kinds = at_root(*TRANSFORMERS), "*.safetensors"
+    if repository.files == "clip" and not at_root("*.safetensors"):
+        found, kinds = [*found, *at_root(PICKLED)], f"*.safetensors or {PICKLED}"
+    if not any(p.endswith((".safetensors", ".bin")) for p in found) or "config.json" not in found:
+        raise DataError(f"'{name}': no config.json with {kinds} at its root; {here}. Only such models are read: name another copy.")
+    return found
+
+
+def _matching(name: str, repository: Repository, listing: Sequence[str], here: str) -> list[str]:
+    by_pattern = {pattern: [p for p in listing if PurePosixPath(p).match(pattern)] for pattern in repository.files}
+    for pattern, found in by_pattern.items():
+        if not found:
+            raise DataError(f"'{name}': no file {pattern}; {here}. See {repository.card} and correct files of '{name}' in {REGISTRY.name}.")
+        if parts := {int(m[1]) for p in found if (m := PART.search(p))} - {len(found)}:
+            raise DataError(f"'{name}': {len(found)} files {pattern}, which are numbered as {max(parts)}; {here}.")
+    return [p for found in by_pattern.values() for p in found]
 
 
 def _cached(repository: Repository, revision: str, path: str) -> Path | None:
@@ -270,8 +308,8 @@ def _room(name: str, need: int) -> None:
 def _expected(repository: Repository, key: str, entry: LockedEntry, listed: Listed) -> list[tuple[str, int | None, str | None]]:
     """(who says so, size, hash) of all that is known of a file."""
     claims = [("the hub lists", listed.size, listed.hash)]
-    if repository.files != "transformers":
-        claims.append((f"{REGISTRY.name} says", repository.files[key].size, repository.files[key].sha256))
+    if key in repository.named:
+        claims.append((f"{REGISTRY.name} says", repository.named[key].size, repository.named[key].sha256))
     if key in entry.files:
         claims.append(("the lock file has", entry.files[key].size, entry.files[key].sha256))
     return claims

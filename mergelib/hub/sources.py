@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, MergelibError, OfflineError, UnknownNameError
 from ..profiles import load_profile, variant_names
@@ -44,7 +45,7 @@ class Source:
     @property
     def is_base_model(self) -> bool:
         """Whether transformers reads it."""
-        return not self.is_data_set and self.entry.files == "transformers"
+        return not self.is_data_set and self.entry.is_model
 
     @property
     def kind(self) -> str:
@@ -59,7 +60,7 @@ class Source:
         """Its files as registry and lock file know them, without network."""
         locked = self.locked()
         facts = locked.files if locked else {}
-        known = {} if self.is_data_set or self.entry.files == "transformers" else self.entry.files
+        known = {} if self.is_data_set else self.entry.named
         rows = []
         for key in [*known, *(k for k in facts if k not in known)]:
             fact, said = facts.get(key), known.get(key)
@@ -144,17 +145,22 @@ class Source:
         lock.add(lock.default_path(), self.name, LockedEntry(id=locked.id, revision=locked.revision, files=found))
 
 
-def needed(profile: str) -> list[Source]:
-    """Everything that ``profile`` and its variants read from the hub. Raises ``UnknownNameError`` for an unknown profile."""
-    known, found = data_sets.registry(), {}
-    for variant in ("", *variant_names(profile)):
-        loaded = load_profile(profile, variant=variant)
-        if loaded.tasks.source == "hub":
-            found |= {n: known[n] for n in loaded.tasks.names if n in known}
-        base = loaded.encoder.base
-        if base and not Path(base).expanduser().exists():
-            found.update([files.base_model(base, loaded.encoder.revision)])
-    found |= {n: r for n, r in files.registry().items() if profile in r.profiles}
+def needed(profile: str, overrides: dict[str, Any] | None = None, variants: Sequence[str] | None = None) -> list[Source]:
+    """Everything that ``profile`` with ``overrides`` reads from the hub, as it is (variant "") and in its variants, or in those of ``variants``
+    alone. Raises what ``load_profile`` raises."""
+    found: dict[str, Repository | HubEntry] = {}
+    repositories = files.registry()
+    for variant in ("", *variant_names(profile)) if variants is None else variants:
+        loaded = load_profile(profile, overrides, variant)
+        tasks, encoder = loaded.tasks, loaded.encoder
+        if tasks.source == "hub":
+            known = data_sets.registry() if tasks.modality == "text" else repositories
+            found |= {n: known[n] for n in tasks.names if n in known}
+        for wanted, name in ((loaded.experts, "released_checkpoints"), (tasks.source, "released_data")):
+            if wanted == "released" and not loaded.released_dir and name in repositories:
+                found[name] = repositories[name]
+        if encoder.base and not Path(encoder.base).expanduser().exists():
+            found.update([files.base_model(encoder.base, encoder.revision, "clip" if encoder.kind == "clip" else "transformers")])
     return [Source(name, entry) for name, entry in found.items()]
 
 

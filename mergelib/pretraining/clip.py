@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DataError, UnknownNameError
+from ..hub import fetch_model
+from ..models.parents import Parent
 from ..profiles import Profile
 from ..store import Artifact
 from ..training import TrainConfig, train
@@ -188,8 +190,10 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
 
 
 def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    settings = profile.encoder
-    parts = load_clip(f"{settings.base}@{settings.revision}" if settings.revision else settings.base)
+    base = profile.encoder.base
+    if not base.startswith((".", "/", "~")) and not Path(base).exists():
+        base = Parent(base.rpartition("/")[2], base, fetch_model(base, profile.encoder.revision, kind="clip"))
+    parts = load_clip(base)
     for task in tasks:
         if task.name not in PROMPTS:
             raise UnknownNameError("image task with prompts", task.name, PROMPTS)

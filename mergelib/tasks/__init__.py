@@ -7,8 +7,10 @@ from functools import cache
 
 import torch
 
+from .. import paths
 from ..errors import DataError
 from ..profiles import Profile
+from ..store import Store
 from ..types import Split, Task
 from .local import local_splits
 
@@ -90,11 +92,15 @@ def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
     return miniature.corpus(profile.encoder.pretraining.documents, seed=3, exclude=held_out)
 
 
-def load_task(name: str, profile: Profile) -> Task:
-    """The task as the profile wants it, from whichever source the profile names."""
+def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
+    """The task as the profile wants it, from whichever source the profile names; ``store``, by default the machine's, keeps decoded images."""
     sizes = profile.tasks
     if sizes.source == "miniature":
         return (miniature_images if sizes.modality == "image" else miniature_task)(name, profile)
+    if sizes.source == "hub" and sizes.modality == "image":
+        from .hub_images import hub_images
+
+        return hub_images(name, profile, store or Store(paths.store_root()))
     if sizes.source == "hub":
         from .hub import hub_splits
 

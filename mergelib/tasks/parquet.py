@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..documents import user_path
 from ..errors import DataError, shortened
+from ..progress import progress
 from ..types import Split
 from .local import MAX_CLASSES
 
@@ -72,50 +74,82 @@ def read_image(file: BinaryIO | Path, where: str) -> Any:
         raise DataError(f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row.") from error
 
 
-def read_parquet(path: Path, size: int, *, limit: int | None = None, seed: int = 0) -> tuple[Split, tuple[str, ...] | None]:
-    """Images and labels of one Parquet file, and the label names that it stores (``None`` where it stores none).
+def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = None, seed: int = 0,
+                 desc: str | None = None) -> tuple[Split, tuple[str, ...] | None]:
+    """Images and labels of one Parquet file, or of several that are one split, and the label names stored there (``None`` where there are
+    none).
 
     Column ``image`` holds the bytes of an image file, by themselves or as the field ``bytes`` of a struct; column ``label`` holds
     integers from 0. Names are those of the ``ClassLabel`` in the schema's metadata. Inputs are uint8 ``[N, 3, size, size]`` (see
-    ``decode_image``). ``limit`` keeps that many rows, drawn with ``seed`` and without a look at their labels, in the file's order;
-    the others are not decoded.
+    ``decode_image``). ``limit`` keeps that many rows, drawn with ``seed`` and without a look at their labels, in the files' order;
+    the others are not decoded. ``desc`` switches a progress line on.
 
     Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is no Parquet, a missing column or one of another
-    type, an absent image, an absent label or one outside the stored names' range.
+    type, an absent image, an absent label or one outside the stored names' range, files with different names.
     """
+    paths = [path] if isinstance(path, Path) else list(path)
+    found = []
+    for one in paths:
+        with _opened(one) as file:
+            found.append(_labels_and_names(file, one))
+        if found[-1][1] != found[0][1]:
+            raise DataError(f"{one}: it names classes {_short(found[-1][1])}, {paths[0].name} {_short(found[0][1])}; give all files the same ClassLabel.")
+    chosen = _choose(sum(len(labels) for labels, _ in found), limit, seed)
+    images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
+    kept: list[int] = []
+    first = 0  # of this file's rows, counted over all files
+    with progress(desc=desc, total=len(chosen)) if desc else nullcontext() as bar:
+        for one, (labels, _) in zip(paths, found, strict=True):
+            rows = [row - first for row in chosen if first <= row < first + len(labels)]
+            with _opened(one) as file:
+                for i, (row, data) in enumerate(_bytes_of(file, rows), start=len(kept)):
+                    if data is None:
+                        raise DataError(f"{one}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
+                    images[i] = decode_image(data, size, f"{one}, row {row}")
+                    if bar is not None:
+                        bar.update()
+            kept += [labels[row] for row in rows]
+            first += len(labels)
+    return Split(images, torch.tensor(kept, dtype=torch.long)), found[0][1]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A Parquet file. What its reader raises in the block becomes a ``DataError``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            for column, wanted in (("image", "the bytes of an image file"), ("label", "an integer from 0")):
-                if schema.names.count(column) != 1:
-                    raise DataError(f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}.")
-            kind = schema.field("label").type
-            if not pa.types.is_integer(kind):
-                raise DataError(f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel.")
-            if not _holds_bytes(schema.field("image").type):
-                raise DataError(f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
-                                "by themselves or as the field 'bytes' of a struct.")
-            names = _label_names(schema, path)
-            labels: list[int | None] = []
-            for batch in file.iter_batches(batch_size=MAX_ROWS // 10, columns=["label"]):
-                labels += batch.column("label").to_pylist()
-                if len(labels) > MAX_ROWS:
-                    raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it, and keep those that are needed.")
-            _check_labels(labels, names, path)
-            chosen = _choose(len(labels), limit, seed)
-            images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
-            for i, (row, data) in enumerate(_bytes_of(file, chosen)):
-                if data is None:
-                    raise DataError(f"{path}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
-                images[i] = decode_image(data, size, f"{path}, row {row}")
+            yield file
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a schema whose names are no UTF-8
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again with datasets.") from error
-    return Split(images, torch.tensor([labels[row] for row in chosen], dtype=torch.long)), names
+
+
+def _labels_and_names(file: Any, path: Path) -> tuple[list[int], tuple[str, ...] | None]:
+    """The labels of all rows and the stored names, after checks of both columns; no image is read."""
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    for column, wanted in (("image", "the bytes of an image file"), ("label", "an integer from 0")):
+        if schema.names.count(column) != 1:
+            raise DataError(f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}.")
+    kind = schema.field("label").type
+    if not pa.types.is_integer(kind):
+        raise DataError(f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel.")
+    if not _holds_bytes(schema.field("image").type):
+        raise DataError(f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
+                        "by themselves or as the field 'bytes' of a struct.")
+    names = _label_names(schema, path)
+    labels: list[int | None] = []
+    for batch in file.iter_batches(batch_size=MAX_ROWS // 10, columns=["label"]):
+        labels += batch.column("label").to_pylist()
+        if len(labels) > MAX_ROWS:
+            raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it, and keep those that are needed.")
+    _check_labels(labels, names, path)
+    return labels, names
 
 
 def parquet_splits(image_dir: Path | str, name: str, size: int, *, n_train: int | None = None,

@@ -1,0 +1,27 @@
+"""What a client process of ``loopback_hub`` is asked for beyond the library's own functions, in plain values."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+
+def scores(variant: str, overrides: dict[str, Any], encoders: list[str], protocols: list[str]) -> list[dict[str, Any]]:
+    """A row per score of ``Study("paper", variant=variant)``; an absent value is None."""
+    import torch
+
+    from mergelib import Study
+
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
+        frame = Study("paper", variant=variant, overrides=overrides, device="cpu").scores(encoders, protocols)
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def begin(profile: str, overrides: dict[str, Any]) -> None:
+    """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
+    from mergelib.hub.command import before_run
+    from mergelib.hub.sources import needed
+
+    before_run(profile, needed(profile, overrides))

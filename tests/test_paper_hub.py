@@ -1,0 +1,226 @@
+"""The profile `paper` from end to end, its repositories on a loopback hub: fetched by the real clients, then once more without network.
+
+Registry, class names and profile are the published ones; the repositories are tiny, in the layout that the registry expects.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from loopback_hub import OLD, Client, folder_files, serving
+from PIL import Image
+from safetensors.torch import load_file
+from test_vision import write_hub_clip
+
+from benchmarks import released as bench
+from mergelib.errors import ConfigError, DataError
+from mergelib.hub import files
+from mergelib.pretraining.clip import PROMPTS
+from mergelib.profiles import IMAGE_TASK_NAMES, TASK_NAMES, load_profile
+from mergelib.tasks.hub_images import check_names, class_names
+from mergelib.tasks.parquet import read_parquet
+
+SHAPE = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 3000}
+SIZES = {"rows": 24, "k": 2, "max_length": 40}
+ROAD, MAIN = "tests.paper_road.scores", "mergelib.cli.main"
+PUBLISHED = "kongfs/FT-Classifier-for-Model-Merging"
+SETS = {"eurosat": "tanganke/eurosat", "dtd": "tanganke/dtd"}
+VISION = {"tasks.names": list(SETS), "tasks.n_train": 400, "tasks.n_validation": 40, "tasks.n_test": 100, "tasks.pool_per_class": 6,
+          "encoder.image_size": 16, "encoder.batch_size": 64, "fine_tuning.steps": 3, "fine_tuning.batch_size": 16, "fine_tuning.save_every": 2,
+          "protocols.ks": [1], "protocols.seeds": [0], "merging.lams": [0.3], "threads": 1}
+
+
+def table(names, labels, *, stored=True, seed=0) -> bytes:
+    """Rows of a split as datasets writes them: pictures of one grey each, whose class is their grey, and the names."""
+    rng, pictures = np.random.default_rng(seed), []
+    for label in labels:
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((20, 24, 3), 255 * label // len(names), np.uint8) ^ rng.integers(0, 8, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": None})
+    made = pa.table({"image": pictures, "label": pa.array(labels, pa.int64())})
+    if stored:
+        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(made, buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
+def image_set(name: str) -> dict[str, bytes]:
+    """A set's repository: the training split in two files, the test split, and a corrupted copy of it that nobody wants."""
+    n = len(class_names(name))
+    stored = [c.title().replace(" ", "_") for c in class_names(name)]
+    labels = [i % n for i in range(8 * n)]
+    return {"README.md": b"# A card\n", "data/train-00000-of-00002.parquet": table(stored, labels[: 4 * n]),
+            "data/train-00001-of-00002.parquet": table(stored, labels[4 * n :], seed=1),
+            "data/test-00000-of-00001.parquet": table(stored, labels[: 2 * n], seed=2), "data/contrast-00000-of-00001.parquet": b"not asked for"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = tmp_path_factory.mktemp("published")
+    bench.write_stand_in(made, shape=SHAPE, **SIZES)
+    write_hub_clip(made / "clip")
+    # As copies of the repository have it: no safetensors, and heads of other frameworks.
+    torch.save(load_file(made / "clip" / "model.safetensors"), made / "clip" / "pytorch_model.bin")
+    (made / "clip" / "model.safetensors").unlink()
+    (made / "clip" / "tf_model.h5").write_bytes(b"not asked for")
+    with serving() as server:
+        server.models["bert-base-uncased"] = {OLD: folder_files(made / "base")}
+        server.models["openai/clip-vit-base-patch32"] = server.models["openai/clip-vit-base-patch16"] = {OLD: folder_files(made / "clip")}
+        server.models[PUBLISHED] = {OLD: {f"checkpoints/{t}.pth": made / "checkpoints" / f"{t}.pth" for t in TASK_NAMES}}
+        server.repositories[PUBLISHED] = {OLD: {f"data/{t}/{s}.csv": made / t / f"{s}.csv" for t in TASK_NAMES for s in ("train", "test")}}
+        server.repositories.update({id: {OLD: image_set(name)} for name, id in SETS.items()})
+        yield server
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("user")
+
+
+@pytest.fixture(scope="module")
+def online(server, folder):
+    client = Client(folder, server.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def offline(server, folder):
+    """The same caches and lock file on a node without network; its store is empty."""
+    client = Client(folder, server.url, HF_HUB_OFFLINE="1", MERGELIB_STORE=str(folder / "offline"))
+    yield client
+    client.close()
+
+
+def test_text_online_then_offline(server, online, offline, folder):
+    overrides = {k: v for k, v in bench.stand_in_overrides(folder, **SIZES).items() if k not in ("encoder.base", "released_dir")}
+    asked = "", overrides, ["f_t", "task_arithmetic"], ["current", "knn", "ft_classifier"]
+    lock = folder / "lock.json"
+    early = offline(ROAD, *asked, lock=lock)
+    assert early["error"] == "OfflineError" and "data fetch" in early["message"]
+    fetched = online(MAIN, ["data", "fetch", "--only", "text"], lock=lock)
+    assert fetched["value"] == 0, fetched
+    assert re.search(r"released_checkpoints: 5 files, \S+ MB, of which \S+ MB to be downloaded", fetched["out"]) and "All is there" in fetched["out"]
+    assert not any("clip" in path or "tanganke" in path for path in server.asked), "images are another group"
+    assert online(MAIN, ["data", "check", "--only", "text"], lock=lock)["value"] == 0
+    first = online(ROAD, *asked, lock=lock)
+    assert "value" in first, first
+    right = {row["task"]: row["accuracy"] for row in first["value"] if row["method"] == "f_t" and row["protocol"] == "current"}
+    assert set(right) == set(TASK_NAMES) and sum(right.values()) / 5 > 25, "the classifiers were solved for; chance is 16"
+    server.asked.clear()
+    second = offline(ROAD, *asked, lock=lock)
+    assert second.get("value") == first["value"] and not server.asked
+
+
+def test_images_online_then_offline(server, online, offline, folder):
+    asked, lock = ("vision_a", VISION, ["f_b", "f_t", "task_arithmetic"], ["current", "ft_classifier"]), folder / "lock.json"
+    server.asked.clear()
+    first = online(ROAD, *asked, lock=lock)  # nothing was fetched ahead
+    assert "value" in first, first
+    assert {row["task"] for row in first["value"]} == set(SETS) and all(0 <= row["accuracy"] <= 100 for row in first["value"])
+    assert not any(part in path for path in server.asked for part in ("contrast", "tf_model", "sun397"))
+    locked = json.loads(lock.read_text())
+    assert set(locked["eurosat"]["files"]) == {p for p in server.repositories[SETS["eurosat"]][OLD] if "train-" in p or "test-" in p}
+    assert "pytorch_model.bin" in locked["clip-vit-base-patch32"]["files"]
+    server.asked.clear()
+    second = offline(ROAD, *asked, lock=lock)
+    assert second.get("value") == first["value"] and not server.asked
+    listed = offline(MAIN, ["data", "list", "--only", "vision"], lock=lock)["out"]
+    assert "\neurosat: cached\n" in listed and "\nsvhn: not cached\n" in listed and "cropped_digits/train-*.parquet" in listed
+    assert online(MAIN, ["data", "check", *SETS, "clip-vit-base-patch32"], lock=lock)["value"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", ["fig09", "fig11"])
+def test_notebooks_of_images_run_in_paper(server, folder, tmp_path, notebook):
+    client = Client(folder, server.url, MERGELIB_OUTPUT=str(tmp_path))
+    try:
+        ran = client(MAIN, ["run", "--profile", "paper", "--only", notebook, "-p", "device=cpu", "-p", f"overrides={json.dumps(VISION)}"],
+                     lock=folder / "lock.json")
+    finally:
+        client.close()
+    assert ran.get("value") == 0, ran
+
+
+# --- without a client -----------------------------------------------------------------------------------------------------
+
+
+def test_the_registry_has_the_eight_sets_their_classes_and_prompts():
+    known = files.registry()
+    wanted = {"sun397": 397, "cars": 196, "resisc45": 45, "eurosat": 10, "svhn": 10, "gtsrb": 43, "mnist": 10, "dtd": 47}  # the paper's
+    assert tuple(wanted) == IMAGE_TASK_NAMES == load_profile("paper", variant="vision_a").tasks.names
+    for name, n in wanted.items():
+        names = class_names(name)
+        assert len(names) == n == len({c.lower() for c in names}) and all(isinstance(c, str) and c == c.strip() for c in names)
+        assert name in PROMPTS and len(known[name].files) == 2 and known[name].kind == "dataset"
+
+
+def test_the_two_clips_differ_in_nothing_but_their_patches():
+    a, b = (load_profile("paper", variant=v) for v in ("vision_a", "vision_b"))
+    assert (a.tasks, a.fine_tuning, a.protocols) == (b.tasks, b.fine_tuning, b.protocols)
+    assert (a.encoder.base, b.encoder.base) == ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16")
+
+
+@pytest.mark.parametrize(("listing", "says"), [
+    (["data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"], r"1 files data/train-\*\.parquet, which are numbered as 2"),
+    (["data/train-00000-of-00001.parquet"], r"no file data/test-\*\.parquet"),
+    (["train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], r"no file data/train-\*\.parquet; tanganke/dtd has data/test")])
+def test_an_image_set_without_all_its_files_is_refused(listing, says):
+    with pytest.raises(DataError, match=says):
+        files._choose("dtd", files.registry()["dtd"], listing, None)
+
+
+def test_pickled_weights_are_taken_of_clips_without_others():
+    clip, bert = (files.registry()[n] for n in ("clip-vit-base-patch32", "bert-base-uncased"))
+    pickled, whole = ["config.json", "pytorch_model.bin"], ["config.json", "model.safetensors", "pytorch_model.bin"]
+    assert list(files._choose("clip", clip, pickled, None)) == pickled
+    assert list(files._choose("clip", clip, whole, None)) == whole[:2] == list(files._choose("bert", bert, whole, None))
+    with pytest.raises(DataError, match=r"no config\.json with \*\.safetensors at its root"):
+        files._choose("bert", bert, pickled, None)
+
+
+@pytest.mark.parametrize(("stored", "highest", "says"), [
+    (("Annual Crop Land", "river", "x", "x2", "x3", "x4", "x5", "x6", "x7", "x8"), 9, "class 1 is 'river' .* and 8 in images.yaml"),
+    (("a", "b"), 1, "has 2 classes, images.yaml 10"), (None, 10, "has 11 classes")])
+def test_classes_in_another_order_are_refused(stored, highest, says):
+    with pytest.raises(DataError, match=says):
+        check_names("eurosat", class_names("eurosat"), stored, highest, Path("train.parquet"))
+
+
+def test_names_that_are_only_spelt_otherwise_pass():
+    stored = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
+    check_names("eurosat", class_names("eurosat"), stored, 9, Path("train.parquet"))
+    check_names("eurosat", class_names("eurosat"), None, 9, Path("train.parquet"))
+
+
+def test_a_split_in_several_files_is_one_split(tmp_path):
+    """The rows that a limit keeps do not depend on where the files are cut."""
+    labels = [i % 5 for i in range(30)]
+    (tmp_path / "whole").write_bytes(table("abcde", labels))
+    pictures = pq.read_table(tmp_path / "whole")
+    cuts = [tmp_path / f"part{i}" for i in range(3)]
+    for path, (start, stop) in zip(cuts, ((0, 4), (4, 19), (19, 30)), strict=True):
+        pq.write_table(pictures.slice(start, stop - start), path)
+    for limit in (None, 7):
+        (whole, names), (parts, same) = (read_parquet(p, 8, limit=limit, seed=3) for p in (tmp_path / "whole", cuts))
+        assert torch.equal(whole.inputs, parts.inputs) and torch.equal(whole.labels, parts.labels) and names == same == tuple("abcde")
+    pq.write_table(pictures.slice(0, 4).replace_schema_metadata(None), cuts[1])
+    with pytest.raises(DataError, match=r"part1.*same ClassLabel"):
+        read_parquet(cuts, 8)
+
+
+def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path):
+    from mergelib.pretraining import RECIPES
+
+    profile = load_profile("paper", {"encoder.base": str(tmp_path / "no")}, "vision_a")
+    with pytest.raises(ConfigError, match="no folder"):
+        RECIPES["clip"].load(profile, [])
