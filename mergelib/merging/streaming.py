@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import Method
 from .arithmetic import task_arithmetic, weight_averaging
-from .ties import Pieces, counted_thresholds, merge_piece, ties, trim_piece
+from .ties import Pieces, add_up, counted_thresholds, merge_piece, ties, trim_piece
 
 
 def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
@@ -30,10 +30,11 @@ def ties_streamed(function: Callable, pieces: Pieces, *, lam: float = 0.3, keep:
     smallest = counted_thresholds(pieces, keep).tolist()
     overall = 0
     for base, experts in pieces():
-        overall += int(trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base))).sum(0).sign_().long().sum())
+        trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
+        overall += int(add_up(trimmed, torch.empty_like(base)).sign_().long().sum())
     for base, experts in pieces():
         trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
-        signs = trimmed.sum(0).sign_().add_(0.5 if overall > 0 else -0.5).sign_()
+        signs = add_up(trimmed, torch.empty_like(base)).sign_().add_(0.5 if overall > 0 else -0.5).sign_()
         yield merge_piece(trimmed, signs, combine).mul_(lam).add_(base)
 
 

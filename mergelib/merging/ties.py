@@ -67,6 +67,7 @@ Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]
 
 LOW_BITS = 16
 SAMPLE = 1 << 18
+GROUP = 8
 DEVIATIONS = 5  # of a sample's rank: one threshold in two million lies outside
 
 
@@ -123,12 +124,15 @@ def thresholds_between(pieces: Pieces, n_keep: int, low: Sequence[float], high: 
     for base, experts in pieces():
         theta_b = base.float()
         if room is None or room.shape[1] < len(base):
-            room = torch.empty(2, len(base), device=base.device)
-        magnitude, flags = room[:, : len(base)]
+            room = torch.empty(3, len(base), device=base.device)
+        magnitude, reaches, inside = room[:, : len(base)]
         for t, expert in enumerate(experts):
             torch.sub(expert.float(), theta_b, out=magnitude).abs_()
-            above[t] = above[t] + flags.copy_(magnitude).ge_(high[t]).sum().to(torch.float64)  # flags in place are far quicker than a mask
-            between[t].append(magnitude[(magnitude > low[t]) & (magnitude < high[t])])
+            # Numbers 1 and 0 in place, and sums of them, are far quicker than masks, and a mask of few far quicker than one of all.
+            above[t] += reaches.copy_(magnitude).ge_(high[t]).sum().long()
+            inside.copy_(magnitude).gt_(low[t]).sub_(reaches)
+            some = magnitude if len(base) % GROUP else magnitude.view(GROUP, -1)[:, inside.view(GROUP, -1).sum(0) > 0]
+            between[t].append(some[(some > low[t]) & (some < high[t])])
     found = []
     for count, values in zip(above, map(torch.cat, between), strict=True):
         rank = n_keep - int(count)
@@ -172,11 +176,22 @@ def trim_piece(base: Tensor, experts: Sequence[Tensor], smallest: Sequence[float
     return rows
 
 
+def add_up(rows: Tensor, out: Tensor) -> Tensor:
+    """The sum over T of ``rows [T, n]``, one after the other: ``sum(0)`` changes its order towards the end of a row."""
+    if out.data_ptr() != rows.data_ptr():
+        out.copy_(rows[0])
+    for row in rows[1:]:
+        out += row
+    return out
+
+
 def merge_piece(trimmed: Tensor, signs: Tensor, combine: Literal["sum", "mean"]) -> Tensor:
     """``disjoint_merge`` of ``trimmed [T, n]``, which it overwrites, for ``signs [n]`` in {-1, 1}."""
-    total = trimmed.mul_(signs).clamp_(min=0).sum(0)
-    if combine == "mean":
-        total.div_(trimmed.sign_().sum(0).clamp_(min=1))
+    agreeing_only = trimmed.mul_(signs).clamp_(min=0)
+    kept = agreeing_only.sign().sum(0).clamp_(min=1) if combine == "mean" else None
+    total = add_up(agreeing_only, agreeing_only[0])
+    if kept is not None:
+        total.div_(kept)
     return total.mul_(signs)
 
 
@@ -189,22 +204,22 @@ def merged_vectors(base: State, experts: Sequence[State], target: State, *, keep
     """
     names = list(target)
     smallest = thresholds(base, experts, keep, names)
-    room = torch.empty(len(experts), piece_size(target, names), device=target[names[0]].device)
-    votes, cancelled = [], []
+    room = torch.empty(len(experts) + 1, piece_size(target, names), device=target[names[0]].device)
+    rows, sums, votes, cancelled = room[:-1], room[-1], [], []
     for b, *parts, out in cut([base, *experts, target], names):
-        trimmed = trim_piece(b, parts, smallest, room[:, : len(b)])
-        signs = trimmed.sum(0).sign_()
+        trimmed = trim_piece(b, parts, smallest, rows[:, : len(b)])
+        signs = add_up(trimmed, sums[: len(b)]).sign_()
         votes.append(signs.sum())
         total = merge_piece(trimmed, signs.sub_(0.5).sign_(), combine)  # 0 becomes -1
         cancelled.append(total.sign().sum() - votes[-1])  # of columns that sum to 0 only where entries cancelled anything is left
         yield b, total, out
-    if not float(torch.stack(votes).double().sum()) > 0:
+    if not int(torch.stack(votes).long().sum()) > 0:
         return
     again = torch.stack(cancelled).tolist()
     for (b, *parts, out), differs in zip(cut([base, *experts, target], names), again, strict=True):
         if differs:
-            trimmed = trim_piece(b, parts, smallest, room[:, : len(b)])
-            yield b, merge_piece(trimmed, trimmed.sum(0).sign_().add_(0.5).sign_(), combine), out
+            trimmed = trim_piece(b, parts, smallest, rows[:, : len(b)])
+            yield b, merge_piece(trimmed, add_up(trimmed, sums[: len(b)]).sign_().add_(0.5).sign_(), combine), out
 
 
 def _checked(keep: float, combine: str) -> None:
