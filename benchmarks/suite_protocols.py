@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.frame import Table, Times, interleaved, table
 from mergelib.protocols import PRESETS, Evidence, FTPreset, fit_heads
 from mergelib.protocols.alignment import AffineMap, fit_l1
+from mergelib.protocols.orthogonal import nested_orthogonal, orthogonal_classifier
 from mergelib.protocols.surgery import start, surgery
 from mergelib.types import Head
 
@@ -145,11 +146,27 @@ def surgeries(width: int, n_classes: int, n: int, ks: Sequence[int] = KS) -> dic
     return row(f"Surgery, d = {width}, one method, C = {n_classes}", SEEDS * len(ks), len(ks), batched, single, apart, n)
 
 
+def orthogonal(width: int, n_classes: int, n: int, ks: Sequence[int] = KS) -> dict:
+    """The orthogonal classifier's heads of one method and task. One at a time: the library's single fit."""
+    seen = evidence(n_classes, width, PRESETS["default"], ks=ks)
+    inputs = [(seen.student_fit[rows[:1]], seen.teacher_fit[rows[:1]]) for rows in map(seen.rows, seen.ks)]
+
+    def batched() -> list[Head]:
+        return nested_orthogonal(seen.student_fit[seen.draws], seen.teacher_fit[seen.draws], seen.head, seen.preset, seen.ks)
+
+    def single() -> list[Head]:
+        return [orthogonal_classifier(x, y, seen.head, seen.preset) for x, y in inputs]
+
+    apart = max(float((many.logits(seen.student_fit)[0] - alone.logits(seen.student_fit)[0]).abs().mean())
+                for many, alone in zip(batched(), single(), strict=True))
+    return row(f"orthogonal classifier, d = {width}, one method, C = {n_classes}", SEEDS * len(ks), len(ks), batched, single, apart, n)
+
+
 def run(peers: bool = False) -> list[Table]:
     """``peers`` changes nothing: no public implementation fits these heads."""
     rows = [heads(384, "default", 3), heads(768, "default", 3), heads(768, "released", 1),
             *(ladder(128, rung, 1000, 1) for rung in ("affine", "orthogonal", "scaling")),
-            surgeries(384, 5, 3)]
+            orthogonal(384, 5, 3), surgeries(384, 5, 3)]
     note = ("One at a time: measured on the sampled fits, multiplied by fits / sampled fits. Difference: mean absolute one of a fit's logits, or of its "
             "mapped rows, for the worst sampled fit in float32, where Adam and the signs of an L1 gradient magnify rounding; in float64 heads were compared to 1e-7.")
     return [table("Fits behind the features, all at once and one at a time", rows, note)]

@@ -25,8 +25,8 @@ def test_the_loop_beside_makes_the_librarys_heads(preset, monkeypatch):
         suite_protocols.heads(16, preset, 1, classes=(3,), methods=1, ks=(1,))
 
 
-def test_surgery_and_ladder_beside_are_the_librarys():
-    for row in (suite_protocols.surgeries(16, 3, 1, ks=(1, 2)), suite_protocols.ladder(8, "scaling", 40, 1, tasks=1, sample=1)):
+def test_the_other_fits_beside_are_the_librarys():
+    for row in (suite_protocols.surgeries(16, 3, 1, ks=(1, 2)), suite_protocols.orthogonal(16, 3, 1, ks=(1, 2)), suite_protocols.ladder(8, "scaling", 40, 1, tasks=1, sample=1)):
         assert float(row["difference"]) < 0.05, row
 
 

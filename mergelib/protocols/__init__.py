@@ -20,7 +20,7 @@ from .current import current_eval
 from .draws import stratified_order, uniform_order
 from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher, nested_fits
 from .knn import knn_eval, knn_of_share
-from .orthogonal import orthogonal_classifier
+from .orthogonal import nested_orthogonal, orthogonal_classifier
 from .surgery import surgery
 
 DRAWS = ("stratified", "uniform", "share", "all")
@@ -84,8 +84,11 @@ def _ft_classifier(evidence: Evidence) -> Tensor:
 
 
 def _orthogonal_classifier(evidence: Evidence, fit: str = "kl") -> Tensor:
-    heads = [orthogonal_classifier(evidence.student_fit[rows], evidence.teacher_fit[rows], evidence.head, evidence.preset, fit=fit)
-             for rows in (evidence.rows(k) for k in evidence.ks)]
+    if fit == "kl" and evidence.preset.batch_size is None:
+        heads = nested_orthogonal(evidence.student_fit[evidence.draws], evidence.teacher_fit[evidence.draws], evidence.head, evidence.preset, evidence.ks)
+    else:
+        heads = [orthogonal_classifier(evidence.student_fit[rows], evidence.teacher_fit[rows], evidence.head, evidence.preset, fit=fit)
+                 for rows in (evidence.rows(k) for k in evidence.ks)]
     return torch.stack([current_eval(evidence.student_test, head) for head in heads])
 
 

@@ -100,26 +100,41 @@ def nested_fits(features: Tensor, teacher_logits: Tensor, head: Head, preset: FT
     return [fitted[k] for k in ks]
 
 
+Block = tuple[int, Tensor, Tensor, Tensor]
+"""Of nested draws the rows that m fits see, and no more: m, features ``[B, rows, d]``, the teacher's probabilities ``[B, 1, C, rows]``, the
+part ``[m, 1, 1]`` that a row has in each fit's mean."""
+
+
+def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int]) -> list[Block]:
+    """Blocks of ``features [B, G, k_max, d]`` and probabilities ``teacher [B, G, k_max, C]``; every row lies in one of them."""
+    bounds, blocks = [*longest_first, 0], []
+    for m in range(len(longest_first), 0, -1):
+        rows = slice(bounds[m], bounds[m - 1])
+        share = 1 / (features.shape[1] * torch.tensor(longest_first[:m]).to(features)[:, None, None])
+        blocks.append((m, features[:, :, rows].flatten(1, 2), teacher[:, :, rows].flatten(1, 2).mT.unsqueeze(1).contiguous(), share))
+    return blocks
+
+
+def kl_gradient(blocks: Sequence[Block], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every fit's mean KL(teacher || student), by its ``weight [B, K, C, d]`` and ``bias [B, K, C]``."""
+    by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    for m, seen, target, share in blocks:
+        # Classes before rows: on a CPU a product with few columns is slow.
+        student = torch.baddbmm(bias[:, :m].flatten(1).unsqueeze(2), weight[:, :m].flatten(1, 2), seen.mT)
+        # By the logits it is (softmax(student) - softmax(teacher)) / n.
+        side = student.unflatten(1, (m, -1)).softmax(2).sub_(target).mul_(share)  # [B, m, C, rows]
+        by_weight[:, :m].flatten(1, 2).baddbmm_(side.flatten(1, 2), seen)
+        by_bias[:, :m].add_(side.sum(3))
+    return by_weight, by_bias
+
+
 def _full_batches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
                   seed: int) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
     weight, bias = optimizer.param_groups[0]["params"]
-    bounds, blocks = [*ks, 0], []
-    for m in range(len(ks), 0, -1):  # the rows that m fits see, and no more
-        rows = slice(bounds[m], bounds[m - 1])
-        share = 1 / (features.shape[1] * torch.tensor(ks[:m]).to(features)[:, None, None])
-        blocks.append((m, features[:, :, rows].flatten(1, 2), teacher[:, :, rows].flatten(1, 2).mT.unsqueeze(1).contiguous(), share))
-    weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
+    blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
-        weight.grad.zero_()
-        bias.grad.zero_()
-        for m, seen, target, share in blocks:
-            # Classes before rows: on a CPU a product with few columns is slow.
-            student = torch.baddbmm(bias[:, :m].flatten(1).unsqueeze(2), weight[:, :m].flatten(1, 2), seen.mT)
-            # The mean KL's gradient by the logits: (softmax(student) - softmax(teacher)) / n.
-            side = student.unflatten(1, (m, -1)).softmax(2).sub_(target).mul_(share)  # [B, m, C, rows]
-            weight.grad[:, :m].flatten(1, 2).baddbmm_(side.flatten(1, 2), seen)
-            bias.grad[:, :m].add_(side.sum(3))
+        weight.grad, bias.grad = kl_gradient(blocks, weight, bias)
         optimizer.step()
     yield 0
 

@@ -7,13 +7,15 @@ W' W'^T = W_t W_t^T.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import DataError, UnknownNameError
 from ..types import Head
 from .alignment import fit_closed_form
-from .ft_classifier import FTPreset, kl_to_teacher
+from .ft_classifier import FTPreset, kl_gradient, kl_to_teacher, nested_blocks
 
 
 def _orthonormal(M: Tensor) -> Tensor:
@@ -84,3 +86,24 @@ def orthogonal_classifier(features: Tensor, teacher_features: Tensor, head: Head
         raise DataError("f_m's and f_t's features are the same inputs' [B, n, d]; got "
                         f"{list(features.shape)} and {list(teacher_features.shape)}.")
     return FITS[fit](features.detach(), teacher_features.detach(), head, preset, seed)
+
+
+def nested_orthogonal(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, ks: Sequence[int]) -> list[Head]:
+    """For each k of ``ks`` what ``orthogonal_classifier`` fits by "kl" to the first k rows of every group, in full batches: all in one
+    loop, see ``ft_classifier.nested_fits``. Features are ``[B, G, k_max, d]``; equal to the single fits but for rounding."""
+    longest_first = sorted(set(ks), reverse=True)
+    columns, upper = torch.linalg.qr(head.weight.mT)
+    factor, start = upper.mT, columns.mT
+    frame = start.repeat(len(features), len(longest_first), 1, 1)  # [B, K, r, d]
+    bias = head.bias.repeat(len(features), len(longest_first), 1)
+    teacher = (teacher_features.detach() @ (factor @ start).mT + head.bias).softmax(-1)
+    blocks = nested_blocks(features.detach(), teacher, longest_first)
+    optimizer = torch.optim.Adam([frame], lr=preset.lr, fused=frame.device.type != "mps")
+    for _ in range(preset.epochs):
+        by_frame = factor.mT @ kl_gradient(blocks, factor @ frame, bias)[0]
+        pull = by_frame @ frame.mT
+        frame.grad = by_frame - (pull + pull.mT) / 2 @ frame
+        optimizer.step()
+        frame.copy_(_orthonormal(frame))
+    fitted = {k: Head(factor @ frame[:, i], bias[:, i]) for i, k in enumerate(longest_first)}
+    return [fitted[k] for k in ks]

@@ -7,7 +7,7 @@ import torch
 
 from mergelib.errors import DataError, UnknownNameError
 from mergelib.protocols import PRESETS, FTPreset, kl_to_teacher
-from mergelib.protocols.orthogonal import FITS, orthogonal_classifier
+from mergelib.protocols.orthogonal import FITS, nested_orthogonal, orthogonal_classifier
 from mergelib.types import Head, stack_heads
 
 PRESET = PRESETS["default"]
@@ -113,6 +113,18 @@ def test_a_batch_equals_single_fits(fit, preset):
         alone = orthogonal_classifier(X[i : i + 1], Y[i : i + 1], start, PRESETS[preset], fit=fit)
         torch.testing.assert_close(alone.weight[0], whole.weight[i], atol=1e-4, rtol=0)
         assert torch.equal(alone.bias[0], whole.bias[i])
+
+
+@pytest.mark.parametrize("C", [3, 11])
+def test_nested_fits_are_the_single_fits(C):
+    """One loop for all shots against a fit for each; more classes than dimensions, too."""
+    X, Y = normal(2, 4, 6, 8).double(), normal(2, 4, 6, 8, seed=1).double()
+    given = Head(head(C).weight.double(), head(C).bias.double())
+    preset, ks = FTPreset(1e-2, 40), [2, 6, 1, 2]
+    for k, found in zip(ks, nested_orthogonal(X, Y, given, preset, ks), strict=True):
+        alone = orthogonal_classifier(X[:, :, :k].flatten(1, 2), Y[:, :, :k].flatten(1, 2), given, preset)
+        torch.testing.assert_close(found.weight, alone.weight, atol=1e-9, rtol=1e-7)
+        torch.testing.assert_close(found.bias, alone.bias, atol=0, rtol=0)
 
 
 def test_refusals_name_offender_and_remedy():
