@@ -87,7 +87,7 @@ class Heavy(Small):
 
 
 def test_an_encoder_that_does_not_fit_names_the_remedy():
-    with pytest.raises(DeviceMemoryError, match="weights do not fit .* take device 'cpu'"):
+    with pytest.raises(DeviceMemoryError, match=r"weights do not fit .* take device 'cpu'"):
         extract_prepared(Ids(), Heavy(99), ROWS)
 
 
@@ -168,5 +168,5 @@ def test_weights_or_an_optimizer_that_do_not_fit_name_the_remedy(tmp_path, monke
         raise MESSAGES["CUDA"]
 
     monkeypatch.setattr(*((EncoderWithHeads, "to") if where == "weights" else (torch.optim.AdamW, "step")), no_room)
-    with pytest.raises(DeviceMemoryError, match="toy: weights, gradients and the optimizer's state do not fit .* smaller encoder"):
+    with pytest.raises(DeviceMemoryError, match=r"toy: weights, gradients and the optimizer's state do not fit .* smaller encoder"):
         trained(Small(99), tmp_path)

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import paths
@@ -272,8 +271,9 @@ def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator
         with suppress(FileNotFoundError), paths.held(left, wait=False) as nobodys:
             if nobodys:  # a killed process left it
                 shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    scratch = None
     try:
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         with paths.held(scratch):
             out = scratch / "new"
             out.mkdir()
@@ -281,9 +281,10 @@ def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator
             if target.exists():
                 target.replace(scratch / "old")
             out.replace(target)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # tokenizers and safetensors report a full disk by errors of their own
         if not paths.refused_by_disk(error):
             raise
         raise StoreError(f"Cannot write {target}: {error}. Free space, or choose a folder that you can write to.") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
