@@ -110,13 +110,16 @@ class Classifier:
         ``overwrite``. An interrupted write leaves nothing under this name.
         """
         with whole_folder(folder, overwrite) as out:
-            _save_weights({**self.encoder, **self.head.tensors}, out)
-            _save_processor(self.processor, out)
-            record = self.record | {"heads": {self.head.task: self.head.alignment}}
-            (out / "README.md").write_text(card.single(record, self.head.task, self.head.labels, self.is_image, scores))
-            (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            self.head.config.save_pretrained(out)  # last: without it nothing loads
+            self._write(out, scores)
         return Path(folder)
+
+    def _write(self, out: Path, scores: pd.DataFrame | None) -> None:
+        _save_weights({**self.encoder, **self.head.tensors}, out)
+        _save_processor(self.processor, out)
+        record = self.record | {"heads": {self.head.task: self.head.alignment}}
+        (out / "README.md").write_text(card.single(record, self.head.task, self.head.labels, self.is_image, scores))
+        (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        self.head.config.save_pretrained(out)  # last: without it nothing loads
 
     @property
     def is_image(self) -> bool:
@@ -163,7 +166,9 @@ class Merged:
                 _save_tensors(head.tensors, place)
                 head.config.save_pretrained(place)
                 if single:
-                    self.classifier(task).save_pretrained(out / "tasks" / task, scores=None if scores is None else scores[scores.task == task])
+                    own = out / "tasks" / task
+                    own.mkdir(parents=True)
+                    self.classifier(task)._write(own, None if scores is None else scores[scores.task == task])
             _save_weights(self.encoder, out)
             _save_processor(self.processor, out)
             shutil.copyfile(Path(__file__).with_name("standalone.py"), out / LOADER)

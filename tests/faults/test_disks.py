@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import warnings
@@ -111,8 +110,8 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
         assert kept.get("step", {"version": 3}, made).tensors_digest == digest
 
 
-SHORT = {"fine_tuning.steps": 16, "fine_tuning.save_every": 0, "merging.methods": ["ties"], "tasks.n_train": 160, "tasks.n_test": 40,
-         "encoder.pretraining": {"documents": 120, "steps": 8, "batch_size": 16, "lr": 2.0e-3}}
+SHORT = {"fine_tuning.steps": 8, "fine_tuning.save_every": 0, "merging.methods": ["ties"], "tasks.n_train": 160, "tasks.n_test": 40,
+         "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
 
 
 @pytest.mark.slow
@@ -156,12 +155,12 @@ def trained(scratch: Path) -> torch.Tensor:
 
 @on_a_disk
 def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
-    """Room for nothing, for the first checkpoint, for the first and half of the second: what is whole is gone on from, to the same bytes."""
+    """Room for half of the first checkpoint, or of the second: what is whole is gone on from, to the same bytes."""
     wanted = trained(tmp_path / "alone")
     newest = tmp_path / "alone" / "checkpoint-6"
     size = sum(-(-p.stat().st_size // PAGE) * PAGE for p in newest.iterdir())
     left = []
-    for part in (0, 0.4, 1, 1.6):
+    for part in (0.5, 1.5):
         disk = Disk(tmp_path / f"disk{part}")
         scratch = disk.place / "scratch"
         disk.leave(int(part * size))
@@ -173,7 +172,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none of them is damaged
             assert torch.equal(trained(scratch), wanted)
-    assert left == [[], [], ["checkpoint-2"], ["checkpoint-2"]]
+    assert left == [[], ["checkpoint-2"]]
 
 
 # ---- figures and their numbers ------------------------------------------------------------------------------------------
@@ -203,9 +202,9 @@ def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
         assert temporary(disk.place) == []
         assert all(content in (whole[0].get(name), whole[1].get(name)) for name, content in files(disk.place).items()), "half a file"
 
-    assert until_it_fits(disk, lambda: save(1), 2 * PAGE, after) > 2
+    assert until_it_fits(disk, lambda: save(1), PAGE, after) >= 3
     assert files(disk.place) == whole[0]
-    assert until_it_fits(disk, lambda: save(2), 2 * PAGE, after) >= 1  # what is there is replaced, or kept
+    assert until_it_fits(disk, lambda: save(2), PAGE, after) >= 1  # what is there is replaced, or kept
     assert files(disk.place) == whole[1]
     disk.close()
     with pytest.raises(StoreError) as caught:
@@ -259,8 +258,9 @@ def test_a_full_disk_while_the_outputs_of_a_notebook_are_saved(tmp_path, monkeyp
     assert not executed.exists() and not (paths.build("quick") / "timings.json").exists()
     assert temporary(tmp_path) == [] and not list(disk.place.rglob("mergelib-*"))
     disk.open()
-    assert run_quick(capsys) == (0, "")
-    assert "0123456789" * 50_000 in json.loads(executed.read_text())["cells"][-1]["outputs"][0]["text"]
+    if place == "build":  # the same two runs for both would take seconds and show nothing new
+        assert run_quick(capsys) == (0, "")
+        assert "0123456789" * 50_000 in "".join(nbformat.read(executed, as_version=4).cells[-1].outputs[0].text)
 
 
 @on_a_disk
