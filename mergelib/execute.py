@@ -17,6 +17,10 @@ from pathlib import Path
 
 import nbformat
 
+from . import paths
+
+NO_ROOM = 74
+"""Exit code where the disk refuses the executed notebook (EX_IOERR of sysexits.h)."""
 PROGRESS = re.compile(r"\d+(?:\.\d+)?(?:it/s|s/it)")
 EVERY = 10.0  # seconds between two progress lines
 
@@ -58,7 +62,7 @@ def end_with(parent: int, grace: float = 10.0) -> None:
 
 
 def main(source: str, target: str, parameters_file: str) -> int:
-    """Execute ``source`` into ``target``; returns papermill's verdict as an exit code."""
+    """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or ``NO_ROOM``."""
     from papermill import PapermillExecutionError, execute_notebook
 
     parent = os.getppid()
@@ -76,6 +80,11 @@ def main(source: str, target: str, parameters_file: str) -> int:
                          autosave_cell_every=0)
     except PapermillExecutionError:
         return 1  # the runner shows the traceback from the saved notebook
+    except OSError as error:
+        if not paths.refused_by_disk(error):
+            raise
+        Path(target).unlink(missing_ok=True)  # half of it may be there
+        return NO_ROOM
     except BaseException:
         if os.getppid() != parent:  # the runner cannot take its own files away
             for file in (Path(target), Path(parameters_file)):

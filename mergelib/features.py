@@ -49,21 +49,26 @@ def extract_prepared(encoder: Encoder, model: nn.Module, prepared: Sequence[Any]
     changes, ``python -m benchmarks --suite features`` measures.
 
     Where the device runs out of memory the batch is halved and the work goes on, with a warning. Raises ``DeviceMemoryError`` where one input
-    alone is too much, ``ConfigError`` for another precision.
+    alone or the weights are too much, ``ConfigError`` for another precision.
     """
     if precision not in ("float32", "bf16"):
         raise ConfigError(f"Features are computed in 'float32' or 'bf16', not in '{precision}'.")
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
-    model = (model if precision == "float32" else copy.deepcopy(model).to(torch.bfloat16)).to(device).train(dropout)
+    try:
+        model = (model if precision == "float32" else copy.deepcopy(model).to(torch.bfloat16)).to(device).train(dropout)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise DeviceMemoryError(f"The encoder's weights do not fit into the memory of {device}: free some of it, or take device 'cpu'.") from error
     dtype, done = next(model.parameters()).dtype, 0
     waiting: tuple[list[int], Tensor] | None = None  # a batch's features on the device: they are fetched when the next batch is on its way
     with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar:
         while done < len(order):
             rows = order[done : done + batch_size]
             try:
-                batch = {k: _sent(v, device, dtype) for k, v in encoder.collate([prepared[i] for i in rows]).items()}
-                found = model(**batch).float()
+                batch = encoder.collate([prepared[i] for i in rows])
+                found = model(**{k: _sent(v, device, dtype) for k, v in batch.items()}).float()  # no name keeps a failed batch on the device
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise

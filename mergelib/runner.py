@@ -22,7 +22,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from . import paths
 from .documents import check_folder_name, parse_yaml, read_text, user_path
-from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
+from .errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
+from .execute import NO_ROOM
 from .profiles import load_profile, profile_names, variant_names, with_shortcuts
 
 if TYPE_CHECKING:
@@ -267,6 +268,8 @@ class Runner:
             result.seconds = time.monotonic() - start
             if self.stopping.is_set():
                 return result
+            if code == NO_ROOM:
+                raise StoreError(f"{item.id}: its outputs cannot be written to {scratch}. Free space there, or set TMPDIR to a folder that you can write to.")
             if out.exists():
                 executed = folder / f"{item.id}.ipynb"
                 executed.parent.mkdir(exist_ok=True)

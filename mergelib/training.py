@@ -191,13 +191,13 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
 
     with pinned_threads(config.threads), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        trainer = QuietTrainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate,
-                               callbacks=[TextProgress()])
-        trainer.remove_callback(PrinterCallback)
-        if together:
-            torch.manual_seed(config.seed + distributed.rank())  # equal weights, but dropout of one's own
         first = config.save_every and distributed.rank() == 0
         try:
+            trainer = QuietTrainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate,
+                                   callbacks=[TextProgress()])  # puts the weights on the device
+            trainer.remove_callback(PrinterCallback)
+            if together:
+                torch.manual_seed(config.seed + distributed.rank())  # equal weights, but dropout of one's own
             trainer.train(resume_from_checkpoint=distributed.from_first(newest_checkpoint(scratch) if first else None))
         except RuntimeError as error:
             if isinstance(error, MergelibError) or not out_of_memory(error):

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import paths
@@ -111,13 +110,16 @@ class Classifier:
         ``overwrite``. An interrupted write leaves nothing under this name.
         """
         with whole_folder(folder, overwrite) as out:
-            _save_weights({**self.encoder, **self.head.tensors}, out)
-            _save_processor(self.processor, out)
-            record = self.record | {"heads": {self.head.task: self.head.alignment}}
-            (out / "README.md").write_text(card.single(record, self.head.task, self.head.labels, self.is_image, scores))
-            (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-            self.head.config.save_pretrained(out)  # last: without it nothing loads
+            self._write(out, scores)
         return Path(folder)
+
+    def _write(self, out: Path, scores: pd.DataFrame | None) -> None:
+        _save_weights({**self.encoder, **self.head.tensors}, out)
+        _save_processor(self.processor, out)
+        record = self.record | {"heads": {self.head.task: self.head.alignment}}
+        (out / "README.md").write_text(card.single(record, self.head.task, self.head.labels, self.is_image, scores))
+        (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        self.head.config.save_pretrained(out)  # last: without it nothing loads
 
     @property
     def is_image(self) -> bool:
@@ -164,7 +166,9 @@ class Merged:
                 _save_tensors(head.tensors, place)
                 head.config.save_pretrained(place)
                 if single:
-                    self.classifier(task).save_pretrained(out / "tasks" / task, scores=None if scores is None else scores[scores.task == task])
+                    own = out / "tasks" / task
+                    own.mkdir(parents=True)
+                    self.classifier(task)._write(own, None if scores is None else scores[scores.task == task])
             _save_weights(self.encoder, out)
             _save_processor(self.processor, out)
             shutil.copyfile(Path(__file__).with_name("standalone.py"), out / LOADER)
@@ -272,8 +276,9 @@ def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator
         with suppress(FileNotFoundError), paths.held(left, wait=False) as nobodys:
             if nobodys:  # a killed process left it
                 shutil.rmtree(left, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    scratch = None
     try:
+        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         with paths.held(scratch):
             out = scratch / "new"
             out.mkdir()
@@ -281,9 +286,10 @@ def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator
             if target.exists():
                 target.replace(scratch / "old")
             out.replace(target)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # tokenizers and safetensors report a full disk by errors of their own
         if not paths.refused_by_disk(error):
             raise
         raise StoreError(f"Cannot write {target}: {error}. Free space, or choose a folder that you can write to.") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)

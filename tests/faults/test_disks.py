@@ -1,0 +1,335 @@
+"""Disks that are full or closed to writing: one line names file and remedy, nothing half-written is believed, a rerun completes."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import transformers
+
+import mergelib
+from mergelib import paths, runner
+from mergelib.cli import main
+from mergelib.errors import StoreError
+from mergelib.plots import plt, save_files
+from mergelib.pretraining.bert import build_tokenizer
+from mergelib.store import Artifact, Store
+from mergelib.tasks import miniature
+from mergelib.training import TrainConfig, train
+
+from .disks import PAGE, Disk, on_a_disk
+from .kill import csvs, temporary, tensors
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux does")
+KEY = {"version": 1}
+
+
+def names(line: str, file: Path | str, *remedies: str) -> None:
+    """That a message is one line, names the file, and says what to do."""
+    assert "\n" not in line.strip() and str(file) in line and "Free space" in line and all(r in line for r in remedies), line
+
+
+def files(place: Path) -> dict[str, bytes]:
+    """Content by name of all files below ``place`` but the store's locks, which stay, and what the disk is filled with."""
+    return {str(p.relative_to(place)): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file() and p.name != "ballast" and p.suffix != ".lock"}
+
+
+def until_it_fits(disk: Disk, attempt, step: int, after_refusal) -> int:
+    """Call ``attempt`` with 0 bytes left, ``step`` more, and so on until nothing is refused; returns how often it was."""
+    refused = 0
+    while True:
+        disk.leave(refused * step)
+        try:
+            attempt()
+            return refused
+        except StoreError as error:
+            refused += 1
+            after_refusal(str(error))
+        assert refused < 200, "it never fits"
+
+
+# ---- the store ----------------------------------------------------------------------------------------------------------
+
+
+def made() -> Artifact:
+    return Artifact({"a": torch.arange(5000.0), "b": torch.ones(3)}, {"said": ["x" * 50] * 100})
+
+
+@on_a_disk
+def test_a_full_disk_while_the_store_writes(tmp_path):
+    disk = Disk(tmp_path / "disk")
+    kept = Store(disk.place / "store")
+    other = kept.get("step", {"version": 2}, made).tensors_digest
+    before = files(disk.place)
+
+    def after(line):
+        names(line, disk.place / "store", "MERGELIB_STORE")
+        assert kept.peek("step", KEY) is None and kept.verify() == [] and temporary(disk.place) == []
+        assert files(disk.place) == before
+
+    refused = until_it_fits(disk, lambda: kept.get("step", KEY, made), PAGE, after)
+    assert refused >= 20_000 // PAGE
+    found = kept.peek("step", KEY)
+    assert found.tensors_digest == other and found.info == made().info and kept.verify() == []
+
+
+@on_a_disk
+def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_rest(tmp_path, monkeypatch, capsys):
+    disk = Disk(tmp_path / "disk")
+    kept = Store(disk.place)
+    digest = kept.get("step", KEY, made).tensors_digest
+    damaged = kept.folder("step", {"version": 3})
+    kept.get("step", {"version": 3}, made)
+    (damaged / "meta.json").write_text("{")
+    before = files(disk.place)
+    disk.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kept.get("step", KEY, pytest.fail).tensors_digest == digest
+        for version in (2, 3):  # absent, damaged
+            with pytest.raises(StoreError) as caught:
+                kept.get("step", {"version": version}, lambda: pytest.fail("computed, and nowhere to put it"))
+            names(str(caught.value), disk.place, "MERGELIB_STORE")
+        with pytest.raises(StoreError) as caught:
+            kept.scratch("step", {"version": 2})
+        names(str(caught.value), disk.place, "MERGELIB_STORE")
+    monkeypatch.setenv("MERGELIB_STORE", str(disk.place))
+    assert main(["store", "ls"]) == 0 and "DAMAGED" in capsys.readouterr().out
+    assert main(["store", "verify"]) == 1 and str(damaged) in capsys.readouterr().out
+    assert main(["store", "prune"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("mergelib: Cannot remove") and str(disk.place) in said and "by hand" in said
+    assert files(disk.place) == before
+    disk.open()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert kept.get("step", {"version": 3}, made).tensors_digest == digest
+
+
+SHORT = {"fine_tuning.steps": 8, "fine_tuning.save_every": 0, "merging.methods": ["ties"], "tasks.n_train": 160, "tasks.n_test": 40,
+         "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
+
+
+@pytest.mark.slow
+@on_a_disk
+def test_a_study_whose_disk_fills_up_goes_on_after_space_is_made_to_the_same_numbers(tmp_path):
+    from . import program
+
+    alone, disk = tmp_path / "alone", Disk(tmp_path / "disk")
+    store, output = disk.place / "store", disk.place / "output"
+    program.run(alone / "store", alone / "output", SHORT)
+    disk.leave(sum(map(len, files(alone).values())) // 2)
+    with pytest.raises(StoreError) as caught:
+        program.run(store, output, SHORT)
+    names(str(caught.value), store, "MERGELIB_STORE", "are kept")
+    kept = tensors(store)
+    assert kept and Store(store).verify() == [] and not output.exists()
+    changed = {name: (store / name / "meta.json").stat().st_mtime_ns for name in kept}
+    disk.open()
+    program.run(store, output, SHORT)
+    assert tensors(store) == tensors(alone / "store") and tensors(store).keys() > kept.keys()
+    assert csvs(output) == csvs(alone / "output") != {} and temporary(disk.place) == []
+    assert {name: (store / name / "meta.json").stat().st_mtime_ns for name in kept} == changed, "a finished artifact was made again"
+
+
+class Toy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.Dropout(0.3), torch.nn.Linear(40, 3))
+
+    def forward(self, x, y):
+        return {"loss": torch.nn.functional.cross_entropy(self.net(x), y)}
+
+
+def trained(scratch: Path) -> torch.Tensor:
+    model, rows = Toy(), [{"x": torch.randn(6, generator=torch.Generator().manual_seed(i)), "y": torch.tensor(i % 3)} for i in range(40)]
+    train(model, rows, torch.utils.data.default_collate, TrainConfig(steps=6, batch_size=4, lr=1e-2, threads=1, save_every=2),
+          device=torch.device("cpu"), scratch=scratch, desc="toy")
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@on_a_disk
+def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
+    """Room for half of the first checkpoint, or of the second: what is whole is gone on from, to the same bytes."""
+    wanted = trained(tmp_path / "alone")
+    newest = tmp_path / "alone" / "checkpoint-6"
+    size = sum(-(-p.stat().st_size // PAGE) * PAGE for p in newest.iterdir())
+    left = []
+    for part in (0.5, 1.5):
+        disk = Disk(tmp_path / f"disk{part}")
+        scratch = disk.place / "scratch"
+        disk.leave(int(part * size))
+        with pytest.raises(StoreError) as caught:
+            trained(scratch)
+        names(str(caught.value), scratch, "MERGELIB_STORE")
+        left.append(sorted(p.name for p in scratch.iterdir()))
+        disk.open()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # none of them is damaged
+            assert torch.equal(trained(scratch), wanted)
+    assert left == [[], ["checkpoint-2"]]
+
+
+# ---- figures and their numbers ------------------------------------------------------------------------------------------
+
+
+@on_a_disk
+def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
+    import pandas as pd
+
+    disk = Disk(tmp_path / "disk")
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place))
+    fig, ax = plt.subplots(figsize=(2, 1))
+    ax.plot([0, 1])
+
+    def save(n):
+        save_files(fig, "fig00", "quick", alt="A line that rises from nought to one.", sidecar={"claims": {}}, data={"": pd.DataFrame({"n": [n] * 2000})})
+
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path / "alone"))
+    whole = []
+    for n in (1, 2):
+        save(n)
+        whole.append(files(tmp_path / "alone"))
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place))
+
+    def after(line):
+        names(line, disk.place / "figures", "MERGELIB_OUTPUT")
+        assert temporary(disk.place) == []
+        assert all(content in (whole[0].get(name), whole[1].get(name)) for name, content in files(disk.place).items()), "half a file"
+
+    assert until_it_fits(disk, lambda: save(1), PAGE, after) >= 3
+    assert files(disk.place) == whole[0]
+    assert until_it_fits(disk, lambda: save(2), PAGE, after) >= 1  # what is there is replaced, or kept
+    assert files(disk.place) == whole[1]
+    disk.close()
+    with pytest.raises(StoreError) as caught:
+        save(1)
+    names(str(caught.value), disk.place / "figures", "MERGELIB_OUTPUT")
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place / "new"))
+    with pytest.raises(StoreError) as caught:
+        save(1)
+    names(str(caught.value), disk.place / "new" / "figures", "MERGELIB_OUTPUT")
+
+
+# ---- notebooks ----------------------------------------------------------------------------------------------------------
+
+
+def a_notebook(root: Path, monkeypatch) -> runner.Item:
+    """A project with one notebook, whose output is long."""
+    cells = [nbformat.v4.new_code_cell('profile: str = "mini"', metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell('print("0123456789" * 50_000)')]
+    (root / "notebooks").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}),
+                   root / "notebooks" / "long.ipynb")
+    item = runner.Item("long", "Item", "A title", runner.SOLUTIONS)  # which leaves no figures
+    monkeypatch.setattr(paths, "root", lambda: root)
+    monkeypatch.setattr(runner, "manifest", lambda: (item,))
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(root / "output"))
+    return item
+
+
+def run_quick(capsys) -> tuple[int, str]:
+    """Exit code of ``mergelib run``, and what it said on stderr."""
+    code = main(["run", "--profile", "quick"])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["build", "TMPDIR"])
+@on_a_disk
+def test_a_full_disk_while_the_outputs_of_a_notebook_are_saved(tmp_path, monkeypatch, capsys, place):
+    a_notebook(tmp_path / "project", monkeypatch)
+    disk = Disk(tmp_path / "disk")
+    if place == "build":
+        monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place))
+    else:
+        monkeypatch.setenv("TMPDIR", str(disk.place))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+    disk.leave(100_000)
+    code, said = run_quick(capsys)
+    assert code == 2 and said.startswith("mergelib: ")
+    names(said, disk.place, "MERGELIB_OUTPUT" if place == "build" else "TMPDIR")
+    executed = paths.build("quick") / "notebooks" / "long.ipynb"
+    assert not executed.exists() and not (paths.build("quick") / "timings.json").exists()
+    assert temporary(tmp_path) == [] and not list(disk.place.rglob("mergelib-*"))
+    disk.open()
+    if place == "build":  # the same two runs for both would take seconds and show nothing new
+        assert run_quick(capsys) == (0, "")
+        assert "0123456789" * 50_000 in "".join(nbformat.read(executed, as_version=4).cells[-1].outputs[0].text)
+
+
+@on_a_disk
+def test_a_read_only_folder_for_outputs_is_refused_before_a_notebook_starts(tmp_path, monkeypatch, capsys):
+    a_notebook(tmp_path / "project", monkeypatch)
+    disk = Disk(tmp_path / "disk")
+    disk.close()
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place))
+    monkeypatch.setattr(runner.subprocess, "Popen", pytest.fail)
+    code, said = run_quick(capsys)
+    assert code == 2
+    names(said, disk.place / "build", "MERGELIB_OUTPUT")
+
+
+# ---- merged models ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """A base and two experts, tiny and untrained."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer([t for t, _ in miniature.generate("ag", 100, seed=0)])
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    for seed, (name, n) in enumerate({"base": 0, "ag": 4, "yelp": 5}.items()):
+        torch.manual_seed(seed)
+        config = transformers.BertConfig(**size, **({"num_labels": n} if n else {}))
+        model = (transformers.BertForSequenceClassification if n else transformers.BertModel)(config)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in ("base", "ag", "yelp")}
+
+
+def experts(models: dict[str, Path]) -> dict[str, Path]:
+    return {name: folder for name, folder in models.items() if name != "base"}
+
+
+@on_a_disk
+def test_a_full_disk_while_a_merged_model_is_written(tmp_path, models):
+    disk = Disk(tmp_path / "disk")
+    out, alone = disk.place / "out", tmp_path / "alone"
+    merged = mergelib.merge("task_arithmetic", base=models["base"], experts=experts(models))
+    merged.save_pretrained(alone, single=True)
+    wanted = files(alone)
+    step = sum(map(len, wanted.values())) // 12
+
+    def after(line, left):
+        names(line, out)
+        assert files(disk.place) == left and temporary(disk.place) == []
+
+    refused = until_it_fits(disk, lambda: merged.save_pretrained(out, single=True), step, lambda line: after(line, {}))
+    assert refused >= 12 and files(out) == wanted
+    before = files(disk.place)
+    refused = until_it_fits(disk, lambda: merged.save_pretrained(out, overwrite=True), step, lambda line: after(line, before))
+    assert refused > 1 and files(out) == {n: b for n, b in wanted.items() if not n.startswith("tasks/")}
+
+
+@on_a_disk
+def test_merging_on_the_command_line_onto_a_disk_that_refuses(tmp_path, models, capsys):
+    disk = Disk(tmp_path / "disk")
+    out = disk.place / "out"
+    command = ["merge", "--method", "task_arithmetic", "--base", str(models["base"]), "--experts", *(f"{t}={f}" for t, f in experts(models).items()), "--out"]
+    assert main([*command, str(tmp_path / "alone")]) == 0
+    capsys.readouterr()
+    for refuse in (lambda: disk.leave(20_000), disk.close):
+        refuse()
+        assert main([*command, str(out)]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("mergelib: ") and said.out == ""
+        names(said.err, out)
+        assert files(disk.place) == {} and temporary(disk.place) == []
+        disk.open()
+    assert main([*command, str(out)]) == 0 and files(out) == files(tmp_path / "alone")

@@ -1,0 +1,172 @@
+"""A device whose memory is too small: batches go through in halves or pieces to the same result, or an error names the remedy."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from mergelib.errors import DeviceMemoryError
+from mergelib.experts import EncoderWithHeads
+from mergelib.features import extract_prepared
+from mergelib.training import TrainConfig, train
+
+CPU = torch.device("cpu")
+MESSAGES = {"CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "the CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")}
+
+
+class Small(nn.Module):
+    """Stands for an encoder on a small device: more than ``room`` rows at once end with ``error``. Means over real tokens, like ours."""
+
+    def __init__(self, room: int, error: Exception = MESSAGES["CUDA"]):
+        super().__init__()
+        torch.manual_seed(0)
+        self.room, self.error, self.seen = room, error, []
+        self.embed, self.mix = nn.Embedding(50, 6), nn.Linear(6, 6)
+
+    def forward(self, ids, mask):
+        self.seen.append(len(ids))
+        if len(ids) > self.room:
+            raise self.error
+        return (self.mix(self.embed(ids)).tanh() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+@dataclass
+class Ids:
+    """The part of an ``Encoder`` that feature extraction uses, over lists of token ids."""
+
+    width: int = 6
+
+    def length(self, row):
+        return len(row)
+
+    def collate(self, rows):
+        longest = max(map(len, rows))
+        return {"ids": torch.tensor([r + [0] * (longest - len(r)) for r in rows]),
+                "mask": torch.tensor([[1.0] * len(r) + [0.0] * (longest - len(r)) for r in rows])}
+
+
+ROWS = [[1 + (7 * i + j) % 49 for j in range(1 + (5 * i) % 11)] for i in range(23)]  # of many lengths, so that batching reorders them
+
+
+# ---- features -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", MESSAGES.values(), ids=MESSAGES)
+def test_features_halve_the_batch_say_so_and_stay_the_same(error):
+    wanted = torch.cat([extract_prepared(Ids(), Small(99), [row]) for row in ROWS])
+    model = Small(3, error)
+    with pytest.warns(UserWarning, match="Out of memory on cpu") as said:
+        found = extract_prepared(Ids(), model, ROWS, batch_size=16)
+    assert (found - wanted).abs().max() < 1e-6
+    assert [str(w.message).split(";")[0] for w in said] == [f"Out of memory on cpu with {n} inputs at once" for n in (16, 8, 4)]
+    assert all("encoder.batch_size" in str(w.message) for w in said) and {w.filename for w in said} == {__file__}
+    assert model.seen[:3] == [16, 8, 4] and sum(model.seen[3:]) == len(ROWS), "a row went through twice, or the work did not go on in halves"
+
+
+def test_features_that_fit_say_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract_prepared(Ids(), Small(23), ROWS, batch_size=23)
+
+
+def test_one_input_alone_that_does_not_fit_names_the_remedy():
+    with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=r"One input alone .* cpu.*encoder\.max_length"):
+        extract_prepared(Ids(), Small(0), ROWS, batch_size=4)
+
+
+class Heavy(Small):
+    """Its weights alone are too large for the device."""
+
+    def to(self, *args, **kwargs):
+        raise MESSAGES["CUDA"]
+
+
+def test_an_encoder_that_does_not_fit_names_the_remedy():
+    with pytest.raises(DeviceMemoryError, match=r"weights do not fit .* take device 'cpu'"):
+        extract_prepared(Ids(), Heavy(99), ROWS)
+
+
+def test_another_error_of_the_device_is_no_lack_of_memory():
+    model = Small(3, RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(RuntimeError, match="device-side assert") as caught:
+        extract_prepared(Ids(), model, ROWS, batch_size=16)
+    assert not isinstance(caught.value, DeviceMemoryError) and model.seen == [16]
+
+
+# ---- training -----------------------------------------------------------------------------------------------------------
+
+
+LABELLED = [(row, i % 3, i % 2) for i, row in enumerate(ROWS)]  # of two tasks
+
+
+def collate(rows):
+    inputs, labels, task = zip(*rows, strict=True)
+    return {"batch": Ids().collate(inputs), "labels": torch.tensor(labels), "task": torch.tensor(task)}
+
+
+def trained(encoder, tmp_path, batch_size=10, mean_over_rows=True):
+    """(weights, info) of fine-tuning with two heads. 23 rows: every third batch has 3 rows."""
+    model = EncoderWithHeads(encoder, 6, [3, 3])
+    config = TrainConfig(steps=7, batch_size=batch_size, lr=0.02, threads=1, seed=3)
+    info = train(model, LABELLED, collate, config, device=CPU, scratch=tmp_path, desc="toy", optional_parts=True, mean_over_rows=mean_over_rows)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), info
+
+
+@pytest.mark.parametrize("error", MESSAGES.values(), ids=MESSAGES)
+def test_training_goes_on_in_pieces_to_the_same_weights(tmp_path, error):
+    wanted, undisturbed = trained(Small(99), tmp_path)
+    start = torch.cat([p.detach().flatten() for p in EncoderWithHeads(Small(99), 6, [3, 3]).parameters()])
+    with pytest.warns(UserWarning, match="toy: out of memory on cpu with a batch of 10 rows") as said:
+        found, info = trained(encoder := Small(3, error), tmp_path)
+    assert [str(w.message).split("through in ")[1][:8] for w in said] == ["2 pieces", "4 pieces"]
+    assert encoder.seen[:6] == [10, 5, 3, 3, 2, 2] and sum(encoder.seen[2:]) == 10 + 10 + 3 + 10 + 10 + 3 + 10
+    assert (found - wanted).abs().max() < 1e-5 < (wanted - start).abs().max()
+    assert info.pop("pieces") == 4 and "pieces" not in undisturbed
+    assert info == pytest.approx(undisturbed, abs=2e-4), "the logged loss is not the whole batch's"
+
+
+def test_what_one_failed_piece_had_added_is_forgotten(tmp_path):
+    """The second half of the first batch fails, after the first half's gradients are there."""
+
+    class Later(Small):
+        def forward(self, ids, mask):
+            self.room = 5 if len(self.seen) < 2 else 4  # 10 fail, 5 go, 5 fail
+            return super().forward(ids, mask)
+
+    wanted, _ = trained(Small(99), tmp_path)
+    with pytest.warns(UserWarning):
+        found, info = trained(encoder := Later(0), tmp_path)
+    assert encoder.seen[:3] == [10, 5, 5] and info["pieces"] == 4
+    assert (found - wanted).abs().max() < 1e-5
+
+
+def test_a_loss_that_is_no_mean_over_rows_is_not_cut(tmp_path):
+    with pytest.raises(DeviceMemoryError, match=r"toy: a batch of 10 rows does not fit .* Lower batch_size"):
+        trained(encoder := Small(3), tmp_path, mean_over_rows=False)
+    assert encoder.seen == [10]
+
+
+def test_one_row_alone_that_does_not_fit_ends_training(tmp_path):
+    with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=r"a batch of 4 rows, in 4 pieces, does not fit .* another device"):
+        trained(Small(0), tmp_path, batch_size=4)
+
+
+def test_another_error_in_training_passes_through(tmp_path):
+    with pytest.raises(RuntimeError, match="device-side assert") as caught:
+        trained(Small(3, RuntimeError("CUDA error: device-side assert triggered")), tmp_path)
+    assert not isinstance(caught.value, DeviceMemoryError)
+
+
+@pytest.mark.parametrize("where", ["weights", "the optimizer's state"])
+def test_weights_or_an_optimizer_that_do_not_fit_name_the_remedy(tmp_path, monkeypatch, where):
+    def no_room(*args, **kwargs):
+        raise MESSAGES["CUDA"]
+
+    monkeypatch.setattr(*((EncoderWithHeads, "to") if where == "weights" else (torch.optim.AdamW, "step")), no_room)
+    with pytest.raises(DeviceMemoryError, match=r"toy: weights, gradients and the optimizer's state do not fit .* smaller encoder"):
+        trained(Small(99), tmp_path)
