@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -184,7 +185,7 @@ def bounds_table(study: Study) -> pd.DataFrame:
     for task in study.tasks.values():
         base, tuned = (percent(study.correct(e, task.name, "current")[0]) for e in (BASE, FINE_TUNED))
         rows.append({"task": TASK_LABELS.get(task.name, task.name), "classes": task.n_classes, "chance": 100 / task.n_classes,
-                     "f_b": base, "f_t": tuned, "f_b / f_t": base / tuned})
+                     "f_b": base, "f_t": tuned, "f_b / f_t": base / tuned if tuned else math.nan})
     frame = pd.DataFrame(rows)
     means = frame.drop(columns="task").mean()
     means["f_b / f_t"] = means["f_b"] / means["f_t"]

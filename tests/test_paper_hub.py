@@ -34,7 +34,7 @@ ROAD, MAIN = "tests.paper_road.scores", "mergelib.cli.main"
 PUBLISHED = "kongfs/FT-Classifier-for-Model-Merging"
 SETS = {"eurosat": "tanganke/eurosat", "dtd": "tanganke/dtd"}
 VISION = {"tasks.names": list(SETS), "tasks.n_train": 400, "tasks.n_validation": 40, "tasks.n_test": 100, "tasks.pool_per_class": 6,
-          "encoder.image_size": 16, "encoder.batch_size": 64, "fine_tuning.steps": 3, "fine_tuning.batch_size": 16, "fine_tuning.save_every": 2,
+          "encoder.image_size": 16, "encoder.batch_size": 64, "fine_tuning.steps": 6, "fine_tuning.lr": 1.0e-2, "fine_tuning.batch_size": 32, "fine_tuning.save_every": 2,
           "protocols.ks": [1], "protocols.seeds": [0], "merging.lams": [0.3], "threads": 1}
 
 
