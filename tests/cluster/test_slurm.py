@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from mergelib.store import Store
+from tests.faults.kill import ROOT, artifacts, csvs, temporary
 
-from ..faults.kill import ROOT, artifacts, csvs, temporary
 from .slurm_here import Slurm, missing, wait_for
 
 SNAKEMAKE = shutil.which("snakemake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
