@@ -52,7 +52,7 @@ def missing() -> str:
     lacks = [name for name in PROGRAMS if shutil.which(name, path=sbin) is None]
     if lacks:
         return f"no {', '.join(lacks)}: apt-get install slurm-wlm munge"
-    return "" if os.geteuid() == 0 else "a node daemon needs root"
+    return "" if os.geteuid() == 0 and Path("/etc/slurm").is_dir() else "a node daemon needs root, and a folder /etc/slurm"
 
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
@@ -120,8 +120,12 @@ class Slurm:
         return process
 
     def start_node(self) -> None:
-        """The node daemon in a process namespace of its own: what dies with it is all that it started, as when a machine loses its power."""
-        self.node = self._start("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "slurmd", "-D")
+        """The node daemon in a process namespace of its own: what dies with it is all that it started, as when a machine loses its power.
+
+        There the configuration lies where Slurm looks by itself: Snakemake takes SLURM_CONF, like all such variables, out of a job's environment.
+        """
+        self.node = self._start("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
+                                f"mount --bind {self.folder} /etc/slurm && exec slurmd -D")
         wait_for("the node", lambda: self.node_state() in ("idle", "mix", "alloc"), 60)
 
     def kill_node(self) -> None:
