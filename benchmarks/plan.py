@@ -200,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> None:
               f"{total[1] / 1e9:>10.1f}{total[2] / 1e9:>13.1f}{total[3] / 1e9:>10.1f}")
     chain = max(longest_paths(made, seconds).values(), key=lambda c: sum(seconds[o] for o in c))
     took = makespan(made, seconds, args.gpus)
-    print(f"on {args.gpus} GPUs: {took / 3600:.1f} h; busy {100 * sum(seconds.values()) / args.gpus / took:.0f} % of them")
+    starts = rates.start_s * len(made) / 3600
+    print(f"on {args.gpus} GPUs: {took / 3600:.1f} h; {100 * sum(seconds.values()) / args.gpus / took:.0f} % of them are busy; starts alone take {starts:.1f} GPU hours")
     print(f"slowest chain, {sum(seconds[o] for o in chain) / 3600:.1f} h, which no more GPUs shorten:")
     for output in chain:
         print(f"  {seconds[output] / 60:7.1f} min  {output}")

@@ -1,5 +1,6 @@
-"""Kill a program at random moments and run it again: ``python -m tests.faults.kill --times 50``; ``--quick-run 3`` kills whole runs
-of notebooks, or with ``--only text report`` of these.
+"""Kill a program at random moments and run it again: ``python -m tests.faults.kill --times 50``.
+
+``--quick-run 3`` kills whole runs of notebooks, with ``--only text report`` runs of these.
 
 Each trial begins with an empty store. What the kill left is compared with what the next run leaves: every artifact that was finished is
 the same file afterwards, results equal those of an undisturbed run, and nothing temporary is left.
