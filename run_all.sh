@@ -64,6 +64,7 @@ for argument in "$@"; do
   case "$argument" in
     --html) extra=book ;;
     browser) if [ "${1:-}" = "test" ]; then extra=book,browser; fi ;;
+    cluster) if [ "${1:-}" = "test" ]; then extra=cluster; fi ;;
   esac
 done
 for name in ${extra//,/ }; do

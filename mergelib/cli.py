@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import __version__, cluster, paths
+from . import __version__, cluster, paths, units
 from .doctor import register as register_doctor
 from .documents import user_path
 from .errors import ConfigError, MergelibError
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
     cluster.register(commands)
+    units.register(commands)
     register_data(commands)
     register_doctor(commands)
     register_models(commands)

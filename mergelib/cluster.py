@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
 import time
 from typing import Any
 
-from .documents import parse_json
+from . import paths
+from .documents import parse_json, user_path
 from .errors import ConfigError, UnknownNameError, shortened
 
 
 def register(commands: Any) -> None:
     """Add the subcommand to the parser of ``mergelib.cli``."""
     parser = commands.add_parser("train", help="pre-train or load f_b and fine-tune experts; under torchrun by several processes together")
-    parser.add_argument("--profile", default="mini", help="a file of mergelib/profiles; mini by default")
-    parser.add_argument("--variant", default="", help="one of the profile's variants, such as t5_b")
+    add_study_options(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tasks whose experts are made (all by default), multi_task, or f_b")
+    parser.add_argument("--stamp", default="", metavar="FILE", help="leave a file that names the artifacts of the store")
+    parser.set_defaults(function=command_train)
+
+
+def add_study_options(parser: argparse.ArgumentParser, *, variant: bool = True) -> None:
+    """The options that say which study a command works on."""
+    parser.add_argument("--profile", default="mini", help="a file of mergelib/profiles; mini by default")
+    if variant:
+        parser.add_argument("--variant", default="", help="one of the profile's variants, such as t5_b")
     parser.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
     parser.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
     parser.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a base model")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--overrides", default="{}", metavar="JSON", help="dotted profile values, such as '{\"fine_tuning.steps\": 100}'")
-    parser.set_defaults(function=command_train)
+
+
+def study_options(given: Any, variant: str) -> list[str]:
+    """``given`` (the parsed options, or the like) as arguments again; those that say nothing are left out."""
+    flags = {"--profile": given.profile, "--variant": variant, "--text-dir": given.text_dir, "--image-dir": given.image_dir, "--base": given.base,
+             "--device": given.device.removeprefix("auto"), "--overrides": given.overrides.removeprefix("{}")}
+    return [part for flag, value in flags.items() if value for part in (flag, value)]
+
+
+def given_overrides(given: Any) -> dict[str, Any]:
+    """The profile values that the options change."""
+    from .profiles import with_shortcuts
+
+    return with_shortcuts(parse_overrides(given.overrides), given.text_dir, given.base, given.image_dir)
+
+
+def write_stamp(path: str, store: Any) -> None:
+    """Say in a file which artifacts of the store this process asked for, in order; nothing without a path."""
+    if path:
+        paths.make_folder(user_path(path).parent)
+        paths.write_whole(user_path(path), (json.dumps({"artifacts": list(store.asked)}, indent=1) + "\n").encode())
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -80,6 +110,8 @@ def _train(args: argparse.Namespace) -> int:
         start = time.monotonic()
         folder = study.train(name)
         say(f"f_t {name}: there after {time.monotonic() - start:.1f} s, {folder}")
+    if first:
+        write_stamp(args.stamp, study.store)
     return 0
 
 
@@ -87,9 +119,7 @@ def _pretrain_alone(args: argparse.Namespace) -> int:
     """f_b in the store, made by a child process without torchrun's variables; its exit status. SIGTERM ends the child, too."""
     from . import distributed
 
-    flags = {"--profile": args.profile, "--variant": args.variant, "--text-dir": args.text_dir, "--image-dir": args.image_dir,
-             "--device": args.device, "--overrides": args.overrides}
-    command = [sys.executable, "-m", "mergelib", "train", *(part for flag, value in flags.items() if value for part in (flag, value)), "--only", "f_b"]
+    command = [sys.executable, "-m", "mergelib", "train", *study_options(args, args.variant), "--only", "f_b"]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return subprocess.run(command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False).returncode

@@ -84,6 +84,7 @@ class Store:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
+        self.asked: dict[str, None] = {}  # <step>/<digest> of every artifact that was asked for and is there, in order
 
     def folder(self, step: str, key: Mapping[str, Any]) -> Path:
         return self.root / step / key_digest(step, key)
@@ -104,6 +105,7 @@ class Store:
                         warnings.warn(f"{folder} is damaged; it is removed and computed again.", StoreWarning, stacklevel=2)
                         self._remove(folder)
                     found = self._save(folder, step, key, make())
+        self.asked[f"{step}/{folder.name}"] = None
         # Here, not where it is saved: a run may have been killed between the two.
         shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
         return found

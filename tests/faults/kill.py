@@ -1,4 +1,6 @@
-"""Kill a program at random moments and run it again: ``python -m tests.faults.kill --times 50``; ``--quick-run 3`` kills whole runs.
+"""Kill a program at random moments and run it again: ``python -m tests.faults.kill --times 50``.
+
+``--quick-run 3`` kills whole runs of notebooks, with ``--only text report`` runs of these.
 
 Each trial begins with an empty store. What the kill left is compared with what the next run leaves: every artifact that was finished is
 the same file afterwards, results equal those of an undisturbed run, and nothing temporary is left.
@@ -17,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -162,15 +164,15 @@ def start_program(place: Path, overrides: dict | None = None) -> int:
     return forked(lambda: program.run(place / "store", place / "output", overrides), place / "said.log")
 
 
-def start_quick_run(place: Path) -> int:
-    """A whole ``mergelib run --profile quick`` with folders of its own below ``place``."""
+def start_quick_run(place: Path, only: Sequence[str] = ()) -> int:
+    """A ``mergelib run --profile quick``, of all notebooks by default, with folders of its own below ``place``."""
     (place / "temporary").mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"MERGELIB_STORE": str(place / "store"), "MERGELIB_OUTPUT": str(place / "output"), "TMPDIR": str(place / "temporary"),
                                 "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     with (place / "said.log").open("ab") as said:
         # A shell's background job starts with SIGINT ignored, and so would this one.
         starter = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from mergelib.cli import main; sys.exit(main(sys.argv[1:]))"
-        return subprocess.Popen([sys.executable, "-c", starter, "run", "--profile", "quick"], cwd=ROOT, env=environment, stdout=said,
+        return subprocess.Popen([sys.executable, "-c", starter, "run", "--profile", "quick", *(["--only", *only] if only else [])], cwd=ROOT, env=environment, stdout=said,
                                 stderr=subprocess.STDOUT, start_new_session=True).pid
 
 
@@ -178,6 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=0, metavar="N", help="kill the program N times")
     parser.add_argument("--quick-run", type=int, default=0, metavar="N", help="kill a whole run of profile quick N times (many minutes)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups of those runs; all by default")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     import torch
@@ -186,7 +189,11 @@ def main() -> int:
     import accelerate  # noqa: F401
     import transformers  # noqa: F401
 
-    for times, start, what in ((arguments.times, start_program, "program"), (arguments.quick_run, start_quick_run, "run of profile quick")):
+    def start_run(place: Path) -> int:
+        return start_quick_run(place, arguments.only)
+
+    run = f"run of profile quick{', ' * bool(arguments.only)}{' '.join(arguments.only)}"
+    for times, start, what in ((arguments.times, start_program, "program"), (arguments.quick_run, start_run, run)):
         if times:
             trials = kill_often(start, times, seed=arguments.seed, say=lambda line: print(line, flush=True), by_cpu=start is start_program)
             print(f"{len(trials)} kills of the {what} ({', '.join(f'{n} {s}' for s, n in Counter(t['signal'] for t in trials).items())}): all completed, "

@@ -1,0 +1,211 @@
+"""``python -m benchmarks.plan [--profile paper --zoo --gpus 8]``: a study of many GPUs on paper: jobs, hours, bytes, what it waits for.
+
+Sizes come from the profile and from the units that Snakemake would run. Rates are **assumed**, and printed as such: they are arguments, so
+that measured ones can take their place. A unit costs its start, the multiplications of the encoder's layers, what it reads and writes, and a flat
+time for what is neither. Every input counts as its longest, as the released preprocessing pads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import inspect
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mergelib import units as cluster_units
+from mergelib.errors import ConfigError
+from mergelib.merging import get_method
+from mergelib.profiles import Profile, load_profile
+from mergelib.study import BASE, FINE_TUNED, MULTI_TASK
+from mergelib.tasks import miniature
+from mergelib.units import Unit, Wanted
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An encoder's transformer; biases and norms are left out."""
+
+    layers: int
+    width: int
+    feed: int
+    vocabulary: int
+    positions: int = 0
+
+    @property
+    def multiplied(self) -> int:
+        """Weights that every token is multiplied with."""
+        return self.layers * (4 * self.width**2 + 2 * self.width * self.feed)
+
+    @property
+    def parameters(self) -> int:
+        return self.multiplied + (self.vocabulary + self.positions) * self.width
+
+    def forward(self, tokens: int, length: int) -> float:
+        """Floating-point operations of a forward pass: layers, and attention between ``length`` positions."""
+        return tokens * (2 * self.multiplied + 4 * self.layers * self.width * length)
+
+
+SHAPES = {"bert-base-uncased": Shape(12, 768, 3072, 30522, 512), "google-t5/t5-base": Shape(12, 768, 3072, 32128),
+          "google-t5/t5-large": Shape(24, 1024, 4096, 32128)}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What is assumed of one GPU and its disk; nothing here was measured."""
+
+    forward_tflops: float = 30.0  # float32, a forward pass
+    train_tflops: float = 100.0  # bf16, forward and backward
+    disk_gb_s: float = 0.5  # the store, read or written
+    start_s: float = 60.0  # from the queue to the first step: imports, model, data
+    merge_s: float = 60.0  # arithmetic of one merge, or of all lambdas of one direction
+    score_s: float = 120.0  # all fits and predictions of a study, or what a notebook adds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one unit takes."""
+
+    seconds: float
+    read: float  # bytes
+    written: float  # with checkpoints, which go when an expert is finished
+    kept: float
+
+
+def shape_of(profile: Profile) -> Shape:
+    """Raises ``ConfigError`` for a base model whose shape is not known here."""
+    settings = profile.encoder
+    if settings.base in SHAPES:
+        return SHAPES[settings.base]
+    if settings.base or settings.kind not in ("bert", "t5"):
+        raise ConfigError(f"The shape of {settings.base or settings.kind} is not known here; known: {', '.join(SHAPES)} and miniature texts.")
+    return Shape(settings.layers, settings.width, 4 * settings.width, 0)
+
+
+def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
+    """Seconds and bytes of a unit; ``profile`` is its study's, with the zoo's methods where it belongs to the zoo."""
+    if unit.rule in ("notebook", "report"):
+        return Cost(rates.start_s + rates.score_s * (unit.rule == "notebook"), 0, 0, 0)
+    shape, length, tasks = shape_of(profile), profile.encoder.max_length, profile.tasks
+    model = 4.0 * shape.parameters
+    classes = [len(miniature.TEXT_TASKS[t]) for t in tasks.names]
+    forward = train = busy = read = checkpoints = kept = 0.0
+    if unit.rule == "pretrain":
+        read = model
+    elif unit.rule == "fine_tune":
+        factor = len(tasks.names) if unit.name == MULTI_TASK else 1
+        train = 3 * shape.forward(profile.fine_tuning.steps * factor * profile.fine_tuning.batch_size * length, length)
+        saves = profile.fine_tuning.steps * factor // profile.fine_tuning.save_every if profile.fine_tuning.save_every else 0
+        read, kept, checkpoints = model, model, 3 * model * saves  # weights and two moments
+    elif unit.rule == "merge":
+        found, options = get_method(unit.name), profile.merging.options.get(unit.name, {})
+        defaults = {p.name: p.default for p in inspect.signature(found.function).parameters.values()} | options
+        lams = profile.merging.grids.get(unit.name, profile.merging.lams) if found.has_lam and "lam" not in options else ()
+        merges = profile.merging.merge_seeds if found.is_random and "seed" not in options else 1
+        rows = len(lams) * len(tasks.names) * tasks.n_validation
+        forward = merges * shape.forward(rows * length, length)
+        seen = defaults["steps"] * defaults["batch_size"] if "steps" in defaults else defaults.get("n_examples", 0)
+        forward += merges * 3 * shape.forward(len(tasks.names) * seen * length, length)  # in float32, as the zoo computes it
+        results = len(tasks.names) if found.gives != "one encoder" else 1
+        busy, read, kept = merges * rates.merge_s, merges * model * (len(tasks.names) + 1), merges * model * results
+    elif unit.rule == "extract":
+        pools = 0 if unit.name == MULTI_TASK else tasks.pool_per_class * sum(classes)
+        found = None if unit.name in (BASE, FINE_TUNED, MULTI_TASK) else get_method(unit.name)
+        merges = profile.merging.merge_seeds if found and found.is_random and "seed" not in profile.merging.options.get(unit.name, {}) else 1
+        rows = merges * (len(tasks.names) * tasks.n_test + pools)
+        forward, kept = shape.forward(rows * length, length), 4.0 * rows * shape.width
+        models = len(tasks.names) if unit.name == FINE_TUNED or (found and found.gives != "one encoder") else 1
+        read = merges * model * models
+    elif unit.rule == "score":
+        busy = rates.score_s
+    written = kept + checkpoints
+    seconds = rates.start_s + busy + forward / rates.forward_tflops / 1e12 + train / rates.train_tflops / 1e12 + (read + written) / rates.disk_gb_s / 1e9
+    return Cost(seconds, read, written, kept)
+
+
+def longest_paths(made: Sequence[Unit], seconds: Mapping[str, float]) -> dict[str, list[str]]:
+    """Output -> the outputs of the slowest chain that ends with it."""
+    chains: dict[str, list[str]] = {}
+    length: dict[str, float] = {}
+    for unit in made:  # what a unit needs stands before it
+        before = max(unit.needs, key=lambda n: length[n], default=None)
+        length[unit.output] = seconds[unit.output] + (length[before] if before else 0)
+        chains[unit.output] = [*(chains[before] if before else []), unit.output]
+    return chains
+
+
+def makespan(made: Sequence[Unit], seconds: Mapping[str, float], gpus: int) -> float:
+    """Seconds until all are done when each of ``gpus`` takes the ready unit with the longest way behind it, as Snakemake might."""
+    behind: dict[str, float] = defaultdict(float)
+    for unit in reversed(made):
+        behind[unit.output] += seconds[unit.output]
+        for need in unit.needs:
+            behind[need] = max(behind[need], behind[unit.output])
+    waits = {u.output: set(u.needs) for u in made}
+    then, running, now = defaultdict(list), [], 0.0
+    for unit in made:
+        for need in unit.needs:
+            then[need].append(unit.output)
+    ready = [(-behind[o], o) for o, needs in waits.items() if not needs]
+    heapq.heapify(ready)
+    while ready or running:
+        while ready and len(running) < gpus:
+            _, output = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[output], output))
+        now, done = heapq.heappop(running)
+        for output in then[done]:
+            waits[output].discard(done)
+            if not waits[output]:
+                heapq.heappush(ready, (-behind[output], output))
+    return now
+
+
+def studies(wanted: Wanted, made: Sequence[Unit]) -> dict[str, Profile]:
+    """The profile of every study of the units."""
+    overrides = cluster_units.given_overrides(wanted)
+    found = {}
+    for name in {u.study for u in made}:
+        part = name.removeprefix(wanted.profile).removeprefix("-")
+        loaded = load_profile(wanted.profile, overrides, "" if part == "zoo" else part)
+        found[name] = loaded.of_zoo() if part == "zoo" else loaded
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="paper")
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--overrides", default="{}", metavar="JSON")
+    parser.add_argument("--zoo", action="store_true", help="with every method of the zoo")
+    parser.add_argument("--gpus", type=int, default=8)
+    for name, value in vars(Rates()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"assumed: {value:g}")
+    args = parser.parse_args(argv)
+    rates = Rates(**{name: getattr(args, name) for name in vars(Rates())})
+    wanted = Wanted(args.profile, tuple(args.only), overrides=args.overrides, zoo=args.zoo)
+    made = cluster_units.units(wanted)
+    profiles = studies(wanted, made)
+    costs = {u.output: cost(u, profiles[u.study], rates) for u in made}
+    seconds = {o: c.seconds for o, c in costs.items()}
+    print(f"profile {args.profile}{' and the zoo' * args.zoo}, assumed per GPU: {rates.forward_tflops:g} TFLOP/s forward in float32, {rates.train_tflops:g} "
+          f"training in bf16; {rates.disk_gb_s:g} GB/s of disk;\nstart {rates.start_s:g} s a job, merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s")
+    print(f"{'study':<16}{'rule':<11}{'jobs':>5}{'GPU hours':>11}{'longest, min':>14}{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}")
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for unit in made:
+        groups[unit.study, unit.rule].append(unit.output)
+    for (study, rule), outputs in [*groups.items(), (("all", ""), list(seconds))]:
+        total = [sum(getattr(costs[o], what) for o in outputs) for what in ("seconds", "read", "written", "kept")]
+        print(f"{study:<16}{rule:<11}{len(outputs):>5}{total[0] / 3600:>11.1f}{max(seconds[o] for o in outputs) / 60:>14.1f}"
+              f"{total[1] / 1e9:>10.1f}{total[2] / 1e9:>13.1f}{total[3] / 1e9:>10.1f}")
+    chain = max(longest_paths(made, seconds).values(), key=lambda c: sum(seconds[o] for o in c))
+    took = makespan(made, seconds, args.gpus)
+    starts = rates.start_s * len(made) / 3600
+    print(f"on {args.gpus} GPUs: {took / 3600:.1f} h; {100 * sum(seconds.values()) / args.gpus / took:.0f} % of them are busy; starts alone take {starts:.1f} GPU hours")
+    print(f"slowest chain, {sum(seconds[o] for o in chain) / 3600:.1f} h, which no more GPUs shorten:")
+    for output in chain:
+        print(f"  {seconds[output] / 60:7.1f} min  {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""cluster/Snakefile on a real Slurm of this machine. Opt-in: ``./run_all.sh test -m cluster tests/cluster``; minutes.
+
+Like ``tests.faults.kill``, but what dies is a machine: everything that its node daemon runs goes at once, and Slurm gives the job back
+to the queue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mergelib.store import Store
+from tests.faults.kill import ROOT, artifacts, csvs, temporary
+
+from .slurm_here import Slurm, missing, wait_for
+
+SNAKEMAKE = shutil.which("snakemake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+ONLY = ("text", "report")
+SMALL = {"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"], "threads": 1, "tasks.n_test": 60}
+RULES = ("pretrain", "fine_tune", "merge", "extract", "score", "notebook", "report")
+
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(SNAKEMAKE is None, reason='no snakemake: pip install -e ".[cluster]"')]
+
+
+def environment(place: Path, **more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "PATH": path,
+                         "JUPYTER_PREFER_ENV_PATH": "1", "MERGELIB_STORE": str(place / "store"), "MERGELIB_OUTPUT": str(place)} | more
+
+
+def mergelib(place: Path, *words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "mergelib", *words], env=environment(place), cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def snakemake(place: Path, profile: str, *words: str, env: dict[str, str]) -> subprocess.Popen:
+    """Snakemake over ``units.json``, everything below ``place``; what it says goes to said.log."""
+    command = [SNAKEMAKE, "--snakefile", str(ROOT / "cluster" / "Snakefile"), "--workflow-profile", str(ROOT / "cluster" / "profile" / profile),
+               "--config", f"units={place}/units.json", f"output={place}", "gpus=0", f"python={sys.executable}", *words,
+               "--set-resources", *(f"{rule}:mem_mb=2000" for rule in RULES), "--set-threads", *(f"{rule}=1" for rule in RULES)]
+    with (place / "said.log").open("ab") as said:
+        return subprocess.Popen(command, cwd=place, env=env, stdout=said, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def stamps(place: Path, rule: str = "*") -> list[Path]:
+    return sorted(place.glob(f"stamps/*/{rule}/*.json"))
+
+
+def check_whole(place: Path) -> None:
+    """Every unit left its file; every stamp names artifacts that are there; nothing half-made lies about."""
+    units = json.loads((place / "units.json").read_text())
+    assert all((place / u["output"]).is_file() for u in units)
+    store = Store(place / "store")
+    assert store.verify() == [] and temporary(place / "store") == []
+    for stamp in stamps(place):
+        named = json.loads(stamp.read_text())["artifacts"]
+        assert named and all((store.root / name / "meta.json").is_file() for name in named)
+
+
+@pytest.mark.skipif(missing() != "", reason=missing())
+def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
+    local, place = tmp_path / "local", tmp_path / "slurm"
+    local.mkdir()
+    place.mkdir()
+    mergelib(local, "run", "--profile", "quick", "--only", *ONLY)
+    mergelib(place, "units", "--profile", "quick", "--only", *ONLY, "--out", str(place / "units.json"))
+    with Slurm() as slurm:
+        driver = snakemake(place, "slurm", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
+                           "--slurm-no-account", env=environment(place, **slurm.environment))
+        try:
+            def at_work() -> list[str]:
+                assert driver.poll() is None, (place / "said.log").read_text()[-4000:]
+                return slurm.running_jobs() if len(stamps(place, "fine_tune")) >= 2 else []
+
+            wait_for("two experts and a third job", lambda: bool(at_work()), 900)
+            time.sleep(3)
+            job, = slurm.running_jobs()
+            slurm.kill_node()
+            finished, stamped = artifacts(place / "store"), {p: p.stat().st_mtime_ns for p in stamps(place)}
+            assert len(finished) >= 3 and len(stamped) >= 3
+            wait_for("the controller misses the node", lambda: slurm.node_state().startswith("down"), 120)
+            slurm.start_node()
+            assert driver.wait(1500) == 0, (place / "said.log").read_text()[-4000:]
+            assert slurm.restarts(job) >= 1
+        finally:
+            if driver.poll() is None:
+                os.killpg(driver.pid, signal.SIGKILL)
+                driver.wait()
+    check_whole(place)
+    now = artifacts(place / "store")
+    assert all(now[name] == files for name, files in finished.items()), "finished artifacts were made again"
+    assert all(p.stat().st_mtime_ns == then for p, then in stamped.items()), "finished units ran again"
+    assert csvs(place / "figures") == csvs(local / "figures") != {}
+    print(f"job {job} requeued; {len(finished)} artifacts and {len(stamped)} units kept; {len(csvs(place / 'figures'))} CSVs equal")
+
+
+def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
+    place, env = tmp_path, environment(tmp_path)
+    mergelib(place, "units", "--profile", "quick", "--only", "tab03", "report", "--overrides", json.dumps(SMALL), "--out", str(place / "units.json"))
+    driver = snakemake(place, "local", "--cores", "1", env=env)
+    wait_for("an expert", lambda: len(stamps(place, "fine_tune")) >= 1 or driver.poll() is not None, 300)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    finished, stamped = artifacts(place / "store"), {p: p.stat().st_mtime_ns for p in stamps(place)}
+    assert finished and stamped and not (place / "figures").exists()
+    assert snakemake(place, "local", "--cores", "1", env=env).wait(120) != 0, "Snakemake notices the other's lock"
+    assert snakemake(place, "local", "--cores", "1", "--unlock", env=env).wait(120) == 0
+    assert snakemake(place, "local", "--cores", "1", env=env).wait(600) == 0, (place / "said.log").read_text()[-3000:]
+    check_whole(place)
+    now = artifacts(place / "store")
+    assert all(now[name] == files for name, files in finished.items())
+    assert all(p.stat().st_mtime_ns == then for p, then in stamped.items())
+    again = snakemake(place, "local", "--cores", "1", env=env)
+    assert again.wait(120) == 0 and "Nothing to be done" in (place / "said.log").read_text()
