@@ -41,6 +41,11 @@ def not_finite(state: State) -> list[str]:
     return [n for n, ok in zip(names, extremes.view(-1, 2).isfinite().all(1).tolist(), strict=True) if not ok]
 
 
+def all_finite(t: Tensor) -> bool:
+    """Whether a floating-point tensor holds neither NaN nor inf."""
+    return not not_finite({"": t})
+
+
 def place(t: Tensor) -> tuple:
     """Where a tensor lies in memory, and how: equal for two names of one tied tensor."""
     return t.data_ptr(), tuple(t.shape), t.stride()

@@ -7,7 +7,7 @@ streaming form needs all weights at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import Method
 from .arithmetic import task_arithmetic, weight_averaging
+from .states import cut
 from .ties import Pieces, add_up, counted_thresholds, merge_piece, ties, trim_piece
 
 
@@ -27,15 +28,25 @@ def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[
 def ties_streamed(function: Callable, pieces: Pieces, *, lam: float = 0.3, keep: float = 0.2, combine: str = "sum") -> Iterator[Tensor]:
     """Ties in four passes: two for the thresholds over the whole encoder, one for the overall sign that columns summing to 0
     take, one that merges."""
-    smallest = counted_thresholds(pieces, keep).tolist()
+    def parts(base: Tensor, experts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+        return ((b, rest) for b, *rest in cut([{"": t} for t in (base, *experts)], [""]))
+
+    def all_parts() -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+        return (part for piece in pieces() for part in parts(*piece))
+
+    smallest = counted_thresholds(all_parts, keep).tolist()
     overall = 0
-    for base, experts in pieces():
+
+    def merged(base: Tensor, experts: Sequence[Tensor]) -> Tensor:
+        trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
+        signs = add_up(trimmed, torch.empty_like(base)).sign_().add_(0.5 if overall > 0 else -0.5).sign_()
+        return merge_piece(trimmed, signs, combine).mul_(lam).add_(base)
+
+    for base, experts in all_parts():
         trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
         overall += int(add_up(trimmed, torch.empty_like(base)).sign_().long().sum())
     for base, experts in pieces():
-        trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
-        signs = add_up(trimmed, torch.empty_like(base)).sign_().add_(0.5 if overall > 0 else -0.5).sign_()
-        yield merge_piece(trimmed, signs, combine).mul_(lam).add_(base)
+        yield torch.cat([merged(*part) for part in parts(base, experts)])
 
 
 # By function, not by name: a method registered anew under an old name must not inherit the old one's streaming form.

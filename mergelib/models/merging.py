@@ -17,6 +17,7 @@ from ..features import pick_device
 from ..merging import ONE, Method, get_method
 from ..merging.streaming import can_stream, stream
 from ..progress import progress
+from ..types import all_finite
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
 from .parts import Parts, base_names, check_same_architecture, check_same_vocabulary, find_parts
@@ -133,7 +134,7 @@ class Reader:
             flat = []
             for parent, raw in [(self.base, self.source[name]), *((e, name) for e in self.experts)]:
                 piece = parent.weights.tensor(raw, start, stop).to(self.device, torch.float32).reshape(-1)
-                if not self._checked and not torch.isfinite(piece).all():
+                if not self._checked and not all_finite(piece):
                     raise StateDictError(f"'{parent.name}' holds NaN or inf in {raw}. Its training diverged or its file is damaged; make it again.")
                 flat.append(piece)
             yield flat[0], flat[1:]
@@ -162,6 +163,6 @@ class Reader:
 
 def _finite(name: str, merged: Tensor) -> Tensor:
     """``merged``. Raises ``StateDictError`` for NaN or inf: an option out of all proportion, or a dtype too narrow for the weights."""
-    if not torch.isfinite(merged).all():
+    if not all_finite(merged):
         raise StateDictError(f"The merge gives NaN or inf in {shortened(name)}. Take a smaller lambda, or dtype float32 or bfloat16.")
     return merged
