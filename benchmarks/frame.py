@@ -12,7 +12,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -168,19 +169,29 @@ def _resident_growth(call: Call) -> int:
 
 
 def _sampled_growth(call: Call) -> int:
-    before, done = memory("VmRSS"), threading.Event()
-    highest = [before]
+    before = memory("VmRSS")
+    with watched("VmRSS") as highest:
+        call()
+    return max(0, highest[0] - before)
+
+
+@contextmanager
+def watched(field: str = "RssAnon", interval: float = 0.01) -> Iterator[list[int]]:
+    """The most bytes of ``memory(field)`` while the block ran, as a list of one."""
+    highest, done = [memory(field)], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.002):
-            highest[0] = max(highest[0], memory("VmRSS"))
+        while not done.wait(interval):
+            highest[0] = max(highest[0], memory(field))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    call()
-    done.set()
-    watcher.join()
-    return max(highest[0], memory("VmRSS")) - before
+    try:
+        yield highest
+    finally:
+        done.set()
+        watcher.join()
+        highest[0] = max(highest[0], memory(field))
 
 
 def memory(field: str) -> int:

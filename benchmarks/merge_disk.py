@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+
+from benchmarks.frame import memory, watched
 
 METHODS = {"import only": {}, "weight_averaging": {}, "task_arithmetic": {"lam": 0.3}, "ties": {"lam": 1.0, "keep": 0.2}}
 
@@ -33,6 +34,8 @@ def write_models(folder: Path, n: int) -> int:
     base = BertModel(config)
     base.save_pretrained(folder / "base")
     model = BertForSequenceClassification(config)
+    model.bert.load_state_dict(base.state_dict())
+    model.save_pretrained(folder / "base_classifier")  # mergekit wants the base in the experts' class
     for i in range(n):
         state = {k: v + 0.01 * torch.randn_like(v) for k, v in base.state_dict().items()}
         model.bert.load_state_dict(state)
@@ -40,36 +43,25 @@ def write_models(folder: Path, n: int) -> int:
     return (folder / "expert0" / "model.safetensors").stat().st_size
 
 
-def memory(field: str) -> int:
-    """Bytes of this process from Linux' own account: RssAnon (now, what no file backs) or VmHWM (the most that was resident)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def one(folder: Path, method: str, n: int) -> None:
     """In a process of its own: merge, save, print seconds and peaks as JSON."""
     import mergelib
     from mergelib.models import merged as _  # noqa: F401  (imports count neither as time nor as the merge's memory)
 
-    peak, done = [memory("RssAnon")], threading.Event()
+    with watched() as highest:
+        start = time.perf_counter()
+        if method != "import only":
+            merged = mergelib.merge(method, base=folder / "base", experts=[folder / f"expert{i}" for i in range(n)], **METHODS[method])
+            merged.save_pretrained(folder / "out")
+            shutil.rmtree(folder / "out")
+        seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "anonymous": highest[0], "resident": memory("VmHWM")}))
 
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak.append(max(peak.pop(), memory("RssAnon")))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    if method != "import only":
-        merged = mergelib.merge(method, base=folder / "base", experts=[folder / f"expert{i}" for i in range(n)], **METHODS[method])
-        merged.save_pretrained(folder / "out")
-        shutil.rmtree(folder / "out")
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    print(json.dumps({"seconds": seconds, "anonymous": peak[0], "resident": memory("VmHWM")}))
+def in_a_process(folder: str, method: str, n: int) -> dict[str, float]:
+    """Seconds and peaks (bytes, anonymous and resident) of one merge."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.merge_disk", "--experts", str(n), "--one", folder, method], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -86,8 +78,7 @@ def main() -> None:
               f"{args.experts} experts and a base; median of {args.repeats} (lowest, highest)")
         print(f"{'':<18} {'seconds':>20} {'anonymous MB':>14} {'resident MB':>13}")
         for method in METHODS:
-            runs = [json.loads(subprocess.run([sys.executable, "-m", "benchmarks.merge_disk", "--experts", str(args.experts), "--one", scratch, method],
-                                              check=True, capture_output=True, text=True).stdout.splitlines()[-1]) for _ in range(args.repeats)]
+            runs = [in_a_process(scratch, method, args.experts) for _ in range(args.repeats)]
             seconds = sorted(r["seconds"] for r in runs)
             print(f"{method:<18} {f'{statistics.median(seconds):.1f} ({seconds[0]:.1f}, {seconds[-1]:.1f})':>20} "
                   f"{max(r['anonymous'] for r in runs) / 1e6:>14.0f} {max(r['resident'] for r in runs) / 1e6:>13.0f}", flush=True)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.merge_disk import memory
+from benchmarks.frame import memory
 from mergelib import Study, report
 from mergelib.encoders import encoder_state, load_base
 from mergelib.features import extract, pick_device

@@ -33,7 +33,12 @@ def below(tensors: State, prefix: str) -> dict[str, Tensor]:
 
 def not_finite(state: State) -> list[str]:
     """Names of the tensors that hold NaN or inf, in the state's order."""
-    return [n for n, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    names = [n for n, t in state.items() if t.is_floating_point() and t.numel()]
+    if not names:
+        return []
+    # NaN and inf carry over to the extremes, which one pass finds without new memory; a device answers once for all tensors.
+    extremes = torch.stack([bound.to(state[names[0]].device) for n in names for bound in state[n].detach().aminmax()])
+    return [n for n, ok in zip(names, extremes.view(-1, 2).isfinite().all(1).tolist(), strict=True) if not ok]
 
 
 def place(t: Tensor) -> tuple:

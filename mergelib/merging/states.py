@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from ..errors import ConfigError, StateDictError, first_five
 from ..types import State, not_finite, place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PIECE = 1 << 17  # numbers of one model worked on at a time: those of some models stay in a processor's cache together
+DEVICE_PIECE = 1 << 24  # on other devices; no more, because float32 counts exactly up to here
 
 def check_states(base: State, experts: Sequence[State]) -> None:
     """Refuse weights that cannot be merged: other keys, shapes or dtypes than the base, NaN or inf.
@@ -107,10 +110,57 @@ def as_float32(state: State) -> dict[str, Tensor]:
     return complete(state, {n: state[n].float() for n in float_names(state)})
 
 
+def empty(like: State, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Tensors of the named ones' shapes to be written to, in their dtypes or ``dtype``."""
+    return {n: torch.empty(like[n].shape, dtype=dtype or like[n].dtype, device=like[n].device) for n in names}
+
+
+def piece_size(like: State, names: Sequence[str]) -> int:
+    """Length of the longest piece that ``cut`` gives for the named tensors."""
+    return min(max(like[n].numel() for n in names), max(PIECE if like[n].is_cpu else DEVICE_PIECE for n in names))
+
+
+def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
+    """Pieces ``[n]`` of the named tensors, the same piece of each state at a time, in their dtypes. Contiguous tensors are cut
+    into views: writing to a piece of an ``empty`` state writes to the state.
+
+    What takes several operations is done piece by piece, so that memory is read once rather than once per operation, and
+    intermediate results need a piece's room, not a model's: making new memory costs more than the arithmetic.
+    """
+    for name in names:
+        flat = [state[name].detach().reshape(-1) for state in states]
+        if flat[0].numel():
+            yield from zip(*(f.split(PIECE if f.is_cpu else DEVICE_PIECE) for f in flat), strict=True)
+
+
 def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
     """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in the base's dtype."""
-    changed = {n: (base[n].float() + lam * direction[n]).to(base[n].dtype) for n in direction}
-    return complete(base, changed)
+    names = list(direction)
+    merged, room = empty(base, names), torch.empty(piece_size(base, names), device=base[names[0]].device)
+    for b, change, out in cut([base, direction, merged], names):
+        out.copy_(torch.mul(change, lam, out=room[: len(out)]).add_(b.float()))
+    return complete(base, merged)
+
+
+Summed = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
+"""``(base, experts, target, **options)`` -> pieces of theta_b, of the merged task vector (float32, may be overwritten) and of
+``target``. A piece may come twice: the last one counts."""
+
+
+def direction_of(summed: Summed, base: State, experts: Sequence[State], **options: Any) -> dict[str, Tensor]:
+    """The merged task vector, float32."""
+    target = empty(base, float_names(base), torch.float32)
+    for _, total, out in summed(base, experts, target, **options):
+        out.copy_(total)
+    return target
+
+
+def merged_by(summed: Summed, base: State, experts: Sequence[State], lam: float, **options: Any) -> dict[str, Tensor]:
+    """theta_b + lam * the merged task vector, which is never in memory as a whole: ``add_scaled`` of ``direction_of``."""
+    target = empty(base, float_names(base))
+    for b, total, out in summed(base, experts, target, **options):
+        out.copy_(total.mul_(lam).add_(b.float()))
+    return complete(base, target)
 
 
 def task_vectors(base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau) -> list[dict[str, Tensor]]:

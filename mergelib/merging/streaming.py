@@ -7,7 +7,7 @@ streaming form needs all weights at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,11 +15,7 @@ from torch import Tensor
 
 from . import Method
 from .arithmetic import task_arithmetic, weight_averaging
-from .states import add_scaled
-from .ties import disjoint_merge, ties
-
-Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]
-LOW_BITS = 16
+from .ties import Pieces, add_up, counted_thresholds, merge_piece, ties, trim_piece
 
 
 def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
@@ -28,54 +24,18 @@ def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[
         yield function({"piece": base}, [{"piece": e} for e in experts], **options)["piece"]
 
 
-def _from_top(counts: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bin that holds the ``wanted``-th largest entry, and its rank among the bin's own: ``[T, bins], [T] -> [T], [T]``."""
-    reached = counts.flip(-1).cumsum(-1)
-    place = torch.searchsorted(reached, wanted.unsqueeze(-1))
-    above = (reached - counts.flip(-1)).gather(-1, place)
-    return counts.shape[-1] - 1 - place.squeeze(-1), wanted - above.squeeze(-1)
-
-
-def magnitude_thresholds(pieces: Pieces, keep: float) -> Tensor:
-    """The int(D * keep)-th largest \\|tau_t\\| of each expert, ``[T]`` float32; inf where int(D * keep) is 0.
-
-    Two passes. Magnitudes of floats order like their bits: a histogram of the high bits finds the bin, one of the low bits
-    inside that bin finds the value itself, so nothing is sorted and memory does not grow with D.
-    """
-    high, n = None, 0
-    for base, experts in pieces():
-        n += base.numel()
-        counts = torch.stack([((e - base).abs().view(torch.int32) >> LOW_BITS).bincount(minlength=1 << 15) for e in experts])
-        high = counts if high is None else high + counts
-    n_keep = int(n * keep)
-    if n_keep == 0:
-        return torch.full((len(high),), torch.inf, device=high.device)
-    bins, rank = _from_top(high, torch.full((len(high),), n_keep, device=high.device))
-    low = torch.zeros(len(high), 1 << LOW_BITS, dtype=torch.long, device=high.device)
-    for base, experts in pieces():
-        for t, expert in enumerate(experts):
-            bits = (expert - base).abs().view(torch.int32)
-            low[t] += (bits & ((1 << LOW_BITS) - 1))[bits >> LOW_BITS == bins[t]].bincount(minlength=1 << LOW_BITS)
-    return ((bins << LOW_BITS) + _from_top(low, rank)[0]).to(torch.int32).view(torch.float32)
-
-
-def _trimmed(base: Tensor, experts: Sequence[Tensor], thresholds: Tensor) -> Tensor:
-    tau = torch.stack(list(experts)) - base
-    return torch.where(tau.abs() >= thresholds.unsqueeze(-1), tau, 0.0)
-
-
 def ties_streamed(function: Callable, pieces: Pieces, *, lam: float = 0.3, keep: float = 0.2, combine: str = "sum") -> Iterator[Tensor]:
     """Ties in four passes: two for the thresholds over the whole encoder, one for the overall sign that columns summing to 0
     take, one that merges."""
-    thresholds = magnitude_thresholds(pieces, keep)
-    overall = torch.zeros((), dtype=torch.long, device=thresholds.device)
+    smallest = counted_thresholds(pieces, keep).tolist()
+    overall = 0
     for base, experts in pieces():
-        overall += _trimmed(base, experts, thresholds).sum(0).sign().long().sum()
+        trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
+        overall += int(add_up(trimmed, torch.empty_like(base)).sign_().long().sum())
     for base, experts in pieces():
-        trimmed = _trimmed(base, experts, thresholds)
-        signs = trimmed.sum(0).sign()
-        direction = disjoint_merge(trimmed, torch.where(signs == 0, overall.sign().to(signs.dtype), signs), combine)
-        yield add_scaled({"piece": base}, {"piece": direction}, lam)["piece"]
+        trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
+        signs = add_up(trimmed, torch.empty_like(base)).sign_().add_(0.5 if overall > 0 else -0.5).sign_()
+        yield merge_piece(trimmed, signs, combine).mul_(lam).add_(base)
 
 
 # By function, not by name: a method registered anew under an old name must not inherit the old one's streaming form.
