@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -84,12 +85,14 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
             time.sleep(3)
             job, = slurm.running_jobs()
             slurm.kill_node()
-            finished, stamped = artifacts(place / "store"), {p: p.stat().st_mtime_ns for p in stamps(place)}
-            assert len(finished) >= 3 and len(stamped) >= 3
+            finished = artifacts(place / "store")
+            assert len(finished) >= 3 and len(stamps(place)) >= 3
             wait_for("the controller misses the node", lambda: slurm.node_state().startswith("down"), 120)
             slurm.start_node()
             assert driver.wait(1500) == 0, (place / "said.log").read_text()[-4000:]
-            assert slurm.restarts(job) >= 1
+            submitted = re.findall(r"submitted with SLURM jobid (\d+)", (place / "said.log").read_text())
+            assert len(submitted) == len(set(submitted)) == len(json.loads((place / "units.json").read_text())), "each unit is one job"
+            assert {j for j in submitted if slurm.restarts(j)} == {job}, "only what the dead node ran was run again"
         finally:
             if driver.poll() is None:
                 os.killpg(driver.pid, signal.SIGKILL)
@@ -97,19 +100,19 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
     check_whole(place)
     now = artifacts(place / "store")
     assert all(now[name] == files for name, files in finished.items()), "finished artifacts were made again"
-    assert all(p.stat().st_mtime_ns == then for p, then in stamped.items()), "finished units ran again"
     assert csvs(place / "figures") == csvs(local / "figures") != {}
-    print(f"job {job} requeued; {len(finished)} artifacts and {len(stamped)} units kept; {len(csvs(place / 'figures'))} CSVs equal")
+    print(f"job {job} requeued; {len(submitted)} units, {len(finished)} artifacts kept; {len(csvs(place / 'figures'))} CSVs equal")
 
 
 def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
     place, env = tmp_path, environment(tmp_path)
     mergelib(place, "units", "--profile", "quick", "--only", "tab03", "report", "--overrides", json.dumps(SMALL), "--out", str(place / "units.json"))
     driver = snakemake(place, "local", "--cores", "1", env=env)
-    wait_for("an expert", lambda: len(stamps(place, "fine_tune")) >= 1 or driver.poll() is not None, 300)
+    wait_for("two experts", lambda: len(stamps(place, "fine_tune")) >= 2 or driver.poll() is not None, 300)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     finished, stamped = artifacts(place / "store"), {p: p.stat().st_mtime_ns for p in stamps(place)}
+    del stamped[max(stamped, key=stamped.get)]  # Snakemake may not have seen the end of the newest
     assert finished and stamped and not (place / "figures").exists()
     assert snakemake(place, "local", "--cores", "1", env=env).wait(120) != 0, "Snakemake notices the other's lock"
     assert snakemake(place, "local", "--cores", "1", "--unlock", env=env).wait(120) == 0
