@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from test_vision import write_hub_clip
 
 from benchmarks import released as bench
+from mergelib import runner
 from mergelib.errors import ConfigError, DataError
 from mergelib.hub import files
 from mergelib.pretraining.clip import PROMPTS
@@ -74,7 +75,7 @@ def server(tmp_path_factory):
     (made / "clip" / "tf_model.h5").write_bytes(b"not asked for")
     with serving() as server:
         server.models["bert-base-uncased"] = {OLD: folder_files(made / "base")}
-        server.models["openai/clip-vit-base-patch32"] = server.models["openai/clip-vit-base-patch16"] = {OLD: folder_files(made / "clip")}
+        server.models["openai/clip-vit-base-patch32"] = {OLD: folder_files(made / "clip")}
         server.models[PUBLISHED] = {OLD: {f"checkpoints/{t}.pth": made / "checkpoints" / f"{t}.pth" for t in TASK_NAMES}}
         server.repositories[PUBLISHED] = {OLD: {f"data/{t}/{s}.csv": made / t / f"{s}.csv" for t in TASK_NAMES for s in ("train", "test")}}
         server.repositories.update({id: {OLD: image_set(name)} for name, id in SETS.items()})
@@ -139,18 +140,6 @@ def test_images_online_then_offline(server, online, offline, folder):
     assert online(MAIN, ["data", "check", *SETS, "clip-vit-base-patch32"], lock=lock)["value"] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("notebook", ["fig09", "fig11"])
-def test_notebooks_of_images_run_in_paper(server, folder, tmp_path, notebook):
-    client = Client(folder, server.url, MERGELIB_OUTPUT=str(tmp_path))
-    try:
-        ran = client(MAIN, ["run", "--profile", "paper", "--only", notebook, "-p", "device=cpu", "-p", f"overrides={json.dumps(VISION)}"],
-                     lock=folder / "lock.json")
-    finally:
-        client.close()
-    assert ran.get("value") == 0, ran
-
-
 # --- without a client -----------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +157,28 @@ def test_the_two_clips_differ_in_nothing_but_their_patches():
     a, b = (load_profile("paper", variant=v) for v in ("vision_a", "vision_b"))
     assert (a.tasks, a.fine_tuning, a.protocols) == (b.tasks, b.fine_tuning, b.protocols)
     assert (a.encoder.base, b.encoder.base) == ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16")
+
+
+def test_a_run_fetches_what_its_notebooks_read(tmp_path):
+    def read(only, **given):
+        items = runner.select([only])
+        return {s.name for s in runner.hub_sources("paper", items, {i.id: given for i in items})}
+
+    released = {"released_checkpoints", "released_data"}
+    assert read("tab02") == read("ladder") == {*released, "bert-base-uncased"}
+    assert read("vision") == {*IMAGE_TASK_NAMES, "clip-vit-base-patch32", "clip-vit-base-patch16"}
+    assert read("t5") == {"released_data", "t5-base", "t5-large"} and read("report") == set()
+    assert read("tab02", overrides={"released_dir": str(tmp_path)}) == {"bert-base-uncased"}
+    assert read("tab02", text_dir=str(tmp_path), base=str(tmp_path)) == {"released_checkpoints"}
+    assert read("fig09", image_dir=str(tmp_path)) == {"clip-vit-base-patch32", "clip-vit-base-patch16"}
+    assert read("fig09", overrides={"tasks.names": ["dtd"], "encoder.base": "org/other"}) == {"dtd", "org/other"}
+
+
+def test_overrides_are_checked_against_the_variants_that_a_notebook_is_about():
+    item, = runner.select(["fig09"])
+    runner.check_before("paper", [item], {item.id: {"overrides": {"tasks.names": ["dtd"]}}})
+    with pytest.raises(ConfigError, match="Unknown task 'ag'"):
+        runner.check_before("paper", [item], {item.id: {"overrides": {"tasks.names": ["ag"]}}})
 
 
 @pytest.mark.parametrize(("listing", "says"), [
