@@ -86,8 +86,9 @@ CALLS_TO_THE_HOST = {"cpu", "numpy", "item", "tolist"}
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if {"merging", "protocols"} & set(p.parts)], ids=lambda p: p.name)
 def test_loops_stay_on_the_device(path):
-    """Every .cpu(), .numpy() or .item() stalls a GPU."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """A .cpu(), .numpy() or .item() per step stalls a GPU; one per merge or fit is what a Python number costs."""
+    loops = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.For | ast.While)]
+    for node in (n for loop in loops for statement in loop.body for n in ast.walk(statement)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             assert node.func.attr not in CALLS_TO_THE_HOST, f"{path.name}:{node.lineno} .{node.func.attr}()"
 

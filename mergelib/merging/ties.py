@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -107,13 +108,12 @@ def sampled_magnitudes(base: State, experts: Sequence[State], names: Sequence[st
     lengths = [base[n].numel() for n in names]
     total, generator = sum(lengths), torch.Generator().manual_seed(0)  # the outcome does not depend on it, only the time
     places = torch.arange(total) if total <= size else torch.randint(total, (size,), generator=generator).sort().values
-    rows, start = [], 0
-    for name, length in zip(names, lengths, strict=True):
-        first, last = torch.searchsorted(places, torch.tensor([start, start + length])).tolist()
+    starts = [0, *accumulate(lengths)]
+    bounds, rows = torch.searchsorted(places, torch.tensor(starts)).tolist(), []
+    for name, start, (first, last) in zip(names, starts, pairwise(bounds), strict=False):
         inside = (places[first:last] - start).to(base[name].device)
         b = base[name].detach().reshape(-1)[inside].float()
         rows.append(torch.stack([e[name].detach().reshape(-1)[inside].float() - b for e in experts]).abs_())
-        start += length
     return torch.cat(rows, 1)
 
 
