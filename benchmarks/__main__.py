@@ -29,10 +29,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suite", required=True, choices=SUITES)
     parser.add_argument("--peers", action="store_true", help="measure public implementations in the same run")
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
+    known, _ = parser.parse_known_args(arguments)
+    suite = import_module(f"benchmarks.suite_{known.suite}")
+    if hasattr(suite, "add_options"):
+        suite.add_options(parser)
     args = parser.parse_args(arguments)
+    options = {name: value for name, value in vars(args).items() if name not in ("suite", "out")}
     start, said = time.perf_counter(), machine()
     print(f"{said}\n")
-    tables = import_module(f"benchmarks.suite_{args.suite}").run(peers=args.peers)
+    tables = suite.run(**options)
     print(*tables, sep="\n")
     print(f"{time.perf_counter() - start:.0f} s in all")
     if args.out:

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.frame import memory
 from mergelib import Study, report
 from mergelib.encoders import encoder_state, load_base
-from mergelib.features import extract, pick_device
+from mergelib.features import PRECISIONS, extract, pick_device
 from mergelib.profiles import TASK_NAMES
 from mergelib.protocols import current_eval
 from mergelib.released import ENCODER, HEAD, released_encoder, released_splits
@@ -162,9 +162,9 @@ def compare_precisions(study: Study, encoder: str, timed_rows: int = 2000) -> No
     test rows under Current Eval minus that of the features that the study has stored."""
     device, per_token = study.device, flops_of_token(study.encoder.config, study.encoder.max_length)
     stored = _average(study, encoder, {t: study.features(encoder, t) for t in study.tasks})
-    names = ["float32", *(["TF32"] if device.type == "cuda" else []), *(["bf16"] if resolve_precision("auto", device) == "bf16" else [])]
+    names = ["float32", *(["TF32"] if device.type == "cuda" else []), *(["bf16", "bf16_weights"] if resolve_precision("auto", device) == "bf16" else [])]
     for name in names:
-        peak, tokens, seconds, z = matrix_peak(device, name), 0, 0.0, {}
+        peak, tokens, seconds, z = matrix_peak(device, name.removesuffix("_weights")), 0, 0.0, {}
         # All rows where that is quick and the study's own features are of another precision.
         whole = name != "float32" or study.precision != "float32"
         for task in study.tasks.values():
@@ -172,11 +172,11 @@ def compare_precisions(study: Study, encoder: str, timed_rows: int = 2000) -> No
             with arithmetic("TF32" if name == "TF32" else "float32", device):
                 start = time.perf_counter()  # its results reach the CPU: nothing is left in a queue
                 z[task.name] = extract(study.encoder, study.module(encoder, task.name), inputs, device=device, batch_size=study.profile.encoder.batch_size,
-                                       precision="bf16" if name == "bf16" else "float32")
+                                       precision=name if name in PRECISIONS else "float32")
                 seconds += time.perf_counter() - start
             tokens += len(inputs) * study.encoder.max_length
         apart = f"; accuracy - that of the table ({study.precision}): {_average(study, encoder, z) - stored:+.3f} points" if whole else ""
-        print(f"{name:<8}{tokens / seconds:12.0f} tokens/s {peak / 1e12:8.2f} TFLOP/s matrix peak, share {tokens * per_token / seconds / peak:5.2f}{apart}", flush=True)
+        print(f"{name:<13}{tokens / seconds:12.0f} tokens/s {peak / 1e12:8.2f} TFLOP/s matrix peak, share {tokens * per_token / seconds / peak:5.2f}{apart}", flush=True)
     if "bf16" not in names:
         print("bf16: not measured, this device emulates it")
 
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-k", type=int, default=5, help="shots per class")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES))
-    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"], help="of the table's features")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "bf16_weights"], help="of the table's features")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--layers", type=int, default=BERT_BASE["layers"], help="fewer for a machine without GPU")
     args = parser.parse_args(argv)

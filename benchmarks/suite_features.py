@@ -66,12 +66,6 @@ def padded_loop(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], b
     return torch.cat(found)
 
 
-def autocast(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int) -> Tensor:
-    """Matrix products in bfloat16, sums between layers in float32: what ``extract`` could do instead of casting the model."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return extract(encoder, module, texts, batch_size=batch_size)
-
-
 def peer(model: str, dtype: torch.dtype, texts: Sequence[str], batch_size: int) -> Callable[[], Tensor]:
     """``encode`` of sentence-transformers; its model normalises, so that only directions compare."""
     from sentence_transformers import SentenceTransformer
@@ -100,7 +94,7 @@ def speed(model: str, text_dir: str, rows: int, batch_size: int, peers: bool, n:
         ways = {"extract": lambda p=name: extract(encoder, module, texts, batch_size=batch_size, precision=p),
                 "padded loop": lambda m=typed: padded_loop(encoder, m, texts, batch_size)}
         if dtype is torch.bfloat16:
-            ways["extract under autocast"] = lambda: autocast(encoder, module, texts, batch_size)
+            ways["extract, bf16_weights"] = lambda: extract(encoder, module, texts, batch_size=batch_size, precision="bf16_weights")
         if peers:
             ways["sentence-transformers"] = peer(model, dtype, texts, batch_size)
         made: dict[str, Tensor] = {}

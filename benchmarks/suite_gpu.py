@@ -95,8 +95,8 @@ def features(device: torch.device, rows: int, batches: tuple[int, ...] = (64, 25
             return exact(batch)
 
     ways: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-        "float32": ("float32", exact), "TF32": ("TF32", exact), "bf16, autocast": ("bf16", autocast), "bf16 weights": ("bf16", half),
-        "bf16 weights, compiled": ("bf16", torch.compile(half))}
+        "float32": ("float32", exact), "TF32": ("TF32", exact), "bf16 (autocast)": ("bf16", autocast), "bf16_weights": ("bf16", half),
+        "bf16_weights, compiled": ("bf16", torch.compile(half))}
     rates = {}
     for precision in ("float32", "TF32", "bf16"):
         with products(precision):

@@ -147,7 +147,7 @@ def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
         here[step] += n
 
     for entry in study.store.entries():
-        if entry["step"] == "features":
+        if entry["step"] == "features" and entry["key"]["inputs"] in known:
             count(known[entry["key"]["inputs"]], "features", 1)
         elif entry["step"] == "lam":
             for task in study.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -52,19 +53,23 @@ def test_the_padded_loop_gives_extracts_features(study):
         suite_features.run()
 
 
-def test_passes_and_the_floor_come_from_the_store(study, monkeypatch):
-    """Of the fixture: features of test and pool by f_t, f_b and three merges, lambda of two methods on validation."""
+def test_passes_and_the_floor_come_from_the_store(make_study, monkeypatch):
+    """Two encoders see test and pool; one method chooses its lambda on validation. Another's inputs in the store are not counted."""
     monkeypatch.setattr(suite_pipeline, "SAMPLE", 1)
     monkeypatch.setattr(suite_pipeline, "REPEATS", 1)
+    study = make_study()
+    for encoder, task, split in itertools.product(("f_t", "ties"), study.tasks, ("test", "pool")):
+        study.features(encoder, task, split)
+    make_study(study.store.root, overrides={"tasks.n_test": 30}).features("f_b", "ag")
     found = suite_pipeline.passes(study)
     grid = len(study.profile.merging.lams)
     for task in study.tasks:
-        assert (found[task, "test"]["features"], found[task, "pool"]["features"]) == (5, 5)
-        assert found[task, "validation"] == {"rows": 40, "features": 0, "lam": 2 * grid}
+        assert (found[task, "test"]["features"], found[task, "pool"]["features"]) == (2, 2)
+        assert found[task, "validation"] == {"rows": 40, "features": 0, "lam": grid}
     rows = {r["what"]: r for r in suite_pipeline.floor(study)}
     assert rows["pre-training of f_b"]["number"] == 4 and rows["fine-tuning of the experts"]["number"] == 2 * 12
-    assert rows["encoder passes for features"]["number"] == 5 * sum(60 + len(study.pool(t)) for t in study.tasks)
-    assert rows["encoder passes to choose lambda"]["number"] == 2 * 2 * grid * 40
+    assert rows["encoder passes for features"]["number"] == 2 * sum(60 + len(study.pool(t)) for t in study.tasks)
+    assert rows["encoder passes to choose lambda"]["number"] == 2 * grid * 40
     assert all(r["seconds"] > 0 for r in rows.values()) and "multi-task learning" not in rows
     here = suite_pipeline.forwards(study)[0]
     assert here["here, features"] == rows["encoder passes for features"]["number"]

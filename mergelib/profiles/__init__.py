@@ -76,7 +76,7 @@ class EncoderSettings(_Section):
     revision: str | None = None
     # released: as the authors' code reads texts, mergelib/released.py. Absent from dumps where it says nothing.
     preprocessing: Literal["default", "released"] = Field("default", exclude_if=lambda v: v == "default")
-    precision: Literal["float32", "bf16", "auto"] = Field("float32", exclude_if=lambda v: v == "float32")  # of features; auto as in training
+    precision: Literal["float32", "bf16", "bf16_weights", "auto"] = Field("float32", exclude_if=lambda v: v == "float32")  # of features; auto as in training
     max_length: int = Field(gt=2)
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)
