@@ -141,8 +141,10 @@ class Slurm:
     def say(self, *command: str) -> str:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False).stdout
 
-    def running_jobs(self) -> list[str]:
-        return self.say("squeue", "-h", "-t", "R", "-o", "%i").split()
+    def running_jobs(self, least: int = 0, most: int = 86_400) -> list[str]:
+        """Those that have run for so many seconds."""
+        jobs = [line.split() for line in self.say("squeue", "-h", "-t", "R", "-o", "%i %M").splitlines()]
+        return [job for job, took in jobs if least <= sum(60**i * int(n) for i, n in enumerate(reversed(took.split(":")))) <= most]
 
     def restarts(self, job: str) -> int:
         said = self.say("scontrol", "show", "job", job)
