@@ -20,6 +20,7 @@ from mergelib.merging import get_method
 from mergelib.profiles import Profile, load_profile
 from mergelib.study import BASE, FINE_TUNED, MULTI_TASK
 from mergelib.tasks import miniature
+from mergelib.tasks.hub_images import class_names
 from mergelib.units import Unit, Wanted
 
 
@@ -48,7 +49,8 @@ class Shape:
 
 
 SHAPES = {"bert-base-uncased": Shape(12, 768, 3072, 30522, 512), "google-t5/t5-base": Shape(12, 768, 3072, 32128),
-          "google-t5/t5-large": Shape(24, 1024, 4096, 32128)}
+          "google-t5/t5-large": Shape(24, 1024, 4096, 32128),
+          "openai/clip-vit-base-patch32": Shape(12, 768, 3072, 0, 50), "openai/clip-vit-base-patch16": Shape(12, 768, 3072, 0, 197)}
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
     """Seconds and bytes of a unit; ``profile`` is its study's, with the zoo's methods where it belongs to the zoo."""
     if unit.rule in ("notebook", "report"):
         return Cost(rates.start_s + rates.score_s * (unit.rule == "notebook"), 0, 0, 0)
-    shape, length, tasks = shape_of(profile), profile.encoder.max_length, profile.tasks
+    shape, tasks = shape_of(profile), profile.tasks
+    is_image = tasks.modality == "image"
+    length, of_input = (shape.positions, 3.0 * profile.encoder.image_size**2) if is_image else (profile.encoder.max_length, 0.0)  # bytes that the store keeps
     model = 4.0 * shape.parameters
-    classes = [len(miniature.TEXT_TASKS[t]) for t in tasks.names]
+    classes = [len(class_names(t) if is_image else miniature.TEXT_TASKS[t]) for t in tasks.names]
     forward = train = busy = read = checkpoints = kept = 0.0
     if unit.rule == "pretrain":
         read = model
@@ -97,7 +101,8 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
         factor = len(tasks.names) if unit.name == MULTI_TASK else 1
         train = 3 * shape.forward(profile.fine_tuning.steps * factor * profile.fine_tuning.batch_size * length, length)
         saves = profile.fine_tuning.steps * factor // profile.fine_tuning.save_every if profile.fine_tuning.save_every else 0
-        read, kept, checkpoints = model, model, 3 * model * saves  # weights and two moments
+        read = model + of_input * tasks.n_train * factor
+        kept, checkpoints = model, 3 * model * saves  # weights and two moments
     elif unit.rule == "merge":
         found, options = get_method(unit.name), profile.merging.options.get(unit.name, {})
         defaults = {p.name: p.default for p in inspect.signature(found.function).parameters.values()} | options
@@ -116,7 +121,7 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
         rows = merges * (len(tasks.names) * tasks.n_test + pools)
         forward, kept = shape.forward(rows * length, length), 4.0 * rows * shape.width
         models = len(tasks.names) if unit.name == FINE_TUNED or (found and found.gives != "one encoder") else 1
-        read = merges * model * models
+        read = merges * model * models + of_input * rows
     elif unit.rule == "score":
         busy = rates.score_s
     written = kept + checkpoints
