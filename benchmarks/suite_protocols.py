@@ -164,7 +164,7 @@ def orthogonal(width: int, n_classes: int, n: int, ks: Sequence[int] = KS) -> di
 
 def run(peers: bool = False) -> list[Table]:
     """``peers`` changes nothing: no public implementation fits these heads."""
-    rows = [heads(384, "default", 3), heads(768, "default", 3), heads(768, "released", 1),
+    rows = [heads(128, "default", 3), heads(384, "default", 3), heads(768, "default", 3), heads(768, "released", 1),
             *(ladder(128, rung, 1000, 1) for rung in ("affine", "orthogonal", "scaling")),
             orthogonal(384, 5, 3), surgeries(384, 5, 3)]
     note = ("One at a time: measured on the sampled fits, multiplied by fits / sampled fits. Difference: mean absolute one of a fit's logits, or of its "
