@@ -119,21 +119,30 @@ def draw(points: Sequence[Point], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, FixedLocator, LogFormatterMathtext, NullFormatter, NullLocator
 
     columns = list(dict.fromkeys(p.against for p in points))
     kinds = list(dict.fromkeys(p.what for p in points))
     markers = dict(zip(kinds, "osD^vP*X", strict=False))
-    figure, axes = plt.subplots(2, len(columns), figsize=(2.6 * len(columns), 4.8), sharex="col", layout="constrained")
+    figure, axes = plt.subplots(2, len(columns), figsize=(2.6 * len(columns), 4.8), sharex="col", sharey="row", layout="constrained")
+    lines = {}
     for column, against in zip(axes.T, columns, strict=True):
         for i, what in enumerate(kinds):
             mine = [p for p in points if (p.what, p.against) == (what, against)]
             for axis, values in zip(column, ([p.seconds for p in mine], [p.peak / 1e6 for p in mine]), strict=True):
                 if mine:
-                    axis.loglog([p.size for p in mine], values, marker=markers[what], color=f"C{i}", label=what)
+                    lines[what] = axis.loglog([p.size for p in mine], values, marker=markers[what], color=f"C{i}")[0]
+                axis.grid(alpha=0.3)
+                axis.yaxis.set_major_formatter(LogFormatterMathtext())
+                axis.yaxis.set_minor_formatter(NullFormatter())
+        sizes = sorted({p.size for p in points if p.against == against})
+        column[1].xaxis.set_major_locator(FixedLocator(sizes if len(sizes) < 6 else sizes[::2]))
+        column[1].xaxis.set_minor_locator(NullLocator())
+        column[1].xaxis.set_major_formatter(EngFormatter(sep=""))
         column[1].set_xlabel(against)
-        column[0].legend(fontsize=7)
     axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("peak, MB")
+    axes[1, 0].set_ylabel("peak (MB)")
+    figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
