@@ -71,8 +71,9 @@ def units(wanted: Wanted) -> list[Unit]:
         return ours[-1].output
 
     for item in (i for i in items if i.group != "report"):
+        # Studies of several foundations are made by their notebook; it begins with the profile's experts.
         before[item.id] = tuple(scored(*which) for which in dict.fromkeys(
-            (need if need in variants else "", need == "zoo") for need in (item.needs or ("",))))
+            (need if need in variants else "", need == "zoo") for need in (item.needs if item.needs and "non_local" not in item.needs else ("",))))
     if wanted.zoo:
         scored("", True)
     for item in items:
