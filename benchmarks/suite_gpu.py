@@ -5,19 +5,19 @@ Random weights. ``benchmarks.released`` has the complete table of the profile `p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.frame import Table, copy_bandwidth, interleaved, matmul_rate, peak, table, timed
-from benchmarks.released import BERT_BASE, flops_of_token
+from benchmarks.released import BERT_BASE, arithmetic, flops_of_token
 from mergelib.errors import ConfigError
 from mergelib.merging import METHODS
 
 T, LENGTH = 5, 256
+STORED = {"float32": "float32", "TF32": "TF32", "bf16": "float32"}  # products of float32 tensors beside each arithmetic; bf16 is the ways' own affair
 MODELS_MOVED = {"weight_averaging": T + 1, "task_arithmetic": T + 2, "ties": 2 * (T + 1) + 1}
 """Reads and writes of whole models that a merge of T experts cannot do without; Ties reads every expert twice: for its threshold and for its merge."""
 
@@ -66,16 +66,6 @@ class Mean(nn.Module):
         return self.transformer(input_ids=ids, attention_mask=None).last_hidden_state.mean(1)
 
 
-@contextmanager
-def products(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def features(device: torch.device, rows: int, batches: tuple[int, ...] = (64, 256), shape: dict[str, int] | None = None) -> list[Table]:
     """Tokens per second of a BERT-base at 256 positions by precision and batch, and how far features lie from float32's."""
     from transformers import BertConfig, BertModel
@@ -99,14 +89,14 @@ def features(device: torch.device, rows: int, batches: tuple[int, ...] = (64, 25
         "bf16_weights, compiled": ("bf16", torch.compile(half))}
     rates = {}
     for precision in ("float32", "TF32", "bf16"):
-        with products(precision):
+        with arithmetic(STORED[precision], device):
             rates[precision] = matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     per_token, found = flops_of_token(config, LENGTH), []
     with torch.inference_mode():
         reference = torch.cat([exact(part) for part in ids.split(64)])
         for way, (precision, call) in ways.items():
             for batch in batches if precision == "bf16" and "compiled" not in way else batches[-1:]:
-                with products(precision):
+                with arithmetic(STORED[precision], device):
                     times = timed(lambda call=call, batch=batch: [call(part) for part in ids.split(batch)], n=3)
                     z = torch.cat([call(part) for part in ids.split(batch)]).float()
                 rate = rows * LENGTH / times.median
