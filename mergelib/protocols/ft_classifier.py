@@ -86,55 +86,73 @@ def nested_fits(features: Tensor, teacher_logits: Tensor, head: Head, preset: FT
     if not ks or min(ks) < 1 or max(ks) > features.shape[2]:
         raise DataError(f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} that there are.")
     longest_first = sorted(set(ks), reverse=True)  # whatever a fit needs, those before it need, too
-    weight = head.weight.repeat(len(features), len(longest_first), 1, 1)  # [B, K, C, d]
-    bias = head.bias.repeat(len(features), len(longest_first), 1)
-    optimizer = torch.optim.Adam([weight, bias], lr=preset.lr, fused=weight.device.type != "mps")
+    weight = with_bias(head.weight, head.bias).repeat(len(features), len(longest_first), 1, 1)  # [B, K, C, d + 1]
+    optimizer = torch.optim.Adam([weight], lr=preset.lr, fused=weight.device.type != "mps")
     steps = _full_batches if preset.batch_size is None else _minibatches
     fitted: dict[int, Head] = {}
     for running in steps(features.detach(), teacher_logits.detach().softmax(-1), optimizer, preset, longest_first, seed):
         for i in range(running, weight.shape[1]):  # these have had their steps
-            fitted[longest_first[i]] = Head(weight[:, i].clone(), bias[:, i].clone())
-        for p in (weight, bias):
-            p.data, p.grad = p[:, :running].clone(), None
-            optimizer.state[p] |= {name: optimizer.state[p][name][:, :running].clone() for name in ("exp_avg", "exp_avg_sq")}
+            fitted[longest_first[i]] = Head(weight[:, i, :, :-1].clone(), weight[:, i, :, -1].clone())
+        weight.data, weight.grad = weight[:, :running].clone(), None
+        optimizer.state[weight] |= {name: optimizer.state[weight][name][:, :running].clone() for name in ("exp_avg", "exp_avg_sq")}
     return [fitted[k] for k in ks]
 
 
+def with_ones(features: Tensor) -> Tensor:
+    """``features [..., d]`` and a column of ones ``[..., d + 1]``, by which a bias is one more column of its weight."""
+    return torch.cat([features, torch.ones_like(features[..., :1])], -1)
+
+
+def with_bias(weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight [..., C, d]`` and ``bias [..., C]`` in one, ``[..., C, d + 1]``."""
+    return torch.cat([weight, bias.unsqueeze(-1)], -1)
+
+
 Block = tuple[int, Tensor, Tensor, Tensor]
-"""Of nested draws the rows that m fits see, and no more: m, features ``[B, rows, d]``, the teacher's probabilities ``[B, 1, C, rows]``, the
-part ``[m, 1, 1]`` that a row has in each fit's mean."""
+"""Of nested draws some rows and the m fits that see any of them: m, features ``[B, rows, d + 1]``, the part ``[m, 1, rows]`` that a row has in
+each fit's mean, and that part of the teacher's probabilities, ``[B, m, C, rows]``."""
 
 
 def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int]) -> list[Block]:
-    """Blocks of ``features [B, G, k_max, d]`` and probabilities ``teacher [B, G, k_max, C]``; every row lies in one of them."""
-    bounds, blocks = [*longest_first, 0], []
-    for m in range(len(longest_first), 0, -1):
-        rows = slice(bounds[m], bounds[m - 1])
-        share = 1 / (features.shape[1] * torch.tensor(longest_first[:m]).to(features)[:, None, None])
-        blocks.append((m, features[:, :, rows].flatten(1, 2), teacher[:, :, rows].flatten(1, 2).mT.unsqueeze(1).contiguous(), share))
+    """Blocks of ``features [B, G, k_max, d]``, with ones, and probabilities ``teacher [B, G, k_max, C]``; every row lies in one of them.
+
+    A k below a tenth of the largest has no block of its own: its fit passes over the rows that it does not see, which costs less than one
+    more product.
+    """
+    lower, blocks = 0, []
+    for upper in (k for k in reversed(longest_first) if 10 * k >= longest_first[0]):
+        counts = torch.tensor([k for k in longest_first if k > lower])[:, None]
+        part = (torch.arange(lower, upper) < counts) / (features.shape[1] * counts.double())
+        part = part.repeat(1, features.shape[1]).unsqueeze(1).to(features)
+        target = teacher[:, :, lower:upper].flatten(1, 2).mT.unsqueeze(1) * part
+        blocks.append((len(counts), with_ones(features[:, :, lower:upper].flatten(1, 2)), part, target))
+        lower = upper
     return blocks
 
 
-def kl_gradient(blocks: Sequence[Block], weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every fit's mean KL(teacher || student), by its ``weight [B, K, C, d]`` and ``bias [B, K, C]``."""
-    by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-    for m, seen, target, share in blocks:
+def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
+    """Of every fit's mean KL(teacher || student), by its weight and bias, ``[B, K, C, d + 1]``."""
+    gradient = None
+    for m, seen, part, target in blocks:
         # Classes before rows: on a CPU a product with few columns is slow.
-        student = torch.baddbmm(bias[:, :m].flatten(1).unsqueeze(2), weight[:, :m].flatten(1, 2), seen.mT)
+        student = weight[:, :m].flatten(1, 2) @ seen.mT
         # By the logits it is (softmax(student) - softmax(teacher)) / n.
-        side = student.unflatten(1, (m, -1)).softmax(2).sub_(target).mul_(share)  # [B, m, C, rows]
-        by_weight[:, :m].flatten(1, 2).baddbmm_(side.flatten(1, 2), seen)
-        by_bias[:, :m].add_(side.sum(3))
-    return by_weight, by_bias
+        side = student.unflatten(1, (m, -1)).softmax(2).mul_(part).sub_(target)  # [B, m, C, rows]
+        by_weight = (side.flatten(1, 2) @ seen).unflatten(1, (m, -1))
+        if gradient is None:
+            gradient = by_weight  # the first block is seen by all fits
+        else:
+            gradient[:, :m] += by_weight
+    return gradient
 
 
 def _full_batches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
                   seed: int) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
-    weight, bias = optimizer.param_groups[0]["params"]
+    (weight,) = optimizer.param_groups[0]["params"]
     blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
-        weight.grad, bias.grad = kl_gradient(blocks, weight, bias)
+        weight.grad = kl_gradient(blocks, weight)
         optimizer.step()
     yield 0
 
@@ -142,18 +160,18 @@ def _full_batches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Opti
 def _minibatches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
                  seed: int) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some have had all of theirs."""
-    weight, bias = optimizer.param_groups[0]["params"]
+    (weight,) = optimizer.param_groups[0]["params"]
     n_groups, k_max = features.shape[1:3]
-    features, teacher = features.flatten(1, 2), teacher.flatten(1, 2)
+    features, teacher = with_ones(features).flatten(1, 2), teacher.flatten(1, 2)
     plans = [_plan(n_groups, k, k_max, preset, seed) for k in ks]
     done = 0
     for m in range(len(ks), 0, -1):
         until = len(plans[m - 1][0])
         rows, shares = (torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device) for part in (0, 1))
         for here, share in zip(rows, shares.to(features).unsqueeze(-1), strict=True):
-            seen = features[:, here]  # [B, m, size, d]
-            side = (seen @ weight.mT).add_(bias.unsqueeze(2)).softmax(-1).sub_(teacher[:, here]).mul_(share)
-            weight.grad, bias.grad = side.mT @ seen, side.sum(2)
+            seen = features[:, here]  # [B, m, size, d + 1]
+            side = (seen @ weight.mT).softmax(-1).sub_(teacher[:, here]).mul_(share)
+            weight.grad = side.mT @ seen
             optimizer.step()
         done = until
         yield m - 1

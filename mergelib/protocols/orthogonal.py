@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DataError, UnknownNameError
 from ..types import Head
 from .alignment import fit_closed_form
-from .ft_classifier import FTPreset, kl_gradient, kl_to_teacher, nested_blocks
+from .ft_classifier import FTPreset, kl_gradient, kl_to_teacher, nested_blocks, with_bias
 
 
 def _orthonormal(M: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def nested_orthogonal(features: Tensor, teacher_features: Tensor, head: Head, pr
     blocks = nested_blocks(features.detach(), teacher, longest_first)
     optimizer = torch.optim.Adam([frame], lr=preset.lr, fused=frame.device.type != "mps")
     for _ in range(preset.epochs):
-        by_frame = factor.mT @ kl_gradient(blocks, factor @ frame, bias)[0]
+        by_frame = factor.mT @ kl_gradient(blocks, with_bias(factor @ frame, bias))[..., :-1]
         pull = by_frame @ frame.mT
         frame.grad = by_frame - (pull + pull.mT) / 2 @ frame
         optimizer.step()

@@ -164,10 +164,11 @@ def test_unknown_names_name_the_nearest():
 
 @pytest.mark.parametrize("preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), get_preset("released")])
 def test_nested_fits_are_the_single_fits(preset):
-    """One loop for all shots against a fit for each, also where a minibatch is cut short, a k repeats and ks come in any order."""
+    """One loop for all shots against a fit for each, also where a minibatch is cut short, a k repeats, ks come in any order, and a small one
+    has no block of its own."""
     z, teacher, head = example(n_fits=3, n=24)
     z, teacher, head = z.double(), teacher.double(), Head(head.weight.double(), head.bias.double())
-    groups, ks = (z.unflatten(1, (4, 6)), teacher.unflatten(1, (4, 6))), [2, 6, 1, 2]
+    groups, ks = (z.unflatten(1, (2, 12)), teacher.unflatten(1, (2, 12))), [2, 12, 1, 2, 5]
     for k, fitted in zip(ks, nested_fits(*groups, head, preset, ks, seed=5), strict=True):
         alone = ft_classifier(*(x[:, :, :k].flatten(1, 2) for x in groups), head, preset, seed=5)
         torch.testing.assert_close(fitted.weight, alone.weight, atol=1e-9, rtol=1e-7)

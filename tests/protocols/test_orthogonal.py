@@ -118,9 +118,9 @@ def test_a_batch_equals_single_fits(fit, preset):
 @pytest.mark.parametrize("C", [3, 11])
 def test_nested_fits_are_the_single_fits(C):
     """One loop for all shots against a fit for each; more classes than dimensions, too."""
-    X, Y = normal(2, 4, 6, 8).double(), normal(2, 4, 6, 8, seed=1).double()
+    X, Y = normal(2, 2, 12, 8).double(), normal(2, 2, 12, 8, seed=1).double()
     given = Head(head(C).weight.double(), head(C).bias.double())
-    preset, ks = FTPreset(1e-2, 40), [2, 6, 1, 2]
+    preset, ks = FTPreset(1e-2, 40), [2, 12, 1, 2, 5]
     for k, found in zip(ks, nested_orthogonal(X, Y, given, preset, ks), strict=True):
         alone = orthogonal_classifier(X[:, :, :k].flatten(1, 2), Y[:, :, :k].flatten(1, 2), given, preset)
         torch.testing.assert_close(found.weight, alone.weight, atol=1e-9, rtol=1e-7)
