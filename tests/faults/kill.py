@@ -91,13 +91,14 @@ def wait_until(pid: int, moment: float, clock: Callable[[int], float]) -> None:
         time.sleep(0.003)
 
 
-def kill_once(reference: Undisturbed, place: Path, number: signal.Signals, moment: float, by_cpu: bool) -> dict | None:
-    """Start, kill after ``moment`` seconds, run again, compare. ``None`` where the run was over before the kill."""
+def kill_once(reference: Undisturbed, place: Path, number: signal.Signals, moment: float, by_cpu: bool) -> dict | float:
+    """Start, kill after ``moment`` seconds, run again, compare. Where the run was over before the kill: how many it took."""
     pid, begun = reference.start(place), time.monotonic()
     wait_until(pid, moment, cpu_seconds if by_cpu else lambda _: time.monotonic() - begun)
+    seconds = time.monotonic() - begun
     os.kill(pid, number)  # nobody has waited for it: the id is still its own
     if finish(pid) == 0:
-        return None
+        return moment if by_cpu else seconds
     finished = artifacts(place / "store")
     left = temporary(place)
     again = finish(reference.start(place))
@@ -119,11 +120,14 @@ def kill_often(start: Callable[[Path], int], times: int, *, seed: int, say: Call
     with tempfile.TemporaryDirectory(prefix="kill-") as root:
         reference = Undisturbed(start, Path(root) / "undisturbed")
         say(f"undisturbed: {reference.seconds:.1f} s, of its own CPU time {reference.cpu:.1f} s, {len(reference.tensors)} artifacts, {len(reference.csvs)} CSVs")
+        until = reference.cpu if by_cpu else reference.seconds
         while len(trials) < times:
             place = Path(root) / "trial"
             number = SIGNALS[len(trials) % len(SIGNALS)]
-            done = kill_once(reference, place, number, draw.random() * (reference.cpu if by_cpu else reference.seconds), by_cpu)
-            if done:
+            done = kill_once(reference, place, number, draw.random() * until, by_cpu)
+            if isinstance(done, float):
+                until = min(until, done)  # a run of now takes less than the undisturbed one did
+            else:
                 trials.append(done)
                 say(f"{len(trials):3}  {done['signal']:<8} at {done['moment']:6.2f} s: {done['finished']:3} of {done['of']} artifacts finished and kept, "
                     f"{done['left by the kill']} temporary files or folders taken away by the next run")
