@@ -119,7 +119,7 @@ def kl_products(seen: Evidence) -> list[Product]:
     """Of FT-Classifier's fits in full batches: every block's logits and gradient."""
     n_seeds, n_classes, steps = len(seen.draws), len(seen.head.weight), seen.preset.epochs
     teacher = torch.zeros(*seen.draws.shape, n_classes)
-    shapes = [(m * n_classes, *features.shape[1:]) for m, features, *_ in nested_blocks(seen.student_fit[seen.draws], teacher, sorted(seen.ks, reverse=True))]
+    shapes = [(len(part) * n_classes, *features.shape[1:]) for features, part, _ in nested_blocks(seen.student_fit[seen.draws], teacher, sorted(seen.ks, reverse=True))]
     return [product for m, n, d in shapes for product in ((steps, n_seeds, m, d, n), (steps, n_seeds, m, n, d))]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import DataError, UnknownNameError
 from ..types import Head
+from .adam import Adam
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,14 @@ def nested_fits(features: Tensor, teacher_logits: Tensor, head: Head, preset: FT
     if not ks or min(ks) < 1 or max(ks) > features.shape[2]:
         raise DataError(f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} that there are.")
     longest_first = sorted(set(ks), reverse=True)  # whatever a fit needs, those before it need, too
-    weight = with_bias(head.weight, head.bias).repeat(len(features), len(longest_first), 1, 1)  # [B, K, C, d + 1]
-    optimizer = torch.optim.Adam([weight], lr=preset.lr, fused=weight.device.type != "mps")
+    # [B, K C, d + 1]: the K fits of an element one under the other, biases in the last column
+    fits = Adam([with_bias(head.weight, head.bias).repeat(len(features), len(longest_first), 1)], preset.lr)
     steps = _full_batches if preset.batch_size is None else _minibatches
     fitted: dict[int, Head] = {}
-    for running in steps(features.detach(), teacher_logits.detach().softmax(-1), optimizer, preset, longest_first, seed):
-        for i in range(running, weight.shape[1]):  # these have had their steps
-            fitted[longest_first[i]] = Head(weight[:, i, :, :-1].clone(), weight[:, i, :, -1].clone())
-        weight.data, weight.grad = weight[:, :running].clone(), None
-        optimizer.state[weight] |= {name: optimizer.state[weight][name][:, :running].clone() for name in ("exp_avg", "exp_avg_sq")}
+    for running in steps(features.detach(), teacher_logits.detach().softmax(-1), fits, preset, longest_first, seed):
+        for i, done in enumerate(fits.weights[0].split(len(head.bias), 1)[running:], start=running):  # these have had their steps
+            fitted[longest_first[i]] = Head(done[..., :-1].clone(), done[..., -1].clone())
+        fits.keep(running * len(head.bias))
     return [fitted[k] for k in ks]
 
 
@@ -108,13 +108,13 @@ def with_bias(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([weight, bias.unsqueeze(-1)], -1)
 
 
-Block = tuple[int, Tensor, Tensor, Tensor]
-"""Of nested draws some rows and the m fits that see any of them: m, features ``[B, rows, d + 1]``, the part ``[m, 1, rows]`` that a row has in
+Block = tuple[Tensor, Tensor, Tensor]
+"""Of nested draws some rows, for the m fits that see any of them: features ``[B, rows, d + 1]``, the part ``[m, 1, rows]`` that a row has in
 each fit's mean, and that part of the teacher's probabilities, ``[B, m, C, rows]``."""
 
 
 def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int]) -> list[Block]:
-    """Blocks of ``features [B, G, k_max, d]``, with ones, and probabilities ``teacher [B, G, k_max, C]``; every row lies in one of them.
+    """``features [B, G, k_max, d]`` and probabilities ``teacher [B, G, k_max, C]`` in blocks; every row lies in one of them.
 
     A k below a tenth of the largest has no block of its own: its fit passes over the rows that it does not see, which costs less than one
     more product.
@@ -124,43 +124,41 @@ def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int
         counts = torch.tensor([k for k in longest_first if k > lower])[:, None]
         part = (torch.arange(lower, upper) < counts) / (features.shape[1] * counts.double())
         part = part.repeat(1, features.shape[1]).unsqueeze(1).to(features)
-        target = teacher[:, :, lower:upper].flatten(1, 2).mT.unsqueeze(1) * part
-        blocks.append((len(counts), with_ones(features[:, :, lower:upper].flatten(1, 2)), part, target))
+        target = (teacher[:, :, lower:upper].flatten(1, 2).mT.unsqueeze(1) * part).contiguous()
+        blocks.append((with_ones(features[:, :, lower:upper].flatten(1, 2)), part, target))
         lower = upper
     return blocks
 
 
 def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
-    """Of every fit's mean KL(teacher || student), by its weight and bias, ``[B, K, C, d + 1]``."""
+    """Of every fit's mean KL(teacher || student), by its weight and bias; ``[B, K C, d + 1]``, a fit's classes under the other's."""
     gradient = None
-    for m, seen, part, target in blocks:
+    for seen, part, target in blocks:
+        fits = target.shape[1] * target.shape[2]  # rows of weight
         # Classes before rows: on a CPU a product with few columns is slow.
-        student = weight[:, :m].flatten(1, 2) @ seen.mT
+        student = torch.bmm(weight[:, :fits], seen.mT)
         # By the logits it is (softmax(student) - softmax(teacher)) / n.
-        side = student.unflatten(1, (m, -1)).softmax(2).mul_(part).sub_(target)  # [B, m, C, rows]
-        by_weight = (side.flatten(1, 2) @ seen).unflatten(1, (m, -1))
+        side = student.view_as(target).softmax(2).mul_(part).sub_(target)
+        by_weight = torch.bmm(side.view_as(student), seen)
         if gradient is None:
             gradient = by_weight  # the first block is seen by all fits
         else:
-            gradient[:, :m] += by_weight
+            gradient[:, :fits] += by_weight
     return gradient
 
 
-def _full_batches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
+def _full_batches(features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int],
                   seed: int) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
-    (weight,) = optimizer.param_groups[0]["params"]
     blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
-        weight.grad = kl_gradient(blocks, weight)
-        optimizer.step()
+        fits.step(kl_gradient(blocks, fits.weights[0]))
     yield 0
 
 
-def _minibatches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optimizer, preset: FTPreset, ks: Sequence[int],
+def _minibatches(features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int],
                  seed: int) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some have had all of theirs."""
-    (weight,) = optimizer.param_groups[0]["params"]
     n_groups, k_max = features.shape[1:3]
     features, teacher = with_ones(features).flatten(1, 2), teacher.flatten(1, 2)
     plans = [_plan(n_groups, k, k_max, preset, seed) for k in ks]
@@ -168,11 +166,11 @@ def _minibatches(features: Tensor, teacher: Tensor, optimizer: torch.optim.Optim
     for m in range(len(ks), 0, -1):
         until = len(plans[m - 1][0])
         rows, shares = (torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device) for part in (0, 1))
-        for here, share in zip(rows, shares.to(features).unsqueeze(-1), strict=True):
-            seen = features[:, here]  # [B, m, size, d + 1]
-            side = (seen @ weight.mT).softmax(-1).sub_(teacher[:, here]).mul_(share)
-            weight.grad = side.mT @ seen
-            optimizer.step()
+        weight = fits.weights[0].view(m * len(features), -1, features.shape[2])  # [B m, C, d + 1]
+        for here, share in zip(rows, shares.to(features).repeat(1, len(features), 1).unsqueeze(-1), strict=True):
+            seen, target = features[:, here].flatten(0, 1), teacher[:, here].flatten(0, 1)  # [B m, size, ...]
+            side = torch.bmm(seen, weight.mT).softmax(-1).sub_(target).mul_(share)
+            fits.step(torch.bmm(side.mT, seen).view_as(fits.weights[0]))
         done = until
         yield m - 1
 

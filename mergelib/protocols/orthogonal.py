@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError, UnknownNameError
 from ..types import Head
+from .adam import Adam
 from .alignment import fit_closed_form
 from .ft_classifier import FTPreset, kl_gradient, kl_to_teacher, nested_blocks, with_bias
 
@@ -98,12 +99,12 @@ def nested_orthogonal(features: Tensor, teacher_features: Tensor, head: Head, pr
     bias = head.bias.repeat(len(features), len(longest_first), 1)
     teacher = (teacher_features.detach() @ (factor @ start).mT + head.bias).softmax(-1)
     blocks = nested_blocks(features.detach(), teacher, longest_first)
-    optimizer = torch.optim.Adam([frame], lr=preset.lr, fused=frame.device.type != "mps")
+    adam = Adam([frame], preset.lr)
     for _ in range(preset.epochs):
-        by_frame = factor.mT @ kl_gradient(blocks, with_bias(factor @ frame, bias))[..., :-1]
+        by_weight = kl_gradient(blocks, with_bias(factor @ frame, bias).flatten(1, 2))[..., :-1]
+        by_frame = factor.mT @ by_weight.unflatten(1, bias.shape[1:])
         pull = by_frame @ frame.mT
-        frame.grad = by_frame - (pull + pull.mT) / 2 @ frame
-        optimizer.step()
+        adam.step(by_frame - (pull + pull.mT) / 2 @ frame)
         frame.copy_(_orthonormal(frame))
     fitted = {k: Head(factor @ frame[:, i], bias[:, i]) for i, k in enumerate(longest_first)}
     return [fitted[k] for k in ks]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .adam import Adam
+
 
 @dataclass(frozen=True)
 class SurgeryModule:
@@ -46,7 +48,7 @@ def surgery(features: Tensor, teacher: Tensor, *, steps: int, rank: int = 16, lr
     n_fits, n, d = features.shape
     module = start(n_fits, d, rank, seed)
     down, up = module.down.to(features), module.up.to(features)
-    optimizer = torch.optim.Adam([down, up], lr=lr, fused=down.device.type != "mps")
+    adam = Adam([down, up], lr)
     features = features.detach()
     gap = features - teacher.detach()
     for _ in range(steps):
@@ -54,7 +56,5 @@ def surgery(features: Tensor, teacher: Tensor, *, steps: int, rank: int = 16, lr
         hidden = (features @ down.mT).relu_()
         side = torch.baddbmm(gap, hidden, up.mT, alpha=-1).sign_()  # of |z' - f_t(x)|
         by_hidden = (side @ up).mul_(hidden > 0)
-        down.grad = (by_hidden.mT @ features).div_(-n * d)
-        up.grad = (side.mT @ hidden).div_(-n * d)
-        optimizer.step()
+        adam.step((by_hidden.mT @ features).div_(-n * d), (side.mT @ hidden).div_(-n * d))
     return SurgeryModule(down, up)
