@@ -71,8 +71,8 @@ def others(found: dict[str, bytes], expected: dict[str, bytes]) -> str:
     """Names of tables that are not the same, each with its first other line; empty where all are."""
     said = []
     for name in sorted(found.keys() | expected.keys()):
-        lines = [x.get(name, b"").decode(errors="replace").splitlines() for x in (found, expected)]
-        if lines[0] != lines[1]:
+        if found.get(name) != expected.get(name):
+            lines = [x.get(name, b"").splitlines(keepends=True) for x in (found, expected)]
             said.append(f"{name}: " + next((f"{a!r}, not {b!r}" for a, b in zip(*lines, strict=False) if a != b), f"{len(lines[0])} lines, not {len(lines[1])}"))
     return "; ".join(said)
 
