@@ -24,7 +24,7 @@ from ..documents import MAX_NAME, check_folder_name, read_json, user_path
 from ..errors import ConfigError, StateDictError, StoreError, UnknownNameError, first_five, shortened
 from ..types import Head, not_finite
 from . import card
-from .parents import CLASSIFIERS, Parent, Weights, first_line, open_parent, quiet
+from .parents import CLASSIFIERS, Parent, Weights, class_name, first_line, open_parent, quiet
 from .parts import Parts
 
 RECORD = "mergelib.json"
@@ -64,7 +64,7 @@ class TaskHead:
 
     @property
     def is_image(self) -> bool:
-        return str((self.config.architectures or [""])[0]).endswith("ForImageClassification")
+        return class_name(self.config).endswith("ForImageClassification")
 
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
         """The same with another last layer ``W' [C, d]``, ``b' [C]``."""
@@ -88,7 +88,7 @@ class Classifier:
         """An ordinary transformers classifier in evaluation mode. Raises ``StateDictError`` when tensors are missing."""
         import transformers
 
-        named = str((self.head.config.architectures or ["none"])[0])
+        named = class_name(self.head.config)
         model_class = getattr(transformers, named, None)
         if model_class is None or not named.endswith(CLASSIFIERS):
             raise ConfigError(f"'{self.head.task}': '{shortened(named)}' is no classifier of transformers.")

@@ -29,6 +29,12 @@ PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "voca
                    "spiece.model", "preprocessor_config.json")
 
 
+def class_name(config: Any) -> str:
+    """The first of a configuration's ``architectures``, which a file may give any type; "none" where there is none."""
+    named = config.architectures
+    return str(named[0]) if isinstance(named, list) and named else "none"
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers without its loading bars and reports: what matters of them is checked and raised here."""
@@ -206,9 +212,9 @@ class Parent:
         """Its transformers class. Raises ``ConfigError`` unless that is a classifier for texts or images."""
         import transformers
 
-        named = str((self.config.architectures or ["none"])[0])
+        named = class_name(self.config)
         if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
-            raise ConfigError(f"'{self.name}' is a {named}, no ...ForSequenceClassification or ...ForImageClassification. Experts are "
+            raise ConfigError(f"'{self.name}' is a {shortened(named)}, no ...ForSequenceClassification or ...ForImageClassification. Experts are "
                               "fine-tuned classifiers; a model without a head can only be the base.")
         return getattr(transformers, named)
 

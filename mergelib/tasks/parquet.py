@@ -180,7 +180,9 @@ def _holds_bytes(kind: Any) -> bool:
 
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(kind.field(place).type)
+        if place < 0:
+            return False
+        kind = kind.field(place).type  # a struct inside is no image
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -119,6 +119,7 @@ cells = st.none() | st.booleans() | st.integers(-3, 12) | st.just(2**62) | st.fl
 
 
 @given(st.lists(cells, max_size=5), st.lists(cells, max_size=5), st.sampled_from(["plain", "bytes", "nested"]), st.sampled_from(["label", "labels"]))
+@example([png(1)], [0], "nested", "label")
 def test_any_columns_of_a_parquet_file(folder, images, labels, form, name):
     import pyarrow as pa
 
@@ -240,6 +241,8 @@ KEYS = [*CONFIG, "num_labels", "auto_map", "problem_type", "torch_dtype", "dtype
 @example({"num_labels": 10**9, "id2label": None})
 @example({"id2label": ["a", "b"]})
 @example({"id2label": {"5": "a"}})
+@example({"architectures": 1})
+@example({"architectures": ["x" * 5_000]})
 @settings(max_examples=min(2_000, settings().max_examples))  # transformers takes its time
 def test_any_configuration_of_a_model(folder, change):
     place = folder / "model"
