@@ -13,7 +13,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -243,7 +243,6 @@ KEYS = [*CONFIG, "num_labels", "auto_map", "problem_type", "torch_dtype", "dtype
 @example({"id2label": {"5": "a"}})
 @example({"architectures": 1})
 @example({"architectures": ["x" * 5_000]})
-@settings(max_examples=min(2_000, settings().max_examples))  # transformers takes its time
 def test_any_configuration_of_a_model(folder, change):
     place = folder / "model"
     place.mkdir(exist_ok=True)
@@ -277,7 +276,6 @@ RECORD = {"modules": {"ag": "classifier"}, "heads": {"ag": {"protocol": "ft_clas
 @given(st.dictionaries(st.sampled_from([*RECORD, "method", "options", "label"]), json_values, max_size=3) | json_values)
 @example({"modules": {"../../up": "classifier"}})
 @example({"modules": {"/etc": "classifier"}})
-@settings(max_examples=min(2_000, settings().max_examples))
 def test_any_record_of_a_merged_folder(folder, change):
     place = folder / "merged"
     (place / "heads" / "ag").mkdir(parents=True, exist_ok=True)
@@ -294,7 +292,6 @@ def test_any_record_of_a_merged_folder(folder, change):
 
 
 @given(st.text(max_size=20) | st.sampled_from(["", " ", "~nobody-here/x", "a\0b", "x" * 5000, "/", ".", "a/b/c", "x/" * 3000]))
-@settings(max_examples=min(2_000, settings().max_examples))
 def test_any_text_as_a_model(text):
     found = typed(lambda: open_parent(text).folder)
     assert isinstance(found, MergelibError) or found.is_dir()
