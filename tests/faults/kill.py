@@ -10,6 +10,7 @@ left.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import shutil
@@ -112,7 +113,9 @@ def kill_once(reference: Undisturbed, place: Path, number: signal.Signals, momen
     wait_until(pid, moment, cpu_seconds if by_cpu else lambda _: time.monotonic() - begun)
     seconds = time.monotonic() - begun
     os.kill(pid, number)  # nobody has waited for it: the id is still its own
+    sent = time.monotonic()
     if finish(pid) == 0:
+        assert time.monotonic() - sent < 1, f"{number.name} at {moment:.2f} s was ignored"
         return moment if by_cpu else seconds
     finished = artifacts(place / "store")
     left = temporary(place)
@@ -161,6 +164,7 @@ def forked(work: Callable[[], None], log: Path) -> int:
         return pid
     code = 1
     try:
+        gc.callbacks.clear()  # hypothesis leaves one in a session of tests, and a KeyboardInterrupt inside it is swallowed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         quiet = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -29,7 +29,7 @@ def start_short(place: Path) -> int:
 
 @pytest.mark.slow
 def test_a_killed_program_completes_with_the_same_numbers_and_makes_nothing_again():
-    trials = kill_often(start_short, len(SIGNALS), seed=1)
+    trials = kill_often(start_short, len(SIGNALS), seed=1, say=print)
     assert [t["signal"] for t in trials] == [s.name for s in SIGNALS]
     assert any(t["finished"] for t in trials), "every kill came before the first artifact: nothing was shown"
 
