@@ -111,12 +111,11 @@ def kill_once(reference: Undisturbed, place: Path, number: signal.Signals, momen
     """Start, kill after ``moment`` seconds, run again, compare. Where the run was over before the kill: how many it took."""
     pid, begun = reference.start(place), time.monotonic()
     wait_until(pid, moment, cpu_seconds if by_cpu else lambda _: time.monotonic() - begun)
-    seconds = time.monotonic() - begun
     os.kill(pid, number)  # nobody has waited for it: the id is still its own
     sent = time.monotonic()
     if finish(pid) == 0:
         assert time.monotonic() - sent < 1, f"{number.name} at {moment:.2f} s was ignored"
-        return moment if by_cpu else seconds
+        return moment if by_cpu else sent - begun
     finished = artifacts(place / "store")
     left = temporary(place)
     again = finish(reference.start(place))
