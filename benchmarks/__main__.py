@@ -25,9 +25,13 @@ def plain(value: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--suite", required=True, choices=SUITES)
-    parser.add_argument("--peers", action="store_true", help="measure public implementations in the same run")
+    parser.add_argument(
+        "--peers", action="store_true", help="measure public implementations in the same run"
+    )
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
     known, _ = parser.parse_known_args(arguments)
     suite = import_module(f"benchmarks.suite_{known.suite}")
@@ -41,7 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(*tables, sep="\n")
     print(f"{time.perf_counter() - start:.0f} s in all")
     if args.out:
-        made = {"suite": args.suite, "peers": args.peers, "machine": said, "tables": [{"title": t.title, "rows": t.rows, "note": t.note} for t in tables]}
+        made = {
+            "suite": args.suite,
+            "peers": args.peers,
+            "machine": said,
+            "tables": [{"title": t.title, "rows": t.rows, "note": t.note} for t in tables],
+        }
         args.out.write_text(json.dumps(made, indent=1, default=plain, ensure_ascii=False) + "\n")
 
 

@@ -42,8 +42,10 @@ def main() -> None:
     args = parser.parse_args()
     study = Study("mini", variant=args.variant)
     unit = 100 if study.profile.protocols.ft_preset == "clip" else 1
-    candidates = {f"lr {unit * lr:g}, {epochs} full-batch steps": FTPreset(unit * lr, epochs)
-                  for lr, epochs in itertools.product((3e-4, 1e-3, 3e-3, 1e-2), (50, 100, 200, 400))}
+    candidates = {
+        f"lr {unit * lr:g}, {epochs} full-batch steps": FTPreset(unit * lr, epochs)
+        for lr, epochs in itertools.product((3e-4, 1e-3, 3e-3, 1e-2), (50, 100, 200, 400))
+    }
     candidates["released (lr 5e-4, 5 epochs of single samples)"] = PRESETS["released"]
     for name, preset in candidates.items():
         print(f"{name:<48} {validation_accuracy(study, args.task, preset):5.1f}")

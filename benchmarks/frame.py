@@ -51,7 +51,11 @@ class Table(str):
 def table(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Table:
     """Columns in the order in which rows first name them; a missing cell is empty, floats have three digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, ["---"] * len(columns), *([_cell(row.get(column, "")) for column in columns] for row in rows)]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *([_cell(row.get(column, "")) for column in columns] for row in rows),
+    ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     made = Table(f"### {title}\n\n{text}\n" + (f"\n{note}\n" if note else ""))
     made.title, made.rows, made.note = title, [dict(row) for row in rows], note
@@ -69,8 +73,11 @@ def _cell(value: Any) -> str:
 def machine() -> str:
     """One line: processor, cores that this process may use, memory, versions, threads, load, and the GPU if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    said = [f"{_cpu()}, {cores} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
-            f"Python {sys.version.split()[0]}", f"torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    said = [
+        f"{_cpu()}, {cores} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        f"Python {sys.version.split()[0]}",
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+    ]
     try:
         said.append(f"transformers {version('transformers')}")
     except PackageNotFoundError:
@@ -84,10 +91,16 @@ def machine() -> str:
 
 def _cpu() -> str:
     try:
-        facts = dict(map(str.strip, line.split(":", 1)) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        facts = dict(
+            map(str.strip, line.split(":", 1))
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if ":" in line
+        )
     except OSError:
         return "unknown processor"
-    best = next((name for name in ("avx512f", "avx2") if name in facts.get("flags", "").split()), "no AVX2")
+    best = next(
+        (name for name in ("avx512f", "avx2") if name in facts.get("flags", "").split()), "no AVX2"
+    )
     return f"{facts.get('model name', 'unknown processor')} ({best})"
 
 
@@ -152,13 +165,17 @@ def peak(call: Call) -> int:
         said = answer.read()
     os.waitpid(child, 0)
     if not said.isdigit():
-        raise RuntimeError(f"The measured call failed: {said or 'its process was killed, most likely for lack of memory'}.")
+        raise RuntimeError(
+            f"The measured call failed: {said or 'its process was killed, most likely for lack of memory'}."
+        )
     return int(said)
 
 
 def _resident_growth(call: Call) -> int:
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the call would take again without growing
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # freed memory that the call would take again without growing
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         before = memory("VmRSS")
@@ -209,7 +226,9 @@ def copy_bandwidth(device: torch.device | str = "cpu", size: int = 2**28) -> flo
     return 2 * size / timed(lambda: target.copy_(source), n=7, warmup=2).median
 
 
-def matmul_rate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
+def matmul_rate(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None
+) -> float:
     """Floating-point operations per second of a product of two square matrices, 2 size^3 operations."""
     size = size or (8192 if torch.device(device).type == "cuda" else 1536)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

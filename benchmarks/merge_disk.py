@@ -21,7 +21,12 @@ from pathlib import Path
 
 from benchmarks.frame import memory, watched
 
-METHODS = {"import only": {}, "weight_averaging": {}, "task_arithmetic": {"lam": 0.3}, "ties": {"lam": 1.0, "keep": 0.2}}
+METHODS = {
+    "import only": {},
+    "weight_averaging": {},
+    "task_arithmetic": {"lam": 0.3},
+    "ties": {"lam": 1.0, "keep": 0.2},
+}
 
 
 def write_models(folder: Path, n: int) -> int:
@@ -35,7 +40,9 @@ def write_models(folder: Path, n: int) -> int:
     base.save_pretrained(folder / "base")
     model = BertForSequenceClassification(config)
     model.bert.load_state_dict(base.state_dict())
-    model.save_pretrained(folder / "base_classifier")  # mergekit wants the base in the experts' class
+    model.save_pretrained(
+        folder / "base_classifier"
+    )  # mergekit wants the base in the experts' class
     for i in range(n):
         state = {k: v + 0.01 * torch.randn_like(v) for k, v in base.state_dict().items()}
         model.bert.load_state_dict(state)
@@ -51,7 +58,12 @@ def one(folder: Path, method: str, n: int) -> None:
     with watched() as highest:
         start = time.perf_counter()
         if method != "import only":
-            merged = mergelib.merge(method, base=folder / "base", experts=[folder / f"expert{i}" for i in range(n)], **METHODS[method])
+            merged = mergelib.merge(
+                method,
+                base=folder / "base",
+                experts=[folder / f"expert{i}" for i in range(n)],
+                **METHODS[method],
+            )
             merged.save_pretrained(folder / "out")
             shutil.rmtree(folder / "out")
         seconds = time.perf_counter() - start
@@ -60,7 +72,21 @@ def one(folder: Path, method: str, n: int) -> None:
 
 def in_a_process(folder: str, method: str, n: int) -> dict[str, float]:
     """Seconds and peaks (bytes, anonymous and resident) of one merge."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.merge_disk", "--experts", str(n), "--one", folder, method], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.merge_disk",
+            "--experts",
+            str(n),
+            "--one",
+            folder,
+            method,
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -74,14 +100,19 @@ def main() -> None:
         return one(Path(args.one[0]), args.one[1], args.experts)
     with tempfile.TemporaryDirectory(prefix="mergelib-disk-") as scratch:
         size = write_models(Path(scratch), args.experts)
-        print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; one model {size / 1e6:.0f} MB, "
-              f"{args.experts} experts and a base; median of {args.repeats} (lowest, highest)")
+        print(
+            f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; one model {size / 1e6:.0f} MB, "
+            f"{args.experts} experts and a base; median of {args.repeats} (lowest, highest)"
+        )
         print(f"{'':<18} {'seconds':>20} {'anonymous MB':>14} {'resident MB':>13}")
         for method in METHODS:
             runs = [in_a_process(scratch, method, args.experts) for _ in range(args.repeats)]
             seconds = sorted(r["seconds"] for r in runs)
-            print(f"{method:<18} {f'{statistics.median(seconds):.1f} ({seconds[0]:.1f}, {seconds[-1]:.1f})':>20} "
-                  f"{max(r['anonymous'] for r in runs) / 1e6:>14.0f} {max(r['resident'] for r in runs) / 1e6:>13.0f}", flush=True)
+            print(
+                f"{method:<18} {f'{statistics.median(seconds):.1f} ({seconds[0]:.1f}, {seconds[-1]:.1f})':>20} "
+                f"{max(r['anonymous'] for r in runs) / 1e6:>14.0f} {max(r['resident'] for r in runs) / 1e6:>13.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

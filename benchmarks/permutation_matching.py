@@ -29,7 +29,14 @@ def main() -> None:
 
     from transformers import BertConfig, BertModel
 
-    from mergelib.permutation import apply, identity, inverse, random_permutations, spec_for, weight_matching
+    from mergelib.permutation import (
+        apply,
+        identity,
+        inverse,
+        random_permutations,
+        spec_for,
+        weight_matching,
+    )
     from mergelib.progress import progress
 
     torch.manual_seed(args.seed)
@@ -39,25 +46,42 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed + 1)
     planted = random_permutations(spec, generator)
     if args.strangers:
-        b = {n: t.detach() for n, t in BertModel(config, add_pooling_layer=False).state_dict().items()}
+        b = {
+            n: t.detach()
+            for n, t in BertModel(config, add_pooling_layer=False).state_dict().items()
+        }
         planted = identity(spec)
     else:
         # Biases and norms are constant in a fresh model: they would stay equal, and say nothing.
-        b = {n: t + args.noise * t.std() * torch.randn(t.shape, generator=generator) for n, t in a.items()}
+        b = {
+            n: t + args.noise * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in a.items()
+        }
     b = apply(spec, planted, b)
 
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
-          f"{sum(t.numel() for t in a.values()) / 1e6:.0f} M parameters, {len(spec.groups)} groups; "
-          f"{'strangers' if args.strangers else f'planted, noise {args.noise:g}'}, seed {args.seed}", flush=True)
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
+        f"{sum(t.numel() for t in a.values()) / 1e6:.0f} M parameters, {len(spec.groups)} groups; "
+        f"{'strangers' if args.strangers else f'planted, noise {args.noise:g}'}, seed {args.seed}",
+        flush=True,
+    )
     start = time.perf_counter()
-    matching = weight_matching(spec, a, b, seed=args.seed, sweeps=args.sweeps, progress=partial(progress, desc="match"))
+    matching = weight_matching(
+        spec, a, b, seed=args.seed, sweeps=args.sweeps, progress=partial(progress, desc="match")
+    )
     seconds = time.perf_counter() - start
     wanted = inverse(planted)
-    found = sum(int((matching.permutations[g] == wanted[g]).sum()) for g in wanted) / sum(map(len, wanted.values()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"{seconds:.1f} s, {matching.sweeps} sweeps, {'converged' if matching.converged else 'cut'}; "
-          f"{'' if args.strangers else f'{100 * found:.2f} % of the units found again; '}objective {matching.objective[0]:.1f} to "
-          f"{matching.objective[-1]:.1f}; resident at most {peak / 1e9:.1f} GB")
+    found = sum(int((matching.permutations[g] == wanted[g]).sum()) for g in wanted) / sum(
+        map(len, wanted.values())
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    print(
+        f"{seconds:.1f} s, {matching.sweeps} sweeps, {'converged' if matching.converged else 'cut'}; "
+        f"{'' if args.strangers else f'{100 * found:.2f} % of the units found again; '}objective {matching.objective[0]:.1f} to "
+        f"{matching.objective[-1]:.1f}; resident at most {peak / 1e9:.1f} GB"
+    )
 
 
 if __name__ == "__main__":

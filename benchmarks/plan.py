@@ -48,9 +48,13 @@ class Shape:
         return tokens * (2 * self.multiplied + 4 * self.layers * self.width * length)
 
 
-SHAPES = {"bert-base-uncased": Shape(12, 768, 3072, 30522, 512), "google-t5/t5-base": Shape(12, 768, 3072, 32128),
-          "google-t5/t5-large": Shape(24, 1024, 4096, 32128),
-          "openai/clip-vit-base-patch32": Shape(12, 768, 3072, 0, 50), "openai/clip-vit-base-patch16": Shape(12, 768, 3072, 0, 197)}
+SHAPES = {
+    "bert-base-uncased": Shape(12, 768, 3072, 30522, 512),
+    "google-t5/t5-base": Shape(12, 768, 3072, 32128),
+    "google-t5/t5-large": Shape(24, 1024, 4096, 32128),
+    "openai/clip-vit-base-patch32": Shape(12, 768, 3072, 0, 50),
+    "openai/clip-vit-base-patch16": Shape(12, 768, 3072, 0, 197),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ def shape_of(profile: Profile) -> Shape:
     if settings.base in SHAPES:
         return SHAPES[settings.base]
     if settings.base or settings.kind not in ("bert", "t5"):
-        raise ConfigError(f"The shape of {settings.base or settings.kind} is not known here; known: {', '.join(SHAPES)} and miniature texts.")
+        raise ConfigError(
+            f"The shape of {settings.base or settings.kind} is not known here; known: {', '.join(SHAPES)} and miniature texts."
+        )
     return Shape(settings.layers, settings.width, 4 * settings.width, 0)
 
 
@@ -91,7 +97,11 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
         return Cost(rates.start_s + rates.score_s * (unit.rule == "notebook"), 0, 0, 0)
     shape, tasks = shape_of(profile), profile.tasks
     is_image = tasks.modality == "image"
-    length, of_input = (shape.positions, 3.0 * profile.encoder.image_size**2) if is_image else (profile.encoder.max_length, 0.0)  # bytes that the store keeps
+    length, of_input = (
+        (shape.positions, 3.0 * profile.encoder.image_size**2)
+        if is_image
+        else (profile.encoder.max_length, 0.0)
+    )  # bytes that the store keeps
     model = 4.0 * shape.parameters
     classes = [len(class_names(t) if is_image else miniature.TEXT_TASKS[t]) for t in tasks.names]
     forward = train = busy = read = checkpoints = kept = 0.0
@@ -99,33 +109,71 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
         read = model
     elif unit.rule == "fine_tune":
         factor = len(tasks.names) if unit.name == MULTI_TASK else 1
-        train = 3 * shape.forward(profile.fine_tuning.steps * factor * profile.fine_tuning.batch_size * length, length)
-        saves = profile.fine_tuning.steps * factor // profile.fine_tuning.save_every if profile.fine_tuning.save_every else 0
+        train = 3 * shape.forward(
+            profile.fine_tuning.steps * factor * profile.fine_tuning.batch_size * length, length
+        )
+        saves = (
+            profile.fine_tuning.steps * factor // profile.fine_tuning.save_every
+            if profile.fine_tuning.save_every
+            else 0
+        )
         read = model + of_input * tasks.n_train * factor
         kept, checkpoints = model, 3 * model * saves  # weights and two moments
     elif unit.rule == "merge":
         found, options = get_method(unit.name), profile.merging.options.get(unit.name, {})
-        defaults = {p.name: p.default for p in inspect.signature(found.function).parameters.values()} | options
-        lams = profile.merging.grids.get(unit.name, profile.merging.lams) if found.has_lam and "lam" not in options else ()
+        defaults = {
+            p.name: p.default for p in inspect.signature(found.function).parameters.values()
+        } | options
+        lams = (
+            profile.merging.grids.get(unit.name, profile.merging.lams)
+            if found.has_lam and "lam" not in options
+            else ()
+        )
         merges = profile.merging.merge_seeds if found.is_random and "seed" not in options else 1
         rows = len(lams) * len(tasks.names) * tasks.n_validation
         forward = merges * shape.forward(rows * length, length)
-        seen = defaults["steps"] * defaults["batch_size"] if "steps" in defaults else defaults.get("n_examples", 0)
-        forward += merges * 3 * shape.forward(len(tasks.names) * seen * length, length)  # in float32, as the zoo computes it
+        seen = (
+            defaults["steps"] * defaults["batch_size"]
+            if "steps" in defaults
+            else defaults.get("n_examples", 0)
+        )
+        forward += (
+            merges * 3 * shape.forward(len(tasks.names) * seen * length, length)
+        )  # in float32, as the zoo computes it
         results = len(tasks.names) if found.gives != "one encoder" else 1
-        busy, read, kept = merges * rates.merge_s, merges * model * (len(tasks.names) + 1), merges * model * results
+        busy, read, kept = (
+            merges * rates.merge_s,
+            merges * model * (len(tasks.names) + 1),
+            merges * model * results,
+        )
     elif unit.rule == "extract":
         pools = 0 if unit.name == MULTI_TASK else tasks.pool_per_class * sum(classes)
         found = None if unit.name in (BASE, FINE_TUNED, MULTI_TASK) else get_method(unit.name)
-        merges = profile.merging.merge_seeds if found and found.is_random and "seed" not in profile.merging.options.get(unit.name, {}) else 1
+        merges = (
+            profile.merging.merge_seeds
+            if found
+            and found.is_random
+            and "seed" not in profile.merging.options.get(unit.name, {})
+            else 1
+        )
         rows = merges * (len(tasks.names) * tasks.n_test + pools)
         forward, kept = shape.forward(rows * length, length), 4.0 * rows * shape.width
-        models = len(tasks.names) if unit.name == FINE_TUNED or (found and found.gives != "one encoder") else 1
+        models = (
+            len(tasks.names)
+            if unit.name == FINE_TUNED or (found and found.gives != "one encoder")
+            else 1
+        )
         read = merges * model * models + of_input * rows
     elif unit.rule == "score":
         busy = rates.score_s
     written = kept + checkpoints
-    seconds = rates.start_s + busy + forward / rates.forward_tflops / 1e12 + train / rates.train_tflops / 1e12 + (read + written) / rates.disk_gb_s / 1e9
+    seconds = (
+        rates.start_s
+        + busy
+        + forward / rates.forward_tflops / 1e12
+        + train / rates.train_tflops / 1e12
+        + (read + written) / rates.disk_gb_s / 1e9
+    )
     return Cost(seconds, read, written, kept)
 
 
@@ -178,14 +226,18 @@ def studies(wanted: Wanted, made: Sequence[Unit]) -> dict[str, Profile]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", default="paper")
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--overrides", default="{}", metavar="JSON")
     parser.add_argument("--zoo", action="store_true", help="with every method of the zoo")
     parser.add_argument("--gpus", type=int, default=8)
     for name, value in vars(Rates()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"assumed: {value:g}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=float, default=value, help=f"assumed: {value:g}"
+        )
     args = parser.parse_args(argv)
     rates = Rates(**{name: getattr(args, name) for name in vars(Rates())})
     wanted = Wanted(args.profile, tuple(args.only), overrides=args.overrides, zoo=args.zoo)
@@ -193,21 +245,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     profiles = studies(wanted, made)
     costs = {u.output: cost(u, profiles[u.study], rates) for u in made}
     seconds = {o: c.seconds for o, c in costs.items()}
-    print(f"profile {args.profile}{' and the zoo' * args.zoo}, assumed per GPU: {rates.forward_tflops:g} TFLOP/s forward in float32, {rates.train_tflops:g} "
-          f"training in bf16; {rates.disk_gb_s:g} GB/s of disk;\nstart {rates.start_s:g} s a job, merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s")
-    print(f"{'study':<16}{'rule':<11}{'jobs':>5}{'GPU hours':>11}{'longest, min':>14}{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}")
+    print(
+        f"profile {args.profile}{' and the zoo' * args.zoo}, assumed per GPU: {rates.forward_tflops:g} TFLOP/s forward in float32, {rates.train_tflops:g} "
+        f"training in bf16; {rates.disk_gb_s:g} GB/s of disk;\nstart {rates.start_s:g} s a job, merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s"
+    )
+    print(
+        f"{'study':<16}{'rule':<11}{'jobs':>5}{'GPU hours':>11}{'longest, min':>14}{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}"
+    )
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for unit in made:
         groups[unit.study, unit.rule].append(unit.output)
     for (study, rule), outputs in [*groups.items(), (("all", ""), list(seconds))]:
-        total = [sum(getattr(costs[o], what) for o in outputs) for what in ("seconds", "read", "written", "kept")]
-        print(f"{study:<16}{rule:<11}{len(outputs):>5}{total[0] / 3600:>11.1f}{max(seconds[o] for o in outputs) / 60:>14.1f}"
-              f"{total[1] / 1e9:>10.1f}{total[2] / 1e9:>13.1f}{total[3] / 1e9:>10.1f}")
+        total = [
+            sum(getattr(costs[o], what) for o in outputs)
+            for what in ("seconds", "read", "written", "kept")
+        ]
+        print(
+            f"{study:<16}{rule:<11}{len(outputs):>5}{total[0] / 3600:>11.1f}{max(seconds[o] for o in outputs) / 60:>14.1f}"
+            f"{total[1] / 1e9:>10.1f}{total[2] / 1e9:>13.1f}{total[3] / 1e9:>10.1f}"
+        )
     chain = max(longest_paths(made, seconds).values(), key=lambda c: sum(seconds[o] for o in c))
     took = makespan(made, seconds, args.gpus)
     starts = rates.start_s * len(made) / 3600
-    print(f"on {args.gpus} GPUs: {took / 3600:.1f} h; {100 * sum(seconds.values()) / args.gpus / took:.0f} % of them are busy; starts alone take {starts:.1f} GPU hours")
-    print(f"slowest chain, {sum(seconds[o] for o in chain) / 3600:.1f} h, which no more GPUs shorten:")
+    print(
+        f"on {args.gpus} GPUs: {took / 3600:.1f} h; {100 * sum(seconds.values()) / args.gpus / took:.0f} % of them are busy; starts alone take {starts:.1f} GPU hours"
+    )
+    print(
+        f"slowest chain, {sum(seconds[o] for o in chain) / 3600:.1f} h, which no more GPUs shorten:"
+    )
     for output in chain:
         print(f"  {seconds[output] / 60:7.1f} min  {output}")
 

@@ -42,7 +42,9 @@ def vocabulary(size: int, seed: int = 0) -> list[str]:
     """Word pieces of the miniature world with special pieces where BERT has them (0, 100 to 103), filled up to ``size``."""
     from mergelib.pretraining.bert import corpus_pieces
 
-    pieces = corpus_pieces([text for task in TASK_NAMES for text, _ in miniature.generate(task, 400, seed=seed)])
+    pieces = corpus_pieces(
+        [text for task in TASK_NAMES for text, _ in miniature.generate(task, 400, seed=seed)]
+    )
     special = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     filling = (f"[unused{i}]" for i in range(99, size))
     return [*special, *pieces, *(next(filling) for _ in range(size - len(special) - len(pieces)))]
@@ -63,12 +65,24 @@ def solve_head(features: Tensor, labels: Tensor, n_classes: int, ridge: float = 
     x, y = features.double(), 10 * torch.nn.functional.one_hot(labels, n_classes).double()
     mean = x.mean(0)
     x, gram = x - mean, (x - mean).T @ (x - mean)
-    weight = torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype), x.T @ (y - y.mean(0))).T
+    weight = torch.linalg.solve(
+        gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype),
+        x.T @ (y - y.mean(0)),
+    ).T
     return Head(weight.float(), (y.mean(0) - weight @ mean).float())
 
 
-def write_stand_in(folder: Path, *, rows: int, k: int = 5, tasks: Sequence[str] = TASK_NAMES, shape: dict[str, int] | None = None,
-                   max_length: int = 256, device: torch.device | str = "cpu", seed: int = 0) -> None:
+def write_stand_in(
+    folder: Path,
+    *,
+    rows: int,
+    k: int = 5,
+    tasks: Sequence[str] = TASK_NAMES,
+    shape: dict[str, int] | None = None,
+    max_length: int = 256,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> None:
     """``base/``, ``checkpoints/<task>.pth`` and ``<task>/{train,test}.csv`` with ``rows`` test rows each, as the authors publish them."""
     from transformers import BertConfig, BertModel
 
@@ -76,8 +90,14 @@ def write_stand_in(folder: Path, *, rows: int, k: int = 5, tasks: Sequence[str] 
 
     shape = shape or BERT_BASE
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=shape["vocabulary"], hidden_size=shape["width"], num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"],
-                        intermediate_size=4 * shape["width"], max_position_embeddings=shape["positions"])
+    config = BertConfig(
+        vocab_size=shape["vocabulary"],
+        hidden_size=shape["width"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=4 * shape["width"],
+        max_position_embeddings=shape["positions"],
+    )
     base = BertModel(config)
     base.save_pretrained(folder / "base")
     tokenizer_from_vocab(vocabulary(shape["vocabulary"])).save_pretrained(folder / "base")
@@ -88,22 +108,56 @@ def write_stand_in(folder: Path, *, rows: int, k: int = 5, tasks: Sequence[str] 
         n_classes = len(miniature.TEXT_TASKS[task])
         for split, n in (("train", (k + MARGIN) * n_classes + VALIDATION), ("test", rows)):
             with (folder / task / f"{split}.csv").open("w", newline="", encoding="utf-8") as f:
-                csv.writer(f).writerows([y + 1, "What is this?", text] for y, text in rows_of(task, n, seed=seed + 2 * t + (split == "test")))
-        state = {n: v + (0.05 * v.std() + 1e-3) * torch.randn_like(v) for n, v in base.state_dict().items()}
+                csv.writer(f).writerows(
+                    [y + 1, "What is this?", text]
+                    for y, text in rows_of(task, n, seed=seed + 2 * t + (split == "test"))
+                )
+        state = {
+            n: v + (0.05 * v.std() + 1e-3) * torch.randn_like(v)
+            for n, v in base.state_dict().items()
+        }
         model = encoder.module({n: state[n] for n in encoder_state(encoder.module())})
         train: Split = released_splits(task, str(folder))[1]
-        head = solve_head(extract(encoder, model, train.inputs, batch_size=32, device=device), train.labels, n_classes)
+        head = solve_head(
+            extract(encoder, model, train.inputs, batch_size=32, device=device),
+            train.labels,
+            n_classes,
+        )
         extra = {f"{ENCODER}embeddings.position_ids": torch.arange(shape["positions"])[None]}
-        torch.save({f"{ENCODER}{n}": v for n, v in state.items()} | extra | {f"{HEAD}weight": head.weight, f"{HEAD}bias": head.bias},
-                   folder / "checkpoints" / f"{task}.pth")
+        torch.save(
+            {f"{ENCODER}{n}": v for n, v in state.items()}
+            | extra
+            | {f"{HEAD}weight": head.weight, f"{HEAD}bias": head.bias},
+            folder / "checkpoints" / f"{task}.pth",
+        )
 
 
-def stand_in_overrides(folder: Path, *, rows: int, k: int = 5, tasks: Sequence[str] = TASK_NAMES, max_length: int = 256, batch_size: int = 32,
-                       precision: str = "float32") -> dict[str, Any]:
+def stand_in_overrides(
+    folder: Path,
+    *,
+    rows: int,
+    k: int = 5,
+    tasks: Sequence[str] = TASK_NAMES,
+    max_length: int = 256,
+    batch_size: int = 32,
+    precision: str = "float32",
+) -> dict[str, Any]:
     """What turns the profile `paper` to the stand-in in ``folder``: places, sizes, one lambda and two draws."""
-    return {"encoder.base": str(folder / "base"), "released_dir": str(folder), "encoder.max_length": max_length, "encoder.batch_size": batch_size, "encoder.precision": precision,
-            "tasks.names": list(tasks), "tasks.n_test": rows, "tasks.n_validation": VALIDATION, "tasks.pool_per_class": k + MARGIN,
-            "protocols.ks": sorted({1, k}), "protocols.seeds": [0, 1], "merging.lams": [0.7], "resamples": 100}
+    return {
+        "encoder.base": str(folder / "base"),
+        "released_dir": str(folder),
+        "encoder.max_length": max_length,
+        "encoder.batch_size": batch_size,
+        "encoder.precision": precision,
+        "tasks.names": list(tasks),
+        "tasks.n_test": rows,
+        "tasks.n_validation": VALIDATION,
+        "tasks.pool_per_class": k + MARGIN,
+        "protocols.ks": sorted({1, k}),
+        "protocols.seeds": [0, 1],
+        "merging.lams": [0.7],
+        "resamples": 100,
+    }
 
 
 # ---- what is measured ---------------------------------------------------------------------------------------------------
@@ -127,13 +181,20 @@ def stage(name: str, device: torch.device) -> Iterator[dict[str, float]]:
 def flops_of_token(config: Any, length: int) -> float:
     """Multiplications and additions of a BERT per token of an input of ``length``: 24 d^2 for matrices, 4 L d for attention, per layer."""
     d = config.hidden_size
-    return config.num_hidden_layers * (8 * d * d + 4 * d * config.intermediate_size + 4 * length * d)
+    return config.num_hidden_layers * (
+        8 * d * d + 4 * d * config.intermediate_size + 4 * length * d
+    )
 
 
 def matrix_peak(device: torch.device, precision: str, repeats: int = 5) -> float:
     """FLOP per second of a product of two square matrices, the best of ``repeats``."""
     n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32) for _ in range(2))
+    a, b = (
+        torch.randn(
+            n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32
+        )
+        for _ in range(2)
+    )
     best = float("inf")
     with arithmetic(precision, device):
         for _ in range(repeats + 1):  # the first warms up
@@ -162,7 +223,11 @@ def compare_precisions(study: Study, encoder: str, timed_rows: int = 2000) -> No
     test rows under Current Eval minus that of the features that the study has stored."""
     device, per_token = study.device, flops_of_token(study.encoder.config, study.encoder.max_length)
     stored = _average(study, encoder, {t: study.features(encoder, t) for t in study.tasks})
-    names = ["float32", *(["TF32"] if device.type == "cuda" else []), *(["bf16", "bf16_weights"] if resolve_precision("auto", device) == "bf16" else [])]
+    names = [
+        "float32",
+        *(["TF32"] if device.type == "cuda" else []),
+        *(["bf16", "bf16_weights"] if resolve_precision("auto", device) == "bf16" else []),
+    ]
     for name in names:
         peak, tokens, seconds, z = matrix_peak(device, name.removesuffix("_weights")), 0, 0.0, {}
         # All rows where that is quick and the study's own features are of another precision.
@@ -171,40 +236,78 @@ def compare_precisions(study: Study, encoder: str, timed_rows: int = 2000) -> No
             inputs = task.test.inputs if whole else task.test.inputs[:timed_rows]
             with arithmetic("TF32" if name == "TF32" else "float32", device):
                 start = time.perf_counter()  # its results reach the CPU: nothing is left in a queue
-                z[task.name] = extract(study.encoder, study.module(encoder, task.name), inputs, device=device, batch_size=study.profile.encoder.batch_size,
-                                       precision=name if name in PRECISIONS else "float32")
+                z[task.name] = extract(
+                    study.encoder,
+                    study.module(encoder, task.name),
+                    inputs,
+                    device=device,
+                    batch_size=study.profile.encoder.batch_size,
+                    precision=name if name in PRECISIONS else "float32",
+                )
                 seconds += time.perf_counter() - start
             tokens += len(inputs) * study.encoder.max_length
-        apart = f"; accuracy - that of the table ({study.precision}): {_average(study, encoder, z) - stored:+.3f} points" if whole else ""
-        print(f"{name:<13}{tokens / seconds:12.0f} tokens/s {peak / 1e12:8.2f} TFLOP/s matrix peak, share {tokens * per_token / seconds / peak:5.2f}{apart}", flush=True)
+        apart = (
+            f"; accuracy - that of the table ({study.precision}): {_average(study, encoder, z) - stored:+.3f} points"
+            if whole
+            else ""
+        )
+        print(
+            f"{name:<13}{tokens / seconds:12.0f} tokens/s {peak / 1e12:8.2f} TFLOP/s matrix peak, share {tokens * per_token / seconds / peak:5.2f}{apart}",
+            flush=True,
+        )
     if "bf16" not in names:
         print("bf16: not measured, this device emulates it")
 
 
 def _average(study: Study, encoder: str, features: dict[str, Tensor]) -> float:
-    right = [(current_eval(z, study.head(encoder, t)) == study.tasks[t].test.labels).float().mean() for t, z in features.items()]
+    right = [
+        (current_eval(z, study.head(encoder, t)) == study.tasks[t].test.labels).float().mean()
+        for t, z in features.items()
+    ]
     return 100 * float(sum(right)) / len(right)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=64, help="test rows a task; the published files have 7,600")
+    parser.add_argument(
+        "--rows", type=int, default=64, help="test rows a task; the published files have 7,600"
+    )
     parser.add_argument("-k", type=int, default=5, help="shots per class")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES))
-    parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "bf16_weights"], help="of the table's features")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        choices=["float32", "bf16", "bf16_weights"],
+        help="of the table's features",
+    )
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=BERT_BASE["layers"], help="fewer for a machine without GPU")
+    parser.add_argument(
+        "--layers", type=int, default=BERT_BASE["layers"], help="fewer for a machine without GPU"
+    )
     args = parser.parse_args(argv)
     device, sizes = pick_device(args.device), {"rows": args.rows, "k": args.k, "tasks": args.tasks}
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}; features in {args.precision}, {len(args.tasks)} tasks, {args.rows} test rows each, BERT of {args.layers} layers x {BERT_BASE['width']}")
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{where}, torch {torch.__version__}; features in {args.precision}, {len(args.tasks)} tasks, {args.rows} test rows each, BERT of {args.layers} layers x {BERT_BASE['width']}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with stage("stand-in written", device):
-            write_stand_in(folder, shape=BERT_BASE | {"layers": args.layers}, device=device, **sizes)
-        overrides = stand_in_overrides(folder, batch_size=args.batch_size, precision=args.precision, **sizes)
-        study, begin = Study("paper", overrides=overrides, device=args.device, store=Store(folder / "store")), time.perf_counter()
+            write_stand_in(
+                folder, shape=BERT_BASE | {"layers": args.layers}, device=device, **sizes
+            )
+        overrides = stand_in_overrides(
+            folder, batch_size=args.batch_size, precision=args.precision, **sizes
+        )
+        study, begin = (
+            Study("paper", overrides=overrides, device=args.device, store=Store(folder / "store")),
+            time.perf_counter(),
+        )
         with stage("CSV files read", device):
             _ = study.tasks
         with stage("f_b loaded", device):
@@ -218,13 +321,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = 0
             with stage(f"features of {encoder}, test and pool", device) as cost:
                 for task in study.tasks:
-                    rows += sum(len(study.features(encoder, task, split)) for split in ("test", "pool"))
-            print(f"{'':<44}{rows * study.encoder.max_length / cost['seconds']:9.0f} tokens/s with tokenising and storing")
+                    rows += sum(
+                        len(study.features(encoder, task, split)) for split in ("test", "pool")
+                    )
+            print(
+                f"{'':<44}{rows * study.encoder.max_length / cost['seconds']:9.0f} tokens/s with tokenising and storing"
+            )
         with stage("protocols", device):
-            scores = study.scores(["f_t"], ["current"]), study.scores(study.methods, ["current", "knn", "ft_classifier"])
-        print(f"{'the table, from files to scores':<44}{time.perf_counter() - begin:9.1f} s", flush=True)
+            scores = (
+                study.scores(["f_t"], ["current"]),
+                study.scores(study.methods, ["current", "knn", "ft_classifier"]),
+            )
+        print(
+            f"{'the table, from files to scores':<44}{time.perf_counter() - begin:9.1f} s",
+            flush=True,
+        )
         compare_precisions(study, "task_arithmetic")
-        print(report.wide(report.mean_and_std(report.at_k(report.stack(scores), args.k)), list(study.tasks)).to_string())
+        print(
+            report.wide(
+                report.mean_and_std(report.at_k(report.stack(scores), args.k)), list(study.tasks)
+            ).to_string()
+        )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,13 @@ MERGES = {"weight_averaging": {}, "task_arithmetic": {}, "ties": {}}
 LIMIT = 1.1  # of a slope where the work is linear
 FITTED = 3  # the slope is that of the largest sizes: small ones measure what a call costs at least
 SHARE = 0.7  # of the free memory that a measurement may need
-SIZES = {"tasks": (2, 5, 10, 20), "parameters": (1_000_000, 4_000_000, 16_000_000, 64_000_000, 200_000_000, 400_000_000),
-         "rows": (1_000, 10_000, 100_000, 1_000_000), "shots": (5, 20, 80, 320), "fit rows": (1_000, 4_000, 16_000, 64_000)}
+SIZES = {
+    "tasks": (2, 5, 10, 20),
+    "parameters": (1_000_000, 4_000_000, 16_000_000, 64_000_000, 200_000_000, 400_000_000),
+    "rows": (1_000, 10_000, 100_000, 1_000_000),
+    "shots": (5, 20, 80, 320),
+    "fit rows": (1_000, 4_000, 16_000, 64_000),
+}
 D, CLASSES = 64, 4
 PICTURE = Path(__file__).with_name("growth.png")
 
@@ -55,10 +60,19 @@ def merges(against: str, sizes: Sequence[int], tasks: int, parameters: int) -> I
             yield "", against, size, lambda: None, need
             continue
         width = 1000
-        base, experts = random_states({f"w{i}": (min(n, 16_000_000) // width, width) for i in range(max(1, n // 16_000_000))}, n_tasks)
+        base, experts = random_states(
+            {f"w{i}": (min(n, 16_000_000) // width, width) for i in range(max(1, n // 16_000_000))},
+            n_tasks,
+        )
         for method in MERGES:
             # Bound now: the loop's next turn must find these tensors free.
-            yield get_method(method).label, against, size, lambda m=method, b=base, e=experts: get_method(m)(b, e), need
+            yield (
+                get_method(method).label,
+                against,
+                size,
+                lambda m=method, b=base, e=experts: get_method(m)(b, e),
+                need,
+            )
         del base, experts
 
 
@@ -71,18 +85,42 @@ def protocols(sizes: dict[str, Sequence[int]]) -> Iterator[Task]:
 
     for n in sizes["rows"]:
         z, anchors = noise(n, D), noise(1, CLASSES, 5, D)
-        yield "KNN Eval", "rows", n, lambda z=z, a=anchors: knn_eval(z, a, [1, 5]), 4 * n * (D + 8 * CLASSES * 5)
+        yield (
+            "KNN Eval",
+            "rows",
+            n,
+            lambda z=z, a=anchors: knn_eval(z, a, [1, 5]),
+            4 * n * (D + 8 * CLASSES * 5),
+        )
     for k in sizes["shots"]:
         z, anchors = noise(10_000, D), noise(1, CLASSES, k, D)
-        yield "KNN Eval", "shots", k, lambda z=z, a=anchors, k=k: knn_eval(z, a, [1, k]), 4 * 10_000 * (D + 8 * CLASSES * k)
+        yield (
+            "KNN Eval",
+            "shots",
+            k,
+            lambda z=z, a=anchors, k=k: knn_eval(z, a, [1, k]),
+            4 * 10_000 * (D + 8 * CLASSES * k),
+        )
     head = Head(noise(CLASSES, D), noise(CLASSES))
     for n in sizes["fit rows"]:
         z, teacher = noise(1, n, D), noise(1, n, CLASSES)
-        yield "FT-Classifier, 20 steps", "fit rows", n, lambda z=z, t=teacher: ft_classifier(z, t, head, FTPreset(lr=1e-3, epochs=20)), 4 * n * (2 * D + 20 * CLASSES)
+        yield (
+            "FT-Classifier, 20 steps",
+            "fit rows",
+            n,
+            lambda z=z, t=teacher: ft_classifier(z, t, head, FTPreset(lr=1e-3, epochs=20)),
+            4 * n * (2 * D + 20 * CLASSES),
+        )
     for n in sizes["fit rows"]:
         x = noise(1, n, D)
         y = x + noise(1, n, D)
-        yield "Affine map", "fit rows", n, lambda x=x, y=y: fit_closed_form(x, y, "affine"), 4 * n * 20 * D
+        yield (
+            "Affine map",
+            "fit rows",
+            n,
+            lambda x=x, y=y: fit_closed_form(x, y, "affine"),
+            4 * n * 20 * D,
+        )
 
 
 def available() -> int:
@@ -119,19 +157,36 @@ def draw(points: Sequence[Point], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import EngFormatter, FixedLocator, LogFormatterMathtext, NullFormatter, NullLocator
+    from matplotlib.ticker import (
+        EngFormatter,
+        FixedLocator,
+        LogFormatterMathtext,
+        NullFormatter,
+        NullLocator,
+    )
 
     columns = list(dict.fromkeys(p.against for p in points))
     kinds = list(dict.fromkeys(p.what for p in points))
     markers = dict(zip(kinds, "osD^vP*X", strict=False))
-    figure, axes = plt.subplots(2, len(columns), figsize=(2.6 * len(columns), 4.8), sharex="col", sharey="row", layout="constrained")
+    figure, axes = plt.subplots(
+        2,
+        len(columns),
+        figsize=(2.6 * len(columns), 4.8),
+        sharex="col",
+        sharey="row",
+        layout="constrained",
+    )
     lines = {}
     for column, against in zip(axes.T, columns, strict=True):
         for i, what in enumerate(kinds):
             mine = [p for p in points if (p.what, p.against) == (what, against)]
-            for axis, values in zip(column, ([p.seconds for p in mine], [p.peak / 1e6 for p in mine]), strict=True):
+            for axis, values in zip(
+                column, ([p.seconds for p in mine], [p.peak / 1e6 for p in mine]), strict=True
+            ):
                 if mine:
-                    lines[what] = axis.loglog([p.size for p in mine], values, marker=markers[what], color=f"C{i}")[0]
+                    lines[what] = axis.loglog(
+                        [p.size for p in mine], values, marker=markers[what], color=f"C{i}"
+                    )[0]
                 axis.grid(alpha=0.3)
                 axis.yaxis.set_major_formatter(LogFormatterMathtext())
                 axis.yaxis.set_minor_formatter(NullFormatter())
@@ -142,7 +197,9 @@ def draw(points: Sequence[Point], path: Path) -> None:
         column[1].set_xlabel(against)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("peak (MB)")
-    figure.legend(lines.values(), lines, loc="outside upper center", ncols=len(lines), frameon=False)
+    figure.legend(
+        lines.values(), lines, loc="outside upper center", ncols=len(lines), frameon=False
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -153,19 +210,56 @@ def tables(points: Sequence[Point], left_out: Sequence[str], n: int) -> list[Tab
     for what, against in dict.fromkeys((p.what, p.against) for p in points):
         mine = [p for p in points if (p.what, p.against) == (what, against)]
         last = mine[-FITTED:]
-        found = {kind: slope([p.size for p in last], [getattr(p, kind) for p in last]) for kind in ("seconds", "peak")}
-        rows.append({"what": what, "against": against, "sizes": ", ".join(f"{p.size:,}" for p in mine), "slope of seconds": f"{found['seconds']:.2f}",
-                     "slope of peak": f"{found['peak']:.2f}", f"at most {LIMIT}": "yes" if max(v for v in found.values() if v == v) <= LIMIT else "no"})
-    note = (f"Slopes of log seconds and log bytes through the {FITTED} largest sizes; nan where the peak is below what a process shows. "
-            f"All rows are linear in the size named; KNN Eval is bilinear, in rows times anchors. Left out for lack of memory: {'; '.join(left_out) or 'nothing'}.")
-    every = [{"what": p.what, "against": p.against, "size": f"{p.size:,}", "seconds": p.seconds, "peak, MB": p.peak / 1e6} for p in points]
-    return [table("Growth", rows, note), table("Growth, every point", every, f"Median of {n} runs.")]
+        found = {
+            kind: slope([p.size for p in last], [getattr(p, kind) for p in last])
+            for kind in ("seconds", "peak")
+        }
+        rows.append(
+            {
+                "what": what,
+                "against": against,
+                "sizes": ", ".join(f"{p.size:,}" for p in mine),
+                "slope of seconds": f"{found['seconds']:.2f}",
+                "slope of peak": f"{found['peak']:.2f}",
+                f"at most {LIMIT}": "yes"
+                if max(v for v in found.values() if v == v) <= LIMIT
+                else "no",
+            }
+        )
+    note = (
+        f"Slopes of log seconds and log bytes through the {FITTED} largest sizes; nan where the peak is below what a process shows. "
+        f"All rows are linear in the size named; KNN Eval is bilinear, in rows times anchors. Left out for lack of memory: {'; '.join(left_out) or 'nothing'}."
+    )
+    every = [
+        {
+            "what": p.what,
+            "against": p.against,
+            "size": f"{p.size:,}",
+            "seconds": p.seconds,
+            "peak, MB": p.peak / 1e6,
+        }
+        for p in points
+    ]
+    return [
+        table("Growth", rows, note),
+        table("Growth, every point", every, f"Median of {n} runs."),
+    ]
 
 
-def run(peers: bool, *, sizes: dict[str, Sequence[int]] = SIZES, n: int = 3, picture: Path | None = PICTURE) -> list[Table]:
+def run(
+    peers: bool,
+    *,
+    sizes: dict[str, Sequence[int]] = SIZES,
+    n: int = 3,
+    picture: Path | None = PICTURE,
+) -> list[Table]:
     """The suite; there are no peers to it. 4 M parameters where tasks vary, 2 tasks where parameters do."""
     points, left_out = [], []
-    for tasks in (merges("tasks", sizes["tasks"], 0, min(4_000_000, max(sizes["parameters"]))), merges("parameters", sizes["parameters"], 2, 0), protocols(sizes)):
+    for tasks in (
+        merges("tasks", sizes["tasks"], 0, min(4_000_000, max(sizes["parameters"]))),
+        merges("parameters", sizes["parameters"], 2, 0),
+        protocols(sizes),
+    ):
         more, without = measured(tasks, n)
         points, left_out = points + more, left_out + without
     if picture:

@@ -24,26 +24,46 @@ from torch import Tensor, nn
 from benchmarks.frame import Table, Times, copy_bandwidth, interleaved, peak, table, timed, watched
 from mergelib.merging import get_method
 
-OPTIONS = {"weight_averaging": {}, "task_arithmetic": {"lam": 0.3}, "ties": {"lam": 0.3, "keep": 0.2}}
+OPTIONS = {
+    "weight_averaging": {},
+    "task_arithmetic": {"lam": 0.3},
+    "ties": {"lam": 0.3, "keep": 0.2},
+}
 LAMS = [0.1 * i for i in range(1, 11)]
 EXPERTS = 5
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def bert_shapes(layers: int = 12, width: int = 768, vocabulary: int = 30522, positions: int = 512) -> dict[str, tuple[int, ...]]:
+def bert_shapes(
+    layers: int = 12, width: int = 768, vocabulary: int = 30522, positions: int = 512
+) -> dict[str, tuple[int, ...]]:
     """Shapes of BERT's tensors; no dots in the names, which peers keep as parameters of one module."""
-    shapes = {"words": (vocabulary, width), "positions": (positions, width), "types": (2, width), "norm": (width,), "norm_bias": (width,),
-              "pooler": (width, width), "pooler_bias": (width,)}
+    shapes = {
+        "words": (vocabulary, width),
+        "positions": (positions, width),
+        "types": (2, width),
+        "norm": (width,),
+        "norm_bias": (width,),
+        "pooler": (width, width),
+        "pooler_bias": (width,),
+    }
     for i in range(layers):
         for part in ("query", "key", "value", "out"):
             shapes |= {f"l{i}_{part}": (width, width), f"l{i}_{part}_bias": (width,)}
-        shapes |= {f"l{i}_up": (4 * width, width), f"l{i}_up_bias": (4 * width,), f"l{i}_down": (width, 4 * width), f"l{i}_down_bias": (width,)}
+        shapes |= {
+            f"l{i}_up": (4 * width, width),
+            f"l{i}_up_bias": (4 * width,),
+            f"l{i}_down": (width, 4 * width),
+            f"l{i}_down_bias": (width,),
+        }
         shapes |= {f"l{i}_norm{j}{kind}": (width,) for j in (1, 2) for kind in ("", "_bias")}
     return shapes
 
 
-def random_states(shapes: Shapes, n_experts: int, seed: int = 0, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+def random_states(
+    shapes: Shapes, n_experts: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     """A base and experts near it, float32; the same in every process."""
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -51,12 +71,18 @@ def random_states(shapes: Shapes, n_experts: int, seed: int = 0, device: torch.d
         return torch.randn(shape, generator=generator, device=device).mul_(scale)
 
     base = {n: noise(s, 0.05) for n, s in shapes.items()}
-    return base, [{n: noise(t.shape, 0.01).add_(t) for n, t in base.items()} for _ in range(n_experts)]
+    return base, [
+        {n: noise(t.shape, 0.01).add_(t) for n, t in base.items()} for _ in range(n_experts)
+    ]
 
 
 def models_moved(method: str, n_experts: int) -> int:
     """Models that have to be read or written."""
-    return {"weight_averaging": n_experts + 1, "task_arithmetic": n_experts + 2, "ties": 2 * (n_experts + 1) + 1}[method]
+    return {
+        "weight_averaging": n_experts + 1,
+        "task_arithmetic": n_experts + 2,
+        "ties": 2 * (n_experts + 1) + 1,
+    }[method]
 
 
 def one_more(size: int, keep: float) -> float:
@@ -72,10 +98,16 @@ def module(state: Mapping[str, Tensor]) -> nn.Module:
     return nn.ParameterDict({n: nn.Parameter(t, requires_grad=False) for n, t in state.items()})
 
 
-def peer_call(method: str, base: Mapping[str, Tensor], experts: list[dict[str, Tensor]]) -> Callable[[], nn.Module]:
+def peer_call(
+    method: str, base: Mapping[str, Tensor], experts: list[dict[str, Tensor]]
+) -> Callable[[], nn.Module]:
     """FusionBench's algorithm of the same name, told to keep its inputs where it can be: Ties writes over its base, so it gets a copy."""
     import fusion_bench
-    from fusion_bench.method import SimpleAverageAlgorithm, TaskArithmeticAlgorithm, TiesMergingAlgorithm
+    from fusion_bench.method import (
+        SimpleAverageAlgorithm,
+        TaskArithmeticAlgorithm,
+        TiesMergingAlgorithm,
+    )
 
     pool = {f"e{t}": module(e) for t, e in enumerate(experts)}
     if method == "weight_averaging":
@@ -85,7 +117,12 @@ def peer_call(method: str, base: Mapping[str, Tensor], experts: list[dict[str, T
         algorithm = TaskArithmeticAlgorithm(scaling_factor=OPTIONS[method]["lam"], inplace=False)
     else:
         pool["_pretrained_"] = module({n: t.clone() for n, t in base.items()})
-        algorithm = TiesMergingAlgorithm(scaling_factor=OPTIONS[method]["lam"], threshold=OPTIONS[method]["keep"], remove_keys=[], merge_func="sum")
+        algorithm = TiesMergingAlgorithm(
+            scaling_factor=OPTIONS[method]["lam"],
+            threshold=OPTIONS[method]["keep"],
+            remove_keys=[],
+            merge_func="sum",
+        )
 
     def call() -> nn.Module:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -97,7 +134,9 @@ def peer_call(method: str, base: Mapping[str, Tensor], experts: list[dict[str, T
 # ---- in memory ----------------------------------------------------------------------------------------------------------------
 
 
-def measure(method: str, shapes: Shapes, *, peers: bool, n: int, n_experts: int = EXPERTS) -> dict[str, Any]:
+def measure(
+    method: str, shapes: Shapes, *, peers: bool, n: int, n_experts: int = EXPERTS
+) -> dict[str, Any]:
     """One method in this process: seconds and peak of ours and of the peer, largest difference between the two, seconds of a lambda grid."""
     base, experts = random_states(shapes, n_experts)
     size = sum(t.numel() for t in base.values())
@@ -109,10 +148,17 @@ def measure(method: str, shapes: Shapes, *, peers: bool, n: int, n_experts: int 
         return found(base, experts, **options)
 
     def grid() -> None:
-        for _ in found.scan(base, experts, LAMS, **{o: v for o, v in options.items() if o != "lam"}):
+        for _ in found.scan(
+            base, experts, LAMS, **{o: v for o, v in options.items() if o != "lam"}
+        ):
             pass
 
-    made = {"parameters": size, "model": 4 * size, "bandwidth": copy_bandwidth(), "threads": torch.get_num_threads()}
+    made = {
+        "parameters": size,
+        "model": 4 * size,
+        "bandwidth": copy_bandwidth(),
+        "threads": torch.get_num_threads(),
+    }
     reference = ours()
     made["ours"], made["ours_peak"] = vars(timed(ours, n)), peak(ours)
     if found.has_lam:
@@ -130,7 +176,12 @@ def measure(method: str, shapes: Shapes, *, peers: bool, n: int, n_experts: int 
 
 def in_a_process(*arguments: str) -> dict[str, Any]:
     """What this module prints as JSON for the arguments."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.suite_merge", *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.suite_merge", *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -140,22 +191,50 @@ def memory_tables(results: Mapping[str, dict[str, Any]], n_experts: int = EXPERT
     rows, grids = [], []
     for method, r in results.items():
         ours, moved = Times(**r["ours"]), models_moved(method, n_experts) * r["model"]
-        row = {"method": get_method(method).label, "seconds": ours, "GB moved": moved / 1e9, "share of copy bandwidth": moved / ours.median / r["bandwidth"],
-               "peak beyond inputs, models": r["ours_peak"] / r["model"]}
+        row = {
+            "method": get_method(method).label,
+            "seconds": ours,
+            "GB moved": moved / 1e9,
+            "share of copy bandwidth": moved / ours.median / r["bandwidth"],
+            "peak beyond inputs, models": r["ours_peak"] / r["model"],
+        }
         if "peer" in r:
-            row |= {"FusionBench, seconds": Times(**r["peer"]), "ratio": r["peer"]["median"] / ours.median,
-                    "FusionBench, peak": r["peer_peak"] / r["model"], "largest difference": f"{r['differs']:.1e}"}
+            row |= {
+                "FusionBench, seconds": Times(**r["peer"]),
+                "ratio": r["peer"]["median"] / ours.median,
+                "FusionBench, peak": r["peer_peak"] / r["model"],
+                "largest difference": f"{r['differs']:.1e}",
+            }
         rows.append(row)
         if "grid" in r:
             grid = Times(**r["grid"])
-            floor = (models_moved(method, n_experts) - 1 + 3 * len(LAMS)) / models_moved(method, n_experts)
-            grids.append({"method": get_method(method).label, f"{len(LAMS)} lambdas, seconds": grid, "merges": grid.median / ours.median,
-                          "merges, by bytes": floor})
-    title = f"{n_experts} experts of {first['parameters'] / 1e6:.0f} M parameters, float32, in memory"
-    note = (f"Median (lowest–highest) of {first['ours']['n']} runs, Ties of {results['ties']['ours']['n']} where a peer runs; {first['threads']} threads; one model "
-            f"{first['model'] / 1e9:.2f} GB. Copy bandwidth, read and written: {min(r['bandwidth'] for r in results.values()) / 1e9:.1f} to "
-            f"{max(r['bandwidth'] for r in results.values()) / 1e9:.1f} GB/s. Our seconds hold the checks of keys, shapes and finite values; FusionBench makes none.")
-    return [table(title, rows, note), table("A lambda grid in merges", grids, "By bytes: what the experts' reads cost once and each lambda's two reads and a write, over one merge.")]
+            floor = (models_moved(method, n_experts) - 1 + 3 * len(LAMS)) / models_moved(
+                method, n_experts
+            )
+            grids.append(
+                {
+                    "method": get_method(method).label,
+                    f"{len(LAMS)} lambdas, seconds": grid,
+                    "merges": grid.median / ours.median,
+                    "merges, by bytes": floor,
+                }
+            )
+    title = (
+        f"{n_experts} experts of {first['parameters'] / 1e6:.0f} M parameters, float32, in memory"
+    )
+    note = (
+        f"Median (lowest–highest) of {first['ours']['n']} runs, Ties of {results['ties']['ours']['n']} where a peer runs; {first['threads']} threads; one model "
+        f"{first['model'] / 1e9:.2f} GB. Copy bandwidth, read and written: {min(r['bandwidth'] for r in results.values()) / 1e9:.1f} to "
+        f"{max(r['bandwidth'] for r in results.values()) / 1e9:.1f} GB/s. Our seconds hold the checks of keys, shapes and finite values; FusionBench makes none."
+    )
+    return [
+        table(title, rows, note),
+        table(
+            "A lambda grid in merges",
+            grids,
+            "By bytes: what the experts' reads cost once and each lambda's two reads and a write, over one merge.",
+        ),
+    ]
 
 
 # ---- from disk to disk ----------------------------------------------------------------------------------------------------------
@@ -170,14 +249,29 @@ def mergekit_merge(folder: Path, method: str, n_experts: int) -> float:
     from mergekit.options import MergeOptions
 
     logging.disable(logging.WARNING)
-    parameters = {"weight": 1.0} | ({"density": OPTIONS[method]["keep"]} if method == "ties" else {})
-    config = {"merge_method": {"weight_averaging": "linear"}.get(method, method), "dtype": "float32",
-              "models": [{"model": str(folder / f"expert{i}"), "parameters": parameters} for i in range(n_experts)]}
+    parameters = {"weight": 1.0} | (
+        {"density": OPTIONS[method]["keep"]} if method == "ties" else {}
+    )
+    config = {
+        "merge_method": {"weight_averaging": "linear"}.get(method, method),
+        "dtype": "float32",
+        "models": [
+            {"model": str(folder / f"expert{i}"), "parameters": parameters}
+            for i in range(n_experts)
+        ],
+    }
     if method != "weight_averaging":
-        config |= {"base_model": str(folder / "base_classifier"), "parameters": {"lambda": OPTIONS[method]["lam"], "normalize": False}}
+        config |= {
+            "base_model": str(folder / "base_classifier"),
+            "parameters": {"lambda": OPTIONS[method]["lam"], "normalize": False},
+        }
     with tempfile.TemporaryDirectory(dir=folder) as out:
         options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
-        return timed(lambda: run_merge(MergeConfiguration.model_validate(config), out, options), n=1, warmup=0).median
+        return timed(
+            lambda: run_merge(MergeConfiguration.model_validate(config), out, options),
+            n=1,
+            warmup=0,
+        ).median
 
 
 def disk_table(*, peers: bool, n_experts: int = EXPERTS, repeats: int = 1) -> Table:
@@ -189,14 +283,27 @@ def disk_table(*, peers: bool, n_experts: int = EXPERTS, repeats: int = 1) -> Ta
         size = merge_disk.write_models(Path(scratch), n_experts)
         for method in OPTIONS:
             runs = [merge_disk.in_a_process(scratch, method, n_experts) for _ in range(repeats)]
-            row = {"method": get_method(method).label, "seconds": Times.of([r["seconds"] for r in runs]), "anonymous MB": max(r["anonymous"] for r in runs) / 1e6}
+            row = {
+                "method": get_method(method).label,
+                "seconds": Times.of([r["seconds"] for r in runs]),
+                "anonymous MB": max(r["anonymous"] for r in runs) / 1e6,
+            }
             if peers:
-                theirs = [in_a_process("--mergekit", scratch, method, "--experts", str(n_experts)) for _ in range(repeats)]
-                row |= {"mergekit, seconds": Times.of([r["seconds"] for r in theirs]), "mergekit, anonymous MB": max(r["anonymous"] for r in theirs) / 1e6}
+                theirs = [
+                    in_a_process("--mergekit", scratch, method, "--experts", str(n_experts))
+                    for _ in range(repeats)
+                ]
+                row |= {
+                    "mergekit, seconds": Times.of([r["seconds"] for r in theirs]),
+                    "mergekit, anonymous MB": max(r["anonymous"] for r in theirs) / 1e6,
+                }
                 row["ratio"] = row["mergekit, seconds"].median / row["seconds"].median
             rows.append(row)
-    return table(f"{n_experts} experts from disk to disk", rows,
-                 f"{repeats} run{'s' * (repeats > 1)} each; one model {size / 1e6:.0f} MB. mergekit's Ties trims and elects otherwise (per tensor; see tests/peers), its work is the same.")
+    return table(
+        f"{n_experts} experts from disk to disk",
+        rows,
+        f"{repeats} run{'s' * (repeats > 1)} each; one model {size / 1e6:.0f} MB. mergekit's Ties trims and elects otherwise (per tensor; see tests/peers), its work is the same.",
+    )
 
 
 def run(peers: bool, *, shapes: Shapes | None = None, n: int = 5, disk: bool = True) -> list[Table]:
@@ -209,7 +316,9 @@ def run(peers: bool, *, shapes: Shapes | None = None, n: int = 5, disk: bool = T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One measurement in this process, as JSON (see python -m benchmarks --suite merge).")
+    parser = argparse.ArgumentParser(
+        description="One measurement in this process, as JSON (see python -m benchmarks --suite merge)."
+    )
     parser.add_argument("--one", metavar="METHOD", choices=OPTIONS)
     parser.add_argument("--mergekit", nargs=2, metavar=("FOLDER", "METHOD"))
     parser.add_argument("--peers", action="store_true")

@@ -32,12 +32,16 @@ from mergelib.store import Store
 PARTS = ("imports", "clusters and t-SNE", "plots", "rest")
 SAMPLE = 12  # training steps that are timed; all steps of a run have like shapes
 REPEATS = 3  # of passes
-KEPT = 7552 / 7600  # of the test rows that the released scripts score, a part: their loader drops the last batch
+KEPT = (
+    7552 / 7600
+)  # of the test rows that the released scripts score, a part: their loader drops the last batch
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", choices=("quick", "mini"), default="mini")
-    parser.add_argument("--only", nargs="+", default=["text"], metavar="NAME", help="notebooks or groups")
+    parser.add_argument(
+        "--only", nargs="+", default=["text"], metavar="NAME", help="notebooks or groups"
+    )
 
 
 # ---- the run, and where its time went ---------------------------------------------------------------------------------------
@@ -46,13 +50,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def part_of(source: str) -> str:
     """What a cell's time counts as."""
     tree = ast.parse(source)
-    called = {n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "") for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    called = {
+        n.func.attr if isinstance(n.func, ast.Attribute) else getattr(n.func, "id", "")
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call)
+    }
     if called & {"cluster_panels", "embedding", "tsne"}:
         return "clusters and t-SNE"
     if any(name.startswith("plot_") or name == "save_figure" for name in called):
         return "plots"
-    imported = {name.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for name in n.names}
-    return "imports" if "Study" in imported else "rest"  # the cell that waits for torch and transformers
+    imported = {
+        name.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for name in n.names
+    }
+    return (
+        "imports" if "Study" in imported else "rest"
+    )  # the cell that waits for torch and transformers
 
 
 def cell_seconds(notebook: dict[str, Any]) -> dict[str, float]:
@@ -60,7 +72,9 @@ def cell_seconds(notebook: dict[str, Any]) -> dict[str, float]:
     spent = dict.fromkeys(PARTS, 0.0)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            spent[part_of("".join(cell["source"]))] += cell["metadata"].get("papermill", {}).get("duration") or 0.0
+            spent[part_of("".join(cell["source"]))] += (
+                cell["metadata"].get("papermill", {}).get("duration") or 0.0
+            )
     return spent
 
 
@@ -68,12 +82,24 @@ def cold_run(profile: str, only: Sequence[str], folder: Path) -> list[dict[str, 
     """Run the notebooks with an empty store; a row per notebook, seconds by part, and a last one for the runner around them."""
     env = os.environ | {"MERGELIB_STORE": str(folder / "store"), "MERGELIB_OUTPUT": str(folder)}
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "mergelib", "run", "--profile", profile, "--only", *only], env=env, check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, "-m", "mergelib", "run", "--profile", profile, "--only", *only],
+        env=env,
+        check=True,
+        stdout=sys.stderr,
+    )
     whole = time.perf_counter() - start
     build, rows = folder / "build" / profile, []
     for name, seconds in json.loads((build / "timings.json").read_text())["seconds"].items():
         spent = cell_seconds(json.loads((build / "notebooks" / f"{name}.ipynb").read_text()))
-        rows.append({"notebook": name, "seconds": float(seconds), "process and kernel": max(0.0, seconds - sum(spent.values())), **spent})
+        rows.append(
+            {
+                "notebook": name,
+                "seconds": float(seconds),
+                "process and kernel": max(0.0, seconds - sum(spent.values())),
+                **spent,
+            }
+        )
     between = whole - sum(r["seconds"] for r in rows)
     return [*rows, {"notebook": "runner", "seconds": between, "process and kernel": between}]
 
@@ -107,30 +133,61 @@ def pretraining_step(study: Study) -> tuple[int, float]:
     from mergelib.pretraining.bert import SPECIAL, MaskedLM, mask_tokens
     from mergelib.tasks import miniature_corpus
 
-    settings, encoder, g = study.profile.encoder.pretraining, study.encoder, torch.Generator().manual_seed(0)
+    settings, encoder, g = (
+        study.profile.encoder.pretraining,
+        study.encoder,
+        torch.Generator().manual_seed(0),
+    )
     texts, batches = miniature_corpus(study.profile, list(study.tasks.values())), []
     for rows in drawn(len(texts), settings.batch_size):
         padded = encoder.collate(encoder.prepare([texts[i] for i in rows]))
-        ids, labels = mask_tokens(padded["input_ids"], padded["attention_mask"], mask_id=encoder.tokenizer.mask_token_id, n_special=len(SPECIAL),
-                                  vocab_size=len(encoder.tokenizer), rate=settings.mask_rate, generator=g)
-        batches.append({"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels})
+        ids, labels = mask_tokens(
+            padded["input_ids"],
+            padded["attention_mask"],
+            mask_id=encoder.tokenizer.mask_token_id,
+            n_special=len(SPECIAL),
+            vocab_size=len(encoder.tokenizer),
+            rate=settings.mask_rate,
+            generator=g,
+        )
+        batches.append(
+            {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
+        )
     return settings.steps, seconds_per_step(MaskedLM(encoder.config), batches, settings.lr)
 
 
 def fine_tuning_step(study: Study, names: Sequence[str]) -> tuple[int, float]:
     """Number of steps that trained an expert, or the one encoder for all tasks, and seconds of one."""
-    settings, encoder, tasks = study.profile.fine_tuning, study.encoder, [study.task(n) for n in names]
-    rows = [(text, int(y), t) for t, task in enumerate(tasks) for text, y in zip(task.train.inputs, task.train.labels, strict=True)]
+    settings, encoder, tasks = (
+        study.profile.fine_tuning,
+        study.encoder,
+        [study.task(n) for n in names],
+    )
+    rows = [
+        (text, int(y), t)
+        for t, task in enumerate(tasks)
+        for text, y in zip(task.train.inputs, task.train.labels, strict=True)
+    ]
     batches = []
     for chosen in drawn(len(rows), settings.batch_size):
         texts, labels, which = zip(*(rows[i] for i in chosen), strict=True)
-        batches.append({"batch": encoder.collate(encoder.prepare(texts)), "labels": torch.tensor(labels), "task": torch.tensor(which)})
-    model = EncoderWithHeads(encoder.module(study.base_state), encoder.width, [t.n_classes for t in tasks])
+        batches.append(
+            {
+                "batch": encoder.collate(encoder.prepare(texts)),
+                "labels": torch.tensor(labels),
+                "task": torch.tensor(which),
+            }
+        )
+    model = EncoderWithHeads(
+        encoder.module(study.base_state), encoder.width, [t.n_classes for t in tasks]
+    )
     return settings.steps * len(names), seconds_per_step(model, batches, settings.lr)
 
 
 @torch.inference_mode()
-def bare_pass(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int) -> float:
+def bare_pass(
+    encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int
+) -> float:
     """Seconds of the forward passes alone: token ids by length, batched and padded beforehand."""
     rows = sorted(encoder.prepare(texts), key=len)
     batches = [encoder.collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
@@ -139,7 +196,11 @@ def bare_pass(encoder: TextEncoder, module: nn.Module, texts: Sequence[str], bat
 
 def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
     """(task, split) -> how many encoders saw it, by step of the store, and its number of rows."""
-    known = {study.split(t, s).inputs_digest: (t, s) for t in study.tasks for s in ("train", "validation", "pool", "fit", "test")}
+    known = {
+        study.split(t, s).inputs_digest: (t, s)
+        for t in study.tasks
+        for s in ("train", "validation", "pool", "fit", "test")
+    }
     found: dict[tuple[str, str], dict[str, int]] = {}
 
     def count(place: tuple[str, str], step: str, n: int) -> None:
@@ -157,32 +218,68 @@ def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
 
 def floor(study: Study) -> list[dict[str, Any]]:
     """A row per kind of training and of passes: how many, seconds of one, seconds in all."""
-    made = {step: sum(e["step"] == step for e in study.store.entries()) for step in ("pretrain", "fine_tune", "multi_task")}
+    made = {
+        step: sum(e["step"] == step for e in study.store.entries())
+        for step in ("pretrain", "fine_tune", "multi_task")
+    }
     rows: list[dict[str, Any]] = []
 
     def add(what: str, unit: str, n: int, seconds: float) -> None:
-        rows.append({"what": what, "unit": unit, "number": n, "ms each": 1000 * seconds / max(n, 1), "seconds": seconds})
+        rows.append(
+            {
+                "what": what,
+                "unit": unit,
+                "number": n,
+                "ms each": 1000 * seconds / max(n, 1),
+                "seconds": seconds,
+            }
+        )
 
     if made["pretrain"]:
         steps, each = pretraining_step(study)
         add("pre-training of f_b", "step", steps, steps * each)
     if made["fine_tune"]:
         runs = [fine_tuning_step(study, [t]) for t in study.tasks]
-        add("fine-tuning of the experts", "step", sum(n for n, _ in runs), sum(n * each for n, each in runs))
+        add(
+            "fine-tuning of the experts",
+            "step",
+            sum(n for n, _ in runs),
+            sum(n * each for n, each in runs),
+        )
     if made["multi_task"]:
         steps, each = fine_tuning_step(study, list(study.tasks))
         add("multi-task learning", "step", steps, steps * each)
     module, seen = study.encoder.module(study.base_state), passes(study)
-    one = {place: bare_pass(study.encoder, module, study.split(*place).inputs, study.profile.encoder.batch_size) for place in seen}
-    for step, what in (("features", "encoder passes for features"), ("lam", "encoder passes to choose lambda")):
-        add(what, "text", sum(c["rows"] * c[step] for c in seen.values()), sum(one[p] * c[step] for p, c in seen.items()))
+    one = {
+        place: bare_pass(
+            study.encoder, module, study.split(*place).inputs, study.profile.encoder.batch_size
+        )
+        for place in seen
+    }
+    for step, what in (
+        ("features", "encoder passes for features"),
+        ("lam", "encoder passes to choose lambda"),
+    ):
+        add(
+            what,
+            "text",
+            sum(c["rows"] * c[step] for c in seen.values()),
+            sum(one[p] * c[step] for p, c in seen.items()),
+        )
     return rows
 
 
 # ---- forwards that the released scripts would need ----------------------------------------------------------------------------
 
 
-def released_forwards(classes: Sequence[int], n_test: Sequence[int], ks: Sequence[int], seeds: int, methods: int, references: int) -> dict[str, int]:
+def released_forwards(
+    classes: Sequence[int],
+    n_test: Sequence[int],
+    ks: Sequence[int],
+    seeds: int,
+    methods: int,
+    references: int,
+) -> dict[str, int]:
     """Texts through an encoder for Current Eval and FT-Classifier Eval of Table 2 by the published code, by kind.
 
     One run is one seed, one number of shots and one merge: for every task the merged encoder and the expert see each of the k C rows in
@@ -190,21 +287,46 @@ def released_forwards(classes: Sequence[int], n_test: Sequence[int], ks: Sequenc
     """
     fit = sum(2 * PRESETS["released"].epochs * k * c for c in classes for k in ks)
     score = len(ks) * sum(int(KEPT * n) for n in n_test)
-    return {"fitting heads": seeds * methods * fit, "scoring them": seeds * methods * score,
-            "Current Eval and references": (methods + references) * sum(int(KEPT * n) for n in n_test)}
+    return {
+        "fitting heads": seeds * methods * fit,
+        "scoring them": seeds * methods * score,
+        "Current Eval and references": (methods + references) * sum(int(KEPT * n) for n in n_test),
+    }
 
 
 def forwards(study: Study) -> list[dict[str, Any]]:
     """Encoder forwards that the store holds beside those of the released scripts, for one k and for all."""
     tasks, settings = list(study.tasks.values()), study.profile.protocols
-    ours = {step: sum(c["rows"] * c[step] for c in passes(study).values()) for step in ("features", "lam")}
+    ours = {
+        step: sum(c["rows"] * c[step] for c in passes(study).values())
+        for step in ("features", "lam")
+    }
     rows = []
-    for name, ks in ((f"Table 2, k = {settings.ks[len(settings.ks) // 2]}", settings.ks[len(settings.ks) // 2 : len(settings.ks) // 2 + 1]),
-                     (f"Table 2 and Figures 2, 5, k = {', '.join(map(str, settings.ks))}", settings.ks)):
-        theirs = released_forwards([t.n_classes for t in tasks], [len(t.test) for t in tasks], ks, len(settings.seeds), len(study.methods),
-                                   1 + len(study.baselines))
-        rows.append({"what": name, **theirs, "released, all": sum(theirs.values()), "here, features": ours["features"],
-                     "here, lambda": ours["lam"], "ratio": sum(theirs.values()) / ours["features"]})
+    for name, ks in (
+        (
+            f"Table 2, k = {settings.ks[len(settings.ks) // 2]}",
+            settings.ks[len(settings.ks) // 2 : len(settings.ks) // 2 + 1],
+        ),
+        (f"Table 2 and Figures 2, 5, k = {', '.join(map(str, settings.ks))}", settings.ks),
+    ):
+        theirs = released_forwards(
+            [t.n_classes for t in tasks],
+            [len(t.test) for t in tasks],
+            ks,
+            len(settings.seeds),
+            len(study.methods),
+            1 + len(study.baselines),
+        )
+        rows.append(
+            {
+                "what": name,
+                **theirs,
+                "released, all": sum(theirs.values()),
+                "here, features": ours["features"],
+                "here, lambda": ours["lam"],
+                "ratio": sum(theirs.values()) / ours["features"],
+            }
+        )
     return rows
 
 
@@ -219,18 +341,43 @@ def run(peers: bool = False, profile: str = "mini", only: Sequence[str] = ("text
     columns = ("seconds", "process and kernel", *PARTS)
     total = {c: sum(r.get(c, 0.0) for r in spent) for c in columns}
     least = sum(r["seconds"] for r in bare)
-    apart = total["process and kernel"] + total["imports"] + total["clusters and t-SNE"] + total["plots"]
-    verdict = [{"what": "wall, all", "seconds": total["seconds"], "over the floor": total["seconds"] / least},
-               {"what": "wall without processes, kernels, imports, t-SNE and plots", "seconds": total["seconds"] - apart,
-                "over the floor": (total["seconds"] - apart) / least},
-               {"what": "the floor", "seconds": least, "over the floor": 1.0}]
+    apart = (
+        total["process and kernel"]
+        + total["imports"]
+        + total["clusters and t-SNE"]
+        + total["plots"]
+    )
+    verdict = [
+        {
+            "what": "wall, all",
+            "seconds": total["seconds"],
+            "over the floor": total["seconds"] / least,
+        },
+        {
+            "what": "wall without processes, kernels, imports, t-SNE and plots",
+            "seconds": total["seconds"] - apart,
+            "over the floor": (total["seconds"] - apart) / least,
+        },
+        {"what": "the floor", "seconds": least, "over the floor": 1.0},
+    ]
     return [
-        table(f"Cold run of {' '.join(only)}, profile {profile}: seconds of cells", [*spent, {"notebook": "all", **total}],
-              "Imports include reading the profile and the style of figures; clusters and t-SNE include the features they ask for first."),
-        table("What could not be left out, measured bare", bare, f"Training: median of {SAMPLE} steps on random batches, times the number of steps."),
+        table(
+            f"Cold run of {' '.join(only)}, profile {profile}: seconds of cells",
+            [*spent, {"notebook": "all", **total}],
+            "Imports include reading the profile and the style of figures; clusters and t-SNE include the features they ask for first.",
+        ),
+        table(
+            "What could not be left out, measured bare",
+            bare,
+            f"Training: median of {SAMPLE} steps on random batches, times the number of steps.",
+        ),
         table("Wall time over that", verdict),
-        table("Encoder forwards (texts)", counted, "The released scripts hold no KNN Eval; choosing lambda is not theirs and stands apart. "
-              "Features here are those of all notebooks of the run, KNN Eval's and f_b's included."),
+        table(
+            "Encoder forwards (texts)",
+            counted,
+            "The released scripts hold no KNN Eval; choosing lambda is not theirs and stands apart. "
+            "Features here are those of all notebooks of the run, KNN Eval's and f_b's included.",
+        ),
     ]
 
 

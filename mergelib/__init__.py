@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from .study import Study
     from .tasks import task
 
-WHERE = {"Study": "study", "method": "merging", "protocol": "protocols", "task": "tasks", "merge": "models.merging",
-         "align_classifier": "models.heads", "evaluate": "models.heads"}
+WHERE = {
+    "Study": "study",
+    "method": "merging",
+    "protocol": "protocols",
+    "task": "tasks",
+    "merge": "models.merging",
+    "align_classifier": "models.heads",
+    "evaluate": "models.heads",
+}
 
 
 def __getattr__(name: str) -> Any:

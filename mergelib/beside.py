@@ -5,7 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from .claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, K
-from .report import TASK_LABELS, encoder_label, mean_std_cell, protocol_label, published, published_table2
+from .report import (
+    TASK_LABELS,
+    encoder_label,
+    mean_std_cell,
+    protocol_label,
+    published,
+    published_table2,
+)
 from .study import Study
 
 PAPER_ONLY = "paper only"
@@ -15,9 +22,24 @@ NO_SPREAD = 0.3
 
 def published_table3() -> pd.DataFrame:
     """Table 3 as printed, averages only, in the same shape; its ± are those that Table 2 prints for the same cells."""
-    known = {(r.method, r.protocol): r.std for r in published_table2().itertuples() if r.task == "average"}
-    return pd.DataFrame([{"method": row["method"], "protocol": p, "task": "average", "mean": row[p], "std": known.get((row["method"], p))}
-                         for row in published()["table3"] for p in ("current", "knn", "ft_classifier")])
+    known = {
+        (r.method, r.protocol): r.std
+        for r in published_table2().itertuples()
+        if r.task == "average"
+    }
+    return pd.DataFrame(
+        [
+            {
+                "method": row["method"],
+                "protocol": p,
+                "task": "average",
+                "mean": row[p],
+                "std": known.get((row["method"], p)),
+            }
+            for row in published()["table3"]
+            for p in ("current", "knn", "ft_classifier")
+        ]
+    )
 
 
 def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -29,22 +51,43 @@ def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.
     none. Averages are compared over all of the paper's tasks only.
     """
     judged = study.profile.experts == "released" and study.profile.judged
-    here = {(r.task, r.method, r.protocol): r for r in summary.itertuples() if pd.isna(r.k) or (r.k == K and r.draw == "stratified")}
+    here = {
+        (r.task, r.method, r.protocol): r
+        for r in summary.itertuples()
+        if pd.isna(r.k) or (r.k == K and r.draw == "stratified")
+    }
     whole = set(published()["table2"]["tasks"]) == set(study.tasks)
     rows = []
     for cell in paper.itertuples():
         if cell.task not in study.tasks and not (cell.task == "average" and whole):
             continue
         ours = here.get((cell.task, cell.method, cell.protocol))
-        row = {"Task": TASK_LABELS.get(cell.task, "Average"), "Model": encoder_label(cell.method), "Protocol": protocol_label(cell.protocol),
-               "paper": mean_std_cell(cell.mean, cell.std), "here": "", "difference": "", "inside the paper's ±": "", "verdict": PAPER_ONLY}
+        row = {
+            "Task": TASK_LABELS.get(cell.task, "Average"),
+            "Model": encoder_label(cell.method),
+            "Protocol": protocol_label(cell.protocol),
+            "paper": mean_std_cell(cell.mean, cell.std),
+            "here": "",
+            "difference": "",
+            "inside the paper's ±": "",
+            "verdict": PAPER_ONLY,
+        }
         if ours is not None:
             apart = abs(ours.mean - cell.mean)
             spread = NO_SPREAD if pd.isna(cell.std) else cell.std
             both = spread + (0 if pd.isna(ours.std) else ours.std)
-            verdict = REPRODUCED if apart <= spread else UNDECIDED if apart <= both else NOT_REPRODUCED
-            row |= {"here": mean_std_cell(ours.mean, ours.std), "difference": f"{ours.mean - cell.mean:+.1f}",
-                    "inside the paper's ±": "no ±" if pd.isna(cell.std) else "yes" if apart <= cell.std else "no",
-                    "verdict": verdict if judged else NOT_JUDGED}
+            verdict = (
+                REPRODUCED if apart <= spread else UNDECIDED if apart <= both else NOT_REPRODUCED
+            )
+            row |= {
+                "here": mean_std_cell(ours.mean, ours.std),
+                "difference": f"{ours.mean - cell.mean:+.1f}",
+                "inside the paper's ±": "no ±"
+                if pd.isna(cell.std)
+                else "yes"
+                if apart <= cell.std
+                else "no",
+                "verdict": verdict if judged else NOT_JUDGED,
+            }
         rows.append(row)
     return pd.DataFrame(rows)

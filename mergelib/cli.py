@@ -23,16 +23,51 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute notebooks (what ./run_all.sh does)")
     run.add_argument("--profile", default="mini", help="quick, mini (default), real or paper")
-    run.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups: tab02, fig05, text")
-    run.add_argument("--list", action="store_true", help="list notebooks and their parameters, run nothing")
+    run.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="notebooks or groups: tab02, fig05, text",
+    )
+    run.add_argument(
+        "--list", action="store_true", help="list notebooks and their parameters, run nothing"
+    )
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
-    run.add_argument("-p", dest="parameters", action="append", default=[], metavar="name=value", help="set a notebook parameter")
-    run.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
-    run.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
-    run.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model")
-    run.add_argument("--text-column", type=int, default=None, metavar="N", help="column of the text in those files, counted from 0")
-    run.add_argument("--publish", action="store_true", help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes")
-    run.add_argument("--html", action="store_true", help="render the executed notebooks to a static site, run nothing")
+    run.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="set a notebook parameter",
+    )
+    run.add_argument(
+        "--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]"
+    )
+    run.add_argument(
+        "--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet"
+    )
+    run.add_argument(
+        "--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model"
+    )
+    run.add_argument(
+        "--text-column",
+        type=int,
+        default=None,
+        metavar="N",
+        help="column of the text in those files, counted from 0",
+    )
+    run.add_argument(
+        "--publish",
+        action="store_true",
+        help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes",
+    )
+    run.add_argument(
+        "--html",
+        action="store_true",
+        help="render the executed notebooks to a static site, run nothing",
+    )
     run.set_defaults(function=command_run)
 
     store = commands.add_parser("store", help="look after computed artifacts")
@@ -53,7 +88,12 @@ def command_run(args: argparse.Namespace) -> int:
     load_profile(args.profile)
     items = runner.select(args.only)
     if not args.only:  # all that go
-        reasons = {i.id: runner.why_left_out(i, args.profile, text_dir=args.text_dir, image_dir=args.image_dir) for i in items}
+        reasons = {
+            i.id: runner.why_left_out(
+                i, args.profile, text_dir=args.text_dir, image_dir=args.image_dir
+            )
+            for i in items
+        }
         for name, reason in reasons.items():
             if reason:
                 print(f"{name} is left out: {reason}")
@@ -62,9 +102,13 @@ def command_run(args: argparse.Namespace) -> int:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:
         for item in items:
-            parameters = ", ".join(f"{n}: {t}" for n, (t, _) in runner.declared_parameters(item.path).items())
+            parameters = ", ".join(
+                f"{n}: {t}" for n, (t, _) in runner.declared_parameters(item.path).items()
+            )
             took = f", {item.minutes[args.profile]:g} min" if args.profile in item.minutes else ""
-            print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{took}\n{'':<24} -p {parameters}")
+            print(
+                f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{took}\n{'':<24} -p {parameters}"
+            )
         return 0
     if args.html:
         from .book import build_book
@@ -73,7 +117,11 @@ def command_run(args: argparse.Namespace) -> int:
         print("\n".join([*warnings, f"The book: {page}"]))
         return 0
     pairs = list(args.parameters)
-    for name, value in (("text_dir", args.text_dir), ("image_dir", args.image_dir), ("base", args.base)):
+    for name, value in (
+        ("text_dir", args.text_dir),
+        ("image_dir", args.image_dir),
+        ("base", args.base),
+    ):
         if value:
             # Notebooks run in their own folder: a path given here must not depend on where that is.
             given = user_path(value)
@@ -83,7 +131,9 @@ def command_run(args: argparse.Namespace) -> int:
     parameters = runner.parse_parameters(pairs, items)
     if args.text_column is not None:
         for given in parameters.values():
-            given["overrides"] = given.get("overrides", {}) | {"tasks.text_column": args.text_column}
+            given["overrides"] = given.get("overrides", {}) | {
+                "tasks.text_column": args.text_column
+            }
     runner.check_before(args.profile, items, parameters)
     data_before_run(args.profile, runner.hub_sources(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
@@ -92,11 +142,16 @@ def command_run(args: argparse.Namespace) -> int:
     try:
         results = running.run(items, parameters)
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished artifacts are kept; run the same command to go on.", file=sys.stderr)
+        print(
+            "\nInterrupted. Finished artifacts are kept; run the same command to go on.",
+            file=sys.stderr,
+        )
         return 130
     runner.write_timings(args.profile, results, cold=cold)
     print("\n" + runner.closing_table(results))
-    print(f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: {paths.build(args.profile) / 'notebooks'}")
+    print(
+        f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: {paths.build(args.profile) / 'notebooks'}"
+    )
     failed = [r.item.id for r in results if not r.ok]
     if failed:
         print(f"\nFailed: {', '.join(failed)}", file=sys.stderr)
@@ -116,8 +171,12 @@ def command_store(args: argparse.Namespace) -> int:
     if args.action == "ls":
         rows = store.entries()
         for row in rows:
-            print(f"{row['step']:<12} {row['digest'][:12]}  {row['bytes'] / 1e6:9.2f} MB  {'' if row['ok'] else 'DAMAGED'}")
-        print(f"{len(rows)} artifacts, {sum(r['bytes'] for r in rows) / 1e6:.1f} MB in {store.root}")
+            print(
+                f"{row['step']:<12} {row['digest'][:12]}  {row['bytes'] / 1e6:9.2f} MB  {'' if row['ok'] else 'DAMAGED'}"
+            )
+        print(
+            f"{len(rows)} artifacts, {sum(r['bytes'] for r in rows) / 1e6:.1f} MB in {store.root}"
+        )
         return 0
     if args.action == "verify":
         damaged = store.verify()
@@ -140,5 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not paths.refused_by_disk(error):
             raise
-        print(f"mergelib: {error}. Free space, or choose folders that you can write to (MERGELIB_STORE, MERGELIB_OUTPUT, TMPDIR).", file=sys.stderr)
+        print(
+            f"mergelib: {error}. Free space, or choose folders that you can write to (MERGELIB_STORE, MERGELIB_OUTPUT, TMPDIR).",
+            file=sys.stderr,
+        )
         return 2

@@ -17,29 +17,65 @@ from .errors import ConfigError, UnknownNameError, shortened
 
 def register(commands: Any) -> None:
     """Add the subcommand to the parser of ``mergelib.cli``."""
-    parser = commands.add_parser("train", help="pre-train or load f_b and fine-tune experts; under torchrun by several processes together")
+    parser = commands.add_parser(
+        "train",
+        help="pre-train or load f_b and fine-tune experts; under torchrun by several processes together",
+    )
     add_study_options(parser)
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tasks whose experts are made (all by default), multi_task, or f_b")
-    parser.add_argument("--stamp", default="", metavar="FILE", help="leave a file that names the artifacts of the store")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="tasks whose experts are made (all by default), multi_task, or f_b",
+    )
+    parser.add_argument(
+        "--stamp",
+        default="",
+        metavar="FILE",
+        help="leave a file that names the artifacts of the store",
+    )
     parser.set_defaults(function=command_train)
 
 
 def add_study_options(parser: argparse.ArgumentParser, *, variant: bool = True) -> None:
     """The options that say which study a command works on."""
-    parser.add_argument("--profile", default="mini", help="a file of mergelib/profiles; mini by default")
+    parser.add_argument(
+        "--profile", default="mini", help="a file of mergelib/profiles; mini by default"
+    )
     if variant:
-        parser.add_argument("--variant", default="", help="one of the profile's variants, such as t5_b")
-    parser.add_argument("--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]")
-    parser.add_argument("--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet")
-    parser.add_argument("--base", default="", metavar="MODEL", help="hub id or folder of a base model")
+        parser.add_argument(
+            "--variant", default="", help="one of the profile's variants, such as t5_b"
+        )
+    parser.add_argument(
+        "--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]"
+    )
+    parser.add_argument(
+        "--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet"
+    )
+    parser.add_argument(
+        "--base", default="", metavar="MODEL", help="hub id or folder of a base model"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--overrides", default="{}", metavar="JSON", help="dotted profile values, such as '{\"fine_tuning.steps\": 100}'")
+    parser.add_argument(
+        "--overrides",
+        default="{}",
+        metavar="JSON",
+        help="dotted profile values, such as '{\"fine_tuning.steps\": 100}'",
+    )
 
 
 def study_options(given: Any, variant: str) -> list[str]:
     """``given`` (the parsed options, or the like) as arguments again; those that say nothing are left out."""
-    flags = {"--profile": given.profile, "--variant": variant, "--text-dir": given.text_dir, "--image-dir": given.image_dir, "--base": given.base,
-             "--device": given.device.removeprefix("auto"), "--overrides": given.overrides.removeprefix("{}")}
+    flags = {
+        "--profile": given.profile,
+        "--variant": variant,
+        "--text-dir": given.text_dir,
+        "--image-dir": given.image_dir,
+        "--base": given.base,
+        "--device": given.device.removeprefix("auto"),
+        "--overrides": given.overrides.removeprefix("{}"),
+    }
     return [part for flag, value in flags.items() if value for part in (flag, value)]
 
 
@@ -47,14 +83,19 @@ def given_overrides(given: Any) -> dict[str, Any]:
     """The profile values that the options change."""
     from .profiles import with_shortcuts
 
-    return with_shortcuts(parse_overrides(given.overrides), given.text_dir, given.base, given.image_dir)
+    return with_shortcuts(
+        parse_overrides(given.overrides), given.text_dir, given.base, given.image_dir
+    )
 
 
 def write_stamp(path: str, store: Any) -> None:
     """Say in a file which artifacts of the store this process asked for, in order; nothing without a path."""
     if path:
         paths.make_folder(user_path(path).parent)
-        paths.write_whole(user_path(path), (json.dumps({"artifacts": list(store.asked)}, indent=1) + "\n").encode())
+        paths.write_whole(
+            user_path(path),
+            (json.dumps({"artifacts": list(store.asked)}, indent=1) + "\n").encode(),
+        )
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -62,7 +103,9 @@ def parse_overrides(text: str) -> dict[str, Any]:
     example = "write an object such as '{\"fine_tuning.steps\": 100}'"
     overrides = parse_json(text, f"--overrides {shortened(text)} ({example})")
     if not isinstance(overrides, dict):
-        raise ConfigError(f"--overrides {shortened(text)}: an object of dotted profile values is needed; {example}.")
+        raise ConfigError(
+            f"--overrides {shortened(text)}: an object of dotted profile values is needed; {example}."
+        )
     return overrides
 
 
@@ -74,7 +117,10 @@ def command_train(args: argparse.Namespace) -> int:
         distributed.leave()
         return code
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; run the same command to go on.", file=sys.stderr)
+        print(
+            "\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; run the same command to go on.",
+            file=sys.stderr,
+        )
         return 130
 
 
@@ -86,16 +132,28 @@ def _train(args: argparse.Namespace) -> int:
     overrides = parse_overrides(args.overrides)
     if together:
         overrides.setdefault("processes", distributed.world_size())
-    study = Study(args.profile, variant=args.variant, overrides=overrides, text_dir=args.text_dir, image_dir=args.image_dir, base=args.base,
-                  device=args.device)
+    study = Study(
+        args.profile,
+        variant=args.variant,
+        overrides=overrides,
+        text_dir=args.text_dir,
+        image_dir=args.image_dir,
+        base=args.base,
+        device=args.device,
+    )
     names = args.only or list(study.profile.tasks.names)
     for name in names:
         if name not in (known := (*study.profile.tasks.names, MULTI_TASK, BASE)):
             raise UnknownNameError("expert", name, known)
     distributed.share_of_batch(study.profile.fine_tuning.batch_size)
-    if code := distributed.from_first(_pretrain_alone(args) if together and first and not study.has_base() else 0):
+    if code := distributed.from_first(
+        _pretrain_alone(args) if together and first and not study.has_base() else 0
+    ):
         return code
-    for turn in (True, False):  # what comes from the hub is fetched by the first; the others find it in the client's cache
+    for turn in (
+        True,
+        False,
+    ):  # what comes from the hub is fetched by the first; the others find it in the client's cache
         if first is turn:
             _ = study.tasks, study.profile.encoder.base and study.encoder
         distributed.wait_for_all()
@@ -105,7 +163,9 @@ def _train(args: argparse.Namespace) -> int:
         if first:
             print(line, flush=True)
 
-    say(f"f_b: {study.profile.backbone}, {f'from {study.profile.encoder.base}' if study.profile.encoder.base else 'pre-trained here'}")
+    say(
+        f"f_b: {study.profile.backbone}, {f'from {study.profile.encoder.base}' if study.profile.encoder.base else 'pre-trained here'}"
+    )
     for name in (n for n in names if n != BASE):
         start = time.monotonic()
         folder = study.train(name)
@@ -119,9 +179,19 @@ def _pretrain_alone(args: argparse.Namespace) -> int:
     """f_b in the store, made by a child process without torchrun's variables; its exit status. SIGTERM ends the child, too."""
     from . import distributed
 
-    command = [sys.executable, "-m", "mergelib", "train", *study_options(args, args.variant), "--only", "f_b"]
+    command = [
+        sys.executable,
+        "-m",
+        "mergelib",
+        "train",
+        *study_options(args, args.variant),
+        "--only",
+        "f_b",
+    ]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return subprocess.run(command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False).returncode
+        return subprocess.run(
+            command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False
+        ).returncode
     finally:
         signal.signal(signal.SIGTERM, before)

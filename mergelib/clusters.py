@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS_AT_A_TIME = 4096  # all distances between the 26,032 test images of SVHN, from two encoders, would be 11 GB
+ROWS_AT_A_TIME = (
+    4096  # all distances between the 26,032 test images of SVHN, from two encoders, would be 11 GB
+)
+
 
 def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tensor:
     """Share ``[N]`` of each point's nearest other points that carry its label; ``features [N, d]``, ``labels [N]``.
@@ -13,10 +16,14 @@ def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tens
     The mean is the leave-one-out 10-NN label purity of claim P3.1-clusters. Raises ``ValueError`` for too few points.
     """
     if len(features) <= neighbours:
-        raise ValueError(f"{len(features)} points cannot have {neighbours} neighbours; use more points.")
+        raise ValueError(
+            f"{len(features)} points cannot have {neighbours} neighbours; use more points."
+        )
     shares = []
     for rows in torch.arange(len(features)).split(ROWS_AT_A_TIME):
-        distances = torch.cdist(features[rows], features, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            features[rows], features, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         distances[torch.arange(len(rows)), rows] = torch.inf
         nearest = distances.topk(neighbours, largest=False).indices
         shares.append((labels[nearest] == labels[rows, None]).float().mean(1))
@@ -54,5 +61,7 @@ def tsne(features: Tensor, seed: int = 0) -> Tensor:
 
     with threadpool_limits(1):
         perplexity = min(30, (len(features) - 1) / 3)
-        points = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(features.numpy())
+        points = TSNE(
+            n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1
+        ).fit_transform(features.numpy())
     return torch.from_numpy(points).float()

@@ -36,14 +36,20 @@ def share_of_batch(batch_size: int) -> int:
     weigh their rows unequally."""
     share, rest = divmod(batch_size, world_size())
     if rest or not share:
-        raise ConfigError(f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: start torchrun with a number of "
-                          "processes that divides it, or change fine_tuning.batch_size.")
+        raise ConfigError(
+            f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: start torchrun with a number of "
+            "processes that divides it, or change fine_tuning.batch_size."
+        )
     return share
 
 
 def child_environment() -> dict[str, str]:
     """This process's environment without torchrun's variables: for a child that works alone."""
-    return {k: v for k, v in os.environ.items() if k not in LAUNCHER and not k.startswith(("TORCHELASTIC_", "ROLE_", "GROUP_"))}
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k not in LAUNCHER and not k.startswith(("TORCHELASTIC_", "ROLE_", "GROUP_"))
+    }
 
 
 @cache
@@ -52,7 +58,9 @@ def _control_group() -> Any:
     torch.distributed or gloo."""
     dist = torch.distributed
     if not (dist.is_available() and dist.is_gloo_available()):
-        raise ConfigError("This build of torch has no torch.distributed with gloo; start mergelib without torchrun.")
+        raise ConfigError(
+            "This build of torch has no torch.distributed with gloo; start mergelib without torchrun."
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
     if not dist.is_initialized():

@@ -35,9 +35,16 @@ class Finding:
 
 def register(commands: Any) -> None:
     """Add the subcommand to the parser of ``mergelib.cli``."""
-    parser = commands.add_parser("doctor", help="versions, device, memory, disk, what is cached, which notebooks run here and how long")
+    parser = commands.add_parser(
+        "doctor",
+        help="versions, device, memory, disk, what is cached, which notebooks run here and how long",
+    )
     parser.add_argument("--profile", default="", help="one profile only; all by default")
-    parser.add_argument("--online", action="store_true", help="ask the hub, too: does it answer, how much is to be downloaded")
+    parser.add_argument(
+        "--online",
+        action="store_true",
+        help="ask the hub, too: does it answer, how much is to be downloaded",
+    )
     parser.set_defaults(function=command_doctor)
 
 
@@ -50,15 +57,25 @@ def command_doctor(args: argparse.Namespace) -> int:
         profiles = [args.profile] if args.profile else profile_names()
         for name in profiles:
             load_profile(name)
-        found += [*machine(profiles), *folders(profiles), *hub_findings(profiles, online=args.online)]
+        found += [
+            *machine(profiles),
+            *folders(profiles),
+            *hub_findings(profiles, online=args.online),
+        ]
         tables = notebooks(profiles)
     except ImportError as error:  # what is missing was told already
-        found.append(Finding("the rest", f"cannot be looked at: {error}", "problem", "Install the packages first"))
+        found.append(
+            Finding(
+                "the rest", f"cannot be looked at: {error}", "problem", "Install the packages first"
+            )
+        )
     for f in found:
         print(f"{MARKS[f.level]} {f.topic:<12} {f.text}{f'. {f.remedy}' if f.remedy else ''}")
     print("\n".join(["", *tables]))
     problems = [f.topic for f in found if f.level == "problem"]
-    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(problems)}")
+    print(
+        f"\n{len(problems)} problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(problems)}"
+    )
     return 1 if problems else 0
 
 
@@ -84,25 +101,61 @@ def versions(root: Path) -> list[Finding]:
     """Python and packages against ``pyproject.toml`` in ``root``."""
     file = root / "pyproject.toml"
     if not file.is_file():
-        return [Finding("packages", f"no {file}, which holds the pins", "problem", "Run from a checkout of the project")]
+        return [
+            Finding(
+                "packages",
+                f"no {file}, which holds the pins",
+                "problem",
+                "Run from a checkout of the project",
+            )
+        ]
     project = tomllib.loads(file.read_text("utf-8"))["project"]
     least = tuple(map(int, re.findall(r"\d+", project["requires-python"])))
     said = f"{platform.python_version()}, {project['requires-python']} is needed"
     old = sys.version_info[: len(least)] < least
-    findings = [Finding("Python", said, "problem" if old else "ok", "Install a newer one; ./run_all.sh finds it" if old else "")]
+    findings = [
+        Finding(
+            "Python",
+            said,
+            "problem" if old else "ok",
+            "Install a newer one; ./run_all.sh finds it" if old else "",
+        )
+    ]
     pins = project["dependencies"]
     if wrong := differing(pins):
-        findings.append(Finding("packages", f"{len(wrong)} of {len(pins)} not as pinned: {', '.join(wrong)}", "problem",
-                                "Use ./run_all.sh, which makes .venv, or `pip install -e .`"))
+        findings.append(
+            Finding(
+                "packages",
+                f"{len(wrong)} of {len(pins)} not as pinned: {', '.join(wrong)}",
+                "problem",
+                "Use ./run_all.sh, which makes .venv, or `pip install -e .`",
+            )
+        )
     else:
         findings.append(Finding("packages", f"{len(pins)} as pinned"))
-    extras = {name: differing(pins) for name, pins in project.get("optional-dependencies", {}).items()}
-    missing = [n for n, wrong in extras.items() if wrong and all(" missing instead" in w for w in wrong)]
+    extras = {
+        name: differing(pins) for name, pins in project.get("optional-dependencies", {}).items()
+    }
+    missing = [
+        n for n, wrong in extras.items() if wrong and all(" missing instead" in w for w in wrong)
+    ]
     for name, wrong in extras.items():
         if wrong and name not in missing:
-            findings.append(Finding(f"extra {name}", f"not as pinned: {', '.join(wrong)}", "note", f'`pip install -e ".[{name}]"`'))
+            findings.append(
+                Finding(
+                    f"extra {name}",
+                    f"not as pinned: {', '.join(wrong)}",
+                    "note",
+                    f'`pip install -e ".[{name}]"`',
+                )
+            )
     whole = [n for n, wrong in extras.items() if not wrong]
-    findings.append(Finding("extras", f"as pinned: {', '.join(whole) or 'none'}; not installed: {', '.join(missing) or 'none'}"))
+    findings.append(
+        Finding(
+            "extras",
+            f"as pinned: {', '.join(whole) or 'none'}; not installed: {', '.join(missing) or 'none'}",
+        )
+    )
     return findings
 
 
@@ -117,23 +170,44 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
     from .profiles import load_profile
 
     memory = psutil.virtual_memory()
-    findings = [Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available")]
+    findings = [
+        Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available")
+    ]
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(i)
-            findings.append(Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB"))
+            findings.append(
+                Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB")
+            )
     elif torch.backends.mps.is_available():
         findings.append(Finding("device", "mps (Apple silicon), which shares the memory above"))
     else:
         heavy = [p for p in profiles if p in FOR_GPU]
-        findings.append(Finding("device", f"CPU ({platform.processor() or platform.machine()}), no GPU that torch {torch.__version__} can use",
-                                "note" if heavy else "ok", f"Profile {', '.join(heavy)} is meant for a GPU" if heavy else ""))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        findings.append(
+            Finding(
+                "device",
+                f"CPU ({platform.processor() or platform.machine()}), no GPU that torch {torch.__version__} can use",
+                "note" if heavy else "ok",
+                f"Profile {', '.join(heavy)} is meant for a GPU" if heavy else "",
+            )
+        )
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     wanted = {p: load_profile(p).threads for p in profiles}
     short = {p: n for p, n in wanted.items() if n > usable}
     said = f"{usable} usable cores of {os.cpu_count()}, torch takes {torch.get_num_threads()}"
-    findings.append(Finding("threads", said, "note" if short else "ok", f"Training takes {max(short.values())} in {', '.join(short)}, as it is part of "
-                            "the result; it is only slower" if short else ""))
+    findings.append(
+        Finding(
+            "threads",
+            said,
+            "note" if short else "ok",
+            f"Training takes {max(short.values())} in {', '.join(short)}, as it is part of "
+            "the result; it is only slower"
+            if short
+            else "",
+        )
+    )
     return findings
 
 
@@ -168,23 +242,40 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     from .hub import default_path
     from .hub.sources import needed
 
-    wanted = {"store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
-              "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder")}
+    wanted = {
+        "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
+        "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder"),
+    }
     sources = {s.name: s for p in profiles for s in needed(p)}
     # What is fetched already is only read.
     if lacking := [s for s in sources.values() if not s.is_cached()]:
         wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
-        wanted["lock file"] = (default_path().parent, "Set MERGELIB_HUB_LOCK to a file in another folder")
+        wanted["lock file"] = (
+            default_path().parent,
+            "Set MERGELIB_HUB_LOCK to a file in another folder",
+        )
     findings = []
     for topic, (folder, remedy) in wanted.items():
         if why := unwritable(folder):
-            findings.append(Finding(topic, f"{folder} cannot be written ({why})", "problem", remedy))
+            findings.append(
+                Finding(topic, f"{folder} cannot be written ({why})", "problem", remedy)
+            )
             continue
         free = shutil.disk_usage(nearest(folder)).free
-        need = sum(r.size or 0 for s in lacking for r in s.rows() if not r.cached) if topic == "hub cache" else 0
+        need = (
+            sum(r.size or 0 for s in lacking for r in s.rows() if not r.cached)
+            if topic == "hub cache"
+            else 0
+        )
         tight = free < max(LITTLE, need)
-        findings.append(Finding(topic, f"{folder}, {free / 1e9:.1f} GB free{f', {need / 1e9:.1f} GB are still to come' if need else ''}",
-                                "note" if tight else "ok", f"That is little: make room. {remedy}" if tight else ""))
+        findings.append(
+            Finding(
+                topic,
+                f"{folder}, {free / 1e9:.1f} GB free{f', {need / 1e9:.1f} GB are still to come' if need else ''}",
+                "note" if tight else "ok",
+                f"That is little: make room. {remedy}" if tight else "",
+            )
+        )
     return findings
 
 
@@ -210,21 +301,32 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
         if not sources:
             continue
         said = f"{profile} needs {len(sources)} things from the hub, {len(sources) - len(lacking)} cached"
-        remedy = f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(lacking)}" if lacking else ""
+        remedy = (
+            f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(lacking)}"
+            if lacking
+            else ""
+        )
         if lacking and constants.is_offline_mode():
             remedy += ", where there is a network and HF_HUB_OFFLINE is not set"
         findings.append(Finding("hub", said, "note" if lacking else "ok", remedy))
         for source in sources if online else ():
             try:
                 n, total, missing = source.to_fetch()
-                findings.append(Finding("online", f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to be downloaded"))
+                findings.append(
+                    Finding(
+                        "online",
+                        f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to be downloaded",
+                    )
+                )
             except OfflineError as error:
                 findings.append(Finding("online", str(error), "note"))
                 break  # the next one would wait as long
             except MergelibError as error:
                 findings.append(Finding("online", str(error), "note"))
     if findings:
-        findings.append(Finding("hub token", "set" if get_token() else "none; public repositories need none"))
+        findings.append(
+            Finding("hub token", "set" if get_token() else "none; public repositories need none")
+        )
     return findings
 
 
@@ -246,17 +348,31 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
     for profile in profiles:
         waits = [s.name for s in needed(profile) if not s.is_cached()]
         offline = constants.is_offline_mode()
-        local = {t.modality for v in ("", *variant_names(profile)) if (t := load_profile(profile, variant=v).tasks).source == "local"}
+        local = {
+            t.modality
+            for v in ("", *variant_names(profile))
+            if (t := load_profile(profile, variant=v).tasks).source == "local"
+        }
         cells[profile], cannot = {}, {}
         for item in items:
             stuck = waits and offline and any(s.name in waits for s in hub_sources(profile, [item]))
-            why = f"without {', '.join(short)}" if (short := lacking(item, profile)) else "not cached, and offline mode is on" if stuck else ""
+            why = (
+                f"without {', '.join(short)}"
+                if (short := lacking(item, profile))
+                else "not cached, and offline mode is on"
+                if stuck
+                else ""
+            )
             if why:
                 cannot.setdefault(why, []).append(item.id.split("_")[0])
-            cells[profile][item.id] = "no" if why else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
+            cells[profile][item.id] = (
+                "no" if why else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
+            )
         able = [i for i in items if cells[profile][i.id] != "no"]
         timed = [i.minutes[profile] for i in able if profile in i.minutes]
-        line = f"{profile}: {len(able)} of {len(items)} notebooks" + (f", {sum(timed):.0f} min for the {len(timed)} measured" if timed else ", not measured")
+        line = f"{profile}: {len(able)} of {len(items)} notebooks" + (
+            f", {sum(timed):.0f} min for the {len(timed)} measured" if timed else ", not measured"
+        )
         if local:
             flags = {"text": "--text-dir DIR", "image": "--image-dir DIR"}
             line += f"; give {' and '.join(flags[m] for m in sorted(local, reverse=True))}"
@@ -265,4 +381,10 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
     head = "".join(f"{p:>8}" for p in profiles)
     table = [f"{i.id:<{width}}" + "".join(f"{cells[p][i.id]:>8}" for p in profiles) for i in items]
-    return [f"{'notebook':<{width}}{head}", *table, "Minutes from an empty store on two cores (mergelib/manifest.yaml); ?: not measured.", "", *below]
+    return [
+        f"{'notebook':<{width}}{head}",
+        *table,
+        "Minutes from an empty store on two cores (mergelib/manifest.yaml); ?: not measured.",
+        "",
+        *below,
+    ]

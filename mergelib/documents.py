@@ -14,7 +14,9 @@ from .errors import ConfigError, shortened
 
 MAX_BYTES = 4 << 20  # of one document; the longest of this project has 15 kB
 MAX_NODES = 100_000  # of one document with its aliases written out: nine lines of YAML can stand for a billion
-MAX_NAME = 100  # characters; file systems take 255 bytes, and a temporary name is longer than the name
+MAX_NAME = (
+    100  # characters; file systems take 255 bytes, and a temporary name is longer than the name
+)
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:
@@ -28,7 +30,9 @@ def read_text(path: str | os.PathLike, what: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, NUL in a name
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{what}: cannot be read as UTF-8 text ({shortened(str(error))}).") from error
+        raise ConfigError(
+            f"{what}: cannot be read as UTF-8 text ({shortened(str(error))})."
+        ) from error
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -43,23 +47,30 @@ def parse_yaml(text: str, where: str) -> Any:
             if node is None:
                 return None
             if _unfolded(node, {}) > MAX_NODES:
-                raise ConfigError(f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, or into themselves; write out "
-                                  "what is meant.")
+                raise ConfigError(
+                    f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, or into themselves; write out "
+                    "what is meant."
+                )
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except ConfigError:
         raise
     except Exception as error:  # PyYAML's constructors raise what they meet: ValueError, KeyError, IndexError, OverflowError, RecursionError
-        raise ConfigError(f"{where}: no valid YAML ({shortened(' '.join(str(error).split()) or type(error).__name__, 200)}).") from error
+        raise ConfigError(
+            f"{where}: no valid YAML ({shortened(' '.join(str(error).split()) or type(error).__name__, 200)})."
+        ) from error
 
 
 def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
     """Values below a node with every alias written out; infinite for a node that holds itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
-        children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else (
-            node.value if isinstance(node, yaml.SequenceNode) else [])
+        children = (
+            [part for pair in node.value for part in pair]
+            if isinstance(node, yaml.MappingNode)
+            else (node.value if isinstance(node, yaml.SequenceNode) else [])
+        )
         known[id(node)] = 1.0 + sum(_unfolded(child, known) for child in children)
     return known[id(node)]
 
@@ -89,17 +100,33 @@ def user_path(path: str | os.PathLike) -> Path:
         found = Path(raw).expanduser()
         os.lstat(found)
     except RuntimeError as error:
-        raise ConfigError(f"'{shortened(raw)}': there is no such user ({error}); write the folder out.") from error
+        raise ConfigError(
+            f"'{shortened(raw)}': there is no such user ({error}); write the folder out."
+        ) from error
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass  # whoever opens it says so
-    except (OSError, ValueError) as error:  # too long, or characters that the file system has no bytes for
-        raise ConfigError(f"'{shortened(raw)}' is no path on this machine ({shortened(str(error.args[-1]))}).") from error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # too long, or characters that the file system has no bytes for
+        raise ConfigError(
+            f"'{shortened(raw)}' is no path on this machine ({shortened(str(error.args[-1]))})."
+        ) from error
     return found
 
 
 def check_folder_name(name: str) -> str:
     """``name``, which becomes a folder's. Raises ``ConfigError`` for one that could lead elsewhere or that a file system refuses."""
-    if (not isinstance(name, str) or not name or name != name.strip() or any(c in name for c in "/\\:") or name.startswith(".")
-            or not name.isprintable() or len(name.encode()) > MAX_NAME):
-        raise ConfigError(f"'{shortened(name)}' cannot name a task: it becomes a folder's name. Use up to {MAX_NAME} letters, digits, - and _.")
+    if (
+        not isinstance(name, str)
+        or not name
+        or name != name.strip()
+        or any(c in name for c in "/\\:")
+        or name.startswith(".")
+        or not name.isprintable()
+        or len(name.encode()) > MAX_NAME
+    ):
+        raise ConfigError(
+            f"'{shortened(name)}' cannot name a task: it becomes a folder's name. Use up to {MAX_NAME} letters, digits, - and _."
+        )
     return name

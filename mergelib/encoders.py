@@ -49,7 +49,11 @@ class Encoder(Protocol):
 
 def architecture(config: Any, *also: str) -> str:
     """A transformers config as canonical JSON, without what changes no feature: versions, folders, dtypes, and ``also``."""
-    said = {k: v for k, v in config.to_dict().items() if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", *also)}
+    said = {
+        k: v
+        for k, v in config.to_dict().items()
+        if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", *also)
+    }
     return json.dumps(said, sort_keys=True, default=str)
 
 
@@ -61,7 +65,9 @@ class PooledEncoder(nn.Module):
         self.transformer = transformer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.transformer(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
 
@@ -85,13 +91,21 @@ class TextEncoder:
     def digest(self) -> str:
         """Identity of architecture, tokenizer, length and pooling; part of every key of the store."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return digest(architecture(self.config), tokenizer, str(self.max_length), "mean-real-tokens")
+        return digest(
+            architecture(self.config), tokenizer, str(self.max_length), "mean-real-tokens"
+        )
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
-        kwargs: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": torch.float32}  # a config may name the dtype its file was saved in
+        kwargs: dict[str, Any] = {
+            "attn_implementation": "sdpa",
+            "dtype": torch.float32,
+        }  # a config may name the dtype its file was saved in
         auto = encoder_class(self.config)
-        if "add_pooling_layer" in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters:
+        if (
+            "add_pooling_layer"
+            in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters
+        ):
             kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
         # T5's encoder writes into the config that it is made from, which is part of this one's identity.
         model = PooledEncoder(auto.from_config(copy.deepcopy(self.config), **kwargs)).eval()
@@ -104,8 +118,13 @@ class TextEncoder:
         if not inputs:
             return []
         self.digest  # noqa: B018  taken now: a tokenizer remembers how it was last called, and is part of it
-        return self.tokenizer(list(inputs), truncation=True, max_length=self.max_length,
-                              return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+        return self.tokenizer(
+            list(inputs),
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
 
     def length(self, row: Sequence[int]) -> int:
         """In tokens."""
@@ -127,13 +146,21 @@ def encoder_class(config: Any) -> Any:
     """The auto class that makes a text encoder of ``config``: of an encoder-decoder such as T5 the encoder alone."""
     from transformers import AutoModel, AutoModelForTextEncoding
 
-    return AutoModelForTextEncoding if type(config) in AutoModelForTextEncoding._model_mapping else AutoModel
+    return (
+        AutoModelForTextEncoding
+        if type(config) in AutoModelForTextEncoding._model_mapping
+        else AutoModel
+    )
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:
     """Of tensors that share their storage: later name -> first name, in the order of the state dict."""
     first: dict[tuple, str] = {}
-    owner = {name: first.setdefault(place(t), name) for name, t in module.state_dict().items() if t.numel()}
+    owner = {
+        name: first.setdefault(place(t), name)
+        for name, t in module.state_dict().items()
+        if t.numel()
+    }
     return {name: to for name, to in owner.items() if to != name}
 
 
@@ -144,18 +171,26 @@ def load_state(model: nn.Module, state: State) -> None:
     tied = shared_names(model.transformer)
     missing = [n for n in missing if tied.get(n) not in state]
     if missing or extra:
-        raise StateDictError(f"These weights are not this encoder's: missing {list(missing)[:5]}, unexpected "
-                             f"{list(extra)[:5]}. Check the architecture and the key prefix.")
+        raise StateDictError(
+            f"These weights are not this encoder's: missing {list(missing)[:5]}, unexpected "
+            f"{list(extra)[:5]}. Check the architecture and the key prefix."
+        )
 
 
 def encoder_state(model: nn.Module) -> dict[str, Tensor]:
     """The encoder's weights as a detached float32 state dict on the CPU; of tied tensors the first name alone, so that each counts
     once wherever states are merged or stored."""
     tied = shared_names(model.transformer)
-    return {k: v.detach().cpu().clone() for k, v in model.transformer.state_dict().items() if k not in tied}
+    return {
+        k: v.detach().cpu().clone()
+        for k, v in model.transformer.state_dict().items()
+        if k not in tied
+    }
 
 
-def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[TextEncoder, dict[str, Tensor]]:
+def load_base(
+    base: str, max_length: int, revision: str | None = None
+) -> tuple[TextEncoder, dict[str, Tensor]]:
     """f_b from a hub id or a local folder: any BERT-like encoder, or T5's, with a tokenizer. Weights must be safetensors.
 
     Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a folder that is no model, and
@@ -167,22 +202,36 @@ def load_base(base: str, max_length: int, revision: str | None = None) -> tuple[
     try:
         config = AutoConfig.from_pretrained(base, **options)
         tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True, **options)
-        model, loading = encoder_class(config).from_pretrained(base, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options)
+        model, loading = encoder_class(config).from_pretrained(
+            base, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
     except Exception as error:  # of a damaged folder: whatever transformers, tokenizers or safetensors first stumble over
         if os.path.exists(base) or base.startswith((".", "/", "~")):
-            raise ConfigError(f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {shortened(str(error), 300)}") from error
+            raise ConfigError(
+                f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {shortened(str(error), 300)}"
+            ) from error
         if not isinstance(error, OSError | ValueError):
             raise
-        raise OfflineError(f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
-                           f"local folder. ({error})") from error
+        raise OfflineError(
+            f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
+            f"local folder. ({error})"
+        ) from error
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
     made, found = encoder.module(), model.state_dict()
     wanted, tied = encoder_state(made).keys(), shared_names(made.transformer)
-    lacking = (wanted - found.keys()) | (wanted & set(loading["missing_keys"]))  # transformers would draw these at random
+    lacking = (wanted - found.keys()) | (
+        wanted & set(loading["missing_keys"])
+    )  # transformers would draw these at random
     if lacking:
-        raise StateDictError(f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder.")
-    apart = [later for later, first in tied.items() if not torch.equal(found[later], found[first])]  # left untied, with a warning
+        raise StateDictError(
+            f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder."
+        )
+    apart = [
+        later for later, first in tied.items() if not torch.equal(found[later], found[first])
+    ]  # left untied, with a warning
     if apart:
-        raise StateDictError(f"'{base}' holds in {', '.join(apart)} another tensor than in {tied[apart[0]]}, to which it is tied; a merge "
-                             "would have to drop one. Save the model again with its weights tied.")
+        raise StateDictError(
+            f"'{base}' holds in {', '.join(apart)} another tensor than in {tied[apart[0]]}, to which it is tied; a merge "
+            "would have to drop one. Save the model again with its weights tied."
+        )
     return encoder, {k: found[k].detach().clone() for k in wanted}

@@ -19,7 +19,9 @@ def shortened(value: object, width: int = 80) -> str:
 
 def first_five(names: Sequence[str]) -> str:
     """Names for a message: "a, b, c, d, e and 3 more"."""
-    return ", ".join(map(shortened, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(shortened, names[:5])) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )
 
 
 class MergelibError(Exception):
@@ -33,7 +35,9 @@ class UnknownNameError(MergelibError, ValueError):
         self.name, self.known = shortened(name), sorted(map(str, known))
         close = get_close_matches(self.name.lower(), self.known, n=1, cutoff=0.0)
         hint = f" Nearest: '{close[0]}'." if close else ""
-        super().__init__(f"Unknown {what} '{self.name}'.{hint} Known: {', '.join(self.known) or 'none'}.")
+        super().__init__(
+            f"Unknown {what} '{self.name}'.{hint} Known: {', '.join(self.known) or 'none'}."
+        )
 
 
 class MissingShotsError(UnknownNameError):

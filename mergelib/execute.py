@@ -68,16 +68,27 @@ def main(source: str, target: str, parameters_file: str) -> int:
     parent = os.getppid()
     end_with(parent)
     cells = nbformat.read(source, as_version=4).cells
-    headings = {i + 1: c.source.splitlines()[0].lstrip("# ") for i, c in enumerate(cells)
-                if c.cell_type == "markdown" and c.source.startswith("## ")}
+    headings = {
+        i + 1: c.source.splitlines()[0].lstrip("# ")
+        for i, c in enumerate(cells)
+        if c.cell_type == "markdown" and c.source.startswith("## ")
+    }
     logger = logging.getLogger("papermill")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Relay(headings))
     logger.propagate = False
     try:
-        execute_notebook(source, target, parameters=json.loads(Path(parameters_file).read_text()), kernel_name="python3",
-                         cwd=Path(source).parent, log_output=True, progress_bar=False, start_timeout=120,
-                         autosave_cell_every=0)
+        execute_notebook(
+            source,
+            target,
+            parameters=json.loads(Path(parameters_file).read_text()),
+            kernel_name="python3",
+            cwd=Path(source).parent,
+            log_output=True,
+            progress_bar=False,
+            start_timeout=120,
+            autosave_cell_every=0,
+        )
     except PapermillExecutionError:
         return 1  # the runner shows the traceback from the saved notebook
     except OSError as error:

@@ -21,7 +21,13 @@ FINE_TUNE_VERSION = 1
 class EncoderWithHeads(nn.Module):
     """An encoder and one linear head per task; the loss is the mean cross-entropy of the batch. ``frozen`` heads are not trained."""
 
-    def __init__(self, encoder: nn.Module, width: int, n_classes: Sequence[int], frozen: Sequence[Head] | None = None):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        width: int,
+        n_classes: Sequence[int],
+        frozen: Sequence[Head] | None = None,
+    ):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(width, c) for c in n_classes)
@@ -32,8 +38,11 @@ class EncoderWithHeads(nn.Module):
     def forward(self, batch: dict[str, Tensor], labels: Tensor, task: Tensor) -> dict[str, Tensor]:
         # ``batch`` as one argument: of **kwargs the Trainer would believe that they take its own.
         features = self.encoder(**batch)
-        losses = [F.cross_entropy(head(features[task == t]).float(), labels[task == t], reduction="sum")
-                  for t, head in enumerate(self.heads) if (task == t).any()]
+        losses = [
+            F.cross_entropy(head(features[task == t]).float(), labels[task == t], reduction="sum")
+            for t, head in enumerate(self.heads)
+            if (task == t).any()
+        ]
         return {"loss": torch.stack(losses).sum() / len(labels)}
 
 
@@ -41,8 +50,11 @@ class TrainRows(torch.utils.data.Dataset):
     """Prepared training rows of one or several tasks; (row, label, task index) each."""
 
     def __init__(self, encoder: Encoder, tasks: Sequence[Task]):
-        self.rows = [(row, int(y), t) for t, task in enumerate(tasks)
-                     for row, y in zip(encoder.prepare(task.train.inputs), task.train.labels, strict=True)]
+        self.rows = [
+            (row, int(y), t)
+            for t, task in enumerate(tasks)
+            for row, y in zip(encoder.prepare(task.train.inputs), task.train.labels, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,8 +63,17 @@ class TrainRows(torch.utils.data.Dataset):
         return self.rows[i]
 
 
-def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: TrainConfig, *, device: torch.device,
-              scratch: Path, desc: str, heads: Sequence[Head] | None = None) -> tuple[dict[str, Tensor], list[Head], dict]:
+def fine_tune(
+    encoder: Encoder,
+    base: State,
+    tasks: Sequence[Task],
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+    heads: Sequence[Head] | None = None,
+) -> tuple[dict[str, Tensor], list[Head], dict]:
     """Train encoder and heads from ``base`` on the tasks' training splits; ``heads``, one per task, stay as they are given.
 
     Returns the encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and training info. One task
@@ -62,18 +83,38 @@ def fine_tune(encoder: Encoder, base: State, tasks: Sequence[Task], config: Trai
     # A private generator state: training must not depend on what ran before it in this process.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = EncoderWithHeads(encoder.module(base), encoder.width, [t.n_classes for t in tasks], heads)
+        model = EncoderWithHeads(
+            encoder.module(base), encoder.width, [t.n_classes for t in tasks], heads
+        )
         model.train()
 
         def collate(rows: list) -> dict[str, Tensor]:
             inputs, labels, task = zip(*rows, strict=True)
-            return {"batch": encoder.collate(inputs), "labels": torch.tensor(labels), "task": torch.tensor(task)}
+            return {
+                "batch": encoder.collate(inputs),
+                "labels": torch.tensor(labels),
+                "task": torch.tensor(task),
+            }
 
-        info = train(model, TrainRows(encoder, tasks), collate, config, device=device, scratch=scratch, desc=desc, optional_parts=len(tasks) > 1, mean_over_rows=True)
+        info = train(
+            model,
+            TrainRows(encoder, tasks),
+            collate,
+            config,
+            device=device,
+            scratch=scratch,
+            desc=desc,
+            optional_parts=len(tasks) > 1,
+            mean_over_rows=True,
+        )
     state = encoder_state(model.encoder)
     bad = not_finite(state)
     if bad:
-        raise StateDictError(f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: NaN or inf in {bad[:5]}. "
-                             "Lower fine_tuning.lr.")
-    trained = [Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads]
+        raise StateDictError(
+            f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: NaN or inf in {bad[:5]}. "
+            "Lower fine_tuning.lr."
+        )
+    trained = [
+        Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads
+    ]
     return state, trained, info

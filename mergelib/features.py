@@ -30,7 +30,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}' cannot be used here ({error}); try 'auto' or 'cpu'.") from error
+        raise ConfigError(
+            f"device '{name}' cannot be used here ({error}); try 'auto' or 'cpu'."
+        ) from error
     return torch.device(name)
 
 
@@ -40,8 +42,17 @@ def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, **options: Any) 
 
 
 @torch.inference_mode()
-def extract_prepared(encoder: Encoder, model: nn.Module, prepared: Sequence[Any], *, batch_size: int = 128, device: torch.device | str = "cpu",
-                     desc: str | None = None, dropout: bool = False, precision: str = "float32") -> Tensor:
+def extract_prepared(
+    encoder: Encoder,
+    model: nn.Module,
+    prepared: Sequence[Any],
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    desc: str | None = None,
+    dropout: bool = False,
+    precision: str = "float32",
+) -> Tensor:
     """Features ``[N, d]`` (float32, on the CPU) of N prepared inputs in evaluation mode, in the inputs' order.
 
     Inputs are batched by length, so little padding is computed; padding and batch mates change a feature by less than
@@ -53,30 +64,46 @@ def extract_prepared(encoder: Encoder, model: nn.Module, prepared: Sequence[Any]
     alone or the weights are too much, ``ConfigError`` for another precision.
     """
     if precision not in PRECISIONS:
-        raise ConfigError(f"Features are computed in {', '.join(PRECISIONS)}, not in '{precision}'.")
+        raise ConfigError(
+            f"Features are computed in {', '.join(PRECISIONS)}, not in '{precision}'."
+        )
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
     try:
-        model = (copy.deepcopy(model).to(torch.bfloat16) if precision == "bf16_weights" else model).to(device).train(dropout)
+        model = (
+            (copy.deepcopy(model).to(torch.bfloat16) if precision == "bf16_weights" else model)
+            .to(device)
+            .train(dropout)
+        )
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        raise DeviceMemoryError(f"The encoder's weights do not fit into the memory of {device}: free some of it, or take device 'cpu'.") from error
+        raise DeviceMemoryError(
+            f"The encoder's weights do not fit into the memory of {device}: free some of it, or take device 'cpu'."
+        ) from error
     dtype, done = next(model.parameters()).dtype, 0
-    waiting: tuple[list[int], Tensor] | None = None  # a batch's features on the device: they are fetched when the next batch is on its way
-    products = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+    waiting: tuple[list[int], Tensor] | None = (
+        None  # a batch's features on the device: they are fetched when the next batch is on its way
+    )
+    products = torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"
+    )
     with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar, products:
         while done < len(order):
             rows = order[done : done + batch_size]
             try:
                 batch = encoder.collate([prepared[i] for i in rows])
-                found = model(**{k: _sent(v, device, dtype) for k, v in batch.items()}).float()  # no name keeps a failed batch on the device
+                found = model(
+                    **{k: _sent(v, device, dtype) for k, v in batch.items()}
+                ).float()  # no name keeps a failed batch on the device
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 if len(rows) == 1:
-                    raise DeviceMemoryError(f"One input alone does not fit into the memory of {device}: free some of it, shorten inputs "
-                                            "(encoder.max_length), or take device 'cpu'.") from error
+                    raise DeviceMemoryError(
+                        f"One input alone does not fit into the memory of {device}: free some of it, shorten inputs "
+                        "(encoder.max_length), or take device 'cpu'."
+                    ) from error
             else:
                 if waiting:
                     features[waiting[0]] = waiting[1].cpu()
@@ -86,8 +113,12 @@ def extract_prepared(encoder: Encoder, model: nn.Module, prepared: Sequence[Any]
                     bar.update(len(rows))
                 continue
             batch_size = (len(rows) + 1) // 2
-            warnings.warn(f"Out of memory on {device} with {len(rows)} inputs at once; going on with {batch_size}. Set encoder.batch_size to "
-                          "that to be spared this.", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"Out of memory on {device} with {len(rows)} inputs at once; going on with {batch_size}. Set encoder.batch_size to "
+                "that to be spared this.",
+                UserWarning,
+                stacklevel=3,
+            )
             free_device_memory()
         if waiting:
             features[waiting[0]] = waiting[1].cpu()

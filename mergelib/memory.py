@@ -10,7 +10,9 @@ def out_of_memory(error: BaseException) -> bool:
     (MPS, the CPU's allocator)."""
     from accelerate.utils.memory import should_reduce_batch_size
 
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
 
 
 def free_device_memory() -> None:

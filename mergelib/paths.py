@@ -49,7 +49,11 @@ def refused_by_disk(error: Exception) -> bool:
     """Whether ``error`` says that the disk is full, read-only or closed to this user; safetensors and tokenizers report that by errors of
     their own."""
     refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-    code = error.errno if isinstance(error, OSError) else int(next(iter(re.findall(r"os error (\d+)", str(error))), 0))
+    code = (
+        error.errno
+        if isinstance(error, OSError)
+        else int(next(iter(re.findall(r"os error (\d+)", str(error))), 0))
+    )
     return code in refusals
 
 

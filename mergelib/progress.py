@@ -14,5 +14,14 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> tqdm:
     """A text progress bar for work longer than two seconds, updated every two seconds; under torchrun in the first process only."""
-    return tqdm(iterable, desc=desc, total=total, file=sys.stderr, mininterval=2.0, delay=2.0, ncols=90, ascii=True,
-                disable=rank() > 0)
+    return tqdm(
+        iterable,
+        desc=desc,
+        total=total,
+        file=sys.stderr,
+        mininterval=2.0,
+        delay=2.0,
+        ncols=90,
+        ascii=True,
+        disable=rank() > 0,
+    )

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 ENCODER, HEAD = "bert.", "classifier.0."
 TEXT_COLUMN = 2
-UNREAD = ("embeddings.position_ids", "embeddings.token_type_ids", "pooler.dense.weight", "pooler.dense.bias")
+UNREAD = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
+)
 """What a checkpoint may hold of BERT beyond this encoder: buffers of older transformers, and the pooler, which a mean leaves unused."""
 
 
@@ -42,7 +47,9 @@ class ReleasedPooling(nn.Module):
         self.transformer, self.mask, self.padding_in_mean = transformer, mask, padding_in_mean
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask if self.mask else None).last_hidden_state
+        hidden = self.transformer(
+            input_ids=input_ids, attention_mask=attention_mask if self.mask else None
+        ).last_hidden_state
         if self.padding_in_mean:
             return hidden.mean(1)
         real = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -60,11 +67,18 @@ class ReleasedEncoder(TextEncoder):
     def digest(self) -> str:
         """Identity of architecture, tokenizer, length, preprocessing and pooling."""
         how = f"released, mask {self.mask}, padding in mean {self.padding_in_mean}"
-        return digest(architecture(self.config), self.tokenizer.backend_tokenizer.to_str(), str(self.max_length), how)
+        return digest(
+            architecture(self.config),
+            self.tokenizer.backend_tokenizer.to_str(),
+            str(self.max_length),
+            how,
+        )
 
     def module(self, state: State | None = None) -> ReleasedPooling:
         """See ``TextEncoder.module``."""
-        return ReleasedPooling(super().module(state).transformer, mask=self.mask, padding_in_mean=self.padding_in_mean).eval()
+        return ReleasedPooling(
+            super().module(state).transformer, mask=self.mask, padding_in_mean=self.padding_in_mean
+        ).eval()
 
     def prepare(self, inputs: Inputs) -> list[list[int]]:
         """[CLS] first half [SEP] second half [SEP] per input, not padded; of an odd number of pieces the second half has one more."""
@@ -73,8 +87,15 @@ class ReleasedEncoder(TextEncoder):
         self.digest  # noqa: B018  taken now: a tokenizer remembers how it was last called, and is part of it
         # "[SEP]" in a text is text here: an input has the separators that it gets below. (The slow tokenizer of the time took one that stood
         # between blanks for a separator.)
-        pieces = self.tokenizer(list(inputs), add_special_tokens=False, split_special_tokens=True, truncation=True, max_length=self.max_length - 3,
-                                return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+        pieces = self.tokenizer(
+            list(inputs),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            truncation=True,
+            max_length=self.max_length - 3,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
         first, stop = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [[first, *ids[: len(ids) // 2], stop, *ids[len(ids) // 2 :], stop] for ids in pieces]
 
@@ -84,15 +105,21 @@ class ReleasedEncoder(TextEncoder):
         if self.mask and not self.padding_in_mean:
             return batch
         more = self.max_length - batch["input_ids"].shape[1]
-        return {"input_ids": F.pad(batch["input_ids"], (0, more), value=self.tokenizer.pad_token_id),
-                "attention_mask": F.pad(batch["attention_mask"], (0, more))}
+        return {
+            "input_ids": F.pad(batch["input_ids"], (0, more), value=self.tokenizer.pad_token_id),
+            "attention_mask": F.pad(batch["attention_mask"], (0, more)),
+        }
 
 
 def released_encoder(encoder: TextEncoder) -> ReleasedEncoder:
     """The same architecture and tokenizer behind the released preprocessing. Raises ``ConfigError`` for a tokenizer that is not BERT's."""
-    lacking = [t for t in ("cls_token", "sep_token", "pad_token") if getattr(encoder.tokenizer, t) is None]
+    lacking = [
+        t for t in ("cls_token", "sep_token", "pad_token") if getattr(encoder.tokenizer, t) is None
+    ]
     if lacking:
-        raise ConfigError(f"The tokenizer of '{encoder.source}' has no {', '.join(lacking)}; the released preprocessing needs a BERT.")
+        raise ConfigError(
+            f"The tokenizer of '{encoder.source}' has no {', '.join(lacking)}; the released preprocessing needs a BERT."
+        )
     return ReleasedEncoder(encoder.config, encoder.tokenizer, encoder.max_length, encoder.source)
 
 
@@ -124,12 +151,20 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     first appearance and carry no names. Raises ``DataError`` for a file that is missing or cannot be read and a label outside the task's
     range, and what ``mergelib.hub.fetch_file`` raises.
     """
-    paths = {split: _file(f"{task}/{split}.csv", f"released_data/{task}/{split}", folder) for split in ("train", "test")}
-    splits = {split: read_csv(path, text_column=TEXT_COLUMN, keep_empty=True) for split, path in paths.items()}
+    paths = {
+        split: _file(f"{task}/{split}.csv", f"released_data/{task}/{split}", folder)
+        for split in ("train", "test")
+    }
+    splits = {
+        split: read_csv(path, text_column=TEXT_COLUMN, keep_empty=True)
+        for split, path in paths.items()
+    }
     n_classes = len(LABEL_NAMES[task])
     for split, rows in splits.items():
         if (highest := 1 + int(rows.labels.max())) > n_classes:
-            raise DataError(f"{paths[split]}: label {highest}, but '{task}' has {n_classes} classes. Labels run from 1 to {n_classes}.")
+            raise DataError(
+                f"{paths[split]}: label {highest}, but '{task}' has {n_classes} classes. Labels run from 1 to {n_classes}."
+            )
     return tuple(f"class {c + 1}" for c in range(n_classes)), splits["train"], splits["test"]
 
 
@@ -139,12 +174,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise StateDictError(f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); fetch it again.") from error
+        raise StateDictError(
+            f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); fetch it again."
+        ) from error
     except Exception as error:  # the unpickler's own, which refuses whatever is no tensor
-        raise UnsafeFileError(f"{path.name} holds more than plain tensors, or is no file of torch.save. It was not run. Fetch it again; if it "
-                              "stays so, it is not the published checkpoint.") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise StateDictError(f"{path.name} holds no state dict (names and tensors); the released checkpoints do.")
+        raise UnsafeFileError(
+            f"{path.name} holds more than plain tensors, or is no file of torch.save. It was not run. Fetch it again; if it "
+            "stays so, it is not the published checkpoint."
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
+        raise StateDictError(
+            f"{path.name} holds no state dict (names and tensors); the released checkpoints do."
+        )
     return state
 
 
@@ -155,16 +200,37 @@ def load_checkpoint(path: Path, task: str, base: State, width: int, n_classes: i
     ``StateDictError`` naming the first five keys that are missing, unexpected or of another shape, or not finite.
     """
     state = {n: t for n, t in read_state(path).items() if n.removeprefix(ENCODER) not in UNREAD}
-    wanted = {f"{ENCODER}{n}": tuple(t.shape) for n, t in base.items()} | {f"{HEAD}weight": (n_classes, width), f"{HEAD}bias": (n_classes,)}
-    shaped = [f"{n} {list(state[n].shape)} instead of {list(shape)}" for n, shape in wanted.items() if n in state and tuple(state[n].shape) != shape]
-    odd = {"missing": [n for n in wanted if n not in state], "unexpected": [n for n in state if n not in wanted], "other shapes": shaped,
-           "no floating-point numbers": [n for n, t in state.items() if n in wanted and not t.is_floating_point()], "NaN or inf": not_finite(state)}
+    wanted = {f"{ENCODER}{n}": tuple(t.shape) for n, t in base.items()} | {
+        f"{HEAD}weight": (n_classes, width),
+        f"{HEAD}bias": (n_classes,),
+    }
+    shaped = [
+        f"{n} {list(state[n].shape)} instead of {list(shape)}"
+        for n, shape in wanted.items()
+        if n in state and tuple(state[n].shape) != shape
+    ]
+    odd = {
+        "missing": [n for n in wanted if n not in state],
+        "unexpected": [n for n in state if n not in wanted],
+        "other shapes": shaped,
+        "no floating-point numbers": [
+            n for n, t in state.items() if n in wanted and not t.is_floating_point()
+        ],
+        "NaN or inf": not_finite(state),
+    }
     if any(odd.values()):
         said = "; ".join(f"{what}: {first_five(names)}" for what, names in odd.items() if names)
-        raise StateDictError(f"{path.name} is no checkpoint of '{task}' ({n_classes} classes) for this base model. {said}. Names must begin "
-                             f"with {ENCODER} or {HEAD}; check the file, the task and the base model.")
+        raise StateDictError(
+            f"{path.name} is no checkpoint of '{task}' ({n_classes} classes) for this base model. {said}. Names must begin "
+            f"with {ENCODER} or {HEAD}; check the file, the task and the base model."
+        )
     state = {n: t.float() for n, t in state.items()}
-    return Expert(task, {n: state[f"{ENCODER}{n}"] for n in base}, Head(state[f"{HEAD}weight"], state[f"{HEAD}bias"]), {"checkpoint": path.name})
+    return Expert(
+        task,
+        {n: state[f"{ENCODER}{n}"] for n in base},
+        Head(state[f"{HEAD}weight"], state[f"{HEAD}bias"]),
+        {"checkpoint": path.name},
+    )
 
 
 # ---- the order of labels ------------------------------------------------------------------------------------------------
@@ -175,7 +241,11 @@ def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int,
     which most of ``predicted [N]`` are right, the identity where none is better."""
     from scipy.optimize import linear_sum_assignment
 
-    confusion = torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2).view(n_classes, n_classes).numpy()
+    confusion = (
+        torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
+        .view(n_classes, n_classes)
+        .numpy()
+    )
     _, order = linear_sum_assignment(confusion, maximize=True)
     best = confusion[range(n_classes), order].sum()
     return tuple(range(n_classes)) if confusion.trace() == best else tuple(int(c) for c in order)
@@ -186,11 +256,18 @@ def check_label_order(predicted: Tensor, labels: Tensor, task: Task, split: str)
     order = label_order(predicted, labels, task.n_classes)
     if order == tuple(range(task.n_classes)):
         return
-    as_is, mapped = (100 * float((torch.tensor(o)[predicted.long()] == labels).float().mean()) for o in (range(task.n_classes), order))
-    moved = ", ".join(f"{i + 1} -> {c + 1} ({task.label_names[c]})" for i, c in enumerate(order) if i != c)
-    raise DataError(f"Task '{task.name}': the checkpoint numbers classes otherwise than the data. Of {len(labels)} {split} rows the fine-tuned model "
-                    f"gets {as_is:.1f} % right as numbered, {mapped:.1f} % with its class -> the data's class: {moved}. Take the released CSV files, or "
-                    f"renumber the labels of yours. (If {mapped:.1f} % is poor, too, then checkpoint, preprocessing or texts do not belong together.)")
+    as_is, mapped = (
+        100 * float((torch.tensor(o)[predicted.long()] == labels).float().mean())
+        for o in (range(task.n_classes), order)
+    )
+    moved = ", ".join(
+        f"{i + 1} -> {c + 1} ({task.label_names[c]})" for i, c in enumerate(order) if i != c
+    )
+    raise DataError(
+        f"Task '{task.name}': the checkpoint numbers classes otherwise than the data. Of {len(labels)} {split} rows the fine-tuned model "
+        f"gets {as_is:.1f} % right as numbered, {mapped:.1f} % with its class -> the data's class: {moved}. Take the released CSV files, or "
+        f"renumber the labels of yours. (If {mapped:.1f} % is poor, too, then checkpoint, preprocessing or texts do not belong together.)"
+    )
 
 
 # ---- what the preprocessing does ----------------------------------------------------------------------------------------
@@ -203,17 +280,38 @@ def effects(study: Study, encoders: tuple[str, ...] = ("f_t", "task_arithmetic")
     from .report import short_label
 
     if not isinstance(study.encoder, ReleasedEncoder):
-        raise ConfigError("The effects of the released preprocessing are those on models that use it: set encoder.preprocessing to released.")
+        raise ConfigError(
+            "The effects of the released preprocessing are those on models that use it: set encoder.preprocessing to released."
+        )
     merging = study.profile.merging
-    fixed = {m: {"lam": lam} for m in encoders if m in study.methods and (lam := study.lam(m)) is not None}
-    merging = merging.model_copy(update={"options": {m: merging.options.get(m, {}) | fixed.get(m, {}) for m in {*merging.options, *fixed}}})
+    fixed = {
+        m: {"lam": lam}
+        for m in encoders
+        if m in study.methods and (lam := study.lam(m)) is not None
+    }
+    merging = merging.model_copy(
+        update={
+            "options": {
+                m: merging.options.get(m, {}) | fixed.get(m, {}) for m in {*merging.options, *fixed}
+            }
+        }
+    )
     rows = []
     for mask in (False, True):
         for padding in (True, False):
             encoder = replace(study.encoder, mask=mask, padding_in_mean=padding)
-            other = study.given(Foundation(encoder, study.base_state), study.experts(), tasks=study.tasks,
-                                profile=study.profile.model_copy(update={"merging": merging}))
+            other = study.given(
+                Foundation(encoder, study.base_state),
+                study.experts(),
+                tasks=study.tasks,
+                profile=study.profile.model_copy(update={"merging": merging}),
+            )
             mean = other.scores(encoders, ["current"]).groupby("method").accuracy.mean()
-            rows.append({"attention mask": "yes" if mask else "no", "padding in the mean": "yes" if padding else "no",
-                         **{short_label(e): mean[e] for e in encoders}})
+            rows.append(
+                {
+                    "attention mask": "yes" if mask else "no",
+                    "padding in the mean": "yes" if padding else "no",
+                    **{short_label(e): mean[e] for e in encoders},
+                }
+            )
     return pd.DataFrame(rows)

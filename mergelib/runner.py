@@ -46,7 +46,9 @@ class Item:
     claims: tuple[str, ...] = ()
     extra_figures: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # variants and sections of a profile
-    minutes: dict[str, float] = field(default_factory=dict, hash=False)  # profile -> measured, from an empty store
+    minutes: dict[str, float] = field(
+        default_factory=dict, hash=False
+    )  # profile -> measured, from an empty store
 
     @property
     def path(self) -> Path:
@@ -55,7 +57,15 @@ class Item:
     @property
     def outputs(self) -> list[str]:
         """Files that the notebook must leave in figures/<profile>/; a solution leaves none."""
-        return [] if self.group == SOLUTIONS else [f"{stem}.{end}" for stem in (self.id, *self.extra_figures) for end in ("pdf", "png", "csv", "json")]
+        return (
+            []
+            if self.group == SOLUTIONS
+            else [
+                f"{stem}.{end}"
+                for stem in (self.id, *self.extra_figures)
+                for end in ("pdf", "png", "csv", "json")
+            ]
+        )
 
 
 @cache
@@ -68,16 +78,22 @@ def read_manifest(text: str) -> tuple[Item, ...]:
     """The entries of a manifest. Raises ``ConfigError`` naming the entry and what is wrong with it."""
     raw = parse_yaml(text, MANIFEST_FILE.name)
     if not isinstance(raw, list) or not raw:
-        raise ConfigError(f"{MANIFEST_FILE.name}: a list of notebooks is needed, each with id, item, title and group.")
+        raise ConfigError(
+            f"{MANIFEST_FILE.name}: a list of notebooks is needed, each with id, item, title and group."
+        )
     try:
         items = TypeAdapter(tuple[Item, ...]).validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         place = next((i for i in first["loc"] if isinstance(i, int)), 0)
         entry = raw[place]
-        who = shortened(entry.get("id", f"entry {place}") if isinstance(entry, dict) else f"entry {place}")
+        who = shortened(
+            entry.get("id", f"entry {place}") if isinstance(entry, dict) else f"entry {place}"
+        )
         key = ".".join(str(part) for part in first["loc"][1:]) or "entry"
-        raise ConfigError(f"{MANIFEST_FILE.name}, {who}: {shortened(key)}: {first['msg']}.") from error
+        raise ConfigError(
+            f"{MANIFEST_FILE.name}, {who}: {shortened(key)}: {first['msg']}."
+        ) from error
     for item in items:
         for name in (item.id, *item.extra_figures):  # of a notebook, and of figures
             check_folder_name(name)
@@ -94,7 +110,11 @@ def select(only: Sequence[str]) -> list[Item]:
     for name in only:
         found = [i for i in manifest() if name in (i.id, i.id.split("_")[0], i.group)]
         if not found:
-            raise UnknownNameError("notebook or group", name, {i.id for i in manifest()} | {i.group for i in manifest()})
+            raise UnknownNameError(
+                "notebook or group",
+                name,
+                {i.id for i in manifest()} | {i.group for i in manifest()},
+            )
         chosen += found
     return [i for i in manifest() if i in chosen]
 
@@ -103,7 +123,10 @@ def lacking(item: Item, profile: str) -> list[str]:
     """What a notebook needs and ``profile`` does not have: variants, or a section."""
     if not item.needs:  # most notebooks: no need to read the profile
         return []
-    has = {*variant_names(profile), *load_profile(profile).model_dump()}  # an absent section is not in the dump
+    has = {
+        *variant_names(profile),
+        *load_profile(profile).model_dump(),
+    }  # an absent section is not in the dump
     return [need for need in item.needs if need not in has]
 
 
@@ -133,8 +156,10 @@ def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
         if lacks := lacking(item, profile):
             able = [i.id.split("_")[0] for i in manifest() if not lacking(i, profile)]
             where = [p for p in profile_names() if not lacking(item, p)]
-            raise ConfigError(f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; it runs in {', '.join(where)}. "
-                              f"With this profile go: --only {' '.join(able)}.")
+            raise ConfigError(
+                f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; it runs in {', '.join(where)}. "
+                f"With this profile go: --only {' '.join(able)}."
+            )
 
 
 def solutions(items: Sequence[Item]) -> list[Item]:
@@ -152,7 +177,9 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
         try:
             found[name] = p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"])
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-            raise ConfigError(f"{notebook.name}, parameters cell: the default of {name} is {shortened(p['default'])}; write a plain value.") from error
+            raise ConfigError(
+                f"{notebook.name}, parameters cell: the default of {name} is {shortened(p['default'])}; write a plain value."
+            ) from error
     return found
 
 
@@ -174,7 +201,9 @@ def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, d
             raise ConfigError("-p profile=...: choose the profile with --profile.")
         takers = [i for i, known in declared.items() if name in known]
         if not takers:
-            raise UnknownNameError("parameter", name, {n for known in declared.values() for n in known})
+            raise UnknownNameError(
+                "parameter", name, {n for known in declared.values() for n in known}
+            )
         for notebook in takers:
             result[notebook][name] = parse_value(name, text, declared[notebook][name][0])
     return result
@@ -186,14 +215,27 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
     if wanted is str:
         return text
     try:
-        value = {"true": True, "false": False}[text.lower()] if wanted is bool else ast.literal_eval(text)
+        value = (
+            {"true": True, "false": False}[text.lower()]
+            if wanted is bool
+            else ast.literal_eval(text)
+        )
         json.dumps(value)  # how it travels to the notebook: no sets, no bytes
-    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):  # all of which literal_eval raises
+    except (
+        ValueError,
+        SyntaxError,
+        KeyError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ):  # all of which literal_eval raises
         value = None
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"-p {name}={shortened(text)}: {name} is declared as {type_name}; give such a value.")
+        raise ConfigError(
+            f"-p {name}={shortened(text)}: {name} is declared as {type_name}; give such a value."
+        )
     return value
 
 
@@ -222,7 +264,10 @@ class Runner:
         ``KeyboardInterrupt`` after they are gone."""
         folder = paths.make_folder(paths.build(self.profile) / "notebooks")
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self._run_one, item, parameters.get(item.id, {}), folder) for item in items]
+            futures = [
+                pool.submit(self._run_one, item, parameters.get(item.id, {}), folder)
+                for item in items
+            ]
             try:
                 return [f.result() for f in futures]
             except BaseException:
@@ -253,13 +298,31 @@ class Runner:
         with tempfile.TemporaryDirectory(prefix="mergelib-") as scratch:
             out, values = Path(scratch) / "out.ipynb", Path(scratch) / "parameters.json"
             values.write_text(json.dumps({"profile": self.profile, **parameters}))
-            command = [sys.executable, "-m", "mergelib.execute", str(item.path), str(out), str(values)]
-            env = os.environ | {"PYTHONUNBUFFERED": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+            command = [
+                sys.executable,
+                "-m",
+                "mergelib.execute",
+                str(item.path),
+                str(out),
+                str(values),
+            ]
+            env = os.environ | {
+                "PYTHONUNBUFFERED": "1",
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            }
             with self._guard:
                 if self.stopping.is_set():
                     return result
-                process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                           errors="replace", env=env, start_new_session=True)
+                process = subprocess.Popen(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    errors="replace",
+                    env=env,
+                    start_new_session=True,
+                )
                 self._running.add(process)
             self._relay(item, process)
             code = process.wait()
@@ -269,7 +332,9 @@ class Runner:
             if self.stopping.is_set():
                 return result
             if code == NO_ROOM:
-                raise StoreError(f"{item.id}: its outputs cannot be written to {scratch}. Free space there, or set TMPDIR to a folder that you can write to.")
+                raise StoreError(
+                    f"{item.id}: its outputs cannot be written to {scratch}. Free space there, or set TMPDIR to a folder that you can write to."
+                )
             if out.exists():
                 executed = folder / f"{item.id}.ipynb"
                 executed.parent.mkdir(exist_ok=True)
@@ -277,8 +342,12 @@ class Runner:
             result.error = self._complaint(item, code, out, start_wall=time.time() - result.seconds)
         result.ok = not result.error
         if result.ok and item.outputs:
-            result.claims = json.loads((paths.figures(self.profile) / f"{item.id}.json").read_text())["claims"]
-        self.echo(f"== {item.id}: {'done' if result.ok else 'FAILED'} in {result.seconds / 60:.1f} min")
+            result.claims = json.loads(
+                (paths.figures(self.profile) / f"{item.id}.json").read_text()
+            )["claims"]
+        self.echo(
+            f"== {item.id}: {'done' if result.ok else 'FAILED'} in {result.seconds / 60:.1f} min"
+        )
         if result.error:
             self.echo(result.error)
         return result
@@ -294,9 +363,16 @@ class Runner:
         if code:
             return f"{item.id}: exit code {code}{' (out of memory?)' if code in (-9, 137, 138) else ''}\n{failing_cell(out)}"
         folder = paths.figures(self.profile)
-        missing = [name for name in item.outputs
-                   if not (folder / name).is_file() or (folder / name).stat().st_mtime < start_wall - 2]
-        return f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}." if missing else ""
+        missing = [
+            name
+            for name in item.outputs
+            if not (folder / name).is_file() or (folder / name).stat().st_mtime < start_wall - 2
+        ]
+        return (
+            f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}."
+            if missing
+            else ""
+        )
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:
@@ -322,7 +398,9 @@ def closing_table(results: Sequence[Result]) -> str:
     width = max(len(r.item.id) for r in results)
     lines = [f"{'notebook':<{width}}  minutes  verdicts"]
     for r in results:
-        said = "; ".join(f"{c}: {v}" for c, v in r.claims.items()) or ("no claims" if r.ok else "FAILED")
+        said = "; ".join(f"{c}: {v}" for c, v in r.claims.items()) or (
+            "no claims" if r.ok else "FAILED"
+        )
         lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {said}")
     lines.append(f"{'total':<{width}}  {sum(r.seconds for r in results) / 60:7.1f}")
     return "\n".join(lines)
@@ -330,11 +408,16 @@ def closing_table(results: Sequence[Result]) -> str:
 
 def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> None:
     """Seconds per notebook, in a file of their own: they never take part in a comparison. ``cold``: the store was empty."""
-    text = json.dumps({"cold": cold, "seconds": {r.item.id: round(r.seconds, 1) for r in results if r.ok}}, indent=1)
+    text = json.dumps(
+        {"cold": cold, "seconds": {r.item.id: round(r.seconds, 1) for r in results if r.ok}},
+        indent=1,
+    )
     paths.write_whole(paths.build(profile) / "timings.json", text.encode())
 
 
-def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]) -> None:
+def check_before(
+    profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]
+) -> None:
     """Refuse what would fail later: the profile with every notebook's overrides, and data that is not there."""
     from .merging import get_method
     from .tasks.local import find_csv
@@ -343,7 +426,12 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
     refuse_lacking(profile, items)
     for item in items:
         given, declared = parameters[item.id], declared_parameters(item.path)
-        overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
+        overrides = with_shortcuts(
+            given.get("overrides", {}),
+            given.get("text_dir", ""),
+            given.get("base", ""),
+            given.get("image_dir", ""),
+        )
         for variant in variants_of(item, profile):
             loaded = load_profile(profile, overrides, variant)
             tasks = loaded.tasks
@@ -355,21 +443,27 @@ def check_before(profile: str, items: Sequence[Item], parameters: dict[str, dict
                 continue
             if tasks.modality == "text" and "text_dir" in declared:  # the report reads no texts
                 if not tasks.text_dir:
-                    raise ConfigError(f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
-                                      "<task>/{train,test}.csv[.gz].")
+                    raise ConfigError(
+                        f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
+                        "<task>/{train,test}.csv[.gz]."
+                    )
                 for name in tasks.names:
                     for split in ("train", "test"):
                         find_csv(user_path(tasks.text_dir) / name, split)
             if tasks.modality == "image" and "image_dir" in declared:
                 if not tasks.image_dir:
-                    raise ConfigError(f"Profile '{profile}' reads local images for {item.id}: give --image-dir FOLDER with "
-                                      f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only.")
+                    raise ConfigError(
+                        f"Profile '{profile}' reads local images for {item.id}: give --image-dir FOLDER with "
+                        f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only."
+                    )
                 for name in tasks.names:
                     for split in ("train", "test"):
                         find_parquet(user_path(tasks.image_dir) / name, split)
 
 
-def hub_sources(profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None) -> list[Source]:
+def hub_sources(
+    profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None
+) -> list[Source]:
     """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the runner has them."""
     from .hub.sources import needed
 
@@ -378,6 +472,11 @@ def hub_sources(profile: str, items: Sequence[Item], parameters: dict[str, dict[
         given = (parameters or {}).get(item.id, {})
         if not {"text_dir", "image_dir", "base"} & declared_parameters(item.path).keys():
             continue  # it reads what others left
-        overrides = with_shortcuts(given.get("overrides", {}), given.get("text_dir", ""), given.get("base", ""), given.get("image_dir", ""))
+        overrides = with_shortcuts(
+            given.get("overrides", {}),
+            given.get("text_dir", ""),
+            given.get("base", ""),
+            given.get("image_dir", ""),
+        )
         found |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
     return list(found.values())

@@ -49,7 +49,9 @@ class StoreWarning(UserWarning):
 
 def _canonical(value: Any) -> str:
     """JSON text with sorted keys, equal before and after a round trip (JSON turns integer keys into texts)."""
-    return json.dumps(json.loads(json.dumps(value, allow_nan=False)), sort_keys=True, separators=(",", ":"))
+    return json.dumps(
+        json.loads(json.dumps(value, allow_nan=False)), sort_keys=True, separators=(",", ":")
+    )
 
 
 def _text_sha256(value: Any) -> str:
@@ -75,8 +77,10 @@ def readable(path: Path) -> Iterator[None]:
     except ABSENT:
         raise
     except OSError as error:
-        raise StoreError(f"Cannot read {path}: {error}. Nothing was removed: make it readable, remove it, or set MERGELIB_STORE to another "
-                         "folder.") from error
+        raise StoreError(
+            f"Cannot read {path}: {error}. Nothing was removed: make it readable, remove it, or set MERGELIB_STORE to another "
+            "folder."
+        ) from error
 
 
 class Store:
@@ -84,7 +88,9 @@ class Store:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
-        self.asked: dict[str, None] = {}  # <step>/<digest> of every artifact that was asked for and is there, in order
+        self.asked: dict[
+            str, None
+        ] = {}  # <step>/<digest> of every artifact that was asked for and is there, in order
 
     def folder(self, step: str, key: Mapping[str, Any]) -> Path:
         return self.root / step / key_digest(step, key)
@@ -96,13 +102,19 @@ class Store:
         Raises ``StoreError`` when the folder cannot be written, or is there and cannot be read.
         """
         folder = self.folder(step, key)
-        found = self._load(folder)  # the common case needs no lock: a folder appears complete or not at all
+        found = self._load(
+            folder
+        )  # the common case needs no lock: a folder appears complete or not at all
         if found is None:
             with self.lock(step, key):
                 found = self._load(folder)
                 if found is None:
                     if os.path.lexists(folder):
-                        warnings.warn(f"{folder} is damaged; it is removed and computed again.", StoreWarning, stacklevel=2)
+                        warnings.warn(
+                            f"{folder} is damaged; it is removed and computed again.",
+                            StoreWarning,
+                            stacklevel=2,
+                        )
                         self._remove(folder)
                     found = self._save(folder, step, key, make())
         self.asked[f"{step}/{folder.name}"] = None
@@ -123,7 +135,9 @@ class Store:
             lock = FileLock(path)
             lock.acquire()
         except OSError as error:
-            raise StoreError(f"Cannot write to the store at {self.root}: {error}. {REMEDY}") from error
+            raise StoreError(
+                f"Cannot write to the store at {self.root}: {error}. {REMEDY}"
+            ) from error
         try:
             yield
         finally:
@@ -135,7 +149,9 @@ class Store:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"Cannot write to the store at {self.root}: {error}. {REMEDY}") from error
+            raise StoreError(
+                f"Cannot write to the store at {self.root}: {error}. {REMEDY}"
+            ) from error
         return path
 
     def entries(self) -> list[dict[str, Any]]:
@@ -148,14 +164,26 @@ class Store:
                 continue
             size = sum(p.stat().st_size for p in folder.iterdir())
             meta = self._meta(folder)
-            rows.append({"step": folder.parent.name, "digest": folder.name, "bytes": size, "ok": meta is not None,
-                         "key": meta["key"] if meta else {}, "modified": meta_path.stat().st_mtime})
+            rows.append(
+                {
+                    "step": folder.parent.name,
+                    "digest": folder.name,
+                    "bytes": size,
+                    "ok": meta is not None,
+                    "key": meta["key"] if meta else {},
+                    "modified": meta_path.stat().st_mtime,
+                }
+            )
         return rows
 
     def verify(self) -> list[Path]:
         """Folders whose checksum or key does not hold."""
         # Only what bears a digest's name is ours to judge: the root may hold other folders.
-        ours = [p for p in sorted(self.root.glob("*/*")) if DIGEST.fullmatch(p.name) and not p.parent.name.startswith(".")]
+        ours = [
+            p
+            for p in sorted(self.root.glob("*/*"))
+            if DIGEST.fullmatch(p.name) and not p.parent.name.startswith(".")
+        ]
         return [p for p in ours if self._load(p) is None]
 
     def prune(self, keep_steps: Mapping[str, int]) -> list[Path]:
@@ -166,8 +194,12 @@ class Store:
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
                 doomed.add(self.root / row["step"] / row["digest"])
         doomed.update(p for p in self.root.glob("*/.tmp-*") if p.is_dir())
-        doomed.update(p for name in (".scratch", ".locks") for p in self.root.glob(f"{name}/*")
-                      if DIGEST.fullmatch(p.name.removesuffix(".lock")))
+        doomed.update(
+            p
+            for name in (".scratch", ".locks")
+            for p in self.root.glob(f"{name}/*")
+            if DIGEST.fullmatch(p.name.removesuffix(".lock"))
+        )
         for path in doomed:
             self._remove(path)
         return sorted(doomed)
@@ -177,13 +209,17 @@ class Store:
         try:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
-            raise StoreError(f"Cannot remove {path}: {error}. Remove it by hand, or set MERGELIB_STORE to another folder.") from error
+            raise StoreError(
+                f"Cannot remove {path}: {error}. Remove it by hand, or set MERGELIB_STORE to another folder."
+            ) from error
 
     def _meta(self, folder: Path) -> dict[str, Any] | None:
         try:
             with readable(folder / META):
                 meta = json.loads((folder / META).read_text())
-            whole = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(meta["tensors_sha256"], str)
+            whole = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(
+                meta["tensors_sha256"], str
+            )
         except (*ABSENT, ValueError, KeyError, TypeError, RecursionError):
             return None
         return meta if whole else None
@@ -212,11 +248,20 @@ class Store:
             save_file(tensors, tmp / TENSORS)
             info = json.loads(_canonical(made.info))
             sha = _sha256(tmp / TENSORS)
-            meta = {"step": step, "key": dict(key), "info": info, "tensors_sha256": sha,
-                    "info_sha256": _text_sha256(info), "torch": torch.__version__}
+            meta = {
+                "step": step,
+                "key": dict(key),
+                "info": info,
+                "tensors_sha256": sha,
+                "info_sha256": _text_sha256(info),
+                "torch": torch.__version__,
+            }
             (tmp / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
             os.replace(tmp, folder)
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        except (
+            OSError,
+            SafetensorError,
+        ) as error:  # safetensors reports a full disk as an error of its own
             shutil.rmtree(tmp, ignore_errors=True)
             raise StoreError(f"Cannot write {folder}: {error}. {REMEDY}") from error
         except BaseException:

@@ -56,15 +56,38 @@ ALIGN_VERSION = 2
 DROPOUT_VERSION = 1
 MATCH_VERSION = 1
 CORRECT_VERSION = 2
-STEP_VERSIONS = {**{r.step: r.version for r in RECIPES.values()}, "fine_tune": FINE_TUNE_VERSION, "multi_task": FINE_TUNE_VERSION,
-                 "merge": MERGE_VERSION, "lam": LAM_VERSION, "features": FEATURES_VERSION, "predict": PREDICT_VERSION,
-                 "images": IMAGES_VERSION, "tsne": TSNE_VERSION, "align": ALIGN_VERSION, "dropout": DROPOUT_VERSION, "match": MATCH_VERSION, "correct": CORRECT_VERSION}
+STEP_VERSIONS = {
+    **{r.step: r.version for r in RECIPES.values()},
+    "fine_tune": FINE_TUNE_VERSION,
+    "multi_task": FINE_TUNE_VERSION,
+    "merge": MERGE_VERSION,
+    "lam": LAM_VERSION,
+    "features": FEATURES_VERSION,
+    "predict": PREDICT_VERSION,
+    "images": IMAGES_VERSION,
+    "tsne": TSNE_VERSION,
+    "align": ALIGN_VERSION,
+    "dropout": DROPOUT_VERSION,
+    "match": MATCH_VERSION,
+    "correct": CORRECT_VERSION,
+}
 """The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
 
 POOL_SEED = 7
 REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
 BASE, FINE_TUNED, MULTI_TASK, RANDOM = "f_b", "f_t", "multi_task", "random"
-SCORE_COLUMNS = ["backbone", "task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "n"]
+SCORE_COLUMNS = [
+    "backbone",
+    "task",
+    "method",
+    "protocol",
+    "k",
+    "draw",
+    "fit_on",
+    "seed",
+    "accuracy",
+    "n",
+]
 
 
 def function_digest(function: Any) -> str:
@@ -94,12 +117,25 @@ class Study:
     ``ConfigError`` before anything runs.
     """
 
-    def __init__(self, profile: str = "mini", *, overrides: dict[str, Any] | None = None, text_dir: str = "",
-                 base: str = "", device: str = "auto", store: Store | None = None, tasks: dict[str, Task] | None = None,
-                 variant: str = "", zoo: bool = False, image_dir: str = ""):
+    def __init__(
+        self,
+        profile: str = "mini",
+        *,
+        overrides: dict[str, Any] | None = None,
+        text_dir: str = "",
+        base: str = "",
+        device: str = "auto",
+        store: Store | None = None,
+        tasks: dict[str, Task] | None = None,
+        variant: str = "",
+        zoo: bool = False,
+        image_dir: str = "",
+    ):
         self.overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, self.overrides, variant)
-        self.profile: Profile = loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None, "non_local": None})
+        self.profile: Profile = (
+            loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None, "non_local": None})
+        )
         self.variant, self.device = variant, pick_device(device)
         self._read: dict[tuple[str, str], Sequence[Any]] = {}
         self.precision = resolve_precision(self.profile.encoder.precision, self.device)
@@ -123,18 +159,30 @@ class Study:
         self._adopted: dict[tuple[str, str], tuple[str, Callable[[], nn.Module]]] = {}
         self._warned: set[str] = set()
 
-    def given(self, foundation: Foundation, experts: Sequence[Expert], *, tasks: dict[str, Task], profile: Profile) -> Study:
+    def given(
+        self,
+        foundation: Foundation,
+        experts: Sequence[Expert],
+        *,
+        tasks: dict[str, Task],
+        profile: Profile,
+    ) -> Study:
         """A study on this store whose f_b and experts are given, one per task in the tasks' order, instead of trained; everything behind
         them goes its usual way. ``profile`` says what it merges and on how many inputs of ``tasks``. Raises ``ConfigError`` for experts
         that are not the tasks'."""
         if [e.task for e in experts] != list(tasks):
-            raise ConfigError(f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are {', '.join(tasks)}; give one each, in order.")
+            raise ConfigError(
+                f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are {', '.join(tasks)}; give one each, in order."
+            )
         study = copy.copy(self)
         for cached in ("_base_digest", "_multi_task", "_random"):
             study.__dict__.pop(cached, None)
         study._forget()
         study.profile, study.tasks, study._foundation = profile, tasks, foundation
-        study._experts = {e.task: replace(e, info=e.info | {"state_digest": state_digest(e.state)}) for e in experts}
+        study._experts = {
+            e.task: replace(e, info=e.info | {"state_digest": state_digest(e.state)})
+            for e in experts
+        }
         return study
 
     def adopt(self, encoder: str, task: str, identity: str, make: Callable[[], nn.Module]) -> None:
@@ -146,8 +194,10 @@ class Study:
 
     def __repr__(self) -> str:
         p = self.profile
-        return (f"Study(profile='{p.name}', base model: {p.backbone}, tasks: {', '.join(p.tasks.names)}, "
-                f"methods: {', '.join(self.methods)}, device: {self.device.type})")
+        return (
+            f"Study(profile='{p.name}', base model: {p.backbone}, tasks: {', '.join(p.tasks.names)}, "
+            f"methods: {', '.join(self.methods)}, device: {self.device.type})"
+        )
 
     @staticmethod
     def label(method: str) -> str:
@@ -163,7 +213,9 @@ class Study:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks by name."""
-        return {name: load_task(name, self.profile, self.store) for name in self.profile.tasks.names}
+        return {
+            name: load_task(name, self.profile, self.store) for name in self.profile.tasks.names
+        }
 
     def task(self, name: str) -> Task:
         if name not in self.tasks:
@@ -179,18 +231,27 @@ class Study:
         settings, tasks = self.profile.encoder, list(self.tasks.values())
         recipe = RECIPES[settings.kind]
         if settings.pretraining is None or recipe.corpus not in ("", self.profile.tasks.source):
-            raise ConfigError(f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder.")
-        return self._training_key(recipe.step, settings.pretraining) | recipe.key(self.profile, tasks)
+            raise ConfigError(
+                f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder."
+            )
+        return self._training_key(recipe.step, settings.pretraining) | recipe.key(
+            self.profile, tasks
+        )
 
     def has_base(self) -> bool:
         """Whether f_b is there without pre-training: in the store, or as a hub id or folder."""
         settings = self.profile.encoder
-        return bool(settings.base) or self.store.peek(RECIPES[settings.kind].step, self._base_key()) is not None
+        return (
+            bool(settings.base)
+            or self.store.peek(RECIPES[settings.kind].step, self._base_key()) is not None
+        )
 
     @cached_property
     def _foundation(self) -> Foundation:
         found = self._loaded_or_made()
-        if self.profile.encoder.preprocessing == "released":  # of miniature encoders, too: pre-trained as ever, then read otherwise
+        if (
+            self.profile.encoder.preprocessing == "released"
+        ):  # of miniature encoders, too: pre-trained as ever, then read otherwise
             return replace(found, encoder=released.released_encoder(found.encoder))
         return found
 
@@ -202,9 +263,15 @@ class Study:
         key = self._base_key()
 
         def make() -> Artifact:
-            if distributed.world_size() > 1:  # shares of a masked or contrastive batch do not add up to the whole batch's gradient
-                raise ConfigError(f"f_b is pre-trained by one process: run `{self._train_command([BASE])}` first, without torchrun.")
-            return recipe.make(self.profile, tasks, self.device, self.store.scratch(recipe.step, key))
+            if (
+                distributed.world_size() > 1
+            ):  # shares of a masked or contrastive batch do not add up to the whole batch's gradient
+                raise ConfigError(
+                    f"f_b is pre-trained by one process: run `{self._train_command([BASE])}` first, without torchrun."
+                )
+            return recipe.make(
+                self.profile, tasks, self.device, self.store.scratch(recipe.step, key)
+            )
 
         return recipe.open(self.profile, tasks, self.store.get(recipe.step, key, make))
 
@@ -224,17 +291,31 @@ class Study:
 
     def _training_key(self, step: str, settings: Any) -> dict[str, Any]:
         # Training is the one place where device, threads and library decide the bytes.
-        return {"version": STEP_VERSIONS[step], "torch": torch.__version__, "device": self.device.type,
-                "train": {**self.profile.train_config(settings, self.device).__dict__, "save_every": None}}
+        return {
+            "version": STEP_VERSIONS[step],
+            "torch": torch.__version__,
+            "device": self.device.type,
+            "train": {
+                **self.profile.train_config(settings, self.device).__dict__,
+                "save_every": None,
+            },
+        }
 
-    def _fine_tuned_key(self, step: str, names: Sequence[str], steps_factor: int = 1) -> dict[str, Any]:
+    def _fine_tuned_key(
+        self, step: str, names: Sequence[str], steps_factor: int = 1
+    ) -> dict[str, Any]:
         tasks = [self.task(n) for n in names]
         key = self._training_key(step, self.profile.fine_tuning) | {
-            "base": self._base_digest, "encoder": self.encoder.digest, "steps_factor": steps_factor,
-            "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks]}
+            "base": self._base_digest,
+            "encoder": self.encoder.digest,
+            "steps_factor": steps_factor,
+            "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks],
+        }
         if self._foundation.heads:
             key["heads"] = [head_digest(self._foundation.heads[n]) for n in names]
-        if self.profile.processes > 1:  # equal pins give equal bytes; another number of processes is another rounding and other dropout
+        if (
+            self.profile.processes > 1
+        ):  # equal pins give equal bytes; another number of processes is another rounding and other dropout
             key["processes"] = self.profile.processes
         return key
 
@@ -244,13 +325,25 @@ class Study:
 
         def make() -> Artifact:
             if distributed.world_size() != self.profile.processes:
-                raise ConfigError(f"f_t of {'+'.join(names)} is not in the store, and processes is {self.profile.processes}, but "
-                                  f"{distributed.world_size()} would train. Make it with "
-                                  f"`{self._train_command([MULTI_TASK] if len(names) > 1 else names)}` and the same overrides, "
-                                  "or set processes to the number of those that train.")
-            config = self.profile.train_config(self.profile.fine_tuning, self.device, steps_factor=steps_factor)
-            state, heads, info = fine_tune(self.encoder, self.base_state, [self.task(n) for n in names], config, device=self.device, heads=frozen,
-                                           scratch=self.store.scratch(step, key), desc=f"fine-tune {'+'.join(names)}")
+                raise ConfigError(
+                    f"f_t of {'+'.join(names)} is not in the store, and processes is {self.profile.processes}, but "
+                    f"{distributed.world_size()} would train. Make it with "
+                    f"`{self._train_command([MULTI_TASK] if len(names) > 1 else names)}` and the same overrides, "
+                    "or set processes to the number of those that train."
+                )
+            config = self.profile.train_config(
+                self.profile.fine_tuning, self.device, steps_factor=steps_factor
+            )
+            state, heads, info = fine_tune(
+                self.encoder,
+                self.base_state,
+                [self.task(n) for n in names],
+                config,
+                device=self.device,
+                heads=frozen,
+                scratch=self.store.scratch(step, key),
+                desc=f"fine-tune {'+'.join(names)}",
+            )
             tensors = {f"encoder.{k}": v for k, v in state.items()}
             for name, head in zip(names, heads, strict=True):
                 tensors |= {f"head.{name}.weight": head.weight, f"head.{name}.bias": head.bias}
@@ -267,8 +360,14 @@ class Study:
         """Fine-tune a task's expert, or ``"multi_task"``, unless the store has it; returns its folder there and keeps no weights in
         memory. Under torchrun every process must call it, in the same order."""
         if self.profile.experts == "released" and name != MULTI_TASK:
-            raise ConfigError(f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts to trained to fine-tune it here.")
-        step, names, factor = ("multi_task", list(self.tasks), len(self.tasks)) if name == MULTI_TASK else ("fine_tune", [name], 1)
+            raise ConfigError(
+                f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts to trained to fine-tune it here."
+            )
+        step, names, factor = (
+            ("multi_task", list(self.tasks), len(self.tasks))
+            if name == MULTI_TASK
+            else ("fine_tune", [name], 1)
+        )
         self._fine_tuned(step, names, steps_factor=factor)
         return self.store.folder(step, self._fine_tuned_key(step, names, factor))
 
@@ -290,10 +389,16 @@ class Study:
     def _take_released(self, task: Task) -> None:
         """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its classes otherwise than the data."""
         path = released.released_checkpoint(task.name, self.profile.released_dir)
-        expert = released.load_checkpoint(path, task.name, self.base_state, self.encoder.width, task.n_classes)
-        self._experts[task.name] = replace(expert, info=expert.info | {"state_digest": state_digest(expert.state)})
+        expert = released.load_checkpoint(
+            path, task.name, self.base_state, self.encoder.width, task.n_classes
+        )
+        self._experts[task.name] = replace(
+            expert, info=expert.info | {"state_digest": state_digest(expert.state)}
+        )
         try:
-            predicted = expert.head.logits(self.features(FINE_TUNED, task.name, "validation")).argmax(-1)
+            predicted = expert.head.logits(
+                self.features(FINE_TUNED, task.name, "validation")
+            ).argmax(-1)
             released.check_label_order(predicted, task.validation.labels, task, "validation")
         except DataError:
             del self._experts[task.name]
@@ -315,12 +420,18 @@ class Study:
     @cached_property
     def _multi_task(self) -> Artifact:
         if not self.baselines:
-            raise ConfigError("Multi-task learning is paper only in this profile: no checkpoint of it was published. Set multi_task to trained.")
+            raise ConfigError(
+                "Multi-task learning is paper only in this profile: no checkpoint of it was published. Set multi_task to trained."
+            )
         return self._fine_tuned("multi_task", list(self.tasks), steps_factor=len(self.tasks))
 
     def head(self, encoder: str, task: str) -> Head:
         """The head an encoder is scored with: the expert's, except that multi-task learning has heads of its own."""
-        return self._unpack(self._multi_task, task).head if encoder == MULTI_TASK else self.expert(task).head
+        return (
+            self._unpack(self._multi_task, task).head
+            if encoder == MULTI_TASK
+            else self.expert(task).head
+        )
 
     def _method_options(self, method: str) -> dict[str, Any]:
         return dict(self.profile.merging.options.get(method, {}))
@@ -330,19 +441,40 @@ class Study:
         else the one."""
         seeds = self.profile.merging.merge_seeds
         found = METHODS.get(encoder)
-        if found is None or not found.is_random or "seed" in self._method_options(encoder) or seeds == 1:
+        if (
+            found is None
+            or not found.is_random
+            or "seed" in self._method_options(encoder)
+            or seeds == 1
+        ):
             return (encoder,)
         return tuple(f"{encoder}#{seed}" for seed in range(seeds))
 
     def _merge_key(self, method: Method, options: dict[str, Any]) -> dict[str, Any]:
         own = (method.function.__module__ or "").startswith("mergelib.")
-        code = [None if own else function_digest(f) for f in (method.function, method.direction) if f is not None]
-        key = {"method": method.name, "code": code, "options": options, "base": self._base_digest,
-               "experts": [[e.task, e.info["state_digest"]] for e in self.experts()]}
+        code = [
+            None if own else function_digest(f)
+            for f in (method.function, method.direction)
+            if f is not None
+        ]
+        key = {
+            "method": method.name,
+            "code": code,
+            "options": options,
+            "base": self._base_digest,
+            "experts": [[e.task, e.info["state_digest"]] for e in self.experts()],
+        }
         if method.needs:
             split = self._data_split(method)
-            key["data"] = {"encoder": self.encoder.digest, "device": self._merge_device.type, "heads": [head_digest(e.head) for e in self.experts()], "inputs": [
-                (rows.digest if "labels" in method.needs else rows.inputs_digest) for rows in (self.split(t, split) for t in self.tasks)]}
+            key["data"] = {
+                "encoder": self.encoder.digest,
+                "device": self._merge_device.type,
+                "heads": [head_digest(e.head) for e in self.experts()],
+                "inputs": [
+                    (rows.digest if "labels" in method.needs else rows.inputs_digest)
+                    for rows in (self.split(t, split) for t in self.tasks)
+                ],
+            }
         return key
 
     @property
@@ -366,8 +498,15 @@ class Study:
         for name in self.tasks:
             rows = self.split(name, self._data_split(method))
             labels = rows.labels.to(to) if "labels" in method.needs else None
-            data.append(TaskData(self.encoder.prepare(rows.inputs), self.expert(name).head.to(to), labels))
-        context = Context(module, module.transformer, lambda rows: {k: v.to(to) for k, v in self.encoder.collate(rows).items()}, tuple(data))
+            data.append(
+                TaskData(self.encoder.prepare(rows.inputs), self.expert(name).head.to(to), labels)
+            )
+        context = Context(
+            module,
+            module.transformer,
+            lambda rows: {k: v.to(to) for k, v in self.encoder.collate(rows).items()},
+            tuple(data),
+        )
         return base, experts, context
 
     def lam_curve(self, method: str) -> pd.DataFrame:
@@ -383,9 +522,16 @@ class Study:
     def _lam_artifact(self, method: Method) -> Artifact:
         options = self._method_options(method.name)
         lams = self.profile.merging.grids.get(method.name, self.profile.merging.lams)
-        key = {"version": STEP_VERSIONS["lam"], "merge_version": STEP_VERSIONS["merge"], **self._merge_key(method, options), "lams": list(lams),
-               "encoder": self.encoder.digest, "validation": {n: t.validation.digest for n, t in self.tasks.items()},
-               "heads": [head_digest(e.head) for e in self.experts()], **self.precision_key}
+        key = {
+            "version": STEP_VERSIONS["lam"],
+            "merge_version": STEP_VERSIONS["merge"],
+            **self._merge_key(method, options),
+            "lams": list(lams),
+            "encoder": self.encoder.digest,
+            "validation": {n: t.validation.digest for n, t in self.tasks.items()},
+            "heads": [head_digest(e.head) for e in self.experts()],
+            **self.precision_key,
+        }
 
         def make() -> Artifact:
             rows = []
@@ -396,12 +542,24 @@ class Study:
                 for t, (name, task) in enumerate(self.tasks.items()):
                     if method.gives == PER_TASK or t == 0:
                         load_state(module, merged[t] if method.gives == PER_TASK else merged)
-                    z = extract_prepared(self.encoder, module, self._prepared(task.validation.inputs), device=self.device,
-                                batch_size=self.profile.encoder.batch_size, precision=self.precision)
-                    predicted = get_protocol("current").function(Evidence(z, self.expert(name).head))[0, 0]
+                    z = extract_prepared(
+                        self.encoder,
+                        module,
+                        self._prepared(task.validation.inputs),
+                        device=self.device,
+                        batch_size=self.profile.encoder.batch_size,
+                        precision=self.precision,
+                    )
+                    predicted = get_protocol("current").function(
+                        Evidence(z, self.expert(name).head)
+                    )[0, 0]
                     accuracy = (predicted == task.validation.labels).float().mean().item()
-                    rows.append({"method": method.name, "lam": lam, "task": name, "accuracy": accuracy})
-            return Artifact({"accuracy": torch.tensor([r["accuracy"] for r in rows])}, {"curve": rows})
+                    rows.append(
+                        {"method": method.name, "lam": lam, "task": name, "accuracy": accuracy}
+                    )
+            return Artifact(
+                {"accuracy": torch.tensor([r["accuracy"] for r in rows])}, {"curve": rows}
+            )
 
         return self.store.get("lam", key, make)
 
@@ -418,14 +576,21 @@ class Study:
         if curve.empty:
             return {}
         if get_method(method).gives == PER_TASK:
-            best = {t: float(rows.groupby("lam").accuracy.mean().idxmax()) for t, rows in curve.groupby("task", sort=False)}
+            best = {
+                t: float(rows.groupby("lam").accuracy.mean().idxmax())
+                for t, rows in curve.groupby("task", sort=False)
+            }
         else:
             best = dict.fromkeys(self.tasks, float(curve.groupby("lam").accuracy.mean().idxmax()))
         edge = at_edge(best.values(), curve)
         if edge and method not in self._warned:
             self._warned.add(method)
-            warnings.warn(f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the grid "
-                          f"{sorted(set(curve.lam))}; widen {'merging.grids.' + method if method in self.profile.merging.grids else 'merging.lams'}.", UserWarning, stacklevel=3)
+            warnings.warn(
+                f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the grid "
+                f"{sorted(set(curve.lam))}; widen {'merging.grids.' + method if method in self.profile.merging.grids else 'merging.lams'}.",
+                UserWarning,
+                stacklevel=3,
+            )
         return best
 
     def lam(self, method: str) -> float | None:
@@ -468,7 +633,10 @@ class Study:
         options.pop("lam", None)  # one of the options is what ``lams`` gives back
         different = sorted(set(lams.values()))
         chosen = lams if len(different) > 1 else (different[0] if different else None)
-        key = {"version": STEP_VERSIONS["merge"], **self._merge_key(method, options | ({} if chosen is None else {"lam": chosen}))}
+        key = {
+            "version": STEP_VERSIONS["merge"],
+            **self._merge_key(method, options | ({} if chosen is None else {"lam": chosen})),
+        }
 
         def make() -> Artifact:
             inputs = self._merge_inputs(method)
@@ -477,12 +645,19 @@ class Study:
                 for lam in progress(different or [None], desc=f"merge {encoder}"):
                     merged = method(*inputs, **options, **({} if lam is None else {"lam": lam}))
                     if method.gives == PER_TASK:  # of several lambdas each serves its own tasks
-                        states |= {t: merged[i] for i, t in enumerate(self.tasks) if lam is None or lams[t] == lam}
+                        states |= {
+                            t: merged[i]
+                            for i, t in enumerate(self.tasks)
+                            if lam is None or lams[t] == lam
+                        }
             meter.cost["seconds"] /= max(1, len(different))
             info = {"lam": chosen, "cost": meter.cost}
             if method.gives == PER_TASK:
-                return Artifact({f"{t}/{n}": v.cpu() for t, state in states.items() for n, v in state.items()},
-                                info | {"state_digests": {t: state_digest(state) for t, state in states.items()}})
+                return Artifact(
+                    {f"{t}/{n}": v.cpu() for t, state in states.items() for n, v in state.items()},
+                    info
+                    | {"state_digests": {t: state_digest(state) for t, state in states.items()}},
+                )
             state = {n: v.cpu() for n, v in merged.items()}
             return Artifact(state, info | {"state_digest": state_digest(state)})
 
@@ -510,13 +685,17 @@ class Study:
             expert = self.expert(task)
             return expert.info["state_digest"], lambda: expert.state
         if encoder == MULTI_TASK:
-            return self._multi_task.info["state_digest"], lambda: self._unpack(self._multi_task, task).state
+            return self._multi_task.info[
+                "state_digest"
+            ], lambda: self._unpack(self._multi_task, task).state
         if encoder == RANDOM:
             state, known = self._random
             return known, lambda: state
         info = self._merge_info(encoder)
         if "state_digests" in info:
-            return info["state_digests"][task], lambda: below(self._merge(encoder).tensors, f"{task}/")
+            return info["state_digests"][task], lambda: below(
+                self._merge(encoder).tensors, f"{task}/"
+            )
         return info["state_digest"], lambda: self._merge(encoder).tensors
 
     @cached_property
@@ -532,7 +711,9 @@ class Study:
         """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class`` * C rows."""
         found = self.task(task)
         n = min(len(found.train), self.profile.tasks.pool_per_class * found.n_classes)
-        return found.train.subset(torch.randperm(len(found.train), generator=torch.Generator().manual_seed(POOL_SEED))[:n])
+        return found.train.subset(
+            torch.randperm(len(found.train), generator=torch.Generator().manual_seed(POOL_SEED))[:n]
+        )
 
     def split(self, task: str, split: str) -> Split:
         """``train``, ``validation``, ``test``, ``pool``, or ``fit`` (as many training rows as there are test rows)."""
@@ -541,7 +722,9 @@ class Study:
             raise UnknownNameError("split", split, known)
         if split == "fit":
             found = self.task(task)
-            order = torch.randperm(len(found.train), generator=torch.Generator().manual_seed(POOL_SEED + 1))
+            order = torch.randperm(
+                len(found.train), generator=torch.Generator().manual_seed(POOL_SEED + 1)
+            )
             return found.train.subset(order[: len(found.test)])
         return self.pool(task) if split == "pool" else getattr(self.task(task), split)
 
@@ -560,12 +743,24 @@ class Study:
         """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in ``encoder.precision``), in the split's order; computed
         once."""
         inputs = self.split(task, split).inputs
-        key = {"version": STEP_VERSIONS["features"], "encoder": self.encoder.digest, "weights": self.weights_digest(encoder, task),
-               "inputs": inputs_digest(inputs), "dtype": self.precision}
+        key = {
+            "version": STEP_VERSIONS["features"],
+            "encoder": self.encoder.digest,
+            "weights": self.weights_digest(encoder, task),
+            "inputs": inputs_digest(inputs),
+            "dtype": self.precision,
+        }
 
         def make() -> Artifact:
-            z = extract_prepared(self.encoder, self.module(encoder, task), self._prepared(inputs), device=self.device,
-                        batch_size=self.profile.encoder.batch_size, desc=f"features {encoder} {task} {split}", precision=self.precision)
+            z = extract_prepared(
+                self.encoder,
+                self.module(encoder, task),
+                self._prepared(inputs),
+                device=self.device,
+                batch_size=self.profile.encoder.batch_size,
+                desc=f"features {encoder} {task} {split}",
+                precision=self.precision,
+            )
             return Artifact({"features": z})
 
         return self.store.get("features", key, make).tensors["features"]
@@ -580,7 +775,9 @@ class Study:
 
     # ---- right of the features: draws, protocols, scores ------------------------------------------------------------
 
-    def draws(self, task: str, draw: str, fit_on: str = "train", ks: Sequence[int] | None = None) -> Tensor:
+    def draws(
+        self, task: str, draw: str, fit_on: str = "train", ks: Sequence[int] | None = None
+    ) -> Tensor:
         """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol.
 
         ``draw`` is "stratified", "uniform", "all": every fit input once, ``[1, 1, P]``, or "share": ``[S, 1, n_max]``, of which the
@@ -593,14 +790,21 @@ class Study:
             return torch.arange(len(split))[None, None]
         n_classes, k_max = self.task(task).n_classes, max(ks or self._ks(task, draw, fit_on))
         if draw == "share":
-            return torch.stack([uniform_order(len(split), k_max, seed)[None] for seed in self.profile.protocols.seeds])
+            return torch.stack(
+                [
+                    uniform_order(len(split), k_max, seed)[None]
+                    for seed in self.profile.protocols.seeds
+                ]
+            )
         orders = []
         for seed in self.profile.protocols.seeds:
             if draw == "stratified":
                 orders.append(stratified_order(split.labels, n_classes, k_max, seed))
             else:
                 # Laid out so that [:, :k] holds the first k * C rows of the permutation: nested in k, too.
-                orders.append(uniform_order(len(split), k_max * n_classes, seed).view(k_max, n_classes).T)
+                orders.append(
+                    uniform_order(len(split), k_max * n_classes, seed).view(k_max, n_classes).T
+                )
         return torch.stack(orders)
 
     @staticmethod
@@ -610,8 +814,16 @@ class Study:
             raise UnknownNameError("fit_on", fit_on, ("train", "test"))
         return "pool" if fit_on == "train" else "test"
 
-    def predictions(self, encoder: str, task: str, protocol: str, *, draw: str = "stratified",
-                    fit_on: str = "train", ks: Sequence[int] | None = None) -> Tensor:
+    def predictions(
+        self,
+        encoder: str,
+        task: str,
+        protocol: str,
+        *,
+        draw: str = "stratified",
+        fit_on: str = "train",
+        ks: Sequence[int] | None = None,
+    ) -> Tensor:
         """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without shots.
 
         The key holds the inputs' identity and no label of a scored input, and neither does ``Evidence``.
@@ -620,34 +832,63 @@ class Study:
         settings = self.profile.protocols
         head = self.head(encoder, task)
         key: dict[str, Any] = {
-            "version": STEP_VERSIONS["predict"], "protocol": protocol, "encoder": self.encoder.digest,
-            "weights": self.weights_digest(encoder, task), "test": self.task(task).test.inputs_digest, "head": head_digest(head),
-            **self.precision_key}
-        if not (found.function.__module__ or "").startswith("mergelib."):  # a protocol of one's own: its body is its version
+            "version": STEP_VERSIONS["predict"],
+            "protocol": protocol,
+            "encoder": self.encoder.digest,
+            "weights": self.weights_digest(encoder, task),
+            "test": self.task(task).test.inputs_digest,
+            "head": head_digest(head),
+            **self.precision_key,
+        }
+        if not (found.function.__module__ or "").startswith(
+            "mergelib."
+        ):  # a protocol of one's own: its body is its version
             key["code"] = function_digest(found.function)
         draws = None
         if found.few_shot:
             if draw not in found.draws:
-                raise ConfigError(f"{found.label} takes no {draw} draw, but {' or '.join(found.draws)}.")
+                raise ConfigError(
+                    f"{found.label} takes no {draw} draw, but {' or '.join(found.draws)}."
+                )
             ks = tuple(ks or self._ks(task, draw, fit_on))
             draws = self.draws(task, draw, fit_on, ks)
             classes = self._share_classes(protocol, task, draw, fit_on, draws)
             key |= {} if classes is None else {"classes": state_digest({"classes": classes})}
-            key |= {"draws": state_digest({"rows": draws}), "fit": self.split(task, self.fit_split(fit_on)).inputs_digest,
-                    "teacher": self.expert(task).info["state_digest"], "ks": list(ks),
-                    "preset": get_preset(settings.ft_preset).__dict__}
+            key |= {
+                "draws": state_digest({"rows": draws}),
+                "fit": self.split(task, self.fit_split(fit_on)).inputs_digest,
+                "teacher": self.expert(task).info["state_digest"],
+                "ks": list(ks),
+                "preset": get_preset(settings.ft_preset).__dict__,
+            }
 
         def make() -> Artifact:
-            predicted = found.function(self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks))
-            wanted = (len(ks) if found.few_shot else 1, len(draws) if found.few_shot else 1, len(self.task(task).test))
+            predicted = found.function(
+                self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks)
+            )
+            wanted = (
+                len(ks) if found.few_shot else 1,
+                len(draws) if found.few_shot else 1,
+                len(self.task(task).test),
+            )
             if tuple(predicted.shape) != wanted:
-                raise ConfigError(f"Protocol '{protocol}' gave predictions {list(predicted.shape)}; [K, S, N] here is {list(wanted)}.")
+                raise ConfigError(
+                    f"Protocol '{protocol}' gave predictions {list(predicted.shape)}; [K, S, N] here is {list(wanted)}."
+                )
             return Artifact({"predicted": predicted.to("cpu", torch.int16)})
 
         return self.store.get("predict", key, make).tensors["predicted"]
 
-    def evidence(self, encoder: str, task: str, protocol: str = "ft_classifier", *, draw: str = "stratified",
-                 fit_on: str = "train", ks: Sequence[int] | None = None) -> Evidence:
+    def evidence(
+        self,
+        encoder: str,
+        task: str,
+        protocol: str = "ft_classifier",
+        *,
+        draw: str = "stratified",
+        fit_on: str = "train",
+        ks: Sequence[int] | None = None,
+    ) -> Evidence:
         """What the protocol sees, on the study's device. Raises ``ConfigError`` for a fit of multi-task learning's heads:
         no expert can teach them, because they are not the expert's."""
         to = self.device
@@ -656,14 +897,26 @@ class Study:
         if not get_protocol(protocol).few_shot:
             return Evidence(z, head)
         if encoder == MULTI_TASK and protocol != "knn":
-            raise ConfigError(f"{get_protocol(protocol).label} aligns an expert's head; multi-task learning has heads of its own.")
+            raise ConfigError(
+                f"{get_protocol(protocol).label} aligns an expert's head; multi-task learning has heads of its own."
+            )
         split, ks = self.fit_split(fit_on), tuple(ks or self._ks(task, draw, fit_on))
         draws = self.draws(task, draw, fit_on, ks)
         classes = self._share_classes(protocol, task, draw, fit_on, draws)
-        return Evidence(z, head, self.features(encoder, task, split).to(to), self.features(FINE_TUNED, task, split).to(to), draws.to(to), ks,
-                        get_preset(self.profile.protocols.ft_preset), classes if classes is None else classes.to(to))
+        return Evidence(
+            z,
+            head,
+            self.features(encoder, task, split).to(to),
+            self.features(FINE_TUNED, task, split).to(to),
+            draws.to(to),
+            ks,
+            get_preset(self.profile.protocols.ft_preset),
+            classes if classes is None else classes.to(to),
+        )
 
-    def _share_classes(self, protocol: str, task: str, draw: str, fit_on: str, draws: Tensor) -> Tensor | None:
+    def _share_classes(
+        self, protocol: str, task: str, draw: str, fit_on: str, draws: Tensor
+    ) -> Tensor | None:
         # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets to see them.
         if draw != "share" or protocol != "knn":
             return None
@@ -671,15 +924,30 @@ class Study:
 
     def share_counts(self, task: str) -> dict[float, int]:
         """How many inputs the profile's shares (percent of the test set) are for a task; at least one."""
-        return {share: max(1, int(share / 100 * len(self.task(task).test) + 0.5)) for share in self.profile.protocols.shares}
+        return {
+            share: max(1, int(share / 100 * len(self.task(task).test) + 0.5))
+            for share in self.profile.protocols.shares
+        }
 
     def _ks(self, task: str, draw: str, fit_on: str) -> tuple[int, ...]:
         if draw == "share":
             return tuple(self.share_counts(task).values())
-        return (len(self.split(task, self.fit_split(fit_on))),) if draw == "all" else self.profile.protocols.ks
+        return (
+            (len(self.split(task, self.fit_split(fit_on))),)
+            if draw == "all"
+            else self.profile.protocols.ks
+        )
 
-    def correct(self, encoder: str, task: str, protocol: str, *, k: float | None = None, draw: str = "stratified",
-                fit_on: str = "train") -> Tensor:
+    def correct(
+        self,
+        encoder: str,
+        task: str,
+        protocol: str,
+        *,
+        k: float | None = None,
+        draw: str = "stratified",
+        fit_on: str = "train",
+    ) -> Tensor:
         """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots).
 
         Of a random method draw s is scored with merge s mod M; without shots there is a row per merge. For ``draw="share"`` ``k`` is the
@@ -692,15 +960,32 @@ class Study:
         merges = self.merges(encoder)
         if len(merges) > 1:
             rows = [self.correct(m, task, protocol, k=k, draw=draw, fit_on=fit_on) for m in merges]
-            return torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))]) if shots else torch.cat(rows)
+            return (
+                torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))])
+                if shots
+                else torch.cat(rows)
+            )
         if shots and fit_on == "test" and draw != "share":
             ks = (k,)  # a test split may be too small for the largest k
-        predicted = self.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks if shots and draw != "share" else None)
+        predicted = self.predictions(
+            encoder,
+            task,
+            protocol,
+            draw=draw,
+            fit_on=fit_on,
+            ks=ks if shots and draw != "share" else None,
+        )
         index = ks.index(k) if shots else 0
         return predicted[index] == self.task(task).test.labels
 
-    def scores(self, encoders: Sequence[str], protocols: Sequence[str], *, draw: str = "stratified",
-               fit_on: str = "train") -> pd.DataFrame:
+    def scores(
+        self,
+        encoders: Sequence[str],
+        protocols: Sequence[str],
+        *,
+        draw: str = "stratified",
+        fit_on: str = "train",
+    ) -> pd.DataFrame:
         """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
 
         k, draw, fit_on and seed are missing for a protocol without shots; of a random method with several merges each has a row, and
@@ -715,17 +1000,42 @@ class Study:
                 for name in protocols:
                     protocol = get_protocol(name)
                     # All columns but the accuracy describe the row.
-                    common = {"backbone": self.profile.backbone, "task": task.name, "method": encoder, "protocol": name,
-                              "n": len(task.test)}
+                    common = {
+                        "backbone": self.profile.backbone,
+                        "task": task.name,
+                        "method": encoder,
+                        "protocol": name,
+                        "n": len(task.test),
+                    }
                     if draw == "all" or not protocol.few_shot:
                         if protocol.few_shot:
-                            common |= {"k": self._ks(task.name, draw, fit_on)[0] // task.n_classes, "draw": draw, "fit_on": fit_on}
+                            common |= {
+                                "k": self._ks(task.name, draw, fit_on)[0] // task.n_classes,
+                                "draw": draw,
+                                "fit_on": fit_on,
+                            }
                         right = self.correct(encoder, task.name, name, draw=draw, fit_on=fit_on)
-                        rows += [common | ({"seed": s} if len(right) > 1 else {}) | {"accuracy": percent(row)} for s, row in enumerate(right)]
+                        rows += [
+                            common
+                            | ({"seed": s} if len(right) > 1 else {})
+                            | {"accuracy": percent(row)}
+                            for s, row in enumerate(right)
+                        ]
                         continue
                     for k in self.profile.protocols.ks:
-                        right = self.correct(encoder, task.name, name, k=k, draw=draw, fit_on=fit_on)
-                        rows += [common | {"k": k, "draw": draw, "fit_on": fit_on, "seed": seed, "accuracy": percent(row)}
-                                 for seed, row in zip(self.profile.protocols.seeds, right, strict=True)]
+                        right = self.correct(
+                            encoder, task.name, name, k=k, draw=draw, fit_on=fit_on
+                        )
+                        rows += [
+                            common
+                            | {
+                                "k": k,
+                                "draw": draw,
+                                "fit_on": fit_on,
+                                "seed": seed,
+                                "accuracy": percent(row),
+                            }
+                            for seed, row in zip(self.profile.protocols.seeds, right, strict=True)
+                        ]
         frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
         return frame.astype({"k": "Int64", "seed": "Int64"})

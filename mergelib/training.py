@@ -39,7 +39,7 @@ class TrainConfig:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto" as "bf16" where ``device`` computes in bfloat16 natively, else "float32"; other names as they are.
+    """ "auto" as "bf16" where ``device`` computes in bfloat16 natively, else "float32"; other names as they are.
 
     A CPU without bfloat16 instructions (AVX2 only) emulates them: a training step then takes about twenty times as long as in
     float32.
@@ -49,7 +49,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        native = device.type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
     return "bf16" if native else "float32"
 
 
@@ -71,22 +73,39 @@ def newest_checkpoint(scratch: Path) -> str | None:
         try:
             json.loads((folder / "trainer_state.json").read_text())
             n = distributed.world_size()
-            names = ["pytorch_model.bin", "optimizer.pt", "scheduler.pt",
-                     *(["rng_state.pth"] if n == 1 else [f"rng_state_{i}.pth" for i in range(n)])]
+            names = [
+                "pytorch_model.bin",
+                "optimizer.pt",
+                "scheduler.pt",
+                *(["rng_state.pth"] if n == 1 else [f"rng_state_{i}.pth" for i in range(n)]),
+            ]
             # torch files are zip archives: their checksums tell damage without unpickling anything.
             if all(zipfile.ZipFile(folder / name).testzip() is None for name in names):
                 return str(folder)
         except (OSError, ValueError, zipfile.BadZipFile):
             pass
-        warnings.warn(f"checkpoint {folder.name} is damaged and cannot be resumed; it is removed, training goes on from the "
-                      "one before it, or from the beginning.", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"checkpoint {folder.name} is damaged and cannot be resumed; it is removed, training goes on from the "
+            "one before it, or from the beginning.",
+            UserWarning,
+            stacklevel=2,
+        )
         shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable[[list], dict], config: TrainConfig,
-          *, device: torch.device, scratch: Path, desc: str, optional_parts: bool = False,
-          mean_over_rows: bool = False) -> dict[str, Any]:
+def train(
+    model: nn.Module,
+    dataset: torch.utils.data.Dataset,
+    collate: Callable[[list], dict],
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+    optional_parts: bool = False,
+    mean_over_rows: bool = False,
+) -> dict[str, Any]:
     """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss. ``optional_parts``: some rows
     pass by some of its parameters. ``mean_over_rows``: the loss is a mean over the batch's rows, along which every tensor of it can be cut.
 
@@ -106,7 +125,9 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
     together = distributed.world_size() > 1
     share = distributed.share_of_batch(config.batch_size)
     if together and device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Several processes cannot train on '{device.type}' together: start mergelib without torchrun, or take cpu or cuda.")
+        raise ConfigError(
+            f"Several processes cannot train on '{device.type}' together: start mergelib without torchrun, or take cpu or cuda."
+        )
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class TextProgress(TrainerCallback):
@@ -121,12 +142,27 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
             self.bar.close()
 
     arguments = TrainingArguments(
-        output_dir=str(scratch), max_steps=config.steps, per_device_train_batch_size=share,
-        learning_rate=config.lr, weight_decay=0.0, warmup_steps=int(config.warmup * config.steps), lr_scheduler_type="linear",
-        bf16=config.precision == "bf16", use_cpu=device.type == "cpu", seed=config.seed, data_seed=config.seed,
-        save_strategy="steps" if config.save_every else "no", save_steps=config.save_every or 500, save_total_limit=2,
-        logging_strategy="steps", logging_steps=max(1, config.steps // 10), report_to=[], disable_tqdm=True,
-        remove_unused_columns=False, dataloader_pin_memory=False, log_level="error",
+        output_dir=str(scratch),
+        max_steps=config.steps,
+        per_device_train_batch_size=share,
+        learning_rate=config.lr,
+        weight_decay=0.0,
+        warmup_steps=int(config.warmup * config.steps),
+        lr_scheduler_type="linear",
+        bf16=config.precision == "bf16",
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=max(1, config.steps // 10),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        log_level="error",
         ddp_backend="gloo" if together and device.type == "cpu" else None,
         ddp_find_unused_parameters=optional_parts,  # one process's rows may all pass by what another's need
     )
@@ -145,14 +181,20 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
                     if not out_of_memory(error):
                         raise
                     if together or not mean_over_rows or self.pieces >= rows:
-                        raise DeviceMemoryError(f"{desc}: a batch of {rows} rows{f', in {self.pieces} pieces,' * (self.pieces > 1)} does not fit into the "
-                                                f"memory of {device}. Lower batch_size in the profile's section for it, free memory, or "
-                                                f"{'start more processes' if together else 'take another device'}.") from error
+                        raise DeviceMemoryError(
+                            f"{desc}: a batch of {rows} rows{f', in {self.pieces} pieces,' * (self.pieces > 1)} does not fit into the "
+                            f"memory of {device}. Lower batch_size in the profile's section for it, free memory, or "
+                            f"{'start more processes' if together else 'take another device'}."
+                        ) from error
                 self.pieces = min(2 * self.pieces, rows)
                 model.zero_grad(set_to_none=True)  # the failed step's; nothing else is accumulated
                 free_device_memory()
-                warnings.warn(f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes through in {self.pieces} pieces from now on, whose "
-                              "gradients are added.", UserWarning, stacklevel=2)
+                warnings.warn(
+                    f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes through in {self.pieces} pieces from now on, whose "
+                    "gradients are added.",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
         def _step_in_pieces(self, model, inputs, rows):
             if self.pieces == 1:
@@ -160,7 +202,11 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
             losses = []
             for part in torch.arange(rows).tensor_split(min(self.pieces, rows)):
                 self.share_of_rows = len(part) / rows
-                losses.append(super().training_step(model, tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], inputs)))
+                losses.append(
+                    super().training_step(
+                        model, tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], inputs)
+                    )
+                )
             return torch.stack(losses).sum()
 
         def compute_loss(self, *args, **kwargs):
@@ -172,7 +218,9 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
                 super()._save_checkpoint(model, trial)
             except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
                 shutil.rmtree(scratch / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-                raise StoreError(f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}") from error
+                raise StoreError(
+                    f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}"
+                ) from error
 
         def log(self, logs, start_time=None):
             self.state.log_history.append({**logs, "step": self.state.global_step})
@@ -193,18 +241,34 @@ def train(model: nn.Module, dataset: torch.utils.data.Dataset, collate: Callable
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         first = config.save_every and distributed.rank() == 0
         try:
-            trainer = QuietTrainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate,
-                                   callbacks=[TextProgress()])  # puts the weights on the device
+            trainer = QuietTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=dataset,
+                data_collator=collate,
+                callbacks=[TextProgress()],
+            )  # puts the weights on the device
             trainer.remove_callback(PrinterCallback)
             if together:
-                torch.manual_seed(config.seed + distributed.rank())  # equal weights, but dropout of one's own
-            trainer.train(resume_from_checkpoint=distributed.from_first(newest_checkpoint(scratch) if first else None))
+                torch.manual_seed(
+                    config.seed + distributed.rank()
+                )  # equal weights, but dropout of one's own
+            trainer.train(
+                resume_from_checkpoint=distributed.from_first(
+                    newest_checkpoint(scratch) if first else None
+                )
+            )
         except RuntimeError as error:
             if isinstance(error, MergelibError) or not out_of_memory(error):
                 raise
-            raise DeviceMemoryError(f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of {device}. Free some of it, "
-                                    "or take a smaller encoder or another device.") from error
+            raise DeviceMemoryError(
+                f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of {device}. Free some of it, "
+                "or take a smaller encoder or another device."
+            ) from error
         distributed.wait_for_all()  # nobody still writes to scratch when rank 0 removes it
     losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
-    return {"steps": config.steps, "last_loss": round(float(losses[-1]), 4) if losses else None,
-            **({"pieces": trainer.pieces} if trainer.pieces > 1 else {})}
+    return {
+        "steps": config.steps,
+        "last_loss": round(float(losses[-1]), 4) if losses else None,
+        **({"pieces": trainer.pieces} if trainer.pieces > 1 else {}),
+    }

@@ -37,8 +37,14 @@ def not_finite(state: State) -> list[str]:
     if not names:
         return []
     # NaN and inf carry over to the extremes, which one pass finds without new memory; a device answers once for all tensors.
-    extremes = torch.stack([bound.to(state[names[0]].device) for n in names for bound in state[n].detach().aminmax()])
-    return [n for n, ok in zip(names, extremes.view(-1, 2).isfinite().all(1).tolist(), strict=True) if not ok]
+    extremes = torch.stack(
+        [bound.to(state[names[0]].device) for n in names for bound in state[n].detach().aminmax()]
+    )
+    return [
+        n
+        for n, ok in zip(names, extremes.view(-1, 2).isfinite().all(1).tolist(), strict=True)
+        if not ok
+    ]
 
 
 def all_finite(t: Tensor) -> bool:
@@ -58,7 +64,9 @@ Inputs = tuple[str, ...] | Tensor
 def inputs_digest(inputs: Inputs) -> str:
     """Identity of inputs, in their order."""
     if isinstance(inputs, Tensor):
-        return digest(str(tuple(inputs.shape)), memoryview(inputs.contiguous().numpy()).cast("B"))  # not copied: it may be gigabytes
+        return digest(
+            str(tuple(inputs.shape)), memoryview(inputs.contiguous().numpy()).cast("B")
+        )  # not copied: it may be gigabytes
     return digest(*inputs)
 
 
@@ -68,7 +76,11 @@ def state_digest(state: State) -> str:
     for name in sorted(state):
         t = state[name].detach().cpu().contiguous()
         h.update(f"{name}|{t.dtype}|{tuple(t.shape)}|".encode())
-        h.update(memoryview(t.view(torch.uint8).numpy()) if t.numel() and t.dim() else t.numpy().tobytes())
+        h.update(
+            memoryview(t.view(torch.uint8).numpy())
+            if t.numel() and t.dim()
+            else t.numpy().tobytes()
+        )
     return h.hexdigest()
 
 
@@ -80,10 +92,16 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if isinstance(self.inputs, Tensor) and (self.inputs.dtype != torch.uint8 or self.inputs.dim() != 4 or self.inputs.shape[1] != 3):
-            raise DataError(f"Images are one uint8 tensor [N, 3, H, W], not {self.inputs.dtype} {list(self.inputs.shape)}.")
+        if isinstance(self.inputs, Tensor) and (
+            self.inputs.dtype != torch.uint8 or self.inputs.dim() != 4 or self.inputs.shape[1] != 3
+        ):
+            raise DataError(
+                f"Images are one uint8 tensor [N, 3, H, W], not {self.inputs.dtype} {list(self.inputs.shape)}."
+            )
         if len(self.inputs) != len(self.labels):
-            raise DataError(f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per input.")
+            raise DataError(
+                f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per input."
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -132,7 +150,9 @@ class Task:
         missing = sorted(set(range(self.n_classes)) - set(self.train.labels.tolist()))
         if missing:
             names = ", ".join(f"{c} ({self.label_names[c]})" for c in missing[:5])
-            raise DataError(f"Task '{self.name}': no training sample for class {names}; add some or drop the class.")
+            raise DataError(
+                f"Task '{self.name}': no training sample for class {names}; add some or drop the class."
+            )
 
     @property
     def n_classes(self) -> int:

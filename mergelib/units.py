@@ -61,7 +61,13 @@ def units(wanted: Wanted) -> list[Unit]:
     if wanted.only:
         refuse_lacking(wanted.profile, items)
     else:
-        items = [i for i in items if not why_left_out(i, wanted.profile, text_dir=wanted.text_dir, image_dir=wanted.image_dir)]
+        items = [
+            i
+            for i in items
+            if not why_left_out(
+                i, wanted.profile, text_dir=wanted.text_dir, image_dir=wanted.image_dir
+            )
+        ]
     variants, made = variant_names(wanted.profile), {}
     before: dict[str, tuple[str, ...]] = {}
 
@@ -72,15 +78,31 @@ def units(wanted: Wanted) -> list[Unit]:
 
     for item in (i for i in items if i.group != "report"):
         # Studies of several foundations are made by their notebook; it begins with the profile's experts.
-        before[item.id] = tuple(scored(*which) for which in dict.fromkeys(
-            (need if need in variants else "", need == "zoo") for need in (item.needs if item.needs and "non_local" not in item.needs else ("",))))
+        before[item.id] = tuple(
+            scored(*which)
+            for which in dict.fromkeys(
+                (need if need in variants else "", need == "zoo")
+                for need in (item.needs if item.needs and "non_local" not in item.needs else ("",))
+            )
+        )
     if wanted.zoo:
         scored("", True)
     for item in items:
         reports = item.group == "report"
-        needs = tuple(_sidecar(wanted, i.id) for i in items if i.id in before) if reports else before[item.id]
-        made[_sidecar(wanted, item.id)] = Unit("report" if reports else "notebook", item.id, wanted.profile, _sidecar(wanted, item.id), needs,
-                                               _run_command(wanted, item), _identity(wanted, notebook=item.path))
+        needs = (
+            tuple(_sidecar(wanted, i.id) for i in items if i.id in before)
+            if reports
+            else before[item.id]
+        )
+        made[_sidecar(wanted, item.id)] = Unit(
+            "report" if reports else "notebook",
+            item.id,
+            wanted.profile,
+            _sidecar(wanted, item.id),
+            needs,
+            _run_command(wanted, item),
+            _identity(wanted, notebook=item.path),
+        )
     return list(made.values())
 
 
@@ -95,25 +117,62 @@ def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
 
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
     profile = loaded.of_zoo() if zoo else loaded
-    trained, own = "-".join(filter(None, (wanted.profile, variant))), "-".join(filter(None, (wanted.profile, variant, "zoo" * zoo)))
+    trained, own = (
+        "-".join(filter(None, (wanted.profile, variant))),
+        "-".join(filter(None, (wanted.profile, variant, "zoo" * zoo))),
+    )
     identity, made = _identity(wanted, variant), []
 
     def add(rule: str, name: str, needs: Sequence[str], *command: str) -> str:
         study = trained if rule in ("pretrain", "fine_tune") else own
         output = f"stamps/{study}/{rule}/{name}.json"
-        made.append(Unit(rule, name, study, output, tuple(needs),
-                         (*command, *study_options(wanted, variant), *(["--zoo"] if study == own and zoo else []), "--stamp", output), identity))
+        made.append(
+            Unit(
+                rule,
+                name,
+                study,
+                output,
+                tuple(needs),
+                (
+                    *command,
+                    *study_options(wanted, variant),
+                    *(["--zoo"] if study == own and zoo else []),
+                    "--stamp",
+                    output,
+                ),
+                identity,
+            )
+        )
         return output
 
     base = add("pretrain", BASE, (), "train", "--only", BASE)
-    experts = [base] if profile.experts == "released" else [add("fine_tune", t, [base], "train", "--only", t) for t in profile.tasks.names]
-    extracted = [add("extract", name, needs, "compute", "extract", "--encoder", name) for name, needs in ((BASE, [base]), (FINE_TUNED, experts))]
+    experts = (
+        [base]
+        if profile.experts == "released"
+        else [add("fine_tune", t, [base], "train", "--only", t) for t in profile.tasks.names]
+    )
+    extracted = [
+        add("extract", name, needs, "compute", "extract", "--encoder", name)
+        for name, needs in ((BASE, [base]), (FINE_TUNED, experts))
+    ]
     if profile.multi_task == "trained" and not variant and not zoo:  # Table 2's
         trained_together = add("fine_tune", MULTI_TASK, [base], "train", "--only", MULTI_TASK)
-        extracted.append(add("extract", MULTI_TASK, [*experts, trained_together], "compute", "extract", "--encoder", MULTI_TASK))
+        extracted.append(
+            add(
+                "extract",
+                MULTI_TASK,
+                [*experts, trained_together],
+                "compute",
+                "extract",
+                "--encoder",
+                MULTI_TASK,
+            )
+        )
     for method in profile.merging.methods:
         merged = add("merge", method, experts, "compute", "merge", "--encoder", method)
-        extracted.append(add("extract", method, [merged], "compute", "extract", "--encoder", method))
+        extracted.append(
+            add("extract", method, [merged], "compute", "extract", "--encoder", method)
+        )
     add("score", "scores", extracted, "compute", "score")
     return made
 
@@ -122,12 +181,18 @@ def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
     """``mergelib run`` of one notebook, with those of the options that it declares."""
     from .runner import declared_parameters
 
-    declared, command = declared_parameters(item.path), ["run", "--profile", wanted.profile, "--only", item.id]
+    declared, command = (
+        declared_parameters(item.path),
+        ["run", "--profile", wanted.profile, "--only", item.id],
+    )
     for name in ("text_dir", "image_dir", "base"):
         if name in declared and getattr(wanted, name):
             command += [f"--{name.replace('_', '-')}", getattr(wanted, name)]
     overrides = parse_overrides(wanted.overrides)
-    for name, value, default in (("device", wanted.device, "auto"), ("overrides", repr(overrides), "{}")):
+    for name, value, default in (
+        ("device", wanted.device, "auto"),
+        ("overrides", repr(overrides), "{}"),
+    ):
         if name in declared and value != default:
             command += ["-p", f"{name}={value}"]
     return tuple(command)
@@ -140,7 +205,11 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
 
     cells = []
     if notebook is not None:  # its code alone: saving a notebook with outputs changes nothing
-        cells = [c["source"] for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+        cells = [
+            c["source"]
+            for c in json.loads(notebook.read_text())["cells"]
+            if c["cell_type"] == "code"
+        ]
     profile = load_profile(wanted.profile, given_overrides(wanted), variant).model_dump(mode="json")
     return digest(json.dumps([profile, STEP_VERSIONS, cells], sort_keys=True))[:16]
 
@@ -182,10 +251,20 @@ def command_compute(args: argparse.Namespace) -> int:
 
     from .study import Study
 
-    study = Study(args.profile, variant=args.variant, overrides=parse_overrides(args.overrides), text_dir=args.text_dir, image_dir=args.image_dir,
-                  base=args.base, device=args.device, zoo=args.zoo)
+    study = Study(
+        args.profile,
+        variant=args.variant,
+        overrides=parse_overrides(args.overrides),
+        text_dir=args.text_dir,
+        image_dir=args.image_dir,
+        base=args.base,
+        device=args.device,
+        zoo=args.zoo,
+    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lies on the edge of the grid.*")  # the notebook that shows it says so
+        warnings.filterwarnings(
+            "ignore", message=".*lies on the edge of the grid.*"
+        )  # the notebook that shows it says so
         compute(study, args.step, args.encoder, zoo=args.zoo)
     write_stamp(args.stamp, study.store)
     print(f"{args.step} {args.encoder}: {len(study.store.asked)} artifacts in {study.store.root}")
@@ -193,15 +272,25 @@ def command_compute(args: argparse.Namespace) -> int:
 
 
 def command_units(args: argparse.Namespace) -> int:
-    wanted = Wanted(args.profile, tuple(args.only), *(str(user_path(p).resolve()) if p else "" for p in (args.text_dir, args.image_dir)),
-                    _place(args.base), args.device, args.overrides, args.zoo)
+    wanted = Wanted(
+        args.profile,
+        tuple(args.only),
+        *(str(user_path(p).resolve()) if p else "" for p in (args.text_dir, args.image_dir)),
+        _place(args.base),
+        args.device,
+        args.overrides,
+        args.zoo,
+    )
     made = units(wanted)
     text = json.dumps([asdict(u) for u in made], indent=1)
     if args.out:
         paths.make_folder(user_path(args.out).parent)
         paths.write_whole(user_path(args.out), f"{text}\n".encode())
         counts = {rule: sum(u.rule == rule for u in made) for rule in RULES}
-        print(f"{len(made)} units: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}", file=sys.stderr)
+        print(
+            f"{len(made)} units: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",
+            file=sys.stderr,
+        )
     else:
         print(text)
     return 0
@@ -215,24 +304,50 @@ def _place(base: str) -> str:
 def read_units(path: str | Path) -> list[Unit]:
     """The units that ``units --out`` wrote. Raises ``ConfigError``."""
     try:
-        return [Unit(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in json.loads(read_text(path, str(path)))]
+        return [
+            Unit(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+            for row in json.loads(read_text(path, str(path)))
+        ]
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: no list of units; write one with `python -m mergelib units --out FILE`.") from error
+        raise ConfigError(
+            f"{path}: no list of units; write one with `python -m mergelib units --out FILE`."
+        ) from error
 
 
 def register(commands: Any) -> None:
     """Add both subcommands to the parser of ``mergelib.cli``."""
-    listing = commands.add_parser("units", help="a profile as commands with files between them, as JSON; cluster/Snakefile runs them")
+    listing = commands.add_parser(
+        "units",
+        help="a profile as commands with files between them, as JSON; cluster/Snakefile runs them",
+    )
     add_study_options(listing, variant=False)
-    listing.add_argument("--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups, as for run")
-    listing.add_argument("--zoo", action="store_true", help="also merge and score every method of the zoo where no notebook of the profile shows them")
-    listing.add_argument("--out", default="", metavar="FILE", help="where to write them; the terminal by default")
+    listing.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups, as for run"
+    )
+    listing.add_argument(
+        "--zoo",
+        action="store_true",
+        help="also merge and score every method of the zoo where no notebook of the profile shows them",
+    )
+    listing.add_argument(
+        "--out", default="", metavar="FILE", help="where to write them; the terminal by default"
+    )
     listing.set_defaults(function=command_units)
-    one = commands.add_parser("compute", help="one unit: a merge, an encoder's features, or the scores, into the store")
+    one = commands.add_parser(
+        "compute", help="one unit: a merge, an encoder's features, or the scores, into the store"
+    )
     one.add_argument("step", choices=STEPS)
     add_study_options(one)
-    one.add_argument("--encoder", default="", metavar="NAME", help="f_b, f_t, multi_task or a merging method")
-    one.add_argument("--zoo", action="store_true", help="take methods and grids from the profile's section zoo")
-    one.add_argument("--stamp", default="", metavar="FILE", help="leave a file that names the artifacts of the store")
+    one.add_argument(
+        "--encoder", default="", metavar="NAME", help="f_b, f_t, multi_task or a merging method"
+    )
+    one.add_argument(
+        "--zoo", action="store_true", help="take methods and grids from the profile's section zoo"
+    )
+    one.add_argument(
+        "--stamp",
+        default="",
+        metavar="FILE",
+        help="leave a file that names the artifacts of the store",
+    )
     one.set_defaults(function=command_compute)
-

@@ -66,11 +66,15 @@ class ImageEncoder:
     def __post_init__(self) -> None:
         known = {"clip_vision_model": ("clip",), "vit": ("mean", "cls")}.get(self.config.model_type)
         if known is None:
-            raise ConfigError(f"'{self.source}' is of type {self.config.model_type}; images are encoded by CLIP's vision model or a ViT.")
+            raise ConfigError(
+                f"'{self.source}' is of type {self.config.model_type}; images are encoded by CLIP's vision model or a ViT."
+            )
         if not self.pooling:
             object.__setattr__(self, "pooling", known[0])
         if self.pooling not in known:
-            raise ConfigError(f"pooling '{self.pooling}' does not fit {self.config.model_type}; choose from {', '.join(known)}.")
+            raise ConfigError(
+                f"pooling '{self.pooling}' does not fit {self.config.model_type}; choose from {', '.join(known)}."
+            )
 
     @property
     def width(self) -> int:
@@ -85,7 +89,11 @@ class ImageEncoder:
     @cached_property
     def digest(self) -> str:
         """Identity of architecture, preprocessing and pooling; part of every key of the store."""
-        return digest(architecture(self.config, "architectures"), json.dumps([self.mean, self.std]), self.pooling)
+        return digest(
+            architecture(self.config, "architectures"),
+            json.dumps([self.mean, self.std]),
+            self.pooling,
+        )
 
     def module(self, state: State | None = None) -> ImageFeatures:
         """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
@@ -93,7 +101,11 @@ class ImageEncoder:
 
         config = copy.deepcopy(self.config)
         config._attn_implementation = "sdpa"
-        transformer = CLIPVisionModelWithProjection(config) if self.pooling == "clip" else ViTModel(config, add_pooling_layer=False)
+        transformer = (
+            CLIPVisionModelWithProjection(config)
+            if self.pooling == "clip"
+            else ViTModel(config, add_pooling_layer=False)
+        )
         # Parts follow the dtype that a published configuration names; features are float32 whatever it says.
         model = ImageFeatures(transformer, self.pooling).float().eval()
         if state is not None:
@@ -105,10 +117,20 @@ class ImageEncoder:
 
         Raises ``DataError`` for another dtype or shape.
         """
-        if not isinstance(inputs, Tensor) or inputs.dtype != torch.uint8 or tuple(inputs.shape[1:]) != (3, self.size, self.size):
-            given = f"{inputs.dtype} {list(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise DataError(f"'{self.source}' encodes images as torch.uint8 [N, 3, {self.size}, {self.size}], not {given}; resize and "
-                            "convert them first.")
+        if (
+            not isinstance(inputs, Tensor)
+            or inputs.dtype != torch.uint8
+            or tuple(inputs.shape[1:]) != (3, self.size, self.size)
+        ):
+            given = (
+                f"{inputs.dtype} {list(inputs.shape)}"
+                if isinstance(inputs, Tensor)
+                else type(inputs).__name__
+            )
+            raise DataError(
+                f"'{self.source}' encodes images as torch.uint8 [N, 3, {self.size}, {self.size}], not {given}; resize and "
+                "convert them first."
+            )
         return inputs
 
     def length(self, row: Tensor) -> int:
@@ -129,8 +151,14 @@ Tokenize = Callable[[Sequence[str]], Mapping[str, Tensor]]
 
 def as_batches(tokenizer: Any, max_length: int) -> Tokenize:
     """Texts -> ``input_ids, attention_mask [B, L]``, padded to the longest and cut to ``max_length`` tokens."""
-    return lambda texts: tokenizer(list(texts), padding=True, truncation=True, max_length=max_length, return_tensors="pt",
-                                   return_token_type_ids=False)
+    return lambda texts: tokenizer(
+        list(texts),
+        padding=True,
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
+        return_token_type_ids=False,
+    )
 
 
 @torch.inference_mode()
@@ -140,13 +168,19 @@ def text_embeddings(clip: nn.Module, tokenize: Tokenize, texts: Sequence[str]) -
     device = clip.logit_scale.device
     found = []
     for start in range(0, len(texts), PROMPT_BATCH):
-        batch = {k: v.to(device) for k, v in tokenize(list(texts[start : start + PROMPT_BATCH])).items()}
-        pooled = clip.text_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+        batch = {
+            k: v.to(device) for k, v in tokenize(list(texts[start : start + PROMPT_BATCH])).items()
+        }
+        pooled = clip.text_model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).pooler_output
         found.append(F.normalize(clip.text_projection(pooled).float(), dim=-1).cpu())
     return torch.cat(found)
 
 
-def zero_shot_head(clip: nn.Module, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[str]) -> Head:
+def zero_shot_head(
+    clip: nn.Module, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[str]
+) -> Head:
     """W_t ``[C, d]`` of C class names, zero bias: CLIP's zero-shot classifier.
 
     Per class every template is filled in and embedded, normalised, averaged and normalised again; all is multiplied by
@@ -155,7 +189,9 @@ def zero_shot_head(clip: nn.Module, tokenize: Tokenize, class_names: Sequence[st
     """
     for template in templates:
         if template.count("{}") != 1:
-            raise ConfigError(f"The prompt template {template!r} needs the place {{}} of the class name once.")
+            raise ConfigError(
+                f"The prompt template {template!r} needs the place {{}} of the class name once."
+            )
     if not templates:
         raise ConfigError("At least one prompt template is needed, such as 'a photo of a {}.'.")
     texts = [template.replace("{}", name) for name in class_names for template in templates]
@@ -179,7 +215,11 @@ class ClipParts:
     @classmethod
     def of(cls, model: nn.Module, encoder: ImageEncoder, tokenize: Tokenize) -> ClipParts:
         """The parts of a ``CLIPModel``; its weights are copied."""
-        state = {n: t.detach().clone() for n, t in model.state_dict().items() if n.startswith(TOWER) or n == PROJECTION}
+        state = {
+            n: t.detach().clone()
+            for n, t in model.state_dict().items()
+            if n.startswith(TOWER) or n == PROJECTION
+        }
         return cls(encoder, state, model, tokenize)
 
     def head(self, class_names: Sequence[str], templates: Sequence[str]) -> Head:
@@ -191,17 +231,24 @@ def check_names(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
     """Raises ``StateDictError`` that lists every missing and unexpected name."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
-        raise StateDictError(f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. Give the whole folder of a CLIP of the "
-                             "same architecture.")
+        raise StateDictError(
+            f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. Give the whole folder of a CLIP of the "
+            "same architecture."
+        )
 
 
 def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, Tensor]:
     """Tensors of ``parent`` (``names``: wanted name -> name in the file) as float32, checked against ``wanted`` by name and shape."""
     check_names(list(names), list(wanted), f"'{parent.name}'")
-    odd = [f"{n} {list(parent.weights.shape(raw))}, wanted {list(wanted[n].shape)}" for n, raw in names.items()
-           if parent.weights.shape(raw) != tuple(wanted[n].shape)]
+    odd = [
+        f"{n} {list(parent.weights.shape(raw))}, wanted {list(wanted[n].shape)}"
+        for n, raw in names.items()
+        if parent.weights.shape(raw) != tuple(wanted[n].shape)
+    ]
     if odd:
-        raise StateDictError(f"'{parent.name}' is of another size: {'; '.join(odd)}. Give a model of the same architecture.")
+        raise StateDictError(
+            f"'{parent.name}' is of another size: {'; '.join(odd)}. Give a model of the same architecture."
+        )
     return {n: parent.weights.tensor(raw).to(torch.float32).clone() for n, raw in names.items()}
 
 
@@ -219,7 +266,9 @@ def load_clip(source: str | Parent) -> ClipParts:
 
     parent = open_parent(source)
     if parent.config.model_type != "clip":
-        raise ConfigError(f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; its heads could not be made.")
+        raise ConfigError(
+            f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; its heads could not be made."
+        )
     with quiet():
         model = CLIPModel(parent.config).float().eval()
     names = {n: n for n in parent.weights if not n.endswith(BUFFERS)}
@@ -231,14 +280,20 @@ def load_clip(source: str | Parent) -> ClipParts:
 def _encoder(parent: Parent, vision_config: Any, projection_dim: int) -> ImageEncoder:
     path = parent.folder / "preprocessor_config.json"
     if not path.is_file():
-        raise ConfigError(f"'{parent.name}' has no preprocessor_config.json, so mean and std of its pixels are unknown; copy the whole folder.")
+        raise ConfigError(
+            f"'{parent.name}' has no preprocessor_config.json, so mean and std of its pixels are unknown; copy the whole folder."
+        )
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         mean, std = (tuple(float(x) for x in said[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"'{parent.name}': preprocessor_config.json names no image_mean and image_std ({error!r}).") from error
+        raise ConfigError(
+            f"'{parent.name}': preprocessor_config.json names no image_mean and image_std ({error!r})."
+        ) from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ConfigError(f"'{parent.name}': image_mean and image_std need three values each, std above 0; given {mean} and {std}.")
+        raise ConfigError(
+            f"'{parent.name}': image_mean and image_std need three values each, std above 0; given {mean} and {std}."
+        )
     config = copy.deepcopy(vision_config)
     # The projection belongs to the whole model; a tower's own config may hold another number and then means nothing.
     config.projection_dim = projection_dim
@@ -251,8 +306,10 @@ def _tokenizer(parent: Parent) -> Tokenize:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(parent.folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"'{parent.name}': its tokenizer cannot be loaded ({str(error).splitlines()[0][:200]}); copy the whole "
-                          "folder.") from error
+        raise ConfigError(
+            f"'{parent.name}': its tokenizer cannot be loaded ({str(error).splitlines()[0][:200]}); copy the whole "
+            "folder."
+        ) from error
     return as_batches(tokenizer, parent.config.text_config.max_position_embeddings)
 
 

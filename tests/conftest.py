@@ -21,15 +21,32 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 torch.set_num_threads(1)
-settings.register_profile("mergelib", deadline=None, max_examples=60, derandomize=True,
-                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "mergelib",
+    deadline=None,
+    max_examples=60,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 # The long search draws new cases each time: HYPOTHESIS_PROFILE=long ./run_all.sh test tests/hostile
-settings.register_profile("long", settings.get_profile("mergelib"), max_examples=10_000, derandomize=False, print_blob=True)
+settings.register_profile(
+    "long",
+    settings.get_profile("mergelib"),
+    max_examples=10_000,
+    derandomize=False,
+    print_blob=True,
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mergelib"))
 
 TINY = {
-    "tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60,
-    "tasks.pool_per_class": 12, "resamples": 200, "threads": 1, "fine_tuning.steps": 12,
+    "tasks.names": ["ag", "yelp"],
+    "tasks.n_train": 160,
+    "tasks.n_validation": 40,
+    "tasks.n_test": 60,
+    "tasks.pool_per_class": 12,
+    "resamples": 200,
+    "threads": 1,
+    "fine_tuning.steps": 12,
     "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
 }
 
@@ -59,7 +76,16 @@ def make_study(tmp_path_factory):
 
     def make(store=None, tasks=None, base="", overrides=(), zoo=False, variant=""):
         store = Store(store or tmp_path_factory.mktemp("store"))
-        return Study("quick", overrides=TINY | dict(overrides), store=store, tasks=tasks, base=base, device="cpu", zoo=zoo, variant=variant)
+        return Study(
+            "quick",
+            overrides=TINY | dict(overrides),
+            store=store,
+            tasks=tasks,
+            base=base,
+            device="cpu",
+            zoo=zoo,
+            variant=variant,
+        )
 
     return make
 

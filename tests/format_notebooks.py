@@ -24,11 +24,33 @@ def formatted(path: Path) -> dict[str, str]:
     Raises ``CalledProcessError`` for code that ruff cannot parse.
     """
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    notebook.cells = [c for c in notebook.cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
+    notebook.cells = [
+        c
+        for c in notebook.cells
+        if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])
+    ]
     # Named after a file of the folder, so that ruff finds the folder's settings.
-    ruff = [sys.executable, "-m", "ruff", "format", "--no-cache", "--stdin-filename", str(FOLDER / "cells.ipynb"), "-"]
-    done = subprocess.run(ruff, input=nbformat.writes(notebook), capture_output=True, text=True, encoding="utf-8", check=True)
-    return {c.id: c.source for c in nbformat.reads(done.stdout, as_version=nbformat.NO_CONVERT).cells}
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "format",
+        "--no-cache",
+        "--stdin-filename",
+        str(FOLDER / "cells.ipynb"),
+        "-",
+    ]
+    done = subprocess.run(
+        ruff,
+        input=nbformat.writes(notebook),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return {
+        c.id: c.source for c in nbformat.reads(done.stdout, as_version=nbformat.NO_CONVERT).cells
+    }
 
 
 def main(paths: list[Path]) -> None:
@@ -36,7 +58,9 @@ def main(paths: list[Path]) -> None:
         notebook, sources = nbformat.read(path, as_version=nbformat.NO_CONVERT), formatted(path)
         for cell in notebook.cells:
             cell.source = sources.get(cell.id, cell.source)
-        path.write_text(nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(
+            nbformat.writes(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

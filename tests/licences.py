@@ -19,8 +19,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "licences.md"
 # Words of licences under which everybody may use, change and combine: permissive ones, and weak copyleft that ends at the package's files.
-GOOD = re.compile(r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software Foundation|Python-2\.0|CNRI|HPND|MIT-CMU|Zlib|0BSD|Unlicense|CC0|MPL|Mozilla|LGPL|Lesser|NCSA|BSL|Boost|OFL)\b", re.I)
-BAD = re.compile(r"(?<!L)\bA?GPL|(?<!Lesser )General Public|Affero|proprietary|non-?commercial|SSPL|BUSL", re.I)
+GOOD = re.compile(
+    r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software Foundation|Python-2\.0|CNRI|HPND|MIT-CMU|Zlib|0BSD|Unlicense|CC0|MPL|Mozilla|LGPL|Lesser|NCSA|BSL|Boost|OFL)\b",
+    re.I,
+)
+BAD = re.compile(
+    r"(?<!L)\bA?GPL|(?<!Lesser )General Public|Affero|proprietary|non-?commercial|SSPL|BUSL", re.I
+)
 # Not free, but theirs to give: pip's CUDA build of torch installs these run-time libraries; the CPU build does not.
 RUNTIME = re.compile(r"^(nvidia-|cuda-)")
 
@@ -38,9 +43,17 @@ class Row:
 def licence_of(name: str) -> str:
     """The expression, else the classifiers, else the first line of the field ``License``."""
     meta = distribution(name).metadata
-    classifiers = [c.split(" :: ")[-1] for c in meta.get_all("Classifier") or [] if c.startswith("License :: ") and c.count(" :: ") > 1]
+    classifiers = [
+        c.split(" :: ")[-1]
+        for c in meta.get_all("Classifier") or []
+        if c.startswith("License :: ") and c.count(" :: ") > 1
+    ]
     field = (meta.get("License") or "").strip().splitlines()
-    return meta.get("License-Expression") or ", ".join(classifiers) or (field[0][:80] if field else "not said")
+    return (
+        meta.get("License-Expression")
+        or ", ".join(classifiers)
+        or (field[0][:80] if field else "not said")
+    )
 
 
 def rows() -> list[Row]:
@@ -64,13 +77,23 @@ def rows() -> list[Row]:
 
 def doubtful(row: Row) -> bool:
     """Whether somebody has to look at this licence: a strong copyleft, a restriction of use, or nothing known."""
-    return not RUNTIME.match(row.name) and (bool(BAD.search(row.licence)) or not GOOD.search(row.licence))
+    return not RUNTIME.match(row.name) and (
+        bool(BAD.search(row.licence)) or not GOOD.search(row.licence)
+    )
 
 
 def table(found: list[Row]) -> str:
     """Markdown: direct dependencies in bold, with the version that is pinned."""
-    return "\n".join(["| package | licence | version here |", "|---|---|---|",
-                      *(f"| {f'**{r.name}**' if r.direct else r.name} | {r.licence} | {r.version} |" for r in found)])
+    return "\n".join(
+        [
+            "| package | licence | version here |",
+            "|---|---|---|",
+            *(
+                f"| {f'**{r.name}**' if r.direct else r.name} | {r.licence} | {r.version} |"
+                for r in found
+            ),
+        ]
+    )
 
 
 def main() -> int:

@@ -20,7 +20,11 @@ from urllib.parse import parse_qs
 
 OLD, NEW = "a" * 40, "b" * 40
 PAGE = b"<!DOCTYPE html><html><body>Sign in to this network</body></html>"
-LARGE = (".pth", ".safetensors", ".parquet")  # kept in large-file storage: known by sha256, served from another host
+LARGE = (
+    ".pth",
+    ".safetensors",
+    ".parquet",
+)  # kept in large-file storage: known by sha256, served from another host
 Content = bytes | Path
 
 
@@ -52,8 +56,11 @@ def parquet(rows: dict) -> bytes:
 
 def table_repository(train: dict, test: dict) -> dict[str, Content]:
     """A data set's files: a card and two tables."""
-    return {"README.md": b"---\nlicense: unknown\n---\n# A card\n", "data/train-00000-of-00001.parquet": parquet(train),
-            "data/test-00000-of-00001.parquet": parquet(test)}
+    return {
+        "README.md": b"---\nlicense: unknown\n---\n# A card\n",
+        "data/train-00000-of-00001.parquet": parquet(train),
+        "data/test-00000-of-00001.parquet": parquet(test),
+    }
 
 
 class Hub(ThreadingHTTPServer):
@@ -66,8 +73,12 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, dict[str, dict[str, Content]]] = {}  # data sets
         self.models: dict[str, dict[str, dict[str, Content]]] = {}
         self.pages: dict[str, int] = {}  # ids in whose place a page with this status comes
-        self.gated: set[str] = set()  # ids refused in a message that repeats what the client sent as authorization
-        self.cuts: dict[str, list[int]] = {}  # path -> for each coming download the bytes after which the connection breaks
+        self.gated: set[str] = (
+            set()
+        )  # ids refused in a message that repeats what the client sent as authorization
+        self.cuts: dict[
+            str, list[int]
+        ] = {}  # path -> for each coming download the bytes after which the connection breaks
         self.swaps: dict[str, bytes] = {}  # path -> what is sent in its place, under its hash
         self.lost: set[str] = set()  # paths that are listed, but not there
         self.blobs: dict[str, tuple[str, Content]] = {}
@@ -87,9 +98,21 @@ class Answer(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def reply(self, status: int, body: bytes = b"{}", kind: str = "application/json", *, cut: int | None = None, **headers: str) -> None:
+    def reply(
+        self,
+        status: int,
+        body: bytes = b"{}",
+        kind: str = "application/json",
+        *,
+        cut: int | None = None,
+        **headers: str,
+    ) -> None:
         self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+        for key, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **headers,
+        }.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -100,13 +123,22 @@ class Answer(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def send_file(self, path: str, content: Content, **headers: str) -> None:
-        body = self.server.swaps.get(path, read(content)) if self.command == "GET" else read(content)
+        body = (
+            self.server.swaps.get(path, read(content)) if self.command == "GET" else read(content)
+        )
         cuts = self.server.cuts.get(path, [])
         cut = cuts.pop(0) if cuts and self.command == "GET" else None
         if (asked := self.headers.get("Range")) and self.command == "GET":
             self.server.ranges.append(asked)
             start = int(re.match(r"bytes=(\d+)-", asked)[1])
-            return self.reply(206, body[start:], "application/octet-stream", cut=cut, Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}", **headers)
+            return self.reply(
+                206,
+                body[start:],
+                "application/octet-stream",
+                cut=cut,
+                Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}",
+                **headers,
+            )
         self.reply(200, body, "application/octet-stream", cut=cut, **headers)
 
     def answer(self) -> None:
@@ -117,14 +149,27 @@ class Answer(BaseHTTPRequestHandler):
             self.server.authorized.append(path)
         if path.startswith("/storage/"):
             return self.send_file(*self.server.blobs[path.removeprefix("/storage/")])
-        found = re.fullmatch(r"(?:/api/(datasets|models)|/(datasets))?/([^/]+(?:/[^/]+?)?)"
-                             r"(?:/(revision|tree|paths-info|resolve)/([^/]+)(?:/(.*))?)?", path)
+        found = re.fullmatch(
+            r"(?:/api/(datasets|models)|/(datasets))?/([^/]+(?:/[^/]+?)?)"
+            r"(?:/(revision|tree|paths-info|resolve)/([^/]+)(?:/(.*))?)?",
+            path,
+        )
         if not found:
             return self.reply(404)
-        kind, name, verb, revision, rest = found[1] or found[2] or "models", found[3], found[4], found[5], found[6] or ""
+        kind, name, verb, revision, rest = (
+            found[1] or found[2] or "models",
+            found[3],
+            found[4],
+            found[5],
+            found[6] or "",
+        )
         commits = (self.server.repositories if kind == "datasets" else self.server.models).get(name)
         if name in self.server.gated:
-            return self.reply(403, X_Error_Code="GatedRepo", X_Error_Message=f"Refused to {self.headers.get('Authorization')}")
+            return self.reply(
+                403,
+                X_Error_Code="GatedRepo",
+                X_Error_Message=f"Refused to {self.headers.get('Authorization')}",
+            )
         if commits is None:
             return self.reply(404, X_Error_Code="RepoNotFound")
         if name in self.server.pages:
@@ -138,21 +183,50 @@ class Answer(BaseHTTPRequestHandler):
             if path not in files:
                 return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
             content = read(files[path])
-            large = {"lfs": {"oid": sha256(content), "size": len(content), "pointerSize": 130}} if path.endswith(LARGE) else {}
-            return {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content), **large}
+            large = (
+                {"lfs": {"oid": sha256(content), "size": len(content), "pointerSize": 130}}
+                if path.endswith(LARGE)
+                else {}
+            )
+            return {
+                "type": "file",
+                "path": path,
+                "size": len(content),
+                "oid": git_sha1(content),
+                **large,
+            }
 
         if verb in (None, "revision"):
             siblings = []
             for one in map(listed, files):
-                large = {"lfs": {"sha256": one["lfs"]["oid"], "size": one["size"], "pointerSize": 130}} if "lfs" in one else {}
-                siblings.append({"rfilename": one["path"], "size": one["size"], "blobId": one["oid"], **large})
-            info = {"id": name, "sha": commit, "private": False, "gated": False, "disabled": False, "downloads": 0,
-                    "likes": 0, "tags": [], "siblings": siblings}
+                large = (
+                    {"lfs": {"sha256": one["lfs"]["oid"], "size": one["size"], "pointerSize": 130}}
+                    if "lfs" in one
+                    else {}
+                )
+                siblings.append(
+                    {"rfilename": one["path"], "size": one["size"], "blobId": one["oid"], **large}
+                )
+            info = {
+                "id": name,
+                "sha": commit,
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "siblings": siblings,
+            }
             return self.reply(200, json.dumps(info).encode())
         if verb == "tree":
-            below = [f[len(rest):].lstrip("/") for f in files if not rest or f.startswith(rest + "/")]
+            below = [
+                f[len(rest) :].lstrip("/") for f in files if not rest or f.startswith(rest + "/")
+            ]
             deep = "recursive=True" in self.path or "recursive=true" in self.path
-            entries = sorted({f"{rest}/{f if deep else f.split('/')[0]}".lstrip("/") for f in below})
+            entries = sorted(
+                {f"{rest}/{f if deep else f.split('/')[0]}".lstrip("/") for f in below}
+            )
             if not entries:
                 return self.reply(404, X_Error_Code="EntryNotFound")
             return self.reply(200, json.dumps([listed(e) for e in entries]).encode())
@@ -166,8 +240,15 @@ class Answer(BaseHTTPRequestHandler):
         if rest.endswith(LARGE):
             digest = sha256(content)
             self.server.blobs[digest] = rest, files[rest]
-            return self.reply(302, b"", X_Repo_Commit=commit, X_Linked_ETag=f'"{digest}"', X_Linked_Size=str(len(content)),
-                              ETag='"of-the-redirect"', Location=f"http://localhost:{self.server.server_port}/storage/{digest}?Signature=planted")
+            return self.reply(
+                302,
+                b"",
+                X_Repo_Commit=commit,
+                X_Linked_ETag=f'"{digest}"',
+                X_Linked_Size=str(len(content)),
+                ETag='"of-the-redirect"',
+                Location=f"http://localhost:{self.server.server_port}/storage/{digest}?Signature=planted",
+            )
         self.send_file(rest, files[rest], X_Repo_Commit=commit, ETag=f'"{git_sha1(content)}"')
 
     do_GET = do_HEAD = do_POST = answer
@@ -218,18 +299,45 @@ for line in sys.stdin:
 class Client:
     """Calls of the library in a process that knows only ``endpoint``; its caches and its store lie in ``folder``."""
 
-    def __init__(self, folder: Path, endpoint: str, registries: dict[str, Path] | None = None, **environment: str):
-        kept = {k: v for k, v in os.environ.items()
-                if "proxy" not in k.lower() and not k.startswith(("HF_", "HUGGING", "MERGELIB_"))}
+    def __init__(
+        self,
+        folder: Path,
+        endpoint: str,
+        registries: dict[str, Path] | None = None,
+        **environment: str,
+    ):
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if "proxy" not in k.lower() and not k.startswith(("HF_", "HUGGING", "MERGELIB_"))
+        }
         self.registries = {module: str(file) for module, file in (registries or {}).items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1],
-            env={**kept, "NO_PROXY": "*", "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"),
-                 "HF_HUB_DISABLE_TELEMETRY": "1", "MERGELIB_STORE": str(folder / "store"), **environment})
+            [sys.executable, "-c", DRIVER],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[1],
+            env={
+                **kept,
+                "NO_PROXY": "*",
+                "HF_ENDPOINT": endpoint,
+                "HF_HOME": str(folder / "home"),
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "MERGELIB_STORE": str(folder / "store"),
+                **environment,
+            },
+        )
 
     def __call__(self, call: str, *args: Any, lock: Path | None = None, **kwargs: Any) -> dict:
-        asked = {"call": call, "args": args, "kwargs": kwargs, "lock": str(lock or ""), "registries": self.registries}
+        asked = {
+            "call": call,
+            "args": args,
+            "kwargs": kwargs,
+            "lock": str(lock or ""),
+            "registries": self.registries,
+        }
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:

@@ -6,7 +6,9 @@ import warnings
 from typing import Any
 
 
-def scores(variant: str, overrides: dict[str, Any], encoders: list[str], protocols: list[str]) -> list[dict[str, Any]]:
+def scores(
+    variant: str, overrides: dict[str, Any], encoders: list[str], protocols: list[str]
+) -> list[dict[str, Any]]:
     """A row per score of ``Study("paper", variant=variant)``; an absent value is None."""
     import torch
 
@@ -15,7 +17,9 @@ def scores(variant: str, overrides: dict[str, Any], encoders: list[str], protoco
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
-        frame = Study("paper", variant=variant, overrides=overrides, device="cpu").scores(encoders, protocols)
+        frame = Study("paper", variant=variant, overrides=overrides, device="cpu").scores(
+            encoders, protocols
+        )
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 

@@ -27,27 +27,43 @@ def test_the_loop_beside_makes_the_librarys_heads(preset, monkeypatch):
 
 
 def test_the_other_fits_beside_are_the_librarys():
-    for row in (suite_protocols.surgeries(16, 3, 1, ks=(1, 2)), suite_protocols.orthogonal(16, 3, 1, ks=(1, 2)), suite_protocols.ladder(8, "scaling", 40, 1, tasks=1, sample=1)):
+    for row in (
+        suite_protocols.surgeries(16, 3, 1, ks=(1, 2)),
+        suite_protocols.orthogonal(16, 3, 1, ks=(1, 2)),
+        suite_protocols.ladder(8, "scaling", 40, 1, tasks=1, sample=1),
+    ):
         assert float(row["difference"]) < 0.05, row
 
 
 def test_operations_of_an_encoder_are_those_that_torch_counts(study):
     encoder, text = study.encoder, study.task("ag").test.inputs[0]
     batch = encoder.collate(encoder.prepare([text]))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not know the CPU's fused attention
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):  # it does not know the CPU's fused attention
         encoder.module(study.base_state)(**batch)
     assert suite_features.flops(encoder, [batch["input_ids"].shape[1]]) == counter.get_total_flops()
 
 
 def test_padding_is_counted_by_the_order_of_batches():
-    found = {r["order"]: r["positions per token"] for r in suite_features.padding([1, 4, 1, 4], [9, 1, 2, 8], 2)}
+    found = {
+        r["order"]: r["positions per token"]
+        for r in suite_features.padding([1, 4, 1, 4], [9, 1, 2, 8], 2)
+    }
     assert found == {"as they come": 1.6, "by characters": 1.6, "by tokens": 1.0}
 
 
 def test_the_padded_loop_gives_extracts_features(study):
-    encoder, module, texts = study.encoder, study.encoder.module(study.base_state), study.task("ag").test.inputs[:7]
+    encoder, module, texts = (
+        study.encoder,
+        study.encoder.module(study.base_state),
+        study.task("ag").test.inputs[:7],
+    )
     exact = extract(encoder, module, texts)
-    assert suite_features.apart(suite_features.padded_loop(encoder, module, texts, 3), exact)[1] < 1e-5
+    assert (
+        suite_features.apart(suite_features.padded_loop(encoder, module, texts, 3), exact)[1] < 1e-5
+    )
     assert suite_features.apart(2 * exact, exact) == pytest.approx((1, 1))
     with pytest.raises(ConfigError, match="--text-dir"):
         suite_features.run()
@@ -67,8 +83,13 @@ def test_passes_and_the_floor_come_from_the_store(make_study, monkeypatch):
         assert (found[task, "test"]["features"], found[task, "pool"]["features"]) == (2, 2)
         assert found[task, "validation"] == {"rows": 40, "features": 0, "lam": grid}
     rows = {r["what"]: r for r in suite_pipeline.floor(study)}
-    assert rows["pre-training of f_b"]["number"] == 4 and rows["fine-tuning of the experts"]["number"] == 2 * 12
-    assert rows["encoder passes for features"]["number"] == 2 * sum(60 + len(study.pool(t)) for t in study.tasks)
+    assert (
+        rows["pre-training of f_b"]["number"] == 4
+        and rows["fine-tuning of the experts"]["number"] == 2 * 12
+    )
+    assert rows["encoder passes for features"]["number"] == 2 * sum(
+        60 + len(study.pool(t)) for t in study.tasks
+    )
     assert rows["encoder passes to choose lambda"]["number"] == 2 * grid * 40
     assert all(r["seconds"] > 0 for r in rows.values()) and "multi-task learning" not in rows
     here = suite_pipeline.forwards(study)[0]
@@ -78,19 +99,43 @@ def test_passes_and_the_floor_come_from_the_store(make_study, monkeypatch):
 def test_forwards_of_the_released_scripts_by_hand():
     """One task of 4 classes, k = 5, one seed and merge: 5 epochs x 20 rows through f_m and f_t, then 7,552 of 7,600 test rows."""
     found = suite_pipeline.released_forwards([4], [7600], [5], seeds=1, methods=1, references=1)
-    assert found == {"fitting heads": 200, "scoring them": 7552, "Current Eval and references": 2 * 7552}
+    assert found == {
+        "fitting heads": 200,
+        "scoring them": 7552,
+        "Current Eval and references": 2 * 7552,
+    }
     many = suite_pipeline.released_forwards([4], [7600], [5, 10], seeds=3, methods=2, references=1)
-    assert many == {"fitting heads": 6 * 600, "scoring them": 12 * 7552, "Current Eval and references": 3 * 7552}
+    assert many == {
+        "fitting heads": 6 * 600,
+        "scoring them": 12 * 7552,
+        "Current Eval and references": 3 * 7552,
+    }
 
 
 def test_every_cell_of_the_text_notebooks_has_its_part():
     """Imports and plots are found in each; t-SNE where clusters are drawn."""
     for item in manifest():
         if item.group == "text":
-            cells = [c for c in json.loads(item.path.read_text())["cells"] if c["cell_type"] == "code"]
+            cells = [
+                c for c in json.loads(item.path.read_text())["cells"] if c["cell_type"] == "code"
+            ]
             parts = [suite_pipeline.part_of("".join(c["source"])) for c in cells]
             assert parts.count("imports") == 1 and parts.count("plots") >= 2, item.id
             assert ("clusters and t-SNE" in parts) == ("clusters" in item.id), item.id
-    executed = {"cells": [{"cell_type": "code", "source": ["plots.save_figure(fig)"], "metadata": {"papermill": {"duration": 2.5}}},
-                          {"cell_type": "code", "source": ["1 + 1"], "metadata": {}}, {"cell_type": "markdown", "source": ["# text"], "metadata": {}}]}
-    assert suite_pipeline.cell_seconds(executed) == {"imports": 0.0, "clusters and t-SNE": 0.0, "plots": 2.5, "rest": 0.0}
+    executed = {
+        "cells": [
+            {
+                "cell_type": "code",
+                "source": ["plots.save_figure(fig)"],
+                "metadata": {"papermill": {"duration": 2.5}},
+            },
+            {"cell_type": "code", "source": ["1 + 1"], "metadata": {}},
+            {"cell_type": "markdown", "source": ["# text"], "metadata": {}},
+        ]
+    }
+    assert suite_pipeline.cell_seconds(executed) == {
+        "imports": 0.0,
+        "clusters and t-SNE": 0.0,
+        "plots": 2.5,
+        "rest": 0.0,
+    }

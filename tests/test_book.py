@@ -16,20 +16,27 @@ import pytest
 
 from mergelib import book, paths, runner
 
-needs_book = pytest.mark.skipif(importlib.util.find_spec("myst_nb") is None, reason="the extra 'book' is not installed")
+needs_book = pytest.mark.skipif(
+    importlib.util.find_spec("myst_nb") is None, reason="the extra 'book' is not installed"
+)
 
 
 def test_links_out_of_the_book_become_text():
     files = {Path("notebooks/a.ipynb"), Path("figures/mini/a.png"), Path("docs/b.md")}
     text = "[A](a.ipynb) [B](../docs/b.md#c) [L](../LICENSE) [W](https://arxiv.org) ![P](../figures/mini/a.png) [H](#here)"
     kept = book.keep_links(text, Path("notebooks/x.ipynb"), files)
-    assert kept == "[A](a.ipynb) [B](../docs/b.md#c) L [W](https://arxiv.org) ![P](../figures/mini/a.png) [H](#here)"
+    assert (
+        kept
+        == "[A](a.ipynb) [B](../docs/b.md#c) L [W](https://arxiv.org) ![P](../figures/mini/a.png) [H](#here)"
+    )
 
 
 def test_the_first_page_has_a_card_per_notebook_and_an_order_for_the_rest():
     items = list(runner.manifest())
     files = {Path(f"notebooks/{i.id}.ipynb") for i in items}
-    page = book.index_page(items, [Path("notebooks/solutions/s.ipynb")], [Path("docs/teaching.md")], files)
+    page = book.index_page(
+        items, [Path("notebooks/solutions/s.ipynb")], [Path("docs/teaching.md")], files
+    )
     for item in items:
         assert f"(notebooks/{item.id}.ipynb)" in page and f"\nnotebooks/{item.id}\n" in page
     assert "\nnotebooks/solutions/s\n" in page and "\ndocs/teaching\n" in page
@@ -40,14 +47,28 @@ def test_pictures_get_the_saved_figures_alt_text(tmp_path, monkeypatch):
     (tmp_path / "figures" / "mini").mkdir(parents=True)
     (tmp_path / "figures" / "mini" / "x.json").write_text('{"alt": "What it says."}')
     picture = nbformat.v4.new_output("display_data", data={"image/png": "aGk="})
-    cells = [nbformat.v4.new_code_cell("plot()", outputs=[picture]), nbformat.v4.new_code_cell("fig", outputs=[picture]),
-             nbformat.v4.new_code_cell("plots.save_figure(fig)"), nbformat.v4.new_code_cell("plot()", outputs=[picture])]
-    stills = nbformat.v4.new_output("display_data", data={"image/png": "aGk="}, metadata={"image/png": {"alt": "First still.\nSecond still."}})
+    cells = [
+        nbformat.v4.new_code_cell("plot()", outputs=[picture]),
+        nbformat.v4.new_code_cell("fig", outputs=[picture]),
+        nbformat.v4.new_code_cell("plots.save_figure(fig)"),
+        nbformat.v4.new_code_cell("plot()", outputs=[picture]),
+    ]
+    stills = nbformat.v4.new_output(
+        "display_data",
+        data={"image/png": "aGk="},
+        metadata={"image/png": {"alt": "First still.\nSecond still."}},
+    )
     cells.append(nbformat.v4.new_code_cell("sliders()", outputs=[stills]))
     notebook = nbformat.v4.new_notebook(cells=cells)
     book.name_pictures(notebook, "mini", "x")
     alts = [c.metadata.get("mystnb", {}).get("image", {}).get("alt") for c in notebook.cells]
-    assert alts == ["Plot drawn by the code above it", "What it says.", None, "Plot drawn by the code above it", "First still. Second still."]
+    assert alts == [
+        "Plot drawn by the code above it",
+        "What it says.",
+        None,
+        "Plot drawn by the code above it",
+        "First still. Second still.",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +95,9 @@ def test_it_builds_without_warnings_and_holds_every_notebook(site):
 @pytest.mark.slow
 def test_it_loads_nothing_from_elsewhere(site):
     for page in site[0].rglob("*.html"):
-        loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"([^\"]+)\"", page.read_text())
+        loaded = re.findall(
+            r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"([^\"]+)\"", page.read_text()
+        )
         assert loaded and not [u for u in loaded if re.match(r"(?:https?:)?//", u)], page.name
 
 
@@ -89,12 +112,31 @@ def browser(request):
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     with tempfile.TemporaryDirectory() as home:
-        for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                     "disable-component-update", "disable-sync", "disable-dev-shm-usage", f"user-data-dir={home}"):
+        for flag in (
+            "headless=new",
+            "no-sandbox",
+            "disable-gpu",
+            "disable-quic",
+            "no-first-run",
+            "disable-background-networking",
+            "disable-component-update",
+            "disable-sync",
+            "disable-dev-shm-usage",
+            f"user-data-dir={home}",
+        ):
             options.add_argument(f"--{flag}")
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-            "width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 600})
+        driver = webdriver.Chrome(
+            options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+        )
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {
+                "width": request.param,
+                "height": 900,
+                "deviceScaleFactor": 1,
+                "mobile": request.param < 600,
+            },
+        )
         # Not offline in name only: whatever is not a local file fails.
         driver.execute_cdp_cmd("Network.enable", {})
         driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["http://*", "https://*"]})
@@ -115,7 +157,9 @@ def settled(driver):
 def shoot(driver, name):
     """A screenshot, where somebody asked for them."""
     if folder := os.environ.get("MERGELIB_SCREENSHOTS"):
-        picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+        picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})[
+            "data"
+        ]
         (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(picture))
 
 
@@ -128,22 +172,36 @@ def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
         name = page.relative_to(folder).as_posix()
         browser.get(page.as_uri())
         settled(browser)
-        width, room = browser.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+        width, room = browser.execute_script(
+            "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
         assert width <= room, f"{name} scrolls sideways: {width} > {room}"
-        broken = browser.execute_script("return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)")
+        broken = browser.execute_script(
+            "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
+        )
         assert not broken, f"{name}: {broken}"
-        silent = browser.execute_script("return [...document.querySelectorAll('.content img')].filter(i => i.alt.trim().split(/\\s+/).length < 2).map(i => i.src)")
+        silent = browser.execute_script(
+            "return [...document.querySelectorAll('.content img')].filter(i => i.alt.trim().split(/\\s+/).length < 2).map(i => i.src)"
+        )
         assert not silent, f"{name}, no alt text: {silent}"
-        assert not browser.execute_script("return document.querySelectorAll('mjx-merror, .problematic').length"), name
-        formulas, drawn = browser.execute_script("return [document.querySelectorAll('.math').length, document.querySelectorAll('.math mjx-container').length]")
+        assert not browser.execute_script(
+            "return document.querySelectorAll('mjx-merror, .problematic').length"
+        ), name
+        formulas, drawn = browser.execute_script(
+            "return [document.querySelectorAll('.math').length, document.querySelectorAll('.math mjx-container').length]"
+        )
         assert drawn >= formulas, f"{name}: {formulas} formulas, {drawn} drawn"
-        for href in browser.execute_script("return [...document.querySelectorAll('a[href]')].map(a => a.href)"):
+        for href in browser.execute_script(
+            "return [...document.querySelectorAll('a[href]')].map(a => a.href)"
+        ):
             link = urlsplit(href)
             if link.scheme == "file":
                 target = Path(unquote(link.path))
                 assert target.is_file(), f"{name} links to {href}"
                 if link.fragment and target.suffix == ".html":
-                    assert f'id="{unquote(link.fragment)}"' in target.read_text(), f"{name}: no {link.fragment} in {target.name}"
+                    assert f'id="{unquote(link.fragment)}"' in target.read_text(), (
+                        f"{name}: no {link.fragment} in {target.name}"
+                    )
         shoot(browser, f"book-{room}-{page.stem}")
 
 
@@ -155,5 +213,10 @@ def test_search_works_from_the_folder(site, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get((site[0] / "search.html").as_uri() + "?q=surgery")
-    WebDriverWait(browser, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#search-results li a"))
-    assert any("fig07_surgery" in a.get_attribute("href") for a in browser.find_elements(By.CSS_SELECTOR, "#search-results li a"))
+    WebDriverWait(browser, 30).until(
+        lambda d: d.find_elements(By.CSS_SELECTOR, "#search-results li a")
+    )
+    assert any(
+        "fig07_surgery" in a.get_attribute("href")
+        for a in browser.find_elements(By.CSS_SELECTOR, "#search-results li a")
+    )

@@ -14,7 +14,16 @@ import torch
 import yaml
 
 from mergelib import claims, report, runner
-from mergelib.claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Bootstrap, Verdict, judge_values, overall
+from mergelib.claims import (
+    NOT_JUDGED,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    UNDECIDED,
+    Bootstrap,
+    Verdict,
+    judge_values,
+    overall,
+)
 from mergelib.errors import UnknownNameError
 
 PINNED = "e1ae48b1b602cd756c16cba8681874001fe0327e1897b0b608a07f89ff5a7801"
@@ -38,15 +47,30 @@ def test_every_metric_belongs_to_a_claim_and_every_threshold_reads():
     assert claims.METRICS.keys() >= {c for item in runner.manifest() for c in item.claims}
 
 
-@pytest.mark.parametrize(("low", "high", "threshold", "verdict"), [
-    (1, 2, "> 0", REPRODUCED), (-2, -1, "> 0", NOT_REPRODUCED), (-1, 1, "> 0", UNDECIDED), (0, 1, "> 0", UNDECIDED),
-    (0, 1, ">= 0", REPRODUCED), (-1, 0, ">= 0", UNDECIDED), (0.91, 0.99, ">= 0.90", REPRODUCED), (0.85, 0.95, ">= 0.90", UNDECIDED),
-    (0.5, 0.8, ">= 0.90", NOT_REPRODUCED), (1, 2, "<= 2", REPRODUCED), (2.1, 3, "<= 2", NOT_REPRODUCED), (1, 3, "<= 2", UNDECIDED),
-    (-3, -1, "< 0", REPRODUCED), (-3, 0, "< 0", UNDECIDED),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "threshold", "verdict"),
+    [
+        (1, 2, "> 0", REPRODUCED),
+        (-2, -1, "> 0", NOT_REPRODUCED),
+        (-1, 1, "> 0", UNDECIDED),
+        (0, 1, "> 0", UNDECIDED),
+        (0, 1, ">= 0", REPRODUCED),
+        (-1, 0, ">= 0", UNDECIDED),
+        (0.91, 0.99, ">= 0.90", REPRODUCED),
+        (0.85, 0.95, ">= 0.90", UNDECIDED),
+        (0.5, 0.8, ">= 0.90", NOT_REPRODUCED),
+        (1, 2, "<= 2", REPRODUCED),
+        (2.1, 3, "<= 2", NOT_REPRODUCED),
+        (1, 3, "<= 2", UNDECIDED),
+        (-3, -1, "< 0", REPRODUCED),
+        (-3, 0, "< 0", UNDECIDED),
+    ],
+)
 def test_verdicts_at_the_boundary(low, high, threshold, verdict):
     """Half of the resamples at each end, so that the interval is exactly (low, high)."""
-    values = torch.tensor([(low + high) / 2] + 100 * [float(low)] + 100 * [float(high)], dtype=torch.double)
+    values = torch.tensor(
+        [(low + high) / 2] + 100 * [float(low)] + 100 * [float(high)], dtype=torch.double
+    )
     here, found_low, found_high, found = judge_values(values, threshold)
     assert (here, found_low, found_high) == pytest.approx(((low + high) / 2, low, high))
     assert found == verdict
@@ -64,22 +88,40 @@ def test_an_undefined_ratio_is_undecided():
 
 def fake_study(n=(7, 5), seeds=3, resamples=400):
     tasks = {f"t{i}": SimpleNamespace(name=f"t{i}", test=range(m)) for i, m in enumerate(n)}
-    return SimpleNamespace(tasks=tasks, profile=SimpleNamespace(resamples=resamples, judged=True, protocols=SimpleNamespace(seeds=range(seeds))))
+    return SimpleNamespace(
+        tasks=tasks,
+        profile=SimpleNamespace(
+            resamples=resamples, judged=True, protocols=SimpleNamespace(seeds=range(seeds))
+        ),
+    )
 
 
 def test_the_bootstrap_equals_a_slow_one_with_the_same_draws():
     study = fake_study()
     b = Bootstrap(study)
     g = torch.Generator().manual_seed(1)
-    values = {t: (torch.rand(3, len(task.test), generator=g) < 0.6).float() for t, task in study.tasks.items()}
+    values = {
+        t: (torch.rand(3, len(task.test), generator=g) < 0.6).float()
+        for t, task in study.tasks.items()
+    }
     flat = {t: v[:1] for t, v in values.items()}
-    draws = torch.Generator().manual_seed(0)  # the documented order: seeds first, then the tasks' rows
+    draws = torch.Generator().manual_seed(
+        0
+    )  # the documented order: seeds first, then the tasks' rows
     seeds = torch.randint(3, (400, 3), generator=draws).numpy()
-    rows = {t: torch.randint(len(task.test), (400, len(task.test)), generator=draws).numpy() for t, task in study.tasks.items()}
+    rows = {
+        t: torch.randint(len(task.test), (400, len(task.test)), generator=draws).numpy()
+        for t, task in study.tasks.items()
+    }
     for given, found in ((values, b.average(values)), (flat, b.average(flat))):
-        assert float(found[0]) == pytest.approx(np.mean([v.double().numpy().mean() for v in given.values()]))
+        assert float(found[0]) == pytest.approx(
+            np.mean([v.double().numpy().mean() for v in given.values()])
+        )
         for i in range(400):
-            picked = [v.double().numpy()[np.ix_(seeds[i] if len(v) > 1 else [0], rows[t][i])].mean() for t, v in given.items()]
+            picked = [
+                v.double().numpy()[np.ix_(seeds[i] if len(v) > 1 else [0], rows[t][i])].mean()
+                for t, v in given.items()
+            ]
             assert float(found[1 + i]) == pytest.approx(np.mean(picked), abs=1e-6)
 
 
@@ -99,7 +141,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     g = torch.Generator().manual_seed(3)
     hits = 0
     for _ in range(200):
-        _, low, high, _ = judge_values(b.average({"t0": (torch.rand(1, 150, generator=g) < 0.7).float()}), "> 0")
+        _, low, high, _ = judge_values(
+            b.average({"t0": (torch.rand(1, 150, generator=g) < 0.7).float()}), "> 0"
+        )
         hits += low <= 0.7 <= high
     assert 178 <= hits <= 199
 
@@ -111,7 +155,9 @@ class Fixed:
         self.given = accuracy
 
     def accuracy(self, encoder, protocol, k=None, *, draw="stratified", fit_on="train"):
-        return torch.full((101,), float(self.given["f_t" if encoder == "f_t" else protocol]), dtype=torch.double)
+        return torch.full(
+            (101,), float(self.given["f_t" if encoder == "f_t" else protocol]), dtype=torch.double
+        )
 
 
 JUDGED = SimpleNamespace(profile=SimpleNamespace(judged=True))
@@ -120,23 +166,40 @@ JUDGED = SimpleNamespace(profile=SimpleNamespace(judged=True))
 def test_a_failing_precondition_leaves_a_claim_undecided():
     close = Fixed(f_t=62.0, current=60.0, ft_classifier=61.9, knn=61.0)
     for verdict in claims.judge(JUDGED, ["P5-gap-closed"], bootstrap=close):
-        assert verdict.verdict == UNDECIDED and "precondition fails" in verdict.note and "2.0" in verdict.note
+        assert (
+            verdict.verdict == UNDECIDED
+            and "precondition fails" in verdict.note
+            and "2.0" in verdict.note
+        )
         assert verdict.here == pytest.approx(0.95)
     wide = Fixed(f_t=90.0, current=60.0, ft_classifier=80.0, knn=70.0)
-    assert {(v.part, v.verdict, v.note) for v in claims.judge(JUDGED, ["P5-gap-closed"], bootstrap=wide)} == {
-        (m, REPRODUCED, "") for m in ("WA", "TA", "Ties")}
+    assert {
+        (v.part, v.verdict, v.note) for v in claims.judge(JUDGED, ["P5-gap-closed"], bootstrap=wide)
+    } == {(m, REPRODUCED, "") for m in ("WA", "TA", "Ties")}
 
 
-@pytest.mark.parametrize(("claim", "expected"), [("P3.2-knn", 10), ("P5-one-shot", 20), ("P5-over-knn", 10), ("C5-uniform", 20),
-                                                ("P5-gap-closed", 2 / 3)])
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ("P3.2-knn", 10),
+        ("P5-one-shot", 20),
+        ("P5-over-knn", 10),
+        ("C5-uniform", 20),
+        ("P5-gap-closed", 2 / 3),
+    ],
+)
 def test_metrics_by_hand(claim, expected):
     fixed = Fixed(f_t=90.0, current=60.0, ft_classifier=80.0, knn=70.0)
-    assert [v.here for v in claims.judge(JUDGED, [claim], bootstrap=fixed)] == pytest.approx(3 * [expected])
+    assert [v.here for v in claims.judge(JUDGED, [claim], bootstrap=fixed)] == pytest.approx(
+        3 * [expected]
+    )
 
 
 def test_a_profile_that_is_not_judged_has_no_verdicts():
     quick = SimpleNamespace(profile=SimpleNamespace(judged=False))
-    found = claims.judge(quick, ["P3.2-knn"], bootstrap=Fixed(f_t=9, current=6, ft_classifier=8, knn=7))
+    found = claims.judge(
+        quick, ["P3.2-knn"], bootstrap=Fixed(f_t=9, current=6, ft_classifier=8, knn=7)
+    )
     assert {v.verdict for v in found} == {NOT_JUDGED} and overall(found) == {"P3.2-knn": NOT_JUDGED}
 
 
@@ -148,17 +211,27 @@ def test_unknown_claims_and_claims_without_a_metric_are_refused(monkeypatch):
         claims.judge(JUDGED, ["N-tact"], bootstrap=Fixed())
 
 
-@pytest.mark.parametrize(("parts", "expected"), [
-    ([REPRODUCED, REPRODUCED], REPRODUCED), ([REPRODUCED, NOT_REPRODUCED, UNDECIDED], NOT_REPRODUCED),
-    ([REPRODUCED, UNDECIDED], UNDECIDED), ([NOT_JUDGED, NOT_JUDGED], NOT_JUDGED),
-])
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([REPRODUCED, REPRODUCED], REPRODUCED),
+        ([REPRODUCED, NOT_REPRODUCED, UNDECIDED], NOT_REPRODUCED),
+        ([REPRODUCED, UNDECIDED], UNDECIDED),
+        ([NOT_JUDGED, NOT_JUDGED], NOT_JUDGED),
+    ],
+)
 def test_a_claim_holds_if_it_holds_for_all(parts, expected):
-    rows = [Verdict("c", str(i), 0, 0, 0, "> 0", v) for i, v in enumerate(parts)] + [Verdict("d", "x", 0, 0, 0, "> 0", REPRODUCED)]
+    rows = [Verdict("c", str(i), 0, 0, 0, "> 0", v) for i, v in enumerate(parts)] + [
+        Verdict("d", "x", 0, 0, 0, "> 0", REPRODUCED)
+    ]
     assert overall(rows) == {"c": expected, "d": REPRODUCED}
 
 
 def test_failing_claims_come_first():
-    rows = [Verdict("P3.2-knn", "WA", 1, 1, 1, "> 0", REPRODUCED), Verdict("P5-over-knn", "WA", -1, -1, -1, "> 0", NOT_REPRODUCED)]
+    rows = [
+        Verdict("P3.2-knn", "WA", 1, 1, 1, "> 0", REPRODUCED),
+        Verdict("P5-over-knn", "WA", -1, -1, -1, "> 0", NOT_REPRODUCED),
+    ]
     assert list(claims.verdict_table(rows).claim) == ["P5-over-knn", "P3.2-knn"]
 
 
@@ -168,11 +241,17 @@ def test_failing_claims_come_first():
 def test_the_measured_value_is_that_of_the_table(study):
     """The "here" of a verdict and the cells of the table are one computation."""
     b = Bootstrap(study)
-    summary = report.mean_and_std(study.scores(["f_t", *study.methods], ["current", "knn", "ft_classifier"]))
+    summary = report.mean_and_std(
+        study.scores(["f_t", *study.methods], ["current", "knn", "ft_classifier"])
+    )
     for m in study.methods:
-        assert float(b.accuracy(m, "current")[0]) == pytest.approx(report.average_of(summary, m), abs=1e-4)
+        assert float(b.accuracy(m, "current")[0]) == pytest.approx(
+            report.average_of(summary, m), abs=1e-4
+        )
         for k in (1, 5):
-            assert float(b.accuracy(m, "knn", k)[0]) == pytest.approx(report.average_of(summary, m, "knn", k), abs=1e-4)
+            assert float(b.accuracy(m, "knn", k)[0]) == pytest.approx(
+                report.average_of(summary, m, "knn", k), abs=1e-4
+            )
     for v in claims.judge(study, ["P3.2-knn"], bootstrap=b):
         assert v.low <= v.here <= v.high and v.verdict == NOT_JUDGED
 
@@ -186,7 +265,9 @@ def test_altered_thresholds_change_verdicts_and_nothing_else(study, monkeypatch)
     monkeypatch.setattr(claims, "load_claims", lambda: poisoned)
     after = claims.judge(study_judged, names, bootstrap=b)
     assert {v.verdict for v in after} == {NOT_REPRODUCED}
-    assert [(v.claim, v.part, v.here, v.low, v.high) for v in after] == [(v.claim, v.part, v.here, v.low, v.high) for v in before]
+    assert [(v.claim, v.part, v.here, v.low, v.high) for v in after] == [
+        (v.claim, v.part, v.here, v.low, v.high) for v in before
+    ]
 
 
 def test_poisoned_published_numbers_reach_no_cell_of_ours(study, monkeypatch, tmp_path):
@@ -197,7 +278,12 @@ def test_poisoned_published_numbers_reach_no_cell_of_ours(study, monkeypatch, tm
         verdicts = claims.verdict_table(claims.judge(study, ["P3.2-knn", "P5-gap-closed"]))
         paper = [c for c in beside.columns if "paper" in c]
         assert len(paper) == 1 and "here" in beside.columns
-        return report.wide(summary, list(study.tasks)), beside.drop(columns=paper), verdicts, beside[paper]
+        return (
+            report.wide(summary, list(study.tasks)),
+            beside.drop(columns=paper),
+            verdicts,
+            beside[paper],
+        )
 
     before = cells()
     poisoned = tmp_path / "published.yaml"
@@ -215,5 +301,9 @@ def test_our_code_holds_no_published_number():
     for path in report.PUBLISHED_FILE.parent.rglob("*.py"):
         if path.stem in ("painters", "glyphs", "drawing"):  # full of coordinates
             continue
-        constants = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant) and type(n.value) is float}
+        constants = {
+            n.value
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Constant) and type(n.value) is float
+        }
         assert not numbers & constants, path

@@ -11,7 +11,10 @@ clusters = pytest.importorskip("mergelib.clusters")
 
 
 def nearest(points, i, forbidden):
-    return sorted((j for j in range(len(points)) if j not in forbidden), key=lambda j: (float((points[i] - points[j]).double().norm()), j))
+    return sorted(
+        (j for j in range(len(points)) if j not in forbidden),
+        key=lambda j: (float((points[i] - points[j]).double().norm()), j),
+    )
 
 
 @given(st.integers(0, 1000))
@@ -27,7 +30,10 @@ def test_source_purity_equals_a_loop_over_other_inputs(seed):
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(8, 3, generator=g), torch.randn(8, 3, generator=g) + 0.5
     both = torch.cat([a, b])
-    slow = [sum(int((nearest(both, i, {i, (i + 8) % 16})[0] < 8) == (i < 8)) for i in (r, r + 8)) / 2 for r in range(8)]
+    slow = [
+        sum(int((nearest(both, i, {i, (i + 8) % 16})[0] < 8) == (i < 8)) for i in (r, r + 8)) / 2
+        for r in range(8)
+    ]
     assert clusters.source_purity(a, b).tolist() == pytest.approx(slow)
 
 
@@ -40,7 +46,9 @@ def test_the_extremes_of_source_purity():
 def test_neither_depends_on_rotation_and_scale():
     z, y = torch.randn(60, 5), torch.arange(60) % 3
     q = torch.linalg.qr(torch.randn(5, 5)).Q
-    assert torch.allclose(clusters.label_purity(z, y), clusters.label_purity(7 * z @ q + 1, y), atol=0.11)
+    assert torch.allclose(
+        clusters.label_purity(z, y), clusters.label_purity(7 * z @ q + 1, y), atol=0.11
+    )
     assert float(clusters.label_purity(50 * torch.eye(5)[y] + z, y).mean()) == 1
 
 

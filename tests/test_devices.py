@@ -17,7 +17,14 @@ pytestmark = pytest.mark.cuda
 
 def states(n=3):
     g = torch.Generator().manual_seed(0)
-    return [{"a": torch.randn(300, 40, generator=g), "b": torch.randn(77, generator=g), "ids": torch.arange(5)} for _ in range(1 + n)]
+    return [
+        {
+            "a": torch.randn(300, 40, generator=g),
+            "b": torch.randn(77, generator=g),
+            "ids": torch.arange(5),
+        }
+        for _ in range(1 + n)
+    ]
 
 
 def on_gpu(state):
@@ -50,7 +57,9 @@ def test_ft_classifier(preset):
     cpu = ft_classifier(z, teacher, head, PRESETS[preset])
     gpu = ft_classifier(z.cuda(), teacher.cuda(), head.to("cuda"), PRESETS[preset])
     torch.testing.assert_close(gpu.weight.cpu(), cpu.weight, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(gpu.logits(z.cuda()).softmax(-1).cpu(), cpu.logits(z).softmax(-1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        gpu.logits(z.cuda()).softmax(-1).cpu(), cpu.logits(z).softmax(-1), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_knn():

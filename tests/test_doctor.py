@@ -48,8 +48,10 @@ def line(out: str, topic: str) -> str:
 
 def project(folder: Path, *dependencies: str, python: str = ">=3.11", **extras: list[str]) -> Path:
     options = "".join(f"{name} = {json.dumps(pins)}\n" for name, pins in extras.items())
-    (folder / "pyproject.toml").write_text(f'[project]\nname = "x"\nrequires-python = "{python}"\ndependencies = {json.dumps(dependencies)}\n'
-                                           f"[project.optional-dependencies]\n{options}")
+    (folder / "pyproject.toml").write_text(
+        f'[project]\nname = "x"\nrequires-python = "{python}"\ndependencies = {json.dumps(dependencies)}\n'
+        f"[project.optional-dependencies]\n{options}"
+    )
     return folder
 
 
@@ -66,10 +68,27 @@ def test_pins(tmp_path, monkeypatch):
         return have[name]
 
     monkeypatch.setattr(doctor, "version", version)
-    found = by_topic(doctor.versions(project(tmp_path, "torch==2.13.0", "numpy==2.4.6", "scipy==1.17.1", test=["pytest==9.2.0"], book=["sphinx==9.0.4"])))
+    found = by_topic(
+        doctor.versions(
+            project(
+                tmp_path,
+                "torch==2.13.0",
+                "numpy==2.4.6",
+                "scipy==1.17.1",
+                test=["pytest==9.2.0"],
+                book=["sphinx==9.0.4"],
+            )
+        )
+    )
     assert found["packages"].level == "problem" and "./run_all.sh" in found["packages"].remedy
-    assert "2 of 3 not as pinned: numpy 2.0.0 instead of 2.4.6, scipy missing instead of 1.17.1" in found["packages"].text
-    assert found["extra test"].level == "note" and "pytest 9.0 instead of 9.2.0" in found["extra test"].text
+    assert (
+        "2 of 3 not as pinned: numpy 2.0.0 instead of 2.4.6, scipy missing instead of 1.17.1"
+        in found["packages"].text
+    )
+    assert (
+        found["extra test"].level == "note"
+        and "pytest 9.0 instead of 9.2.0" in found["extra test"].text
+    )
     assert "not installed: book" in found["extras"].text and found["extras"].level == "ok"
     have |= {"numpy": "2.4.6", "scipy": "1.17.1"}
     assert by_topic(doctor.versions(tmp_path))["packages"].level == "ok"
@@ -82,7 +101,9 @@ def test_python_and_a_folder_without_pins(tmp_path):
 
 
 def test_a_healthy_machine(capsys, monkeypatch):
-    monkeypatch.setattr(doctor, "versions", lambda root: [doctor.Finding("packages", "22 as pinned")])
+    monkeypatch.setattr(
+        doctor, "versions", lambda root: [doctor.Finding("packages", "22 as pinned")]
+    )
     code, out = run(capsys, "--profile", "mini")
     assert code == 0 and out.rstrip().endswith("0 problems")
     for topic in ("memory", "device", "threads", "store", "output"):
@@ -94,7 +115,12 @@ def test_a_violated_pin_is_the_exit_status(capsys, monkeypatch):
     true = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: "0.0.1" if name == "pandas" else true(name))
     code, out = run(capsys, "--profile", "mini")
-    assert code == 1 and line(out, "packages").startswith("! ") and "pandas 0.0.1 instead of" in out and "1 problem: packages" in out
+    assert (
+        code == 1
+        and line(out, "packages").startswith("! ")
+        and "pandas 0.0.1 instead of" in out
+        and "1 problem: packages" in out
+    )
 
 
 def test_a_missing_package_does_not_silence_the_doctor(capsys, monkeypatch):
@@ -108,14 +134,23 @@ def test_a_missing_package_does_not_silence_the_doctor(capsys, monkeypatch):
 
     monkeypatch.setattr(doctor, "version", version)
     code, out = run(capsys, "--profile", "mini")
-    assert code == 1 and "ipykernel missing instead of" in line(out, "packages") and "psutil" in line(out, "the rest")
+    assert (
+        code == 1
+        and "ipykernel missing instead of" in line(out, "packages")
+        and "psutil" in line(out, "the rest")
+    )
 
 
 def test_folders_that_cannot_be_written(capsys, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "file" / "store"))
     code, out = run(capsys, "--profile", "mini")
-    assert code == 1 and line(out, "store").startswith("! ") and "is a file" in line(out, "store") and "MERGELIB_STORE" in line(out, "store")
+    assert (
+        code == 1
+        and line(out, "store").startswith("! ")
+        and "is a file" in line(out, "store")
+        and "MERGELIB_STORE" in line(out, "store")
+    )
     assert not line(out, "output").startswith("! ")
 
 
@@ -135,25 +170,47 @@ def test_disks_that_take_nothing(capsys, monkeypatch, number):
             raise OSError(number, "planted")
 
     store = str(paths.store_root().parent)
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", lambda dir: Failing() if str(dir) == store else true(dir=dir))
+    monkeypatch.setattr(
+        doctor.tempfile,
+        "TemporaryFile",
+        lambda dir: Failing() if str(dir) == store else true(dir=dir),
+    )
     code, out = run(capsys, "--profile", "mini")
     assert code == 1 and "planted" in line(out, "store") and line(out, "output").startswith("  ")
     assert not list(Path(store).glob("tmp*"))
 
 
 def test_little_room(capsys, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**8}))
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**8})
+    )
     _, out = run(capsys, "--profile", "mini")
-    assert line(out, "store").startswith("? ") and "0.2 GB free" in line(out, "store") and "make room" in line(out, "store")
+    assert (
+        line(out, "store").startswith("? ")
+        and "0.2 GB free" in line(out, "store")
+        and "make room" in line(out, "store")
+    )
 
 
 def test_room_for_what_is_still_to_come(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**9}))
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**9})
+    )
     assert by_topic(doctor.folders(["paper"]))["hub cache"].level == "ok", "sizes are not known yet"
     weights = lock.FileFacts(path="model.safetensors", size=3 * 10**9, sha256="0" * 64)
-    lock.add(tmp_path / "lock.json", "t5-large", lock.LockedEntry(id="google-t5/t5-large", revision="a" * 40, files={"model.safetensors": weights}))
+    lock.add(
+        tmp_path / "lock.json",
+        "t5-large",
+        lock.LockedEntry(
+            id="google-t5/t5-large", revision="a" * 40, files={"model.safetensors": weights}
+        ),
+    )
     found = by_topic(doctor.folders(["paper"]))["hub cache"]
-    assert found.level == "note" and "3.0 GB are still to come" in found.text and "HF_HOME" in found.remedy
+    assert (
+        found.level == "note"
+        and "3.0 GB are still to come" in found.text
+        and "HF_HOME" in found.remedy
+    )
 
 
 def test_what_is_not_cached(capsys, monkeypatch):
@@ -164,7 +221,9 @@ def test_what_is_not_cached(capsys, monkeypatch):
     assert "data fetch --profile paper" in out and re.search(r"^tab02_main +\?$", out, re.M)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     _, out = run(capsys, "--profile", "paper")
-    assert "HF_HUB_OFFLINE is not set" in line(out, "hub") and re.search(r"^tab02_main +no$", out, re.M)
+    assert "HF_HUB_OFFLINE is not set" in line(out, "hub") and re.search(
+        r"^tab02_main +no$", out, re.M
+    )
     assert re.search(r"^  not cached, and offline mode is on: .*\btab02\b", out, re.M)
 
 
@@ -179,12 +238,18 @@ def test_online_asks(capsys, monkeypatch):
 def test_notebooks_and_minutes(capsys):
     _, out = run(capsys)
     head, *rows = [r for r in out.splitlines() if re.match(r"notebook |\w+_\w+ ", r)]
-    assert head.split()[1:] == profile_names() and [r.split()[0] for r in rows] == [i.id for i in runner.manifest()]
+    assert head.split()[1:] == profile_names() and [r.split()[0] for r in rows] == [
+        i.id for i in runner.manifest()
+    ]
     for item, row in zip(runner.manifest(), rows, strict=True):
         for profile, cell in zip(profile_names(), row.split()[1:], strict=True):
             lacks = runner.lacking(item, profile)
-            assert cell == ("no" if lacks else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"), (item.id, profile)
-    assert "give --text-dir DIR and --image-dir DIR" in next(r for r in out.splitlines() if r.startswith("real:"))
+            assert cell == (
+                "no" if lacks else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
+            ), (item.id, profile)
+    assert "give --text-dir DIR and --image-dir DIR" in next(
+        r for r in out.splitlines() if r.startswith("real:")
+    )
 
 
 def test_a_broken_lock_file_is_named(capsys, tmp_path):

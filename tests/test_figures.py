@@ -20,7 +20,12 @@ from mergelib.study import SCORE_COLUMNS
 
 PDFS = sorted((paths.root() / "figures").glob("*/*.pdf"))
 IDS = [f"{p.parent.name}-{p.stem}" for p in PDFS]
-VISIONS = {"full": None, "deuteranopia": "deuteranomaly", "protanopia": "protanomaly", "tritanopia": "tritanomaly"}
+VISIONS = {
+    "full": None,
+    "deuteranopia": "deuteranomaly",
+    "protanopia": "protanomaly",
+    "tritanopia": "tritanomaly",
+}
 APART = 10.0  # CAM02-UCS; about 1 can be noticed side by side
 
 
@@ -56,7 +61,9 @@ def test_widths_are_exact_and_the_png_is_the_same_page(path):
 @pytest.mark.parametrize("path", PDFS, ids=IDS)
 def test_alt_text_states_the_finding_and_travels_with_the_files(path):
     alt = json.loads(path.with_suffix(".json").read_text())["alt"]
-    assert re.search(r"\d", alt) or path.stem == "fig03_protocols", "a finding has a number"  # Figure 3 is a drawing
+    assert re.search(r"\d", alt) or path.stem == "fig03_protocols", (
+        "a finding has a number"
+    )  # Figure 3 is a drawing
     assert alt.endswith(".") and len(alt.split()) >= 6
     with Image.open(path.with_suffix(".png")) as png:
         assert png.info["Description"] == alt
@@ -70,7 +77,9 @@ def seen(colour, vision):
     """A colour in CAM02-UCS as somebody with this vision sees it (Machado et al. 2009, whole severity)."""
     rgb = np.array(to_rgb(colour))
     if VISIONS[vision]:
-        rgb = cspace_convert(rgb, {"name": "sRGB1+CVD", "cvd_type": VISIONS[vision], "severity": 100}, "sRGB1").clip(0, 1)
+        rgb = cspace_convert(
+            rgb, {"name": "sRGB1+CVD", "cvd_type": VISIONS[vision], "severity": 100}, "sRGB1"
+        ).clip(0, 1)
     return cspace_convert(rgb, "sRGB1", "CAM02-UCS")
 
 
@@ -80,21 +89,34 @@ def lightness(colour):
 
 def look(handle):
     """(colour, everything that is not colour) of a legend entry."""
-    artist = handle[0] if isinstance(handle, tuple | list) else handle  # an error bar container begins with its line
+    artist = (
+        handle[0] if isinstance(handle, tuple | list) else handle
+    )  # an error bar container begins with its line
     artist = artist.patches[0] if hasattr(artist, "patches") else artist
     if hasattr(artist, "get_hatch"):
         return artist.get_facecolor()[:3], ("bar", artist.get_hatch())
     marker = artist.get_marker() if artist.get_marker() not in (None, "", " ") else "None"
-    return artist.get_color(), ("line", marker, str(artist._dash_pattern), artist.get_markerfacecolor() == "white")
+    return artist.get_color(), (
+        "line",
+        marker,
+        str(artist._dash_pattern),
+        artist.get_markerfacecolor() == "white",
+    )
 
 
 def assert_distinguishable(pairs):
-    for (name_a, (colour_a, shape_a)), (name_b, (colour_b, shape_b)) in itertools.combinations(pairs, 2):
+    for (name_a, (colour_a, shape_a)), (name_b, (colour_b, shape_b)) in itertools.combinations(
+        pairs, 2
+    ):
         if shape_a != shape_b:
             continue
-        assert abs(lightness(colour_a) - lightness(colour_b)) > APART, f"{name_a} and {name_b} are one grey"
+        assert abs(lightness(colour_a) - lightness(colour_b)) > APART, (
+            f"{name_a} and {name_b} are one grey"
+        )
         for vision in VISIONS:
-            assert np.linalg.norm(seen(colour_a, vision) - seen(colour_b, vision)) > APART, f"{name_a}, {name_b}: {vision}"
+            assert np.linalg.norm(seen(colour_a, vision) - seen(colour_b, vision)) > APART, (
+                f"{name_a}, {name_b}: {vision}"
+            )
 
 
 def test_the_check_can_fail():
@@ -109,35 +131,97 @@ def scores():
     rows = []
     for e, encoder in enumerate(plots.METHOD_STYLE):
         for p, protocol in enumerate(plots.PROTOCOL_STYLE):
-            for k, seed in itertools.product((1, 5), (0, 1)) if protocol != "current" else [(None, None)]:
-                rows.append(["b", "ag", encoder, protocol, k, "stratified", "train", seed, 10.0 + e + p + (seed or 0), 10])
+            for k, seed in (
+                itertools.product((1, 5), (0, 1)) if protocol != "current" else [(None, None)]
+            ):
+                rows.append(
+                    [
+                        "b",
+                        "ag",
+                        encoder,
+                        protocol,
+                        k,
+                        "stratified",
+                        "train",
+                        seed,
+                        10.0 + e + p + (seed or 0),
+                        10,
+                    ]
+                )
     return pd.DataFrame(rows, columns=SCORE_COLUMNS).astype({"k": "Int64", "seed": "Int64"})
 
 
 def figures():
-    methods, protocols = [m for m in plots.METHOD_STYLE if m != "multi_task"], list(plots.PROTOCOL_STYLE)
+    methods, protocols = (
+        [m for m in plots.METHOD_STYLE if m != "multi_task"],
+        list(plots.PROTOCOL_STYLE),
+    )
     three = ["weight_averaging", "task_arithmetic", "ties"]
-    accuracies = pd.DataFrame([(m, r, 50.0, 1.0) for m in [*three, "f_b"] for r in ("identity", "affine")], columns=["method", "rung", "accuracy", "std"])
-    r2 = pd.DataFrame([(m, s, 0.2) for m in three for s in ("translation", "rotation", "scaling", "general")], columns=["method", "step", "increment"])
-    curves = pd.DataFrame([(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)], columns=["method", "lam", "task", "accuracy"])
-    honest = pd.DataFrame([(f, c, m, 50.0) for f in ("one fit", "another") for c in ("none", "train") for m in methods], columns=["fit", "condition", "method", "accuracy"])
-    repairs, stages = list(plots.REPAIR_STYLE), ("local", "semi-local, permuted", "non-local, raw", "non-local, permuted")
-    means = pd.DataFrame([(s, m, r, 50.0, 80.0) for m in three for s in ("local", "non-local") for r in repairs],
-                         columns=["setting", "method", "repair", "accuracy", "expert"])
-    variance = pd.DataFrame([(m, s, i, k, b, 0.5) for m in three for s in stages for i, (k, b) in enumerate((("embeddings", 0), ("hidden", 1), ("block", 1)))],
-                            columns=["method", "stage", "place", "kind", "block", "ratio"])
-    samples = pd.DataFrame([(r, n, 50.0 + s) for r in repairs[3:] for n in (4.0, 8.0) for s in (0, 1)], columns=["repair", "inputs", "accuracy"])
+    accuracies = pd.DataFrame(
+        [(m, r, 50.0, 1.0) for m in [*three, "f_b"] for r in ("identity", "affine")],
+        columns=["method", "rung", "accuracy", "std"],
+    )
+    r2 = pd.DataFrame(
+        [(m, s, 0.2) for m in three for s in ("translation", "rotation", "scaling", "general")],
+        columns=["method", "step", "increment"],
+    )
+    curves = pd.DataFrame(
+        [(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)],
+        columns=["method", "lam", "task", "accuracy"],
+    )
+    honest = pd.DataFrame(
+        [
+            (f, c, m, 50.0)
+            for f in ("one fit", "another")
+            for c in ("none", "train")
+            for m in methods
+        ],
+        columns=["fit", "condition", "method", "accuracy"],
+    )
+    repairs, stages = (
+        list(plots.REPAIR_STYLE),
+        ("local", "semi-local, permuted", "non-local, raw", "non-local, permuted"),
+    )
+    means = pd.DataFrame(
+        [(s, m, r, 50.0, 80.0) for m in three for s in ("local", "non-local") for r in repairs],
+        columns=["setting", "method", "repair", "accuracy", "expert"],
+    )
+    variance = pd.DataFrame(
+        [
+            (m, s, i, k, b, 0.5)
+            for m in three
+            for s in stages
+            for i, (k, b) in enumerate((("embeddings", 0), ("hidden", 1), ("block", 1)))
+        ],
+        columns=["method", "stage", "place", "kind", "block", "ratio"],
+    )
+    samples = pd.DataFrame(
+        [(r, n, 50.0 + s) for r in repairs[3:] for n in (4.0, 8.0) for s in (0, 1)],
+        columns=["repair", "inputs", "accuracy"],
+    )
     return {
         "non-locality": lambda: plots.plot_non_locality(means, {r: r for r in repairs}),
         "variance": lambda: plots.plot_variance(variance),
-        "samples": lambda: plots.plot_samples(samples, {r: r for r in repairs}, start=40.0, experts=80.0),
+        "samples": lambda: plots.plot_samples(
+            samples, {r: r for r in repairs}, start=40.0, experts=80.0
+        ),
         "shots": lambda: plots.plot_shots(scores(), three, protocols, fine_tuned=70.0),
-        "protocols": lambda: plots.plot_protocols(scores(), three, ["ag"], k=5, references={"f_t": ":"}),
+        "protocols": lambda: plots.plot_protocols(
+            scores(), three, ["ag"], k=5, references={"f_t": ":"}
+        ),
         "lam": lambda: plots.plot_lam(curves, dict.fromkeys(three, 0.2)),
         "ladder": lambda: plots.plot_ladder(accuracies, r2, fine_tuned=70.0),
         "honest": lambda: plots.plot_honest(honest),
-        "base model": lambda: plots.plot_base_model(scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0),
-        "sizes": lambda: plots.plot_sizes({"(a) small": scores(), "(b) large": scores()}, three, ["current", "knn", "ft_classifier"], k=5, chance=20.0),
+        "base model": lambda: plots.plot_base_model(
+            scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0
+        ),
+        "sizes": lambda: plots.plot_sizes(
+            {"(a) small": scores(), "(b) large": scores()},
+            three,
+            ["current", "knn", "ft_classifier"],
+            k=5,
+            chance=20.0,
+        ),
     }
 
 
@@ -146,15 +230,27 @@ def test_every_pair_of_series_stays_apart_in_grey_and_for_colour_blind_readers(n
     fig = figures()[name]()
     for ax in fig.axes:
         handles, labels = ax.get_legend_handles_labels()
-        assert_distinguishable([(label, look(handle)) for label, handle in dict(zip(labels, handles, strict=True)).items()])
+        assert_distinguishable(
+            [
+                (label, look(handle))
+                for label, handle in dict(zip(labels, handles, strict=True)).items()
+            ]
+        )
     plt.close(fig)
 
 
-@pytest.mark.parametrize("styles", [plots.METHOD_STYLE, plots.PROTOCOL_STYLE, plots.REPAIR_STYLE], ids=["methods", "protocols", "repairs"])
+@pytest.mark.parametrize(
+    "styles",
+    [plots.METHOD_STYLE, plots.PROTOCOL_STYLE, plots.REPAIR_STYLE],
+    ids=["methods", "protocols", "repairs"],
+)
 def test_registered_styles_differ_in_marker_and_colour(styles):
     for (a, one), (b, two) in itertools.combinations(styles.items(), 2):
         assert one["marker"] != two["marker"], (a, b)
-        assert np.linalg.norm(seen(one["color"], "full") - seen(two["color"], "full")) > APART, (a, b)
+        assert np.linalg.norm(seen(one["color"], "full") - seen(two["color"], "full")) > APART, (
+            a,
+            b,
+        )
 
 
 def test_styles_of_ones_own_stay_apart(monkeypatch):

@@ -35,17 +35,26 @@ def test_starts_differ_and_only_the_penalised_fit_has_several(study):
     found = ladder.aligned(study, ENCODERS, "orthogonal")["ties", "ag"]["l1_after"]
     assert len(found) == len(seeds) and len(set(found.tolist())) == len(seeds)
     for options in ({"fit": "closed_form"}, {"fit": "l1_exact"}, {"permuted_teacher": True}):
-        assert len(ladder.aligned(study, ENCODERS, "orthogonal", **options)["ties", "ag"]["l1_after"]) == 1
+        assert (
+            len(ladder.aligned(study, ENCODERS, "orthogonal", **options)["ties", "ag"]["l1_after"])
+            == 1
+        )
 
 
 def test_the_table_is_the_mean_over_tasks_of_what_the_maps_score(study):
     """Closed form, recomputed from features alone; the identity rung is Current Eval."""
-    table = ladder.table(study, ENCODERS, fit_on="train", fit="closed_form").set_index(["method", "rung"])
+    table = ladder.table(study, ENCODERS, fit_on="train", fit="closed_form").set_index(
+        ["method", "rung"]
+    )
     for encoder in ENCODERS:
         by_hand, current = [], []
         for task in study.tasks:
             x, y = (study.features(e, task, "fit")[None] for e in (encoder, "f_t"))
-            z, head, labels = study.features(encoder, task), study.head(encoder, task), study.task(task).test.labels
+            z, head, labels = (
+                study.features(encoder, task),
+                study.head(encoder, task),
+                study.task(task).test.labels,
+            )
             moved = fit_closed_form(x, y, "euclidean").apply(z)[0]
             by_hand.append(100 * (head.logits(moved).argmax(-1) == labels).double().mean().item())
             current.append(100 * (head.logits(z).argmax(-1) == labels).double().mean().item())
@@ -57,24 +66,42 @@ def test_the_table_is_the_mean_over_tasks_of_what_the_maps_score(study):
 def test_the_table_says_how_far_starts_spread(study):
     table = ladder.table(study, ["ties"]).set_index("rung")
     cells = ladder.aligned(study, ["ties"], "linear")
-    per_start = [sum((cells["ties", t]["predicted"][s] == study.task(t).test.labels).double().mean().item()
-                     for t in study.tasks) / len(study.tasks) for s in range(ladder.N_STARTS)]
+    per_start = [
+        sum(
+            (cells["ties", t]["predicted"][s] == study.task(t).test.labels).double().mean().item()
+            for t in study.tasks
+        )
+        / len(study.tasks)
+        for s in range(ladder.N_STARTS)
+    ]
     mean = sum(per_start) / len(per_start)
     std = math.sqrt(sum((a - mean) ** 2 for a in per_start) / (len(per_start) - 1))
     assert table.accuracy["linear"] == pytest.approx(100 * mean)
     assert table["std"]["linear"] == pytest.approx(100 * std, abs=1e-9)
-    assert table.n_seeds.to_dict() == {r: 1 if r == "identity" else len(per_start) for r in ladder.RUNG_LABELS}
+    assert table.n_seeds.to_dict() == {
+        r: 1 if r == "identity" else len(per_start) for r in ladder.RUNG_LABELS
+    }
     assert (table.loc[["euclidean", "orthogonal"], "max|A^T A - I|"] < 2e-2).all()
 
 
 def test_the_bootstrap_resamples_starts(study):
     bootstrap = claims.Bootstrap(study)
     values = bootstrap.aligned("ties", "linear")
-    table = ladder.table(study, claims.Bootstrap(study).study.methods).set_index(["method", "rung"]).accuracy
+    table = (
+        ladder.table(study, claims.Bootstrap(study).study.methods)
+        .set_index(["method", "rung"])
+        .accuracy
+    )
     assert values[0].item() == pytest.approx(table["ties", "linear"], abs=0.01)
-    one_start = 100 * bootstrap.average({
-        t: (ladder.aligned(study, ENCODERS, "linear")["ties", t]["predicted"] == study.task(t).test.labels)[:1]
-        for t in study.tasks})
+    one_start = 100 * bootstrap.average(
+        {
+            t: (
+                ladder.aligned(study, ENCODERS, "linear")["ties", t]["predicted"]
+                == study.task(t).test.labels
+            )[:1]
+            for t in study.tasks
+        }
+    )
     assert not torch.equal(values[1:], one_start[1:])
 
 
@@ -84,9 +111,15 @@ def test_seeds_are_resampled_whatever_their_number(study):
     bootstrap.n = 20_000
     for n in (1, 2, 4):
         weights = bootstrap._seed_weights(n).double()
-        torch.testing.assert_close(weights.sum(1), torch.ones(20_000, dtype=torch.float64), atol=1e-6, rtol=0)
-        torch.testing.assert_close(weights.mean(0), torch.full((n,), 1 / n, dtype=torch.float64), atol=0.01, rtol=0)
-        torch.testing.assert_close(weights.var(0), torch.full((n,), (n - 1) / n**3, dtype=torch.float64), atol=0.01, rtol=0)
+        torch.testing.assert_close(
+            weights.sum(1), torch.ones(20_000, dtype=torch.float64), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(
+            weights.mean(0), torch.full((n,), 1 / n, dtype=torch.float64), atol=0.01, rtol=0
+        )
+        torch.testing.assert_close(
+            weights.var(0), torch.full((n,), (n - 1) / n**3, dtype=torch.float64), atol=0.01, rtol=0
+        )
 
 
 def test_refusals(study):

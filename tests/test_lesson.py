@@ -30,6 +30,7 @@ matplotlib.use("agg")
 
 # ---- the toy --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("angle", [0.0, 37.0, 80.0, 130.0])
 def test_half_way_the_merge_bisects_the_experts_and_shrinks(angle):
     """(R(a) + R(b)) / 2 = cos((a - b) / 2) R((a + b) / 2)."""
@@ -61,8 +62,15 @@ def test_an_expert_is_the_bayes_classifier():
         x, expert = toy.points[task, "test"], toy.expert(task)
         angles = torch.arange(n) * 2 * math.pi / n
         centres = toy_module.RADIUS * torch.stack([angles.cos(), angles.sin()], -1)
-        posterior = (-(x[:, None] - centres).square().sum(-1) / (2 * toy_module.SPREAD**2)).softmax(-1)
-        torch.testing.assert_close(expert.head.logits(toy.features(expert.state, task)).softmax(-1), posterior, atol=1e-4, rtol=1e-3)
+        posterior = (-(x[:, None] - centres).square().sum(-1) / (2 * toy_module.SPREAD**2)).softmax(
+            -1
+        )
+        torch.testing.assert_close(
+            expert.head.logits(toy.features(expert.state, task)).softmax(-1),
+            posterior,
+            atol=1e-4,
+            rtol=1e-3,
+        )
 
 
 def test_the_angle_changes_no_input():
@@ -77,7 +85,12 @@ def test_the_toys_story_holds():
     assert half.loc["A", "turn (degrees)"] == pytest.approx(-50, abs=0.1)
     assert (half["Fine-tuned"] > 95).all() and (half[protocol_label("ft_classifier")] > 93).all()
     assert half.loc["A", protocol_label("current")] < 50
-    current = pd.DataFrame({lam: lesson.score_toy(toy, lam).set_index("task")[protocol_label("current")] for lam in (0.2, 0.5, 0.8)})
+    current = pd.DataFrame(
+        {
+            lam: lesson.score_toy(toy, lam).set_index("task")[protocol_label("current")]
+            for lam in (0.2, 0.5, 0.8)
+        }
+    )
     assert current.loc["A"].is_monotonic_increasing and current.loc["B"].is_monotonic_decreasing
     assert current.loc["A", 0.8] > 90 > 20 > current.loc["B", 0.8]
 
@@ -104,8 +117,12 @@ def verdict(feedback, right, *words):
 
 
 CHECKS = [
-    lambda a: lesson.check_turn(TOY, 0.5, a), lesson.check_breaking_turn, lambda a: lesson.check_head(TOY, 0.5, a),
-    lambda a: lesson.check_loss(LOGITS[0], LOGITS[1], a), lambda a: lesson.check_recovered(SUMMARY, 5, a)]
+    lambda a: lesson.check_turn(TOY, 0.5, a),
+    lesson.check_breaking_turn,
+    lambda a: lesson.check_head(TOY, 0.5, a),
+    lambda a: lesson.check_loss(LOGITS[0], LOGITS[1], a),
+    lambda a: lesson.check_recovered(SUMMARY, 5, a),
+]
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -120,10 +137,23 @@ def test_what_is_no_number_is_named(check):
     verdict(check(math.nan), False, "finite")
 
 
-@pytest.mark.parametrize(("answer", "right", "word"), [
-    (-50, True, "W_A"), (-49.0, True, "-50"), (torch.tensor(-50.0), True, "-50"),
-    (50, False, "direction"), (80, False, "old classifier"), (30, False, "f_b"), (-100, False, "whole angle"), (100, False, "whole angle"),
-    (-0.873, False, "radians"), (0, False, "moved"), (-60, False, "too small"), (12, False, "too large")])
+@pytest.mark.parametrize(
+    ("answer", "right", "word"),
+    [
+        (-50, True, "W_A"),
+        (-49.0, True, "-50"),
+        (torch.tensor(-50.0), True, "-50"),
+        (50, False, "direction"),
+        (80, False, "old classifier"),
+        (30, False, "f_b"),
+        (-100, False, "whole angle"),
+        (100, False, "whole angle"),
+        (-0.873, False, "radians"),
+        (0, False, "moved"),
+        (-60, False, "too small"),
+        (12, False, "too large"),
+    ],
+)
 def test_check_turn(answer, right, word):
     verdict(lesson.check_turn(TOY, 0.5, answer), right, word)
 
@@ -138,9 +168,21 @@ def test_check_turn_follows_the_toy():
         assert lesson.check_turn(toy, lam, own, task).right is False
 
 
-@pytest.mark.parametrize(("answer", "right", "word"), [
-    (45, True, "45"), (90, False, "all are wrong"), (60, False, "3 classes"), (120, False, "3 classes"), (70, False, "slider"),
-    (-45, False, "positive"), (0.785, False, "radians"), (180, False, "opposite"), (50, False, "accuracy"), (20, False, "too small")])
+@pytest.mark.parametrize(
+    ("answer", "right", "word"),
+    [
+        (45, True, "45"),
+        (90, False, "all are wrong"),
+        (60, False, "3 classes"),
+        (120, False, "3 classes"),
+        (70, False, "slider"),
+        (-45, False, "positive"),
+        (0.785, False, "radians"),
+        (180, False, "opposite"),
+        (50, False, "accuracy"),
+        (20, False, "too small"),
+    ],
+)
 def test_check_breaking_turn(answer, right, word):
     verdict(lesson.check_breaking_turn(answer), right, word)
 
@@ -150,35 +192,71 @@ def test_half_breaks_where_the_check_says():
     toy = lesson.make_toy(80)
     expert, labels = toy.expert("A"), torch.cat([toy.labels("A"), toy.labels("A", "pool")])
     z = torch.cat([toy.features(expert.state, "A"), toy.features(expert.state, "A", "pool")])
-    wrong = {a: (current_eval(z @ lesson.turn(a).T, expert.head) != labels).float().mean().item() for a in (0, 45, -45, 90)}
+    wrong = {
+        a: (current_eval(z @ lesson.turn(a).T, expert.head) != labels).float().mean().item()
+        for a in (0, 45, -45, 90)
+    }
     assert wrong[0] < 0.05 and wrong[90] > 0.95
     assert wrong[45] == pytest.approx(0.5, abs=0.08) and wrong[-45] == pytest.approx(0.5, abs=0.08)
 
 
-@pytest.mark.parametrize(("answer", "right", "words"), [
-    (W @ lesson.turn(-50).T, True, ["No label"]), (3.0 * W @ lesson.turn(-51).T, True, ["% equal"]),
-    (W, False, ["Current Eval"]), (W @ lesson.turn(50).T, False, ["against the features"]), (W @ lesson.turn(-50), False, ["against the features"]),
-    (W.T, False, ["transposed"]), (SEEN.student_test, False, ["You turned the features"]), (lesson.turn(-50), False, ["2 x 2"]),
-    ((W @ lesson.turn(-50).T).roll(1, 0), False, ["another order"]), (W @ lesson.turn(-80).T, False, ["turned by -80", "-50"]),
-    (torch.zeros(3, 2), False, ["[4, 2]"]), (torch.full((4, 2), math.nan), False, ["finite"]), ([[1, 2]], False, ["list", "tensor"])])
+@pytest.mark.parametrize(
+    ("answer", "right", "words"),
+    [
+        (W @ lesson.turn(-50).T, True, ["No label"]),
+        (3.0 * W @ lesson.turn(-51).T, True, ["% equal"]),
+        (W, False, ["Current Eval"]),
+        (W @ lesson.turn(50).T, False, ["against the features"]),
+        (W @ lesson.turn(-50), False, ["against the features"]),
+        (W.T, False, ["transposed"]),
+        (SEEN.student_test, False, ["You turned the features"]),
+        (lesson.turn(-50), False, ["2 x 2"]),
+        ((W @ lesson.turn(-50).T).roll(1, 0), False, ["another order"]),
+        (W @ lesson.turn(-80).T, False, ["turned by -80", "-50"]),
+        (torch.zeros(3, 2), False, ["[4, 2]"]),
+        (torch.full((4, 2), math.nan), False, ["finite"]),
+        ([[1, 2]], False, ["list", "tensor"]),
+    ],
+)
 def test_check_head(answer, right, words):
     verdict(lesson.check_head(TOY, 0.5, answer), right, *words)
 
 
 ROWS = SEEN.rows(5)[0]
-LOGITS = SEEN.head.logits(SEEN.student_fit[ROWS]).double(), SEEN.head.logits(SEEN.teacher_fit[ROWS]).double()
+LOGITS = (
+    SEEN.head.logits(SEEN.student_fit[ROWS]).double(),
+    SEEN.head.logits(SEEN.teacher_fit[ROWS]).double(),
+)
 S, T = (x.log_softmax(-1) for x in LOGITS)
 KL = torch.nn.functional.kl_div(S, T, log_target=True, reduction="batchmean")
 
 
-@pytest.mark.parametrize(("answer", "right", "word"), [
-    (KL, True, "FT-Classifier"), (KL.item(), True, "FT-Classifier"), (KL * len(S), False, "mean"),
-    (torch.nn.functional.kl_div(S, T, log_target=True, reduction="none").sum(-1), False, "One value per input"),
-    (KL / 4, False, "batchmean"),
-    (torch.nn.functional.kl_div(T, S, log_target=True, reduction="batchmean"), False, "KL(student || teacher)"),
-    (-KL, False, "sign"), (torch.nn.functional.cross_entropy(LOGITS[0], T.exp()), False, "cross-entropy"),
-    (torch.nn.functional.cross_entropy(LOGITS[0], T.argmax(-1)), False, "label"), (KL / math.log(2), False, "bits"),
-    (torch.nn.functional.mse_loss(*LOGITS), False, "squared"), (0.0, False, "agree"), (1e6, False, "too large")])
+@pytest.mark.parametrize(
+    ("answer", "right", "word"),
+    [
+        (KL, True, "FT-Classifier"),
+        (KL.item(), True, "FT-Classifier"),
+        (KL * len(S), False, "mean"),
+        (
+            torch.nn.functional.kl_div(S, T, log_target=True, reduction="none").sum(-1),
+            False,
+            "One value per input",
+        ),
+        (KL / 4, False, "batchmean"),
+        (
+            torch.nn.functional.kl_div(T, S, log_target=True, reduction="batchmean"),
+            False,
+            "KL(student || teacher)",
+        ),
+        (-KL, False, "sign"),
+        (torch.nn.functional.cross_entropy(LOGITS[0], T.exp()), False, "cross-entropy"),
+        (torch.nn.functional.cross_entropy(LOGITS[0], T.argmax(-1)), False, "label"),
+        (KL / math.log(2), False, "bits"),
+        (torch.nn.functional.mse_loss(*LOGITS), False, "squared"),
+        (0.0, False, "agree"),
+        (1e6, False, "too large"),
+    ],
+)
 def test_check_loss(answer, right, word):
     verdict(lesson.check_loss(*LOGITS, answer), right, word)
 
@@ -189,32 +267,55 @@ def made_scores(top, low, new):
     for task, a, b, c in zip(("ag", "yelp"), top, low, new, strict=True):
         rows.append(("b", task, "f_t", "current", None, None, None, None, a, 9))
         rows.append(("b", task, "task_arithmetic", "current", None, None, None, None, b, 9))
-        rows += [("b", task, "task_arithmetic", "ft_classifier", 5, "stratified", "train", s, c + d, 9) for s, d in enumerate((-1, 0, 1))]
-    frame = pd.DataFrame([dict(zip(SCORE_COLUMNS, r, strict=True)) for r in rows]).astype({"k": "Int64", "seed": "Int64"})
+        rows += [
+            ("b", task, "task_arithmetic", "ft_classifier", 5, "stratified", "train", s, c + d, 9)
+            for s, d in enumerate((-1, 0, 1))
+        ]
+    frame = pd.DataFrame([dict(zip(SCORE_COLUMNS, r, strict=True)) for r in rows]).astype(
+        {"k": "Int64", "seed": "Int64"}
+    )
     return report.mean_and_std(frame)
 
 
 SUMMARY = made_scores((90, 60), (30, 50), (72, 51))  # averages 75, 40, 61.5: gap 35, gain 21.5
 
 
-@pytest.mark.parametrize(("answer", "right", "word"), [
-    (100 * 21.5 / 35, True, "61 %"), (0.614, False, "times 100"), (100 * 13.5 / 35, False, "open"), (21.5, False, "points"),
-    (35, False, "gap in points"), (100 * 61.5 / 75, False, "Measure from Current Eval"), (100 * 21.5 / 40, False, "relative"),
-    (100 * 21.5 / 75, False, "denominator"), (100 * (42 / 60 + 1 / 10) / 2, False, "tasks' shares"), (99, False, "too large")])
+@pytest.mark.parametrize(
+    ("answer", "right", "word"),
+    [
+        (100 * 21.5 / 35, True, "61 %"),
+        (0.614, False, "times 100"),
+        (100 * 13.5 / 35, False, "open"),
+        (21.5, False, "points"),
+        (35, False, "gap in points"),
+        (100 * 61.5 / 75, False, "Measure from Current Eval"),
+        (100 * 21.5 / 40, False, "relative"),
+        (100 * 21.5 / 75, False, "denominator"),
+        (100 * (42 / 60 + 1 / 10) / 2, False, "tasks' shares"),
+        (99, False, "too large"),
+    ],
+)
 def test_check_recovered(answer, right, word):
     verdict(lesson.check_recovered(SUMMARY, 5, answer), right, word)
 
 
 def test_check_recovered_without_a_gap():
-    verdict(lesson.check_recovered(made_scores((30, 30), (40, 40), (50, 50)), 5, 50), None, "no gap")
+    verdict(
+        lesson.check_recovered(made_scores((30, 30), (40, 40), (50, 50)), 5, 50), None, "no gap"
+    )
 
 
 def test_all_right_can_fail():
     right, wrong, open_ = (lesson.check_breaking_turn(a) for a in (45, 44 / 2, None))
-    assert lesson.all_right([right, right]) and not lesson.all_right([right, wrong]) and not lesson.all_right([right, open_])
+    assert (
+        lesson.all_right([right, right])
+        and not lesson.all_right([right, wrong])
+        and not lesson.all_right([right, open_])
+    )
 
 
 # ---- pictures and sliders ---------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def explorer():
@@ -235,10 +336,22 @@ def test_without_a_kernel_a_static_picture_remains(explorer):
     """What the committed notebook keeps, after the normaliser, is a PNG of every still, with words."""
     data, metadata = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
-    output = nbformat.v4.new_output("execute_result", data=data, metadata=metadata, execution_count=1)
-    clean = publish.normalise(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", id="x", outputs=[output])])).cells[0].outputs[0]
+    output = nbformat.v4.new_output(
+        "execute_result", data=data, metadata=metadata, execution_count=1
+    )
+    clean = (
+        publish.normalise(
+            nbformat.v4.new_notebook(
+                cells=[nbformat.v4.new_code_cell("x", id="x", outputs=[output])]
+            )
+        )
+        .cells[0]
+        .outputs[0]
+    )
     assert set(clean.data) == {"image/png", "text/plain"}
-    assert clean.metadata["image/png"]["alt"] == clean.data["text/plain"] and len(clean.data["text/plain"].splitlines()) == len(view.STILLS)
+    assert clean.metadata["image/png"]["alt"] == clean.data["text/plain"] and len(
+        clean.data["text/plain"].splitlines()
+    ) == len(view.STILLS)
     width, height = Image.open(io.BytesIO(base64.b64decode(clean.data["image/png"]))).size
     assert height > width  # a row per still
 
@@ -251,14 +364,19 @@ def test_classes_differ_in_grey():
 
 # ---- the notebooks ----------------------------------------------------------------------------------------------------
 
-LESSON, SOLUTIONS = (nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4) for name in ("00_start_here", "solutions/00_start_here"))
+LESSON, SOLUTIONS = (
+    nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for name in ("00_start_here", "solutions/00_start_here")
+)
 
 
 def test_every_exercise_has_hint_check_and_solution():
     exercises = [c for c in LESSON.cells if re.fullmatch(r"exercise-\d", c.id)]
     assert len(exercises) == 5 and all("<summary>Hint</summary>" in c.source for c in exercises)
     for n in range(1, 6):
-        asked, solved = (next(c.source for c in nb.cells if c.id == f"answer-{n}") for nb in (LESSON, SOLUTIONS))
+        asked, solved = (
+            next(c.source for c in nb.cells if c.id == f"answer-{n}") for nb in (LESSON, SOLUTIONS)
+        )
         check = re.search(r"lesson\.check_\w+", asked)[0]
         assert check in solved and "answer = None" in asked
 
@@ -273,8 +391,20 @@ def test_solutions_run_and_are_right(tmp_path):
     """Through papermill, as the runner does it; the notebook's own last cell insists on five right answers."""
     from papermill import execute_notebook
 
-    execute_notebook(ROOT / "notebooks" / "solutions" / "00_start_here.ipynb", tmp_path / "out.ipynb", cwd=tmp_path, kernel_name="python3",
-                     parameters={"profile": "quick", "overrides": {"threads": 1}, "device": "cpu"}, progress_bar=False)
+    execute_notebook(
+        ROOT / "notebooks" / "solutions" / "00_start_here.ipynb",
+        tmp_path / "out.ipynb",
+        cwd=tmp_path,
+        kernel_name="python3",
+        parameters={"profile": "quick", "overrides": {"threads": 1}, "device": "cpu"},
+        progress_bar=False,
+    )
     done = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    said = [o.data["text/plain"] for c in done.cells if c.id.startswith("answer-") for o in c.outputs if o.output_type == "execute_result"]
+    said = [
+        o.data["text/plain"]
+        for c in done.cells
+        if c.id.startswith("answer-")
+        for o in c.outputs
+        if o.output_type == "execute_result"
+    ]
     assert len(said) == 5 and all(s.startswith("Right.") for s in said)

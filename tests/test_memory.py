@@ -15,8 +15,12 @@ from mergelib.features import extract_prepared
 from mergelib.training import TrainConfig, train
 
 CPU = torch.device("cpu")
-MESSAGES = {"CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-            "the CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")}
+MESSAGES = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "the CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    ),
+}
 
 
 class Small(nn.Module):
@@ -32,7 +36,9 @@ class Small(nn.Module):
         self.seen.append(len(ids))
         if len(ids) > self.room:
             raise self.error
-        return (self.mix(self.embed(ids)).tanh() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return (self.mix(self.embed(ids)).tanh() * mask[..., None]).sum(1) / mask.sum(
+            1, keepdim=True
+        )
 
 
 @dataclass
@@ -46,11 +52,15 @@ class Ids:
 
     def collate(self, rows):
         longest = max(map(len, rows))
-        return {"ids": torch.tensor([r + [0] * (longest - len(r)) for r in rows]),
-                "mask": torch.tensor([[1.0] * len(r) + [0.0] * (longest - len(r)) for r in rows])}
+        return {
+            "ids": torch.tensor([r + [0] * (longest - len(r)) for r in rows]),
+            "mask": torch.tensor([[1.0] * len(r) + [0.0] * (longest - len(r)) for r in rows]),
+        }
 
 
-ROWS = [[1 + (7 * i + j) % 49 for j in range(1 + (5 * i) % 11)] for i in range(23)]  # of many lengths, so that batching reorders them
+ROWS = [
+    [1 + (7 * i + j) % 49 for j in range(1 + (5 * i) % 11)] for i in range(23)
+]  # of many lengths, so that batching reorders them
 
 
 # ---- features -----------------------------------------------------------------------------------------------------------
@@ -63,9 +73,15 @@ def test_features_halve_the_batch_say_so_and_stay_the_same(error):
     with pytest.warns(UserWarning, match="Out of memory on cpu") as said:
         found = extract_prepared(Ids(), model, ROWS, batch_size=16)
     assert (found - wanted).abs().max() < 1e-6
-    assert [str(w.message).split(";")[0] for w in said] == [f"Out of memory on cpu with {n} inputs at once" for n in (16, 8, 4)]
-    assert all("encoder.batch_size" in str(w.message) for w in said) and {w.filename for w in said} == {__file__}
-    assert model.seen[:3] == [16, 8, 4] and sum(model.seen[3:]) == len(ROWS), "a row went through twice, or the work did not go on in halves"
+    assert [str(w.message).split(";")[0] for w in said] == [
+        f"Out of memory on cpu with {n} inputs at once" for n in (16, 8, 4)
+    ]
+    assert all("encoder.batch_size" in str(w.message) for w in said) and {
+        w.filename for w in said
+    } == {__file__}
+    assert model.seen[:3] == [16, 8, 4] and sum(model.seen[3:]) == len(ROWS), (
+        "a row went through twice, or the work did not go on in halves"
+    )
 
 
 def test_features_that_fit_say_nothing():
@@ -75,7 +91,10 @@ def test_features_that_fit_say_nothing():
 
 
 def test_one_input_alone_that_does_not_fit_names_the_remedy():
-    with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=r"One input alone .* cpu.*encoder\.max_length"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(DeviceMemoryError, match=r"One input alone .* cpu.*encoder\.max_length"),
+    ):
         extract_prepared(Ids(), Small(0), ROWS, batch_size=4)
 
 
@@ -106,25 +125,46 @@ LABELLED = [(row, i % 3, i % 2) for i, row in enumerate(ROWS)]  # of two tasks
 
 def collate(rows):
     inputs, labels, task = zip(*rows, strict=True)
-    return {"batch": Ids().collate(inputs), "labels": torch.tensor(labels), "task": torch.tensor(task)}
+    return {
+        "batch": Ids().collate(inputs),
+        "labels": torch.tensor(labels),
+        "task": torch.tensor(task),
+    }
 
 
 def trained(encoder, tmp_path, batch_size=10, mean_over_rows=True):
     """(weights, info) of fine-tuning with two heads. 23 rows: every third batch has 3 rows."""
     model = EncoderWithHeads(encoder, 6, [3, 3])
     config = TrainConfig(steps=7, batch_size=batch_size, lr=0.02, threads=1, seed=3)
-    info = train(model, LABELLED, collate, config, device=CPU, scratch=tmp_path, desc="toy", optional_parts=True, mean_over_rows=mean_over_rows)
+    info = train(
+        model,
+        LABELLED,
+        collate,
+        config,
+        device=CPU,
+        scratch=tmp_path,
+        desc="toy",
+        optional_parts=True,
+        mean_over_rows=mean_over_rows,
+    )
     return torch.cat([p.detach().flatten() for p in model.parameters()]), info
 
 
 @pytest.mark.parametrize("error", MESSAGES.values(), ids=MESSAGES)
 def test_training_goes_on_in_pieces_to_the_same_weights(tmp_path, error):
     wanted, undisturbed = trained(Small(99), tmp_path)
-    start = torch.cat([p.detach().flatten() for p in EncoderWithHeads(Small(99), 6, [3, 3]).parameters()])
-    with pytest.warns(UserWarning, match="toy: out of memory on cpu with a batch of 10 rows") as said:
+    start = torch.cat(
+        [p.detach().flatten() for p in EncoderWithHeads(Small(99), 6, [3, 3]).parameters()]
+    )
+    with pytest.warns(
+        UserWarning, match="toy: out of memory on cpu with a batch of 10 rows"
+    ) as said:
         found, info = trained(encoder := Small(3, error), tmp_path)
     assert [str(w.message).split("through in ")[1][:8] for w in said] == ["2 pieces", "4 pieces"]
-    assert encoder.seen[:6] == [10, 5, 3, 3, 2, 2] and sum(encoder.seen[2:]) == 10 + 10 + 3 + 10 + 10 + 3 + 10
+    assert (
+        encoder.seen[:6] == [10, 5, 3, 3, 2, 2]
+        and sum(encoder.seen[2:]) == 10 + 10 + 3 + 10 + 10 + 3 + 10
+    )
     assert (found - wanted).abs().max() < 1e-5 < (wanted - start).abs().max()
     assert info.pop("pieces") == 4 and "pieces" not in undisturbed
     assert info == pytest.approx(undisturbed, abs=2e-4), "the logged loss is not the whole batch's"
@@ -146,13 +186,21 @@ def test_what_one_failed_piece_had_added_is_forgotten(tmp_path):
 
 
 def test_a_loss_that_is_no_mean_over_rows_is_not_cut(tmp_path):
-    with pytest.raises(DeviceMemoryError, match=r"toy: a batch of 10 rows does not fit .* Lower batch_size"):
+    with pytest.raises(
+        DeviceMemoryError, match=r"toy: a batch of 10 rows does not fit .* Lower batch_size"
+    ):
         trained(encoder := Small(3), tmp_path, mean_over_rows=False)
     assert encoder.seen == [10]
 
 
 def test_one_row_alone_that_does_not_fit_ends_training(tmp_path):
-    with pytest.warns(UserWarning), pytest.raises(DeviceMemoryError, match=r"a batch of 4 rows, in 4 pieces, does not fit .* another device"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(
+            DeviceMemoryError,
+            match=r"a batch of 4 rows, in 4 pieces, does not fit .* another device",
+        ),
+    ):
         trained(Small(0), tmp_path, batch_size=4)
 
 
@@ -167,6 +215,11 @@ def test_weights_or_an_optimizer_that_do_not_fit_name_the_remedy(tmp_path, monke
     def no_room(*args, **kwargs):
         raise MESSAGES["CUDA"]
 
-    monkeypatch.setattr(*((EncoderWithHeads, "to") if where == "weights" else (torch.optim.AdamW, "step")), no_room)
-    with pytest.raises(DeviceMemoryError, match=r"toy: weights, gradients and the optimizer's state do not fit .* smaller encoder"):
+    monkeypatch.setattr(
+        *((EncoderWithHeads, "to") if where == "weights" else (torch.optim.AdamW, "step")), no_room
+    )
+    with pytest.raises(
+        DeviceMemoryError,
+        match=r"toy: weights, gradients and the optimizer's state do not fit .* smaller encoder",
+    ):
         trained(Small(99), tmp_path)

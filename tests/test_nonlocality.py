@@ -36,17 +36,38 @@ from mergelib.types import Expert, Split, percent, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 PRETRAINING = {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}
-OVERRIDES = {"tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12,
-             "resamples": 200, "threads": 1, "fine_tuning.steps": 12, "encoder.pretraining": PRETRAINING,
-             "non_local.semi_local_steps": 8, "non_local.n_test": 50, "non_local.n_validation": 30}
+OVERRIDES = {
+    "tasks.names": ["ag", "yelp"],
+    "tasks.n_train": 160,
+    "tasks.n_validation": 40,
+    "tasks.n_test": 60,
+    "tasks.pool_per_class": 12,
+    "resamples": 200,
+    "threads": 1,
+    "fine_tuning.steps": 12,
+    "encoder.pretraining": PRETRAINING,
+    "non_local.semi_local_steps": 8,
+    "non_local.n_test": 50,
+    "non_local.n_validation": 30,
+}
 
 
-IMAGE_OVERRIDES = {"tasks.names": ["eurosat", "dtd"], "tasks.n_train": 160, "resamples": 200, "threads": 1, "fine_tuning.steps": 12,
-                   "encoder.pretraining.steps": 4, "non_local.semi_local_steps": 8, "non_local.methods": ["task_arithmetic", "ties", "tall_masks"]}
+IMAGE_OVERRIDES = {
+    "tasks.names": ["eurosat", "dtd"],
+    "tasks.n_train": 160,
+    "resamples": 200,
+    "threads": 1,
+    "fine_tuning.steps": 12,
+    "encoder.pretraining.steps": 4,
+    "non_local.semi_local_steps": 8,
+    "non_local.methods": ["task_arithmetic", "ties", "tall_masks"],
+}
 
 
 def make(store, overrides=OVERRIDES, variant=""):
-    return Nonlocality("quick", overrides=overrides, device="cpu", store=Store(store), variant=variant)
+    return Nonlocality(
+        "quick", overrides=overrides, device="cpu", store=Store(store), variant=variant
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +96,9 @@ def test_the_local_setting_is_the_ordinary_study_on_fewer_inputs(cells):
     assert local.weights_digest("f_b", "ag") == first.weights_digest("f_b", "ag")
     for task in cells.tasks:
         assert local.weights_digest("f_t", task) == first.weights_digest("f_t", task)
-        assert len(local.task(task).test) == 50 and torch.equal(local.features("f_t", task), first.features("f_t", task)[:50])
+        assert len(local.task(task).test) == 50 and torch.equal(
+            local.features("f_t", task), first.features("f_t", task)[:50]
+        )
         n = 5 * first.task(task).n_classes
         assert local.pool(task).inputs == first.pool(task).inputs[:n] and len(cells.rows(task)) == n
 
@@ -83,7 +106,9 @@ def test_the_local_setting_is_the_ordinary_study_on_fewer_inputs(cells):
 @pytest.mark.parametrize("setting", [SEMI_LOCAL, NON_LOCAL])
 def test_two_foundations_meet_in_the_middle(cells, setting):
     a, b, spec = cells.first, cells.second(setting), spec_for(cells.first.encoder.config)
-    assert a.encoder.digest == b.encoder.digest and a.weights_digest("f_b", "") != b.weights_digest("f_b", "")
+    assert a.encoder.digest == b.encoder.digest and a.weights_digest("f_b", "") != b.weights_digest(
+        "f_b", ""
+    )
     assert cells.from_b == ("yelp",)
     for permuted in (False, True):
         study = cells.study(setting, permuted=permuted)
@@ -102,28 +127,57 @@ def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(c
     mine.first = cells.first
     spec, g = spec_for(cells.first.encoder.config), torch.Generator().manual_seed(3)
     planted = random_permutations(spec, g)
-    experts = [Expert(e.task, apply(spec, planted, e.state), permute_head(e.head, spec, planted), e.info) for e in cells.first.experts()]
+    experts = [
+        Expert(e.task, apply(spec, planted, e.state), permute_head(e.head, spec, planted), e.info)
+        for e in cells.first.experts()
+    ]
     foundation = Foundation(cells.first.encoder, apply(spec, planted, cells.first.base_state))
-    mine.__dict__["_others"] = {NON_LOCAL: cells.first.given(foundation, experts, tasks=cells.first.tasks, profile=cells.first.profile)}
-    local, far, raw = mine.study(LOCAL), mine.study(NON_LOCAL), mine.study(NON_LOCAL, permuted=False)
+    mine.__dict__["_others"] = {
+        NON_LOCAL: cells.first.given(
+            foundation, experts, tasks=cells.first.tasks, profile=cells.first.profile
+        )
+    }
+    local, far, raw = (
+        mine.study(LOCAL),
+        mine.study(NON_LOCAL),
+        mine.study(NON_LOCAL, permuted=False),
+    )
     for task in mine.tasks:
         for name, t in far.weights("ties", task).items():
             torch.testing.assert_close(t, local.weights("ties", task)[name], rtol=0, atol=1e-6)
         assert torch.equal(far.head("ties", task).weight, local.head("ties", task).weight)
-        assert not torch.allclose(raw.features("ties", task), local.features("ties", task), atol=1e-3)
-    moved = sum(int((p != torch.arange(len(p))).sum()) for p in mine.permutation(NON_LOCAL).values())
+        assert not torch.allclose(
+            raw.features("ties", task), local.features("ties", task), atol=1e-3
+        )
+    moved = sum(
+        int((p != torch.arange(len(p))).sum()) for p in mine.permutation(NON_LOCAL).values()
+    )
     assert moved > 0
 
 
 def test_foundations_are_known_by_what_made_them(cells):
     first, longer, other = cells.first, cells.second(SEMI_LOCAL), cells.second(NON_LOCAL)
-    assert (longer.profile.encoder.pretraining.steps, other.profile.encoder.pretraining.seed) == (8, 1)
-    trains = [s.profile.train_config(s.profile.encoder.pretraining, s.device) for s in (first, longer, other)]
+    assert (longer.profile.encoder.pretraining.steps, other.profile.encoder.pretraining.seed) == (
+        8,
+        1,
+    )
+    trains = [
+        s.profile.train_config(s.profile.encoder.pretraining, s.device)
+        for s in (first, longer, other)
+    ]
     assert [(t.steps, t.seed) for t in trains] == [(4, 0), (8, 0), (4, 1)]
-    tuned = [s.profile.train_config(s.profile.fine_tuning, s.device) for s in (first, longer, other)]
+    tuned = [
+        s.profile.train_config(s.profile.fine_tuning, s.device) for s in (first, longer, other)
+    ]
     assert tuned[0] == tuned[1] == tuned[2], "only the foundations differ"
-    assert "seed" not in first.profile.encoder.pretraining.model_dump() and "non_local" not in first.profile.model_dump()
-    assert PRETRAINING.keys() == {"documents", "steps", "batch_size", "lr"} and PRETRAINING["steps"] == 4, "the caller's overrides were written into"
+    assert (
+        "seed" not in first.profile.encoder.pretraining.model_dump()
+        and "non_local" not in first.profile.model_dump()
+    )
+    assert (
+        PRETRAINING.keys() == {"documents", "steps", "batch_size", "lr"}
+        and PRETRAINING["steps"] == 4
+    ), "the caller's overrides were written into"
 
 
 def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
@@ -136,7 +190,12 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
     with pytest.raises(UnknownNameError, match="Nearest: 'tact'"):
         cells.correct(LOCAL, "ties", "tackt", "ag")
     with pytest.raises(ConfigError, match="one each"):
-        cells.first.given(Foundation(cells.first.encoder, cells.first.base_state), [cells.first.expert("yelp")], tasks=cells.tasks, profile=cells.profile)
+        cells.first.given(
+            Foundation(cells.first.encoder, cells.first.base_state),
+            [cells.first.expert("yelp")],
+            tasks=cells.tasks,
+            profile=cells.profile,
+        )
     for taken in ("f_t", "ties"):
         with pytest.raises(ConfigError, match="already"):
             cells.study(LOCAL).adopt(taken, "ag", "x", lambda: None)
@@ -148,8 +207,13 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
 @pytest.mark.parametrize("variant", ["", "vit"])
 def test_the_profiles_section_is_whole(profile, variant):
     own = load_profile(profile, variant=variant).of_non_local()
-    assert own.merging.methods == own.non_local.methods and set(own.merging.grids) <= set(own.merging.methods) <= set(METHODS)
-    assert own.non_local.semi_local_steps > own.encoder.pretraining.steps and own.non_local.non_local_seed != own.seed
+    assert own.merging.methods == own.non_local.methods and set(own.merging.grids) <= set(
+        own.merging.methods
+    ) <= set(METHODS)
+    assert (
+        own.non_local.semi_local_steps > own.encoder.pretraining.steps
+        and own.non_local.non_local_seed != own.seed
+    )
     assert load_profile(profile).of_zoo().non_local is None
 
 
@@ -162,7 +226,9 @@ def test_a_corrected_merge_has_the_experts_statistics(cells):
         for task in cells.tasks:
             found, expert = (cells.statistics(setting, e, task) for e in (name, "f_t"))
             raw = cells.statistics(setting, method, task)
-            for site in (s.name for s in cells.sites if s.side == "output"):  # folded, the others' correction lies behind them
+            for site in (
+                s.name for s in cells.sites if s.side == "output"
+            ):  # folded, the others' correction lies behind them
                 torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
                 torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
             assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
@@ -183,7 +249,9 @@ def test_every_repair_sees_the_same_inputs(cells, scores):
     for repaired in (TACT, FT, TACT_FT):
         rows = frame[(frame.repair == repaired) & (frame.k == k)]
         assert set(rows.seed) == set(cells.settings.seeds)
-        assert rows.accuracy.tolist() == pytest.approx([table[NON_LOCAL, "task_arithmetic", repaired]] * len(rows), abs=2.1)
+        assert rows.accuracy.tolist() == pytest.approx(
+            [table[NON_LOCAL, "task_arithmetic", repaired]] * len(rows), abs=2.1
+        )
     study = cells.study(NON_LOCAL)
     for s, seed in enumerate(cells.settings.seeds):
         evidence = study.evidence("task_arithmetic", "ag", "ft_classifier", draw="uniform")
@@ -193,20 +261,38 @@ def test_every_repair_sees_the_same_inputs(cells, scores):
 
 def test_no_label_and_no_test_input_reaches_a_repair(cells, tmp_path):
     def shuffled(split, seed):
-        return Split(split.inputs, split.labels[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))])
+        return Split(
+            split.inputs,
+            split.labels[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))],
+        )
 
     mine = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
-    tasks = {n: dataclasses.replace(t, test=shuffled(t.test, 1)) for n, t in cells.first.tasks.items()}
+    tasks = {
+        n: dataclasses.replace(t, test=shuffled(t.test, 1)) for n, t in cells.first.tasks.items()
+    }
     for study in (mine.first, *mine._others.values()):
         study.tasks = tasks
     for task in tasks:
         assert mine.study(NON_LOCAL).lams("tall_masks") == cells.study(NON_LOCAL).lams("tall_masks")
         for kind in (TACT, REPAIR):
-            a, b = (c.correction(NON_LOCAL, "tall_masks", task, kind).tensors() for c in (mine, cells))
+            a, b = (
+                c.correction(NON_LOCAL, "tall_masks", task, kind).tensors() for c in (mine, cells)
+            )
             assert state_digest(a) == state_digest(b)
-    changed = {n: dataclasses.replace(t, test=Split(tuple("zz" for _ in t.test.inputs), t.test.labels)) for n, t in cells.tasks.items()}
-    study = cells.study(LOCAL).given(Foundation(cells.first.encoder, cells.first.base_state), cells.first.experts(), tasks=changed, profile=cells.profile)
-    assert study.weights_digest("ties", "ag") == cells.study(LOCAL).weights_digest("ties", "ag") and study.pool("ag").inputs == cells.study(LOCAL).pool("ag").inputs
+    changed = {
+        n: dataclasses.replace(t, test=Split(tuple("zz" for _ in t.test.inputs), t.test.labels))
+        for n, t in cells.tasks.items()
+    }
+    study = cells.study(LOCAL).given(
+        Foundation(cells.first.encoder, cells.first.base_state),
+        cells.first.experts(),
+        tasks=changed,
+        profile=cells.profile,
+    )
+    assert (
+        study.weights_digest("ties", "ag") == cells.study(LOCAL).weights_digest("ties", "ag")
+        and study.pool("ag").inputs == cells.study(LOCAL).pool("ag").inputs
+    )
 
 
 def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch):
@@ -227,11 +313,15 @@ def test_images_take_the_same_road(images):
     (task,), far = images.from_b, images.study(NON_LOCAL)
     b = images.second(NON_LOCAL)
     own = b.expert(task).head.logits(b.features("f_t", task))
-    torch.testing.assert_close(far.head("f_t", task).logits(far.features("f_t", task)), own, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        far.head("f_t", task).logits(far.features("f_t", task)), own, rtol=1e-3, atol=1e-3
+    )
     assert far.weights_digest("f_t", task) != b.weights_digest("f_t", task), "nothing was permuted"
     name = images.corrected(NON_LOCAL, "task_arithmetic", TACT)
     assert len(far.module(name, task).corrections) == sum(s.fold is None for s in images.sites) > 0
-    found, expert, raw = (images.statistics(NON_LOCAL, e, task) for e in (name, "f_t", "task_arithmetic"))
+    found, expert, raw = (
+        images.statistics(NON_LOCAL, e, task) for e in (name, "f_t", "task_arithmetic")
+    )
     for site in (s.name for s in images.sites if s.side == "output"):
         torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
         torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
@@ -243,12 +333,22 @@ def test_images_take_the_same_road(images):
 
 def test_scores_are_those_of_the_settings_studies(cells, scores):
     assert len(scores) == 3 * len(cells.methods) * len(REPAIRS) * len(cells.tasks)
-    row = scores[(scores.setting == NON_LOCAL) & (scores.method == "ties") & (scores.task == "yelp")].set_index("repair")
-    assert row.accuracy[RAW] == percent(cells.study(NON_LOCAL, permuted=False).correct("ties", "yelp", "current")[0])
-    assert row.accuracy[PERMUTED] == percent(cells.study(NON_LOCAL).correct("ties", "yelp", "current")[0])
-    assert row.accuracy[FT] == percent(cells.study(NON_LOCAL).correct("ties", "yelp", "ft_classifier", draw="all")[0])
+    row = scores[
+        (scores.setting == NON_LOCAL) & (scores.method == "ties") & (scores.task == "yelp")
+    ].set_index("repair")
+    assert row.accuracy[RAW] == percent(
+        cells.study(NON_LOCAL, permuted=False).correct("ties", "yelp", "current")[0]
+    )
+    assert row.accuracy[PERMUTED] == percent(
+        cells.study(NON_LOCAL).correct("ties", "yelp", "current")[0]
+    )
+    assert row.accuracy[FT] == percent(
+        cells.study(NON_LOCAL).correct("ties", "yelp", "ft_classifier", draw="all")[0]
+    )
     assert row.expert.nunique() == 1
-    local = scores[scores.setting == LOCAL].pivot_table(index=["method", "task"], columns="repair", values="accuracy")
+    local = scores[scores.setting == LOCAL].pivot_table(
+        index=["method", "task"], columns="repair", values="accuracy"
+    )
     assert local[RAW].equals(local[PERMUTED].rename(RAW))
 
 
@@ -256,11 +356,19 @@ def test_the_claims_numbers_are_the_tables(cells, scores):
     resampled, means = Resampled(cells), nonlocality.averages(scores)
     for setting, method in ((LOCAL, "task_arithmetic"), (NON_LOCAL, "tall_masks")):
         at = means[(means.setting == setting) & (means.method == method)].set_index("repair")
-        assert float(resampled.normalised(setting, method, RAW)[0]) == pytest.approx(at.normalised[RAW])
-        assert float(resampled.accuracy(setting, method, TACT)[0]) == pytest.approx(at.accuracy[TACT] / 100)
+        assert float(resampled.normalised(setting, method, RAW)[0]) == pytest.approx(
+            at.normalised[RAW]
+        )
+        assert float(resampled.accuracy(setting, method, TACT)[0]) == pytest.approx(
+            at.accuracy[TACT] / 100
+        )
         missing = at.expert[TACT] - at.accuracy[PERMUTED]
         closed = float(resampled.gap_closed(setting, method, PERMUTED, TACT)[0])
-        assert closed * missing == pytest.approx(at.accuracy[TACT] - at.accuracy[PERMUTED]) if missing else not math.isfinite(closed)
+        assert (
+            closed * missing == pytest.approx(at.accuracy[TACT] - at.accuracy[PERMUTED])
+            if missing
+            else not math.isfinite(closed)
+        )
         found = resampled.variance(setting, method)
         table = cells.variances(method, [(setting, True)])
         assert float(found[0]) == pytest.approx(table.ratio.mean(), rel=1e-4)
@@ -272,15 +380,25 @@ def test_verdicts_cover_the_claims_and_their_parts(cells, images, scores):
     found = nonlocality.verdicts({"text": cells, "images": images}, ids)
     parts = {c: [v.part for v in found if v.claim == c] for c in ids}
     methods = {c: ["TA"] if c == "N-local" else ["TA", "Ties", "TALL"] for c in ids}
-    assert parts == {c: [f"{name} {m}" for name in ("text", "images") for m in methods[c]] for c in ids}
+    assert parts == {
+        c: [f"{name} {m}" for name in ("text", "images") for m in methods[c]] for c in ids
+    }
     here = next(v for v in found if v.claim == "N-tact" and v.part == "text Ties")
     values = Resampled(cells).gap_closed(NON_LOCAL, "ties", PERMUTED, TACT)
-    assert (here.here, here.low, here.high) == pytest.approx(judge_values(values, here.threshold)[:3], nan_ok=True)
+    assert (here.here, here.low, here.high) == pytest.approx(
+        judge_values(values, here.threshold)[:3], nan_ok=True
+    )
 
 
 def test_the_needed_number_of_inputs_is_the_smallest_near_the_best():
-    frame = pd.DataFrame([{"repair": r, "inputs": n, "accuracy": a + s} for s in (-1, 1)
-                                      for r, row in {TACT: (10, 40, 49.5, 50), FT: (30, 29.5, 10, 5)}.items() for n, a in zip((4, 8, 16, 32), row, strict=True)])
+    frame = pd.DataFrame(
+        [
+            {"repair": r, "inputs": n, "accuracy": a + s}
+            for s in (-1, 1)
+            for r, row in {TACT: (10, 40, 49.5, 50), FT: (30, 29.5, 10, 5)}.items()
+            for n, a in zip((4, 8, 16, 32), row, strict=True)
+        ]
+    )
     assert nonlocality.samples_needed(frame).to_dict() == {"TACT": 16, "FT-Classifier": 4}
 
 
@@ -289,21 +407,35 @@ def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
     variance = cells.variances("ties")
     assert nonlocality.wide(means).shape == (15, len(REPAIRS) + 1)
     assert nonlocality.samples_table(samples).shape == (3, len(cells.settings.ks))
-    for text in (nonlocality.alt(means), nonlocality.alt_variance(variance), nonlocality.alt_samples(samples), nonlocality.answer({"text": means})):
+    for text in (
+        nonlocality.alt(means),
+        nonlocality.alt_variance(variance),
+        nonlocality.alt_samples(samples),
+        nonlocality.answer({"text": means}),
+    ):
         assert "nan" not in text and text.endswith(".")
     assert nonlocality.answer({"text": means, "images": means}).count("**Images, ") == 3
     beside = nonlocality.beside_published({"text": means, "images": means})
     assert beside.network.tolist()[-4:] == ["here, text"] * 2 + ["here, images"] * 2
-    value = means[(means.setting == NON_LOCAL) & (means.method == "ties") & (means.repair == TACT_FT)].accuracy.iloc[0]
+    value = means[
+        (means.setting == NON_LOCAL) & (means.method == "ties") & (means.repair == TACT_FT)
+    ].accuracy.iloc[0]
     assert f"both {value:.1f}" in nonlocality.alt(means)
     labels = nonlocality.REPAIR_LABELS
-    figures = [plots.plot_non_locality(means, labels), plots.plot_variance(variance), plots.plot_samples(samples, labels, start=10, experts=90)]
+    figures = [
+        plots.plot_non_locality(means, labels),
+        plots.plot_variance(variance),
+        plots.plot_samples(samples, labels, start=10, experts=90),
+    ]
     for fig in figures:
         assert fig.axes[0].lines
         plots.plt.close(fig)
     assert set(plots.REPAIR_STYLE) == set(REPAIRS)
     stored = nonlocality.numbers_stored(cells).set_index("repair").numbers
-    assert stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2 and stored["REPAIR"] * 2 == stored["TACT"]
+    assert (
+        stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2
+        and stored["REPAIR"] * 2 == stored["TACT"]
+    )
 
 
 def test_the_study_of_others_is_untouched():

@@ -22,12 +22,24 @@ AGAIN = [i for i in ITEMS if i.id in ("tab02_main", "fig05_ft_classifier", "fig0
 def run(items, folder):
     """Notebooks into ``folder``, two at a time; returns their results."""
     wanted = {"overrides": {"threads": 1}, "device": "cpu"}
-    given = {i.id: {name: value for name, value in wanted.items() if name in runner.declared_parameters(i.path)} for i in items}
+    given = {
+        i.id: {
+            name: value
+            for name, value in wanted.items()
+            if name in runner.declared_parameters(i.path)
+        }
+        for i in items
+    }
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MERGELIB_OUTPUT", str(folder))
         results = Runner("quick", jobs=2, echo=said.append).run(items, given)
-        return {r.item.id: r for r in results}, paths.figures("quick"), paths.build("quick") / "notebooks", said
+        return (
+            {r.item.id: r for r in results},
+            paths.figures("quick"),
+            paths.build("quick") / "notebooks",
+            said,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +73,20 @@ def test_its_sidecar_says_what_made_it(first, item):
     for stem in (item.id, *item.extra_figures):
         sidecar = json.loads((figures / f"{stem}.json").read_text())
         assert len(sidecar["alt"].split()) >= 6 and sidecar["alt"].endswith(".")
-        assert sidecar["profile"]["name"] == "quick" and sidecar["overrides"] == ({"threads": 1} if "overrides" in runner.declared_parameters(item.path) else {})
+        assert sidecar["profile"]["name"] == "quick" and sidecar["overrides"] == (
+            {"threads": 1} if "overrides" in runner.declared_parameters(item.path) else {}
+        )
         assert sidecar["claims_file"] == claims.claims_hash()
         assert set(sidecar["data"]) == {p.name for p in figures.glob(f"{stem}*.csv")}
-        assert not any(d in (figures / f"{stem}.json").read_text() for d in ("/home/", "/tmp/", "/work/", "/root/"))
+        assert not any(
+            d in (figures / f"{stem}.json").read_text()
+            for d in ("/home/", "/tmp/", "/work/", "/root/")
+        )
     main = json.loads((figures / f"{item.id}.json").read_text())
     assert set(main["claims"]) == set(item.claims)
-    assert {v["verdict"] for v in main["verdicts"]} <= {claims.NOT_JUDGED} and set(main["claims"].values()) <= {claims.NOT_JUDGED}
+    assert {v["verdict"] for v in main["verdicts"]} <= {claims.NOT_JUDGED} and set(
+        main["claims"].values()
+    ) <= {claims.NOT_JUDGED}
     assert all(math.isfinite(v["here"]) for v in main["verdicts"])
     assert results[item.id].claims == main["claims"]
 
@@ -86,7 +105,11 @@ def test_no_warning_reaches_the_reader(first, item):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
-                lines = [line for line in output.text.splitlines() if "Warning" in line and "edge of the grid" not in line]
+                lines = [
+                    line
+                    for line in output.text.splitlines()
+                    if "Warning" in line and "edge of the grid" not in line
+                ]
                 assert not lines, lines
 
 

@@ -22,7 +22,9 @@ SOLUTIONS = sorted((FOLDER / runner.SOLUTIONS).glob("*.ipynb"))
 MACHINE = re.compile(r"(?<![\w.:/-])/(home|root|work|tmp|Users|private|var|mnt)/")
 
 
-@pytest.fixture(params=[*PATHS, *SOLUTIONS], ids=lambda p: p.relative_to(FOLDER).with_suffix("").as_posix())
+@pytest.fixture(
+    params=[*PATHS, *SOLUTIONS], ids=lambda p: p.relative_to(FOLDER).with_suffix("").as_posix()
+)
 def path(request):
     return request.param
 
@@ -47,7 +49,9 @@ def tagged(notebook, tag="parameters"):
 def test_the_manifest_lists_the_notebooks_that_are_there():
     ids = [item.id for item in runner.manifest()]
     assert len(ids) == len(set(ids)) and set(ids) == {p.stem for p in PATHS}
-    assert [i.path for i in runner.solutions(runner.manifest())] == SOLUTIONS, "solutions are named after their notebook"
+    assert [i.path for i in runner.solutions(runner.manifest())] == SOLUTIONS, (
+        "solutions are named after their notebook"
+    )
 
 
 def test_format_and_kernel(notebook):
@@ -71,7 +75,9 @@ def test_one_parameters_cell_that_papermill_understands(notebook, path):
         kind = runner.TYPES.get(p["inferred_type_name"].split("[")[0])
         assert kind, f"{name}: no type"
         assert len(p["help"].split()) >= 3, f"{name}: no help text"
-        assert isinstance(ast.literal_eval(p["default"]), kind), f"{name}: default is no {kind.__name__}"
+        assert isinstance(ast.literal_eval(p["default"]), kind), (
+            f"{name}: default is no {kind.__name__}"
+        )
     assert ast.literal_eval(seen["profile"]["default"]) == "mini"
 
 
@@ -85,8 +91,15 @@ def test_nothing_large_nothing_of_this_machine_no_errors(notebook, path):
     assert len(text) < 1_000_000
     for cell in notebook.cells:
         outputs = [nbformat.from_dict(o) for o in cell.get("outputs", [])]
-        assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs), cell.id
-        shown = [cell.source] + [str(v) for o in outputs for k, v in [("t", o.get("text", "")), *o.get("data", {}).items()] if not k.startswith("image/png")]
+        assert not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs), (
+            cell.id
+        )
+        shown = [cell.source] + [
+            str(v)
+            for o in outputs
+            for k, v in [("t", o.get("text", "")), *o.get("data", {}).items()]
+            if not k.startswith("image/png")
+        ]
         for string in shown:
             assert not MACHINE.search(string), f"{cell.id}: {MACHINE.search(string)}"
 
@@ -97,14 +110,20 @@ def test_cells_are_short(notebook):
     for cell in code(notebook):
         for node in ast.walk(ast.parse(cell.source)):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                assert node.end_lineno - node.lineno < 10, f"{cell.id}: move {node.name} to the library"
+                assert node.end_lineno - node.lineno < 10, (
+                    f"{cell.id}: move {node.name} to the library"
+                )
 
 
 def test_pictures_have_alt_text_and_exist(notebook, path):
-    pictures = [m for text in prose(notebook) for m in re.findall(r"!\[(.*?)\]\((.*?)\)", text, flags=re.S)]
+    pictures = [
+        m for text in prose(notebook) for m in re.findall(r"!\[(.*?)\]\((.*?)\)", text, flags=re.S)
+    ]
     for alt, target in pictures:
         assert len(alt.split()) >= 3, f"{target}: no alt text"
-        assert target.startswith("http") or (path.parent / target).resolve().is_file(), f"{target} is missing"
+        assert target.startswith("http") or (path.parent / target).resolve().is_file(), (
+            f"{target} is missing"
+        )
     assert not any("<img" in text for text in prose(notebook))
 
 
@@ -123,12 +142,16 @@ def test_prose_and_code_are_in_proportion(notebook):
     words = sum(len(re.findall(r"[^\W\d_][\w'’-]*", text)) for text in plain)
     lines = sum(1 for c in code(notebook) for line in c.source.splitlines() if line.strip())
     # The range of the best teaching notebooks, whose lines are about as long as ruff makes ours.
-    assert 4 <= words / lines <= 10, f"{words} words for {lines} lines of code: {words / lines:.1f} per line"
+    assert 4 <= words / lines <= 10, (
+        f"{words} words for {lines} lines of code: {words / lines:.1f} per line"
+    )
 
 
 def test_code_is_formatted(notebook, path):
     cells = [c for c in code(notebook) if c not in tagged(notebook)]
-    assert {c.id: c.source for c in cells} == formatted(path), "run python tests/format_notebooks.py"
+    assert {c.id: c.source for c in cells} == formatted(path), (
+        "run python tests/format_notebooks.py"
+    )
     for cell in cells:
         for line in cell.source.splitlines():
             assert len(line) <= WIDTH, f"{cell.id}: ruff cannot break this line, shorten it: {line}"
@@ -136,12 +159,21 @@ def test_code_is_formatted(notebook, path):
 
 def test_formatting_keeps_the_parameters_cell_and_the_outputs(tmp_path):
     long = 'tasks: list = ["ag", "yelp", "dbpedia"]  # a help text that papermill reads from the end of its line'
-    cells = [nbformat.v4.new_code_cell(long, metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell("f( 1,2 )", execution_count=2, outputs=[nbformat.v4.new_output("stream", text="3")])]
+    cells = [
+        nbformat.v4.new_code_cell(long, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "f( 1,2 )", execution_count=2, outputs=[nbformat.v4.new_output("stream", text="3")]
+        ),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
     format_notebooks([tmp_path / "x.ipynb"])
     first, second = nbformat.read(tmp_path / "x.ipynb", as_version=4).cells
-    assert (first.source, second.source, second.outputs, second.id) == (long, "f(1, 2)", cells[1].outputs, cells[1].id)
+    assert (first.source, second.source, second.outputs, second.id) == (
+        long,
+        "f(1, 2)",
+        cells[1].outputs,
+        cells[1].id,
+    )
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)

@@ -55,11 +55,21 @@ def test_what_is_imported_is_declared():
     psutil (ipykernel)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
     declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
-        "mergelib", "tokenizers", "threadpoolctl", "pyarrow", "huggingface_hub", "nbclient", "jupyter_client", "psutil"}
+        "mergelib",
+        "tokenizers",
+        "threadpoolctl",
+        "pyarrow",
+        "huggingface_hub",
+        "nbclient",
+        "jupyter_client",
+        "psutil",
+    }
     for path in SOURCES:
         extra = {"sphinx"} if path.parent.name == "book" else set()  # the book's own extra
         for name in imports(path) - sys.stdlib_module_names - extra:
-            assert names.get(name, name).lower() in declared, f"{path.relative_to(ROOT)} imports {name}"
+            assert names.get(name, name).lower() in declared, (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )
 
 
 BLOCK = """
@@ -71,7 +81,9 @@ from mergelib import claims, encoders, features, merging, plots, protocols, repo
 
 
 def test_the_core_imports_without_datasets_and_papermill():
-    done = subprocess.run([sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -84,13 +96,17 @@ def test_names_of_errors_come_without_torch():
 CALLS_TO_THE_HOST = {"cpu", "numpy", "item", "tolist"}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if {"merging", "protocols"} & set(p.parts)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if {"merging", "protocols"} & set(p.parts)], ids=lambda p: p.name
+)
 def test_loops_stay_on_the_device(path):
     """A .cpu(), .numpy() or .item() per step stalls a GPU; one per merge or fit is what a Python number costs."""
     loops = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.For | ast.While)]
     for node in (n for loop in loops for statement in loop.body for n in ast.walk(statement)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            assert node.func.attr not in CALLS_TO_THE_HOST, f"{path.name}:{node.lineno} .{node.func.attr}()"
+            assert node.func.attr not in CALLS_TO_THE_HOST, (
+                f"{path.name}:{node.lineno} .{node.func.attr}()"
+            )
 
 
 @pytest.mark.parametrize("folder", ["merging", "protocols"])
@@ -98,7 +114,11 @@ def test_merging_and_protocols_know_only_torch_and_plain_types(folder):
     """The design's rule: neither knows files, Hugging Face, figures or profiles."""
     for path in (PACKAGE / folder).glob("*.py"):
         assert imports(path) <= {"torch", *sys.stdlib_module_names}, path
-        relative = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level == 2}
+        relative = {
+            node.module
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.level == 2
+        }
         assert relative <= {"types", "errors"}, path
 
 
@@ -118,23 +138,60 @@ def test_nothing_foreign_is_executed(path):
             assert given["trust_remote_code"].value is False
         name = ast.unparse(node.func)
         if name == "torch.load":
-            assert "weights_only" in given and given["weights_only"].value is True, f"{path.name}:{node.lineno}"
-        assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"), f"{path.name}:{node.lineno}"
-        assert not (isinstance(given.get("shell"), ast.Constant) and given["shell"].value), f"{path.name}:{node.lineno}"
+            assert "weights_only" in given and given["weights_only"].value is True, (
+                f"{path.name}:{node.lineno}"
+            )
+        assert name not in ("eval", "exec", "os.system", "yaml.load", "yaml.unsafe_load"), (
+            f"{path.name}:{node.lineno}"
+        )
+        assert not (isinstance(given.get("shell"), ast.Constant) and given["shell"].value), (
+            f"{path.name}:{node.lineno}"
+        )
 
 
 def test_dependencies_point_downwards():
     """What lies on the road before the study knows neither it nor anything above it."""
-    below = {"merging", "protocols", "tasks", "profiles", "encoders", "experts", "features", "training", "pretraining", "store", "types",
-             "errors", "paths", "progress", "clusters", "permutation", "corrections"}
+    below = {
+        "merging",
+        "protocols",
+        "tasks",
+        "profiles",
+        "encoders",
+        "experts",
+        "features",
+        "training",
+        "pretraining",
+        "store",
+        "types",
+        "errors",
+        "paths",
+        "progress",
+        "clusters",
+        "permutation",
+        "corrections",
+    }
     for path in SOURCES:
         if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in below:
-            modules = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.level}
-            assert not modules & {"study", "claims", "report", "plots", "runner", "cli", "publish"}, path
+            modules = {
+                node.module
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ImportFrom) and node.level
+            }
+            assert not modules & {
+                "study",
+                "claims",
+                "report",
+                "plots",
+                "runner",
+                "cli",
+                "publish",
+            }, path
 
 
 def test_package_data_is_shipped():
-    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mergelib"]
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]["mergelib"]
     for path in PACKAGE.rglob("*"):
         if path.suffix in (".yaml", ".mplstyle"):
             assert any(path.relative_to(PACKAGE).match(pattern) for pattern in shipped), path

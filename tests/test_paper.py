@@ -16,15 +16,30 @@ from mergelib.pretraining import t5
 from mergelib.profiles import load_profile, profile_names, variant_names
 from mergelib.store import Store
 
-TINY = {"tasks.source": "miniature", "tasks.names": ["ag", "yelp"], "tasks.n_train": 96, "tasks.n_validation": 32, "tasks.n_test": 48,
-        "tasks.pool_per_class": 12, "protocols.ks": [1, 5], "protocols.seeds": [0], "resamples": 100, "threads": 1, "fine_tuning.steps": 4,
-        "fine_tuning.precision": "float32", "encoder.max_length": 24}
+TINY = {
+    "tasks.source": "miniature",
+    "tasks.names": ["ag", "yelp"],
+    "tasks.n_train": 96,
+    "tasks.n_validation": 32,
+    "tasks.n_test": 48,
+    "tasks.pool_per_class": 12,
+    "protocols.ks": [1, 5],
+    "protocols.seeds": [0],
+    "resamples": 100,
+    "threads": 1,
+    "fine_tuning.steps": 4,
+    "fine_tuning.precision": "float32",
+    "encoder.max_length": 24,
+}
 
 
 @pytest.mark.parametrize("item", [i for i in runner.manifest() if i.needs], ids=lambda i: i.id)
 @pytest.mark.parametrize("profile", profile_names())
 def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profile):
-    has = {*variant_names(profile), *(n for n in ("zoo", "non_local") if getattr(load_profile(profile), n))}
+    has = {
+        *variant_names(profile),
+        *(n for n in ("zoo", "non_local") if getattr(load_profile(profile), n)),
+    }
     if set(item.needs) <= has:
         runner.refuse_lacking(profile, [item])
         return
@@ -36,18 +51,28 @@ def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profil
         runner.refuse_lacking(name, [item])
 
 
-@pytest.mark.parametrize("item", [i for i in runner.manifest() if i.id != "99_report"], ids=lambda i: i.id)
+@pytest.mark.parametrize(
+    "item", [i for i in runner.manifest() if i.id != "99_report"], ids=lambda i: i.id
+)
 def test_the_notebook_says_in_which_profiles_it_runs(item):
-    cell = next(c for c in nbformat.read(item.path, 4).cells if "parameters" in c.metadata.get("tags", []))
+    cell = next(
+        c for c in nbformat.read(item.path, 4).cells if "parameters" in c.metadata.get("tags", [])
+    )
     said = re.search(r"# ([\w, ]+): sizes and sources", cell.source.splitlines()[0])[1]
-    assert set(re.split(r", | or ", said)) == {p for p in profile_names() if not runner.lacking(item, p)}
+    assert set(re.split(r", | or ", said)) == {
+        p for p in profile_names() if not runner.lacking(item, p)
+    }
 
 
 def test_notebooks_name_what_they_need():
     for item in runner.manifest():
-        code = "\n".join(c.source for c in nbformat.read(item.path, 4).cells if c.cell_type == "code")
+        code = "\n".join(
+            c.source for c in nbformat.read(item.path, 4).cells if c.cell_type == "code"
+        )
         assert all(need in code for need in item.needs), item.id
-        named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code} | ({"zoo"} if "zoo=True" in code else set())
+        named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code} | (
+            {"zoo"} if "zoo=True" in code else set()
+        )
         assert named <= set(item.needs), item.id
 
 
@@ -61,7 +86,8 @@ def test_without_network_the_hub_is_named(tmp_path):
     with pytest.raises(OfflineError):
         Study("paper", store=Store(tmp_path)).tasks  # noqa: B018
     with pytest.raises(OfflineError, match=r"eurosat.*data fetch"):
-        Study("paper", variant="vision_a", overrides={"tasks.names": ["eurosat"]}, store=Store(tmp_path)).tasks  # noqa: B018
+        eurosat = {"tasks.names": ["eurosat"]}
+        Study("paper", variant="vision_a", overrides=eurosat, store=Store(tmp_path)).tasks  # noqa: B018
     with pytest.raises(MergelibError, match="google-t5/t5-large"):
         Study("paper", variant="t5_b", overrides=TINY, store=Store(tmp_path)).encoder  # noqa: B018
 
@@ -69,23 +95,39 @@ def test_without_network_the_hub_is_named(tmp_path):
 def test_every_expert_of_paper_can_be_killed_and_resumed():
     for variant in ("", *variant_names("paper")):
         profile = load_profile("paper", variant=variant)
-        assert 0 < profile.fine_tuning.save_every < profile.fine_tuning.steps and profile.encoder.pretraining is None and profile.encoder.base
+        assert (
+            0 < profile.fine_tuning.save_every < profile.fine_tuning.steps
+            and profile.encoder.pretraining is None
+            and profile.encoder.base
+        )
 
 
 def test_the_two_t5s_differ_in_nothing_but_size():
     a, b = (load_profile("paper", variant=v) for v in ("t5_a", "t5_b"))
-    assert (a.tasks, a.fine_tuning, a.protocols) == (b.tasks, b.fine_tuning, b.protocols) and a.encoder.base != b.encoder.base
+    assert (a.tasks, a.fine_tuning, a.protocols) == (
+        b.tasks,
+        b.fine_tuning,
+        b.protocols,
+    ) and a.encoder.base != b.encoder.base
 
 
 def test_the_road_of_figure_6_on_a_t5_in_the_hubs_layout(tmp_path):
     write_folder(tmp_path / "t5")
-    study = Study("paper", variant="t5_a", overrides=TINY | {"encoder.base": str(tmp_path / "t5")}, store=Store(tmp_path / "store"), device="cpu")
+    study = Study(
+        "paper",
+        variant="t5_a",
+        overrides=TINY | {"encoder.base": str(tmp_path / "t5")},
+        store=Store(tmp_path / "store"),
+        device="cpu",
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
         scores = study.scores(["f_b", "f_t", "ties"], ["current", "ft_classifier"])
     assert scores.accuracy.notna().all()
     # The notebook shows span corruption with the loaded tokenizer.
-    corrupted, target = t5.corrupted_text(study.encoder, study.task("ag").test.inputs[1], t5.NOISE_RATE, seed=0)
+    corrupted, target = t5.corrupted_text(
+        study.encoder, study.task("ag").test.inputs[1], t5.NOISE_RATE, seed=0
+    )
     assert t5.sentinel(0) in corrupted and t5.sentinel(0) in target
 
 
@@ -93,9 +135,11 @@ def test_the_road_of_figure_6_on_a_t5_in_the_hubs_layout(tmp_path):
 def test_figure_6_runs_in_paper(tmp_path, monkeypatch):
     monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
     write_folder(tmp_path / "t5")
-    item, = runner.select(["fig06"])
+    (item,) = runner.select(["fig06"])
     overrides = TINY | {"encoder.base": str(tmp_path / "t5")}
-    result, = runner.Runner("paper", echo=lambda line: None).run([item], {item.id: {"overrides": overrides, "device": "cpu"}})
+    (result,) = runner.Runner("paper", echo=lambda line: None).run(
+        [item], {item.id: {"overrides": overrides, "device": "cpu"}}
+    )
     shutil.rmtree(tmp_path / "build")
     assert result.ok, result.error
 
@@ -105,14 +149,25 @@ def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
 
     assert main(["run", "--profile", "real", "--list"]) == 0
     said = capsys.readouterr().out
-    assert "fig06_t5 is left out: it needs t5_a, t5_b" in said and "\nfig02_knn_eval" in said and "\nfig06_t5   " not in said
+    assert (
+        "fig06_t5 is left out: it needs t5_a, t5_b" in said
+        and "\nfig02_knn_eval" in said
+        and "\nfig06_t5   " not in said
+    )
     assert main(["run", "--profile", "real", "--list", "--only", "fig06"]) == 0
     assert "fig06_t5   " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("given", "other", "stays", "goes"), [
-    ("--text-dir", "--image-dir", "fig02_knn_eval", "fig11_vision_protocols"), ("--image-dir", "--text-dir", "fig11_vision_protocols", "fig02_knn_eval")])
-def test_notebooks_whose_data_were_not_given_are_left_out_and_said(given, other, stays, goes, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("given", "other", "stays", "goes"),
+    [
+        ("--text-dir", "--image-dir", "fig02_knn_eval", "fig11_vision_protocols"),
+        ("--image-dir", "--text-dir", "fig11_vision_protocols", "fig02_knn_eval"),
+    ],
+)
+def test_notebooks_whose_data_were_not_given_are_left_out_and_said(
+    given, other, stays, goes, capsys, tmp_path
+):
     """Where a run names one kind of local data only; miniature data need none."""
     from mergelib.cli import main
 

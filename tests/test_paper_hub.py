@@ -34,9 +34,23 @@ SIZES = {"rows": 24, "k": 2, "max_length": 40}
 ROAD, MAIN = "tests.paper_road.scores", "mergelib.cli.main"
 PUBLISHED = "kongfs/FT-Classifier-for-Model-Merging"
 SETS = {"eurosat": "tanganke/eurosat", "dtd": "tanganke/dtd"}
-VISION = {"tasks.names": list(SETS), "tasks.n_train": 400, "tasks.n_validation": 40, "tasks.n_test": 100, "tasks.pool_per_class": 6,
-          "encoder.image_size": 16, "encoder.batch_size": 64, "fine_tuning.steps": 6, "fine_tuning.lr": 1.0e-2, "fine_tuning.batch_size": 32, "fine_tuning.save_every": 2,
-          "protocols.ks": [1], "protocols.seeds": [0], "merging.lams": [0.3], "threads": 1}
+VISION = {
+    "tasks.names": list(SETS),
+    "tasks.n_train": 400,
+    "tasks.n_validation": 40,
+    "tasks.n_test": 100,
+    "tasks.pool_per_class": 6,
+    "encoder.image_size": 16,
+    "encoder.batch_size": 64,
+    "fine_tuning.steps": 6,
+    "fine_tuning.lr": 1.0e-2,
+    "fine_tuning.batch_size": 32,
+    "fine_tuning.save_every": 2,
+    "protocols.ks": [1],
+    "protocols.seeds": [0],
+    "merging.lams": [0.3],
+    "threads": 1,
+}
 
 
 def table(names, labels, *, stored=True, seed=0) -> bytes:
@@ -44,12 +58,20 @@ def table(names, labels, *, stored=True, seed=0) -> bytes:
     rng, pictures = np.random.default_rng(seed), []
     for label in labels:
         buffer = io.BytesIO()
-        Image.fromarray(np.full((20, 24, 3), 255 * label // len(names), np.uint8) ^ rng.integers(0, 8, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
+        Image.fromarray(
+            np.full((20, 24, 3), 255 * label // len(names), np.uint8)
+            ^ rng.integers(0, 8, (20, 24, 3), dtype=np.uint8)
+        ).save(buffer, "PNG")
         pictures.append({"bytes": buffer.getvalue(), "path": None})
     made = pa.table({"image": pictures, "label": pa.array(labels, pa.int64())})
     if stored:
-        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
-        made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        features = {
+            "image": {"_type": "Image"},
+            "label": {"names": list(names), "_type": "ClassLabel"},
+        }
+        made = made.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     pq.write_table(made, buffer := io.BytesIO())
     return buffer.getvalue()
 
@@ -59,9 +81,13 @@ def image_set(name: str) -> dict[str, bytes]:
     n = len(class_names(name))
     stored = [c.title().replace(" ", "_") for c in class_names(name)]
     labels = [i % n for i in range(8 * n)]
-    return {"README.md": b"# A card\n", "data/train-00000-of-00002.parquet": table(stored, labels[: 4 * n]),
-            "data/train-00001-of-00002.parquet": table(stored, labels[4 * n :], seed=1),
-            "data/test-00000-of-00001.parquet": table(stored, labels[: 2 * n], seed=2), "data/contrast-00000-of-00001.parquet": b"not asked for"}
+    return {
+        "README.md": b"# A card\n",
+        "data/train-00000-of-00002.parquet": table(stored, labels[: 4 * n]),
+        "data/train-00001-of-00002.parquet": table(stored, labels[4 * n :], seed=1),
+        "data/test-00000-of-00001.parquet": table(stored, labels[: 2 * n], seed=2),
+        "data/contrast-00000-of-00001.parquet": b"not asked for",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +102,16 @@ def server(tmp_path_factory):
     with serving() as server:
         server.models["bert-base-uncased"] = {OLD: folder_files(made / "base")}
         server.models["openai/clip-vit-base-patch32"] = {OLD: folder_files(made / "clip")}
-        server.models[PUBLISHED] = {OLD: {f"checkpoints/{t}.pth": made / "checkpoints" / f"{t}.pth" for t in TASK_NAMES}}
-        server.repositories[PUBLISHED] = {OLD: {f"data/{t}/{s}.csv": made / t / f"{s}.csv" for t in TASK_NAMES for s in ("train", "test")}}
+        server.models[PUBLISHED] = {
+            OLD: {f"checkpoints/{t}.pth": made / "checkpoints" / f"{t}.pth" for t in TASK_NAMES}
+        }
+        server.repositories[PUBLISHED] = {
+            OLD: {
+                f"data/{t}/{s}.csv": made / t / f"{s}.csv"
+                for t in TASK_NAMES
+                for s in ("train", "test")
+            }
+        }
         server.repositories.update({id: {OLD: image_set(name)} for name, id in SETS.items()})
         yield server
 
@@ -103,40 +137,71 @@ def offline(server, folder):
 
 
 def test_text_online_then_offline(server, online, offline, folder):
-    overrides = {k: v for k, v in bench.stand_in_overrides(folder, **SIZES).items() if k not in ("encoder.base", "released_dir")}
+    overrides = {
+        k: v
+        for k, v in bench.stand_in_overrides(folder, **SIZES).items()
+        if k not in ("encoder.base", "released_dir")
+    }
     asked = "", overrides, ["f_t", "task_arithmetic"], ["current", "knn", "ft_classifier"]
     lock = folder / "lock.json"
     early = offline(ROAD, *asked, lock=lock)
     assert early["error"] == "OfflineError" and "data fetch" in early["message"]
     fetched = online(MAIN, ["data", "fetch", "--only", "text"], lock=lock)
     assert fetched["value"] == 0, fetched
-    assert re.search(r"released_checkpoints: 5 files, \S+ MB, of which \S+ MB to be downloaded", fetched["out"]) and "All is there" in fetched["out"]
-    assert not any("clip" in path or "tanganke" in path for path in server.asked), "images are another group"
+    assert (
+        re.search(
+            r"released_checkpoints: 5 files, \S+ MB, of which \S+ MB to be downloaded",
+            fetched["out"],
+        )
+        and "All is there" in fetched["out"]
+    )
+    assert not any("clip" in path or "tanganke" in path for path in server.asked), (
+        "images are another group"
+    )
     assert online(MAIN, ["data", "check", "--only", "text"], lock=lock)["value"] == 0
     first = online(ROAD, *asked, lock=lock)
     assert "value" in first, first
-    right = {row["task"]: row["accuracy"] for row in first["value"] if row["method"] == "f_t" and row["protocol"] == "current"}
-    assert set(right) == set(TASK_NAMES) and sum(right.values()) / 5 > 25, "the classifiers were solved for; chance is 16"
+    right = {
+        row["task"]: row["accuracy"]
+        for row in first["value"]
+        if row["method"] == "f_t" and row["protocol"] == "current"
+    }
+    assert set(right) == set(TASK_NAMES) and sum(right.values()) / 5 > 25, (
+        "the classifiers were solved for; chance is 16"
+    )
     server.asked.clear()
     second = offline(ROAD, *asked, lock=lock)
     assert second.get("value") == first["value"] and not server.asked
 
 
 def test_images_online_then_offline(server, online, offline, folder):
-    asked, lock = ("vision_a", VISION, ["f_b", "f_t", "task_arithmetic"], ["current", "ft_classifier"]), folder / "lock.json"
+    asked, lock = (
+        ("vision_a", VISION, ["f_b", "f_t", "task_arithmetic"], ["current", "ft_classifier"]),
+        folder / "lock.json",
+    )
     server.asked.clear()
     first = online(ROAD, *asked, lock=lock)  # nothing was fetched ahead
     assert "value" in first, first
-    assert {row["task"] for row in first["value"]} == set(SETS) and all(0 <= row["accuracy"] <= 100 for row in first["value"])
-    assert not any(part in path for path in server.asked for part in ("contrast", "tf_model", "sun397"))
+    assert {row["task"] for row in first["value"]} == set(SETS) and all(
+        0 <= row["accuracy"] <= 100 for row in first["value"]
+    )
+    assert not any(
+        part in path for path in server.asked for part in ("contrast", "tf_model", "sun397")
+    )
     locked = json.loads(lock.read_text())
-    assert set(locked["eurosat"]["files"]) == {p for p in server.repositories[SETS["eurosat"]][OLD] if "train-" in p or "test-" in p}
+    assert set(locked["eurosat"]["files"]) == {
+        p for p in server.repositories[SETS["eurosat"]][OLD] if "train-" in p or "test-" in p
+    }
     assert "pytorch_model.bin" in locked["clip-vit-base-patch32"]["files"]
     server.asked.clear()
     second = offline(ROAD, *asked, lock=lock)
     assert second.get("value") == first["value"] and not server.asked
     listed = offline(MAIN, ["data", "list", "--only", "vision"], lock=lock)["out"]
-    assert "\neurosat: cached\n" in listed and "\nsvhn: not cached\n" in listed and "cropped_digits/train-*.parquet" in listed
+    assert (
+        "\neurosat: cached\n" in listed
+        and "\nsvhn: not cached\n" in listed
+        and "cropped_digits/train-*.parquet" in listed
+    )
     assert online(MAIN, ["data", "check", *SETS, "clip-vit-base-patch32"], lock=lock)["value"] == 0
 
 
@@ -145,18 +210,34 @@ def test_images_online_then_offline(server, online, offline, folder):
 
 def test_the_registry_has_the_eight_sets_their_classes_and_prompts():
     known = files.registry()
-    wanted = {"sun397": 397, "cars": 196, "resisc45": 45, "eurosat": 10, "svhn": 10, "gtsrb": 43, "mnist": 10, "dtd": 47}  # the paper's
-    assert tuple(wanted) == IMAGE_TASK_NAMES == load_profile("paper", variant="vision_a").tasks.names
+    wanted = {
+        "sun397": 397,
+        "cars": 196,
+        "resisc45": 45,
+        "eurosat": 10,
+        "svhn": 10,
+        "gtsrb": 43,
+        "mnist": 10,
+        "dtd": 47,
+    }  # the paper's
+    assert (
+        tuple(wanted) == IMAGE_TASK_NAMES == load_profile("paper", variant="vision_a").tasks.names
+    )
     for name, n in wanted.items():
         names = class_names(name)
-        assert len(names) == n == len({c.lower() for c in names}) and all(isinstance(c, str) and c == c.strip() for c in names)
+        assert len(names) == n == len({c.lower() for c in names}) and all(
+            isinstance(c, str) and c == c.strip() for c in names
+        )
         assert name in PROMPTS and len(known[name].files) == 2 and known[name].kind == "dataset"
 
 
 def test_the_two_clips_differ_in_nothing_but_their_patches():
     a, b = (load_profile("paper", variant=v) for v in ("vision_a", "vision_b"))
     assert (a.tasks, a.fine_tuning, a.protocols) == (b.tasks, b.fine_tuning, b.protocols)
-    assert (a.encoder.base, b.encoder.base) == ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16")
+    assert (a.encoder.base, b.encoder.base) == (
+        "openai/clip-vit-base-patch32",
+        "openai/clip-vit-base-patch16",
+    )
 
 
 def test_a_run_fetches_what_its_notebooks_read(tmp_path):
@@ -170,21 +251,37 @@ def test_a_run_fetches_what_its_notebooks_read(tmp_path):
     assert read("t5") == {"released_data", "t5-base", "t5-large"} and read("report") == set()
     assert read("tab02", overrides={"released_dir": str(tmp_path)}) == {"bert-base-uncased"}
     assert read("tab02", text_dir=str(tmp_path), base=str(tmp_path)) == {"released_checkpoints"}
-    assert read("fig09", image_dir=str(tmp_path)) == {"clip-vit-base-patch32", "clip-vit-base-patch16"}
-    assert read("fig09", overrides={"tasks.names": ["dtd"], "encoder.base": "org/other"}) == {"dtd", "org/other"}
+    assert read("fig09", image_dir=str(tmp_path)) == {
+        "clip-vit-base-patch32",
+        "clip-vit-base-patch16",
+    }
+    assert read("fig09", overrides={"tasks.names": ["dtd"], "encoder.base": "org/other"}) == {
+        "dtd",
+        "org/other",
+    }
 
 
 def test_overrides_are_checked_against_the_variants_that_a_notebook_is_about():
-    item, = runner.select(["fig09"])
+    (item,) = runner.select(["fig09"])
     runner.check_before("paper", [item], {item.id: {"overrides": {"tasks.names": ["dtd"]}}})
     with pytest.raises(ConfigError, match="Unknown task 'ag'"):
         runner.check_before("paper", [item], {item.id: {"overrides": {"tasks.names": ["ag"]}}})
 
 
-@pytest.mark.parametrize(("listing", "says"), [
-    (["data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"], r"1 files data/train-\*\.parquet, which are numbered as 2"),
-    (["data/train-00000-of-00001.parquet"], r"no file data/test-\*\.parquet"),
-    (["train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"], r"no file data/train-\*\.parquet; tanganke/dtd has data/test")])
+@pytest.mark.parametrize(
+    ("listing", "says"),
+    [
+        (
+            ["data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"],
+            r"1 files data/train-\*\.parquet, which are numbered as 2",
+        ),
+        (["data/train-00000-of-00001.parquet"], r"no file data/test-\*\.parquet"),
+        (
+            ["train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
+            r"no file data/train-\*\.parquet; tanganke/dtd has data/test",
+        ),
+    ],
+)
 def test_an_image_set_without_all_its_files_is_refused(listing, says):
     with pytest.raises(DataError, match=says):
         files._choose("dtd", files.registry()["dtd"], listing, None)
@@ -192,23 +289,50 @@ def test_an_image_set_without_all_its_files_is_refused(listing, says):
 
 def test_pickled_weights_are_taken_of_clips_without_others():
     clip, bert = (files.registry()[n] for n in ("clip-vit-base-patch32", "bert-base-uncased"))
-    pickled, whole = ["config.json", "pytorch_model.bin"], ["config.json", "model.safetensors", "pytorch_model.bin"]
+    pickled, whole = (
+        ["config.json", "pytorch_model.bin"],
+        ["config.json", "model.safetensors", "pytorch_model.bin"],
+    )
     assert list(files._choose("clip", clip, pickled, None)) == pickled
-    assert list(files._choose("clip", clip, whole, None)) == whole[:2] == list(files._choose("bert", bert, whole, None))
+    assert (
+        list(files._choose("clip", clip, whole, None))
+        == whole[:2]
+        == list(files._choose("bert", bert, whole, None))
+    )
     with pytest.raises(DataError, match=r"no config\.json with \*\.safetensors at its root"):
         files._choose("bert", bert, pickled, None)
 
 
-@pytest.mark.parametrize(("stored", "highest", "says"), [
-    (("Annual Crop Land", "river", "x", "x2", "x3", "x4", "x5", "x6", "x7", "x8"), 9, "class 1 is 'river' .* and 8 in images.yaml"),
-    (("a", "b"), 1, "has 2 classes, images.yaml 10"), (None, 10, "has 11 classes")])
+@pytest.mark.parametrize(
+    ("stored", "highest", "says"),
+    [
+        (
+            ("Annual Crop Land", "river", "x", "x2", "x3", "x4", "x5", "x6", "x7", "x8"),
+            9,
+            "class 1 is 'river' .* and 8 in images.yaml",
+        ),
+        (("a", "b"), 1, "has 2 classes, images.yaml 10"),
+        (None, 10, "has 11 classes"),
+    ],
+)
 def test_classes_in_another_order_are_refused(stored, highest, says):
     with pytest.raises(DataError, match=says):
         check_names("eurosat", class_names("eurosat"), stored, highest, Path("train.parquet"))
 
 
 def test_names_that_are_only_spelt_otherwise_pass():
-    stored = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
+    stored = (
+        "AnnualCrop",
+        "Forest",
+        "HerbaceousVegetation",
+        "Highway",
+        "Industrial",
+        "Pasture",
+        "PermanentCrop",
+        "Residential",
+        "River",
+        "SeaLake",
+    )
     check_names("eurosat", class_names("eurosat"), stored, 9, Path("train.parquet"))
     check_names("eurosat", class_names("eurosat"), None, 9, Path("train.parquet"))
 
@@ -222,8 +346,14 @@ def test_a_split_in_several_files_is_one_split(tmp_path):
     for path, (start, stop) in zip(cuts, ((0, 4), (4, 19), (19, 30)), strict=True):
         pq.write_table(pictures.slice(start, stop - start), path)
     for limit in (None, 7):
-        (whole, names), (parts, same) = (read_parquet(p, 8, limit=limit, seed=3) for p in (tmp_path / "whole", cuts))
-        assert torch.equal(whole.inputs, parts.inputs) and torch.equal(whole.labels, parts.labels) and names == same == tuple("abcde")
+        (whole, names), (parts, same) = (
+            read_parquet(p, 8, limit=limit, seed=3) for p in (tmp_path / "whole", cuts)
+        )
+        assert (
+            torch.equal(whole.inputs, parts.inputs)
+            and torch.equal(whole.labels, parts.labels)
+            and names == same == tuple("abcde")
+        )
     pq.write_table(pictures.slice(0, 4).replace_schema_metadata(None), cuts[1])
     with pytest.raises(DataError, match=r"part1.*same ClassLabel"):
         read_parquet(cuts, 8)

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergelib.errors import ConfigError, MergelibError, UnknownNameError
-from mergelib.profiles import FOLDER, Profile, load_profile, parse_profile, profile_names, variant_names
+from mergelib.profiles import (
+    FOLDER,
+    Profile,
+    load_profile,
+    parse_profile,
+    profile_names,
+    variant_names,
+)
 
 QUICK = yaml.safe_load((FOLDER / "quick.yaml").read_text())
 VARIANTS = QUICK.pop("variants")
@@ -20,24 +27,47 @@ def test_every_profile_loads(name):
     assert profile.name == name
     assert 5 in profile.protocols.ks, "the claims name k = 5"
     largest = max(profile.protocols.ks)
-    assert profile.tasks.pool_per_class > largest, "a class of the pool must be able to give every k"
+    assert profile.tasks.pool_per_class > largest, (
+        "a class of the pool must be able to give every k"
+    )
 
 
 def test_the_profiles_of_the_design_are_there():
     assert {"quick", "mini", "real", "paper"} <= set(profile_names())
-    assert not load_profile("quick").judged and load_profile("mini").judged and load_profile("real").judged
+    assert (
+        not load_profile("quick").judged
+        and load_profile("mini").judged
+        and load_profile("real").judged
+    )
 
 
-@pytest.mark.parametrize(("call", "nearest"), [
-    (lambda: load_profile("mimi"), "mini"),
-    (lambda: load_profile("quick", {"fine_tuning.step": 1}), "steps"),
-    (lambda: load_profile("quick", {"finetuning.steps": 1}), "fine_tuning"),
-    (lambda: load_profile("quick", {"encoder.pretraning.steps": 1}), "pretraining"),
-    (lambda: load_profile("quick", {"resample": 1}), "resamples"),
-    (lambda: parse_profile(QUICK | {"protocol": {}}, "x"), "protocols"),
-    (lambda: parse_profile(QUICK | {"encoder": QUICK["encoder"] | {"widht": 3}}, "x"), "width"),
-    (lambda: load_profile("quick", {"encoder.pretraining": {"documents": 9, "steps": 1, "batch_size": 1, "lr": 1, "sped": 1}}), None),
-])
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [
+        (lambda: load_profile("mimi"), "mini"),
+        (lambda: load_profile("quick", {"fine_tuning.step": 1}), "steps"),
+        (lambda: load_profile("quick", {"finetuning.steps": 1}), "fine_tuning"),
+        (lambda: load_profile("quick", {"encoder.pretraning.steps": 1}), "pretraining"),
+        (lambda: load_profile("quick", {"resample": 1}), "resamples"),
+        (lambda: parse_profile(QUICK | {"protocol": {}}, "x"), "protocols"),
+        (lambda: parse_profile(QUICK | {"encoder": QUICK["encoder"] | {"widht": 3}}, "x"), "width"),
+        (
+            lambda: load_profile(
+                "quick",
+                {
+                    "encoder.pretraining": {
+                        "documents": 9,
+                        "steps": 1,
+                        "batch_size": 1,
+                        "lr": 1,
+                        "sped": 1,
+                    }
+                },
+            ),
+            None,
+        ),
+    ],
+)
 def test_unknown_names_name_the_nearest(call, nearest):
     with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'" if nearest else "sped"):
         call()
@@ -47,8 +77,14 @@ def test_a_variant_is_laid_over_its_profile():
     plain = load_profile("quick")
     for name in VARIANTS:
         varied = load_profile("quick", {"fine_tuning.steps": 7}, name)
-        assert varied.encoder.kind == VARIANTS[name]["encoder"]["kind"] != plain.encoder.kind and varied.fine_tuning.steps == 7
-        assert varied.encoder.max_length == plain.encoder.max_length and varied.encoder.pretraining.batch_size == plain.encoder.pretraining.batch_size
+        assert (
+            varied.encoder.kind == VARIANTS[name]["encoder"]["kind"] != plain.encoder.kind
+            and varied.fine_tuning.steps == 7
+        )
+        assert (
+            varied.encoder.max_length == plain.encoder.max_length
+            and varied.encoder.pretraining.batch_size == plain.encoder.pretraining.batch_size
+        )
     with pytest.raises(UnknownNameError, match="t5_a"):
         load_profile("quick", variant="t5-a")
 
@@ -59,39 +95,89 @@ def test_every_variant_is_valid(profile):
         assert load_profile(profile, variant=name).backbone != load_profile(profile).backbone
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("fine_tuning.steps", "many"), ("fine_tuning.steps", 0), ("fine_tuning.steps", 1.5), ("fine_tuning.lr", -1),
-    ("fine_tuning.lr", float("nan")), ("encoder.layers", None), ("protocols.ks", [5, 1]), ("protocols.ks", []), ("protocols.ks", [0]),
-    ("protocols.seeds", [1, 1]), ("protocols.ft_preset", "best"), ("tasks.names", []), ("tasks.names", ["ag", "ag"]),
-    ("tasks.names", ["../ag"]), ("tasks.names", ["agg"]), ("tasks.source", "web"), ("threads", 0), ("judged", "perhaps"),
-    ("tasks", 5), ("merging.lams", []), ("merging.lams", [float("nan")]), ("merging.lams", [0.1, "x"]),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fine_tuning.steps", "many"),
+        ("fine_tuning.steps", 0),
+        ("fine_tuning.steps", 1.5),
+        ("fine_tuning.lr", -1),
+        ("fine_tuning.lr", float("nan")),
+        ("encoder.layers", None),
+        ("protocols.ks", [5, 1]),
+        ("protocols.ks", []),
+        ("protocols.ks", [0]),
+        ("protocols.seeds", [1, 1]),
+        ("protocols.ft_preset", "best"),
+        ("tasks.names", []),
+        ("tasks.names", ["ag", "ag"]),
+        ("tasks.names", ["../ag"]),
+        ("tasks.names", ["agg"]),
+        ("tasks.source", "web"),
+        ("threads", 0),
+        ("judged", "perhaps"),
+        ("tasks", 5),
+        ("merging.lams", []),
+        ("merging.lams", [float("nan")]),
+        ("merging.lams", [0.1, "x"]),
+    ],
+)
 def test_a_bad_value_names_its_key(key, value):
     with pytest.raises(ConfigError) as error:
         load_profile("quick", {key: value})
     section, last = key.split(".")[0], key.split(".")[-1]
-    assert last in str(error.value) or (section in str(error.value) and str(value[0]) in str(error.value))
+    assert last in str(error.value) or (
+        section in str(error.value) and str(value[0]) in str(error.value)
+    )
 
 
 def test_overrides_reach_their_place_and_leave_the_rest():
-    changed = load_profile("quick", {"fine_tuning.steps": 7, "encoder.pretraining.steps": 3, "resamples": 11, "merging.lams": [0.3]})
-    assert (changed.fine_tuning.steps, changed.encoder.pretraining.steps, changed.resamples, changed.merging.lams) == (7, 3, 11, (0.3,))
+    changed = load_profile(
+        "quick",
+        {
+            "fine_tuning.steps": 7,
+            "encoder.pretraining.steps": 3,
+            "resamples": 11,
+            "merging.lams": [0.3],
+        },
+    )
+    assert (
+        changed.fine_tuning.steps,
+        changed.encoder.pretraining.steps,
+        changed.resamples,
+        changed.merging.lams,
+    ) == (7, 3, 11, (0.3,))
     plain = load_profile("quick")
     assert plain.fine_tuning.steps == QUICK["fine_tuning"]["steps"]
     assert changed.tasks == plain.tasks and changed.protocols == plain.protocols
 
 
-@pytest.mark.parametrize("overrides", [
-    {"fine_tuning.steps.more": 1}, {"": 1}, {".": 1}, {"..steps": 1}, {"encoder.pretraining": None, "encoder.pretraining.steps": 5},
-    {"tasks": 5, "tasks.names": ["ag"]}, {1: 2},
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"fine_tuning.steps.more": 1},
+        {"": 1},
+        {".": 1},
+        {"..steps": 1},
+        {"encoder.pretraining": None, "encoder.pretraining.steps": 5},
+        {"tasks": 5, "tasks.names": ["ag"]},
+        {1: 2},
+    ],
+)
 def test_overrides_that_lead_nowhere_are_refused(overrides):
     with pytest.raises(MergelibError):
         load_profile("quick", overrides)
 
 
 scalars = st.none() | st.booleans() | st.integers(-10, 10**6) | st.floats() | st.text(max_size=8)
-yamlish = st.recursive(scalars, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(0, 3), x, max_size=4), max_leaves=12)
+yamlish = st.recursive(
+    scalars,
+    lambda x: (
+        st.lists(x, max_size=4)
+        | st.dictionaries(st.text(max_size=8) | st.integers(0, 3), x, max_size=4)
+    ),
+    max_leaves=12,
+)
 
 
 def field_names(model=Profile, found=None):
@@ -106,7 +192,16 @@ def field_names(model=Profile, found=None):
 known_keys = st.sampled_from(sorted(field_names()))
 
 
-@given(st.one_of(yamlish, st.dictionaries(known_keys, st.one_of(yamlish, st.dictionaries(known_keys, yamlish, max_size=5)), max_size=6)))
+@given(
+    st.one_of(
+        yamlish,
+        st.dictionaries(
+            known_keys,
+            st.one_of(yamlish, st.dictionaries(known_keys, yamlish, max_size=5)),
+            max_size=6,
+        ),
+    )
+)
 def test_no_document_raises_anything_but_our_errors(raw):
     try:
         parse_profile(raw, "fuzz")
@@ -114,7 +209,11 @@ def test_no_document_raises_anything_but_our_errors(raw):
         pass
 
 
-@given(section=st.sampled_from(sorted(k for k, v in QUICK.items() if isinstance(v, dict))), key=known_keys, value=yamlish)
+@given(
+    section=st.sampled_from(sorted(k for k, v in QUICK.items() if isinstance(v, dict))),
+    key=known_keys,
+    value=yamlish,
+)
 def test_no_single_change_of_a_good_profile_raises_anything_but_our_errors(section, key, value):
     for raw in (QUICK | {section: {**QUICK[section], key: value}}, QUICK | {key: value}):
         try:

@@ -13,15 +13,26 @@ from mergelib.errors import ConfigError
 
 README = (paths.root() / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-SMALL = {"tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12, "threads": 1,
-         "fine_tuning.steps": 4, "encoder.pretraining": {"documents": 120, "steps": 2, "batch_size": 16, "lr": 2.0e-3}}
+SMALL = {
+    "tasks.n_train": 160,
+    "tasks.n_validation": 40,
+    "tasks.n_test": 60,
+    "tasks.pool_per_class": 12,
+    "threads": 1,
+    "fine_tuning.steps": 4,
+    "encoder.pretraining": {"documents": 120, "steps": 2, "batch_size": 16, "lr": 2.0e-3},
+}
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """``run(code)``: the names that a block leaves. Whoever asks for ``mini`` gets ``quick``, smaller still."""
     load = study.load_profile
-    monkeypatch.setattr(study, "load_profile", lambda name, overrides=None, variant="": load("quick", SMALL | (overrides or {}), variant))
+    monkeypatch.setattr(
+        study,
+        "load_profile",
+        lambda name, overrides=None, variant="": load("quick", SMALL | (overrides or {}), variant),
+    )
     registries = [merging.METHODS, protocols.PROTOCOLS, plots.METHOD_STYLE, plots.PROTOCOL_STYLE]
     before = [dict(r) for r in registries]
 
@@ -53,7 +64,9 @@ def test_the_methods_block(run):
     made = run(block("@mergelib.method") + "\nscores = study.scores(['halves'], ['current'])")
     assert set(made["scores"].method) == {"halves"} and len(made["scores"]) == 5
     assert report.encoder_label("halves") == "Two halves"
-    assert made["study"].lam("halves") in made["study"].profile.merging.lams  # chosen, because the signature has it
+    assert (
+        made["study"].lam("halves") in made["study"].profile.merging.lams
+    )  # chosen, because the signature has it
 
 
 @pytest.mark.slow
@@ -67,7 +80,11 @@ def test_the_protocols_block(run):
     nearest = s.predictions("ties", "ag", "cosine")
     run(block("@mergelib.protocol").replace("(z @ w.T)", "(-z @ w.T)"))
     assert not s.predictions("ties", "ag", "cosine").equal(nearest)
-    run(block("@mergelib.protocol").replace("[None, None]", "").replace('study.scores(["ties"], ["current", "cosine"])', ""))
+    run(
+        block("@mergelib.protocol")
+        .replace("[None, None]", "")
+        .replace('study.scores(["ties"], ["current", "cosine"])', "")
+    )
     with pytest.raises(ConfigError, match=r"\[K, S, N\] here is \[1, 1, 60\]"):
         s.predictions("ties", "ag", "cosine")
 
@@ -75,7 +92,10 @@ def test_the_protocols_block(run):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*edge of the grid")
 def test_the_tasks_block(run):
-    made = run(block("mergelib.task(") + "\nscores = study.scores(['f_t', 'ties'], ['current', 'ft_classifier'])")
+    made = run(
+        block("mergelib.task(")
+        + "\nscores = study.scores(['f_t', 'ties'], ['current', 'ft_classifier'])"
+    )
     assert set(made["scores"].task) == {"ag", "yelp", "amazon", "yahoo", "dbpedia", "tickets"}
     assert made["tickets"].label_names == ("billing", "bug")
     assert made["study"].head("f_t", "tickets").weight.shape[0] == 2
@@ -85,8 +105,18 @@ def test_every_python_block_is_one_of_these():
     assert len(BLOCKS) == 3
 
 
-COMMANDS = sorted(set(re.findall(r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$", "\n".join(
-    (paths.root() / p).read_text() for p in ("README.md", "CONTRIBUTING.md", "docs/teaching.md", "docs/training.md")), flags=re.M)))
+COMMANDS = sorted(
+    set(
+        re.findall(
+            r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$",
+            "\n".join(
+                (paths.root() / p).read_text()
+                for p in ("README.md", "CONTRIBUTING.md", "docs/teaching.md", "docs/training.md")
+            ),
+            flags=re.M,
+        )
+    )
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

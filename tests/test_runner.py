@@ -18,8 +18,10 @@ from mergelib.cli import main
 from mergelib.errors import ConfigError, DataError, MergelibError, UnknownNameError
 from mergelib.runner import Item, check_before, failing_cell, parse_parameters, parse_value, select
 
-PARAMETERS = 'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  # how fast it goes\n' \
-             'flag: bool = False  # yes or no, please\nnames: list = []  # some names, maybe none'
+PARAMETERS = (
+    'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  # how fast it goes\n'
+    "flag: bool = False  # yes or no, please\nnames: list = []  # some names, maybe none"
+)
 WRITE = """
 import json, os, pathlib
 folder = pathlib.Path(os.environ["MERGELIB_OUTPUT"]) / "figures" / profile
@@ -33,8 +35,10 @@ SLEEP = 'import os, pathlib, time\npathlib.Path(os.environ["PID_FILE"]).write_te
 
 def write_notebook(root: Path, name: str, *cells: str) -> Item:
     first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    notebook = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)],
-                                        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}})
+    notebook = nbformat.v4.new_notebook(
+        cells=[first, *map(nbformat.v4.new_code_cell, cells)],
+        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}},
+    )
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
     return Item(name, f"Item {name}", "A title", "mine")
@@ -62,24 +66,51 @@ def project(tmp_path, monkeypatch):
 def test_select_by_id_beginning_or_group():
     everything = list(runner.manifest())
     assert select([]) == everything
-    assert [i.id for i in select(["tab02_main", "fig05"])] == [i.id for i in everything if i.id in ("tab02_main", "fig05_ft_classifier")]
+    assert [i.id for i in select(["tab02_main", "fig05"])] == [
+        i.id for i in everything if i.id in ("tab02_main", "fig05_ft_classifier")
+    ]
     assert [i.id for i in select(["fig05", "fig05"])] == ["fig05_ft_classifier"]
     assert {i.id for i in select(["text"])} == {i.id for i in everything if i.group == "text"}
     with pytest.raises(UnknownNameError, match="Nearest: 'tab02_main'"):
         select(["tab02_mian"])
 
 
-@pytest.mark.parametrize(("kind", "text", "value"), [
-    ("int", "3", 3), ("int", "-1", -1), ("float", "2", 2.0), ("float", "1e-3", 1e-3), ("bool", "true", True), ("bool", "False", False),
-    ("str", "3", "3"), ("str", "a=b c", "a=b c"), ("list", "[1, 'x']", [1, "x"]), ("dict", '{"a.b": 1}', {"a.b": 1}), ("str", "", ""),
-])
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("int", "3", 3),
+        ("int", "-1", -1),
+        ("float", "2", 2.0),
+        ("float", "1e-3", 1e-3),
+        ("bool", "true", True),
+        ("bool", "False", False),
+        ("str", "3", "3"),
+        ("str", "a=b c", "a=b c"),
+        ("list", "[1, 'x']", [1, "x"]),
+        ("dict", '{"a.b": 1}', {"a.b": 1}),
+        ("str", "", ""),
+    ],
+)
 def test_values_take_the_declared_type(kind, text, value):
     found = parse_value("p", text, kind)
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize(("kind", "text"), [("int", "3.0"), ("int", "true"), ("int", "three"), ("int", ""), ("bool", "1"), ("float", "fast"),
-                                            ("dict", "[1]"), ("dict", "{1:"), ("list", "__import__('os')"), ("int", "True")])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("int", "3.0"),
+        ("int", "true"),
+        ("int", "three"),
+        ("int", ""),
+        ("bool", "1"),
+        ("float", "fast"),
+        ("dict", "[1]"),
+        ("dict", "{1:"),
+        ("list", "__import__('os')"),
+        ("int", "True"),
+    ],
+)
 def test_values_of_another_type_are_refused(kind, text):
     with pytest.raises(ConfigError, match=f"p is declared as {kind}"):
         parse_value("p", text, kind)
@@ -87,7 +118,9 @@ def test_values_of_another_type_are_refused(kind, text):
 
 def test_parameters_go_to_the_notebooks_that_declare_them(project):
     items = [project("one"), project("two")]
-    assert parse_parameters(["n=4", "names=['a']"], items) == {i: {"n": 4, "names": ["a"]} for i in ("one", "two")}
+    assert parse_parameters(["n=4", "names=['a']"], items) == {
+        i: {"n": 4, "names": ["a"]} for i in ("one", "two")
+    }
     with pytest.raises(UnknownNameError, match="Nearest: 'rate'"):
         parse_parameters(["rates=1"], items)
     with pytest.raises(ConfigError, match="name=value"):
@@ -129,10 +162,16 @@ def test_bad_overrides_are_refused_before_anything_runs():
             check_before("quick", items, {"tab02_main": {"overrides": overrides}})
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--profile", "quik"], "Nearest: 'quick'"), (["--only", "tab2"], "Nearest: 'tab02_main'"), (["-p", "kk=3", "--only", "tab02"], "Nearest: 'k'"),
-    (["-p", "k=x", "--only", "tab02"], "declared as int"), (["--text-dir", "/nowhere", "--profile", "quick"], "/nowhere"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--profile", "quik"], "Nearest: 'quick'"),
+        (["--only", "tab2"], "Nearest: 'tab02_main'"),
+        (["-p", "kk=3", "--only", "tab02"], "Nearest: 'k'"),
+        (["-p", "k=x", "--only", "tab02"], "declared as int"),
+        (["--text-dir", "/nowhere", "--profile", "quick"], "/nowhere"),
+    ],
+)
 def test_the_command_line_refuses_with_a_sentence(arguments, says, capsys, monkeypatch):
     monkeypatch.setattr(runner.Runner, "run", lambda *_: pytest.fail("something ran"))
     assert main(["run", *arguments]) == 2
@@ -152,7 +191,12 @@ def test_the_list_runs_nothing(capsys, monkeypatch):
 
 def test_failing_cell_shows_source_and_traceback(tmp_path):
     error = nbformat.v4.new_output("error", ename="E", evalue="v", traceback=["line a", "line b"])
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("fine"), nbformat.v4.new_code_cell("1 / 0", outputs=[error])])
+    notebook = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("fine"),
+            nbformat.v4.new_code_cell("1 / 0", outputs=[error]),
+        ]
+    )
     nbformat.write(notebook, tmp_path / "x.ipynb")
     assert failing_cell(tmp_path / "x.ipynb") == "1 / 0\nline a\nline b"
     assert "No output" in failing_cell(tmp_path / "none.ipynb")
@@ -174,7 +218,11 @@ def test_a_failing_notebook_stops_no_other(project, capsys):
     assert (project.root / "out" / "figures" / "quick" / "good.csv").read_text() == "7"
     executed = project.root / "out" / "build" / "quick" / "notebooks"
     assert {p.name for p in executed.iterdir()} == {"bad.ipynb", "good.ipynb", "silent.ipynb"}
-    assert list(json.loads((project.root / "out" / "build" / "quick" / "timings.json").read_text())["seconds"]) == ["good"]
+    assert list(
+        json.loads((project.root / "out" / "build" / "quick" / "timings.json").read_text())[
+            "seconds"
+        ]
+    ) == ["good"]
 
 
 STARTER = """
@@ -212,10 +260,18 @@ def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path, number):
     write_notebook(tmp_path, "sleepy", SLEEP)
     write_notebook(tmp_path, "later", SLEEP)
     env = os.environ | {"MERGELIB_OUTPUT": str(tmp_path / "out"), "PID_FILE": str(tmp_path / "pid")}
-    process = subprocess.Popen([sys.executable, "-c", STARTER, str(tmp_path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(tmp_path)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        assert wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 90), "the notebook did not start"
+        assert wait_for(
+            lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 90
+        ), "the notebook did not start"
         kernel = int((tmp_path / "pid").read_text())
         process.send_signal(number)
         said, _ = process.communicate(timeout=60)

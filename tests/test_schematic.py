@@ -29,7 +29,12 @@ def overlap(a, b, slack=0.0):
 
 
 def inside(inner, outer):
-    return outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1
+    return (
+        outer.x0 <= inner.x0
+        and inner.x1 <= outer.x1
+        and outer.y0 <= inner.y0
+        and inner.y1 <= outer.y1
+    )
 
 
 def extents(artists, renderer):
@@ -69,7 +74,9 @@ def test_every_text_is_within_the_figure_and_collides_with_nothing(drawn):
     fig, renderer = drawn
     shown = [t for t in fig.findobj(Text) if t.get_text() and t.get_visible()]
     assert all(inside(b, fig.bbox) for b in extents(shown, renderer))
-    every = extents([t for ax in fig.axes for t in texts(ax)] + fig.legends[0].get_texts(), renderer)
+    every = extents(
+        [t for ax in fig.axes for t in texts(ax)] + fig.legends[0].get_texts(), renderer
+    )
     assert not any(overlap(a, b, slack=0.5) for a, b in combinations(every, 2))
     for ax in fig.axes:
         found = extents(boxes(ax), renderer)
@@ -101,16 +108,28 @@ def test_readable_in_grey(drawn):
 def test_text_is_of_a_readable_size(drawn):
     fig, _ = drawn
     assert fig.get_size_inches()[0] == plots.PAGE
-    assert min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text() and t.get_visible()) >= 6.5
+    assert (
+        min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text() and t.get_visible()) >= 6.5
+    )
 
 
 def test_the_table_has_the_five_protocols_and_agrees_with_the_drawing():
     table = schematic.protocol_table()
-    assert list(table.protocol) == ["Current Eval", "KNN Eval", "Aligned f_m", "FT-Classifier Eval", "Surgery"]
+    assert list(table.protocol) == [
+        "Current Eval",
+        "KNN Eval",
+        "Aligned f_m",
+        "FT-Classifier Eval",
+        "Surgery",
+    ]
     assert not table.isna().any().any() and not (table == "").any().any()
     assert not table.astype(str).map(lambda cell: "$" in cell).any().any()
     for panel, row in zip(schematic.PANELS, table.to_dict("records"), strict=True):
         assert any(box.kind == "trained" for box in panel.boxes) == (row["trained"] != "nothing")
-        assert any(box.text == schematic.F_T.text for box in panel.boxes) == row["needs f_t to fit"].startswith("yes")
-        assert any("labelled inputs" in box.note for box in panel.boxes) == (row["uses labels"] == "yes")
+        assert any(box.text == schematic.F_T.text for box in panel.boxes) == row[
+            "needs f_t to fit"
+        ].startswith("yes")
+        assert any("labelled inputs" in box.note for box in panel.boxes) == (
+            row["uses labels"] == "yes"
+        )
         assert not panel.style or PROTOCOLS[panel.style].label == row["protocol"]

@@ -28,14 +28,23 @@ def slow_knn(features, anchors, classes, n_classes, n):
     for s in range(len(a)):
         rows = []
         for x in z:
-            far = [torch.linalg.norm(a[s, :n][classes[s, :n] == c] - x, dim=1) for c in range(n_classes)]
+            far = [
+                torch.linalg.norm(a[s, :n][classes[s, :n] == c] - x, dim=1)
+                for c in range(n_classes)
+            ]
             means = [float(d.mean()) if len(d) else float("inf") for d in far]
             rows.append(min(range(n_classes), key=lambda c, m=means: (m[c], c)))
         found.append(rows)
     return found
 
 
-@given(seed=st.integers(0, 10_000), s=st.integers(1, 3), c=st.integers(1, 6), n=st.integers(1, 12), d=st.integers(1, 5))
+@given(
+    seed=st.integers(0, 10_000),
+    s=st.integers(1, 3),
+    c=st.integers(1, 6),
+    n=st.integers(1, 12),
+    d=st.integers(1, 5),
+)
 def test_knn_of_a_share_equals_slow_loops_and_never_names_an_absent_class(seed, s, c, n, d):
     g = torch.Generator().manual_seed(seed)
     features, anchors = torch.randn(7, d, generator=g), torch.randn(s, n, d, generator=g)
@@ -53,7 +62,10 @@ def test_with_as_many_anchors_of_each_class_it_is_knn_eval():
     features, anchors = torch.randn(50, 6, generator=g), torch.randn(2, 4, 3, 6, generator=g)
     order = torch.randperm(12, generator=g)
     classes = torch.arange(4).repeat_interleave(3)[order].expand(2, 12)
-    assert torch.equal(knn_of_share(features, anchors.flatten(1, 2)[:, order], classes, 4, [12]), knn_eval(features, anchors, [3]))
+    assert torch.equal(
+        knn_of_share(features, anchors.flatten(1, 2)[:, order], classes, 4, [12]),
+        knn_eval(features, anchors, [3]),
+    )
 
 
 def test_counts_and_draws(study):
@@ -69,16 +81,26 @@ def test_counts_and_draws(study):
 
 def test_a_fit_sees_no_label_and_anchors_see_only_their_own(study, make_study):
     """With other labels FT-Classifier's predictions stay; KNN Eval's change only where an anchor's label did."""
-    moved = {n: dataclasses.replace(t, test=Split(t.test.inputs, (t.test.labels + 1) % t.n_classes)) for n, t in study.tasks.items()}
+    moved = {
+        n: dataclasses.replace(t, test=Split(t.test.inputs, (t.test.labels + 1) % t.n_classes))
+        for n, t in study.tasks.items()
+    }
     other = make_study(None, moved)
     other.__dict__["_foundation"] = study._foundation
     for task in study.tasks:
-        same = [s.predictions("ties", task, "ft_classifier", draw="share", fit_on="test") for s in (study, other)]
+        same = [
+            s.predictions("ties", task, "ft_classifier", draw="share", fit_on="test")
+            for s in (study, other)
+        ]
         assert torch.equal(*same)
         assert study.evidence("ties", task, draw="share", fit_on="test").classes is None
-        knn = [s.predictions("ties", task, "knn", draw="share", fit_on="test") for s in (study, other)]
+        knn = [
+            s.predictions("ties", task, "knn", draw="share", fit_on="test") for s in (study, other)
+        ]
         assert torch.equal((knn[0] + 1) % study.task(task).n_classes, knn[1])
-        unscored = [s.predictions("ties", task, "knn", draw="share", fit_on="train") for s in (study, other)]
+        unscored = [
+            s.predictions("ties", task, "knn", draw="share", fit_on="train") for s in (study, other)
+        ]
         assert torch.equal(*unscored), "train anchors keep their labels"
 
 
@@ -86,15 +108,28 @@ def test_scores_have_a_row_per_share_and_seed_and_agree_with_predictions(study):
     rows = shares.scores(study, ["ties"], ["current", "knn", "ft_classifier"])
     seeds, tasks = study.profile.protocols.seeds, list(study.tasks)
     assert len(rows) == len(tasks) * (1 + 2 * len(SHARES) * len(seeds))
-    cell = rows[(rows.task == "ag") & (rows.protocol == "ft_classifier") & (rows.share == 2.5) & (rows.seed == 1)]
-    predicted = study.predictions("ties", "ag", "ft_classifier", draw="share", fit_on="test")[SHARES.index(2.5), seeds.index(1)]
+    cell = rows[
+        (rows.task == "ag")
+        & (rows.protocol == "ft_classifier")
+        & (rows.share == 2.5)
+        & (rows.seed == 1)
+    ]
+    predicted = study.predictions("ties", "ag", "ft_classifier", draw="share", fit_on="test")[
+        SHARES.index(2.5), seeds.index(1)
+    ]
     expected = 100 * (predicted == study.task("ag").test.labels).double().mean()
-    assert float(cell.accuracy.iloc[0]) == pytest.approx(float(expected)) and int(cell.drawn.iloc[0]) == 2
+    assert (
+        float(cell.accuracy.iloc[0]) == pytest.approx(float(expected))
+        and int(cell.drawn.iloc[0]) == 2
+    )
     summary = shares.mean_and_std(rows)
     mine = rows[(rows.protocol == "knn") & (rows.share == 10)]
     found = summary[(summary.protocol == "knn") & (summary.share == 10)].iloc[0]
     per_seed = mine.groupby("seed").accuracy.mean()
-    assert (found["mean"], found["std"]) == (pytest.approx(per_seed.mean()), pytest.approx(per_seed.std()))
+    assert (found["mean"], found["std"]) == (
+        pytest.approx(per_seed.mean()),
+        pytest.approx(per_seed.std()),
+    )
     with pytest.raises(ConfigError, match=r"mergelib\.shares"):
         study.scores(["ties"], ["knn"], draw="share")
     with pytest.raises(MissingShotsError, match="7"):
@@ -109,10 +144,14 @@ def test_coverage_counts_classes_with_an_anchor(study):
     assert row.covered == pytest.approx(100 * sum(map(len, seen)) / len(seen) / 5)
     reach = [sum(int(y) in s for y in labels) / len(labels) for s in seen]
     assert row.reachable == pytest.approx(100 * sum(reach) / len(reach))
-    assert shares.too_few(frame) == 5.0, "three inputs are fewer than four classes, six are not fewer than five"
+    assert shares.too_few(frame) == 5.0, (
+        "three inputs are fewer than four classes, six are not fewer than five"
+    )
     assert shares.counted(frame)[2.5] == "2"
     table = shares.coverage_table(frame)
-    assert table.loc[("Yelp", 5), "2.5 %"].endswith("*") and not table.loc[("Yelp", 5), "10 %"].endswith("*")
+    assert table.loc[("Yelp", 5), "2.5 %"].endswith("*") and not table.loc[
+        ("Yelp", 5), "10 %"
+    ].endswith("*")
 
 
 def test_knn_cannot_be_better_than_its_coverage(study):
@@ -129,9 +168,13 @@ def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes(monke
 
     def verdict(n_classes):
         tasks = {"signs": SimpleNamespace(name="signs", n_classes=n_classes)}
-        study = SimpleNamespace(tasks=tasks, share_counts=lambda t: {2.5: 50}, profile=SimpleNamespace(judged=True))
+        study = SimpleNamespace(
+            tasks=tasks, share_counts=lambda t: {2.5: 50}, profile=SimpleNamespace(judged=True)
+        )
         accuracy = lambda m, p, k=None, **_: torch.full((11,), 60.0 if p == "current" else 68.0)  # noqa: E731
-        return claims.judge(study, ["PA.2-share"], bootstrap=SimpleNamespace(study=study, accuracy=accuracy))[0]
+        return claims.judge(
+            study, ["PA.2-share"], bootstrap=SimpleNamespace(study=study, accuracy=accuracy)
+        )[0]
 
     assert verdict(43).verdict == verdict(50).verdict == REPRODUCED
     assert verdict(51).verdict == UNDECIDED and "number of classes" in verdict(51).note
@@ -144,14 +187,21 @@ def test_bad_shares_are_refused(given_shares):
 
 
 def test_the_figure_has_a_panel_per_size_and_method(study):
-    rows = [shares.scores(study, ["f_t", *study.methods], ["current"]), shares.scores(study, study.methods, ["knn", "ft_classifier"]),
-            shares.scores(study, study.methods, ["ft_classifier"], fit_on="train")]
+    rows = [
+        shares.scores(study, ["f_t", *study.methods], ["current"]),
+        shares.scores(study, study.methods, ["knn", "ft_classifier"]),
+        shares.scores(study, study.methods, ["ft_classifier"], fit_on="train"),
+    ]
     summary, covered = shares.mean_and_std(pd.concat(rows)), shares.coverage(study)
     panels = {"(a)": summary, "(b)": summary}
-    fig = plots.plot_shares(panels, study.methods, shares.counted(covered), too_few=shares.too_few(covered))
+    fig = plots.plot_shares(
+        panels, study.methods, shares.counted(covered), too_few=shares.too_few(covered)
+    )
     assert len(fig.axes) == 2 * len(study.methods)
     assert fig.axes[-1].get_xticklabels()[0].get_text() == "0.5 %\n1"
     said = shares.alt(panels, study.methods)
-    value = summary[(summary.method == "ties") & (summary.protocol == "knn") & (summary.share == 2.5)]["mean"].iloc[0]
+    value = summary[
+        (summary.method == "ties") & (summary.protocol == "knn") & (summary.share == 2.5)
+    ]["mean"].iloc[0]
     assert f"{value:.1f} under KNN" in said and said.endswith(".")
     assert list(shares.table(summary).columns) == ["0.5 %", "1 %", "2.5 %", "5 %", "10 %"]

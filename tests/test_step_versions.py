@@ -25,53 +25,130 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 def defined_in(module: ModuleType) -> list[Any]:
     """Functions and classes that a module defines itself."""
-    return [v for v in vars(module).values() if isinstance(v, FunctionType | type) and v.__module__ == module.__name__]
+    return [
+        v
+        for v in vars(module).values()
+        if isinstance(v, FunctionType | type) and v.__module__ == module.__name__
+    ]
 
 
 def constants(module: ModuleType) -> list[Any]:
     """A module's plain values in capitals."""
-    return [v for k, v in vars(module).items() if k.isupper() and isinstance(v, int | float | str | tuple | dict)]
+    return [
+        v
+        for k, v in vars(module).items()
+        if k.isupper() and isinstance(v, int | float | str | tuple | dict)
+    ]
 
 
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
-    from mergelib import encoders, experts, features, merging, protocols, released, study, training, types, vision
+    from mergelib import (
+        encoders,
+        experts,
+        features,
+        merging,
+        protocols,
+        released,
+        study,
+        training,
+        types,
+        vision,
+    )
     from mergelib.pretraining import bert, clip, t5, vit
     from mergelib.protocols import current
     from mergelib.study import Study
 
-    tokens = [encoders.TextEncoder.prepare, encoders.TextEncoder.collate, encoders.TextEncoder.module, encoders.encoder_class]
+    tokens = [
+        encoders.TextEncoder.prepare,
+        encoders.TextEncoder.collate,
+        encoders.TextEncoder.module,
+        encoders.encoder_class,
+    ]
     pooled = [encoders.PooledEncoder, released.ReleasedPooling, released.ReleasedEncoder, *tokens]
-    fine_tune = [experts.EncoderWithHeads, experts.TrainRows, experts.fine_tune, training.train, training.TrainConfig,
-                 encoders.encoder_state, *pooled]
+    fine_tune = [
+        experts.EncoderWithHeads,
+        experts.TrainRows,
+        experts.fine_tune,
+        training.train,
+        training.TrainConfig,
+        encoders.encoder_state,
+        *pooled,
+    ]
     # Every file of protocols but the ladder, which is a step of its own; a new file counts without being listed.
-    files = {m.name: importlib.import_module(f"mergelib.protocols.{m.name}") for m in pkgutil.iter_modules(protocols.__path__)}
+    files = {
+        m.name: importlib.import_module(f"mergelib.protocols.{m.name}")
+        for m in pkgutil.iter_modules(protocols.__path__)
+    }
     ladder = files.pop("alignment", None)
     # Every family of methods; the streaming forms make merges on disk, which are no step of the store.
-    families = [importlib.import_module(f"mergelib.merging.{m.name}") for m in pkgutil.iter_modules(merging.__path__) if m.name != "streaming"]
+    families = [
+        importlib.import_module(f"mergelib.merging.{m.name}")
+        for m in pkgutil.iter_modules(merging.__path__)
+        if m.name != "streaming"
+    ]
     extract = [encoders.load_state, features.extract, features.extract_prepared, *pooled]
     # Data that a method sees passes through the pool, the tokenizer and the pooled encoder.
     merging_code = [f for module in families for f in defined_in(module)] + [
-        Study._merge_inputs, Study._merged, Study.pool, Study.split, Study.merges, study.POOL_SEED, *pooled]
+        Study._merge_inputs,
+        Study._merged,
+        Study.pool,
+        Study.split,
+        Study.merges,
+        study.POOL_SEED,
+        *pooled,
+    ]
     found = {
         "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
-        "pretrain_t5": [*defined_in(t5), t5.EMBEDDING_SCALE, bert.corpus_pieces, bert.words_by_frequency, bert.corpus_key, bert.tokenizer_vocab, bert.text_recipe, encoders.encoder_state,
-                        training.train, training.TrainConfig, *tokens],
-        "pretrain_clip": [*defined_in(clip), *constants(clip), bert.words_by_frequency, training.train,
-                          training.TrainConfig, encoders.encoder_state, *defined_in(vision)],
-        "pretrain_vit": [*defined_in(vit), *constants(vit), training.train,
-                         training.TrainConfig, encoders.encoder_state, vision.ImageEncoder, vision.ImageFeatures],
-        "fine_tune": fine_tune, "multi_task": fine_tune,
+        "pretrain_t5": [
+            *defined_in(t5),
+            t5.EMBEDDING_SCALE,
+            bert.corpus_pieces,
+            bert.words_by_frequency,
+            bert.corpus_key,
+            bert.tokenizer_vocab,
+            bert.text_recipe,
+            encoders.encoder_state,
+            training.train,
+            training.TrainConfig,
+            *tokens,
+        ],
+        "pretrain_clip": [
+            *defined_in(clip),
+            *constants(clip),
+            bert.words_by_frequency,
+            training.train,
+            training.TrainConfig,
+            encoders.encoder_state,
+            *defined_in(vision),
+        ],
+        "pretrain_vit": [
+            *defined_in(vit),
+            *constants(vit),
+            training.train,
+            training.TrainConfig,
+            encoders.encoder_state,
+            vision.ImageEncoder,
+            vision.ImageFeatures,
+        ],
+        "fine_tune": fine_tune,
+        "multi_task": fine_tune,
         "merge": merging_code,
         "lam": [Study._lam_artifact, *merging_code, *extract, current.current_eval],
         "features": extract,
-        "predict": [f for module in (protocols, *files.values()) for f in defined_in(module)] + [
-            types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
+        "predict": [f for module in (protocols, *files.values()) for f in defined_in(module)]
+        + [types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
     }
     if "images" in study.STEP_VERSIONS:
         from mergelib.tasks import build_task, cut, hub_images, parquet
 
-        found["images"] = [*defined_in(hub_images), *defined_in(parquet), parquet.SUBSAMPLE_SEED, build_task, cut]
+        found["images"] = [
+            *defined_in(hub_images),
+            *defined_in(parquet),
+            parquet.SUBSAMPLE_SEED,
+            build_task,
+            cut,
+        ]
     if "tsne" in study.STEP_VERSIONS:
         from mergelib import clusters
 
@@ -88,14 +165,36 @@ def meaning() -> dict[str, list[Any]]:
         from mergelib import corrections, permutation
         from mergelib.nonlocality import ONE_BATCH, Nonlocality
 
-        matching, correcting = ([importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
-                                for package in (permutation, corrections))
+        matching, correcting = (
+            [
+                importlib.import_module(f"{package.__name__}.{m.name}")
+                for m in pkgutil.iter_modules(package.__path__)
+            ]
+            for package in (permutation, corrections)
+        )
         # No registries: their functions count by themselves, and their text holds addresses.
-        found["match"], found["correct"] = ([f for module in modules for f in [*defined_in(module), *(c for c in constants(module) if not isinstance(c, dict))]]
-                                            for modules in (matching, correcting))
+        found["match"], found["correct"] = (
+            [
+                f
+                for module in modules
+                for f in [
+                    *defined_in(module),
+                    *(c for c in constants(module) if not isinstance(c, dict)),
+                ]
+            ]
+            for modules in (matching, correcting)
+        )
         found["match"] += [Nonlocality.permutation]
         found["correct"] += [
-            Nonlocality.correction, Nonlocality.corrected, Nonlocality.batches, Nonlocality.rows, ONE_BATCH, Study.pool, Study.draws, *tokens]
+            Nonlocality.correction,
+            Nonlocality.corrected,
+            Nonlocality.batches,
+            Nonlocality.rows,
+            ONE_BATCH,
+            Study.pool,
+            Study.draws,
+            *tokens,
+        ]
     return found
 
 
@@ -103,9 +202,14 @@ def measured() -> dict[str, dict[str, Any]]:
     from mergelib.study import STEP_VERSIONS, function_digest
     from mergelib.types import digest
 
-    digests = {step: digest(*sorted(function_digest(f) if callable(f) else repr(f) for f in functions))
-               for step, functions in meaning().items()}
-    return {step: {"version": version, "digest": digests[step]} for step, version in sorted(STEP_VERSIONS.items())}
+    digests = {
+        step: digest(*sorted(function_digest(f) if callable(f) else repr(f) for f in functions))
+        for step, functions in meaning().items()
+    }
+    return {
+        step: {"version": version, "digest": digests[step]}
+        for step, version in sorted(STEP_VERSIONS.items())
+    }
 
 
 def test_every_step_is_covered_by_functions_of_ours():
@@ -114,18 +218,24 @@ def test_every_step_is_covered_by_functions_of_ours():
     assert meaning().keys() == STEP_VERSIONS.keys() == json.loads(FILE.read_text())["steps"].keys()
     for functions in meaning().values():
         assert len(functions) > 1
-        assert all(inspect.getmodule(f).__name__.startswith("mergelib") for f in functions if callable(f))
+        assert all(
+            inspect.getmodule(f).__name__.startswith("mergelib") for f in functions if callable(f)
+        )
 
 
-@pytest.mark.skipif(json.loads(FILE.read_text())["python"] != PYTHON if FILE.exists() else True,
-                    reason="syntax trees differ between Python versions; the file was written by another one")
+@pytest.mark.skipif(
+    json.loads(FILE.read_text())["python"] != PYTHON if FILE.exists() else True,
+    reason="syntax trees differ between Python versions; the file was written by another one",
+)
 @pytest.mark.parametrize("step", json.loads(FILE.read_text())["steps"] if FILE.exists() else [])
 def test_meaning_and_version_change_together(step):
     written, found = json.loads(FILE.read_text())["steps"][step], measured()[step]
     if found["digest"] != written["digest"] and found["version"] == written["version"]:
-        pytest.fail(f"The code of step '{step}' changed and its version is still {found['version']}. If any result changes, "
-                    "raise the version and run `python tests/test_step_versions.py --update`; if none does, "
-                    "`python tests/test_step_versions.py --update --same-meaning`.")
+        pytest.fail(
+            f"The code of step '{step}' changed and its version is still {found['version']}. If any result changes, "
+            "raise the version and run `python tests/test_step_versions.py --update`; if none does, "
+            "`python tests/test_step_versions.py --update --same-meaning`."
+        )
     assert found == written, f"step '{step}': run `python tests/test_step_versions.py --update`"
 
 
@@ -144,7 +254,11 @@ def update(path: Path, *, same_meaning: bool) -> list[str]:
     """Write the file; returns the steps that forbid it: changed code under an unchanged version."""
     old = json.loads(path.read_text())["steps"] if path.exists() else {}
     new = measured()
-    refused = [s for s, row in new.items() if s in old and row["digest"] != old[s]["digest"] and row["version"] == old[s]["version"]]
+    refused = [
+        s
+        for s, row in new.items()
+        if s in old and row["digest"] != old[s]["digest"] and row["version"] == old[s]["version"]
+    ]
     if refused and not same_meaning:
         return refused
     path.write_text(json.dumps({"python": PYTHON, "steps": new}, indent=1) + "\n")
@@ -156,6 +270,8 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     kept = update(FILE, same_meaning="--same-meaning" in sys.argv)
     if kept:
-        sys.exit(f"Refused: the code of {', '.join(kept)} changed but not the version. Raise it, or add --same-meaning "
-                 "if every result stays as it was.")
+        sys.exit(
+            f"Refused: the code of {', '.join(kept)} changed but not the version. Raise it, or add --same-meaning "
+            "if every result stays as it was."
+        )
     print(f"wrote {FILE}")

@@ -50,7 +50,9 @@ def test_computed_once_and_found_again(store):
     first = store.get("step", KEY, make)
     second = Store(store.root).get("step", dict(reversed(KEY.items())), make)
     assert make.calls == 1
-    assert torch.equal(first.tensors["t"], second.tensors["t"]) and first.info == second.info == {"value": 1.0}
+    assert torch.equal(first.tensors["t"], second.tensors["t"]) and first.info == second.info == {
+        "value": 1.0
+    }
     assert first.tensors_digest == second.tensors_digest
     assert store.peek("step", KEY) is not None and store.peek("other", KEY) is None
     assert store.get("other", KEY, Counting(2.0)).info == {"value": 2.0}
@@ -111,9 +113,15 @@ DAMAGE = {
     "no meta": lambda f: (f / META).unlink(),
     "binary meta": lambda f: (f / META).write_bytes(b"\xff\xfe\x00" * 9),
     "meta is a list": lambda f: (f / META).write_text("[1, 2]"),
-    "info altered": lambda f: (f / META).write_text((f / META).read_text().replace('"value": 1.0', '"value": 7.0')),
-    "wrong key": lambda f: (f / META).write_text((f / META).read_text().replace('"what": "x"', '"what": "y"')),
-    "wrong step": lambda f: (f / META).write_text((f / META).read_text().replace('"step": "step"', '"step": "stop"')),
+    "info altered": lambda f: (f / META).write_text(
+        (f / META).read_text().replace('"value": 1.0', '"value": 7.0')
+    ),
+    "wrong key": lambda f: (f / META).write_text(
+        (f / META).read_text().replace('"what": "x"', '"what": "y"')
+    ),
+    "wrong step": lambda f: (f / META).write_text(
+        (f / META).read_text().replace('"step": "step"', '"step": "stop"')
+    ),
 }
 
 
@@ -169,9 +177,15 @@ def test_prune_removes_what_is_damaged_old_or_left_over_and_nothing_else(store):
     store.scratch("step", {"n": 3})
     (store.root / "step" / ".tmp-abc").mkdir()
     removed = store.prune({"step": 1})
-    assert {store.folder("step", {"version": 0}), store.folder("gone", KEY), store.folder("step", KEY | {"n": 2})} <= set(removed)
+    assert {
+        store.folder("step", {"version": 0}),
+        store.folder("gone", KEY),
+        store.folder("step", KEY | {"n": 2}),
+    } <= set(removed)
     assert store.folder("step", KEY) not in removed and store.peek("step", KEY)
-    assert [p.name for p in store.root.glob("*/*") if p.is_dir()] == [store.folder("step", KEY).name]
+    assert [p.name for p in store.root.glob("*/*") if p.is_dir()] == [
+        store.folder("step", KEY).name
+    ]
     assert store.prune({"step": 1}) == []
 
 
@@ -219,7 +233,10 @@ def _compute(root: str, log: str, barrier) -> None:
 def test_two_processes_compute_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
-    processes = [context.Process(target=_compute, args=(str(tmp_path / "s"), str(tmp_path / "log"), barrier)) for _ in range(2)]
+    processes = [
+        context.Process(target=_compute, args=(str(tmp_path / "s"), str(tmp_path / "log"), barrier))
+        for _ in range(2)
+    ]
     for p in processes:
         p.start()
     for p in processes:
@@ -228,15 +245,39 @@ def test_two_processes_compute_once(tmp_path):
     assert (tmp_path / "log").read_text() == "x"
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers(-2**60, 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8)
-dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int16, torch.bool])
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+dtypes = st.sampled_from(
+    [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.int64,
+        torch.int16,
+        torch.bool,
+    ]
+)
 
 
-@given(shapes=st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), dtypes), max_size=4),
-       info=st.dictionaries(st.text(max_size=5), json_values, max_size=4), key=st.dictionaries(st.text(max_size=4), json_values, max_size=3))
+@given(
+    shapes=st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), dtypes), max_size=4),
+    info=st.dictionaries(st.text(max_size=5), json_values, max_size=4),
+    key=st.dictionaries(st.text(max_size=4), json_values, max_size=3),
+)
 def test_tensors_and_info_come_back_as_they_went_in(tmp_path_factory, shapes, info, key):
-    tensors = {f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, (shape, dtype) in enumerate(shapes)}
+    tensors = {
+        f"t{i}": (torch.randn(shape) * 3).to(dtype) for i, (shape, dtype) in enumerate(shapes)
+    }
     store = Store(tmp_path_factory.mktemp("s"))
     store.get("step", key, lambda: Artifact(tensors, info))
     found = store.peek("step", key)
@@ -247,7 +288,9 @@ def test_tensors_and_info_come_back_as_they_went_in(tmp_path_factory, shapes, in
 
 def test_views_and_shared_tensors_come_back(store):
     x = torch.arange(12.0).view(3, 4)
-    found = store.get("step", KEY, lambda: Artifact({"x": x, "same": x, "t": x.T, "part": x[1:, ::2]}))
+    found = store.get(
+        "step", KEY, lambda: Artifact({"x": x, "same": x, "t": x.T, "part": x[1:, ::2]})
+    )
     again = store.peek("step", KEY)
     for n, t in {"x": x, "same": x, "t": x.T, "part": x[1:, ::2]}.items():
         assert torch.equal(found.tensors[n], t) and torch.equal(again.tensors[n], t)
@@ -264,8 +307,19 @@ def test_the_digest_of_a_key():
     a = {"x": 1, "y": {"p": [1, 2], "q": "é"}}
     b = {"y": {"q": "é", "p": [1, 2]}, "x": 1}
     assert key_digest("s", a) == key_digest("s", b)
-    assert len({key_digest("s", a), key_digest("r", a), key_digest("s", a | {"x": 2}), key_digest("s", a | {"x": 1.5}),
-                key_digest("s", a | {"x": "1"}), key_digest("s", a | {"y": {"p": [2, 1], "q": "é"}})}) == 6
+    assert (
+        len(
+            {
+                key_digest("s", a),
+                key_digest("r", a),
+                key_digest("s", a | {"x": 2}),
+                key_digest("s", a | {"x": 1.5}),
+                key_digest("s", a | {"x": "1"}),
+                key_digest("s", a | {"y": {"p": [2, 1], "q": "é"}}),
+            }
+        )
+        == 6
+    )
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError):
             key_digest("s", {"x": bad})

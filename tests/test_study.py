@@ -35,7 +35,12 @@ def with_test(tasks, change):
 
 def garbage(split: Split) -> Split:
     rng = random.Random(0)
-    return Split(tuple("".join(rng.choices("qxz jkv 0123", k=rng.randint(1, 200))) + "." for _ in split.inputs), split.labels)
+    return Split(
+        tuple(
+            "".join(rng.choices("qxz jkv 0123", k=rng.randint(1, 200))) + "." for _ in split.inputs
+        ),
+        split.labels,
+    )
 
 
 def everything_fitted(study) -> dict[str, torch.Tensor | float | None]:
@@ -56,7 +61,11 @@ def everything_fitted(study) -> dict[str, torch.Tensor | float | None]:
 def assert_same(a: dict, b: dict) -> None:
     assert a.keys() == b.keys()
     for name in a:
-        same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
+        same = (
+            torch.equal(a[name], b[name])
+            if isinstance(a[name], torch.Tensor)
+            else a[name] == b[name]
+        )
         assert same, name
 
 
@@ -71,11 +80,18 @@ def fitted(study):
 @pytest.mark.parametrize("start", ["copied store", "empty store"])
 def test_label_canary(study, make_study, fitted, tmp_path, start):
     """Permuted test labels change accuracies and nothing else, on a finished store and when all is computed anew."""
-    permuted = with_test(study.tasks, lambda s: Split(s.inputs, s.labels[torch.randperm(len(s), generator=torch.Generator().manual_seed(5))]))
+    permuted = with_test(
+        study.tasks,
+        lambda s: Split(
+            s.inputs, s.labels[torch.randperm(len(s), generator=torch.Generator().manual_seed(5))]
+        ),
+    )
     if start == "copied store":
         shutil.copytree(study.store.root, tmp_path / "store")
+
         def steps():
             return sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
+
         before = steps()
         other = make_study(tmp_path / "store", permuted)
     else:
@@ -119,17 +135,38 @@ def test_lambda_comes_from_validation(study, make_study, monkeypatch):
         assert state_digest(merged) == state_digest(again)
         for t, task in study.tasks.items():
             z = study.features(m, t, "validation")
-            accuracy = float((study.expert(t).head.logits(z).argmax(-1) == task.validation.labels).float().mean())
-            assert accuracy == pytest.approx(curve[(curve.lam == study.lam(m)) & (curve.task == t)].accuracy.item(), abs=1e-6)
+            accuracy = float(
+                (study.expert(t).head.logits(z).argmax(-1) == task.validation.labels).float().mean()
+            )
+            assert accuracy == pytest.approx(
+                curve[(curve.lam == study.lam(m)) & (curve.task == t)].accuracy.item(), abs=1e-6
+            )
     assert study.lam("weight_averaging") is None and study.lam_curve("weight_averaging").empty
-    monkeypatch.setattr(Study, "lam_curve", lambda *_: pd.DataFrame(
-        {"method": "ties", "lam": [0.1, 0.2, 0.3, 0.1, 0.2, 0.3], "task": list("aaabbb"), "accuracy": [0.5, 0.9, 0.7, 0.5, 0.5, 0.7]}))
+    monkeypatch.setattr(
+        Study,
+        "lam_curve",
+        lambda *_: pd.DataFrame(
+            {
+                "method": "ties",
+                "lam": [0.1, 0.2, 0.3, 0.1, 0.2, 0.3],
+                "task": list("aaabbb"),
+                "accuracy": [0.5, 0.9, 0.7, 0.5, 0.5, 0.7],
+            }
+        ),
+    )
     assert study.lam("ties") == 0.2, "the smallest of equally good ones"
 
 
-@pytest.mark.parametrize(("accuracies", "warns"), [([0.9, 0.5, 0.1], True), ([0.1, 0.5, 0.9], True), ([0.1, 0.9, 0.5], False)])
+@pytest.mark.parametrize(
+    ("accuracies", "warns"),
+    [([0.9, 0.5, 0.1], True), ([0.1, 0.5, 0.9], True), ([0.1, 0.9, 0.5], False)],
+)
 def test_an_optimum_on_the_edge_warns(study, make_study, monkeypatch, accuracies, warns):
-    monkeypatch.setattr(Study, "lam_curve", lambda *_: pd.DataFrame({"lam": [0.1, 0.2, 0.3], "task": "a", "accuracy": accuracies}))
+    monkeypatch.setattr(
+        Study,
+        "lam_curve",
+        lambda *_: pd.DataFrame({"lam": [0.1, 0.2, 0.3], "task": "a", "accuracy": accuracies}),
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make_study(study.store.root).lam("ties")
@@ -137,12 +174,19 @@ def test_an_optimum_on_the_edge_warns(study, make_study, monkeypatch, accuracies
 
 
 def test_a_lambda_given_in_the_options_is_used(study, make_study):
-    fixed = make_study(study.store.root, overrides={"merging.options": {"task_arithmetic": {"lam": 0.5}}})
+    fixed = make_study(
+        study.store.root, overrides={"merging.options": {"task_arithmetic": {"lam": 0.5}}}
+    )
     assert fixed.lam("task_arithmetic") == 0.5 and fixed.lam_curve("task_arithmetic").empty
     name = next(iter(study.base_state))
     mean = torch.stack([e.state[name] for e in study.experts()]).mean(0)
-    torch.testing.assert_close(fixed.merged_state("task_arithmetic")[name], mean, atol=1e-5, rtol=1e-5)
-    assert torch.equal(fixed.predictions("task_arithmetic", "ag", "current"), study.predictions("weight_averaging", "ag", "current"))
+    torch.testing.assert_close(
+        fixed.merged_state("task_arithmetic")[name], mean, atol=1e-5, rtol=1e-5
+    )
+    assert torch.equal(
+        fixed.predictions("task_arithmetic", "ag", "current"),
+        study.predictions("weight_averaging", "ag", "current"),
+    )
 
 
 # ---- features and heads (methods.md H4, H5) -----------------------------------------------------------------------------
@@ -160,7 +204,9 @@ def test_features_do_not_depend_on_company(study, module):
     one_by_one = torch.cat([extract(study.encoder, module, [t]) for t in texts])
     assert (z - one_by_one).abs().max() < 1e-6
     assert (extract(study.encoder, module, texts, batch_size=64) - z).abs().max() < 1e-6
-    assert (extract(study.encoder, module, texts[::-1], batch_size=5).flip(0) - z).abs().max() < 1e-6
+    assert (
+        extract(study.encoder, module, texts[::-1], batch_size=5).flip(0) - z
+    ).abs().max() < 1e-6
     assert torch.equal(extract(study.encoder, module, texts, batch_size=4), z)
     batch = study.encoder.collate(study.encoder.prepare(["A cat.", "Go on.", "See it?"]))
     more = study.encoder.max_length - batch["input_ids"].shape[1]
@@ -169,45 +215,66 @@ def test_features_do_not_depend_on_company(study, module):
     wider["input_ids"][:, -more:] = 7  # whatever stands behind the mask
     with torch.no_grad():
         assert (module(**wider) - module(**batch)).abs().max() < 1e-6
-    assert z.dtype == torch.float32 and extract(study.encoder, module, []).shape == (0, study.encoder.width)
+    assert z.dtype == torch.float32 and extract(study.encoder, module, []).shape == (
+        0,
+        study.encoder.width,
+    )
 
 
 def test_pooling_is_the_mean_over_real_tokens(study, module):
-    ids = study.encoder.prepare(["A first text.", "Another, rather longer text than the first one."])
+    ids = study.encoder.prepare(
+        ["A first text.", "Another, rather longer text than the first one."]
+    )
     batch = study.encoder.collate(ids)
     with torch.no_grad():
         hidden = module.transformer(**batch).last_hidden_state
         for row, i in enumerate(ids):
-            torch.testing.assert_close(module(**batch)[row], hidden[row, : len(i)].mean(0), atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                module(**batch)[row], hidden[row, : len(i)].mean(0), atol=1e-6, rtol=1e-5
+            )
 
 
 def test_features_through_the_head_are_the_complete_models_logits(study):
     """Bias included, dropout off."""
     for name, task in study.tasks.items():
         expert = study.expert(name)
-        model = EncoderWithHeads(study.encoder.module(expert.state), study.encoder.width, [task.n_classes])
+        model = EncoderWithHeads(
+            study.encoder.module(expert.state), study.encoder.width, [task.n_classes]
+        )
         model.heads[0].load_state_dict({"weight": expert.head.weight, "bias": expert.head.bias})
         model.eval()
         rows = task.test.inputs[:9]
         with torch.no_grad():
-            logits = model.heads[0](model.encoder(**study.encoder.collate(study.encoder.prepare(rows))))
-        torch.testing.assert_close(expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits, atol=1e-5, rtol=1e-5)
+            logits = model.heads[0](
+                model.encoder(**study.encoder.collate(study.encoder.prepare(rows)))
+            )
+        torch.testing.assert_close(
+            expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits, atol=1e-5, rtol=1e-5
+        )
         assert expert.head.bias.abs().max() > 0
 
 
 def test_heads_and_merging_do_not_know_each_other(study, make_study):
     """Merging leaves every head bitwise as it was; another head leaves f_m as it was."""
     other = make_study(study.store.root)
-    before = {t: (other.expert(t).head.weight.clone(), other.expert(t).head.bias.clone()) for t in other.tasks}
+    before = {
+        t: (other.expert(t).head.weight.clone(), other.expert(t).head.bias.clone())
+        for t in other.tasks
+    }
     merged = {m: state_digest(other._merged(m).tensors) for m in other.methods}
     for t, (weight, bias) in before.items():
-        assert torch.equal(other.expert(t).head.weight, weight) and torch.equal(other.expert(t).head.bias, bias)
+        assert torch.equal(other.expert(t).head.weight, weight) and torch.equal(
+            other.expert(t).head.bias, bias
+        )
         other.expert(t).head.weight.mul_(-3)
     for m in ("weight_averaging",):
         assert state_digest(other._merged(m).tensors) == merged[m]
     experts = [e.state for e in other.experts()]
     assert not any("head" in key for s in experts for key in s)
-    assert state_digest(METHODS["ties"](other.base_state, experts, lam=study.lam("ties"))) == merged["ties"]
+    assert (
+        state_digest(METHODS["ties"](other.base_state, experts, lam=study.lam("ties")))
+        == merged["ties"]
+    )
 
 
 def test_the_encoder_refuses_weights_of_another(study):
@@ -228,17 +295,22 @@ def test_scores_are_the_accuracies_of_the_predictions(study):
         s = study.profile.protocols.seeds.index(row.seed) if not pd.isna(row.seed) else 0
         predicted = study.predictions(row.method, row.task, row.protocol)[k, s]
         labels = study.task(row.task).test.labels
-        assert row.accuracy == pytest.approx(100 * sum(int(a == b) for a, b in zip(predicted, labels, strict=True)) / row.n)
+        assert row.accuracy == pytest.approx(
+            100 * sum(int(a == b) for a, b in zip(predicted, labels, strict=True)) / row.n
+        )
 
 
 def test_an_average_and_its_deviation_come_from_the_same_table(study):
     """± of the average column is the deviation over seeds of the averages, ddof 1, not a mean of deviations."""
     scores = study.scores(["ties"], ["ft_classifier", "current"])
     summary = report.mean_and_std(report.at_k(scores, 5)).set_index(["protocol", "task"])
-    few = scores[(scores.k == 5)].pivot(index="seed", columns="task", values="accuracy").mean(axis=1)
+    few = (
+        scores[(scores.k == 5)].pivot(index="seed", columns="task", values="accuracy").mean(axis=1)
+    )
     assert summary.loc[("ft_classifier", "average"), "mean"] == pytest.approx(few.mean())
     assert summary.loc[("ft_classifier", "average"), "std"] == pytest.approx(
-        (((few - few.mean()) ** 2).sum() / 2) ** 0.5)
+        (((few - few.mean()) ** 2).sum() / 2) ** 0.5
+    )
     current = scores[scores.protocol == "current"]
     assert summary.loc[("current", "average"), "mean"] == pytest.approx(current.accuracy.mean())
     assert pd.isna(summary.loc[("current", "average"), "std"])
@@ -298,36 +370,75 @@ def test_what_changes_the_key_of_features(study, make_study):
     swapped[10], swapped[11] = swapped[11], swapped[10]
     changes = {
         "one bit of the weights": twin(study, make_study, base=(encoder, nudged)),
-        "the tokenizer": twin(study, make_study, base=(dataclasses.replace(encoder, tokenizer=tokenizer_from_vocab(swapped)), state)),
-        "the length": twin(study, make_study, base=(dataclasses.replace(encoder, max_length=12), state)),
-        "one input": twin(study, make_study, with_test(study.tasks, lambda s: Split((*s.inputs[:-1], "Other."), s.labels))),
-        "the order of inputs": twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs[::-1], s.labels))),
+        "the tokenizer": twin(
+            study,
+            make_study,
+            base=(dataclasses.replace(encoder, tokenizer=tokenizer_from_vocab(swapped)), state),
+        ),
+        "the length": twin(
+            study, make_study, base=(dataclasses.replace(encoder, max_length=12), state)
+        ),
+        "one input": twin(
+            study,
+            make_study,
+            with_test(study.tasks, lambda s: Split((*s.inputs[:-1], "Other."), s.labels)),
+        ),
+        "the order of inputs": twin(
+            study, make_study, with_test(study.tasks, lambda s: Split(s.inputs[::-1], s.labels))
+        ),
     }
     keys = {what: features_key(s) for what, s in changes.items()}
     assert len({same, *keys.values()}) == 1 + len(changes), keys
-    labels = twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))))
+    labels = twin(
+        study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0)))
+    )
     assert features_key(labels) == same
 
 
 def test_what_changes_the_key_of_predictions(study, make_study):
     def look(s):
         return key_of(s, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier"))
+
     same = look(study)
-    assert look(twin(study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))))) == same
-    different = [make_study(study.store.root, overrides=o) for o in (
-        {"protocols.ks": [1, 2]}, {"protocols.seeds": [0, 1, 7]}, {"protocols.ft_preset": "released"},
-        {"tasks.pool_per_class": 11}, {"merging.options": {"ties": {"keep": 0.5}}})]
-    keys = {look(s) for s in different} | {key_of(study, "predict", lambda s: s.predictions("ties", "ag", "knn")),
-                                           key_of(study, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier", draw="uniform"))}
+    assert (
+        look(
+            twin(
+                study,
+                make_study,
+                with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))),
+            )
+        )
+        == same
+    )
+    different = [
+        make_study(study.store.root, overrides=o)
+        for o in (
+            {"protocols.ks": [1, 2]},
+            {"protocols.seeds": [0, 1, 7]},
+            {"protocols.ft_preset": "released"},
+            {"tasks.pool_per_class": 11},
+            {"merging.options": {"ties": {"keep": 0.5}}},
+        )
+    ]
+    keys = {look(s) for s in different} | {
+        key_of(study, "predict", lambda s: s.predictions("ties", "ag", "knn")),
+        key_of(
+            study, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier", draw="uniform")
+        ),
+    }
     assert len(keys) == 7 and same not in keys
 
 
 def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
     from mergelib import study as module
 
-    for step, call in (("merge", lambda s: s._merged("ties")), ("features", lambda s: s.features(BASE, "ag")),
-                       ("predict", lambda s: s.predictions(BASE, "ag", "current")), ("lam", lambda s: s.lam_curve("ties")),
-                       ("fine_tune", lambda s: s._fine_tuned("fine_tune", ["ag"]))):
+    for step, call in (
+        ("merge", lambda s: s._merged("ties")),
+        ("features", lambda s: s.features(BASE, "ag")),
+        ("predict", lambda s: s.predictions(BASE, "ag", "current")),
+        ("lam", lambda s: s.lam_curve("ties")),
+        ("fine_tune", lambda s: s._fine_tuned("fine_tune", ["ag"])),
+    ):
         before = key_of(study, step, call)
         with monkeypatch.context() as patch:
             patch.setitem(module.STEP_VERSIONS, step, 999)
@@ -339,8 +450,11 @@ def test_a_comment_is_no_change_of_meaning(tmp_path, monkeypatch):
     import importlib
 
     monkeypatch.syspath_prepend(tmp_path)
-    bodies = ["def f(x):\n    return x + 1\n", "def f(x):\n    '''Adds.'''\n    # one\n    return x + 1  # more\n",
-              "def f(x):\n    return x + 2\n"]
+    bodies = [
+        "def f(x):\n    return x + 1\n",
+        "def f(x):\n    '''Adds.'''\n    # one\n    return x + 1  # more\n",
+        "def f(x):\n    return x + 2\n",
+    ]
     digests = []
     for i, body in enumerate(bodies):
         (tmp_path / f"body_{i}.py").write_text(body)
@@ -379,6 +493,7 @@ def test_a_users_method_takes_part(study, make_study, own_method):
 def test_another_body_is_another_key(study, make_study, own_method):
     def look(s):
         return key_of(s, "merge", lambda s: s._merged("half_way"))
+
     mine = make_study(study.store.root, overrides={"merging.methods": ["half_way"]})
     before = look(mine)
     assert look(mine) == before
@@ -398,8 +513,11 @@ def test_a_study_sees_a_method_that_was_changed_under_it(study, make_study, own_
 
 
 def test_unknown_names_are_refused_before_anything_runs():
-    for arguments, nearest in ((("minni",), "mini"), (("quick", {"merging.methods": ["tie"]}), "ties"),
-                               (("quick", {"protocols.sed": [1]}), "seeds")):
+    for arguments, nearest in (
+        (("minni",), "mini"),
+        (("quick", {"merging.methods": ["tie"]}), "ties"),
+        (("quick", {"protocols.sed": [1]}), "seeds"),
+    ):
         with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'"):
             Study(arguments[0], overrides=dict(*arguments[1:]))
 
@@ -412,10 +530,13 @@ def test_unknown_options_are_refused_before_anything_runs(options):
 
 
 def test_unknown_names_are_refused_with_the_nearest(study):
-    for call, nearest in ((lambda: study.task("yelb"), "yelp"), (lambda: study.split("ag", "tests"), "test"),
-                          (lambda: study.predictions("tie", "ag", "current"), "ties"),
-                          (lambda: study.predictions("ties", "ag", "curent"), "current"),
-                          (lambda: study.correct("ties", "ag", "knn", k=4), None)):
+    for call, nearest in (
+        (lambda: study.task("yelb"), "yelp"),
+        (lambda: study.split("ag", "tests"), "test"),
+        (lambda: study.predictions("tie", "ag", "current"), "ties"),
+        (lambda: study.predictions("ties", "ag", "curent"), "current"),
+        (lambda: study.correct("ties", "ag", "knn", k=4), None),
+    ):
         with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'" if nearest else "k"):
             call()
 
@@ -463,16 +584,22 @@ def test_multi_task_has_heads_of_its_own(make_study):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 1e-2), ("bf16_weights", 2e-2)])
-def test_features_in_bfloat16_are_near_and_have_a_key_of_their_own(study, make_study, precision, tolerance):
+def test_features_in_bfloat16_are_near_and_have_a_key_of_their_own(
+    study, make_study, precision, tolerance
+):
     """Precisions in one store: none is taken for another, nor are the lambdas chosen from them."""
     half = make_study(study.store.root, overrides={"encoder.precision": precision})
     exact, near = study.features(FINE_TUNED, "ag"), half.features(FINE_TUNED, "ag")
     assert near.dtype == torch.float32 and not torch.equal(near, exact)
     assert ((near - exact).norm(dim=1) / exact.norm(dim=1)).max() < tolerance
-    assert key_of(study, "lam", lambda s: s.lam_curve("ties")) != key_of(half, "lam", lambda s: s.lam_curve("ties"))
+    assert key_of(study, "lam", lambda s: s.lam_curve("ties")) != key_of(
+        half, "lam", lambda s: s.lam_curve("ties")
+    )
     assert features_key(study) != features_key(half)
-    for step, ask in (("predict", lambda s: s.predictions("ties", "ag", "current")),
-                      ("align", lambda s: aligned(s, ["ties"], "scaling", fit="closed_form"))):
+    for step, ask in (
+        ("predict", lambda s: s.predictions("ties", "ag", "current")),
+        ("align", lambda s: aligned(s, ["ties"], "scaling", fit="closed_form")),
+    ):
         assert key_of(study, step, ask) != key_of(half, step, ask)
 
 

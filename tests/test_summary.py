@@ -13,15 +13,28 @@ from mergelib.errors import DataError
 
 
 def verdict(claim, part, here, verdict, threshold="> 0", note=""):
-    return {"claim": claim, "part": part, "here": here, "low": None if here is None else here - 1,
-            "high": None if here is None else here + 1, "threshold": threshold, "verdict": verdict, "note": note}
+    return {
+        "claim": claim,
+        "part": part,
+        "here": here,
+        "low": None if here is None else here - 1,
+        "high": None if here is None else here + 1,
+        "threshold": threshold,
+        "verdict": verdict,
+        "note": note,
+    }
 
 
 def leave(folder, profile, notebook, verdicts, *, judged=True):
     """A sidecar as a notebook leaves it."""
     (folder / profile).mkdir(parents=True, exist_ok=True)
-    sidecar = {"profile": {"name": profile, "judged": judged, "backbone": "a base model"}, "sources": {"ag": "miniature world 1"},
-               "overrides": {}, "claims_file": claims.claims_hash(), "verdicts": verdicts}
+    sidecar = {
+        "profile": {"name": profile, "judged": judged, "backbone": "a base model"},
+        "sources": {"ag": "miniature world 1"},
+        "overrides": {},
+        "claims_file": claims.claims_hash(),
+        "verdicts": verdicts,
+    }
     (folder / profile / f"{notebook}.json").write_text(json.dumps(sidecar))
 
 
@@ -30,11 +43,27 @@ R, N, U = claims.REPRODUCED, claims.NOT_REPRODUCED, claims.UNDECIDED
 
 @pytest.fixture
 def folder(tmp_path):
-    leave(tmp_path, "one", "tab02_main", [verdict("P5-over-knn", "WA", 3.0, R), verdict("P5-over-knn", "TA", 2.0, R),
-                                          verdict("P3.2-knn", "WA", 4.0, R)])
+    leave(
+        tmp_path,
+        "one",
+        "tab02_main",
+        [
+            verdict("P5-over-knn", "WA", 3.0, R),
+            verdict("P5-over-knn", "TA", 2.0, R),
+            verdict("P3.2-knn", "WA", 4.0, R),
+        ],
+    )
     leave(tmp_path, "one", "tab03_base_model", [verdict("P6.4-no-gain", "f_b", 9.0, N, "<= 5")])
-    leave(tmp_path, "two", "tab02_main", [verdict("P5-over-knn", "WA", 1.0, U), verdict("P5-over-knn", "TA", -8.0, N),
-                                          verdict("P5-over-knn", "Ties", -3.0, N)])
+    leave(
+        tmp_path,
+        "two",
+        "tab02_main",
+        [
+            verdict("P5-over-knn", "WA", 1.0, U),
+            verdict("P5-over-knn", "TA", -8.0, N),
+            verdict("P5-over-knn", "Ties", -3.0, N),
+        ],
+    )
     return tmp_path
 
 
@@ -47,19 +76,28 @@ def test_a_claim_that_fails_anywhere_stands_first(folder):
 
 def test_the_deciding_part_is_the_worst_of_those_that_decide(folder):
     rows = summary.verdict_rows(summary.read_runs(folder))
+
     def decides(claim, profile):
         return summary.deciding_part(rows[(rows.claim == claim) & (rows.profile == profile)]).part
 
     assert decides("P5-over-knn", "one") == "TA"  # holds for both, more narrowly for TA
     assert decides("P5-over-knn", "two") == "TA"  # fails for two, most for TA
-    high = pd.DataFrame([verdict("P6.4-no-gain", "a", 7.0, N, "<= 5"), verdict("P6.4-no-gain", "b", 9.0, N, "<= 5")])
+    high = pd.DataFrame(
+        [verdict("P6.4-no-gain", "a", 7.0, N, "<= 5"), verdict("P6.4-no-gain", "b", 9.0, N, "<= 5")]
+    )
     assert summary.deciding_part(high).part == "b"  # an upper bound fails above
     unmeasured = pd.DataFrame([verdict("P5-over-knn", "all", None, U)])
     assert summary.deciding_part(unmeasured).part == "all"
 
 
 def test_quick_is_told_of_only_when_nothing_was_judged(folder):
-    leave(folder, "quick", "tab02_main", [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)], judged=False)
+    leave(
+        folder,
+        "quick",
+        "tab02_main",
+        [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)],
+        judged=False,
+    )
     assert [r.profile for r in summary.read_runs(folder)] == ["one", "two"]
     for name in ("one", "two"):
         for path in (folder / name).glob("*"):
@@ -81,9 +119,17 @@ def test_the_markdown_holds_every_part_and_says_whose_claims_file(folder):
     text = summary.report_markdown(folder)
     for number in ("3.00", "2.00", "-8.00", "-3.00", "9.00"):
         assert f"| {number} |" in text
-    assert "another: run it again" in text and claims.claims_hash() in text and "miniature world is version 1" in text
+    assert (
+        "another: run it again" in text
+        and claims.claims_hash() in text
+        and "miniature world is version 1" in text
+    )
     part = summary.readme_part(text)
-    assert part.startswith("## What reproduces") and "](figures/REPORT.md)" in part and "every part" in part
+    assert (
+        part.startswith("## What reproduces")
+        and "](figures/REPORT.md)" in part
+        and "every part" in part
+    )
     with pytest.raises(DataError, match="marks"):
         summary.readme_part("# nothing")
 
@@ -93,10 +139,16 @@ def test_the_page_names_every_claim_and_verdict(folder):
     means = summary.averages(summary.read_runs(folder))
     assert set(means.profile) == {summary.PAPER}  # no Table 2 beside these sidecars
     fig = summary.plot_summary(means, rows)
-    texts = " ".join(t.get_text().replace("\n", " ") for sub in fig.subfigs for ax in sub.axes for t in ax.texts)
+    texts = " ".join(
+        t.get_text().replace("\n", " ") for sub in fig.subfigs for ax in sub.axes for t in ax.texts
+    )
     for claim in ("P5-over-knn", "P6.4-no-gain", "P3.2-knn"):
         assert claim in texts
-    assert texts.count("not reproduced") == 2 and texts.count(summary.NOT_RUN) == 2 and "TA: -8.00" in texts
+    assert (
+        texts.count("not reproduced") == 2
+        and texts.count(summary.NOT_RUN) == 2
+        and "TA: -8.00" in texts
+    )
     plt.close(fig)
     alt = summary.alt_summary(means, rows)
     assert "two: 1 not reproduced" in alt and "55.8 to 69.2" in alt
@@ -105,14 +157,21 @@ def test_the_page_names_every_claim_and_verdict(folder):
 @pytest.mark.parametrize("notebook", ["fig03_protocols", "tab02_main"])
 def test_a_first_notebook_alone_gives_a_report(tmp_path, notebook):
     """A drawing judges nothing, and ``quick`` prints its claims without a verdict."""
-    verdicts = [] if notebook == "fig03_protocols" else [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)]
+    verdicts = (
+        []
+        if notebook == "fig03_protocols"
+        else [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)]
+    )
     leave(tmp_path, "quick", notebook, verdicts, judged=False)
     runs = summary.read_runs(tmp_path)
     rows = summary.verdict_rows(runs)
     plt.close(summary.plot_summary(summary.averages(runs), rows))
     text = summary.report_markdown(tmp_path)
     assert ("No claim has been judged yet." in text) == (not verdicts) and summary.readme_part(text)
-    assert summary.alt_summary(summary.averages(runs), rows).endswith(".") and len(summary.runs_table(runs)) == 1
+    assert (
+        summary.alt_summary(summary.averages(runs), rows).endswith(".")
+        and len(summary.runs_table(runs)) == 1
+    )
     assert len(summary.verdict_table(rows)) == len(verdicts)
 
 
@@ -122,5 +181,11 @@ def test_verdict_cells_differ_without_colour():
     signs = [sign for _, _, sign in summary.CELL_STYLE.values()]
     assert len(set(signs)) == len(signs)
     for face, ink, _ in summary.CELL_STYLE.values():
-        light, dark = sorted((sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), to_rgb(x), strict=True)) for x in (face, ink)), reverse=True)
+        light, dark = sorted(
+            (
+                sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), to_rgb(x), strict=True))
+                for x in (face, ink)
+            ),
+            reverse=True,
+        )
         assert light - dark > 0.5, (face, ink)

@@ -26,18 +26,38 @@ from mergelib.profiles import load_profile
 from mergelib.training import TrainConfig
 from mergelib.types import digest
 
-TEXTS = ["The board met.", "A rather longer text about ships, harbours and the tide that never came back.", "Stop", "who won the cup?"] * 3
+TEXTS = [
+    "The board met.",
+    "A rather longer text about ships, harbours and the tide that never came back.",
+    "Stop",
+    "who won the cup?",
+] * 3
 VOCABULARY = "shared.weight"
 
 
 def tiny_config(**more):
-    return T5Config(**{"vocab_size": 60, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0} | more)
+    return T5Config(
+        **{
+            "vocab_size": 60,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 24,
+            "num_layers": 2,
+            "num_heads": 2,
+            "decoder_start_token_id": 0,
+        }
+        | more
+    )
 
 
 def real_tokenizer():
     """A tokenizer of T5's own class: pieces with scores, a space before words, 100 sentinels unless told."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [("▁" + w, -2.0) for w in ("the", "cup", "board", "who", "won")]
-    pieces += [(c, -9.0) for c in "▁abcdefghijklmnopqrstuvwxyz.,?"] + [(f"<extra_id_{i}>", 0.0) for i in reversed(range(8))]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [
+        ("▁" + w, -2.0) for w in ("the", "cup", "board", "who", "won")
+    ]
+    pieces += [(c, -9.0) for c in "▁abcdefghijklmnopqrstuvwxyz.,?"] + [
+        (f"<extra_id_{i}>", 0.0) for i in reversed(range(8))
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=8)
 
 
@@ -79,11 +99,17 @@ def rebuilt(inputs, targets):
             said[name].append(token)
     assert name is not None and said[name] == [], "the closing sentinel is missing"
     text = [t for token in inputs for t in (said[token] if token in SENTINELS else [token])]
-    assert [t for t in inputs if t in SENTINELS] == list(said)[:-1], "inputs and targets name other spans"
+    assert [t for t in inputs if t in SENTINELS] == list(said)[:-1], (
+        "inputs and targets name other spans"
+    )
     return text
 
 
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.sampled_from([0.05, 0.15, 0.5, 0.9]), st.integers(0, 10_000))
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=6),
+    st.sampled_from([0.05, 0.15, 0.5, 0.9]),
+    st.integers(0, 10_000),
+)
 def test_inputs_and_targets_together_are_the_text(lengths, rate, seed):
     generator = torch.Generator().manual_seed(seed)
     texts = [[*torch.randint(3, 900, (n,), generator=generator).tolist(), 1] for n in lengths]
@@ -95,14 +121,21 @@ def test_inputs_and_targets_together_are_the_text(lengths, rate, seed):
     inputs, targets = t5.corrupt_spans(ids, real.bool(), noise, torch.tensor(SENTINELS), 0)
     for row, text in enumerate(texts):
         n = len(text) - 1
-        seen, wanted = [t for t in inputs[row].tolist() if t != 0], [t for t in targets[row].tolist() if t != -100]
+        seen, wanted = (
+            [t for t in inputs[row].tolist() if t != 0],
+            [t for t in targets[row].tolist() if t != -100],
+        )
         assert rebuilt(seen, wanted) == text
-        assert (inputs[row, len(seen):] == 0).all() and (targets[row, len(wanted):] == -100).all(), "padding is at the end"
+        assert (inputs[row, len(seen) :] == 0).all() and (
+            targets[row, len(wanted) :] == -100
+        ).all(), "padding is at the end"
         assert seen[-1] == 1, "</s> is not corrupted"
         hidden = [t for t in wanted if t not in SENTINELS]
         assert len(hidden) == (0 if n < 2 else min(n - 1, max(1, round(n * rate))))
         spans = sum(t in SENTINELS for t in seen)
-        assert spans == (0 if n < 2 else min(len(hidden), n - len(hidden), max(1, round(len(hidden) / 3))))
+        assert spans == (
+            0 if n < 2 else min(len(hidden), n - len(hidden), max(1, round(len(hidden) / 3)))
+        )
         assert n < 2 or seen[0] not in SENTINELS, "a kept stretch comes first"
         # Between two spans something is kept: else they were one.
         assert not any(a in SENTINELS and b in SENTINELS for a, b in itertools.pairwise(seen))
@@ -110,7 +143,14 @@ def test_inputs_and_targets_together_are_the_text(lengths, rate, seed):
 
 def test_every_split_into_spans_is_equally_likely():
     n = 12_000
-    got = Counter(map(tuple, t5.random_lengths(torch.full((n,), 6), torch.full((n,), 3), 9, torch.Generator().manual_seed(0)).tolist()))
+    got = Counter(
+        map(
+            tuple,
+            t5.random_lengths(
+                torch.full((n,), 6), torch.full((n,), 3), 9, torch.Generator().manual_seed(0)
+            ).tolist(),
+        )
+    )
     wanted = [(a, b, 6 - a - b, *[0] * 6) for a in range(1, 5) for b in range(1, 6 - a)]
     assert set(got) == set(wanted) and len(wanted) == math.comb(5, 2)
     p = 1 / len(wanted)
@@ -140,11 +180,18 @@ def test_the_tokenizer_is_rebuilt_from_its_vocabulary(encoder):
     assert again(texts)["input_ids"] == encoder.tokenizer(texts)["input_ids"]
     assert vocab[:3] == ["<pad>", "</s>", "<unk>"] and vocab[-1] == "<extra_id_0>"
     assert replace(encoder, tokenizer=again).digest == encoder.digest
-    assert encoder.tokenizer.decode(again("The board met.")["input_ids"], skip_special_tokens=True) == "the board met."
-    assert again.unk_token_id not in again("zebra unheard of")["input_ids"], "other words split into characters"
+    assert (
+        encoder.tokenizer.decode(again("The board met.")["input_ids"], skip_special_tokens=True)
+        == "the board met."
+    )
+    assert again.unk_token_id not in again("zebra unheard of")["input_ids"], (
+        "other words split into characters"
+    )
 
 
-@pytest.mark.parametrize("make", [real_tokenizer, lambda: t5.build_t5_tokenizer(TEXTS, 3)], ids=["T5's own", "miniature"])
+@pytest.mark.parametrize(
+    "make", [real_tokenizer, lambda: t5.build_t5_tokenizer(TEXTS, 3)], ids=["T5's own", "miniature"]
+)
 def test_every_text_ends_in_eos_also_when_cut(make):
     encoder = TextEncoder(tiny_config(), make(), 6)
     rows = encoder.prepare([*TEXTS, ""])
@@ -161,17 +208,26 @@ def test_features_are_the_mean_over_real_tokens_and_know_nothing_of_padding(enco
     module = encoder.module(states[1])
     z = extract(encoder, module, tuple(TEXTS), batch_size=5)
     assert (extract(encoder, module, tuple(TEXTS), batch_size=1) - z).abs().max() < 1e-5
-    plain = T5EncoderModel(tiny_config(vocab_size=encoder.config.vocab_size)).eval()  # eager attention, no padding, one text at a time
+    plain = T5EncoderModel(
+        tiny_config(vocab_size=encoder.config.vocab_size)
+    ).eval()  # eager attention, no padding, one text at a time
     plain.load_state_dict(states[1] | {"encoder.embed_tokens.weight": states[1][VOCABULARY]})
     plain.set_attn_implementation("eager")
     for text, feature in zip(TEXTS, z, strict=True):
         with torch.no_grad():
-            hidden = plain(input_ids=torch.tensor([encoder.tokenizer(text)["input_ids"]])).last_hidden_state[0]
+            hidden = plain(
+                input_ids=torch.tensor([encoder.tokenizer(text)["input_ids"]])
+            ).last_hidden_state[0]
         torch.testing.assert_close(hidden.mean(0), feature, atol=1e-5, rtol=1e-5)
 
 
 def test_the_encoders_identity_does_not_depend_on_what_it_was_used_for(encoder):
-    fresh, used = (TextEncoder(encoder.config, t5.t5_tokenizer_from_vocab(tokenizer_vocab(encoder.tokenizer)), 24) for _ in range(2))
+    fresh, used = (
+        TextEncoder(
+            encoder.config, t5.t5_tokenizer_from_vocab(tokenizer_vocab(encoder.tokenizer)), 24
+        )
+        for _ in range(2)
+    )
     used.prepare(TEXTS)  # leaves its truncation behind in the tokenizer
     assert used.digest == fresh.digest
 
@@ -190,11 +246,15 @@ def test_the_vocabulary_is_tied_and_in_the_state_once(encoder, states):
     assert "encoder.embed_tokens.weight" not in states[0]
     unique = {p.data_ptr(): p.numel() for p in transformer.parameters()}
     assert sum(t.numel() for t in states[0].values()) == sum(unique.values())
-    assert not any(t.is_set_to(u) for t, u in itertools.combinations(encoder_state(module).values(), 2))
+    assert not any(
+        t.is_set_to(u) for t, u in itertools.combinations(encoder_state(module).values(), 2)
+    )
 
 
 def test_a_state_with_the_tied_tensor_under_its_second_name_alone_is_refused(encoder, states):
-    renamed = {("encoder.embed_tokens.weight" if n == VOCABULARY else n): t for n, t in states[0].items()}
+    renamed = {
+        ("encoder.embed_tokens.weight" if n == VOCABULARY else n): t for n, t in states[0].items()
+    }
     with pytest.raises(StateDictError, match=VOCABULARY):
         load_state(encoder.module(), renamed)
 
@@ -206,13 +266,26 @@ def test_merges_are_those_of_the_unique_parameters(encoder, states):
     flat = [torch.cat([s[n].flatten() for n in names]) for s in states]
     tau = torch.stack([f - flat[0] for f in flat[1:]])
     n_keep = int(tau.shape[1] * 0.2)
-    kept = torch.stack([torch.where(t.abs() >= t.abs().sort(descending=True).values[n_keep - 1], t, 0.0) for t in tau])
+    kept = torch.stack(
+        [
+            torch.where(t.abs() >= t.abs().sort(descending=True).values[n_keep - 1], t, 0.0)
+            for t in tau
+        ]
+    )
     sign = kept.sum(0).sign()
     direction = torch.where(kept.sign() == sign, kept, 0.0).sum(0)
-    wanted = {"ties": flat[0] + 0.4 * direction, "task_arithmetic": flat[0] + 0.4 * tau.sum(0), "weight_averaging": torch.stack(flat[1:]).mean(0)}
+    wanted = {
+        "ties": flat[0] + 0.4 * direction,
+        "task_arithmetic": flat[0] + 0.4 * tau.sum(0),
+        "weight_averaging": torch.stack(flat[1:]).mean(0),
+    }
     for name, vector in wanted.items():
-        merged = merging.get_method(name)(base, experts, **({} if name == "weight_averaging" else {"lam": 0.4}))
-        torch.testing.assert_close(torch.cat([merged[n].flatten() for n in names]), vector, atol=1e-6, rtol=1e-5)
+        merged = merging.get_method(name)(
+            base, experts, **({} if name == "weight_averaging" else {"lam": 0.4})
+        )
+        torch.testing.assert_close(
+            torch.cat([merged[n].flatten() for n in names]), vector, atol=1e-6, rtol=1e-5
+        )
         transformer = encoder.module(merged).transformer
         assert transformer.encoder.embed_tokens.weight is transformer.shared.weight
         assert torch.equal(transformer.encoder.embed_tokens.weight, merged[VOCABULARY])
@@ -220,10 +293,17 @@ def test_merges_are_those_of_the_unique_parameters(encoder, states):
 
 def test_relative_position_biases_merge_are_trained_and_matter(encoder, states):
     base, *experts = states
-    name, = (n for n in base if "relative_attention_bias" in n)  # in the first block, for all blocks
+    (name,) = (
+        n for n in base if "relative_attention_bias" in n
+    )  # in the first block, for all blocks
     merged = merging.get_method("task_arithmetic")(base, experts, lam=0.5)
-    torch.testing.assert_close(merged[name], base[name] + 0.5 * sum(e[name] - base[name] for e in experts))
-    z = [extract(encoder, encoder.module(s), tuple(TEXTS)) for s in (base, base | {name: base[name] + torch.randn_like(base[name])})]
+    torch.testing.assert_close(
+        merged[name], base[name] + 0.5 * sum(e[name] - base[name] for e in experts)
+    )
+    z = [
+        extract(encoder, encoder.module(s), tuple(TEXTS))
+        for s in (base, base | {name: base[name] + torch.randn_like(base[name])})
+    ]
     assert (z[0] - z[1]).abs().max() > 1e-3
     module = encoder.module(base)
     module(**encoder.collate(encoder.prepare(TEXTS))).sum().backward()
@@ -232,40 +312,71 @@ def test_relative_position_biases_merge_are_trained_and_matter(encoder, states):
     module.zero_grad()
     module.transformer.set_attn_implementation("eager")
     module(**encoder.collate(encoder.prepare(TEXTS))).sum().backward()
-    torch.testing.assert_close(fused, dict(module.transformer.named_parameters())[name].grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        fused, dict(module.transformer.named_parameters())[name].grad, atol=1e-5, rtol=1e-4
+    )
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------------
 
-ENCODER_LAYER = ["layer.0.SelfAttention.q.weight", "layer.0.SelfAttention.k.weight", "layer.0.SelfAttention.v.weight", "layer.0.SelfAttention.o.weight",
-                 "layer.0.layer_norm.weight", "layer.1.layer_norm.weight"]
+ENCODER_LAYER = [
+    "layer.0.SelfAttention.q.weight",
+    "layer.0.SelfAttention.k.weight",
+    "layer.0.SelfAttention.v.weight",
+    "layer.0.SelfAttention.o.weight",
+    "layer.0.layer_norm.weight",
+    "layer.1.layer_norm.weight",
+]
 FEED_FORWARD = {"relu": ["wi", "wo"], "gated-gelu": ["wi_0", "wi_1", "wo"]}  # T5 and T5 v1.1
 
 
 def hub_names(feed_forward, part="encoder", layers=2):
     """The names in a T5 checkpoint as they lie on the hub."""
     between = 1 if part == "encoder" else 2
-    names = ["final_layer_norm.weight", "block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    names = [
+        "final_layer_norm.weight",
+        "block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    ]
     for i in range(layers):
         names += [f"block.{i}.{n.replace('layer.1', f'layer.{between}')}" for n in ENCODER_LAYER]
-        names += [f"block.{i}.layer.{between}.DenseReluDense.{n}.weight" for n in FEED_FORWARD[feed_forward]]
+        names += [
+            f"block.{i}.layer.{between}.DenseReluDense.{n}.weight"
+            for n in FEED_FORWARD[feed_forward]
+        ]
         if part == "decoder":
-            names += [f"block.{i}.layer.1.EncDecAttention.{n}.weight" for n in "qkvo"] + [f"block.{i}.layer.1.layer_norm.weight"]
+            names += [f"block.{i}.layer.1.EncDecAttention.{n}.weight" for n in "qkvo"] + [
+                f"block.{i}.layer.1.layer_norm.weight"
+            ]
     return [f"{part}.{n}" for n in names]
 
 
 def write_folder(folder, *, feed_forward="relu", drop=(), tied_names=True, **config):
     """A whole T5 as the hub has it: both halves, the vocabulary under every name, a bias that only old checkpoints hold."""
-    config = tiny_config(feed_forward_proj=feed_forward, architectures=["T5ForConditionalGeneration"], **config)
+    config = tiny_config(
+        feed_forward_proj=feed_forward, architectures=["T5ForConditionalGeneration"], **config
+    )
     torch.manual_seed(1)
     model = T5ForConditionalGeneration(config)
     names = [VOCABULARY, *hub_names(feed_forward), *hub_names(feed_forward, "decoder")]
     tensors = {n: model.state_dict()[n].clone() for n in names}
-    tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(32, 2)
+    tensors["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(
+        32, 2
+    )
     if tied_names:
-        tensors |= {n: tensors[VOCABULARY].clone() for n in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")}
+        tensors |= {
+            n: tensors[VOCABULARY].clone()
+            for n in (
+                "encoder.embed_tokens.weight",
+                "decoder.embed_tokens.weight",
+                "lm_head.weight",
+            )
+        }
     folder.mkdir()
-    save_file({n: t for n, t in tensors.items() if n not in drop}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t for n, t in tensors.items() if n not in drop},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     config.save_pretrained(folder)
     real_tokenizer().save_pretrained(folder)
     return model.eval()
@@ -276,19 +387,36 @@ def write_folder(folder, *, feed_forward="relu", drop=(), tied_names=True, **con
 def test_a_folder_in_the_hubs_layout_gives_its_encoder(tmp_path, feed_forward, tied_names):
     whole = write_folder(tmp_path / "t5", feed_forward=feed_forward, tied_names=tied_names)
     encoder, state = load_base(str(tmp_path / "t5"), 12)
-    assert sorted(state) == sorted([VOCABULARY, *hub_names(feed_forward)]), "zero missing, zero unexpected, no decoder"
+    assert sorted(state) == sorted([VOCABULARY, *hub_names(feed_forward)]), (
+        "zero missing, zero unexpected, no decoder"
+    )
     module = encoder.module(state)
     assert isinstance(module.transformer, T5EncoderModel)
     batch = encoder.collate(encoder.prepare(["the board won", "who won the cup?"]))
     with torch.no_grad():
         hidden = whole.encoder(**batch).last_hidden_state
     mask = batch["attention_mask"][..., None]
-    torch.testing.assert_close(module(**batch), (hidden * mask).sum(1) / mask.sum(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        module(**batch), (hidden * mask).sum(1) / mask.sum(1), atol=1e-5, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize("drop", [
-    ["encoder.block.1.layer.0.SelfAttention.v.weight", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"],
-    [VOCABULARY, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"]], ids=["layers", "vocabulary"])
+@pytest.mark.parametrize(
+    "drop",
+    [
+        [
+            "encoder.block.1.layer.0.SelfAttention.v.weight",
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        ],
+        [
+            VOCABULARY,
+            "encoder.embed_tokens.weight",
+            "decoder.embed_tokens.weight",
+            "lm_head.weight",
+        ],
+    ],
+    ids=["layers", "vocabulary"],
+)
 def test_a_folder_with_missing_weights_is_an_error_that_lists_them(tmp_path, drop):
     write_folder(tmp_path / "t5", drop=drop)
     with pytest.raises(StateDictError) as error:
@@ -310,14 +438,18 @@ def test_a_folder_with_two_vocabularies_is_refused(tmp_path):
 def test_features_are_float32_whatever_the_config_says(tmp_path):
     write_folder(tmp_path / "t5", dtype="bfloat16")
     encoder, state = load_base(str(tmp_path / "t5"), 12)
-    assert {t.dtype for t in [*state.values(), *encoder.module(state).parameters()]} == {torch.float32}
+    assert {t.dtype for t in [*state.values(), *encoder.module(state).parameters()]} == {
+        torch.float32
+    }
 
 
 def test_an_encoder_saved_alone_loads_too(tmp_path, encoder, states):
     encoder.module(states[2]).transformer.save_pretrained(tmp_path / "alone")
     encoder.tokenizer.save_pretrained(tmp_path / "alone")
     found, state = load_base(str(tmp_path / "alone"), 24)
-    assert state.keys() == states[2].keys() and all(torch.equal(state[n], t) for n, t in states[2].items())
+    assert state.keys() == states[2].keys() and all(
+        torch.equal(state[n], t) for n, t in states[2].items()
+    )
     assert found.prepare(TEXTS) == encoder.prepare(TEXTS)
 
 
@@ -332,9 +464,18 @@ def test_pretraining_lowers_the_loss(tmp_path):
     corpus = miniature.corpus(p.documents, seed=3, exclude=set())
     losses = []
     for steps in (1, 3 * p.steps):
-        _, state, info = t5.pretrain_t5(corpus, TrainConfig(steps, p.batch_size, p.lr, threads=1), layers=settings.layers, width=settings.width,
-                                        heads=settings.heads, max_length=settings.max_length, mask_rate=p.mask_rate,
-                                        device=torch.device("cpu"), scratch=tmp_path / str(steps), desc="t5")
+        _, state, info = t5.pretrain_t5(
+            corpus,
+            TrainConfig(steps, p.batch_size, p.lr, threads=1),
+            layers=settings.layers,
+            width=settings.width,
+            heads=settings.heads,
+            max_length=settings.max_length,
+            mask_rate=p.mask_rate,
+            device=torch.device("cpu"),
+            scratch=tmp_path / str(steps),
+            desc="t5",
+        )
         losses.append(info["last_loss"])
     assert losses[1] < losses[0] - 0.5
     assert all(t.isfinite().all() for t in state.values())
@@ -345,10 +486,15 @@ def test_the_road_from_corpus_to_scores(tiny_study, make_study):
     again = make_study(tiny_study.store.root, variant="t5_a")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a tiny study may well put lambda on the edge
-        scores = [s.scores(["f_b", "f_t", "ties"], ["current", "ft_classifier"]) for s in (tiny_study, again)]
+        scores = [
+            s.scores(["f_b", "f_t", "ties"], ["current", "ft_classifier"])
+            for s in (tiny_study, again)
+        ]
     assert scores[0].equals(scores[1]) and scores[0].accuracy.notna().all()
     assert all(torch.equal(t, again.base_state[n]) for n, t in tiny_study.base_state.items())
-    assert VOCABULARY in tiny_study.merged_state("ties") and "encoder.embed_tokens.weight" not in tiny_study.merged_state("ties")
+    assert VOCABULARY in tiny_study.merged_state(
+        "ties"
+    ) and "encoder.embed_tokens.weight" not in tiny_study.merged_state("ties")
 
 
 def test_the_claim_is_the_worse_of_two_differences(study):
@@ -356,13 +502,17 @@ def test_the_claim_is_the_worse_of_two_differences(study):
     summary = report.mean_and_std(study.scores(study.methods, ["current", "knn", "ft_classifier"]))
     for method in study.methods:
         fitted = report.average_of(summary, method, "ft_classifier", 5)
-        worse = fitted - max(report.average_of(summary, method), report.average_of(summary, method, "knn", 5))
+        worse = fitted - max(
+            report.average_of(summary, method), report.average_of(summary, method, "knn", 5)
+        )
         assert float(found[report.short_label(method)][0]) == pytest.approx(worse, abs=1e-4)
 
 
 def test_a_claim_about_both_sizes_needs_both(study):
     verdicts = claims.judge_each({"(a)": study, "(b)": study}, ["P6.3-t5"])
-    assert [v.part for v in verdicts] == [f"{panel} {m}" for panel in ("(a)", "(b)") for m in ("WA", "TA", "Ties")]
+    assert [v.part for v in verdicts] == [
+        f"{panel} {m}" for panel in ("(a)", "(b)") for m in ("WA", "TA", "Ties")
+    ]
     failed = replace(verdicts[-1], verdict=claims.NOT_REPRODUCED)
     held = [replace(v, verdict=claims.REPRODUCED) for v in verdicts[:-1]]
     assert claims.overall([*held, failed]) == {"P6.3-t5": claims.NOT_REPRODUCED}
@@ -371,6 +521,13 @@ def test_a_claim_about_both_sizes_needs_both(study):
 @pytest.mark.parametrize("profile", ["quick", "mini"])
 def test_the_two_sizes_differ_in_nothing_but_size(profile):
     a, b = (load_profile(profile, variant=v) for v in ("t5_a", "t5_b"))
-    assert (a.tasks, a.merging, a.protocols) == (b.tasks, b.merging, b.protocols) == (load_profile(profile).tasks, a.merging, a.protocols)
+    assert (
+        (a.tasks, a.merging, a.protocols)
+        == (b.tasks, b.merging, b.protocols)
+        == (load_profile(profile).tasks, a.merging, a.protocols)
+    )
     assert (a.encoder.layers, a.encoder.width) < (b.encoder.layers, b.encoder.width)
-    assert a.backbone == f"miniature T5 ({a.encoder.layers} x {a.encoder.width})" and b.backbone == f"miniature T5 ({b.encoder.layers} x {b.encoder.width})"
+    assert (
+        a.backbone == f"miniature T5 ({a.encoder.layers} x {a.encoder.width})"
+        and b.backbone == f"miniature T5 ({b.encoder.layers} x {b.encoder.width})"
+    )

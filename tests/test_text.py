@@ -15,7 +15,14 @@ import yaml
 from mergelib import paths
 
 ROOT = paths.root()
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), ROOT / "figures" / "REPORT.md", *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("**/*.md"),
+        ROOT / "figures" / "REPORT.md",
+        *(ROOT / "benchmarks").glob("*.md"),
+    ]
+)
 NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").glob("**/*.ipynb"))
 READ = [*PAGES, *NOTEBOOKS]
 
@@ -24,7 +31,9 @@ def prose(path):
     """The markdown of a page or notebook."""
     if path.suffix != ".ipynb":
         return path.read_text()
-    return "\n\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    return "\n\n".join(
+        c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"
+    )
 
 
 def without_code(text):
@@ -34,12 +43,18 @@ def without_code(text):
 def links(path):
     """Targets of links and pictures, markdown's and HTML's."""
     text = without_code(prose(path))
-    return re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r'(?:src|href)="([^"]+)"', text) + re.findall(r"<(https?://[^>]+)>", text)
+    return (
+        re.findall(r"\]\(\s*<?([^)\s>]+)", text)
+        + re.findall(r'(?:src|href)="([^"]+)"', text)
+        + re.findall(r"<(https?://[^>]+)>", text)
+    )
 
 
 def anchors(path):
     """Anchors of a page's headings, as code hosts make them."""
-    headings = re.findall(r"^#+ +(.*?)\s*#*$", re.sub(r"```.*?```", "", prose(path), flags=re.S), flags=re.M)
+    headings = re.findall(
+        r"^#+ +(.*?)\s*#*$", re.sub(r"```.*?```", "", prose(path), flags=re.S), flags=re.M
+    )
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
@@ -48,14 +63,35 @@ def test_spelling(tmp_path):
     (images.yaml) are as their authors wrote them."""
     for path in READ:
         (tmp_path / f"{path.parent.name}-{path.stem}.md").write_text(prose(path))
-    done = subprocess.run([sys.executable, "-m", "codespell_lib", "--toml", str(ROOT / "pyproject.toml"), str(tmp_path), *map(str, sorted((ROOT / "mergelib").rglob("*.py"))),
-                           *map(str, sorted(p for p in (ROOT / "mergelib").rglob("*.yaml") if p.name != "images.yaml"))], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "codespell_lib",
+            "--toml",
+            str(ROOT / "pyproject.toml"),
+            str(tmp_path),
+            *map(str, sorted((ROOT / "mergelib").rglob("*.py"))),
+            *map(
+                str,
+                sorted(p for p in (ROOT / "mergelib").rglob("*.yaml") if p.name != "images.yaml"),
+            ),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
 
 
 def test_the_spelling_check_sees_a_mistake(tmp_path):
     (tmp_path / "x.md").write_text("Teh merged encoder occured twice.")
-    done = subprocess.run([sys.executable, "-m", "codespell_lib", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert "Teh" in done.stdout and "occured" in done.stdout
 
 
@@ -77,13 +113,21 @@ def test_external_links_are_well_formed(path):
     for target in links(path):
         if re.match(r"[a-z]+:", target):
             parts = urlsplit(target)
-            assert parts.scheme == "https" and re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc), target
+            assert parts.scheme == "https" and re.fullmatch(
+                r"[a-z0-9-]+(\.[a-z0-9-]+)+", parts.netloc
+            ), target
             assert not re.search(r"[\s<>\"]|[.,;]$", target), target
 
 
 def test_citation_and_licence_agree_with_the_project():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert citation["version"] == project["version"] and citation["license"] == project["license"] == "MIT"
-    assert "2412.13526" in citation["preferred-citation"]["journal"] and len(citation["preferred-citation"]["authors"]) == 5
+    assert (
+        citation["version"] == project["version"]
+        and citation["license"] == project["license"] == "MIT"
+    )
+    assert (
+        "2412.13526" in citation["preferred-citation"]["journal"]
+        and len(citation["preferred-citation"]["authors"]) == 5
+    )
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")

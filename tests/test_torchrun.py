@@ -25,14 +25,36 @@ from mergelib.profiles import load_profile
 from mergelib.store import Store
 
 OVERRIDES = {
-    "tasks.names": ["ag", "yelp"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12, "threads": 1,
-    "fine_tuning.steps": 6, "fine_tuning.save_every": 2,  # a batch of 32: the sixth step lies in the second epoch
-    "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
-ONE_ROW_EACH = {"fine_tuning.batch_size": 2, "fine_tuning.steps": 3}  # with two heads, one is without rows in each process
-TRAIN = ["train", "--profile", "quick", "--only", "ag", "--device", "cpu", "--overrides", json.dumps(OVERRIDES)]
+    "tasks.names": ["ag", "yelp"],
+    "tasks.n_train": 160,
+    "tasks.n_validation": 40,
+    "tasks.n_test": 60,
+    "tasks.pool_per_class": 12,
+    "threads": 1,
+    "fine_tuning.steps": 6,
+    "fine_tuning.save_every": 2,  # a batch of 32: the sixth step lies in the second epoch
+    "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
+}
+ONE_ROW_EACH = {
+    "fine_tuning.batch_size": 2,
+    "fine_tuning.steps": 3,
+}  # with two heads, one is without rows in each process
+TRAIN = [
+    "train",
+    "--profile",
+    "quick",
+    "--only",
+    "ag",
+    "--device",
+    "cpu",
+    "--overrides",
+    json.dumps(OVERRIDES),
+]
 
-needs_gloo = pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-                                reason="this build of torch has no torch.distributed with gloo")
+needs_gloo = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="this build of torch has no torch.distributed with gloo",
+)
 
 
 def study_of(store, **overrides):
@@ -44,11 +66,13 @@ def without_dropout(config):
         found = config(*args)
         found.hidden_dropout_prob = found.attention_probs_dropout_prob = 0.0
         return found
+
     return made
 
 
 def remember_curves(curves, trainer):
     """A ``Trainer.train`` that leaves the losses of its steps in ``curves``."""
+
     def train(self, *args, **kwargs):
         result = before(self, *args, **kwargs)
         curves.append([h["loss"] for h in self.state.log_history if "loss" in h])
@@ -90,10 +114,26 @@ def worker(mode: str, other_store: str) -> None:
 
 
 def start(mode, store, other_store):
-    environment = os.environ | {"MERGELIB_STORE": str(store), "PYTHONPATH": os.pathsep.join(
-        [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, mode, str(other_store)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = os.environ | {
+        "MERGELIB_STORE": str(store),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+        mode,
+        str(other_store),
+    ]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +142,11 @@ def two(tmp_path_factory):
     store, other = (tmp_path_factory.mktemp(name) for name in ("killed", "undisturbed"))
     killed = start("killed", store, other)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
-    assert len(list((store / "pretrain").iterdir())) == 1, "f_b was made before torchrun's processes began"
+    assert len(list((store / "pretrain").iterdir())) == 1, (
+        "f_b was made before torchrun's processes began"
+    )
     assert not (store / "fine_tune").exists() or not list((store / "fine_tune").iterdir())
-    left, = (store / ".scratch").iterdir()
+    (left,) = (store / ".scratch").iterdir()
     assert (left / "checkpoint-2").is_dir()
     shutil.copytree(store / "pretrain", other / "pretrain")
     whole = start("whole", store, other)
@@ -149,7 +191,10 @@ def test_two_processes_are_one_up_to_rounding(two, one):
 @needs_gloo
 def test_a_head_without_rows_in_one_process_is_no_trouble(two, one):
     _, other, _, _ = two
-    alone, together = (study_of(store, **ONE_ROW_EACH, **more).weights("multi_task", "ag") for store, more in ((one[0], {}), (other, {"processes": 2})))
+    alone, together = (
+        study_of(store, **ONE_ROW_EACH, **more).weights("multi_task", "ag")
+        for store, more in ((one[0], {}), (other, {"processes": 2}))
+    )
     torch.testing.assert_close(flat(together), flat(alone), atol=1e-4, rtol=0)
 
 
@@ -158,7 +203,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(two, no_dropout):
     store, other, said, _ = two
     assert said["resumed"] < said["fresh"]
     resumed, undisturbed = (study_of(place, processes=2).expert("ag") for place in (store, other))
-    assert resumed.info["state_digest"] == undisturbed.info["state_digest"] and torch.equal(resumed.head.weight, undisturbed.head.weight)
+    assert resumed.info["state_digest"] == undisturbed.info["state_digest"] and torch.equal(
+        resumed.head.weight, undisturbed.head.weight
+    )
 
 
 @needs_gloo
@@ -168,12 +215,17 @@ def test_the_store_holds_one_artifact_and_no_scratch(two):
         assert len(Store(place).entries()) == n and not Store(place).verify()
         assert not list((place / ".scratch").glob("*")) and not list(place.glob("*/.tmp-*"))
     made = [line for line in whole.stdout.splitlines() if line.startswith("f_t ag")]
-    assert len(made) == 1 and Path(made[0].split(", ")[1]).is_dir(), "the first process alone prints"
+    assert len(made) == 1 and Path(made[0].split(", ")[1]).is_dir(), (
+        "the first process alone prints"
+    )
 
 
 @needs_gloo
 def test_one_process_does_not_pass_for_two(two, no_dropout):
-    with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node 2 -m mergelib train --profile quick --only yelp"):
+    with pytest.raises(
+        ConfigError,
+        match=r"torchrun --nproc-per-node 2 -m mergelib train --profile quick --only yelp",
+    ):
         study_of(two[0], processes=2).expert("yelp")
 
 
@@ -183,15 +235,28 @@ def test_one_process_does_not_pass_for_two(two, no_dropout):
 def test_one_process_uses_the_store_and_the_keys_as_ever(tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     store = Store(tmp_path)
-    assert distributed.shared(store) is store and (distributed.world_size(), distributed.rank()) == (1, 0)
+    assert distributed.shared(store) is store and (
+        distributed.world_size(),
+        distributed.rank(),
+    ) == (1, 0)
     assert distributed.from_first("x") == "x"
     assert "processes" not in study_of(tmp_path).profile.model_dump()
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match=r"32 rows .* 3 processes: start torchrun with .* fine_tuning\.batch_size"):
-        training.train(torch.nn.Linear(1, 1), [], list, training.TrainConfig(1, 32, 1e-3), device=torch.device("cpu"), scratch=tmp_path, desc="x")
+    with pytest.raises(
+        ConfigError, match=r"32 rows .* 3 processes: start torchrun with .* fine_tuning\.batch_size"
+    ):
+        training.train(
+            torch.nn.Linear(1, 1),
+            [],
+            list,
+            training.TrainConfig(1, 32, 1e-3),
+            device=torch.device("cpu"),
+            scratch=tmp_path,
+            desc="x",
+        )
     monkeypatch.setenv("WORLD_SIZE", "64")
     with pytest.raises(ConfigError, match="64 processes"):
         distributed.share_of_batch(32)
@@ -200,7 +265,15 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path, monkeypatch):
 def test_a_device_without_collectives_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="'mps' together"):
-        training.train(torch.nn.Linear(1, 1), [], list, training.TrainConfig(1, 32, 1e-3), device=torch.device("mps"), scratch=tmp_path, desc="x")
+        training.train(
+            torch.nn.Linear(1, 1),
+            [],
+            list,
+            training.TrainConfig(1, 32, 1e-3),
+            device=torch.device("mps"),
+            scratch=tmp_path,
+            desc="x",
+        )
 
 
 def test_a_checkpoint_that_lacks_a_process_is_damaged(tmp_path, monkeypatch):
@@ -219,8 +292,17 @@ def test_a_checkpoint_that_lacks_a_process_is_damaged(tmp_path, monkeypatch):
 
 
 def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
-    launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1", "GROUP_RANK": "0",
-                "GROUP_WORLD_SIZE": "1", "ROLE_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}
+    launched = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_RANK": "1",
+        "TORCHELASTIC_RUN_ID": "x",
+    }
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     child = distributed.child_environment()

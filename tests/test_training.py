@@ -75,6 +75,8 @@ def test_auto_precision_is_bf16_only_where_the_device_has_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         assert resolve_precision("auto", cpu) == wanted
         profile = load_profile("real")
-        assert profile.train_config(profile.fine_tuning, cpu).precision == wanted  # what the store's key holds
+        assert (
+            profile.train_config(profile.fine_tuning, cpu).precision == wanted
+        )  # what the store's key holds
     assert resolve_precision("auto", torch.device("mps")) == "float32"
     assert resolve_precision("bf16", cpu) == "bf16"

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionModel, ViTConfig, ViTImageProcessor, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from mergelib import Study
 from mergelib.encoders import encoder_state, load_state
@@ -33,18 +41,28 @@ from mergelib.types import Split, Task, head_digest, state_digest
 from mergelib.vision import ImageEncoder, as_batches, load_clip, load_tower, zero_shot_head
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 NAMES = ("cat", "green bus", "old red house")
 
 
 def small_config(vocab_size: int, **text) -> CLIPConfig:
-    return CLIPConfig(text_config={"vocab_size": vocab_size, "max_position_embeddings": 40, **SHAPE, **text}, projection_dim=12,
-                      vision_config={"image_size": 16, "patch_size": 8, **SHAPE, "projection_dim": 12})
+    return CLIPConfig(
+        text_config={"vocab_size": vocab_size, "max_position_embeddings": 40, **SHAPE, **text},
+        projection_dim=12,
+        vision_config={"image_size": 16, "patch_size": 8, **SHAPE, "projection_dim": 12},
+    )
 
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +74,17 @@ def words():
 @pytest.fixture(scope="module")
 def clip(words):
     torch.manual_seed(0)
-    return CLIPModel(small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)).eval()
+    return CLIPModel(
+        small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    ).eval()
 
 
 def tower_of(model: CLIPModel) -> dict:
-    return {n: t for n, t in model.state_dict().items() if n.startswith(("vision_model.", "visual_projection."))}
+    return {
+        n: t
+        for n, t in model.state_dict().items()
+        if n.startswith(("vision_model.", "visual_projection."))
+    }
 
 
 # ---- heads and features --------------------------------------------------------------------------------------------------
@@ -70,7 +94,10 @@ def test_zero_shot_logits_are_the_librarys(clip, words, images):
     encoder = ImageEncoder(clip.config.vision_config, "test", MEAN, STD)
     head = zero_shot_head(clip, words[1], NAMES, ["a photo of the {}"])
     with torch.inference_mode():
-        theirs = clip(pixel_values=encoder.collate(images)["pixel_values"], **words[1]([f"a photo of the {n}" for n in NAMES])).logits_per_image
+        theirs = clip(
+            pixel_values=encoder.collate(images)["pixel_values"],
+            **words[1]([f"a photo of the {n}" for n in NAMES]),
+        ).logits_per_image
     ours = head.logits(extract(encoder, encoder.module(tower_of(clip)), images))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert theirs.std() > 1e-3  # not all alike, so the comparison says something
@@ -81,7 +108,14 @@ def test_several_prompts_are_averaged_on_the_sphere(clip, words):
     with torch.inference_mode():
         rows = []
         for name in NAMES:
-            each = [clip.text_projection(clip.text_model(**words[1]([t.replace("{}", name)])).pooler_output)[0].double().numpy() for t in templates]
+            each = [
+                clip.text_projection(
+                    clip.text_model(**words[1]([t.replace("{}", name)])).pooler_output
+                )[0]
+                .double()
+                .numpy()
+                for t in templates
+            ]
             mean = np.mean([e / np.linalg.norm(e) for e in each], axis=0)
             rows.append(mean / np.linalg.norm(mean) * math.exp(float(clip.logit_scale)))
     head = zero_shot_head(clip, words[1], NAMES, templates)
@@ -98,19 +132,27 @@ def test_a_template_without_its_place_is_refused(clip, words, templates):
 def test_text_is_pooled_at_its_end(clip, words):
     def embed(text, *mates):
         batch = words[1]([text, *mates])
-        return clip.text_model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).pooler_output[0]
+        return clip.text_model(
+            **{k: batch[k] for k in ("input_ids", "attention_mask")}
+        ).pooler_output[0]
 
     with torch.inference_mode():
         alone = embed("a photo of the cat")
-        torch.testing.assert_close(embed("a photo of the cat", "an old red house of the green bus"), alone)
+        torch.testing.assert_close(
+            embed("a photo of the cat", "an old red house of the green bus"), alone
+        )
         # The last word speaks only to a token behind it: pooling at a place before the end would miss it.
         assert (embed("a photo of the bus") - alone).abs().max() > 1e-3
 
 
 def test_pixels_are_prepared_as_the_librarys_processor_does(clip, images):
     processor = ViTImageProcessor(do_resize=False, image_mean=MEAN, image_std=STD)
-    theirs = processor([Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images], return_tensors="pt")["pixel_values"]
-    ours = ImageEncoder(clip.config.vision_config, "test", MEAN, STD).collate(list(images))["pixel_values"]
+    theirs = processor(
+        [Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images], return_tensors="pt"
+    )["pixel_values"]
+    ours = ImageEncoder(clip.config.vision_config, "test", MEAN, STD).collate(list(images))[
+        "pixel_values"
+    ]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -122,7 +164,9 @@ def test_vit_features_are_pooled_patches_or_the_first_token(images):
         hidden = vit(pixel_values=by_pooling[""].collate(images)["pixel_values"]).last_hidden_state
     for pooling, wanted in (("", hidden[:, 1:].mean(1)), ("cls", hidden[:, 0])):
         encoder = by_pooling[pooling]
-        torch.testing.assert_close(extract(encoder, encoder.module(vit.state_dict()), images, batch_size=2), wanted)
+        torch.testing.assert_close(
+            extract(encoder, encoder.module(vit.state_dict()), images, batch_size=2), wanted
+        )
     assert by_pooling[""].digest != by_pooling["cls"].digest
 
 
@@ -142,10 +186,14 @@ def test_module_and_state_are_inverse(clip):
     assert not module.training
     assert state_digest(encoder_state(module)) == state_digest(tower_of(clip))
     with pytest.raises(StateDictError, match="visual_projection"):
-        load_state(module, {n: t for n, t in tower_of(clip).items() if n != "visual_projection.weight"})
+        load_state(
+            module, {n: t for n, t in tower_of(clip).items() if n != "visual_projection.weight"}
+        )
 
 
-@pytest.mark.parametrize("broken", [torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ("a text",)])
+@pytest.mark.parametrize(
+    "broken", [torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ("a text",)]
+)
 def test_other_inputs_than_its_images_are_refused(clip, broken):
     with pytest.raises(DataError, match="16, 16"):
         ImageEncoder(clip.config.vision_config, "test").prepare(broken)
@@ -164,12 +212,18 @@ def test_other_architectures_and_poolings_are_refused(clip):
 def contrast_batch(words, texts, seed=0):
     batch = words[1](texts)
     pixels = torch.randn(len(texts), 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    return {"pixel_values": pixels, "input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    return {
+        "pixel_values": pixels,
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+    }
 
 
 def test_the_loss_is_clips_where_no_caption_repeats(words):
     torch.manual_seed(0)
-    model = CaptionContrast(small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)).eval()
+    model = CaptionContrast(
+        small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    ).eval()
     batch = contrast_batch(words, ["a cat", "a green bus", "an old red house", "the photo"])
     torch.testing.assert_close(model(**batch)["loss"], model.clip(**batch, return_loss=True).loss)
     same = contrast_batch(words, ["a cat"] * 4)
@@ -180,7 +234,9 @@ def test_the_loss_is_clips_where_no_caption_repeats(words):
 
 
 def test_the_logit_scale_stays_at_100_or_less(words):
-    model = CaptionContrast(small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3))
+    model = CaptionContrast(
+        small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)
+    )
     model.clip.logit_scale.data.fill_(9.0)
     model(**contrast_batch(words, ["a cat", "a green bus"]))
     assert float(model.clip.logit_scale.detach().exp()) == pytest.approx(100, rel=1e-5)
@@ -199,22 +255,38 @@ def coloured(n: int, seed: int):
 
 def test_a_pre_trained_clip_knows_the_colours_and_is_reproducible(tmp_path):
     pictures, labels = coloured(256, 1)
-    captions = [f"a {('photo', 'picture')[i % 2]} of the {COLOURS[c]} wall" for i, c in enumerate(labels.tolist())]
+    captions = [
+        f"a {('photo', 'picture')[i % 2]} of the {COLOURS[c]} wall"
+        for i, c in enumerate(labels.tolist())
+    ]
     config = TrainConfig(steps=25, batch_size=32, lr=3e-3, threads=1)
 
     def run(name):
-        return pretrain_clip(pictures, captions, config, lambda n: small_config(n, pad_token_id=0, bos_token_id=2, eos_token_id=3),
-                             device=torch.device("cpu"), scratch=tmp_path / name, desc="test")
+        return pretrain_clip(
+            pictures,
+            captions,
+            config,
+            lambda n: small_config(n, pad_token_id=0, bos_token_id=2, eos_token_id=3),
+            device=torch.device("cpu"),
+            scratch=tmp_path / name,
+            desc="test",
+        )
 
     clip, vocab, info = run("a")
-    head = zero_shot_head(clip, as_batches(word_tokenizer(vocab), 20), COLOURS, ["a photo of the {} wall"])
+    head = zero_shot_head(
+        clip, as_batches(word_tokenizer(vocab), 20), COLOURS, ["a photo of the {} wall"]
+    )
     encoder = ImageEncoder(clip.config.vision_config, "miniature")
     unseen, truth = coloured(90, 2)
-    right = head.logits(extract(encoder, encoder.module(tower_of(clip)), unseen)).argmax(-1) == truth
+    right = (
+        head.logits(extract(encoder, encoder.module(tower_of(clip)), unseen)).argmax(-1) == truth
+    )
     assert right.float().mean() > 0.9
     assert state_digest(run("b")[0].state_dict()) == state_digest(clip.state_dict())
     assert float(clip.logit_scale.exp()) == pytest.approx(100, rel=1e-5)
-    assert 12 < info["learned_logit_scale"] < 17  # it begins at 1 / 0.07, and 25 steps of at most 3e-3 move it by a factor below 1.1
+    assert (
+        12 < info["learned_logit_scale"] < 17
+    )  # it begins at 1 / 0.07, and 25 steps of at most 3e-3 move it by a factor below 1.1
 
 
 def test_class_names_need_words_that_captions_have():
@@ -231,10 +303,26 @@ def test_class_names_need_words_that_captions_have():
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
     """A tiny study of two drawn tasks, untrained but for a few steps."""
-    tiny = {"tasks.names": ["svhn", "dtd"], "tasks.n_train": 160, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 16,
-            "threads": 1, "resamples": 200, "fine_tuning.steps": 4, "protocols.ks": [1, 2], "merging.lams": [0.3, 1.0],
-            "encoder.pretraining": {"documents": 400, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
-    return Study("quick", variant="vision_a", overrides=tiny, store=Store(tmp_path_factory.mktemp("vision")), device="cpu")
+    tiny = {
+        "tasks.names": ["svhn", "dtd"],
+        "tasks.n_train": 160,
+        "tasks.n_validation": 40,
+        "tasks.n_test": 60,
+        "tasks.pool_per_class": 16,
+        "threads": 1,
+        "resamples": 200,
+        "fine_tuning.steps": 4,
+        "protocols.ks": [1, 2],
+        "merging.lams": [0.3, 1.0],
+        "encoder.pretraining": {"documents": 400, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
+    }
+    return Study(
+        "quick",
+        variant="vision_a",
+        overrides=tiny,
+        store=Store(tmp_path_factory.mktemp("vision")),
+        device="cpu",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*edge of the grid")
@@ -243,14 +331,18 @@ def test_only_image_encoders_are_fine_tuned_and_merged(vision):
         frozen = vision.head("f_b", name)
         assert head_digest(vision.expert(name).head) == head_digest(frozen)
         norms = frozen.weight.norm(dim=1)
-        torch.testing.assert_close(norms, norms[:1].expand_as(norms))  # one logit scale for all classes
+        torch.testing.assert_close(
+            norms, norms[:1].expand_as(norms)
+        )  # one logit scale for all classes
         assert state_digest(vision.expert(name).state) != state_digest(vision.base_state)
     encoders = ["f_t", "f_b", *vision.methods]
     scores = vision.scores(encoders, ["current", "knn", "ft_classifier"])
     assert scores.accuracy.between(0, 100).all() and set(scores.method) == set(encoders)
     for method in vision.methods:
         assert vision.merged_state(method).keys() == vision.base_state.keys()
-        assert not any(n.startswith("text") or n == "logit_scale" for n in vision.merged_state(method))
+        assert not any(
+            n.startswith("text") or n == "logit_scale" for n in vision.merged_state(method)
+        )
     z = vision.features(vision.methods[0], "svhn", "test")
     torch.testing.assert_close(z.norm(dim=1), torch.ones(len(z)), rtol=1e-5, atol=0)
 
@@ -263,11 +355,15 @@ def test_f_b_under_current_eval_is_clips_zero_shot(vision):
         pixels = parts.encoder.collate(task.test.inputs)["pixel_values"]
         with torch.inference_mode():
             # Zero-shot by hand from the library's own outputs: the mean of the prompts' directions, against each image.
-            images = F.normalize(parts.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+            images = F.normalize(
+                parts.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1
+            )
             rows = []
             for name in task.label_names:
                 batch = parts.tokenize([template.format(name) for template in prompts(task.name)])
-                text = parts.model.get_text_features(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+                text = parts.model.get_text_features(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                ).pooler_output
                 rows.append(F.normalize(F.normalize(text, dim=-1).mean(0), dim=-1))
             logits = parts.model.logit_scale.exp() * images @ torch.stack(rows).T
         ours = vision.head("f_b", task.name).logits(vision.features("f_b", task.name, "test"))
@@ -280,7 +376,12 @@ def test_f_b_under_current_eval_is_clips_zero_shot(vision):
 def letters_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer without merges: letters, letters that end a word, and the special tokens last, as published."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    vocab = {p: i for i, p in enumerate([*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])}
+    vocab = {
+        p: i
+        for i, p in enumerate(
+            [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+        )
+    }
     return CLIPTokenizer(vocab=vocab, merges=[])
 
 
@@ -288,27 +389,45 @@ def write_hub_clip(folder):
     """The layout and names of ``openai/clip-vit-base-patch32``: eos id 2 in the config, position ids among the weights."""
     torch.manual_seed(5)
     tokenizer = letters_tokenizer()
-    model = CLIPModel(small_config(len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2)).eval()
+    model = CLIPModel(
+        small_config(len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    ).eval()
     model.logit_scale.data.fill_(math.log(100))
     folder.mkdir()
     weights = {n: t.contiguous() for n, t in model.state_dict().items()}
-    weights |= {"text_model.embeddings.position_ids": torch.arange(40)[None], "vision_model.embeddings.position_ids": torch.arange(5)[None]}
+    weights |= {
+        "text_model.embeddings.position_ids": torch.arange(40)[None],
+        "vision_model.embeddings.position_ids": torch.arange(5)[None],
+    }
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     model.config.architectures = ["CLIPModel"]
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD, "image_processor_type": "CLIPImageProcessor"}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {"image_mean": MEAN, "image_std": STD, "image_processor_type": "CLIPImageProcessor"}
+        )
+    )
     return model
 
 
-def write_tower(folder, base: CLIPModel, *, prefix: str = "vision_model.", patch_size: int = 8, change=lambda weights: None):
+def write_tower(
+    folder,
+    base: CLIPModel,
+    *,
+    prefix: str = "vision_model.",
+    patch_size: int = 8,
+    change=lambda weights: None,
+):
     """The layout and names of ``tanganke/clip-vit-base-patch32_<task>``: a ``CLIPVisionModel`` alone."""
     torch.manual_seed(6)
     config = small_config(30).vision_config
     config.patch_size = patch_size
     tower = CLIPVisionModel(config)
     if patch_size == 8:
-        tower.load_state_dict({n: t + 0.1 * torch.randn(t.shape) for n, t in base.vision_model.state_dict().items()})
+        tower.load_state_dict(
+            {n: t + 0.1 * torch.randn(t.shape) for n, t in base.vision_model.state_dict().items()}
+        )
     weights = {prefix + n: t.contiguous() for n, t in tower.state_dict().items()}
     change(weights)
     folder.mkdir()
@@ -331,8 +450,11 @@ def test_a_published_clip_loads_whole(published, images):
     texts = [f"a photo of {n}" for n in NAMES]
     tokens = letters_tokenizer()(texts, padding=True, return_tensors="pt")
     with torch.inference_mode():
-        theirs = model(pixel_values=parts.encoder.collate(images)["pixel_values"], input_ids=tokens["input_ids"],
-                       attention_mask=tokens["attention_mask"]).logits_per_image
+        theirs = model(
+            pixel_values=parts.encoder.collate(images)["pixel_values"],
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+        ).logits_per_image
     head = parts.head(NAMES, ["a photo of {}"])
     torch.testing.assert_close(head.weight.norm(dim=1), torch.full((3,), 100.0), rtol=1e-5, atol=0)
     ours = head.logits(extract(parts.encoder, parts.encoder.module(parts.state), images))
@@ -346,16 +468,25 @@ def test_a_fine_tuned_tower_takes_the_bases_projection(published, images, tmp_pa
     base = load_clip(str(folder))
     write_tower(tmp_path / "svhn", model, prefix=prefix)
     # The library's own loader is the reference, whichever names the file has.
-    theirs, report = CLIPVisionModel.from_pretrained(str(tmp_path / "svhn"), output_loading_info=True)
+    theirs, report = CLIPVisionModel.from_pretrained(
+        str(tmp_path / "svhn"), output_loading_info=True
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
     state = load_tower(str(tmp_path / "svhn"), base)
     assert state.keys() == base.state.keys()
     with torch.inference_mode():
-        pooled = theirs.eval()(pixel_values=base.encoder.collate(images)["pixel_values"]).pooler_output
+        pooled = theirs.eval()(
+            pixel_values=base.encoder.collate(images)["pixel_values"]
+        ).pooler_output
         wanted = F.normalize(model.visual_projection(pooled), dim=-1)
-    torch.testing.assert_close(extract(base.encoder, base.encoder.module(state), images), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        extract(base.encoder, base.encoder.module(state), images), wanted, rtol=1e-4, atol=1e-5
+    )
     assert torch.equal(state["visual_projection.weight"], base.state["visual_projection.weight"])
-    assert not torch.equal(state["vision_model.post_layernorm.weight"], base.state["vision_model.post_layernorm.weight"])
+    assert not torch.equal(
+        state["vision_model.post_layernorm.weight"],
+        base.state["vision_model.post_layernorm.weight"],
+    )
 
 
 def test_a_whole_clip_brings_its_own_projection(published):
@@ -366,7 +497,9 @@ def test_a_whole_clip_brings_its_own_projection(published):
 
 def test_missing_and_unexpected_names_are_all_listed(published, tmp_path):
     base = load_clip(str(published[0]))
-    gone = [f"vision_model.encoder.layers.{i}.mlp.fc1.{w}" for i in (0, 1) for w in ("weight", "bias")]
+    gone = [
+        f"vision_model.encoder.layers.{i}.mlp.fc1.{w}" for i in (0, 1) for w in ("weight", "bias")
+    ]
 
     def change(weights):
         for name in gone:
@@ -411,8 +544,13 @@ def test_incomplete_folders_are_refused(published, tmp_path):
 
 def test_half_precision_files_are_computed_in_float32(published, images, tmp_path):
     folder = copied(published[0], tmp_path / "half")
-    save_file({n: t.half() if t.is_floating_point() else t for n, t in load_file(str(folder / "model.safetensors")).items()},
-              str(folder / "model.safetensors"))
+    save_file(
+        {
+            n: t.half() if t.is_floating_point() else t
+            for n, t in load_file(str(folder / "model.safetensors")).items()
+        },
+        str(folder / "model.safetensors"),
+    )
     config = json.loads((folder / "config.json").read_text())
     for part in (config, config["vision_config"], config["text_config"]):
         part["dtype"] = "float16"
@@ -420,7 +558,9 @@ def test_half_precision_files_are_computed_in_float32(published, images, tmp_pat
     parts, full = load_clip(str(folder)), load_clip(str(published[0]))
     assert {t.dtype for t in parts.state.values()} == {torch.float32}
     z = extract(parts.encoder, parts.encoder.module(parts.state), images)
-    torch.testing.assert_close(z, extract(full.encoder, full.encoder.module(full.state), images), rtol=0, atol=5e-3)
+    torch.testing.assert_close(
+        z, extract(full.encoder, full.encoder.module(full.state), images), rtol=0, atol=5e-3
+    )
     assert parts.head(NAMES, ["a photo of {}"]).weight.dtype == torch.float32
 
 

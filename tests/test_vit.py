@@ -20,8 +20,17 @@ SIZE, CLASSES = 16, 4
 
 
 def tiny(patch: int = 4) -> ImageEncoder:
-    return ImageEncoder(ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=SIZE,
-                                  patch_size=patch), "tiny")
+    return ImageEncoder(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=SIZE,
+            patch_size=patch,
+        ),
+        "tiny",
+    )
 
 
 def gratings(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,10 +41,17 @@ def gratings(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     pitch = 1.2 + 0.6 * torch.rand(n, generator=generator)
     phase = 6.3 * torch.rand(n, generator=generator)
-    wave = torch.sin(pitch[:, None, None] * (x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None]) + phase[:, None, None])
+    wave = torch.sin(
+        pitch[:, None, None] * (x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None])
+        + phase[:, None, None]
+    )
     colours = torch.rand(n, 2, 3, 1, 1, generator=generator)
     share = (wave[:, None] + 1) / 2
-    pixels = share * colours[:, 0] + (1 - share) * colours[:, 1] + 0.05 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    pixels = (
+        share * colours[:, 0]
+        + (1 - share) * colours[:, 1]
+        + 0.05 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
+    )
     return (255 * pixels.clamp(0, 1)).to(torch.uint8), labels
 
 
@@ -45,7 +61,9 @@ def config(steps: int = 3, save_every: int = 0) -> TrainConfig:
 
 def pretrain(tmp_path, images, steps: int = 3, save_every: int = 0, seed: int = 0):
     torch.manual_seed(seed)  # whatever ran before must not matter
-    return vit.pretrain_vit(tiny(), images, config(steps, save_every), device=CPU, scratch=tmp_path, desc="t")[0]
+    return vit.pretrain_vit(
+        tiny(), images, config(steps, save_every), device=CPU, scratch=tmp_path, desc="t"
+    )[0]
 
 
 def test_the_contrast_is_nt_xent():
@@ -59,7 +77,9 @@ def test_the_contrast_is_nt_xent():
         others = sum(torch.exp(z[i] @ z[k] / 0.3) for k in range(10) if k != i)
         total += -torch.log(torch.exp(z[i] @ z[j] / 0.3) / others)
     assert torch.allclose(vit.contrast(first, second, 0.3), total / 10, atol=1e-5)
-    assert torch.allclose(vit.contrast(7 * first, second / 9, 0.3), total / 10, atol=1e-5), "lengths do not count"
+    assert torch.allclose(vit.contrast(7 * first, second / 9, 0.3), total / 10, atol=1e-5), (
+        "lengths do not count"
+    )
 
 
 def test_all_patches_kept_are_the_encoders_own_features():
@@ -68,7 +88,9 @@ def test_all_patches_kept_are_the_encoders_own_features():
     module = encoder.module()
     pixels = encoder.collate(images)["pixel_values"]
     with torch.no_grad():
-        assert torch.allclose(vit.encode_part(module.transformer, pixels, 1.0), module(pixels), atol=1e-5)
+        assert torch.allclose(
+            vit.encode_part(module.transformer, pixels, 1.0), module(pixels), atol=1e-5
+        )
         torch.manual_seed(0)
         some = [vit.encode_part(module.transformer, pixels, 0.5) for _ in range(2)]
     assert some[0].shape == (6, 32) and not torch.allclose(some[0], some[1], atol=1e-4)
@@ -84,7 +106,9 @@ def test_patches_left_out_do_not_reach_the_features():
             changed = pixels.clone()
             changed[:, :, :4, :4] += noise
             torch.manual_seed(4)
-            features.append(torch.stack([vit.encode_part(module, changed, 1 / 16) for _ in range(20)]))
+            features.append(
+                torch.stack([vit.encode_part(module, changed, 1 / 16) for _ in range(20)])
+            )
     same = (features[0] == features[1]).all(-1).float().mean()
     assert 0.7 < same < 1
 
@@ -93,7 +117,9 @@ def test_views_differ_per_image_and_keep_what_they_show():
     torch.manual_seed(0)
     flat = torch.linspace(-0.8, 0.8, 8)[:, None, None, None].expand(8, 3, SIZE, SIZE).contiguous()
     view = vit.random_views(flat)
-    assert view.shape == flat.shape and view.flatten(2).std(-1).max() < 1e-5, "a flat image has flat views"
+    assert view.shape == flat.shape and view.flatten(2).std(-1).max() < 1e-5, (
+        "a flat image has flat views"
+    )
     image = torch.rand(1, 3, SIZE, SIZE).expand(64, -1, -1, -1).contiguous() * 2 - 1
     views = vit.random_views(image)
     assert views.isfinite().all() and (views[0] - views[1]).abs().max() > 0.1
@@ -117,7 +143,9 @@ def test_pre_training_repeats_whatever_ran_before_and_depends_on_the_images(tmp_
     assert all(torch.equal(one[k], two[k]) for k in one)
     other = pretrain(tmp_path / "c", gratings(96, 1)[0])
     assert any(not torch.equal(one[k], other[k]) for k in one)
-    assert one.keys() == encoder_state(tiny().module()).keys(), "no projection and no position beyond the encoder's own"
+    assert one.keys() == encoder_state(tiny().module()).keys(), (
+        "no projection and no position beyond the encoder's own"
+    )
 
 
 def test_an_interrupted_run_draws_the_views_of_the_whole_one(tmp_path, monkeypatch):
@@ -152,15 +180,29 @@ def image_tasks(shift: int = 0) -> list[Task]:
 
 
 def tiny_profile(**more):
-    return load_profile("real", {"threads": 1, "encoder.image_size": SIZE, "encoder.width": 32, "encoder.layers": 1, "encoder.heads": 2,
-                                 "encoder.pretraining.steps": 2, "encoder.pretraining.batch_size": 16} | more, "vision_b")
+    return load_profile(
+        "real",
+        {
+            "threads": 1,
+            "encoder.image_size": SIZE,
+            "encoder.width": 32,
+            "encoder.layers": 1,
+            "encoder.heads": 2,
+            "encoder.pretraining.steps": 2,
+            "encoder.pretraining.batch_size": 16,
+        }
+        | more,
+        "vision_b",
+    )
 
 
 def test_the_key_holds_training_images_and_shape_but_no_label():
     recipe, profile, tasks = RECIPES["vit"], tiny_profile(), image_tasks()
     key = recipe.key(profile, tasks)
     assert recipe.key(profile, image_tasks(shift=1)) == key
-    other_test = [Task(t.name, t.label_names, t.train, t.test, t.validation, modality="image") for t in tasks]
+    other_test = [
+        Task(t.name, t.label_names, t.train, t.test, t.validation, modality="image") for t in tasks
+    ]
     assert recipe.key(profile, other_test) == key
     assert recipe.key(profile, tasks[:1]) != key
     assert recipe.key(tiny_profile(**{"encoder.patch_size": 8}), tasks) != key
@@ -170,11 +212,16 @@ def test_the_recipe_makes_a_foundation_with_trained_heads_to_come(tmp_path):
     recipe, profile, tasks = RECIPES["vit"], tiny_profile(), image_tasks()
     foundation = recipe.open(profile, tasks, recipe.make(profile, tasks, CPU, tmp_path))
     assert foundation.heads is None and foundation.encoder.width == 32
-    features = extract(foundation.encoder, foundation.encoder.module(foundation.state), tasks[0].test.inputs)
+    features = extract(
+        foundation.encoder, foundation.encoder.module(foundation.state), tasks[0].test.inputs
+    )
     assert features.shape == (40, 32) and features.isfinite().all()
 
 
-@pytest.mark.parametrize(("overrides", "says"), [({"encoder.patch_size": 5}, "patches of 5"), ({"encoder.heads": 5}, "5 heads")])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [({"encoder.patch_size": 5}, "patches of 5"), ({"encoder.heads": 5}, "5 heads")],
+)
 def test_shapes_that_do_not_fit_are_refused(overrides, says):
     with pytest.raises(ConfigError, match=says):
         vit.vit_config(tiny_profile(**overrides))
@@ -188,7 +235,15 @@ def test_a_base_model_is_refused_with_the_remedy():
 def test_real_images_come_in_two_patch_sizes_and_only_the_pre_training_is_shorter():
     a, b = (load_profile("real", variant=v) for v in ("vision_a", "vision_b"))
     assert a.encoder.patch_size > b.encoder.patch_size and a.backbone != b.backbone
-    one, two = (p.model_copy(update={"encoder": p.encoder.model_copy(update={"patch_size": 0, "pretraining": None}), "backbone": ""}) for p in (a, b))
+    one, two = (
+        p.model_copy(
+            update={
+                "encoder": p.encoder.model_copy(update={"patch_size": 0, "pretraining": None}),
+                "backbone": "",
+            }
+        )
+        for p in (a, b)
+    )
     assert one == two
     assert "SVHN" in a.note and "EuroSAT" in a.note
     assert a.tasks.pool_per_class > max(a.protocols.ks)

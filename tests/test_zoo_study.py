@@ -18,9 +18,25 @@ from mergelib.profiles import load_profile
 from mergelib.types import Split, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
-CHOSEN = ["task_arithmetic", "regmean", "fisher_merging", "adamerging_task", "lm_cocktail", "tall_masks", "dare_ties", "della"]
-SMALL = {"zoo.methods": CHOSEN, "zoo.options": {"adamerging_task": {"steps": 3, "lr": 0.05, "seed": 0}, "fisher_merging": {"n_examples": 3},
-                                                "regmean": {"n_examples": 40}, "della": {"seed": 4}}}
+CHOSEN = [
+    "task_arithmetic",
+    "regmean",
+    "fisher_merging",
+    "adamerging_task",
+    "lm_cocktail",
+    "tall_masks",
+    "dare_ties",
+    "della",
+]
+SMALL = {
+    "zoo.methods": CHOSEN,
+    "zoo.options": {
+        "adamerging_task": {"steps": 3, "lr": 0.05, "seed": 0},
+        "fisher_merging": {"n_examples": 3},
+        "regmean": {"n_examples": 40},
+        "della": {"seed": 4},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +82,10 @@ def test_a_profile_without_a_zoo_says_so(monkeypatch):
 
 
 def test_sidecars_of_other_figures_do_not_list_the_zoo(study, animals):
-    assert "zoo" not in study.profile.model_dump() and "grids" not in study.profile.model_dump()["merging"]
+    assert (
+        "zoo" not in study.profile.model_dump()
+        and "grids" not in study.profile.model_dump()["merging"]
+    )
     assert animals.profile.model_dump()["merging"]["grids"] == {"tall_masks": (0.2, 0.4, 0.6)}
 
 
@@ -76,7 +95,11 @@ def test_one_encoder_per_task(animals):
     lams = animals.lams("tall_masks")
     for t, task in enumerate(animals.tasks):
         alone = METHODS["tall_masks"](base, experts, lam=lams[task])[t]
-        assert state_digest(animals.merged_state("tall_masks", task)) == state_digest(alone) == animals.weights_digest("tall_masks", task)
+        assert (
+            state_digest(animals.merged_state("tall_masks", task))
+            == state_digest(alone)
+            == animals.weights_digest("tall_masks", task)
+        )
     curve = animals.lam_curve("tall_masks")
     for task, mine in curve.groupby("task"):
         assert lams[task] == mine.set_index("lam").accuracy.idxmax()
@@ -84,10 +107,14 @@ def test_one_encoder_per_task(animals):
 
 def test_chance_is_merged_several_times(animals, rows):
     """``merge_seeds`` merges of DARE, one of DELLA because the profile fixes its seed; draw s meets merge s mod M."""
-    assert animals.merges("dare_ties") == ("dare_ties#0", "dare_ties#1") and animals.merges("della") == ("della",)
+    assert animals.merges("dare_ties") == ("dare_ties#0", "dare_ties#1") and animals.merges(
+        "della"
+    ) == ("della",)
     first, second = (animals.weights_digest(m, "ag") for m in animals.merges("dare_ties"))
     assert first != second and animals.weights_digest("dare_ties", "ag") == first
-    alone = METHODS["della"](animals.base_state, [e.state for e in animals.experts()], lam=animals.lam("della"), seed=4)
+    alone = METHODS["della"](
+        animals.base_state, [e.state for e in animals.experts()], lam=animals.lam("della"), seed=4
+    )
     assert animals.weights_digest("della", "ag") == state_digest(alone)
     right = animals.correct("dare_ties", "ag", "knn", k=5)
     for s, row in enumerate(right):
@@ -113,7 +140,13 @@ def test_label_canary(animals, make_study, rows, tmp_path):
     tasks = {}
     for name, task in animals.tasks.items():
         order = torch.randperm(len(task.test), generator=torch.Generator().manual_seed(1))
-        tasks[name] = type(task)(task.name, task.label_names, task.train, task.validation, Split(task.test.inputs, task.test.labels[order]))
+        tasks[name] = type(task)(
+            task.name,
+            task.label_names,
+            task.train,
+            task.validation,
+            Split(task.test.inputs, task.test.labels[order]),
+        )
     other = make_study(tmp_path / "store", tasks, overrides=SMALL, zoo=True)
     before = sorted(p.name for p in (tmp_path / "store").glob("*/*"))
     for name in CHOSEN:
@@ -124,6 +157,7 @@ def test_label_canary(animals, make_study, rows, tmp_path):
 
 def test_labels_of_scored_inputs_cannot_be_asked_for():
     with pytest.raises(ConfigError, match="labels of test inputs"):
+
         @method("cheat", label="Cheat", short="Cheat", needs=("test inputs", "labels"))
         def cheat(base, experts, context):
             return base
@@ -134,7 +168,9 @@ def test_data_that_a_method_sees_is_part_of_its_key(animals, make_study, tmp_pat
     shutil.copytree(animals.store.root, tmp_path / "store")
     other = make_study(tmp_path / "store", overrides=SMALL | {"tasks.pool_per_class": 6}, zoo=True)
     assert other.weights_digest("regmean", "ag") != animals.weights_digest("regmean", "ag")
-    assert other.weights_digest("task_arithmetic", "ag") == animals.weights_digest("task_arithmetic", "ag")
+    assert other.weights_digest("task_arithmetic", "ag") == animals.weights_digest(
+        "task_arithmetic", "ag"
+    )
 
 
 # ---- a method of one's own ------------------------------------------------------------------------------------------------
@@ -152,19 +188,37 @@ def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
         scores = pd.concat([rows, zoo.scores(animals, ["smaller"])], ignore_index=True)
         one, several = zoo.of_kind(names), zoo.of_kind(names, PER_TASK)
         assert several == ["lm_cocktail", "tall_masks"] and "smaller" in one
-        assert "Smaller step" in zoo.wide(scores).index and ("Smaller step", "KNN") in zoo.wide(scores, list(animals.tasks)).index
+        assert (
+            "Smaller step" in zoo.wide(scores).index
+            and ("Smaller step", "KNN") in zoo.wide(scores, list(animals.tasks)).index
+        )
         described = zoo.methods_table(animals, names).set_index("Method").loc["Smaller step"]
         assert described["needs"] == "nothing" and described["lambda"]
         means = zoo.averages(scores).loc[one]
         fig = plots.plot_zoo(zoo.ranks(means), zoo.gaps(means, 50.0))
-        assert "Small" in [t.get_text() for t in fig.axes[0].texts] and "Small" in [t.get_text() for t in fig.axes[1].get_yticklabels()]
+        assert "Small" in [t.get_text() for t in fig.axes[0].texts] and "Small" in [
+            t.get_text() for t in fig.axes[1].get_yticklabels()
+        ]
         costs = zoo.cost_table(animals, names, scores)
-        assert "Small" in [t.get_text() for t in plots.plot_cost(costs, dict.fromkeys(names, "weights alone")).axes[0].get_yticklabels()]
+        assert "Small" in [
+            t.get_text()
+            for t in plots.plot_cost(costs, dict.fromkeys(names, "weights alone"))
+            .axes[0]
+            .get_yticklabels()
+        ]
         samples = zoo.resampled(animals, one)
         taus, pairs = zoo.tau_table(samples), zoo.pair_table(samples, one)
-        assert "smaller" in set(pairs.second) and f"{len(pairs)} pairs" in zoo.answer(means, taus, pairs, 50.0)
+        assert "smaller" in set(pairs.second) and f"{len(pairs)} pairs" in zoo.answer(
+            means, taus, pairs, 50.0
+        )
         for name, mine in samples.items():
-            torch.testing.assert_close(mine[:, 0], torch.tensor(means[name].to_numpy()), atol=1e-4, rtol=0, check_dtype=False)
+            torch.testing.assert_close(
+                mine[:, 0],
+                torch.tensor(means[name].to_numpy()),
+                atol=1e-4,
+                rtol=0,
+                check_dtype=False,
+            )
     finally:
         METHODS.pop("smaller")
 
@@ -174,18 +228,36 @@ def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
 
 def test_kendalls_tau_is_scipys():
     g = torch.Generator().manual_seed(0)
-    a, b = torch.randint(6, (9, 20), generator=g).double(), torch.randint(6, (9, 20), generator=g).double()  # with ties
+    a, b = (
+        torch.randint(6, (9, 20), generator=g).double(),
+        torch.randint(6, (9, 20), generator=g).double(),
+    )  # with ties
     expected = [kendalltau(a[:, r], b[:, r]).statistic for r in range(20)]
     assert zoo.kendall_tau(a, b).tolist() == pytest.approx(expected)
     assert zoo.kendall_tau(a, a).tolist() == pytest.approx([1.0] * 20)
 
 
-@pytest.mark.parametrize(("now", "then", "said"), [((2, 3), (1, 2), "same"), ((2, 3), (-2, -1), "reversed"), ((2, 3), (-1, 1), "lost"),
-                                                   ((-1, 1), (2, 3), "gained"), ((-1, 1), (-1, 1), "open"), ((-3, -2), (1, 2), "reversed")])
+@pytest.mark.parametrize(
+    ("now", "then", "said"),
+    [
+        ((2, 3), (1, 2), "same"),
+        ((2, 3), (-2, -1), "reversed"),
+        ((2, 3), (-1, 1), "lost"),
+        ((-1, 1), (2, 3), "gained"),
+        ((-1, 1), (-1, 1), "open"),
+        ((-3, -2), (1, 2), "reversed"),
+    ],
+)
 def test_what_became_of_a_pair(now, then, said):
     """Differences spread evenly over an interval: clear when the interval leaves out zero."""
+
     def two(low, high):
-        return torch.stack([torch.cat([torch.tensor([(low + high) / 2]), torch.linspace(low, high, 400)]), torch.zeros(401)])
+        return torch.stack(
+            [
+                torch.cat([torch.tensor([(low + high) / 2]), torch.linspace(low, high, 400)]),
+                torch.zeros(401),
+            ]
+        )
 
     table = zoo.pair_table({"current": two(*now), "ft_classifier": two(*then)}, ["a", "b"])
     assert table.order.tolist() == [said]
@@ -199,10 +271,14 @@ def test_pairs_are_all_pairs_once():
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_answer_follows_the_numbers(same):
-    means = pd.DataFrame({p: {"ties": 50.0, "magmax": 40.0} for p in zoo.PROTOCOL_FITS}).rename_axis("method")
+    means = pd.DataFrame(
+        {p: {"ties": 50.0, "magmax": 40.0} for p in zoo.PROTOCOL_FITS}
+    ).rename_axis("method")
     if not same:
         means.loc["magmax", "ft_classifier"] = 60.0
-    taus = pd.DataFrame([{"of": "Current", "and": "FT-Classifier", "tau": 0.5, "low": 0.1, "high": 0.9}])
+    taus = pd.DataFrame(
+        [{"of": "Current", "and": "FT-Classifier", "tau": 0.5, "low": 0.1, "high": 0.9}]
+    )
     pairs = pd.DataFrame({"order": ["same" if same else "reversed"]})
     said = zoo.answer(means, taus, pairs, 70.0)
     assert ("The same method wins" in said) == same

@@ -22,8 +22,13 @@ from ..publish import normalise
 from ..runner import Item, manifest
 
 HERE = Path(__file__).parent
-GROUPS = {"lesson": "Start here", "text": "Figures and tables", "ladder": "The ladder and its controls", "ext": "Beyond the paper",
-          "report": "The report"}
+GROUPS = {
+    "lesson": "Start here",
+    "text": "Figures and tables",
+    "ladder": "The ladder and its controls",
+    "ext": "Beyond the paper",
+    "report": "The report",
+}
 PAGES = ("docs", "CONTRIBUTING.md")  # markdown of the project that belongs into the book
 MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
@@ -35,7 +40,9 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
     """
     for name in ("myst_nb", "furo", "sphinx-mathjax-offline"):
         if importlib.util.find_spec(name) is None:
-            raise ConfigError("The book needs more packages: pip install -e '.[book]' (./run_all.sh --html does it).")
+            raise ConfigError(
+                "The book needs more packages: pip install -e '.[book]' (./run_all.sh --html does it)."
+            )
     from sphinx.application import Sphinx
 
     source, target = paths.build(profile) / "book", paths.build(profile) / "html"
@@ -45,23 +52,47 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
     stage(profile, source)
     warnings = io.StringIO()
     # From Python, with no conf.py: the settings cannot be picked up by anything else.
-    Sphinx(source, None, target, source / ".doctrees", "html", confoverrides=settings(), status=None, warning=warnings).build()
+    Sphinx(
+        source,
+        None,
+        target,
+        source / ".doctrees",
+        "html",
+        confoverrides=settings(),
+        status=None,
+        warning=warnings,
+    ).build()
     shutil.rmtree(source / ".doctrees")
-    return target / "index.html", [line for line in warnings.getvalue().splitlines() if line.strip()]
+    return target / "index.html", [
+        line for line in warnings.getvalue().splitlines() if line.strip()
+    ]
 
 
 def settings() -> dict[str, Any]:
     """Sphinx's configuration. Nothing is executed, and nothing is loaded from elsewhere when a page is read."""
     return {
-        "project": "mergelib", "author": "the mergelib authors", "copyright": "the mergelib authors, MIT licence", "release": __version__, "html_title": "mergelib", "language": "en",
-        "extensions": ["myst_nb", "sphinx.ext.mathjax"], "exclude_patterns": [".doctrees"],
-        "nb_execution_mode": "off", "nb_merge_streams": True, "nb_ipywidgets_js": {},
+        "project": "mergelib",
+        "author": "the mergelib authors",
+        "copyright": "the mergelib authors, MIT licence",
+        "release": __version__,
+        "html_title": "mergelib",
+        "language": "en",
+        "extensions": ["myst_nb", "sphinx.ext.mathjax"],
+        "exclude_patterns": [".doctrees"],
+        "nb_execution_mode": "off",
+        "nb_merge_streams": True,
+        "nb_ipywidgets_js": {},
         # Without a kernel a widget is empty: show its picture or its text.
         "nb_mime_priority_overrides": [("html", "application/vnd.jupyter.widget-view+json", None)],
-        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"], "myst_heading_anchors": 3,
-        "mathjax_path": MATHJAX, "html_theme": "furo", "html_theme_options": {"top_of_page_buttons": []},
-        "html_static_path": [str(HERE / "static"), str(mathjax_file())], "html_css_files": ["book.css"],
-        "html_copy_source": False, "html_show_sourcelink": False,
+        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"],
+        "myst_heading_anchors": 3,
+        "mathjax_path": MATHJAX,
+        "html_theme": "furo",
+        "html_theme_options": {"top_of_page_buttons": []},
+        "html_static_path": [str(HERE / "static"), str(mathjax_file())],
+        "html_css_files": ["book.css"],
+        "html_copy_source": False,
+        "html_show_sourcelink": False,
         "html_show_search_summary": False,  # summaries are fetched, which browsers refuse for local files
     }
 
@@ -80,13 +111,26 @@ def stage(profile: str, source: Path) -> None:
     root, executed = paths.root(), paths.build(profile) / "notebooks"
     notebooks = [i for i in manifest() if i.path.is_file()]
     solutions = sorted((root / "notebooks" / "solutions").glob("*.ipynb"))
-    pages = sorted(p for place in PAGES for p in ((root / place).glob("*.md") if (root / place).is_dir() else [root / place]) if p.is_file())
+    pages = sorted(
+        p
+        for place in PAGES
+        for p in ((root / place).glob("*.md") if (root / place).is_dir() else [root / place])
+        if p.is_file()
+    )
     report = paths.output_root() / "figures" / "REPORT.md"
-    files = {i.path.relative_to(root): executed / i.path.name if (executed / i.path.name).is_file() else i.path for i in notebooks}
+    files = {
+        i.path.relative_to(root): executed / i.path.name
+        if (executed / i.path.name).is_file()
+        else i.path
+        for i in notebooks
+    }
     files |= {p.relative_to(root): p for p in [*solutions, *pages]}
     if report.is_file():
         files[Path("figures/REPORT.md")] = report
-    for picture in [*(root / "figures").glob("*/*.png"), *(paths.output_root() / "figures").glob("*/*.png")]:
+    for picture in [
+        *(root / "figures").glob("*/*.png"),
+        *(paths.output_root() / "figures").glob("*/*.png"),
+    ]:
         files[Path(*picture.parts[-3:])] = picture
     for place, origin in files.items():
         (source / place).parent.mkdir(parents=True, exist_ok=True)
@@ -102,11 +146,14 @@ def stage(profile: str, source: Path) -> None:
         else:
             shutil.copyfile(origin, source / place)
     others = [p.relative_to(root) for p in pages]
-    (source / "index.md").write_text(index_page(notebooks, [p.relative_to(root) for p in solutions], others, set(files)))
+    (source / "index.md").write_text(
+        index_page(notebooks, [p.relative_to(root) for p in solutions], others, set(files))
+    )
 
 
 def keep_links(text: str, place: Path, files: set[Path]) -> str:
     """Markdown with links to files outside the book turned into their texts."""
+
     def link(found: re.Match) -> str:
         target = found[2].split("#")[0]
         if re.match(r"[a-z]+:", target) or not target:
@@ -122,24 +169,52 @@ def keep_links(text: str, place: Path, files: set[Path]) -> str:
 def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> None:
     """Alt text for the pictures that cells drew: what an output says of itself (the sliders' stills do), the saved figure's own,
     which its sidecar holds, else what can be said of any."""
-    sidecar = next((p for p in (paths.figures(profile) / f"{stem}.json", paths.root() / "figures" / "mini" / f"{stem}.json") if p.is_file()), None)
-    saved = next((n for n, c in enumerate(notebook.cells) if c.cell_type == "code" and "save_" in c.source), len(notebook.cells))
-    drawing = [n for n, c in enumerate(notebook.cells) if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
+    sidecar = next(
+        (
+            p
+            for p in (
+                paths.figures(profile) / f"{stem}.json",
+                paths.root() / "figures" / "mini" / f"{stem}.json",
+            )
+            if p.is_file()
+        ),
+        None,
+    )
+    saved = next(
+        (n for n, c in enumerate(notebook.cells) if c.cell_type == "code" and "save_" in c.source),
+        len(notebook.cells),
+    )
+    drawing = [
+        n
+        for n, c in enumerate(notebook.cells)
+        if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))
+    ]
     for n in drawing:
-        said = [o.metadata["image/png"]["alt"] for o in notebook.cells[n].outputs if "alt" in o.get("metadata", {}).get("image/png", {})]
+        said = [
+            o.metadata["image/png"]["alt"]
+            for o in notebook.cells[n].outputs
+            if "alt" in o.get("metadata", {}).get("image/png", {})
+        ]
         own = sidecar and n == max((d for d in drawing if d <= saved), default=None)
-        alt = " ".join(said) or (json.loads(sidecar.read_text())["alt"] if own else "Plot drawn by the code above it")
+        alt = " ".join(said) or (
+            json.loads(sidecar.read_text())["alt"] if own else "Plot drawn by the code above it"
+        )
         notebook.cells[n].metadata["mystnb"] = {"image": {"alt": alt.replace("\n", " ")}}
 
 
-def index_page(items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]) -> str:
+def index_page(
+    items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]
+) -> str:
     """The first page: what this is (the README's opening), a thumbnail per notebook, and the order of the pages."""
     opening = (paths.root() / "README.md").read_text().split("\n```")[0].strip()
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item)
     order = [g for g in GROUPS if g in groups] + [g for g in groups if g not in GROUPS]
-    lines = [keep_links(re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening), Path("index.md"), files), ""]
+    lines = [
+        keep_links(re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening), Path("index.md"), files),
+        "",
+    ]
     contents = []
     for group in order:
         title = GROUPS.get(group, group.capitalize())
@@ -148,16 +223,32 @@ def index_page(items: list[Item], solutions: list[Path], pages: list[Path], file
             picture = Path("figures/mini") / f"{item.id}.png"
             image = f"![{item.item}: {item.title}]({picture})" if picture in files else item.item
             minutes = ", ".join(f"{p} {m:g} min" for p, m in sorted(item.minutes.items()))
-            lines += [":::{container} card", f"[{image}](notebooks/{item.id}.ipynb)", "", f"[{item.item}](notebooks/{item.id}.ipynb)", "",
-                      item.title + (f" ({minutes})" if minutes else ""), ":::", ""]
+            lines += [
+                ":::{container} card",
+                f"[{image}](notebooks/{item.id}.ipynb)",
+                "",
+                f"[{item.item}](notebooks/{item.id}.ipynb)",
+                "",
+                item.title + (f" ({minutes})" if minutes else ""),
+                ":::",
+                "",
+            ]
         lines += ["::::", ""]
-        listed = [f"notebooks/{i.id}" for i in groups[group]] + (["figures/REPORT"] if group == "report" and Path("figures/REPORT.md") in files else [])
+        listed = [f"notebooks/{i.id}" for i in groups[group]] + (
+            ["figures/REPORT"] if group == "report" and Path("figures/REPORT.md") in files else []
+        )
         contents += toctree(title, listed)
     contents += toctree("Solutions", [p.with_suffix("").as_posix() for p in solutions])
-    contents += toctree("For teachers and contributors", [p.with_suffix("").as_posix() for p in pages])
+    contents += toctree(
+        "For teachers and contributors", [p.with_suffix("").as_posix() for p in pages]
+    )
     return "\n".join([*lines, *contents])
 
 
 def toctree(caption: str, places: list[str]) -> list[str]:
     """A hidden table of contents: it makes the side bar and the order of previous and next."""
-    return ["```{toctree}", ":hidden:", f":caption: {caption}", "", *places, "```", ""] if places else []
+    return (
+        ["```{toctree}", ":hidden:", f":caption: {caption}", "", *places, "```", ""]
+        if places
+        else []
+    )

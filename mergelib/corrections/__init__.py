@@ -12,5 +12,25 @@ from .statistics import InputMoments, Statistics, input_moments, measure
 from .tact import EPS, match_statistics, tact
 from .variance import resampled_ratio, variance_ratio
 
-__all__ = ["ARCHITECTURES", "EPS", "Attached", "ChannelAffine", "Correction", "Fold", "InputMoments", "Site", "Statistics", "attach", "fold",
-           "input_moments", "match_statistics", "measure", "repair", "resampled_ratio", "shared_target", "sites_for", "tact", "variance_ratio"]
+__all__ = [
+    "ARCHITECTURES",
+    "EPS",
+    "Attached",
+    "ChannelAffine",
+    "Correction",
+    "Fold",
+    "InputMoments",
+    "Site",
+    "Statistics",
+    "attach",
+    "fold",
+    "input_moments",
+    "match_statistics",
+    "measure",
+    "repair",
+    "resampled_ratio",
+    "shared_target",
+    "sites_for",
+    "tact",
+    "variance_ratio",
+]

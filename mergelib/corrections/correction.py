@@ -33,19 +33,37 @@ class Correction:
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as one flat dict, ``<site>.scale`` and ``<site>.shift``, as safetensors takes it."""
-        return {n + end: t.contiguous() for end, part in ((SCALE, self.scale), (SHIFT, self.shift)) for n, t in part.items()}
+        return {
+            n + end: t.contiguous()
+            for end, part in ((SCALE, self.scale), (SHIFT, self.shift))
+            for n, t in part.items()
+        }
 
     @classmethod
     def of(cls, tensors: State) -> Correction:
         """What ``tensors()`` gave. Raises ``StateDictError`` for names that are no pairs and for values that are not finite."""
-        scale, shift = ({n.removesuffix(end): t for n, t in tensors.items() if n.endswith(end)} for end in (SCALE, SHIFT))
-        odd = sorted({n for n in tensors if not n.endswith((SCALE, SHIFT))} | (scale.keys() ^ shift.keys())
-                     | {n for n in scale.keys() & shift.keys() if scale[n].shape != shift[n].shape or scale[n].dim() != 1})
+        scale, shift = (
+            {n.removesuffix(end): t for n, t in tensors.items() if n.endswith(end)}
+            for end in (SCALE, SHIFT)
+        )
+        odd = sorted(
+            {n for n in tensors if not n.endswith((SCALE, SHIFT))}
+            | (scale.keys() ^ shift.keys())
+            | {
+                n
+                for n in scale.keys() & shift.keys()
+                if scale[n].shape != shift[n].shape or scale[n].dim() != 1
+            }
+        )
         if odd:
-            raise StateDictError(f"No correction: {', '.join(odd[:5])}. Each site has a scale and a shift [c], saved as <site>.scale and "
-                                 "<site>.shift.")
+            raise StateDictError(
+                f"No correction: {', '.join(odd[:5])}. Each site has a scale and a shift [c], saved as <site>.scale and "
+                "<site>.shift."
+            )
         if bad := not_finite(tensors):
-            raise StateDictError(f"The correction holds NaN or inf in {', '.join(bad[:5])}; fit it again.")
+            raise StateDictError(
+                f"The correction holds NaN or inf in {', '.join(bad[:5])}; fit it again."
+            )
         return cls(scale, shift)
 
 
@@ -53,19 +71,25 @@ def chosen(sites: Sequence[Site], correction: Correction) -> list[Site]:
     """The sites that ``correction`` corrects, in their order. Raises ``ConfigError`` for one that is not among ``sites``."""
     unknown = sorted(correction.scale.keys() - {s.name for s in sites})
     if unknown:
-        raise ConfigError(f"The correction is for {', '.join(unknown[:5])}, which this encoder's architecture does not have as a site.")
+        raise ConfigError(
+            f"The correction is for {', '.join(unknown[:5])}, which this encoder's architecture does not have as a site."
+        )
     return [s for s in sites if s.name in correction.scale]
 
 
 def _along(vector: Tensor, like: Tensor, axis: int, name: str) -> Tensor:
     """``vector [c]`` in the shape that broadcasts along ``axis`` of ``like``."""
     if axis >= like.dim() or like.shape[axis] != len(vector):
-        raise StateDictError(f"{name} is {list(like.shape)}; a correction of {len(vector)} channels does not fit its axis {axis}. It was fitted on "
-                             "an encoder of another size.")
+        raise StateDictError(
+            f"{name} is {list(like.shape)}; a correction of {len(vector)} channels does not fit its axis {axis}. It was fitted on "
+            "an encoder of another size."
+        )
     return vector.view([-1 if a == axis else 1 for a in range(like.dim())])
 
 
-def fold(correction: Correction, sites: Sequence[Site], state: State) -> tuple[dict[str, Tensor], Correction]:
+def fold(
+    correction: Correction, sites: Sequence[Site], state: State
+) -> tuple[dict[str, Tensor], Correction]:
     """``state`` with the correction in its weights, and the rest of the correction, which no weights can hold (see ``attach``).
 
     The new state computes what the old one computed with the correction attached. ``state`` is left as it is. Computed in float64,
@@ -80,7 +104,9 @@ def fold(correction: Correction, sites: Sequence[Site], state: State) -> tuple[d
             continue
         names = [*(n for n, _ in site.fold.scaled), site.fold.shifted[0]]
         if missing := [n for n in names if n not in folded]:
-            raise StateDictError(f"{site.name} folds into {', '.join(missing)}, which these weights lack. Give the encoder's own state dict.")
+            raise StateDictError(
+                f"{site.name} folds into {', '.join(missing)}, which these weights lack. Give the encoder's own state dict."
+            )
         scale, shift = scale.double(), shift.double()
         if site.fold.through:
             matrix = folded[site.fold.through].double()
@@ -95,15 +121,21 @@ def fold(correction: Correction, sites: Sequence[Site], state: State) -> tuple[d
     return folded, rest
 
 
-def _hook(site: Site, transformer: nn.Module, function: Callable[[Site, Tensor], Tensor | None]) -> RemovableHandle:
+def _hook(
+    site: Site, transformer: nn.Module, function: Callable[[Site, Tensor], Tensor | None]
+) -> RemovableHandle:
     try:
         module = transformer.get_submodule(site.module)
     except AttributeError as error:
-        raise ConfigError(f"This encoder has no part '{site.module}'. Take the sites of its own architecture: sites_for(config).") from error
+        raise ConfigError(
+            f"This encoder has no part '{site.module}'. Take the sites of its own architecture: sites_for(config)."
+        ) from error
 
     def checked(values: object) -> Tensor | None:
         if not isinstance(values, Tensor):
-            raise ConfigError(f"{site.name} is no tensor but {type(values).__name__}; it cannot be corrected.")
+            raise ConfigError(
+                f"{site.name} is no tensor but {type(values).__name__}; it cannot be corrected."
+            )
         return function(site, values)
 
     def before(module: nn.Module, args: tuple) -> tuple | None:
@@ -115,7 +147,9 @@ def _hook(site: Site, transformer: nn.Module, function: Callable[[Site, Tensor],
     return module.register_forward_hook(lambda module, args, output: checked(output))
 
 
-def _hooks(transformer: nn.Module, sites: Sequence[Site], function: Callable[[Site, Tensor], Tensor | None]) -> list[RemovableHandle]:
+def _hooks(
+    transformer: nn.Module, sites: Sequence[Site], function: Callable[[Site, Tensor], Tensor | None]
+) -> list[RemovableHandle]:
     """A hook at every site, or at none where one fails."""
     handles: list[RemovableHandle] = []
     try:
@@ -129,7 +163,9 @@ def _hooks(transformer: nn.Module, sites: Sequence[Site], function: Callable[[Si
 
 
 @contextmanager
-def watched(transformer: nn.Module, sites: Sequence[Site], function: Callable[[Site, Tensor], Tensor | None]) -> Iterator[None]:
+def watched(
+    transformer: nn.Module, sites: Sequence[Site], function: Callable[[Site, Tensor], Tensor | None]
+) -> Iterator[None]:
     """While it lasts, every forward pass shows each site's activations ``[B, L, c]`` to ``function``; a tensor that it returns takes their
     place. Raises ``ConfigError`` for a site that ``transformer`` does not have."""
     handles = _hooks(transformer, sites, function)
@@ -151,7 +187,9 @@ class ChannelAffine(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """``[..., c] -> [..., c]``. Raises ``StateDictError`` for another number of channels."""
         if y.shape[-1] != len(self.scale):
-            raise StateDictError(f"A correction of {len(self.scale)} channels got activations of {y.shape[-1]}; it was fitted on an encoder of another size.")
+            raise StateDictError(
+                f"A correction of {len(self.scale)} channels got activations of {y.shape[-1]}; it was fitted on an encoder of another size."
+            )
         return y * self.scale.to(y.dtype) + self.shift.to(y.dtype)
 
 
@@ -159,7 +197,9 @@ class Attached(nn.ModuleList):
     """The corrections of a module, as its part ``corrections``."""
 
     def __init__(self, module: nn.Module, sites: Sequence[Site], correction: Correction):
-        super().__init__(ChannelAffine(correction.scale[s.name], correction.shift[s.name]) for s in sites)
+        super().__init__(
+            ChannelAffine(correction.scale[s.name], correction.shift[s.name]) for s in sites
+        )
         by_name = {s.name: affine for s, affine in zip(sites, self, strict=True)}
         self._owner = [module]  # in a list, or it would become a part of its own part
         self._handles = _hooks(module.transformer, sites, lambda site, y: by_name[site.name](y))
@@ -179,7 +219,9 @@ def attach(module: nn.Module, sites: Sequence[Site], correction: Correction) -> 
     a site that the encoder does not have.
     """
     if hasattr(module, "corrections"):
-        raise ConfigError("This module has a correction attached; call module.corrections.remove() first.")
+        raise ConfigError(
+            "This module has a correction attached; call module.corrections.remove() first."
+        )
     mine = chosen(sites, correction)
     parameter = next(module.parameters(), torch.empty(0))
     module.corrections = Attached(module, mine, correction).to(parameter.device)

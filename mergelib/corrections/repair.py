@@ -24,12 +24,24 @@ def shared_target(experts: Sequence[Statistics]) -> Statistics:
     if not experts:
         raise ConfigError("REPAIR needs the statistics of at least one expert.")
     if any(e.mean.keys() != experts[0].mean.keys() for e in experts):
-        raise ConfigError("The experts were measured at different sites; measure all at the sites of one architecture.")
-    mean, std = ({n: torch.stack([getattr(e, part)[n] for e in experts]).mean(0) for n in experts[0].mean} for part in ("mean", "std"))
+        raise ConfigError(
+            "The experts were measured at different sites; measure all at the sites of one architecture."
+        )
+    mean, std = (
+        {n: torch.stack([getattr(e, part)[n] for e in experts]).mean(0) for n in experts[0].mean}
+        for part in ("mean", "std")
+    )
     return Statistics(mean, std, sum(e.tokens for e in experts))
 
 
-def repair(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch], experts: Sequence[Statistics], *, eps: float = EPS) -> Correction:
+def repair(
+    module: nn.Module,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    experts: Sequence[Statistics],
+    *,
+    eps: float = EPS,
+) -> Correction:
     """REPAIR's correction of the merged encoder ``module``: ``batches`` pool the unlabelled inputs of all tasks, and ``experts`` are each
     expert's statistics on them. Sequential, as TACT's; raises as ``match_statistics`` and ``shared_target``."""
     return match_statistics(module, sites, batches, shared_target(experts), eps=eps)

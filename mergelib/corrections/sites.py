@@ -59,10 +59,18 @@ def bert_sites(config: Any) -> tuple[Site, ...]:
     sites = [Site("embeddings.LayerNorm", OUTPUT, "embeddings", 0, _after("embeddings.LayerNorm"))]
     for i in range(config.num_hidden_layers):
         at = f"encoder.layer.{i}"
-        dense, norm, hidden, last = (f"{at}.attention.output.dense", f"{at}.attention.output.LayerNorm", f"{at}.intermediate.dense",
-                                     f"{at}.output.LayerNorm")
-        sites += [Site(dense, INPUT, "attention", i + 1, _before(dense)), Site(norm, OUTPUT, "norm", i + 1, _after(norm)),
-                  Site(hidden, OUTPUT, "hidden", i + 1, _after(hidden)), Site(last, OUTPUT, "block", i + 1, _after(last))]
+        dense, norm, hidden, last = (
+            f"{at}.attention.output.dense",
+            f"{at}.attention.output.LayerNorm",
+            f"{at}.intermediate.dense",
+            f"{at}.output.LayerNorm",
+        )
+        sites += [
+            Site(dense, INPUT, "attention", i + 1, _before(dense)),
+            Site(norm, OUTPUT, "norm", i + 1, _after(norm)),
+            Site(hidden, OUTPUT, "hidden", i + 1, _after(hidden)),
+            Site(last, OUTPUT, "block", i + 1, _after(last)),
+        ]
     return tuple(sites)
 
 
@@ -74,8 +82,12 @@ def t5_sites(config: Any) -> tuple[Site, ...]:
     for i in range(config.num_layers):
         at = f"encoder.block.{i}.layer"
         hidden = ("wi_0", "wi_1") if config.is_gated_act else ("wi",)
-        sites += [Site(f"{at}.0.SelfAttention.o", INPUT, "attention", i + 1), Site(f"{at}.1.layer_norm", OUTPUT, "norm", i + 1),
-                  *(Site(f"{at}.1.DenseReluDense.{h}", OUTPUT, "hidden", i + 1) for h in hidden), Site(f"{at}.1", OUTPUT, "block", i + 1)]
+        sites += [
+            Site(f"{at}.0.SelfAttention.o", INPUT, "attention", i + 1),
+            Site(f"{at}.1.layer_norm", OUTPUT, "norm", i + 1),
+            *(Site(f"{at}.1.DenseReluDense.{h}", OUTPUT, "hidden", i + 1) for h in hidden),
+            Site(f"{at}.1", OUTPUT, "block", i + 1),
+        ]
     return tuple(sites)
 
 
@@ -85,8 +97,12 @@ def _vit_blocks(layers: str, n: int, attention: str, second_norm: str) -> list[S
         at = f"{layers}.{i}"
         out, norm, hidden = f"{at}.{attention}", f"{at}.{second_norm}", f"{at}.mlp.fc1"
         # The residual stream goes around a block's last layer: no weights see all of it.
-        sites += [Site(out, INPUT, "attention", i + 1, _before(out)), Site(norm, OUTPUT, "norm", i + 1, _after(norm)),
-                  Site(hidden, OUTPUT, "hidden", i + 1, _after(hidden)), Site(at, OUTPUT, "block", i + 1)]
+        sites += [
+            Site(out, INPUT, "attention", i + 1, _before(out)),
+            Site(norm, OUTPUT, "norm", i + 1, _after(norm)),
+            Site(hidden, OUTPUT, "hidden", i + 1, _after(hidden)),
+            Site(at, OUTPUT, "block", i + 1),
+        ]
     return sites
 
 
@@ -95,21 +111,43 @@ def clip_vision_sites(config: Any) -> tuple[Site, ...]:
     units, and the residual stream behind the block, which alone does not fold."""
     at = "vision_model.embeddings"
     positions = (f"{at}.position_embedding.weight", 1)
-    embeddings = Fold(((f"{at}.class_embedding", 0), (f"{at}.patch_embedding.weight", 0), positions), positions)
-    return (Site(at, OUTPUT, "embeddings", 0, embeddings),
-            *_vit_blocks("vision_model.encoder.layers", config.num_hidden_layers, "self_attn.out_proj", "layer_norm2"))
+    embeddings = Fold(
+        ((f"{at}.class_embedding", 0), (f"{at}.patch_embedding.weight", 0), positions), positions
+    )
+    return (
+        Site(at, OUTPUT, "embeddings", 0, embeddings),
+        *_vit_blocks(
+            "vision_model.encoder.layers",
+            config.num_hidden_layers,
+            "self_attn.out_proj",
+            "layer_norm2",
+        ),
+    )
 
 
 def vit_sites(config: Any) -> tuple[Site, ...]:
     """A plain ViT; the places of ``clip_vision_sites``."""
-    positions, patches = ("embeddings.position_embeddings", 2), "embeddings.patch_embeddings.projection"
-    embeddings = Fold((("embeddings.cls_token", 2), (f"{patches}.weight", 0), (f"{patches}.bias", 0), positions), positions)
-    return (Site("embeddings", OUTPUT, "embeddings", 0, embeddings),
-            *_vit_blocks("layers", config.num_hidden_layers, "attention.o_proj", "layernorm_after"))
+    positions, patches = (
+        ("embeddings.position_embeddings", 2),
+        "embeddings.patch_embeddings.projection",
+    )
+    embeddings = Fold(
+        (("embeddings.cls_token", 2), (f"{patches}.weight", 0), (f"{patches}.bias", 0), positions),
+        positions,
+    )
+    return (
+        Site("embeddings", OUTPUT, "embeddings", 0, embeddings),
+        *_vit_blocks("layers", config.num_hidden_layers, "attention.o_proj", "layernorm_after"),
+    )
 
 
 ARCHITECTURES: dict[str, Callable[[Any], tuple[Site, ...]]] = {
-    "bert": bert_sites, "roberta": bert_sites, "t5": t5_sites, "clip_vision_model": clip_vision_sites, "vit": vit_sites}
+    "bert": bert_sites,
+    "roberta": bert_sites,
+    "t5": t5_sites,
+    "clip_vision_model": clip_vision_sites,
+    "vit": vit_sites,
+}
 """By the ``model_type`` of a transformers config."""
 
 
@@ -117,5 +155,7 @@ def sites_for(config: Any) -> tuple[Site, ...]:
     """The sites of an encoder's architecture, in the order in which a forward pass comes to them. Raises ``UnknownNameError`` for an
     architecture without sites."""
     if config.model_type not in ARCHITECTURES:
-        raise UnknownNameError("architecture with correction sites", config.model_type, ARCHITECTURES)
+        raise UnknownNameError(
+            "architecture with correction sites", config.model_type, ARCHITECTURES
+        )
     return ARCHITECTURES[config.model_type](config)

@@ -40,7 +40,9 @@ def real_tokens(batch: Batch, values: Tensor) -> Tensor:
 def check_ready(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) -> None:
     """Raises ``ConfigError`` for a module in training mode or no sites, ``DataError`` for no inputs."""
     if module.training:
-        raise ConfigError("The encoder is in training mode, where dropout changes its activations; call .eval() first.")
+        raise ConfigError(
+            "The encoder is in training mode, where dropout changes its activations; call .eval() first."
+        )
     if not sites:
         raise ConfigError("No sites to measure; take sites_for(config).")
     if not batches:
@@ -50,7 +52,9 @@ def check_ready(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batc
 def check_reached(sites: Sequence[Site], found: Iterable[str]) -> None:
     """Raises ``ConfigError`` for sites that no forward pass came to."""
     if missed := sorted({s.name for s in sites} - set(found)):
-        raise ConfigError(f"No forward pass came to {', '.join(missed[:5])}; these sites belong to another encoder.")
+        raise ConfigError(
+            f"No forward pass came to {', '.join(missed[:5])}; these sites belong to another encoder."
+        )
 
 
 def mean_and_deviation(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,12 +103,22 @@ def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) 
     check_ready(module, sites, batches)
     moments = {s.name: _Moments() for s in sites}
     for batch in batches:
-        with watched(module.transformer, sites, lambda site, y, batch=batch: moments[site.name].add(y[real_tokens(batch, y)])):
+        with watched(
+            module.transformer,
+            sites,
+            lambda site, y, batch=batch: moments[site.name].add(y[real_tokens(batch, y)]),
+        ):
             module(**batch)
     check_reached(sites, [n for n, m in moments.items() if m.n])
     if bad := [n for n, m in moments.items() if not torch.isfinite(m.m2).all()]:
-        raise DataError(f"Activations at {', '.join(bad[:5])} are not finite; the encoder's weights or these inputs are damaged.")
-    return Statistics({n: m.mean for n, m in moments.items()}, {n: m.std for n, m in moments.items()}, moments[sites[0].name].n)
+        raise DataError(
+            f"Activations at {', '.join(bad[:5])} are not finite; the encoder's weights or these inputs are damaged."
+        )
+    return Statistics(
+        {n: m.mean for n, m in moments.items()},
+        {n: m.std for n, m in moments.items()},
+        moments[sites[0].name].n,
+    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,9 @@ class InputMoments:
 
 
 @torch.no_grad()
-def input_moments(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) -> InputMoments:
+def input_moments(
+    module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]
+) -> InputMoments:
     """``InputMoments`` of an encoder at ``sites``, inputs in the order of ``batches``. Raises as ``measure``."""
     check_ready(module, sites, batches)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {s.name: [] for s in sites}
@@ -143,5 +159,7 @@ def input_moments(module: nn.Module, sites: Sequence[Site], batches: Sequence[Ba
         if seen:
             counts.append(seen[0].sum(1).double())
     check_reached(sites, [n for n, p in parts.items() if p])
-    total, square = ({n: torch.cat([pair[i] for pair in p]) for n, p in parts.items()} for i in (0, 1))
+    total, square = (
+        {n: torch.cat([pair[i] for pair in p]) for n, p in parts.items()} for i in (0, 1)
+    )
     return InputMoments(torch.cat(counts), total, square)

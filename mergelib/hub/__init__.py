@@ -3,4 +3,11 @@
 from .files import check_files, fetch_file, fetch_files, fetch_model, locked_revision
 from .lock import default_path
 
-__all__ = ["check_files", "default_path", "fetch_file", "fetch_files", "fetch_model", "locked_revision"]
+__all__ = [
+    "check_files",
+    "default_path",
+    "fetch_file",
+    "fetch_files",
+    "fetch_model",
+    "locked_revision",
+]

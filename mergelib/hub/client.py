@@ -35,7 +35,9 @@ def no_answer(error: BaseException) -> str | None:
             return "offline mode is on (HF_HUB_OFFLINE)"
         status = getattr(getattr(e, "response", None), "status_code", None)
         # The hub says which 4xx it means, and the client then raises a subclass; a bare one is some proxy's.
-        if status is not None and (status == 429 or status >= 500 or type(e).__name__ == "HfHubHTTPError"):
+        if status is not None and (
+            status == 429 or status >= 500 or type(e).__name__ == "HfHubHTTPError"
+        ):
             return f"its address answers with status {status}"
         if isinstance(e, json.JSONDecodeError) or "FileMetadataError" in own:
             return "what answers is not the hub (a log-in or error page?)"
@@ -64,7 +66,9 @@ def said(error: BaseException) -> str:
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if secret := os.environ.get(variable, "").strip():
             text = text.replace(secret, "***")
-    text = re.sub(r"(?i)\bbearer\s+\S+|\bhf_[a-z0-9]{16,}", "***", text)  # a token may also lie in a file of the client's
+    text = re.sub(
+        r"(?i)\bbearer\s+\S+|\bhf_[a-z0-9]{16,}", "***", text
+    )  # a token may also lie in a file of the client's
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
     return f"{type(error).__name__}: {text[:300]}"
 

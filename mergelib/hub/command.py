@@ -15,21 +15,44 @@ if TYPE_CHECKING:
 
 def register(commands: Any) -> None:
     """Add the subcommand to the parser of ``mergelib.cli``."""
-    parser = commands.add_parser("data", help="what comes from the Hugging Face hub: list, fetch ahead, check against the lock file",
-                                 description="list: source, revision, size, sha256, licence, citation (unverified: nobody has looked), cached or not. "
-                                             "fetch: download, verify, complete the lock file. check: cached files against the lock file, without network.")
+    parser = commands.add_parser(
+        "data",
+        help="what comes from the Hugging Face hub: list, fetch ahead, check against the lock file",
+        description="list: source, revision, size, sha256, licence, citation (unverified: nobody has looked), cached or not. "
+        "fetch: download, verify, complete the lock file. check: cached files against the lock file, without network.",
+    )
     parser.add_argument("action", choices=["list", "fetch", "check"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets and repositories; all that the profile needs by default")
-    parser.add_argument("--profile", default="paper", help="whose data and models; paper by default")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="what these notebooks or groups need: tab02, text, vision")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="data sets and repositories; all that the profile needs by default",
+    )
+    parser.add_argument(
+        "--profile", default="paper", help="whose data and models; paper by default"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what these notebooks or groups need: tab02, text, vision",
+    )
     parser.set_defaults(function=command_data)
 
 
 def command_data(args: argparse.Namespace) -> int:
-    from ..runner import hub_sources, select  # imports torch, which the other subcommands need not wait for
+    from ..runner import (
+        hub_sources,
+        select,
+    )  # imports torch, which the other subcommands need not wait for
     from .sources import named
 
-    sources = hub_sources(args.profile, select(args.only)) if args.only and not args.names else named(args.names, args.profile)
+    sources = (
+        hub_sources(args.profile, select(args.only))
+        if args.only and not args.names
+        else named(args.names, args.profile)
+    )
     if not sources:
         print(f"Profile '{args.profile}' needs nothing from the hub.")
         return 0
@@ -50,16 +73,27 @@ def _list(sources: list[Source]) -> int:
     for source in sources:
         entry, locked = source.entry, source.locked()
         print(f"{source.name}: {'cached' if source.is_cached() else 'not cached'}")
-        about = {"source": f"{entry.id} ({source.kind}), {entry.card or 'card unverified'}",
-                 "revision": locked.revision if locked else entry.revision or "unverified",
-                 "licence": entry.licence or "unverified", "citation": entry.citation or "unverified"}
+        about = {
+            "source": f"{entry.id} ({source.kind}), {entry.card or 'card unverified'}",
+            "revision": locked.revision if locked else entry.revision or "unverified",
+            "licence": entry.licence or "unverified",
+            "citation": entry.citation or "unverified",
+        }
         for what, value in about.items():
             print(f"  {what:<9} {value}")
         rows = source.rows()
         for row in rows:
-            print(f"  {row.key}: {row.path}, {size(row.size)}, sha256 {row.sha256 or 'unverified'}, {'cached' if row.cached else 'not cached'}")
+            print(
+                f"  {row.key}: {row.path}, {size(row.size)}, sha256 {row.sha256 or 'unverified'}, {'cached' if row.cached else 'not cached'}"
+            )
         if not rows:
-            what = "tables that datasets reads" if source.is_data_set else "what transformers reads of a model" if source.is_base_model else ", ".join(entry.files)
+            what = (
+                "tables that datasets reads"
+                if source.is_data_set
+                else "what transformers reads of a model"
+                if source.is_base_model
+                else ", ".join(entry.files)
+            )
             print(f"  {what}: size unverified, sha256 unverified")
     return 0
 
@@ -87,13 +121,17 @@ def _fetch(sources: list[Source]) -> int:
         except OfflineError as error:
             if not source.is_cached():
                 failed[source.name] = error
-            print(f"{source.name}: {'cached' if source.is_cached() else 'not cached'}; the hub does not answer")
+            print(
+                f"{source.name}: {'cached' if source.is_cached() else 'not cached'}; the hub does not answer"
+            )
         except MergelibError as error:
             failed[source.name] = error
             print(f"{source.name}: cannot be fetched")
         else:
             missing += lacking
-            print(f"{source.name}: {n} files, {size(total)}, of which {size(lacking)} to be downloaded")
+            print(
+                f"{source.name}: {n} files, {size(total)}, of which {size(lacking)} to be downloaded"
+            )
     print(f"to be downloaded: {size(missing)}, into {constants.HF_HUB_CACHE}", flush=True)
     check_room("data fetch", missing, Path(constants.HF_HUB_CACHE))
     for source in sources:
@@ -105,7 +143,10 @@ def _fetch(sources: list[Source]) -> int:
         except MergelibError as error:
             failed[source.name] = error
         except KeyboardInterrupt:
-            print("\nInterrupted. Files that were complete are kept; run the same command to go on.", file=sys.stderr)
+            print(
+                "\nInterrupted. Files that were complete are kept; run the same command to go on.",
+                file=sys.stderr,
+            )
             return 130
     for error in failed.values():
         print(f"mergelib: {error}", file=sys.stderr)
@@ -125,9 +166,14 @@ def _check(sources: list[Source]) -> int:
             found = {"": str(error)}
         wrong = {k: w for k, w in found.items() if w}
         bad += bool(wrong)
-        print(f"{source.name}: {f'{len(found)} parts agree with the lock file' if not wrong else 'NOT as locked'}")
+        print(
+            f"{source.name}: {f'{len(found)} parts agree with the lock file' if not wrong else 'NOT as locked'}"
+        )
         for key, why in wrong.items():
             print(f"  {key + ': ' if key else ''}{why}")
     if bad:
-        print("Connect and run `python -m mergelib data fetch` for what is missing or wrong.", file=sys.stderr)
+        print(
+            "Connect and run `python -m mergelib data fetch` for what is missing or wrong.",
+            file=sys.stderr,
+        )
     return 1 if bad else 0

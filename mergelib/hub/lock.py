@@ -53,18 +53,27 @@ def read(path: Path) -> dict[str, LockedEntry]:
     if not path.exists():
         return {}
     try:
-        return {name: LockedEntry.model_validate(entry) for name, entry in read_json(path, path.name).items()}
+        return {
+            name: LockedEntry.model_validate(entry)
+            for name, entry in read_json(path, path.name).items()
+        }
     except (ConfigError, ValidationError) as error:
         said = shortened(" ".join(str(error).split()), 200)
-        raise DataError(f"{path} is no lock file ({said}). Restore it, or delete it and connect once.") from error
+        raise DataError(
+            f"{path} is no lock file ({said}). Restore it, or delete it and connect once."
+        ) from error
 
 
-def locked(path: Path, name: str, id: str, revision: str | None, registry: str) -> LockedEntry | None:
+def locked(
+    path: Path, name: str, id: str, revision: str | None, registry: str
+) -> LockedEntry | None:
     """The entry ``name``, when there is one. Raises ``DataError`` where it contradicts the registry's ``id`` and ``revision``."""
     entry = read(path).get(name)
     if entry and (entry.id != id or revision not in (None, entry.revision)):
-        raise DataError(f"'{name}': {path} has {entry.id} at {entry.revision}, {registry} {id} at {revision or 'any revision'}. "
-                        "Delete the lock file's entry to accept the registry's.")
+        raise DataError(
+            f"'{name}': {path} has {entry.id} at {entry.revision}, {registry} {id} at {revision or 'any revision'}. "
+            "Delete the lock file's entry to accept the registry's."
+        )
     return entry
 
 
@@ -77,11 +86,23 @@ def add(path: Path, name: str, found: LockedEntry) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(guard):
             entries = read(path)
-            if (before := entries.get(name)) and (before.id, before.revision) == (found.id, found.revision):
-                found = LockedEntry(id=found.id, revision=found.revision, train=found.train or before.train, test=found.test or before.test,
-                                    files=before.files | found.files)
+            if (before := entries.get(name)) and (before.id, before.revision) == (
+                found.id,
+                found.revision,
+            ):
+                found = LockedEntry(
+                    id=found.id,
+                    revision=found.revision,
+                    train=found.train or before.train,
+                    test=found.test or before.test,
+                    files=before.files | found.files,
+                )
             entries[name] = found
-            content = {key: entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)}
+            content = {
+                key: entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)
+            }
             paths.write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
     except OSError as error:
-        raise StoreError(f"{path} cannot be written ({error}). Set MERGELIB_HUB_LOCK to a writable file.") from error
+        raise StoreError(
+            f"{path} cannot be written ({error}). Set MERGELIB_HUB_LOCK to a writable file."
+        ) from error

@@ -16,7 +16,11 @@ from .client import offline
 from .files import Listed, Repository
 from .lock import FileFacts, LockedEntry
 
-TABLES = (".parquet", ".csv", ".csv.gz")  # of a data set's repository; the formats that mergelib/tasks/hub.py reads
+TABLES = (
+    ".parquet",
+    ".csv",
+    ".csv.gz",
+)  # of a data set's repository; the formats that mergelib/tasks/hub.py reads
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,15 @@ class Source:
         for key in [*known, *(k for k in facts if k not in known)]:
             fact, said = facts.get(key), known.get(key)
             here = bool(fact and self._cached(locked.revision, fact.path))
-            rows.append(FileRow(key, fact.path if fact else said.path, fact.size if fact else said.size, fact.sha256 if fact else said.sha256, here))
+            rows.append(
+                FileRow(
+                    key,
+                    fact.path if fact else said.path,
+                    fact.size if fact else said.size,
+                    fact.sha256 if fact else said.sha256,
+                    here,
+                )
+            )
         return rows
 
     def is_cached(self) -> bool:
@@ -76,7 +88,9 @@ class Source:
         if self.is_data_set:
             import datasets
 
-            return bool(locked.train) and any(datasets.config.HF_DATASETS_CACHE.glob(f"*/*/*/{locked.revision}/dataset_info.json"))
+            return bool(locked.train) and any(
+                datasets.config.HF_DATASETS_CACHE.glob(f"*/*/*/{locked.revision}/dataset_info.json")
+            )
         rows = self.rows()
         return bool(rows) and all(r.cached for r in rows)
 
@@ -84,13 +98,23 @@ class Source:
         """Files, their bytes, and those not in the client's cache, as the hub lists them now. Raises what ``fetch`` raises."""
         if self.is_data_set:
             locked = self.locked()
-            revision, listing = files.hub_listing(self.name, self.entry.id, "dataset", locked.revision if locked else self.entry.revision, self.entry.card)
+            revision, listing = files.hub_listing(
+                self.name,
+                self.entry.id,
+                "dataset",
+                locked.revision if locked else self.entry.revision,
+                self.entry.card,
+            )
             wanted = {p: f for p, f in listing.items() if p.endswith(TABLES)}
         else:
             revision, chosen = files.list_files(self.name, self.entry)
             wanted = dict(chosen.values())
         sizes = {p: f.size or 0 for p, f in wanted.items()}
-        return len(sizes), sum(sizes.values()), sum(s for p, s in sizes.items() if not self._cached(revision, p))
+        return (
+            len(sizes),
+            sum(sizes.values()),
+            sum(s for p, s in sizes.items() if not self._cached(revision, p)),
+        )
 
     def fetch(self) -> str:
         """Download what is not cached, verify all, complete the lock file; the commit. Raises ``MergelibError``."""
@@ -132,20 +156,32 @@ class Source:
     def _lock_tables(self, locked: LockedEntry) -> None:
         """Verify and lock the files that ``datasets`` downloaded, as far as they are still there."""
         try:
-            _, listing = files.hub_listing(self.name, self.entry.id, "dataset", locked.revision, self.entry.card)
+            _, listing = files.hub_listing(
+                self.name, self.entry.id, "dataset", locked.revision, self.entry.card
+            )
         except OfflineError:
             return  # rows and labels were verified, from the cache
         found = {}
         for path, listed in listing.items():
             if path.endswith(TABLES) and (file := self._cached(locked.revision, path)):
                 if wrong := self._wrong(locked, path, listed):
-                    raise DataError(f"'{self.name}': {path} of {self.entry.id} is not the file expected: {'; '.join(wrong)}. Delete the data set's "
-                                    "folders from the caches of huggingface_hub and datasets and fetch again.")
-                found[path] = FileFacts(path=path, size=file.stat().st_size, sha256=files.file_hash(file))
-        lock.add(lock.default_path(), self.name, LockedEntry(id=locked.id, revision=locked.revision, files=found))
+                    raise DataError(
+                        f"'{self.name}': {path} of {self.entry.id} is not the file expected: {'; '.join(wrong)}. Delete the data set's "
+                        "folders from the caches of huggingface_hub and datasets and fetch again."
+                    )
+                found[path] = FileFacts(
+                    path=path, size=file.stat().st_size, sha256=files.file_hash(file)
+                )
+        lock.add(
+            lock.default_path(),
+            self.name,
+            LockedEntry(id=locked.id, revision=locked.revision, files=found),
+        )
 
 
-def needed(profile: str, overrides: dict[str, Any] | None = None, variants: Sequence[str] | None = None) -> list[Source]:
+def needed(
+    profile: str, overrides: dict[str, Any] | None = None, variants: Sequence[str] | None = None
+) -> list[Source]:
     """Everything that ``profile`` with ``overrides`` reads from the hub, as it is (variant "") and in its variants, or in those of ``variants``
     alone. Raises what ``load_profile`` raises."""
     found: dict[str, Repository | HubEntry] = {}
@@ -156,11 +192,22 @@ def needed(profile: str, overrides: dict[str, Any] | None = None, variants: Sequ
         if tasks.source == "hub":
             known = data_sets.registry() if tasks.modality == "text" else repositories
             found |= {n: known[n] for n in tasks.names if n in known}
-        for wanted, name in ((loaded.experts, "released_checkpoints"), (tasks.source, "released_data")):
+        for wanted, name in (
+            (loaded.experts, "released_checkpoints"),
+            (tasks.source, "released_data"),
+        ):
             if wanted == "released" and not loaded.released_dir and name in repositories:
                 found[name] = repositories[name]
         if encoder.base and not Path(encoder.base).expanduser().exists():
-            found.update([files.base_model(encoder.base, encoder.revision, "clip" if encoder.kind == "clip" else "transformers")])
+            found.update(
+                [
+                    files.base_model(
+                        encoder.base,
+                        encoder.revision,
+                        "clip" if encoder.kind == "clip" else "transformers",
+                    )
+                ]
+            )
     return [Source(name, entry) for name, entry in found.items()]
 
 

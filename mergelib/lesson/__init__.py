@@ -1,8 +1,33 @@
 """What ``00_start_here`` needs beyond the library: a toy in the plane, its pictures and sliders, checks of the exercises."""
 
-from .checks import Feedback, all_right, check_breaking_turn, check_head, check_loss, check_recovered, check_turn
+from .checks import (
+    Feedback,
+    all_right,
+    check_breaking_turn,
+    check_head,
+    check_loss,
+    check_recovered,
+    check_turn,
+)
 from .toy import FIT, Toy, make_toy, turn, turned_by
 from .view import alt_summary, draw_frames, draw_summary, explore, score_toy
 
-__all__ = ["FIT", "Feedback", "Toy", "all_right", "alt_summary", "check_breaking_turn", "check_head", "check_loss", "check_recovered",
-           "check_turn", "draw_frames", "draw_summary", "explore", "make_toy", "score_toy", "turn", "turned_by"]
+__all__ = [
+    "FIT",
+    "Feedback",
+    "Toy",
+    "all_right",
+    "alt_summary",
+    "check_breaking_turn",
+    "check_head",
+    "check_loss",
+    "check_recovered",
+    "check_turn",
+    "draw_frames",
+    "draw_summary",
+    "explore",
+    "make_toy",
+    "score_toy",
+    "turn",
+    "turned_by",
+]

@@ -37,7 +37,15 @@ class Feedback:
 OPEN = Feedback(None, "Put your answer in place of None and run the cell again.")
 
 
-def _number(answer: Any, right: float, mistakes: Iterable[tuple[float, str]], *, tolerance: float, unit: str, well: str) -> Feedback:
+def _number(
+    answer: Any,
+    right: float,
+    mistakes: Iterable[tuple[float, str]],
+    *,
+    tolerance: float,
+    unit: str,
+    well: str,
+) -> Feedback:
     """Feedback on a number. ``mistakes``: values that a known mistake leads to, each with what to say; the first that fits."""
     if answer is None:
         return OPEN
@@ -46,13 +54,20 @@ def _number(answer: Any, right: float, mistakes: Iterable[tuple[float, str]], *,
     if isinstance(answer, bool) or not isinstance(answer, Real):
         return Feedback(False, f"That is {type(answer).__name__}; give one number, in {unit}.")
     if not math.isfinite(answer):
-        return Feedback(False, f"{answer} is not a finite number: something was divided by zero, or never set.")
+        return Feedback(
+            False, f"{answer} is not a finite number: something was divided by zero, or never set."
+        )
     if abs(answer - right) <= tolerance:
         return Feedback(True, well)
     for value, says in mistakes:
-        if abs(answer - value) <= min(tolerance, 0.01 + 0.05 * abs(value)):  # a tolerance in degrees is a wide one in radians
+        if abs(answer - value) <= min(
+            tolerance, 0.01 + 0.05 * abs(value)
+        ):  # a tolerance in degrees is a wide one in radians
             return Feedback(False, says)
-    return Feedback(False, f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and not by a slip that this check knows.")
+    return Feedback(
+        False,
+        f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and not by a slip that this check knows.",
+    )
 
 
 def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> Feedback:
@@ -62,33 +77,77 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
     right = turned_by(theta_m.T, theta_t.T)
     head, merged = (turned_by(theta.T, torch.eye(2)) for theta in (theta_t, theta_m))
     between = toy.angle - TURN_B
-    return _number(answer, right, [
-        (-right, "The size is right, the direction is not: that is how far f_t is turned against f_m. Counter-clockwise counts as positive."),
-        (head, f"That is the angle of the old classifier: f_{task}, and W_{task} with it, stand there, seen from f_b. You turned the features, "
-               "not W: subtract it from the angle of f_m."),
-        (merged, f"That is f_m seen from f_b. W_{task} does not stand at f_b; it stands where f_{task} does."),
-        (-between, "That is the whole angle between the two experts. With lambda 1/2 the merge lies half-way between them."),
-        (between, "That is the whole angle between the two experts, and in the other direction. With lambda 1/2 the merge lies half-way."),
-        (math.radians(right), "That looks like radians; the sliders are in degrees."),
-        (0.0, "The clouds have moved in the picture: no turn would leave every one of them on its own marker."),
-    ], tolerance=2.5, unit="degrees", well=f"f_m's outputs are turned by {right:.0f} degrees, and W_{task} knows nothing of it.")
+    return _number(
+        answer,
+        right,
+        [
+            (
+                -right,
+                "The size is right, the direction is not: that is how far f_t is turned against f_m. Counter-clockwise counts as positive.",
+            ),
+            (
+                head,
+                f"That is the angle of the old classifier: f_{task}, and W_{task} with it, stand there, seen from f_b. You turned the features, "
+                "not W: subtract it from the angle of f_m.",
+            ),
+            (
+                merged,
+                f"That is f_m seen from f_b. W_{task} does not stand at f_b; it stands where f_{task} does.",
+            ),
+            (
+                -between,
+                "That is the whole angle between the two experts. With lambda 1/2 the merge lies half-way between them.",
+            ),
+            (
+                between,
+                "That is the whole angle between the two experts, and in the other direction. With lambda 1/2 the merge lies half-way.",
+            ),
+            (math.radians(right), "That looks like radians; the sliders are in degrees."),
+            (
+                0.0,
+                "The clouds have moved in the picture: no turn would leave every one of them on its own marker.",
+            ),
+        ],
+        tolerance=2.5,
+        unit="degrees",
+        well=f"f_m's outputs are turned by {right:.0f} degrees, and W_{task} knows nothing of it.",
+    )
 
 
 def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
     """Exercise 2: at which turn (degrees, positive) does Current Eval get half of the inputs of ``task`` wrong?"""
     n_classes, other = CLASSES[task], next(c for t, c in CLASSES.items() if t != task)
     right = 180 / n_classes
-    return _number(answer, right, [
-        (360 / n_classes, f"That is the distance from one of {n_classes} classes to the next. Turned so far, every cloud sits on its neighbour's marker: "
-                          "all are wrong. Half of a cloud is across the line when its centre is on the line."),
-        (180 / other, f"That is for {other} classes. How many does task {task} have?"),
-        (360 / other, f"That is the distance between {other} classes. How many does task {task} have, and where is the line between two?"),
-        (2 * right + TURN_B, "That is where the slider stands then. The question is about the turn of f_m against f_t, which is half the angle between the experts."),
-        (-right, "As far, but give it as a positive number: both directions break alike."),
-        (math.radians(right), "That looks like radians; give degrees."),
-        (180.0, "At 180 degrees every cloud is opposite to its marker. It breaks much earlier: think of the line between two classes."),
-        (50.0, "50 is the accuracy there, not the turn."),
-    ], tolerance=1.5, unit="degrees", well=f"The line between two classes lies {right:.0f} degrees from each. The more classes, the less turn it takes.")
+    return _number(
+        answer,
+        right,
+        [
+            (
+                360 / n_classes,
+                f"That is the distance from one of {n_classes} classes to the next. Turned so far, every cloud sits on its neighbour's marker: "
+                "all are wrong. Half of a cloud is across the line when its centre is on the line.",
+            ),
+            (180 / other, f"That is for {other} classes. How many does task {task} have?"),
+            (
+                360 / other,
+                f"That is the distance between {other} classes. How many does task {task} have, and where is the line between two?",
+            ),
+            (
+                2 * right + TURN_B,
+                "That is where the slider stands then. The question is about the turn of f_m against f_t, which is half the angle between the experts.",
+            ),
+            (-right, "As far, but give it as a positive number: both directions break alike."),
+            (math.radians(right), "That looks like radians; give degrees."),
+            (
+                180.0,
+                "At 180 degrees every cloud is opposite to its marker. It breaks much earlier: think of the line between two classes.",
+            ),
+            (50.0, "50 is the accuracy there, not the turn."),
+        ],
+        tolerance=1.5,
+        unit="degrees",
+        well=f"The line between two classes lies {right:.0f} degrees from each. The more classes, the less turn it takes.",
+    )
 
 
 def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
@@ -100,33 +159,62 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     if isinstance(answer, Head):
         answer = answer.weight
     if not isinstance(answer, Tensor):
-        return Feedback(False, f"That is {type(answer).__name__}; give W' as a tensor of shape {list(old.shape)}.")
+        return Feedback(
+            False,
+            f"That is {type(answer).__name__}; give W' as a tensor of shape {list(old.shape)}.",
+        )
     z, z_t = toy.features(merged, task), toy.features(expert.state, task)
     if tuple(answer.shape) == tuple(z.shape):
-        return Feedback(False, "Those are features, one row per input. You turned the features; here the features stay as f_m gives them, and W turns.")
+        return Feedback(
+            False,
+            "Those are features, one row per input. You turned the features; here the features stay as f_m gives them, and W turns.",
+        )
     if tuple(answer.shape) == tuple(old.T.shape):
-        return Feedback(False, f"The shape {list(answer.shape)} is W' transposed; its rows are the classes: {list(old.shape)}.")
+        return Feedback(
+            False,
+            f"The shape {list(answer.shape)} is W' transposed; its rows are the classes: {list(old.shape)}.",
+        )
     if tuple(answer.shape) == (2, 2):
         return Feedback(False, "A 2 x 2 matrix turns things; apply it to the rows of W.")
     if tuple(answer.shape) != tuple(old.shape):
-        return Feedback(False, f"Shape {list(answer.shape)}; W' has a row per class and a column per feature: {list(old.shape)}.")
+        return Feedback(
+            False,
+            f"Shape {list(answer.shape)}; W' has a row per class and a column per feature: {list(old.shape)}.",
+        )
     answer = answer.detach().to(old.dtype)
     if not answer.isfinite().all():
         return Feedback(False, "W' holds values that are not finite.")
     zero, own = expert.head.bias, current_eval(z_t, expert.head)
     agree = (current_eval(z, Head(answer, zero)) == own).double().mean().item()
     if agree >= 0.99:
-        return Feedback(True, f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % equal), from a turn alone. No label, no training.")
+        return Feedback(
+            True,
+            f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % equal), from a turn alone. No label, no training.",
+        )
     delta, done = turned_by(z, z_t), turned_by(answer, old)
     if torch.allclose(answer, old, atol=1e-4):
-        return Feedback(False, f"That is W_{task} itself: Current Eval. The features are turned against it by {delta:.0f} degrees.")
+        return Feedback(
+            False,
+            f"That is W_{task} itself: Current Eval. The features are turned against it by {delta:.0f} degrees.",
+        )
     if abs(done + delta) <= 2.5:
-        return Feedback(False, f"You turned W against the features: it stands at {done:.0f} degrees, the features at {delta:.0f}, so they are twice as far apart "
-                               "as before. Rows turn as x @ turn(a).T.")
+        return Feedback(
+            False,
+            f"You turned W against the features: it stands at {done:.0f} degrees, the features at {delta:.0f}, so they are twice as far apart "
+            "as before. Rows turn as x @ turn(a).T.",
+        )
     for shift in range(1, len(old)):
-        if (current_eval(z, Head(answer.roll(shift, 0), zero)) == own).double().mean().item() >= 0.99:
-            return Feedback(False, "The directions are right, but the rows are in another order: row c belongs to class c.")
-    return Feedback(False, f"Your W' is W turned by {done:.0f} degrees and the features are turned by {delta:.0f}; {100 * agree:.0f} % of the decisions are f_{task}'s.")
+        if (
+            current_eval(z, Head(answer.roll(shift, 0), zero)) == own
+        ).double().mean().item() >= 0.99:
+            return Feedback(
+                False,
+                "The directions are right, but the rows are in another order: row c belongs to class c.",
+            )
+    return Feedback(
+        False,
+        f"Your W' is W turned by {done:.0f} degrees and the features are turned by {delta:.0f}; {100 * agree:.0f} % of the decisions are f_{task}'s.",
+    )
 
 
 def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> Feedback:
@@ -135,49 +223,110 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
     n = len(s)
     each = kl_to_teacher(student_logits.double(), teacher_logits.double())
     right = each.mean().item()
-    cross, hard = -(t.exp() * s).sum(-1).mean().item(), -s[torch.arange(n), t.argmax(-1)].mean().item()
+    cross, hard = (
+        -(t.exp() * s).sum(-1).mean().item(),
+        -s[torch.arange(n), t.argmax(-1)].mean().item(),
+    )
     if isinstance(answer, Tensor) and answer.numel() == n > 1:
         return Feedback(False, "One value per input; Eq. 8 takes their mean.")
-    return _number(answer, right, [
-        (each.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
-        (right / s.shape[-1], f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over classes and a mean over inputs "
-                              "(torch's kl_div needs reduction='batchmean')."),
-        ((s.exp() * (s - t)).sum(-1).mean().item(), "That is KL(student || teacher). The teacher's probabilities do the weighting: KL(teacher || student)."),
-        (-right, "Only the sign is wrong: log teacher minus log student."),
-        (cross, "That is the cross-entropy: the teacher's own entropy is still in it. Its gradient is the same, its value is not zero when the two agree."),
-        (hard, "You used the teacher's decision as a label. FT-Classifier uses its whole softmax, doubts included."),
-        (right / math.log(2), "That is in bits; use the natural logarithm."),
-        ((student_logits.double() - teacher_logits.double()).square().mean().item(), "That is the squared distance of the logits; take the softmax first, then KL."),
-        (0.0, "Zero would mean that student and teacher agree. Do both logits come from the same features? The student's come from f_m's."),
-    ], tolerance=max(1e-4, 5e-4 * abs(right)), unit="nats", well="Minimise this over W' and b', starting at W_t and b_t, and you have FT-Classifier.")
+    return _number(
+        answer,
+        right,
+        [
+            (each.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
+            (
+                right / s.shape[-1],
+                f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over classes and a mean over inputs "
+                "(torch's kl_div needs reduction='batchmean').",
+            ),
+            (
+                (s.exp() * (s - t)).sum(-1).mean().item(),
+                "That is KL(student || teacher). The teacher's probabilities do the weighting: KL(teacher || student).",
+            ),
+            (-right, "Only the sign is wrong: log teacher minus log student."),
+            (
+                cross,
+                "That is the cross-entropy: the teacher's own entropy is still in it. Its gradient is the same, its value is not zero when the two agree.",
+            ),
+            (
+                hard,
+                "You used the teacher's decision as a label. FT-Classifier uses its whole softmax, doubts included.",
+            ),
+            (right / math.log(2), "That is in bits; use the natural logarithm."),
+            (
+                (student_logits.double() - teacher_logits.double()).square().mean().item(),
+                "That is the squared distance of the logits; take the softmax first, then KL.",
+            ),
+            (
+                0.0,
+                "Zero would mean that student and teacher agree. Do both logits come from the same features? The student's come from f_m's.",
+            ),
+        ],
+        tolerance=max(1e-4, 5e-4 * abs(right)),
+        unit="nats",
+        well="Minimise this over W' and b', starting at W_t and b_t, and you have FT-Classifier.",
+    )
 
 
-def check_recovered(summary: pd.DataFrame, k: int, answer: float | None, method: str = "task_arithmetic") -> Feedback:
+def check_recovered(
+    summary: pd.DataFrame, k: int, answer: float | None, method: str = "task_arithmetic"
+) -> Feedback:
     """Exercise 5: which share of the gap between f_m under Current Eval and the fine-tuned models does FT-Classifier close, in
     percent of the averages? ``summary`` as of ``report.mean_and_std``, k shots."""
-    top, low, new = average_of(summary, FINE_TUNED), average_of(summary, method), average_of(summary, method, "ft_classifier", k)
+    top, low, new = (
+        average_of(summary, FINE_TUNED),
+        average_of(summary, method),
+        average_of(summary, method, "ft_classifier", k),
+    )
     gap = top - low
     if gap <= 0:
-        return Feedback(None, f"Current Eval ({low:.1f}) is not below the fine-tuned models ({top:.1f}) in this profile: there is no gap to close. Use mini.")
+        return Feedback(
+            None,
+            f"Current Eval ({low:.1f}) is not below the fine-tuned models ({top:.1f}) in this profile: there is no gap to close. Use mini.",
+        )
     right = 100 * (new - low) / gap
-    return _number(answer, right, [
-        (right / 100, "That is the share itself; times 100 for percent."),
-        (100 - right, "That is what stays open. Which share was closed?"),
-        (new - low, "Those are points of accuracy. Divide them by the gap, fine-tuned models minus Current Eval."),
-        (gap, "That is the gap in points. Which share of it does FT-Classifier close?"),
-        (100 * new / top, "That divides by the fine-tuned accuracy and calls Current Eval's part of it a gain. Measure from Current Eval."),
-        (100 * (new - low) / low, "That is the gain relative to Current Eval. Divide by the gap instead."),
-        (100 * (new - low) / top, "Right numerator; the denominator is the gap, not the whole fine-tuned accuracy."),
-        (100 * _mean_share(summary, k, method), "That is the mean of the tasks' shares. A task with a small gap then counts as much as one with a large gap; take the shares of the averages."),
-    ], tolerance=0.6, unit="percent", well=f"FT-Classifier closes {right:.0f} % of the gap ({low:.1f} to {new:.1f} of {top:.1f}). In the toy it closed nearly all: "
-                                           "there the merge turned the features and lost nothing else.")
+    return _number(
+        answer,
+        right,
+        [
+            (right / 100, "That is the share itself; times 100 for percent."),
+            (100 - right, "That is what stays open. Which share was closed?"),
+            (
+                new - low,
+                "Those are points of accuracy. Divide them by the gap, fine-tuned models minus Current Eval.",
+            ),
+            (gap, "That is the gap in points. Which share of it does FT-Classifier close?"),
+            (
+                100 * new / top,
+                "That divides by the fine-tuned accuracy and calls Current Eval's part of it a gain. Measure from Current Eval.",
+            ),
+            (
+                100 * (new - low) / low,
+                "That is the gain relative to Current Eval. Divide by the gap instead.",
+            ),
+            (
+                100 * (new - low) / top,
+                "Right numerator; the denominator is the gap, not the whole fine-tuned accuracy.",
+            ),
+            (
+                100 * _mean_share(summary, k, method),
+                "That is the mean of the tasks' shares. A task with a small gap then counts as much as one with a large gap; take the shares of the averages.",
+            ),
+        ],
+        tolerance=0.6,
+        unit="percent",
+        well=f"FT-Classifier closes {right:.0f} % of the gap ({low:.1f} to {new:.1f} of {top:.1f}). In the toy it closed nearly all: "
+        "there the merge turned the features and lost nothing else.",
+    )
 
 
 def _mean_share(summary: pd.DataFrame, k: int, method: str) -> float:
     """Mean over tasks of the closed share; NaN, which equals no answer, where a task has no gap."""
     cells = summary[summary.task != "average"]
     current = cells[cells.protocol == "current"].set_index(["method", "task"])["mean"]
-    new = cells[(cells.method == method) & (cells.protocol == "ft_classifier") & (cells.k == k)].set_index("task")["mean"]
+    new = cells[
+        (cells.method == method) & (cells.protocol == "ft_classifier") & (cells.k == k)
+    ].set_index("task")["mean"]
     gaps = current[FINE_TUNED] - current[method]
     return float(((new - current[method]) / gaps).mean()) if (gaps != 0).all() else math.nan
 

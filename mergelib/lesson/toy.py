@@ -20,7 +20,10 @@ from ..types import Expert, Head, State
 
 CLASSES = {"A": 4, "B": 3}
 TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; task A's is the slider
-RADIUS, SPREAD = 2.0, 0.55  # class centres lie on this circle; standard deviation of the inputs around them
+RADIUS, SPREAD = (
+    2.0,
+    0.55,
+)  # class centres lie on this circle; standard deviation of the inputs around them
 N_TEST, N_POOL, SEED = 60, 25, 0  # inputs per class: scored, and to draw from
 # A head of 2 numbers per class has to move each of them much further than one of 128 has.
 FIT = FTPreset(lr=0.3, epochs=60)
@@ -74,8 +77,15 @@ class Toy:
         """What a protocol sees of an encoder and a task, with one stratified draw of k inputs per class."""
         expert = self.expert(task)
         draw = stratified_order(self.labels(task, "pool"), CLASSES[task], k, SEED)
-        return Evidence(self.features(encoder, task), expert.head, self.features(encoder, task, "pool"),
-                        self.features(expert.state, task, "pool"), draw[None], (k,), FIT)
+        return Evidence(
+            self.features(encoder, task),
+            expert.head,
+            self.features(encoder, task, "pool"),
+            self.features(expert.state, task, "pool"),
+            draw[None],
+            (k,),
+            FIT,
+        )
 
 
 def make_toy(angle: float = 80.0) -> Toy:
@@ -95,7 +105,9 @@ def make_toy(angle: float = 80.0) -> Toy:
         centres = RADIUS * torch.stack([directions.cos(), directions.sin()], dim=-1)
         for split, n in (("test", N_TEST), ("pool", N_POOL)):
             labels = torch.arange(n_classes).repeat_interleave(n)
-            points[task, split] = centres[labels] + SPREAD * torch.randn(len(labels), 2, generator=generator)
+            points[task, split] = centres[labels] + SPREAD * torch.randn(
+                len(labels), 2, generator=generator
+            )
             classes[task, split] = labels
         theta = turn(degrees)
         head = Head(centres @ theta.mT / SPREAD**2, torch.zeros(n_classes))

@@ -55,43 +55,89 @@ class Method:
 
     @property
     def options(self) -> tuple[str, ...]:
-        return tuple(p.name for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY)
+        return tuple(
+            p.name
+            for p in inspect.signature(self.function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY
+        )
 
-    def __call__(self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any) -> Any:
+    def __call__(
+        self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any
+    ) -> Any:
         """Check the weights, then merge them: a state dict, or a list of them, one per expert. Raises ``StateDictError`` for
         weights that do not fit together and for a result that is no encoder like the base, ``UnknownNameError`` for an option
         that the method does not have and ``ConfigError`` for data that it needs and did not get."""
-        return self._checked(base, experts, self._computed(self.function, base, experts, *self._data(base, experts, context, options), **options))
+        return self._checked(
+            base,
+            experts,
+            self._computed(
+                self.function,
+                base,
+                experts,
+                *self._data(base, experts, context, options),
+                **options,
+            ),
+        )
 
-    def scan(self, base: State, experts: Sequence[State], lams: Sequence[float], context: Context | None = None,
-             **options: Any) -> Iterator[Any]:
+    def scan(
+        self,
+        base: State,
+        experts: Sequence[State],
+        lams: Sequence[float],
+        context: Context | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
         """What the method gives for each lambda in turn; the direction, where it has one, is computed once."""
         data = self._data(base, experts, context, options)
         for lam in lams:
             self.check_options({"lam": lam})
         if self.direction is None:
-            yield from (self._checked(base, experts, self._computed(self.function, base, experts, *data, lam=lam, **options)) for lam in lams)
+            yield from (
+                self._checked(
+                    base,
+                    experts,
+                    self._computed(self.function, base, experts, *data, lam=lam, **options),
+                )
+                for lam in lams
+            )
         else:
             direction = self._computed(self.direction, base, experts, *data, **options)
-            yield from (self._checked(base, experts, add_scaled(base, direction, lam)) for lam in lams)
+            yield from (
+                self._checked(base, experts, add_scaled(base, direction, lam)) for lam in lams
+            )
 
     def _computed(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
         except torch.linalg.LinAlgError as error:  # task vectors whose products leave float32
-            raise StateDictError(f"Method '{self.name}': these weights are too large or too alike for a decomposition ({shortened(str(error))}).") from error
+            raise StateDictError(
+                f"Method '{self.name}': these weights are too large or too alike for a decomposition ({shortened(str(error))})."
+            ) from error
 
     def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
-        check_merged(f"Method '{self.name}'", base, merged if self.gives == PER_TASK else [merged], len(experts) if self.gives == PER_TASK else 1)
+        check_merged(
+            f"Method '{self.name}'",
+            base,
+            merged if self.gives == PER_TASK else [merged],
+            len(experts) if self.gives == PER_TASK else 1,
+        )
         return merged
 
-    def _data(self, base: State, experts: Sequence[State], context: Context | None, options: dict[str, Any]) -> tuple[Context, ...]:
+    def _data(
+        self,
+        base: State,
+        experts: Sequence[State],
+        context: Context | None,
+        options: dict[str, Any],
+    ) -> tuple[Context, ...]:
         self.check_options(options)
         check_states(base, experts)
         if not self.needs:
             return ()
         if context is None:
-            raise ConfigError(f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the third argument.")
+            raise ConfigError(
+                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the third argument."
+            )
         context.check(self.name, self.needs, len(experts))
         return (context,)
 
@@ -103,7 +149,9 @@ class Method:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
             wanted = _wanted(inspect.signature(self.function).parameters[name], value)
             if wanted:
-                raise ConfigError(f"Method '{self.name}': {name} is {wanted}, not {shortened(repr(value))}.")
+                raise ConfigError(
+                    f"Method '{self.name}': {name} is {wanted}, not {shortened(repr(value))}."
+                )
 
 
 def _wanted(parameter: inspect.Parameter, value: Any) -> str:
@@ -111,9 +159,14 @@ def _wanted(parameter: inspect.Parameter, value: Any) -> str:
     default = parameter.default
     if type(default) in (int, float):
         if isinstance(value, bool | str | bytes | list | tuple | dict | set | None) or (
-                isinstance(value, int | float) and not abs(value) < LARGEST):
+            isinstance(value, int | float) and not abs(value) < LARGEST
+        ):
             return "a finite number"
-        return "a whole number" if parameter.annotation in (int, "int") and isinstance(value, float) else ""
+        return (
+            "a whole number"
+            if parameter.annotation in (int, "int") and isinstance(value, float)
+            else ""
+        )
     if isinstance(default, str):
         return "" if isinstance(value, str) else "a word"
     return "a list" if isinstance(default, tuple) and not isinstance(value, list | tuple) else ""
@@ -122,15 +175,24 @@ def _wanted(parameter: inspect.Parameter, value: Any) -> str:
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *, label: str, short: str, direction: Callable[..., MergedState] | None = None,
-           needs: tuple[str, ...] = (), gives: str = ONE) -> Callable[[Callable], Callable]:
+def method(
+    name: str,
+    *,
+    label: str,
+    short: str,
+    direction: Callable[..., MergedState] | None = None,
+    needs: tuple[str, ...] = (),
+    gives: str = ONE,
+) -> Callable[[Callable], Callable]:
     """Register the decorated function as merging method ``name``; it then takes part in every table and figure that
     is given its name. Raises ``ConfigError`` for a ``needs`` or ``gives`` that does not exist."""
     for need in needs:
         if need not in NEEDS:
             raise ConfigError(f"Method '{name}': needs is a tuple out of {NEEDS}, not {needs!r}.")
     if {"test inputs", "labels"} <= set(needs):
-        raise ConfigError(f"Method '{name}': labels of test inputs are what a merge is scored by; none gets them.")
+        raise ConfigError(
+            f"Method '{name}': labels of test inputs are what a merge is scored by; none gets them."
+        )
     if gives not in (ONE, PER_TASK):
         raise ConfigError(f"Method '{name}': gives is '{ONE}' or '{PER_TASK}', not '{gives}'.")
 
@@ -164,6 +226,27 @@ from . import (  # noqa: E402
     ties,
 )
 
-__all__ = ["METHODS", "NEEDS", "ONE", "PER_TASK", "Context", "Method", "TaskData", "adamerging", "arithmetic", "check_states", "dropping",
-           "fisher", "get_method", "lm_cocktail", "masks", "method", "model_stock", "model_tailor", "pcb", "regmean",
-           "spectral", "ties"]
+__all__ = [
+    "METHODS",
+    "NEEDS",
+    "ONE",
+    "PER_TASK",
+    "Context",
+    "Method",
+    "TaskData",
+    "adamerging",
+    "arithmetic",
+    "check_states",
+    "dropping",
+    "fisher",
+    "get_method",
+    "lm_cocktail",
+    "masks",
+    "method",
+    "model_stock",
+    "model_tailor",
+    "pcb",
+    "regmean",
+    "spectral",
+    "ties",
+]

@@ -26,18 +26,35 @@ def combine(base: State, vectors: Sequence[State], coefficients: Tensor) -> dict
     """theta_b + sum_t lambda_t^l tau_t^l, float32; ``coefficients [T, L]`` in the order of sorted names, or ``[T, 1]``."""
     names = sorted(vectors[0])
     lams = coefficients.expand(-1, len(names))
-    return {n: base[n].float() + sum(lams[t, i] * v[n] for t, v in enumerate(vectors)) for i, n in enumerate(names)}
+    return {
+        n: base[n].float() + sum(lams[t, i] * v[n] for t, v in enumerate(vectors))
+        for i, n in enumerate(names)
+    }
 
 
 @torch.enable_grad()
-def learn_coefficients(base: State, vectors: Sequence[State], context: Context, *, per: Literal["task", "layer"], steps: int, lr: float,
-                       batch_size: int, prior: float, seed: int) -> Tensor:
+def learn_coefficients(
+    base: State,
+    vectors: Sequence[State],
+    context: Context,
+    *,
+    per: Literal["task", "layer"],
+    steps: int,
+    lr: float,
+    batch_size: int,
+    prior: float,
+    seed: int,
+) -> Tensor:
     """The coefficients ``[T, 1]`` or ``[T, L]`` after ``steps`` of Adam on the entropy of each task's own predictions.
 
     A step sums the tasks' mean entropies, each on ``batch_size`` random inputs. Nothing else is trained, no label is seen.
     """
-    coefficients = torch.full((len(vectors), 1 if per == "task" else len(vectors[0])), prior, requires_grad=True,
-                              device=next(iter(vectors[0].values())).device)
+    coefficients = torch.full(
+        (len(vectors), 1 if per == "task" else len(vectors[0])),
+        prior,
+        requires_grad=True,
+        device=next(iter(vectors[0].values())).device,
+    )
     optimizer = torch.optim.Adam([coefficients], lr=lr)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -47,7 +64,9 @@ def learn_coefficients(base: State, vectors: Sequence[State], context: Context, 
         leaves = {n: t.detach().requires_grad_() for n, t in state.items()}
         whole = complete(base, leaves)
         for task in context.tasks:
-            rows = torch.randperm(len(task.inputs), generator=generator)[:batch_size]  # on the CPU, like the inputs
+            rows = torch.randperm(len(task.inputs), generator=generator)[
+                :batch_size
+            ]  # on the CPU, like the inputs
             features = context.features(whole, context.collate([task.inputs[i] for i in rows]))
             mean_entropy(task.head.logits(features)).backward()
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]
@@ -60,44 +79,149 @@ def ties_vectors(base: State, experts: Sequence[State], keep: float) -> list[dic
     """Each expert's task vector trimmed and rid of the entries against the elected sign: what Ties sums."""
     names = float_names(base)
     trimmed = trim_all(base, experts, keep, names)
-    return [unflatten(row, base, names) for row in torch.where(agreeing(trimmed, elect(trimmed)), trimmed, 0.0)]
+    return [
+        unflatten(row, base, names)
+        for row in torch.where(agreeing(trimmed, elect(trimmed)), trimmed, 0.0)
+    ]
 
 
-def _learned(base: State, vectors: Sequence[State], context: Context, *, per: Literal["task", "layer"], steps: int, lr: float,
-             batch_size: int, prior: float, seed: int) -> dict[str, Tensor]:
+def _learned(
+    base: State,
+    vectors: Sequence[State],
+    context: Context,
+    *,
+    per: Literal["task", "layer"],
+    steps: int,
+    lr: float,
+    batch_size: int,
+    prior: float,
+    seed: int,
+) -> dict[str, Tensor]:
     if steps < 0 or batch_size < 1 or not lr > 0:
-        raise ConfigError(f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, {batch_size}, {lr}.")
-    coefficients = learn_coefficients(base, vectors, context, per=per, steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
-    return complete(base, {n: t.to(base[n].dtype) for n, t in combine(base, vectors, coefficients).items()})
+        raise ConfigError(
+            f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, {batch_size}, {lr}."
+        )
+    coefficients = learn_coefficients(
+        base,
+        vectors,
+        context,
+        per=per,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        prior=prior,
+        seed=seed,
+    )
+    return complete(
+        base, {n: t.to(base[n].dtype) for n, t in combine(base, vectors, coefficients).items()}
+    )
 
 
 NEEDED = ("test inputs", "gradients")
 
 
 @method("adamerging_task", label="AdaMerging, task-wise", short="Ada-task", needs=NEEDED)
-def adamerging_task(base: State, experts: Sequence[State], context: Context, *, steps: int = 100, lr: float = 1e-3,
-                    batch_size: int = 16, prior: float = 0.3, seed: int = 0) -> dict[str, Tensor]:
+def adamerging_task(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    steps: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    prior: float = 0.3,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled inputs of the *test* set.
     (The authors take 500 steps and clamp lambda to [0, 1]; nothing is clamped here, as in FusionBench.)"""
-    return _learned(base, task_vectors(base, experts), context, per="task", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
+    return _learned(
+        base,
+        task_vectors(base, experts),
+        context,
+        per="task",
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        prior=prior,
+        seed=seed,
+    )
 
 
 @method("adamerging_layer", label="AdaMerging, layer-wise", short="Ada-layer", needs=NEEDED)
-def adamerging_layer(base: State, experts: Sequence[State], context: Context, *, steps: int = 100, lr: float = 1e-3,
-                     batch_size: int = 16, prior: float = 0.3, seed: int = 0) -> dict[str, Tensor]:
+def adamerging_layer(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    steps: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    prior: float = 0.3,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """The same with a lambda_t^l per tensor l of the encoder."""
-    return _learned(base, task_vectors(base, experts), context, per="layer", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
+    return _learned(
+        base,
+        task_vectors(base, experts),
+        context,
+        per="layer",
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        prior=prior,
+        seed=seed,
+    )
 
 
 @method("adamerging_task_pp", label="AdaMerging++, task-wise", short="Ada-task++", needs=NEEDED)
-def adamerging_task_pp(base: State, experts: Sequence[State], context: Context, *, steps: int = 100, lr: float = 1e-3,
-                       batch_size: int = 16, prior: float = 0.3, keep: float = 0.2, seed: int = 0) -> dict[str, Tensor]:
+def adamerging_task_pp(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    steps: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    prior: float = 0.3,
+    keep: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """Task-wise, on the task vectors as Ties leaves them before it adds them up."""
-    return _learned(base, ties_vectors(base, experts, keep), context, per="task", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
+    return _learned(
+        base,
+        ties_vectors(base, experts, keep),
+        context,
+        per="task",
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        prior=prior,
+        seed=seed,
+    )
 
 
 @method("adamerging_layer_pp", label="AdaMerging++, layer-wise", short="Ada-layer++", needs=NEEDED)
-def adamerging_layer_pp(base: State, experts: Sequence[State], context: Context, *, steps: int = 100, lr: float = 1e-3,
-                        batch_size: int = 16, prior: float = 0.3, keep: float = 0.2, seed: int = 0) -> dict[str, Tensor]:
+def adamerging_layer_pp(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    steps: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    prior: float = 0.3,
+    keep: float = 0.2,
+    seed: int = 0,
+) -> dict[str, Tensor]:
     """Layer-wise, on the task vectors as Ties leaves them before it adds them up."""
-    return _learned(base, ties_vectors(base, experts, keep), context, per="layer", steps=steps, lr=lr, batch_size=batch_size, prior=prior, seed=seed)
+    return _learned(
+        base,
+        ties_vectors(base, experts, keep),
+        context,
+        per="layer",
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        prior=prior,
+        seed=seed,
+    )

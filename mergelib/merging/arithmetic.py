@@ -16,7 +16,10 @@ from .states import complete, cut, direction_of, empty, float_names, merged_by, 
 def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """theta_m = (1/T) sum_t theta_t. Eq. 1; Wortsman et al., 2022. ``base`` only lends its integer tensors."""
     names = float_names(base)
-    mean, room = empty(base, names), torch.empty(piece_size(base, names), device=base[names[0]].device)
+    mean, room = (
+        empty(base, names),
+        torch.empty(piece_size(base, names), device=base[names[0]].device),
+    )
     for first, *others, out in cut([*experts, mean], names):
         total = room[: len(out)].copy_(first)
         for piece in others:
@@ -25,9 +28,13 @@ def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]
     return complete(base, mean)
 
 
-def summed_vectors(base: State, experts: Sequence[State], target: State) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def summed_vectors(
+    base: State, experts: Sequence[State], target: State
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """sum_t tau_t with tau_t = theta_t - theta_b, piece by piece (``states.Summed``)."""
-    room = torch.empty(2, piece_size(target, list(target)), device=next(iter(target.values())).device)
+    room = torch.empty(
+        2, piece_size(target, list(target)), device=next(iter(target.values())).device
+    )
     for b, first, *others, out in cut([base, *experts, target], list(target)):
         total, tau = room[:, : len(out)]
         theta_b = b.float()
@@ -43,6 +50,8 @@ def task_vector_sum(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
 
 
 @method("task_arithmetic", label="Task Arithmetic", short="TA", direction=task_vector_sum)
-def task_arithmetic(base: State, experts: Sequence[State], *, lam: float = 0.3) -> dict[str, Tensor]:
+def task_arithmetic(
+    base: State, experts: Sequence[State], *, lam: float = 0.3
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * sum_t tau_t. Eq. 2; Ilharco et al., 2022. lam = 1/T gives Weight Averaging."""
     return merged_by(summed_vectors, base, experts, lam)

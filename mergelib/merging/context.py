@@ -39,14 +39,23 @@ class Context:
         inner = next(n for n, m in self.module.named_modules() if m is self.inner)
         names, first = {}, {}
         for place, part in self.module.named_modules():  # a module under two names comes once
-            for name, t in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-                names[f"{place}.{name}" if place else name] = first.setdefault(id(t), f"{place}.{name}" if place else name)
+            for name, t in [
+                *part.named_parameters(recurse=False),
+                *part.named_buffers(recurse=False),
+            ]:
+                names[f"{place}.{name}" if place else name] = first.setdefault(
+                    id(t), f"{place}.{name}" if place else name
+                )
         prefix = f"{inner}." if inner else ""
-        return {at: name.removeprefix(prefix) for at, name in names.items() if name.startswith(prefix)}
+        return {
+            at: name.removeprefix(prefix) for at, name in names.items() if name.startswith(prefix)
+        }
 
     def features(self, state: State, batch: dict[str, Tensor]) -> Tensor:
         """Features ``[B, d]`` of ``module`` with the weights ``state``; differentiable in its tensors."""
-        weights = {at: state[name] for at, name in self._names.items() if name in state}  # not in it: non-persistent buffers
+        weights = {
+            at: state[name] for at, name in self._names.items() if name in state
+        }  # not in it: non-persistent buffers
         return functional_call(self.module, weights, kwargs=batch, tie_weights=False)
 
     def batches(self, t: int, n: int, size: int) -> Iterator[dict[str, Tensor]]:
@@ -58,9 +67,13 @@ class Context:
     def check(self, method: str, needs: Sequence[str], n_experts: int) -> None:
         """Raises ``ConfigError`` when something that ``method`` needs is not here."""
         if len(self.tasks) != n_experts:
-            raise ConfigError(f"Method '{method}' got data of {len(self.tasks)} tasks and {n_experts} experts; give one TaskData per expert.")
+            raise ConfigError(
+                f"Method '{method}' got data of {len(self.tasks)} tasks and {n_experts} experts; give one TaskData per expert."
+            )
         for t, task in enumerate(self.tasks):
             if not len(task.inputs):
                 raise ConfigError(f"Method '{method}' needs inputs; task {t} has none.")
             if "labels" in needs and (task.labels is None or len(task.labels) != len(task.inputs)):
-                raise ConfigError(f"Method '{method}' needs labels; task {t} has {'none' if task.labels is None else 'another number'}.")
+                raise ConfigError(
+                    f"Method '{method}' needs labels; task {t} has {'none' if task.labels is None else 'another number'}."
+                )

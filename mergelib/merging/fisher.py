@@ -28,7 +28,9 @@ def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> 
     for batch in context.batches(t, n_examples, 1):
         log_p = head.logits(context.features(whole, batch)).log_softmax(-1)[0]
         for y, p in enumerate(log_p.detach().exp()):
-            gradients = torch.autograd.grad(log_p[y], list(leaves.values()), retain_graph=y < len(log_p) - 1, allow_unused=True)
+            gradients = torch.autograd.grad(
+                log_p[y], list(leaves.values()), retain_graph=y < len(log_p) - 1, allow_unused=True
+            )
             for n, g in zip(names, gradients, strict=True):
                 if g is not None:
                     fisher[n].addcmul_(g, g * p)
@@ -37,19 +39,34 @@ def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> 
 
 
 @method("fisher_merging", label="Fisher Merging", short="Fisher", needs=("inputs", "gradients"))
-def fisher_merging(base: State, experts: Sequence[State], context: Context, *, n_examples: int = 64, floor: float = 1e-6) -> dict[str, Tensor]:
+def fisher_merging(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    n_examples: int = 64,
+    floor: float = 1e-6,
+) -> dict[str, Tensor]:
     """theta_m = sum_t F_t theta_t / sum_t F_t, elementwise. Each F_t is divided by its norm over the whole encoder, so that a
     confident expert does not vanish, and ``floor`` is added: where no expert has a gradient the mean remains. (The original
     has 4,096 examples, searches the experts' coefficients, and puts the floor under one expert alone.)"""
     if n_examples < 1 or not floor > 0:
-        raise ConfigError(f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and {floor}.")
+        raise ConfigError(
+            f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and {floor}."
+        )
     weighted, weights = {}, {}
     for t, expert in enumerate(experts):
-        tied = complete(base, {n: expert[n] for n in float_names(base)})  # what is tied is said by the base
+        tied = complete(
+            base, {n: expert[n] for n in float_names(base)}
+        )  # what is tied is said by the base
         fisher = fisher_diagonal(context, t, tied, n_examples)
-        norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(min=torch.finfo(torch.float32).tiny)
+        norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(
+            min=torch.finfo(torch.float32).tiny
+        )
         for n, f in fisher.items():
             f = f / norm + floor
             weighted[n] = weighted.get(n, 0) + f * expert[n].float()
             weights[n] = weights.get(n, 0) + f
-    return complete(base, {n: (weighted[n] / weights[n]).to(base[n].dtype) for n in float_names(base)})
+    return complete(
+        base, {n: (weighted[n] / weights[n]).to(base[n].dtype) for n in float_names(base)}
+    )

@@ -16,24 +16,51 @@ from .states import as_float32, complete, float_names
 
 
 @torch.no_grad()
-def cocktail_weights(experts: Sequence[State], context: Context, t: int, *, temperature: float, shots: int) -> Tensor:
+def cocktail_weights(
+    experts: Sequence[State], context: Context, t: int, *, temperature: float, shots: int
+) -> Tensor:
     """softmax_i(-L_i / temperature) ``[T]``: L_i is the mean cross-entropy of encoder i behind head t on the first ``shots``
     labelled inputs of task t."""
     task = context.tasks[t]
     batch = context.collate(task.inputs[:shots])
-    losses = [F.cross_entropy(task.head.logits(context.features(as_float32(e), batch)), task.labels[:shots]) for e in experts]
+    losses = [
+        F.cross_entropy(
+            task.head.logits(context.features(as_float32(e), batch)), task.labels[:shots]
+        )
+        for e in experts
+    ]
     return torch.softmax(-torch.stack(losses) / temperature, 0)
 
 
-@method("lm_cocktail", label="LM-Cocktail", short="Cocktail", needs=("inputs", "labels"), gives=PER_TASK)
-def lm_cocktail(base: State, experts: Sequence[State], context: Context, *, temperature: float = 5.0, shots: int = 5) -> list[dict[str, Tensor]]:
+@method(
+    "lm_cocktail", label="LM-Cocktail", short="Cocktail", needs=("inputs", "labels"), gives=PER_TASK
+)
+def lm_cocktail(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    temperature: float = 5.0,
+    shots: int = 5,
+) -> list[dict[str, Tensor]]:
     """One encoder per target task: sum_i w_i theta_i. Head t on another task's encoder is the misaligned quantity that this
     project is about; the target's own expert sets itself apart from the others by it."""
     if not temperature > 0 or shots < 1:
-        raise ConfigError(f"LM-Cocktail: temperature is above 0 and shots at least 1, not {temperature} and {shots}.")
+        raise ConfigError(
+            f"LM-Cocktail: temperature is above 0 and shots at least 1, not {temperature} and {shots}."
+        )
     merged = []
     for t in range(len(experts)):
         weights = cocktail_weights(experts, context, t, temperature=temperature, shots=shots)
-        merged.append(complete(base, {n: sum(w * e[n].float() for w, e in zip(weights, experts, strict=True)).to(base[n].dtype)
-                                      for n in float_names(base)}))
+        merged.append(
+            complete(
+                base,
+                {
+                    n: sum(w * e[n].float() for w, e in zip(weights, experts, strict=True)).to(
+                        base[n].dtype
+                    )
+                    for n in float_names(base)
+                },
+            )
+        )
     return merged

@@ -20,8 +20,12 @@ def magmax_direction(base: State, experts: Sequence[State]) -> dict[str, Tensor]
     """Per entry the tau_t of largest magnitude; of equal ones the later expert's."""
     merged = {}
     for name in float_names(base):
-        tau = stacked_task_vectors(base, experts, name).flip(0)  # of equal magnitudes argmax takes the first: the later expert
-        merged[name] = tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0) if tau.numel() else tau[0]
+        tau = stacked_task_vectors(base, experts, name).flip(
+            0
+        )  # of equal magnitudes argmax takes the first: the later expert
+        merged[name] = (
+            tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0) if tau.numel() else tau[0]
+        )
     return merged
 
 
@@ -40,14 +44,25 @@ def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
 
 
 @method("tall_masks", label="TALL-masks", short="TALL", gives=PER_TASK)
-def tall_masks(base: State, experts: Sequence[State], *, lam: float = 0.4) -> list[dict[str, Tensor]]:
+def tall_masks(
+    base: State, experts: Sequence[State], *, lam: float = 0.4
+) -> list[dict[str, Tensor]]:
     """One encoder per task: theta_b + mask_t * sum_s tau_s. ``lam`` is the method's own lambda_t, the mask's threshold
     (grid 0.2 to 0.6), not a scale."""
     tau_sum = task_vector_sum(base, experts)
-    return [add_scaled(base, {n: tall_mask(e[n].float() - base[n].float(), s, lam) * s for n, s in tau_sum.items()}, 1.0) for e in experts]
+    return [
+        add_scaled(
+            base,
+            {n: tall_mask(e[n].float() - base[n].float(), s, lam) * s for n, s in tau_sum.items()},
+            1.0,
+        )
+        for e in experts
+    ]
 
 
-def consensus_direction(base: State, experts: Sequence[State], *, threshold: float = 0.4, agree: int = 2) -> dict[str, Tensor]:
+def consensus_direction(
+    base: State, experts: Sequence[State], *, threshold: float = 0.4, agree: int = 2
+) -> dict[str, Tensor]:
     """sum_t tau_t where at least ``agree`` tasks' masks hold, else 0."""
     if int(agree) != agree or agree < 0:
         raise ConfigError(f"Consensus: agree is a number of tasks, 0 or more, not {agree}.")
@@ -60,10 +75,19 @@ def consensus_direction(base: State, experts: Sequence[State], *, threshold: flo
 
 
 @method("consensus", label="Consensus", short="Consensus", direction=consensus_direction)
-def consensus(base: State, experts: Sequence[State], *, lam: float = 0.3, threshold: float = 0.4, agree: int = 2) -> dict[str, Tensor]:
+def consensus(
+    base: State,
+    experts: Sequence[State],
+    *,
+    lam: float = 0.3,
+    threshold: float = 0.4,
+    agree: int = 2,
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * (sum_t tau_t where ``agree`` tasks need it). (The original takes each mask's best threshold
     on labelled validation data; here one threshold serves all.)"""
-    return add_scaled(base, consensus_direction(base, experts, threshold=threshold, agree=agree), lam)
+    return add_scaled(
+        base, consensus_direction(base, experts, threshold=threshold, agree=agree), lam
+    )
 
 
 # ---- EMR-Merging: Huang et al., 2024 (arXiv 2405.17461) ----------------------------------------------------------------------------
@@ -94,4 +118,7 @@ def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]
         wanted = wanted + _mean_per_expert(tau.abs())
         got = got + _mean_per_expert((agrees[name] * uni[name]).abs())
     rescale = torch.where(got > 0, wanted / got, 1.0)
-    return [add_scaled(base, {n: rescale[t] * agrees[n][t] * uni[n] for n in uni}, 1.0) for t in range(len(experts))]
+    return [
+        add_scaled(base, {n: rescale[t] * agrees[n][t] * uni[n] for n in uni}, 1.0)
+        for t in range(len(experts))
+    ]

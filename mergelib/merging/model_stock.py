@@ -36,5 +36,8 @@ def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     merged = {}
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)
-        merged[name] = (base[name].float() + stock_ratio(tau.flatten(1) if tau.dim() > 1 else tau[:, None]) * tau.mean(0)).to(base[name].dtype)
+        merged[name] = (
+            base[name].float()
+            + stock_ratio(tau.flatten(1) if tau.dim() > 1 else tau[:, None]) * tau.mean(0)
+        ).to(base[name].dtype)
     return complete(base, merged)

@@ -20,10 +20,14 @@ DAMPING = 0.01
 def _z_scores(values: Tensor) -> Tensor:
     """Per row, population deviation; 0 for a constant row."""
     centred = values - values.mean(1, keepdim=True)
-    return centred / centred.pow(2).mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(values.dtype).tiny)
+    return centred / centred.pow(2).mean(1, keepdim=True).sqrt().clamp(
+        min=torch.finfo(values.dtype).tiny
+    )
 
 
-def tailor(weight: Tensor, base: Tensor, gram: Tensor, *, keep: float, omega: float, block: int) -> Tensor:
+def tailor(
+    weight: Tensor, base: Tensor, gram: Tensor, *, keep: float, omega: float, block: int
+) -> Tensor:
     """W ``[out, in]`` (float64) with all but ``keep`` of each block of columns back at W_b, the rest compensating.
 
     ``gram`` is X^T X / n ``[in, in]``. Scores are omega * z(\\|W - W_b\\|) + (1 - omega) * z(W^2 / diag(U)^2), U the upper
@@ -37,7 +41,9 @@ def tailor(weight: Tensor, base: Tensor, gram: Tensor, *, keep: float, omega: fl
     U = torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
     for start in range(0, W.shape[1], block):
         columns = slice(start, min(start + block, W.shape[1]))
-        score = omega * _z_scores((W - W_b)[:, columns].abs()) + (1 - omega) * _z_scores(W[:, columns] ** 2 / U.diagonal()[columns] ** 2)
+        score = omega * _z_scores((W - W_b)[:, columns].abs()) + (1 - omega) * _z_scores(
+            W[:, columns] ** 2 / U.diagonal()[columns] ** 2
+        )
         reverted = torch.ones(score.numel(), dtype=torch.bool, device=W.device)
         n_keep = score.numel() - int(score.numel() * (1 - keep) + 1e-9)
         reverted[score.flatten().sort(dim=0, descending=True, stable=True).indices[:n_keep]] = False
@@ -52,24 +58,66 @@ def tailor(weight: Tensor, base: Tensor, gram: Tensor, *, keep: float, omega: fl
     return W
 
 
-def tailored_direction(base: State, experts: Sequence[State], context: Context, *, keep: float = 0.1, omega: float = 0.5,
-                       n_examples: int = 128, block: int = 128) -> dict[str, Tensor]:
+def tailored_direction(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    keep: float = 0.1,
+    omega: float = 0.5,
+    n_examples: int = 128,
+    block: int = 128,
+) -> dict[str, Tensor]:
     """The sum of tailored task vectors."""
     check_fraction("Model Tailor", "keep", keep, open_low=True)
     check_fraction("Model Tailor", "omega", omega)
     if n_examples < 1 or block < 1:
-        raise ConfigError(f"Model Tailor: n_examples and block are at least 1, not {n_examples} and {block}.")
+        raise ConfigError(
+            f"Model Tailor: n_examples and block are at least 1, not {n_examples} and {block}."
+        )
     vectors = []
     for t, expert in enumerate(experts):
         grams = gram_matrices(context, t, expert, n_examples)
-        vectors.append({n: ((tailor(expert[n], base[n], grams[n], keep=keep, omega=omega, block=block) if n in grams
-                             else expert[n].double()) - base[n].double()).float() for n in float_names(base)})
+        vectors.append(
+            {
+                n: (
+                    (
+                        tailor(expert[n], base[n], grams[n], keep=keep, omega=omega, block=block)
+                        if n in grams
+                        else expert[n].double()
+                    )
+                    - base[n].double()
+                ).float()
+                for n in float_names(base)
+            }
+        )
     return total(vectors)
 
 
-@method("model_tailor", label="Model Tailor", short="Tailor", direction=tailored_direction, needs=("inputs",))
-def model_tailor(base: State, experts: Sequence[State], context: Context, *, lam: float = 0.3, keep: float = 0.1, omega: float = 0.5,
-                 n_examples: int = 128, block: int = 128) -> dict[str, Tensor]:
+@method(
+    "model_tailor",
+    label="Model Tailor",
+    short="Tailor",
+    direction=tailored_direction,
+    needs=("inputs",),
+)
+def model_tailor(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    lam: float = 0.3,
+    keep: float = 0.1,
+    omega: float = 0.5,
+    n_examples: int = 128,
+    block: int = 128,
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * sum_t tailored tau_t. Weights of ``nn.Linear`` are tailored, other tensors keep their whole
     tau_t. Made to adapt one model to one task without forgetting; adding several tailored task vectors up is our reading."""
-    return add_scaled(base, tailored_direction(base, experts, context, keep=keep, omega=omega, n_examples=n_examples, block=block), lam)
+    return add_scaled(
+        base,
+        tailored_direction(
+            base, experts, context, keep=keep, omega=omega, n_examples=n_examples, block=block
+        ),
+        lam,
+    )

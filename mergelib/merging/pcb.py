@@ -20,10 +20,14 @@ def _quantile(row: Tensor, q: float) -> Tensor:
 def _min_max(row: Tensor) -> Tensor:
     """The row stretched to [0, 1]; a constant row becomes 1, so that it takes part like any other."""
     low, high = row.amin(), row.amax()
-    return torch.where(high > low, (row - low) / (high - low).clamp(min=torch.finfo(row.dtype).tiny), 1.0)
+    return torch.where(
+        high > low, (row - low) / (high - low).clamp(min=torch.finfo(row.dtype).tiny), 1.0
+    )
 
 
-def competition_weight(tau_t: Tensor, magnitude: Tensor, tau_sum: Tensor, n_tasks: int, ratio: float) -> Tensor:
+def competition_weight(
+    tau_t: Tensor, magnitude: Tensor, tau_sum: Tensor, n_tasks: int, ratio: float
+) -> Tensor:
     """How much each entry of one task counts, ``[D]`` in [0, 1]. Within the task large (clamped) magnitudes win (intra), between
     tasks entries that agree with the sum win (inter); the lower 1 - ratio of them gets 0, and so does a task that moved
     nothing."""
@@ -31,14 +35,18 @@ def competition_weight(tau_t: Tensor, magnitude: Tensor, tau_sum: Tensor, n_task
     return _min_max(balance.clamp(min=_quantile(balance, 1 - ratio))) * (tau_t != 0).any()
 
 
-def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01) -> dict[str, Tensor]:
+def pcb_direction(
+    base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01
+) -> dict[str, Tensor]:
     """The weighted mean of task vectors, over the whole encoder at once."""
     check_fraction("PCB-Merging", "ratio", ratio, open_low=True)
     check_fraction("PCB-Merging", "clamp", clamp, high=0.5, open_high=True)
     names = float_names(base)
     tau_sum = sum(flat_task_vectors(base, experts, names))
     weighted, weights = torch.zeros_like(tau_sum), torch.zeros_like(tau_sum)
-    for tau_t in flat_task_vectors(base, experts, names):  # made twice rather than kept: T of them are large
+    for tau_t in flat_task_vectors(
+        base, experts, names
+    ):  # made twice rather than kept: T of them are large
         magnitude = tau_t.abs()
         magnitude = magnitude.clamp(_quantile(magnitude, clamp), _quantile(magnitude, 1 - clamp))
         weight = competition_weight(tau_t, magnitude, tau_sum, len(experts), ratio)
@@ -48,7 +56,14 @@ def pcb_direction(base: State, experts: Sequence[State], *, ratio: float = 0.1, 
 
 
 @method("pcb_merging", label="PCB-Merging", short="PCB", direction=pcb_direction)
-def pcb_merging(base: State, experts: Sequence[State], *, lam: float = 1.0, ratio: float = 0.1, clamp: float = 0.01) -> dict[str, Tensor]:
+def pcb_merging(
+    base: State,
+    experts: Sequence[State],
+    *,
+    lam: float = 1.0,
+    ratio: float = 0.1,
+    clamp: float = 0.01,
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * tau_m. The authors released three versions that differ in the clamp (0.0001 or 0.01) and in
     the inter-task term; here that of their root script and language experiments, tanh(tau_t * sum_s tau_s), with one lambda
     for all tasks instead of an evolutionary search over T of them."""

@@ -18,7 +18,9 @@ BATCH = 16
 
 
 @torch.no_grad()
-def for_each_linear_input(context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]) -> None:
+def for_each_linear_input(
+    context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]
+) -> None:
     """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows [n, in])`` for every
     ``nn.Linear`` that a batch reaches. Where the batch has an ``attention_mask [B, L]``, rows of padding tokens are left out:
     they change no feature, and their number depends on who shares a batch.
@@ -26,8 +28,14 @@ def for_each_linear_input(context: Context, t: int, state: State, n_examples: in
     Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections are no ``nn.Linear`` that runs."""
     fused = [n for n, m in context.inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if fused:
-        raise ConfigError(f"{fused[0]} is nn.MultiheadAttention: its projections cannot be told apart; use an encoder with separate q, k and v.")
-    names = {m: f"{n}.weight" if n else "weight" for n, m in context.inner.named_modules() if isinstance(m, nn.Linear)}
+        raise ConfigError(
+            f"{fused[0]} is nn.MultiheadAttention: its projections cannot be told apart; use an encoder with separate q, k and v."
+        )
+    names = {
+        m: f"{n}.weight" if n else "weight"
+        for n, m in context.inner.named_modules()
+        if isinstance(m, nn.Linear)
+    }
     real = None
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -69,7 +77,14 @@ def regmean_weight(grams: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
 
 
 @method("regmean", label="RegMean", short="RegMean", needs=("inputs",))
-def regmean(base: State, experts: Sequence[State], context: Context, *, off_diagonal: float = 0.9, n_examples: int = 256) -> dict[str, Tensor]:
+def regmean(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    off_diagonal: float = 0.9,
+    n_examples: int = 256,
+) -> dict[str, Tensor]:
     """Every ``nn.Linear`` weight by least squares on its own inputs, everything else the plain mean. Entries of G_t off the
     diagonal are multiplied by ``off_diagonal``."""
     check_fraction("RegMean", "off_diagonal", off_diagonal)
@@ -78,7 +93,9 @@ def regmean(base: State, experts: Sequence[State], context: Context, *, off_diag
     merged = weight_averaging(base, experts)
     grams = [gram_matrices(context, t, expert, n_examples) for t, expert in enumerate(experts)]
     for name in (n for n in grams[0] if n in merged):
-        shrunk = [off_diagonal * g[name] + (1 - off_diagonal) * g[name].diagonal().diag() for g in grams]
+        shrunk = [
+            off_diagonal * g[name] + (1 - off_diagonal) * g[name].diagonal().diag() for g in grams
+        ]
         # In place, so that a tensor tied to this one stays tied.
         merged[name].copy_(regmean_weight(shrunk, [e[name] for e in experts]))
     return merged

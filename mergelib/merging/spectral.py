@@ -22,12 +22,23 @@ def polar(M: Tensor) -> Tensor:
     return P @ Qh
 
 
-def _by_matrix(base: State, experts: Sequence[State], exclude: Sequence[str], merge: Callable[[Tensor], Tensor], *, smallest: int) -> dict[str, Tensor]:
+def _by_matrix(
+    base: State,
+    experts: Sequence[State],
+    exclude: Sequence[str],
+    merge: Callable[[Tensor], Tensor],
+    *,
+    smallest: int,
+) -> dict[str, Tensor]:
     """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t on everything else and where min(m, n) < smallest."""
     direction = {}
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)
-        matrix = tau.dim() == 3 and min(tau.shape[1:]) >= smallest and not any(text in name for text in exclude)
+        matrix = (
+            tau.dim() == 3
+            and min(tau.shape[1:]) >= smallest
+            and not any(text in name for text in exclude)
+        )
         direction[name] = merge(tau) if matrix else tau.mean(0)
     return direction
 
@@ -46,13 +57,17 @@ def tsv(tau: Tensor) -> Tensor:
     return (polar(left) * S[:, :rank].reshape(-1)) @ polar(right)
 
 
-def tsv_direction(base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+def tsv_direction(
+    base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
+) -> dict[str, Tensor]:
     """TSV-Merge's tau_m."""
     return _by_matrix(base, experts, exclude, tsv, smallest=len(experts))
 
 
 @method("tsv_merge", label="TSV-Merge", short="TSV", direction=tsv_direction)
-def tsv_merge(base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+def tsv_merge(
+    base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * tau_m. (The original pads to rank r with zero columns, whose singular value is 0: the same
     product. It excludes only the text projection; embedding tables are averaged here.)"""
     return add_scaled(base, tsv_direction(base, experts, exclude=exclude), lam)
@@ -67,13 +82,17 @@ def iso_common(tau: Tensor) -> Tensor:
     return S.mean() * (U @ Vh)
 
 
-def iso_c_direction(base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+def iso_c_direction(
+    base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
+) -> dict[str, Tensor]:
     """Iso-C's tau_m."""
     return _by_matrix(base, experts, exclude, iso_common, smallest=1)
 
 
 @method("iso_c", label="Iso-C", short="Iso-C", direction=iso_c_direction)
-def iso_c(base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+def iso_c(
+    base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * tau_m. Embedding tables are averaged: rows that no task uses would be blown up to the mean
     singular value."""
     return add_scaled(base, iso_c_direction(base, experts, exclude=exclude), lam)
@@ -98,13 +117,28 @@ def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
     return torch.cat([St.reshape(-1), S]).mean() * (polar(left) @ polar(right))
 
 
-def iso_cts_direction(base: State, experts: Sequence[State], *, common: float = 0.8, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+def iso_cts_direction(
+    base: State,
+    experts: Sequence[State],
+    *,
+    common: float = 0.8,
+    exclude: Sequence[str] = ("embed",),
+) -> dict[str, Tensor]:
     """Iso-CTS's tau_m."""
     check_fraction("Iso-CTS", "common", common)
-    return _by_matrix(base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1)
+    return _by_matrix(
+        base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1
+    )
 
 
 @method("iso_cts", label="Iso-CTS", short="Iso-CTS", direction=iso_cts_direction)
-def iso_cts(base: State, experts: Sequence[State], *, lam: float = 1.0, common: float = 0.8, exclude: Sequence[str] = ("embed",)) -> dict[str, Tensor]:
+def iso_cts(
+    base: State,
+    experts: Sequence[State],
+    *,
+    lam: float = 1.0,
+    common: float = 0.8,
+    exclude: Sequence[str] = ("embed",),
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * tau_m; ``common`` is the fraction of directions shared by all tasks."""
     return add_scaled(base, iso_cts_direction(base, experts, common=common, exclude=exclude), lam)

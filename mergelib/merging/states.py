@@ -12,8 +12,11 @@ from ..errors import ConfigError, StateDictError, first_five
 from ..types import State, not_finite, place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-PIECE = 1 << 17  # numbers of one model worked on at a time: those of some models stay in a processor's cache together
+PIECE = (
+    1 << 17
+)  # numbers of one model worked on at a time: those of some models stay in a processor's cache together
 DEVICE_PIECE = 1 << 24  # on other devices; no more, because float32 counts exactly up to here
+
 
 def check_states(base: State, experts: Sequence[State]) -> None:
     """Refuse weights that cannot be merged: other keys, shapes or dtypes than the base, NaN or inf.
@@ -27,53 +30,99 @@ def check_states(base: State, experts: Sequence[State]) -> None:
         _check_kind(who, state)
         missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
         if missing or extra:
-            said = [f"lacks {first_five(missing)}"] * bool(missing) + [f"has extra {first_five(extra)}"] * bool(extra)
-            raise StateDictError(f"{who} {' and '.join(said)} compared with the base. Merge encoders of one architecture, "
-                                 "without their heads and with the same key prefix.")
+            said = [f"lacks {first_five(missing)}"] * bool(missing) + [
+                f"has extra {first_five(extra)}"
+            ] * bool(extra)
+            raise StateDictError(
+                f"{who} {' and '.join(said)} compared with the base. Merge encoders of one architecture, "
+                "without their heads and with the same key prefix."
+            )
         for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
-            wrong = [f"{k} ({of(state[k])}, base {of(base[k])})" for k in sorted(base) if of(state[k]) != of(base[k])]
+            wrong = [
+                f"{k} ({of(state[k])}, base {of(base[k])})"
+                for k in sorted(base)
+                if of(state[k]) != of(base[k])
+            ]
             if wrong:
-                raise StateDictError(f"{who} has another {what} than the base at {first_five(wrong)}. "
-                                     "Fine-tune from this base, or convert first.")
+                raise StateDictError(
+                    f"{who} has another {what} than the base at {first_five(wrong)}. "
+                    "Fine-tune from this base, or convert first."
+                )
         bad = not_finite(state)
         if bad:
-            raise StateDictError(f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or its file "
-                                 "is damaged; make it again.")
+            raise StateDictError(
+                f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or its file "
+                "is damaged; make it again."
+            )
 
 
 def _check_kind(who: str, state: State) -> None:
     """Refuse what is no state dict of dense tensors that can be added: other objects, complex numbers, 8-bit floats."""
     if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
         raise StateDictError(f"{who} is no state dict (parameter name -> tensor).")
-    odd = [k for k, t in sorted(state.items())
-           if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta or t.is_quantized or t.is_complex()
-           or (t.is_floating_point() and t.dtype not in FLOATS)]
+    odd = [
+        k
+        for k, t in sorted(state.items())
+        if not isinstance(t, Tensor)
+        or t.layout is not torch.strided
+        or t.is_meta
+        or t.is_quantized
+        or t.is_complex()
+        or (t.is_floating_point() and t.dtype not in FLOATS)
+    ]
     if odd:
-        raise StateDictError(f"{who} holds no dense float64, float32, float16, bfloat16 or integer tensor in {first_five(odd)}. Convert first.")
+        raise StateDictError(
+            f"{who} holds no dense float64, float32, float16, bfloat16 or integer tensor in {first_five(odd)}. Convert first."
+        )
     if not any(t.is_floating_point() and t.numel() for t in state.values()):
         raise StateDictError(f"{who} has no floating-point numbers; there is nothing to merge.")
 
 
 def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None:
     """Refuse what is no list of ``n`` encoders with the base's keys, shapes and dtypes, all finite. Raises ``StateDictError``."""
-    if not isinstance(merged, list | tuple) or len(merged) != n or not all(isinstance(state, Mapping) for state in merged):
-        raise StateDictError(f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something else.")
+    if (
+        not isinstance(merged, list | tuple)
+        or len(merged) != n
+        or not all(isinstance(state, Mapping) for state in merged)
+    ):
+        raise StateDictError(
+            f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something else."
+        )
     for state in merged:
         if state.keys() != base.keys():
-            raise StateDictError(f"{who} gave other keys than the base's: {first_five(sorted(state.keys() ^ base.keys()))}.")
-        wrong = [k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)]
+            raise StateDictError(
+                f"{who} gave other keys than the base's: {first_five(sorted(state.keys() ^ base.keys()))}."
+            )
+        wrong = [
+            k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)
+        ]
         if wrong:
-            raise StateDictError(f"{who} gave another shape or dtype than the base's in {first_five(sorted(wrong))}.")
+            raise StateDictError(
+                f"{who} gave another shape or dtype than the base's in {first_five(sorted(wrong))}."
+            )
         bad = not_finite(state)
         if bad:
             raise StateDictError(f"{who} gave NaN or inf in {first_five(sorted(bad))}.")
 
 
-def check_fraction(method_name: str, option: str, value: float, *, low: float = 0.0, high: float = 1.0, open_low: bool = False,
-                   open_high: bool = False) -> None:
+def check_fraction(
+    method_name: str,
+    option: str,
+    value: float,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
     """Raises ``ConfigError`` unless ``value`` lies in the range; NaN does not."""
-    if not ((value > low if open_low else value >= low) and (value < high if open_high else value <= high)):
-        raise ConfigError(f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, not {value}.")
+    if not (
+        (value > low if open_low else value >= low)
+        and (value < high if open_high else value <= high)
+    ):
+        raise ConfigError(
+            f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, not {value}."
+        )
 
 
 def float_names(state: State) -> list[str]:
@@ -112,12 +161,18 @@ def as_float32(state: State) -> dict[str, Tensor]:
 
 def empty(like: State, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Tensors of the named ones' shapes to be written to, in their dtypes or ``dtype``."""
-    return {n: torch.empty(like[n].shape, dtype=dtype or like[n].dtype, device=like[n].device) for n in names}
+    return {
+        n: torch.empty(like[n].shape, dtype=dtype or like[n].dtype, device=like[n].device)
+        for n in names
+    }
 
 
 def piece_size(like: State, names: Sequence[str]) -> int:
     """Length of the longest piece that ``cut`` gives for the named tensors."""
-    return min(max(like[n].numel() for n in names), max(PIECE if like[n].is_cpu else DEVICE_PIECE for n in names))
+    return min(
+        max(like[n].numel() for n in names),
+        max(PIECE if like[n].is_cpu else DEVICE_PIECE for n in names),
+    )
 
 
 def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
@@ -130,13 +185,18 @@ def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor,
     for name in names:
         flat = [state[name].detach().reshape(-1) for state in states]
         if flat[0].numel():
-            yield from zip(*(f.split(PIECE if f.is_cpu else DEVICE_PIECE) for f in flat), strict=True)
+            yield from zip(
+                *(f.split(PIECE if f.is_cpu else DEVICE_PIECE) for f in flat), strict=True
+            )
 
 
 def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
     """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in the base's dtype."""
     names = list(direction)
-    merged, room = empty(base, names), torch.empty(piece_size(base, names), device=base[names[0]].device)
+    merged, room = (
+        empty(base, names),
+        torch.empty(piece_size(base, names), device=base[names[0]].device),
+    )
     for b, change, out in cut([base, direction, merged], names):
         out.copy_(torch.mul(change, lam, out=room[: len(out)]).add_(b.float()))
     return complete(base, merged)
@@ -147,7 +207,9 @@ Summed = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
 ``target``. A piece may come twice: the last one counts."""
 
 
-def direction_of(summed: Summed, base: State, experts: Sequence[State], **options: Any) -> dict[str, Tensor]:
+def direction_of(
+    summed: Summed, base: State, experts: Sequence[State], **options: Any
+) -> dict[str, Tensor]:
     """The merged task vector, float32."""
     target = empty(base, float_names(base), torch.float32)
     for _, total, out in summed(base, experts, target, **options):
@@ -155,7 +217,9 @@ def direction_of(summed: Summed, base: State, experts: Sequence[State], **option
     return target
 
 
-def merged_by(summed: Summed, base: State, experts: Sequence[State], lam: float, **options: Any) -> dict[str, Tensor]:
+def merged_by(
+    summed: Summed, base: State, experts: Sequence[State], lam: float, **options: Any
+) -> dict[str, Tensor]:
     """theta_b + lam * the merged task vector, which is never in memory as a whole: ``add_scaled`` of ``direction_of``."""
     target = empty(base, float_names(base))
     for b, total, out in summed(base, experts, target, **options):
@@ -163,10 +227,15 @@ def merged_by(summed: Summed, base: State, experts: Sequence[State], lam: float,
     return complete(base, target)
 
 
-def task_vectors(base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau) -> list[dict[str, Tensor]]:
+def task_vectors(
+    base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau
+) -> list[dict[str, Tensor]]:
     """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the order in which a generator is
     used."""
-    return [{n: change(expert[n].float() - base[n].float()) for n in float_names(base)} for expert in experts]
+    return [
+        {n: change(expert[n].float() - base[n].float()) for n in float_names(base)}
+        for expert in experts
+    ]
 
 
 def stacked_task_vectors(base: State, experts: Sequence[State], name: str) -> Tensor:
@@ -190,7 +259,9 @@ def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> dict[str, Te
     return {n: p.view(like[n].shape) for n, p in zip(names, parts, strict=True)}
 
 
-def flat_task_vectors(base: State, experts: Sequence[State], names: Sequence[str]) -> Iterator[Tensor]:
+def flat_task_vectors(
+    base: State, experts: Sequence[State], names: Sequence[str]
+) -> Iterator[Tensor]:
     """Each tau_t over the named tensors at once, ``[D]`` float32; one after the other, because they are large."""
     flat_base = flatten(base, names)
     yield from (flatten(e, names) - flat_base for e in experts)

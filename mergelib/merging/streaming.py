@@ -25,9 +25,12 @@ def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[
         yield function({"piece": base}, [{"piece": e} for e in experts], **options)["piece"]
 
 
-def ties_streamed(function: Callable, pieces: Pieces, *, lam: float = 0.3, keep: float = 0.2, combine: str = "sum") -> Iterator[Tensor]:
+def ties_streamed(
+    function: Callable, pieces: Pieces, *, lam: float = 0.3, keep: float = 0.2, combine: str = "sum"
+) -> Iterator[Tensor]:
     """Ties in four passes: two for the thresholds over the whole encoder, one for the overall sign that columns summing to 0
     take, one that merges."""
+
     def parts(base: Tensor, experts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
         return ((b, rest) for b, *rest in cut([{"": t} for t in (base, *experts)], [""]))
 
@@ -39,7 +42,12 @@ def ties_streamed(function: Callable, pieces: Pieces, *, lam: float = 0.3, keep:
 
     def merged(base: Tensor, experts: Sequence[Tensor]) -> Tensor:
         trimmed = trim_piece(base, experts, smallest, base.new_empty(len(experts), len(base)))
-        signs = add_up(trimmed, torch.empty_like(base)).sign_().add_(0.5 if overall > 0 else -0.5).sign_()
+        signs = (
+            add_up(trimmed, torch.empty_like(base))
+            .sign_()
+            .add_(0.5 if overall > 0 else -0.5)
+            .sign_()
+        )
         return merge_piece(trimmed, signs, combine).mul_(lam).add_(base)
 
     for base, experts in all_parts():
@@ -51,7 +59,10 @@ def ties_streamed(function: Callable, pieces: Pieces, *, lam: float = 0.3, keep:
 
 # By function, not by name: a method registered anew under an old name must not inherit the old one's streaming form.
 STREAMED: dict[Callable, Callable[..., Iterator[Tensor]]] = {
-    weight_averaging: elementwise, task_arithmetic: elementwise, ties: ties_streamed}
+    weight_averaging: elementwise,
+    task_arithmetic: elementwise,
+    ties: ties_streamed,
+}
 
 
 def can_stream(method: Method) -> bool:

@@ -89,7 +89,14 @@ def counted_thresholds(pieces: Pieces, keep: float) -> Tensor:
     high, n = None, 0
     for base, experts in pieces():
         n += base.numel()
-        counts = torch.stack([((e.float() - base.float()).abs().view(torch.int32) >> LOW_BITS).bincount(minlength=1 << 15) for e in experts])
+        counts = torch.stack(
+            [
+                ((e.float() - base.float()).abs().view(torch.int32) >> LOW_BITS).bincount(
+                    minlength=1 << 15
+                )
+                for e in experts
+            ]
+        )
         high = counts if high is None else high + counts
     n_keep = int(n * keep)
     if n_keep == 0:
@@ -99,25 +106,40 @@ def counted_thresholds(pieces: Pieces, keep: float) -> Tensor:
     for base, experts in pieces():
         for t, expert in enumerate(experts):
             bits = (expert.float() - base.float()).abs().view(torch.int32)
-            low[t] += (bits & ((1 << LOW_BITS) - 1))[bits >> LOW_BITS == bins[t]].bincount(minlength=1 << LOW_BITS)
+            low[t] += (bits & ((1 << LOW_BITS) - 1))[bits >> LOW_BITS == bins[t]].bincount(
+                minlength=1 << LOW_BITS
+            )
     return ((bins << LOW_BITS) + _from_top(low, rank)[0]).to(torch.int32).view(torch.float32)
 
 
-def sampled_magnitudes(base: State, experts: Sequence[State], names: Sequence[str], size: int) -> Tensor:
+def sampled_magnitudes(
+    base: State, experts: Sequence[State], names: Sequence[str], size: int
+) -> Tensor:
     """\\|tau_t\\| at ``size`` random places of the encoder, the same for all experts, ``[T, size]``; all of it where D is smaller."""
     lengths = [base[n].numel() for n in names]
-    total, generator = sum(lengths), torch.Generator().manual_seed(0)  # the outcome does not depend on it, only the time
-    places = torch.arange(total) if total <= size else torch.randint(total, (size,), generator=generator).sort().values
+    total, generator = (
+        sum(lengths),
+        torch.Generator().manual_seed(0),
+    )  # the outcome does not depend on it, only the time
+    places = (
+        torch.arange(total)
+        if total <= size
+        else torch.randint(total, (size,), generator=generator).sort().values
+    )
     starts = [0, *accumulate(lengths)]
     bounds, rows = torch.searchsorted(places, torch.tensor(starts)).tolist(), []
     for name, start, (first, last) in zip(names, starts, pairwise(bounds), strict=False):
         inside = (places[first:last] - start).to(base[name].device)
         b = base[name].detach().reshape(-1)[inside].float()
-        rows.append(torch.stack([e[name].detach().reshape(-1)[inside].float() - b for e in experts]).abs_())
+        rows.append(
+            torch.stack([e[name].detach().reshape(-1)[inside].float() - b for e in experts]).abs_()
+        )
     return torch.cat(rows, 1)
 
 
-def thresholds_between(pieces: Pieces, n_keep: int, low: Sequence[float], high: Sequence[float]) -> list[float] | None:
+def thresholds_between(
+    pieces: Pieces, n_keep: int, low: Sequence[float], high: Sequence[float]
+) -> list[float] | None:
     """The ``n_keep``-th largest \\|tau_t\\| of each expert if each lies strictly between its two bounds, else None. One pass."""
     above, between = [0] * len(low), [[] for _ in low]
     room = None
@@ -131,7 +153,11 @@ def thresholds_between(pieces: Pieces, n_keep: int, low: Sequence[float], high: 
             # Numbers 1 and 0 in place, and sums of them, are far quicker than masks, and a mask of few far quicker than one of all.
             above[t] += reaches.copy_(magnitude).ge_(high[t]).sum().long()
             inside.copy_(magnitude).gt_(low[t]).sub_(reaches)
-            some = magnitude if len(base) % GROUP else magnitude.view(GROUP, -1)[:, inside.view(GROUP, -1).sum(0) > 0]
+            some = (
+                magnitude
+                if len(base) % GROUP
+                else magnitude.view(GROUP, -1)[:, inside.view(GROUP, -1).sum(0) > 0]
+            )
             between[t].append(some[(some > low[t]) & (some < high[t])])
     found = []
     for count, values in zip(above, map(torch.cat, between), strict=True):
@@ -142,7 +168,9 @@ def thresholds_between(pieces: Pieces, n_keep: int, low: Sequence[float], high: 
     return found
 
 
-def thresholds(base: State, experts: Sequence[State], keep: float, names: Sequence[str]) -> list[float]:
+def thresholds(
+    base: State, experts: Sequence[State], keep: float, names: Sequence[str]
+) -> list[float]:
     """The int(D * keep)-th largest \\|tau_t\\| of each expert over the whole encoder; inf where int(D * keep) is 0.
 
     A random sample says between which magnitudes it lies; one pass counts those above and keeps those between. Where the sample
@@ -156,9 +184,14 @@ def thresholds(base: State, experts: Sequence[State], keep: float, names: Sequen
     size = sample.shape[1]
     if size == total:
         return sample.kthvalue(total - n_keep + 1).values.tolist()
-    rank, spread = size * n_keep / total, DEVIATIONS * math.sqrt(size * (n_keep / total) * (1 - n_keep / total)) + 1
-    low, high = ([end] * len(experts) if not 1 <= r <= size else sample.kthvalue(r).values.tolist()
-                 for r, end in ((int(size - rank - spread), -1.0), (int(size - rank + spread) + 1, math.inf)))
+    rank, spread = (
+        size * n_keep / total,
+        DEVIATIONS * math.sqrt(size * (n_keep / total) * (1 - n_keep / total)) + 1,
+    )
+    low, high = (
+        [end] * len(experts) if not 1 <= r <= size else sample.kthvalue(r).values.tolist()
+        for r, end in ((int(size - rank - spread), -1.0), (int(size - rank + spread) + 1, math.inf))
+    )
 
     def pieces() -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
         return ((b, parts) for b, *parts in cut([base, *experts], names))
@@ -167,12 +200,18 @@ def thresholds(base: State, experts: Sequence[State], keep: float, names: Sequen
     return counted_thresholds(pieces, keep).tolist() if found is None else found
 
 
-def trim_piece(base: Tensor, experts: Sequence[Tensor], smallest: Sequence[float], rows: Tensor) -> Tensor:
+def trim_piece(
+    base: Tensor, experts: Sequence[Tensor], smallest: Sequence[float], rows: Tensor
+) -> Tensor:
     """``rows [T, n]``, overwritten with the trimmed tau_t: what is at least ``smallest[t]`` in magnitude."""
     theta_b = base.float()
     for row, expert, least in zip(rows, experts, smallest, strict=True):
-        below = least if math.isinf(least) else float(torch.tensor(least).nextafter(torch.tensor(-1.0)))
-        torch.ops.aten.hardshrink.out(torch.sub(expert.float(), theta_b, out=row), below, out=row)  # 0 in [-below, below]
+        below = (
+            least if math.isinf(least) else float(torch.tensor(least).nextafter(torch.tensor(-1.0)))
+        )
+        torch.ops.aten.hardshrink.out(
+            torch.sub(expert.float(), theta_b, out=row), below, out=row
+        )  # 0 in [-below, below]
     return rows
 
 
@@ -195,8 +234,14 @@ def merge_piece(trimmed: Tensor, signs: Tensor, combine: Literal["sum", "mean"])
     return total.mul_(signs)
 
 
-def merged_vectors(base: State, experts: Sequence[State], target: State, *, keep: float, combine: Literal["sum", "mean"]
-                   ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def merged_vectors(
+    base: State,
+    experts: Sequence[State],
+    target: State,
+    *,
+    keep: float,
+    combine: Literal["sum", "mean"],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ties' merged task vector piece by piece (``states.Summed``).
 
     In the first pass columns that sum to 0 keep the negatives. Where entries cancelled and the overall sign turns out to be
@@ -211,7 +256,9 @@ def merged_vectors(base: State, experts: Sequence[State], target: State, *, keep
         signs = add_up(trimmed, sums[: len(b)]).sign_()
         votes.append(signs.sum())
         total = merge_piece(trimmed, signs.sub_(0.5).sign_(), combine)  # 0 becomes -1
-        cancelled.append(total.sign().sum() - votes[-1])  # of columns that sum to 0 only where entries cancelled anything is left
+        cancelled.append(
+            total.sign().sum() - votes[-1]
+        )  # of columns that sum to 0 only where entries cancelled anything is left
         yield b, total, out
     if not int(torch.stack(votes).long().sum()) > 0:
         return
@@ -219,7 +266,13 @@ def merged_vectors(base: State, experts: Sequence[State], target: State, *, keep
     for (b, *parts, out), differs in zip(cut([base, *experts, target], names), again, strict=True):
         if differs:
             trimmed = trim_piece(b, parts, smallest, rows[:, : len(b)])
-            yield b, merge_piece(trimmed, add_up(trimmed, sums[: len(b)]).sign_().add_(0.5).sign_(), combine), out
+            yield (
+                b,
+                merge_piece(
+                    trimmed, add_up(trimmed, sums[: len(b)]).sign_().add_(0.5).sign_(), combine
+                ),
+                out,
+            )
 
 
 def _checked(keep: float, combine: str) -> None:
@@ -229,8 +282,13 @@ def _checked(keep: float, combine: str) -> None:
         raise ConfigError(f"Ties: keep is a fraction in (0, 1], not {keep}.")
 
 
-def ties_direction(base: State, experts: Sequence[State], *, keep: float = 0.2,
-                   combine: Literal["sum", "mean"] = "sum") -> dict[str, Tensor]:
+def ties_direction(
+    base: State,
+    experts: Sequence[State],
+    *,
+    keep: float = 0.2,
+    combine: Literal["sum", "mean"] = "sum",
+) -> dict[str, Tensor]:
     """The merged task vector before scaling, float32. ``keep``: kept fraction of each tau_t, over the whole encoder at
     once. ``combine="sum"`` is the paper's form (the original's dis-sum), ``"mean"`` the original's default."""
     _checked(keep, combine)
@@ -238,8 +296,14 @@ def ties_direction(base: State, experts: Sequence[State], *, keep: float = 0.2,
 
 
 @method("ties", label="Ties", short="Ties", direction=ties_direction)
-def ties(base: State, experts: Sequence[State], *, lam: float = 0.3, keep: float = 0.2,
-         combine: Literal["sum", "mean"] = "sum") -> dict[str, Tensor]:
+def ties(
+    base: State,
+    experts: Sequence[State],
+    *,
+    lam: float = 0.3,
+    keep: float = 0.2,
+    combine: Literal["sum", "mean"] = "sum",
+) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * sum_t tau_t^Ties. Eq. 3. Raises ``ConfigError`` for options out of range."""
     _checked(keep, combine)
     return merged_by(merged_vectors, base, experts, lam, keep=keep, combine=combine)

@@ -8,8 +8,17 @@ command line. The merging functions are those of ``mergelib.merging``, the fits 
 from importlib import import_module
 from typing import Any
 
-WHERE = {"merge": "merging", "Merged": "merged", "Classifier": "merged", "load_merged": "merged", "align_classifier": "heads",
-         "evaluate": "heads", "features": "heads", "find_parts": "parts", "Parts": "parts"}
+WHERE = {
+    "merge": "merging",
+    "Merged": "merged",
+    "Classifier": "merged",
+    "load_merged": "merged",
+    "align_classifier": "heads",
+    "evaluate": "heads",
+    "features": "heads",
+    "find_parts": "parts",
+    "Parts": "parts",
+}
 __all__ = sorted(WHERE)
 
 

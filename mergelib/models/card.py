@@ -16,9 +16,14 @@ PAPER = "[arXiv 2412.13526](https://arxiv.org/abs/2412.13526)"
 
 def _front(record: Mapping[str, Any], is_image: bool) -> str:
     # Only a hub id is of use to others here; a folder's name is stated in the text.
-    parents = [p for p in [record.get("base"), *record.get("experts", {}).values()] if p and "/" in p]
-    head = {"library_name": "transformers", "pipeline_tag": "image-classification" if is_image else "text-classification",
-            "tags": ["merge", "mergelib"]} | ({"base_model": sorted({p.partition("@")[0] for p in parents})} if parents else {})
+    parents = [
+        p for p in [record.get("base"), *record.get("experts", {}).values()] if p and "/" in p
+    ]
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification" if is_image else "text-classification",
+        "tags": ["merge", "mergelib"],
+    } | ({"base_model": sorted({p.partition("@")[0] for p in parents})} if parents else {})
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
 
 
@@ -26,11 +31,15 @@ def _how(record: Mapping[str, Any]) -> str:
     method = METHODS.get(record.get("method", ""))
     formula = (method.function.__doc__ or "").strip().splitlines()[0] if method else ""
     options = ", ".join(f"{k} = {v}" for k, v in record.get("options", {}).items()) or "defaults"
-    rows = [("method", f"{record.get('label', 'unknown')} ({options})"), ("formula", f"`{formula}`" if formula else ""),
-            ("base", record.get("base") or "none"),
-            *(("expert", f"{task}: {source}") for task, source in record.get("experts", {}).items()),
-            ("parts", record.get("parts", "")), ("weights", f"merged in float32, saved in {record.get('dtype', 'float32')}"),
-            ("made with", f"mergelib {record.get('mergelib', '')}")]
+    rows = [
+        ("method", f"{record.get('label', 'unknown')} ({options})"),
+        ("formula", f"`{formula}`" if formula else ""),
+        ("base", record.get("base") or "none"),
+        *(("expert", f"{task}: {source}") for task, source in record.get("experts", {}).items()),
+        ("parts", record.get("parts", "")),
+        ("weights", f"merged in float32, saved in {record.get('dtype', 'float32')}"),
+        ("made with", f"mergelib {record.get('mergelib', '')}"),
+    ]
     return "\n".join(["| what | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows if b)])
 
 
@@ -38,38 +47,112 @@ def alignment_text(alignment: Mapping[str, Any]) -> str:
     """One sentence on how a head came to be."""
     if not alignment:
         return "the expert's own head, not re-aligned"
-    label = PROTOCOLS[alignment["protocol"]].label if alignment["protocol"] in PROTOCOLS else alignment["protocol"]
-    return (f"re-aligned by {label} (preset {alignment['preset']}) with {alignment['n']} unlabelled inputs, "
-            f"{alignment['n'] / alignment['classes']:.3g} per class")
+    label = (
+        PROTOCOLS[alignment["protocol"]].label
+        if alignment["protocol"] in PROTOCOLS
+        else alignment["protocol"]
+    )
+    return (
+        f"re-aligned by {label} (preset {alignment['preset']}) with {alignment['n']} unlabelled inputs, "
+        f"{alignment['n'] / alignment['classes']:.3g} per class"
+    )
 
 
 def _scores(scores: pd.DataFrame | None) -> str:
     if scores is None or scores.empty:
         return "## Scores\n\nNot evaluated when this folder was written."
-    means = scores.groupby(["task", "method", "protocol"], sort=False).agg(accuracy=("accuracy", "mean"), n=("n", "first")).reset_index()
-    rows = [f"| {r.task} | {r.method} | {PROTOCOLS[r.protocol].label if r.protocol in PROTOCOLS else r.protocol} | {r.accuracy:.1f} | {r.n} |"
-            for r in means.itertuples()]
-    return "\n".join(["## Scores", "", "| task | model | protocol | accuracy (%) | scored inputs |", "|---|---|---|---|---|", *rows])
+    means = (
+        scores.groupby(["task", "method", "protocol"], sort=False)
+        .agg(accuracy=("accuracy", "mean"), n=("n", "first"))
+        .reset_index()
+    )
+    rows = [
+        f"| {r.task} | {r.method} | {PROTOCOLS[r.protocol].label if r.protocol in PROTOCOLS else r.protocol} | {r.accuracy:.1f} | {r.n} |"
+        for r in means.itertuples()
+    ]
+    return "\n".join(
+        [
+            "## Scores",
+            "",
+            "| task | model | protocol | accuracy (%) | scored inputs |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
-def single(record: Mapping[str, Any], task: str, labels: Sequence[str], is_image: bool, scores: pd.DataFrame | None) -> str:
+def single(
+    record: Mapping[str, Any],
+    task: str,
+    labels: Sequence[str],
+    is_image: bool,
+    scores: pd.DataFrame | None,
+) -> str:
     """Card of an ordinary single-task folder."""
     auto = "image-classification" if is_image else "text-classification"
-    return "\n".join([
-        _front(record, is_image), f"# {task}: merged encoder with its head", "",
-        f"One encoder merged from {len(record.get('experts', {}))} fine-tuned models, with the head of the task *{task}*, "
-        f"{alignment_text(record['heads'][task])}. The method of re-alignment is that of {PAPER}.", "", _how(record), "",
-        f"Labels: {', '.join(map(str, labels))}.", "", _scores(scores), "",
-        "## Use", "", "```python", "from transformers import pipeline", "", f'pipeline("{auto}", "THIS FOLDER")', "```", ""])
+    return "\n".join(
+        [
+            _front(record, is_image),
+            f"# {task}: merged encoder with its head",
+            "",
+            f"One encoder merged from {len(record.get('experts', {}))} fine-tuned models, with the head of the task *{task}*, "
+            f"{alignment_text(record['heads'][task])}. The method of re-alignment is that of {PAPER}.",
+            "",
+            _how(record),
+            "",
+            f"Labels: {', '.join(map(str, labels))}.",
+            "",
+            _scores(scores),
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from transformers import pipeline",
+            "",
+            f'pipeline("{auto}", "THIS FOLDER")',
+            "```",
+            "",
+        ]
+    )
 
 
-def several(record: Mapping[str, Any], labels: Mapping[str, Sequence[str]], is_image: bool, scores: pd.DataFrame | None) -> str:
+def several(
+    record: Mapping[str, Any],
+    labels: Mapping[str, Sequence[str]],
+    is_image: bool,
+    scores: pd.DataFrame | None,
+) -> str:
     """Card of a folder with one encoder and T heads."""
-    heads = [f"| {t} | {len(names)} | {alignment_text(record['heads'][t])} |" for t, names in labels.items()]
-    return "\n".join([
-        _front(record, is_image), f"# One encoder, {len(labels)} tasks", "",
-        f"The encoder is merged once and shared; `heads/` holds what belongs to each task. The method of re-alignment is that of {PAPER}.", "",
-        _how(record), "", "| task | classes | head |", "|---|---|---|", *heads, "", _scores(scores), "",
-        "## Use", "", "Needs torch, transformers and safetensors only:", "", "```python",
-        "from load_merged import load, tasks  # the file in this folder", "", f"model = load({next(iter(labels))!r})", "```", "",
-        "`python load_merged.py TASK OUT` writes an ordinary single-task folder.", ""])
+    heads = [
+        f"| {t} | {len(names)} | {alignment_text(record['heads'][t])} |"
+        for t, names in labels.items()
+    ]
+    return "\n".join(
+        [
+            _front(record, is_image),
+            f"# One encoder, {len(labels)} tasks",
+            "",
+            f"The encoder is merged once and shared; `heads/` holds what belongs to each task. The method of re-alignment is that of {PAPER}.",
+            "",
+            _how(record),
+            "",
+            "| task | classes | head |",
+            "|---|---|---|",
+            *heads,
+            "",
+            _scores(scores),
+            "",
+            "## Use",
+            "",
+            "Needs torch, transformers and safetensors only:",
+            "",
+            "```python",
+            "from load_merged import load, tasks  # the file in this folder",
+            "",
+            f"model = load({next(iter(labels))!r})",
+            "```",
+            "",
+            "`python load_merged.py TASK OUT` writes an ordinary single-task folder.",
+            "",
+        ]
+    )

@@ -24,7 +24,9 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     flags = {k: v for k, v in vars(args).items() if k not in NOT_OPTIONS}
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"mergelib: note: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"mergelib: note: {message}", file=sys.stderr
+        )
         recipe = build(args.command, read_yaml(args.recipe) if args.recipe else {}, flags)
         {"merge": run_merge, "align": run_align, "evaluate": run_evaluate}[args.command](recipe)
     return 0
@@ -45,13 +47,26 @@ def run_merge(recipe: Any) -> None:
     from .merging import merge
 
     _need_out(recipe)
-    merged = merge(recipe.method, base=recipe.base or None, experts=recipe.experts, encoder=recipe.encoder, head=recipe.head,
-                   dtype=recipe.dtype, device=recipe.device, show_progress=True, **recipe.options)
+    merged = merge(
+        recipe.method,
+        base=recipe.base or None,
+        experts=recipe.experts,
+        encoder=recipe.encoder,
+        head=recipe.head,
+        dtype=recipe.dtype,
+        device=recipe.device,
+        show_progress=True,
+        **recipe.options,
+    )
     merged.save_pretrained(recipe.out, single=recipe.single, overwrite=recipe.overwrite)
-    print(f"{merged.record['label']} of {len(merged.heads)} experts: {', '.join(f'{t} ({len(h.labels)} classes)' for t, h in merged.heads.items())}")
+    print(
+        f"{merged.record['label']} of {len(merged.heads)} experts: {', '.join(f'{t} ({len(h.labels)} classes)' for t, h in merged.heads.items())}"
+    )
     print(merged.record["parts"])
-    print(f"saved in {recipe.out}: one encoder ({sum(t.numel() for t in merged.encoder.values()) / 1e6:.1f} M parameters, "
-          f"{merged.record['dtype']}), {len(merged.heads)} heads")
+    print(
+        f"saved in {recipe.out}: one encoder ({sum(t.numel() for t in merged.encoder.values()) / 1e6:.1f} M parameters, "
+        f"{merged.record['dtype']}), {len(merged.heads)} heads"
+    )
 
 
 def run_align(recipe: Any) -> None:
@@ -71,26 +86,53 @@ def run_align(recipe: Any) -> None:
         check_folder_name(name)
         if name not in recipe.experts:
             raise UnknownNameError("expert", name, recipe.experts)
-    options = {"device": recipe.device, "batch_size": recipe.batch_size, "max_length": recipe.max_length}
+    options = {
+        "device": recipe.device,
+        "batch_size": recipe.batch_size,
+        "max_length": recipe.max_length,
+    }
     aligned, scores = [], []
     for task in progress(list(recipe.inputs), desc="align"):
         expert = expert_classifier(recipe.experts[task], name=task)
         inputs = read_inputs(recipe.inputs[task], expert.is_image, recipe.text_column)
         if recipe.k:
-            rows = uniform_order(len(inputs), recipe.k * len(expert.head.labels), recipe.seed).tolist()
+            rows = uniform_order(
+                len(inputs), recipe.k * len(expert.head.labels), recipe.seed
+            ).tolist()
             inputs = [inputs[i] for i in rows]
-        aligned.append(align_classifier(merged, expert, inputs, task=task, protocol=recipe.protocol, preset=recipe.preset, **options))
+        aligned.append(
+            align_classifier(
+                merged,
+                expert,
+                inputs,
+                task=task,
+                protocol=recipe.protocol,
+                preset=recipe.preset,
+                **options,
+            )
+        )
         if task in recipe.data:
-            data = read_labelled(recipe.data[task], expert.is_image, recipe.text_column, recipe.limit)
+            data = read_labelled(
+                recipe.data[task], expert.is_image, recipe.text_column, recipe.limit
+            )
             if task in merged.heads:
-                scores.append(evaluate(merged, data, task=task, method="merged, old head", **options))
+                scores.append(
+                    evaluate(merged, data, task=task, method="merged, old head", **options)
+                )
             scores.append(evaluate(aligned[-1], data, method="merged, re-aligned head", **options))
             scores.append(evaluate(expert, data, method="expert", **options))
     result = merged.with_heads(*aligned)
     table = pd.concat(scores, ignore_index=True) if scores else None
-    result.save_pretrained(recipe.out, scores=table, single=recipe.single, overwrite=recipe.overwrite)
-    print_table(["task", "classes", "unlabelled inputs", "way"],
-                [[c.head.task, len(c.head.labels), c.head.alignment["n"], c.head.alignment["protocol"]] for c in aligned])
+    result.save_pretrained(
+        recipe.out, scores=table, single=recipe.single, overwrite=recipe.overwrite
+    )
+    print_table(
+        ["task", "classes", "unlabelled inputs", "way"],
+        [
+            [c.head.task, len(c.head.labels), c.head.alignment["n"], c.head.alignment["protocol"]]
+            for c in aligned
+        ],
+    )
     if table is not None:
         print()
         print_accuracies(table)
@@ -110,25 +152,59 @@ def run_evaluate(recipe: Any) -> None:
     for task, file in recipe.data.items():
         classifier = as_classifier(recipe.model, task) if several else as_classifier(recipe.model)
         data = read_labelled(file, classifier.is_image, recipe.text_column, recipe.limit)
-        fit = read_labelled(recipe.fit[task], classifier.is_image, recipe.text_column) if task in recipe.fit else None
-        frames.append(evaluate(classifier, data, recipe.protocols, expert=recipe.experts.get(task), fit=fit, k=recipe.k, seeds=recipe.seeds,
-                               draw=recipe.draw, preset=recipe.preset, device=recipe.device, batch_size=recipe.batch_size,
-                               max_length=recipe.max_length, show_progress=True).assign(task=task))
+        fit = (
+            read_labelled(recipe.fit[task], classifier.is_image, recipe.text_column)
+            if task in recipe.fit
+            else None
+        )
+        frames.append(
+            evaluate(
+                classifier,
+                data,
+                recipe.protocols,
+                expert=recipe.experts.get(task),
+                fit=fit,
+                k=recipe.k,
+                seeds=recipe.seeds,
+                draw=recipe.draw,
+                preset=recipe.preset,
+                device=recipe.device,
+                batch_size=recipe.batch_size,
+                max_length=recipe.max_length,
+                show_progress=True,
+            ).assign(task=task)
+        )
     table = pd.concat(frames, ignore_index=True)
     print_accuracies(table)
     if recipe.out:
         target = user_path(recipe.out)
         target.parent.mkdir(parents=True, exist_ok=True)
-        paths.write_whole(target, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+        paths.write_whole(
+            target, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+        )
         print(f"rows in {recipe.out}")
 
 
 def print_accuracies(table: Any) -> None:
     """A row per (task, model, protocol): mean over seeds with its standard deviation."""
-    groups = table.groupby(["task", "method", "protocol", "n"], sort=False).accuracy.agg(["mean", "std", "count"]).reset_index()
-    print_table(["task", "model", "protocol", "accuracy (%)", "n"],
-                [[r.task, r.method, r.protocol, f"{r.mean:.1f}" + (f" ± {r.std:.1f} ({r.count} draws)" if r.count > 1 else ""), r.n]
-                 for r in groups.itertuples()])
+    groups = (
+        table.groupby(["task", "method", "protocol", "n"], sort=False)
+        .accuracy.agg(["mean", "std", "count"])
+        .reset_index()
+    )
+    print_table(
+        ["task", "model", "protocol", "accuracy (%)", "n"],
+        [
+            [
+                r.task,
+                r.method,
+                r.protocol,
+                f"{r.mean:.1f}" + (f" ± {r.std:.1f} ({r.count} draws)" if r.count > 1 else ""),
+                r.n,
+            ]
+            for r in groups.itertuples()
+        ],
+    )
 
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:

@@ -42,18 +42,28 @@ def read_inputs(path: str | Path, is_image: bool, text_column: int | None = None
         return list(read_csv(found, text_column=text_column).inputs)
     elif found.suffix == ".txt":
         try:
-            inputs = [line for line in found.read_text(encoding="utf-8").splitlines() if line.strip()]
+            inputs = [
+                line for line in found.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"'{path}' cannot be read as UTF-8 text ({error}).") from error
     else:
         inputs = []
     if not inputs:
-        raise DataError(f"'{path}' holds no inputs: " + ("a folder with .png, .jpg, ... files is read." if is_image
-                                                         else ".txt with a text per line, .csv or .csv.gz is read."))
+        raise DataError(
+            f"'{path}' holds no inputs: "
+            + (
+                "a folder with .png, .jpg, ... files is read."
+                if is_image
+                else ".txt with a text per line, .csv or .csv.gz is read."
+            )
+        )
     return list(inputs)
 
 
-def read_labelled(path: str | Path, is_image: bool, text_column: int | None = None, limit: int = 0) -> tuple[list[Any], list[Any]]:
+def read_labelled(
+    path: str | Path, is_image: bool, text_column: int | None = None, limit: int = 0
+) -> tuple[list[Any], list[Any]]:
     """Inputs and labels: a CSV with a 1-based label first, or a folder per label name with images. ``limit``
     keeps so many rows, drawn at random with a fixed seed.
 
@@ -66,12 +76,23 @@ def read_labelled(path: str | Path, is_image: bool, text_column: int | None = No
         split = read_csv(found, text_column=text_column)
         rows = list(zip(split.inputs, split.labels.tolist(), strict=True))
     elif is_image and found.is_dir():
-        rows = [(p, folder.name) for folder in sorted(found.iterdir()) if folder.is_dir() for p in _images(folder)]
+        rows = [
+            (p, folder.name)
+            for folder in sorted(found.iterdir())
+            if folder.is_dir()
+            for p in _images(folder)
+        ]
     else:
         rows = []
     if not rows:
-        raise DataError(f"'{path}' holds no labelled inputs: " + ("a folder per label name, with images in it, is read." if is_image
-                                                                  else ".csv or .csv.gz with a 1-based label first is read."))
+        raise DataError(
+            f"'{path}' holds no labelled inputs: "
+            + (
+                "a folder per label name, with images in it, is read."
+                if is_image
+                else ".csv or .csv.gz with a 1-based label first is read."
+            )
+        )
     if limit and limit < len(rows):
         from ..protocols import uniform_order
 

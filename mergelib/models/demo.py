@@ -38,22 +38,43 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
     saved in ``folder`` as anybody would save it."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    found, config = study.task(task), study.profile.train_config(study.profile.fine_tuning, study.device)
+    found, config = (
+        study.task(task),
+        study.profile.train_config(study.profile.fine_tuning, study.device),
+    )
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(config.seed)
         model = AutoModelForSequenceClassification.from_pretrained(
-            base, id2label=dict(enumerate(found.label_names)), label2id={n: i for i, n in enumerate(found.label_names)},
-            dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+            base,
+            id2label=dict(enumerate(found.label_names)),
+            label2id={n: i for i, n in enumerate(found.label_names)},
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
         model.train()
 
         def collate(rows: list) -> dict:
             texts, labels = zip(*rows, strict=True)
-            batch = tokenizer(list(texts), truncation=True, max_length=study.encoder.max_length, padding=True, return_tensors="pt")
+            batch = tokenizer(
+                list(texts),
+                truncation=True,
+                max_length=study.encoder.max_length,
+                padding=True,
+                return_tensors="pt",
+            )
             return {**batch, "labels": torch.tensor(labels)}
 
-        train(model, list(zip(found.train.inputs, found.train.labels.tolist(), strict=True)), collate, config, device=study.device,
-              scratch=folder.with_name(folder.name + "-scratch"), desc=f"fine-tune {task}")
+        train(
+            model,
+            list(zip(found.train.inputs, found.train.labels.tolist(), strict=True)),
+            collate,
+            config,
+            device=study.device,
+            scratch=folder.with_name(folder.name + "-scratch"),
+            desc=f"fine-tune {task}",
+        )
         model.to("cpu").eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
@@ -62,15 +83,24 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
 def unlabelled(study: Study, task: str, k: int, seed: int = 0) -> list[str]:
     """k * C texts from the task's pool, drawn without looking at classes."""
     pool = study.pool(task)
-    return [pool.inputs[i] for i in uniform_order(len(pool), k * study.task(task).n_classes, seed).tolist()]
+    return [
+        pool.inputs[i]
+        for i in uniform_order(len(pool), k * study.task(task).n_classes, seed).tolist()
+    ]
 
 
-def before_after(study: Study, merged: Merged, aligned: Merged, experts: Mapping[str, Path], k: int) -> pd.DataFrame:
+def before_after(
+    study: Study, merged: Merged, aligned: Merged, experts: Mapping[str, Path], k: int
+) -> pd.DataFrame:
     """Test accuracy (percent) of expert, merged encoder with the old head, and with the re-aligned one: tidy rows."""
     rows = []
     for task, expert in experts.items():
         for method, model in ((EXPERT, expert), (OLD, merged), (NEW, aligned)):
-            rows.append(evaluate(model, study.task(task).test, task=task, method=method, device=study.device.type))
+            rows.append(
+                evaluate(
+                    model, study.task(task).test, task=task, method=method, device=study.device.type
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -80,10 +110,25 @@ def plot_before_after(scores: pd.DataFrame) -> Figure:
     cells = scores.set_index(["task", "method"]).accuracy
     fig, ax = plt.subplots(figsize=(COLUMN + 0.6, 2.3))
     for i, (method, style) in enumerate(((OLD, "current"), (NEW, "ft_classifier"))):
-        ax.bar(np.arange(len(tasks)) + (i - 0.5) * 0.36, [cells[t, method] for t in tasks], 0.36, label=method, edgecolor="black",
-               linewidth=0.5, color=PROTOCOL_STYLE[style]["color"], hatch=("", "//")[i])
+        ax.bar(
+            np.arange(len(tasks)) + (i - 0.5) * 0.36,
+            [cells[t, method] for t in tasks],
+            0.36,
+            label=method,
+            edgecolor="black",
+            linewidth=0.5,
+            color=PROTOCOL_STYLE[style]["color"],
+            hatch=("", "//")[i],
+        )
     for i, task in enumerate(tasks):
-        ax.hlines(cells[task, EXPERT], i - 0.42, i + 0.42, color="black", linestyle=":", label=EXPERT if i == 0 else None)
+        ax.hlines(
+            cells[task, EXPERT],
+            i - 0.42,
+            i + 0.42,
+            color="black",
+            linestyle=":",
+            label=EXPERT if i == 0 else None,
+        )
     ax.set_xticks(range(len(tasks)), [TASK_LABELS.get(t, t) for t in tasks])
     ax.set_ylabel("accuracy (%)")
     fig.legend(loc="outside upper center", ncols=3)
@@ -92,14 +137,23 @@ def plot_before_after(scores: pd.DataFrame) -> Figure:
 
 def wide(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per task, a column per model."""
-    table = scores.pivot(index="task", columns="method", values="accuracy").loc[list(dict.fromkeys(scores.task)), [OLD, NEW, EXPERT]]
-    return table.round(1).rename(index=lambda t: TASK_LABELS.get(t, t)).rename_axis(index=None, columns="accuracy (%)")
+    table = scores.pivot(index="task", columns="method", values="accuracy").loc[
+        list(dict.fromkeys(scores.task)), [OLD, NEW, EXPERT]
+    ]
+    return (
+        table.round(1)
+        .rename(index=lambda t: TASK_LABELS.get(t, t))
+        .rename_axis(index=None, columns="accuracy (%)")
+    )
 
 
 def alt(scores: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     cells = scores.set_index(["task", "method"]).accuracy
-    said = [f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} (expert {cells[t, EXPERT]:.1f})" for t in dict.fromkeys(scores.task)]
+    said = [
+        f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} (expert {cells[t, EXPERT]:.1f})"
+        for t in dict.fromkeys(scores.task)
+    ]
     return f"Accuracy in percent of the merged encoder with the old and with the re-aligned head: {'; '.join(said)}."
 
 
@@ -109,25 +163,52 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
 
     largest = 0.0
     for task, texts in inputs.items():
-        batch = aligned.processor(list(texts), padding=True, truncation=True, max_length=aligned.heads[task].config.max_position_embeddings, return_tensors="pt")
+        batch = aligned.processor(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=aligned.heads[task].config.max_position_embeddings,
+            return_tensors="pt",
+        )
         with torch.no_grad(), quiet():
-            plain = AutoModelForSequenceClassification.from_pretrained(folder / "tasks" / task, use_safetensors=True, trust_remote_code=False).eval()
+            plain = AutoModelForSequenceClassification.from_pretrained(
+                folder / "tasks" / task, use_safetensors=True, trust_remote_code=False
+            ).eval()
             own = aligned.classifier(task).model.to("cpu")
             largest = max(largest, float((plain(**batch).logits - own(**batch).logits).abs().max()))
     heads = sum((folder / "heads" / t / "head.safetensors").stat().st_size for t in aligned.heads)
     shared = (folder / "model.safetensors").stat().st_size
     apart = sum((folder / "tasks" / t / "model.safetensors").stat().st_size for t in aligned.heads)
-    return pd.DataFrame([
-        {"promised": "plain transformers predicts the same: logits differ by less than", "at most": 1e-5, "here": largest, "holds": largest < 1e-5},
-        {"promised": "shared folder over single folders, bytes of weights", "at most": 1.0, "here": (heads + shared) / apart, "holds": heads + shared < apart}])
+    return pd.DataFrame(
+        [
+            {
+                "promised": "plain transformers predicts the same: logits differ by less than",
+                "at most": 1e-5,
+                "here": largest,
+                "holds": largest < 1e-5,
+            },
+            {
+                "promised": "shared folder over single folders, bytes of weights",
+                "at most": 1.0,
+                "here": (heads + shared) / apart,
+                "holds": heads + shared < apart,
+            },
+        ]
+    )
 
 
 def provenance(study: Study, merged: Merged, k: int) -> Styler:
     """What made the numbers of the notebook."""
     p = study.profile
     rows: dict[str, Any] = {
-        "profile": p.name, "base model": p.backbone, "method": merged.record["label"], "options": merged.record["options"],
-        "parts": merged.record["parts"], "re-aligned with": f"{k} unlabelled texts per class, one draw", "device": study.device.type,
+        "profile": p.name,
+        "base model": p.backbone,
+        "method": merged.record["label"],
+        "options": merged.record["options"],
+        "parts": merged.record["parts"],
+        "re-aligned with": f"{k} unlabelled texts per class, one draw",
+        "device": study.device.type,
         "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, {p.threads} threads",
-        "versions": versions()}
+        "versions": versions(),
+    }
     return show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))

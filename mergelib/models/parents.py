@@ -22,11 +22,22 @@ from ..errors import ConfigError, OfflineError, StateDictError, UnsafeFileError,
 
 # Mapped pages count as memory of the process until the file is closed, so it is opened anew after this many bytes.
 REOPEN_AFTER = 16 << 20
-FLOATS, WHOLE = ("F64", "F32", "F16", "BF16"), ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")  # as safetensors writes them
+FLOATS, WHOLE = (
+    ("F64", "F32", "F16", "BF16"),
+    ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"),
+)  # as safetensors writes them
 MAX_LABELS = 100_000  # transformers makes a name for each that a configuration announces
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
-PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model",
-                   "spiece.model", "preprocessor_config.json")
+PROCESSOR_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "spm.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "preprocessor_config.json",
+)
 
 
 def class_name(config: Any) -> str:
@@ -58,7 +69,11 @@ def first_line(error: BaseException) -> str:
 
 def modern_name(name: str) -> str:
     """Names of checkpoints from before 2019 as transformers calls them now."""
-    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]], name)
+    return re.sub(
+        r"LayerNorm\.(gamma|beta)$",
+        lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]],
+        name,
+    )
 
 
 class Weights:
@@ -81,7 +96,9 @@ class Weights:
         self._where = {}
         for file in files:
             if not (folder / file).is_file():
-                raise ConfigError(f"'{folder.name}' lacks {file}, which its index names; copy the whole folder.")
+                raise ConfigError(
+                    f"'{folder.name}' lacks {file}, which its index names; copy the whole folder."
+                )
             self._where |= {modern_name(raw): (file, raw) for raw in self._handle(file).keys()}
 
     def _files(self) -> list[str] | None:
@@ -91,11 +108,22 @@ class Weights:
                 named = set(json.loads(index.read_text())["weight_map"].values())
                 if not all(isinstance(f, str) for f in named):
                     raise TypeError("a file's name is no text")
-            except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-                raise ConfigError(f"'{self.folder.name}': {index.name} is damaged ({error}).") from error
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                AttributeError,
+                TypeError,
+                RecursionError,
+            ) as error:
+                raise ConfigError(
+                    f"'{self.folder.name}': {index.name} is damaged ({error})."
+                ) from error
             for file in named:
                 if Path(file).name != file or file == ".." or "\\" in file:
-                    raise UnsafeFileError(f"'{self.folder.name}': {index.name} points outside its folder, to '{shortened(file)}'. Fetch the model again.")
+                    raise UnsafeFileError(
+                        f"'{self.folder.name}': {index.name} points outside its folder, to '{shortened(file)}'. Fetch the model again."
+                    )
                 user_path(self.folder / file)
             return sorted(named)
         return ["model.safetensors"] if (self.folder / "model.safetensors").is_file() else None
@@ -103,21 +131,29 @@ class Weights:
     def _load_pickled(self) -> dict[str, Tensor]:
         found = sorted(self.folder.glob("pytorch_model*.bin"))
         if not found:
-            adapter = " It holds an adapter: merge that into its base model first." if (self.folder / "adapter_config.json").exists() else ""
+            adapter = (
+                " It holds an adapter: merge that into its base model first."
+                if (self.folder / "adapter_config.json").exists()
+                else ""
+            )
             raise ConfigError(f"'{self.folder.name}' has no model.safetensors.{adapter}")
         state: dict[str, Tensor] = {}
         for path in found:
             try:
                 state |= torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # torch raises many kinds, the unpickler's own among them
-                raise UnsafeFileError(f"'{self.folder.name}': {path.name} is a pickle with more than plain tensors in it, or is damaged. "
-                                      "It was not run. Convert it to safetensors where you trust it.") from error
+                raise UnsafeFileError(
+                    f"'{self.folder.name}': {path.name} is a pickle with more than plain tensors in it, or is damaged. "
+                    "It was not run. Convert it to safetensors where you trust it."
+                ) from error
         if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
             raise StateDictError(f"'{self.folder.name}': its .bin file is no plain state dict.")
         odd = next((k for k, v in state.items() if not _is_plain(v)), None)
         if odd is not None:
-            raise StateDictError(f"'{self.folder.name}': tensor {shortened(odd)} of its .bin file is sparse, quantised, without data or larger than "
-                                 "its data. Save the model again as safetensors.")
+            raise StateDictError(
+                f"'{self.folder.name}': tensor {shortened(odd)} of its .bin file is sparse, quantised, without data or larger than "
+                "its data. Save the model again as safetensors."
+            )
         return state
 
     def _handle(self, file: str) -> Any:
@@ -127,7 +163,9 @@ class Weights:
             try:
                 self._open[file] = safe_open(str(self.folder / file), "pt")
             except (SafetensorError, OSError, MemoryError) as error:
-                raise ConfigError(f"'{self.folder.name}': {shortened(file)} is damaged or no safetensors file ({shortened(str(error), 200)}).") from error
+                raise ConfigError(
+                    f"'{self.folder.name}': {shortened(file)} is damaged or no safetensors file ({shortened(str(error), 200)})."
+                ) from error
             self._read[file] = 0
         return self._open[file]
 
@@ -139,20 +177,40 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         file, raw = self._where[name]
-        return tuple(self._handle(file).get_slice(raw).get_shape()) if file else tuple(self._pickled[name].shape)
+        return (
+            tuple(self._handle(file).get_slice(raw).get_shape())
+            if file
+            else tuple(self._pickled[name].shape)
+        )
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
         """Name -> dtype as safetensors writes it (F32, BF16, I64, ...). Raises ``StateDictError`` for one that is neither in ``FLOATS``
         nor in ``WHOLE``, such as F8: nothing here would merge it."""
-        plain = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64", torch.int32: "I32",
-                 torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
-        found = {n: self._handle(f).get_slice(r).get_dtype() if f else plain.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
-                 for n, (f, r) in self._where.items()}
+        plain = {
+            torch.float32: "F32",
+            torch.bfloat16: "BF16",
+            torch.float16: "F16",
+            torch.float64: "F64",
+            torch.int64: "I64",
+            torch.int32: "I32",
+            torch.int16: "I16",
+            torch.int8: "I8",
+            torch.uint8: "U8",
+            torch.bool: "BOOL",
+        }
+        found = {
+            n: self._handle(f).get_slice(r).get_dtype()
+            if f
+            else plain.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
+            for n, (f, r) in self._where.items()
+        }
         odd = next((n for n, kind in found.items() if kind not in (*FLOATS, *WHOLE)), None)
         if odd is not None:
-            raise StateDictError(f"'{self.folder.name}': {shortened(odd)} is stored as {found[odd]}, which cannot be merged; convert the model to "
-                                 "float32, bfloat16 or float16.")
+            raise StateDictError(
+                f"'{self.folder.name}': {shortened(odd)} is stored as {found[odd]}, which cannot be merged; convert the model to "
+                "float32, bfloat16 or float16."
+            )
         return found
 
     def is_float(self, name: str) -> bool:
@@ -171,8 +229,12 @@ class Weights:
 
 def _is_plain(t: Tensor) -> bool:
     """A dense tensor on the CPU whose storage holds all of it: an expanded one can announce any size."""
-    return (t.layout is torch.strided and t.device.type == "cpu" and not t.is_quantized
-            and t.numel() * t.element_size() <= t.untyped_storage().nbytes())
+    return (
+        t.layout is torch.strided
+        and t.device.type == "cpu"
+        and not t.is_quantized
+        and t.numel() * t.element_size() <= t.untyped_storage().nbytes()
+    )
 
 
 @dataclass
@@ -182,26 +244,37 @@ class Parent:
     name: str
     source: str
     folder: Path
-    scratch: Any = field(default=None, repr=False)  # keeps the temporary folder of a model that came loaded
+    scratch: Any = field(
+        default=None, repr=False
+    )  # keeps the temporary folder of a model that came loaded
 
     @cached_property
     def config(self) -> Any:
         """Raises ``ConfigError`` for a folder without a configuration that transformers itself knows."""
         from transformers import AutoConfig
 
-        given = read_json(self.folder / "config.json", f"'{self.name}' has no configuration: config.json")
+        given = read_json(
+            self.folder / "config.json", f"'{self.name}' has no configuration: config.json"
+        )
         announced = given.get("num_labels", 0)
         if not isinstance(announced, int) or not 0 <= announced <= MAX_LABELS:
-            raise ConfigError(f"'{self.name}': config.json announces {shortened(announced)} labels; a number up to {MAX_LABELS} is taken.")
+            raise ConfigError(
+                f"'{self.name}': config.json announces {shortened(announced)} labels; a number up to {MAX_LABELS} is taken."
+            )
         try:
             with quiet():
                 found = AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
-                if not all(isinstance(found.id2label.get(i), str | int | float) for i in range(found.num_labels)):
+                if not all(
+                    isinstance(found.id2label.get(i), str | int | float)
+                    for i in range(found.num_labels)
+                ):
                     raise ValueError("id2label does not name the classes 0, 1, 2, ...")
                 return found
         except Exception as error:  # a damaged configuration fails wherever transformers first uses the wrong value
-            raise ConfigError(f"'{self.name}' has no configuration that transformers knows without running the model's own code "
-                              f"({first_line(error)}).") from error
+            raise ConfigError(
+                f"'{self.name}' has no configuration that transformers knows without running the model's own code "
+                f"({first_line(error)})."
+            ) from error
 
     @cached_property
     def weights(self) -> Weights:
@@ -214,8 +287,10 @@ class Parent:
 
         named = class_name(self.config)
         if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
-            raise ConfigError(f"'{self.name}' is a {shortened(named)}, no ...ForSequenceClassification or ...ForImageClassification. Experts are "
-                              "fine-tuned classifiers; a model without a head can only be the base.")
+            raise ConfigError(
+                f"'{self.name}' is a {shortened(named)}, no ...ForSequenceClassification or ...ForImageClassification. Experts are "
+                "fine-tuned classifiers; a model without a head can only be the base."
+            )
         return getattr(transformers, named)
 
     @property
@@ -233,12 +308,18 @@ class Parent:
             return None
         from transformers import AutoImageProcessor, AutoTokenizer
 
-        image = (self.folder / "preprocessor_config.json").is_file() and not (self.folder / "tokenizer_config.json").is_file()
+        image = (self.folder / "preprocessor_config.json").is_file() and not (
+            self.folder / "tokenizer_config.json"
+        ).is_file()
         try:
             with quiet():
-                return (AutoImageProcessor if image else AutoTokenizer).from_pretrained(str(self.folder), trust_remote_code=False)
+                return (AutoImageProcessor if image else AutoTokenizer).from_pretrained(
+                    str(self.folder), trust_remote_code=False
+                )
         except Exception as error:  # the tokenizers' parser raises a bare Exception
-            raise ConfigError(f"'{self.name}': its tokenizer or image processor cannot be loaded ({first_line(error)}). Copy the folder again.") from error
+            raise ConfigError(
+                f"'{self.name}': its tokenizer or image processor cannot be loaded ({first_line(error)}). Copy the folder again."
+            ) from error
 
 
 def _download(source: str) -> Path:
@@ -250,13 +331,23 @@ def _download(source: str) -> Path:
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[*patterns, "pytorch_model*.bin"]))
+            folder = Path(
+                snapshot_download(
+                    name,
+                    revision=revision or None,
+                    allow_patterns=[*patterns, "pytorch_model*.bin"],
+                )
+            )
         return folder
     except HFValidationError as error:
-        raise ConfigError(f"'{shortened(source)}' is neither a folder on this machine nor a hub id.") from error
+        raise ConfigError(
+            f"'{shortened(source)}' is neither a folder on this machine nor a hub id."
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise OfflineError(f"'{source}' is no folder on this machine, and the hub did not deliver it. Check the name, or connect once. "
-                           f"({first_line(error)})") from error
+        raise OfflineError(
+            f"'{source}' is no folder on this machine, and the hub did not deliver it. Check the name, or connect once. "
+            f"({first_line(error)})"
+        ) from error
 
 
 def open_parent(source: Any, name: str = "") -> Parent:
@@ -271,9 +362,13 @@ def open_parent(source: Any, name: str = "") -> Parent:
         with quiet():
             source.save_pretrained(scratch.name)
         said = Path(str(getattr(source.config, "_name_or_path", ""))).name
-        return Parent(name or said or "model", said or "a loaded model", Path(scratch.name), scratch)
+        return Parent(
+            name or said or "model", said or "a loaded model", Path(scratch.name), scratch
+        )
     if not isinstance(source, str | os.PathLike):
-        raise ConfigError(f"A model is a hub id, a folder or a loaded transformers model, not {type(source).__name__}.")
+        raise ConfigError(
+            f"A model is a hub id, a folder or a loaded transformers model, not {type(source).__name__}."
+        )
     if not str(source).strip():
         raise ConfigError("A model's name is empty; give a hub id or a folder.")
     path = user_path(source)
@@ -281,7 +376,11 @@ def open_parent(source: Any, name: str = "") -> Parent:
         path = path.resolve()
         return Parent(name or path.name, path.name, path)
     if path.exists():
-        raise ConfigError(f"'{path.name}' is a file; give the folder that holds config.json and the weights.")
+        raise ConfigError(
+            f"'{path.name}' is a file; give the folder that holds config.json and the weights."
+        )
     if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ConfigError(f"There is no folder '{source}'.")
-    return Parent(name or str(source).partition("@")[0].rsplit("/")[-1], str(source), _download(str(source)))
+    return Parent(
+        name or str(source).partition("@")[0].rsplit("/")[-1], str(source), _download(str(source))
+    )

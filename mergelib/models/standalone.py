@@ -27,7 +27,11 @@ def load(task, folder=HERE):
     if task not in tasks(folder):
         raise ValueError(f"No head for task {task!r} here. Heads: {', '.join(tasks(folder))}.")
     index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    files = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if index.exists()
+        else ["model.safetensors"]
+    )
     state = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
     state.update(load_file(folder / "heads" / task / "head.safetensors"))
     config = transformers.AutoConfig.from_pretrained(folder / "heads" / task)

@@ -12,18 +12,41 @@ from .activations import activation_matching, collect_activations, correlation
 from .architectures import SPECS, bert_spec, clip_vision_spec, spec_for, t5_spec, vit_spec
 from .matching import Matching, weight_matching
 from .permute import (
-           Permutations,
-           apply,
-           check_permutations,
-           compose,
-           feature_index,
-           identity,
-           inverse,
-           permute_head,
-           random_permutations,
+    Permutations,
+    apply,
+    check_permutations,
+    compose,
+    feature_index,
+    identity,
+    inverse,
+    permute_head,
+    random_permutations,
 )
 from .spec import FIXED, Group, PermutationSpec, Site
 
-__all__ = ["FIXED", "SPECS", "Group", "Matching", "PermutationSpec", "Permutations", "Site", "activation_matching", "apply", "bert_spec",
-           "check_permutations", "clip_vision_spec", "collect_activations", "compose", "correlation", "feature_index", "identity", "inverse",
-           "permute_head", "random_permutations", "spec_for", "t5_spec", "vit_spec", "weight_matching"]
+__all__ = [
+    "FIXED",
+    "SPECS",
+    "Group",
+    "Matching",
+    "PermutationSpec",
+    "Permutations",
+    "Site",
+    "activation_matching",
+    "apply",
+    "bert_spec",
+    "check_permutations",
+    "clip_vision_spec",
+    "collect_activations",
+    "compose",
+    "correlation",
+    "feature_index",
+    "identity",
+    "inverse",
+    "permute_head",
+    "random_permutations",
+    "spec_for",
+    "t5_spec",
+    "vit_spec",
+    "weight_matching",
+]

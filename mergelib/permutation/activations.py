@@ -26,7 +26,9 @@ Activations = Mapping[Site, Tensor]
 
 
 @torch.no_grad()
-def collect_activations(spec: PermutationSpec, module: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[Site, Tensor]:
+def collect_activations(
+    spec: PermutationSpec, module: nn.Module, batches: Iterable[Mapping[str, Tensor]]
+) -> dict[Site, Tensor]:
     """The activations of every site of ``spec`` while ``module(**batch)`` runs on collated batches; without padding, which
     ``attention_mask`` marks where there is one.
 
@@ -35,7 +37,9 @@ def collect_activations(spec: PermutationSpec, module: nn.Module, batches: Itera
     training mode, ``StateDictError`` for one without the spec's submodules, ``DataError`` without a batch.
     """
     if module.training:
-        raise ConfigError("Activations are read in evaluation mode, where dropout is off; call module.eval() first.")
+        raise ConfigError(
+            "Activations are read in evaluation mode, where dropout is off; call module.eval() first."
+        )
     inner = getattr(module, "transformer", module)
     seen: dict[Site, list[Tensor]] = {site: [] for sites in spec.sites.values() for site in sites}
     real: Tensor | None = None
@@ -45,6 +49,7 @@ def collect_activations(spec: PermutationSpec, module: nn.Module, batches: Itera
             t = args[0] if site.end == "input" else output
             rows = t[real] if real is not None and real.shape == t.shape[:-1] else t.flatten(0, -2)
             seen[site].append(rows.float().cpu())
+
         return read
 
     with ExitStack() as hooks:
@@ -52,8 +57,10 @@ def collect_activations(spec: PermutationSpec, module: nn.Module, batches: Itera
             try:
                 part = inner.get_submodule(site.module)
             except AttributeError:
-                raise StateDictError(f"This module has no part '{site.module}', which the spec of {spec.architecture} reads. Give the module "
-                                     "and the spec of one encoder.") from None
+                raise StateDictError(
+                    f"This module has no part '{site.module}', which the spec of {spec.architecture} reads. Give the module "
+                    "and the spec of one encoder."
+                ) from None
             hooks.callback(part.register_forward_hook(reader(site)).remove)
         for batch in batches:
             real = batch["attention_mask"].bool() if "attention_mask" in batch else None
@@ -76,7 +83,9 @@ def _standardised(x: Tensor) -> Tensor:
     return torch.where(length > SILENT * size, x / length, 0)
 
 
-def activation_matching(spec: PermutationSpec, activations_a: Activations, activations_b: Activations) -> Matching:
+def activation_matching(
+    spec: PermutationSpec, activations_a: Activations, activations_b: Activations
+) -> Matching:
     """Permutations of B's units after which they correlate best with A's, summed over a group's sites; families do not
     influence each other, so one sweep is exact. A group without sites follows the blocks within it, or stays.
 
@@ -86,8 +95,14 @@ def activation_matching(spec: PermutationSpec, activations_a: Activations, activ
     permutations = identity(spec)
     before = after = 0.0
     for root, family in spec.families.items():
-        profits = {g: sum(correlation(*_both(site, spec.groups[g].size, activations_a, activations_b)) for site in spec.sites[g])
-                   for g in family if spec.sites.get(g)}
+        profits = {
+            g: sum(
+                correlation(*_both(site, spec.groups[g].size, activations_a, activations_b))
+                for site in spec.sites[g]
+            )
+            for g in family
+            if spec.sites.get(g)
+        }
         stay = float(sum(worth(p, permutations[g]) for g, p in profits.items()))
         moves, gain = best_move(spec, root, profits)
         bound = sum(len(spec.sites[g]) * spec.groups[g].size for g in profits)
@@ -99,14 +114,30 @@ def activation_matching(spec: PermutationSpec, activations_a: Activations, activ
     return Matching(permutations, (before, after), True)
 
 
-def _both(site: Site, size: int, activations_a: Activations, activations_b: Activations) -> tuple[Tensor, Tensor]:
+def _both(
+    site: Site, size: int, activations_a: Activations, activations_b: Activations
+) -> tuple[Tensor, Tensor]:
     for who, activations in (("A", activations_a), ("B", activations_b)):
         t = activations.get(site)
-        if t is None or t.dim() != 2 or t.shape[1] != size or len(t) < 2 or not torch.isfinite(t).all():
-            given = "missing" if t is None else f"{list(t.shape)}{'' if torch.isfinite(t).all() else ' with NaN or inf'}"
-            raise DataError(f"Network {who}: activations at the {site.end} of '{site.module}' have to be finite, [at least 2, {size}]; these are "
-                            f"{given}. Take them from collect_activations with the same spec.")
+        if (
+            t is None
+            or t.dim() != 2
+            or t.shape[1] != size
+            or len(t) < 2
+            or not torch.isfinite(t).all()
+        ):
+            given = (
+                "missing"
+                if t is None
+                else f"{list(t.shape)}{'' if torch.isfinite(t).all() else ' with NaN or inf'}"
+            )
+            raise DataError(
+                f"Network {who}: activations at the {site.end} of '{site.module}' have to be finite, [at least 2, {size}]; these are "
+                f"{given}. Take them from collect_activations with the same spec."
+            )
     x, y = activations_a[site], activations_b[site]
     if len(x) != len(y):
-        raise DataError(f"At the {site.end} of '{site.module}' A has {len(x)} rows and B {len(y)}; give both networks the same batches.")
+        raise DataError(
+            f"At the {site.end} of '{site.module}' A has {len(x)} rows and B {len(y)}; give both networks the same batches."
+        )
     return x, y

@@ -37,8 +37,20 @@ class _Draft:
             self.axes[f"{name}.bias"] = (RESIDUAL,)
         self.sites[RESIDUAL].append(Site(name, end))
 
-    def attention(self, block: int, query: str, key: str, value: str, output: str, *, heads: int, size: int, order: str = "",
-                  bias: bool = True, output_bias: bool = True) -> None:
+    def attention(
+        self,
+        block: int,
+        query: str,
+        key: str,
+        value: str,
+        output: str,
+        *,
+        heads: int,
+        size: int,
+        order: str = "",
+        bias: bool = True,
+        output_bias: bool = True,
+    ) -> None:
         """``heads`` heads of ``size`` rows; ``order`` names the group of heads where blocks share one."""
         order, qk, vo = order or f"heads.{block}", f"qk.{block}", f"vo.{block}"
         self.groups.setdefault(order, Group(heads))
@@ -49,7 +61,9 @@ class _Draft:
         self.sites[qk] = [Site(query, "output"), Site(key, "output")]
         self.sites[vo] = [Site(value, "output"), Site(output, "input")]
 
-    def feed_forward(self, block: int, inner: Sequence[str], output: str, *, size: int, bias: bool = True) -> None:
+    def feed_forward(
+        self, block: int, inner: Sequence[str], output: str, *, size: int, bias: bool = True
+    ) -> None:
         """``inner`` layers share their units: one, or two where one gates the other. Activations are read before the non-linearity,
         behind which a unit may be silent on every input."""
         units = f"ffn.{block}"
@@ -60,7 +74,14 @@ class _Draft:
         self.sites[units] = [Site(name, "output") for name in inner]
 
     def spec(self, architecture: str, width: int, feature: str) -> PermutationSpec:
-        return PermutationSpec(architecture, self.groups, self.axes, width, feature, {g: tuple(s) for g, s in self.sites.items()})
+        return PermutationSpec(
+            architecture,
+            self.groups,
+            self.axes,
+            width,
+            feature,
+            {g: tuple(s) for g, s in self.sites.items()},
+        )
 
 
 def bert_spec(config: Any) -> PermutationSpec:
@@ -74,10 +95,20 @@ def bert_spec(config: Any) -> PermutationSpec:
     for i in range(config.num_hidden_layers):
         block = f"encoder.layer.{i}"
         attention = f"{block}.attention"
-        draft.attention(i, *(f"{attention}.self.{n}" for n in ("query", "key", "value")), f"{attention}.output.dense", heads=heads,
-                        size=width // heads)
+        draft.attention(
+            i,
+            *(f"{attention}.self.{n}" for n in ("query", "key", "value")),
+            f"{attention}.output.dense",
+            heads=heads,
+            size=width // heads,
+        )
         draft.norm(f"{attention}.output.LayerNorm", "output")
-        draft.feed_forward(i, [f"{block}.intermediate.dense"], f"{block}.output.dense", size=config.intermediate_size)
+        draft.feed_forward(
+            i,
+            [f"{block}.intermediate.dense"],
+            f"{block}.output.dense",
+            size=config.intermediate_size,
+        )
         draft.norm(f"{block}.output.LayerNorm", "output")
     return draft.spec(config.model_type, width, RESIDUAL)
 
@@ -92,11 +123,27 @@ def t5_spec(config: Any) -> PermutationSpec:
     for i in range(config.num_layers):
         first, second = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
         draft.norm(f"{first}.layer_norm", "input", bias=False)
-        draft.attention(i, *(f"{first}.SelfAttention.{n}" for n in "qkvo"), heads=config.num_heads, size=config.d_kv, order="heads",
-                        bias=False, output_bias=False)
+        draft.attention(
+            i,
+            *(f"{first}.SelfAttention.{n}" for n in "qkvo"),
+            heads=config.num_heads,
+            size=config.d_kv,
+            order="heads",
+            bias=False,
+            output_bias=False,
+        )
         draft.norm(f"{second}.layer_norm", "input", bias=False)
-        draft.feed_forward(i, [f"{second}.DenseReluDense.{n}" for n in inner], f"{second}.DenseReluDense.wo", size=config.d_ff, bias=False)
-    draft.axes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (FIXED, "heads")
+        draft.feed_forward(
+            i,
+            [f"{second}.DenseReluDense.{n}" for n in inner],
+            f"{second}.DenseReluDense.wo",
+            size=config.d_ff,
+            bias=False,
+        )
+    draft.axes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (
+        FIXED,
+        "heads",
+    )
     draft.norm("encoder.final_layer_norm", "input", bias=False)
     return draft.spec(config.model_type, config.d_model, RESIDUAL)
 
@@ -112,9 +159,16 @@ def clip_vision_spec(config: Any) -> PermutationSpec:
     for i in range(config.num_hidden_layers):
         block = f"vision_model.encoder.layers.{i}"
         draft.norm(f"{block}.layer_norm1", "input")
-        draft.attention(i, *(f"{block}.self_attn.{n}_proj" for n in ("q", "k", "v", "out")), heads=heads, size=width // heads)
+        draft.attention(
+            i,
+            *(f"{block}.self_attn.{n}_proj" for n in ("q", "k", "v", "out")),
+            heads=heads,
+            size=width // heads,
+        )
         draft.norm(f"{block}.layer_norm2", "input")
-        draft.feed_forward(i, [f"{block}.mlp.fc1"], f"{block}.mlp.fc2", size=config.intermediate_size)
+        draft.feed_forward(
+            i, [f"{block}.mlp.fc1"], f"{block}.mlp.fc2", size=config.intermediate_size
+        )
     draft.norm("vision_model.post_layernorm", "input")
     draft.linear("visual_projection", FIXED, RESIDUAL, bias=False)
     return draft.spec(config.model_type, config.projection_dim, FIXED)
@@ -124,21 +178,38 @@ def vit_spec(config: Any) -> PermutationSpec:
     """A plain ViT (``ViTModel``), without pooler; features permute with the residual stream."""
     width, heads = config.hidden_size, config.num_attention_heads
     draft = _Draft(width)
-    draft.axes["embeddings.cls_token"] = draft.axes["embeddings.position_embeddings"] = (FIXED, FIXED, RESIDUAL)
+    draft.axes["embeddings.cls_token"] = draft.axes["embeddings.position_embeddings"] = (
+        FIXED,
+        FIXED,
+        RESIDUAL,
+    )
     draft.axes["embeddings.patch_embeddings.projection.weight"] = (RESIDUAL, FIXED, FIXED, FIXED)
     draft.axes["embeddings.patch_embeddings.projection.bias"] = (RESIDUAL,)
     for i in range(config.num_hidden_layers):
         block = f"layers.{i}"
         draft.norm(f"{block}.layernorm_before", "input")
-        draft.attention(i, *(f"{block}.attention.{n}_proj" for n in "qkvo"), heads=heads, size=width // heads, bias=config.qkv_bias)
+        draft.attention(
+            i,
+            *(f"{block}.attention.{n}_proj" for n in "qkvo"),
+            heads=heads,
+            size=width // heads,
+            bias=config.qkv_bias,
+        )
         draft.norm(f"{block}.layernorm_after", "input")
-        draft.feed_forward(i, [f"{block}.mlp.fc1"], f"{block}.mlp.fc2", size=config.intermediate_size)
+        draft.feed_forward(
+            i, [f"{block}.mlp.fc1"], f"{block}.mlp.fc2", size=config.intermediate_size
+        )
     draft.norm("layernorm", "input")
     return draft.spec(config.model_type, width, RESIDUAL)
 
 
 SPECS: dict[str, Callable[[Any], PermutationSpec]] = {
-    "bert": bert_spec, "roberta": bert_spec, "xlm-roberta": bert_spec, "t5": t5_spec, "clip_vision_model": clip_vision_spec, "vit": vit_spec,
+    "bert": bert_spec,
+    "roberta": bert_spec,
+    "xlm-roberta": bert_spec,
+    "t5": t5_spec,
+    "clip_vision_model": clip_vision_spec,
+    "vit": vit_spec,
 }
 """By the ``model_type`` of a transformers configuration."""
 

@@ -16,10 +16,14 @@ def assign(profit: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     matrices = profit.detach().cpu().reshape(-1, *profit.shape[-2:]).numpy()
-    return torch.stack([torch.from_numpy(linear_sum_assignment(m, maximize=True)[1]) for m in matrices]).view(profit.shape[:-1])
+    return torch.stack(
+        [torch.from_numpy(linear_sum_assignment(m, maximize=True)[1]) for m in matrices]
+    ).view(profit.shape[:-1])
 
 
-def best_move(spec: PermutationSpec, root: str, profits: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+def best_move(
+    spec: PermutationSpec, root: str, profits: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], float]:
     """The indices of ``root`` and of the groups within it that together are worth most, and by how much more than staying.
 
     ``profits``: per group ``[size, size]``, entry (i, j) for unit j going to slot i; a group without counts nothing.
@@ -35,16 +39,22 @@ def best_move(spec: PermutationSpec, root: str, profits: Mapping[str, Tensor]) -
     inside: dict[str, Tensor] = {}
     for name in inner:
         w = len(profits[name]) // n
-        pairs = profits[name].reshape(n, w, n, w).transpose(1, 2)  # [slot's block, unit's block, slot, unit]
+        pairs = (
+            profits[name].reshape(n, w, n, w).transpose(1, 2)
+        )  # [slot's block, unit's block, slot, unit]
         inside[name] = assign(pairs)
         score += pairs.gather(-1, inside[name].to(device)[..., None]).sum((-2, -1))
     order = assign(score)
     moves = {root: order}
     for name in spec.families[root][1:]:
         w = spec.groups[name].size // n
-        places = inside[name][torch.arange(n), order] if name in inside else torch.arange(w).expand(n, w)
+        places = (
+            inside[name][torch.arange(n), order] if name in inside else torch.arange(w).expand(n, w)
+        )
         moves[name] = (order[:, None] * w + places).flatten()
-    return moves, float(sum(worth(p, moves[name]) - p.diagonal().double().sum() for name, p in profits.items()))
+    return moves, float(
+        sum(worth(p, moves[name]) - p.diagonal().double().sum() for name, p in profits.items())
+    )
 
 
 def worth(profit: Tensor, index: Tensor) -> Tensor:

@@ -41,8 +41,16 @@ class Matching:
         return len(self.objective) - 1
 
 
-def weight_matching(spec: PermutationSpec, a: State, b: State, *, seed: int = 0, sweeps: int = 100, start: Permutations | None = None,
-                    progress: Progress = iter) -> Matching:
+def weight_matching(
+    spec: PermutationSpec,
+    a: State,
+    b: State,
+    *,
+    seed: int = 0,
+    sweeps: int = 100,
+    start: Permutations | None = None,
+    progress: Progress = iter,
+) -> Matching:
     """Permutations of ``b``'s units after which its weights are as near to ``a``'s as coordinate ascent finds.
 
     ``a`` and ``b`` are encoder states of ``spec``; no data is used. Without ``start`` the first sweep begins with the family that has
@@ -66,10 +74,16 @@ def weight_matching(spec: PermutationSpec, a: State, b: State, *, seed: int = 0,
         stale = _place(pair, progress)
         reached = pair.objective()
         if reached < objective[0]:
-            pair, stale, reached = _Pair(spec, a, b, identity(spec)), set(spec.families), objective[0]
+            pair, stale, reached = (
+                _Pair(spec, a, b, identity(spec)),
+                set(spec.families),
+                objective[0],
+            )
         objective.append(reached)
     while stale and len(objective) <= sweeps:
-        order = [list(spec.families)[i] for i in torch.randperm(len(spec.families), generator=generator)]
+        order = [
+            list(spec.families)[i] for i in torch.randperm(len(spec.families), generator=generator)
+        ]
         for root in progress(order):
             if root in stale:
                 stale.discard(root)
@@ -84,8 +98,14 @@ def _check(spec: PermutationSpec, a: State, b: State) -> None:
         spec.check(state, who)
         if bad := not_finite(state):
             raise StateDictError(f"{who} holds NaN or inf in {', '.join(bad[:5])}; make it again.")
-    if wrong := [f"{n} ({tuple(a[n].shape)}, {tuple(b[n].shape)})" for n in spec.axes if a[n].shape != b[n].shape]:
-        raise StateDictError(f"The networks differ in shape in {', '.join(wrong[:5])}. Match networks of one configuration, with one vocabulary.")
+    if wrong := [
+        f"{n} ({tuple(a[n].shape)}, {tuple(b[n].shape)})"
+        for n in spec.axes
+        if a[n].shape != b[n].shape
+    ]:
+        raise StateDictError(
+            f"The networks differ in shape in {', '.join(wrong[:5])}. Match networks of one configuration, with one vocabulary."
+        )
 
 
 def _place(pair: _Pair, progress: Progress) -> set[str]:
@@ -93,7 +113,12 @@ def _place(pair: _Pair, progress: Progress) -> set[str]:
     before one of their neighbours."""
     order: list[str] = []
     while len(order) < len(pair.spec.families):
-        order.append(max((r for r in pair.spec.families if r not in order), key=lambda root: pair.anchored(root, order)))
+        order.append(
+            max(
+                (r for r in pair.spec.families if r not in order),
+                key=lambda root: pair.anchored(root, order),
+            )
+        )
     for i, root in enumerate(progress(order)):
         pair.improve(root, order[:i])
     return {root for i, root in enumerate(order) if pair.neighbours[root] - set(order[:i])}
@@ -108,8 +133,13 @@ class _Pair:
         self.a = {n: t.float() for n, t in a.items()}
         self.b = apply(spec, permutations, {n: t.float() for n, t in b.items()})
         self.roots = {n: {spec.root(g) for g in groups if g} for n, groups in spec.axes.items()}
-        self.tensors = {root: [n for n, roots in self.roots.items() if root in roots] for root in spec.families}
-        self.neighbours = {root: set().union(*(self.roots[n] for n in names)) - {root} for root, names in self.tensors.items()}
+        self.tensors = {
+            root: [n for n, roots in self.roots.items() if root in roots] for root in spec.families
+        }
+        self.neighbours = {
+            root: set().union(*(self.roots[n] for n in names)) - {root}
+            for root, names in self.tensors.items()
+        }
         # No permutation earns more (Cauchy-Schwarz), and none changes it.
         bound = {n: float(self.a[n].norm() * self.b[n].norm()) for n in spec.axes}
         self.bound = {root: sum(bound[n] for n in names) for root, names in self.tensors.items()}
@@ -121,18 +151,24 @@ class _Pair:
     def anchored(self, root: str, placed: Sequence[str]) -> float:
         """Share of the root's weights in tensors whose other axes are fixed or placed."""
         sizes = {n: self.a[n].numel() for n in self.tensors[root]}
-        return sum(size for n, size in sizes.items() if self.roots[n] <= {root, *placed}) / max(1, sum(sizes.values()))
+        return sum(size for n, size in sizes.items() if self.roots[n] <= {root, *placed}) / max(
+            1, sum(sizes.values())
+        )
 
     def improve(self, root: str, placed: Sequence[str] | None = None) -> bool:
         """Make the root's best move, if it gains; with ``placed``, by the tensors of these families alone."""
-        profits = {g: p for g in self.spec.families[root] if (p := self.profit(g, placed)) is not None}
+        profits = {
+            g: p for g in self.spec.families[root] if (p := self.profit(g, placed)) is not None
+        }
         moves, gain = best_move(self.spec, root, profits)
         if gain <= ROUNDING * self.bound[root]:
             return False
         for group, index in moves.items():
             self.permutations[group] = self.permutations[group][index]
             if group in self.kept:
-                self.kept[group] = self.kept[group].index_select(1, index.to(self.kept[group].device))
+                self.kept[group] = self.kept[group].index_select(
+                    1, index.to(self.kept[group].device)
+                )
             for name, axis in self.spec.places[group]:
                 self.b[name] = self.b[name].index_select(axis, index.to(self.b[name].device))
         return True
@@ -145,8 +181,11 @@ class _Pair:
             if group not in self.kept:
                 self.kept[group] = self._product(kept, size)
             total = self.kept[group].clone()
-        rest = [(n, axis) for n, axis in self.spec.places[group]
-                if not self._keep(n, group) and (placed is None or self.roots[n] <= {root, *placed})]
+        rest = [
+            (n, axis)
+            for n, axis in self.spec.places[group]
+            if not self._keep(n, group) and (placed is None or self.roots[n] <= {root, *placed})
+        ]
         return self._product(rest, size, total) if rest else total
 
     def _keep(self, name: str, group: str) -> bool:
@@ -154,7 +193,9 @@ class _Pair:
         size = self.spec.groups[group].size
         return len(self.roots[name]) == 1 and self.a[name].numel() > size * size
 
-    def _product(self, places: Sequence[tuple[str, int]], size: int, total: Tensor | None = None) -> Tensor:
+    def _product(
+        self, places: Sequence[tuple[str, int]], size: int, total: Tensor | None = None
+    ) -> Tensor:
         for name, axis in places:
             left, right = (t[name].movedim(axis, 0).reshape(size, -1) for t in (self.a, self.b))
             total = left @ right.mT if total is None else total.addmm_(left, right.mT)

@@ -45,19 +45,32 @@ def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> di
 def check_permutations(spec: PermutationSpec, permutations: Permutations) -> None:
     """Raises ``ConfigError`` naming the group whose index is no permutation of its units, or leaves the blocks it lies in."""
     if permutations.keys() != spec.groups.keys():
-        raise ConfigError(f"Permutations of {spec.architecture} have one index per group; wrong or missing here: "
-                          f"{', '.join(sorted(permutations.keys() ^ spec.groups.keys())[:5])}. Take them from the same spec.")
+        raise ConfigError(
+            f"Permutations of {spec.architecture} have one index per group; wrong or missing here: "
+            f"{', '.join(sorted(permutations.keys() ^ spec.groups.keys())[:5])}. Take them from the same spec."
+        )
     for name, group in spec.groups.items():
         index = permutations[name]
-        if index.dtype != torch.int64 or index.shape != (group.size,) or not torch.equal(index.sort().values, torch.arange(group.size, device=index.device)):
-            raise ConfigError(f"The index of group '{name}' has to hold 0..{group.size - 1} once each, int64; this one is {index.dtype} "
-                              f"{list(index.shape)}.")
+        if (
+            index.dtype != torch.int64
+            or index.shape != (group.size,)
+            or not torch.equal(index.sort().values, torch.arange(group.size, device=index.device))
+        ):
+            raise ConfigError(
+                f"The index of group '{name}' has to hold 0..{group.size - 1} once each, int64; this one is {index.dtype} "
+                f"{list(index.shape)}."
+            )
     for name, group in spec.groups.items():
         if group.within:
             outer = permutations[group.within]
-            if not (blocks(permutations[name], len(outer)) // (group.size // len(outer)) == outer[:, None]).all():
-                raise ConfigError(f"The index of group '{name}' does not follow '{group.within}': units of one block have to stay together, and "
-                                  "where that group puts them.")
+            if not (
+                blocks(permutations[name], len(outer)) // (group.size // len(outer))
+                == outer[:, None]
+            ).all():
+                raise ConfigError(
+                    f"The index of group '{name}' does not follow '{group.within}': units of one block have to stay together, and "
+                    "where that group puts them."
+                )
 
 
 def permuted(t: Tensor, groups: tuple[str, ...], permutations: Permutations) -> Tensor:
@@ -82,7 +95,9 @@ def compose(outer: Permutations, inner: Permutations) -> dict[str, Tensor]:
     """``inner`` first, then ``outer``: ``apply(compose(p, q), x) = apply(p, apply(q, x))``. Raises ``ConfigError`` for permutations
     of other groups or sizes."""
     if {n: len(p) for n, p in outer.items()} != {n: len(p) for n, p in inner.items()}:
-        raise ConfigError("Only permutations of the same groups can be composed; these belong to different specs.")
+        raise ConfigError(
+            "Only permutations of the same groups can be composed; these belong to different specs."
+        )
     return {name: index[outer[name]] for name, index in inner.items()}
 
 
@@ -99,6 +114,11 @@ def feature_index(spec: PermutationSpec, permutations: Permutations) -> Tensor:
 def permute_head(head: Head, spec: PermutationSpec, permutations: Permutations) -> Head:
     """(W_t, b_t) for the permuted encoder: the same logits from its features. Raises ``StateDictError`` for a head of another d."""
     if head.weight.shape[-1] != spec.width:
-        raise StateDictError(f"This head takes features of {head.weight.shape[-1]} numbers, the encoder ({spec.architecture}) gives "
-                             f"{spec.width}; give the head that was fine-tuned with it.")
-    return Head(head.weight.index_select(-1, feature_index(spec, permutations).to(head.weight.device)), head.bias)
+        raise StateDictError(
+            f"This head takes features of {head.weight.shape[-1]} numbers, the encoder ({spec.architecture}) gives "
+            f"{spec.width}; give the head that was fine-tuned with it."
+        )
+    return Head(
+        head.weight.index_select(-1, feature_index(spec, permutations).to(head.weight.device)),
+        head.bias,
+    )

@@ -52,19 +52,31 @@ class PermutationSpec:
     sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        named = {self.feature, *self.sites, *(g for groups in self.axes.values() for g in groups)} - {FIXED}
+        named = {
+            self.feature,
+            *self.sites,
+            *(g for groups in self.axes.values() for g in groups),
+        } - {FIXED}
         if unknown := sorted(named - self.groups.keys()):
-            raise ConfigError(f"The spec of {self.architecture} uses {', '.join(unknown)}, which is none of its groups.")
+            raise ConfigError(
+                f"The spec of {self.architecture} uses {', '.join(unknown)}, which is none of its groups."
+            )
         for name, group in self.groups.items():
             outer = self.groups.get(group.within)
-            if group.size < 1 or (group.within and (outer is None or outer.within or group.size % outer.size)):
-                raise ConfigError(f"Group '{name}' of {self.architecture} has to hold whole blocks, one per unit of a group that lies in no "
-                                  f"other; it has {group.size} units within '{group.within}'.")
+            if group.size < 1 or (
+                group.within and (outer is None or outer.within or group.size % outer.size)
+            ):
+                raise ConfigError(
+                    f"Group '{name}' of {self.architecture} has to hold whole blocks, one per unit of a group that lies in no "
+                    f"other; it has {group.size} units within '{group.within}'."
+                )
         for tensor, groups in self.axes.items():
             roots = [self.root(g) for g in groups if g]
             if len(set(roots)) < len(roots):
                 # Two axes that move together make the best permutation a quadratic assignment, which is no linear one.
-                raise ConfigError(f"Two axes of '{tensor}' move with the group '{roots[0]}'; leave one of them fixed.")
+                raise ConfigError(
+                    f"Two axes of '{tensor}' move with the group '{roots[0]}'; leave one of them fixed."
+                )
 
     def root(self, group: str) -> str:
         """The group that ``group`` lies within, or itself: what is permuted in one step."""
@@ -73,7 +85,9 @@ class PermutationSpec:
     @cached_property
     def families(self) -> dict[str, tuple[str, ...]]:
         """Per root, the groups that move in one step with it, itself first."""
-        members: dict[str, list[str]] = {name: [name] for name, group in self.groups.items() if not group.within}
+        members: dict[str, list[str]] = {
+            name: [name] for name, group in self.groups.items() if not group.within
+        }
         for name, group in self.groups.items():
             if group.within:
                 members[group.within].append(name)
@@ -91,19 +105,34 @@ class PermutationSpec:
 
     def check(self, state: State, who: str = "The state") -> None:
         """Raises ``StateDictError`` naming the first five tensors that are missing, unknown or of another shape."""
-        missing, extra = sorted(self.axes.keys() - state.keys()), sorted(state.keys() - self.axes.keys())
+        missing, extra = (
+            sorted(self.axes.keys() - state.keys()),
+            sorted(state.keys() - self.axes.keys()),
+        )
         if missing or extra:
-            said = [f"lacks {first_five(missing)}"] * bool(missing) + [f"has unknown {first_five(extra)}"] * bool(extra)
-            raise StateDictError(f"{who} {' and '.join(said)} for the permutations of {self.architecture}. Give the encoder's own state "
-                                 "(encoder_state), without head or pooler, and the spec of its configuration (spec_for).")
-        wrong = [f"{name} {tuple(state[name].shape)}, not {self._shape(name)}" for name in sorted(self.axes) if not self._fits(name, state)]
+            said = [f"lacks {first_five(missing)}"] * bool(missing) + [
+                f"has unknown {first_five(extra)}"
+            ] * bool(extra)
+            raise StateDictError(
+                f"{who} {' and '.join(said)} for the permutations of {self.architecture}. Give the encoder's own state "
+                "(encoder_state), without head or pooler, and the spec of its configuration (spec_for)."
+            )
+        wrong = [
+            f"{name} {tuple(state[name].shape)}, not {self._shape(name)}"
+            for name in sorted(self.axes)
+            if not self._fits(name, state)
+        ]
         if wrong:
-            raise StateDictError(f"{who} has another shape than the spec of {self.architecture} in {first_five(wrong)}. Take the spec of this "
-                                 "encoder's own configuration (spec_for).")
+            raise StateDictError(
+                f"{who} has another shape than the spec of {self.architecture} in {first_five(wrong)}. Take the spec of this "
+                "encoder's own configuration (spec_for)."
+            )
 
     def _fits(self, name: str, state: State) -> bool:
         shape, groups = state[name].shape, self.axes[name]
-        return len(shape) == len(groups) and all(not g or n == self.groups[g].size for n, g in zip(shape, groups, strict=True))
+        return len(shape) == len(groups) and all(
+            not g or n == self.groups[g].size for n, g in zip(shape, groups, strict=True)
+        )
 
     def _shape(self, name: str) -> str:
         return f"({', '.join(str(self.groups[g].size) if g else 'any' for g in self.axes[name])})"

@@ -29,7 +29,11 @@ def load_text(profile: Profile, tasks: Sequence[Task]) -> Foundation:
     """f_b of ``profile.encoder.base``, a hub id or folder; an id at the profile's commit, or at that which was fetched and verified. Raises
     what ``load_base`` raises."""
     settings = profile.encoder
-    return Foundation(*load_base(settings.base, settings.max_length, settings.revision or locked_revision(settings.base)))
+    return Foundation(
+        *load_base(
+            settings.base, settings.max_length, settings.revision or locked_revision(settings.base)
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,12 @@ class Recipe:
 
 from . import bert, clip, t5, vit  # noqa: E402
 
-RECIPES: dict[str, Recipe] = {"bert": bert.RECIPE, "t5": t5.RECIPE, "clip": clip.RECIPE, "vit": vit.RECIPE}
+RECIPES: dict[str, Recipe] = {
+    "bert": bert.RECIPE,
+    "t5": t5.RECIPE,
+    "clip": clip.RECIPE,
+    "vit": vit.RECIPE,
+}
 """By ``profile.encoder.kind``."""
 
 __all__ = ["RECIPES", "Foundation", "Recipe", "bert", "clip", "load_text", "t5", "vit"]

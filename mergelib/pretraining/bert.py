@@ -46,7 +46,9 @@ def corpus_pieces(corpus: Sequence[str]) -> list[str]:
     From counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into characters.
     """
     words = words_by_frequency(corpus)
-    characters = sorted({c for w in words for c in w} | set("abcdefghijklmnopqrstuvwxyz0123456789.,?!'-"))
+    characters = sorted(
+        {c for w in words for c in w} | set("abcdefghijklmnopqrstuvwxyz0123456789.,?!'-")
+    )
     return list(dict.fromkeys([*words, *characters, *(f"##{c}" for c in characters)]))
 
 
@@ -65,13 +67,27 @@ def bert_config(vocab_size: int, layers: int, width: int, heads: int, max_length
     """A small BERT: dropout 0.1 as BERT-base, feed-forward 4 x width, ``max_length`` positions."""
     from transformers import BertConfig
 
-    return BertConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                      intermediate_size=4 * width, max_position_embeddings=max_length, pad_token_id=0)
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=max_length,
+        pad_token_id=0,
+    )
 
 
-def bert_encoder(tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int) -> TextEncoder:
+def bert_encoder(
+    tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int
+) -> TextEncoder:
     """The miniature BERT of a tokenizer."""
-    return TextEncoder(bert_config(len(tokenizer), layers, width, heads, max_length), tokenizer, max_length, "miniature")
+    return TextEncoder(
+        bert_config(len(tokenizer), layers, width, heads, max_length),
+        tokenizer,
+        max_length,
+        "miniature",
+    )
 
 
 class MaskedLM(nn.Module):
@@ -83,21 +99,37 @@ class MaskedLM(nn.Module):
 
         self.model = BertForMaskedLM(config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        hidden = self.model.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        hidden = self.model.bert(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         masked = labels != -100
         # The vocabulary projection dominates a small model's cost: apply it where the loss looks.
         logits = self.model.cls(hidden[masked])
         return {"loss": nn.functional.cross_entropy(logits.float(), labels[masked])}
 
 
-def mask_tokens(ids: Tensor, attention_mask: Tensor, *, mask_id: int, n_special: int, vocab_size: int, rate: float,
-                generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mask_tokens(
+    ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    mask_id: int,
+    n_special: int,
+    vocab_size: int,
+    rate: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
     """BERT's corruption of ``ids [B, L]``: of the chosen tokens 80 % become [MASK], 10 % a random word, 10 % stay.
 
     Returns corrupted ids and labels (-100 where nothing is predicted). Ids below ``n_special`` are never chosen.
     """
-    chosen = (torch.rand(ids.shape, generator=generator) < rate) & attention_mask.bool() & (ids >= n_special)
+    chosen = (
+        (torch.rand(ids.shape, generator=generator) < rate)
+        & attention_mask.bool()
+        & (ids >= n_special)
+    )
     if not chosen.any():  # an empty mean is NaN
         chosen = attention_mask.bool() & (ids >= n_special)
     fate = torch.rand(ids.shape, generator=generator)
@@ -107,18 +139,38 @@ def mask_tokens(ids: Tensor, attention_mask: Tensor, *, mask_id: int, n_special:
     return corrupted, torch.where(chosen, ids, -100)
 
 
-def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int,
-                  mask_rate: float, device: torch.device, scratch: Path, desc: str) -> tuple[TextEncoder, dict[str, Tensor], dict]:
+def pretrain_bert(
+    corpus: Sequence[str],
+    config: TrainConfig,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    max_length: int,
+    mask_rate: float,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+) -> tuple[TextEncoder, dict[str, Tensor], dict]:
     """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32, CPU) and info."""
     tokenizer = build_tokenizer(corpus)
-    encoder = bert_encoder(tokenizer, layers=layers, width=width, heads=heads, max_length=max_length)
+    encoder = bert_encoder(
+        tokenizer, layers=layers, width=width, heads=heads, max_length=max_length
+    )
     rows = encoder.prepare(corpus)
     generator = torch.Generator().manual_seed(config.seed)
 
     def collate(batch: list[list[int]]) -> dict[str, Tensor]:
         padded = encoder.collate(batch)
-        ids, labels = mask_tokens(padded["input_ids"], padded["attention_mask"], mask_id=tokenizer.mask_token_id,
-                                  n_special=len(SPECIAL), vocab_size=len(tokenizer), rate=mask_rate, generator=generator)
+        ids, labels = mask_tokens(
+            padded["input_ids"],
+            padded["attention_mask"],
+            mask_id=tokenizer.mask_token_id,
+            n_special=len(SPECIAL),
+            vocab_size=len(tokenizer),
+            rate=mask_rate,
+            generator=generator,
+        )
         return {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
 
     with torch.random.fork_rng(devices=[]):
@@ -126,7 +178,9 @@ def pretrain_bert(corpus: Sequence[str], config: TrainConfig, *, layers: int, wi
         model = MaskedLM(encoder.config)
         info = train(model, rows, collate, config, device=device, scratch=scratch, desc=desc)
     keep = encoder.module().transformer.state_dict().keys()
-    state = {k: v.detach().cpu().clone() for k, v in model.model.bert.state_dict().items() if k in keep}
+    state = {
+        k: v.detach().cpu().clone() for k, v in model.model.bert.state_dict().items() if k in keep
+    }
     return encoder, state, info
 
 
@@ -135,29 +189,63 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
     from ..tasks.miniature import WORLD_VERSION
 
     settings = profile.encoder
-    return {"world": WORLD_VERSION, "documents": settings.pretraining.documents, "mask_rate": settings.pretraining.mask_rate,
-            "shape": [settings.layers, settings.width, settings.heads, settings.max_length],
-            "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in tasks]}
+    return {
+        "world": WORLD_VERSION,
+        "documents": settings.pretraining.documents,
+        "mask_rate": settings.pretraining.mask_rate,
+        "shape": [settings.layers, settings.width, settings.heads, settings.max_length],
+        "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in tasks],
+    }
 
 
-def text_recipe(step: str, version: int, pretrain: Callable[..., tuple[TextEncoder, dict[str, Tensor], dict]],
-                rebuild_tokenizer: Callable[[Sequence[str]], Any], rebuild_encoder: Callable[..., TextEncoder], *, desc: str) -> Recipe:
+def text_recipe(
+    step: str,
+    version: int,
+    pretrain: Callable[..., tuple[TextEncoder, dict[str, Tensor], dict]],
+    rebuild_tokenizer: Callable[[Sequence[str]], Any],
+    rebuild_encoder: Callable[..., TextEncoder],
+    *,
+    desc: str,
+) -> Recipe:
     """The recipe of a text encoder that ``pretrain`` makes from the miniature corpus; the store keeps its weights and its vocabulary."""
 
     def shape(profile: Profile) -> dict[str, int]:
         settings = profile.encoder
-        return {"layers": settings.layers, "width": settings.width, "heads": settings.heads, "max_length": settings.max_length}
+        return {
+            "layers": settings.layers,
+            "width": settings.width,
+            "heads": settings.heads,
+            "max_length": settings.max_length,
+        }
 
-    def make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
+    def make(
+        profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path
+    ) -> Artifact:
         settings = profile.encoder.pretraining
-        encoder, state, info = pretrain(miniature_corpus(profile, tasks), profile.train_config(settings, device), **shape(profile),
-                                        mask_rate=settings.mask_rate, device=device, scratch=scratch, desc=desc)
+        encoder, state, info = pretrain(
+            miniature_corpus(profile, tasks),
+            profile.train_config(settings, device),
+            **shape(profile),
+            mask_rate=settings.mask_rate,
+            device=device,
+            scratch=scratch,
+            desc=desc,
+        )
         return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
 
     def reopen(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
-        return Foundation(rebuild_encoder(rebuild_tokenizer(made.info["vocab"]), **shape(profile)), made.tensors)
+        return Foundation(
+            rebuild_encoder(rebuild_tokenizer(made.info["vocab"]), **shape(profile)), made.tensors
+        )
 
     return Recipe(step, version, corpus_key, make, reopen)
 
 
-RECIPE = text_recipe("pretrain", PRETRAIN_VERSION, pretrain_bert, tokenizer_from_vocab, bert_encoder, desc="pre-train f_b")
+RECIPE = text_recipe(
+    "pretrain",
+    PRETRAIN_VERSION,
+    pretrain_bert,
+    tokenizer_from_vocab,
+    bert_encoder,
+    desc="pre-train f_b",
+)

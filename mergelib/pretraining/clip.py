@@ -38,15 +38,32 @@ TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS = 2, 64, 2
 # The prompts that OpenAI published with CLIP for the paper's eight data sets; for a CLIP that is loaded.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "sun397": ("a photo of a {}.", "a photo of the {}."),
-    "cars": ("a photo of a {}.", "a photo of the {}.", "a photo of my {}.", "i love my {}!",
-             *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old"))),
-    "resisc45": tuple(f"{where} {what} of {article}{{}}." for where in ("satellite", "aerial") for what in ("imagery", "photo", "view")
-                      for article in ("", "a ", "the ")),
-    "eurosat": tuple(f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")),
+    "cars": (
+        "a photo of a {}.",
+        "a photo of the {}.",
+        "a photo of my {}.",
+        "i love my {}!",
+        *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
+    ),
+    "resisc45": tuple(
+        f"{where} {what} of {article}{{}}."
+        for where in ("satellite", "aerial")
+        for what in ("imagery", "photo", "view")
+        for article in ("", "a ", "the ")
+    ),
+    "eurosat": tuple(
+        f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")
+    ),
     "svhn": ('a photo of the number: "{}".',),
-    "gtsrb": tuple(f'a {how} photo of a "{{}}" traffic sign.' for how in ("zoomed in", "centered", "close up")),
+    "gtsrb": tuple(
+        f'a {how} photo of a "{{}}" traffic sign.' for how in ("zoomed in", "centered", "close up")
+    ),
     "mnist": ('a photo of the number: "{}".',),
-    "dtd": tuple(f"a photo of {article} {{}} {what}." for article in ("a", "the") for what in ("texture", "pattern", "thing", "object")),
+    "dtd": tuple(
+        f"a photo of {article} {{}} {what}."
+        for article in ("a", "the")
+        for what in ("texture", "pattern", "thing", "object")
+    ),
 }
 
 
@@ -66,10 +83,18 @@ def word_tokenizer(vocab: Sequence[str]) -> Any:
 
     words = Tokenizer(WordLevel({w: i for i, w in enumerate(vocab)}, unk_token=SPECIAL[UNK]))
     words.normalizer, words.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
-    words.post_processor = TemplateProcessing(single=f"{SPECIAL[BOS]} $A {SPECIAL[EOS]}",
-                                              special_tokens=[(SPECIAL[BOS], BOS), (SPECIAL[EOS], EOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=SPECIAL[PAD], unk_token=SPECIAL[UNK], bos_token=SPECIAL[BOS],
-                                   eos_token=SPECIAL[EOS], model_max_length=MAX_WORDS)
+    words.post_processor = TemplateProcessing(
+        single=f"{SPECIAL[BOS]} $A {SPECIAL[EOS]}",
+        special_tokens=[(SPECIAL[BOS], BOS), (SPECIAL[EOS], EOS)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token=SPECIAL[PAD],
+        unk_token=SPECIAL[UNK],
+        bos_token=SPECIAL[BOS],
+        eos_token=SPECIAL[EOS],
+        model_max_length=MAX_WORDS,
+    )
 
 
 def clip_config(profile: Profile, vocab_size: int) -> Any:
@@ -78,12 +103,27 @@ def clip_config(profile: Profile, vocab_size: int) -> Any:
 
     shape = profile.encoder
     # Any eos id but 2: with that one transformers pools at the largest id of a text instead of at [EOS].
-    text = {"vocab_size": vocab_size, "hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "num_hidden_layers": TEXT_LAYERS,
-            "num_attention_heads": TEXT_HEADS, "max_position_embeddings": MAX_WORDS, "pad_token_id": PAD, "bos_token_id": BOS,
-            "eos_token_id": EOS, "projection_dim": shape.projection}
-    vision = {"hidden_size": shape.width, "intermediate_size": 4 * shape.width, "num_hidden_layers": shape.layers,
-              "num_attention_heads": shape.heads, "image_size": shape.image_size, "patch_size": shape.patch_size,
-              "projection_dim": shape.projection}
+    text = {
+        "vocab_size": vocab_size,
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": TEXT_LAYERS,
+        "num_attention_heads": TEXT_HEADS,
+        "max_position_embeddings": MAX_WORDS,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "projection_dim": shape.projection,
+    }
+    vision = {
+        "hidden_size": shape.width,
+        "intermediate_size": 4 * shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "image_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "projection_dim": shape.projection,
+    }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=shape.projection)
 
 
@@ -100,10 +140,14 @@ class CaptionContrast(nn.Module):
 
         self.clip = CLIPModel(config)
 
-    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> dict[str, Tensor]:
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=MAX_SCALE)
-        logits = self.clip(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits_per_image.float()
+        logits = self.clip(
+            pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask
+        ).logits_per_image.float()
         same = (input_ids[:, None] == input_ids[None]).all(-1).to(logits.dtype)
         target = same / same.sum(1, keepdim=True)
         return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2}
@@ -113,12 +157,22 @@ def check_words(task: Task, captions: Sequence[str]) -> None:
     """Raises ``DataError`` naming words of class names that no caption has: their embeddings would be noise."""
     unknown = sorted(set(words_by_frequency(task.label_names)) - set(words_by_frequency(captions)))
     if unknown:
-        raise DataError(f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class names; its zero-shot head "
-                        "would be noise. Pre-train on captions with these words.")
+        raise DataError(
+            f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class names; its zero-shot head "
+            "would be noise. Pre-train on captions with these words."
+        )
 
 
-def pretrain_clip(pictures: Tensor, captions: Sequence[str], config: TrainConfig, make_config: Callable[[int], Any], *,
-                  device: torch.device, scratch: Path, desc: str) -> tuple[nn.Module, list[str], dict]:
+def pretrain_clip(
+    pictures: Tensor,
+    captions: Sequence[str],
+    config: TrainConfig,
+    make_config: Callable[[int], Any],
+    *,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+) -> tuple[nn.Module, list[str], dict]:
     """A ``CLIPModel`` trained on pictures ``uint8 [N, 3, S, S]`` with a caption each; ``make_config`` takes the vocabulary's size.
 
     Returns the model (CPU, evaluation mode, logit scale 100), its vocabulary in id order and training info."""
@@ -131,12 +185,18 @@ def pretrain_clip(pictures: Tensor, captions: Sequence[str], config: TrainConfig
     def collate(rows: list[int]) -> dict[str, Tensor]:
         mask = tokens["attention_mask"][rows]
         length = int(mask.sum(1).max())
-        return {**encoder.collate(pictures[rows]), "input_ids": tokens["input_ids"][rows, :length], "attention_mask": mask[:, :length]}
+        return {
+            **encoder.collate(pictures[rows]),
+            "input_ids": tokens["input_ids"][rows, :length],
+            "attention_mask": mask[:, :length],
+        }
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = CaptionContrast(shape)
-        info = train(model, range(len(captions)), collate, config, device=device, scratch=scratch, desc=desc)
+        info = train(
+            model, range(len(captions)), collate, config, device=device, scratch=scratch, desc=desc
+        )
     clip = model.clip.cpu().eval().requires_grad_(False)
     learned = min(100.0, float(clip.logit_scale.exp()))
     # Where CLIP's scale arrives after long training, and the scale of its published heads. At rates around 1e-3 a few hundred steps
@@ -149,10 +209,20 @@ def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
     from ..tasks.miniature.images import IMAGE_WORLD_VERSION, prompts
 
     shape = profile.encoder
-    return {"world": IMAGE_WORLD_VERSION, "captions": shape.pretraining.documents,
-            "shape": [shape.layers, shape.width, shape.heads, shape.image_size, shape.patch_size, shape.projection],
-            "text": [TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS, MAX_WORDS],
-            "classes": [[t.name, list(t.label_names), list(prompts(t.name))] for t in tasks]}
+    return {
+        "world": IMAGE_WORLD_VERSION,
+        "captions": shape.pretraining.documents,
+        "shape": [
+            shape.layers,
+            shape.width,
+            shape.heads,
+            shape.image_size,
+            shape.patch_size,
+            shape.projection,
+        ],
+        "text": [TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS, MAX_WORDS],
+        "classes": [[t.name, list(t.label_names), list(prompts(t.name))] for t in tasks],
+    }
 
 
 def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
@@ -164,13 +234,23 @@ def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch
     known = words_by_frequency(captions)
     for task in tasks:
         check_words(task, known)
-    clip, vocab, info = pretrain_clip(pictures, captions, profile.train_config(settings, device), lambda n: clip_config(profile, n),
-                                      device=device, scratch=scratch, desc="pre-train f_b (CLIP)")
+    clip, vocab, info = pretrain_clip(
+        pictures,
+        captions,
+        profile.train_config(settings, device),
+        lambda n: clip_config(profile, n),
+        device=device,
+        scratch=scratch,
+        desc="pre-train f_b (CLIP)",
+    )
     tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
     tokenize = as_batches(word_tokenizer(vocab), MAX_WORDS)
     # Stored, not made anew at each opening: every expert is known by the bytes of its head.
     heads = {t.name: zero_shot_head(clip, tokenize, t.label_names, prompts(t.name)) for t in tasks}
-    return Artifact(tensors | {f"head.{n}": h.weight for n, h in heads.items()}, {"vocab": vocab, "training": info})
+    return Artifact(
+        tensors | {f"head.{n}": h.weight for n, h in heads.items()},
+        {"vocab": vocab, "training": info},
+    )
 
 
 def open_clip(profile: Profile, made: Artifact) -> ClipParts:
@@ -180,7 +260,11 @@ def open_clip(profile: Profile, made: Artifact) -> ClipParts:
     vocab = made.info["vocab"]
     model = CLIPModel(clip_config(profile, len(vocab))).eval().requires_grad_(False)
     model.load_state_dict(below(made.tensors, "clip."))
-    return ClipParts.of(model, ImageEncoder(model.config.vision_config, "miniature"), as_batches(word_tokenizer(vocab), MAX_WORDS))
+    return ClipParts.of(
+        model,
+        ImageEncoder(model.config.vision_config, "miniature"),
+        as_batches(word_tokenizer(vocab), MAX_WORDS),
+    )
 
 
 def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
@@ -192,12 +276,18 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
 def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
     base = profile.encoder.base
     if not base.startswith((".", "/", "~")) and not Path(base).exists():
-        base = Parent(base.rpartition("/")[2], base, fetch_model(base, profile.encoder.revision, kind="clip"))
+        base = Parent(
+            base.rpartition("/")[2], base, fetch_model(base, profile.encoder.revision, kind="clip")
+        )
     parts = load_clip(base)
     for task in tasks:
         if task.name not in PROMPTS:
             raise UnknownNameError("image task with prompts", task.name, PROMPTS)
-    return Foundation(parts.encoder, parts.state, {t.name: parts.head(t.label_names, PROMPTS[t.name]) for t in tasks})
+    return Foundation(
+        parts.encoder,
+        parts.state,
+        {t.name: parts.head(t.label_names, PROMPTS[t.name]) for t in tasks},
+    )
 
 
 RECIPE = Recipe("pretrain_clip", PRETRAIN_CLIP_VERSION, _key, _make, _open, _load)

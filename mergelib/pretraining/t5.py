@@ -18,7 +18,9 @@ from ..training import TrainConfig, train
 from .bert import corpus_pieces, text_recipe
 
 PRETRAIN_T5_VERSION = 1
-EMBEDDING_SCALE = 0.1  # T5 begins with embeddings of deviation 1, which some hundred steps of AdamW hardly move
+EMBEDDING_SCALE = (
+    0.1  # T5 begins with embeddings of deviation 1, which some hundred steps of AdamW hardly move
+)
 MEAN_SPAN = 3  # tokens
 NOISE_RATE = 0.15  # of the published T5s
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as T5 has them
@@ -56,22 +58,40 @@ def t5_tokenizer_from_vocab(vocab: Sequence[str]):
     backend = Tokenizer(WordPiece(ids, unk_token=UNK))
     backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    backend.post_processor = TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, ids[EOS])])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK,
-                                   extra_special_tokens=[p for p in vocab if p.startswith("<extra_id_")])
+    backend.post_processor = TemplateProcessing(
+        single=f"$A {EOS}", special_tokens=[(EOS, ids[EOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNK,
+        extra_special_tokens=[p for p in vocab if p.startswith("<extra_id_")],
+    )
 
 
 def t5_config(vocab_size: int, layers: int, width: int, heads: int):
     """A small T5, encoder and decoder of equal depth: ReLU, feed-forward 4 x width, dropout 0.1, 32 buckets of relative positions."""
     from transformers import T5Config
 
-    return T5Config(vocab_size=vocab_size, d_model=width, d_kv=width // heads, d_ff=4 * width, num_layers=layers, num_heads=heads,
-                    decoder_start_token_id=0)
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=width,
+        d_kv=width // heads,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_heads=heads,
+        decoder_start_token_id=0,
+    )
 
 
-def t5_encoder(tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int) -> TextEncoder:
+def t5_encoder(
+    tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int
+) -> TextEncoder:
     """The encoder of the miniature T5 of a tokenizer."""
-    return TextEncoder(t5_config(len(tokenizer), layers, width, heads), tokenizer, max_length, "miniature")
+    return TextEncoder(
+        t5_config(len(tokenizer), layers, width, heads), tokenizer, max_length, "miniature"
+    )
 
 
 # ---- span corruption ----------------------------------------------------------------------------------------------------
@@ -81,7 +101,9 @@ def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Tokens to corrupt and spans to put them in, per text: ``lengths [B]`` (without ``</s>``) -> two ``[B]``.
 
     A text of one token is left whole: nothing would remain to rebuild it from."""
-    noise = torch.minimum((lengths.double() * rate).round().long().clamp(min=1), lengths - 1).clamp(min=0)
+    noise = torch.minimum((lengths.double() * rate).round().long().clamp(min=1), lengths - 1).clamp(
+        min=0
+    )
     spans = (noise / MEAN_SPAN).round().long().clamp(min=1)
     return noise, torch.minimum(spans, torch.minimum(noise, lengths - noise))
 
@@ -89,10 +111,16 @@ def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 def random_lengths(total: Tensor, parts: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """Split ``total [B]`` into ``parts [B]`` positive lengths, every split equally likely: ``[B, width]``, zeros behind."""
     gaps = torch.arange(width)[None]  # gap i lies between items i and i + 1
-    keys = torch.rand(len(total), width, generator=generator).masked_fill(gaps >= total[:, None] - 1, 2.0)
+    keys = torch.rand(len(total), width, generator=generator).masked_fill(
+        gaps >= total[:, None] - 1, 2.0
+    )
     cut = keys.argsort(1).argsort(1) < parts[:, None] - 1
-    part = torch.cat([torch.zeros(len(total), 1, dtype=torch.long), cut.long().cumsum(1)[:, :-1]], 1)
-    return torch.zeros(len(total), width, dtype=torch.long).scatter_add_(1, part, (gaps < total[:, None]).long())
+    part = torch.cat(
+        [torch.zeros(len(total), 1, dtype=torch.long), cut.long().cumsum(1)[:, :-1]], 1
+    )
+    return torch.zeros(len(total), width, dtype=torch.long).scatter_add_(
+        1, part, (gaps < total[:, None]).long()
+    )
 
 
 def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Generator) -> Tensor:
@@ -108,7 +136,9 @@ def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Genera
     return steps.cumsum(1)[:, :width] > 0
 
 
-def corrupt_spans(ids: Tensor, real: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> tuple[Tensor, Tensor]:
+def corrupt_spans(
+    ids: Tensor, real: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int
+) -> tuple[Tensor, Tensor]:
     """Inputs with a sentinel for each corrupted span, and targets that say what each sentinel stands for.
 
     ``ids, real, noise [B, L]`` (``noise`` only where ``real``), ``sentinels [S]`` ids, S above the number of spans. Returns inputs
@@ -120,7 +150,9 @@ def corrupt_spans(ids: Tensor, real: Tensor, noise: Tensor, sentinels: Tensor, p
 
     kept = real & (~noise | first)
     inputs = torch.full((len(ids), int(kept.sum(1).max())), pad_id)
-    inputs[rows[kept], (kept.cumsum(1) - 1)[kept]] = torch.where(first, sentinels[(span - 1).clamp(min=0)], ids)[kept]
+    inputs[rows[kept], (kept.cumsum(1) - 1)[kept]] = torch.where(
+        first, sentinels[(span - 1).clamp(min=0)], ids
+    )[kept]
 
     n_noise, n_spans = noise.sum(1), first.sum(1)
     targets = torch.full((len(ids), int((n_noise + n_spans).max()) + 1), -100)
@@ -131,20 +163,36 @@ def corrupt_spans(ids: Tensor, real: Tensor, noise: Tensor, sentinels: Tensor, p
     return inputs, targets
 
 
-def corrupted_batch(encoder: TextEncoder, rows: Sequence[Sequence[int]], rate: float, generator: torch.Generator) -> dict[str, Tensor]:
+def corrupted_batch(
+    encoder: TextEncoder, rows: Sequence[Sequence[int]], rate: float, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Token ids as the whole T5 sees them in pre-training: ``input_ids, attention_mask [B, L_in]`` and ``labels [B, L_out]``."""
     padded, tokenizer = encoder.collate(rows), encoder.tokenizer
     real = padded["attention_mask"].bool()
     noise = noise_mask(real.sum(1) - 1, real.shape[1], rate, generator)  # </s> is never corrupted
     names = [sentinel(i) for i in range(sentinels_needed(encoder.max_length, rate))]
-    inputs, targets = corrupt_spans(padded["input_ids"], real, noise, torch.tensor(tokenizer.convert_tokens_to_ids(names)), tokenizer.pad_token_id)
-    return {"input_ids": inputs, "attention_mask": (inputs != tokenizer.pad_token_id).long(), "labels": targets}
+    inputs, targets = corrupt_spans(
+        padded["input_ids"],
+        real,
+        noise,
+        torch.tensor(tokenizer.convert_tokens_to_ids(names)),
+        tokenizer.pad_token_id,
+    )
+    return {
+        "input_ids": inputs,
+        "attention_mask": (inputs != tokenizer.pad_token_id).long(),
+        "labels": targets,
+    }
 
 
 def corrupted_text(encoder: TextEncoder, text: str, rate: float, *, seed: int) -> tuple[str, str]:
     """Input and target of one text, to be read."""
-    batch = corrupted_batch(encoder, encoder.prepare([text]), rate, torch.Generator().manual_seed(seed))
-    return encoder.tokenizer.decode(batch["input_ids"][0]), encoder.tokenizer.decode(batch["labels"][0])
+    batch = corrupted_batch(
+        encoder, encoder.prepare([text]), rate, torch.Generator().manual_seed(seed)
+    )
+    return encoder.tokenizer.decode(batch["input_ids"][0]), encoder.tokenizer.decode(
+        batch["labels"][0]
+    )
 
 
 class SpanCorruption(nn.Module):
@@ -158,12 +206,29 @@ class SpanCorruption(nn.Module):
         with torch.no_grad():
             self.model.shared.weight.mul_(EMBEDDING_SCALE)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False).loss}
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        return {
+            "loss": self.model(
+                input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False
+            ).loss
+        }
 
 
-def pretrain_t5(corpus: Sequence[str], config: TrainConfig, *, layers: int, width: int, heads: int, max_length: int, mask_rate: float,
-                device: torch.device, scratch: Path, desc: str) -> tuple[TextEncoder, dict[str, Tensor], dict]:
+def pretrain_t5(
+    corpus: Sequence[str],
+    config: TrainConfig,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    max_length: int,
+    mask_rate: float,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+) -> tuple[TextEncoder, dict[str, Tensor], dict]:
     """A miniature T5 trained on ``corpus`` by span corruption: returns its encoder, the encoder's state (float32, CPU; the tied
     vocabulary once) and info. The decoder has served its purpose and is dropped."""
     tokenizer = build_t5_tokenizer(corpus, sentinels_needed(max_length, mask_rate))
@@ -176,9 +241,28 @@ def pretrain_t5(corpus: Sequence[str], config: TrainConfig, *, layers: int, widt
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = SpanCorruption(encoder.config)
-        info = train(model, encoder.prepare(corpus), collate, config, device=device, scratch=scratch, desc=desc)
+        info = train(
+            model,
+            encoder.prepare(corpus),
+            collate,
+            config,
+            device=device,
+            scratch=scratch,
+            desc=desc,
+        )
     trained = model.model.state_dict()
-    return encoder, {k: trained[k].detach().cpu().clone() for k in encoder_state(encoder.module())}, info
+    return (
+        encoder,
+        {k: trained[k].detach().cpu().clone() for k in encoder_state(encoder.module())},
+        info,
+    )
 
 
-RECIPE = text_recipe("pretrain_t5", PRETRAIN_T5_VERSION, pretrain_t5, t5_tokenizer_from_vocab, t5_encoder, desc="pre-train f_b (T5)")
+RECIPE = text_recipe(
+    "pretrain_t5",
+    PRETRAIN_T5_VERSION,
+    pretrain_t5,
+    t5_tokenizer_from_vocab,
+    t5_encoder,
+    desc="pre-train f_b (T5)",
+)

@@ -44,10 +44,18 @@ def vit_config(profile: Profile) -> Any:
 
     shape = profile.encoder
     if shape.image_size % shape.patch_size or shape.width % shape.heads:
-        raise ConfigError(f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, and {shape.heads} heads must divide a "
-                          f"width of {shape.width}.")
-    return ViTConfig(hidden_size=shape.width, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-                     intermediate_size=4 * shape.width, image_size=shape.image_size, patch_size=shape.patch_size)
+        raise ConfigError(
+            f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, and {shape.heads} heads must divide a "
+            f"width of {shape.width}."
+        )
+    return ViTConfig(
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+    )
 
 
 def random_views(pixels: Tensor) -> Tensor:
@@ -68,7 +76,9 @@ def random_views(pixels: Tensor) -> Tensor:
         place[:, axis, 2] = uniform(-1, 1) * (1 - extent)
     grid = F.affine_grid(place, list(pixels.shape), align_corners=False)
     view = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-    view = view * (1 + JITTER * (uniform(-0.5, 0.5, 1, 1, 1) + uniform(-0.25, 0.25, 3, 1, 1))) + JITTER * uniform(-1, 1, 1, 1, 1)
+    view = view * (
+        1 + JITTER * (uniform(-0.5, 0.5, 1, 1, 1) + uniform(-0.25, 0.25, 3, 1, 1))
+    ) + JITTER * uniform(-1, 1, 1, 1, 1)
     return torch.where(uniform(0, 1, 1, 1, 1) < GREY, view.mean(1, keepdim=True), view)
 
 
@@ -108,7 +118,11 @@ class ViewContrast(nn.Module):
     def __init__(self, encoder: ImageEncoder):
         super().__init__()
         self.encoder = encoder.module()
-        self.projection = nn.Sequential(nn.Linear(encoder.width, 2 * PROJECTION), nn.GELU(), nn.Linear(2 * PROJECTION, PROJECTION))
+        self.projection = nn.Sequential(
+            nn.Linear(encoder.width, 2 * PROJECTION),
+            nn.GELU(),
+            nn.Linear(2 * PROJECTION, PROJECTION),
+        )
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         views = torch.cat([random_views(pixel_values), random_views(pixel_values)])
@@ -116,8 +130,15 @@ class ViewContrast(nn.Module):
         return {"loss": contrast(first, second, TEMPERATURE)}
 
 
-def pretrain_vit(encoder: ImageEncoder, images: Tensor, config: TrainConfig, *, device: torch.device, scratch: Path,
-                 desc: str) -> tuple[dict[str, Tensor], dict]:
+def pretrain_vit(
+    encoder: ImageEncoder,
+    images: Tensor,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+) -> tuple[dict[str, Tensor], dict]:
     """theta_b (float32, CPU) and training info of ``encoder``, trained on uint8 ``images [N, 3, S, S]`` from a random start.
 
     Raises ``DataError`` for images of another size.
@@ -126,8 +147,15 @@ def pretrain_vit(encoder: ImageEncoder, images: Tensor, config: TrainConfig, *, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = ViewContrast(encoder).train()
-        info = train(model, range(len(rows)), lambda chosen: encoder.collate(rows[chosen]), config, device=device, scratch=scratch,
-                     desc=desc)
+        info = train(
+            model,
+            range(len(rows)),
+            lambda chosen: encoder.collate(rows[chosen]),
+            config,
+            device=device,
+            scratch=scratch,
+            desc=desc,
+        )
     return encoder_state(model.encoder), info
 
 
@@ -143,7 +171,14 @@ def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
 def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
     images = torch.cat([t.train.inputs for t in tasks])
     config = profile.train_config(profile.encoder.pretraining, device)
-    state, info = pretrain_vit(_encoder(profile), images, config, device=device, scratch=scratch, desc="pre-train f_b (ViT)")
+    state, info = pretrain_vit(
+        _encoder(profile),
+        images,
+        config,
+        device=device,
+        scratch=scratch,
+        desc="pre-train f_b (ViT)",
+    )
     return Artifact(state, {"images": len(images), "training": info})
 
 
@@ -152,7 +187,9 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
 
 
 def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    raise ConfigError(f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; leave the base model out.")
+    raise ConfigError(
+        f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; leave the base model out."
+    )
 
 
 RECIPE = Recipe("pretrain_vit", PRETRAIN_VIT_VERSION, _key, _make, _open, _load, corpus="")

@@ -27,12 +27,16 @@ class _Section(BaseModel):
 class TaskSettings(_Section):
     """Where tasks come from and how many rows each split has."""
 
-    source: Literal["miniature", "local", "hub", "released"]  # released: the authors' own CSV files, mergelib/released.py
+    source: Literal[
+        "miniature", "local", "hub", "released"
+    ]  # released: the authors' own CSV files, mergelib/released.py
     names: tuple[str, ...] = TASK_NAMES
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
     n_test: int = Field(gt=0)
-    pool_per_class: int = Field(100, gt=0)  # few-shot draws come from a random pool of this many train rows times C
+    pool_per_class: int = Field(
+        100, gt=0
+    )  # few-shot draws come from a random pool of this many train rows times C
     text_dir: str = ""
     text_column: int | None = None
     # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
@@ -45,8 +49,13 @@ class TaskSettings(_Section):
             raise ValueError("names: at least one task, each once")
         for name in self.names:
             # A name becomes a folder below text_dir and part of messages; it must not climb out.
-            if not name.replace("_", "").replace("-", "").isalnum() or len(name.encode(errors="replace")) > MAX_NAME:
-                raise ValueError(f"names: '{shortened(name)}' is not a plain name of at most {MAX_NAME} characters")
+            if (
+                not name.replace("_", "").replace("-", "").isalnum()
+                or len(name.encode(errors="replace")) > MAX_NAME
+            ):
+                raise ValueError(
+                    f"names: '{shortened(name)}' is not a plain name of at most {MAX_NAME} characters"
+                )
             known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
             if self.source != "local" and name not in known:
                 raise ValueError(str(UnknownNameError("task", name, known)))
@@ -58,14 +67,20 @@ class TrainSettings(_Section):
     batch_size: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
-    precision: Literal["float32", "bf16", "auto"] = "float32"  # auto: bf16 where the device has it, else float32
+    precision: Literal["float32", "bf16", "auto"] = (
+        "float32"  # auto: bf16 where the device has it, else float32
+    )
     save_every: int = Field(0, ge=0)
 
 
 class PretrainSettings(TrainSettings):
-    documents: int | None = Field(None, gt=0)  # of a generated corpus; a vit takes the tasks' training images
+    documents: int | None = Field(
+        None, gt=0
+    )  # of a generated corpus; a vit takes the tasks' training images
     mask_rate: float = Field(0.15, gt=0, lt=1)
-    seed: int | None = Field(None, exclude_if=lambda v: v is None)  # of this foundation alone; the profile's where it is absent
+    seed: int | None = Field(
+        None, exclude_if=lambda v: v is None
+    )  # of this foundation alone; the profile's where it is absent
 
 
 class EncoderSettings(_Section):
@@ -75,8 +90,12 @@ class EncoderSettings(_Section):
     base: str = ""
     revision: str | None = None
     # released: as the authors' code reads texts, mergelib/released.py. Absent from dumps where it says nothing.
-    preprocessing: Literal["default", "released"] = Field("default", exclude_if=lambda v: v == "default")
-    precision: Literal["float32", "bf16", "bf16_weights", "auto"] = Field("float32", exclude_if=lambda v: v == "float32")  # of features; auto as in training
+    preprocessing: Literal["default", "released"] = Field(
+        "default", exclude_if=lambda v: v == "default"
+    )
+    precision: Literal["float32", "bf16", "bf16_weights", "auto"] = Field(
+        "float32", exclude_if=lambda v: v == "float32"
+    )  # of features; auto as in training
     max_length: int = Field(gt=2)
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)
@@ -103,12 +122,19 @@ class MergingSettings(_Section):
     lams: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(1, 11))
     options: dict[str, dict[str, Any]] = {}
     # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
-    grids: dict[str, tuple[float, ...]] = Field({}, exclude_if=lambda v: not v)  # method -> its own lams
-    merge_seeds: int = Field(1, gt=0, exclude_if=lambda v: v == 1)  # merges of a random method; draw s is scored with merge s mod this
+    grids: dict[str, tuple[float, ...]] = Field(
+        {}, exclude_if=lambda v: not v
+    )  # method -> its own lams
+    merge_seeds: int = Field(
+        1, gt=0, exclude_if=lambda v: v == 1
+    )  # merges of a random method; draw s is scored with merge s mod this
 
     @model_validator(mode="after")
     def _finite(self):
-        for name, lams in {"lams": self.lams, **{f"grids.{m}": g for m, g in self.grids.items()}}.items():
+        for name, lams in {
+            "lams": self.lams,
+            **{f"grids.{m}": g for m, g in self.grids.items()},
+        }.items():
             if not lams or not all(math.isfinite(lam) for lam in lams):
                 raise ValueError(f"{name}: at least one, all finite")
         return self
@@ -118,10 +144,32 @@ class ZooSettings(MergingSettings):
     """What ``ext01_method_zoo`` merges, those that the paper names first, and the shots per class of its fits."""
 
     methods: tuple[str, ...] = (
-        "weight_averaging", "task_arithmetic", "ties", "fisher_merging", "regmean", "adamerging_task", "adamerging_task_pp",
-        "adamerging_layer", "adamerging_layer_pp", "dare_average", "dare_task_arithmetic", "dare_ties", "magmax", "tall_masks",
-        "consensus", "model_tailor", "model_stock", "lm_cocktail", "model_breadcrumbs", "tsv_merge", "iso_c", "iso_cts",
-        "emr_merging", "della", "pcb_merging")
+        "weight_averaging",
+        "task_arithmetic",
+        "ties",
+        "fisher_merging",
+        "regmean",
+        "adamerging_task",
+        "adamerging_task_pp",
+        "adamerging_layer",
+        "adamerging_layer_pp",
+        "dare_average",
+        "dare_task_arithmetic",
+        "dare_ties",
+        "magmax",
+        "tall_masks",
+        "consensus",
+        "model_tailor",
+        "model_stock",
+        "lm_cocktail",
+        "model_breadcrumbs",
+        "tsv_merge",
+        "iso_c",
+        "iso_cts",
+        "emr_merging",
+        "della",
+        "pcb_merging",
+    )
     k: int = Field(5, gt=0)
 
 
@@ -129,12 +177,22 @@ class NonLocalSettings(MergingSettings):
     """What ``ext03_nonlocal`` merges, by how much its second foundation differs from f_b, and on how many inputs. Few inputs: it scores
     some dozen encoders that no other notebook has."""
 
-    methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties", "tall_masks", "consensus")
+    methods: tuple[str, ...] = (
+        "weight_averaging",
+        "task_arithmetic",
+        "ties",
+        "tall_masks",
+        "consensus",
+    )
     semi_local_steps: int = Field(gt=0)  # of pre-training, from f_b's own start
     non_local_seed: int  # of pre-training, which draws another start and other batches
-    n_validation: int = Field(gt=0)  # the first so many rows of a task's split; lambda is chosen on them
+    n_validation: int = Field(
+        gt=0
+    )  # the first so many rows of a task's split; lambda is chosen on them
     n_test: int = Field(gt=0)
-    pool_per_class: int = Field(gt=0)  # times C: a task's unlabelled inputs for every correction and alignment
+    pool_per_class: int = Field(
+        gt=0
+    )  # times C: a task's unlabelled inputs for every correction and alignment
     ks: tuple[int, ...]  # of the fits with k * C of those inputs
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -158,7 +216,11 @@ class ProtocolSettings(_Section):
     def _positive(self):
         if not self.ks or min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
             raise ValueError("ks: positive, ascending, each once")
-        if not self.shares or not 0 < min(self.shares) <= max(self.shares) <= 100 or list(self.shares) != sorted(set(self.shares)):
+        if (
+            not self.shares
+            or not 0 < min(self.shares) <= max(self.shares) <= 100
+            or list(self.shares) != sorted(set(self.shares))
+        ):
             raise ValueError("shares: percent between 0 and 100, ascending, each once")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: at least one, each once")
@@ -170,14 +232,24 @@ class Profile(_Section):
     backbone: str  # how tables name f_b
     seed: int = Field(0, ge=-(2**63), lt=2**63)  # what torch takes
     threads: int = Field(2, gt=0)
-    processes: int = Field(1, gt=0, exclude_if=lambda v: v == 1)  # that fine-tune together under torchrun; the store's key says so
-    judged: bool = True  # quick prints its claims without a verdict: it is too small to mean anything
+    processes: int = Field(
+        1, gt=0, exclude_if=lambda v: v == 1
+    )  # that fine-tune together under torchrun; the store's key says so
+    judged: bool = (
+        True  # quick prints its claims without a verdict: it is too small to mean anything
+    )
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
     # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never published. Absent from dumps by default.
     experts: Literal["trained", "released"] = Field("trained", exclude_if=lambda v: v == "trained")
-    multi_task: Literal["trained", "paper only"] = Field("trained", exclude_if=lambda v: v == "trained")
-    released_dir: str = Field("", exclude_if=lambda v: not v)  # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
-    note: str = Field("", exclude_if=lambda v: not v)  # what a reader of any number from it must know
+    multi_task: Literal["trained", "paper only"] = Field(
+        "trained", exclude_if=lambda v: v == "trained"
+    )
+    released_dir: str = Field(
+        "", exclude_if=lambda v: not v
+    )  # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
+    note: str = Field(
+        "", exclude_if=lambda v: not v
+    )  # what a reader of any number from it must know
     tasks: TaskSettings
     encoder: EncoderSettings
     fine_tuning: TrainSettings
@@ -189,13 +261,17 @@ class Profile(_Section):
     @model_validator(mode="after")
     def _one_modality(self):
         if (self.tasks.modality == "image") != (self.encoder.kind in IMAGE_KINDS):
-            raise ValueError(f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode {self.tasks.modality}s")
+            raise ValueError(
+                f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode {self.tasks.modality}s"
+            )
         return self
 
     @model_validator(mode="after")
     def _published(self):
         if self.experts == "released" and (self.encoder.kind != "bert" or not self.encoder.base):
-            raise ValueError("experts: the released ones are BERTs and need encoder.base, the model that they were fine-tuned from")
+            raise ValueError(
+                "experts: the released ones are BERTs and need encoder.base, the model that they were fine-tuned from"
+            )
         return self
 
     def of_zoo(self) -> Profile:
@@ -203,8 +279,14 @@ class Profile(_Section):
         if self.zoo is None:
             raise ConfigError(f"Profile '{self.name}' has no section zoo.")
         merging = MergingSettings(**self.zoo.model_dump(exclude={"k"}))
-        return self.model_copy(update={"merging": merging, "protocols": self.protocols.model_copy(update={"ks": (self.zoo.k,)}), "zoo": None,
-                                       "non_local": None})
+        return self.model_copy(
+            update={
+                "merging": merging,
+                "protocols": self.protocols.model_copy(update={"ks": (self.zoo.k,)}),
+                "zoo": None,
+                "non_local": None,
+            }
+        )
 
     def of_non_local(self) -> Profile:
         """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps. Raises ``ConfigError`` where there is none."""
@@ -212,18 +294,34 @@ class Profile(_Section):
         if own is None:
             raise ConfigError(f"Profile '{self.name}' has no section non_local.")
         merging = MergingSettings(**own.model_dump(include=set(MergingSettings.model_fields)))
-        tasks = self.tasks.model_copy(update={n: getattr(own, n) for n in ("n_validation", "n_test", "pool_per_class")})
+        tasks = self.tasks.model_copy(
+            update={n: getattr(own, n) for n in ("n_validation", "n_test", "pool_per_class")}
+        )
         protocols = self.protocols.model_copy(update={"ks": own.ks, "seeds": own.seeds})
-        return self.model_copy(update={"merging": merging, "tasks": tasks, "protocols": protocols, "zoo": None})
+        return self.model_copy(
+            update={"merging": merging, "tasks": tasks, "protocols": protocols, "zoo": None}
+        )
 
-    def train_config(self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1) -> TrainConfig:
+    def train_config(
+        self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1
+    ) -> TrainConfig:
         """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a result is known by."""
         own = settings.seed if isinstance(settings, PretrainSettings) else None
-        return TrainConfig(settings.steps * steps_factor, settings.batch_size, settings.lr, settings.warmup,
-                           resolve_precision(settings.precision, device), self.threads, settings.save_every, self.seed if own is None else own)
+        return TrainConfig(
+            settings.steps * steps_factor,
+            settings.batch_size,
+            settings.lr,
+            settings.warmup,
+            resolve_precision(settings.precision, device),
+            self.threads,
+            settings.save_every,
+            self.seed if own is None else own,
+        )
 
 
-def with_shortcuts(overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = "") -> dict[str, Any]:
+def with_shortcuts(
+    overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = ""
+) -> dict[str, Any]:
     """``overrides`` plus what the notebook parameters ``text_dir``, ``base`` and ``image_dir`` stand for; empty ones stand for nothing."""
     overrides = dict(overrides)
     if text_dir:
@@ -241,7 +339,10 @@ def profile_names() -> list[str]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` laid over ``below``, section by section."""
-    both = {k: _merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v for k, v in above.items()}
+    both = {
+        k: _merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
+        for k, v in above.items()
+    }
     return below | both
 
 
@@ -254,7 +355,9 @@ def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(f"profile '{name}': a profile is a mapping such as 'backbone: BERT'.")
     variants = raw.pop("variants", {})
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
-        raise ConfigError(f"profile '{name}', variants: a mapping from a variant's name to the sections that it changes.")
+        raise ConfigError(
+            f"profile '{name}', variants: a mapping from a variant's name to the sections that it changes."
+        )
     return raw, variants
 
 
@@ -275,7 +378,9 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
         raw = _merged(raw, variants[variant])
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
-            raise ConfigError(f"overrides: {shortened(dotted)} is no key; write texts such as 'fine_tuning.steps'.")
+            raise ConfigError(
+                f"overrides: {shortened(dotted)} is no key; write texts such as 'fine_tuning.steps'."
+            )
         *path, last = dotted.split(".")
         here = raw
         model: type[BaseModel] = Profile
@@ -283,7 +388,9 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
             model = _section(model, part, dotted)
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
-                raise ConfigError(f"overrides: '{dotted}' lies in '{part}', which another override set to {shortened(here)}.")
+                raise ConfigError(
+                    f"overrides: '{dotted}' lies in '{part}', which another override set to {shortened(here)}."
+                )
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         here[last] = value
@@ -301,8 +408,12 @@ def parse_profile(raw: Any, what: str) -> Profile:
             model: type[BaseModel] = Profile
             for part in first["loc"][:-1]:
                 model = _section(model, str(part), where)
-            raise UnknownNameError(f"key '{where}' in {what}:", first["loc"][-1], model.model_fields) from error
-        raise ConfigError(f"{what}, {where or 'document'}: {shortened(first['msg'], 300)} (given: {shortened(first.get('input'))!r}).") from error
+            raise UnknownNameError(
+                f"key '{where}' in {what}:", first["loc"][-1], model.model_fields
+            ) from error
+        raise ConfigError(
+            f"{what}, {where or 'document'}: {shortened(first['msg'], 300)} (given: {shortened(first.get('input'))!r})."
+        ) from error
 
 
 def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:
@@ -310,7 +421,11 @@ def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:
     field = model.model_fields.get(part)
     if field is None:
         raise UnknownNameError(f"key '{dotted}' of a profile:", part, model.model_fields)
-    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else (field.annotation,)
+    kinds = (
+        get_args(field.annotation)
+        if get_origin(field.annotation) in (Union, types.UnionType)
+        else (field.annotation,)
+    )
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

@@ -69,14 +69,22 @@ def _current(evidence: Evidence) -> Tensor:
 def _knn(evidence: Evidence) -> Tensor:
     if evidence.classes is not None:
         anchors = evidence.student_fit[evidence.draws[:, 0]]
-        return knn_of_share(evidence.student_test, anchors, evidence.classes, len(evidence.head.weight), evidence.ks)
+        return knn_of_share(
+            evidence.student_test, anchors, evidence.classes, len(evidence.head.weight), evidence.ks
+        )
     return knn_eval(evidence.student_test, evidence.student_fit[evidence.draws], evidence.ks)
 
 
 def fit_heads(evidence: Evidence) -> list[Head]:
     """FT-Classifier's heads, one batched ``Head`` (``[S, C, d]``) per k."""
     teacher = evidence.head.logits(evidence.teacher_fit)  # f_t's own features through its own head
-    return nested_fits(evidence.student_fit[evidence.draws], teacher[evidence.draws], evidence.head, evidence.preset, evidence.ks)
+    return nested_fits(
+        evidence.student_fit[evidence.draws],
+        teacher[evidence.draws],
+        evidence.head,
+        evidence.preset,
+        evidence.ks,
+    )
 
 
 def _ft_classifier(evidence: Evidence) -> Tensor:
@@ -85,10 +93,24 @@ def _ft_classifier(evidence: Evidence) -> Tensor:
 
 def _orthogonal_classifier(evidence: Evidence, fit: str = "kl") -> Tensor:
     if fit == "kl" and evidence.preset.batch_size is None:
-        heads = nested_orthogonal(evidence.student_fit[evidence.draws], evidence.teacher_fit[evidence.draws], evidence.head, evidence.preset, evidence.ks)
+        heads = nested_orthogonal(
+            evidence.student_fit[evidence.draws],
+            evidence.teacher_fit[evidence.draws],
+            evidence.head,
+            evidence.preset,
+            evidence.ks,
+        )
     else:
-        heads = [orthogonal_classifier(evidence.student_fit[rows], evidence.teacher_fit[rows], evidence.head, evidence.preset, fit=fit)
-                 for rows in (evidence.rows(k) for k in evidence.ks)]
+        heads = [
+            orthogonal_classifier(
+                evidence.student_fit[rows],
+                evidence.teacher_fit[rows],
+                evidence.head,
+                evidence.preset,
+                fit=fit,
+            )
+            for rows in (evidence.rows(k) for k in evidence.ks)
+        ]
     return torch.stack([current_eval(evidence.student_test, head) for head in heads])
 
 
@@ -98,9 +120,17 @@ def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
 
 def _surgery(evidence: Evidence) -> Tensor:
     # As many steps as FT-Classifier takes, full batches here whatever the preset's batch size.
-    modules = [surgery(evidence.student_fit[rows], evidence.teacher_fit[rows], steps=evidence.preset.steps(rows.shape[1]))
-               for rows in (evidence.rows(k) for k in evidence.ks)]
-    return torch.stack([current_eval(module.apply(evidence.student_test), evidence.head) for module in modules])
+    modules = [
+        surgery(
+            evidence.student_fit[rows],
+            evidence.teacher_fit[rows],
+            steps=evidence.preset.steps(rows.shape[1]),
+        )
+        for rows in (evidence.rows(k) for k in evidence.ks)
+    ]
+    return torch.stack(
+        [current_eval(module.apply(evidence.student_test), evidence.head) for module in modules]
+    )
 
 
 PROTOCOLS = {
@@ -110,14 +140,17 @@ PROTOCOLS = {
         Protocol("knn", "KNN Eval", _knn, draws=("stratified", "share")),
         Protocol("ft_classifier", "FT-Classifier Eval", _ft_classifier),
         Protocol("orthogonal_classifier", "Orthogonal classifier", _orthogonal_classifier),
-        Protocol("orthogonal_procrustes", "Orthogonal classifier (Procrustes)", _orthogonal_procrustes),
+        Protocol(
+            "orthogonal_procrustes", "Orthogonal classifier (Procrustes)", _orthogonal_procrustes
+        ),
         Protocol("surgery", "Surgery", _surgery),
     )
 }
 
 
-def protocol(name: str, *, label: str, few_shot: bool = True,
-             draws: tuple[str, ...] = DRAWS) -> Callable[[Callable], Callable]:
+def protocol(
+    name: str, *, label: str, few_shot: bool = True, draws: tuple[str, ...] = DRAWS
+) -> Callable[[Callable], Callable]:
     """Register the decorated function as protocol ``name``; it then works wherever a protocol's name does.
 
     It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``: for each number of shots in ``evidence.ks``, each
@@ -125,7 +158,9 @@ def protocol(name: str, *, label: str, few_shot: bool = True,
     """
     unknown = set(draws) - set(DRAWS)
     if unknown or not draws:
-        raise ConfigError(f"Protocol '{name}': draws are 'stratified', 'uniform', 'share' and 'all', not {sorted(unknown) or 'none'}.")
+        raise ConfigError(
+            f"Protocol '{name}': draws are 'stratified', 'uniform', 'share' and 'all', not {sorted(unknown) or 'none'}."
+        )
 
     def register(function: Callable) -> Callable:
         PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws))
@@ -141,6 +176,24 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-__all__ = ["PRESETS", "PROTOCOLS", "Evidence", "FTPreset", "Protocol", "current_eval", "fit_heads", "ft_classifier",
-           "get_preset", "get_protocol", "kl_to_teacher", "knn_eval", "knn_of_share", "nested_fits", "orthogonal_classifier",
-           "protocol", "stratified_order", "surgery", "uniform_order"]
+__all__ = [
+    "PRESETS",
+    "PROTOCOLS",
+    "Evidence",
+    "FTPreset",
+    "Protocol",
+    "current_eval",
+    "fit_heads",
+    "ft_classifier",
+    "get_preset",
+    "get_protocol",
+    "kl_to_teacher",
+    "knn_eval",
+    "knn_of_share",
+    "nested_fits",
+    "orthogonal_classifier",
+    "protocol",
+    "stratified_order",
+    "surgery",
+    "uniform_order",
+]

@@ -21,8 +21,23 @@ class Adam:
 
     def step(self, *gradients: Tensor) -> None:
         """One step of every weight, in place."""
-        adam(self.weights, list(gradients), self._means, self._squares, [], self._taken, fused=self._fused, foreach=False, lr=self.lr,
-             beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0, amsgrad=False, maximize=False)
+        adam(
+            self.weights,
+            list(gradients),
+            self._means,
+            self._squares,
+            [],
+            self._taken,
+            fused=self._fused,
+            foreach=False,
+            lr=self.lr,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            weight_decay=0,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def keep(self, rows: int) -> None:
         """Goes on with the first ``rows`` of every weight's second axis alone, in new tensors."""

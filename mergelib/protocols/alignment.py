@@ -46,7 +46,10 @@ TABLE_1 = {
 }
 RUNGS = tuple(TABLE_1)
 _DIMENSION: dict[str, Callable[[int], int]] = {
-    "none": lambda d: d * d, "orthogonal": lambda d: d * (d - 1) // 2, "diagonal": lambda d: d}
+    "none": lambda d: d * d,
+    "orthogonal": lambda d: d * (d - 1) // 2,
+    "diagonal": lambda d: d,
+}
 
 
 def get_rung(name: str) -> Rung:
@@ -78,7 +81,9 @@ class AffineMap:
 
         W_t (A x + b) + b_t = (W_t A) x + (W_t b + b_t): aligned features are a new classifier, A and b its parameters.
         """
-        return Head(head.weight @ self.A, (head.weight @ self.b.unsqueeze(-1)).squeeze(-1) + head.bias)
+        return Head(
+            head.weight @ self.A, (head.weight @ self.b.unsqueeze(-1)).squeeze(-1) + head.bias
+        )
 
 
 def aligned_predictions(features: Tensor, head: Head, mapping: AffineMap) -> Tensor:
@@ -88,7 +93,9 @@ def aligned_predictions(features: Tensor, head: Head, mapping: AffineMap) -> Ten
 
 def _check(X: Tensor, Y: Tensor) -> None:
     if X.dim() != 3 or X.shape != Y.shape:
-        raise DataError(f"X and Y are the same inputs' outputs [B, n, d]; got {list(X.shape)} and {list(Y.shape)}.")
+        raise DataError(
+            f"X and Y are the same inputs' outputs [B, n, d]; got {list(X.shape)} and {list(Y.shape)}."
+        )
     if not X.shape[1]:
         raise DataError("A map cannot be fitted to 0 inputs; give at least one.")
 
@@ -122,8 +129,12 @@ def _least_squares(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
 
 def _procrustes(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
     cross = Y.mT @ X
-    scale = torch.linalg.matrix_norm(cross) / X.shape[-1] ** 0.5  # root mean square of the singular values
-    return polar(cross + ridge * scale.clamp_min(torch.finfo(X.dtype).tiny)[:, None, None] * _eye(X))
+    scale = (
+        torch.linalg.matrix_norm(cross) / X.shape[-1] ** 0.5
+    )  # root mean square of the singular values
+    return polar(
+        cross + ridge * scale.clamp_min(torch.finfo(X.dtype).tiny)[:, None, None] * _eye(X)
+    )
 
 
 def _diagonal(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
@@ -154,7 +165,9 @@ def fit_closed_form(X: Tensor, Y: Tensor, rung: str, *, ridge: float | None = No
     if ridge is None:
         ridge = 1e-2 if X.shape[1] < 2 * X.shape[2] and spec.constraint != "diagonal" else 1e-6
     if not ridge > 0:
-        raise ConfigError(f"ridge = {ridge}: must be positive, or directions without data have no answer; try 1e-6.")
+        raise ConfigError(
+            f"ridge = {ridge}: must be positive, or directions without data have no answer; try 1e-6."
+        )
     x, y = _wide(X), _wide(Y)
     mean_x, mean_y = (z.mean(-2, keepdim=True) * spec.shift for z in (x, y))
     A = _SOLVERS[spec.constraint](x - mean_x, y - mean_y, ridge)
@@ -165,7 +178,9 @@ def _batches(n: int, size: int, steps: int, seed: int) -> Tensor:
     """Rows ``[steps, size]``: seeded permutations of n rows, one after the other, cut in steps."""
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-steps * size // n)
-    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[: steps * size].view(steps, size)
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[
+        : steps * size
+    ].view(steps, size)
 
 
 def _cayley(S: Tensor) -> Tensor:
@@ -173,8 +188,18 @@ def _cayley(S: Tensor) -> Tensor:
     return torch.linalg.solve(_eye(S) - S / 2, _eye(S) + S / 2)
 
 
-def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps: int = 500, lr: float | None = None,
-           batch_size: int | None = 256, seed: int | Sequence[int] = 0, exact: bool = False) -> AffineMap:
+def fit_l1(
+    X: Tensor,
+    Y: Tensor,
+    rung: str,
+    *,
+    alpha: float | None = None,
+    steps: int = 500,
+    lr: float | None = None,
+    batch_size: int | None = 256,
+    seed: int | Sequence[int] = 0,
+    exact: bool = False,
+) -> AffineMap:
     """The paper's fit (Eq. 6 and 7): minimise mean |G(X) - Y| + alpha * mean |A^T A - I|.
 
     ``X`` (f_m) and ``Y`` (f_t) are ``[B, n, d]``. The penalty is there for the Euclidean and orthogonal rungs only. A
@@ -207,19 +232,32 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
     _check(X, Y)
     orthogonal, diagonal = spec.constraint == "orthogonal", spec.constraint == "diagonal"
     penalised = orthogonal and not exact
-    restored = [0, *((steps // 2, 3 * steps // 4, 9 * steps // 10) if alpha is None else ())] if penalised else []
+    restored = (
+        [0, *((steps // 2, 3 * steps // 4, 9 * steps // 10) if alpha is None else ())]
+        if penalised
+        else []
+    )
     if exact and not orthogonal:
         known = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
-        raise ConfigError(f"exact=True keeps A orthogonal, which rung '{rung}' does not ask for; use it with {known}.")
+        raise ConfigError(
+            f"exact=True keeps A orthogonal, which rung '{rung}' does not ask for; use it with {known}."
+        )
     n_fits, n, d = X.shape
     unit = X.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
     x, y = X.detach() / unit, Y.detach() / unit
     seeds = [seed] * n_fits if isinstance(seed, int) else list(seed)
     if len(seeds) != n_fits:
-        raise ConfigError(f"{len(seeds)} seeds for {n_fits} fits; give one seed for all or one per fit.")
+        raise ConfigError(
+            f"{len(seeds)} seeds for {n_fits} fits; give one seed for all or one per fit."
+        )
     distinct = list(dict.fromkeys(seeds))
     which = torch.tensor([distinct.index(s) for s in seeds], device=X.device)
-    start = torch.stack([torch.randn(d, d, generator=torch.Generator().manual_seed(s)) for s in distinct]).to(X) / d**0.5
+    start = (
+        torch.stack(
+            [torch.randn(d, d, generator=torch.Generator().manual_seed(s)) for s in distinct]
+        ).to(X)
+        / d**0.5
+    )
     start = start.diagonal(dim1=-2, dim2=-1) if diagonal else polar(start) if orthogonal else start
     start = start[which]
     if exact:
@@ -227,10 +265,16 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
         start[:, 0] = torch.where(flip[:, None], -start[:, 0], start[:, 0])
     A, b = start, torch.zeros(n_fits, 1, d, dtype=X.dtype, device=X.device)
     tangent = torch.zeros_like(A) if exact else A
-    optimizer = torch.optim.Adam([tangent, b] if spec.shift else [tangent], lr=lr or min(0.03, 0.3 / d**0.5))
+    optimizer = torch.optim.Adam(
+        [tangent, b] if spec.shift else [tangent], lr=lr or min(0.03, 0.3 / d**0.5)
+    )
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     size, eye = min(batch_size or n, n), _eye(x)
-    order = torch.stack([_batches(n, size, steps, s) for s in distinct]).to(X.device) if size < n else None
+    order = (
+        torch.stack([_batches(n, size, steps, s) for s in distinct]).to(X.device)
+        if size < n
+        else None
+    )
     every = torch.arange(n_fits, device=X.device)[:, None]
     for step in range(steps):
         here = (slice(None),) if order is None else (every, order[which, step])
@@ -244,7 +288,9 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
         # Just restored, A^T A - I is rounding, and its signs would differ between a batch and a single fit.
         if penalised and step not in restored:
             weight = 0.01 * d * 1000 ** (step / max(steps - 1, 1)) if alpha is None else alpha
-            defect = (A.mT @ A).sub_(eye).sign_()  # of mean |A^T A - I|, which is symmetric: hence the 2
+            defect = (
+                (A.mT @ A).sub_(eye).sign_()
+            )  # of mean |A^T A - I|, which is symmetric: hence the 2
             pull.baddbmm_(A, defect, alpha=2 * weight / d**2)
         if exact:
             turn = A.mT @ pull
@@ -258,7 +304,9 @@ def fit_l1(X: Tensor, Y: Tensor, rung: str, *, alpha: float | None = None, steps
         if exact:
             A = A @ _cayley(tangent)
             tangent.zero_()
-    A = torch.diag_embed(A) if diagonal else polar(A) if exact else A  # polar: rounding of `steps` products
+    A = (
+        torch.diag_embed(A) if diagonal else polar(A) if exact else A
+    )  # polar: rounding of `steps` products
     return AffineMap(A, (b * unit).squeeze(-2))
 
 
@@ -280,8 +328,9 @@ def diagnose(mapping: AffineMap, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
     }
 
 
-def variance_steps(X_fit: Tensor, Y_fit: Tensor, X_held: Tensor, Y_held: Tensor, *,
-                   ridge: float | None = None) -> dict[str, Tensor]:
+def variance_steps(
+    X_fit: Tensor, Y_fit: Tensor, X_held: Tensor, Y_held: Tensor, *, ridge: float | None = None
+) -> dict[str, Tensor]:
     """Cumulative R^2 ``[B]`` of f_t's variance on held-out inputs, one entry per step of a nested chain of maps.
 
     identity: x. translation: x + b. rotation: A x + b with A orthogonal (centred Procrustes). scaling: c A x + b, one
@@ -306,10 +355,16 @@ def variance_steps(X_fit: Tensor, Y_fit: Tensor, X_held: Tensor, Y_held: Tensor,
         "general": fit_closed_form(X_fit, Y_fit, "affine", ridge=ridge),
     }
     total = (Y_held - Y_held.mean(-2, keepdim=True)).square().sum((-2, -1)).clamp_min(tiny)
-    return {name: 1 - (m.apply(X_held) - Y_held).square().sum((-2, -1)) / total for name, m in maps.items()}
+    return {
+        name: 1 - (m.apply(X_held) - Y_held).square().sum((-2, -1)) / total
+        for name, m in maps.items()
+    }
 
 
 def increments(cumulative: dict[str, Tensor]) -> dict[str, Tensor]:
     """What each step of ``variance_steps`` adds to the one before it, ``[B]``; the first entry is kept."""
     first = next(iter(cumulative))
-    return {first: cumulative[first], **{b: cumulative[b] - cumulative[a] for a, b in pairwise(cumulative)}}
+    return {
+        first: cumulative[first],
+        **{b: cumulative[b] - cumulative[a] for a, b in pairwise(cumulative)},
+    }

@@ -18,8 +18,10 @@ def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> T
     for c in range(n_classes):
         members = (labels == c).nonzero().flatten()
         if len(members) < k_max:
-            raise DataError(f"k = {k_max} is larger than class {c}: {len(members)} samples to draw from. Use a smaller k "
-                            "or a larger pool.")
+            raise DataError(
+                f"k = {k_max} is larger than class {c}: {len(members)} samples to draw from. Use a smaller k "
+                "or a larger pool."
+            )
         # One generator per (seed, class): adding a class does not change the other classes' draws.
         generator = torch.Generator().manual_seed(1_000_003 * seed + c)
         rows.append(members[torch.randperm(len(members), generator=generator)[:k_max]])
@@ -32,5 +34,9 @@ def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
     Raises ``DataError`` when there are fewer rows than asked for.
     """
     if n_rows < n_draw:
-        raise DataError(f"{n_draw} rows asked for, {n_rows} to draw from. Use a smaller k or a larger pool.")
-    return torch.randperm(n_rows, generator=torch.Generator().manual_seed(1_000_003 * seed + 999_983))[:n_draw]
+        raise DataError(
+            f"{n_draw} rows asked for, {n_rows} to draw from. Use a smaller k or a larger pool."
+        )
+    return torch.randperm(
+        n_rows, generator=torch.Generator().manual_seed(1_000_003 * seed + 999_983)
+    )[:n_draw]

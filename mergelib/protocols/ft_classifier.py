@@ -49,7 +49,9 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (teacher.exp() * (teacher - student_logits.log_softmax(-1))).sum(-1)
 
 
-def ft_classifier(features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, seed: int = 0) -> Head:
+def ft_classifier(
+    features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, seed: int = 0
+) -> Head:
     """Fit one head per leading index: ``features [B, n, d]``, ``teacher_logits [B, n, C]`` -> ``W' [B, C, d], b' [B, C]``.
 
     ``features`` are f_m's outputs, ``teacher_logits`` those of f_t through (W_t, b_t); no labels. Every fit starts at
@@ -77,7 +79,14 @@ def ft_classifier(features: Tensor, teacher_logits: Tensor, head: Head, preset: 
     return Head(weight.detach(), bias.detach())
 
 
-def nested_fits(features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, ks: Sequence[int], seed: int = 0) -> list[Head]:
+def nested_fits(
+    features: Tensor,
+    teacher_logits: Tensor,
+    head: Head,
+    preset: FTPreset,
+    ks: Sequence[int],
+    seed: int = 0,
+) -> list[Head]:
     """For each k of ``ks`` what ``ft_classifier`` fits to the first k rows of every group, ``W' [B, C, d], b' [B, C]``: all in one loop.
 
     ``features [B, G, k_max, d]`` and ``teacher_logits [B, G, k_max, C]`` lie as draws do, a group per class (G = C) or all rows in one.
@@ -85,14 +94,22 @@ def nested_fits(features: Tensor, teacher_logits: Tensor, head: Head, preset: FT
     fits but for rounding. Raises ``DataError`` for a k that there are no rows for.
     """
     if not ks or min(ks) < 1 or max(ks) > features.shape[2]:
-        raise DataError(f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} that there are.")
+        raise DataError(
+            f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} that there are."
+        )
     longest_first = sorted(set(ks), reverse=True)  # whatever a fit needs, those before it need, too
     # [B, K C, d + 1]: the K fits of an element one under the other, biases in the last column
-    fits = Adam([with_bias(head.weight, head.bias).repeat(len(features), len(longest_first), 1)], preset.lr)
+    fits = Adam(
+        [with_bias(head.weight, head.bias).repeat(len(features), len(longest_first), 1)], preset.lr
+    )
     steps = _full_batches if preset.batch_size is None else _minibatches
     fitted: dict[int, Head] = {}
-    for running in steps(features.detach(), teacher_logits.detach().softmax(-1), fits, preset, longest_first, seed):
-        for i, done in enumerate(fits.weights[0].split(len(head.bias), 1)[running:], start=running):  # these have had their steps
+    for running in steps(
+        features.detach(), teacher_logits.detach().softmax(-1), fits, preset, longest_first, seed
+    ):
+        for i, done in enumerate(
+            fits.weights[0].split(len(head.bias), 1)[running:], start=running
+        ):  # these have had their steps
             fitted[longest_first[i]] = Head(done[..., :-1].clone(), done[..., -1].clone())
         fits.keep(running * len(head.bias))
     return [fitted[k] for k in ks]
@@ -147,8 +164,9 @@ def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
     return gradient
 
 
-def _full_batches(features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int],
-                  seed: int) -> Iterator[int]:
+def _full_batches(
+    features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int], seed: int
+) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
     blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
@@ -156,8 +174,9 @@ def _full_batches(features: Tensor, teacher: Tensor, fits: Adam, preset: FTPrese
     yield 0
 
 
-def _minibatches(features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int],
-                 seed: int) -> Iterator[int]:
+def _minibatches(
+    features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int], seed: int
+) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some have had all of theirs."""
     n_groups, k_max = features.shape[1:3]
     features, teacher = with_ones(features).flatten(1, 2), teacher.flatten(1, 2)
@@ -165,10 +184,18 @@ def _minibatches(features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset
     done = 0
     for m in range(len(ks), 0, -1):
         until = len(plans[m - 1][0])
-        rows, shares = (torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device) for part in (0, 1))
+        rows, shares = (
+            torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device)
+            for part in (0, 1)
+        )
         weight = fits.weights[0].view(m * len(features), -1, features.shape[2])  # [B m, C, d + 1]
-        for here, share in zip(rows, shares.to(features).repeat(1, len(features), 1).unsqueeze(-1), strict=True):
-            seen, target = features[:, here].flatten(0, 1), teacher[:, here].flatten(0, 1)  # [B m, size, ...]
+        for here, share in zip(
+            rows, shares.to(features).repeat(1, len(features), 1).unsqueeze(-1), strict=True
+        ):
+            seen, target = (
+                features[:, here].flatten(0, 1),
+                teacher[:, here].flatten(0, 1),
+            )  # [B m, size, ...]
             side = torch.bmm(seen, weight.mT).softmax(-1).sub_(target).mul_(share)
             fits.step(torch.bmm(side.mT, seen).view_as(fits.weights[0]))
         done = until
@@ -179,8 +206,13 @@ def _plan(n_groups: int, k: int, k_max: int, preset: FTPreset, seed: int) -> tup
     """Rows of every minibatch and their parts in its mean, both ``[steps, size]``; a short one is filled up with rows that have none."""
     n, generator = n_groups * k, torch.Generator().manual_seed(seed)
     size = min(preset.batch_size, n)
-    orders = [torch.nn.functional.pad(torch.randperm(n, generator=generator), (0, -n % size), value=-1) for _ in range(preset.epochs)]
+    orders = [
+        torch.nn.functional.pad(torch.randperm(n, generator=generator), (0, -n % size), value=-1)
+        for _ in range(preset.epochs)
+    ]
     rows = torch.cat(orders).view(-1, size)
     real = rows >= 0
-    rows, real = (torch.nn.functional.pad(x, (0, preset.batch_size - size)) for x in (rows.clamp(min=0), real))
+    rows, real = (
+        torch.nn.functional.pad(x, (0, preset.batch_size - size)) for x in (rows.clamp(min=0), real)
+    )
     return rows // k * k_max + rows % k, real / real.sum(1, keepdim=True)

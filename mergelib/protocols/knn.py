@@ -17,23 +17,31 @@ def knn_eval(features: Tensor, anchors: Tensor, ks: Sequence[int]) -> Tensor:
     """
     n_seeds, n_classes, k_max, d = anchors.shape
     steps = torch.as_tensor(list(ks), device=anchors.device)
-    predictions = torch.empty(len(steps), n_seeds, len(features), dtype=torch.long, device=anchors.device)
+    predictions = torch.empty(
+        len(steps), n_seeds, len(features), dtype=torch.long, device=anchors.device
+    )
     for s in range(n_seeds):
         # The matrix-product shortcut loses digits for near neighbours; the direct form does not.
-        distances = torch.cdist(features, anchors[s].reshape(-1, d), compute_mode="donot_use_mm_for_euclid_dist")
+        distances = torch.cdist(
+            features, anchors[s].reshape(-1, d), compute_mode="donot_use_mm_for_euclid_dist"
+        )
         means = distances.view(-1, n_classes, k_max).cumsum(-1)[..., steps - 1] / steps
         predictions[:, s] = means.argmin(1).T
     return predictions
 
 
-def knn_of_share(features: Tensor, anchors: Tensor, classes: Tensor, n_classes: int, counts: Sequence[int]) -> Tensor:
+def knn_of_share(
+    features: Tensor, anchors: Tensor, classes: Tensor, n_classes: int, counts: Sequence[int]
+) -> Tensor:
     """``knn_eval`` for anchors as they come: predicted class ``[len(counts), S, N]`` from the first n of them, for each n of ``counts``.
 
     ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is chance. One that has none is infinitely far and
     never predicted.
     """
     n_seeds = len(anchors)
-    predictions = torch.empty(len(counts), n_seeds, len(features), dtype=torch.long, device=anchors.device)
+    predictions = torch.empty(
+        len(counts), n_seeds, len(features), dtype=torch.long, device=anchors.device
+    )
     for s in range(n_seeds):
         distances = torch.cdist(features, anchors[s], compute_mode="donot_use_mm_for_euclid_dist")
         member = torch.nn.functional.one_hot(classes[s], n_classes).to(distances)

@@ -28,7 +28,9 @@ def _orthonormal(M: Tensor) -> Tensor:
     return (vectors * values.rsqrt().unsqueeze(-2)) @ (vectors.mT @ M)
 
 
-def _kl(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, seed: int) -> Head:
+def _kl(
+    features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, seed: int
+) -> Head:
     n_fits, n, _ = features.shape
     weight = head.weight.expand(n_fits, *head.weight.shape[-2:])
     columns, upper = torch.linalg.qr(weight.mT)
@@ -49,22 +51,33 @@ def _kl(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset
             optimizer.zero_grad()
             loss.backward()
             with torch.no_grad():
-                pull = frame.grad @ frame.mT  # the part that leaves the rows orthonormal to first order is kept
+                pull = (
+                    frame.grad @ frame.mT
+                )  # the part that leaves the rows orthonormal to first order is kept
                 frame.grad -= (pull + pull.mT) / 2 @ frame
                 optimizer.step()
                 frame.copy_(_orthonormal(frame))
     return Head(factor @ frame.detach(), bias.squeeze(-2).clone())
 
 
-def _procrustes(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, seed: int) -> Head:
+def _procrustes(
+    features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, seed: int
+) -> Head:
     return fit_closed_form(features, teacher_features, "orthogonal").fold(head)
 
 
 FITS = {"kl": _kl, "procrustes": _procrustes}
 
 
-def orthogonal_classifier(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, *, fit: str = "kl",
-                          seed: int = 0) -> Head:
+def orthogonal_classifier(
+    features: Tensor,
+    teacher_features: Tensor,
+    head: Head,
+    preset: FTPreset,
+    *,
+    fit: str = "kl",
+    seed: int = 0,
+) -> Head:
     """Fit W' = W_t A with A orthogonal, one per leading index: ``W' [B, C, d]``, ``b' = b_t [B, C]``.
 
     ``features`` are f_m's outputs, ``teacher_features`` f_t's on the same inputs, both ``[B, n, d]``; no labels.
@@ -84,12 +97,16 @@ def orthogonal_classifier(features: Tensor, teacher_features: Tensor, head: Head
     if fit not in FITS:
         raise UnknownNameError("fit of the orthogonal classifier", fit, FITS)
     if features.dim() != 3 or features.shape != teacher_features.shape:
-        raise DataError("f_m's and f_t's features are the same inputs' [B, n, d]; got "
-                        f"{list(features.shape)} and {list(teacher_features.shape)}.")
+        raise DataError(
+            "f_m's and f_t's features are the same inputs' [B, n, d]; got "
+            f"{list(features.shape)} and {list(teacher_features.shape)}."
+        )
     return FITS[fit](features.detach(), teacher_features.detach(), head, preset, seed)
 
 
-def nested_orthogonal(features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, ks: Sequence[int]) -> list[Head]:
+def nested_orthogonal(
+    features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, ks: Sequence[int]
+) -> list[Head]:
     """For each k of ``ks`` what ``orthogonal_classifier`` fits by "kl" to the first k rows of every group, in full batches: all in one
     loop, see ``ft_classifier.nested_fits``. Features are ``[B, G, k_max, d]``; equal to the single fits but for rounding."""
     longest_first = sorted(set(ks), reverse=True)

@@ -34,11 +34,20 @@ def start(n_fits: int, d: int, rank: int = 16, seed: int = 0) -> SurgeryModule:
     That bound is ``nn.Linear``'s own default, Kaiming-uniform with a = sqrt(5).
     """
     draw = torch.rand(rank, d, generator=torch.Generator().manual_seed(seed))
-    return SurgeryModule(((2 * draw - 1) / d**0.5).repeat(n_fits, 1, 1), torch.zeros(n_fits, d, rank))
+    return SurgeryModule(
+        ((2 * draw - 1) / d**0.5).repeat(n_fits, 1, 1), torch.zeros(n_fits, d, rank)
+    )
 
 
-def surgery(features: Tensor, teacher: Tensor, *, steps: int, rank: int = 16, lr: float = 1e-3,
-            seed: int = 0) -> SurgeryModule:
+def surgery(
+    features: Tensor,
+    teacher: Tensor,
+    *,
+    steps: int,
+    rank: int = 16,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> SurgeryModule:
     """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean |z' - f_t(x)|, no
     labels.
 

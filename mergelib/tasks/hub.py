@@ -55,11 +55,19 @@ class HubEntry(BaseModel):
 
 def registry() -> dict[str, HubEntry]:
     """Task name -> its data set on the hub."""
-    return {name: HubEntry.model_validate(raw) for name, raw in yaml.safe_load(REGISTRY.read_text("utf-8")).items()}
+    return {
+        name: HubEntry.model_validate(raw)
+        for name, raw in yaml.safe_load(REGISTRY.read_text("utf-8")).items()
+    }
 
 
-def hub_splits(name: str, *, n_train: int | None = None, n_test: int | None = None,
-               lock_path: Path | str | None = None) -> tuple[tuple[str, ...], Split, Split]:
+def hub_splits(
+    name: str,
+    *,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    lock_path: Path | str | None = None,
+) -> tuple[tuple[str, ...], Split, Split]:
     """Label names, train and test split of task ``name`` from the hub, or from the client's cache when offline.
 
     ``n_train`` and ``n_test`` keep that many rows, drawn by a seeded permutation that looks at no label; without them
@@ -87,13 +95,21 @@ def hub_splits(name: str, *, n_train: int | None = None, n_test: int | None = No
         locked = None  # only the commit was settled
     labels = [_labels(name, entry, part, label_names) for part in parts]
     # Rows without text are counted once: that reads every text, the other facts only the labels.
-    empty = [locked.train.empty, locked.test.empty] if locked else [_count_empty(part, entry.text) for part in parts]
-    facts = [SplitFacts(rows=len(part), empty=e, labels=digest(label.numpy().astype("<i8").tobytes()))
-             for part, label, e in zip(parts, labels, empty, strict=True)]
+    empty = (
+        [locked.train.empty, locked.test.empty]
+        if locked
+        else [_count_empty(part, entry.text) for part in parts]
+    )
+    facts = [
+        SplitFacts(rows=len(part), empty=e, labels=digest(label.numpy().astype("<i8").tobytes()))
+        for part, label, e in zip(parts, labels, empty, strict=True)
+    ]
     found = LockedEntry(id=entry.id, revision=revision, train=facts[0], test=facts[1])
     _verify(name, entry, found, locked, path)
-    splits = [_sample(name, entry, part, label, n, seed=SUBSAMPLE_SEED + i)
-              for i, (part, label, n) in enumerate(zip(parts, labels, (n_train, n_test), strict=True))]
+    splits = [
+        _sample(name, entry, part, label, n, seed=SUBSAMPLE_SEED + i)
+        for i, (part, label, n) in enumerate(zip(parts, labels, (n_train, n_test), strict=True))
+    ]
     if not locked:
         lock.add(path, name, found)
     return label_names, splits[0], splits[1]
@@ -115,28 +131,42 @@ def _fetch(name: str, entry: HubEntry, wanted: str | None) -> tuple[list[Dataset
     try:
         with _cache_only(reason is not None):
             # The prefix keeps the client from taking a folder of that name for the data set.
-            parts = datasets.load_dataset(f"hf://datasets/{entry.id}", entry.config, revision=revision,
-                                          split=[entry.splits["train"], entry.splits["test"]])
+            parts = datasets.load_dataset(
+                f"hf://datasets/{entry.id}",
+                entry.config,
+                revision=revision,
+                split=[entry.splits["train"], entry.splits["test"]],
+            )
     except Exception as error:
         lost = no_answer(error)
         if reason:
             raise _offline(name, entry, reason) from error
         if lost:
-            raise _offline(name, entry, f"{lost} during the download; files that were complete are kept") from error
+            raise _offline(
+                name, entry, f"{lost} during the download; files that were complete are kept"
+            ) from error
         raise _refused(name, entry, revision, error) from error
 
     commits = {Path(file["filename"]).parent.name for part in parts for file in part.cache_files}
     if len(commits) != 1 or not COMMIT.fullmatch(commit := commits.pop()):
-        raise DataError(f"Task '{name}': the cached copy of {entry.id} does not say which commit it is. Delete it from "
-                        f"{datasets.config.HF_DATASETS_CACHE} and fetch again.")
+        raise DataError(
+            f"Task '{name}': the cached copy of {entry.id} does not say which commit it is. Delete it from "
+            f"{datasets.config.HF_DATASETS_CACHE} and fetch again."
+        )
     # When a download fails the client may give its newest cached copy instead, whatever commit was asked for.
     if revision and COMMIT.fullmatch(revision) and commit != revision:
-        raise _offline(name, entry, f"{reason or 'the download failed'}, the cache's newest copy is commit {commit}, "
-                                    f"not {revision}")
+        raise _offline(
+            name,
+            entry,
+            f"{reason or 'the download failed'}, the cache's newest copy is commit {commit}, "
+            f"not {revision}",
+        )
     formats = {part.info.builder_name for part in parts}
     if not formats <= set(FORMATS):
-        raise DataError(f"Task '{name}': {entry.id} holds {', '.join(sorted(map(str, formats)))} files; only "
-                        f"{' and '.join(FORMATS)} are read. Name another copy in hub.yaml, or use --text-dir.")
+        raise DataError(
+            f"Task '{name}': {entry.id} holds {', '.join(sorted(map(str, formats)))} files; only "
+            f"{' and '.join(FORMATS)} are read. Name another copy in hub.yaml, or use --text-dir."
+        )
     return parts, commit
 
 
@@ -154,8 +184,10 @@ def _cache_only(on: bool) -> Iterator[None]:
 
 
 def _offline(name: str, entry: HubEntry, reason: str) -> OfflineError:
-    return OfflineError(f"Task '{name}': {entry.id} is not to be had: {reason}, and the cache cannot stand in. "
-                        "Connect once (HF_HUB_OFFLINE unset), or give local files with --text-dir.")
+    return OfflineError(
+        f"Task '{name}': {entry.id} is not to be had: {reason}, and the cache cannot stand in. "
+        "Connect once (HF_HUB_OFFLINE unset), or give local files with --text-dir."
+    )
 
 
 def _refused(name: str, entry: HubEntry, revision: str | None, error: Exception) -> MergelibError:
@@ -170,8 +202,10 @@ def _refused(name: str, entry: HubEntry, revision: str | None, error: Exception)
     elif why:
         why += "" if "hf auth login" in why else ". Correct hub.yaml or use --text-dir"
     elif kinds(error) & {"DatasetGenerationError", "ArrowInvalid", "UnicodeDecodeError"}:
-        why = ("a file is not what its name says (a saved error page?). Delete the data set's folders from "
-               f"{constants.HF_HUB_CACHE} and {datasets.config.HF_DATASETS_CACHE} and fetch again")
+        why = (
+            "a file is not what its name says (a saved error page?). Delete the data set's folders from "
+            f"{constants.HF_HUB_CACHE} and {datasets.config.HF_DATASETS_CACHE} and fetch again"
+        )
     else:
         why = f"the client refused it. See {entry.card}; correct hub.yaml or use --text-dir"
     return DataError(f"Task '{name}': {at} cannot be loaded: {why}. ({said(error)})")
@@ -183,36 +217,52 @@ def _labels(name: str, entry: HubEntry, data: Dataset, label_names: Sequence[str
 
     expected = [entry.label, *entry.text]
     if missing := [c for c in expected if c not in data.column_names]:
-        raise DataError(f"Task '{name}': {entry.id} has no column {', '.join(missing)}. "
-                        f"Found: {', '.join(data.column_names)}; expected: {', '.join(expected)}. "
-                        f"Correct hub.yaml after a look at {entry.card}.")
+        raise DataError(
+            f"Task '{name}': {entry.id} has no column {', '.join(missing)}. "
+            f"Found: {', '.join(data.column_names)}; expected: {', '.join(expected)}. "
+            f"Correct hub.yaml after a look at {entry.card}."
+        )
     table = data.data
     for c in entry.text:
         kind = table.column(c).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-            raise DataError(f"Task '{name}': column {c} of {entry.id} holds {kind}, not text. Correct hub.yaml.")
+        if not (
+            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+        ):
+            raise DataError(
+                f"Task '{name}': column {c} of {entry.id} holds {kind}, not text. Correct hub.yaml."
+            )
     names = getattr(data.features[entry.label], "names", None)
     if names and [_plain(n) for n in names] != [_plain(n) for n in label_names]:
-        raise DataError(f"Task '{name}': {entry.id} names its classes {', '.join(names)}; expected, in this order: "
-                        f"{', '.join(label_names)}. Known variants: {_variants(entry)}.")
+        raise DataError(
+            f"Task '{name}': {entry.id} names its classes {', '.join(names)}; expected, in this order: "
+            f"{', '.join(label_names)}. Known variants: {_variants(entry)}."
+        )
     column = table.column(entry.label)
     if column.null_count:
-        raise DataError(f"Task '{name}': {column.null_count} rows of {entry.id} have no {entry.label}; "
-                        "name another copy in hub.yaml.")
+        raise DataError(
+            f"Task '{name}': {column.null_count} rows of {entry.id} have no {entry.label}; "
+            "name another copy in hub.yaml."
+        )
     try:
         numbers = column.cast(pa.int64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"Task '{name}': column {entry.label} of {entry.id} holds {column.type}, not integers "
-                        f"({error}). Correct hub.yaml.") from error
+        raise DataError(
+            f"Task '{name}': column {entry.label} of {entry.id} holds {column.type}, not integers "
+            f"({error}). Correct hub.yaml."
+        ) from error
     labels = torch.from_numpy(numbers.copy()) - entry.first_label
     if not len(labels):
-        raise DataError(f"Task '{name}': a split of {entry.id} is empty. Clear the cache and fetch again.")
+        raise DataError(
+            f"Task '{name}': a split of {entry.id} is empty. Clear the cache and fetch again."
+        )
     low, high = int(labels.min()) + entry.first_label, int(labels.max()) + entry.first_label
     last = entry.first_label + len(label_names) - 1
     if low < entry.first_label or high > last:
-        raise DataError(f"Task '{name}': labels of {entry.id} run from {low} to {high}, expected {entry.first_label} "
-                        f"to {last}. Correct first_label in hub.yaml, or this is another data set. "
-                        f"Known variants: {_variants(entry)}.")
+        raise DataError(
+            f"Task '{name}': labels of {entry.id} run from {low} to {high}, expected {entry.first_label} "
+            f"to {last}. Correct first_label in hub.yaml, or this is another data set. "
+            f"Known variants: {_variants(entry)}."
+        )
     return labels
 
 
@@ -235,12 +285,16 @@ def _count_empty(data: Dataset, columns: Sequence[str]) -> int:
         # Text by text and in Arrow: nothing is copied, so millions of reviews fit.
         text = data.data.column(c)
         text = text.cast(pa.string()) if pa.types.is_null(text.type) else text
-        blank = pc.fill_null(pc.or_(pc.utf8_is_space(text), pc.equal(pc.binary_length(text), 0)), True)
+        blank = pc.fill_null(
+            pc.or_(pc.utf8_is_space(text), pc.equal(pc.binary_length(text), 0)), True
+        )
         empty = blank if empty is None else pc.and_(empty, blank)
     return int(pc.sum(empty).as_py() or 0)
 
 
-def _sample(name: str, entry: HubEntry, data: Dataset, labels: Tensor, n: int | None, *, seed: int) -> Split:
+def _sample(
+    name: str, entry: HubEntry, data: Dataset, labels: Tensor, n: int | None, *, seed: int
+) -> Split:
     """All rows with text in their order, or n of them by a seeded permutation, drawn before they become strings."""
     whole = n is None or n >= len(data)
     generator = torch.Generator().manual_seed(seed)
@@ -259,7 +313,9 @@ def _sample(name: str, entry: HubEntry, data: Dataset, labels: Tensor, n: int | 
                 texts.append(text)
                 kept.append(row)
     if not texts:
-        raise DataError(f"Task '{name}': no row of {entry.id} has text in {', '.join(entry.text)}. Correct hub.yaml.")
+        raise DataError(
+            f"Task '{name}': no row of {entry.id} has text in {', '.join(entry.text)}. Correct hub.yaml."
+        )
     return Split(tuple(texts), labels[torch.tensor(kept)])
 
 
@@ -268,7 +324,9 @@ def join_parts(parts: Sequence[str | None]) -> str:
     return " ".join(p for part in parts if part and (p := part.strip()))
 
 
-def _verify(name: str, entry: HubEntry, found: LockedEntry, locked: LockedEntry | None, path: Path) -> None:
+def _verify(
+    name: str, entry: HubEntry, found: LockedEntry, locked: LockedEntry | None, path: Path
+) -> None:
     """Compare with the lock file or, at a first fetch, with the row counts of the registry."""
     differences = []
     for split in ("train", "test"):
@@ -282,7 +340,12 @@ def _verify(name: str, entry: HubEntry, found: LockedEntry, locked: LockedEntry 
         elif entry.rows and here.rows != entry.rows[split]:
             differences.append(f"{split} has {here.rows:,} rows, expected {entry.rows[split]:,}")
     if differences:
-        remedy = (f"Clear the cache and fetch again, or delete the entry '{name}' from {path} if these data are meant"
-                  if locked else "If these data are meant, correct rows in hub.yaml")
-        raise DataError(f"Task '{name}': {entry.id} at {found.revision} is not the data set expected: "
-                        f"{', '.join(differences)}. Known variants: {_variants(entry)}. {remedy}.")
+        remedy = (
+            f"Clear the cache and fetch again, or delete the entry '{name}' from {path} if these data are meant"
+            if locked
+            else "If these data are meant, correct rows in hub.yaml"
+        )
+        raise DataError(
+            f"Task '{name}': {entry.id} at {found.revision} is not the data set expected: "
+            f"{', '.join(differences)}. Known variants: {_variants(entry)}. {remedy}."
+        )

@@ -40,25 +40,44 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
     """
     names, files = class_names(name), {}
     repository = registry()[name]
-    locked = lock.locked(lock.default_path(), name, repository.id, repository.revision, "files.yaml")
+    locked = lock.locked(
+        lock.default_path(), name, repository.id, repository.revision, "files.yaml"
+    )
     if locked and locked.files:  # the files themselves are not needed once they were decoded
         hashes = {path: fact.sha256 for path, fact in locked.files.items()}
     else:
         files = fetch_files(name)
         hashes = {path: file_hash(file) for path, file in files.items()}
     sizes = profile.tasks
-    key = {"version": IMAGES_VERSION, "files": hashes, "classes": digest(*names), "size": profile.encoder.image_size,
-           "rows": [sizes.n_train, sizes.n_validation, sizes.n_test]}
+    key = {
+        "version": IMAGES_VERSION,
+        "files": hashes,
+        "classes": digest(*names),
+        "size": profile.encoder.image_size,
+        "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
+    }
 
     def make() -> Artifact:
         task = _read(name, names, files or fetch_files(name), profile)
-        return Artifact({f"{split}.{part}": getattr(getattr(task, split), part) for split in SPLITS for part in ("inputs", "labels")})
+        return Artifact(
+            {
+                f"{split}.{part}": getattr(getattr(task, split), part)
+                for split in SPLITS
+                for part in ("inputs", "labels")
+            }
+        )
 
-    store = Store(store.root)  # of several processes one decodes, and the others wait for its lock: there is nothing to make together
+    store = Store(
+        store.root
+    )  # of several processes one decodes, and the others wait for its lock: there is nothing to make together
     if store.peek("images", key) is None:
         store.get("images", key, make)
-    made = store.peek("images", key)  # mapped from its file, while what was made is in memory, which eight sets at 224 pixels may not fit into
-    splits = [Split(made.tensors[f"{split}.inputs"], made.tensors[f"{split}.labels"]) for split in SPLITS]
+    made = store.peek(
+        "images", key
+    )  # mapped from its file, while what was made is in memory, which eight sets at 224 pixels may not fit into
+    splits = [
+        Split(made.tensors[f"{split}.inputs"], made.tensors[f"{split}.labels"]) for split in SPLITS
+    ]
     return Task(name, names, *splits, source="hub", modality="image")
 
 
@@ -66,25 +85,48 @@ def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Pr
     from . import build_task
 
     sizes, read = profile.tasks, []
-    for i, (split, limit) in enumerate((("train", sizes.n_train + sizes.n_validation), ("test", sizes.n_test))):
+    for i, (split, limit) in enumerate(
+        (("train", sizes.n_train + sizes.n_validation), ("test", sizes.n_test))
+    ):
         parts = [files[path] for path in sorted(files) if Path(path).name.startswith(f"{split}-")]
-        rows, stored = read_parquet(parts, profile.encoder.image_size, limit=limit, seed=SUBSAMPLE_SEED + i, desc=f"decode {name} {split}")
+        rows, stored = read_parquet(
+            parts,
+            profile.encoder.image_size,
+            limit=limit,
+            seed=SUBSAMPLE_SEED + i,
+            desc=f"decode {name} {split}",
+        )
         check_names(name, names, stored, int(rows.labels.max()), parts[0])
         read.append(rows)
-    return build_task(name, names, *read, n_train=sizes.n_train, n_validation=sizes.n_validation, n_test=sizes.n_test, source="hub", modality="image")
+    return build_task(
+        name,
+        names,
+        *read,
+        n_train=sizes.n_train,
+        n_validation=sizes.n_validation,
+        n_test=sizes.n_test,
+        source="hub",
+        modality="image",
+    )
 
 
-def check_names(name: str, names: tuple[str, ...], stored: tuple[str, ...] | None, highest: int, path: Path) -> None:
+def check_names(
+    name: str, names: tuple[str, ...], stored: tuple[str, ...] | None, highest: int, path: Path
+) -> None:
     """Raises ``DataError`` where a file has another number of classes than ``names``, or stores one of ``names`` in another place. Other
     spellings of a class ("AnnualCrop") are not compared: ``names`` are made for prompts."""
     n = len(stored) if stored else highest + 1
     if (stored and n != len(names)) or n > len(names):
-        raise DataError(f"Task '{name}': {path} has {n} classes, {NAMES.name} {len(names)}. It is another data set, or {NAMES.name} is wrong.")
+        raise DataError(
+            f"Task '{name}': {path} has {n} classes, {NAMES.name} {len(names)}. It is another data set, or {NAMES.name} is wrong."
+        )
     place = {_plain(c): i for i, c in enumerate(names)}
     for i, c in enumerate(stored or ()):
         if place.get(_plain(c), i) != i:
-            raise DataError(f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in {NAMES.name}. Order {NAMES.name} as the files "
-                            "do: heads are made from its names.")
+            raise DataError(
+                f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in {NAMES.name}. Order {NAMES.name} as the files "
+                "do: heads are made from its names."
+            )
 
 
 def _plain(class_name: str) -> str:

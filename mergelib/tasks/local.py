@@ -25,10 +25,34 @@ LABEL_NAMES = {
     "ag": ("World", "Sports", "Business", "Sci/Tech"),
     "yelp": ("1 star", "2 stars", "3 stars", "4 stars", "5 stars"),
     "amazon": ("1 star", "2 stars", "3 stars", "4 stars", "5 stars"),
-    "yahoo": ("Society & Culture", "Science & Mathematics", "Health", "Education & Reference", "Computers & Internet",
-              "Sports", "Business & Finance", "Entertainment & Music", "Family & Relationships", "Politics & Government"),
-    "dbpedia": ("Company", "Educational Institution", "Artist", "Athlete", "Office Holder", "Mean of Transportation",
-                "Building", "Natural Place", "Village", "Animal", "Plant", "Album", "Film", "Written Work"),
+    "yahoo": (
+        "Society & Culture",
+        "Science & Mathematics",
+        "Health",
+        "Education & Reference",
+        "Computers & Internet",
+        "Sports",
+        "Business & Finance",
+        "Entertainment & Music",
+        "Family & Relationships",
+        "Politics & Government",
+    ),
+    "dbpedia": (
+        "Company",
+        "Educational Institution",
+        "Artist",
+        "Athlete",
+        "Office Holder",
+        "Mean of Transportation",
+        "Building",
+        "Natural Place",
+        "Village",
+        "Animal",
+        "Plant",
+        "Album",
+        "Film",
+        "Written Work",
+    ),
 }
 """Label names of the five data sets in the order of their published numbering."""
 
@@ -38,7 +62,9 @@ def find_csv(folder: Path, split: str) -> Path:
     for name in (f"{split}.csv", f"{split}.csv.gz"):
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"No {split}.csv or {split}.csv.gz in {folder}. Expected <text-dir>/<task>/{{train,test}}.csv[.gz].")
+    raise DataError(
+        f"No {split}.csv or {split}.csv.gz in {folder}. Expected <text-dir>/<task>/{{train,test}}.csv[.gz]."
+    )
 
 
 def _lines(f: TextIO, path: Path) -> Iterator[str]:
@@ -48,13 +74,23 @@ def _lines(f: TextIO, path: Path) -> Iterator[str]:
     while line := f.readline(MAX_TEXT + 1):
         total += len(line)
         if len(line) > MAX_TEXT:
-            raise DataError(f"{path}: a line of more than {MAX_TEXT >> 20} million characters; this is no file of texts, or a quote is never closed.")
+            raise DataError(
+                f"{path}: a line of more than {MAX_TEXT >> 20} million characters; this is no file of texts, or a quote is never closed."
+            )
         if total > most:
-            raise DataError(f"{path}: unfolds into more than {MAX_GROWTH} times its size; unpack it and look at what it holds.")
+            raise DataError(
+                f"{path}: unfolds into more than {MAX_GROWTH} times its size; unpack it and look at what it holds."
+            )
         yield line
 
 
-def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = None, keep_empty: bool = False) -> Split:
+def read_csv(
+    path: Path,
+    *,
+    text_column: int | None = None,
+    limit: int | None = None,
+    keep_empty: bool = False,
+) -> Split:
     """Labels and texts of one CSV: no header, 1-based integer label first, text in column 2 (counted from 0) of three,
     in column 1 of two; any other number of columns needs ``text_column``. Plain or gzipped UTF-8.
 
@@ -74,25 +110,37 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
                     raise DataError(f"{where}: the row is empty; remove it.")
                 n_columns = n_columns or len(row)
                 if len(row) != n_columns:
-                    raise DataError(f"{where}: {len(row)} columns, the rows before have {n_columns}; quote texts that hold commas.")
+                    raise DataError(
+                        f"{where}: {len(row)} columns, the rows before have {n_columns}; quote texts that hold commas."
+                    )
                 column = text_column
                 if column is None:
                     if n_columns not in (2, 3):
-                        raise DataError(f"{where}: {n_columns} columns; say which holds the text with --text-column (counted from 0).")
+                        raise DataError(
+                            f"{where}: {n_columns} columns; say which holds the text with --text-column (counted from 0)."
+                        )
                     column = n_columns - 1
                 if not 0 < column < n_columns:
-                    raise DataError(f"{where}: --text-column {column} does not exist; columns 1..{n_columns - 1} can hold text.")
+                    raise DataError(
+                        f"{where}: --text-column {column} does not exist; columns 1..{n_columns - 1} can hold text."
+                    )
                 try:
                     if "_" in row[0]:  # Python would read 1_0 as 10
                         raise ValueError
                     label = int(row[0])
                 except ValueError:
-                    raise DataError(f"{where}: label {row[0][:20]!r} is not an integer. The first column is a 1-based label, "
-                                    "and there is no header.") from None
+                    raise DataError(
+                        f"{where}: label {row[0][:20]!r} is not an integer. The first column is a 1-based label, "
+                        "and there is no header."
+                    ) from None
                 if not 1 <= label <= MAX_CLASSES:
-                    raise DataError(f"{where}: label {str(label)[:20]}; labels count from 1 to at most {MAX_CLASSES}.")
+                    raise DataError(
+                        f"{where}: label {str(label)[:20]}; labels count from 1 to at most {MAX_CLASSES}."
+                    )
                 if not (keep_empty or row[column].strip()):
-                    raise DataError(f"{where}: the text is empty; remove the row or choose another --text-column.")
+                    raise DataError(
+                        f"{where}: the text is empty; remove the row or choose another --text-column."
+                    )
                 labels.append(label - 1)
                 texts.append(row[column])
                 if limit and len(texts) >= limit:
@@ -105,18 +153,28 @@ def read_csv(path: Path, *, text_column: int | None = None, limit: int | None = 
     return Split(tuple(texts), torch.tensor(labels))
 
 
-def local_splits(text_dir: Path | str, name: str, *, text_column: int | None = None) -> tuple[tuple[str, ...], Split, Split]:
+def local_splits(
+    text_dir: Path | str, name: str, *, text_column: int | None = None
+) -> tuple[tuple[str, ...], Split, Split]:
     """Label names, train and test split of task ``name`` under ``text_dir``. Unknown names get numbered labels.
 
     Raises ``DataError`` for a missing folder or file (naming what is there) or a label outside the known range.
     """
     folder = user_path(Path(text_dir) / name)
     if not folder.is_dir():
-        there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+        there = (
+            sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
+            if folder.parent.is_dir()
+            else []
+        )
         raise DataError(f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it.")
-    train, test = (read_csv(find_csv(folder, split), text_column=text_column) for split in ("train", "test"))
+    train, test = (
+        read_csv(find_csv(folder, split), text_column=text_column) for split in ("train", "test")
+    )
     highest = 1 + int(max(train.labels.max(), test.labels.max()))
     names = LABEL_NAMES.get(name) or tuple(f"class {c + 1}" for c in range(highest))
     if highest > len(names):
-        raise DataError(f"{folder}: label {highest}, but '{name}' has {len(names)} classes. Labels run from 1 to {len(names)}.")
+        raise DataError(
+            f"{folder}: label {highest}, but '{name}' has {len(names)} classes. Labels run from 1 to {len(names)}."
+        )
     return names, train, test

@@ -20,8 +20,24 @@ from ..types import Split
 from .local import MAX_CLASSES
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # decoders of plain pixels; Pillow has others that start programs
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel: wider ones would be clipped, not scaled
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+)  # decoders of plain pixels; Pillow has others that start programs
+MODES = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "CMYK",
+    "YCbCr",
+)  # 8 bits a channel: wider ones would be clipped, not scaled
 MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more, and take the memory for it
 MAX_ROWS = 10_000_000  # run lengths can stand for far more in a few bytes
 ROWS_AT_A_TIME = 256
@@ -44,7 +60,9 @@ def decode_image(data: bytes, size: int, where: str) -> Tensor:
     import numpy as np
     from PIL import Image, ImageOps
 
-    image = ImageOps.fit(read_image(io.BytesIO(data), where), (size, size), Image.Resampling.BICUBIC)
+    image = ImageOps.fit(
+        read_image(io.BytesIO(data), where), (size, size), Image.Resampling.BICUBIC
+    )
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -58,24 +76,42 @@ def read_image(file: BinaryIO | Path, where: str) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the stricter one
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the limit below is the stricter one
             image = Image.open(file, formats=FORMATS)
         width, height = image.size  # from the file's head: no pixel has been decoded yet
         if width * height > MAX_PIXELS:
-            raise DataError(f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. Store it smaller.")
+            raise DataError(
+                f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. Store it smaller."
+            )
         if image.mode not in MODES:
-            raise DataError(f"{where}: pixels of mode {image.mode}; store it with 8 bits a channel.")
+            raise DataError(
+                f"{where}: pixels of mode {image.mode}; store it with 8 bits a channel."
+            )
         return ImageOps.exif_transpose(image).convert("RGB")
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError(f"{where}: {error} At most {MAX_PIXELS:,} pixels are decoded; store it smaller.") from error
-    except Exception as error:  # Pillow's decoders raise what they meet, beyond any common base class
-        raise DataError(f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row.") from error
+        raise DataError(
+            f"{where}: {error} At most {MAX_PIXELS:,} pixels are decoded; store it smaller."
+        ) from error
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise what they meet, beyond any common base class
+        raise DataError(
+            f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row."
+        ) from error
 
 
-def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = None, seed: int = 0,
-                 desc: str | None = None) -> tuple[Split, tuple[str, ...] | None]:
+def read_parquet(
+    path: Path | Sequence[Path],
+    size: int,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    desc: str | None = None,
+) -> tuple[Split, tuple[str, ...] | None]:
     """Images and labels of one Parquet file, or of several that are one split, and the label names stored there (``None`` where there are
     none).
 
@@ -93,7 +129,9 @@ def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = 
         with _opened(one) as file:
             found.append(_labels_and_names(file, one))
         if found[-1][1] != found[0][1]:
-            raise DataError(f"{one}: it names classes {_short(found[-1][1])}, {paths[0].name} {_short(found[0][1])}; give all files the same ClassLabel.")
+            raise DataError(
+                f"{one}: it names classes {_short(found[-1][1])}, {paths[0].name} {_short(found[0][1])}; give all files the same ClassLabel."
+            )
     chosen = _choose(sum(len(labels) for labels, _ in found), limit, seed)
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     kept: list[int] = []
@@ -104,7 +142,9 @@ def read_parquet(path: Path | Sequence[Path], size: int, *, limit: int | None = 
             with _opened(one) as file:
                 for i, (row, data) in enumerate(_bytes_of(file, rows), start=len(kept)):
                     if data is None:
-                        raise DataError(f"{one}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed.")
+                        raise DataError(
+                            f"{one}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed."
+                        )
                     images[i] = decode_image(data, size, f"{one}, row {row}")
                     if bar is not None:
                         bar.update()
@@ -122,10 +162,17 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a schema whose names are no UTF-8
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        MemoryError,
+    ) as error:  # ValueError: a schema whose names are no UTF-8
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again with datasets.") from error
+        raise DataError(
+            f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again with datasets."
+        ) from error
 
 
 def _labels_and_names(file: Any, path: Path) -> tuple[list[int], tuple[str, ...] | None]:
@@ -135,25 +182,39 @@ def _labels_and_names(file: Any, path: Path) -> tuple[list[int], tuple[str, ...]
     schema = file.schema_arrow
     for column, wanted in (("image", "the bytes of an image file"), ("label", "an integer from 0")):
         if schema.names.count(column) != 1:
-            raise DataError(f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}.")
+            raise DataError(
+                f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}."
+            )
     kind = schema.field("label").type
     if not pa.types.is_integer(kind):
-        raise DataError(f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel.")
+        raise DataError(
+            f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel."
+        )
     if not _holds_bytes(schema.field("image").type):
-        raise DataError(f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
-                        "by themselves or as the field 'bytes' of a struct.")
+        raise DataError(
+            f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
+            "by themselves or as the field 'bytes' of a struct."
+        )
     names = _label_names(schema, path)
     labels: list[int | None] = []
     for batch in file.iter_batches(batch_size=MAX_ROWS // 10, columns=["label"]):
         labels += batch.column("label").to_pylist()
         if len(labels) > MAX_ROWS:
-            raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it, and keep those that are needed.")
+            raise DataError(
+                f"{path}: more than {MAX_ROWS:,} rows; split it, and keep those that are needed."
+            )
     _check_labels(labels, names, path)
     return labels, names
 
 
-def parquet_splits(image_dir: Path | str, name: str, size: int, *, n_train: int | None = None,
-                   n_test: int | None = None) -> tuple[tuple[str, ...], Split, Split]:
+def parquet_splits(
+    image_dir: Path | str,
+    name: str,
+    size: int,
+    *,
+    n_train: int | None = None,
+    n_test: int | None = None,
+) -> tuple[tuple[str, ...], Split, Split]:
     """Label names, train and test split of task ``name`` under ``image_dir``; images as uint8 ``[N, 3, size, size]``.
 
     ``n_train`` and ``n_test`` keep that many rows, drawn by fixed seeds. Without stored names classes are numbered. Raises
@@ -162,16 +223,27 @@ def parquet_splits(image_dir: Path | str, name: str, size: int, *, n_train: int 
     """
     folder = user_path(Path(image_dir) / name)
     if not folder.is_dir():
-        there = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-        raise DataError(f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected {LAYOUT}.")
+        there = (
+            sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
+            if folder.parent.is_dir()
+            else []
+        )
+        raise DataError(
+            f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected {LAYOUT}."
+        )
     (train, names), (test, test_names) = (
         read_parquet(find_parquet(folder, split), size, limit=limit, seed=SUBSAMPLE_SEED + i)
-        for i, (split, limit) in enumerate((("train", n_train), ("test", n_test))))
+        for i, (split, limit) in enumerate((("train", n_train), ("test", n_test)))
+    )
     if names != test_names:
-        raise DataError(f"{folder}: train and test name their classes differently ({_short(names)} and {_short(test_names)}); "
-                        "give both files the same ClassLabel.")
+        raise DataError(
+            f"{folder}: train and test name their classes differently ({_short(names)} and {_short(test_names)}); "
+            "give both files the same ClassLabel."
+        )
     if names is None:
-        names = tuple(f"class {c}" for c in range(1 + int(max(train.labels.max(), test.labels.max()))))
+        names = tuple(
+            f"class {c}" for c in range(1 + int(max(train.labels.max(), test.labels.max())))
+        )
     return names, train, test
 
 
@@ -194,11 +266,20 @@ def _label_names(schema: Any, path: Path) -> tuple[str, ...] | None:
     try:
         names = json.loads(raw)["info"]["features"]["label"].get("names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file again with datasets.") from error
+        raise DataError(
+            f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file again with datasets."
+        ) from error
     if names is None:
         return None
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names) or len(set(names)) != len(names):
-        raise DataError(f"{path}: its label names are {str(names)[:80]}; a list of different, non-empty texts is needed.")
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(n, str) and n.strip() for n in names)
+        or len(set(names)) != len(names)
+    ):
+        raise DataError(
+            f"{path}: its label names are {str(names)[:80]}; a list of different, non-empty texts is needed."
+        )
     return tuple(names)
 
 
@@ -208,15 +289,25 @@ def _check_labels(labels: list[int | None], names: tuple[str, ...] | None, path:
     highest = len(names) if names else MAX_CLASSES
     for row, label in enumerate(labels):
         if label is None or not 0 <= label < highest:
-            known = f"it names {highest} classes" if names else f"it names no classes, and at most {highest} are taken"
-            raise DataError(f"{path}, row {row}: label {label}; labels run from 0 to {highest - 1} ({known}). Correct or remove the row.")
+            known = (
+                f"it names {highest} classes"
+                if names
+                else f"it names no classes, and at most {highest} are taken"
+            )
+            raise DataError(
+                f"{path}, row {row}: label {label}; labels run from 0 to {highest - 1} ({known}). Correct or remove the row."
+            )
 
 
 def _choose(n: int, limit: int | None, seed: int) -> list[int]:
     """All n rows, or ``limit`` of them in ascending order."""
     if limit is None or n <= limit:
         return list(range(n))
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.tolist()
+    return (
+        torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit]
+        .sort()
+        .values.tolist()
+    )
 
 
 def _bytes_of(file: Any, rows: list[int]) -> Iterator[tuple[int, bytes | None]]:

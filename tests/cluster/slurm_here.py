@@ -52,7 +52,11 @@ def missing() -> str:
     lacks = [name for name in PROGRAMS if shutil.which(name, path=sbin) is None]
     if lacks:
         return f"no {', '.join(lacks)}: apt-get install slurm-wlm munge"
-    return "" if os.geteuid() == 0 and Path("/etc/slurm").is_dir() else "a node daemon needs root, and a folder /etc/slurm"
+    return (
+        ""
+        if os.geteuid() == 0 and Path("/etc/slurm").is_dir()
+        else "a node daemon needs root, and a folder /etc/slurm"
+    )
 
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
@@ -76,11 +80,18 @@ class Slurm:
             two.bind(("127.0.0.1", 0))
             ports = one.getsockname()[1], two.getsockname()[1]
         self.host = socket.gethostname().partition(".")[0]
-        (self.folder / "slurm.conf").write_text(CONF.format(host=self.host, folder=self.folder, ports=ports, cpus=cpus, megabytes=megabytes))
+        (self.folder / "slurm.conf").write_text(
+            CONF.format(
+                host=self.host, folder=self.folder, ports=ports, cpus=cpus, megabytes=megabytes
+            )
+        )
         # Slurm 22.05 wants some cgroup plugin, though nothing here uses cgroups.
         version = "cgroup/v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "cgroup/v1"
         (self.folder / "cgroup.conf").write_text(f"CgroupPlugin={version}\n")
-        self.environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        self.environment = os.environ | {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin",
+        }
         self.running: list[subprocess.Popen] = []
         self.node: subprocess.Popen | None = None
 
@@ -89,8 +100,20 @@ class Slurm:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         try:
-            self._start("munged", "--foreground", f"--key-file={key}", *(f"--{what}={munge}/{name}" for what, name in (
-                ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"))))
+            self._start(
+                "munged",
+                "--foreground",
+                f"--key-file={key}",
+                *(
+                    f"--{what}={munge}/{name}"
+                    for what, name in (
+                        ("socket", "socket"),
+                        ("pid-file", "pid"),
+                        ("log-file", "log"),
+                        ("seed-file", "seed"),
+                    )
+                ),
+            )
             wait_for("munge", (munge / "socket").exists, 20)
             self._start("slurmctld", "-D")
             wait_for("the controller", lambda: self.host in self.say("sinfo", "-h", "-o", "%n"), 30)
@@ -115,7 +138,9 @@ class Slurm:
 
     def _start(self, *command: str) -> subprocess.Popen:
         with (self.folder / "said.log").open("ab") as said:
-            process = subprocess.Popen(command, env=self.environment, stdout=said, stderr=said, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=said, stderr=said, stdin=subprocess.DEVNULL
+            )
         self.running.append(process)
         return process
 
@@ -124,8 +149,16 @@ class Slurm:
 
         There the configuration lies where Slurm looks by itself: Snakemake takes SLURM_CONF, like all such variables, out of a job's environment.
         """
-        self.node = self._start("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
-                                f"mount --bind {self.folder} /etc/slurm && exec slurmd -D")
+        self.node = self._start(
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            f"mount --bind {self.folder} /etc/slurm && exec slurmd -D",
+        )
         wait_for("the node", lambda: self.node_state() in ("idle", "mix", "alloc"), 60)
 
     def kill_node(self) -> None:
@@ -139,12 +172,20 @@ class Slurm:
         return self.say("sinfo", "-h", "-o", "%t").strip()
 
     def say(self, *command: str) -> str:
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False).stdout
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        ).stdout
 
     def running_jobs(self, least: int = 0, most: int = 86_400) -> list[str]:
         """Those that have run for so many seconds."""
-        jobs = [line.split() for line in self.say("squeue", "-h", "-t", "R", "-o", "%i %M").splitlines()]
-        return [job for job, took in jobs if least <= sum(60**i * int(n) for i, n in enumerate(reversed(took.split(":")))) <= most]
+        jobs = [
+            line.split() for line in self.say("squeue", "-h", "-t", "R", "-o", "%i %M").splitlines()
+        ]
+        return [
+            job
+            for job, took in jobs
+            if least <= sum(60**i * int(n) for i, n in enumerate(reversed(took.split(":")))) <= most
+        ]
 
     def restarts(self, job: str) -> int:
         said = self.say("scontrol", "show", "job", job)

@@ -22,32 +22,82 @@ from tests.faults.kill import ROOT, artifacts, csvs, temporary
 
 from .slurm_here import Slurm, missing, wait_for
 
-SNAKEMAKE = shutil.which("snakemake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+SNAKEMAKE = shutil.which(
+    "snakemake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+)
 ONLY = ("fig02", "tab03", "report")
-SMALL = {"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"], "threads": 1, "tasks.n_test": 60}
+SMALL = {
+    "tasks.names": ["ag", "yelp"],
+    "merging.methods": ["ties"],
+    "threads": 1,
+    "tasks.n_test": 60,
+}
 RULES = ("pretrain", "fine_tune", "merge", "extract", "score", "notebook", "report")
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(SNAKEMAKE is None, reason='no snakemake: pip install -e ".[cluster]"')]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(SNAKEMAKE is None, reason='no snakemake: pip install -e ".[cluster]"'),
+]
 
 
 def environment(place: Path, **more: str) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), "PATH": path,
-                         "JUPYTER_PREFER_ENV_PATH": "1", "MERGELIB_STORE": str(place / "store"), "MERGELIB_OUTPUT": str(place)} | more
+    return (
+        os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
+            "PATH": path,
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "MERGELIB_STORE": str(place / "store"),
+            "MERGELIB_OUTPUT": str(place),
+        }
+        | more
+    )
 
 
 def mergelib(place: Path, *words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "mergelib", *words], env=environment(place), cwd=place, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "mergelib", *words],
+        env=environment(place),
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def snakemake(place: Path, profile: str, *words: str, env: dict[str, str]) -> subprocess.Popen:
     """Snakemake over ``units.json``, everything below ``place``; what it says goes to said.log."""
-    command = [SNAKEMAKE, "--snakefile", str(ROOT / "cluster" / "Snakefile"), "--workflow-profile", str(ROOT / "cluster" / "profile" / profile),
-               "--config", f"units={place}/units.json", f"output={place}", "gpus=0", f"python={sys.executable}", *words,
-               "--set-resources", *(f"{rule}:mem_mb=2000" for rule in RULES), "--set-threads", *(f"{rule}=1" for rule in RULES)]
+    command = [
+        SNAKEMAKE,
+        "--snakefile",
+        str(ROOT / "cluster" / "Snakefile"),
+        "--workflow-profile",
+        str(ROOT / "cluster" / "profile" / profile),
+        "--config",
+        f"units={place}/units.json",
+        f"output={place}",
+        "gpus=0",
+        f"python={sys.executable}",
+        *words,
+        "--set-resources",
+        *(f"{rule}:mem_mb=2000" for rule in RULES),
+        "--set-threads",
+        *(f"{rule}=1" for rule in RULES),
+    ]
     with (place / "said.log").open("ab") as said:
-        return subprocess.Popen(command, cwd=place, env=env, stdout=said, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=place,
+            env=env,
+            stdout=said,
+            stderr=said,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def stamps(place: Path, rule: str = "*") -> list[Path]:
@@ -71,50 +121,95 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
     local.mkdir()
     place.mkdir()
     mergelib(local, "run", "--profile", "quick", "--only", *ONLY)
-    mergelib(place, "units", "--profile", "quick", "--only", *ONLY, "--out", str(place / "units.json"))
+    mergelib(
+        place, "units", "--profile", "quick", "--only", *ONLY, "--out", str(place / "units.json")
+    )
     with Slurm() as slurm:
-        driver = snakemake(place, "slurm", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
-                           "--slurm-no-account", env=environment(place, **slurm.environment))
+        driver = snakemake(
+            place,
+            "slurm",
+            "--slurm-status-command",
+            "squeue",
+            "--slurm-init-seconds-before-status-checks",
+            "5",
+            "--slurm-no-account",
+            env=environment(place, **slurm.environment),
+        )
         try:
+
             def at_work() -> list[str]:
                 assert driver.poll() is None, (place / "said.log").read_text()[-4000:]
                 return slurm.running_jobs(3, 6) if len(stamps(place, "fine_tune")) >= 2 else []
 
             wait_for("two experts, and a job that has just begun", lambda: bool(at_work()), 900)
-            job, = slurm.running_jobs()
+            (job,) = slurm.running_jobs()
             slurm.kill_node()
             finished = artifacts(place / "store")
             assert len(finished) >= 3 and len(stamps(place)) >= 3
-            wait_for("the controller misses the node", lambda: slurm.node_state().startswith("down"), 120)
+            wait_for(
+                "the controller misses the node", lambda: slurm.node_state().startswith("down"), 120
+            )
             slurm.start_node()
             assert driver.wait(1500) == 0, (place / "said.log").read_text()[-4000:]
-            submitted = re.findall(r"submitted with SLURM jobid (\d+)", (place / "said.log").read_text())
-            assert len(submitted) == len(set(submitted)) == len(json.loads((place / "units.json").read_text())), "each unit is one job"
-            assert {j for j in submitted if slurm.restarts(j)} == {job}, "only what the dead node ran was run again"
+            submitted = re.findall(
+                r"submitted with SLURM jobid (\d+)", (place / "said.log").read_text()
+            )
+            assert (
+                len(submitted)
+                == len(set(submitted))
+                == len(json.loads((place / "units.json").read_text()))
+            ), "each unit is one job"
+            assert {j for j in submitted if slurm.restarts(j)} == {job}, (
+                "only what the dead node ran was run again"
+            )
         finally:
             if driver.poll() is None:
                 os.killpg(driver.pid, signal.SIGKILL)
                 driver.wait()
     check_whole(place)
     now = artifacts(place / "store")
-    assert all(now[name] == files for name, files in finished.items()), "finished artifacts were made again"
+    assert all(now[name] == files for name, files in finished.items()), (
+        "finished artifacts were made again"
+    )
     assert csvs(place / "figures") == csvs(local / "figures") != {}
-    print(f"job {job} requeued; {len(submitted)} units, {len(finished)} artifacts kept; {len(csvs(place / 'figures'))} CSVs equal")
+    print(
+        f"job {job} requeued; {len(submitted)} units, {len(finished)} artifacts kept; {len(csvs(place / 'figures'))} CSVs equal"
+    )
 
 
 def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
     place, env = tmp_path, environment(tmp_path)
-    mergelib(place, "units", "--profile", "quick", "--only", "tab03", "report", "--overrides", json.dumps(SMALL), "--out", str(place / "units.json"))
+    mergelib(
+        place,
+        "units",
+        "--profile",
+        "quick",
+        "--only",
+        "tab03",
+        "report",
+        "--overrides",
+        json.dumps(SMALL),
+        "--out",
+        str(place / "units.json"),
+    )
     driver = snakemake(place, "local", "--cores", "1", env=env)
-    wait_for("two experts", lambda: len(stamps(place, "fine_tune")) >= 2 or driver.poll() is not None, 300)
+    wait_for(
+        "two experts",
+        lambda: len(stamps(place, "fine_tune")) >= 2 or driver.poll() is not None,
+        300,
+    )
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     finished, stamped = artifacts(place / "store"), {p: p.stat().st_mtime_ns for p in stamps(place)}
     del stamped[max(stamped, key=stamped.get)]  # Snakemake may not have seen the end of the newest
     assert finished and stamped and not (place / "figures").exists()
-    assert snakemake(place, "local", "--cores", "1", env=env).wait(120) != 0, "Snakemake notices the other's lock"
+    assert snakemake(place, "local", "--cores", "1", env=env).wait(120) != 0, (
+        "Snakemake notices the other's lock"
+    )
     assert snakemake(place, "local", "--cores", "1", "--unlock", env=env).wait(120) == 0
-    assert snakemake(place, "local", "--cores", "1", env=env).wait(600) == 0, (place / "said.log").read_text()[-3000:]
+    assert snakemake(place, "local", "--cores", "1", env=env).wait(600) == 0, (
+        place / "said.log"
+    ).read_text()[-3000:]
     check_whole(place)
     now = artifacts(place / "store")
     assert all(now[name] == files for name, files in finished.items())

@@ -40,35 +40,88 @@ D, LAYERS, HEADS, LENGTH = 8, 2, 2, 9
 def roberta():
     from transformers import RobertaConfig
 
-    return TextEncoder(RobertaConfig(vocab_size=30, hidden_size=D, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=16,
-                                     max_position_embeddings=LENGTH + 1, pad_token_id=0), None, LENGTH)
+    return TextEncoder(
+        RobertaConfig(
+            vocab_size=30,
+            hidden_size=D,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=16,
+            max_position_embeddings=LENGTH + 1,
+            pad_token_id=0,
+        ),
+        None,
+        LENGTH,
+    )
 
 
 def t5(gated):
     from transformers import T5Config
 
-    return TextEncoder(T5Config(vocab_size=30, d_model=D, d_kv=4, d_ff=12, num_layers=LAYERS, num_heads=HEADS, decoder_start_token_id=0,
-                                feed_forward_proj="gated-gelu" if gated else "relu"), None, LENGTH)
+    return TextEncoder(
+        T5Config(
+            vocab_size=30,
+            d_model=D,
+            d_kv=4,
+            d_ff=12,
+            num_layers=LAYERS,
+            num_heads=HEADS,
+            decoder_start_token_id=0,
+            feed_forward_proj="gated-gelu" if gated else "relu",
+        ),
+        None,
+        LENGTH,
+    )
 
 
 def clip():
     from transformers import CLIPVisionConfig
 
-    return ImageEncoder(CLIPVisionConfig(hidden_size=D, intermediate_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=8,
-                                         patch_size=4, projection_dim=6))
+    return ImageEncoder(
+        CLIPVisionConfig(
+            hidden_size=D,
+            intermediate_size=16,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            image_size=8,
+            patch_size=4,
+            projection_dim=6,
+        )
+    )
 
 
 def vit():
     from transformers import ViTConfig
 
-    return ImageEncoder(ViTConfig(hidden_size=D, intermediate_size=16, num_hidden_layers=LAYERS, num_attention_heads=HEADS, image_size=8,
-                                  patch_size=4))
+    return ImageEncoder(
+        ViTConfig(
+            hidden_size=D,
+            intermediate_size=16,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            image_size=8,
+            patch_size=4,
+        )
+    )
 
 
-ENCODERS = {"bert": lambda: TextEncoder(bert_config(30, LAYERS, D, HEADS, LENGTH), None, LENGTH), "roberta": roberta, "t5": lambda: t5(False), "t5 gated": lambda: t5(True),
-            "clip": clip, "vit": vit}
+ENCODERS = {
+    "bert": lambda: TextEncoder(bert_config(30, LAYERS, D, HEADS, LENGTH), None, LENGTH),
+    "roberta": roberta,
+    "t5": lambda: t5(False),
+    "t5 gated": lambda: t5(True),
+    "clip": clip,
+    "vit": vit,
+}
 BLOCK_SITES = {"bert": 4, "roberta": 4, "t5": 4, "t5 gated": 5, "clip": 4, "vit": 4}
-NOT_FOLDED = {"bert": 0, "roberta": 0, "t5": 4 * LAYERS, "t5 gated": 5 * LAYERS, "clip": LAYERS, "vit": LAYERS}
+NOT_FOLDED = {
+    "bert": 0,
+    "roberta": 0,
+    "t5": 4 * LAYERS,
+    "t5 gated": 5 * LAYERS,
+    "clip": LAYERS,
+    "vit": LAYERS,
+}
 
 
 @pytest.fixture(params=ENCODERS)
@@ -97,7 +150,12 @@ def batches_of(kind, seed=0, sizes=(5, 3, 6)):
     for n in sizes:
         lengths = torch.randint(2, LENGTH + 1, (n,), generator=g)
         mask = (torch.arange(LENGTH) < lengths[:, None]).long()
-        found.append({"input_ids": torch.randint(5, 30, (n, LENGTH), generator=g) * mask, "attention_mask": mask})
+        found.append(
+            {
+                "input_ids": torch.randint(5, 30, (n, LENGTH), generator=g) * mask,
+                "attention_mask": mask,
+            }
+        )
     return found
 
 
@@ -116,7 +174,12 @@ def sites_of(kind):
 
 def fitted(kind):
     """A merged encoder, an expert, their sites and inputs, and TACT's correction."""
-    merged, expert, sites, batches = module_of(kind, 1), module_of(kind, 2), sites_of(kind), batches_of(kind)
+    merged, expert, sites, batches = (
+        module_of(kind, 1),
+        module_of(kind, 2),
+        sites_of(kind),
+        batches_of(kind),
+    )
     return merged, sites, batches, measure(expert, sites, batches)
 
 
@@ -133,7 +196,10 @@ def test_sites_stand_in_the_order_of_the_forward_pass(kind):
     assert len(sites) == 1 + BLOCK_SITES[kind] * LAYERS
     assert [s.block for s in sites] == sorted(s.block for s in sites) and sites[-1].kind == "block"
     hidden = {"bert": 4 * D, "t5": 12, "t5 gated": 12}.get(kind, 16)
-    assert all(width == (hidden if site.kind == "hidden" else D) for site, (_, width) in zip(sites, seen, strict=True))
+    assert all(
+        width == (hidden if site.kind == "hidden" else D)
+        for site, (_, width) in zip(sites, seen, strict=True)
+    )
 
 
 # ---- what is measured -------------------------------------------------------------------------------------------------------
@@ -172,7 +238,10 @@ def test_statistics_equal_slow_ones_over_real_tokens(kind):
 def test_padding_and_batching_change_no_statistics():
     module, sites = module_of("bert", 3), sites_of("bert")
     batch = joined(batches_of("bert"))
-    short = [{n: t[i : i + 1, : int(batch["attention_mask"][i].sum())] for n, t in batch.items()} for i in range(len(batch["input_ids"]))]
+    short = [
+        {n: t[i : i + 1, : int(batch["attention_mask"][i].sum())] for n, t in batch.items()}
+        for i in range(len(batch["input_ids"]))
+    ]
     together, alone = measure(module, sites, [batch]), measure(module, sites, short)
     assert together.tokens == alone.tokens < batch["input_ids"].numel()
     for name in together.mean:
@@ -185,18 +254,33 @@ def test_a_large_mean_does_not_swamp_a_small_deviation():
     module, site = linear_net([torch.eye(2)])
     x = 1000 + 0.01 * torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
     found = measure(module, site, [{"x": part} for part in x.split(700)])
-    torch.testing.assert_close(found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0
+    )
 
 
-@pytest.mark.parametrize(("mean", "deviation"), [(0, 1), (1e4, 1e-1), (-3e5, 2), (7, 0), (0, 1e-15)])
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [(0, 1), (1e4, 1e-1), (-3e5, 2), (7, 0), (0, 1e-15)]
+)
 def test_float32_rows_give_the_float64_mean_and_deviation(mean, deviation):
     """Rounding of the given rows is in both; only that of the computation may differ."""
-    rows = (mean + deviation * torch.randn(5000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).float()
+    rows = (
+        mean
+        + deviation
+        * torch.randn(5000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).float()
     found = mean_and_deviation(rows)
     assert all(t.dtype == torch.float64 and torch.isfinite(t).all() for t in found)
     torch.testing.assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
-    torch.testing.assert_close(found[1], rows.double().std(0, correction=0), rtol=1e-5, atol=1e-6 * abs(mean) * (deviation == 0))
-    torch.testing.assert_close(mean_and_deviation(rows[:1])[1], torch.zeros(3, dtype=torch.float64), rtol=0, atol=0)
+    torch.testing.assert_close(
+        found[1],
+        rows.double().std(0, correction=0),
+        rtol=1e-5,
+        atol=1e-6 * abs(mean) * (deviation == 0),
+    )
+    torch.testing.assert_close(
+        mean_and_deviation(rows[:1])[1], torch.zeros(3, dtype=torch.float64), rtol=0, atol=0
+    )
 
 
 # ---- TACT ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +293,9 @@ def test_tact_of_the_expert_itself_is_the_identity(kind, one_batch):
     found = tact(expert, sites, batches, measure(expert, sites, batches))
     before = features(expert, batches)
     for site in sites:
-        torch.testing.assert_close(found.scale[site.name], torch.ones_like(found.scale[site.name]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            found.scale[site.name], torch.ones_like(found.scale[site.name]), rtol=0, atol=1e-4
+        )
         assert found.shift[site.name].abs().max() < 1e-4
     attach(expert, sites, found)
     torch.testing.assert_close(features(expert, batches), before, rtol=0, atol=1e-3)
@@ -222,21 +308,34 @@ def test_after_tact_every_site_has_the_experts_statistics(kind, one_batch):
     before = measure(merged, sites, batches)
     found = tact(merged, sites, batches, expert)
     attach(merged, sites, found)
-    after = measure(merged, sites, batches)  # hooks run in the order in which they were set: it sees what the correction gave
+    after = measure(
+        merged, sites, batches
+    )  # hooks run in the order in which they were set: it sees what the correction gave
     for site in sites:
-        torch.testing.assert_close(after.mean[site.name], expert.mean[site.name], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(after.std[site.name], expert.std[site.name], rtol=1e-3, atol=1e-3)
-    assert max(float((before.std[s.name] - expert.std[s.name]).abs().max()) for s in sites) > 0.1, "the encoders are too alike to test anything"
+        torch.testing.assert_close(
+            after.mean[site.name], expert.mean[site.name], rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            after.std[site.name], expert.std[site.name], rtol=1e-3, atol=1e-3
+        )
+    assert max(float((before.std[s.name] - expert.std[s.name]).abs().max()) for s in sites) > 0.1, (
+        "the encoders are too alike to test anything"
+    )
 
 
 def test_one_forward_pass_and_a_pass_per_site_agree(kind):
     merged, sites, batches, expert = fitted(kind)
     before = copy.deepcopy(encoder_state(merged))
-    once, many = tact(merged, sites, [joined(batches)], expert), tact(merged, sites, batches, expert)
+    once, many = (
+        tact(merged, sites, [joined(batches)], expert),
+        tact(merged, sites, batches, expert),
+    )
     for name in once.scale:
         torch.testing.assert_close(once.scale[name], many.scale[name], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(once.shift[name], many.shift[name], rtol=1e-3, atol=1e-3)
-    assert all(torch.equal(t, before[n]) for n, t in encoder_state(merged).items()) and not hasattr(merged, "corrections")
+    assert all(torch.equal(t, before[n]) for n, t in encoder_state(merged).items()) and not hasattr(
+        merged, "corrections"
+    )
 
 
 def test_it_is_sequential():
@@ -245,7 +344,9 @@ def test_it_is_sequential():
     seen = measure(merged, sites, batches)
     found = tact(merged, sites, batches, expert)
     at_once = [expert.std[s.name] / seen.std[s.name] for s in sites]
-    first, *later = [(found.scale[s.name].double() - a).abs().max() for s, a in zip(sites, at_once, strict=True)]
+    first, *later = [
+        (found.scale[s.name].double() - a).abs().max() for s, a in zip(sites, at_once, strict=True)
+    ]
     assert first < 1e-5 and min(later) > 1e-3
 
 
@@ -256,7 +357,9 @@ def test_the_ablation_corrects_the_last_site_alone():
     state, _ = fold(found, sites, encoder_state(merged))
     load_state(merged, state)
     after = measure(merged, sites, batches)
-    torch.testing.assert_close(after.mean[sites[-1].name], expert.mean[sites[-1].name], rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        after.mean[sites[-1].name], expert.mean[sites[-1].name], rtol=0, atol=1e-3
+    )
 
 
 def test_dead_channels_stay_finite_and_keep_to_the_rule():
@@ -266,7 +369,11 @@ def test_dead_channels_stay_finite_and_keep_to_the_rule():
         for site in (s for s in sites if s.kind == "hidden"):
             dense = merged.transformer.get_submodule(site.module)
             dense.weight[3] = 0
-    target = Statistics(expert.mean, {n: torch.where(torch.arange(len(s)) == 1, 0.0, s) for n, s in expert.std.items()}, expert.tokens)
+    target = Statistics(
+        expert.mean,
+        {n: torch.where(torch.arange(len(s)) == 1, 0.0, s) for n, s in expert.std.items()},
+        expert.tokens,
+    )
     for given in ([joined(batches)], batches):
         found = tact(merged, sites, given, target)
         for site in sites:
@@ -275,7 +382,9 @@ def test_dead_channels_stay_finite_and_keep_to_the_rule():
             assert shift[1] == pytest.approx(float(target.mean[site.name][1]), abs=1e-5)
             if site.kind == "hidden":
                 bias = merged.transformer.get_submodule(site.module).bias[3].detach()
-                assert scale[3] == 1 and shift[3] == pytest.approx(float(target.mean[site.name][3] - bias), abs=1e-5)
+                assert scale[3] == 1 and shift[3] == pytest.approx(
+                    float(target.mean[site.name][3] - bias), abs=1e-5
+                )
         attached = attach(merged, sites, found)
         assert torch.isfinite(features(merged, batches_of("bert", seed=9))).all()
         attached.remove()
@@ -292,7 +401,9 @@ def test_folded_equals_attached(kind):
     state = encoder_state(merged)
     folded, rest = fold(found, sites, state)
     assert len(rest) == NOT_FOLDED[kind] and folded.keys() == state.keys()
-    assert all(torch.equal(t, state[n]) for n, t in encoder_state(merged).items()), "the state that was given is changed"
+    assert all(torch.equal(t, state[n]) for n, t in encoder_state(merged).items()), (
+        "the state that was given is changed"
+    )
     attached = attach(merged, sites, found)
     wanted = features(merged, others)
     attached.remove()
@@ -323,7 +434,9 @@ def test_attached_corrections_are_saved_and_moved_with_the_module_and_leave_the_
     attach(merged, sites, tact(merged, sites, batches, expert))
     assert encoder_state(merged).keys() == names
     mine = [n for n in merged.state_dict() if n.startswith("corrections.")]
-    assert len(mine) == 2 * len(sites) and not any(n.startswith("corrections.") for n, _ in merged.named_parameters())
+    assert len(mine) == 2 * len(sites) and not any(
+        n.startswith("corrections.") for n, _ in merged.named_parameters()
+    )
 
 
 # ---- REPAIR -------------------------------------------------------------------------------------------------------------------
@@ -356,7 +469,12 @@ class Outer(nn.Module):
 
 def linear_net(weights):
     names = ("first", "second")[: len(weights)]
-    sites = tuple(Site(n, "output", "hidden", i, Fold(((f"{n}.weight", 0), (f"{n}.bias", 0)), (f"{n}.bias", 0))) for i, n in enumerate(names))
+    sites = tuple(
+        Site(
+            n, "output", "hidden", i, Fold(((f"{n}.weight", 0), (f"{n}.bias", 0)), (f"{n}.bias", 0))
+        )
+        for i, n in enumerate(names)
+    )
     return Outer(Linears(weights)).eval(), sites
 
 
@@ -370,7 +488,12 @@ def test_repair_in_closed_form_on_a_linear_net():
     flat = x.double().flatten(0, 1)
     beta, gain = [], []
     for layer in range(2):
-        outputs = [flat @ w[0].double().T @ (w[1].double().T if layer else torch.eye(4, dtype=torch.float64)) for w in experts]
+        outputs = [
+            flat
+            @ w[0].double().T
+            @ (w[1].double().T if layer else torch.eye(4, dtype=torch.float64))
+            for w in experts
+        ]
         beta.append(torch.stack([y.mean(0) for y in outputs]).mean(0))
         gain.append(torch.stack([y.std(0, correction=0) for y in outputs]).mean(0))
     y = flat @ averaged[0].double().T
@@ -378,15 +501,22 @@ def test_repair_in_closed_form_on_a_linear_net():
     y = y @ averaged[1].double().T
     y = (y - y.mean(0)) / y.std(0, correction=0) * gain[1] + beta[1]
     merged, sites = linear_net(averaged)
-    found = repair(merged, sites, [{"x": x}], [measure(linear_net(w)[0], sites, [{"x": x}]) for w in experts])
+    found = repair(
+        merged, sites, [{"x": x}], [measure(linear_net(w)[0], sites, [{"x": x}]) for w in experts]
+    )
     state, rest = fold(found, sites, merged.transformer.state_dict())
     assert len(rest) == 0
     merged.transformer.load_state_dict(state)
-    torch.testing.assert_close(features(merged, [{"x": x}]).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        features(merged, [{"x": x}]).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_repairs_target_averages_deviations_not_variances():
-    one, other = (Statistics({"a": torch.tensor([m]).double()}, {"a": torch.tensor([s]).double()}, 5) for m, s in ((1.0, 1.0), (3.0, 7.0)))
+    one, other = (
+        Statistics({"a": torch.tensor([m]).double()}, {"a": torch.tensor([s]).double()}, 5)
+        for m, s in ((1.0, 1.0), (3.0, 7.0))
+    )
     target = shared_target([one, other])
     assert (float(target.mean["a"]), float(target.std["a"])) == (2.0, 4.0)
 
@@ -394,7 +524,9 @@ def test_repairs_target_averages_deviations_not_variances():
 def test_one_expert_makes_repair_the_same_as_tact():
     merged, sites, batches, expert = fitted("bert")
     a, b = repair(merged, sites, batches, [expert]), tact(merged, sites, batches, expert)
-    assert all(torch.equal(a.scale[n], b.scale[n]) and torch.equal(a.shift[n], b.shift[n]) for n in b.scale)
+    assert all(
+        torch.equal(a.scale[n], b.scale[n]) and torch.equal(a.shift[n], b.shift[n]) for n in b.scale
+    )
 
 
 # ---- variance collapse ----------------------------------------------------------------------------------------------------------
@@ -432,7 +564,9 @@ def test_resampling_inputs_equals_repeating_them(kind):
     batch = joined(batches_of(kind))
     weights = torch.tensor([[1.0] * 14, [2.0, 0, 1, 3, 0, 0, 1, 1, 1, 1, 0, 2, 1, 1]])
     parts = [{n: t[:6] for n, t in batch.items()}, {n: t[6:] for n, t in batch.items()}]
-    found = resampled_ratio(input_moments(merged, sites, parts), input_moments(expert, sites, parts), weights)
+    found = resampled_ratio(
+        input_moments(merged, sites, parts), input_moments(expert, sites, parts), weights
+    )
     for row, here in zip(weights, found, strict=True):
         again = {n: t.repeat_interleave(row.long(), 0) for n, t in batch.items()}
         ratios = variance_ratio(measure(merged, sites, [again]), measure(expert, sites, [again]))
@@ -440,8 +574,12 @@ def test_resampling_inputs_equals_repeating_them(kind):
 
 
 def test_channels_without_variance_in_the_expert_are_left_out():
-    expert = Statistics({"a": torch.zeros(3).double()}, {"a": torch.tensor([2.0, 0.0, 1.0]).double()}, 5)
-    merged = Statistics({"a": torch.zeros(3).double()}, {"a": torch.tensor([1.0, 5.0, 1.0]).double()}, 5)
+    expert = Statistics(
+        {"a": torch.zeros(3).double()}, {"a": torch.tensor([2.0, 0.0, 1.0]).double()}, 5
+    )
+    merged = Statistics(
+        {"a": torch.zeros(3).double()}, {"a": torch.tensor([1.0, 5.0, 1.0]).double()}, 5
+    )
     assert variance_ratio(merged, expert) == {"a": pytest.approx((0.25 + 1) / 2)}
     dead = Statistics(expert.mean, {"a": torch.zeros(3).double()}, 5)
     with pytest.raises(DataError, match="a, so there is no variance"):
@@ -456,14 +594,24 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
     found = tact(merged, sites, batches, expert)
     state = encoder_state(merged)
     before = features(merged, batches)
-    less = Statistics({sites[0].name: expert.mean[sites[0].name]}, {sites[0].name: expert.std[sites[0].name]}, 3)
-    wide = Statistics({n: torch.cat([m, m]) for n, m in expert.mean.items()}, {n: torch.cat([s, s]) for n, s in expert.std.items()}, 3)
+    less = Statistics(
+        {sites[0].name: expert.mean[sites[0].name]}, {sites[0].name: expert.std[sites[0].name]}, 3
+    )
+    wide = Statistics(
+        {n: torch.cat([m, m]) for n, m in expert.mean.items()},
+        {n: torch.cat([s, s]) for n, s in expert.std.items()},
+        3,
+    )
     nan = copy.deepcopy(merged)
     next(nan.parameters()).data.fill_(float("nan"))
     other = [Site("encoder.layer.0.attention", "output", "attention", 1), *sites]
     t5_sites = sites_of("t5")
     for error, match, call in [
-        (UnknownNameError, "gpt2.*Nearest", lambda: sites_for(type("Config", (), {"model_type": "gpt2"}))),
+        (
+            UnknownNameError,
+            "gpt2.*Nearest",
+            lambda: sites_for(type("Config", (), {"model_type": "gpt2"})),
+        ),
         (ConfigError, "eval", lambda: measure(copy.deepcopy(merged).train(), sites, batches)),
         (ConfigError, "No sites", lambda: measure(merged, [], batches)),
         (DataError, "at least one batch", lambda: measure(merged, sites, [])),
@@ -479,12 +627,36 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
         (ConfigError, "different sites", lambda: variance_ratio(expert, less)),
         (ConfigError, "does not have as a site", lambda: fold(found, t5_sites, state)),
         (ConfigError, "does not have as a site", lambda: attach(merged, t5_sites, found)),
-        (StateDictError, "embeddings.LayerNorm.weight", lambda: fold(found, sites, {n: t for n, t in state.items() if not n.startswith("embeddings.L")})),
-        (StateDictError, "another size", lambda: fold(found, sites, {n: t[:3] for n, t in state.items()})),
-        (StateDictError, "another size", lambda: features(attached_to(copy.deepcopy(merged), sites, halved(found)), batches)),
+        (
+            StateDictError,
+            "embeddings.LayerNorm.weight",
+            lambda: fold(
+                found, sites, {n: t for n, t in state.items() if not n.startswith("embeddings.L")}
+            ),
+        ),
+        (
+            StateDictError,
+            "another size",
+            lambda: fold(found, sites, {n: t[:3] for n, t in state.items()}),
+        ),
+        (
+            StateDictError,
+            "another size",
+            lambda: features(attached_to(copy.deepcopy(merged), sites, halved(found)), batches),
+        ),
         (StateDictError, "scale and a shift", lambda: Correction.of({"a.scale": torch.ones(2)})),
-        (StateDictError, "scale and a shift", lambda: Correction.of({**found.tensors(), "weight": torch.ones(2)})),
-        (StateDictError, "NaN", lambda: Correction.of({"a.scale": torch.ones(2), "a.shift": torch.tensor([0.0, float("nan")])})),
+        (
+            StateDictError,
+            "scale and a shift",
+            lambda: Correction.of({**found.tensors(), "weight": torch.ones(2)}),
+        ),
+        (
+            StateDictError,
+            "NaN",
+            lambda: Correction.of(
+                {"a.scale": torch.ones(2), "a.shift": torch.tensor([0.0, float("nan")])}
+            ),
+        ),
     ]:
         with pytest.raises(error, match=match):
             call()
@@ -502,12 +674,18 @@ def attached_to(module, sites, correction):
 
 
 def halved(correction):
-    return Correction({n: t[: len(t) // 2] for n, t in correction.scale.items()}, {n: t[: len(t) // 2] for n, t in correction.shift.items()})
+    return Correction(
+        {n: t[: len(t) // 2] for n, t in correction.scale.items()},
+        {n: t[: len(t) // 2] for n, t in correction.shift.items()},
+    )
 
 
 def test_different_inputs_are_not_compared():
     merged, sites, batches, _ = fitted("bert")
-    a, b = input_moments(merged, sites, batches), input_moments(merged, sites, batches_of("bert", seed=4))
+    a, b = (
+        input_moments(merged, sites, batches),
+        input_moments(merged, sites, batches_of("bert", seed=4)),
+    )
     with pytest.raises(DataError, match="different inputs"):
         resampled_ratio(a, b, torch.ones(1, 14))
 
@@ -516,6 +694,8 @@ def test_the_rule_for_dead_channels_meets_the_formula_at_its_edge():
     from mergelib.corrections.tact import channel_affine
 
     std = torch.tensor([0.0, math.sqrt(EPS) / 2, 1e-3, 2.0]).double()
-    scale, shift = channel_affine(torch.ones(4).double(), std, torch.full((4,), 5.0).double(), torch.ones(4).double())
+    scale, shift = channel_affine(
+        torch.ones(4).double(), std, torch.full((4,), 5.0).double(), torch.ones(4).double()
+    )
     assert scale[:2].tolist() == [1, 1] and shift[:2].tolist() == [4, 4]
     torch.testing.assert_close(scale[2:], 1 / std[2:], rtol=1e-4, atol=0)

@@ -18,9 +18,13 @@ READ_ONLY, REMOUNT, RECURSIVE, PRIVATE = 1, 32, 0x4000, 0x40000
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def _mount(source: str | None, place: Path, kind: str | None, flags: int, options: str | None = None) -> None:
+def _mount(
+    source: str | None, place: Path, kind: str | None, flags: int, options: str | None = None
+) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    source, kind, options = (None if text is None else text.encode() for text in (source, kind, options))
+    source, kind, options = (
+        None if text is None else text.encode() for text in (source, kind, options)
+    )
     if libc.mount(source, os.fsencode(place), kind, flags, options):
         raise OSError(ctypes.get_errno(), f"mount {place}: {os.strerror(ctypes.get_errno())}")
 

@@ -9,18 +9,40 @@ from mergelib import Study, paths
 from mergelib.store import Store
 
 OVERRIDES = {
-    "tasks.names": ["ag", "yelp"], "tasks.n_train": 320, "tasks.n_validation": 40, "tasks.n_test": 60, "tasks.pool_per_class": 12, "threads": 1,
-    "merging.methods": ["weight_averaging", "task_arithmetic", "ties"], "fine_tuning.steps": 60, "fine_tuning.batch_size": 16, "fine_tuning.save_every": 7,
-    "encoder.pretraining": {"documents": 200, "steps": 40, "batch_size": 16, "lr": 2.0e-3}}
+    "tasks.names": ["ag", "yelp"],
+    "tasks.n_train": 320,
+    "tasks.n_validation": 40,
+    "tasks.n_test": 60,
+    "tasks.pool_per_class": 12,
+    "threads": 1,
+    "merging.methods": ["weight_averaging", "task_arithmetic", "ties"],
+    "fine_tuning.steps": 60,
+    "fine_tuning.batch_size": 16,
+    "fine_tuning.save_every": 7,
+    "encoder.pretraining": {"documents": 200, "steps": 40, "batch_size": 16, "lr": 2.0e-3},
+}
 
 
 def run(store: Path, output: Path, overrides: dict | None = None) -> None:
     """The whole program: scores and the curve of lambda, of two tasks and three merges, into ``output``."""
-    study = Study("quick", overrides=OVERRIDES | (overrides or {}), store=Store(store), device="cpu")
+    study = Study(
+        "quick", overrides=OVERRIDES | (overrides or {}), store=Store(store), device="cpu"
+    )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*lies on the edge of the grid.*")  # little is trained here
-        frames = {"scores": study.scores(["f_b", "f_t", *study.methods], ["current", "knn", "ft_classifier"])}
-        frames |= {f"lam_{m}": study.lam_curve(m) for m in study.methods if not study.lam_curve(m).empty}
+        warnings.filterwarnings(
+            "ignore", message=".*lies on the edge of the grid.*"
+        )  # little is trained here
+        frames = {
+            "scores": study.scores(
+                ["f_b", "f_t", *study.methods], ["current", "knn", "ft_classifier"]
+            )
+        }
+        frames |= {
+            f"lam_{m}": study.lam_curve(m) for m in study.methods if not study.lam_curve(m).empty
+        }
     paths.make_folder(output)
     for name, frame in frames.items():
-        paths.write_whole(output / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+        paths.write_whole(
+            output / f"{name}.csv",
+            frame.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
+        )

@@ -31,12 +31,21 @@ KEY = {"version": 1}
 
 def names(line: str, file: Path | str, *remedies: str) -> None:
     """That a message is one line, names the file, and says what to do."""
-    assert "\n" not in line.strip() and str(file) in line and "Free space" in line and all(r in line for r in remedies), line
+    assert (
+        "\n" not in line.strip()
+        and str(file) in line
+        and "Free space" in line
+        and all(r in line for r in remedies)
+    ), line
 
 
 def files(place: Path) -> dict[str, bytes]:
     """Content by name of all files below ``place`` but the store's locks, which stay, and what the disk is filled with."""
-    return {str(p.relative_to(place)): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file() and p.name != "ballast" and p.suffix != ".lock"}
+    return {
+        str(p.relative_to(place)): p.read_bytes()
+        for p in sorted(place.rglob("*"))
+        if p.is_file() and p.name != "ballast" and p.suffix != ".lock"
+    }
 
 
 def until_it_fits(disk: Disk, attempt, step: int, after_refusal) -> int:
@@ -69,7 +78,9 @@ def test_a_full_disk_while_the_store_writes(tmp_path):
 
     def after(line):
         names(line, disk.place / "store", "MERGELIB_STORE")
-        assert kept.peek("step", KEY) is None and kept.verify() == [] and temporary(disk.place) == []
+        assert (
+            kept.peek("step", KEY) is None and kept.verify() == [] and temporary(disk.place) == []
+        )
         assert files(disk.place) == before
 
     refused = until_it_fits(disk, lambda: kept.get("step", KEY, made), PAGE, after)
@@ -79,7 +90,9 @@ def test_a_full_disk_while_the_store_writes(tmp_path):
 
 
 @on_a_disk
-def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_rest(tmp_path, monkeypatch, capsys):
+def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_rest(
+    tmp_path, monkeypatch, capsys
+):
     disk = Disk(tmp_path / "disk")
     kept = Store(disk.place)
     digest = kept.get("step", KEY, made).tensors_digest
@@ -93,7 +106,11 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
         assert kept.get("step", KEY, pytest.fail).tensors_digest == digest
         for version in (2, 3):  # absent, damaged
             with pytest.raises(StoreError) as caught:
-                kept.get("step", {"version": version}, lambda: pytest.fail("computed, and nowhere to put it"))
+                kept.get(
+                    "step",
+                    {"version": version},
+                    lambda: pytest.fail("computed, and nowhere to put it"),
+                )
             names(str(caught.value), disk.place, "MERGELIB_STORE")
         with pytest.raises(StoreError) as caught:
             kept.scratch("step", {"version": 2})
@@ -103,15 +120,26 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
     assert main(["store", "verify"]) == 1 and str(damaged) in capsys.readouterr().out
     assert main(["store", "prune"]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and said.startswith("mergelib: Cannot remove") and str(disk.place) in said and "by hand" in said
+    assert (
+        said.count("\n") == 1
+        and said.startswith("mergelib: Cannot remove")
+        and str(disk.place) in said
+        and "by hand" in said
+    )
     assert files(disk.place) == before
     disk.open()
     with pytest.warns(UserWarning, match="damaged"):
         assert kept.get("step", {"version": 3}, made).tensors_digest == digest
 
 
-SHORT = {"fine_tuning.steps": 8, "fine_tuning.save_every": 0, "merging.methods": ["ties"], "tasks.n_train": 160, "tasks.n_test": 40,
-         "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}}
+SHORT = {
+    "fine_tuning.steps": 8,
+    "fine_tuning.save_every": 0,
+    "merging.methods": ["ties"],
+    "tasks.n_train": 160,
+    "tasks.n_test": 40,
+    "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
+}
 
 
 @pytest.mark.slow
@@ -133,23 +161,43 @@ def test_a_study_whose_disk_fills_up_goes_on_after_space_is_made_to_the_same_num
     program.run(store, output, SHORT)
     assert tensors(store) == tensors(alone / "store") and tensors(store).keys() > kept.keys()
     assert csvs(output) == csvs(alone / "output") != {} and temporary(disk.place) == []
-    assert {name: (store / name / "meta.json").stat().st_mtime_ns for name in kept} == changed, "a finished artifact was made again"
+    assert {name: (store / name / "meta.json").stat().st_mtime_ns for name in kept} == changed, (
+        "a finished artifact was made again"
+    )
 
 
 class Toy(torch.nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.Dropout(0.3), torch.nn.Linear(40, 3))
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(6, 40), torch.nn.Dropout(0.3), torch.nn.Linear(40, 3)
+        )
 
     def forward(self, x, y):
         return {"loss": torch.nn.functional.cross_entropy(self.net(x), y)}
 
 
 def trained(scratch: Path) -> torch.Tensor:
-    model, rows = Toy(), [{"x": torch.randn(6, generator=torch.Generator().manual_seed(i)), "y": torch.tensor(i % 3)} for i in range(40)]
-    train(model, rows, torch.utils.data.default_collate, TrainConfig(steps=6, batch_size=4, lr=1e-2, threads=1, save_every=2),
-          device=torch.device("cpu"), scratch=scratch, desc="toy")
+    model, rows = (
+        Toy(),
+        [
+            {
+                "x": torch.randn(6, generator=torch.Generator().manual_seed(i)),
+                "y": torch.tensor(i % 3),
+            }
+            for i in range(40)
+        ],
+    )
+    train(
+        model,
+        rows,
+        torch.utils.data.default_collate,
+        TrainConfig(steps=6, batch_size=4, lr=1e-2, threads=1, save_every=2),
+        device=torch.device("cpu"),
+        scratch=scratch,
+        desc="toy",
+    )
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -188,7 +236,14 @@ def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
     ax.plot([0, 1])
 
     def save(n):
-        save_files(fig, "fig00", "quick", alt="A line that rises from nought to one.", sidecar={"claims": {}}, data={"": pd.DataFrame({"n": [n] * 2000})})
+        save_files(
+            fig,
+            "fig00",
+            "quick",
+            alt="A line that rises from nought to one.",
+            sidecar={"claims": {}},
+            data={"": pd.DataFrame({"n": [n] * 2000})},
+        )
 
     monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path / "alone"))
     whole = []
@@ -200,11 +255,16 @@ def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
     def after(line):
         names(line, disk.place / "figures", "MERGELIB_OUTPUT")
         assert temporary(disk.place) == []
-        assert all(content in (whole[0].get(name), whole[1].get(name)) for name, content in files(disk.place).items()), "half a file"
+        assert all(
+            content in (whole[0].get(name), whole[1].get(name))
+            for name, content in files(disk.place).items()
+        ), "half a file"
 
     assert until_it_fits(disk, lambda: save(1), PAGE, after) >= 3
     assert files(disk.place) == whole[0]
-    assert until_it_fits(disk, lambda: save(2), PAGE, after) >= 1  # what is there is replaced, or kept
+    assert (
+        until_it_fits(disk, lambda: save(2), PAGE, after) >= 1
+    )  # what is there is replaced, or kept
     assert files(disk.place) == whole[1]
     disk.close()
     with pytest.raises(StoreError) as caught:
@@ -221,11 +281,18 @@ def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
 
 def a_notebook(root: Path, monkeypatch) -> runner.Item:
     """A project with one notebook, whose output is long."""
-    cells = [nbformat.v4.new_code_cell('profile: str = "mini"', metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell('print("0123456789" * 50_000)')]
+    cells = [
+        nbformat.v4.new_code_cell('profile: str = "mini"', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell('print("0123456789" * 50_000)'),
+    ]
     (root / "notebooks").mkdir(parents=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}),
-                   root / "notebooks" / "long.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=cells,
+            metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}},
+        ),
+        root / "notebooks" / "long.ipynb",
+    )
     item = runner.Item("long", "Item", "A title", runner.SOLUTIONS)  # which leaves no figures
     monkeypatch.setattr(paths, "root", lambda: root)
     monkeypatch.setattr(runner, "manifest", lambda: (item,))
@@ -242,7 +309,9 @@ def run_quick(capsys) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["build", "TMPDIR"])
 @on_a_disk
-def test_a_full_disk_while_the_outputs_of_a_notebook_are_saved(tmp_path, monkeypatch, capsys, place):
+def test_a_full_disk_while_the_outputs_of_a_notebook_are_saved(
+    tmp_path, monkeypatch, capsys, place
+):
     a_notebook(tmp_path / "project", monkeypatch)
     disk = Disk(tmp_path / "disk")
     if place == "build":
@@ -260,11 +329,15 @@ def test_a_full_disk_while_the_outputs_of_a_notebook_are_saved(tmp_path, monkeyp
     disk.open()
     if place == "build":  # the same two runs for both would take seconds and show nothing new
         assert run_quick(capsys) == (0, "")
-        assert "0123456789" * 50_000 in "".join(nbformat.read(executed, as_version=4).cells[-1].outputs[0].text)
+        assert "0123456789" * 50_000 in "".join(
+            nbformat.read(executed, as_version=4).cells[-1].outputs[0].text
+        )
 
 
 @on_a_disk
-def test_a_read_only_folder_for_outputs_is_refused_before_a_notebook_starts(tmp_path, monkeypatch, capsys):
+def test_a_read_only_folder_for_outputs_is_refused_before_a_notebook_starts(
+    tmp_path, monkeypatch, capsys
+):
     a_notebook(tmp_path / "project", monkeypatch)
     disk = Disk(tmp_path / "disk")
     disk.close()
@@ -283,11 +356,19 @@ def models(tmp_path_factory) -> dict[str, Path]:
     """A base and two experts, tiny and untrained."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer([t for t, _ in miniature.generate("ag", 100, seed=0)])
-    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    size = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     for seed, (name, n) in enumerate({"base": 0, "ag": 4, "yelp": 5}.items()):
         torch.manual_seed(seed)
         config = transformers.BertConfig(**size, **({"num_labels": n} if n else {}))
-        model = (transformers.BertForSequenceClassification if n else transformers.BertModel)(config)
+        model = (transformers.BertForSequenceClassification if n else transformers.BertModel)(
+            config
+        )
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return {name: folder / name for name in ("base", "ag", "yelp")}
@@ -310,18 +391,36 @@ def test_a_full_disk_while_a_merged_model_is_written(tmp_path, models):
         names(line, out)
         assert files(disk.place) == left and temporary(disk.place) == []
 
-    refused = until_it_fits(disk, lambda: merged.save_pretrained(out, single=True), step, lambda line: after(line, {}))
+    refused = until_it_fits(
+        disk, lambda: merged.save_pretrained(out, single=True), step, lambda line: after(line, {})
+    )
     assert refused >= 12 and files(out) == wanted
     before = files(disk.place)
-    refused = until_it_fits(disk, lambda: merged.save_pretrained(out, overwrite=True), step, lambda line: after(line, before))
-    assert refused > 1 and files(out) == {n: b for n, b in wanted.items() if not n.startswith("tasks/")}
+    refused = until_it_fits(
+        disk,
+        lambda: merged.save_pretrained(out, overwrite=True),
+        step,
+        lambda line: after(line, before),
+    )
+    assert refused > 1 and files(out) == {
+        n: b for n, b in wanted.items() if not n.startswith("tasks/")
+    }
 
 
 @on_a_disk
 def test_merging_on_the_command_line_onto_a_disk_that_refuses(tmp_path, models, capsys):
     disk = Disk(tmp_path / "disk")
     out = disk.place / "out"
-    command = ["merge", "--method", "task_arithmetic", "--base", str(models["base"]), "--experts", *(f"{t}={f}" for t, f in experts(models).items()), "--out"]
+    command = [
+        "merge",
+        "--method",
+        "task_arithmetic",
+        "--base",
+        str(models["base"]),
+        "--experts",
+        *(f"{t}={f}" for t, f in experts(models).items()),
+        "--out",
+    ]
     assert main([*command, str(tmp_path / "alone")]) == 0
     capsys.readouterr()
     for refuse in (lambda: disk.leave(20_000), disk.close):

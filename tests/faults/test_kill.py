@@ -15,12 +15,29 @@ from mergelib import paths, store
 from mergelib.models.merged import whole_folder
 from mergelib.store import META, Artifact, Store
 
-from .kill import SIGNALS, Undisturbed, artifacts, csvs, finish, forked, kill_often, start_program, temporary, tensors
+from .kill import (
+    SIGNALS,
+    Undisturbed,
+    artifacts,
+    csvs,
+    finish,
+    forked,
+    kill_often,
+    start_program,
+    temporary,
+    tensors,
+)
 
-SHORT = {"fine_tuning.steps": 16, "encoder.pretraining": {"documents": 120, "steps": 8, "batch_size": 16, "lr": 2.0e-3}, "merging.methods": ["ties"]}
+SHORT = {
+    "fine_tuning.steps": 16,
+    "encoder.pretraining": {"documents": 120, "steps": 8, "batch_size": 16, "lr": 2.0e-3},
+    "merging.methods": ["ties"],
+}
 KEY = {"version": 1}
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes"
+)
 
 
 def start_short(place: Path) -> int:
@@ -31,7 +48,9 @@ def start_short(place: Path) -> int:
 def test_a_killed_program_completes_with_the_same_numbers_and_makes_nothing_again():
     trials = kill_often(start_short, len(SIGNALS), seed=1, say=print)
     assert [t["signal"] for t in trials] == [s.name for s in SIGNALS]
-    assert any(t["finished"] for t in trials), "every kill came before the first artifact: nothing was shown"
+    assert any(t["finished"] for t in trials), (
+        "every kill came before the first artifact: nothing was shown"
+    )
 
 
 @pytest.mark.slow
@@ -59,8 +78,12 @@ def test_two_programs_at_once_on_one_store_share_the_work(tmp_path):
     children = [forked(noting(name), place / f"{name}.log") for name in ("one", "two")]
     assert [finish(pid) for pid in children] == [0, 0]
     saved = [line.split() for line in log.read_text().splitlines()]
-    assert sorted(name for _, name in saved) == sorted(reference.tensors), "every artifact was computed once, by one of the two"
-    assert tensors(place / "store") == reference.tensors and csvs(place / "output") == reference.csvs
+    assert sorted(name for _, name in saved) == sorted(reference.tensors), (
+        "every artifact was computed once, by one of the two"
+    )
+    assert (
+        tensors(place / "store") == reference.tensors and csvs(place / "output") == reference.csvs
+    )
     assert temporary(place) == []
 
 
@@ -160,7 +183,10 @@ def test_what_two_runs_write_at_once_is_ones_or_the_others(tmp_path):
             paths.write_whole(file, content)
             assert file.read_bytes() in contents
 
-    children = [forked(lambda content=content: work(content), tmp_path.parent / "said.log") for content in contents]
+    children = [
+        forked(lambda content=content: work(content), tmp_path.parent / "said.log")
+        for content in contents
+    ]
     assert [finish(pid) for pid in children] == [0, 0]
     assert file.read_bytes() in contents and [p.name for p in tmp_path.iterdir()] == ["scores.csv"]
 
@@ -173,8 +199,13 @@ def test_folders_of_killed_writers_go_and_those_at_work_stay(tmp_path):
 
     assert finish(forked(killed, tmp_path.parent / "said.log")) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
-    with whole_folder(tmp_path / "out") as outer, whole_folder(tmp_path / "out", overwrite=True) as inner:
-        assert outer.is_dir() and inner.is_dir(), "the second writer took the first one's folder away"
+    with (
+        whole_folder(tmp_path / "out") as outer,
+        whole_folder(tmp_path / "out", overwrite=True) as inner,
+    ):
+        assert outer.is_dir() and inner.is_dir(), (
+            "the second writer took the first one's folder away"
+        )
         (inner / "whole").touch()
         (outer / "whole").touch()
         left = [p for p in tmp_path.iterdir() if ".partial-" in p.name]

@@ -22,10 +22,14 @@ LONGEST = 4_000  # characters of a message
 @contextmanager
 def in_time() -> Iterator[None]:
     """Raises ``TimeoutError`` in a block that does not end."""
+
     def ring(*_: object) -> None:
         raise TimeoutError(f"nothing after {SECONDS} s of computing, or {WALL} s of waiting")
 
-    timers = {signal.ITIMER_PROF: (signal.SIGPROF, SECONDS), signal.ITIMER_REAL: (signal.SIGALRM, WALL)}
+    timers = {
+        signal.ITIMER_PROF: (signal.SIGPROF, SECONDS),
+        signal.ITIMER_REAL: (signal.SIGALRM, WALL),
+    }
     before = {number: signal.signal(number, ring) for number, _ in timers.values()}
     for timer, (_, seconds) in timers.items():
         signal.setitimer(timer, seconds)

@@ -15,7 +15,9 @@ import pytest
 from .test_hostile_files import CONFIG, GOOD, NESTED, png, with_header
 
 ROOT = Path(__file__).resolve().parents[2]
-MEGABYTES = 700  # beyond what the imports take; the largest case here would need a hundred times as much
+MEGABYTES = (
+    700  # beyond what the imports take; the largest case here would need a hundred times as much
+)
 
 PROGRAM = f"""
 import json, resource, sys, time, warnings
@@ -98,7 +100,12 @@ def refusals(tmp_path_factory):
     import torch
 
     root = tmp_path_factory.mktemp("bombs")
-    for name, raw in {"header": struct.pack("<Q", 2**60) + b"{}", "offsets": with_header({"t": {"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}})}.items():
+    for name, raw in {
+        "header": struct.pack("<Q", 2**60) + b"{}",
+        "offsets": with_header(
+            {"t": {"dtype": "F32", "shape": [2**58], "data_offsets": [0, 2**60]}}
+        ),
+    }.items():
         (root / name).mkdir()
         (root / name / "model.safetensors").write_bytes(raw)
         (root / name / "config.json").write_text(json.dumps(CONFIG))
@@ -109,9 +116,13 @@ def refusals(tmp_path_factory):
         (root / "store" / name / "meta.json").write_text(text)
         (root / "store" / name / "tensors.safetensors").write_bytes(GOOD)
     levels = "abcdefghijkl"
-    lists = "\n".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]" for x, y in itertools.pairwise(levels))
+    lists = "\n".join(
+        f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]" for x, y in itertools.pairwise(levels)
+    )
     (root / "aliases.yaml").write_text(f"a: &a [lol]\n{lists}\n")
-    maps = "\n".join(f"{y}: &{y}\n  <<: [{', '.join([f'*{x}'] * 10)}]" for x, y in itertools.pairwise(levels))
+    maps = "\n".join(
+        f"{y}: &{y}\n  <<: [{', '.join([f'*{x}'] * 10)}]" for x, y in itertools.pairwise(levels)
+    )
     (root / "merge_keys.yaml").write_text(f"a: &a {{lol: 1}}\n{maps}\n")
     members(root / "line.csv.gz", b"1,a\n1,", b"a" * (1 << 20), 3000)
     members(root / "rows.csv.gz", b"1,a\n", b"1,text\n" * 150_000, 1000)
@@ -121,23 +132,35 @@ def refusals(tmp_path_factory):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table({"image": pa.nulls(many, pa.binary()), "label": pa.array(np.zeros(many, np.int64))})
+    table = pa.table(
+        {"image": pa.nulls(many, pa.binary()), "label": pa.array(np.zeros(many, np.int64))}
+    )
     with pq.ParquetWriter(root / "rows.parquet", table.schema) as writer:
         for _ in range(12):
             writer.write_table(table)
     (root / "bomb.png").write_bytes(png(1)[:16] + struct.pack(">II", 60_000, 60_000) + png(1)[24:])
     (root / "labels").mkdir()
-    (root / "labels" / "config.json").write_text(json.dumps({**CONFIG, "num_labels": 10**9, "id2label": None}))
+    (root / "labels" / "config.json").write_text(
+        json.dumps({**CONFIG, "num_labels": 10**9, "id2label": None})
+    )
     (root / "lock.json").write_text(NESTED)
     assert max(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 8 << 20
-    run = subprocess.run([sys.executable, "-c", PROGRAM, str(root)], capture_output=True, text=True, timeout=240, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(root)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def test_every_bomb_is_refused_in_words_within_a_small_memory(refusals):
     refusals = {n: said for n, said in refusals.items() if n != "peak"}
-    odd = {n: said for n, (said, _) in refusals.items() if said == "no error" or said.startswith("RAW")}
+    odd = {
+        n: said for n, (said, _) in refusals.items() if said == "no error" or said.startswith("RAW")
+    }
     assert not odd and len(refusals) >= 20
 
 

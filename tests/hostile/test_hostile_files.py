@@ -28,14 +28,17 @@ from mergelib.tasks.parquet import read_parquet
 from .support import typed
 
 # Where to change a file, as a fraction of its length, and what to write there; then where to cut it.
-edits = st.tuples(st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=4), st.just(1.0) | st.floats(0, 1))
+edits = st.tuples(
+    st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=4),
+    st.just(1.0) | st.floats(0, 1),
+)
 
 
 def edited(raw: bytes, edit, insert: bool = False) -> bytes:
     changes, keep = edit
     for at, new in changes:
         i = int(at * len(raw))
-        raw = raw[:i] + new + raw[i + (0 if insert else len(new)):]
+        raw = raw[:i] + new + raw[i + (0 if insert else len(new)) :]
     return raw[: int(keep * len(raw))]
 
 
@@ -46,12 +49,51 @@ def folder(tmp_path_factory):
 
 # ---- CSV ----------------------------------------------------------------------------------------------------------------
 
-PIECES = ["1", "2", "0", "-1", "1_0", "99999999999999999999", "9" * 5000, "1.0", ",", ",", ",", '"', '"', "\n", "\n", "\r\n", "\r", "\0", " ", "text", "é", "日本", "\ufeff", "\u2028", "null", "\t", ";"]
-rows = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=40).map(lambda p: "".join(p).encode(errors="replace"))
-good_rows = st.lists(st.tuples(st.integers(1, 4), st.text(max_size=20)), max_size=8).map(lambda r: "".join(f'{y},"{t}"\n' for y, t in r).encode(errors="replace"))
+PIECES = [
+    "1",
+    "2",
+    "0",
+    "-1",
+    "1_0",
+    "99999999999999999999",
+    "9" * 5000,
+    "1.0",
+    ",",
+    ",",
+    ",",
+    '"',
+    '"',
+    "\n",
+    "\n",
+    "\r\n",
+    "\r",
+    "\0",
+    " ",
+    "text",
+    "é",
+    "日本",
+    "\ufeff",
+    "\u2028",
+    "null",
+    "\t",
+    ";",
+]
+rows = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=40).map(
+    lambda p: "".join(p).encode(errors="replace")
+)
+good_rows = st.lists(st.tuples(st.integers(1, 4), st.text(max_size=20)), max_size=8).map(
+    lambda r: "".join(f'{y},"{t}"\n' for y, t in r).encode(errors="replace")
+)
 
 
-@given(rows | good_rows | st.binary(max_size=60) | st.tuples(good_rows, edits).map(lambda x: edited(x[0], x[1])), st.booleans(), st.none() | st.integers(-3, 5))
+@given(
+    rows
+    | good_rows
+    | st.binary(max_size=60)
+    | st.tuples(good_rows, edits).map(lambda x: edited(x[0], x[1])),
+    st.booleans(),
+    st.none() | st.integers(-3, 5),
+)
 @example(b'1,"never closed\n' + b"2,text\n" * 50, False, None)
 @example(b"1_0,text\n", False, None)
 def test_any_bytes_as_csv(folder, raw, zipped, column):
@@ -60,11 +102,17 @@ def test_any_bytes_as_csv(folder, raw, zipped, column):
     found = typed(lambda: read_csv(path, text_column=column), str(path))
     if not isinstance(found, MergelibError):
         table = [r for r in csv.reader(io.StringIO(raw.decode(), newline=""))]
-        assert [r[0].strip() for r in table] == [r[0].strip() for r in table if int(r[0]) >= 1] and found.labels.tolist() == [int(r[0]) - 1 for r in table]
-        assert list(found.inputs) == [r[column if column is not None else len(r) - 1] for r in table] and all(t.strip() for t in found.inputs)
+        assert [r[0].strip() for r in table] == [
+            r[0].strip() for r in table if int(r[0]) >= 1
+        ] and found.labels.tolist() == [int(r[0]) - 1 for r in table]
+        assert list(found.inputs) == [
+            r[column if column is not None else len(r) - 1] for r in table
+        ] and all(t.strip() for t in found.inputs)
 
 
-GZIPPED = gzip.compress("".join(f"{i % 4 + 1},text number {i}\n" for i in range(60)).encode(), mtime=0)
+GZIPPED = gzip.compress(
+    "".join(f"{i % 4 + 1},text number {i}\n" for i in range(60)).encode(), mtime=0
+)
 
 
 @given(edits)
@@ -73,7 +121,9 @@ def test_any_change_of_a_zipped_csv(folder, edit):
     path.write_bytes(edited(GZIPPED, edit))
     found = typed(lambda: read_csv(path), str(path))
     if not isinstance(found, MergelibError):
-        assert len(found) == 60 and found.inputs[59] == "text number 59", "gzip's checksum lets nothing else through"
+        assert len(found) == 60 and found.inputs[59] == "text number 59", (
+            "gzip's checksum lets nothing else through"
+        )
 
 
 @given(st.text(max_size=12) | st.sampled_from(["../up", "x" * 400, "a\0b", "~nobody-here"]))
@@ -88,7 +138,9 @@ def png(seed: int) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.frombytes("RGB", (4, 4), bytes((seed * 37 + i) % 256 for i in range(48))).save(file, "png")
+    Image.frombytes("RGB", (4, 4), bytes((seed * 37 + i) % 256 for i in range(48))).save(
+        file, "png"
+    )
     return file.getvalue()
 
 
@@ -98,11 +150,15 @@ def parquet(**columns) -> bytes:
 
     features = {"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}
     file = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(features)}), file)
+    pq.write_table(
+        pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(features)}), file
+    )
     return file.getvalue().to_pybytes()
 
 
-GOOD_PARQUET = parquet(image=[{"bytes": png(i), "path": None} for i in range(5)], label=[0, 1, 2, 0, 1])
+GOOD_PARQUET = parquet(
+    image=[{"bytes": png(i), "path": None} for i in range(5)], label=[0, 1, 2, 0, 1]
+)
 
 
 @given(edits, st.booleans(), st.none() | st.integers(1, 9))
@@ -112,19 +168,41 @@ def test_any_change_of_a_parquet_file(folder, edit, insert, limit):
     found = typed(lambda: read_parquet(path, 4, limit=limit), "odd.parquet")
     if not isinstance(found, MergelibError):
         split, names = found
-        assert split.inputs.shape == (len(split), 3, 4, 4) and 0 <= int(split.labels.min()) and (names is None or int(split.labels.max()) < len(names))
+        assert (
+            split.inputs.shape == (len(split), 3, 4, 4)
+            and 0 <= int(split.labels.min())
+            and (names is None or int(split.labels.max()) < len(names))
+        )
 
 
-cells = st.none() | st.booleans() | st.integers(-3, 12) | st.just(2**62) | st.floats() | st.text(max_size=4) | st.binary(max_size=30) | st.just(png(1))
+cells = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 12)
+    | st.just(2**62)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=30)
+    | st.just(png(1))
+)
 
 
-@given(st.lists(cells, max_size=5), st.lists(cells, max_size=5), st.sampled_from(["plain", "bytes", "nested"]), st.sampled_from(["label", "labels"]))
+@given(
+    st.lists(cells, max_size=5),
+    st.lists(cells, max_size=5),
+    st.sampled_from(["plain", "bytes", "nested"]),
+    st.sampled_from(["label", "labels"]),
+)
 @example([png(1)], [0], "nested", "label")
 def test_any_columns_of_a_parquet_file(folder, images, labels, form, name):
     import pyarrow as pa
 
     n = min(len(images), len(labels))
-    wrap = {"plain": lambda x: x, "bytes": lambda x: {"bytes": x}, "nested": lambda x: {"bytes": {"bytes": x}}}[form]
+    wrap = {
+        "plain": lambda x: x,
+        "bytes": lambda x: {"bytes": x},
+        "nested": lambda x: {"bytes": {"bytes": x}},
+    }[form]
     try:
         raw = parquet(image=[wrap(x) for x in images[:n]], **{name: labels[:n]})
     except (pa.ArrowException, OverflowError, UnicodeEncodeError):
@@ -138,7 +216,11 @@ def test_any_columns_of_a_parquet_file(folder, images, labels, form, name):
 
 # ---- safetensors --------------------------------------------------------------------------------------------------------
 
-TENSORS = {"bert.a.weight": torch.arange(6.0).view(2, 3), "bert.b.bias": torch.ones(2, dtype=torch.float16), "position_ids": torch.arange(4)}
+TENSORS = {
+    "bert.a.weight": torch.arange(6.0).view(2, 3),
+    "bert.b.bias": torch.ones(2, dtype=torch.float16),
+    "position_ids": torch.arange(4),
+}
 GOOD = save(TENSORS, {"format": "pt"})
 
 
@@ -152,10 +234,41 @@ def with_header(parsed, data: bytes = bytes(64)) -> bytes:
 
 
 sizes = st.integers(0, 80) | st.sampled_from([2**31, 2**40, 2**60, 2**63, 2**64 - 1, -1])
-entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I64", "BOOL", "U8", "F8_E4M3", "F8_E5M2", "F4", "F6_E2M3", "U64", "C64", "X", ""]),
-                                 "shape": st.lists(sizes, max_size=4), "data_offsets": st.lists(sizes, min_size=1, max_size=3)})
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(
+            [
+                "F32",
+                "F16",
+                "BF16",
+                "F64",
+                "I64",
+                "BOOL",
+                "U8",
+                "F8_E4M3",
+                "F8_E5M2",
+                "F4",
+                "F6_E2M3",
+                "U64",
+                "C64",
+                "X",
+                "",
+            ]
+        ),
+        "shape": st.lists(sizes, max_size=4),
+        "data_offsets": st.lists(sizes, min_size=1, max_size=3),
+    }
+)
 # Honest offsets: what announces n bytes has them, so that the file is read to the end.
-honest = st.lists(st.tuples(st.sampled_from([("F32", 4), ("F16", 2), ("I64", 8), ("BOOL", 1), ("F8_E4M3", 1), ("U64", 8)]), st.lists(st.integers(0, 3), max_size=3)), max_size=4)
+honest = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [("F32", 4), ("F16", 2), ("I64", 8), ("BOOL", 1), ("F8_E4M3", 1), ("U64", 8)]
+        ),
+        st.lists(st.integers(0, 3), max_size=3),
+    ),
+    max_size=4,
+)
 
 
 def honest_file(tensors) -> bytes:
@@ -169,9 +282,15 @@ def honest_file(tensors) -> bytes:
     return with_header(parsed, bytes(at))
 
 
-safetensors_files = (edits.map(lambda e: edited(GOOD, e)) | edits.map(lambda e: edited(GOOD, e, insert=True)) | st.binary(max_size=60)
-                     | st.builds(header, st.integers(0, 2**64 - 1), st.binary(max_size=40)) | st.dictionaries(st.text(max_size=6), entries, max_size=3).map(with_header)
-                     | honest.map(honest_file) | st.integers(1, 4000).map(lambda n: header(n, b"[" * n)))
+safetensors_files = (
+    edits.map(lambda e: edited(GOOD, e))
+    | edits.map(lambda e: edited(GOOD, e, insert=True))
+    | st.binary(max_size=60)
+    | st.builds(header, st.integers(0, 2**64 - 1), st.binary(max_size=40))
+    | st.dictionaries(st.text(max_size=6), entries, max_size=3).map(with_header)
+    | honest.map(honest_file)
+    | st.integers(1, 4000).map(lambda n: header(n, b"[" * n))
+)
 
 
 @given(safetensors_files)
@@ -187,7 +306,10 @@ def test_any_bytes_as_safetensors(folder, raw):
 
     found = typed(everything, folder.name)
     if not isinstance(found, MergelibError):
-        assert all(tuple(t.shape) == shape and t.is_floating_point() == is_float for shape, is_float, t in found.values())
+        assert all(
+            tuple(t.shape) == shape and t.is_floating_point() == is_float
+            for shape, is_float, t in found.values()
+        )
         assert sum(t.numel() * t.element_size() for _, _, t in found.values()) <= len(raw)
 
 
@@ -201,30 +323,51 @@ def test_any_bytes_in_the_store_are_read_or_made_again(folder, raw, honest_check
     (place / "tensors.safetensors").write_bytes(raw)
     if honest_checksum:
         meta = json.loads((place / "meta.json").read_text())
-        (place / "meta.json").write_text(json.dumps(meta | {"tensors_sha256": hashlib.sha256(raw).hexdigest()}))
+        (place / "meta.json").write_text(
+            json.dumps(meta | {"tensors_sha256": hashlib.sha256(raw).hexdigest()})
+        )
     whole = typed(lambda: store.peek("features", {"version": 1}))
     assert whole is None or honest_checksum
     assert (store.verify() == [place]) is (whole is None)
     if whole is None:
         with pytest.warns(UserWarning, match="damaged"):
-            assert torch.equal(store.get("features", {"version": 1}, lambda: good).tensors["z"], torch.ones(2))
+            assert torch.equal(
+                store.get("features", {"version": 1}, lambda: good).tensors["z"], torch.ones(2)
+            )
     shutil.rmtree(place)
 
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-                           lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3), max_leaves=8)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=6), x, max_size=3),
+    max_leaves=8,
+)
 NESTED = "[" * 100_000
 
 
-@given(st.dictionaries(st.sampled_from(["step", "key", "info", "tensors_sha256", "info_sha256", "torch"]), json_values, max_size=3) | st.just(NESTED) | json_values)
+@given(
+    st.dictionaries(
+        st.sampled_from(["step", "key", "info", "tensors_sha256", "info_sha256", "torch"]),
+        json_values,
+        max_size=3,
+    )
+    | st.just(NESTED)
+    | json_values
+)
 def test_any_meta_file_in_the_store(folder, change):
     store = Store(folder / "store")
     store.get("merge", {"version": 1}, lambda: Artifact({"z": torch.ones(2)}, {"n": 1}))
     place = store.folder("merge", {"version": 1}) / "meta.json"
     before = place.read_text()
-    place.write_text(change if change is NESTED else json.dumps(json.loads(before) | change if isinstance(change, dict) else change))
+    place.write_text(
+        change
+        if change is NESTED
+        else json.dumps(json.loads(before) | change if isinstance(change, dict) else change)
+    )
     found = typed(lambda: store.peek("merge", {"version": 1}))
-    assert found is None or (found.info == {"n": 1} and torch.equal(found.tensors["z"], torch.ones(2)))
+    assert found is None or (
+        found.info == {"n": 1} and torch.equal(found.tensors["z"], torch.ones(2))
+    )
     typed(store.entries)
     typed(store.verify)
     place.write_text(before)
@@ -232,12 +375,40 @@ def test_any_meta_file_in_the_store(folder, change):
 
 # ---- folders of models --------------------------------------------------------------------------------------------------
 
-CONFIG = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-          "intermediate_size": 8, "id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
-KEYS = [*CONFIG, "num_labels", "auto_map", "problem_type", "torch_dtype", "dtype", "rope_scaling", "transformers_version", "pad_token_id", "tie_word_embeddings", "_name_or_path"]
+CONFIG = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "vocab_size": 30,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "id2label": {"0": "a", "1": "b", "2": "c"},
+    "label2id": {"a": 0, "b": 1, "c": 2},
+}
+KEYS = [
+    *CONFIG,
+    "num_labels",
+    "auto_map",
+    "problem_type",
+    "torch_dtype",
+    "dtype",
+    "rope_scaling",
+    "transformers_version",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "_name_or_path",
+]
 
 
-@given(st.dictionaries(st.sampled_from(KEYS), json_values | st.sampled_from(["vit", "t5", "clip", "load", "float8_e4m3fn", "2x", 10**12]), max_size=3) | json_values)
+@given(
+    st.dictionaries(
+        st.sampled_from(KEYS),
+        json_values | st.sampled_from(["vit", "t5", "clip", "load", "float8_e4m3fn", "2x", 10**12]),
+        max_size=3,
+    )
+    | json_values
+)
 @example({"num_labels": 10**9, "id2label": None})
 @example({"id2label": ["a", "b"]})
 @example({"id2label": {"5": "a"}})
@@ -246,7 +417,9 @@ KEYS = [*CONFIG, "num_labels", "auto_map", "problem_type", "torch_dtype", "dtype
 def test_any_configuration_of_a_model(folder, change):
     place = folder / "model"
     place.mkdir(exist_ok=True)
-    (place / "config.json").write_text(json.dumps({**CONFIG, **change} if isinstance(change, dict) else change))
+    (place / "config.json").write_text(
+        json.dumps({**CONFIG, **change} if isinstance(change, dict) else change)
+    )
 
     def everything():
         parent = Parent("odd", "odd", place)
@@ -257,8 +430,15 @@ def test_any_configuration_of_a_model(folder, change):
         assert isinstance(found[1], tuple)
 
 
-@given(json_values.map(lambda v: {"weight_map": v}) | json_values | st.lists(st.text(max_size=8) | st.sampled_from(["..", "../up", "/etc/passwd", "x" * 400, "a\0b", "a\\b", "\ud800"]),
-                                                                         max_size=3).map(lambda names: {"weight_map": dict(enumerate(names))}))
+@given(
+    json_values.map(lambda v: {"weight_map": v})
+    | json_values
+    | st.lists(
+        st.text(max_size=8)
+        | st.sampled_from(["..", "../up", "/etc/passwd", "x" * 400, "a\0b", "a\\b", "\ud800"]),
+        max_size=3,
+    ).map(lambda names: {"weight_map": dict(enumerate(names))})
+)
 @example({"weight_map": {"a": 3}})
 @example({"weight_map": {"a": "../model.safetensors"}})
 def test_any_index_of_shards(folder, parsed):
@@ -267,13 +447,25 @@ def test_any_index_of_shards(folder, parsed):
     (folder / "model.safetensors").write_bytes(GOOD)
     (place / "model.safetensors.index.json").write_text(json.dumps(parsed))
     found = typed(lambda: dict.fromkeys(Weights(place)))
-    assert not found or isinstance(found, MergelibError), "there is nothing in the folder to be read"
+    assert not found or isinstance(found, MergelibError), (
+        "there is nothing in the folder to be read"
+    )
 
 
-RECORD = {"modules": {"ag": "classifier"}, "heads": {"ag": {"protocol": "ft_classifier", "preset": "default", "n": 9, "classes": 3}}, "experts": {"ag": "x"}, "base": "b"}
+RECORD = {
+    "modules": {"ag": "classifier"},
+    "heads": {"ag": {"protocol": "ft_classifier", "preset": "default", "n": 9, "classes": 3}},
+    "experts": {"ag": "x"},
+    "base": "b",
+}
 
 
-@given(st.dictionaries(st.sampled_from([*RECORD, "method", "options", "label"]), json_values, max_size=3) | json_values)
+@given(
+    st.dictionaries(
+        st.sampled_from([*RECORD, "method", "options", "label"]), json_values, max_size=3
+    )
+    | json_values
+)
 @example({"modules": {"../../up": "classifier"}})
 @example({"modules": {"/etc": "classifier"}})
 def test_any_record_of_a_merged_folder(folder, change):
@@ -284,14 +476,23 @@ def test_any_record_of_a_merged_folder(folder, change):
         (at / "config.json").write_text(json.dumps(CONFIG))
     (place / "model.safetensors").write_bytes(GOOD)
     for at in (place / "heads" / "ag", folder / "up"):
-        (at / "head.safetensors").write_bytes(save({"classifier.weight": torch.zeros(3, 8), "classifier.bias": torch.zeros(3)}))
-    (place / "mergelib.json").write_text(json.dumps({**RECORD, **change} if isinstance(change, dict) else change))
+        (at / "head.safetensors").write_bytes(
+            save({"classifier.weight": torch.zeros(3, 8), "classifier.bias": torch.zeros(3)})
+        )
+    (place / "mergelib.json").write_text(
+        json.dumps({**RECORD, **change} if isinstance(change, dict) else change)
+    )
     found = typed(lambda: load_merged(place))
     if not isinstance(found, MergelibError):
         assert set(found.heads) == {"ag"}, "only what lies below the folder is read"
 
 
-@given(st.text(max_size=20) | st.sampled_from(["", " ", "~nobody-here/x", "a\0b", "x" * 5000, "/", ".", "a/b/c", "x/" * 3000]))
+@given(
+    st.text(max_size=20)
+    | st.sampled_from(
+        ["", " ", "~nobody-here/x", "a\0b", "x" * 5000, "/", ".", "a/b/c", "x/" * 3000]
+    )
+)
 def test_any_text_as_a_model(text):
     found = typed(lambda: open_parent(text).folder)
     assert isinstance(found, MergelibError) or found.is_dir()
@@ -299,10 +500,21 @@ def test_any_text_as_a_model(text):
 
 # ---- the hub's lock file ------------------------------------------------------------------------------------------------
 
-LOCKED = {"id": "x/y", "revision": "a" * 40, **{s: {"rows": 3, "empty": 0, "labels": "b"} for s in ("train", "test")}}
+LOCKED = {
+    "id": "x/y",
+    "revision": "a" * 40,
+    **{s: {"rows": 3, "empty": 0, "labels": "b"} for s in ("train", "test")},
+}
 
 
-@given(st.dictionaries(st.sampled_from(list(LOCKED)), json_values, max_size=2).map(lambda c: json.dumps({"ag": {**LOCKED, **c}})) | json_values.map(json.dumps) | st.text(max_size=20) | st.just(NESTED))
+@given(
+    st.dictionaries(st.sampled_from(list(LOCKED)), json_values, max_size=2).map(
+        lambda c: json.dumps({"ag": {**LOCKED, **c}})
+    )
+    | json_values.map(json.dumps)
+    | st.text(max_size=20)
+    | st.just(NESTED)
+)
 @example(json.dumps({"ag": {**LOCKED, "revision": "../../main"}}))
 def test_any_lock_file(folder, text):
     path = folder / "hub.lock.json"

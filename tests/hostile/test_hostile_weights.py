@@ -13,16 +13,48 @@ from mergelib.merging.states import check_merged
 
 from .support import typed
 
-METHOD_NAMES = sorted(n for n, m in METHODS.items() if not m.needs and m.function.__module__.startswith("mergelib."))
-DTYPES = [torch.float32, torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
+METHOD_NAMES = sorted(
+    n for n, m in METHODS.items() if not m.needs and m.function.__module__.startswith("mergelib.")
+)
+DTYPES = [
+    torch.float32,
+    torch.float32,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.bool,
+]
 SHAPES = [(), (0,), (1,), (3,), (2, 3), (4, 4), (0, 3), (2, 2, 2)]
 NUMBERS = [0.0, 1.0, -1.0, 0.5, 1e-30, 6e4, -6e4, 3e38, -3e38]
-FAULTS = ["none", "none", "none", "missing", "extra", "shape", "dtype", "nan", "inf", "no tensor", "sparse", "complex", "meta", "empty", "no mapping", "number as key", "float8",
-          "quantised"]
+FAULTS = [
+    "none",
+    "none",
+    "none",
+    "missing",
+    "extra",
+    "shape",
+    "dtype",
+    "nan",
+    "inf",
+    "no tensor",
+    "sparse",
+    "complex",
+    "meta",
+    "empty",
+    "no mapping",
+    "number as key",
+    "float8",
+    "quantised",
+]
 
 
 def tensor(shape, dtype, seed, scale):
-    t = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    t = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * scale
+    )
     limits = torch.finfo(dtype) if dtype.is_floating_point else None
     return t.clamp(limits.min, limits.max).to(dtype) if limits else t.clamp(-9, 9).to(dtype)
 
@@ -30,11 +62,21 @@ def tensor(shape, dtype, seed, scale):
 @st.composite
 def states(draw):
     """base, experts, and the fault that was planted."""
-    shapes = draw(st.lists(st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), min_size=0, max_size=4))
+    shapes = draw(
+        st.lists(
+            st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), min_size=0, max_size=4
+        )
+    )
     scale = draw(st.sampled_from(NUMBERS))
     base = {f"layer.{i}.weight": tensor(s, d, i, scale) for i, (s, d) in enumerate(shapes)}
     n = draw(st.integers(0, 3))
-    experts = [{k: tensor(v.shape, v.dtype, 10 * e + i, draw(st.sampled_from(NUMBERS))) for i, (k, v) in enumerate(base.items())} for e in range(n)]
+    experts = [
+        {
+            k: tensor(v.shape, v.dtype, 10 * e + i, draw(st.sampled_from(NUMBERS)))
+            for i, (k, v) in enumerate(base.items())
+        }
+        for e in range(n)
+    ]
     fault, place = draw(st.sampled_from(FAULTS)), draw(st.integers(-1, n - 1))
     state = base if place < 0 else experts[place]
     if fault == "none" or not state:
@@ -53,10 +95,19 @@ def states(draw):
     elif fault == "empty":
         state.clear()
     else:
-        state[key] = {"extra": t, "shape": torch.zeros(5, 1), "dtype": t.to(torch.int8), "nan": torch.full_like(t.float(), torch.nan).to(torch.float32),
-                      "inf": torch.full(t.shape, torch.inf), "no tensor": "weights", "sparse": torch.zeros(2, 2).to_sparse(), "complex": t.to(torch.complex64),
-                      "meta": torch.zeros(t.shape, device="meta"), "float8": t.float().to(torch.float8_e4m3fn),
-                      "quantised": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}[fault]
+        state[key] = {
+            "extra": t,
+            "shape": torch.zeros(5, 1),
+            "dtype": t.to(torch.int8),
+            "nan": torch.full_like(t.float(), torch.nan).to(torch.float32),
+            "inf": torch.full(t.shape, torch.inf),
+            "no tensor": "weights",
+            "sparse": torch.zeros(2, 2).to_sparse(),
+            "complex": t.to(torch.complex64),
+            "meta": torch.zeros(t.shape, device="meta"),
+            "float8": t.float().to(torch.float8_e4m3fn),
+            "quantised": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        }[fault]
         if fault == "extra":
             state["head.weight"] = t
     return base, experts, fault
@@ -67,34 +118,70 @@ def whole(name, base, experts, result):
     if isinstance(result, MergelibError):
         return
     method = get_method(name)
-    check_merged(name, base, [result] if method.gives == ONE else result, 1 if method.gives == ONE else len(experts))
+    check_merged(
+        name,
+        base,
+        [result] if method.gives == ONE else result,
+        1 if method.gives == ONE else len(experts),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @given(st.sampled_from(METHOD_NAMES), states())
 @example("ties", ({}, [{}], "none"))
-@example("ties", ({"n": torch.zeros(3, dtype=torch.int64)}, [{"n": torch.zeros(3, dtype=torch.int64)}], "none"))
+@example(
+    "ties",
+    ({"n": torch.zeros(3, dtype=torch.int64)}, [{"n": torch.zeros(3, dtype=torch.int64)}], "none"),
+)
 def test_any_weights(name, given_):
     base, experts, fault = given_
     found = typed(lambda: get_method(name)(base, experts))
     whole(name, base, experts, found)
-    if fault in ("missing", "no tensor", "sparse", "meta", "no mapping", "number as key", "float8", "quantised") and experts:
+    if (
+        fault
+        in (
+            "missing",
+            "no tensor",
+            "sparse",
+            "meta",
+            "no mapping",
+            "number as key",
+            "float8",
+            "quantised",
+        )
+        and experts
+    ):
         assert isinstance(found, MergelibError), fault
 
 
-option_values = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["sum", "mean", 0, 1, 1.0, 0.5, [], {}, (), 10**30, 1e308, -1]))
+option_values = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["sum", "mean", 0, 1, 1.0, 0.5, [], {}, (), 10**30, 1e308, -1])
+)
 
 
 @given(st.sampled_from(METHOD_NAMES), st.data())
 def test_any_options(name, data):
     method = get_method(name)
-    options = data.draw(st.dictionaries(st.sampled_from([*method.options, "nonsense"]), option_values, max_size=3))
+    options = data.draw(
+        st.dictionaries(st.sampled_from([*method.options, "nonsense"]), option_values, max_size=3)
+    )
     base = {"a": tensor((4, 3), torch.float32, 0, 1.0), "b": tensor((5,), torch.float32, 1, 1.0)}
-    experts = [{k: v + 0.1 * tensor(v.shape, v.dtype, 7 + i, 1.0) for k, v in base.items()} for i in range(2)]
+    experts = [
+        {k: v + 0.1 * tensor(v.shape, v.dtype, 7 + i, 1.0) for k, v in base.items()}
+        for i in range(2)
+    ]
     whole(name, base, experts, typed(lambda: method(base, experts, **options)))
 
 
-@given(st.sampled_from([n for n in METHOD_NAMES if METHODS[n].has_lam]), st.lists(option_values, max_size=3))
+@given(
+    st.sampled_from([n for n in METHOD_NAMES if METHODS[n].has_lam]),
+    st.lists(option_values, max_size=3),
+)
 def test_any_lambdas_of_a_scan(name, lams):
     method = get_method(name)
     base = {"a": torch.ones(4, 3), "b": torch.zeros(5)}

@@ -20,17 +20,95 @@ from mergelib.profiles import Profile, load_profile
 
 from .support import typed
 
-scalars = (st.none() | st.booleans() | st.integers() | st.integers(min_value=10**20) | st.floats() | st.text(max_size=12) | st.binary(max_size=6) |
-           st.dates() | st.sampled_from(["ties", "../up", "/etc", "~nobody-here/x", "a\0b", "x" * 5000, "\ud800", "", " ", "1e999", "ag=b"]))
-values = st.recursive(scalars, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8) | st.integers(0, 9), x, max_size=4), max_leaves=10)
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
-                     lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4), max_leaves=10)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**20)
+    | st.floats()
+    | st.text(max_size=12)
+    | st.binary(max_size=6)
+    | st.dates()
+    | st.sampled_from(
+        [
+            "ties",
+            "../up",
+            "/etc",
+            "~nobody-here/x",
+            "a\0b",
+            "x" * 5000,
+            "\ud800",
+            "",
+            " ",
+            "1e999",
+            "ag=b",
+        ]
+    )
+)
+values = st.recursive(
+    scalars,
+    lambda x: (
+        st.lists(x, max_size=4)
+        | st.dictionaries(st.text(max_size=8) | st.integers(0, 9), x, max_size=4)
+    ),
+    max_leaves=10,
+)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4),
+    max_leaves=10,
+)
 # Pieces of YAML, among them tags whose constructors fail in ways of their own, numbers to base 60 and a date that does not exist.
-PIECES = ["method: ties", "base: b", "experts: {a: x, b: y}", "options: {lam: 1}", "merge_method: linear", "models: [{model: a}]", "merge:", "\n", "  ",
-          "- ", ": ", "!!bool x", "!!int ''", "!!float ''", "!!timestamp x", "!!binary x", "!!set {a}", "!!python/object/apply:os.getcwd []", "&a ", "*a",
-          "<<: *a", "{", "}", "[", "]", "'", '"', "# ", "|", ">", "%YAML 1.1", "---", "...", "?", "1" * 5000, "1" + ":00" * 250 + ".5", "2026-02-30",
-          "\t", "\0", "é", "\ufeff", "k: 0x" + "F" * 5000, "seed: 9e9", "single: maybe", "? [a, b] : c"]
-yamls = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=14).map("".join) | values.map(lambda v: _dumped(v))
+PIECES = [
+    "method: ties",
+    "base: b",
+    "experts: {a: x, b: y}",
+    "options: {lam: 1}",
+    "merge_method: linear",
+    "models: [{model: a}]",
+    "merge:",
+    "\n",
+    "  ",
+    "- ",
+    ": ",
+    "!!bool x",
+    "!!int ''",
+    "!!float ''",
+    "!!timestamp x",
+    "!!binary x",
+    "!!set {a}",
+    "!!python/object/apply:os.getcwd []",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "{",
+    "}",
+    "[",
+    "]",
+    "'",
+    '"',
+    "# ",
+    "|",
+    ">",
+    "%YAML 1.1",
+    "---",
+    "...",
+    "?",
+    "1" * 5000,
+    "1" + ":00" * 250 + ".5",
+    "2026-02-30",
+    "\t",
+    "\0",
+    "é",
+    "\ufeff",
+    "k: 0x" + "F" * 5000,
+    "seed: 9e9",
+    "single: maybe",
+    "? [a, b] : c",
+]
+yamls = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=14).map(
+    "".join
+) | values.map(lambda v: _dumped(v))
 
 
 def _dumped(value) -> str:
@@ -57,10 +135,19 @@ def test_any_text_as_a_recipe(text, command):
     assert isinstance(found, recipes.Recipe | MergelibError)
 
 
-names = st.sampled_from(sorted({n for kind in recipes.COMMANDS.values() for n in kind.model_fields} | {"merge_method", "models", "base_model", "parameters"}))
+names = st.sampled_from(
+    sorted(
+        {n for kind in recipes.COMMANDS.values() for n in kind.model_fields}
+        | {"merge_method", "models", "base_model", "parameters"}
+    )
+)
 
 
-@given(st.sampled_from(sorted(recipes.COMMANDS)), st.dictionaries(names | st.text(max_size=6), values, max_size=6), st.dictionaries(names, values, max_size=3))
+@given(
+    st.sampled_from(sorted(recipes.COMMANDS)),
+    st.dictionaries(names | st.text(max_size=6), values, max_size=6),
+    st.dictionaries(names, values, max_size=3),
+)
 def test_any_mapping_as_a_recipe_and_any_flags(command, given_, flags):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,9 +156,21 @@ def test_any_mapping_as_a_recipe_and_any_flags(command, given_, flags):
         assert all(isinstance(v, str) for v in getattr(found, "experts", {}).values())
 
 
-@given(st.lists(st.text(max_size=10) | st.sampled_from(["lam=!!bool x", "lam=1" + ":00" * 250 + ".5", "=", "a=", "=b", "lam=" + "[" * 3000]), max_size=4))
+@given(
+    st.lists(
+        st.text(max_size=10)
+        | st.sampled_from(
+            ["lam=!!bool x", "lam=1" + ":00" * 250 + ".5", "=", "a=", "=b", "lam=" + "[" * 3000]
+        ),
+        max_size=4,
+    )
+)
 def test_any_options_on_the_command_line(texts):
-    typed(lambda: recipes.build("merge", {"method": "ties", "experts": {"a": "x"}}, {"options": texts}))
+    typed(
+        lambda: recipes.build(
+            "merge", {"method": "ties", "experts": {"a": "x"}}, {"options": texts}
+        )
+    )
 
 
 # ---- profiles and overrides -----------------------------------------------------------------------------------------------
@@ -98,8 +197,17 @@ keys = st.sampled_from(sorted(dotted())) | st.text(max_size=8) | st.integers(0, 
 def test_any_overrides(overrides):
     found = typed(lambda: load_profile("quick", overrides))
     if isinstance(found, Profile):
-        assert all(not set(n) & set("/\\.\0") and len(n.encode()) <= documents.MAX_NAME for n in found.tasks.names)
-        assert all(0 < rate < float("inf") for rate in (found.fine_tuning.lr, found.encoder.pretraining.lr if found.encoder.pretraining else 1.0))
+        assert all(
+            not set(n) & set("/\\.\0") and len(n.encode()) <= documents.MAX_NAME
+            for n in found.tasks.names
+        )
+        assert all(
+            0 < rate < float("inf")
+            for rate in (
+                found.fine_tuning.lr,
+                found.encoder.pretraining.lr if found.encoder.pretraining else 1.0,
+            )
+        )
 
 
 @given(st.text(max_size=30) | plain.map(json.dumps) | st.integers(1, 5000).map(lambda n: "[" * n))
@@ -112,16 +220,56 @@ def test_any_text_as_overrides_of_train(text):
 def test_any_text_as_a_profile(text):
     from mergelib.profiles import parse_profile
 
-    typed(lambda: parse_profile(documents.parse_yaml(text, "profile 'mine'"), "profile 'mine'"), "mine")
+    typed(
+        lambda: parse_profile(documents.parse_yaml(text, "profile 'mine'"), "profile 'mine'"),
+        "mine",
+    )
 
 
 # ---- notebook parameters ------------------------------------------------------------------------------------------------
 
-LITERALS = ["{", "}", "[", "]", "(", ")", ",", ":", "'", '"', "1", "-", "+", "e9", "0x", "nan", "None", "True", "b''", "{1}", "{[]: 1}", "...", "1j", "__import__('os')",
-            "\\", "\n", "\0", "é", "\udc80", "#", "*", "f'{x}'", "lambda: 0"]
+LITERALS = [
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    ")",
+    ",",
+    ":",
+    "'",
+    '"',
+    "1",
+    "-",
+    "+",
+    "e9",
+    "0x",
+    "nan",
+    "None",
+    "True",
+    "b''",
+    "{1}",
+    "{[]: 1}",
+    "...",
+    "1j",
+    "__import__('os')",
+    "\\",
+    "\n",
+    "\0",
+    "é",
+    "\udc80",
+    "#",
+    "*",
+    "f'{x}'",
+    "lambda: 0",
+]
 
 
-@given(st.lists(st.sampled_from(LITERALS) | st.text(max_size=4), max_size=10).map("".join) | values.map(repr), st.sampled_from([*runner.TYPES, "None"]))
+@given(
+    st.lists(st.sampled_from(LITERALS) | st.text(max_size=4), max_size=10).map("".join)
+    | values.map(repr),
+    st.sampled_from([*runner.TYPES, "None"]),
+)
 @example("[" * 5000, "list")
 @example("-" * 50_000 + "1", "int")
 @example("{[]: 1}", "dict")
@@ -137,13 +285,27 @@ def test_any_text_as_a_notebooks_parameter(text, kind):
         json.dumps(found)  # how it travels to the notebook
 
 
-@given(st.lists(st.text(max_size=12) | st.builds("{}={}".format, st.sampled_from(["k", "overrides", "method", "profile"]), st.text(max_size=12)), max_size=4))
+@given(
+    st.lists(
+        st.text(max_size=12)
+        | st.builds(
+            "{}={}".format,
+            st.sampled_from(["k", "overrides", "method", "profile"]),
+            st.text(max_size=12),
+        ),
+        max_size=4,
+    )
+)
 def test_any_parameters_on_the_command_line(pairs):
     declared = {"k": ("int", 5), "overrides": ("dict", {}), "method": ("str", "ties")}
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(runner, "declared_parameters", lambda notebook: declared)
-        found = typed(lambda: runner.parse_parameters(pairs, [runner.Item("one", "Figure 1", "A title", "mine")]))
+        found = typed(
+            lambda: runner.parse_parameters(
+                pairs, [runner.Item("one", "Figure 1", "A title", "mine")]
+            )
+        )
     if not isinstance(found, MergelibError):
         json.dumps(found).encode()
 
@@ -161,19 +323,35 @@ def test_a_parameters_cell_that_computes_is_refused(tmp_path):
 # ---- claims and manifest ------------------------------------------------------------------------------------------------
 
 CLAIM = {"id": "X-1", "source": "s", "says": "it works", "metric": "m", "threshold": "> 0"}
-ITEM = {"id": "fig90", "item": "Figure 90", "title": "A title", "group": "text", "claims": ["X-1"], "minutes": {"mini": 1.5}}
+ITEM = {
+    "id": "fig90",
+    "item": "Figure 90",
+    "title": "A title",
+    "group": "text",
+    "claims": ["X-1"],
+    "minutes": {"mini": 1.5},
+}
 
 
-@given(st.dictionaries(st.sampled_from([*CLAIM, "needs", "more"]), values, max_size=3), st.booleans())
+@given(
+    st.dictionaries(st.sampled_from([*CLAIM, "needs", "more"]), values, max_size=3), st.booleans()
+)
 @example({"threshold": "better"}, True)
 def test_any_change_of_a_claim(change, known):
-    text = _dumped({"version": 1, "claims": [CLAIM, {**(CLAIM if known else {}), "id": "X-2", **change}]})
+    text = _dumped(
+        {"version": 1, "claims": [CLAIM, {**(CLAIM if known else {}), "id": "X-2", **change}]}
+    )
     found = typed(lambda: claims.read_claims(text), "claims.yaml")
     if not isinstance(found, MergelibError):
-        assert all(claims.parse_condition(c["threshold"]) for c in found.values()) and "X-1" in found
+        assert (
+            all(claims.parse_condition(c["threshold"]) for c in found.values()) and "X-1" in found
+        )
 
 
-@given(st.dictionaries(st.sampled_from([*ITEM, "needs", "extra_figures", "more"]), values, max_size=3), st.booleans())
+@given(
+    st.dictionaries(st.sampled_from([*ITEM, "needs", "extra_figures", "more"]), values, max_size=3),
+    st.booleans(),
+)
 @example({"id": "../up"}, True)
 @example({"extra_figures": ["../../up"]}, True)
 def test_any_change_of_the_manifest(change, known):
@@ -193,7 +371,11 @@ def test_any_text_as_claims_or_manifest(text):
 
 # ---- names and paths ----------------------------------------------------------------------------------------------------
 
-odd_names = st.text(max_size=12) | st.text(alphabet="./\\:~ \0ab", max_size=6) | st.sampled_from(["..", "x" * 300, "é" * 60, "/etc", "C:x", "a\nb", "\u202e", "\ud800"])
+odd_names = (
+    st.text(max_size=12)
+    | st.text(alphabet="./\\:~ \0ab", max_size=6)
+    | st.sampled_from(["..", "x" * 300, "é" * 60, "/etc", "C:x", "a\nb", "\u202e", "\ud800"])
+)
 
 
 @given(odd_names)
@@ -203,7 +385,9 @@ def test_a_name_that_is_taken_is_a_folder_right_below(name):
         with tempfile.TemporaryDirectory() as root:
             place = Path(root) / name
             place.mkdir()
-            assert [p.name for p in Path(root).iterdir()] == [name] and place.resolve().parent == Path(root).resolve()
+            assert [p.name for p in Path(root).iterdir()] == [
+                name
+            ] and place.resolve().parent == Path(root).resolve()
 
 
 @given(odd_names | st.sampled_from(["~", "~nobody-here/x", "x/" * 3000]))

@@ -39,11 +39,24 @@ def models(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer(["one two three four five six seven"] * 9)
-    size = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "max_position_embeddings": 32}
+    size = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "max_position_embeddings": 32,
+    }
     torch.manual_seed(0)
     BertModel(BertConfig(**size)).save_pretrained(root / "base")
     for task, labels in LABELS.items():
-        BertForSequenceClassification(BertConfig(**size, id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})).save_pretrained(root / task)
+        BertForSequenceClassification(
+            BertConfig(
+                **size,
+                id2label=dict(enumerate(labels)),
+                label2id={n: i for i, n in enumerate(labels)},
+            )
+        ).save_pretrained(root / task)
     for name in ("base", *LABELS):
         tokenizer.save_pretrained(root / name)
     return root
@@ -58,16 +71,39 @@ def copies(models, tmp_path):
 
 def use(folder: Path) -> None:
     """Everything that reads a folder of a model."""
-    named = {"base": folder.parent / "base", "experts": {"odd": folder, "yelp": folder.parent / "yelp"}}
-    for call in (lambda: mergelib.merge("ties", **named), lambda: mergelib.align_classifier(mergelib.merge("task_arithmetic", **named), folder, ["one two", "three"] * 3),
-                 lambda: mergelib.evaluate(folder, (["one"], [0])), lambda: load_base(str(folder), 16)):
+    named = {
+        "base": folder.parent / "base",
+        "experts": {"odd": folder, "yelp": folder.parent / "yelp"},
+    }
+    for call in (
+        lambda: mergelib.merge("ties", **named),
+        lambda: mergelib.align_classifier(
+            mergelib.merge("task_arithmetic", **named), folder, ["one two", "three"] * 3
+        ),
+        lambda: mergelib.evaluate(folder, (["one"], [0])),
+        lambda: load_base(str(folder), 16),
+    ):
         typed(call)
 
 
 # ---- pickles ------------------------------------------------------------------------------------------------------------
 
-PLACES = ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin", "model.safetensors", "training_args.bin", "optimizer.pt", "model.pt", "model.pkl", "config.json",
-          "tokenizer.json", "tokenizer_config.json", "vocab.txt", "preprocessor_config.json", "adapter_model.bin", "model.safetensors.index.json"]
+PLACES = [
+    "pytorch_model.bin",
+    "pytorch_model-00001-of-00001.bin",
+    "model.safetensors",
+    "training_args.bin",
+    "optimizer.pt",
+    "model.pt",
+    "model.pkl",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "preprocessor_config.json",
+    "adapter_model.bin",
+    "model.safetensors.index.json",
+]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -81,9 +117,18 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize(("name", "read"), [
-    ("train.csv", read_csv), ("train.csv.gz", read_csv), ("train.parquet", lambda p: read_parquet(p, 4)), ("x.png", lambda p: read_image(p, "x.png")),
-    ("x.csv", lambda p: read_labelled(p, False)), ("x.txt", lambda p: read_inputs(p, False)), ("x.yaml", recipes.read_yaml)])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("train.csv", read_csv),
+        ("train.csv.gz", read_csv),
+        ("train.parquet", lambda p: read_parquet(p, 4)),
+        ("x.png", lambda p: read_image(p, "x.png")),
+        ("x.csv", lambda p: read_labelled(p, False)),
+        ("x.txt", lambda p: read_inputs(p, False)),
+        ("x.yaml", recipes.read_yaml),
+    ],
+)
 def test_no_pickle_among_data_is_run(tmp_path, name, read, zipped):
     path = plant(tmp_path / name, tmp_path / "trap", zipped=zipped)
     with pytest.raises(MergelibError):
@@ -104,7 +149,10 @@ def test_no_pickle_in_the_store_is_run(tmp_path, file, zipped):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"],
+)
 def test_no_pickle_in_a_checkpoint_of_a_training_is_run(tmp_path, name):
     from mergelib.training import TrainConfig, train
 
@@ -117,8 +165,15 @@ def test_no_pickle_in_a_checkpoint_of_a_training_is_run(tmp_path, name):
             return {"loss": ((self.w - x) ** 2).mean()}
 
     def run():
-        train(Toy(), [float(i) for i in range(8)], lambda rows: {"x": torch.tensor(rows)}, TrainConfig(steps=2, batch_size=4, lr=0.1, threads=1, save_every=1),
-              device=torch.device("cpu"), scratch=tmp_path / "scratch", desc="toy")
+        train(
+            Toy(),
+            [float(i) for i in range(8)],
+            lambda rows: {"x": torch.tensor(rows)},
+            TrainConfig(steps=2, batch_size=4, lr=0.1, threads=1, save_every=1),
+            device=torch.device("cpu"),
+            scratch=tmp_path / "scratch",
+            desc="toy",
+        )
 
     run()
     checkpoints = list((tmp_path / "scratch").glob("checkpoint-*"))
@@ -138,13 +193,29 @@ def test_the_trap_works(tmp_path):
     assert (tmp_path / "trap").is_dir() and Planted(tmp_path).trap == str(tmp_path)
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir [{trap}]", "!!python/object/new:os.mkdir [{trap}]", "!!python/name:os.mkdir", "!!python/module:antigravity"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.mkdir [{trap}]",
+        "!!python/object/new:os.mkdir [{trap}]",
+        "!!python/name:os.mkdir",
+        "!!python/module:antigravity",
+    ],
+)
 def test_no_tag_of_yaml_is_run(tmp_path, tag):
     text = "method: " + tag.format(trap=tmp_path / "trap")
-    for read in (recipes.parse_yaml, lambda t: documents.parse_yaml(t, "x"), claims.read_claims, runner.read_manifest):
+    for read in (
+        recipes.parse_yaml,
+        lambda t: documents.parse_yaml(t, "x"),
+        claims.read_claims,
+        runner.read_manifest,
+    ):
         with pytest.raises(ConfigError):
             read(text)
-    assert recipes._typed(text.removeprefix("method: ")) == text.removeprefix("method: ") and not (tmp_path / "trap").exists()
+    assert (
+        recipes._typed(text.removeprefix("method: ")) == text.removeprefix("method: ")
+        and not (tmp_path / "trap").exists()
+    )
 
 
 # ---- code of a model's own, programs that images start, addresses ---------------------------------------------------------
@@ -156,13 +227,22 @@ def test_no_code_of_a_models_own_is_run(copies, tmp_path, known):
     """Neither beside a kind of model that transformers knows, nor for one that it does not."""
     folder, trap = copies / "ag", tmp_path / "trap"
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(trap)!r})\nclass A: pass\n")
-    for file, names in (("config.json", ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")), ("tokenizer_config.json", ("AutoTokenizer",)),
-                        ("preprocessor_config.json", ("AutoImageProcessor", "AutoProcessor"))):
+    for file, names in (
+        ("config.json", ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+        ("preprocessor_config.json", ("AutoImageProcessor", "AutoProcessor")),
+    ):
         path = folder / file
         given = json.loads(path.read_text()) if path.exists() else {}
-        given["auto_map"] = {n: ["own.A", "own.A"] if n == "AutoTokenizer" else "own.A" for n in names}
+        given["auto_map"] = {
+            n: ["own.A", "own.A"] if n == "AutoTokenizer" else "own.A" for n in names
+        }
         if not known:
-            given |= {"model_type": "unheard_of", "tokenizer_class": "OwnTokenizer", "image_processor_type": "OwnProcessor"}
+            given |= {
+                "model_type": "unheard_of",
+                "tokenizer_class": "OwnTokenizer",
+                "image_processor_type": "OwnProcessor",
+            }
         path.write_text(json.dumps(given))
     use(folder)
     assert not trap.exists()
@@ -178,8 +258,15 @@ def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monk
     monkeypatch.setattr(subprocess, "Popen", forbidden)
     monkeypatch.setattr(subprocess, "check_call", forbidden)
     monkeypatch.setattr("socket.socket.connect", forbidden)
-    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    for source in (tmp_path / "x.png", str(tmp_path / "x.png"), "http://127.0.0.1:9/x.png", tmp_path / "nothing.png"):
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    )
+    for source in (
+        tmp_path / "x.png",
+        str(tmp_path / "x.png"),
+        "http://127.0.0.1:9/x.png",
+        tmp_path / "nothing.png",
+    ):
         with pytest.raises(MergelibError):
             _image(source)
 
@@ -193,17 +280,44 @@ NAMES = ["../up", "/etc/up", "a/b", "..", ".", ".hidden", "a\0b", "x" * 300, "a\
 def test_no_name_of_a_task_leads_out_of_the_folder(models, tmp_path, name, capsys):
     """By a recipe of merge or align, by a folder that somebody else wrote, and by an aligned head; nothing is left anywhere."""
     (tmp_path / "in").mkdir()
-    merged = mergelib.merge("task_arithmetic", base=models / "base", experts={t: models / t for t in LABELS})
+    merged = mergelib.merge(
+        "task_arithmetic", base=models / "base", experts={t: models / t for t in LABELS}
+    )
     merged.save_pretrained(tmp_path / "in" / "good")
     before = sorted(tmp_path.rglob("*"))
-    for command, recipe in (("merge", {"method": "ties", "base": str(models / "base"), "experts": {name: str(models / "ag")}}),
-                            ("align", {"merged": str(tmp_path / "in" / "good"), "experts": {name: str(models / "ag")}, "inputs": {name: str(models / "ag" / "vocab.txt")}})):
+    for command, recipe in (
+        (
+            "merge",
+            {"method": "ties", "base": str(models / "base"), "experts": {name: str(models / "ag")}},
+        ),
+        (
+            "align",
+            {
+                "merged": str(tmp_path / "in" / "good"),
+                "experts": {name: str(models / "ag")},
+                "inputs": {name: str(models / "ag" / "vocab.txt")},
+            },
+        ),
+    ):
         (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-        assert cli.main([command, "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "in" / "out")]) == 2
+        assert (
+            cli.main(
+                [
+                    command,
+                    "--recipe",
+                    str(tmp_path / "recipe.yaml"),
+                    "--out",
+                    str(tmp_path / "in" / "out"),
+                ]
+            )
+            == 2
+        )
         assert "cannot name a task" in capsys.readouterr().err
         (tmp_path / "recipe.yaml").unlink()
     with pytest.raises(ConfigError, match="cannot name a task"):
-        merged.with_heads(mergelib.align_classifier(merged, models / "ag", ["one", "two", "three"], task=name)).save_pretrained(tmp_path / "in" / "out")
+        merged.with_heads(
+            mergelib.align_classifier(merged, models / "ag", ["one", "two", "three"], task=name)
+        ).save_pretrained(tmp_path / "in" / "out")
     assert sorted(tmp_path.rglob("*")) == before
     record = json.loads((tmp_path / "in" / "good" / "mergelib.json").read_text())
     record["modules"] = {name: "classifier"}
@@ -215,7 +329,9 @@ def test_no_name_of_a_task_leads_out_of_the_folder(models, tmp_path, name, capsy
 @pytest.mark.parametrize("target", ["../ag/model.safetensors", "/etc/hostname", ".."])
 def test_no_index_of_shards_leads_out_of_the_folder(copies, target):
     (copies / "yelp" / "model.safetensors").unlink()
-    (copies / "yelp" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"bert.x": target}}))
+    (copies / "yelp" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"bert.x": target}})
+    )
     with pytest.raises(UnsafeFileError, match="points outside its folder"):
         mergelib.merge("ties", base=copies / "base", experts={"yelp": copies / "yelp"})
 
@@ -260,19 +376,46 @@ def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
 
     home, root, out = tmp_path / "home" / "secretuser", tmp_path / "project", tmp_path / "out"
     shutil.copytree(models, home / "models")
-    shutil.copytree(ROOT / "mergelib", root / "mergelib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "mergelib", root / "mergelib", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for task in ("ag", "yelp"):
         (home / task).mkdir()
         classes = 4 if task == "ag" else 5
         for split in ("train", "test"):
-            (home / task / f"{split}.csv").write_text("".join(f"{i % classes + 1},{split} text number {i}\n" for i in range(300)))
-    cells = [nbformat.v4.new_code_cell('profile: str = "mini"  # which', metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(CELL)]
+            (home / task / f"{split}.csv").write_text(
+                "".join(f"{i % classes + 1},{split} text number {i}\n" for i in range(300))
+            )
+    cells = [
+        nbformat.v4.new_code_cell(
+            'profile: str = "mini"  # which', metadata={"tags": ["parameters"]}
+        ),
+        nbformat.v4.new_code_cell(CELL),
+    ]
     (root / "notebooks").mkdir()
     kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "one.ipynb")
-    env = os.environ | {"HF_TOKEN": MARKER, "HUGGING_FACE_HUB_TOKEN": MARKER, "HOME": str(home), "MERGELIB_OUTPUT": str(out), "MERGELIB_STORE": str(out / "store"),
-                        "PYTHONPATH": str(root), "MPLCONFIGDIR": str(tmp_path / "mpl"), "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", RUN, str(out), str(home), repr(tiny)], capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "one.ipynb"
+    )
+    env = os.environ | {
+        "HF_TOKEN": MARKER,
+        "HUGGING_FACE_HUB_TOKEN": MARKER,
+        "HOME": str(home),
+        "MERGELIB_OUTPUT": str(out),
+        "MERGELIB_STORE": str(out / "store"),
+        "PYTHONPATH": str(root),
+        "MPLCONFIGDIR": str(tmp_path / "mpl"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, str(out), str(home), repr(tiny)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=env,
+        cwd=tmp_path,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     written = [p for p in out.rglob("*") if p.is_file()]
     kinds = {p.suffix for p in written}
@@ -284,7 +427,9 @@ def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
     assert MARKER not in run.stdout + run.stderr
 
 
-TOKEN = re.compile(r"\b(hf_[A-Za-z]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY)")
+TOKEN = re.compile(
+    r"\b(hf_[A-Za-z]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY)"
+)
 HOME = re.compile(r"(?<![\w.:/-])/(home|Users|root)/[\w.-]+")
 
 
@@ -312,17 +457,34 @@ def test_no_token_and_no_home_folder_is_committed():
 
 def test_jupyterlab_keeps_its_own_defaults_for_tokens(tmp_path):
     """The very arguments of ./run_all.sh lab, shown as JupyterLab understands them."""
-    (line,) = re.findall(r'^ *lab\) .*exec "\$python" -m jupyterlab (.*) "\$@" ;;$', (ROOT / "run_all.sh").read_text(), re.M)
+    (line,) = re.findall(
+        r'^ *lab\) .*exec "\$python" -m jupyterlab (.*) "\$@" ;;$',
+        (ROOT / "run_all.sh").read_text(),
+        re.M,
+    )
     arguments = line.replace('"$PWD"', str(tmp_path)).split()
-    env = os.environ | {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")} | {"JUPYTER_NO_CONFIG": "1"}
+    env = (
+        os.environ
+        | {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+        | {"JUPYTER_NO_CONFIG": "1"}
+    )
     for name in [n for n in env if n.startswith("JUPYTER_TOKEN")]:
         env.pop(name)
-    shown = subprocess.run([sys.executable, "-m", "jupyterlab", *arguments, "--show-config-json"], capture_output=True, text=True, timeout=120, env=env)
+    shown = subprocess.run(
+        [sys.executable, "-m", "jupyterlab", *arguments, "--show-config-json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=env,
+    )
     assert shown.returncode == 0, shown.stderr[-1000:]
-    config = json.loads(shown.stdout[shown.stdout.index("{"):])
+    config = json.loads(shown.stdout[shown.stdout.index("{") :])
     given = {f"{section}.{key}" for section, values in config.items() for key in values}
     assert {"ServerApp.root_dir", "LabApp.default_url"} <= given
-    weaker = re.compile(r"token|password|(^|\.)ip$|allow_|xsrf|origin|certfile|identity_provider|authori|disable", re.I)
+    weaker = re.compile(
+        r"token|password|(^|\.)ip$|allow_|xsrf|origin|certfile|identity_provider|authori|disable",
+        re.I,
+    )
     assert not [name for name in given if weaker.search(name)], given
 
 

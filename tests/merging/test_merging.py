@@ -32,9 +32,16 @@ def random_state(seed: int) -> dict[str, torch.Tensor]:
     """Matrix, vector, scalar, empty and integer tensors, and a tied pair."""
     g = torch.Generator().manual_seed(seed)
     embedding = torch.randn(5, 3, generator=g)
-    return {"b.weight": torch.randn(4, 3, generator=g), "a.bias": torch.randn(4, generator=g),
-            "scale": torch.randn((), generator=g), "none": torch.empty(0, 3), "position_ids": torch.arange(4) + seed,
-            "flag": torch.tensor([True, False]), "embed.weight": embedding, "z.decoder.weight": embedding}
+    return {
+        "b.weight": torch.randn(4, 3, generator=g),
+        "a.bias": torch.randn(4, generator=g),
+        "scale": torch.randn((), generator=g),
+        "none": torch.empty(0, 3),
+        "position_ids": torch.arange(4) + seed,
+        "flag": torch.tensor([True, False]),
+        "embed.weight": embedding,
+        "z.decoder.weight": embedding,
+    }
 
 
 @pytest.fixture
@@ -55,7 +62,9 @@ def column(base_value, *values):
 def assert_states_close(a, b, atol=1e-6):
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], atol=atol, rtol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 # ---- closed forms (methods.md G1-G3, G14) -----------------------------------------------------------------------------
@@ -79,11 +88,21 @@ def test_a_single_expert_comes_back(base, experts):
 
 def test_ties_without_conflict_is_task_arithmetic_or_the_average(base):
     """All task vectors point the same way, nothing is trimmed: nothing is left for Ties to do."""
-    experts = [{n: t + s * (1 + torch.rand_like(t)) if t.is_floating_point() else t for n, t in base.items()} for s in (1, 2)]
+    experts = [
+        {
+            n: t + s * (1 + torch.rand_like(t)) if t.is_floating_point() else t
+            for n, t in base.items()
+        }
+        for s in (1, 2)
+    ]
     for e in experts:
         e["z.decoder.weight"] = e["embed.weight"]
-    assert_states_close(ties(base, experts, lam=0.4, keep=1.0), ta(base, experts, lam=0.4), atol=1e-5)
-    assert_states_close(ties(base, experts, lam=1.0, keep=1.0, combine="mean"), wa(base, experts), atol=1e-5)
+    assert_states_close(
+        ties(base, experts, lam=0.4, keep=1.0), ta(base, experts, lam=0.4), atol=1e-5
+    )
+    assert_states_close(
+        ties(base, experts, lam=1.0, keep=1.0, combine="mean"), wa(base, experts), atol=1e-5
+    )
 
 
 def test_task_arithmetic_at_one_over_t_is_the_average(base, experts):
@@ -101,8 +120,12 @@ def test_merging_commutes_with_a_common_shift(shift, lam):
     base, experts = {"w": torch.randn(40)}, [{"w": torch.randn(40)} for _ in range(3)]
     moved = [{"w": e["w"] + shift} for e in experts]
     for merge in (ta, ties):
-        torch.testing.assert_close(merge({"w": base["w"] + shift}, moved, lam=lam)["w"],
-                                   merge(base, experts, lam=lam)["w"] + shift, atol=2e-4, rtol=0)
+        torch.testing.assert_close(
+            merge({"w": base["w"] + shift}, moved, lam=lam)["w"],
+            merge(base, experts, lam=lam)["w"] + shift,
+            atol=2e-4,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,10 +167,15 @@ def test_other_precisions_keep_their_dtype_and_merge_in_float32(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_experts_does_not_matter(base, experts, name):
-    assert_states_close(get_method(name)(base, experts), get_method(name)(base, experts[::-1]), atol=1e-5)
+    assert_states_close(
+        get_method(name)(base, experts), get_method(name)(base, experts[::-1]), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("name", "options"), [("task_arithmetic", {}), ("ties", {}), ("ties", {"keep": 0.5, "combine": "mean"})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("task_arithmetic", {}), ("ties", {}), ("ties", {"keep": 0.5, "combine": "mean"})],
+)
 def test_a_scan_equals_separate_merges(base, experts, name, options):
     lams = [0.1, 0.5, 1.0]
     for lam, state in zip(lams, get_method(name).scan(base, experts, lams, **options), strict=True):
@@ -160,10 +188,14 @@ def test_a_scan_equals_separate_merges(base, experts, name, options):
 
 def ties_columns(*taus, keep=1.0, combine="sum"):
     """The merged task vector of Ties for given task vectors (base 0, lambda 1)."""
-    return ties(*column([0.0] * len(taus[0]), *taus), lam=1.0, keep=keep, combine=combine)["w"].tolist()
+    return ties(*column([0.0] * len(taus[0]), *taus), lam=1.0, keep=keep, combine=combine)[
+        "w"
+    ].tolist()
 
 
-@pytest.mark.parametrize(("combine", "expected"), [("sum", [3.0, 5.0, -3.0]), ("mean", [1.5, 5.0, -3.0])])
+@pytest.mark.parametrize(
+    ("combine", "expected"), [("sum", [3.0, 5.0, -3.0]), ("mean", [1.5, 5.0, -3.0])]
+)
 def test_agreement_and_conflict(combine, expected):
     """Column 0 agrees; in 1 and 2 the larger mass wins and only its entries count."""
     assert ties_columns([1.0, 5.0, 2.0], [2.0, -4.0, -3.0], combine=combine) == expected
@@ -174,7 +206,10 @@ def test_mass_decides_not_the_number_of_votes():
     assert ties_columns([2.0], [-1.0], [-2.0]) == [-3.0]
 
 
-@pytest.mark.parametrize(("others", "expected"), [([1.0, 1.0, -1.0], 3.0), ([-1.0, -1.0, 1.0], -3.0), ([1.0, -1.0], -3.0)])
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [([1.0, 1.0, -1.0], 3.0), ([-1.0, -1.0, 1.0], -3.0), ([1.0, -1.0], -3.0)],
+)
 def test_exact_cancellation_takes_the_sign_of_the_network(others, expected):
     """+3 and -3 cancel: the sign of the sum of all elected signs decides; without one (last case) the negatives stay."""
     merged = ties_columns([3.0, *others], [-3.0, *others])
@@ -188,7 +223,9 @@ def test_the_global_sign_counts_columns_not_mass():
 
 def test_an_all_trimmed_column_stays_at_the_base():
     """keep = 1/2 of four entries: the two largest of each row survive, the last column nowhere."""
-    merged = ties(*column([10.0] * 4, [14.0, 13.0, 11.0, 10.5], [15.0, 10.0, 13.0, 9.5]), lam=1.0, keep=0.5)["w"]
+    merged = ties(
+        *column([10.0] * 4, [14.0, 13.0, 11.0, 10.5], [15.0, 10.0, 13.0, 9.5]), lam=1.0, keep=0.5
+    )["w"]
     assert merged.tolist() == [19.0, 13.0, 13.0, 10.0]
 
 
@@ -200,7 +237,9 @@ def test_a_tie_at_the_threshold_keeps_all_that_tie():
     assert torch.equal(trim(tau[order], 0.4), trim(tau, 0.4)[order])
 
 
-@pytest.mark.parametrize(("n", "keep", "kept"), [(10, 0.2, 2), (1000, 0.2, 200), (3, 0.2, 0), (7, 1.0, 7), (5, 0.999, 4)])
+@pytest.mark.parametrize(
+    ("n", "keep", "kept"), [(10, 0.2, 2), (1000, 0.2, 200), (3, 0.2, 0), (7, 1.0, 7), (5, 0.999, 4)]
+)
 def test_how_many_entries_survive(n, keep, kept):
     """int(D * keep), not one more as in the original code."""
     assert int((trim(torch.randperm(n) + 1.0, keep) != 0).sum()) == kept
@@ -208,7 +247,12 @@ def test_how_many_entries_survive(n, keep, kept):
 
 def test_top_k_is_global_over_the_encoder():
     base = {"big": torch.zeros(4), "small": torch.zeros(4)}
-    merged = ties(base, [{"big": torch.tensor([4.0, 5.0, 6.0, 7.0]), "small": torch.tensor([0.1, 0.2, 0.3, 0.4])}], lam=1.0, keep=0.5)
+    merged = ties(
+        base,
+        [{"big": torch.tensor([4.0, 5.0, 6.0, 7.0]), "small": torch.tensor([0.1, 0.2, 0.3, 0.4])}],
+        lam=1.0,
+        keep=0.5,
+    )
     assert merged["big"].tolist() == [4, 5, 6, 7]
     assert merged["small"].tolist() == [0, 0, 0, 0]
 
@@ -252,10 +296,18 @@ def slow_ties(taus: list[list[float]], keep: float, combine: str) -> list[float]
 def task_vectors(draw):
     """Small integers, so that threshold ties and exact cancellations are common."""
     t, d = draw(st.integers(1, 4)), draw(st.integers(1, 12))
-    return draw(st.lists(st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t))
+    return draw(
+        st.lists(
+            st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t
+        )
+    )
 
 
-@given(taus=task_vectors(), keep=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, 1.0]), combine=st.sampled_from(["sum", "mean"]))
+@given(
+    taus=task_vectors(),
+    keep=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, 1.0]),
+    combine=st.sampled_from(["sum", "mean"]),
+)
 def test_ties_equals_the_slow_reference(taus, keep, combine):
     cut = len(taus[0]) // 2  # two tensors, so that trimming must be global
     base = {"x": torch.ones(cut), "y": torch.ones(len(taus[0]) - cut)}
@@ -293,7 +345,11 @@ def test_weights_that_do_not_fit_are_refused_by_name(name, kind):
         get_method(name)(good, [good, broken(kind, good)])
     said = str(error.value)
     assert "Expert 1" in said
-    assert all(f"{prefix}{i}" in said for i in range(5)) and f"{prefix}5" not in said and "2 more" in said
+    assert (
+        all(f"{prefix}{i}" in said for i in range(5))
+        and f"{prefix}5" not in said
+        and "2 more" in said
+    )
 
 
 def test_a_base_with_nan_and_no_experts_are_refused():
@@ -344,13 +400,16 @@ def test_a_method_of_ones_own_registers_itself():
         del METHODS["only_first"]
 
 
-@pytest.mark.parametrize(("function", "said"), [
-    (lambda base, experts: {n: t / 0 for n, t in base.items()}, "NaN or inf"),
-    (lambda base, experts: {n: t.double() for n, t in base.items()}, "dtype"),
-    (lambda base, experts: {n: t for n, t in base.items() if n != min(base)}, "other keys"),
-    (lambda base, experts: [dict(base)], "has to give 1 state dict"),
-    (lambda base, experts: None, "has to give 1 state dict"),
-])
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda base, experts: {n: t / 0 for n, t in base.items()}, "NaN or inf"),
+        (lambda base, experts: {n: t.double() for n, t in base.items()}, "dtype"),
+        (lambda base, experts: {n: t for n, t in base.items() if n != min(base)}, "other keys"),
+        (lambda base, experts: [dict(base)], "has to give 1 state dict"),
+        (lambda base, experts: None, "has to give 1 state dict"),
+    ],
+)
 def test_what_a_method_gives_is_checked(function, said):
     base = {"a": torch.ones(2), "b": torch.ones(1, 2)}
     with pytest.raises(StateDictError, match=said):
@@ -360,4 +419,6 @@ def test_what_a_method_gives_is_checked(function, said):
 def test_one_encoder_per_task_means_as_many_as_experts():
     base = {"a": torch.ones(2)}
     with pytest.raises(StateDictError, match="has to give 3 state dicts"):
-        Method("broken", "Broken", "Broken", lambda base, experts: experts[:2], gives="one per task")(base, [base] * 3)
+        Method(
+            "broken", "Broken", "Broken", lambda base, experts: experts[:2], gives="one per task"
+        )(base, [base] * 3)

@@ -28,30 +28,57 @@ def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
     """Eq. 1, 2 and 3 on whole tensors, as they stand."""
     names = float_names(base)
     if name == "weight_averaging":
-        return {n: (sum(e[n].float() for e in experts) / len(experts)).to(base[n].dtype) for n in names}
+        return {
+            n: (sum(e[n].float() for e in experts) / len(experts)).to(base[n].dtype) for n in names
+        }
     if name == "task_arithmetic":
-        return add_scaled(base, {n: sum(e[n].float() - base[n].float() for e in experts) for n in names}, lam)
+        return add_scaled(
+            base, {n: sum(e[n].float() - base[n].float() for e in experts) for n in names}, lam
+        )
     trimmed = trim_all(base, experts, keep, names)
     signs = elect(trimmed)
     agrees = agreeing(trimmed, signs)
-    merged = sum(torch.where(agrees, trimmed, 0.0))  # row after row; disjoint_merge may add up in another order
+    merged = sum(
+        torch.where(agrees, trimmed, 0.0)
+    )  # row after row; disjoint_merge may add up in another order
     torch.testing.assert_close(merged, disjoint_merge(trimmed, signs, "sum"))
-    return add_scaled(base, unflatten(merged / agrees.sum(0).clamp(min=1) if combine == "mean" else merged, base, names), lam)
+    return add_scaled(
+        base,
+        unflatten(
+            merged / agrees.sum(0).clamp(min=1) if combine == "mean" else merged, base, names
+        ),
+        lam,
+    )
 
 
 def make(kind, seed, dtype=torch.float32, n_experts=5):
     """Random weights, or small integers: with equal magnitudes, zeros and cancellations everywhere."""
     g = torch.Generator().manual_seed(seed)
     shapes = {"matrix": (40, 30), "bias": (7,), "scale": (), "none": (0, 3), "kernel": (3, 2, 5)}
-    draw = (lambda s: torch.randn(s, generator=g)) if kind == "random" else (lambda s: torch.randint(-3, 4, s, generator=g).float())
-    base, *experts = [{n: draw(s).to(dtype) for n, s in shapes.items()} for _ in range(n_experts + 1)]
+    draw = (
+        (lambda s: torch.randn(s, generator=g))
+        if kind == "random"
+        else (lambda s: torch.randint(-3, 4, s, generator=g).float())
+    )
+    base, *experts = [
+        {n: draw(s).to(dtype) for n, s in shapes.items()} for _ in range(n_experts + 1)
+    ]
     return base, experts
 
 
 @pytest.mark.parametrize("kind", ["random", "whole"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("name", "options"), [("weight_averaging", {}), ("task_arithmetic", {"lam": 0.7}), ("ties", {}), ("ties", {"keep": 0.6, "combine": "mean"}),
-                                               ("ties", {"keep": 1.0}), ("ties", {"keep": 1e-4})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("weight_averaging", {}),
+        ("task_arithmetic", {"lam": 0.7}),
+        ("ties", {}),
+        ("ties", {"keep": 0.6, "combine": "mean"}),
+        ("ties", {"keep": 1.0}),
+        ("ties", {"keep": 1e-4}),
+    ],
+)
 def test_pieces_equal_the_formula_to_the_bit(monkeypatch, kind, dtype, name, options):
     base, experts = make(kind, 1, dtype)
     expected = reference(name, base, experts, **options)
@@ -63,15 +90,27 @@ def test_pieces_equal_the_formula_to_the_bit(monkeypatch, kind, dtype, name, opt
             assert torch.equal(merged[n], tensor), n
 
 
-@given(seed=st.integers(0, 10**6), size=st.integers(2, 300), keep=st.floats(0.01, 1.0), kind=st.sampled_from(["normal", "whole", "zeros"]))
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.integers(2, 300),
+    keep=st.floats(0.01, 1.0),
+    kind=st.sampled_from(["normal", "whole", "zeros"]),
+)
 def test_both_ways_to_a_threshold_find_the_value_of_a_sort(seed, size, keep, kind):
     g = torch.Generator().manual_seed(seed)
     tau = torch.randn(2, size, generator=g)
-    tau = {"normal": tau, "whole": tau.mul(2).round(), "zeros": tau * (torch.rand(2, size, generator=g) < 0.1)}[kind]
+    tau = {
+        "normal": tau,
+        "whole": tau.mul(2).round(),
+        "zeros": tau * (torch.rand(2, size, generator=g) < 0.1),
+    }[kind]
     n_keep = int(size * keep)
     if not n_keep:
         return
-    base, expected = torch.zeros(size), tau.abs().sort(1, descending=True).values[:, n_keep - 1].tolist()
+    base, expected = (
+        torch.zeros(size),
+        tau.abs().sort(1, descending=True).values[:, n_keep - 1].tolist(),
+    )
 
     def pieces():
         return ((base[i : i + 37], [t[i : i + 37] for t in tau]) for i in range(0, size, 37))
@@ -79,7 +118,9 @@ def test_both_ways_to_a_threshold_find_the_value_of_a_sort(seed, size, keep, kin
     assert counted_thresholds(pieces, keep).tolist() == expected
     everything = thresholds_between(pieces, n_keep, [-1.0] * 2, [float("inf")] * 2)
     assert everything == expected
-    assert thresholds_between(pieces, n_keep, expected, [float("inf")] * 2) is None  # not strictly between
+    assert (
+        thresholds_between(pieces, n_keep, expected, [float("inf")] * 2) is None
+    )  # not strictly between
 
 
 @pytest.mark.parametrize(("share", "sampled"), [(1.0, True), (0.1, False)])
@@ -87,10 +128,20 @@ def test_a_sample_brackets_the_threshold_or_it_is_counted(monkeypatch, share, sa
     """With nine of ten entries equal to the base the threshold is 0, and no bracket lies strictly around it."""
     g = torch.Generator().manual_seed(0)
     base = {"a": torch.randn(300, 100, generator=g), "b": torch.randn(20_000, generator=g)}
-    experts = [{n: t + torch.randn(t.shape, generator=g) * (torch.rand(t.shape, generator=g) < share) for n, t in base.items()} for _ in range(3)]
+    experts = [
+        {
+            n: t + torch.randn(t.shape, generator=g) * (torch.rand(t.shape, generator=g) < share)
+            for n, t in base.items()
+        }
+        for _ in range(3)
+    ]
     monkeypatch.setattr(ties_module, "SAMPLE", 1000)
     asked = []
-    monkeypatch.setattr(ties_module, "counted_thresholds", lambda *given: asked.append(1) or counted_thresholds(*given))
+    monkeypatch.setattr(
+        ties_module,
+        "counted_thresholds",
+        lambda *given: asked.append(1) or counted_thresholds(*given),
+    )
     found = thresholds(base, experts, 0.2, ["a", "b"])
     assert asked == ([] if sampled else [1])
     for tau, value in zip(flat_task_vectors(base, experts, ["a", "b"]), found, strict=True):
@@ -99,7 +150,9 @@ def test_a_sample_brackets_the_threshold_or_it_is_counted(monkeypatch, share, sa
 
 @pytest.mark.parametrize("towards", [1.0, -1.0])
 @pytest.mark.parametrize("combine", ["sum", "mean"])
-def test_cancelled_columns_of_an_early_piece_wait_for_the_overall_sign(monkeypatch, towards, combine):
+def test_cancelled_columns_of_an_early_piece_wait_for_the_overall_sign(
+    monkeypatch, towards, combine
+):
     """The first pieces cancel; only the last one says which way the network points."""
     monkeypatch.setattr(states, "PIECE", 16)
     g = torch.Generator().manual_seed(0)
@@ -108,7 +161,9 @@ def test_cancelled_columns_of_an_early_piece_wait_for_the_overall_sign(monkeypat
     a[70:], b[70:] = a[70:].abs() * towards, b[70:].abs() * towards
     base, experts = {"w": torch.zeros(100)}, [{"w": a}, {"w": b}]
     merged = get_method("ties")(base, experts, lam=1.0, keep=0.8, combine=combine)["w"]
-    assert torch.equal(merged, reference("ties", base, experts, lam=1.0, keep=0.8, combine=combine)["w"])
+    assert torch.equal(
+        merged, reference("ties", base, experts, lam=1.0, keep=0.8, combine=combine)["w"]
+    )
     assert ((merged[:70] * towards) >= 0).all() and (merged[:70] != 0).any()
 
 
@@ -116,10 +171,14 @@ def test_a_piece_is_trimmed_and_merged_as_the_whole():
     tau = torch.tensor([[3.0, -2.0, 0.5, 1.0], [-1.0, -2.5, 2.0, -1.0]])
     rows = trim_piece(torch.zeros(4), list(tau), [1.0, 2.0], torch.empty(2, 4))
     assert rows.tolist() == [[3.0, -2.0, 0.0, 1.0], [0.0, -2.5, 2.0, 0.0]]
-    assert trim_piece(torch.zeros(4), list(tau), [0.0, float("inf")], torch.empty(2, 4)).tolist() == [tau[0].tolist(), [0.0] * 4]
+    assert trim_piece(
+        torch.zeros(4), list(tau), [0.0, float("inf")], torch.empty(2, 4)
+    ).tolist() == [tau[0].tolist(), [0.0] * 4]
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
     for combine in ("sum", "mean"):
-        assert torch.equal(merge_piece(tau.clone(), signs, combine), disjoint_merge(tau, signs, combine))
+        assert torch.equal(
+            merge_piece(tau.clone(), signs, combine), disjoint_merge(tau, signs, combine)
+        )
 
 
 @pytest.mark.parametrize("name", ["weight_averaging", "task_arithmetic", "ties"])
@@ -127,8 +186,14 @@ def test_parameters_and_strided_tensors_merge_like_plain_ones(name):
     """A module's parameters, which want gradients, and views that are not contiguous."""
     base, experts = make("random", 3)
     plain = get_method(name)(base, experts)
-    for change in (lambda t: torch.nn.Parameter(t.clone()), lambda t: t.mT.contiguous().mT if t.dim() > 1 else t):
-        merged = get_method(name)({n: change(t) for n, t in base.items()}, [{n: change(t) for n, t in e.items()} for e in experts])
+    for change in (
+        lambda t: torch.nn.Parameter(t.clone()),
+        lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+    ):
+        merged = get_method(name)(
+            {n: change(t) for n, t in base.items()},
+            [{n: change(t) for n, t in e.items()} for e in experts],
+        )
         for n in base:
             assert torch.equal(merged[n], plain[n])
             assert not merged[n].requires_grad

@@ -34,12 +34,27 @@ def make_state(seed: int) -> dict[str, torch.Tensor]:
     """Matrices, one of them a vocabulary and tied, a vector, a scalar, an image kernel, empty and integer tensors."""
     g = torch.Generator().manual_seed(seed)
     embedding = torch.randn(7, 3, generator=g)
-    return {"b.weight": torch.randn(5, 6, generator=g), "c.weight": torch.randn(8, 4, generator=g), "a.bias": torch.randn(9, generator=g),
-            "scale": torch.randn((), generator=g), "patch": torch.randn(2, 3, 2, 2, generator=g), "none": torch.empty(0, 3),
-            "position_ids": torch.arange(4) + seed, "embed.weight": embedding, "z.decoder.weight": embedding}
+    return {
+        "b.weight": torch.randn(5, 6, generator=g),
+        "c.weight": torch.randn(8, 4, generator=g),
+        "a.bias": torch.randn(9, generator=g),
+        "scale": torch.randn((), generator=g),
+        "patch": torch.randn(2, 3, 2, 2, generator=g),
+        "none": torch.empty(0, 3),
+        "position_ids": torch.arange(4) + seed,
+        "embed.weight": embedding,
+        "z.decoder.weight": embedding,
+    }
 
 
-FLOATS = ["a.bias", "b.weight", "c.weight", "embed.weight", "patch", "scale"]  # of tied tensors the first
+FLOATS = [
+    "a.bias",
+    "b.weight",
+    "c.weight",
+    "embed.weight",
+    "patch",
+    "scale",
+]  # of tied tensors the first
 MATRICES = ["b.weight", "c.weight"]
 
 
@@ -54,7 +69,9 @@ def only_floats(*states):
 def assert_states_close(a, b, atol=1e-5):
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def on_two_tensors(taus: list[list[float]]):
@@ -73,7 +90,11 @@ def tau_of(merged) -> list[float]:
 def task_vectors(draw, most=12):
     """Small integers, so that equal magnitudes, zeros and exact cancellations are common."""
     t, d = draw(st.integers(1, 4)), draw(st.integers(2, most))
-    return draw(st.lists(st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t))
+    return draw(
+        st.lists(
+            st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t
+        )
+    )
 
 
 def columns(taus):
@@ -83,13 +104,30 @@ def columns(taus):
 # ---- closed forms (methods.md G1, G2, G4, G5) ---------------------------------------------------------------------------
 
 # Options under which T copies of one checkpoint give that checkpoint, and under which a single expert comes back.
-COPIES = [("dare_average", {"drop": 0.0}), ("dare_task_arithmetic", {"drop": 0.0, "lam": 1 / 3}), ("model_stock", {}),
-          ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0, "combine": "mean"}), ("magmax", {"lam": 1.0}), ("emr_merging", {}),
-          ("della", {"drop": 0.0, "window": 0.0}), ("model_breadcrumbs", {"lam": 1 / 3, "keep": 1.0, "drop_top": 0.0})]
-ALONE = [("dare_task_arithmetic", {"drop": 0.0, "lam": 1.0}), ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0}),
-         ("dare_average", {"drop": 0.0}), ("magmax", {"lam": 1.0}), ("model_stock", {}), ("emr_merging", {}), ("tall_masks", {}),
-         ("tsv_merge", {}), ("tsv_merge", {"exclude": ()}), ("della", {"drop": 0.0, "window": 0.0}), ("consensus", {"lam": 1.0, "agree": 1}),
-         ("model_breadcrumbs", {"lam": 1.0, "keep": 1.0, "drop_top": 0.0})]
+COPIES = [
+    ("dare_average", {"drop": 0.0}),
+    ("dare_task_arithmetic", {"drop": 0.0, "lam": 1 / 3}),
+    ("model_stock", {}),
+    ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0, "combine": "mean"}),
+    ("magmax", {"lam": 1.0}),
+    ("emr_merging", {}),
+    ("della", {"drop": 0.0, "window": 0.0}),
+    ("model_breadcrumbs", {"lam": 1 / 3, "keep": 1.0, "drop_top": 0.0}),
+]
+ALONE = [
+    ("dare_task_arithmetic", {"drop": 0.0, "lam": 1.0}),
+    ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0}),
+    ("dare_average", {"drop": 0.0}),
+    ("magmax", {"lam": 1.0}),
+    ("model_stock", {}),
+    ("emr_merging", {}),
+    ("tall_masks", {}),
+    ("tsv_merge", {}),
+    ("tsv_merge", {"exclude": ()}),
+    ("della", {"drop": 0.0, "window": 0.0}),
+    ("consensus", {"lam": 1.0, "agree": 1}),
+    ("model_breadcrumbs", {"lam": 1.0, "keep": 1.0, "drop_top": 0.0}),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), COPIES)
@@ -121,15 +159,28 @@ def test_experts_that_never_moved_leave_the_base(name):
         assert_states_close(merged, base, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "wrapped", "options"), [
-    ("dare_average", "weight_averaging", {}), ("dare_task_arithmetic", "task_arithmetic", {"lam": 0.4}),
-    ("dare_ties", "ties", {"keep": 0.5, "lam": 0.7, "combine": "mean"}), ("dare_ties", "ties", {}), ("consensus", "task_arithmetic", {"lam": 0.4}),
-    ("model_breadcrumbs", "task_arithmetic", {"lam": 0.4})])
+@pytest.mark.parametrize(
+    ("name", "wrapped", "options"),
+    [
+        ("dare_average", "weight_averaging", {}),
+        ("dare_task_arithmetic", "task_arithmetic", {"lam": 0.4}),
+        ("dare_ties", "ties", {"keep": 0.5, "lam": 0.7, "combine": "mean"}),
+        ("dare_ties", "ties", {}),
+        ("consensus", "task_arithmetic", {"lam": 0.4}),
+        ("model_breadcrumbs", "task_arithmetic", {"lam": 0.4}),
+    ],
+)
 def test_without_dropping_a_method_is_the_one_it_wraps(name, wrapped, options):
-    off = {"consensus": {"agree": 0}, "model_breadcrumbs": {"keep": 1.0, "drop_top": 0.0}}.get(name, {"drop": 0.0})
+    off = {"consensus": {"agree": 0}, "model_breadcrumbs": {"keep": 1.0, "drop_top": 0.0}}.get(
+        name, {"drop": 0.0}
+    )
     for seed in SEEDS:
         base, experts = make_states(seed)
-        assert_states_close(merge(name, base, experts, **off, **options), merge(wrapped, base, experts, **options), atol=1e-6)
+        assert_states_close(
+            merge(name, base, experts, **off, **options),
+            merge(wrapped, base, experts, **options),
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if n not in RANDOM])
@@ -144,9 +195,16 @@ def test_order_of_experts_does_not_matter(name):
 @pytest.mark.parametrize("name", ON_WEIGHTS)
 def test_only_differences_count(name):
     """The same shift of base and experts shifts the merge. Weights lie on a grid, so that task vectors stay exact."""
-    base, *experts = [{n: (t * 4096).round() / 4096 for n, t in s.items()} for s in only_floats(make_state(5), make_state(6), make_state(7))]
+    base, *experts = [
+        {n: (t * 4096).round() / 4096 for n, t in s.items()}
+        for s in only_floats(make_state(5), make_state(6), make_state(7))
+    ]
     moved = [{n: t + 8 for n, t in s.items()} for s in experts]
-    for a, b in zip(as_list(merge(name, {n: t + 8 for n, t in base.items()}, moved)), as_list(merge(name, base, experts)), strict=True):
+    for a, b in zip(
+        as_list(merge(name, {n: t + 8 for n, t in base.items()}, moved)),
+        as_list(merge(name, base, experts)),
+        strict=True,
+    ):
         assert_states_close(a, {n: t + 8 for n, t in b.items()})
 
 
@@ -155,7 +213,9 @@ def test_a_scan_equals_separate_merges(name):
     base, experts = make_states(6)
     lams = [0.1, 0.5, 1.0]
     for lam, scanned in zip(lams, get_method(name).scan(base, experts, lams), strict=True):
-        for a, b in zip(as_list(scanned), as_list(merge(name, base, experts, lam=lam)), strict=True):
+        for a, b in zip(
+            as_list(scanned), as_list(merge(name, base, experts, lam=lam)), strict=True
+        ):
             assert all(torch.equal(a[n], b[n]) for n in base)
 
 
@@ -181,15 +241,22 @@ def test_dare_drops_that_share_and_rescales_the_rest():
         dropped = dare(tau, drop, seeded(0))
         kept = dropped != 0
         torch.testing.assert_close(dropped[kept], tau[kept] / (1 - drop))
-        assert float((~kept).float().mean()) == pytest.approx(drop, abs=5 * math.sqrt(drop * (1 - drop) / 10_000))
+        assert float((~kept).float().mean()) == pytest.approx(
+            drop, abs=5 * math.sqrt(drop * (1 - drop) / 10_000)
+        )
 
 
-@pytest.mark.parametrize(("name", "wrapped", "scale"), [("dare_average", "weight_averaging", 1 / 3), ("dare_task_arithmetic", "task_arithmetic", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "wrapped", "scale"),
+    [("dare_average", "weight_averaging", 1 / 3), ("dare_task_arithmetic", "task_arithmetic", 0.3)],
+)
 def test_dare_on_average_changes_nothing(name, wrapped, scale):
     """Over seeds, the mean tends to the wrapped method: here within five standard errors of each entry."""
     base, *experts = [{"w": torch.randn(50, generator=seeded(s))} for s in range(4)]
     runs, drop = 300, 0.5
-    mean = torch.stack([merge(name, base, experts, drop=drop, seed=s)["w"] for s in range(runs)]).mean(0)
+    mean = torch.stack(
+        [merge(name, base, experts, drop=drop, seed=s)["w"] for s in range(runs)]
+    ).mean(0)
     spread = scale * (sum((e["w"] - base["w"]) ** 2 for e in experts) * drop / (1 - drop)).sqrt()
     assert ((mean - merge(wrapped, base, experts)["w"]).abs() <= 5 * spread / math.sqrt(runs)).all()
 
@@ -226,7 +293,9 @@ def test_magprune_keeps_by_rank_and_rescales_by_its_own_chance(drop, window):
     for j, (value, chance) in enumerate(zip(row, chances, strict=True)):
         kept = pruned[:, j] != 0
         torch.testing.assert_close(pruned[kept, j], torch.full((int(kept.sum()),), value / chance))
-        assert float(kept.float().mean()) == pytest.approx(chance, abs=5 * math.sqrt(chance * (1 - chance) / n) + 1e-9)
+        assert float(kept.float().mean()) == pytest.approx(
+            chance, abs=5 * math.sqrt(chance * (1 - chance) / n) + 1e-9
+        )
 
 
 def test_magprune_ranks_within_each_row_and_allows_rows_of_one():
@@ -279,11 +348,14 @@ def test_magmax_equals_the_slow_reference(taus):
 def slow_breadcrumbs_row(row: list[float], keep: float, drop_top: float) -> list[float]:
     order = sorted(range(len(row)), key=lambda j: -abs(row[j]))
     first = int(drop_top * len(row))
-    kept = order[first:first + max(1, int(keep * len(row)))]
+    kept = order[first : first + max(1, int(keep * len(row)))]
     return [v if j in kept else 0.0 for j, v in enumerate(row)]
 
 
-@pytest.mark.parametrize(("keep", "drop_top"), [(0.15, 0.006), (0.5, 0.2), (0.25, 0.5), (0.34, 0.0), (1.0, 0.3), (0.01, 0.99)])
+@pytest.mark.parametrize(
+    ("keep", "drop_top"),
+    [(0.15, 0.006), (0.5, 0.2), (0.25, 0.5), (0.34, 0.0), (1.0, 0.3), (0.01, 0.99)],
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
     """Row by row along the last axis; a vector is one row, a scalar stays."""
@@ -294,7 +366,10 @@ def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
         for e in experts:
             tau = (e[n] - base[n]).numpy()
             if tau.ndim:
-                rows = [slow_breadcrumbs_row(r.tolist(), keep, drop_top) for r in tau.reshape(-1, tau.shape[-1])]
+                rows = [
+                    slow_breadcrumbs_row(r.tolist(), keep, drop_top)
+                    for r in tau.reshape(-1, tau.shape[-1])
+                ]
                 tau = np.array(rows).reshape(tau.shape)
             expected = expected + 0.3 * tau
         np.testing.assert_allclose(merged[n].numpy(), expected, atol=1e-5)
@@ -303,7 +378,11 @@ def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
 def test_breadcrumbs_by_hand():
     """Of ten entries the largest goes as an outlier, the next two stay. A row too short for its share keeps one entry."""
     base = {"long": torch.zeros(10), "short": torch.zeros(2, 3), "scalar": torch.tensor(0.0)}
-    expert = {"long": torch.tensor([1.0, -9, 2, 8, 3, -7, 4, 6, 5, 0]), "short": torch.tensor([[1.0, -3, 2], [5, 4, 6]]), "scalar": torch.tensor(2.0)}
+    expert = {
+        "long": torch.tensor([1.0, -9, 2, 8, 3, -7, 4, 6, 5, 0]),
+        "short": torch.tensor([[1.0, -3, 2], [5, 4, 6]]),
+        "scalar": torch.tensor(2.0),
+    }
     merged = merge("model_breadcrumbs", base, [expert], lam=1.0, keep=0.2, drop_top=0.1)
     assert merged["long"].tolist() == [0, 0, 0, 8, 0, -7, 0, 0, 0, 0]
     assert merged["short"].tolist() == [[0, -3, 0], [0, 0, 6]]
@@ -312,11 +391,16 @@ def test_breadcrumbs_by_hand():
 
 # ---- TALL-masks, Consensus, EMR ---------------------------------------------------------------------------------------
 
-QUARTERS = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])  # exact in binary, so that the strict comparison is tested
+QUARTERS = st.sampled_from(
+    [0.0, 0.25, 0.5, 1.0, 2.0]
+)  # exact in binary, so that the strict comparison is tested
 
 
 def slow_tall_masks(taus, lam):
-    return [[abs(v) > lam * abs(sum(column) - v) for v, column in zip(tau, columns(taus), strict=True)] for tau in taus]
+    return [
+        [abs(v) > lam * abs(sum(column) - v) for v, column in zip(tau, columns(taus), strict=True)]
+        for tau in taus
+    ]
 
 
 @given(taus=task_vectors(), lam=QUARTERS)
@@ -331,15 +415,23 @@ def test_tall_masks_equal_the_slow_reference(taus, lam):
 
 def test_a_huge_threshold_masks_everything_and_none_keeps_all_that_moved():
     base, experts = on_two_tensors([[1.0, 0.0, -2.0, 4.0], [2.0, 3.0, 1.0, 0.0]])
-    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=0.0)] == [[3, 0, -1, 4], [3, 3, -1, 0]]
+    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=0.0)] == [
+        [3, 0, -1, 4],
+        [3, 3, -1, 0],
+    ]
     # An entry that no other expert touches is kept at any threshold.
-    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=1e6)] == [[0, 0, 0, 4], [0, 3, 0, 0]]
+    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=1e6)] == [
+        [0, 0, 0, 4],
+        [0, 3, 0, 0],
+    ]
 
 
 @given(taus=task_vectors(), threshold=QUARTERS, agree=st.integers(0, 5))
 def test_consensus_equals_the_slow_reference(taus, threshold, agree):
     votes = [sum(c) for c in columns(slow_tall_masks(taus, threshold))]
-    expected = [0.5 * sum(c) if v >= agree else 0.0 for c, v in zip(columns(taus), votes, strict=True)]
+    expected = [
+        0.5 * sum(c) if v >= agree else 0.0 for c, v in zip(columns(taus), votes, strict=True)
+    ]
     merged = merge("consensus", *on_two_tensors(taus), lam=0.5, threshold=threshold, agree=agree)
     assert tau_of(merged) == pytest.approx(expected, abs=1e-6)
 
@@ -393,31 +485,52 @@ def slow_pcb(taus, ratio, clamp):
     for tau in taus:
         low, high = quantile(map(abs, tau), clamp), quantile(map(abs, tau), 1 - clamp)
         sizes.append([min(max(abs(v), low), high) for v in tau])
-        clamped.append([math.copysign(a, v) if v else 0.0 for a, v in zip(sizes[-1], tau, strict=True)])
+        clamped.append(
+            [math.copysign(a, v) if v else 0.0 for a, v in zip(sizes[-1], tau, strict=True)]
+        )
     totals = [sum(c) for c in columns(taus)]
     weights = []
     for tau, size in zip(taus, sizes, strict=True):
-        balance = [math.exp(len(taus) * s**2) * math.tanh(v * total) for s, v, total in zip(minmax(size), tau, totals, strict=True)]
+        balance = [
+            math.exp(len(taus) * s**2) * math.tanh(v * total)
+            for s, v, total in zip(minmax(size), tau, totals, strict=True)
+        ]
         floor = quantile(balance, 1 - ratio)
         weights.append(minmax([max(b, floor) for b in balance]))
-    return [sum(w * v for w, v in zip(ws, vs, strict=True)) / max(1e-12, sum(ws))
-            for ws, vs in zip(columns(weights), columns(clamped), strict=True)]
+    return [
+        sum(w * v for w, v in zip(ws, vs, strict=True)) / max(1e-12, sum(ws))
+        for ws, vs in zip(columns(weights), columns(clamped), strict=True)
+    ]
 
 
 def test_pcb_is_not_diluted_by_an_expert_that_never_moved():
     tau = [float(v) for v in range(1, 11)]
     alone = merge("pcb_merging", *on_two_tensors([tau]), ratio=0.3, clamp=0.0)
     beside = merge("pcb_merging", *on_two_tensors([tau, [0.0] * 10]), ratio=0.3, clamp=0.0)
-    assert [v != 0 for v in tau_of(alone)] == [v != 0 for v in tau_of(beside)] == [False] * 7 + [True] * 3
+    assert (
+        [v != 0 for v in tau_of(alone)]
+        == [v != 0 for v in tau_of(beside)]
+        == [False] * 7 + [True] * 3
+    )
     assert tau_of(beside) == pytest.approx(tau_of(alone))
 
 
-@pytest.mark.parametrize(("ratio", "clamp"), [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)])
+@pytest.mark.parametrize(
+    ("ratio", "clamp"), [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)]
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pcb_equals_the_slow_reference(seed, ratio, clamp):
     taus = torch.randn(3, 40, generator=seeded(seed), dtype=torch.float64).tolist()
-    merged = merge("pcb_merging", *on_two_tensors(torch.tensor(taus).tolist()), lam=0.5, ratio=ratio, clamp=clamp)
-    assert tau_of(merged) == pytest.approx([0.5 * v for v in slow_pcb(taus, ratio, clamp)], abs=1e-4)
+    merged = merge(
+        "pcb_merging",
+        *on_two_tensors(torch.tensor(taus).tolist()),
+        lam=0.5,
+        ratio=ratio,
+        clamp=clamp,
+    )
+    assert tau_of(merged) == pytest.approx(
+        [0.5 * v for v in slow_pcb(taus, ratio, clamp)], abs=1e-4
+    )
 
 
 @given(taus=task_vectors(), ratio=st.sampled_from([0.1, 0.5, 1.0]))
@@ -466,12 +579,21 @@ def slow_iso_cts(taus, common):
         us.append(ut[:, :k])
         ss.append(st_[:k])
         vs.append(vt[:k])
-    u, s, v = np.concatenate([*us, u[:, :c]], 1), np.concatenate([*ss, s[:c]]), np.concatenate([*vs, v[:c]], 0)
+    u, s, v = (
+        np.concatenate([*us, u[:, :c]], 1),
+        np.concatenate([*ss, s[:c]]),
+        np.concatenate([*vs, v[:c]], 0),
+    )
     return s.mean() * slow_polar(u) @ slow_polar(v)
 
 
-@pytest.mark.parametrize(("name", "slow", "options"), [("tsv_merge", slow_tsv, {}), ("iso_c", slow_iso_c, {})] + [
-    ("iso_cts", lambda taus, c=c: slow_iso_cts(taus, c), {"common": c}) for c in (0.8, 0.5, 0.2)])
+@pytest.mark.parametrize(
+    ("name", "slow", "options"),
+    [("tsv_merge", slow_tsv, {}), ("iso_c", slow_iso_c, {})]
+    + [
+        ("iso_cts", lambda taus, c=c: slow_iso_cts(taus, c), {"common": c}) for c in (0.8, 0.5, 0.2)
+    ],
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_spectral_methods_equal_the_slow_reference(seed, name, slow, options):
     """Matrices by their formula; vectors, scalars, kernels and the excluded vocabulary by the mean task vector."""
@@ -481,7 +603,9 @@ def test_spectral_methods_equal_the_slow_reference(seed, name, slow, options):
         for n in FLOATS:
             taus = [(e[n].double() - base[n].double()).numpy() for e in experts]
             tau = slow(taus) if n in MATRICES else sum(taus) / len(taus)
-            np.testing.assert_allclose(merged[n].numpy(), base[n].numpy() + 0.7 * tau, atol=2e-5, err_msg=n)
+            np.testing.assert_allclose(
+                merged[n].numpy(), base[n].numpy() + 0.7 * tau, atol=2e-5, err_msg=n
+            )
 
 
 @pytest.mark.parametrize("name", ["tsv_merge", "iso_c", "iso_cts"])
@@ -489,9 +613,17 @@ def test_who_is_excluded_is_the_callers_choice(name):
     """Without exclusion the vocabulary is a matrix like others; with it, others can be spared too."""
     base, experts = make_states(9)
     average = merge("weight_averaging", base, experts)
-    for exclude, spared in [((), set()), (("embed",), {"embed.weight"}), (("b.w", "embed"), {"b.weight", "embed.weight"})]:
+    for exclude, spared in [
+        ((), set()),
+        (("embed",), {"embed.weight"}),
+        (("b.w", "embed"), {"b.weight", "embed.weight"}),
+    ]:
         merged = merge(name, base, experts, exclude=exclude)
-        assert {n for n in ("b.weight", "c.weight", "embed.weight") if torch.allclose(merged[n], average[n], atol=1e-5)} == spared
+        assert {
+            n
+            for n in ("b.weight", "c.weight", "embed.weight")
+            if torch.allclose(merged[n], average[n], atol=1e-5)
+        } == spared
 
 
 def test_more_experts_than_directions_are_averaged():
@@ -499,7 +631,9 @@ def test_more_experts_than_directions_are_averaged():
     base, experts = make_states(10, n_experts=4)
     n = "embed.weight"
     merged = merge("tsv_merge", base, experts, exclude=())
-    torch.testing.assert_close(merged[n], merge("weight_averaging", base, experts)[n], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        merged[n], merge("weight_averaging", base, experts)[n], atol=1e-5, rtol=0
+    )
 
 
 def test_iso_c_is_isotropic_and_iso_cts_with_all_directions_common_is_iso_c():
@@ -508,7 +642,12 @@ def test_iso_c_is_isotropic_and_iso_cts_with_all_directions_common_is_iso_c():
         merged = merge("iso_c", base, experts, lam=1.0)
         for n in MATRICES:
             summed = torch.linalg.svdvals(sum(e[n] - base[n] for e in experts))
-            torch.testing.assert_close(torch.linalg.svdvals(merged[n] - base[n]), summed.mean().expand(len(summed)), atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                torch.linalg.svdvals(merged[n] - base[n]),
+                summed.mean().expand(len(summed)),
+                atol=1e-4,
+                rtol=0,
+            )
         assert_states_close(merge("iso_cts", base, experts, common=1.0), merged, atol=1e-4)
 
 
@@ -519,7 +658,9 @@ def test_iso_cts_is_isotropic_however_the_directions_are_shared_out(common):
     merged = merge("iso_cts", base, experts, lam=1.0, common=common)
     for n in MATRICES:
         spectrum = torch.linalg.svdvals(merged[n] - base[n])
-        torch.testing.assert_close(spectrum, spectrum.mean().expand(len(spectrum)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            spectrum, spectrum.mean().expand(len(spectrum)), atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6)])
@@ -539,7 +680,10 @@ def test_the_polar_factor_is_the_nearest_orthonormal_matrix(shape):
 
 
 def slow_model_stock(taus):
-    cosines = [float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())) for a, b in combinations(taus, 2)]
+    cosines = [
+        float((a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()))
+        for a, b in combinations(taus, 2)
+    ]
     cos = sum(cosines) / len(cosines)
     t = len(taus) * cos / (1 + (len(taus) - 1) * cos)
     return min(max(t, 0.0), 1.0) * sum(taus) / len(taus)
@@ -551,7 +695,9 @@ def test_model_stock_equals_the_slow_reference(seed, n_experts):
     """Experts that share a direction, so that the interpolation is neither 0 nor 1."""
     base, experts = make_states(seed, n_experts)
     shared = make_state(1234)
-    experts = [{n: t + shared[n] if t.is_floating_point() else t for n, t in e.items()} for e in experts]
+    experts = [
+        {n: t + shared[n] if t.is_floating_point() else t for n, t in e.items()} for e in experts
+    ]
     for e in experts:
         e["z.decoder.weight"] = e["embed.weight"]
     merged = merge("model_stock", base, experts)
@@ -567,25 +713,44 @@ def test_experts_that_disagree_leave_model_stock_at_the_base():
     assert_states_close(merge("model_stock", base, [expert, opposite]), base)
     assert_states_close(merge("model_stock", base, [expert, base]), base)
     zero = {"w": torch.zeros(3)}
-    assert merge("model_stock", zero, [{"w": torch.eye(3)[t]} for t in range(3)])["w"].tolist() == [0, 0, 0]
+    assert merge("model_stock", zero, [{"w": torch.eye(3)[t]} for t in range(3)])["w"].tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 # ---- broken options ---------------------------------------------------------------------------------------------------
 
 NAN = float("nan")
-OUT_OF_RANGE = [(n, {"drop": d}, "drop") for n in RANDOM for d in (-0.1, 1.0, 1.5, NAN)] + [
-    (n, {"keep": k}, "keep") for n in ("dare_ties", "model_breadcrumbs") for k in (0, -0.1, 1.01, NAN)] + [
-    ("dare_ties", {"combine": "max"}, "combine")] + [
-    ("model_breadcrumbs", {"drop_top": d}, "drop_top") for d in (-0.1, 1.0, NAN)] + [
-    ("pcb_merging", {"ratio": r}, "ratio") for r in (0, -0.1, 1.01, NAN)] + [
-    ("pcb_merging", {"clamp": c}, "clamp") for c in (-0.01, 0.5, NAN)] + [
-    ("della", {"drop": d, "window": w}, "window") for d, w in ((0.0, 0.14), (0.05, 0.2), (0.9, 0.2), (0.9, 0.4), (0.5, -0.1), (0.5, NAN))] + [
-    ("iso_cts", {"common": c}, "common") for c in (-0.1, 1.1, NAN)]
+OUT_OF_RANGE = (
+    [(n, {"drop": d}, "drop") for n in RANDOM for d in (-0.1, 1.0, 1.5, NAN)]
+    + [
+        (n, {"keep": k}, "keep")
+        for n in ("dare_ties", "model_breadcrumbs")
+        for k in (0, -0.1, 1.01, NAN)
+    ]
+    + [("dare_ties", {"combine": "max"}, "combine")]
+    + [("model_breadcrumbs", {"drop_top": d}, "drop_top") for d in (-0.1, 1.0, NAN)]
+    + [("pcb_merging", {"ratio": r}, "ratio") for r in (0, -0.1, 1.01, NAN)]
+    + [("pcb_merging", {"clamp": c}, "clamp") for c in (-0.01, 0.5, NAN)]
+    + [
+        ("della", {"drop": d, "window": w}, "window")
+        for d, w in ((0.0, 0.14), (0.05, 0.2), (0.9, 0.2), (0.9, 0.4), (0.5, -0.1), (0.5, NAN))
+    ]
+    + [("iso_cts", {"common": c}, "common") for c in (-0.1, 1.1, NAN)]
+)
 
 
 @pytest.mark.parametrize(("name", "options", "said"), OUT_OF_RANGE)
 def test_options_outside_their_range_are_refused_by_name_and_range(name, options, said):
     with pytest.raises(ConfigError, match=rf"\b{said}\b") as error:
         merge(name, *make_states(0), **options)
-    assert "'sum' or 'mean'" in str(error.value) if said == "combine" else any(b in str(error.value) for b in ("[", "]", "(", ")", "finite number"))
-    assert name == "della" or any(str(v) in str(error.value) for v in options.values())  # DELLA's bounds are on a sum
+    assert (
+        "'sum' or 'mean'" in str(error.value)
+        if said == "combine"
+        else any(b in str(error.value) for b in ("[", "]", "(", ")", "finite number"))
+    )
+    assert name == "della" or any(
+        str(v) in str(error.value) for v in options.values()
+    )  # DELLA's bounds are on a sum

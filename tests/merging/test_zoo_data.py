@@ -36,8 +36,15 @@ class Encoder(nn.Module):
         self.embed = nn.Embedding(11, 4)
         self.tied = nn.Linear(4, 11, bias=False)
         self.tied.weight = self.embed.weight
-        self.first, self.norm, self.second, self.spare = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 2)
-        self.scale, self.kernel, self.none = (nn.Parameter(t) for t in (torch.tensor(1.5), torch.randn(2, 3, 2, 2), torch.empty(0, 3)))
+        self.first, self.norm, self.second, self.spare = (
+            nn.Linear(4, 6),
+            nn.LayerNorm(6),
+            nn.Linear(6, 3),
+            nn.Linear(3, 2),
+        )
+        self.scale, self.kernel, self.none = (
+            nn.Parameter(t) for t in (torch.tensor(1.5), torch.randn(2, 3, 2, 2), torch.empty(0, 3))
+        )
         self.register_buffer("position_ids", torch.arange(5))
         self.register_buffer("flag", torch.tensor([True, False]))
 
@@ -73,11 +80,19 @@ def retied(state):
 
 def moved(base, g, size=0.4):
     """Weights some way from ``base``, integer tensors changed as well."""
-    return retied({n: t + size * torch.randn(t.shape, generator=g) if t.is_floating_point() else t.flip(0) for n, t in base.items()})
+    return retied(
+        {
+            n: t + size * torch.randn(t.shape, generator=g) if t.is_floating_point() else t.flip(0)
+            for n, t in base.items()
+        }
+    )
 
 
 def cast(states, dtype):
-    return [retied({n: t.to(dtype) if t.is_floating_point() else t for n, t in s.items()}) for s in states]
+    return [
+        retied({n: t.to(dtype) if t.is_floating_point() else t for n, t in s.items()})
+        for s in states
+    ]
 
 
 def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
@@ -90,9 +105,19 @@ def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
     tasks = []
     for t in range(n_tasks):
         ids = torch.randint(3 * t, 3 * t + 3, (n_inputs, 5), generator=g).tolist()
-        head = Head(2 * torch.randn(CLASSES[t], 3, generator=g), torch.randn(CLASSES[t], generator=g))
-        tasks.append(TaskData(ids, head, torch.randint(0, CLASSES[t], (n_inputs,), generator=g) if labels else None))
-    context = Context(module, module.encoder, lambda batch: {"ids": torch.tensor(batch)}, tuple(tasks))
+        head = Head(
+            2 * torch.randn(CLASSES[t], 3, generator=g), torch.randn(CLASSES[t], generator=g)
+        )
+        tasks.append(
+            TaskData(
+                ids,
+                head,
+                torch.randint(0, CLASSES[t], (n_inputs,), generator=g) if labels else None,
+            )
+        )
+    context = Context(
+        module, module.encoder, lambda batch: {"ids": torch.tensor(batch)}, tuple(tasks)
+    )
     return base, [moved(base, g) for _ in range(n_tasks)], context
 
 
@@ -101,7 +126,9 @@ def one_layer(inputs, n_out=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     module = Layer(inputs[0].shape[1], n_out).eval()
     base = {n: torch.randn(t.shape, generator=g) for n, t in module.state_dict().items()}
-    tasks = tuple(TaskData(list(x), Head(torch.randn(2, n_out, generator=g), torch.zeros(2))) for x in inputs)
+    tasks = tuple(
+        TaskData(list(x), Head(torch.randn(2, n_out, generator=g), torch.zeros(2))) for x in inputs
+    )
     context = Context(module, module, lambda batch: {"x": torch.stack(list(batch))}, tasks)
     return base, [moved(base, g, size=1.0) for _ in inputs], context
 
@@ -118,7 +145,12 @@ def as_list(merged):
 
 def without_chance(context):
     """Task t has t + 1 times the same input, so that any batch is like any other."""
-    return replace(context, tasks=tuple(replace(task, inputs=task.inputs[:1] * (t + 1)) for t, task in enumerate(context.tasks)))
+    return replace(
+        context,
+        tasks=tuple(
+            replace(task, inputs=task.inputs[:1] * (t + 1)) for t, task in enumerate(context.tasks)
+        ),
+    )
 
 
 def with_labels(context, labels):
@@ -132,7 +164,9 @@ def float_names(base):
 
 def assert_states_close(a, b, atol=1e-5, names=None):
     for name in names or a:
-        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def assert_bytes_equal(a, b):
@@ -165,23 +199,31 @@ def test_shape_of_the_result(name, dtype):
     for state, exact in zip(as_list(merged), as_list(full), strict=True):
         assert list(state) == list(base)
         for n, t in base.items():
-            assert (state[n].dtype, state[n].shape, state[n].requires_grad) == (t.dtype, t.shape, False), n
+            assert (state[n].dtype, state[n].shape, state[n].requires_grad) == (
+                t.dtype,
+                t.shape,
+                False,
+            ), n
             assert state[n].isfinite().all(), n
             assert torch.equal(state[n], exact[n].to(t.dtype)), n
-        assert torch.equal(state["position_ids"], base["position_ids"]) and torch.equal(state["flag"], base["flag"])
+        assert torch.equal(state["position_ids"], base["position_ids"]) and torch.equal(
+            state["flag"], base["flag"]
+        )
         assert state["embed.weight"].data_ptr() == state["tied.weight"].data_ptr()
 
     assert torch.equal(torch.get_rng_state(), chance)
     assert_bytes_equal([base, *experts], before)
     assert_bytes_equal(context.module.state_dict(), module)
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m.training for m in context.module.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or m.training for m in context.module.modules()
+    )
     assert all(p.requires_grad and p.grad is None for p in context.module.parameters())
     for task, head in zip(context.tasks, heads, strict=True):
         assert torch.equal(task.head.weight, head.weight) and torch.equal(task.head.bias, head.bias)
         assert not task.head.weight.requires_grad and task.head.weight.grad is None
     # Nor does a later change of the merge reach an input or another task's merge.
     for i, state in enumerate(as_list(merged)):
-        others = [s for s in as_list(merged)[i + 1:]]
+        others = [s for s in as_list(merged)[i + 1 :]]
         untouched = copied(*others)
         for t in state.values():
             t.zero_()
@@ -215,8 +257,16 @@ def test_who_does_not_declare_gradients_does_without(name):
 # ---- every method with data -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "options"), [("fisher_merging", {}), ("regmean", {}), ("lm_cocktail", {}), ("model_tailor", {"lam": 1 / 3, "keep": 1.0})] + [
-    (n, {"prior": 1 / 3, "steps": 0} | ({"keep": 1.0} if "pp" in n else {})) for n in ADA])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fisher_merging", {}),
+        ("regmean", {}),
+        ("lm_cocktail", {}),
+        ("model_tailor", {"lam": 1 / 3, "keep": 1.0}),
+    ]
+    + [(n, {"prior": 1 / 3, "steps": 0} | ({"keep": 1.0} if "pp" in n else {})) for n in ADA],
+)
 def test_identical_experts_merge_to_themselves(name, options):
     base, experts, context = setting()
     for merged in as_list(merge(name, base, experts[:1] * 3, context, **options)):
@@ -235,11 +285,24 @@ def test_order_of_tasks_does_not_matter(name):
         assert_states_close(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "option"), [("fisher_merging", "n_examples"), ("regmean", "n_examples"), ("model_tailor", "n_examples"), ("lm_cocktail", "shots")])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("fisher_merging", "n_examples"),
+        ("regmean", "n_examples"),
+        ("model_tailor", "n_examples"),
+        ("lm_cocktail", "shots"),
+    ],
+)
 def test_the_first_examples_are_those_that_count(name, option):
     base, experts, context = setting()
-    short = replace(context, tasks=tuple(TaskData(t.inputs[:2], t.head, t.labels[:2]) for t in context.tasks))
-    two, all_of_two, all_of_six = (merge(name, base, experts, c, **{option: n}) for c, n in ((context, 2), (short, 2), (context, 6)))
+    short = replace(
+        context, tasks=tuple(TaskData(t.inputs[:2], t.head, t.labels[:2]) for t in context.tasks)
+    )
+    two, all_of_two, all_of_six = (
+        merge(name, base, experts, c, **{option: n})
+        for c, n in ((context, 2), (short, 2), (context, 6))
+    )
     for a, b, c in zip(as_list(two), as_list(all_of_two), as_list(all_of_six), strict=True):
         assert_states_close(a, b)
         assert any((a[n] - c[n]).abs().max() > 1e-4 for n in ("first.weight", "second.weight"))
@@ -247,14 +310,18 @@ def test_the_first_examples_are_those_that_count(name, option):
 
 def test_a_scan_equals_separate_merges():
     base, experts, context = setting()
-    for lam, scanned in zip([0.1, 1.0], get_method("model_tailor").scan(base, experts, [0.1, 1.0], context), strict=True):
+    for lam, scanned in zip(
+        [0.1, 1.0], get_method("model_tailor").scan(base, experts, [0.1, 1.0], context), strict=True
+    ):
         assert_bytes_equal(scanned, merge("model_tailor", base, experts, context, lam=lam))
 
 
 def test_features_are_the_modules_own_with_the_states_weights():
     _, experts, context = setting()
     batch = context.collate(context.tasks[1].inputs)
-    leaves = retied({n: t.clone().requires_grad_(t.is_floating_point()) for n, t in experts[1].items()})
+    leaves = retied(
+        {n: t.clone().requires_grad_(t.is_floating_point()) for n, t in experts[1].items()}
+    )
     features = context.features(leaves, batch)
     features.sum().backward()
     assert leaves["first.weight"].grad.abs().sum() > 0
@@ -271,7 +338,9 @@ def test_a_module_under_two_names_keeps_its_weights():
     batch = context.collate(context.tasks[0].inputs)
     features = context.features(expert, batch)
     assert_bytes_equal(context.module.state_dict(), before)
-    assert torch.equal(context.features(expert | {"tied.weight": expert["tied.weight"].clone()}, batch), features)
+    assert torch.equal(
+        context.features(expert | {"tied.weight": expert["tied.weight"].clone()}, batch), features
+    )
 
 
 # ---- Fisher -----------------------------------------------------------------------------------------------------------
@@ -311,8 +380,12 @@ def test_fisher_is_exact_and_not_the_shortcut(seed):
         expected, shortcut = slow_fisher(context, t, expert)
         found = fisher_diagonal(context, t, expert, 99)
         for n in float_names(base):
-            torch.testing.assert_close(found[n].double(), expected[n], rtol=1e-3, atol=1e-7, msg=lambda m, n=n: f"{n}: {m}")
-        assert not torch.allclose(found["first.weight"].double(), shortcut["first.weight"], rtol=0.1)
+            torch.testing.assert_close(
+                found[n].double(), expected[n], rtol=1e-3, atol=1e-7, msg=lambda m, n=n: f"{n}: {m}"
+            )
+        assert not torch.allclose(
+            found["first.weight"].double(), shortcut["first.weight"], rtol=0.1
+        )
 
 
 @pytest.mark.parametrize(("seed", "floor"), [(0, 1e-6), (1, 1e-6), (2, 0.1)])
@@ -329,7 +402,13 @@ def test_fisher_merging_equals_the_slow_reference(seed, floor):
             above[n], below[n] = above[n] + weight * expert[n], below[n] + weight
     merged = merge("fisher_merging", base, experts, context, floor=floor)
     for n in names:
-        torch.testing.assert_close(merged[n].double(), (above[n] / below[n]).double(), rtol=0, atol=1e-3, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(
+            merged[n].double(),
+            (above[n] / below[n]).double(),
+            rtol=0,
+            atol=1e-3,
+            msg=lambda m, n=n: f"{n}: {m}",
+        )
 
 
 def test_where_one_fisher_rules_its_expert_comes_back_and_where_none_does_the_mean():
@@ -338,7 +417,9 @@ def test_where_one_fisher_rules_its_expert_comes_back_and_where_none_does_the_me
     merged = merge("fisher_merging", base, experts, context, floor=1e-12)
     for t, expert in enumerate(experts):
         used = sorted({token for ids in context.tasks[t].inputs for token in ids})
-        torch.testing.assert_close(merged["embed.weight"][used], expert["embed.weight"][used], atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            merged["embed.weight"][used], expert["embed.weight"][used], atol=1e-3, rtol=0
+        )
     torch.testing.assert_close(merged["embed.weight"][9:], average["embed.weight"][9:])
     assert_states_close(merged, average, names=["kernel", "spare.weight", "spare.bias"])
     assert_states_close(merge("fisher_merging", base, experts, context, floor=1e6), average)
@@ -374,7 +455,9 @@ def test_regmean_solves_the_normal_equations(seed, off_diagonal):
     for n in ("first.weight", "second.weight"):
         for f, e in zip(found, expected, strict=True):
             torch.testing.assert_close(f[n].double(), e[n], atol=1e-4, rtol=1e-4)
-        damped = [e[n] * (off_diagonal + (1 - off_diagonal) * torch.eye(len(e[n]))) for e in expected]
+        damped = [
+            e[n] * (off_diagonal + (1 - off_diagonal) * torch.eye(len(e[n]))) for e in expected
+        ]
         right = sum(g @ e[n].double().T for g, e in zip(damped, experts, strict=True))
         residual = sum(damped) @ merged[n].double().T - right
         assert residual.norm() / right.norm() < 1e-4
@@ -385,7 +468,10 @@ def test_regmean_solves_the_normal_equations(seed, off_diagonal):
 def test_regmean_on_white_inputs_is_the_average():
     """G_t = I / n whatever the number of rows, because each task counts once."""
     base, experts, context = one_layer([torch.eye(5), torch.eye(5).repeat(3, 1)])
-    assert_states_close(merge("regmean", base, experts, context, off_diagonal=1.0), get_method("weight_averaging")(base, experts))
+    assert_states_close(
+        merge("regmean", base, experts, context, off_diagonal=1.0),
+        get_method("weight_averaging")(base, experts),
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -394,7 +480,9 @@ def test_regmean_by_its_formula(seed):
     inputs = [torch.randn(n, 5, generator=g) @ torch.randn(5, 5, generator=g) for n in (20, 50, 90)]
     base, experts, context = one_layer(inputs, seed=seed)
     grams = [(x.double().T @ x.double() / len(x)).numpy() for x in inputs]
-    expected = np.linalg.inv(sum(grams)) @ sum(g @ e["linear.weight"].double().numpy().T for g, e in zip(grams, experts, strict=True))
+    expected = np.linalg.inv(sum(grams)) @ sum(
+        g @ e["linear.weight"].double().numpy().T for g, e in zip(grams, experts, strict=True)
+    )
     merged = merge("regmean", base, experts, context, off_diagonal=1.0)
     np.testing.assert_allclose(merged["linear.weight"].numpy(), expected.T, atol=1e-4)
 
@@ -405,7 +493,9 @@ def test_regmean_with_fewer_rows_than_inputs_still_solves():
     inputs = [torch.randn(1, 6, generator=g) for _ in range(2)]
     base, experts, context = one_layer(inputs)
     merged = merge("regmean", base, experts, context, off_diagonal=1.0)["linear.weight"]
-    for x, e in zip(inputs, experts, strict=True):  # two rows, six unknowns: every expert's output is met
+    for x, e in zip(
+        inputs, experts, strict=True
+    ):  # two rows, six unknowns: every expert's output is met
         torch.testing.assert_close(x @ merged.T, x @ e["linear.weight"].T, atol=1e-4, rtol=0)
     mean = sum(e["linear.weight"] for e in experts) / 2
     assert (merged - mean).norm() < 10 * mean.norm()
@@ -422,18 +512,36 @@ class Masked(Pooled):
 def padded(batch, token):
     length = max(len(ids) for ids in batch)
     rows = [ids + [token] * (length - len(ids)) for ids in batch]
-    return {"ids": torch.tensor(rows), "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in batch])}
+    return {
+        "ids": torch.tensor(rows),
+        "attention_mask": torch.tensor(
+            [[1] * len(ids) + [0] * (length - len(ids)) for ids in batch]
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", ["regmean", "model_tailor"])
 def test_padding_is_no_input(name):
     """Texts of unequal length: whatever token pads them, and whoever shares their batch, the merge is the same."""
     base, experts, context = setting()
-    tasks = tuple(replace(t, inputs=[ids[: 1 + i % 5] for i, ids in enumerate(t.inputs)]) for t in context.tasks)
+    tasks = tuple(
+        replace(t, inputs=[ids[: 1 + i % 5] for i, ids in enumerate(t.inputs)])
+        for t in context.tasks
+    )
     module = Masked(context.inner)
-    results = [merge(name, base, experts, Context(module, module.encoder, lambda batch, pad=pad: padded(batch, pad), tasks)) for pad in (9, 10)]
+    results = [
+        merge(
+            name,
+            base,
+            experts,
+            Context(module, module.encoder, lambda batch, pad=pad: padded(batch, pad), tasks),
+        )
+        for pad in (9, 10)
+    ]
     assert_states_close(*results, atol=0)
-    used = gram_matrices(Context(module, module.encoder, lambda batch: padded(batch, 9), tasks), 0, experts[0], 99)["first.weight"]
+    used = gram_matrices(
+        Context(module, module.encoder, lambda batch: padded(batch, 9), tasks), 0, experts[0], 99
+    )["first.weight"]
     rows = experts[0]["embed.weight"][[token for ids in tasks[0].inputs for token in ids]].double()
     torch.testing.assert_close(used, rows.T @ rows / len(rows))
 
@@ -444,12 +552,23 @@ def test_padding_is_no_input(name):
 def slow_ties_vectors(base, experts, keep=0.2):
     """A3's trimmed and sign-filtered vectors before summation, as flat numpy rows cut into the tensors again."""
     names = float_names(base)
-    taus = np.stack([np.concatenate([(e[n].double() - base[n].double()).reshape(-1).numpy() for n in names]) for e in experts])
+    taus = np.stack(
+        [
+            np.concatenate([(e[n].double() - base[n].double()).reshape(-1).numpy() for n in names])
+            for e in experts
+        ]
+    )
     for row in taus:
-        row[np.argsort(-np.abs(row))[int(keep * len(row)):]] = 0
+        row[np.argsort(-np.abs(row))[int(keep * len(row)) :]] = 0
     taus[np.sign(taus) != np.sign(taus.sum(0))] = 0
     cuts = np.cumsum([base[n].numel() for n in names])[:-1]
-    return [{n: torch.from_numpy(p).reshape(base[n].shape) for n, p in zip(names, np.split(row, cuts), strict=True)} for row in taus]
+    return [
+        {
+            n: torch.from_numpy(p).reshape(base[n].shape)
+            for n, p in zip(names, np.split(row, cuts), strict=True)
+        }
+        for row in taus
+    ]
 
 
 def vectors_for(name, base, experts):
@@ -468,7 +587,9 @@ def combine(base, vectors, groups, coefficients):
     state = dict(base)
     for l, group in enumerate(groups):
         for n in group:
-            state[n] = base[n].double() + sum(c[l] * v[n] for c, v in zip(coefficients, vectors, strict=True))
+            state[n] = base[n].double() + sum(
+                c[l] * v[n] for c, v in zip(coefficients, vectors, strict=True)
+            )
     return retied(state)
 
 
@@ -491,14 +612,20 @@ def slow_adamerging(loss, coefficients, steps, lr, h=1e-5):
             probe[place] = h
             gradient[place] = (loss(coefficients + probe) - loss(coefficients - probe)) / (2 * h)
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        coefficients = coefficients - lr * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        coefficients = coefficients - lr * (m / (1 - 0.9**step)) / (
+            np.sqrt(v / (1 - 0.999**step)) + 1e-8
+        )
     return coefficients
 
 
 @pytest.mark.parametrize("name", ADA)
 def test_without_steps_adamerging_is_task_arithmetic_or_ties_at_the_prior(name):
     base, experts, context = setting()
-    start = get_method("ties")(base, experts, lam=0.4, keep=0.2) if "pp" in name else get_method("task_arithmetic")(base, experts, lam=0.4)
+    start = (
+        get_method("ties")(base, experts, lam=0.4, keep=0.2)
+        if "pp" in name
+        else get_method("task_arithmetic")(base, experts, lam=0.4)
+    )
     assert_states_close(merge(name, base, experts, context, steps=0, prior=0.4), start)
 
 
@@ -509,12 +636,20 @@ def test_adamerging_equals_adam_by_hand(name):
     context = without_chance(context)
     vectors, groups = vectors_for(name, base, experts), groups_for(name, base)
     start = np.full((3, len(groups)), 0.3)
-    coefficients = slow_adamerging(lambda c: total_entropy(context, combine(base, vectors, groups, c)), start, steps=3, lr=0.02)
+    coefficients = slow_adamerging(
+        lambda c: total_entropy(context, combine(base, vectors, groups, c)), start, steps=3, lr=0.02
+    )
     merged = merge(name, base, experts, context, steps=3, lr=0.02)
     expected = combine(base, vectors, groups, coefficients)
     assert abs(coefficients - start).max() > 0.03
     for n in float_names(base):
-        torch.testing.assert_close(merged[n].double(), expected[n].double(), rtol=0, atol=5e-4, msg=lambda m, n=n: f"{n}: {m}")
+        torch.testing.assert_close(
+            merged[n].double(),
+            expected[n].double(),
+            rtol=0,
+            atol=5e-4,
+            msg=lambda m, n=n: f"{n}: {m}",
+        )
 
 
 @pytest.mark.parametrize("name", ADA)
@@ -526,8 +661,10 @@ def test_adamerging_lowers_the_entropy_and_trains_coefficients_alone(name):
     prior = combine(base, vectors, groups, np.full((3, len(groups)), 0.3))
     assert total_entropy(context, merged) < total_entropy(context, prior) - 0.05
     for group in groups:
-        move, *taus = [np.concatenate([s[n].reshape(-1).double().numpy() for n in group])
-                       for s in ({n: merged[n].double() - base[n].double() for n in group}, *vectors)]
+        move, *taus = [
+            np.concatenate([s[n].reshape(-1).double().numpy() for n in group])
+            for s in ({n: merged[n].double() - base[n].double() for n in group}, *vectors)
+        ]
         taus = np.stack(taus, 1)
         fit = taus @ np.linalg.lstsq(taus, move, rcond=None)[0]
         np.testing.assert_allclose(move, fit, atol=1e-5)
@@ -536,7 +673,10 @@ def test_adamerging_lowers_the_entropy_and_trains_coefficients_alone(name):
 @pytest.mark.parametrize("name", ADA)
 def test_adamergings_seed_draws_the_batches(name):
     base, experts, context = setting()
-    first, again, other = (merge(name, base, experts, context, steps=4, lr=0.05, batch_size=2, seed=s) for s in (1, 1, 2))
+    first, again, other = (
+        merge(name, base, experts, context, steps=4, lr=0.05, batch_size=2, seed=s)
+        for s in (1, 1, 2)
+    )
     assert_bytes_equal(first, again)
     assert any(not torch.equal(first[n], other[n]) for n in base)
 
@@ -562,7 +702,7 @@ def slow_tailor(w, w0, x, keep, omega, block):
         columns = list(range(start, min(start + block, n_in)))
         sensitivity = w[:, columns] ** 2 / np.array([inverses[j][0, 0] for j in columns])
         scores = omega * z(np.abs(w - w0)[:, columns]) + (1 - omega) * z(sensitivity)
-        lowest = np.argsort(scores, axis=None)[:round((1 - keep) * scores.size)]
+        lowest = np.argsort(scores, axis=None)[: round((1 - keep) * scores.size)]
         reverted = np.isin(np.arange(scores.size), lowest).reshape(scores.shape)
         for i, j in enumerate(columns):
             target = np.where(reverted[:, i], w0[:, j], w[:, j])
@@ -575,15 +715,22 @@ def correlated(seed, n=30, n_in=7):
     return torch.randn(n, n_in, generator=g) @ torch.randn(n_in, n_in, generator=g)
 
 
-@pytest.mark.parametrize(("omega", "block"), [(0.5, 128), (0.5, 4), (0.2, 128), (0.0, 4), (1.0, 128)])
+@pytest.mark.parametrize(
+    ("omega", "block"), [(0.5, 128), (0.5, 4), (0.2, 128), (0.0, 4), (1.0, 128)]
+)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_model_tailor_equals_the_slow_reference(seed, omega, block):
     """Two tasks, a quarter kept; the tailored task vectors are added up."""
     inputs = [correlated(10 * seed), correlated(10 * seed + 1)]
     base, experts, context = one_layer(inputs, seed=seed)
     w0, *ws = (s["linear.weight"].double().numpy() for s in (base, *experts))
-    expected = w0 + 0.5 * sum(slow_tailor(w, w0, x.double().numpy(), 0.25, omega, block) - w0 for w, x in zip(ws, inputs, strict=True))
-    merged = merge("model_tailor", base, experts, context, lam=0.5, keep=0.25, omega=omega, block=block)
+    expected = w0 + 0.5 * sum(
+        slow_tailor(w, w0, x.double().numpy(), 0.25, omega, block) - w0
+        for w, x in zip(ws, inputs, strict=True)
+    )
+    merged = merge(
+        "model_tailor", base, experts, context, lam=0.5, keep=0.25, omega=omega, block=block
+    )
     np.testing.assert_allclose(merged["linear.weight"].numpy(), expected, atol=1e-4)
 
 
@@ -596,7 +743,9 @@ def test_model_tailors_compensation_is_least_squares_when_the_patch_comes_last()
         w0 = base["linear.weight"]
         expert = experts[0]["linear.weight"]
         expert.copy_(w0 + torch.tensor([0.3] * 4 + [3.0] * 3) * (1 + 0.1 * expert).clamp(0.5, 1.5))
-        tailored = merge("model_tailor", base, experts, context, lam=1.0, keep=3 / 7, omega=1.0)["linear.weight"]
+        tailored = merge("model_tailor", base, experts, context, lam=1.0, keep=3 / 7, omega=1.0)[
+            "linear.weight"
+        ]
         h = 2 / len(x) * x.T @ x
         h += 0.01 * h.diag().mean() * torch.eye(7)
         best = expert[:, 4:] + (expert - w0)[:, :4] @ h[:4, 4:] @ torch.linalg.inv(h[4:, 4:])
@@ -607,14 +756,21 @@ def test_model_tailors_compensation_is_least_squares_when_the_patch_comes_last()
 
 def test_model_tailor_that_keeps_all_is_task_arithmetic():
     base, experts, context = setting()
-    assert_states_close(merge("model_tailor", base, experts, context, keep=1.0), get_method("task_arithmetic")(base, experts))
+    assert_states_close(
+        merge("model_tailor", base, experts, context, keep=1.0),
+        get_method("task_arithmetic")(base, experts),
+    )
 
 
 def test_model_tailor_leaves_what_is_no_linear_layer_to_task_arithmetic_and_survives_dead_inputs():
     base, experts, context = setting()
     merged = merge("model_tailor", base, experts, context)
     linear = {"first.weight", "second.weight", "spare.weight"}
-    assert_states_close(merged, get_method("task_arithmetic")(base, experts), names=[n for n in float_names(base) if n not in linear])
+    assert_states_close(
+        merged,
+        get_method("task_arithmetic")(base, experts),
+        names=[n for n in float_names(base) if n not in linear],
+    )
     x = correlated(0)
     x[:, 2] = 0
     base, experts, context = one_layer([x])
@@ -632,7 +788,9 @@ def losses(context, t, experts, shots):
     task = context.tasks[t]
     found = []
     for state in experts:
-        log_p = log_probabilities(exact_twin(context, state), task.head, context.collate(task.inputs[:shots]))
+        log_p = log_probabilities(
+            exact_twin(context, state), task.head, context.collate(task.inputs[:shots])
+        )
         found.append(-sum(float(log_p[i, int(task.labels[i])]) for i in range(shots)) / shots)
     return found
 
@@ -641,10 +799,14 @@ def losses(context, t, experts, shots):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_lm_cocktail_weighs_by_loss(seed, temperature):
     base, experts, context = setting(seed, n_inputs=5)
-    for t, merged in enumerate(merge("lm_cocktail", base, experts, context, temperature=temperature)):
+    for t, merged in enumerate(
+        merge("lm_cocktail", base, experts, context, temperature=temperature)
+    ):
         mass = [math.exp(-loss / temperature) for loss in losses(context, t, experts, 5)]
         for n in float_names(base):
-            expected = sum(w / sum(mass) * e[n].double() for w, e in zip(mass, experts, strict=True))
+            expected = sum(
+                w / sum(mass) * e[n].double() for w, e in zip(mass, experts, strict=True)
+            )
             torch.testing.assert_close(merged[n].double(), expected, atol=1e-4, rtol=0)
 
 
@@ -687,11 +849,21 @@ def test_a_method_that_needs_labels_says_so(name):
 
 
 NAN = float("nan")
-OUT_OF_RANGE = [(n, "n_examples", v) for n in ("fisher_merging", "regmean", "model_tailor") for v in (0, -1)] + [
-    ("fisher_merging", "floor", v) for v in (-1e-6, NAN)] + [("regmean", "off_diagonal", v) for v in (-0.1, 1.1, NAN)] + [
-    (n, "steps", -1) for n in ADA] + [(n, "batch_size", 0) for n in ADA] + [(n, "keep", v) for n in ADA[2:] for v in (0, 1.1, NAN)] + [
-    ("model_tailor", o, v) for o, vs in (("keep", (0, 1.1, NAN)), ("omega", (-0.1, 1.1, NAN)), ("block", (0,))) for v in vs] + [
-    ("lm_cocktail", "temperature", v) for v in (0.0, -1.0, NAN)] + [("lm_cocktail", "shots", 0)]
+OUT_OF_RANGE = (
+    [(n, "n_examples", v) for n in ("fisher_merging", "regmean", "model_tailor") for v in (0, -1)]
+    + [("fisher_merging", "floor", v) for v in (-1e-6, NAN)]
+    + [("regmean", "off_diagonal", v) for v in (-0.1, 1.1, NAN)]
+    + [(n, "steps", -1) for n in ADA]
+    + [(n, "batch_size", 0) for n in ADA]
+    + [(n, "keep", v) for n in ADA[2:] for v in (0, 1.1, NAN)]
+    + [
+        ("model_tailor", o, v)
+        for o, vs in (("keep", (0, 1.1, NAN)), ("omega", (-0.1, 1.1, NAN)), ("block", (0,)))
+        for v in vs
+    ]
+    + [("lm_cocktail", "temperature", v) for v in (0.0, -1.0, NAN)]
+    + [("lm_cocktail", "shots", 0)]
+)
 
 
 @pytest.mark.parametrize(("name", "option", "value"), OUT_OF_RANGE)

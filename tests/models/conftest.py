@@ -22,7 +22,12 @@ from transformers import (
 from mergelib.pretraining.bert import build_tokenizer
 from mergelib.tasks import miniature
 
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SIZE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
 TASKS = {"ag": 4, "yelp": 5}
 COLOURS = {"colour": ("red", "green", "blue"), "light": ("dark", "bright")}
 
@@ -58,12 +63,24 @@ def config_of(kind: str, vocab: int, **labels):
     return {
         "bert": lambda: BertConfig(**text, **SIZE),
         "roberta": lambda: RobertaConfig(**text, **SIZE),
-        "deberta": lambda: DebertaV2Config(**text, **SIZE, relative_attention=True, pos_att_type=["c2p", "p2c"], position_biased_input=False,
-                                           pooler_hidden_size=32),
-        "distilbert": lambda: DistilBertConfig(**text, dim=32, n_layers=2, n_heads=2, hidden_dim=48),
+        "deberta": lambda: DebertaV2Config(
+            **text,
+            **SIZE,
+            relative_attention=True,
+            pos_att_type=["c2p", "p2c"],
+            position_biased_input=False,
+            pooler_hidden_size=32,
+        ),
+        "distilbert": lambda: DistilBertConfig(
+            **text, dim=32, n_layers=2, n_heads=2, hidden_dim=48
+        ),
         "vit": lambda: ViTConfig(image_size=16, patch_size=8, **SIZE, **labels),
-        "clip": lambda: CLIPConfig(text_config={"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, **SIZE}, projection_dim=16,
-                                   vision_config={"image_size": 16, "patch_size": 8, **SIZE}, **labels),
+        "clip": lambda: CLIPConfig(
+            text_config={"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, **SIZE},
+            projection_dim=16,
+            vision_config={"image_size": 16, "patch_size": 8, **SIZE},
+            **labels,
+        ),
     }[kind]()
 
 
@@ -81,7 +98,11 @@ def make_family(folder, kind: str, tokenizer, *, steps: int = 12, tasks=None, dt
     names = tasks or (COLOURS if is_image(kind) else TASKS)
     auto = AutoModelForImageClassification if is_image(kind) else AutoModelForSequenceClassification
     torch.manual_seed(0)
-    plain = transformers.CLIPModel if kind == "clip" else transformers.AutoModel._model_mapping[type(config_of(kind, 50))]
+    plain = (
+        transformers.CLIPModel
+        if kind == "clip"
+        else transformers.AutoModel._model_mapping[type(config_of(kind, 50))]
+    )
     base = plain(config_of(kind, len(tokenizer))).eval()
     base.save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
@@ -89,14 +110,25 @@ def make_family(folder, kind: str, tokenizer, *, steps: int = 12, tasks=None, dt
     for seed, task in enumerate(names):
         torch.manual_seed(seed)
         labels = COLOURS[task] if is_image(kind) else miniature.TEXT_TASKS[task]
-        config = config_of(kind, len(tokenizer), id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)})
+        config = config_of(
+            kind,
+            len(tokenizer),
+            id2label=dict(enumerate(labels)),
+            label2id={n: i for i, n in enumerate(labels)},
+        )
         if kind == "clip":
             model = auto.from_config(config)
             model.vision_model.load_state_dict(base.vision_model.state_dict())
         else:
             model = auto.from_pretrained(folder / "base", config=config)
         inputs, y = (pictures if is_image(kind) else texts)(task, 96, 10 + seed)
-        batch = processor(inputs, return_tensors="pt") if is_image(kind) else processor(inputs, padding=True, truncation=True, max_length=48, return_tensors="pt")
+        batch = (
+            processor(inputs, return_tensors="pt")
+            if is_image(kind)
+            else processor(
+                inputs, padding=True, truncation=True, max_length=48, return_tensors="pt"
+            )
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         model.train()
         for _ in range(steps):

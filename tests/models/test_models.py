@@ -13,7 +13,13 @@ from safetensors.torch import load_file, save_file
 
 import mergelib
 from mergelib import merging
-from mergelib.errors import ConfigError, DataError, StateDictError, UnknownNameError, UnsafeFileError
+from mergelib.errors import (
+    ConfigError,
+    DataError,
+    StateDictError,
+    UnknownNameError,
+    UnsafeFileError,
+)
 from mergelib.merging import get_method
 from mergelib.models import find_parts, load_merged
 from mergelib.models.heads import expert_classifier, features
@@ -40,8 +46,13 @@ def aligned(family, tmp_path_factory):
     def get(kind):
         if kind not in made:
             found = family(kind)
-            merged = mergelib.merge("ties", base=found["base"], experts=experts(found), keep=0.3, lam=1.0)
-            heads = [mergelib.align_classifier(merged, t, data(kind, t, 25, 40)[0]) for t in experts(found)]
+            merged = mergelib.merge(
+                "ties", base=found["base"], experts=experts(found), keep=0.3, lam=1.0
+            )
+            heads = [
+                mergelib.align_classifier(merged, t, data(kind, t, 25, 40)[0])
+                for t in experts(found)
+            ]
             merged = merged.with_heads(*heads)
             folder = tmp_path_factory.mktemp("out") / kind
             merged.save_pretrained(folder, single=True)
@@ -86,14 +97,24 @@ def test_a_fresh_process_without_mergelib_predicts_the_same(aligned, tmp_path):
     for kind in KINDS:
         merged, folder = aligned(kind)
         inputs = data(kind, next(iter(merged.heads)), 6, 77)[0]
-        batch = merged.processor(inputs, return_tensors="pt") if is_image(kind) else merged.processor(inputs, padding=True, return_tensors="pt")
+        batch = (
+            merged.processor(inputs, return_tensors="pt")
+            if is_image(kind)
+            else merged.processor(inputs, padding=True, return_tensors="pt")
+        )
         save_file(dict(batch), f"{folder}-batch.safetensors")
         for task in merged.heads:
             with torch.no_grad():
                 expected[f"{kind}.{task}"] = merged.classifier(task).model(**batch).logits
         jobs.append((kind, str(folder), list(merged.heads), [] if is_image(kind) else inputs))
     out = tmp_path / "logits.safetensors"
-    done = subprocess.run([sys.executable, "-c", FRESH, json.dumps(jobs), str(out)], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, json.dumps(jobs), str(out)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = load_file(out)
     assert len(found) == 2 * len(expected) == 12
@@ -106,7 +127,11 @@ def test_alignment_moves_the_head_and_nothing_else(aligned, kind):
     merged, _ = aligned(kind)
     for head in merged.heads.values():
         own = expert_classifier(merged.experts[head.task])
-        changed = {n for n, t in head.tensors.items() if not torch.equal(t, {**own.encoder, **own.head.tensors}[n])}
+        changed = {
+            n
+            for n, t in head.tensors.items()
+            if not torch.equal(t, {**own.encoder, **own.head.tensors}[n])
+        }
         assert changed == {f"{head.module}.weight", f"{head.module}.bias"}
         assert head.alignment["n"] == 25
 
@@ -122,7 +147,9 @@ def test_alignment_brings_the_merged_model_nearer_to_its_expert(family, kind):
         teacher = own.head.linear.logits(features(own, inputs))
 
         def distance(classifier, inputs=inputs, teacher=teacher):
-            return kl_to_teacher(classifier.head.linear.logits(features(classifier, inputs)), teacher).mean()
+            return kl_to_teacher(
+                classifier.head.linear.logits(features(classifier, inputs)), teacher
+            ).mean()
 
         better = mergelib.align_classifier(merged, task, data(kind, task, 30, 6)[0])
         assert distance(better) < distance(merged.classifier(task)), task
@@ -133,34 +160,57 @@ def test_the_shared_encoder_is_saved_once(aligned):
     shared = load_file(folder / "model.safetensors")
     assert shared.keys() == merged.encoder.keys() and all(n.startswith("bert.") for n in shared)
     for task in merged.heads:
-        assert load_file(folder / "heads" / task / "head.safetensors").keys() == {"classifier.weight", "classifier.bias"}
+        assert load_file(folder / "heads" / task / "head.safetensors").keys() == {
+            "classifier.weight",
+            "classifier.bias",
+        }
 
 
 def test_what_is_loaded_again_is_what_was_saved(aligned):
     merged, folder = aligned("deberta")
     again = load_merged(folder)
-    assert again.record["options"] == {"keep": 0.3, "lam": 1.0} and again.heads["ag"].alignment == merged.heads["ag"].alignment
+    assert (
+        again.record["options"] == {"keep": 0.3, "lam": 1.0}
+        and again.heads["ag"].alignment == merged.heads["ag"].alignment
+    )
     assert all(torch.equal(again.encoder[n], t) for n, t in merged.encoder.items())
     rows = data("deberta", "ag", 20, 3)
-    assert mergelib.evaluate(folder, rows, task="ag").accuracy[0] == mergelib.evaluate(merged, rows, task="ag").accuracy[0]
+    assert (
+        mergelib.evaluate(folder, rows, task="ag").accuracy[0]
+        == mergelib.evaluate(merged, rows, task="ag").accuracy[0]
+    )
 
 
 def test_the_card_states_where_it_comes_from(aligned):
     merged, folder = aligned("bert")
     text = (folder / "README.md").read_text()
-    for said in ("Ties (keep = 0.3, lam = 1.0)", "expert | ag: ag", "25 unlabelled inputs", "FT-Classifier Eval", "Not evaluated", "base | base"):
+    for said in (
+        "Ties (keep = 0.3, lam = 1.0)",
+        "expert | ag: ag",
+        "25 unlabelled inputs",
+        "FT-Classifier Eval",
+        "Not evaluated",
+        "base | base",
+    ):
         assert said in text, said
     assert str(folder.parent) not in text + (folder / "mergelib.json").read_text()
     rows = mergelib.evaluate(merged, data("bert", "ag", 20, 3), task="ag")
     merged.save_pretrained(folder.parent / "scored", scores=rows)
-    assert f"| {rows.accuracy[0]:.1f} | 20 |" in (folder.parent / "scored" / "README.md").read_text()
+    assert (
+        f"| {rows.accuracy[0]:.1f} | 20 |" in (folder.parent / "scored" / "README.md").read_text()
+    )
 
 
 # ---- which part is what -----------------------------------------------------------------------------------------------
 
 EXPECTED = {  # neck, head
-    "bert": (set(), "classifier"), "roberta": ({"classifier.dense"}, "classifier.out_proj"), "distilbert": ({"pre_classifier"}, "classifier"),
-    "deberta": ({"pooler.dense"}, "classifier"), "vit": (set(), "classifier"), "clip": (set(), "classifier")}
+    "bert": (set(), "classifier"),
+    "roberta": ({"classifier.dense"}, "classifier.out_proj"),
+    "distilbert": ({"pre_classifier"}, "classifier"),
+    "deberta": ({"pooler.dense"}, "classifier"),
+    "vit": (set(), "classifier"),
+    "clip": (set(), "classifier"),
+}
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -174,9 +224,18 @@ def test_encoder_neck_and_head_of_each_architecture(family, kind):
     # A feature is the input of that layer: the library's features through it are the model's own logits.
     own = expert_classifier(expert)
     inputs = data(kind, expert.name, 7, 1)[0]
-    batch = own.processor(inputs, return_tensors="pt") if is_image(kind) else own.processor(inputs, padding=True, return_tensors="pt")
+    batch = (
+        own.processor(inputs, return_tensors="pt")
+        if is_image(kind)
+        else own.processor(inputs, padding=True, return_tensors="pt")
+    )
     with torch.no_grad():
-        torch.testing.assert_close(own.head.linear.logits(features(own, inputs)), own.model(**batch).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            own.head.linear.logits(features(own, inputs)),
+            own.model(**batch).logits,
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 def test_a_pooler_that_the_base_lacks_stays_with_its_task(family, tmp_path):
@@ -184,12 +243,19 @@ def test_a_pooler_that_the_base_lacks_stays_with_its_task(family, tmp_path):
     (tmp_path / "base").mkdir()
     for file in found["base"].iterdir():
         (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
-    state = {n: t for n, t in load_file(found["base"] / "model.safetensors").items() if "pooler" not in n}
+    state = {
+        n: t for n, t in load_file(found["base"] / "model.safetensors").items() if "pooler" not in n
+    }
     save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     merged = mergelib.merge("task_arithmetic", base=tmp_path / "base", experts=experts(found))
-    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} < merged.heads["ag"].tensors.keys()
+    assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} < merged.heads[
+        "ag"
+    ].tensors.keys()
     aligned = mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0])
-    assert torch.equal(aligned.head.tensors["bert.pooler.dense.weight"], merged.heads["ag"].tensors["bert.pooler.dense.weight"])
+    assert torch.equal(
+        aligned.head.tensors["bert.pooler.dense.weight"],
+        merged.heads["ag"].tensors["bert.pooler.dense.weight"],
+    )
     with_heads = merged.with_heads(aligned).save_pretrained(tmp_path / "out")
     assert mergelib.evaluate(with_heads, texts("ag", 20, 3), task="ag").n[0] == 20
 
@@ -199,10 +265,15 @@ def test_the_split_can_be_overridden(family):
     expert = open_parent(found["ag"])
     parts = find_parts(expert, encoder=["roberta.*", "classifier.dense.*"])
     assert not parts.neck and "classifier.dense.weight" in parts.encoder
-    merged = mergelib.merge("weight_averaging", experts=experts(found), encoder=["roberta.*", "classifier.dense.*"])
+    merged = mergelib.merge(
+        "weight_averaging", experts=experts(found), encoder=["roberta.*", "classifier.dense.*"]
+    )
     a, b = (load_file(found[t] / "model.safetensors")["classifier.dense.weight"] for t in TASKS)
     torch.testing.assert_close(merged.encoder["classifier.dense.weight"], (a + b) / 2)
-    assert mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0]).head.tensors.keys() == {"classifier.out_proj.weight", "classifier.out_proj.bias"}
+    assert mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0]).head.tensors.keys() == {
+        "classifier.out_proj.weight",
+        "classifier.out_proj.bias",
+    }
     with pytest.raises(StateDictError, match=r"lacks classifier.dense"):
         find_parts(expert, open_parent(found["base"]), encoder=["roberta.*", "classifier.dense.*"])
     with pytest.raises(ConfigError, match="matches encoder"):
@@ -220,9 +291,18 @@ def test_a_layer_that_is_not_the_last_is_noticed(family):
 
 # ---- merging from disk ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("method", "options"), [
-    ("weight_averaging", {}), ("task_arithmetic", {"lam": 0.7}), ("ties", {"keep": 0.2, "lam": 1.0}),
-    ("ties", {"keep": 0.7, "combine": "mean"}), ("ties", {"keep": 1e-9}), ("ties", {"keep": 1.0})])
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("weight_averaging", {}),
+        ("task_arithmetic", {"lam": 0.7}),
+        ("ties", {"keep": 0.2, "lam": 1.0}),
+        ("ties", {"keep": 0.7, "combine": "mean"}),
+        ("ties", {"keep": 1e-9}),
+        ("ties", {"keep": 1.0}),
+    ],
+)
 @pytest.mark.parametrize("piece", [1 << 21, 40])
 def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
     """The same numbers to the last bit, however small the pieces."""
@@ -230,7 +310,10 @@ def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
     found = family("bert")
     streamed = mergelib.merge(method, base=found["base"], experts=experts(found), **options).encoder
     base = {f"bert.{n}": t for n, t in load_file(found["base"] / "model.safetensors").items()}
-    states = [{n: t for n, t in load_file(f / "model.safetensors").items() if n in base} for f in experts(found).values()]
+    states = [
+        {n: t for n, t in load_file(f / "model.safetensors").items() if n in base}
+        for f in experts(found).values()
+    ]
     whole = get_method(method)(base, states, **options)
     assert streamed.keys() == whole.keys()
     for name, tensor in whole.items():
@@ -245,11 +328,19 @@ def test_zero_columns_take_the_overall_sign_in_pieces_too():
     base = torch.zeros(1000)
     a, b = torch.randn(1000, generator=g), torch.randn(1000, generator=g)
     b[:300] = -a[:300]
-    pieces = lambda: iter([(base[i : i + 7], [a[i : i + 7], b[i : i + 7]]) for i in range(0, 1000, 7)])  # noqa: E731
+
+    def pieces():
+        return iter([(base[i : i + 7], [a[i : i + 7], b[i : i + 7]]) for i in range(0, 1000, 7)])
+
     for shift in (-0.5, 0.5):  # the overall sign, once minus, once plus
         a[300:], b[300:] = a[300:].abs() * shift, b[300:].abs() * shift
         got = torch.cat(list(stream(get_method("ties"), pieces, keep=0.9)))
-        torch.testing.assert_close(got, get_method("ties")({"x": base}, [{"x": a}, {"x": b}], keep=0.9)["x"], rtol=0, atol=0)
+        torch.testing.assert_close(
+            got,
+            get_method("ties")({"x": base}, [{"x": a}, {"x": b}], keep=0.9)["x"],
+            rtol=0,
+            atol=0,
+        )
 
 
 def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
@@ -261,14 +352,26 @@ def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
         (found[name] / "model.safetensors").unlink()
         model.save_pretrained(found[name], max_shard_size="30KB")
         assert len(list(found[name].glob("model-*.safetensors"))) > 2
-    merged = mergelib.merge("task_arithmetic", base=found["base"], experts=experts(found), lam=0.5, dtype="bfloat16")
+    merged = mergelib.merge(
+        "task_arithmetic", base=found["base"], experts=experts(found), lam=0.5, dtype="bfloat16"
+    )
     assert {t.dtype for t in merged.encoder.values()} == {torch.bfloat16}
     base = load_file(found["base"] / "model.safetensors")["embeddings.word_embeddings.weight"]
-    states = [AutoModelForSequenceClassification.from_pretrained(found[t]).bert.embeddings.word_embeddings.weight.float() for t in experts(found)]
-    expected = (base + 0.5 * sum(s - base for s in states)).detach().to(torch.bfloat16)  # rounded once
+    states = [
+        AutoModelForSequenceClassification.from_pretrained(
+            found[t]
+        ).bert.embeddings.word_embeddings.weight.float()
+        for t in experts(found)
+    ]
+    expected = (
+        (base + 0.5 * sum(s - base for s in states)).detach().to(torch.bfloat16)
+    )  # rounded once
     assert torch.equal(merged.encoder["bert.embeddings.word_embeddings.weight"], expected)
     merged.save_pretrained(tmp_path / "out", single=True)
-    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "tasks" / "ag").dtype == torch.bfloat16
+    assert (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "tasks" / "ag").dtype
+        == torch.bfloat16
+    )
     (next(found["ag"].glob("model-00002*"))).unlink()
     with pytest.raises(ConfigError, match="lacks model-00002"):
         mergelib.merge("ties", base=found["base"], experts=experts(found))
@@ -286,12 +389,21 @@ def test_loaded_models_and_a_method_of_ones_own(family):
     merging.METHODS["ties_mine"] = merging.Method("ties_mine", "Mine", "Mine", first_half)
     try:
         with pytest.warns(UserWarning, match="no streaming form"):
-            merged = mergelib.merge("ties_mine", base=AutoModel.from_pretrained(found["base"]),
-                                    experts={t: AutoModelForSequenceClassification.from_pretrained(found[t]) for t in TASKS}, lam=1.0)
+            merged = mergelib.merge(
+                "ties_mine",
+                base=AutoModel.from_pretrained(found["base"]),
+                experts={
+                    t: AutoModelForSequenceClassification.from_pretrained(found[t]) for t in TASKS
+                },
+                lam=1.0,
+            )
     finally:
         del merging.METHODS["ties_mine"]
     own = load_file(found["ag"] / "model.safetensors")
-    torch.testing.assert_close(merged.encoder["bert.encoder.layer.0.output.dense.weight"], own["bert.encoder.layer.0.output.dense.weight"])
+    torch.testing.assert_close(
+        merged.encoder["bert.encoder.layer.0.output.dense.weight"],
+        own["bert.encoder.layer.0.output.dense.weight"],
+    )
     assert merged.processor is None
     with pytest.raises(DataError, match="processor="):
         mergelib.align_classifier(merged, "ag", ["a text"] * 5)
@@ -304,6 +416,7 @@ def test_loaded_models_and_a_method_of_ones_own(family):
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------------
+
 
 def copied(folder, to, **config):
     to.mkdir(parents=True)
@@ -323,29 +436,47 @@ def test_parents_of_different_architecture_are_refused(family):
         mergelib.merge("ties", base=roberta["base"], experts={"a": bert["ag"]})
 
 
-@pytest.mark.parametrize(("key", "value"), [("vocab_size", 17), ("hidden_size", 64), ("num_attention_heads", 4)])
-def test_parents_of_other_vocabulary_width_or_heads_are_refused(tmp_path, tokenizer, family, key, value):
+@pytest.mark.parametrize(
+    ("key", "value"), [("vocab_size", 17), ("hidden_size", 64), ("num_attention_heads", 4)]
+)
+def test_parents_of_other_vocabulary_width_or_heads_are_refused(
+    tmp_path, tokenizer, family, key, value
+):
     from transformers import BertForSequenceClassification
 
     config = config_of("bert", len(tokenizer))
     setattr(config, key, value)
     BertForSequenceClassification(config).save_pretrained(tmp_path / "odd")
     with pytest.raises(StateDictError, match=f"{key} .*{value}"):
-        mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": tmp_path / "odd"})
+        mergelib.merge(
+            "ties",
+            base=family("bert")["base"],
+            experts={"ag": family("bert")["ag"], "odd": tmp_path / "odd"},
+        )
 
 
 def test_a_file_that_is_not_what_its_config_says_is_refused(family, tmp_path):
     odd = copied(family("bert")["ag"], tmp_path / "odd")
     state = load_file(odd / "model.safetensors")
-    state["bert.embeddings.word_embeddings.weight"] = state["bert.embeddings.word_embeddings.weight"][:-3].clone()
+    state["bert.embeddings.word_embeddings.weight"] = state[
+        "bert.embeddings.word_embeddings.weight"
+    ][:-3].clone()
     save_file(state, odd / "model.safetensors")
     with pytest.raises(StateDictError, match="other shapes"):
-        mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
-    state["bert.embeddings.word_embeddings.weight"] = load_file(family("bert")["ag"] / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+        mergelib.merge(
+            "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
+        )
+    state["bert.embeddings.word_embeddings.weight"] = load_file(
+        family("bert")["ag"] / "model.safetensors"
+    )["bert.embeddings.word_embeddings.weight"]
     state["bert.encoder.layer.0.output.dense.bias"][0] = torch.nan
     save_file(state, odd / "model.safetensors")
-    with pytest.raises(StateDictError, match=r"'odd' holds NaN or inf in bert.encoder.layer.0.output.dense.bias"):
-        mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
+    with pytest.raises(
+        StateDictError, match=r"'odd' holds NaN or inf in bert.encoder.layer.0.output.dense.bias"
+    ):
+        mergelib.merge(
+            "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
+        )
 
 
 def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
@@ -356,7 +487,9 @@ def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
     words["good"], words["the"] = words.get("the", 5), words.get("good", 6)
     (odd / "tokenizer.json").write_text(json.dumps(vocab))
     with pytest.raises(StateDictError, match=r"tokenizers of .* differ"):
-        mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
+        mergelib.merge(
+            "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
+        )
 
 
 class Planted:
@@ -378,18 +511,37 @@ def test_a_pickle_with_code_is_never_run(family, tmp_path, beside):
     state = load_file(odd / "model.safetensors")
     torch.save({**state, "x": Planted(str(trap))}, odd / "pytorch_model.bin")
     if beside:
-        mergelib.merge("task_arithmetic", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
+        mergelib.merge(
+            "task_arithmetic",
+            base=family("bert")["base"],
+            experts={"ag": family("bert")["ag"], "odd": odd},
+        )
     else:
         (odd / "model.safetensors").unlink()
-        with pytest.raises(UnsafeFileError, match=r"pytorch_model.bin is a pickle with more than plain tensors"):
-            mergelib.merge("ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
+        with pytest.raises(
+            UnsafeFileError, match=r"pytorch_model.bin is a pickle with more than plain tensors"
+        ):
+            mergelib.merge(
+                "ties",
+                base=family("bert")["base"],
+                experts={"ag": family("bert")["ag"], "odd": odd},
+            )
         torch.save(state, odd / "pytorch_model.bin")  # plain tensors are welcome
-        mergelib.merge("task_arithmetic", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd})
+        mergelib.merge(
+            "task_arithmetic",
+            base=family("bert")["base"],
+            experts={"ag": family("bert")["ag"], "odd": odd},
+        )
     assert not trap.exists()
 
 
 def test_a_model_with_code_of_its_own_is_refused(family, tmp_path):
-    odd = copied(family("bert")["ag"], tmp_path / "odd", model_type="unheard_of", auto_map={"AutoConfig": "code.Config"})
+    odd = copied(
+        family("bert")["ag"],
+        tmp_path / "odd",
+        model_type="unheard_of",
+        auto_map={"AutoConfig": "code.Config"},
+    )
     (odd / "code.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')\n")
     with pytest.raises(ConfigError, match="without running the model's own code"):
         mergelib.merge("ties", base=family("bert")["base"], experts={"odd": odd})
@@ -399,8 +551,13 @@ def test_a_model_with_code_of_its_own_is_refused(family, tmp_path):
 def test_what_is_no_model_is_said_in_words(family, tmp_path):
     base = family("bert")["base"]
     (tmp_path / "empty").mkdir()
-    for wrong, said in [(tmp_path / "nowhere" / "x", "no folder"), (tmp_path / "empty", "no configuration"), (3, "not int"),
-                        (base, "no ...ForSequenceClassification"), (base / "config.json", "is a file")]:
+    for wrong, said in [
+        (tmp_path / "nowhere" / "x", "no folder"),
+        (tmp_path / "empty", "no configuration"),
+        (3, "not int"),
+        (base, "no ...ForSequenceClassification"),
+        (base / "config.json", "is a file"),
+    ]:
         with pytest.raises(ConfigError, match=said):
             mergelib.merge("ties", base=base, experts={"x": wrong})
     damaged = copied(family("bert")["ag"], tmp_path / "damaged")
@@ -416,11 +573,18 @@ def test_what_is_no_model_is_said_in_words(family, tmp_path):
 def test_a_head_with_other_labels_than_the_experts_is_refused(family, tmp_path):
     found = family("bert")
     merged = mergelib.merge("task_arithmetic", base=found["base"], experts=experts(found))
-    other = copied(found["ag"], tmp_path / "other", id2label={str(i): f"other {i}" for i in range(4)}, label2id={f"other {i}": i for i in range(4)})
+    other = copied(
+        found["ag"],
+        tmp_path / "other",
+        id2label={str(i): f"other {i}" for i in range(4)},
+        label2id={f"other {i}": i for i in range(4)},
+    )
     with pytest.raises(ConfigError, match=r"labels World, Sports.* the expert other 0"):
         mergelib.align_classifier(merged, other, ["a text"] * 8, task="ag")
     with pytest.raises(ConfigError, match="the expert other 0"):
-        mergelib.evaluate(merged, texts("ag", 20, 0), ["ft_classifier"], task="ag", expert=other, k=2, seeds=[0])
+        mergelib.evaluate(
+            merged, texts("ag", 20, 0), ["ft_classifier"], task="ag", expert=other, k=2, seeds=[0]
+        )
     with pytest.raises(DataError, match="Label 9 is none"):
         mergelib.evaluate(merged, (["a text"], [9]), task="ag")
 
@@ -431,7 +595,12 @@ def test_fewer_inputs_than_classes_work_and_warn(family):
     with pytest.warns(UserWarning, match="2 inputs for 4 classes"):
         aligned = mergelib.align_classifier(merged, "ag", texts("ag", 2, 0)[0])
     assert aligned.head.linear.weight.isfinite().all() and aligned.head.alignment["n"] == 2
-    for wrong, said in [([], "No inputs"), ("one text", "a list of texts"), (["x", ""], "Input 1"), (["x", 3], "Input 1")]:
+    for wrong, said in [
+        ([], "No inputs"),
+        ("one text", "a list of texts"),
+        (["x", ""], "Input 1"),
+        (["x", 3], "Input 1"),
+    ]:
         with pytest.raises(DataError, match=said):
             mergelib.align_classifier(merged, "ag", wrong)
 
@@ -457,7 +626,9 @@ def test_an_interrupted_write_leaves_no_folder(aligned, tmp_path, monkeypatch, e
         patch.setattr("mergelib.models.merged._encoder_config", stop)
         with pytest.raises(error):
             merged.save_pretrained(tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == kept and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == kept and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["out"]
 
 
 KILLED = """

@@ -25,11 +25,32 @@ from mergelib.permutation import PermutationSpec, spec_for
 from mergelib.vision import ImageEncoder
 
 VOCABULARY, INPUTS, TOKENS = 150, 14, 11
-TEXT = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
-        "max_position_embeddings": 20}
-T5 = {"vocab_size": VOCABULARY, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 3, "relative_attention_num_buckets": 8,
-      "relative_attention_max_distance": 16}
-IMAGE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "image_size": 24, "patch_size": 8}
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 20,
+}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 24,
+    "d_kv": 6,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+}
+IMAGE = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 24,
+    "patch_size": 8,
+}
 
 
 @dataclass
@@ -44,8 +65,11 @@ class Network:
     def state(self, seed: int) -> dict[str, Tensor]:
         """Random weights, norms and biases included: a norm of ones would hide where it belongs."""
         generator = torch.Generator().manual_seed(seed)
-        return {n: 0.2 * torch.randn(t.shape, generator=generator) + ("norm" in n.lower() and n.endswith("weight"))
-                for n, t in encoder_state(self.made).items()}
+        return {
+            n: 0.2 * torch.randn(t.shape, generator=generator)
+            + ("norm" in n.lower() and n.endswith("weight"))
+            for n, t in encoder_state(self.made).items()
+        }
 
     def module(self, state: dict[str, Tensor]) -> nn.Module:
         module = copy.deepcopy(self.made)
@@ -70,14 +94,29 @@ def text_batch() -> dict[str, Tensor]:
 
 def make(name: str) -> Network:
     if name in ("clip", "vit_mean", "vit_cls"):
-        config = CLIPVisionConfig(**IMAGE, projection_dim=10) if name == "clip" else ViTConfig(**IMAGE, qkv_bias=name == "vit_cls")
+        config = (
+            CLIPVisionConfig(**IMAGE, projection_dim=10)
+            if name == "clip"
+            else ViTConfig(**IMAGE, qkv_bias=name == "vit_cls")
+        )
         made = ImageEncoder(config, "tiny", pooling=name.removeprefix("vit_")).module()
-        batch = {"pixel_values": torch.randn(INPUTS, 3, 24, 24, generator=torch.Generator().manual_seed(5))}
+        batch = {
+            "pixel_values": torch.randn(
+                INPUTS, 3, 24, 24, generator=torch.Generator().manual_seed(5)
+            )
+        }
     else:
-        config = {"bert": lambda: BertConfig(**TEXT), "roberta": lambda: RobertaConfig(**TEXT), "t5": lambda: T5Config(**T5),
-                  "t5_gated": lambda: T5Config(**T5, feed_forward_proj="gated-gelu")}[name]()
-        transformer = (T5EncoderModel(copy.deepcopy(config)) if name.startswith("t5")
-                       else (BertModel if name == "bert" else RobertaModel)(config, add_pooling_layer=False))
+        config = {
+            "bert": lambda: BertConfig(**TEXT),
+            "roberta": lambda: RobertaConfig(**TEXT),
+            "t5": lambda: T5Config(**T5),
+            "t5_gated": lambda: T5Config(**T5, feed_forward_proj="gated-gelu"),
+        }[name]()
+        transformer = (
+            T5EncoderModel(copy.deepcopy(config))
+            if name.startswith("t5")
+            else (BertModel if name == "bert" else RobertaModel)(config, add_pooling_layer=False)
+        )
         made, batch = PooledEncoder(transformer).eval(), text_batch()
     return Network(config, made, batch, spec_for(config))
 

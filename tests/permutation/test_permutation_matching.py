@@ -41,7 +41,9 @@ def drawn(spec, seed):
 def noisy(state, share, seed=77):
     """Every tensor with noise of ``share`` of its own standard deviation."""
     generator = torch.Generator().manual_seed(seed)
-    return {n: t + share * t.std() * torch.randn(t.shape, generator=generator) for n, t in state.items()}
+    return {
+        n: t + share * t.std() * torch.randn(t.shape, generator=generator) for n, t in state.items()
+    }
 
 
 def wrong_groups(found, wanted):
@@ -49,13 +51,23 @@ def wrong_groups(found, wanted):
 
 
 def rises(objective):
-    return all(later >= earlier - 1e-9 * abs(earlier) for earlier, later in itertools.pairwise(objective))
+    return all(
+        later >= earlier - 1e-9 * abs(earlier) for earlier, later in itertools.pairwise(objective)
+    )
 
 
 def objective_by_distance(spec, permutations, a, b):
     """<A, P(B)> from |A|^2 + |B|^2 - |A - P(B)|^2, in float64."""
     moved = apply(spec, permutations, b)
-    return sum(float(a[n].double().pow(2).sum() + b[n].double().pow(2).sum() - (a[n].double() - moved[n].double()).pow(2).sum()) / 2 for n in a)
+    return sum(
+        float(
+            a[n].double().pow(2).sum()
+            + b[n].double().pow(2).sum()
+            - (a[n].double() - moved[n].double()).pow(2).sum()
+        )
+        / 2
+        for n in a
+    )
 
 
 # ---- planted permutations -----------------------------------------------------------------------------------------------
@@ -68,9 +80,17 @@ def test_weight_matching_finds_a_planted_permutation(network, noise, seed):
     b = apply(spec, planted, noisy(a, noise))
     matching = weight_matching(spec, a, b, seed=seed)
     assert not wrong_groups(matching.permutations, inverse(planted))
-    assert matching.converged and rises(matching.objective) and matching.sweeps == len(matching.objective) - 1
-    assert matching.objective[-1] == pytest.approx(objective_by_distance(spec, matching.permutations, a, b), rel=1e-5)
-    assert matching.objective[0] == pytest.approx(objective_by_distance(spec, identity(spec), a, b), rel=1e-5, abs=1e-2)
+    assert (
+        matching.converged
+        and rises(matching.objective)
+        and matching.sweeps == len(matching.objective) - 1
+    )
+    assert matching.objective[-1] == pytest.approx(
+        objective_by_distance(spec, matching.permutations, a, b), rel=1e-5
+    )
+    assert matching.objective[0] == pytest.approx(
+        objective_by_distance(spec, identity(spec), a, b), rel=1e-5, abs=1e-2
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -78,12 +98,17 @@ def test_weight_matching_finds_a_planted_permutation(network, noise, seed):
 def test_activation_matching_finds_a_planted_permutation(network, noise, seed):
     spec, a, planted = network.spec, network.state(seed), drawn(network.spec, 50 + seed)
     b = apply(spec, planted, noisy(a, noise))
-    activations = [collect_activations(spec, network.module(state), [network.batch]) for state in (a, b)]
+    activations = [
+        collect_activations(spec, network.module(state), [network.batch]) for state in (a, b)
+    ]
     matching = activation_matching(spec, *activations)
     assert not wrong_groups(matching.permutations, inverse(planted))
     if not noise:  # every unit correlates fully with its copy
         sites = sum(len(s) * spec.groups[g].size for g, s in spec.sites.items())
-        assert matching.objective[1] == pytest.approx(sites, rel=1e-4) and matching.objective[0] < 0.5 * sites
+        assert (
+            matching.objective[1] == pytest.approx(sites, rel=1e-4)
+            and matching.objective[0] < 0.5 * sites
+        )
 
 
 def test_local_models_stay_as_they_are(network):
@@ -92,7 +117,10 @@ def test_local_models_stay_as_they_are(network):
     b = noisy(a, 0.2)
     matching = weight_matching(spec, a, b)
     assert not wrong_groups(matching.permutations, identity(spec)) and matching.converged
-    activations = [collect_activations(spec, network.module(state), [network.batch]) for state in (a, noisy(a, 0.02))]
+    activations = [
+        collect_activations(spec, network.module(state), [network.batch])
+        for state in (a, noisy(a, 0.02))
+    ]
     assert not wrong_groups(activation_matching(spec, *activations).permutations, identity(spec))
 
 
@@ -101,22 +129,34 @@ def test_strangers_never_get_farther_apart(network):
     matching = weight_matching(spec, a, b)
     assert matching.converged and rises(matching.objective)
     assert matching.objective[-1] > matching.objective[0] + 1
-    assert matching.objective[-1] > weight_matching(spec, a, b, start=identity(spec)).objective[-1], "beginning at the anchored family pays"
+    assert (
+        matching.objective[-1] > weight_matching(spec, a, b, start=identity(spec)).objective[-1]
+    ), "beginning at the anchored family pays"
     start = drawn(spec, 3)
     again = weight_matching(spec, a, b, start=start)
     assert rises(again.objective)
-    assert again.objective[0] == pytest.approx(objective_by_distance(spec, start, a, b), rel=1e-4, abs=1e-2)
-    assert again.objective[-1] == pytest.approx(objective_by_distance(spec, again.permutations, a, b), rel=1e-4)
+    assert again.objective[0] == pytest.approx(
+        objective_by_distance(spec, start, a, b), rel=1e-4, abs=1e-2
+    )
+    assert again.objective[-1] == pytest.approx(
+        objective_by_distance(spec, again.permutations, a, b), rel=1e-4
+    )
     # What is found cannot be improved by starting there.
     stays = weight_matching(spec, a, b, start=matching.permutations, seed=9)
-    assert stays.sweeps == 1 and stays.converged and not wrong_groups(stays.permutations, matching.permutations)
+    assert (
+        stays.sweeps == 1
+        and stays.converged
+        and not wrong_groups(stays.permutations, matching.permutations)
+    )
 
 
 def test_equal_arguments_give_equal_permutations(networks):
     network = networks["bert"]
     a, b = network.state(0), network.state(1)
     first, second = (weight_matching(network.spec, a, b, seed=4) for _ in range(2))
-    assert first.objective == second.objective and not wrong_groups(first.permutations, second.permutations)
+    assert first.objective == second.objective and not wrong_groups(
+        first.permutations, second.permutations
+    )
 
 
 def test_the_first_sweep_goes_from_what_is_anchored(networks):
@@ -131,17 +171,49 @@ def test_the_first_sweep_goes_from_what_is_anchored(networks):
         spec, a = networks[name].spec, networks[name].state(0)
         matching = weight_matching(spec, a, apply(spec, drawn(spec, 1), a), progress=watch)
         assert seen[0][0] == "residual" and sorted(seen[0]) == sorted(spec.families)
-        assert len(seen) == matching.sweeps == 2, "one sweep to find it, one to see that nothing gains"
+        assert len(seen) == matching.sweeps == 2, (
+            "one sweep to find it, one to see that nothing gains"
+        )
 
 
 # ---- against trying everything ------------------------------------------------------------------------------------------
 
-HEADS = PermutationSpec("three heads", {"heads": Group(3), "qk": Group(6, within="heads"), "vo": Group(6, within="heads")},
-                        {"q": ("qk", FIXED), "k": ("qk", FIXED), "v": ("vo", FIXED), "o": (FIXED, "vo"), "bias": (FIXED, "heads")}, width=5)
-LAYERS = PermutationSpec("two layers", {"first": Group(4), "second": Group(3)},
-                         {"w1": ("first", FIXED), "b1": ("first",), "w2": ("second", "first"), "b2": ("second",), "w3": (FIXED, "second")}, width=2)
-SHAPES = {"q": (6, 5), "k": (6, 5), "v": (6, 5), "o": (5, 6), "bias": (4, 3),
-          "w1": (4, 2), "b1": (4,), "w2": (3, 4), "b2": (3,), "w3": (2, 3)}
+HEADS = PermutationSpec(
+    "three heads",
+    {"heads": Group(3), "qk": Group(6, within="heads"), "vo": Group(6, within="heads")},
+    {
+        "q": ("qk", FIXED),
+        "k": ("qk", FIXED),
+        "v": ("vo", FIXED),
+        "o": (FIXED, "vo"),
+        "bias": (FIXED, "heads"),
+    },
+    width=5,
+)
+LAYERS = PermutationSpec(
+    "two layers",
+    {"first": Group(4), "second": Group(3)},
+    {
+        "w1": ("first", FIXED),
+        "b1": ("first",),
+        "w2": ("second", "first"),
+        "b2": ("second",),
+        "w3": (FIXED, "second"),
+    },
+    width=2,
+)
+SHAPES = {
+    "q": (6, 5),
+    "k": (6, 5),
+    "v": (6, 5),
+    "o": (5, 6),
+    "bias": (4, 3),
+    "w1": (4, 2),
+    "b1": (4,),
+    "w2": (3, 4),
+    "b2": (3,),
+    "w3": (2, 3),
+}
 
 
 def small(spec, seed):
@@ -155,8 +227,12 @@ def orders(n):
 def all_of_heads():
     """The 6 x 8 x 8 joint permutations of three heads with two rows each, built without the package."""
     for order in orders(3):
-        inner = [torch.tensor([2 * int(h) + (i ^ flip[s]) for s, h in enumerate(order) for i in range(2)])
-                 for flip in itertools.product((0, 1), repeat=3)]
+        inner = [
+            torch.tensor(
+                [2 * int(h) + (i ^ flip[s]) for s, h in enumerate(order) for i in range(2)]
+            )
+            for flip in itertools.product((0, 1), repeat=3)
+        ]
         for qk, vo in itertools.product(inner, inner):
             yield {"heads": order, "qk": qk, "vo": vo}
 
@@ -167,7 +243,9 @@ def test_one_family_reaches_the_best_of_all_joint_permutations(seed):
     values = [objective_by_distance(HEADS, p, a, b) for p in all_of_heads()]
     assert len(values) == 384
     matching = weight_matching(HEADS, a, b)
-    assert objective_by_distance(HEADS, matching.permutations, a, b) == pytest.approx(max(values), rel=1e-5)
+    assert objective_by_distance(HEADS, matching.permutations, a, b) == pytest.approx(
+        max(values), rel=1e-5
+    )
     assert matching.objective[-1] == pytest.approx(max(values), rel=1e-5)
 
 
@@ -177,16 +255,25 @@ def test_two_families_reach_a_point_that_neither_can_leave_alone(seed):
     found = weight_matching(LAYERS, a, b, seed=seed)
     here = objective_by_distance(LAYERS, found.permutations, a, b)
     for group in LAYERS.groups:
-        best = max(objective_by_distance(LAYERS, found.permutations | {group: p}, a, b) for p in orders(LAYERS.groups[group].size))
+        best = max(
+            objective_by_distance(LAYERS, found.permutations | {group: p}, a, b)
+            for p in orders(LAYERS.groups[group].size)
+        )
         assert here == pytest.approx(best, rel=1e-5, abs=1e-5)
     assert here >= objective_by_distance(LAYERS, identity(LAYERS), a, b) - 1e-5
 
 
 def test_some_start_reaches_the_best_of_all():
     a, b = small(LAYERS, 1), small(LAYERS, 2)
-    best = max(objective_by_distance(LAYERS, {"first": p, "second": q}, a, b) for p in orders(4) for q in orders(3))
+    best = max(
+        objective_by_distance(LAYERS, {"first": p, "second": q}, a, b)
+        for p in orders(4)
+        for q in orders(3)
+    )
     starts = [drawn(LAYERS, s) for s in range(30)]
-    assert max(weight_matching(LAYERS, a, b, start=s).objective[-1] for s in starts) == pytest.approx(best, rel=1e-5)
+    assert max(
+        weight_matching(LAYERS, a, b, start=s).objective[-1] for s in starts
+    ) == pytest.approx(best, rel=1e-5)
 
 
 def test_assignments_are_the_best_and_batched():
@@ -198,8 +285,15 @@ def test_assignments_are_the_best_and_batched():
 
 def test_heads_are_paired_by_what_they_can_earn_inside():
     """Head 0 has units that would match head 1 perfectly in the other order; sums over blocks do not see it."""
-    spec = PermutationSpec("two heads", {"heads": Group(2), "qk": Group(4, within="heads")}, {"q": ("qk", FIXED)}, width=1)
-    profit = torch.tensor([[2., 2., 0., 3.], [2., 2., 3., 0.], [0., 3., 2., 2.], [3., 0., 2., 2.]])
+    spec = PermutationSpec(
+        "two heads",
+        {"heads": Group(2), "qk": Group(4, within="heads")},
+        {"q": ("qk", FIXED)},
+        width=1,
+    )
+    profit = torch.tensor(
+        [[2.0, 2.0, 0.0, 3.0], [2.0, 2.0, 3.0, 0.0], [0.0, 3.0, 2.0, 2.0], [3.0, 0.0, 2.0, 2.0]]
+    )
     moves, gain = best_move(spec, "heads", {"qk": profit})
     assert moves["heads"].tolist() == [1, 0] and moves["qk"].tolist() == [3, 2, 1, 0]
     assert gain == pytest.approx(12 - 8)
@@ -223,7 +317,12 @@ def test_correlation_is_numpys():
     np.testing.assert_allclose(correlation(x, y).numpy(), wanted, atol=1e-9)
     x[:, 1], y[:, 2] = 3.7, 0.0
     dead = correlation(x, y)
-    assert torch.isfinite(dead).all() and (dead[1] == 0).all() and (dead[:, 2] == 0).all() and dead[0, 0] == pytest.approx(wanted[0, 0])
+    assert (
+        torch.isfinite(dead).all()
+        and (dead[1] == 0).all()
+        and (dead[:, 2] == 0).all()
+        and dead[0, 0] == pytest.approx(wanted[0, 0])
+    )
 
 
 @pytest.mark.parametrize("name", ["bert", "t5_gated"])
@@ -233,7 +332,9 @@ def test_padding_is_left_out(networks, name):
     real = int(network.batch["attention_mask"].sum())
     short = collect_activations(spec, module, [network.batch])
     long = collect_activations(spec, module, [network.longer(16)])
-    parts = [{n: t[rows] for n, t in network.batch.items()} for rows in (slice(0, 5), slice(5, None))]
+    parts = [
+        {n: t[rows] for n, t in network.batch.items()} for rows in (slice(0, 5), slice(5, None))
+    ]
     split = collect_activations(spec, module, parts)
     assert set(short) == {s for sites in spec.sites.values() for s in sites}
     for site, rows in short.items():
@@ -247,13 +348,17 @@ def test_patches_are_rows(networks):
     network = networks["clip"]
     seen = collect_activations(network.spec, network.module(network.state(0)), [network.batch])
     n, patches = len(network.batch["pixel_values"]), 9 + 1
-    assert {len(rows) for rows in seen.values()} == {n * patches, n}, "only the class token comes to the last norm"
+    assert {len(rows) for rows in seen.values()} == {n * patches, n}, (
+        "only the class token comes to the last norm"
+    )
 
 
 def test_a_module_by_itself_will_do(networks):
     network = networks["bert"]
     module = network.module(network.state(0))
-    with_pooling, without = (collect_activations(network.spec, m, [network.batch]) for m in (module, module.transformer))
+    with_pooling, without = (
+        collect_activations(network.spec, m, [network.batch]) for m in (module, module.transformer)
+    )
     assert all(torch.equal(with_pooling[s], without[s]) for s in without)
 
 
@@ -275,7 +380,9 @@ def test_weights_that_cannot_be_matched_are_refused(networks):
     name = "embeddings.word_embeddings.weight"
     with pytest.raises(StateDictError, match=f"Network B lacks {name}"):
         weight_matching(spec, a, {n: t for n, t in b.items() if n != name})
-    with pytest.raises(StateDictError, match=rf"differ in shape in {name} \(\(150, 24\), \(149, 24\)\)"):
+    with pytest.raises(
+        StateDictError, match=rf"differ in shape in {name} \(\(150, 24\), \(149, 24\)\)"
+    ):
         weight_matching(spec, a, {**b, name: b[name][1:]})
     with pytest.raises(StateDictError, match=f"Network A holds NaN or inf in {name}"):
         weight_matching(spec, {**a, name: a[name] / 0}, b)
@@ -284,14 +391,21 @@ def test_weights_that_cannot_be_matched_are_refused(networks):
     with pytest.raises(ConfigError, match="at least 1, not 0"):
         weight_matching(spec, a, b, sweeps=0)
     with pytest.raises(ConfigError, match="'residual'"):
-        weight_matching(spec, a, b, start=identity(spec) | {"residual": torch.zeros(24, dtype=torch.int64)})
+        weight_matching(
+            spec, a, b, start=identity(spec) | {"residual": torch.zeros(24, dtype=torch.int64)}
+        )
 
 
 def test_sweeps_are_a_limit(networks):
     network = networks["bert"]
     a, b = network.state(0), network.state(1)
     cut, whole = (weight_matching(network.spec, a, b, sweeps=n) for n in (1, 100))
-    assert cut.sweeps == 1 and not cut.converged and whole.converged and whole.objective[:2] == cut.objective
+    assert (
+        cut.sweeps == 1
+        and not cut.converged
+        and whole.converged
+        and whole.objective[:2] == cut.objective
+    )
 
 
 def test_activations_that_cannot_be_matched_are_refused(networks):
@@ -300,7 +414,12 @@ def test_activations_that_cannot_be_matched_are_refused(networks):
     seen = collect_activations(spec, module, [network.batch])
     site = Site("encoder.layer.1.intermediate.dense", "output")
     assert seen[site].shape[1] == 40
-    for broken, said in ((None, "missing"), (seen[site][:, 1:], r"\[\d+, 39\]"), (seen[site][:1], r"\[1, 40\]"), (seen[site] / 0, "NaN or inf")):
+    for broken, said in (
+        (None, "missing"),
+        (seen[site][:, 1:], r"\[\d+, 39\]"),
+        (seen[site][:1], r"\[1, 40\]"),
+        (seen[site] / 0, "NaN or inf"),
+    ):
         other = {s: t for s, t in {**seen, site: broken}.items() if t is not None}
         with pytest.raises(DataError, match=f"Network B.*{site.module}.*{said}"):
             activation_matching(spec, seen, other)
@@ -320,5 +439,8 @@ def test_a_gpu_finds_the_same(networks):
     for name in ("bert", "t5_gated", "clip"):
         spec, a = networks[name].spec, networks[name].state(0)
         planted = drawn(spec, 1)
-        gpu = [{n: t.cuda() for n, t in state.items()} for state in (a, apply(spec, planted, noisy(a, 0.1)))]
+        gpu = [
+            {n: t.cuda() for n, t in state.items()}
+            for state in (a, apply(spec, planted, noisy(a, 0.1)))
+        ]
         assert not wrong_groups(weight_matching(spec, *gpu).permutations, inverse(planted))

@@ -58,7 +58,9 @@ def test_any_composition_leaves_features_and_logits(network, seed):
     spec, state = network.spec, network.state(seed)
     permutations = compose(drawn(spec, seed), drawn(spec, 100 + seed))
     moved = apply(spec, permutations, state)
-    assert all(not torch.equal(moved[n], state[n]) for n in state), "a permutation that moves nothing shows nothing"
+    assert all(not torch.equal(moved[n], state[n]) for n in state), (
+        "a permutation that moves nothing shows nothing"
+    )
     before, after, W = network.features(state), network.features(moved), head(spec.width)
     assert before.std() > 1e-2
     assert difference(after, before[:, feature_index(spec, permutations)]) < 1e-5
@@ -72,7 +74,9 @@ def test_every_family_alone_leaves_features(network):
         permutations = identity(spec) | {g: all_of_them[g] for g in family}
         moved = apply(spec, permutations, state)
         assert not equal(moved, state)
-        assert difference(network.features(moved), before[:, feature_index(spec, permutations)]) < 1e-5, family[0]
+        assert (
+            difference(network.features(moved), before[:, feature_index(spec, permutations)]) < 1e-5
+        ), family[0]
 
 
 def test_no_axis_of_a_spec_is_idle(network):
@@ -82,7 +86,9 @@ def test_no_axis_of_a_spec_is_idle(network):
     before = network.features(state)[:, feature_index(spec, permutations)]
     for name, groups in spec.axes.items():
         for axis in (i for i, g in enumerate(groups) if g):
-            less = replace(spec, axes={**spec.axes, name: (*groups[:axis], FIXED, *groups[axis + 1:])})
+            less = replace(
+                spec, axes={**spec.axes, name: (*groups[:axis], FIXED, *groups[axis + 1 :])}
+            )
             changed = difference(network.features(apply(less, permutations, state)), before)
             idle = name.endswith(("self.key.bias", "k_proj.bias"))
             assert changed < 1e-5 if idle else changed > 1e-4, f"{name}, axis {axis}: {changed}"
@@ -101,28 +107,46 @@ def test_t5_blocks_share_one_order_of_heads(networks, name):
     network = networks[name]
     spec, state = network.spec, network.state(0)
     assert [root for root in spec.families if "head" in root] == ["heads"]
-    own = {g: replace(group, within="heads.1") if g in ("qk.1", "vo.1") else group for g, group in spec.groups.items()} | {"heads.1": Group(3)}
+    own = {
+        g: replace(group, within="heads.1") if g in ("qk.1", "vo.1") else group
+        for g, group in spec.groups.items()
+    } | {"heads.1": Group(3)}
     loose = replace(spec, groups=own)
     order, size = torch.tensor([1, 2, 0]), 6
     index = (order[:, None] * size + torch.arange(size)).flatten()
     permutations = identity(loose) | {"heads.1": order, "qk.1": index, "vo.1": index}
-    assert difference(network.features(apply(loose, permutations, state)), network.features(state)) > 1e-3
+    assert (
+        difference(network.features(apply(loose, permutations, state)), network.features(state))
+        > 1e-3
+    )
 
 
 # ---- permutations as such -----------------------------------------------------------------------------------------------
 
-TINY = PermutationSpec("tiny", {"in": Group(3), "order": Group(2), "rows": Group(4, within="order")},
-                       {"w": ("rows", "in"), "b": ("rows",), "bias": (FIXED, "order"), "v": (FIXED, "in")}, width=3, feature="in")
+TINY = PermutationSpec(
+    "tiny",
+    {"in": Group(3), "order": Group(2), "rows": Group(4, within="order")},
+    {"w": ("rows", "in"), "b": ("rows",), "bias": (FIXED, "order"), "v": (FIXED, "in")},
+    width=3,
+    feature="in",
+)
 
 
 def tiny_state(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(shape, generator=generator) for n, shape in {"w": (4, 3), "b": (4,), "bias": (5, 2), "v": (7, 3)}.items()}
+    return {
+        n: torch.randn(shape, generator=generator)
+        for n, shape in {"w": (4, 3), "b": (4,), "bias": (5, 2), "v": (7, 3)}.items()
+    }
 
 
 def test_slots_take_the_unit_that_the_index_names():
     state = tiny_state()
-    permutations = {"in": torch.tensor([2, 0, 1]), "order": torch.tensor([1, 0]), "rows": torch.tensor([3, 2, 0, 1])}
+    permutations = {
+        "in": torch.tensor([2, 0, 1]),
+        "order": torch.tensor([1, 0]),
+        "rows": torch.tensor([3, 2, 0, 1]),
+    }
     moved = apply(TINY, permutations, state)
     for i, row in enumerate([3, 2, 0, 1]):
         assert moved["b"][i] == state["b"][row]
@@ -134,7 +158,11 @@ def test_slots_take_the_unit_that_the_index_names():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_composition_inverse_and_identity(network, seed):
-    spec, state, p, q, r = network.spec, network.state(seed), *(drawn(network.spec, s + 10 * seed) for s in range(3))
+    spec, state, p, q, r = (
+        network.spec,
+        network.state(seed),
+        *(drawn(network.spec, s + 10 * seed) for s in range(3)),
+    )
     nothing = identity(spec)
     assert equal(apply(spec, nothing, state), state)
     assert equal(apply(spec, compose(p, q), state), apply(spec, p, apply(spec, q, state)))
@@ -152,7 +180,9 @@ def test_random_permutations_reach_every_order_equally_often():
     draws = [random_permutations(TINY, generator) for _ in range(1600)]
     rows = Counter(tuple(d["rows"].tolist()) for d in draws)
     assert len(rows) == 8, "two orders of two blocks, two orders inside each"
-    assert min(rows.values()) > 140 and max(rows.values()) < 260  # 200 expected, standard deviation 13
+    assert (
+        min(rows.values()) > 140 and max(rows.values()) < 260
+    )  # 200 expected, standard deviation 13
     assert len({tuple(d["in"].tolist()) for d in draws}) == 6
     for d in draws[:20]:
         check_permutations(TINY, d)
@@ -170,9 +200,13 @@ def test_the_state_given_stays_as_it_was(network):
 def test_dtypes_are_kept_and_heads_may_be_stacked(networks):
     network = networks["bert"]
     half = {n: t.half() for n, t in network.state(0).items()}
-    assert {t.dtype for t in apply(network.spec, drawn(network.spec, 0), half).values()} == {torch.float16}
+    assert {t.dtype for t in apply(network.spec, drawn(network.spec, 0), half).values()} == {
+        torch.float16
+    }
     permutations, W = drawn(network.spec, 0), head(24)
-    stacked = permute_head(Head(W.weight.expand(2, -1, -1), W.bias.expand(2, -1)), network.spec, permutations)
+    stacked = permute_head(
+        Head(W.weight.expand(2, -1, -1), W.bias.expand(2, -1)), network.spec, permutations
+    )
     assert torch.equal(stacked.weight[1], permute_head(W, network.spec, permutations).weight)
 
 
@@ -197,15 +231,18 @@ def test_states_of_another_network_are_refused_by_name(networks):
         apply(networks["t5"].spec, identity(networks["t5"].spec), networks["t5_gated"].state(0))
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"order": torch.tensor([0, 0])}, "'order' has to hold 0..1 once each"),
-    ({"in": torch.tensor([0, 1])}, "'in' has to hold 0..2"),
-    ({"in": torch.tensor([0, 1, 3])}, "'in' has to hold 0..2"),
-    ({"in": torch.tensor([0.0, 1.0, 2.0])}, "float32"),
-    ({"rows": torch.tensor([0, 2, 1, 3])}, "'rows' does not follow 'order'"),
-    ({"order": torch.tensor([1, 0])}, "'rows' does not follow 'order'"),
-    ({"units": torch.tensor([0])}, "units"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"order": torch.tensor([0, 0])}, "'order' has to hold 0..1 once each"),
+        ({"in": torch.tensor([0, 1])}, "'in' has to hold 0..2"),
+        ({"in": torch.tensor([0, 1, 3])}, "'in' has to hold 0..2"),
+        ({"in": torch.tensor([0.0, 1.0, 2.0])}, "float32"),
+        ({"rows": torch.tensor([0, 2, 1, 3])}, "'rows' does not follow 'order'"),
+        ({"order": torch.tensor([1, 0])}, "'rows' does not follow 'order'"),
+        ({"units": torch.tensor([0])}, "units"),
+    ],
+)
 def test_what_is_no_permutation_of_the_spec_is_refused(change, said):
     with pytest.raises(ConfigError, match=said):
         apply(TINY, identity(TINY) | change, tiny_state())
@@ -220,14 +257,23 @@ def test_missing_groups_and_other_specs_are_refused(networks):
         permute_head(head(7), networks["bert"].spec, identity(networks["bert"].spec))
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"axes": {"w": ("rows", "columns")}}, "uses columns"),
-    ({"feature": "out"}, "uses out"),
-    ({"groups": {"in": Group(3), "order": Group(2), "rows": Group(5, within="order")}}, "'rows'.*whole blocks"),
-    ({"groups": {"in": Group(3), "order": Group(2), "rows": Group(4, within="gone")}}, "'rows'"),
-    ({"axes": {"w": ("rows", "order")}}, "Two axes of 'w' move with the group 'order'"),
-    ({"axes": {"w": ("in", "in")}}, "Two axes of 'w'"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"axes": {"w": ("rows", "columns")}}, "uses columns"),
+        ({"feature": "out"}, "uses out"),
+        (
+            {"groups": {"in": Group(3), "order": Group(2), "rows": Group(5, within="order")}},
+            "'rows'.*whole blocks",
+        ),
+        (
+            {"groups": {"in": Group(3), "order": Group(2), "rows": Group(4, within="gone")}},
+            "'rows'",
+        ),
+        ({"axes": {"w": ("rows", "order")}}, "Two axes of 'w' move with the group 'order'"),
+        ({"axes": {"w": ("in", "in")}}, "Two axes of 'w'"),
+    ],
+)
 def test_specs_that_contradict_themselves_are_refused(change, said):
     with pytest.raises(ConfigError, match=said):
         replace(TINY, **change)
@@ -241,7 +287,20 @@ def test_unknown_architectures_are_named():
 def test_the_package_knows_only_torch_scipy_and_plain_types():
     for path in Path(mergelib.permutation.__file__).parent.glob("*.py"):
         tree = ast.parse(path.read_text())
-        outer = {n.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
-        outer |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+        outer = {
+            n.name.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for n in node.names
+        }
+        outer |= {
+            node.module.split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and not node.level
+        }
         assert outer <= {"torch", "scipy", *sys.stdlib_module_names}, path
-        assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 2} <= {"types", "errors"}, path
+        assert {
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level == 2
+        } <= {"types", "errors"}, path

@@ -40,8 +40,11 @@ def planted(rung: str, n: int = 200, d: int = 8, n_fits: int = 3) -> tuple[torch
     """X [B, n, d] with a mean, Y = A x + b written without matrix conventions, and the rung's map (A, b)."""
     spec = TABLE_1[rung]
     X = normal(n_fits, n, d, seed=1) + 1.5
-    A = {"none": rotation(d) + 0.3 * normal(d, d, seed=2), "orthogonal": rotation(d),
-         "diagonal": torch.diag(1 + 0.5 * normal(d, seed=3).tanh())}[spec.constraint]
+    A = {
+        "none": rotation(d) + 0.3 * normal(d, d, seed=2),
+        "orthogonal": rotation(d),
+        "diagonal": torch.diag(1 + 0.5 * normal(d, seed=3).tanh()),
+    }[spec.constraint]
     b = normal(d, seed=4) * spec.shift
     Y = torch.stack([torch.stack([torch.mv(A, x) + b for x in rows]) for rows in X])
     return X, Y, A, b
@@ -107,16 +110,26 @@ def constraint_holds(found: AffineMap, rung: str, tolerance: float) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(rung=st.sampled_from(RUNGS), d=st.integers(1, 12), n=st.integers(1, 40), seed=st.integers(0, 99),
-       scale=st.sampled_from([1e-3, 1.0, 1e3]))
+@given(
+    rung=st.sampled_from(RUNGS),
+    d=st.integers(1, 12),
+    n=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+)
 def test_closed_form_keeps_its_constraint_on_any_data(rung, d, n, seed, scale):
     X, Y = scale * normal(2, n, d, seed=seed), scale * (normal(2, n, d, seed=seed + 100) + 1)
     constraint_holds(fit_closed_form(X, Y, rung), rung, 1e-4)
 
 
 @settings(max_examples=6, deadline=None)
-@given(rung=st.sampled_from(RUNGS), d=st.integers(2, 10), n=st.integers(2, 40), seed=st.integers(0, 99),
-       scale=st.sampled_from([0.1, 1.0, 10.0]))
+@given(
+    rung=st.sampled_from(RUNGS),
+    d=st.integers(2, 10),
+    n=st.integers(2, 40),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([0.1, 1.0, 10.0]),
+)
 def test_l1_fit_keeps_its_constraint_on_any_data(rung, d, n, seed, scale):
     X, Y = normal(2, n, d, seed=seed), scale * normal(2, n, d, seed=seed + 100) + 1
     constraint_holds(fit_l1(X, Y, rung, seed=seed), rung, 2e-2)
@@ -137,7 +150,9 @@ def test_l1_penalty_holds_above_toy_size_and_with_a_dominant_direction(n):
 def test_a_fixed_alpha_is_the_papers_knob():
     """Eq. 7 as printed: a larger constant alpha brings A^T A nearer to I."""
     X, Y = normal(2, 60, 6, seed=1), 2 * normal(2, 60, 6, seed=2)
-    weak, strong = (diagnose(fit_l1(X, Y, "orthogonal", alpha=a), X, Y)["orthogonality"] for a in (1e-3, 10.0))
+    weak, strong = (
+        diagnose(fit_l1(X, Y, "orthogonal", alpha=a), X, Y)["orthogonality"] for a in (1e-3, 10.0)
+    )
     assert (strong < 0.1 * weak).all()
 
 
@@ -172,8 +187,13 @@ def test_nested_rungs_have_ordered_squared_residuals():
     """Only nested pairs: the ladder is no chain (Euclidean has a shift that linear lacks)."""
     X, Y = normal(3, 80, 6, seed=1) + 1, normal(3, 80, 6, seed=2) - 1
     left = {r: (fit_closed_form(X, Y, r).apply(X) - Y).square().sum((-2, -1)) for r in RUNGS}
-    pairs = [("affine", "linear"), ("affine", "euclidean"), ("linear", "orthogonal"), ("euclidean", "orthogonal"),
-             ("linear", "scaling")]
+    pairs = [
+        ("affine", "linear"),
+        ("affine", "euclidean"),
+        ("linear", "orthogonal"),
+        ("euclidean", "orthogonal"),
+        ("linear", "scaling"),
+    ]
     for wide, narrow in pairs:
         assert (left[wide] <= left[narrow] * (1 + 1e-5)).all(), (wide, narrow)
     assert torch.equal(left["linear"], left["invertible"])
@@ -188,8 +208,11 @@ def test_closed_form_is_a_minimum_within_its_rung(rung):
     spec, loss = TABLE_1[rung], lambda m: (m.apply(X) - Y).square().sum()
     for seed in range(20):
         step = 0.01 * normal(1, 4, 4, seed=seed)
-        A = {"none": best.A + step, "orthogonal": torch.matrix_exp(step - step.mT) @ best.A,
-             "diagonal": best.A + torch.diag_embed(step.diagonal(dim1=-2, dim2=-1))}[spec.constraint]
+        A = {
+            "none": best.A + step,
+            "orthogonal": torch.matrix_exp(step - step.mT) @ best.A,
+            "diagonal": best.A + torch.diag_embed(step.diagonal(dim1=-2, dim2=-1)),
+        }[spec.constraint]
         b = best.b + 0.01 * normal(1, 4, seed=seed + 50) * spec.shift
         assert loss(AffineMap(A, b)) >= loss(best) * (1 - 1e-6)
 
@@ -199,7 +222,9 @@ def test_l1_fit_is_closer_in_l1_than_least_squares_on_heavy_tails():
     Y = X @ rotation(5).mT
     Y[:, ::8] += 20 * normal(2, 25, 5, seed=2)
     for rung in ("linear", "orthogonal"):
-        l1, l2 = (diagnose(m, X, Y)["l1_after"] for m in (fit_l1(X, Y, rung), fit_closed_form(X, Y, rung)))
+        l1, l2 = (
+            diagnose(m, X, Y)["l1_after"] for m in (fit_l1(X, Y, rung), fit_closed_form(X, Y, rung))
+        )
         assert (l1 < l2).all()
 
 
@@ -215,7 +240,9 @@ def test_a_common_scale_changes_no_matrix(rung):
 
 def test_orthogonal_closed_form_ignores_either_scale():
     X, Y, *_ = planted("orthogonal", n=4)
-    torch.testing.assert_close(fit_closed_form(X, 5 * Y, "orthogonal").A, fit_closed_form(3 * X, Y, "orthogonal").A)
+    torch.testing.assert_close(
+        fit_closed_form(X, 5 * Y, "orthogonal").A, fit_closed_form(3 * X, Y, "orthogonal").A
+    )
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -256,7 +283,9 @@ def test_each_fit_may_have_its_own_seed(rung):
     X, Y = (normal(1, 40, 5, seed=s, dtype=torch.float64) for s in (1, 2))
     options = [{"batch_size": 16}] + [{"exact": True}] * (rung in ORTHOGONAL)
     for kw in options:
-        whole = fit_l1(X.expand(3, -1, -1), Y.expand(3, -1, -1), rung, steps=60, seed=[4, 0, 4], **kw)
+        whole = fit_l1(
+            X.expand(3, -1, -1), Y.expand(3, -1, -1), rung, steps=60, seed=[4, 0, 4], **kw
+        )
         for i, seed in enumerate([4, 0, 4]):
             alone = fit_l1(X, Y, rung, steps=60, seed=seed, **kw)
             torch.testing.assert_close(alone.A[0], whole.A[i], atol=1e-8, rtol=0)
@@ -322,8 +351,14 @@ def test_diagnosis_of_known_maps():
     A = torch.stack([torch.eye(2), torch.diag(torch.tensor([2.0, -1.0]))])
     X = torch.ones(2, 3, 2)
     found = diagnose(AffineMap(A, torch.zeros(2, 2)), X, torch.zeros(2, 3, 2))
-    expected = {"orthogonality": [0, 3 / 2**0.5], "orthogonality_max": [0, 3], "condition": [1, 2], "det_sign": [1, -1],
-                "l1_before": [1, 1], "l1_after": [1, 1.5]}
+    expected = {
+        "orthogonality": [0, 3 / 2**0.5],
+        "orthogonality_max": [0, 3],
+        "condition": [1, 2],
+        "det_sign": [1, -1],
+        "l1_before": [1, 1],
+        "l1_after": [1, 1.5],
+    }
     assert set(found) == set(expected)
     for name, values in expected.items():
         torch.testing.assert_close(found[name], torch.tensor(values, dtype=torch.float32))
@@ -340,8 +375,13 @@ def test_variance_steps_name_what_was_planted():
     X = normal(2, 400, d, seed=1) + 1
     A, b = rotation(d), normal(d, seed=2)
     split = lambda Y: (X[:, :200], Y[:, :200], X[:, 200:], Y[:, 200:])  # noqa: E731
-    for step, Y in {"identity": X, "translation": X + b, "rotation": X @ A.mT + b, "scaling": 1.7 * X @ A.mT + b,
-                    "general": X @ (A + normal(d, d, seed=3)).mT + b}.items():
+    for step, Y in {
+        "identity": X,
+        "translation": X + b,
+        "rotation": X @ A.mT + b,
+        "scaling": 1.7 * X @ A.mT + b,
+        "general": X @ (A + normal(d, d, seed=3)).mT + b,
+    }.items():
         found = variance_steps(*split(Y))
         names = list(found)
         assert names == ["identity", "translation", "rotation", "scaling", "general"]

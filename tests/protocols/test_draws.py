@@ -13,7 +13,9 @@ from mergelib.protocols import stratified_order, uniform_order
 
 @given(seed=st.integers(0, 50), classes=st.integers(1, 6), k=st.integers(1, 5))
 def test_stratified_draws_are_balanced_and_nested(seed, classes, k):
-    labels = torch.arange(classes).repeat_interleave(8)[torch.randperm(8 * classes, generator=torch.Generator().manual_seed(seed))]
+    labels = torch.arange(classes).repeat_interleave(8)[
+        torch.randperm(8 * classes, generator=torch.Generator().manual_seed(seed))
+    ]
     rows = stratified_order(labels, classes, k, seed)
     assert torch.equal(labels[rows], torch.arange(classes)[:, None].expand(classes, k))
     assert len(set(rows.flatten().tolist())) == classes * k
@@ -39,7 +41,9 @@ def test_seeds_differ_and_repeat():
 def test_every_row_is_drawn_about_equally_often():
     """2,000 draws of 2 out of 5: 800 expected per row, with a standard deviation of about 22."""
     labels = torch.zeros(5, dtype=torch.long)
-    stratified = torch.cat([stratified_order(labels, 1, 2, s).flatten() for s in range(2000)]).bincount()
+    stratified = torch.cat(
+        [stratified_order(labels, 1, 2, s).flatten() for s in range(2000)]
+    ).bincount()
     uniform = torch.cat([uniform_order(5, 2, s) for s in range(2000)]).bincount()
     assert stratified.sub(800).abs().max() < 110 and uniform.sub(800).abs().max() < 110
 
@@ -73,7 +77,9 @@ def test_a_uniform_draw_is_nested_and_blind_to_labels(study, make_study):
         for a, b in zip(seen.rows(smaller).tolist(), seen.rows(larger).tolist(), strict=True):
             assert len(set(a)) == 4 * smaller and set(a) < set(b)
     task = study.task("ag")
-    shuffled = dataclasses.replace(task, train=dataclasses.replace(task.train, labels=task.train.labels.roll(1)))
+    shuffled = dataclasses.replace(
+        task, train=dataclasses.replace(task.train, labels=task.train.labels.roll(1))
+    )
     other = make_study(tasks={"ag": shuffled})
     assert torch.equal(other.draws("ag", "uniform"), study.draws("ag", "uniform"))
     assert not torch.equal(other.draws("ag", "stratified"), study.draws("ag", "stratified"))

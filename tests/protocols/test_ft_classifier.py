@@ -28,11 +28,19 @@ def example(n_fits=3, n=12, d=6, c=4, seed=0):
     return torch.randn(n_fits, n, d, generator=g), torch.randn(n_fits, n, c, generator=g), head
 
 
-@given(st.lists(st.tuples(st.floats(-30, 30, width=32), st.floats(-30, 30, width=32)), min_size=2, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.floats(-30, 30, width=32), st.floats(-30, 30, width=32)),
+        min_size=2,
+        max_size=6,
+    )
+)
 def test_kl_is_the_double_precision_sum_and_never_negative(pairs):
     student, teacher = torch.tensor(pairs).T
     p, q = teacher.double().softmax(0), student.double().softmax(0)
-    slow = sum(float(a) * (float(a.log()) - float(b.log())) for a, b in zip(p, q, strict=True) if a > 0)
+    slow = sum(
+        float(a) * (float(a.log()) - float(b.log())) for a, b in zip(p, q, strict=True) if a > 0
+    )
     found = float(kl_to_teacher(student, teacher))
     assert found == pytest.approx(slow, abs=1e-4, rel=1e-4)
     assert found >= -1e-6
@@ -90,7 +98,12 @@ def test_an_aligned_student_keeps_its_head(preset):
     teacher = head.logits(z)
     aligned = ft_classifier(z, teacher, head, get_preset(preset))
     assert kl_to_teacher(aligned.logits(z), teacher).max() < 1e-4
-    one_step = ft_classifier(z.double(), teacher.double(), Head(head.weight.double(), head.bias.double()), FTPreset(1e-3, 1))
+    one_step = ft_classifier(
+        z.double(),
+        teacher.double(),
+        Head(head.weight.double(), head.bias.double()),
+        FTPreset(1e-3, 1),
+    )
     assert (one_step.weight - head.weight).abs().max() <= 1.001e-3
 
 
@@ -104,7 +117,10 @@ def test_a_batch_equals_single_fits(preset):
         torch.testing.assert_close(together.bias[i], alone.bias[0], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), FTPreset(5e-4, 5, batch_size=1)])
+@pytest.mark.parametrize(
+    "preset",
+    [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), FTPreset(5e-4, 5, batch_size=1)],
+)
 def test_equals_a_plain_training_loop(preset):
     """nn.Linear, torch.optim.Adam and torch's own kl_div, with the same order of minibatches."""
     z, teacher, head = example(n_fits=1, n=12)
@@ -115,7 +131,11 @@ def test_equals_a_plain_training_loop(preset):
     for _ in range(preset.epochs):
         order = torch.randperm(12, generator=orders) if preset.batch_size else torch.arange(12)
         for rows in order.split(preset.batch_size or 12):
-            loss = nn.functional.kl_div(linear(z[0, rows]).log_softmax(-1), teacher[0, rows].softmax(-1), reduction="batchmean")
+            loss = nn.functional.kl_div(
+                linear(z[0, rows]).log_softmax(-1),
+                teacher[0, rows].softmax(-1),
+                reduction="batchmean",
+            )
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -129,7 +149,10 @@ def test_it_leaves_the_head_it_starts_from_alone_and_lowers_the_loss():
     weight, bias = head.weight.clone(), head.bias.clone()
     aligned = ft_classifier(z, teacher, head, get_preset("default"))
     assert torch.equal(head.weight, weight) and torch.equal(head.bias, bias)
-    assert kl_to_teacher(aligned.logits(z), teacher).mean() < 0.5 * kl_to_teacher(head.logits(z), teacher).mean()
+    assert (
+        kl_to_teacher(aligned.logits(z), teacher).mean()
+        < 0.5 * kl_to_teacher(head.logits(z), teacher).mean()
+    )
 
 
 def test_it_fits_at_the_teachers_features_through_the_old_head():
@@ -141,8 +164,12 @@ def test_it_fits_at_the_teachers_features_through_the_old_head():
     seen = Evidence(torch.randn(7, 6), head, fit, fit.clone(), draws, (1, 4), FTPreset(1e-3, 30))
     for fitted in fit_heads(seen):
         assert kl_to_teacher(fitted.logits(fit)[0], head.logits(fit)).max() < 1e-3
-    moved = Evidence(seen.student_test, head, fit.clone(), torch.randn(20, 6), draws, (1, 4), seen.preset)
-    other = Evidence(seen.student_test, head, fit.clone(), moved.teacher_fit.clone(), draws, (1, 4), seen.preset)
+    moved = Evidence(
+        seen.student_test, head, fit.clone(), torch.randn(20, 6), draws, (1, 4), seen.preset
+    )
+    other = Evidence(
+        seen.student_test, head, fit.clone(), moved.teacher_fit.clone(), draws, (1, 4), seen.preset
+    )
     other.student_fit[16:] = 1e6
     other.teacher_fit[16:] = -1e6
     for a, b in zip(fit_heads(moved), fit_heads(other), strict=True):
@@ -162,7 +189,9 @@ def test_unknown_names_name_the_nearest():
         get_protocol("ft_clasifier")
 
 
-@pytest.mark.parametrize("preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), get_preset("released")])
+@pytest.mark.parametrize(
+    "preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), get_preset("released")]
+)
 def test_nested_fits_are_the_single_fits(preset):
     """One loop for all shots against a fit for each, also where a minibatch is cut short, a k repeats, ks come in any order, and a small one
     has no block of its own."""
@@ -179,4 +208,6 @@ def test_nested_fits_are_the_single_fits(preset):
 def test_a_k_without_rows_is_refused(ks):
     z, teacher, head = example(n_fits=1, n=24)
     with pytest.raises(DataError, match="between 1 and the 6"):
-        nested_fits(z.unflatten(1, (4, 6)), teacher.unflatten(1, (4, 6)), head, get_preset("default"), ks)
+        nested_fits(
+            z.unflatten(1, (4, 6)), teacher.unflatten(1, (4, 6)), head, get_preset("default"), ks
+        )

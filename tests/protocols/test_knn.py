@@ -10,12 +10,26 @@ from hypothesis import strategies as st
 from mergelib.protocols import knn_eval
 
 # Distances of the anchors from x = 0, class by class, on a line; k = 5.
-POINTS = torch.tensor([
-    [1.0, 1.0, 1.0, 1.0, 26.0],      # most of the five nearest: a vote says 0; mean 6, mean square 136
-    [-40.0, 40.0, -40.0, 40.0, 0.1],  # symmetric: the distance to the centroid says 1
-    [5.0, 5.0, 5.0, 5.0, 7.0],        # never far: the mean squared distance says 2; mean 5.4, mean square 29.8
-    [2.0, 2.0, 2.0, 2.0, 13.0],       # the mean distance says 3: 4.2, mean square 37
-])
+POINTS = torch.tensor(
+    [
+        [
+            1.0,
+            1.0,
+            1.0,
+            1.0,
+            26.0,
+        ],  # most of the five nearest: a vote says 0; mean 6, mean square 136
+        [-40.0, 40.0, -40.0, 40.0, 0.1],  # symmetric: the distance to the centroid says 1
+        [
+            5.0,
+            5.0,
+            5.0,
+            5.0,
+            7.0,
+        ],  # never far: the mean squared distance says 2; mean 5.4, mean square 29.8
+        [2.0, 2.0, 2.0, 2.0, 13.0],  # the mean distance says 3: 4.2, mean square 37
+    ]
+)
 
 
 def test_mean_of_distances_and_nothing_else():
@@ -35,11 +49,28 @@ def slow_knn(features, anchors, ks):
     import numpy as np
 
     z, a = features.double().numpy(), anchors.double().numpy()
-    return [[[min(range(a.shape[1]), key=lambda c: (sum(np.linalg.norm(x - y) for y in a[s, c, :k]) / k, c)) for x in z]
-             for s in range(a.shape[0])] for k in ks]
+    return [
+        [
+            [
+                min(
+                    range(a.shape[1]),
+                    key=lambda c: (sum(np.linalg.norm(x - y) for y in a[s, c, :k]) / k, c),
+                )
+                for x in z
+            ]
+            for s in range(a.shape[0])
+        ]
+        for k in ks
+    ]
 
 
-@given(seed=st.integers(0, 10_000), s=st.integers(1, 3), c=st.integers(1, 5), k=st.integers(1, 5), d=st.integers(1, 6))
+@given(
+    seed=st.integers(0, 10_000),
+    s=st.integers(1, 3),
+    c=st.integers(1, 5),
+    k=st.integers(1, 5),
+    d=st.integers(1, 6),
+)
 def test_equals_two_slow_loops(seed, s, c, k, d):
     g = torch.Generator().manual_seed(seed)
     features, anchors = torch.randn(6, d, generator=g), torch.randn(s, c, k, d, generator=g)
@@ -52,11 +83,18 @@ def test_equals_two_slow_loops(seed, s, c, k, d):
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
 def test_rotation_shift_and_scale_change_nothing(seed, scale):
     g = torch.Generator().manual_seed(seed)
-    features, anchors = torch.randn(10, 5, generator=g, dtype=torch.double), torch.randn(2, 3, 4, 5, generator=g, dtype=torch.double)
+    features, anchors = (
+        torch.randn(10, 5, generator=g, dtype=torch.double),
+        torch.randn(2, 3, 4, 5, generator=g, dtype=torch.double),
+    )
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=g, dtype=torch.double)).Q
     shift = torch.randn(5, generator=g, dtype=torch.double)
-    assert torch.equal(knn_eval(features, anchors, [1, 2, 4]),
-                       knn_eval(scale * features @ rotation + shift, scale * anchors @ rotation + shift, [1, 2, 4]))
+    assert torch.equal(
+        knn_eval(features, anchors, [1, 2, 4]),
+        knn_eval(
+            scale * features @ rotation + shift, scale * anchors @ rotation + shift, [1, 2, 4]
+        ),
+    )
 
 
 def test_near_neighbours_far_from_the_origin_stay_apart():
@@ -69,7 +107,9 @@ def test_ties_go_to_the_lowest_class_and_the_order_of_anchors_is_free():
     anchors = torch.tensor([[2.0, 4.0], [1.0, 5.0], [3.0, 3.0]]).view(1, 3, 2, 1)
     assert knn_eval(torch.zeros(1, 1), anchors, [2]).item() == 0
     flipped = anchors.flip(2)
-    assert torch.equal(knn_eval(torch.zeros(1, 1), anchors, [2]), knn_eval(torch.zeros(1, 1), flipped, [2]))
+    assert torch.equal(
+        knn_eval(torch.zeros(1, 1), anchors, [2]), knn_eval(torch.zeros(1, 1), flipped, [2])
+    )
 
 
 @pytest.mark.parametrize("ks", [[1], [3, 1], [2, 3]])

@@ -36,11 +36,15 @@ def loss(found: Head, X: torch.Tensor, Y: torch.Tensor, start: Head) -> torch.Te
 @pytest.mark.parametrize("n", [2, 50])
 def test_lengths_angles_and_bias_are_kept(fit, C, d, n):
     start = head(C, d)
-    found = orthogonal_classifier(normal(2, n, d, seed=1), normal(2, n, d, seed=2), start, PRESET, fit=fit)
+    found = orthogonal_classifier(
+        normal(2, n, d, seed=1), normal(2, n, d, seed=2), start, PRESET, fit=fit
+    )
     assert found.weight.shape == (2, C, d) and found.bias.shape == (2, C)
     assert (found.weight - start.weight).abs().max() > 1e-2
     gram = start.weight @ start.weight.mT
-    torch.testing.assert_close(found.weight @ found.weight.mT, gram.expand(2, C, C), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.weight @ found.weight.mT, gram.expand(2, C, C), atol=1e-4, rtol=1e-4
+    )
     assert torch.equal(found.bias, start.bias.expand(2, C))
     assert not found.weight.requires_grad
 
@@ -49,7 +53,9 @@ def test_lengths_angles_and_bias_are_kept(fit, C, d, n):
 def test_a_head_of_lower_rank_is_no_exception(fit):
     start = head(4)
     start.weight[3] = start.weight[0] + start.weight[1]
-    found = orthogonal_classifier(normal(1, 30, 8, seed=1), normal(1, 30, 8, seed=2), start, PRESET, fit=fit).weight[0]
+    found = orthogonal_classifier(
+        normal(1, 30, 8, seed=1), normal(1, 30, 8, seed=2), start, PRESET, fit=fit
+    ).weight[0]
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found[3], found[0] + found[1], atol=1e-4, rtol=0)
 
@@ -57,7 +63,9 @@ def test_a_head_of_lower_rank_is_no_exception(fit):
 @pytest.mark.parametrize("C, d", SHAPES)
 def test_kl_fit_starts_at_the_fine_tuned_head(C, d):
     start = head(C, d)
-    found = orthogonal_classifier(normal(2, 9, d, seed=1), normal(2, 9, d, seed=2), start, FTPreset(lr=1.0, epochs=0))
+    found = orthogonal_classifier(
+        normal(2, 9, d, seed=1), normal(2, 9, d, seed=2), start, FTPreset(lr=1.0, epochs=0)
+    )
     torch.testing.assert_close(found.weight, start.weight.expand(2, C, d), atol=2e-6, rtol=1e-5)
 
 
@@ -67,7 +75,9 @@ def test_equal_features_leave_the_head(fit, n):
     X, start = normal(2, n, 8, seed=1), head()
     found = orthogonal_classifier(X, X.clone(), start, PRESET, fit=fit)
     # Adam divides by the gradient's size, so that rounding alone moves an entry by a few steps of the rate.
-    torch.testing.assert_close(found.weight, start.weight.expand(2, 3, 8), atol=5 * PRESET.lr, rtol=0)
+    torch.testing.assert_close(
+        found.weight, start.weight.expand(2, 3, 8), atol=5 * PRESET.lr, rtol=0
+    )
     assert loss(found, X, X, start).max() < 1e-5
 
 
@@ -83,7 +93,9 @@ def test_a_planted_rotation_is_found(C, d):
     torch.testing.assert_close(closed.weight, (start.weight @ R).expand(2, C, d), atol=1e-4, rtol=0)
     # KL cannot see a vector added to all rows of W', so probabilities are compared, not logits.
     found = orthogonal_classifier(X, X @ R.mT, start, FTPreset(lr=1e-2, epochs=800))
-    torch.testing.assert_close(found.logits(new).log_softmax(-1), target.log_softmax(-1), atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        found.logits(new).log_softmax(-1), target.log_softmax(-1), atol=0.1, rtol=0
+    )
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -98,7 +110,9 @@ def test_few_inputs_still_help(fit):
 def test_kl_fit_minimises_kl_of_the_teachers_own_logits():
     """The teacher is f_t through (W_t, b_t), and KL falls below its start and below Procrustes'."""
     X, Y, start = normal(3, 60, 8, seed=1), normal(3, 60, 8, seed=2), head()
-    found, closed = (orthogonal_classifier(X, Y, start, PRESET, fit=fit) for fit in ("kl", "procrustes"))
+    found, closed = (
+        orthogonal_classifier(X, Y, start, PRESET, fit=fit) for fit in ("kl", "procrustes")
+    )
     assert (loss(found, X, Y, start) < loss(start, X, Y, start)).all()
     assert (loss(found, X, Y, start) < loss(closed, X, Y, start)).all()
 
@@ -122,7 +136,9 @@ def test_nested_fits_are_the_single_fits(C):
     given = Head(head(C).weight.double(), head(C).bias.double())
     preset, ks = FTPreset(1e-2, 40), [2, 12, 1, 2, 5]
     for k, found in zip(ks, nested_orthogonal(X, Y, given, preset, ks), strict=True):
-        alone = orthogonal_classifier(X[:, :, :k].flatten(1, 2), Y[:, :, :k].flatten(1, 2), given, preset)
+        alone = orthogonal_classifier(
+            X[:, :, :k].flatten(1, 2), Y[:, :, :k].flatten(1, 2), given, preset
+        )
         torch.testing.assert_close(found.weight, alone.weight, atol=1e-9, rtol=1e-7)
         torch.testing.assert_close(found.bias, alone.bias, atol=0, rtol=0)
 

@@ -38,7 +38,9 @@ def test_down_is_drawn_as_a_linear_layer_is():
     assert not torch.equal(down[0], start(2, 400, rank=64, seed=1).down[0])
 
 
-def reference(x: torch.Tensor, y: torch.Tensor, steps: int, rank: int, lr: float) -> tuple[torch.Tensor, list[float]]:
+def reference(
+    x: torch.Tensor, y: torch.Tensor, steps: int, rank: int, lr: float
+) -> tuple[torch.Tensor, list[float]]:
     """One fit the ordinary way: two layers, L1Loss, Adam."""
     down, up = nn.Linear(x.shape[1], rank, bias=False), nn.Linear(rank, x.shape[1], bias=False)
     with torch.no_grad():
@@ -66,7 +68,9 @@ def test_equals_a_plain_loop_and_a_batch_equals_single_fits():
 
 def test_loss_falls_and_a_planted_correction_is_learnt():
     target = SurgeryModule(normal(1, 2, 12, seed=5), normal(1, 12, 2, seed=6)).apply(X)
-    distance = [(surgery(X, target, steps=s, lr=1e-2).apply(X) - target).abs().mean() for s in (0, 20, 400)]
+    distance = [
+        (surgery(X, target, steps=s, lr=1e-2).apply(X) - target).abs().mean() for s in (0, 20, 400)
+    ]
     assert distance[2] < 0.5 * distance[1] < 0.5 * distance[0]
 
 

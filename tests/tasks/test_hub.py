@@ -29,11 +29,15 @@ class Client(loopback_hub.Client):
     def __init__(self, folder: Path, endpoint: str, **environment: str):
         registry = folder / "hub.yaml"
         entries = yaml.safe_load(hub.REGISTRY.read_text())
-        registry.write_text(yaml.safe_dump({name: {**entry, "rows": None} for name, entry in entries.items()}))
+        registry.write_text(
+            yaml.safe_dump({name: {**entry, "rows": None} for name, entry in entries.items()})
+        )
         super().__init__(folder, endpoint, {"mergelib.tasks.hub": registry}, **environment)
 
     def __call__(self, name: str, lock: Path, **arguments: int) -> dict:
-        answer = super().__call__("mergelib.tasks.hub.hub_splits", name, lock_path=str(lock), **arguments)
+        answer = super().__call__(
+            "mergelib.tasks.hub.hub_splits", name, lock_path=str(lock), **arguments
+        )
         return {**answer, **answer.pop("value", {})}
 
 
@@ -59,20 +63,33 @@ def client(server, folder):
 def fetched(server, client, folder):
     """AG News at its old commit, fetched once; the hub has moved on since."""
     train = {"text": ["war", " ball \n", "", "stock", "chip"], "label": [0, 1, 1, 2, 3]}
-    server.repositories[AG] = {OLD: table_repository(train, {"text": ["goal", "bank"], "label": [1, 2]})}
+    server.repositories[AG] = {
+        OLD: table_repository(train, {"text": ["goal", "bank"], "label": [1, 2]})
+    }
     answer = client("ag", folder / "lock.json")
-    server.repositories[AG][NEW] = table_repository({**train, "label": [3, 1, 1, 2, 0]}, {"text": ["goal"], "label": [1]})
+    server.repositories[AG][NEW] = table_repository(
+        {**train, "label": [3, 1, 1, 2, 0]}, {"text": ["goal"], "label": [1]}
+    )
     return answer
 
 
 class TestClient:
     def test_first_fetch(self, fetched, folder):
         assert fetched["names"] == list(LABEL_NAMES["ag"])
-        assert fetched["train"] == ["war", "ball", "stock", "chip"] and fetched["labels"] == [0, 1, 2, 3]
+        assert fetched["train"] == ["war", "ball", "stock", "chip"] and fetched["labels"] == [
+            0,
+            1,
+            2,
+            3,
+        ]
         assert fetched["test"] == ["goal", "bank"]
         locked = json.loads((folder / "lock.json").read_text())["ag"]
         assert locked["id"] == AG and locked["revision"] == OLD
-        assert locked["train"]["rows"] == 5 and locked["train"]["empty"] == 1 and locked["test"]["empty"] == 0
+        assert (
+            locked["train"]["rows"] == 5
+            and locked["train"]["empty"] == 1
+            and locked["test"]["empty"] == 0
+        )
         assert [p.name for p in folder.glob("lock.json*")] == ["lock.json"]
 
     def test_the_locked_commit_is_fetched_again(self, fetched, server, client, folder):
@@ -83,7 +100,9 @@ class TestClient:
         assert (folder / "lock.json").read_bytes() == before
         assert not any(NEW in path for path in server.asked)
 
-    def test_without_lock_the_newest_is_fetched_and_then_differs_from_a_lock(self, fetched, client, folder, tmp_path):
+    def test_without_lock_the_newest_is_fetched_and_then_differs_from_a_lock(
+        self, fetched, client, folder, tmp_path
+    ):
         newest = client("ag", tmp_path / "lock.json")
         assert newest["labels"] == [3, 1, 2, 0]
         entry = json.loads((tmp_path / "lock.json").read_text())["ag"]
@@ -94,7 +113,14 @@ class TestClient:
         mixed.write_text(json.dumps({"ag": {**old, "revision": NEW}}))
         answer = client("ag", mixed)
         assert answer["error"] == "DataError"
-        for part in (AG, NEW, "labels of train differ", "test has 1 rows, locked 2", "LAMOL", str(mixed)):
+        for part in (
+            AG,
+            NEW,
+            "labels of train differ",
+            "test has 1 rows, locked 2",
+            "LAMOL",
+            str(mixed),
+        ):
             assert part in answer["message"]
 
     def test_csv_with_labels_from_one(self, server, client, tmp_path):
@@ -102,21 +128,31 @@ class TestClient:
         files = {"README.md": b"# A card\n", "train.csv": csv, "test.csv": csv}
         server.repositories[hub.registry()["amazon"].id] = {OLD: files}
         answer = client("amazon", tmp_path / "lock.json")
-        assert answer["train"] == ["Great Loved, it", "Broke", 'So "so" okay'] and answer["labels"] == [4, 0, 2]
+        assert answer["train"] == ["Great Loved, it", "Broke", 'So "so" okay'] and answer[
+            "labels"
+        ] == [4, 0, 2]
 
-    @pytest.mark.parametrize(("status", "reason"), [(200, "log-in or error page"), (404, "status 404"),
-                                                    (503, "status 503")])
+    @pytest.mark.parametrize(
+        ("status", "reason"),
+        [(200, "log-in or error page"), (404, "status 404"), (503, "status 503")],
+    )
     def test_error_page_instead_of_the_api(self, server, client, tmp_path, status, reason):
         server.repositories["Yelp/yelp_review_full"] = {OLD: {}}
         server.pages["Yelp/yelp_review_full"] = status
         answer = client("yelp", tmp_path / "lock.json")
-        assert answer["error"] == "OfflineError" and reason in answer["message"] and answer["seconds"] < 20
+        assert (
+            answer["error"] == "OfflineError"
+            and reason in answer["message"]
+            and answer["seconds"] < 20
+        )
         assert not (tmp_path / "lock.json").exists()
 
     def test_error_page_instead_of_a_file(self, server, client, tmp_path):
         rows = {"label": [0], "title": ["t"], "content": ["c"]}
         files = table_repository(rows, rows)
-        server.repositories["fancyzhx/dbpedia_14"] = {OLD: {**files, "data/test-00000-of-00001.parquet": PAGE}}
+        server.repositories["fancyzhx/dbpedia_14"] = {
+            OLD: {**files, "data/test-00000-of-00001.parquet": PAGE}
+        }
         answer = client("dbpedia", tmp_path / "lock.json")
         assert answer["error"] == "DataError"
         assert "error page" in answer["message"] and "dbpedia_14" in answer["message"]
@@ -124,11 +160,17 @@ class TestClient:
 
     def test_only_tables_and_no_code(self, server, client, tmp_path):
         entries = hub.registry()
-        script = {"README.md": b"# A card\n", entries["yahoo"].id.split("/")[1] + ".py": b"raise SystemExit"}
+        script = {
+            "README.md": b"# A card\n",
+            entries["yahoo"].id.split("/")[1] + ".py": b"raise SystemExit",
+        }
         server.repositories[entries["yahoo"].id] = {OLD: script}
         answer = client("yahoo", tmp_path / "lock.json")
         del server.repositories[entries["yahoo"].id]
-        assert answer["error"] == "DataError" and "scripts are no longer supported" in answer["message"]
+        assert (
+            answer["error"] == "DataError"
+            and "scripts are no longer supported" in answer["message"]
+        )
         row = b'{"class_index": 1, "review_title": "", "review_text": "x"}'
         server.repositories[entries["amazon"].id] = {NEW: {"train.json": row, "test.json": row}}
         answer = client("amazon", tmp_path / "lock.json")
@@ -136,14 +178,22 @@ class TestClient:
 
     def test_another_copy_in_the_cache_is_not_passed_off(self, server, client, tmp_path):
         name, commit = hub.registry()["amazon"].id, "d" * 40
-        server.repositories[name] = {commit: {"README.md": b"# A card\n", name.split("/")[1] + ".py": b""}}
+        server.repositories[name] = {
+            commit: {"README.md": b"# A card\n", name.split("/")[1] + ".py": b""}
+        }
         answer = client("amazon", tmp_path / "lock.json")
-        assert answer["error"] == "OfflineError" and commit in answer["message"] and NEW in answer["message"]
+        assert (
+            answer["error"] == "OfflineError"
+            and commit in answer["message"]
+            and NEW in answer["message"]
+        )
 
     def test_gone(self, fetched, client, folder, tmp_path):
         answer = client("yahoo", tmp_path / "lock.json")
         assert answer["error"] == "DataError"
-        assert "yahoo_answers_topics" in answer["message"] and "no such data set" in answer["message"]
+        assert (
+            "yahoo_answers_topics" in answer["message"] and "no such data set" in answer["message"]
+        )
         old = json.loads((folder / "lock.json").read_text())["ag"]
         (tmp_path / "lock.json").write_text(json.dumps({"ag": {**old, "revision": "c" * 40}}))
         answer = client("ag", tmp_path / "lock.json")
@@ -160,7 +210,12 @@ class TestClient:
         try:
             empty = client("ag", tmp_path / "lock.json")
             assert empty["error"] == "OfflineError" and empty["seconds"] < 20
-            for part in (AG, "Connect once", "--text-dir", "HF_HUB_OFFLINE" if mode == "offline" else "ConnectError"):
+            for part in (
+                AG,
+                "Connect once",
+                "--text-dir",
+                "HF_HUB_OFFLINE" if mode == "offline" else "ConnectError",
+            ):
                 assert part in empty["message"]
             assert not (tmp_path / "lock.json").exists()
             cache = Path("home", "datasets", "fancyzhx___ag_news", "default", "0.0.0", OLD)
@@ -169,9 +224,15 @@ class TestClient:
             assert cached["train"] == fetched["train"] and cached["seconds"] < 20
             locked = [json.loads((f / "lock.json").read_text())["ag"] for f in (tmp_path, folder)]
             assert locked[0] == locked[1]
-            (tmp_path / "other.json").write_text((tmp_path / "lock.json").read_text().replace(OLD, NEW))
+            (tmp_path / "other.json").write_text(
+                (tmp_path / "lock.json").read_text().replace(OLD, NEW)
+            )
             other = client("ag", tmp_path / "other.json")
-            assert other["error"] == "OfflineError" and OLD in other["message"] and NEW in other["message"]
+            assert (
+                other["error"] == "OfflineError"
+                and OLD in other["message"]
+                and NEW in other["message"]
+            )
         finally:
             client.close()
 
@@ -185,8 +246,18 @@ def fake(monkeypatch, tmp_path):
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("MERGELIB_HUB_LOCK", str(tmp_path / "lock.json"))
 
-    def load(task: str, train: dict, test: dict | None = None, *, features=None, check_rows: bool = False, **arguments):
-        parts = [datasets.Dataset.from_dict(rows, features=features) for rows in (train, test or train)]
+    def load(
+        task: str,
+        train: dict,
+        test: dict | None = None,
+        *,
+        features=None,
+        check_rows: bool = False,
+        **arguments,
+    ):
+        parts = [
+            datasets.Dataset.from_dict(rows, features=features) for rows in (train, test or train)
+        ]
         entries = hub.registry()
         if not check_rows:
             entries = {n: e.model_copy(update={"rows": None}) for n, e in entries.items()}
@@ -209,36 +280,57 @@ def test_registry():
 
 def test_the_library_does_without_datasets():
     code = "import sys, mergelib.tasks.hub; sys.exit('datasets' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(hub.__file__).parents[2]).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(hub.__file__).parents[2]).returncode
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("parts", "text"), [
-    (["Title", "Content"], "Title Content"),
-    ([" TY KU ", "  is\na company "], "TY KU is\na company"),
-    (["", "only"], "only"), (["only", None], "only"), (["null", "NA"], "null NA"), ([None, " \t"], ""),
-])
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        (["Title", "Content"], "Title Content"),
+        ([" TY KU ", "  is\na company "], "TY KU is\na company"),
+        (["", "only"], "only"),
+        (["only", None], "only"),
+        (["null", "NA"], "null NA"),
+        ([None, " \t"], ""),
+    ],
+)
 def test_join(parts, text):
     assert hub.join_parts(parts) == text
 
 
 def test_yahoo_columns_in_order(fake):
-    rows = {"best_answer": ["a", None], "topic": [9, 0], "question_content": ["", "q"], "question_title": ["t", "u"],
-            "id": [0, 1]}
+    rows = {
+        "best_answer": ["a", None],
+        "topic": [9, 0],
+        "question_content": ["", "q"],
+        "question_title": ["t", "u"],
+        "id": [0, 1],
+    }
     _, train, _ = fake("yahoo", rows)
     assert train.inputs == ("t a", "u q") and train.labels.tolist() == [9, 0]
 
 
 def test_missing_columns(fake):
-    with pytest.raises(DataError, match=r"no column title.*Found: label, text; expected: label, title, content"):
+    with pytest.raises(
+        DataError, match=r"no column title.*Found: label, text; expected: label, title, content"
+    ):
         fake("dbpedia", {"label": [0], "text": ["x"]})
     with pytest.raises(DataError, match="holds int64, not text"):
         fake("ag", {"label": [0], "text": [1]})
 
 
-@pytest.mark.parametrize(("task", "label", "problem"), [
-    ("ag", 4, "run from 0 to 4, expected 0 to 3"), ("ag", -1, "run from -1 to 0"),
-    ("amazon", 0, "run from 0 to 1, expected 1 to 5"), ("amazon", 6, "run from 1 to 6"),
-])
+@pytest.mark.parametrize(
+    ("task", "label", "problem"),
+    [
+        ("ag", 4, "run from 0 to 4, expected 0 to 3"),
+        ("ag", -1, "run from -1 to 0"),
+        ("amazon", 0, "run from 0 to 1, expected 1 to 5"),
+        ("amazon", 6, "run from 1 to 6"),
+    ],
+)
 def test_labels_outside_range(fake, tmp_path, task, label, problem):
     entry = hub.registry()[task]
     with pytest.raises(DataError, match=f"{problem}.*Known variants"):
@@ -254,11 +346,31 @@ def test_labels_that_are_none_or_words(fake):
     assert fake("ag", {"label": ["0", "3"], "text": ["x", "y"]})[1].labels.tolist() == [0, 3]
 
 
-@pytest.mark.parametrize(("task", "names"), [
-    ("yelp", ["1 star", "2 star", "3 stars", "4 stars", "5 stars"]),
-    ("dbpedia", ["Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation",
-                 "Building", "NaturalPlace", "Village", "Animal", "Plant", "Album", "Film", "WrittenWork"]),
-])
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("yelp", ["1 star", "2 star", "3 stars", "4 stars", "5 stars"]),
+        (
+            "dbpedia",
+            [
+                "Company",
+                "EducationalInstitution",
+                "Artist",
+                "Athlete",
+                "OfficeHolder",
+                "MeanOfTransportation",
+                "Building",
+                "NaturalPlace",
+                "Village",
+                "Animal",
+                "Plant",
+                "Album",
+                "Film",
+                "WrittenWork",
+            ],
+        ),
+    ],
+)
 def test_class_names_as_the_cards_spell_them(fake, task, names):
     entry = hub.registry()[task]
     rows = {entry.label: [0, 4], **{c: ["x", "y"] for c in entry.text}}
@@ -307,16 +419,23 @@ def test_lock_file_that_cannot_be_written(fake, tmp_path):
 def test_subsample(fake, monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "BLOCK", 7)
     n = 400
-    rows = {"label": [i % 4 for i in range(n)], "text": [f"text {i}" if i % 5 else " " for i in range(n)]}
+    rows = {
+        "label": [i % 4 for i in range(n)],
+        "text": [f"text {i}" if i % 5 else " " for i in range(n)],
+    }
     _, whole, _ = fake("ag", rows)
     assert len(whole) == 320 and whole.inputs[:2] == ("text 1", "text 2")
     _, train, test = fake("ag", rows, n_train=50, n_test=30)
     assert len(train) == 50 and len(test) == 30 and len(set(train.inputs)) == 50
-    assert all(int(t.split()[1]) % 4 == y for t, y in zip(train.inputs, train.labels.tolist(), strict=True))
+    assert all(
+        int(t.split()[1]) % 4 == y for t, y in zip(train.inputs, train.labels.tolist(), strict=True)
+    )
     assert set(test.inputs) != set(train.inputs[:30]), "train and test use different permutations"
     _, more, _ = fake("ag", rows, n_train=60)
     assert more.inputs[:50] == train.inputs
-    _, relabelled, _ = fake("ag", {**rows, "label": [0] * n}, n_train=50, lock_path=tmp_path / "other.json")
+    _, relabelled, _ = fake(
+        "ag", {**rows, "label": [0] * n}, n_train=50, lock_path=tmp_path / "other.json"
+    )
     assert relabelled.inputs == train.inputs, "which rows are drawn depends on no label"
     assert torch.equal(fake("ag", rows, n_train=10_000)[1].labels, whole.labels)
 

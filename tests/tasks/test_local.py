@@ -22,11 +22,14 @@ def write(path, text: str | bytes):
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
-@pytest.mark.parametrize(("text", "expected"), [
-    ('1,"title one","text one"\n2,t,text two\n', ["text one", "text two"]),
-    ("1,text one\n2,text two\n", ["text one", "text two"]),
-    ("1,text one\r\n2,text two", ["text one", "text two"]),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('1,"title one","text one"\n2,t,text two\n', ["text one", "text two"]),
+        ("1,text one\n2,text two\n", ["text one", "text two"]),
+        ("1,text one\r\n2,text two", ["text one", "text two"]),
+    ],
+)
 def test_two_and_three_columns_plain_and_gzipped(tmp_path, name, text, expected):
     split = read_csv(write(tmp_path / name, text))
     assert list(split.inputs) == expected
@@ -35,7 +38,18 @@ def test_two_and_three_columns_plain_and_gzipped(tmp_path, name, text, expected)
 
 def test_texts_survive_as_they_are(tmp_path):
     """Words that table readers take for missing values, quotes, commas and line breaks within quotes."""
-    texts = ["null", "NA", "nan", "None", "", 'He said "no, never"', "one\ntwo\r\nthree", " padded ", "naïve 日本 😀", "x" * 200_000]
+    texts = [
+        "null",
+        "NA",
+        "nan",
+        "None",
+        "",
+        'He said "no, never"',
+        "one\ntwo\r\nthree",
+        " padded ",
+        "naïve 日本 😀",
+        "x" * 200_000,
+    ]
     texts.remove("")
     rows = "".join(f'1,t,"{t.replace(chr(34), chr(34) * 2)}"\n' for t in texts)
     assert list(read_csv(write(tmp_path / "train.csv", rows)).inputs) == texts
@@ -51,13 +65,25 @@ def test_other_shapes_need_a_text_column(tmp_path):
             read_csv(path, text_column=column)
 
 
-@pytest.mark.parametrize(("bad", "line", "says"), [
-    ("\n", 3, "row is empty"), (",,\n", 3, "row is empty"), ("1,t,\n", 3, "text is empty"), ("1,t,  \n", 3, "text is empty"),
-    ("0,t,x\n", 3, "labels count from 1"), ("-1,t,x\n", 3, "labels count from 1"), ("x,t,x\n", 3, "not an integer"),
-    ("1.0,t,x\n", 3, "not an integer"), (",t,x\n", 3, "not an integer"), ("1,x\n", 3, "2 columns"), ("1,t,x,y\n", 3, "4 columns"),
-    ('1,t,"x" y\n', 3, "cannot be read"), ('1,t,"never closed\n', None, "cannot be read"),
-    ("99999999999999999999,t,x\n", 3, "label"),
-])
+@pytest.mark.parametrize(
+    ("bad", "line", "says"),
+    [
+        ("\n", 3, "row is empty"),
+        (",,\n", 3, "row is empty"),
+        ("1,t,\n", 3, "text is empty"),
+        ("1,t,  \n", 3, "text is empty"),
+        ("0,t,x\n", 3, "labels count from 1"),
+        ("-1,t,x\n", 3, "labels count from 1"),
+        ("x,t,x\n", 3, "not an integer"),
+        ("1.0,t,x\n", 3, "not an integer"),
+        (",t,x\n", 3, "not an integer"),
+        ("1,x\n", 3, "2 columns"),
+        ("1,t,x,y\n", 3, "4 columns"),
+        ('1,t,"x" y\n', 3, "cannot be read"),
+        ('1,t,"never closed\n', None, "cannot be read"),
+        ("99999999999999999999,t,x\n", 3, "label"),
+    ],
+)
 @pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
 def test_a_broken_row_is_refused_with_file_and_line(tmp_path, name, bad, line, says):
     path = write(tmp_path / name, f"1,t,good\n2,t,good\n{bad}1,t,good\n")
@@ -102,13 +128,25 @@ def test_missing_folders_and_files_name_what_is_there(tmp_path):
 def folder(tmp_path, name="ag", classes=4, n=40, extra=""):
     rows = "".join(f"{i % classes + 1},t,text {i}\n" for i in range(n))
     write(tmp_path / name / "train.csv", rows + extra)
-    write(tmp_path / name / "test.csv.gz", "".join(f"{i % classes + 1},t,test text {i}\n" for i in range(20)))
+    write(
+        tmp_path / name / "test.csv.gz",
+        "".join(f"{i % classes + 1},t,test text {i}\n" for i in range(20)),
+    )
     return tmp_path
 
 
 def local_profile(tmp_path, **sizes):
-    return load_profile("quick", {"tasks.source": "local", "tasks.text_dir": str(tmp_path), "tasks.n_train": 20,
-                                  "tasks.n_validation": 8, "tasks.n_test": 12} | sizes)
+    return load_profile(
+        "quick",
+        {
+            "tasks.source": "local",
+            "tasks.text_dir": str(tmp_path),
+            "tasks.n_train": 20,
+            "tasks.n_validation": 8,
+            "tasks.n_test": 12,
+        }
+        | sizes,
+    )
 
 
 def test_a_label_above_the_number_of_classes(tmp_path):
@@ -128,7 +166,11 @@ def test_local_and_miniature_give_the_same_kind_of_task(tmp_path):
     assert len(local.label_names) == len(miniature.label_names) == 4
     for task in (local, miniature):
         for split in (task.train, task.validation, task.test):
-            assert isinstance(split, Split) and split.labels.dtype == torch.int64 and all(isinstance(x, str) for x in split.inputs)
+            assert (
+                isinstance(split, Split)
+                and split.labels.dtype == torch.int64
+                and all(isinstance(x, str) for x in split.inputs)
+            )
     assert (len(local.train), len(local.validation), len(local.test)) == (20, 8, 12)
 
 
@@ -137,8 +179,14 @@ def test_validation_is_cut_from_train_by_a_seed(tmp_path):
     task, again = load_task("ag", profile), load_task("ag", profile)
     train, validation = set(task.train.inputs), set(task.validation.inputs)
     assert not train & validation and train | validation <= {f"text {i}" for i in range(40)}
-    assert (task.train.digest, task.validation.digest, task.test.digest) == (again.train.digest, again.validation.digest, again.test.digest)
-    assert list(task.validation.inputs) != [f"text {i}" for i in range(8)], "a cut in file order would not be random"
+    assert (task.train.digest, task.validation.digest, task.test.digest) == (
+        again.train.digest,
+        again.validation.digest,
+        again.test.digest,
+    )
+    assert list(task.validation.inputs) != [f"text {i}" for i in range(8)], (
+        "a cut in file order would not be random"
+    )
     for split in (task.train, task.validation):  # a text keeps its own label
         assert [int(x.split()[-1]) % 4 for x in split.inputs] == split.labels.tolist()
     larger = load_task("ag", local_profile(tmp_path, **{"tasks.n_train": 32}))
@@ -160,7 +208,10 @@ def test_a_local_profile_without_a_folder_names_the_option():
         load_task("ag", load_profile("quick", {"tasks.source": "local"}))
 
 
-@pytest.mark.parametrize(("labels", "says"), [([0, 1, 2], "outside 0..1"), ([0, -1, 1], "label -1"), ([0, 0, 0], "class 1")])
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [([0, 1, 2], "outside 0..1"), ([0, -1, 1], "label -1"), ([0, 0, 0], "class 1")],
+)
 def test_a_task_refuses_labels_outside_its_range_and_empty_classes(labels, says):
     good = Split(("a", "b", "c"), torch.tensor([0, 1, 0]))
     with pytest.raises(DataError, match=says):
@@ -175,7 +226,9 @@ def test_subsamples_are_seeded_and_keep_their_labels():
     whole = Split(tuple(f"{i}" for i in range(60)), torch.arange(60) % 3)
     task = build_task("t", "abc", whole, whole, n_train=30, n_validation=10, n_test=15, source="")
     for split in (task.train, task.validation, task.test):
-        assert [int(x) % 3 for x in split.inputs] == split.labels.tolist() and len(set(split.inputs)) == len(split)
+        assert [int(x) % 3 for x in split.inputs] == split.labels.tolist() and len(
+            set(split.inputs)
+        ) == len(split)
 
 
 def test_splits_and_corpus_share_no_document(study):

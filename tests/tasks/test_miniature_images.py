@@ -25,9 +25,11 @@ from mergelib.tasks.miniature.images import (
 
 TASKS = list(IMAGE_TASKS)
 PINNED = "4947bca5b8a8ce5b04da5e65b353146841a2400060411f27755e681486bec6f9"
-MIXED = "import hashlib; from mergelib.tasks.miniature.images import *; d = hashlib.sha256()\n" \
-    "for t in IMAGE_TASKS: d.update(generate(t, 60, 0)[0].numpy().tobytes())\n" \
+MIXED = (
+    "import hashlib; from mergelib.tasks.miniature.images import *; d = hashlib.sha256()\n"
+    "for t in IMAGE_TASKS: d.update(generate(t, 60, 0)[0].numpy().tobytes())\n"
     "d.update(captioned(60, 0)[0].numpy().tobytes()); d.update('|'.join(captioned(60, 0)[1]).encode()); print(d.hexdigest())"
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,20 @@ def captions() -> list[str]:
 def test_the_world_is_frozen_and_the_same_with_and_without_vector_instructions():
     """Pictures hold no rounding of a platform: without AVX2 and fused multiply-add the bytes are the same."""
     slow = os.environ | {"NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4"}
-    found = [subprocess.run([sys.executable, "-W", "ignore", "-c", MIXED], env=env, capture_output=True, text=True, check=True).stdout.strip()
-             for env in (dict(os.environ), slow)]
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", MIXED],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for env in (dict(os.environ), slow)
+    ]
     assert found[0] == found[1]
     assert (IMAGE_WORLD_VERSION, found[0]) == (2, PINNED), (
-        "the drawn world has changed: bump IMAGE_WORLD_VERSION, pin the new digest, and list the report's claims before and after")
+        "the drawn world has changed: bump IMAGE_WORLD_VERSION, pin the new digest, and list the report's claims before and after"
+    )
 
 
 def test_names_and_numbers_are_what_the_profile_and_the_issue_ask_for():
@@ -59,7 +70,12 @@ def test_names_and_numbers_are_what_the_profile_and_the_issue_ask_for():
 @pytest.mark.parametrize("task", TASKS)
 def test_pictures_are_whole_and_labels_balanced(task, drawn):
     images, labels = drawn[task]
-    assert (images.dtype, tuple(images.shape), labels.dtype, tuple(labels.shape)) == (torch.uint8, (500, 3, 32, 32), torch.int64, (500,))
+    assert (images.dtype, tuple(images.shape), labels.dtype, tuple(labels.shape)) == (
+        torch.uint8,
+        (500, 3, 32, 32),
+        torch.int64,
+        (500,),
+    )
     counts = labels.bincount(minlength=len(IMAGE_TASKS[task]))
     assert counts.max() - counts.min() <= 1 and len(counts) == len(IMAGE_TASKS[task])
     flat = images.flatten(1).float()
@@ -93,7 +109,11 @@ def test_captions_teach_every_word_and_the_words_of_signs_in_pairs(captions):
     for word in words:
         assert sum(word in c for c in said) >= 20, word
     signs = [c for c in said if "sign" in c]
-    pairs = {pair for name in IMAGE_TASKS["gtsrb"] for pair in itertools.combinations(sorted(content_words(name)), 2)}
+    pairs = {
+        pair
+        for name in IMAGE_TASKS["gtsrb"]
+        for pair in itertools.combinations(sorted(content_words(name)), 2)
+    }
     assert all(any(set(pair) <= c for c in signs) for pair in pairs)
 
 
@@ -105,7 +125,12 @@ def test_captions_link_the_words_of_a_table():
             node = frontier.pop()
             if node not in seen:
                 seen.add(node)
-                frontier += [(i, v) for c in family.captions if c[node[0]] == node[1] for i, v in enumerate(c)]
+                frontier += [
+                    (i, v)
+                    for c in family.captions
+                    if c[node[0]] == node[1]
+                    for i, v in enumerate(c)
+                ]
         assert len(seen) == sum(map(len, family.attributes)), name
 
 
@@ -126,8 +151,12 @@ def simple_features(images: torch.Tensor) -> torch.Tensor:
     """Mean colours of an 8 x 8 grid, and how strong the four orientations of edges are in a 4 x 4 grid."""
     x = images.float() / 255
     grey = pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    steps = [grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2], grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1],
-             grey[:, :, 2:, 2:] - grey[:, :, :-2, :-2], grey[:, :, 2:, :-2] - grey[:, :, :-2, 2:]]
+    steps = [
+        grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2],
+        grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1],
+        grey[:, :, 2:, 2:] - grey[:, :, :-2, :-2],
+        grey[:, :, 2:, :-2] - grey[:, :, :-2, 2:],
+    ]
     edges = avg_pool2d(torch.cat([s.abs() for s in steps], 1), 8).flatten(1)
     return torch.cat([avg_pool2d(x, 4).flatten(1), edges], 1)
 
@@ -141,6 +170,8 @@ def test_simple_features_see_the_classes_but_do_not_suffice(task):
     mean, std = z.mean(0), z.std(0) + 1e-6
     z, z_test = ((v - mean) / std for v in (z, z_test))
     classes = len(IMAGE_TASKS[task])
-    w = torch.linalg.solve(z.T @ z + 100 * torch.eye(z.shape[1]), z.T @ (one_hot(y, classes).float() - 1 / classes))
+    w = torch.linalg.solve(
+        z.T @ z + 100 * torch.eye(z.shape[1]), z.T @ (one_hot(y, classes).float() - 1 / classes)
+    )
     accuracy = float(((z_test @ w).argmax(1) == y_test).float().mean())
     assert 1.8 / classes < accuracy < 0.97

@@ -36,32 +36,52 @@ def flat(value: int | tuple[int, int, int], size: int = SIZE) -> bytes:
 
 
 def embedded(images) -> pa.Array:
-    return pa.array([None if b is None else {"bytes": b, "path": None} for b in images], type=EMBEDDED)
+    return pa.array(
+        [None if b is None else {"bytes": b, "path": None} for b in images], type=EMBEDDED
+    )
 
 
 def write(path, images, labels, names=NAMES, label_type=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"image": images if isinstance(images, pa.Array) else embedded(images), "label": pa.array(labels, type=label_type or pa.int64())})
+    table = pa.table(
+        {
+            "image": images if isinstance(images, pa.Array) else embedded(images),
+            "label": pa.array(labels, type=label_type or pa.int64()),
+        }
+    )
     if names is not None:
         features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
     pq.write_table(table, path, row_group_size=7)
     return path
 
 
 def folder(tmp_path, n=30, task="pets", **options):
     for split, shift in (("train", 0), ("test", 100)):
-        write(tmp_path / task / f"{split}.parquet", [flat(shift + i) for i in range(n)], [i % 3 for i in range(n)], **options)
+        write(
+            tmp_path / task / f"{split}.parquet",
+            [flat(shift + i) for i in range(n)],
+            [i % 3 for i in range(n)],
+            **options,
+        )
     return tmp_path
 
 
 def test_pixels_labels_and_names_come_back_in_the_files_order(tmp_path):
     names, train, test = parquet_splits(folder(tmp_path), "pets", SIZE)
     assert names == tuple(NAMES)
-    assert train.inputs.dtype == torch.uint8 and train.inputs.shape == (30, 3, SIZE, SIZE) and train.labels.dtype == torch.int64
+    assert (
+        train.inputs.dtype == torch.uint8
+        and train.inputs.shape == (30, 3, SIZE, SIZE)
+        and train.labels.dtype == torch.int64
+    )
     for split, shift in ((train, 0), (test, 100)):
         assert split.inputs.flatten(1).float().std(1).max() == 0
-        assert split.inputs[:, 0, 0, 0].tolist() == [shift + i for i in range(30)] and split.labels.tolist() == [i % 3 for i in range(30)]
+        assert split.inputs[:, 0, 0, 0].tolist() == [
+            shift + i for i in range(30)
+        ] and split.labels.tolist() == [i % 3 for i in range(30)]
 
 
 def test_it_reads_what_the_datasets_library_writes(tmp_path):
@@ -70,8 +90,13 @@ def test_it_reads_what_the_datasets_library_writes(tmp_path):
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
-    rows = {"image": [Image.fromarray(p) for p in pixels], "label": ["owl", "cat", "dog", "dog", "cat"]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
+    )
+    rows = {
+        "image": [Image.fromarray(p) for p in pixels],
+        "label": ["owl", "cat", "dog", "dog", "cat"],
+    }
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     split, names = read_parquet(tmp_path / "train.parquet", SIZE)
     assert names == tuple(NAMES) and split.labels.tolist() == [2, 0, 1, 1, 0]
@@ -80,7 +105,12 @@ def test_it_reads_what_the_datasets_library_writes(tmp_path):
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_plain_bytes_and_other_integers_are_read_too(tmp_path, kind):
-    path = write(tmp_path / "train.parquet", pa.array([flat(9), flat(8)], type=kind), [1, 0], label_type=pa.int32())
+    path = write(
+        tmp_path / "train.parquet",
+        pa.array([flat(9), flat(8)], type=kind),
+        [1, 0],
+        label_type=pa.int32(),
+    )
     split, _ = read_parquet(path, SIZE)
     assert split.inputs[:, 0, 0, 0].tolist() == [9, 8] and split.labels.tolist() == [1, 0]
 
@@ -89,7 +119,9 @@ def test_grey_and_colour_of_several_sizes_become_one_shape():
     grey = decode_image(png(np.full((28, 28), 77)), 32, "x")
     assert grey.shape == (3, 32, 32) and (grey == 77).all()
     red = decode_image(flat((200, 10, 30), 64), 32, "x")
-    assert torch.equal(red, torch.tensor([200, 10, 30], dtype=torch.uint8)[:, None, None].expand(3, 32, 32))
+    assert torch.equal(
+        red, torch.tensor([200, 10, 30], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
+    )
     see_through = decode_image(png(np.full((9, 9, 4), 120)), 32, "x")
     assert (see_through == 120).all()
     assert (decode_image(png(np.full((9, 9, 3), 51), "P"), 32, "x") == 51).all()
@@ -120,10 +152,15 @@ def test_a_limit_draws_rows_without_a_look_at_labels(tmp_path):
     assert (len(some[1]), len(some[2])) == (11, 5)
     rows = some[1].inputs[:, 0, 0, 0].tolist()  # a flat image's value is its row
     assert rows == sorted(set(rows)) and rows != list(range(11))
-    assert torch.equal(some[1].inputs, whole.inputs[rows]) and torch.equal(some[1].labels, whole.labels[rows])
+    assert torch.equal(some[1].inputs, whole.inputs[rows]) and torch.equal(
+        some[1].labels, whole.labels[rows]
+    )
     relabelled = write(tmp_path / "other" / "train.parquet", [flat(i) for i in range(30)], [2] * 30)
     write(tmp_path / "other" / "test.parquet", [flat(i) for i in range(30)], [2] * 30)
-    assert torch.equal(parquet_splits(relabelled.parent.parent, "other", SIZE, n_train=11)[1].inputs, some[1].inputs)
+    assert torch.equal(
+        parquet_splits(relabelled.parent.parent, "other", SIZE, n_train=11)[1].inputs,
+        some[1].inputs,
+    )
     assert len(parquet_splits(tmp_path, "pets", SIZE, n_train=1000)[1]) == 30
 
 
@@ -132,15 +169,36 @@ def test_a_limit_leaves_the_rest_undecoded(tmp_path):
     with pytest.raises(DataError, match=r"row \d+: the image cannot be decoded"):
         read_parquet(path, SIZE, limit=2)
     good = [flat(1)] * 40
-    kept = {i for i, x in enumerate(read_parquet(write(tmp_path / "a.parquet", [flat(i) for i in range(40)], [0] * 40), SIZE, limit=3, seed=5)[0].inputs[:, 0, 0, 0].tolist())}
+    kept = {
+        i
+        for i, x in enumerate(
+            read_parquet(
+                write(tmp_path / "a.parquet", [flat(i) for i in range(40)], [0] * 40),
+                SIZE,
+                limit=3,
+                seed=5,
+            )[0]
+            .inputs[:, 0, 0, 0]
+            .tolist()
+        )
+    }
     assert len(kept) == 3
-    rows = read_parquet(tmp_path / "a.parquet", SIZE, limit=3, seed=5)[0].inputs[:, 0, 0, 0].tolist()
+    rows = (
+        read_parquet(tmp_path / "a.parquet", SIZE, limit=3, seed=5)[0].inputs[:, 0, 0, 0].tolist()
+    )
     broken = [g if i in rows else b"no image" for i, g in enumerate(good)]
-    assert len(read_parquet(write(tmp_path / "b.parquet", broken, [0] * 40), SIZE, limit=3, seed=5)[0]) == 3
+    assert (
+        len(read_parquet(write(tmp_path / "b.parquet", broken, [0] * 40), SIZE, limit=3, seed=5)[0])
+        == 3
+    )
 
 
 def test_without_stored_names_classes_are_numbered(tmp_path):
-    assert parquet_splits(folder(tmp_path, names=None), "pets", SIZE)[0] == ("class 0", "class 1", "class 2")
+    assert parquet_splits(folder(tmp_path, names=None), "pets", SIZE)[0] == (
+        "class 0",
+        "class 1",
+        "class 2",
+    )
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -150,7 +208,12 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def bomb(width: int, height: int) -> bytes:
     """A valid head that claims width x height pixels, and nearly no data."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def wide_png() -> bytes:
@@ -162,12 +225,23 @@ def wide_png() -> bytes:
 GOOD = flat(3)
 
 
-@pytest.mark.parametrize(("bad", "says"), [
-    (b"", "cannot be decoded"), (b"no image", "cannot be decoded"), (b"<html>not found</html>", "cannot be decoded"),
-    (GOOD[: len(GOOD) // 2], "cannot be decoded"), (GOOD[:40] + b"\xff" * 10 + GOOD[50:], "cannot be decoded"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot be decoded"), (None, "no image bytes"), (wide_png(), "8 bits a channel"),
-    (bomb(100_000, 100_000), "pixels are decoded"), (bomb(10_000, 10_000), "10000 x 10000"), (bomb(MAX_PIXELS + 1, 1), "pixels are decoded"), (bomb(0, 5), "cannot be decoded"),
-])
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (b"", "cannot be decoded"),
+        (b"no image", "cannot be decoded"),
+        (b"<html>not found</html>", "cannot be decoded"),
+        (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+        (GOOD[:40] + b"\xff" * 10 + GOOD[50:], "cannot be decoded"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot be decoded"),
+        (None, "no image bytes"),
+        (wide_png(), "8 bits a channel"),
+        (bomb(100_000, 100_000), "pixels are decoded"),
+        (bomb(10_000, 10_000), "10000 x 10000"),
+        (bomb(MAX_PIXELS + 1, 1), "pixels are decoded"),
+        (bomb(0, 5), "cannot be decoded"),
+    ],
+)
 def test_a_broken_image_is_refused_with_file_and_row(tmp_path, recwarn, bad, says):
     path = write(tmp_path / "train.parquet", [GOOD] * 9 + [bad, GOOD], [0] * 11)
     with pytest.raises(DataError) as error:
@@ -180,14 +254,22 @@ def test_every_cut_and_flip_of_an_image_gives_an_image_or_our_error():
     rng = np.random.default_rng(1)
     whole = png(rng.integers(0, 256, (6, 6, 3)))
     for at in range(len(whole)):
-        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1:]):
+        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :]):
             try:
                 assert decode_image(data, 4, "x").shape == (3, 4, 4)
             except DataError:
                 pass
 
 
-@pytest.mark.parametrize(("label", "says"), [(3, "labels run from 0 to 2"), (-1, "label -1"), (None, "label None"), (2**40, "labels run from 0 to 2")])
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        (3, "labels run from 0 to 2"),
+        (-1, "label -1"),
+        (None, "label None"),
+        (2**40, "labels run from 0 to 2"),
+    ],
+)
 def test_a_label_outside_its_range_is_refused_with_file_and_row(tmp_path, label, says):
     path = write(tmp_path / "train.parquet", [GOOD] * 9, [0] * 8 + [label])
     with pytest.raises(DataError) as error:
@@ -200,12 +282,18 @@ def test_a_huge_label_without_names_is_refused_before_names_are_made(tmp_path):
         read_parquet(write(tmp_path / "train.parquet", [GOOD] * 2, [0, 2**40], names=None), SIZE)
 
 
-@pytest.mark.parametrize(("columns", "says"), [
-    ({"label": [0]}, "no column 'image' (or more than one) among label"), ({"image": [GOOD]}, "no column 'label' (or more than one) among image"),
-    ({"img": [GOOD], "label": [0]}, "no column 'image' (or more than one) among img, label"), ({"image": [GOOD], "label": ["cat"]}, "column 'label' is string"),
-    ({"image": [GOOD], "label": [0.0]}, "column 'label' is double"), ({"image": ["a/b.png"], "label": [0]}, "column 'image' is string"),
-    ({"image": [{"path": "a.png"}], "label": [0]}, "column 'image' is struct<path: string>"),
-])
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"label": [0]}, "no column 'image' (or more than one) among label"),
+        ({"image": [GOOD]}, "no column 'label' (or more than one) among image"),
+        ({"img": [GOOD], "label": [0]}, "no column 'image' (or more than one) among img, label"),
+        ({"image": [GOOD], "label": ["cat"]}, "column 'label' is string"),
+        ({"image": [GOOD], "label": [0.0]}, "column 'label' is double"),
+        ({"image": ["a/b.png"], "label": [0]}, "column 'image' is string"),
+        ({"image": [{"path": "a.png"}], "label": [0]}, "column 'image' is struct<path: string>"),
+    ],
+)
 def test_columns_that_are_missing_or_of_another_type(tmp_path, columns, says):
     path = tmp_path / "train.parquet"
     pq.write_table(pa.table(columns), path)
@@ -215,7 +303,12 @@ def test_columns_that_are_missing_or_of_another_type(tmp_path, columns, says):
 
 
 def test_a_column_that_is_there_twice(tmp_path):
-    pq.write_table(pa.Table.from_arrays([embedded([GOOD]), pa.array([0]), pa.array([1])], names=["image", "label", "label"]), tmp_path / "train.parquet")
+    pq.write_table(
+        pa.Table.from_arrays(
+            [embedded([GOOD]), pa.array([0]), pa.array([1])], names=["image", "label", "label"]
+        ),
+        tmp_path / "train.parquet",
+    )
     with pytest.raises(DataError, match="more than one"):
         read_parquet(tmp_path / "train.parquet", SIZE)
 
@@ -226,9 +319,13 @@ def test_label_names_that_name_nothing(tmp_path, names):
         read_parquet(write(tmp_path / "train.parquet", [GOOD], [0], names=names), SIZE)
 
 
-@pytest.mark.parametrize("metadata", ["{", "[]", "{}", '{"info": {"features": {"label": 3}}}', '{"info": null}'])
+@pytest.mark.parametrize(
+    "metadata", ["{", "[]", "{}", '{"info": {"features": {"label": 3}}}', '{"info": null}']
+)
 def test_metadata_that_cannot_be_read(tmp_path, metadata):
-    table = pa.table({"image": embedded([GOOD]), "label": [0]}).replace_schema_metadata({"huggingface": metadata})
+    table = pa.table({"image": embedded([GOOD]), "label": [0]}).replace_schema_metadata(
+        {"huggingface": metadata}
+    )
     pq.write_table(table, tmp_path / "train.parquet")
     with pytest.raises(DataError, match="metadata cannot be read"):
         read_parquet(tmp_path / "train.parquet", SIZE)
@@ -236,7 +333,9 @@ def test_metadata_that_cannot_be_read(tmp_path, metadata):
 
 def test_files_that_are_no_parquet(tmp_path):
     good = write(tmp_path / "good.parquet", [flat(i) for i in range(40)], [0] * 40).read_bytes()
-    for i, raw in enumerate([b"", b"PAR1", b"a,b\n1,2\n" * 9, good[: len(good) // 2], good[:-40] + bytes(40)]):
+    for i, raw in enumerate(
+        [b"", b"PAR1", b"a,b\n1,2\n" * 9, good[: len(good) // 2], good[:-40] + bytes(40)]
+    ):
         path = tmp_path / f"{i}.parquet"
         path.write_bytes(raw)
         with pytest.raises(DataError) as error:
@@ -265,20 +364,52 @@ def test_halves_that_name_their_classes_differently_are_refused(tmp_path):
 
 
 def local_profile(image_dir: str, **sizes):
-    return load_profile("real", {"tasks.names": ["pets"], "tasks.image_dir": image_dir, "tasks.n_train": 12, "tasks.n_validation": 6,
-                                 "tasks.n_test": 9, "encoder.image_size": SIZE} | sizes, "vision_a")
+    return load_profile(
+        "real",
+        {
+            "tasks.names": ["pets"],
+            "tasks.image_dir": image_dir,
+            "tasks.n_train": 12,
+            "tasks.n_validation": 6,
+            "tasks.n_test": 9,
+            "encoder.image_size": SIZE,
+        }
+        | sizes,
+        "vision_a",
+    )
 
 
 def test_a_task_as_the_profile_wants_it(tmp_path):
     profile = local_profile(str(folder(tmp_path)))
     task, again = load_task("pets", profile), load_task("pets", profile)
-    assert (len(task.train), len(task.validation), len(task.test)) == (12, 6, 9) and task.modality == "image"
-    value = {name: split.inputs[:, 0, 0, 0].tolist() for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test))}
-    assert len({*value["train"], *value["validation"], *value["test"]}) == 27, "no image is in two splits"
-    for name, split in (("train", task.train), ("validation", task.validation), ("test", task.test)):
+    assert (len(task.train), len(task.validation), len(task.test)) == (
+        12,
+        6,
+        9,
+    ) and task.modality == "image"
+    value = {
+        name: split.inputs[:, 0, 0, 0].tolist()
+        for name, split in (
+            ("train", task.train),
+            ("validation", task.validation),
+            ("test", task.test),
+        )
+    }
+    assert len({*value["train"], *value["validation"], *value["test"]}) == 27, (
+        "no image is in two splits"
+    )
+    for name, split in (
+        ("train", task.train),
+        ("validation", task.validation),
+        ("test", task.test),
+    ):
         shift = 100 if name == "test" else 0
-        assert [(v - shift) % 3 for v in value[name]] == split.labels.tolist(), "an image keeps its own label"
-    assert [s.digest for s in (task.train, task.validation, task.test)] == [s.digest for s in (again.train, again.validation, again.test)]
+        assert [(v - shift) % 3 for v in value[name]] == split.labels.tolist(), (
+            "an image keeps its own label"
+        )
+    assert [s.digest for s in (task.train, task.validation, task.test)] == [
+        s.digest for s in (again.train, again.validation, again.test)
+    ]
 
 
 def test_a_profile_without_a_folder_names_the_option():
@@ -287,14 +418,23 @@ def test_a_profile_without_a_folder_names_the_option():
 
 
 def test_the_shortcut_sets_folder_and_source():
-    assert with_shortcuts({"a": 1}, "", "", "pictures") == {"a": 1, "tasks.image_dir": "pictures", "tasks.source": "local"}
+    assert with_shortcuts({"a": 1}, "", "", "pictures") == {
+        "a": 1,
+        "tasks.image_dir": "pictures",
+        "tasks.source": "local",
+    }
     assert with_shortcuts({}, "", "") == {}
 
 
-@pytest.mark.parametrize(("overrides", "says"), [
-    ({"encoder.kind": "bert", "encoder.pretraining": None}, "does not encode images"), ({"tasks.modality": "text"}, "does not encode texts"),
-    ({"encoder.image_size": 0}, "image_size, patch_size"), ({"encoder.patch_size": 0}, "image_size, patch_size"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"encoder.kind": "bert", "encoder.pretraining": None}, "does not encode images"),
+        ({"tasks.modality": "text"}, "does not encode texts"),
+        ({"encoder.image_size": 0}, "image_size, patch_size"),
+        ({"encoder.patch_size": 0}, "image_size, patch_size"),
+    ],
+)
 def test_encoder_and_tasks_must_be_of_one_kind(overrides, says):
     with pytest.raises(ConfigError, match=says):
         load_profile("real", overrides, "vision_a")

@@ -41,9 +41,13 @@ class Draws:
         """``[n]`` whole numbers below ``count``."""
         return self.rng.integers(count, size=self.n)
 
-    def colour(self, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Array:
+    def colour(
+        self, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
+    ) -> Array:
         """``[n, 3]`` colours, each of hue, saturation and value drawn from its range (hues in turns, may leave 0..1)."""
-        parts = [low + (high - low) * self.rng.random(self.n) for low, high in (hue, saturation, value)]
+        parts = [
+            low + (high - low) * self.rng.random(self.n) for low, high in (hue, saturation, value)
+        ]
         return hsv(*parts)
 
     def noise(self, cells: int) -> Array:
@@ -60,7 +64,9 @@ class Draws:
 def hsv(hue: Array, saturation: Array, value: Array) -> Array:
     """Red, green, blue ``[n, 3]`` in 0..1 of hue (in turns), saturation and value ``[n]``."""
     k = (np.array([5.0, 3.0, 1.0]) + np.asarray(hue)[:, None] * 6) % 6
-    rgb = np.asarray(value)[:, None] * (1 - np.asarray(saturation)[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1))
+    rgb = np.asarray(value)[:, None] * (
+        1 - np.asarray(saturation)[:, None] * np.clip(np.minimum(k, 4 - k), 0, 1)
+    )
     return rgb.astype(np.float32)
 
 
@@ -80,11 +86,16 @@ def edge(distance: Array, soft: float = 1.0) -> Array:
     return np.clip(np.float32(0.5) - distance / np.float32(soft), 0, 1)
 
 
-def turned(x: Array, y: Array, cx: Number, cy: Number, turn: Number, scale: Number = 1.0) -> tuple[Array, Array]:
+def turned(
+    x: Array, y: Array, cx: Number, cy: Number, turn: Number, scale: Number = 1.0
+) -> tuple[Array, Array]:
     """Coordinates (u, v) of pixels in a frame at (cx, cy), turned by ``turn`` (in turns of 360 degrees) and scaled."""
     # Rounded, so that the last bits of a platform's sine cannot change a picture.
     angle = 2 * np.pi * np.asarray(turn, dtype=np.float64)
-    c, s = np.round(np.cos(angle), 6).astype(np.float32), np.round(np.sin(angle), 6).astype(np.float32)
+    c, s = (
+        np.round(np.cos(angle), 6).astype(np.float32),
+        np.round(np.sin(angle), 6).astype(np.float32),
+    )
     dx, dy = x - cx, y - cy
     return (c * dx + s * dy) / scale, (c * dy - s * dx) / scale
 
@@ -121,7 +132,9 @@ class Canvas:
 
     def __init__(self, colour: Array):
         self.n = len(colour)
-        self.rgb = np.repeat(np.repeat(colour.astype(np.float32)[:, :, None, None], SIZE, 2), SIZE, 3)
+        self.rgb = np.repeat(
+            np.repeat(colour.astype(np.float32)[:, :, None, None], SIZE, 2), SIZE, 3
+        )
 
     def paint(self, cover: Array, colour: Array) -> None:
         """Put ``colour [n, 3]`` on, where ``cover [n, 32, 32]`` says."""

@@ -89,38 +89,93 @@ def _symbol(medium: str, glyph: str) -> str:
 # Which combinations are classes: half of every row and column of a table of two attributes, with rows that overlap, so that
 # captions link all words; for signs every third combination, so that captions hold every pair.
 FAMILIES: dict[str, Family] = {
-    "scenes": Family((tuple(painters.PLACES), painters.LIGHTS), 0, lambda place, draws, light: painters.PLACES[place](draws, light),
-                     lambda place, light: f"{place} {light}", lambda p, i: (p + i) % 6 < 3),
-    "cars": Family((painters.CAR_COLOURS, tuple(painters.BODIES)), 1, painters.car,
-                   lambda colour, body: f"{colour} {body}", lambda c, b: (c - b) % 8 < 4),
-    "land": Family((painters.STRUCTURES, painters.GROUNDS), 0, painters.land,
-                   lambda structure, ground: f"{structure} in {ground}", lambda s, g: (s + g) % 6 < 3),
-    "fields": Family((painters.FIELD_COLOURS, painters.FIELD_PATTERNS), 1, painters.field,
-                     lambda colour, pattern: f"{colour} {pattern} field", lambda c, p: (c + p) % 4 < 2),
-    "glyphs": Family((painters.MEDIA, GLYPHS), 0, painters.written, _symbol,
-                     lambda m, g: painters.MEDIA[m] in _TASK_MEDIUM.values() and GLYPHS[g] in DIGITS),
-    "signs": Family((painters.SIGN_COLOURS, painters.SIGN_SHAPES, painters.SIGN_MARKS), 2, painters.sign,
-                    lambda colour, shape, mark: f"{colour} {shape} sign with {mark}", lambda c, s, m: (c + s + m) % 3 == 0),
-    "textures": Family((painters.TEXTURE_PATTERNS, painters.TEXTURE_STATES), 0, painters.texture,
-                       lambda pattern, state: f"{state} {pattern} texture", lambda p, s: (p + s) % 4 < 2),
+    "scenes": Family(
+        (tuple(painters.PLACES), painters.LIGHTS),
+        0,
+        lambda place, draws, light: painters.PLACES[place](draws, light),
+        lambda place, light: f"{place} {light}",
+        lambda p, i: (p + i) % 6 < 3,
+    ),
+    "cars": Family(
+        (painters.CAR_COLOURS, tuple(painters.BODIES)),
+        1,
+        painters.car,
+        lambda colour, body: f"{colour} {body}",
+        lambda c, b: (c - b) % 8 < 4,
+    ),
+    "land": Family(
+        (painters.STRUCTURES, painters.GROUNDS),
+        0,
+        painters.land,
+        lambda structure, ground: f"{structure} in {ground}",
+        lambda s, g: (s + g) % 6 < 3,
+    ),
+    "fields": Family(
+        (painters.FIELD_COLOURS, painters.FIELD_PATTERNS),
+        1,
+        painters.field,
+        lambda colour, pattern: f"{colour} {pattern} field",
+        lambda c, p: (c + p) % 4 < 2,
+    ),
+    "glyphs": Family(
+        (painters.MEDIA, GLYPHS),
+        0,
+        painters.written,
+        _symbol,
+        lambda m, g: painters.MEDIA[m] in _TASK_MEDIUM.values() and GLYPHS[g] in DIGITS,
+    ),
+    "signs": Family(
+        (painters.SIGN_COLOURS, painters.SIGN_SHAPES, painters.SIGN_MARKS),
+        2,
+        painters.sign,
+        lambda colour, shape, mark: f"{colour} {shape} sign with {mark}",
+        lambda c, s, m: (c + s + m) % 3 == 0,
+    ),
+    "textures": Family(
+        (painters.TEXTURE_PATTERNS, painters.TEXTURE_STATES),
+        0,
+        painters.texture,
+        lambda pattern, state: f"{state} {pattern} texture",
+        lambda p, s: (p + s) % 4 < 2,
+    ),
 }
-_TASK_FAMILY = {"sun397": "scenes", "cars": "cars", "resisc45": "land", "eurosat": "fields", "svhn": "glyphs", "gtsrb": "signs",
-                "mnist": "glyphs", "dtd": "textures"}
+_TASK_FAMILY = {
+    "sun397": "scenes",
+    "cars": "cars",
+    "resisc45": "land",
+    "eurosat": "fields",
+    "svhn": "glyphs",
+    "gtsrb": "signs",
+    "mnist": "glyphs",
+    "dtd": "textures",
+}
 
 
 def _task_classes(task: str) -> tuple[Combination, ...]:
     classes = FAMILIES[_TASK_FAMILY[task]].classes
-    return tuple(c for c in classes if task not in _TASK_MEDIUM or painters.MEDIA[c[0]] == _TASK_MEDIUM[task])
+    return tuple(
+        c for c in classes if task not in _TASK_MEDIUM or painters.MEDIA[c[0]] == _TASK_MEDIUM[task]
+    )
 
 
 IMAGE_TASKS: dict[str, tuple[str, ...]] = {
-    task: tuple(FAMILIES[family].say(c) for c in _task_classes(task)) for task, family in _TASK_FAMILY.items()}
+    task: tuple(FAMILIES[family].say(c) for c in _task_classes(task))
+    for task, family in _TASK_FAMILY.items()
+}
 """The class names of every task, in the order of their labels."""
 
 LIGHTING, QUALITY = ("dark", "", "bright"), ("", "grainy", "blurry")
 _LEAD = ("photo", "picture", "view")
-_PROMPTS = {"sun397": "view", "cars": "photo", "resisc45": "view", "eurosat": "view", "svhn": "photo", "gtsrb": "photo",
-            "mnist": "picture", "dtd": "picture"}
+_PROMPTS = {
+    "sun397": "view",
+    "cars": "photo",
+    "resisc45": "view",
+    "eurosat": "view",
+    "svhn": "photo",
+    "gtsrb": "photo",
+    "mnist": "picture",
+    "dtd": "picture",
+}
 _FILLER = frozenset("a an the of in at with on".split())
 
 
@@ -145,25 +200,36 @@ def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
     c = Canvas(np.zeros((len(rgb), 3), dtype=np.float32))
     c.rgb = rgb
     u, v = turned(X, Y, draws.uniform(0, SIZE), draws.uniform(0, SIZE), draws.uniform(0, 1))
-    c.paint(edge(box(u, v, draws.uniform(1, 3), draws.uniform(2, 4))) * draws.chance(0.25), draws.colour((0.0, 1.0), (0.0, 0.8), (0.1, 0.9)))
-    level = np.array([(0.4, 0.6), (0.8, 1.05), (1.15, 1.35)], dtype=np.float32)[lighting][:, :, None, None]
+    c.paint(
+        edge(box(u, v, draws.uniform(1, 3), draws.uniform(2, 4))) * draws.chance(0.25),
+        draws.colour((0.0, 1.0), (0.0, 0.8), (0.1, 0.9)),
+    )
+    level = np.array([(0.4, 0.6), (0.8, 1.05), (1.15, 1.35)], dtype=np.float32)[lighting][
+        :, :, None, None
+    ]
     side, _ = turned(X, Y, 16, 16, draws.uniform(0, 1))
     c.shade(draws.uniform(level[:, 0], level[:, 1]) * (1 + draws.uniform(0, 0.022) * side))
-    c.rgb *= (1 + 0.24 * (draws.rng.random((len(rgb), 3, 1, 1), dtype=np.float32) - 0.5))
+    c.rgb *= 1 + 0.24 * (draws.rng.random((len(rgb), 3, 1, 1), dtype=np.float32) - 0.5)
     blurry = (quality == 2)[:, None, None, None]
     padded = np.pad(c.rgb, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
-    c.rgb = np.where(blurry, (rows[:, :, :, :-2] + 2 * rows[:, :, :, 1:-1] + rows[:, :, :, 2:]) / 4, c.rgb)
+    c.rgb = np.where(
+        blurry, (rows[:, :, :, :-2] + 2 * rows[:, :, :, 1:-1] + rows[:, :, :, 2:]) / 4, c.rgb
+    )
     # The difference of two uniform bytes: noise with a peak at 0, cheap and exact.
     bits = draws.rng.integers(256, size=(2, *rgb.shape), dtype=np.uint8).astype(np.float32)
-    amplitude = np.where((quality == 1)[:, None, None], draws.uniform(0.14, 0.26), draws.uniform(0.02, 0.08))[:, None]
+    amplitude = np.where(
+        (quality == 1)[:, None, None], draws.uniform(0.14, 0.26), draws.uniform(0.02, 0.08)
+    )[:, None]
     c.rgb += (bits[0] - bits[1]) * (amplitude * np.minimum(level[:, 1:], 1) / 255)
     return np.floor(np.clip(c.rgb, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 
 def _conditions(draws: Draws) -> tuple[Array, Array]:
     """Lighting and quality ``[n]``: mostly ordinary."""
-    return np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 2])[draws.pick(10)], np.array([0, 0, 0, 0, 0, 0, 1, 1, 2, 2])[draws.pick(10)]
+    return np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 2])[draws.pick(10)], np.array(
+        [0, 0, 0, 0, 0, 0, 1, 1, 2, 2]
+    )[draws.pick(10)]
 
 
 def _draw(family: Family, chosen: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -208,10 +274,14 @@ def captioned(n: int, seed: int) -> tuple[Tensor, list[str]]:
     for number, name in enumerate(names):
         family, mine = FAMILIES[name], np.flatnonzero(which == number)
         for start in range(0, len(mine), CHUNK):
-            rows = mine[start:start + CHUNK]
-            rng = np.random.default_rng([IMAGE_WORLD_VERSION, CAPTIONS_NUMBER + 1 + number, seed, start])
+            rows = mine[start : start + CHUNK]
+            rng = np.random.default_rng(
+                [IMAGE_WORLD_VERSION, CAPTIONS_NUMBER + 1 + number, seed, start]
+            )
             picked = rng.integers(len(family.captions), size=len(rows))
-            pictures[rows], lighting, quality = _draw(family, np.array(family.captions)[picked], rng)
+            pictures[rows], lighting, quality = _draw(
+                family, np.array(family.captions)[picked], rng
+            )
             for row, p, i, q in zip(rows, picked, lighting, quality, strict=True):
                 said = " ".join(w for w in (LIGHTING[i], QUALITY[q], _LEAD[lead[row]]) if w)
                 captions[row] = f"a {said} of the {family.say(family.captions[p])}"
