@@ -1,6 +1,6 @@
 """Generate the miniature text tasks and compute their exact posteriors.
 
-The world itself is the data in :mod:`mergelib.tasks.miniature.grammar`; see the package
+The world itself is the data in ``text.yaml``, read by ``grammar.py``; see the package
 docstring for what it means and for the rule that freezes it.
 """
 
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
+from mergelib.tasks.local import LABEL_NAMES
 from mergelib.tasks.miniature import grammar
 from mergelib.tasks.miniature.grammar import WORLD_VERSION
 
-TEXT_TASKS: dict[str, tuple[str, ...]] = dict(grammar.LABELS)
+TEXT_TASKS: dict[str, tuple[str, ...]] = dict(LABEL_NAMES)
 """Label names of every task, in a fixed order."""
 
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -55,10 +56,10 @@ def _split(listing: str) -> tuple[str, ...]:
 def _world(task: str) -> _World:
     if task not in TEXT_TASKS:
         raise ValueError(f"unknown text task {task!r}; known: {', '.join(TEXT_TASKS)}")
-    classes = len(TEXT_TASKS[task])
+    classes, written = len(TEXT_TASKS[task]), grammar.read()[task]
     phrases = {
         group: {slot: _split(listing) for slot, listing in slots.items()}
-        for group, slots in grammar.CUES[task].items()
+        for group, slots in written["cues"].items()
     }
     odds = [grammar.group_odds(task, label) for label in range(classes)]
     groups = []
@@ -88,9 +89,9 @@ def _world(task: str) -> _World:
         classes=classes,
         positions=tuple(
             tuple(tuple(_SLOT.split(template)) for template in position)
-            for position in grammar.SENTENCES[task]
+            for position in written["sentences"]
         ),
-        fillers={slot: _split(listing) for slot, listing in grammar.FILLERS[task].items()},
+        fillers={slot: _split(listing) for slot, listing in written["fillers"].items()},
         groups=tuple(groups),
         phrases=phrases,
         bounds=bounds,
