@@ -12,8 +12,8 @@ from ..errors import ConfigError
 from ..types import State
 from . import method
 from .context import Context
-from .states import complete, float_names, task_vectors, unflatten
-from .ties import agreeing, elect, trim_all
+from .states import complete, flatten, float_names, task_vectors, unflatten
+from .ties import trimmed_and_elected
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
@@ -76,13 +76,10 @@ def learn_coefficients(
 
 
 def ties_vectors(base: State, experts: Sequence[State], keep: float) -> list[dict[str, Tensor]]:
-    """Each expert's task vector trimmed and rid of the entries against the elected sign: what Ties sums."""
+    """Each expert's task vector as ``trimmed_and_elected``: what Ties sums."""
     names = float_names(base)
-    trimmed = trim_all(base, experts, keep, names)
-    return [
-        unflatten(row, base, names)
-        for row in torch.where(agreeing(trimmed, elect(trimmed)), trimmed, 0.0)
-    ]
+    flat, *experts = (flatten(state, names) for state in (base, *experts))
+    return [unflatten(row, base, names) for row in trimmed_and_elected(flat, experts, keep)]
 
 
 def _learned(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..types import State
 from . import method
 from .states import add_scaled, check_fraction, float_names, task_vectors, total
-from .ties import disjoint_merge, ties_direction
+from .ties import ties_direction
 
 # ---- DARE: Yu et al., 2024 (arXiv 2311.03099) --------------------------------------------------------------------------
 
@@ -169,7 +169,8 @@ def della_direction(
     merged = {}
     for name in pruned[0]:
         tau = torch.stack([p[name] for p in pruned])
-        merged[name] = disjoint_merge(tau, torch.where(tau.sum(0) >= 0, 1.0, -1.0), "mean")
+        agrees = torch.where(tau.sum(0) >= 0, tau > 0, tau < 0)
+        merged[name] = torch.where(agrees, tau, 0.0).sum(0) / agrees.sum(0).clamp(min=1)
     return merged
 
 

@@ -6,22 +6,43 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mergelib.merging import get_method, states
 from mergelib.merging import ties as ties_module
 from mergelib.merging.states import add_scaled, flat_task_vectors, float_names, unflatten
 from mergelib.merging.ties import (
-    agreeing,
     counted_thresholds,
-    disjoint_merge,
-    elect,
     merge_piece,
     thresholds,
     thresholds_between,
-    trim,
-    trim_all,
-    trim_piece,
+    trimmed_and_elected,
 )
+
+
+def trim(tau: Tensor, keep: float) -> Tensor:
+    """``tau [D]`` with all but the int(D * keep) largest magnitudes, and what ties, set to 0."""
+    n_keep = int(tau.numel() * keep)
+    if n_keep == 0:
+        return torch.zeros_like(tau)
+    magnitude = tau.abs()
+    threshold = magnitude.kthvalue(tau.numel() - n_keep + 1).values
+    return torch.where(magnitude >= threshold, tau, 0.0)
+
+
+def agreeing(trimmed: Tensor) -> Tensor:
+    """The entries of ``[T, D]`` that carry the elected sign: of the column's sum, or of all signs."""
+    signs = trimmed.sum(0).sign()
+    signs = torch.where(signs == 0, signs.sum().sign(), signs)
+    return torch.where(signs > 0, trimmed > 0, trimmed < 0)
+
+
+def merged_vector(taus: list[Tensor], keep: float, combine: str) -> Tensor:
+    """The T task vectors ``[D]`` merged; added up one after the other."""
+    trimmed = torch.stack([trim(tau, keep) for tau in taus])
+    agrees = agreeing(trimmed)
+    total = sum(torch.where(agrees, trimmed, 0.0))
+    return total / agrees.sum(0).clamp(min=1) if combine == "mean" else total
 
 
 def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
@@ -35,20 +56,8 @@ def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
         return add_scaled(
             base, {n: sum(e[n].float() - base[n].float() for e in experts) for n in names}, lam
         )
-    trimmed = trim_all(base, experts, keep, names)
-    signs = elect(trimmed)
-    agrees = agreeing(trimmed, signs)
-    merged = sum(
-        torch.where(agrees, trimmed, 0.0)
-    )  # row after row; disjoint_merge may add up in another order
-    torch.testing.assert_close(merged, disjoint_merge(trimmed, signs, "sum"))
-    return add_scaled(
-        base,
-        unflatten(
-            merged / agrees.sum(0).clamp(min=1) if combine == "mean" else merged, base, names
-        ),
-        lam,
-    )
+    merged = merged_vector(list(flat_task_vectors(base, experts, names)), keep, combine)
+    return add_scaled(base, unflatten(merged, base, names), lam)
 
 
 def make(kind, seed, dtype=torch.float32, n_experts=5):
@@ -167,18 +176,26 @@ def test_cancelled_columns_of_an_early_piece_wait_for_the_overall_sign(
     assert ((merged[:70] * towards) >= 0).all() and (merged[:70] != 0).any()
 
 
-def test_a_piece_is_trimmed_and_merged_as_the_whole():
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_a_piece_is_trimmed_and_merged_as_the_whole(combine):
+    """At an infinite threshold nothing is left, at 0 everything."""
     tau = torch.tensor([[3.0, -2.0, 0.5, 1.0], [-1.0, -2.5, 2.0, -1.0]])
-    rows = trim_piece(torch.zeros(4), list(tau), [1.0, 2.0], torch.empty(2, 4))
-    assert rows.tolist() == [[3.0, -2.0, 0.0, 1.0], [0.0, -2.5, 2.0, 0.0]]
-    assert trim_piece(
-        torch.zeros(4), list(tau), [0.0, float("inf")], torch.empty(2, 4)
-    ).tolist() == [tau[0].tolist(), [0.0] * 4]
-    signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    for combine in ("sum", "mean"):
-        assert torch.equal(
-            merge_piece(tau.clone(), signs, combine), disjoint_merge(tau, signs, combine)
-        )
+
+    def merged(*smallest):
+        return merge_piece(torch.zeros(4), list(tau), smallest, -1, combine)[0].tolist()
+
+    half = 2 if combine == "mean" else 1
+    assert merged(1.0, 2.0) == [3.0, -4.5 / half, 2.0, 1.0]
+    assert merged(0.0, float("inf")) == tau[0].tolist()
+    assert merged(0.0, 0.0) == [3.0, -4.5 / half, 2.5 / half, -1.0]
+
+
+def test_what_is_summed_is_trimmed_and_agrees():
+    g = torch.Generator().manual_seed(0)
+    base, *experts = torch.randn(4, 500, generator=g)
+    trimmed = torch.stack([trim(e - base, 0.3) for e in experts])
+    expected = torch.where(agreeing(trimmed), trimmed, 0.0)
+    assert torch.equal(trimmed_and_elected(base, experts, 0.3), expected)
 
 
 @pytest.mark.parametrize("name", ["weight_averaging", "task_arithmetic", "ties"])
