@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -187,12 +187,6 @@ class Expert:
 def head_digest(head: Head) -> str:
     """SHA-256 of a head's weight and bias."""
     return state_digest({"weight": head.weight, "bias": head.bias})
-
-
-def stack_heads(heads: Iterable[Head]) -> Head:
-    """Heads of one shape ``[C, d]`` as one batched head ``[B, C, d]``."""
-    heads = list(heads)
-    return Head(torch.stack([h.weight for h in heads]), torch.stack([h.bias for h in heads]))
 
 
 def percent(right: Tensor) -> float:

@@ -87,35 +87,39 @@ def fit_heads(evidence: Evidence) -> list[Head]:
     )
 
 
+def _predictions(evidence: Evidence, heads: list[Head]) -> Tensor:
+    return torch.stack([current_eval(evidence.student_test, head) for head in heads])
+
+
 def _ft_classifier(evidence: Evidence) -> Tensor:
-    return torch.stack([current_eval(evidence.student_test, head) for head in fit_heads(evidence)])
+    return _predictions(evidence, fit_heads(evidence))
 
 
-def _orthogonal_classifier(evidence: Evidence, fit: str = "kl") -> Tensor:
-    if fit == "kl" and evidence.preset.batch_size is None:
-        heads = nested_orthogonal(
-            evidence.student_fit[evidence.draws],
-            evidence.teacher_fit[evidence.draws],
-            evidence.head,
-            evidence.preset,
-            evidence.ks,
-        )
-    else:
-        heads = [
+def _orthogonal_classifier(evidence: Evidence) -> Tensor:
+    student, teacher = evidence.student_fit, evidence.teacher_fit
+    draws = evidence.draws
+    return _predictions(
+        evidence,
+        nested_orthogonal(
+            student[draws], teacher[draws], evidence.head, evidence.preset, evidence.ks
+        ),
+    )
+
+
+def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
+    return _predictions(
+        evidence,
+        [
             orthogonal_classifier(
                 evidence.student_fit[rows],
                 evidence.teacher_fit[rows],
                 evidence.head,
                 evidence.preset,
-                fit=fit,
+                fit="procrustes",
             )
-            for rows in (evidence.rows(k) for k in evidence.ks)
-        ]
-    return torch.stack([current_eval(evidence.student_test, head) for head in heads])
-
-
-def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
-    return _orthogonal_classifier(evidence, "procrustes")
+            for rows in map(evidence.rows, evidence.ks)
+        ],
+    )
 
 
 def _surgery(evidence: Evidence) -> Tensor:

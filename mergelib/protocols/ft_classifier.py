@@ -52,31 +52,56 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def ft_classifier(
     features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, seed: int = 0
 ) -> Head:
-    """Fit one head per leading index: ``features [B, n, d]``, ``teacher_logits [B, n, C]`` -> ``W' [B, C, d], b' [B, C]``.
+    """Eq. 8 as it stands: from (W_t, b_t), minimise the mean KL(teacher || student) by Adam.
 
-    ``features`` are f_m's outputs, ``teacher_logits`` those of f_t through (W_t, b_t); no labels. Every fit starts at
-    ``head`` (W_t ``[C, d]``, b_t ``[C]``) and minimises the mean KL(teacher || student), Eq. 8. The B fits share nothing:
-    Adam works per entry and the loss is a sum of their means, so a batch equals B single fits. ``seed`` orders minibatches.
-    Features that change from epoch to epoch (dropout) come as ``[epochs, B, n, d]``.
+    ``nested_fits`` does the same for all shots at once, and much sooner. The B fits share nothing:
+    Adam works per entry and the loss is a sum of their means, so a batch equals B single fits.
+
+    Args:
+        features: f_m's outputs ``[B, n, d]``; ``[epochs, B, n, d]`` where dropout changes them.
+        teacher_logits: Of f_t through (W_t, b_t), ``[B, n, C]``; no labels.
+        head: (W_t, b_t), ``[C, d]`` and ``[C]``.
+        preset: Rate, epochs and batch size.
+        seed: Orders minibatches.
+
+    Returns:
+        W' ``[B, C, d]`` and b' ``[B, C]``.
     """
     n_fits, n, _ = features.shape[-3:]
-    weight = head.weight.expand(n_fits, *head.weight.shape).clone().requires_grad_()
-    bias = head.bias.expand(n_fits, *head.bias.shape).clone().requires_grad_()
+    weight = head.weight.repeat(n_fits, 1, 1).requires_grad_()
+    bias = head.bias.repeat(n_fits, 1).requires_grad_()
     optimizer = torch.optim.Adam([weight, bias], lr=preset.lr)
-    size = preset.batch_size or n
-    generator = torch.Generator().manual_seed(seed)
-    teacher_logits = teacher_logits.detach()
+    size, generator = preset.batch_size or n, torch.Generator().manual_seed(seed)
     for epoch in range(preset.epochs):
         seen = features[epoch] if features.dim() == 4 else features
-        order = torch.randperm(n, generator=generator).to(features.device) if size < n else None
-        for start in range(0, n, size):
-            rows = slice(None) if order is None else order[start : start + size]
+        order = torch.randperm(n, generator=generator) if size < n else torch.arange(n)
+        for rows in order.to(features.device).split(size):
             student = torch.baddbmm(bias.unsqueeze(1), seen[:, rows], weight.mT)
-            loss = kl_to_teacher(student, teacher_logits[:, rows]).mean(-1).sum()
-            optimizer.zero_grad()
-            loss.backward()
+            loss = kl_to_teacher(student, teacher_logits[:, rows].detach()).mean(-1).sum()
+            weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
             optimizer.step()
     return Head(weight.detach(), bias.detach())
+
+
+class Fits:
+    """m fits for each of B elements: ``weight [B, m C, d + 1]``, biases last, moved by Adam."""
+
+    def __init__(self, head: Head, n_elements: int, n_fits: int, lr: float):
+        self.n_classes = len(head.bias)
+        start = with_bias(head.weight, head.bias).repeat(n_elements, n_fits, 1)
+        self.adam = Adam([start], lr)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.adam.weights[0]
+
+    def step(self, gradient: Tensor) -> None:
+        """One step of all fits, given the gradient by ``weight``."""
+        self.adam.step(gradient)
+
+    def keep(self, n_fits: int) -> None:
+        """Goes on with each element's first ``n_fits``."""
+        self.adam.keep(n_fits * self.n_classes)
 
 
 def nested_fits(
@@ -86,32 +111,47 @@ def nested_fits(
     preset: FTPreset,
     ks: Sequence[int],
     seed: int = 0,
+    fits: type[Fits] = Fits,
 ) -> list[Head]:
-    """For each k of ``ks`` what ``ft_classifier`` fits to the first k rows of every group, ``W' [B, C, d], b' [B, C]``: all in one loop.
+    """For each k what ``ft_classifier`` fits to the first k rows of every group, in one loop.
 
-    ``features [B, G, k_max, d]`` and ``teacher_logits [B, G, k_max, C]`` lie as draws do, a group per class (G = C) or all rows in one.
-    The optimizer's steps are shared by all fits, and in a full batch a row is read once for all that see it. Equal to the single
-    fits but for rounding. Raises ``DataError`` for a k that there are no rows for.
+    The optimizer's steps are shared by all fits, and in a full batch a row is read once for all
+    that see it. Equal to the single fits but for rounding.
+
+    Args:
+        features: f_m's outputs as draws lie, a group per class (G = C) or all rows in one,
+            ``[B, G, k_max, d]``.
+        teacher_logits: Of f_t through (W_t, b_t), ``[B, G, k_max, C]``; no labels.
+        head: (W_t, b_t), ``[C, d]`` and ``[C]``.
+        preset: Rate, epochs and batch size.
+        ks: Numbers of rows of a group.
+        seed: Orders minibatches.
+        fits: What is trained: the head, or what it is made of.
+
+    Returns:
+        A head per k, W' ``[B, C, d]`` and b' ``[B, C]``.
+
+    Raises:
+        DataError: There are no rows for a k.
     """
     if not ks or min(ks) < 1 or max(ks) > features.shape[2]:
         raise DataError(
-            f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} that there are."
+            f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} "
+            "that there are."
         )
-    longest_first = sorted(set(ks), reverse=True)  # whatever a fit needs, those before it need, too
-    # [B, K C, d + 1]: the K fits of an element one under the other, biases in the last column
-    fits = Adam(
-        [with_bias(head.weight, head.bias).repeat(len(features), len(longest_first), 1)], preset.lr
-    )
+    # Longest first: whatever a fit needs, those before it need, too.
+    longest_first = sorted(set(ks), reverse=True)
+    running = fits(head, len(features), len(longest_first), preset.lr)
     steps = _full_batches if preset.batch_size is None else _minibatches
+    teacher = teacher_logits.detach().softmax(-1)
     fitted: dict[int, Head] = {}
-    for running in steps(
-        features.detach(), teacher_logits.detach().softmax(-1), fits, preset, longest_first, seed
-    ):
-        for i, done in enumerate(
-            fits.weights[0].split(len(head.bias), 1)[running:], start=running
-        ):  # these have had their steps
-            fitted[longest_first[i]] = Head(done[..., :-1].clone(), done[..., -1].clone())
-        fits.keep(running * len(head.bias))
+    for n_running in steps(features.detach(), teacher, running, preset, longest_first, seed):
+        weights = running.weight.split(len(head.bias), 1)
+        for k, done in zip(
+            longest_first[n_running : len(weights)], weights[n_running:], strict=True
+        ):
+            fitted[k] = Head(done[..., :-1].clone(), done[..., -1].clone())
+        running.keep(n_running)
     return [fitted[k] for k in ks]
 
 
@@ -165,17 +205,17 @@ def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
 
 
 def _full_batches(
-    features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int], seed: int
+    features: Tensor, teacher: Tensor, fits: Fits, preset: FTPreset, ks: Sequence[int], seed: int
 ) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
     blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
-        fits.step(kl_gradient(blocks, fits.weights[0]))
+        fits.step(kl_gradient(blocks, fits.weight))
     yield 0
 
 
 def _minibatches(
-    features: Tensor, teacher: Tensor, fits: Adam, preset: FTPreset, ks: Sequence[int], seed: int
+    features: Tensor, teacher: Tensor, fits: Fits, preset: FTPreset, ks: Sequence[int], seed: int
 ) -> Iterator[int]:
     """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some have had all of theirs."""
     n_groups, k_max = features.shape[1:3]
@@ -188,16 +228,13 @@ def _minibatches(
             torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device)
             for part in (0, 1)
         )
-        weight = fits.weights[0].view(m * len(features), -1, features.shape[2])  # [B m, C, d + 1]
-        for here, share in zip(
-            rows, shares.to(features).repeat(1, len(features), 1).unsqueeze(-1), strict=True
-        ):
-            seen, target = (
-                features[:, here].flatten(0, 1),
-                teacher[:, here].flatten(0, 1),
-            )  # [B m, size, ...]
+        shares = shares.to(features).repeat(1, len(features), 1).unsqueeze(-1)
+        for batch, share in zip(rows, shares, strict=True):
+            # [B m, size, ...]
+            seen, target = (x[:, batch].flatten(0, 1) for x in (features, teacher))
+            weight = fits.weight.view(len(seen), -1, seen.shape[2])  # [B m, C, d + 1]
             side = torch.bmm(seen, weight.mT).softmax(-1).sub_(target).mul_(share)
-            fits.step(torch.bmm(side.mT, seen).view_as(fits.weights[0]))
+            fits.step(torch.bmm(side.mT, seen).view_as(fits.weight))
         done = until
         yield m - 1
 

@@ -21,7 +21,7 @@ from mergelib.protocols.alignment import (
     polar,
     variance_steps,
 )
-from mergelib.types import Head, stack_heads
+from mergelib.types import Head
 
 ORTHOGONAL = [r.name for r in TABLE_1.values() if r.constraint == "orthogonal"]
 
@@ -334,7 +334,7 @@ def test_folding_into_the_head_gives_the_same_logits():
     folded = found.fold(head)
     assert folded.weight.shape == (3, 4, 8) and folded.bias.shape == (3, 4)
     torch.testing.assert_close(folded.logits(X), head.logits(found.apply(X)), atol=1e-4, rtol=1e-4)
-    batched = found.fold(stack_heads([head] * 3))
+    batched = found.fold(Head(head.weight.expand(3, -1, -1), head.bias.expand(3, -1)))
     torch.testing.assert_close(batched.weight, folded.weight)
     torch.testing.assert_close(batched.bias, folded.bias)
     assert torch.equal(aligned_predictions(X, head, found), head.logits(Y).argmax(-1))
