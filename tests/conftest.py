@@ -10,6 +10,7 @@ from pathlib import Path
 SCRATCH = Path(tempfile.mkdtemp(prefix="mergelib-tests-"))
 os.environ["MERGELIB_STORE"] = str(SCRATCH / "store")
 os.environ["MERGELIB_OUTPUT"] = str(SCRATCH / "output")
+os.environ["MERGELIB_HUB_LOCK"] = str(SCRATCH / "hub.lock.json")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny here: a second thread only waits

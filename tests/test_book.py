@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+from committed import committed
 
 from mergelib import book, paths, runner
 
@@ -74,10 +75,11 @@ def test_pictures_get_the_saved_figures_alt_text(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The book of the committed notebooks, built once; its folder and Sphinx's warnings."""
-    out = tmp_path_factory.mktemp("out")
+    out, root = tmp_path_factory.mktemp("out"), committed()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MERGELIB_OUTPUT", str(out))
-        shutil.copytree(paths.root() / "figures", out / "figures")
+        patch.setattr(paths, "root", lambda: root)
+        shutil.copytree(root / "figures", out / "figures")
         index, warnings = book.build_book("mini")
     return index.parent, warnings
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from committed import committed
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "build" / "browser"
@@ -67,9 +68,9 @@ def project(tmp_path_factory):
     """Copies of notebooks, without outputs and set to quick: JupyterLab saves by itself, and must not save over the committed ones."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
-    shutil.copytree(ROOT / "figures" / "mini", folder / "figures" / "mini")
+    shutil.copytree(committed() / "figures" / "mini", folder / "figures" / "mini")
     for name in COPIED:
-        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+        notebook = nbformat.read(committed() / "notebooks" / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None

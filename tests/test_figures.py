@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from colorspacious import cspace_convert
+from committed import committed
 from matplotlib.colors import to_rgb
 from PIL import Image
 from pypdf import PdfReader
 
-from mergelib import paths, plots
+from mergelib import plots
 from mergelib.study import SCORE_COLUMNS
 
-PDFS = sorted((paths.root() / "figures").glob("*/*.pdf"))
+PDFS = sorted((committed() / "figures").glob("*/*.pdf"))
 IDS = [f"{p.parent.name}-{p.stem}" for p in PDFS]
 VISIONS = {
     "full": None,

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 import re
-from pathlib import Path
 
 import matplotlib
 import nbformat
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from committed import committed
 from PIL import Image
 
 from mergelib import lesson, publish, report
@@ -24,7 +24,6 @@ from mergelib.protocols import current_eval
 from mergelib.report import protocol_label
 from mergelib.study import SCORE_COLUMNS
 
-ROOT = Path(__file__).resolve().parent.parent
 matplotlib.use("agg")
 
 
@@ -365,7 +364,7 @@ def test_classes_differ_in_grey():
 # ---- the notebooks ----------------------------------------------------------------------------------------------------
 
 LESSON, SOLUTIONS = (
-    nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    nbformat.read(committed() / "notebooks" / f"{name}.ipynb", as_version=4)
     for name in ("00_start_here", "solutions/00_start_here")
 )
 
@@ -382,7 +381,9 @@ def test_every_exercise_has_hint_check_and_solution():
 
 
 def test_the_glossary_is_the_readmes():
-    table = (ROOT / "README.md").read_text().split("| symbol | meaning |")[1].split("\n\n")[0]
+    table = (
+        (committed() / "README.md").read_text().split("| symbol | meaning |")[1].split("\n\n")[0]
+    )
     assert table in next(c.source for c in LESSON.cells if c.id == "glossary")
 
 
@@ -392,7 +393,7 @@ def test_solutions_run_and_are_right(tmp_path):
     from papermill import execute_notebook
 
     execute_notebook(
-        ROOT / "notebooks" / "solutions" / "00_start_here.ipynb",
+        committed() / "notebooks" / "solutions" / "00_start_here.ipynb",
         tmp_path / "out.ipynb",
         cwd=tmp_path,
         kernel_name="python3",

@@ -8,6 +8,7 @@ import warnings
 
 import nbformat
 import pytest
+from committed import committed
 from test_t5 import write_folder
 
 from mergelib import Study, runner
@@ -51,13 +52,15 @@ def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profil
         runner.refuse_lacking(name, [item])
 
 
+def notebook_of(item):
+    return nbformat.read(committed() / "notebooks" / f"{item.id}.ipynb", as_version=4)
+
+
 @pytest.mark.parametrize(
     "item", [i for i in runner.manifest() if i.id != "99_report"], ids=lambda i: i.id
 )
 def test_the_notebook_says_in_which_profiles_it_runs(item):
-    cell = next(
-        c for c in nbformat.read(item.path, 4).cells if "parameters" in c.metadata.get("tags", [])
-    )
+    cell = next(c for c in notebook_of(item).cells if "parameters" in c.metadata.get("tags", []))
     said = re.search(r"# ([\w, ]+): sizes and sources", cell.source.splitlines()[0])[1]
     assert set(re.split(r", | or ", said)) == {
         p for p in profile_names() if not runner.lacking(item, p)
@@ -66,9 +69,7 @@ def test_the_notebook_says_in_which_profiles_it_runs(item):
 
 def test_notebooks_name_what_they_need():
     for item in runner.manifest():
-        code = "\n".join(
-            c.source for c in nbformat.read(item.path, 4).cells if c.cell_type == "code"
-        )
+        code = "\n".join(c.source for c in notebook_of(item).cells if c.cell_type == "code")
         assert all(need in code for need in item.needs), item.id
         named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code} | (
             {"zoo"} if "zoo=True" in code else set()

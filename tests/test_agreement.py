@@ -1,0 +1,192 @@
+"""What is committed agrees with itself: README, sidecars, tables and notebooks."""
+
+import ast
+import json
+import re
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+from committed import committed
+from IPython.lib.pretty import pretty
+
+import mergelib
+from mergelib import claims, paths, publish, runner, summary
+
+ROOT = committed()
+FIGURES = ROOT / "figures"
+if ROOT == paths.root() and list(ROOT.glob("build/*/notebooks")):
+    pytest.skip("a run may have rewritten figures/, and no git knows it", allow_module_level=True)
+PROFILES = [run.profile for run in summary.read_runs(FIGURES) if run.judged]
+
+
+@pytest.mark.parametrize("part", ["results", "notebooks"])
+def test_the_readme_shows_what_the_committed_figures_say(part):
+    readme = (ROOT / "README.md").read_text()
+    first, last = publish.marks(part)
+    assert readme.count(first) == readme.count(last) == 1
+    shown = readme.split(first)[1].split(last)[0].strip()
+    assert shown == publish.readme_parts(FIGURES)[part].strip(), "run ./run_all.sh --publish"
+
+
+def test_the_report_says_what_the_committed_figures_say():
+    assert (FIGURES / "REPORT.md").read_text() == summary.report_markdown(FIGURES), (
+        "run ./run_all.sh --publish"
+    )
+
+
+@pytest.mark.parametrize(
+    "path", sorted(FIGURES.glob("*/99_report.json")), ids=lambda p: p.parent.name
+)
+def test_the_page_was_drawn_from_the_committed_figures(path):
+    runs = summary.read_runs(FIGURES)
+    means, rows = summary.averages(runs), summary.verdict_rows(runs)
+    assert json.loads(path.read_text())["alt"] == summary.alt_summary(means, rows), (
+        "run ./run_all.sh --publish"
+    )
+    assert path.with_suffix(".csv").read_text() == means.to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
+    assert path.with_name("99_report_claims.csv").read_text() == rows.to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_notebooks_that_judge_the_same_claim_agree(profile):
+    seen = {}
+    for item in published(profile):
+        for v in json.loads((FIGURES / profile / f"{item.id}.json").read_text())["verdicts"]:
+            assert seen.setdefault((v["claim"], v["part"]), v) == v, item.id
+
+
+def published(profile):
+    """Items of the groups that are published for a profile; `mini` has all of them."""
+    groups = {
+        i.group
+        for i in runner.manifest()
+        if profile == "mini" or (FIGURES / profile / f"{i.id}.json").is_file()
+    }
+    return [i for i in runner.manifest() if i.group in groups]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_published_group_is_complete(profile):
+    for item in published(profile):
+        for name in item.outputs:
+            assert (FIGURES / profile / name).is_file(), f"{profile}: {name}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_verdicts_belong_to_this_claims_file_and_cover_the_manifest(profile):
+    for item in published(profile):
+        sidecar = json.loads((FIGURES / profile / f"{item.id}.json").read_text())
+        assert sidecar["claims_file"] == claims.claims_hash()
+        assert set(sidecar["claims"]) == set(item.claims)
+        assert sidecar["overrides"] == {} or sidecar["overrides"] == {"tasks.source": "local"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_items_agree_with_each_other(profile):
+    """Table 3 = averages of Table 2; Figures 2 and 5 at k = 5 = Table 2; the identity rung = Current Eval (H12)."""
+
+    def scores(name):
+        return pd.read_csv(FIGURES / profile / f"{name}.csv")
+
+    keys = ["task", "method", "protocol", "k", "draw", "seed"]
+    table = scores("tab02_main_scores").set_index(keys).accuracy.to_dict()
+    ladder_too = any(i.group == "ladder" for i in published(profile))
+    for other in ["fig02_knn_eval", "fig05_ft_classifier", "tab03_base_model_scores"] + [
+        "fig07_surgery"
+    ] * ladder_too:
+        shared = {
+            k: v for k, v in scores(other).set_index(keys).accuracy.to_dict().items() if k in table
+        }
+        assert len(shared) > 20 and all(table[k] == v for k, v in shared.items()), other
+    all_scores = scores("tab02_main_scores")
+    current = all_scores[all_scores.protocol == "current"].groupby("method").accuracy.mean()
+    ladder = scores("fig04_transformations") if ladder_too else pd.DataFrame({"rung": []})
+    for row in ladder[ladder.rung == "identity"].itertuples():
+        assert row.accuracy == pytest.approx(current[row.method], abs=1e-3)
+    three = scores("tab03_base_model")
+    here = three[three.iloc[:, 0] == "here"].set_index("Protocol")
+    assert here.loc["Current Eval", "WA"] == pytest.approx(current["weight_averaging"], abs=0.051)
+    clusters = pd.concat([scores("fig01_clusters"), scores("fig08_clusters_appendix")])
+    by_cell = all_scores[all_scores.protocol == "current"].set_index(["method", "task"]).accuracy
+    for row in clusters.to_dict("records"):
+        assert row["Current Eval (%)"] == pytest.approx(
+            by_cell[row["method"], row["task"]], abs=1e-3
+        )
+
+
+def notebook_of(item):
+    return ROOT / "notebooks" / f"{item.id}.ipynb"
+
+
+@pytest.mark.parametrize("item", runner.manifest(), ids=lambda i: i.id)
+def test_committed_notebooks_show_the_committed_verdicts(item):
+    """A notebook that was not refreshed with its figure would show other verdicts than the sidecar."""
+    text = notebook_of(item).read_text()
+    if '"execution_count": 1' not in text:
+        pytest.skip("no outputs committed")
+    sidecar = json.loads((FIGURES / "mini" / f"{item.id}.json").read_text())
+    for verdict in sidecar["verdicts"]:
+        assert re.search(rf"{verdict['low']:.2f} \.\. {verdict['high']:.2f}", text), verdict[
+            "claim"
+        ]
+
+
+# ---- solutions: they judge no claim and draw no figure, so their words are compared with what their code says now ----------
+
+SOLUTIONS = runner.solutions(runner.manifest())
+
+
+def stale(notebook, scores):
+    """Cells of a solution whose committed words are not what they say when ``scores`` are all that the study knows."""
+
+    def published(encoders, protocols):
+        return scores[scores.method.isin(encoders) & scores.protocol.isin(protocols)]
+
+    names, found = {}, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mergelib, "Study", lambda *_, **__: SimpleNamespace(scores=published))
+        for cell in (c for c in notebook.cells if c.cell_type == "code"):
+            steps = ast.parse(cell.source).body
+            shown = [steps.pop()] if isinstance(steps[-1], ast.Expr) else []
+            exec(compile(ast.Module(steps, []), cell.id, "exec"), names)
+            says = [
+                pretty(eval(compile(ast.Expression(s.value), cell.id, "eval"), names))
+                for s in shown
+            ]
+            if says != [o.data["text/plain"] for o in cell.outputs if "data" in o]:
+                found.append(cell.id)
+    return found
+
+
+def published_scores(stem):
+    return pd.read_csv(FIGURES / "mini" / f"{stem}_scores.csv").astype(
+        {"k": "Int64", "seed": "Int64"}
+    )
+
+
+@pytest.mark.parametrize("item", SOLUTIONS, ids=lambda i: i.id)
+def test_committed_solutions_say_what_the_committed_figures_say(item):
+    assert (
+        stale(nbformat.read(notebook_of(item), as_version=4), published_scores(item.path.stem))
+        == []
+    ), "run ./run_all.sh --publish"
+
+
+def test_a_stale_solution_is_noticed():
+    item = next(i for i in SOLUTIONS if i.path.stem == "00_start_here")
+    notebook, scores = (
+        nbformat.read(notebook_of(item), as_version=4),
+        published_scores("00_start_here"),
+    )
+    moved = scores.assign(accuracy=scores.accuracy + 5 * (scores.protocol == "ft_classifier"))
+    assert stale(notebook, moved) == ["answer-5"], "numbers of another run"
+    cells = {c.id: c for c in notebook.cells}
+    cells["answer-2"].outputs[0].data["text/plain"] = "Right. In other words."
+    cells["answer-3"].outputs = []
+    assert stale(notebook, scores) == ["answer-2", "answer-3"], "words of an older check; no output"
