@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,24 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         ) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which takes 1e-1 for a number as everybody else does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    [*"-+.0123456789"],
+)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The document, with PyYAML's safe loader. Raises ``ConfigError`` that begins with ``where``: no YAML, more than ``MAX_BYTES``, or
     aliases that unfold into more than ``MAX_NODES`` values."""
     try:
         if len(text) > MAX_BYTES:
             raise ConfigError(f"{where}: more than {MAX_BYTES >> 20} MB; this is no such file.")
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -51,6 +63,9 @@ def parse_yaml(text: str, where: str) -> Any:
                     f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, or into themselves; write out "
                     "what is meant."
                 )
+            twice = _twice(node, set())
+            if twice is not None:
+                raise ConfigError(f"{where}: '{shortened(twice)}' is given twice.")
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -73,6 +88,25 @@ def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
         )
         known[id(node)] = 1.0 + sum(_unfolded(child, known) for child in children)
     return known[id(node)]
+
+
+def _twice(node: yaml.Node, seen: set[int]) -> str | None:
+    """A key that stands twice in one mapping: PyYAML would take the last."""
+    if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
+        return None
+    seen.add(id(node))
+    keys: set[str] = set()
+    for child in node.value:
+        if isinstance(child, tuple):
+            key, child = child
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in keys:
+                    return key.value
+                keys.add(key.value)
+        twice = _twice(child, seen)
+        if twice is not None:
+            return twice
+    return None
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -1,10 +1,14 @@
-"""``python -m mergelib merge | align | evaluate``: your own models on the command line. Results on stdout, progress on stderr."""
+"""``python -m mergelib merge | align | evaluate``: your own models on the command line.
+
+Results on stdout, progress on stderr.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import warnings
+from dataclasses import replace
 from typing import Any
 
 from ..documents import check_folder_name, user_path
@@ -27,19 +31,29 @@ def run(args: argparse.Namespace) -> int:
         warnings.showwarning = lambda message, *_, **__: print(
             f"mergelib: note: {message}", file=sys.stderr
         )
-        recipe = build(args.command, read_yaml(args.recipe) if args.recipe else {}, flags)
+        file = getattr(args, "recipe", None)
+        recipe = build(args.command, read_yaml(file) if file else {}, flags)
         {"merge": run_merge, "align": run_align, "evaluate": run_evaluate}[args.command](recipe)
     return 0
 
 
-def _need_out(recipe: Any) -> None:
+def _inputs(recipe: Any) -> list[str]:
+    """Every path or id that a recipe reads."""
+    single = (getattr(recipe, name, "") for name in ("base", "merged", "model"))
+    several = (getattr(recipe, name, {}).values() for name in ("experts", "inputs", "data", "fit"))
+    return [*filter(None, single), *(path for paths in several for path in paths)]
+
+
+def _need_out(recipe: Any) -> list[str]:
+    """What is read. Raises ``ConfigError`` before any work where nothing may be written."""
     from ..errors import ConfigError
+    from .folders import free_folder
 
     if not recipe.out:
         raise ConfigError("Where to? Give --out FOLDER.")
-    from .merged import free_folder
-
-    free_folder(recipe.out, recipe.overwrite)
+    inputs = _inputs(recipe)
+    free_folder(recipe.out, recipe.overwrite, inputs)
+    return inputs
 
 
 def run_merge(recipe: Any) -> None:
@@ -59,12 +73,12 @@ def run_merge(recipe: Any) -> None:
         **recipe.options,
     )
     merged.save_pretrained(recipe.out, single=recipe.single, overwrite=recipe.overwrite)
-    print(
-        f"{merged.record['label']} of {len(merged.heads)} experts: {', '.join(f'{t} ({len(h.labels)} classes)' for t, h in merged.heads.items())}"
-    )
+    heads = ", ".join(f"{t} ({len(h.labels)} classes)" for t, h in merged.heads.items())
+    size = sum(t.numel() for t in merged.encoder.values()) / 1e6
+    print(f"{merged.record['label']} of {len(merged.heads)} experts: {heads}")
     print(merged.record["parts"])
     print(
-        f"saved in {recipe.out}: one encoder ({sum(t.numel() for t in merged.encoder.values()) / 1e6:.1f} M parameters, "
+        f"saved in {recipe.out}: one encoder ({size:.1f} M parameters, "
         f"{merged.record['dtype']}), {len(merged.heads)} heads"
     )
 
@@ -80,8 +94,9 @@ def run_align(recipe: Any) -> None:
     from .heads import align_classifier, evaluate, expert_classifier
     from .merged import load_merged
 
-    _need_out(recipe)
+    read = _need_out(recipe)
     merged = load_merged(recipe.merged)
+    merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
         if name not in recipe.experts:
@@ -145,8 +160,11 @@ def run_evaluate(recipe: Any) -> None:
 
     from .. import paths
     from .data import read_labelled
-    from .heads import as_classifier, evaluate
+    from .folders import free_file
+    from .heads import SCORE_COLUMNS, as_classifier, evaluate
 
+    header = ",".join(SCORE_COLUMNS)
+    target = recipe.out and free_file(recipe.out, recipe.overwrite, _inputs(recipe), header)
     frames = []
     several = (user_path(recipe.model) / "heads").is_dir()
     for task, file in recipe.data.items():
@@ -176,12 +194,10 @@ def run_evaluate(recipe: Any) -> None:
         )
     table = pd.concat(frames, ignore_index=True)
     print_accuracies(table)
-    if recipe.out:
-        target = user_path(recipe.out)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        paths.write_whole(
-            target, table.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-        )
+    if target:
+        rows = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        free_file(recipe.out, recipe.overwrite, _inputs(recipe), header)
+        paths.write_whole(target, rows.encode())
         print(f"rows in {recipe.out}")
 
 

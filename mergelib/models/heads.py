@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..documents import user_path
-from ..errors import ConfigError, DataError, UnknownNameError
+from ..errors import ConfigError, DataError, UnknownNameError, first_five
 from ..features import pick_device
 from ..progress import progress
 from ..protocols import (
@@ -27,9 +27,11 @@ from ..protocols import (
 )
 from ..tasks.parquet import read_image
 from ..types import Head, Split, percent
-from .merged import RECORD, Classifier, Merged, TaskHead, load_merged
+from .folders import RECORD
+from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
-from .parts import base_names, check_same_architecture, find_parts
+from .parts import check_same_architecture, find_parts, processors_of, vocabulary_differs
+from .plan import first_line, layout_of, plan
 
 ALIGNMENTS = ("ft_classifier", "orthogonal_classifier", "orthogonal_procrustes")
 SCORE_COLUMNS = ["task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "n"]
@@ -45,29 +47,77 @@ def expert_classifier(
     parts = find_parts(parent, encoder=encoder, head=head)
     tensors = {n: parent.weights.tensor(n) for n in parts.encoder}
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-    return Classifier(tensors, TaskHead.of(parent, parts, dtype), {}, parent.processor())
+    task = TaskHead.of(parent, parts, dtype)
+    return Classifier(tensors, task, {}, parent.processor(), (parent.folder,))
+
+
+def _encoded(classifier: Classifier, inputs: Sequence[str], max_length: int) -> dict[str, list]:
+    """Token ids and masks of texts, cut to what the model takes.
+
+    Raises ``DataError`` for a token whose number is beyond the embedding.
+    """
+    processor = classifier.processor
+    # Some architectures have no limit and say so by -1; of others some positions are not for use.
+    limits = (max_length, getattr(classifier.head.config, "max_position_embeddings", 0))
+    length = min([n for n in limits if n and n > 0] + [10**6, processor.model_max_length])
+    encoded = dict(processor(list(inputs), truncation=True, max_length=length))
+    longest = max(range(len(inputs)), key=lambda i: len(encoded["input_ids"][i]))
+    n_tokens = len(encoded["input_ids"][longest])
+    if n_tokens > length - 8:
+        usable = _usable_length(classifier, inputs[longest], n_tokens)
+        encoded = dict(processor(list(inputs), truncation=True, max_length=usable))
+    rows = classifier.model.get_input_embeddings().weight.shape[0]
+    highest = max(max(ids, default=0) for ids in encoded["input_ids"])
+    if highest >= rows:
+        token = processor.convert_ids_to_tokens([highest])[0]
+        raise DataError(
+            f"The tokenizer of '{classifier.head.task}' gives {token!r} the number {highest}; the "
+            f"model's embedding has {rows} rows. Use the tokenizer that it was fine-tuned with."
+        )
+    return encoded
+
+
+def _usable_length(classifier: Classifier, text: str, length: int) -> int:
+    """The largest number of tokens up to ``length`` that the model takes, by trying it: positions
+    may count from behind the padding index, or not all be for use."""
+    classifier.model.to("cpu")  # where an index out of range is an error that can be caught
+
+    def takes(n: int) -> bool:
+        try:
+            classifier.model(
+                **classifier.processor([text], truncation=True, max_length=n, return_tensors="pt")
+            )
+        except Exception:  # of the tokenizer too, for a length below its special tokens
+            return False
+        return True
+
+    if takes(length):
+        return length
+    low, high = 0, length
+    while high - low > 1:
+        middle = length - 1 if high == length else (low + high) // 2
+        low, high = (middle, high) if takes(middle) else (low, middle)
+    return low or length  # where nothing fits, length is not the reason
 
 
 def _text_batches(
-    processor: Any, inputs: Sequence[str], config: Any, batch_size: int, max_length: int
+    classifier: Classifier, encoded: dict[str, list], batch_size: int
 ) -> Iterator[tuple[list[int], Any]]:
-    positions = getattr(config, "max_position_embeddings", 0) or 10**6
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (
-            config.pad_token_id or 0
-        ) + 1  # their positions count from behind the padding index
-    length = min(max_length or 10**6, positions, processor.model_max_length)
-    encoded = processor(list(inputs), truncation=True, max_length=length)
-    order = sorted(range(len(inputs)), key=lambda i: (len(encoded["input_ids"][i]), i))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        yield (
-            rows,
-            processor.pad(
-                {key: [values[i] for i in rows] for key, values in encoded.items()},
-                return_tensors="pt",
-            ),
-        )
+        batch = {key: [values[i] for i in rows] for key, values in encoded.items()}
+        if lengths[rows[0]] == lengths[rows[-1]]:
+            yield rows, {key: torch.tensor(values) for key, values in batch.items()}
+            continue
+        if classifier.processor.pad_token is None:
+            raise DataError(
+                f"The tokenizer of '{classifier.head.task}' has no padding token, which texts of "
+                "different lengths in one batch need. Name one in its tokenizer_config.json "
+                "(pad_token), or take a batch size of 1 (batch_size=1, --batch-size 1)."
+            )
+        yield rows, classifier.processor.pad(batch, return_tensors="pt")
 
 
 def _image(x: Any) -> Any:
@@ -98,50 +148,77 @@ def features(
     max_length: int = 0,
     desc: str = "",
 ) -> Tensor:
-    """Inputs of the last linear layer, ``[N, d]`` float32 on the CPU, in evaluation mode and in the inputs' order.
+    """Inputs of the last linear layer, in evaluation mode and in the inputs' order.
 
-    Texts are batched by length and cut to ``max_length`` tokens (default: what the model takes); images are files, PIL images or
-    arrays. Raises ``DataError`` for inputs of the wrong kind or without a processor, ``ConfigError`` when the model's output is
-    not that linear layer's.
+    Args:
+        classifier: encoder and head.
+        inputs: N texts, batched by length; or files, PIL images or arrays.
+        device: where the model runs.
+        batch_size: inputs at a time.
+        max_length: cut texts to so many tokens; default: what the model takes.
+        desc: label of a bar; none without.
+
+    Returns:
+        ``[N, d]`` float32 on the CPU.
+
+    Raises:
+        DataError: inputs of the wrong kind, or that tokenizer or model do not take.
+        ConfigError: the model's output is not that linear layer's.
     """
     inputs = _checked_inputs(inputs, classifier.is_image)
+    task, module = classifier.head.task, classifier.head.module
     if classifier.processor is None:
         raise DataError(
-            f"'{classifier.head.task}' has no tokenizer or image processor in its folder; give processor=."
+            f"'{task}' has no tokenizer or image processor in its folder; give processor=."
         )
-    to, model = pick_device(device), classifier.model
-    model.to(to)
-    seen: list[Tensor] = []
-    hook = model.get_submodule(classifier.head.module).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0])
-    )
+    model = classifier.model
     batches = (
         _image_batches(classifier.processor, inputs, batch_size)
         if classifier.is_image
-        else _text_batches(
-            classifier.processor, inputs, classifier.head.config, batch_size, max_length
-        )
+        else _text_batches(classifier, _encoded(classifier, inputs, max_length), batch_size)
     )
+    to = pick_device(device)
+    model.to(to)
+    seen: list[Tensor] = []
+    layer = model.get_submodule(module)
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
     try:
         for rows, batch in (
             progress(batches, desc=desc, total=-(-len(inputs) // batch_size)) if desc else batches
         ):
             seen.clear()
-            logits = model(**{k: v.to(to) for k, v in batch.items()}).logits
-            if len(seen) != 1 or seen[0].shape != (len(rows), z.shape[1]):
+            batch = {k: v.to(to) for k, v in batch.items()}
+            try:
+                logits = model(**batch).logits
+            except (IndexError, RuntimeError, ValueError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise DataError(
+                    f"The model of '{task}' does not take its inputs ({first_line(error)}). Are "
+                    "they too long (--max-length), or of another kind than it was trained on?"
+                ) from error
+            shape = (len(rows), z.shape[1])
+            if len(seen) != 1 or (seen[0].shape[0], seen[0].shape[-1]) != shape:
                 raise ConfigError(
-                    f"'{classifier.head.module}' of '{classifier.head.task}' is not applied once to one feature per input; name "
+                    f"'{module}' of '{task}' is not applied once to one feature per input; name "
                     "the last linear layer with head=."
                 )
-            z[rows] = seen[0].float().cpu()
-            through = model.get_submodule(classifier.head.module)(seen[0])
-            if through.shape != logits.shape or not torch.allclose(
-                through, logits, rtol=1e-3, atol=1e-4
+            feature = seen[0]
+            if feature.ndim == 3 and "attention_mask" in batch:  # a head on every token
+                last = batch["attention_mask"].cumsum(1).argmax(1)
+                feature = feature[torch.arange(len(rows), device=to), last]
+            if feature.shape == shape:
+                z[rows] = feature.float().cpu()
+                through = layer(feature)
+            if feature.shape != shape or not (
+                through.shape == logits.shape
+                and torch.allclose(through, logits, rtol=1e-3, atol=1e-4)
             ):
                 raise ConfigError(
-                    f"The logits of '{classifier.head.task}' are not what '{classifier.head.module}' gives; name the last linear layer "
-                    "with head=."
+                    f"The logits of '{task}' are not what '{module}' gives for the feature of an "
+                    "input (or of its last token); name the last linear layer with head=, and see "
+                    "that config.json's pad_token_id is the tokenizer's."
                 )
     finally:
         hook.remove()
@@ -185,37 +262,49 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     """
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)
+    model_class, config = type(expert.model), expert.head.config
     if isinstance(merged, Merged):
         held = merged.heads.get(task)
         if held is not None and held.labels != expert.head.labels:
             raise ConfigError(
-                f"The merged model's head for '{task}' has the labels {_few(held.labels)}, the expert {_few(expert.head.labels)}. "
-                "Give the expert that this head came from, or another task name."
+                f"The merged model's head for '{task}' has the labels {_few(held.labels)}, the "
+                f"expert {_few(expert.head.labels)}. Give the expert that this head came from, or "
+                "another task name."
             )
-        encoder, record, processor = merged.encoder, merged.record, merged.processor
+        encoder, record, inputs = merged.encoder, merged.record, merged.inputs
+        processor = merged.processors.get(task, merged.processor)
+        loaded = plan(model_class, config, layout_of(encoder))
     else:
         parent = open_parent(merged)
-        check_same_architecture(task, expert.head.config, parent.name, parent.config)
-        known = base_names(list(expert.encoder), parent)
-        encoder = {n: parent.weights.tensor(raw) for n, raw in known.items()}
-        record, processor = (
-            {"label": "given", "experts": {}, "method": "given", "base": None},
-            parent.processor(),
-        )
-    wrong = [
-        n for n, t in encoder.items() if n in expert.encoder and t.shape != expert.encoder[n].shape
-    ]
-    extra = [n for n in encoder if n not in expert.encoder and n not in expert.head.tensors]
-    if wrong or extra or not encoder:
+        check_same_architecture(task, config, parent.name, parent.config)
+        loaded = parent.plan_as(model_class, config)
+        encoder = {n: parent.weights.tensor(n) for n in loaded.fills}
+        inputs, processor = (parent.folder,), processors_of([parent])[0]
+        record = {"label": "given", "experts": {}, "method": "given", "base": None}
+    layer, prefix = f"{expert.head.module}.", f"{model_class.base_model_prefix}."
+    filled = {p for places in loaded.fills.values() for p in places if not p.startswith(layer)}
+    odd = [p for p in loaded.mismatched if not p.startswith(layer)] + loaded.gaps(prefix)
+    if isinstance(merged, Merged):
+        odd += [n for n in encoder if n not in loaded.fills]
+    if odd or not filled:
         raise ConfigError(
-            f"The merged encoder is not of '{task}'s architecture: {(wrong or extra or ['nothing in common'])[0]}."
+            f"The merged encoder is not of '{task}'s architecture: "
+            f"{first_five(odd) or 'nothing in common'}."
         )
-    # What the merge left to the task (a neck) is the expert's own.
-    own = {n: t for n, t in {**expert.encoder, **expert.head.tensors}.items() if n not in encoder}
-    head = replace(expert.head, tensors=own, task=task)
-    return Classifier(
-        encoder, head, record, processor if processor is not None else expert.processor
-    )
+    encoder = {n: t for n, t in encoder.items() if filled & {*loaded.fills[n]}}
+    differ = vocabulary_differs(processor, expert.processor)
+    if differ:
+        raise ConfigError(
+            f"The tokenizers of the merged model and of the expert for '{task}' differ in {differ}."
+        )
+    # What the merge left to the task (a neck) is the expert's own; so is how it reads inputs.
+    whole = {**expert.encoder, **expert.head.tensors}
+    places = plan(model_class, config, layout_of(whole)).fills
+    tensors = {n: t for n, t in whole.items() if not filled & {*places.get(n, ())}}
+    if not isinstance(merged, Merged) or processor is None:
+        processor = expert.processor or processor
+    head = replace(expert.head, tensors=tensors, task=task)
+    return Classifier(encoder, head, record, processor, (*inputs, *expert.inputs))
 
 
 def _few(labels: Sequence[str]) -> str:

@@ -1,14 +1,12 @@
-"""What a merge gives: one encoder, a head per task, and the ordinary folders they are saved in."""
+"""What a merge gives: one encoder, a head per task, and the folders they are saved in."""
 
 from __future__ import annotations
 
-import glob
+import copy
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,22 +17,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from .. import paths
-from ..documents import MAX_NAME, check_folder_name, read_json, user_path
-from ..errors import (
-    ConfigError,
-    StateDictError,
-    StoreError,
-    UnknownNameError,
-    first_five,
-    shortened,
-)
+from ..documents import check_folder_name, read_json, user_path
+from ..errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
 from ..types import Head, not_finite
 from . import card
-from .parents import CLASSIFIERS, Parent, Weights, class_name, first_line, open_parent, quiet
+from .folders import RECORD, whole_folder
+from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent
 from .parts import Parts
+from .plan import first_line, quiet
 
-RECORD = "mergelib.json"
 LOADER = "load_merged.py"
 SHARD = "5GB"
 
@@ -52,13 +43,14 @@ class TaskHead:
     @classmethod
     def of(cls, parent: Parent, parts: Parts, dtype: torch.dtype) -> TaskHead:
         """The head that an expert was fine-tuned with."""
-        config = parent.config
+        config = copy.deepcopy(parent.config)
         config.architectures, config.dtype = [parent.model_class.__name__], dtype
         tensors = {n: parent.weights.tensor(n).clone() for n in parts.own}
         bad = not_finite(tensors)
         if bad:
             raise StateDictError(
-                f"'{parent.name}' holds NaN or inf in {bad[0]}. Its training diverged or its file is damaged; make it again."
+                f"'{parent.name}' holds NaN or inf in {bad[0]}. Its training diverged or its file "
+                "is damaged; make it again."
             )
         return cls(
             parent.name,
@@ -68,12 +60,15 @@ class TaskHead:
         )
 
     @property
+    def has_bias(self) -> bool:
+        return f"{self.module}.bias" in self.tensors
+
+    @property
     def linear(self) -> Head:
-        """(W_t ``[C, d]``, b_t ``[C]``), float32."""
-        return Head(
-            self.tensors[f"{self.module}.weight"].float(),
-            self.tensors[f"{self.module}.bias"].float(),
-        )
+        """(W_t ``[C, d]``, b_t ``[C]``), float32; a layer without a bias has b_t = 0."""
+        weight = self.tensors[f"{self.module}.weight"].float()
+        bias = self.tensors.get(f"{self.module}.bias", torch.zeros(len(weight)))
+        return Head(weight, bias.float())
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -84,7 +79,14 @@ class TaskHead:
         return class_name(self.config).endswith("ForImageClassification")
 
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
-        """The same with another last layer ``W' [C, d]``, ``b' [C]``."""
+        """The same with another last layer ``W' [C, d]``, ``b' [C]``. Raises ``ConfigError`` where
+        the architecture has no bias to hold b'."""
+        if not self.has_bias:
+            raise ConfigError(
+                f"'{self.task}': the last layer of a {class_name(self.config)} has no bias, so it "
+                "cannot hold a re-aligned head. evaluate(protocols=['ft_classifier']) scores one; "
+                "to save one, fine-tune a classifier with a bias."
+            )
         dtype = self.tensors[f"{self.module}.weight"].dtype
         changed = {
             f"{self.module}.weight": head.weight.detach().cpu().to(dtype).contiguous(),
@@ -95,16 +97,23 @@ class TaskHead:
 
 @dataclass(frozen=True)
 class Classifier:
-    """One task's classifier: encoder weights (names as in the file) and head; ``model`` is the transformers model."""
+    """One task's classifier: encoder weights (names as in the file) and head.
+
+    ``inputs`` are folders that were read for it and that no output may replace.
+    """
 
     encoder: Mapping[str, Tensor]
     head: TaskHead
     record: dict[str, Any] = field(default_factory=dict)
     processor: Any = None
+    inputs: tuple[Path, ...] = ()
 
     @cached_property
     def model(self) -> Any:
-        """An ordinary transformers classifier in evaluation mode. Raises ``StateDictError`` when tensors are missing."""
+        """An ordinary transformers classifier in evaluation mode.
+
+        Raises ``StateDictError`` when tensors are missing or would not be loaded.
+        """
         import transformers
 
         named = class_name(self.head.config)
@@ -121,16 +130,17 @@ class Classifier:
                     state_dict={**self.encoder, **self.head.tensors},
                     output_loading_info=True,
                 )
-        except (
-            Exception
-        ) as error:  # sizes that contradict each other fail wherever the model first notices
+        except Exception as error:  # wherever the model first notices sizes that contradict
             raise StateDictError(
-                f"'{self.head.task}': its configuration and its weights make no {model_class.__name__} ({first_line(error)})."
+                f"'{self.head.task}': its configuration and its weights make no "
+                f"{model_class.__name__} ({first_line(error)})."
             ) from error
-        odd = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
+        missing = {*info["missing_keys"], *info["unexpected_keys"]}
+        odd = sorted(missing) + sorted(str(k) for k in info["mismatched_keys"])
         if odd:
             raise StateDictError(
-                f"'{self.head.task}': no weights for {odd[:5]}; encoder and head do not make a whole {model_class.__name__}."
+                f"'{self.head.task}': no weights, or no place, for {first_five(odd)}; encoder and "
+                f"head do not make a whole {model_class.__name__}."
             )
         return model.eval()
 
@@ -143,10 +153,15 @@ class Classifier:
     ) -> Path:
         """An ordinary transformers folder: weights, config, tokenizer or processor, model card.
 
-        ``scores`` (of ``evaluate``) go into the card. Raises ``ConfigError`` for a folder that holds something, unless
-        ``overwrite``. An interrupted write leaves nothing under this name.
+        Args:
+            folder: a new or empty folder. An interrupted write leaves nothing under this name.
+            scores: rows of ``evaluate`` for the card.
+            overwrite: whether what mergelib wrote may be replaced.
+
+        Raises:
+            ConfigError: the folder holds something else, or is or holds an input.
         """
-        with whole_folder(folder, overwrite) as out:
+        with whole_folder(folder, overwrite, self.inputs) as out:
             self._write(out, scores)
         return Path(folder)
 
@@ -167,30 +182,46 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Merged:
-    """One merged encoder with T heads. ``experts``: the parents where they are at hand (not after loading from a folder)."""
+    """One merged encoder with T heads.
+
+    ``processors`` has each task's tokenizer or image processor, one object where tasks share it;
+    ``experts`` the parents where they are at hand (not after loading from a folder), and
+    ``inputs`` the folders that were read and that no output may replace.
+    """
 
     encoder: dict[str, Tensor]
     heads: dict[str, TaskHead]
     record: dict[str, Any]
-    processor: Any = None
+    processors: dict[str, Any] = field(default_factory=dict)
     experts: dict[str, Parent] = field(default_factory=dict)
+    inputs: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         n = sum(t.numel() for t in self.encoder.values())
-        return (
-            f"Merged({self.record.get('label')}, {n / 1e6:.1f} M shared parameters, heads: "
-            f"{', '.join(t + (' (aligned)' if h.alignment else '') for t, h in self.heads.items())})"
-        )
+        heads = ", ".join(t + " (aligned)" * bool(h.alignment) for t, h in self.heads.items())
+        label = self.record.get("label")
+        return f"Merged({label}, {n / 1e6:.1f} M shared parameters, heads: {heads})"
+
+    @property
+    def processor(self) -> Any:
+        """The tokenizer or image processor that all tasks share, ``None`` where they do not."""
+        shared = {id(self.processors.get(task)): self.processors.get(task) for task in self.heads}
+        return next(iter(shared.values())) if len(shared) == 1 else None
 
     def classifier(self, task: str) -> Classifier:
         """The merged encoder with one task's head. Raises ``UnknownNameError``."""
         if task not in self.heads:
             raise UnknownNameError("task", task, self.heads)
-        return Classifier(self.encoder, self.heads[task], self.record, self.processor)
+        processor = self.processors.get(task)
+        return Classifier(self.encoder, self.heads[task], self.record, processor, self.inputs)
 
     def with_heads(self, *classifiers: Classifier) -> Merged:
         """The same encoder with these classifiers' heads instead of, or beside, the old ones."""
-        return replace(self, heads=self.heads | {c.head.task: c.head for c in classifiers})
+        return replace(
+            self,
+            heads=self.heads | {c.head.task: c.head for c in classifiers},
+            processors=self.processors | {c.head.task: c.processor for c in classifiers},
+        )
 
     def save_pretrained(
         self,
@@ -200,26 +231,36 @@ class Merged:
         single: bool = False,
         overwrite: bool = False,
     ) -> Path:
-        """The encoder once, ``heads/<task>/`` for each task, ``load_merged.py`` that needs no mergelib, and a model card.
+        """The encoder once, ``heads/<task>/`` for each task, a loader and a model card.
 
-        ``single`` adds an ordinary folder per task under ``tasks/``. Raises ``ConfigError`` for a folder that holds something,
-        unless ``overwrite``, and for a task that cannot name a folder. An interrupted write leaves nothing under this name.
+        Args:
+            folder: a new or empty folder. An interrupted write leaves nothing under this name.
+            scores: rows of ``evaluate`` for the card.
+            single: also an ordinary folder per task under ``tasks/``.
+            overwrite: whether what mergelib wrote may be replaced.
+
+        Raises:
+            ConfigError: the folder holds something else, or is or holds an input; a task's name
+                cannot name a folder.
         """
         for task in self.heads:
             check_folder_name(task)
-        with whole_folder(folder, overwrite) as out:
+        shared = self.processor
+        with whole_folder(folder, overwrite, self.inputs) as out:
             for task, head in self.heads.items():
                 place = out / "heads" / task
                 _save_tensors(head.tensors, place)
+                if shared is None:
+                    _save_processor(self.processors.get(task), place)
                 head.config.save_pretrained(place)
                 if single:
-                    own = out / "tasks" / task
-                    own.mkdir(parents=True)
+                    alone = out / "tasks" / task
+                    alone.mkdir(parents=True)
                     self.classifier(task)._write(
-                        own, None if scores is None else scores[scores.task == task]
+                        alone, None if scores is None else scores[scores.task == task]
                     )
             _save_weights(self.encoder, out)
-            _save_processor(self.processor, out)
+            _save_processor(shared, out)
             shutil.copyfile(Path(__file__).with_name("standalone.py"), out / LOADER)
             record = self.record | {
                 "modules": {t: h.module for t, h in self.heads.items()},
@@ -246,12 +287,12 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self):
-        for task, said in self.heads.items():
-            if said and not (
-                isinstance(said.get("n"), int)
-                and isinstance(said.get("classes"), int)
-                and said["classes"] > 0
-                and {"protocol", "preset"} <= said.keys()
+        for task, made in self.heads.items():
+            if made and not (
+                isinstance(made.get("n"), int)
+                and isinstance(made.get("classes"), int)
+                and made["classes"] > 0
+                and {"protocol", "preset"} <= made.keys()
             ):
                 raise ValueError(f"heads.{task}: what a re-alignment was made with is incomplete")
         return self
@@ -267,33 +308,32 @@ def load_merged(folder: str | os.PathLike) -> Merged:
             exclude_unset=True
         )
         modules, alignments = record.pop("modules"), record.pop("heads")
+        record.pop("files", None)
     except (ConfigError, ValidationError) as error:
         raise ConfigError(
-            f"'{folder}' is no folder that `mergelib merge` wrote: {RECORD} with heads is missing or damaged ({first_line(error)})."
+            f"'{folder}' is no folder that `mergelib merge` wrote: {RECORD} with heads is missing "
+            f"or damaged ({first_line(error)})."
         ) from error
     parent = open_parent(path)
-    heads = {}
+    heads, processors, shared = {}, {}, parent.processor()
     for task, module in modules.items():
-        own = Parent(task, task, path / "heads" / check_folder_name(task))
-        tensors = Weights(own.folder, "head.safetensors")
-        lacking = [n for n in (f"{module}.weight", f"{module}.bias") if n not in tensors]
-        if lacking:
+        place = Parent(task, task, path / "heads" / check_folder_name(task))
+        tensors = Weights(place.folder, "head.safetensors")
+        if f"{module}.weight" not in tensors:
             raise StateDictError(
-                f"'{folder}', heads/{task}: no {first_five(lacking)} in head.safetensors. Write the folder again with `mergelib merge`."
+                f"'{folder}', heads/{task}: no {shortened(module)}.weight in head.safetensors. "
+                "Write the folder again with `mergelib merge`."
             )
         heads[task] = TaskHead(
             task,
-            own.config,
+            place.config,
             {n: tensors.tensor(n).clone() for n in tensors},
             module,
             alignments.get(task, {}),
         )
-    return Merged(
-        {n: parent.weights.tensor(n).clone() for n in parent.weights},
-        heads,
-        record,
-        parent.processor(),
-    )
+        processors[task] = place.processor() or shared
+    encoder = {n: parent.weights.tensor(n).clone() for n in parent.weights}
+    return Merged(encoder, heads, record, processors)
 
 
 def _encoder_config(config: Any) -> Any:
@@ -333,53 +373,3 @@ def _save_processor(processor: Any, out: Path) -> None:
     if processor is not None:
         with quiet():
             processor.save_pretrained(out)
-
-
-def free_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
-    """``folder`` as an absolute path. Raises ``ConfigError`` when it exists and holds something, unless ``overwrite``."""
-    target = user_path(folder).absolute()
-    if len(target.name.encode()) > 2 * MAX_NAME:  # a temporary name is longer
-        raise ConfigError(
-            f"'{shortened(target.name)}' is too long a name for a folder; take a shorter one."
-        )
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
-        raise ConfigError(
-            f"'{folder}' exists and is not empty; choose another folder, or overwrite it (overwrite=True, --overwrite)."
-        )
-    return target
-
-
-@contextmanager
-def whole_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that takes its name when the block ends, and vanishes when it fails.
-
-    Raises ``ConfigError`` when ``folder`` exists and holds something, unless ``overwrite``, and ``StoreError`` where the disk refuses.
-    """
-    target = free_folder(folder, overwrite)
-    paths.make_folder(target.parent)
-    prefix = f".{target.name}.partial-"
-    for left in target.parent.glob(glob.escape(prefix) + "*"):
-        with suppress(FileNotFoundError), paths.held(left, wait=False) as nobodys:
-            if nobodys:  # a killed process left it
-                shutil.rmtree(left, ignore_errors=True)
-    scratch = None
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-        with paths.held(scratch):
-            out = scratch / "new"
-            out.mkdir()
-            yield out
-            if target.exists():
-                target.replace(scratch / "old")
-            out.replace(target)
-    except (
-        Exception
-    ) as error:  # tokenizers and safetensors report a full disk by errors of their own
-        if not paths.refused_by_disk(error):
-            raise
-        raise StoreError(
-            f"Cannot write {target}: {error}. Free space, or choose a folder that you can write to."
-        ) from error
-    finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)

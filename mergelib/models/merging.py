@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..documents import check_folder_name
-from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
+from ..errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
 from ..features import pick_device
 from ..merging import ONE, Method, get_method
 from ..merging.streaming import can_stream, stream
@@ -20,7 +20,13 @@ from ..progress import progress
 from ..types import all_finite
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
-from .parts import Parts, base_names, check_same_architecture, check_same_vocabulary, find_parts
+from .parts import (
+    Parts,
+    check_same_architecture,
+    find_parts,
+    names_in_base,
+    processors_of,
+)
 
 PIECE = 1 << 21  # numbers read of each parent at a time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,25 +35,26 @@ NEEDS_NO_BASE = ("weight_averaging",)
 
 
 def named_experts(experts: Any) -> list[Parent]:
-    """Experts as parents with distinct names. Raises ``ConfigError`` for none, or for two of one name."""
+    """Experts as parents with distinct names. Raises ``ConfigError`` for none or two of a name."""
     if isinstance(experts, str | bytes) or hasattr(experts, "save_pretrained"):
         raise ConfigError("experts is a list of models, or a dict from task to model.")
-    found = (
+    parents = (
         [open_parent(s, str(n)) for n, s in experts.items()]
         if isinstance(experts, Mapping)
         else [open_parent(s) for s in experts]
     )
-    if not found:
+    if not parents:
         raise ConfigError("Nothing to merge: give at least one expert.")
-    names = [p.name for p in found]
+    names = [p.name for p in parents]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ConfigError(
-            f"Two experts are called '{twice[0]}'. Name them: experts={{'task': model, ...}}, task=FOLDER on the command line."
+            f"Two experts are called '{twice[0]}'. Name them: experts={{'task': model, ...}}, "
+            "task=FOLDER on the command line."
         )
     for name in names:
         check_folder_name(name)
-    return found
+    return parents
 
 
 def merge(
@@ -65,124 +72,171 @@ def merge(
 ) -> Merged:
     """Merge the encoders of fine-tuned classifiers; every task keeps its own head.
 
-    ``base`` and ``experts`` (a list, or a dict task -> model) are hub ids, folders or loaded transformers models; ``options``
-    are the method's. What is encoder and what is head is told by the architecture and the base (see ``Parts``); ``encoder``
-    (patterns) and ``head`` (a module) override it. Weights are merged in float32 and rounded once, to ``dtype`` (default: the
-    base's). ``weight_averaging`` needs no base.
+    Weights are merged in float32 and rounded once. Of a model's folder those tensors are read that
+    ``from_pretrained`` loads. What is no weight (position numbers, a layer's running statistics)
+    is kept where all parents have the same and refused where they do not. Experts that treat texts
+    or images differently keep a tokenizer or image processor each.
 
-    Raises ``StateDictError`` for parents of different architecture, vocabulary or shape and for weights that are not finite,
-    ``UnsafeFileError`` for a checkpoint that would have to run code, ``ConfigError`` or ``UnknownNameError`` for the rest.
+    Args:
+        method: a registered method that needs nothing but weights.
+        base: the model that the experts were fine-tuned from: a hub id, a folder or a loaded
+            transformers model. ``weight_averaging`` needs none.
+        experts: a list of such models, or a dict task -> model.
+        encoder: patterns of names that override what is encoder (see ``Parts``).
+        head: the last linear layer's module, where that cannot be told.
+        dtype: float32, bfloat16 or float16; default: the base's.
+        device: where pieces are merged.
+        processor: tokenizer or image processor of every task, instead of the parents'.
+        show_progress: whether to show a bar.
+        options: the method's.
+
+    Raises:
+        StateDictError: parents of different architecture, vocabulary or shape, files that make no
+            whole model, quantised weights, weights that are not finite.
+        UnsafeFileError: a checkpoint that would have to run code.
+        ConfigError, UnknownNameError: the rest.
     """
-    found = get_method(method)
-    found.check_options(options)
-    if found.needs or found.gives != ONE:
+    chosen = get_method(method)
+    chosen.check_options(options)
+    if chosen.needs or chosen.gives != ONE:
         raise ConfigError(
-            f"{found.label} needs {' and '.join(('weights', *found.needs))} and gives {found.gives}; from files only methods "
-            "that need nothing but weights and give one encoder can be merged."
+            f"{chosen.label} needs {' and '.join(('weights', *chosen.needs))} and gives "
+            f"{chosen.gives}; from files only methods that need nothing but weights and give one "
+            "encoder can be merged."
         )
     if base is None and method not in NEEDS_NO_BASE:
         raise ConfigError(
-            f"{found.label} needs base=, the model that the experts were fine-tuned from."
+            f"{chosen.label} needs base=, the model that the experts were fine-tuned from."
         )
     parents = named_experts(experts)
     root = None if base is None else open_parent(base, "base")
-    parts = _check(parents, root, encoder, head)
+    for parent in parents:
+        _ = parent.model_class
     first = parents[0]
-    source = (
-        {n: n for n in parts[0].encoder} if root is None else base_names(parts[0].encoder, root)
-    )
-    lender = first if root is None else root  # integers and the dtype come from here
-    kind = next(
-        (
-            lender.weights.dtypes[source[n]]
-            for n in parts[0].encoder
-            if lender.weights.is_float(source[n])
-        ),
-        None,
-    )
-    if kind is None:
+    for other in [*parents[1:], *([root] if root else [])]:
+        check_same_architecture(first.name, first.config, other.name, other.config)
+    everyone = [*parents, *([root] if root else [])]
+    processors = processors_of(everyone) if processor is None else [processor] * len(everyone)
+    parts = [find_parts(e, root, encoder=encoder, head=head) for e in parents]
+    sources = _sources(parents, parts, root)
+    lender = (first, sources[0]) if root is None else (root, sources[-1])  # buffers and dtype
+    reader = Reader(list(zip(parents, sources, strict=False)), lender, pick_device(device))
+    if not reader.floats:
         raise StateDictError(
-            f"The encoder of '{lender.name}' has no floating-point tensors; there is nothing to merge."
+            f"The encoder of '{lender[0].name}' has no floating-point tensors; there is nothing "
+            "to merge."
         )
-    dtype = dtype or DTYPE_NAMES[kind]
+    dtype = dtype or DTYPE_NAMES[lender[0].weights.dtypes[lender[1][reader.floats[0]]]]
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    reader = Reader(parents, lender, source, pick_device(device))
-    state = reader.merge(found, options, DTYPES[dtype], show_progress)
-    heads = {p.name: TaskHead.of(p, q, DTYPES[dtype]) for p, q in zip(parents, parts, strict=True)}
+    state = reader.merge(chosen, options, DTYPES[dtype], show_progress)
     record = {
         "mergelib": __version__,
         "method": method,
-        "label": found.label,
+        "label": chosen.label,
         "options": options,
         "dtype": dtype,
         "base": None if root is None else root.source,
         "experts": {p.name: p.source for p in parents},
         "parts": parts[0].describe(),
-        "streamed": can_stream(found),
+        "streamed": can_stream(chosen),
     }
-    if processor is None:
-        processor = next(
-            (
-                p
-                for parent in [*parents, *([root] if root else [])]
-                if (p := parent.processor()) is not None
-            ),
-            None,
+    return Merged(
+        state,
+        {p.name: TaskHead.of(p, q, DTYPES[dtype]) for p, q in zip(parents, parts, strict=True)},
+        record,
+        _by_task(parents, processors, root),
+        {p.name: p for p in parents},
+        tuple(p.folder for p in everyone),
+    )
+
+
+def _by_task(
+    parents: Sequence[Parent], processors: Sequence[Any], root: Parent | None
+) -> dict[str, Any]:
+    """Each task's processor; for an expert without one the base's, or another expert's."""
+    lenders = [i for i in (len(parents), *range(len(parents))) if i < len(processors)]
+    lent = next((i for i in lenders if processors[i] is not None), None)
+    if lent is None:
+        return {}
+    lender = root.name if root and lent == len(parents) else parents[lent].name
+    lacking = [p.name for p, own in zip(parents, processors, strict=False) if own is None]
+    if lacking:
+        warnings.warn(
+            f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
+            f"'{lender}' is used. Give processor= where it was trained with another.",
+            UserWarning,
+            stacklevel=3,
         )
-    return Merged(state, heads, record, processor, {p.name: p for p in parents})
+    return {
+        p.name: processors[lent] if own is None else own
+        for p, own in zip(parents, processors, strict=False)
+    }
 
 
-def _check(
-    experts: Sequence[Parent], base: Parent | None, encoder: Sequence[str], head: str
-) -> list[Parts]:
-    """Parts of every expert; refuses parents that do not fit together."""
-    first = experts[0]
-    for other in experts:
-        _ = other.model_class
-    for other in [*experts[1:], *([base] if base else [])]:
-        check_same_architecture(first.name, first.config, other.name, other.config)
-        check_same_vocabulary(first, other)
-    parts = [find_parts(e, base, encoder=encoder, head=head) for e in experts]
-    for expert, mine in zip(experts, parts, strict=True):
-        odd = sorted(set(mine.encoder) ^ set(parts[0].encoder))
+def _sources(
+    experts: Sequence[Parent], parts: Sequence[Parts], base: Parent | None
+) -> list[dict[str, str]]:
+    """Name of the first expert -> name in the file, for every expert and then the base.
+
+    Raises ``StateDictError`` for parents that do not fit together.
+    """
+    first, names = experts[0], parts[0].encoder
+    sources = [first.plan.names_in(e.plan) for e in experts]
+    for expert, mine, source in zip(experts, parts, sources, strict=True):
+        odd = sorted({source.get(n, n) for n in names} ^ set(mine.encoder))
         if odd or mine.head != parts[0].head:
             raise StateDictError(
-                f"'{expert.name}' and '{first.name}' have different encoders: only one has {', '.join(odd[:5]) or mine.head}."
+                f"'{expert.name}' and '{first.name}' have different encoders: only one has "
+                f"{first_five(odd) or mine.head}."
             )
-    known = base_names(parts[0].encoder, base) if base else {n: n for n in parts[0].encoder}
-    for parent in [*experts, *([base] if base else [])]:
-        at = {n: known[n] if parent is base else n for n in parts[0].encoder}
+    if base:
+        sources.append(names_in_base(first, base))
+    for parent, source in zip([*experts, *([base] if base else [])], sources, strict=True):
         wrong = [
-            f"{n} ({parent.weights.shape(at[n])}, {first.name} {first.weights.shape(n)})"
-            for n in parts[0].encoder
-            if parent.weights.shape(at[n]) != first.weights.shape(n)
+            f"{n} ({parent.weights.shape(source[n])}, {first.name} {first.weights.shape(n)})"
+            for n in names
+            if parent.weights.shape(source[n]) != first.weights.shape(n)
         ]
         if wrong:
             raise StateDictError(
-                f"'{parent.name}' has other shapes than '{first.name}' at {', '.join(wrong[:3])}. Another vocabulary or width?"
+                f"'{parent.name}' has other shapes than '{first.name}' at {', '.join(wrong[:3])}. "
+                "Another vocabulary or width?"
             )
-    return parts
+        for n in (n for n in names if n in first.plan.buffers):
+            if not torch.equal(parent.weights.tensor(source[n]), first.weights.tensor(n)):
+                raise StateDictError(
+                    f"'{parent.name}' and '{first.name}' differ in {n}, which is no weight but "
+                    "measured or counted (BatchNorm's running statistics, for example): merged "
+                    "weights have others. Merge models without such layers."
+                )
+    return [{n: source[n] for n in names} for source in sources]
+
+
+Source = tuple[Parent, Mapping[str, str]]
+"""A parent, and for each name of the merged encoder the name in the parent's files."""
 
 
 class Reader:
     """Base and experts side by side, in flat float32 pieces."""
 
-    def __init__(
-        self,
-        experts: Sequence[Parent],
-        base: Parent,
-        source: Mapping[str, str],
-        device: torch.device,
-    ):
-        self.experts, self.base, self.source, self.device = experts, base, source, device
-        self.floats = [n for n in source if base.weights.is_float(source[n])]
+    def __init__(self, experts: Sequence[Source], base: Source, device: torch.device):
+        self.experts, self.base, self.device = experts, base, device
+        buffers = experts[0][0].plan.buffers
+        # Names of the encoder are those in the first expert's files.
+        self.floats = [
+            n for n, raw in base[1].items() if n not in buffers and base[0].weights.is_float(raw)
+        ]
         self._checked = False
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        parent, source = self.base
+        return parent.weights.shape(source[name])
 
     def spans(self) -> Iterator[tuple[str, int | None, int | None]]:
         """Names with the rows to read: small tensors whole, large ones by rows."""
         for name in self.floats:
-            shape = self.base.weights.shape(self.source[name])
+            shape = self._shape(name)
             rows = shape[0] if shape else 0
             step = max(1, PIECE // max(1, math.prod(shape[1:])))
             if rows <= step:
@@ -194,51 +248,46 @@ class Reader:
         """theta_b ``[n]`` and the T experts' ``[n]``; the first pass refuses what is not finite."""
         for name, start, stop in self.spans():
             flat = []
-            for parent, raw in [(self.base, self.source[name]), *((e, name) for e in self.experts)]:
+            for parent, source in (self.base, *self.experts):
                 piece = (
-                    parent.weights.tensor(raw, start, stop)
+                    parent.weights.tensor(source[name], start, stop)
                     .to(self.device, torch.float32)
                     .reshape(-1)
                 )
                 if not self._checked and not all_finite(piece):
                     raise StateDictError(
-                        f"'{parent.name}' holds NaN or inf in {raw}. Its training diverged or its file is damaged; make it again."
+                        f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
+                        "diverged or its file is damaged; make it again."
                     )
                 flat.append(piece)
             yield flat[0], flat[1:]
         self._checked = True
 
-    def whole(self, parent: Parent) -> dict[str, Tensor]:
-        """All floating-point tensors of one parent, float32."""
+    def whole(self, parent: Parent, source: Mapping[str, str]) -> dict[str, Tensor]:
+        """All weights of one parent, float32."""
         return {
-            n: parent.weights.tensor(self.source[n] if parent is self.base else n).to(
-                self.device, torch.float32
-            )
-            for n in self.floats
+            n: parent.weights.tensor(source[n]).to(self.device, torch.float32) for n in self.floats
         }
 
     def merge(
         self, method: Method, options: dict[str, Any], dtype: torch.dtype, show: bool
     ) -> dict[str, Tensor]:
         """The merged encoder on the CPU."""
-        # A base that stands in for a missing one is also an expert: read by its own names either way.
-        out = {
-            n: self.base.weights.tensor(raw).clone()
-            for n, raw in self.source.items()
-            if not self.base.weights.is_float(raw)
-        }
+        parent, source = self.base
+        floats = set(self.floats)
+        out = {n: parent.weights.tensor(r).clone() for n, r in source.items() if n not in floats}
         if not can_stream(method):
             warnings.warn(
-                f"{method.label} has no streaming form: base and {len(self.experts)} experts are loaded whole.",
+                f"{method.label} has no streaming form: base and {len(self.experts)} experts are "
+                "loaded whole.",
                 UserWarning,
                 stacklevel=3,
             )
-            merged = method(self.whole(self.base), [self.whole(e) for e in self.experts], **options)
+            merged = method(
+                self.whole(*self.base), [self.whole(*e) for e in self.experts], **options
+            )
             return out | {n: _finite(n, merged[n].to("cpu", dtype)) for n in self.floats}
-        out |= {
-            n: torch.empty(self.base.weights.shape(self.source[n]), dtype=dtype)
-            for n in self.floats
-        }
+        out |= {n: torch.empty(self._shape(n), dtype=dtype) for n in self.floats}
         spans = list(self.spans())
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(
@@ -250,9 +299,11 @@ class Reader:
 
 
 def _finite(name: str, merged: Tensor) -> Tensor:
-    """``merged``. Raises ``StateDictError`` for NaN or inf: an option out of all proportion, or a dtype too narrow for the weights."""
+    """``merged``. Raises ``StateDictError`` for NaN or inf: an option out of all proportion, or a
+    dtype too narrow for the weights."""
     if not all_finite(merged):
         raise StateDictError(
-            f"The merge gives NaN or inf in {shortened(name)}. Take a smaller lambda, or dtype float32 or bfloat16."
+            f"The merge gives NaN or inf in {shortened(name)}. Take a smaller lambda, or dtype "
+            "float32 or bfloat16."
         )
     return merged

@@ -1,14 +1,12 @@
-"""Checkpoints as they lie on disk: found, refused where unsafe, read tensor by tensor."""
+"""Checkpoints on disk: which files transformers reads, refused where unsafe, read tensor by tensor."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +16,39 @@ import torch
 from torch import Tensor
 
 from ..documents import read_json, user_path
-from ..errors import ConfigError, OfflineError, StateDictError, UnsafeFileError, shortened
+from ..errors import (
+    ConfigError,
+    OfflineError,
+    StateDictError,
+    UnsafeFileError,
+    first_five,
+    shortened,
+)
+from .plan import Plan, first_line, plan, quiet
 
-# Mapped pages count as memory of the process until the file is closed, so it is opened anew after this many bytes.
+# Mapped pages count as memory of the process until the file is closed, so it is opened anew after
+# this many bytes.
 REOPEN_AFTER = 16 << 20
-FLOATS, WHOLE = (
-    ("F64", "F32", "F16", "BF16"),
-    ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"),
-)  # as safetensors writes them
+DTYPE_CODES = {  # as safetensors writes them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_LABELS = 100_000  # transformers makes a name for each that a configuration announces
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of from_pretrained
+OTHER_WEIGHTS = {".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth", ".ckpt"}
 PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,46 +62,18 @@ PROCESSOR_FILES = (
 
 
 def class_name(config: Any) -> str:
-    """The first of a configuration's ``architectures``, which a file may give any type; "none" where there is none."""
+    """The first of a configuration's ``architectures``, which a file may give any type, or "none"."""
     named = config.architectures
     return str(named[0]) if isinstance(named, list) and named else "none"
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its loading bars and reports: what matters of them is checked and raised here."""
-    from transformers.utils import logging as hf
-
-    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    hf.set_verbosity(logging.CRITICAL)
-    hf.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf.set_verbosity(verbosity)
-        if bars:
-            hf.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, for a message of ours."""
-    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
-
-
-def modern_name(name: str) -> str:
-    """Names of checkpoints from before 2019 as transformers calls them now."""
-    return re.sub(
-        r"LayerNorm\.(gamma|beta)$",
-        lambda m: "LayerNorm." + {"gamma": "weight", "beta": "bias"}[m[1]],
-        name,
-    )
-
-
 class Weights:
-    """The tensors of one folder by name, none of them in memory until asked for: one file or shards.
+    """The tensors of one folder by their names in the file, none in memory until asked for.
 
-    Safetensors where there is one. A ``pytorch_model.bin`` is read with ``weights_only=True``: one that would have to run code
-    raises ``UnsafeFileError`` and runs nothing. Raises ``ConfigError`` for a folder without weights or with a missing shard.
+    The files are those that ``from_pretrained`` reads: ``model.safetensors``, else the shards of
+    its index, else ``pytorch_model.bin``, else its shards; ``file`` names another one. A pickle
+    is read with ``weights_only=True``: one that would have to run code raises ``UnsafeFileError``
+    and runs nothing. Raises ``ConfigError`` for a folder without weights or with a missing shard.
     """
 
     def __init__(self, folder: Path, file: str = ""):
@@ -88,71 +81,73 @@ class Weights:
         self._open: dict[str, Any] = {}
         self._read: dict[str, int] = {}
         self._pickled: dict[str, Tensor] = {}
-        files = [file] if file else self._files()
-        if files is None:
-            self._pickled = {modern_name(k): v for k, v in self._load_pickled().items()}
-            self._where = dict.fromkeys(self._pickled, ("", ""))
-            return
-        self._where = {}
-        for file in files:
-            if not (folder / file).is_file():
+        self._where: dict[str, str] = {}  # name -> safetensors file, "" for a pickled tensor
+        self.files = [file] if file else self._files()
+        for name in self.files:
+            if not (folder / name).is_file():
                 raise ConfigError(
-                    f"'{folder.name}' lacks {file}, which its index names; copy the whole folder."
+                    f"'{folder.name}' lacks {name}, which its index names; copy the whole folder."
                 )
-            self._where |= {modern_name(raw): (file, raw) for raw in self._handle(file).keys()}
+            if name.endswith(".safetensors"):
+                self._where |= dict.fromkeys(self._handle(name).keys(), name)
+            else:
+                self._pickled |= self._load_pickled(folder / name)
+        self._where |= dict.fromkeys(self._pickled, "")
 
-    def _files(self) -> list[str] | None:
-        index = self.folder / "model.safetensors.index.json"
-        if index.is_file():
-            try:
-                named = set(json.loads(index.read_text())["weight_map"].values())
-                if not all(isinstance(f, str) for f in named):
-                    raise TypeError("a file's name is no text")
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                AttributeError,
-                TypeError,
-                RecursionError,
-            ) as error:
-                raise ConfigError(
-                    f"'{self.folder.name}': {index.name} is damaged ({error})."
-                ) from error
-            for file in named:
-                if Path(file).name != file or file == ".." or "\\" in file:
-                    raise UnsafeFileError(
-                        f"'{self.folder.name}': {index.name} points outside its folder, to '{shortened(file)}'. Fetch the model again."
+    def _files(self) -> list[str]:
+        for name in WEIGHT_FILES:
+            index = self.folder / f"{name}.index.json"
+            if (self.folder / name).is_file():
+                if index.is_file():
+                    warnings.warn(
+                        f"'{self.folder.name}' holds {name} and {index.name}; the first is read, "
+                        "as transformers does. Remove what is out of date.",
+                        UserWarning,
+                        stacklevel=2,
                     )
-                user_path(self.folder / file)
-            return sorted(named)
-        return ["model.safetensors"] if (self.folder / "model.safetensors").is_file() else None
+                return [name]
+            if index.is_file():
+                return self._shards(index)
+        there = sorted(p.name for p in self.folder.glob("*") if p.suffix in OTHER_WEIGHTS)
+        raise ConfigError(
+            f"'{self.folder.name}' has no {' or '.join(WEIGHT_FILES)}, nor an index of shards"
+            + (f"; {first_five(there)} is not what transformers loads." if there else ".")
+        )
 
-    def _load_pickled(self) -> dict[str, Tensor]:
-        found = sorted(self.folder.glob("pytorch_model*.bin"))
-        if not found:
-            adapter = (
-                " It holds an adapter: merge that into its base model first."
-                if (self.folder / "adapter_config.json").exists()
-                else ""
-            )
-            raise ConfigError(f"'{self.folder.name}' has no model.safetensors.{adapter}")
-        state: dict[str, Tensor] = {}
-        for path in found:
-            try:
-                state |= torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises many kinds, the unpickler's own among them
+    def _shards(self, index: Path) -> list[str]:
+        try:
+            files = set(json.loads(index.read_text())["weight_map"].values())
+            if not all(isinstance(f, str) for f in files):
+                raise TypeError("a file's name is no text")
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as e:
+            raise ConfigError(f"'{self.folder.name}': {index.name} is damaged ({e}).") from e
+        for file in files:
+            if Path(file).name != file or file == ".." or "\\" in file:
                 raise UnsafeFileError(
-                    f"'{self.folder.name}': {path.name} is a pickle with more than plain tensors in it, or is damaged. "
-                    "It was not run. Convert it to safetensors where you trust it."
-                ) from error
-        if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-            raise StateDictError(f"'{self.folder.name}': its .bin file is no plain state dict.")
+                    f"'{self.folder.name}': {index.name} points outside its folder, to "
+                    f"'{shortened(file)}'. Fetch the model again."
+                )
+            user_path(self.folder / file)
+        return sorted(files)
+
+    def _load_pickled(self, path: Path) -> dict[str, Tensor]:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds, the unpickler's own among them
+            raise UnsafeFileError(
+                f"'{self.folder.name}': {path.name} is a pickle with more than plain tensors in "
+                "it, or is damaged. It was not run. Convert it to safetensors where you trust it."
+            ) from error
+        if not isinstance(state, dict) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+        ):
+            raise StateDictError(f"'{self.folder.name}': {path.name} is no plain state dict.")
         odd = next((k for k, v in state.items() if not _is_plain(v)), None)
         if odd is not None:
             raise StateDictError(
-                f"'{self.folder.name}': tensor {shortened(odd)} of its .bin file is sparse, quantised, without data or larger than "
-                "its data. Save the model again as safetensors."
+                f"'{self.folder.name}': tensor {shortened(odd)} of {path.name} is sparse, "
+                "quantised, without data or larger than its data. Save the model again as "
+                "safetensors."
             )
         return state
 
@@ -164,7 +159,8 @@ class Weights:
                 self._open[file] = safe_open(str(self.folder / file), "pt")
             except (SafetensorError, OSError, MemoryError) as error:
                 raise ConfigError(
-                    f"'{self.folder.name}': {shortened(file)} is damaged or no safetensors file ({shortened(str(error), 200)})."
+                    f"'{self.folder.name}': {shortened(file)} is damaged or no safetensors file "
+                    f"({shortened(str(error), 200)})."
                 ) from error
             self._read[file] = 0
         return self._open[file]
@@ -176,55 +172,48 @@ class Weights:
         return name in self._where
 
     def shape(self, name: str) -> tuple[int, ...]:
-        file, raw = self._where[name]
-        return (
-            tuple(self._handle(file).get_slice(raw).get_shape())
-            if file
-            else tuple(self._pickled[name].shape)
-        )
+        file = self._where[name]
+        if not file:
+            return tuple(self._pickled[name].shape)
+        return tuple(self._handle(file).get_slice(name).get_shape())
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
-        """Name -> dtype as safetensors writes it (F32, BF16, I64, ...). Raises ``StateDictError`` for one that is neither in ``FLOATS``
-        nor in ``WHOLE``, such as F8: nothing here would merge it."""
-        plain = {
-            torch.float32: "F32",
-            torch.bfloat16: "BF16",
-            torch.float16: "F16",
-            torch.float64: "F64",
-            torch.int64: "I64",
-            torch.int32: "I32",
-            torch.int16: "I16",
-            torch.int8: "I8",
-            torch.uint8: "U8",
-            torch.bool: "BOOL",
+        """Name -> dtype as safetensors writes it (F32, BF16, I64, ...).
+
+        Raises ``StateDictError`` for one that nothing here would merge, such as F8.
+        """
+        dtypes = {
+            n: self._handle(file).get_slice(n).get_dtype()
+            if file
+            else DTYPE_CODES.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
+            for n, file in self._where.items()
         }
-        found = {
-            n: self._handle(f).get_slice(r).get_dtype()
-            if f
-            else plain.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
-            for n, (f, r) in self._where.items()
-        }
-        odd = next((n for n, kind in found.items() if kind not in (*FLOATS, *WHOLE)), None)
+        odd = next((n for n, code in dtypes.items() if code not in DTYPE_CODES.values()), None)
         if odd is not None:
             raise StateDictError(
-                f"'{self.folder.name}': {shortened(odd)} is stored as {found[odd]}, which cannot be merged; convert the model to "
-                "float32, bfloat16 or float16."
+                f"'{self.folder.name}': {shortened(odd)} is stored as {dtypes[odd]}, which cannot "
+                "be merged; convert the model to float32, bfloat16 or float16."
             )
-        return found
+        return dtypes
 
     def is_float(self, name: str) -> bool:
         return self.dtypes[name] in FLOATS
 
+    @cached_property
+    def layout(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
+        """Name, shape and whether it holds floating-point numbers, of every tensor."""
+        return tuple((n, self.shape(n), self.is_float(n)) for n in self)
+
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
         """A tensor, or its rows ``start:stop``, in its own dtype."""
-        file, raw = self._where[name]
+        file = self._where[name]
         if not file:
             return self._pickled[name][start:stop] if start is not None else self._pickled[name]
         handle = self._handle(file)
-        found = handle.get_tensor(raw) if start is None else handle.get_slice(raw)[start:stop]
-        self._read[file] += found.numel() * found.element_size()
-        return found
+        tensor = handle.get_tensor(name) if start is None else handle.get_slice(name)[start:stop]
+        self._read[file] += tensor.numel() * tensor.element_size()
+        return tensor
 
 
 def _is_plain(t: Tensor) -> bool:
@@ -239,41 +228,62 @@ def _is_plain(t: Tensor) -> bool:
 
 @dataclass
 class Parent:
-    """One model to merge, or the base: ``name`` for people and folders, ``source`` for the card, ``folder`` to read."""
+    """One model to merge, or the base.
+
+    ``name`` is for people and folders, ``source`` for the card, ``folder`` to read; ``scratch``
+    keeps the temporary folder of a model that came loaded.
+    """
 
     name: str
     source: str
     folder: Path
-    scratch: Any = field(
-        default=None, repr=False
-    )  # keeps the temporary folder of a model that came loaded
+    scratch: Any = field(default=None, repr=False)
 
     @cached_property
     def config(self) -> Any:
-        """Raises ``ConfigError`` for a folder without a configuration that transformers itself knows."""
+        """Raises ``ConfigError`` for a folder without a configuration that transformers itself
+        knows, or whose weights are an adapter's or quantised."""
         from transformers import AutoConfig
 
-        given = read_json(
+        if (self.folder / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"'{self.name}' is or holds an adapter (adapter_config.json), whose weights are "
+                "changes of another model. Merge it into that model first (PEFT: "
+                "model.merge_and_unload().save_pretrained(FOLDER)) and give that folder."
+            )
+        content = read_json(
             self.folder / "config.json", f"'{self.name}' has no configuration: config.json"
         )
-        announced = given.get("num_labels", 0)
+        announced = content.get("num_labels", 0)
         if not isinstance(announced, int) or not 0 <= announced <= MAX_LABELS:
             raise ConfigError(
-                f"'{self.name}': config.json announces {shortened(announced)} labels; a number up to {MAX_LABELS} is taken."
+                f"'{self.name}': config.json announces {shortened(announced)} labels; a number up "
+                f"to {MAX_LABELS} is taken."
+            )
+        if content.get("quantization_config"):
+            raise ConfigError(
+                f"'{self.name}' is quantised (config.json: quantization_config): codes cannot be "
+                "averaged. Give the model in float32, float16 or bfloat16 (transformers: "
+                "model.dequantize().save_pretrained(FOLDER))."
+            )
+        if content.get("transformers_weights"):
+            raise ConfigError(
+                f"'{self.name}': config.json names a weights file of its own "
+                "(transformers_weights). Rename that file to model.safetensors and remove the key."
             )
         try:
             with quiet():
-                found = AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
+                config = AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
                 if not all(
-                    isinstance(found.id2label.get(i), str | int | float)
-                    for i in range(found.num_labels)
+                    isinstance(config.id2label.get(i), str | int | float)
+                    for i in range(config.num_labels)
                 ):
                     raise ValueError("id2label does not name the classes 0, 1, 2, ...")
-                return found
-        except Exception as error:  # a damaged configuration fails wherever transformers first uses the wrong value
+                return config
+        except Exception as error:  # fails wherever transformers first uses a wrong value
             raise ConfigError(
-                f"'{self.name}' has no configuration that transformers knows without running the model's own code "
-                f"({first_line(error)})."
+                f"'{self.name}' has no configuration that transformers knows without running the "
+                f"model's own code ({first_line(error)})."
             ) from error
 
     @cached_property
@@ -282,16 +292,65 @@ class Parent:
 
     @cached_property
     def model_class(self) -> Any:
-        """Its transformers class. Raises ``ConfigError`` unless that is a classifier for texts or images."""
+        """Its transformers class. Raises ``ConfigError`` unless it classifies texts or images."""
         import transformers
 
         named = class_name(self.config)
         if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
             raise ConfigError(
-                f"'{self.name}' is a {shortened(named)}, no ...ForSequenceClassification or ...ForImageClassification. Experts are "
-                "fine-tuned classifiers; a model without a head can only be the base."
+                f"'{self.name}' is a {shortened(named)}, no ...ForSequenceClassification or "
+                "...ForImageClassification. Experts are fine-tuned classifiers; a model without a "
+                "head can only be the base."
             )
         return getattr(transformers, named)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Which tensors of the files ``from_pretrained`` loads, and where they go.
+
+        Raises ``StateDictError`` naming the files where they make no whole model: tensors that
+        are missing (transformers would fill them with random numbers), of other shapes, whole
+        numbers where the model has weights, or parts of a quantised or adapted layer.
+        """
+        loaded = self.plan_as(self.model_class, self.config)
+        files, kind = first_five(self.weights.files), self.model_class.__name__
+        for what, places in (
+            ("lacks", loaded.missing),
+            ("has other shapes for", loaded.mismatched),
+        ):
+            if places:
+                raise StateDictError(
+                    f"'{self.name}': {files} {what} {first_five(places)} of a {kind} with its "
+                    "configuration. Copy the whole folder, or save the model again."
+                )
+        if loaded.foreign:
+            raise StateDictError(
+                f"'{self.name}': {files} holds {first_five(loaded.foreign)}, which belongs to "
+                f"layers of a {kind} that do not take it: a quantised model, or an adapter that "
+                "is not merged. Save the plain model (dequantize(), merge_and_unload())."
+            )
+        if loaded.unused:
+            warnings.warn(
+                f"'{self.name}': {files} holds {first_five(loaded.unused)}, which a {kind} does "
+                "not load; left out, as transformers does.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return loaded
+
+    def plan_as(self, model_class: Any, config: Any) -> Plan:
+        """The same for another class and configuration: how fine-tuning begins from a base."""
+        loaded = plan(model_class, config, self.weights.layout)
+        codes = [
+            n for n in loaded.fills if n not in loaded.buffers and not self.weights.is_float(n)
+        ]
+        if codes:
+            raise StateDictError(
+                f"'{self.name}': {first_five(codes)} of {first_five(self.weights.files)} is "
+                "stored in whole numbers where the model has weights: a quantised model. Save it "
+                "in float32, float16 or bfloat16."
+            )
+        return loaded.with_ties(lambda a, b: torch.equal(*map(self.weights.tensor, (a, b))))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -318,7 +377,8 @@ class Parent:
                 )
         except Exception as error:  # the tokenizers' parser raises a bare Exception
             raise ConfigError(
-                f"'{self.name}': its tokenizer or image processor cannot be loaded ({first_line(error)}). Copy the folder again."
+                f"'{self.name}': its tokenizer or image processor cannot be loaded "
+                f"({first_line(error)}). Copy the folder again."
             ) from error
 
 

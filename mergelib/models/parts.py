@@ -1,191 +1,231 @@
 """Which part of a classifier is the encoder, which part is the head.
 
-``encoder``: what the base has too; it is merged. ``head``: the last linear layer, (W_t, b_t); a feature is its input.
-``neck``: whatever lies between them and was made anew in fine-tuning (RoBERTa's dense layer, DistilBERT's pre_classifier,
-DeBERTa-v2's pooler; BERT's pooler only where the base has none). It has no task vector, so it stays with its task.
+``encoder``: what the base has too; it is merged. ``head``: the last linear layer, (W_t, b_t); a
+feature is its input. ``neck``: whatever lies between them and was made anew in fine-tuning
+(RoBERTa's dense layer, DistilBERT's pre_classifier, DeBERTa-v2's pooler; BERT's pooler only where
+the base has none). It has no task vector, so it stays with its task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import ConfigError, StateDictError, first_five
+from ..errors import ConfigError, StateDictError, first_five, shortened
 from .parents import Parent
+from .plan import function_of
 
 # Where several matrices could be the last one, the first of these that exists is.
 HEAD_NAMES = ("classifier.out_proj", "classifier", "score", "head")
-# What decides an encoder's function beyond the shapes of its weights.
-SAME = (
-    "vocab_size",
-    "hidden_size",
-    "dim",
-    "num_hidden_layers",
-    "n_layers",
-    "num_attention_heads",
-    "n_heads",
-    "intermediate_size",
-    "hidden_dim",
-    "hidden_act",
-    "activation",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "position_embedding_type",
-    "relative_attention",
-    "pos_att_type",
-    "position_buckets",
-    "image_size",
-    "patch_size",
-    "num_channels",
-)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Names of tensors as the expert's file has them; ``head`` is the last linear layer's module."""
+    """Names of tensors as the expert's file has them; ``head`` is the last linear layer's module,
+    whose bias may be missing."""
 
     encoder: tuple[str, ...]
     neck: tuple[str, ...]
     head: str
+    linear: tuple[str, ...]
 
     @property
     def own(self) -> tuple[str, ...]:
         """What stays with the task: neck and head."""
-        return (*self.neck, f"{self.head}.weight", f"{self.head}.bias")
+        return (*self.neck, *self.linear)
 
     def describe(self) -> str:
         """One line for people."""
-
-        def modules(names: Sequence[str]) -> str:
-            return ", ".join(sorted({n.rpartition(".")[0] for n in names}))
-
-        neck = (
-            f"; with each task stays its own {modules(self.neck)} (the base has none)"
-            if self.neck
-            else ""
+        roots = ", ".join(sorted({n.split(".")[0] for n in self.encoder}))
+        neck = ", ".join(sorted({n.rpartition(".")[0] for n in self.neck}))
+        return f"encoder: {len(self.encoder)} tensors under {roots}; head: {self.head}" + (
+            f"; with each task stays its own {neck} (the base has none)" if neck else ""
         )
-        return f"encoder: {len(self.encoder)} tensors under {', '.join(sorted({n.split('.')[0] for n in self.encoder}))}; head: {self.head}{neck}"
 
 
-def _head(expert: Parent, override: str) -> str:
-    weights, n_labels = expert.weights, expert.config.num_labels
-    prefix = expert.model_class.base_model_prefix + "."
-    found = [
+def _head(expert: Parent, outside: Sequence[str]) -> str:
+    n_labels = expert.config.num_labels
+    matrices = [
         n.removesuffix(".weight")
-        for n in weights
+        for n in outside
         if n.endswith(".weight")
-        and not n.startswith(prefix)
-        and (s := weights.shape(n))
-        and len(s) == 2
-        and s[0] == n_labels
+        and len(shape := expert.weights.shape(n)) == 2
+        and shape[0] == n_labels
     ]
-    head = override or (
-        found[0] if len(found) == 1 else next((h for h in HEAD_NAMES if h in found), "")
-    )
+    if len(matrices) == 1:
+        return matrices[0]
+    head = next((h for h in HEAD_NAMES if h in matrices), "")
     if not head:
         raise ConfigError(
-            f"'{expert.name}': which matrix of {n_labels} rows is its last linear layer? Found {', '.join(found) or 'none'}; "
-            "name it with head=."
+            f"'{expert.name}': which matrix of {n_labels} rows is its last linear layer? "
+            f"Found {', '.join(matrices) or 'none'}; name it with head=."
         )
-    for name in (f"{head}.weight", f"{head}.bias"):
-        if name not in weights:
-            raise ConfigError(
-                f"'{expert.name}' has no tensor {name}; the head must be a linear layer with a bias. Name another with head=."
-            )
     return head
-
-
-def base_names(names: Sequence[str], base: Parent) -> dict[str, str]:
-    """Expert's name -> base's name, for the tensors that the base has too: files saved without a head lack its prefix."""
-
-    def short(name: str) -> str:
-        return name.partition(".")[2]
-
-    candidates = [
-        {n: n for n in names if n in base.weights},
-        {n: short(n) for n in names if short(n) in base.weights},
-    ]
-    return max(candidates, key=len)
 
 
 def find_parts(
     expert: Parent, base: Parent | None = None, *, encoder: Sequence[str] = (), head: str = ""
 ) -> Parts:
-    """Encoder, neck and head of an expert. ``encoder`` (patterns such as ``"bert.*"``) and ``head`` (a module's name) override.
+    """Encoder, neck and head of an expert.
 
-    Raises ``ConfigError`` where the head cannot be told or an override matches nothing, ``StateDictError`` where the base
-    lacks parts of the encoder.
+    Args:
+        expert: a classifier.
+        base: the model that it was fine-tuned from; what it lacks is no encoder.
+        encoder: patterns such as ``"bert.*"`` that override what is told by the architecture.
+        head: a module's name that does.
+
+    Raises:
+        ConfigError: the head cannot be told, or an override matches nothing.
+        StateDictError: the base lacks parts of the encoder, or the expert's files are not whole.
     """
-    head = _head(expert, head)
-    rest = sorted(n for n in expert.weights if n not in (f"{head}.weight", f"{head}.bias"))
     prefix = expert.model_class.base_model_prefix + "."
+    fills = expert.plan.fills
+    in_model = {n for n, places in fills.items() if any(p.startswith(prefix) for p in places)}
+    head = head or _head(expert, [n for n in fills if n not in in_model])
+    if f"{head}.weight" not in fills:
+        raise ConfigError(
+            f"'{expert.name}' has no tensor {head}.weight; name another head with head=."
+        )
+    linear = tuple(n for n in (f"{head}.weight", f"{head}.bias") if n in fills)
+    rest = sorted(n for n in fills if n not in linear)
     if encoder:
         inside = [n for n in rest if any(fnmatchcase(n, p) for p in encoder)]
     else:
-        # CLIP's classifier carries its vision tower under a name that is not its prefix: then all but the head is encoder.
-        inside = [n for n in rest if n.startswith(prefix)] or rest
+        # CLIP's classifier carries its vision tower under a name that is not its prefix: then all
+        # but the head is encoder.
+        inside = [n for n in rest if n in in_model] or rest
     if not inside:
         raise ConfigError(
-            f"'{expert.name}': no tensor matches encoder={list(encoder)}. It has {first_five(rest)}."
+            f"'{expert.name}': no tensor matches encoder={list(encoder)}. It has "
+            f"{first_five(rest)}."
         )
     if base is not None:
-        known = base_names(inside, base)
-        if encoder or not known:
-            missing = [n for n in inside if n not in known]
-        else:
-            there = {_submodule(n, prefix) for n in known}
-            missing = [n for n in inside if n not in known and _submodule(n, prefix) in there]
+        begun = base.plan_as(expert.model_class, expert.config)
+        known = expert.plan.names_in(begun)
+        gaps = {*begun.gaps(prefix), *begun.mismatched}
+        missing = [
+            n
+            for n in inside
+            if n not in known
+            and n not in expert.plan.buffers
+            and (encoder or not known or gaps & {*fills[n]})
+        ]
         if missing:
             raise StateDictError(
-                f"The base '{base.name}' lacks {first_five(missing)} of the expert '{expert.name}'. Give the model that "
-                "the expert was fine-tuned from."
+                f"The base '{base.name}' lacks {first_five(missing)} of the expert "
+                f"'{expert.name}', or has other shapes. Give the model that the expert was "
+                "fine-tuned from."
             )
         inside = [n for n in inside if n in known]
-    return Parts(tuple(inside), tuple(n for n in rest if n not in set(inside)), head)
+    return Parts(tuple(inside), tuple(n for n in rest if n not in set(inside)), head, linear)
 
 
-def _submodule(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).split(".")[0]
-
-
-def _core(config: Any) -> Any:
-    return getattr(config, "vision_config", config)
+def names_in_base(expert: Parent, base: Parent) -> dict[str, str]:
+    """Expert's name -> base's name, for the tensors that fine-tuning began with."""
+    return expert.plan.names_in(base.plan_as(expert.model_class, expert.config))
 
 
 def check_same_architecture(first: str, first_config: Any, other: str, other_config: Any) -> None:
-    """Raises ``StateDictError`` naming what differs between two models: kind of model, vocabulary, width, depth, ..."""
-    a, b = _core(first_config), _core(other_config)
-    rows = (
-        [("model_type", a.model_type, b.model_type)]
-        if a.model_type != b.model_type
-        else [
-            (key, getattr(a, key, None), getattr(b, key, None))
-            for key in SAME
-            if getattr(a, key, None) != getattr(b, key, None)
-        ]
+    """Raises ``StateDictError`` naming what differs between two configurations, unless it is known
+    to change nothing that a trained model computes. A token's number that only one states is no
+    difference."""
+    a, b = function_of(first_config), function_of(other_config)
+    differ = sorted(
+        key
+        for key in a.keys() | b.keys()
+        if a.get(key) != b.get(key)
+        and not (key.endswith("_token_id") and None in (a.get(key), b.get(key)))
     )
-    if rows:
-        said = ", ".join(f"{key} {x} and {y}" for key, x, y in rows[:5])
+    differ = ["model_type"] if "model_type" in differ else differ
+    if differ:
+        values = ", ".join(
+            f"{key} {shortened(a.get(key))} and {shortened(b.get(key))}" for key in differ[:5]
+        )
         raise StateDictError(
-            f"'{first}' and '{other}' are of different architecture: {said}. Only models fine-tuned from one base can be "
-            "merged."
+            f"'{first}' and '{other}' are of different architecture: {values}. Only models "
+            "fine-tuned from one base, with one configuration, can be merged."
         )
 
 
-def check_same_vocabulary(first: Parent, other: Parent) -> None:
-    """Raises ``StateDictError`` when both have a tokenizer and these number the tokens differently."""
-    files = [p.folder / "tokenizer.json" for p in (first, other)]
-    if all(f.is_file() for f in files) and files[0].read_bytes() == files[1].read_bytes():
-        return
-    a, b = first.processor(), other.processor()
+def vocabulary_differs(a: Any, b: Any) -> str:
+    """In words, where two tokenizers number tokens differently; empty where they do not."""
     if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
-        return
+        return ""
     x, y = a.get_vocab(), b.get_vocab()
-    if x != y:
-        odd = sorted(t for t in x.keys() | y.keys() if x.get(t) != y.get(t))
-        raise StateDictError(
-            f"The tokenizers of '{first.name}' and '{other.name}' differ in {len(odd)} tokens, for example "
-            f"{', '.join(map(repr, odd[:3]))}: the same row of the embedding means different words."
-        )
+    odd = sorted(t for t in x.keys() | y.keys() if x.get(t) != y.get(t))
+    return f"{len(odd)} tokens, for example {', '.join(map(repr, odd[:3]))}" if odd else ""
+
+
+def processors_of(parents: Sequence[Parent]) -> list[Any]:
+    """Each parent's tokenizer or image processor, the same object where two do the same.
+
+    Raises ``StateDictError`` where two number the tokens differently, or one has numbers beyond
+    its model's embedding.
+    """
+    by_files: dict[Any, Any] = {}
+    by_meaning: dict[str, Any] = {}
+    processors: list[Any] = []
+    for parent in parents:
+        files = _processor_files(parent)
+        if files not in by_files:
+            processor = parent.processor()
+            by_files[files] = by_meaning.setdefault(_meaning(processor), processor)
+        processors.append(by_files[files])
+    first = next((i for i, p in enumerate(processors) if p is not None), 0)
+    for parent, processor in zip(parents, processors, strict=True):
+        differ = vocabulary_differs(processors[first], processor)
+        if differ:
+            raise StateDictError(
+                f"The tokenizers of '{parents[first].name}' and '{parent.name}' differ in {differ}"
+                ": the same row of the embedding means different words."
+            )
+        rows = getattr(parent.config, "vocab_size", None)
+        if not isinstance(rows, int) or not hasattr(processor, "get_vocab"):
+            continue
+        # Special tokens that a class of tokenizers adds by itself do no harm until a text has one.
+        harmless = {*processor.all_special_ids}
+        highest = max((i for i in processor.get_vocab().values() if i not in harmless), default=-1)
+        if highest >= rows:
+            raise StateDictError(
+                f"The tokenizer of '{parent.name}' numbers tokens up to {highest}, its embedding "
+                f"has {rows} rows. Remove the tokens that were added, or resize the embedding "
+                "(model.resize_token_embeddings) and fine-tune again."
+            )
+    return processors
+
+
+def _processor_files(parent: Parent) -> frozenset[tuple[str, bytes]]:
+    """What may belong to a tokenizer or image processor: all small files but model and card."""
+    return frozenset(
+        (p.name, p.read_bytes())
+        for p in parent.folder.iterdir()
+        if p.is_file()
+        and p.suffix in (".json", ".txt", ".model")
+        and not p.name.startswith(("config.", "model.", "pytorch_model.", "mergelib."))
+        and p.stat().st_size < 1 << 26
+    )
+
+
+def _meaning(processor: Any) -> str:
+    """What a processor does, as text: equal for two that give the same ids or pixels."""
+    if processor is None:
+        return ""
+    settings = processor.to_dict() if hasattr(processor, "to_dict") else processor.init_kwargs
+    settings = {
+        k: v
+        for k, v in dict(settings).items()
+        if k not in ("name_or_path", "tokenizer_file", "vocab_file", "_commit_hash", "is_local")
+        and not k.endswith("_file")
+    }
+    return json.dumps([type(processor).__name__, settings, _rules(processor)], default=str)
+
+
+def _rules(processor: Any) -> Mapping[str, Any]:
+    """A fast tokenizer's rules, without what each call sets anew; a slow one's vocabulary."""
+    if getattr(processor, "backend_tokenizer", None) is not None:
+        rules = json.loads(processor.backend_tokenizer.to_str())
+        return {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
+    return processor.get_vocab() if hasattr(processor, "get_vocab") else {}

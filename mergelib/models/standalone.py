@@ -1,4 +1,6 @@
-"""Load one task's classifier from this folder: the shared encoder and the task's own head. Needs torch, transformers, safetensors.
+"""Load one task's classifier from this folder: the shared encoder and the task's own head.
+
+Needs torch, transformers, safetensors only.
 
     from load_merged import load, tasks
     model = load("task")                        # an ordinary transformers classifier
@@ -43,9 +45,10 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(f"usage: python load_merged.py TASK OUT    tasks: {', '.join(tasks())}")
     load(sys.argv[1]).save_pretrained(sys.argv[2])
-    for kind in (transformers.AutoTokenizer, transformers.AutoImageProcessor):
-        try:
-            kind.from_pretrained(HERE).save_pretrained(sys.argv[2])
-        except (OSError, ValueError):
-            continue
-        break
+    # A task that reads its inputs in a way of its own has its tokenizer beside its head.
+    for place in (HERE / "heads" / sys.argv[1], HERE):
+        if any(place.glob("tokenizer*")) or any(place.glob("preprocessor_config.json")):
+            image = (place / "preprocessor_config.json").exists()
+            kind = transformers.AutoImageProcessor if image else transformers.AutoTokenizer
+            kind.from_pretrained(place).save_pretrained(sys.argv[2])
+            break

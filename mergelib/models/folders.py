@@ -1,0 +1,219 @@
+"""Folders and files that are written whole, and never over what mergelib did not write."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .. import paths
+from ..documents import MAX_NAME, read_json, user_path
+from ..errors import ConfigError, StoreError, first_five, shortened
+
+RECORD = "mergelib.json"
+SMALL = 1 << 20  # bytes; of larger files (weights) the length is compared, not the content
+
+
+def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
+    """Raises ``ConfigError`` when ``target`` is an input, or an input lies below it."""
+    for given in inputs:
+        source = user_path(given)
+        if source.exists() and (target == source.resolve() or target in source.resolve().parents):
+            raise ConfigError(
+                f"'{target}' is or holds an input ('{given}'), which writing there would remove; "
+                "choose another place."
+            )
+
+
+def free_folder(
+    folder: str | os.PathLike,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike] = (),
+) -> Path:
+    """``folder`` as an absolute path, symbolic links followed.
+
+    Raises ``ConfigError`` when it is no folder, when it is an input or lies above one, and when it
+    holds something: with ``overwrite`` only something that mergelib did not write.
+    """
+    target = user_path(folder).resolve()
+    if len(target.name.encode()) > 2 * MAX_NAME:  # a temporary name is longer
+        raise ConfigError(
+            f"'{shortened(target.name)}' is too long a name for a folder; take a shorter one."
+        )
+    check_inputs(target, inputs)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"'{folder}' is no folder; choose another name.")
+    entries = _entries(target) if target.exists() else []
+    if entries and not overwrite:
+        raise ConfigError(
+            f"'{folder}' exists and is not empty; choose another folder, or overwrite what "
+            "mergelib wrote there (overwrite=True, --overwrite)."
+        )
+    if entries:
+        foreign = _foreign(target)
+        if foreign:
+            raise ConfigError(
+                f"'{folder}' holds {first_five(foreign)}, which mergelib did not write or which "
+                "was changed since; only what it wrote is overwritten. Choose another folder, or "
+                "empty this one yourself."
+            )
+    return target
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, but for what writers left that were killed."""
+    prefix = f".{folder.name}.partial-"
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(prefix))
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What a folder holds beyond the files that its record lists, unchanged."""
+    try:
+        listed = read_json(folder / RECORD, RECORD).get("files")
+    except ConfigError:
+        listed = None
+    listed = listed if isinstance(listed, dict) else {}
+    there = {
+        p.relative_to(folder).as_posix(): p
+        for entry in _entries(folder)
+        for p in (entry, *entry.rglob("*"))
+        if p.is_symlink() or not p.is_dir()
+    }
+    known = {RECORD} if listed else set()
+    return [
+        name
+        for name, path in there.items()
+        if path.is_symlink() or (name not in known and listed.get(name) != _mark(path))
+    ]
+
+
+def _mark(path: Path) -> str:
+    """What tells a changed file: its length, and its content where that is quickly read."""
+    size = path.stat().st_size if path.is_file() else -1
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if 0 <= size <= SMALL else ""
+    return f"{size} {content}".strip()
+
+
+def _list_files(folder: Path) -> None:
+    """Add to the record which files were written with it."""
+    record = folder / RECORD
+    if record.is_file():
+        files = {
+            p.relative_to(folder).as_posix(): _mark(p)
+            for p in sorted(folder.rglob("*"))
+            if p.is_file() and p != record
+        }
+        content = json.loads(record.read_text()) | {"files": files}
+        record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(
+    folder: str | os.PathLike,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike] = (),
+) -> Iterator[Path]:
+    """A temporary folder that takes the name ``folder`` when the block ends, and vanishes when it
+    fails.
+
+    It lies beside ``folder``, or in it where that is empty or its parent cannot be written to (a
+    volume of a container). Raises as ``free_folder``, again when the block ends, and
+    ``StoreError`` where the disk refuses.
+    """
+    inputs = tuple(inputs)
+    target = free_folder(folder, overwrite, inputs)
+    beside = not target.is_dir() or bool(_entries(target))
+    scratch = None
+    try:
+        try:
+            scratch = _scratch(paths.make_folder(target.parent) if beside else target, target.name)
+        except OSError:
+            if not target.is_dir():
+                raise
+            scratch = _scratch(target, target.name)
+        with paths.held(scratch):
+            out = scratch / "new"
+            out.mkdir()
+            yield out
+            _list_files(out)
+            free_folder(folder, overwrite, inputs)
+            _take_name(out, target, scratch)
+    except Exception as error:  # tokenizers and safetensors report a full disk by errors of theirs
+        if not paths.refused_by_disk(error):
+            raise
+        raise StoreError(
+            f"Cannot write {target}: {error}. Free space, or choose a folder that you can write to."
+        ) from error
+    finally:
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(place: Path, name: str) -> Path:
+    """A new temporary folder; those that killed processes left there go."""
+    prefix = f".{name}.partial-"
+    for left in place.glob(glob.escape(prefix) + "*"):
+        with suppress(OSError), paths.held(left, wait=False) as nobodys:
+            if nobodys:
+                shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+
+
+def _take_name(out: Path, target: Path, scratch: Path) -> None:
+    """Put ``out`` in ``target``'s place: by two renames, or entry by entry in a folder that cannot
+    be renamed, what is loaded last coming last."""
+    if not target.exists():
+        out.replace(target)
+        return
+    inside = scratch.parent == target
+    if not inside:
+        try:
+            target.replace(scratch / "old")
+        except OSError:  # a mount point
+            inside = True
+        else:
+            out.replace(target)
+            return
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target) as room:
+        new, old = Path(room, "new"), Path(room, "old")
+        old.mkdir()
+        shutil.move(out, new)  # copies where the target is another disk
+        for entry in sorted(_entries(target), key=lambda p: p.name != "config.json"):
+            entry.replace(old / entry.name)
+        for entry in sorted(new.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+            entry.replace(target / entry.name)
+
+
+def free_file(
+    file: str | os.PathLike,
+    overwrite: bool,
+    inputs: Iterable[str | os.PathLike],
+    first_line: str,
+) -> Path:
+    """A path for a table of results.
+
+    Raises ``ConfigError`` when it is a folder, an input, or exists: with ``overwrite`` only when
+    it does not begin with ``first_line``, as tables of mergelib do.
+    """
+    target = user_path(file).resolve()
+    if target.is_dir():
+        raise ConfigError(f"'{file}' is a folder; give the name of a file to write.")
+    check_inputs(target, inputs)
+    if target.exists():
+        with target.open("rb") as f:
+            ours = f.read(len(first_line) + 1).decode(errors="replace").strip() == first_line
+        if not overwrite or not ours:
+            raise ConfigError(
+                f"'{file}' exists"
+                + (" and is no table that mergelib wrote; " if overwrite else "; ")
+                + "choose another name"
+                + ("." if overwrite or not ours else ", or replace it with --overwrite.")
+            )
+    paths.make_folder(target.parent)
+    return target

@@ -1,0 +1,252 @@
+"""How transformers would load a set of tensors: told by transformers itself, without reading any.
+
+``from_pretrained`` gets a constant of the right shape for each tensor, which takes no memory; where
+the constants end up shows what goes where, whatever names, prefixes and ties a file has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StateDictError, shortened
+
+FIRST = 1 << 20  # of the constants: above any value that an initialisation gives
+# What says nothing about the function that a model computes once it is trained; a part with "drop"
+# or "init" in its name is such a part too.
+HARMLESS = {
+    "architectures",
+    "auxiliary_loss_weight",
+    "chunk_size_feed_forward",
+    "dtype",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "keys_to_ignore_at_inference",
+    "label2id",
+    "label_smoothing",
+    "language",
+    "loss_type",
+    "model_max_length",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "problem_type",
+    "projection_dim",  # of a tower: where a projection is used, its shape says it
+    "return_dict",
+    "task_specific_params",
+    "tie_weights_",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+    "use_return_dict",
+}
+Layout = tuple[tuple[str, tuple[int, ...], bool], ...]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its bars and reports: what matters of them is raised here."""
+    from transformers.utils import logging as hf
+
+    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity(logging.CRITICAL)
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(verbosity)
+        if bars:
+            hf.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, for a message of ours."""
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
+
+
+def function_of(config: Any) -> dict[str, Any]:
+    """The parts of a configuration that may change what the model computes, as plain values."""
+    core = getattr(config, "vision_config", config)
+    return {
+        key: value
+        for key, value in json.loads(json.dumps(core.to_dict(), default=str)).items()
+        if not key.startswith("_")
+        and key not in HARMLESS
+        and "drop" not in key
+        and "init" not in key
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where tensors of a file go in a model.
+
+    ``fills``: name in the file -> names in the model, for those that are loaded. ``missing``: the
+    model's names that nothing fills; ``mismatched``: those for which the file has another shape.
+    ``unused``: names that the model has not; ``foreign``: those among them that lie in a layer with weights of its own.
+    ``buffers``: names in the file of what the model does not train. ``tied``: pairs of names in
+    the file that the model ties where their values are equal. ``converted``: whether tensors are
+    cut, joined or turned on the way.
+    """
+
+    fills: dict[str, tuple[str, ...]]
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    unused: tuple[str, ...]
+    foreign: tuple[str, ...]
+    buffers: frozenset[str]
+    tied: tuple[tuple[str, str], ...]
+    converted: bool
+
+    def with_ties(self, equal: Callable[[str, str], bool]) -> Plan:
+        """Names of one tied tensor as one: the others are left out where ``equal`` says so."""
+        fills = dict(self.fills)
+        for name, source in self.tied:
+            if name in fills and source in fills and equal(name, source):
+                fills[source] = (*fills[source], *fills.pop(name))
+        return replace(self, fills={n: tuple(sorted(f)) for n, f in fills.items()})
+
+    def gaps(self, prefix: str) -> list[str]:
+        """The model's names that are missing although other parts of their module are there."""
+
+        def module(place: str) -> str:
+            return place.removeprefix(prefix).split(".")[0]
+
+        filled = {place for places in self.fills.values() for place in places}
+        if not any(place.startswith(prefix) for place in filled):
+            prefix = ""  # CLIP's towers
+        there = {module(place) for place in filled}
+        return [p for p in self.missing if p.startswith(prefix) and module(p) in there]
+
+    def names_in(self, other: Plan) -> dict[str, str]:
+        """This file's name -> another file's name for the same tensors of the model.
+
+        Raises ``StateDictError`` where the two files may hold them in different arrangements.
+        """
+        by_place: dict[tuple[str, ...], list[str]] = {}
+        for name, places in other.fills.items():
+            by_place.setdefault(places, []).append(name)
+        names = {}
+        for name, places in self.fills.items():
+            same = by_place.get(places, [])
+            if name in same or len(same) == 1:
+                names[name] = name if name in same else same[0]
+        renamed = next((n for n, m in names.items() if n != m), None)
+        if renamed and (self.converted or other.converted):
+            raise StateDictError(
+                f"{shortened(renamed)} and {shortened(names[renamed])} are the same weights in "
+                "another arrangement. Load both models with one version of transformers and save "
+                "them again."
+            )
+        return names
+
+
+def layout_of(state: Mapping[str, Tensor]) -> Layout:
+    """The layout of tensors in memory."""
+    return tuple((n, tuple(t.shape), t.is_floating_point()) for n, t in state.items())
+
+
+def plan(model_class: Any, config: Any, layout: Layout) -> Plan:
+    """How ``model_class`` would load tensors of this layout.
+
+    Args:
+        model_class: a model of transformers.
+        config: its configuration.
+        layout: name, shape and whether it holds floating-point numbers, of every tensor.
+
+    Raises:
+        StateDictError: the configuration makes no such model, or one far larger than the tensors.
+    """
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > len(layout):
+        raise StateDictError(
+            f"The configuration announces {layers} layers, the weights are {len(layout)} tensors."
+        )
+    whole = json.dumps(config.to_dict() | {"id2label": None, "label2id": None}, default=str)
+    return _plan(model_class, whole, config.num_labels, _Unhashed(config), layout)
+
+
+class _Unhashed:
+    """A value that takes no part in the key of a cache."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=16)
+def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout: Layout) -> Plan:
+    constants = {
+        name: torch.tensor(FIRST + i, dtype=torch.float32 if floats else torch.int64).expand(shape)
+        for i, (name, shape, floats) in enumerate(layout)
+    }
+    try:
+        with torch.random.fork_rng(devices=[]), quiet():
+            with torch.device("meta"):
+                size = sum(p.numel() for p in model_class(config.value).parameters())
+            if size > (1 << 26) + 2 * sum(t.numel() for t in constants.values()):
+                raise ValueError(f"it has {size} weights, far more than the files hold")
+            model, info = model_class.from_pretrained(
+                None,
+                config=config.value,
+                state_dict=constants,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                dtype=torch.float32,
+            )
+    except Exception as error:  # wherever transformers first uses a wrong value
+        raise StateDictError(
+            f"The configuration and the weights make no {model_class.__name__} "
+            f"({first_line(error)})."
+        ) from error
+    names = [name for name, _, _ in layout]
+    fills: dict[str, list[str]] = {}
+    for place, tensor in model.state_dict().items():
+        for i in _constants(tensor, len(layout)):
+            fills.setdefault(names[i], []).append(place)
+    source_of = {place: name for name, places in fills.items() for place in places}
+    ties = model.get_expanded_tied_weights_keys(all_submodels=True).items()
+    tied = {(source_of.get(a, ""), source_of.get(b, "")) for a, b in ties}
+    mismatched = (k if isinstance(k, str) else k[0] for k in info["mismatched_keys"])
+    unused, weights = sorted(info["unexpected_keys"]), dict(model.named_parameters())
+    return Plan(
+        {name: tuple(sorted(places)) for name, places in fills.items()},
+        tuple(sorted(info["missing_keys"])),
+        tuple(sorted(mismatched)),
+        tuple(unused),
+        tuple(n for n in unused if any(f"{above}.weight" in weights for above in _above(n))),
+        frozenset(source_of[n] for n, _ in model.named_buffers() if n in source_of),
+        tuple(sorted((a, b) for a, b in tied if a and b and a != b)),
+        any(hasattr(c, "operations") for c in getattr(model, "_weight_conversions", [])),
+    )
+
+
+def _constants(tensor: Tensor, n: int) -> list[int]:
+    """Which of the n constants a loaded tensor is made of."""
+    if not tensor.numel():
+        return []
+    flat = tensor[(0,) * tensor.ndim][None] if not any(tensor.stride()) else tensor.unique()
+    return [int(v) - FIRST for v in flat.tolist() if v == v and FIRST <= v < FIRST + n]
+
+
+def _above(name: str) -> list[str]:
+    """The modules that a tensor's name lies in."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
