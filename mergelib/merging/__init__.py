@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
 from ..types import State
 from .context import Context, TaskData
-from .states import add_scaled, check_merged, check_states
+from .states import add_scaled, check_merged, check_states, untied
 
 MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
@@ -67,17 +67,10 @@ class Method:
         """Check the weights, then merge them: a state dict, or a list of them, one per expert. Raises ``StateDictError`` for
         weights that do not fit together and for a result that is no encoder like the base, ``UnknownNameError`` for an option
         that the method does not have and ``ConfigError`` for data that it needs and did not get."""
-        return self._checked(
-            base,
-            experts,
-            self._computed(
-                self.function,
-                base,
-                experts,
-                *self._data(base, experts, context, options),
-                **options,
-            ),
-        )
+        data = self._data(base, experts, context, options)
+        base = untied(base, experts)
+        merged = self._computed(self.function, base, experts, *data, **options)
+        return self._checked(base, experts, merged)
 
     def scan(
         self,
@@ -89,6 +82,7 @@ class Method:
     ) -> Iterator[Any]:
         """What the method gives for each lambda in turn; the direction, where it has one, is computed once."""
         data = self._data(base, experts, context, options)
+        base = untied(base, experts)
         for lam in lams:
             self.check_options({"lam": lam})
         if self.direction is None:

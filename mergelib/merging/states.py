@@ -154,6 +154,18 @@ def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
     return full
 
 
+def untied(base: State, experts: Sequence[State]) -> State:
+    """The base, its ties taken apart where an expert holds other values under the tied names:
+    merged as one tensor, all but the first name's values would be lost."""
+    first: dict[tuple, str] = {}
+    apart = {}
+    for name in sorted(base):
+        source = first.setdefault(place(base[name]), name) if base[name].numel() else name
+        if source != name and not all(torch.equal(e[name], e[source]) for e in experts):
+            apart[name] = base[name].clone()
+    return {**base, **apart} if apart else base
+
+
 def as_float32(state: State) -> dict[str, Tensor]:
     """The state with floating-point tensors in float32, ties kept: what data is run through, whatever the weights' dtype."""
     return complete(state, {n: state[n].float() for n in float_names(state)})

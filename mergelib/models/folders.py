@@ -101,9 +101,13 @@ def _mark(path: Path) -> str:
 
 
 def _list_files(folder: Path) -> None:
-    """Add to the record which files were written with it."""
+    """Add to the record which files were written with it, and give them its mode: safetensors
+    writes for its owner alone, whatever the umask."""
     record = folder / RECORD
     if record.is_file():
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(record.stat().st_mode)
         files = {
             p.relative_to(folder).as_posix(): _mark(p)
             for p in sorted(folder.rglob("*"))

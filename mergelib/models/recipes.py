@@ -260,6 +260,8 @@ def _mappings(kind: type[Recipe], content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(text: str) -> Value:
+    if ":" in text:  # YAML 1.1 would read 1:30 as 90
+        return text
     try:
         value = documents.parse_yaml(text, "value")
     except ConfigError:

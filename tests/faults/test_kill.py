@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mergelib import paths, store
-from mergelib.models.merged import whole_folder
+from mergelib.errors import ConfigError
+from mergelib.models.folders import whole_folder
 from mergelib.store import META, Artifact, Store
 
 from .kill import (
@@ -199,15 +200,14 @@ def test_folders_of_killed_writers_go_and_those_at_work_stay(tmp_path):
 
     assert finish(forked(killed, tmp_path.parent / "said.log")) == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
-    with (
-        whole_folder(tmp_path / "out") as outer,
-        whole_folder(tmp_path / "out", overwrite=True) as inner,
-    ):
-        assert outer.is_dir() and inner.is_dir(), (
-            "the second writer took the first one's folder away"
-        )
-        (inner / "whole").touch()
-        (outer / "whole").touch()
-        left = [p for p in tmp_path.iterdir() if ".partial-" in p.name]
-        assert len(left) == 2
+    with pytest.raises(ConfigError, match="not empty"):  # the second to end finds the first's
+        with whole_folder(tmp_path / "out") as outer, whole_folder(tmp_path / "out") as inner:
+            assert outer.is_dir() and inner.is_dir(), (
+                "the second writer took the first one's folder away"
+            )
+            (inner / "whole").touch()
+            left = [p for p in tmp_path.iterdir() if ".partial-" in p.name]
+            assert len(left) == 2
+            (outer / "lost").touch()
+    assert (tmp_path / "out" / "whole").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -633,7 +633,7 @@ def test_an_interrupted_write_leaves_no_folder(aligned, tmp_path, monkeypatch, e
 
 KILLED = """
 import os, sys
-from mergelib.models.merged import whole_folder
+from mergelib.models.folders import whole_folder
 with whole_folder(sys.argv[1]) as out:
     (out / "model.safetensors").write_bytes(b"half")
     os.kill(os.getpid(), 9)
@@ -662,7 +662,8 @@ def test_pieces_cover_every_number_once(family, monkeypatch):
     found = family("bert")
     parents = [open_parent(f) for f in experts(found).values()]
     names = find_parts(parents[0]).encoder
-    reader = Reader(parents, parents[0], {n: n for n in names}, torch.device("cpu"))
+    sources = [(p, {n: n for n in names}) for p in parents]
+    reader = Reader(sources, sources[0], torch.device("cpu"))
     total = sum(b.numel() for b, _ in reader.pieces())
     assert total == sum(torch.Size(parents[0].weights.shape(n)).numel() for n in names)
     assert max(b.numel() for b, _ in reader.pieces()) <= max(100, 48)

@@ -1,0 +1,512 @@
+"""What users' folders hold: what is loaded is what transformers loads, or a refusal in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+import mergelib
+from mergelib import cli
+from mergelib.errors import ConfigError, DataError, MergelibError, StateDictError
+from mergelib.merging import get_method
+from mergelib.models import load_merged
+from mergelib.models.heads import expert_classifier, features
+from mergelib.models.recipes import build, pairs
+
+WORDS = "good Good bad Bad film Film game Game news News".split()
+SIZE = {
+    "vocab_size": 4 + len(WORDS),
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+    "max_position_embeddings": 20,
+    "pad_token_id": 0,
+}
+LAYER = "bert.encoder.layer.0.attention.self.query"
+
+
+def tokenizer(lower=True, **special):
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if lower:
+        made.normalizer = normalizers.Lowercase()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]"} | special
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=made, **{k: v for k, v in names.items() if v is not None}
+    )
+
+
+def make(folder: Path, kind="Bert", base_class="Model", **config) -> Path:
+    """``base``, ``x`` and ``y`` of one architecture, with a tokenizer each."""
+    of_kind = getattr(hf, f"{kind}Config")(**(SIZE | config))
+    torch.manual_seed(0)
+    getattr(hf, kind + base_class)(of_kind).save_pretrained(folder / "base")
+    for name in "xy":
+        model = getattr(hf, f"{kind}ForSequenceClassification")(of_kind)
+        model.save_pretrained(folder / name)
+    for name in ("base", "x", "y"):
+        tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("berts"))
+
+
+@pytest.fixture
+def trio(berts, tmp_path):
+    shutil.copytree(berts, tmp_path / "trio")
+    return tmp_path / "trio"
+
+
+def state(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def put(folder, tensors):
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def configure(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def average(folder, **options):
+    return mergelib.merge("weight_averaging", experts={n: folder / n for n in "xy"}, **options)
+
+
+def with_base(folder):
+    return mergelib.merge(
+        "task_arithmetic", base=folder / "base", experts={n: folder / n for n in "xy"}
+    )
+
+
+# ---- weights ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sets(
+        st.sampled_from(["single", "shards", "bin", "bin shards", "another bin", "variant"]),
+        min_size=1,
+    )
+)
+def test_of_several_files_those_are_read_that_transformers_reads(berts, tmp_path_factory, kinds):
+    folder = tmp_path_factory.mktemp("several") / "x"
+    shutil.copytree(berts / "x", folder)
+    whole = state(folder)
+    (folder / "model.safetensors").unlink()
+    for shift, kind in enumerate(sorted(kinds)):
+        tensors = {n: t + shift for n, t in whole.items()}
+        stem, suffix = ("pytorch_model", "bin") if "bin" in kind else ("model", "safetensors")
+        part = "-00001-of-00001" if "shards" in kind else {"another bin": "_old"}.get(kind, "")
+        name = f"{stem}{part}.{suffix}" if kind != "variant" else "model.fp16.safetensors"
+        if suffix == "bin":
+            torch.save(tensors, folder / name)
+        else:
+            save_file(tensors, folder / name, {"format": "pt"})
+        if "shards" in kind:
+            index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
+            (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    try:
+        model = expert_classifier(folder).model
+    except ConfigError as error:
+        assert kinds <= {"another bin", "variant"} and "transformers loads" in str(error)
+        return
+    theirs = hf.AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    assert all(torch.equal(model.state_dict()[n], t) for n, t in theirs.items())
+
+
+def old_names(tensors):
+    return {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): t
+        for n, t in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        old_names,
+        lambda s: {n.removeprefix("bert."): t for n, t in s.items()},
+        lambda s: s | {"bert.embeddings.position_ids": torch.arange(20)[None]},
+        lambda s: s | {"cls.unused.weight": torch.ones(3)},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*does not load")
+def test_other_names_for_the_same_weights_change_nothing(trio, change):
+    expected = with_base(trio).classifier("x").model.state_dict()
+    put(trio / "x", change(state(trio / "x")))
+    for merged in (with_base(trio), average(trio)):
+        assert merged.encoder.keys() <= state(trio / "x").keys()
+    found = with_base(trio).classifier("x").model.state_dict()
+    assert all(torch.equal(found[n], t) for n, t in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop(f"{LAYER}.bias"), "model.safetensors lacks"),
+        (lambda s: s.pop("classifier.bias"), "model.safetensors lacks"),
+        (lambda s: s.update({f"{LAYER}.weight": s[f"{LAYER}.weight"].to(torch.int8)}), "whole"),
+        (lambda s: s.update({f"{LAYER}.SCB": torch.ones(8)}), "quantised"),
+        (lambda s: s.update({f"{LAYER}.lora_A.weight": torch.ones(2, 8)}), "adapter"),
+        (lambda s: s.update({f"{LAYER}.bias": torch.ones(9)}), "other shapes"),
+    ],
+)
+def test_what_makes_no_whole_model_is_refused_by_file_and_tensor(trio, change, said):
+    tensors = state(trio / "x")
+    change(tensors)
+    put(trio / "x", tensors)
+    for attempt in (average, with_base, lambda f: expert_classifier(f / "x")):
+        with pytest.raises(StateDictError, match=rf"'x'.*{said}"):
+            attempt(trio)
+
+
+def test_quantised_models_and_adapters_are_refused_with_the_remedy(trio):
+    configure(trio / "x", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ConfigError, match=r"'x' is quantised.*dequantize"):
+        average(trio)
+    (trio / "y" / "config.json").unlink()
+    (trio / "y" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"adapter.*merge_and_unload"):
+        mergelib.merge("weight_averaging", experts={"y": trio / "y"})
+
+
+def test_running_statistics_are_no_weights(tmp_path):
+    config = hf.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=2
+    )
+    for seed, name in enumerate("xy"):
+        torch.manual_seed(seed)
+        model = hf.ResNetForImageClassification(config).train()
+        model(torch.randn(4, 3, 16, 16))
+        model.save_pretrained(tmp_path / name)
+    with pytest.raises(StateDictError, match="running_mean, which is no weight"):
+        average(tmp_path)
+    shutil.copytree(tmp_path / "x", tmp_path / "y", dirs_exist_ok=True)
+    assert torch.equal(
+        average(tmp_path).encoder["resnet.embedder.embedder.normalization.running_var"],
+        state(tmp_path / "x")["resnet.embedder.embedder.normalization.running_var"],
+    )
+
+
+def test_tied_names_in_a_pickle_are_one_tensor(tmp_path):
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in
+             (("layers", 1), ("attention_heads", 2), ("ffn_dim", 8))}  # fmt: skip
+    tokens = {"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    make(tmp_path, "Bart", "ForConditionalGeneration", d_model=8, **sizes, **tokens)
+    expected = with_base(tmp_path).encoder
+    for name in "xy":
+        model = hf.BartForSequenceClassification.from_pretrained(tmp_path / name)
+        torch.save(model.state_dict(), tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "model.safetensors").unlink()
+    found = with_base(tmp_path).encoder
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], t) for n, t in expected.items())
+
+
+@given(st.sampled_from(["task_arithmetic", "weight_averaging", "ties"]), st.integers(0, 99))
+def test_a_tie_of_the_base_alone_is_taken_apart(method, seed):
+    g = torch.Generator().manual_seed(seed)
+    w, a, b = torch.randn(3, 4, generator=g)
+    tied, apart = {"in": w, "out": w}, {"in": w, "out": w.clone()}
+    experts = [{"in": w + a, "out": w + b}, {"in": w - b, "out": w + a}]
+    found, expected = (get_method(method)(base, experts) for base in (tied, apart))
+    assert all(torch.equal(found[n], t) for n, t in expected.items())
+
+
+# ---- configuration and preprocessing ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "relu"),
+        ("layer_norm_eps", 1e-3),
+        ("is_decoder", True),
+        ("pad_token_id", 1),
+        ("rope_parameters", {"rope_theta": 5}),
+        ("unheard_of", 3),
+    ],
+)
+def test_a_configuration_that_may_change_the_function_is_refused(trio, key, value):
+    configure(trio / "y", **{key: value})
+    with pytest.raises(StateDictError, match=f"different architecture: {key}"):
+        average(trio)
+
+
+def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
+    configure(
+        trio / "y",
+        hidden_dropout_prob=0.3,
+        classifier_dropout=0.5,
+        initializer_range=1.0,
+        problem_type="single_label_classification",
+        _name_or_path="elsewhere",
+        use_cache=False,
+        transformers_version="3.0",
+    )
+    assert average(trio).heads.keys() == {"x", "y"}
+
+
+def shorter(folder):
+    tokenizer(model_max_length=5).save_pretrained(folder)
+
+
+def cased(folder):
+    tokenizer(lower=False).save_pretrained(folder)
+
+
+def no_frame(folder):
+    made = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(made))
+
+
+@pytest.mark.parametrize("change", [shorter, cased, no_frame])
+def test_each_task_reads_inputs_as_its_expert_does(trio, change):
+    """In memory, from the merged folder, from the single folder, and after re-alignment."""
+    change(trio / "y")
+    inputs = ["Good film bad News game", "Film"]
+    merged = average(trio)
+    merged = merged.with_heads(mergelib.align_classifier(merged, "y", inputs * 4))
+    assert merged.processor is None
+    merged.save_pretrained(trio / "out", single=True)
+    for name in "xy":
+        expected = hf.AutoTokenizer.from_pretrained(trio / name)(inputs, truncation=True)
+        alone = hf.AutoTokenizer.from_pretrained(trio / "out" / "tasks" / name)
+        for processor in (
+            merged.classifier(name).processor,
+            load_merged(trio / "out").classifier(name).processor,
+            alone,
+        ):
+            assert processor(inputs, truncation=True)["input_ids"] == expected["input_ids"], name
+
+
+def test_tokenizers_that_do_the_same_are_kept_once(trio):
+    path = trio / "y" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name_or_path": "elsewhere"}))
+    merged = average(trio)
+    assert merged.processor is not None
+    merged.save_pretrained(trio / "out")
+    assert not list((trio / "out" / "heads").rglob("tokenizer*"))
+
+
+# ---- texts that tokenizer or model do not take --------------------------------------------------
+
+LONG = " ".join(WORDS * 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("Bert", {}),
+        ("MPNet", {"pad_token_id": 1}),
+        ("RobertaPreLayerNorm", {}),
+        ("IBert", {}),
+        ("Esm", {"position_embedding_type": "absolute", "mask_token_id": 1}),
+        ("GPT2", {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}),
+        ("XLNet", {"d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 8}),
+    ],
+)
+def test_long_texts_are_cut_to_what_the_model_takes(tmp_path, kind, config):
+    clean = {k: v for k, v in SIZE.items() if k in ("vocab_size", "pad_token_id")}
+    base = SIZE if kind not in ("GPT2", "XLNet") else clean
+    model = getattr(hf, f"{kind}ForSequenceClassification")
+    model(getattr(hf, f"{kind}Config")(**(base | config))).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    classifier = expert_classifier(tmp_path)
+    z = features(classifier, [LONG, "good"], device="cpu")
+    assert z.isfinite().all() and len(z) == 2
+    short = features(classifier, ["good"], device="cpu")
+    torch.testing.assert_close(z[1:], short, atol=1e-5, rtol=1e-4)
+
+
+def test_no_padding_token_and_a_token_beyond_the_embedding(trio):
+    tokenizer(pad_token=None).save_pretrained(trio / "x")
+    classifier = expert_classifier(trio / "x")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json"):
+        features(classifier, ["good", "bad film"], device="cpu")
+    assert len(features(classifier, ["good", "bad film"], device="cpu", batch_size=1)) == 2
+    more = tokenizer()
+    more.add_tokens(["zebra"])
+    more.save_pretrained(trio / "y")
+    with pytest.raises(DataError, match=r"'zebra' the number 14.*14 rows"):
+        features(expert_classifier(trio / "y"), ["zebra"], device="cpu")
+    with pytest.raises(StateDictError, match="numbers tokens up to 14"):
+        mergelib.merge("weight_averaging", experts={"y": trio / "y"})
+
+
+def test_a_head_without_a_bias_has_one_of_zero(tmp_path):
+    config = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
+    sizes = dict.fromkeys(SIZE) | {"vocab_size": 14, "pad_token_id": 0}
+    for name, cls in (
+        ("base", hf.GPT2Model),
+        *((n, hf.GPT2ForSequenceClassification) for n in "xy"),
+    ):
+        kept = {k: v for k, v in sizes.items() if v is not None}
+        cls(hf.GPT2Config(**kept, **config)).save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+    merged = with_base(tmp_path)
+    classifier = merged.classifier("x")
+    texts = ["good film", "bad", "news game film"]
+    batch = tokenizer()(texts, padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        logits = classifier.model(**batch).logits
+    z = features(classifier, texts, device="cpu")
+    torch.testing.assert_close(classifier.head.linear.logits(z), logits, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match="has no bias"):
+        mergelib.align_classifier(merged, "x", texts)
+
+
+# ---- what is written ----------------------------------------------------------------------------
+
+
+def tree(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from([".", "x", "y", "link", "mine", "forged", "merged", "merged/tasks/x", "above"]),
+    st.booleans(),
+)
+def test_no_output_replaces_an_input_or_what_mergelib_did_not_write(
+    berts, tmp_path_factory, out, by_command
+):
+    folder = shutil.copytree(berts, tmp_path_factory.mktemp("out") / "w")
+    merged = average(folder)
+    merged.save_pretrained(folder / "merged", single=True)
+    (folder / "merged" / "notes.txt").write_text("mine")
+    os.symlink(folder / "x", folder / "link")
+    for name in ("mine", "forged", "above"):
+        (folder / name).mkdir()
+        (folder / name / "thesis.tex").write_text("mine")
+    (folder / "forged" / "mergelib.json").write_text('{"files": {}}')
+    before = tree(folder)
+    target = folder / out
+    if by_command:
+        named = [f"{n}={folder / n}" for n in "xy"]
+        command = ["merge", "--method", "weight_averaging", "--experts", *named, "--overwrite"]
+        assert cli.main([*command, "--out", str(target)]) == 2
+    else:
+        with pytest.raises(ConfigError):
+            merged.save_pretrained(target, overwrite=True)
+    assert tree(folder) == before
+
+
+def test_what_mergelib_wrote_is_replaced_until_it_is_changed(trio):
+    merged, out = average(trio), trio / "out"
+    merged.save_pretrained(out)
+    merged.save_pretrained(out, single=True, overwrite=True)
+    with pytest.raises(ConfigError, match="overwrite"):
+        merged.save_pretrained(out)
+    (out / "README.md").write_text("my own card")
+    with pytest.raises(ConfigError, match=r"README.md, which mergelib did not write or"):
+        merged.save_pretrained(out, overwrite=True)
+
+
+def test_a_folder_that_cannot_be_renamed_is_filled(trio, monkeypatch):
+    """A mount point: into the empty folder, and over what was written there before."""
+    out, replace = trio / "out", Path.replace
+
+    def busy(path, to):
+        if path == out:
+            raise OSError(16, "Device or resource busy")
+        return replace(path, to)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    out.mkdir()
+    merged = average(trio)
+    for single in (True, False):
+        merged.save_pretrained(out, single=single, overwrite=True)
+        assert load_merged(out).heads.keys() == {"x", "y"}
+        assert (out / "tasks").exists() == single
+        assert not [p for p in trio.rglob("*") if "partial" in p.name]
+
+
+@pytest.fixture
+def rows(trio):
+    path = trio / "rows.csv"
+    path.write_text("".join(f'{i % 2 + 1},"good film"\n' for i in range(6)))
+    return path
+
+
+def test_scores_go_to_a_new_file_or_over_scores(trio, rows, capsys):
+    def run(out, *flags):
+        command = ["evaluate", "--model", str(trio / "x"), "--data", f"x={rows}"]
+        return cli.main([*command, "--out", str(out), *flags])
+
+    before = tree(trio)
+    for out in (rows, trio / "x", trio / "x" / "config.json"):
+        assert run(out, "--overwrite") == 2 and tree(trio) == before
+    out = trio / "scores" / "x.csv"
+    assert run(out) == 0 and run(out) == 2 and run(out, "--overwrite") == 0
+
+
+# ---- flags --------------------------------------------------------------------------------------
+
+
+def flags_of(command, *arguments):
+    parsed = vars(cli.build_parser().parse_args([command, *arguments]))
+    return {k: v for k, v in parsed.items() if k not in ("command", "function", "recipe")}
+
+
+@given(st.lists(st.sampled_from(["a=1", "b=2", "c=3"]), unique=True, min_size=1), st.data())
+def test_a_repeated_flag_adds_up(values, data):
+    cut = data.draw(st.integers(0, len(values)))
+    parts = [part for part in (values[:cut], values[cut:]) if part]
+    arguments = [word for part in parts for word in ("--experts", *part)]
+    recipe = build("merge", {"method": "ties"}, flags_of("merge", *arguments))
+    assert recipe.experts == dict(v.split("=") for v in values)
+
+
+def test_flags_that_contradict_are_errors_and_a_recipes_other_entries_stay(capsys):
+    with pytest.raises(SystemExit):
+        flags_of("merge", "--method", "ties", "--method", "weight_averaging")
+    assert "given twice" in capsys.readouterr().err
+    recipe = {"method": "ties", "experts": {"a": "x"}, "options": {"lam": 1.0, "keep": 0.5}}
+    told = flags_of("merge", "--options", "keep=3e-1", "--experts", "b=y")
+    found = build("merge", recipe, told)
+    assert found.options == {"lam": 1.0, "keep": 0.3} and found.experts == {"a": "x", "b": "y"}
+    for content, flags in (
+        (recipe, flags_of("merge", "--options", "lam=1", "--options", "lam=2")),
+        ({"model": "m", "data": {"a": "f"}}, {"seeds": ["0", "0"]}),
+        ({"method": "ties", "merge": recipe}, {}),
+    ):
+        with pytest.raises(MergelibError):
+            build("evaluate" if "model" in content else "merge", content, flags)
+
+
+def test_an_existing_path_is_a_path_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lr=0.1/x", "lr=1", "a=b", "b"):
+        Path(name).mkdir(parents=True)
+    assert pairs(["lr=0.1/x", "lr=1", "q=b"], "experts") == {
+        "x": "lr=0.1/x",
+        "lr=1": "lr=1",
+        "q": "b",
+    }
+    assert pairs(["lam=1"], "options") == {"lam": "1"}
+    with pytest.raises(ConfigError, match="names the path 'b'"):
+        pairs(["a=b"], "experts")
