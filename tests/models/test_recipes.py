@@ -29,7 +29,8 @@ def test_flags_and_recipe_say_the_same_and_flags_win():
     )
     flags.pop("recipe")
     assert build("merge", {}, flags) == build("merge", parse_yaml(MERGE))
-    assert build("merge", parse_yaml(MERGE), {"options": ["lam=0.5"]}).options == {"lam": 0.5}
+    changed = build("merge", parse_yaml(MERGE), {"options": ["lam=0.5"]})
+    assert changed.options == {"lam": 0.5, "keep": 0.2}
     assert build("merge", {"merge": parse_yaml(MERGE), "align": {}}) == build(
         "merge", parse_yaml(MERGE)
     )
