@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.frame import memory
-from mergelib import Study, report
+from mergelib import Study, tables
 from mergelib.encoders import encoder_state, load_base
 from mergelib.features import PRECISIONS, extract, pick_device
 from mergelib.profiles import TASK_NAMES
@@ -338,9 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         compare_precisions(study, "task_arithmetic")
         print(
-            report.wide(
-                report.mean_and_std(report.at_k(report.stack(scores), args.k)), list(study.tasks)
-            ).to_string()
+            tables.wide(tables.mean_and_std(tables.at_k(tables.stack(scores), args.k))).to_string()
         )
 
 

@@ -223,8 +223,8 @@ def accuracies(
     """Average accuracy over tasks of every protocol, f_m by Task Arithmetic, on features of both types; experts, lambda and draws are the same."""
     from mergelib import Study
     from mergelib.protocols import PROTOCOLS
-    from mergelib.report import encoder_label, protocol_label
     from mergelib.store import Store
+    from mergelib.tables import encoder_label, protocol_label
 
     few_shot = [name for name in SCORED if PROTOCOLS[name].few_shot]
     overrides = {

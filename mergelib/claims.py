@@ -1,7 +1,7 @@
-"""Judge the claims of ``claims.yaml``: thresholds fixed beforehand, paired bootstrap intervals, three verdicts.
+"""Judge the claims of ``claims.yaml``: thresholds fixed beforehand, paired bootstrap, three verdicts.
 
-A claim's metric is one function ``Bootstrap -> {part: values}`` and one entry in ``METRICS``; ``values [1 + B]`` hold the
-measured value first and B resampled ones after it.
+A claim's metric is one function of a ``Bootstrap`` under ``@metric(claim)``. It returns values
+``[1 + B]``: the measured value first, B resampled ones after it.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from .clusters import label_purity, source_purity
+from .aligned import aligned
+from .clustering import label_purity, source_purity
 from .documents import parse_yaml, read_text
 from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
-from .ladder import aligned
 from .merging import get_method
 from .protocols import get_protocol
 from .study import BASE, FINE_TUNED, Study
@@ -36,7 +34,7 @@ REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_JUDGED = (
     "undecided",
     "not judged",
 )
-OPERATORS: dict[str, Callable] = {
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
@@ -44,65 +42,59 @@ OPERATORS: dict[str, Callable] = {
 }
 
 
-@cache
-def load_claims(path: Path = CLAIMS_FILE) -> dict[str, dict[str, str]]:
-    """Claims by id, as given in the file. Raises ``ConfigError`` for a file or claim that cannot be read."""
-    return read_claims(read_text(path, path.name), path.name)
+class Condition(BaseModel):
+    """A comparison with a number, such as ``>= 0.9``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    op: Literal[">=", "<=", ">", "<"]
+    value: float = Field(allow_inf_nan=False)
+
+    def holds(self, number: float) -> bool:
+        """Whether ``number`` lies on the right side."""
+        return OPERATORS[self.op](number, self.value)
 
 
-class Claim(BaseModel):
-    """One entry of ``claims.yaml``; ``threshold`` and ``needs`` end in a comparison with a number."""
+class Claim(Condition):
+    """One entry of ``claims.yaml``: its words, and what they ask of its metric."""
 
-    model_config = ConfigDict(extra="forbid")
     id: str
     source: str
     says: str
     metric: str
     threshold: str
-    needs: str | None = None
+    needs: str = ""
+    precondition: Condition | None = None
 
 
-def read_claims(text: str, where: str = CLAIMS_FILE.name) -> dict[str, dict[str, str]]:
+@cache
+def load_claims(path: Path = CLAIMS_FILE) -> dict[str, Claim]:
+    """Claims by id. Raises ``ConfigError`` for a file or claim that cannot be read."""
+    return read_claims(read_text(path, path.name), path.name)
+
+
+def read_claims(text: str, where: str = CLAIMS_FILE.name) -> dict[str, Claim]:
     """The same from a text."""
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict) or not isinstance(raw.get("claims"), list):
         raise ConfigError(f"{where}: a mapping with a list 'claims' is needed.")
-    found: dict[str, dict[str, str]] = {}
+    claims: dict[str, Claim] = {}
     for i, entry in enumerate(raw["claims"]):
         try:
-            claim = Claim.model_validate(entry).model_dump(exclude_none=True)
+            claim = Claim.model_validate(entry)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            who = shortened(
-                entry.get("id", f"claim {i}") if isinstance(entry, dict) else f"claim {i}"
-            )
-            raise ConfigError(
-                f"{where}, {who}: {shortened('.'.join(map(str, first['loc'])) or 'entry')}: {first['msg']}."
-            ) from error
-        if claim["id"] in found:
-            raise ConfigError(f"{where}: two claims are called '{shortened(claim['id'])}'.")
-        for key in ("threshold", "needs"):
-            if key in claim:
-                parse_condition(claim[key])
-        found[claim["id"]] = claim
-    return found
+            name = entry.get("id", f"claim {i}") if isinstance(entry, dict) else f"claim {i}"
+            place = shortened(".".join(map(str, first["loc"])) or "entry")
+            raise ConfigError(f"{where}, {shortened(name)}: {place}: {first['msg']}.") from error
+        if claim.id in claims:
+            raise ConfigError(f"{where}: two claims are called '{shortened(claim.id)}'.")
+        claims[claim.id] = claim
+    return claims
 
 
 def claims_hash(path: Path = CLAIMS_FILE) -> str:
     """SHA-256 of the claims file, shown with every verdict."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def parse_condition(text: str) -> tuple[Callable, float]:
-    """The comparison and the number at the end of a threshold such as ">= 0.90" or "... >= 3"; one between two sides in words,
-    "... >= number of classes", compares their ratio with 1."""
-    text = re.sub(r"(>=|<=|>|<)\s*number of classes\s*$", r"\1 1", text)
-    found = re.search(r"(>=|<=|>|<)\s*(-?\d+(?:\.\d+)?)\s*$", text)
-    if not found:
-        raise ConfigError(
-            f"claims.yaml: no comparison with a number at the end of '{shortened(text)}'."
-        )
-    return OPERATORS[found[1]], float(found[2])
 
 
 class Bootstrap:
@@ -156,38 +148,39 @@ class Bootstrap:
         fit_on: str = "train",
     ) -> Tensor:
         """Average accuracy over tasks in points, ``[1 + B]``."""
+        how = {"k": k, "draw": draw, "fit_on": fit_on}
+
+        def make() -> Tensor:
+            tasks = self.study.tasks
+            return 100 * self.average(
+                {t: self.study.correct(encoder, t, protocol, **how) for t in tasks}
+            )
+
+        return self.cached(("accuracy", encoder, protocol, *how.values()), make)
+
+    def aligned(self, encoder: str, rung: str, *, fit_on: str = "test") -> Tensor:
+        """Average accuracy in points after a rung of the ladder, over its starts, ``[1 + B]``."""
         return self.cached(
-            ("accuracy", encoder, protocol, k, draw, fit_on),
-            lambda: (
-                100
-                * self.average(
-                    {
-                        t: self.study.correct(encoder, t, protocol, k=k, draw=draw, fit_on=fit_on)
-                        for t in self.study.tasks
-                    }
-                )
-            ),
+            ("aligned", encoder, rung, fit_on), lambda: self._aligned(encoder, rung, fit_on)
         )
 
-    def aligned(self, encoder: str, rung: str, *, fit_on: str = "test", fit: str = "l1") -> Tensor:
-        """Average accuracy in points after an alignment of the ladder, over its random starts, ``[1 + B]``."""
-        # The whole batch that the figure shows is fitted together, whichever cell is asked for first.
-        encoders = [*PAPER_METHODS, BASE]
-        return self.cached(
-            ("aligned", encoder, rung, fit_on, fit),
-            lambda: (
-                100
-                * self.average(
-                    {
-                        task: cell["predicted"] == self.study.task(task).test.labels
-                        for (e, task), cell in aligned(
-                            self.study, encoders, rung, fit_on=fit_on, fit=fit
-                        ).items()
-                        if e == encoder
-                    }
-                )
-            ),
-        )
+    def _aligned(self, encoder: str, rung: str, fit_on: str) -> Tensor:
+        cells = aligned(self.study, [encoder], rung, fit_on=fit_on)
+        correct = {
+            t: cell["predicted"] == self.study.task(t).test.labels for (_, t), cell in cells.items()
+        }
+        return 100 * self.average(correct)
+
+    def gain(
+        self, encoder: str, protocol: str, k: float, *, over: str = "current", **how: str
+    ) -> Tensor:
+        """Points that ``protocol`` at k shots is above another, ``[1 + B]``."""
+        below = self.accuracy(encoder, over, None if over == "current" else k)
+        return self.accuracy(encoder, protocol, k, **how) - below
+
+    def gap(self, encoder: str) -> Tensor:
+        """Points missing to the fine-tuned models under Current Eval, ``[1 + B]``."""
+        return self.accuracy(FINE_TUNED, "current") - self.accuracy(encoder, "current")
 
     def test_outputs(self, encoder: str) -> dict[str, Tensor]:
         """An encoder's test features ``[N, d]`` per task."""
@@ -201,159 +194,233 @@ class Bootstrap:
 
 
 PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
-Parts = dict[str, Tensor]
-METRICS: dict[str, Callable[[Bootstrap], Parts]] = {}
-NEEDS: dict[str, Callable[[Bootstrap], Parts]] = {}
-
-
-def each_method(function: Callable[[Bootstrap, str], Tensor]) -> Callable[[Bootstrap], Parts]:
-    """A metric given per method, as one over WA, TA and Ties."""
-    return lambda b: {get_method(m).short: function(b, m) for m in PAPER_METHODS}
-
-
+NON_LOCAL_METHODS = ("task_arithmetic", "ties", "tall_masks")
+JUDGED_RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
 K = 5  # the shots that claims.yaml names where it says (5)
-
-METRICS["P3.2-knn"] = each_method(lambda b, m: b.accuracy(m, "knn", K) - b.accuracy(m, "current"))
-METRICS["P5-one-shot"] = each_method(
-    lambda b, m: b.accuracy(m, "ft_classifier", 1) - b.accuracy(m, "current")
-)
-METRICS["P5-over-knn"] = each_method(
-    lambda b, m: b.accuracy(m, "ft_classifier", K) - b.accuracy(m, "knn", K)
-)
-METRICS["P6.3-t5"] = each_method(
-    lambda b, m: (
-        b.accuracy(m, "ft_classifier", K)
-        - torch.maximum(b.accuracy(m, "current"), b.accuracy(m, "knn", K))
-    )
-)
-METRICS["C5-uniform"] = each_method(
-    lambda b, m: b.accuracy(m, "ft_classifier", K, draw="uniform") - b.accuracy(m, "current")
-)
+SHARE = 2.5  # percent of the test set
+Parts = dict[str, Tensor]
+METRICS: dict[str, Callable[[Any], Parts]] = {}
+NEEDS: dict[str, Callable[[Any], Parts]] = {}
 
 
-def _gap(b: Bootstrap, m: str) -> Tensor:
-    return b.accuracy(FINE_TUNED, "current") - b.accuracy(m, "current")
+def metric(
+    *claims: str, each: Sequence[str] = (), of: dict[str, Callable[[Any], Parts]] = METRICS
+) -> Callable[[Callable], Callable]:
+    """Register a function as the metric of ``claims``.
+
+    Args:
+        claims: Their ids in ``claims.yaml``.
+        each: Methods that it is asked of, each a part; without them it returns the parts itself.
+        of: The registry: ``METRICS``, or ``NEEDS`` for what a claim needs.
+    """
+
+    def register(function: Callable) -> Callable:
+        def parts(b: Any) -> Parts:
+            return {_short(m): function(b, m) for m in each} if each else function(b)
+
+        of.update(dict.fromkeys(claims, parts))
+        return function
+
+    return register
 
 
-METRICS["P5-gap-closed"] = each_method(
-    lambda b, m: (b.accuracy(m, "ft_classifier", K) - b.accuracy(m, "current")) / _gap(b, m)
-)
-NEEDS["P5-gap-closed"] = each_method(_gap)
+def _short(method: str) -> str:
+    return get_method(method).short
+
+
+@metric("P3.2-knn", each=PAPER_METHODS)
+def knn_gain(b: Bootstrap, m: str) -> Tensor:
+    """KNN(5) - Current."""
+    return b.gain(m, "knn", K)
+
+
+@metric("P5-one-shot", each=PAPER_METHODS)
+def one_shot_gain(b: Bootstrap, m: str) -> Tensor:
+    """FT(1) - Current."""
+    return b.gain(m, "ft_classifier", 1)
+
+
+@metric("P5-over-knn", each=PAPER_METHODS)
+def gain_over_knn(b: Bootstrap, m: str) -> Tensor:
+    """FT(5) - KNN(5)."""
+    return b.gain(m, "ft_classifier", K, over="knn")
+
+
+@metric("P6.3-t5", each=PAPER_METHODS)
+def gain_over_both(b: Bootstrap, m: str) -> Tensor:
+    """min(FT(5) - Current, FT(5) - KNN(5))."""
+    return torch.minimum(b.gain(m, "ft_classifier", K), b.gain(m, "ft_classifier", K, over="knn"))
+
+
+@metric("C5-uniform", each=PAPER_METHODS)
+def uniform_gain(b: Bootstrap, m: str) -> Tensor:
+    """FT(5) with uniform draws - Current."""
+    return b.gain(m, "ft_classifier", K, draw="uniform")
+
+
+@metric("S0-orthogonal-classifier", each=PAPER_METHODS)
+def orthogonal_gain(b: Bootstrap, m: str) -> Tensor:
+    """Orthogonal classifier(5) - Current."""
+    return b.gain(m, "orthogonal_classifier", K)
+
+
+@metric("PA.2-share", each=PAPER_METHODS)
+def share_gain(b: Bootstrap, m: str) -> Tensor:
+    """FT(2.5 % of the test set) - Current."""
+    return b.gain(m, "ft_classifier", SHARE, draw="share", fit_on="test")
+
+
+@metric("PA.2-share", each=PAPER_METHODS, of=NEEDS)
+def inputs_per_class(b: Bootstrap, m: str) -> Tensor:
+    """Inputs of the share over the number of classes, of the task with the fewest."""
+    ratios = [
+        b.study.share_counts(t.name).get(SHARE, 0) / t.n_classes for t in b.study.tasks.values()
+    ]
+    return torch.tensor([min(ratios)])
+
+
+@metric("P5-gap-closed", each=PAPER_METHODS)
+def gap_closed(b: Bootstrap, m: str) -> Tensor:
+    """(FT(5) - Current) / (fine-tuned - Current)."""
+    return b.gain(m, "ft_classifier", K) / b.gap(m)
+
+
+@metric("P5-gap-closed", each=PAPER_METHODS, of=NEEDS)
+def gap(b: Bootstrap, m: str) -> Tensor:
+    """fine-tuned - Current."""
+    return b.gap(m)
+
+
+@metric("P3.1-bias", each=PAPER_METHODS)
+def bias(b: Bootstrap, m: str) -> Tensor:
+    """Share of points whose nearest other-input neighbour comes from the same encoder."""
+    experts = b.test_outputs(FINE_TUNED)
+    return b.average({t: source_purity(experts[t], z)[None] for t, z in b.test_outputs(m).items()})
 
 
 def _label_purity(b: Bootstrap, encoder: str) -> Tensor:
-    return b.cached(
-        ("label purity", encoder),
-        lambda: b.average(
-            {
-                t: label_purity(z, b.study.task(t).test.labels)[None]
-                for t, z in b.test_outputs(encoder).items()
-            }
-        ),
-    )
+    def make() -> Tensor:
+        labels = {t: task.test.labels for t, task in b.study.tasks.items()}
+        outputs = b.test_outputs(encoder)
+        return b.average({t: label_purity(z, labels[t])[None] for t, z in outputs.items()})
+
+    return b.cached(("label purity", encoder), make)
 
 
-def _source_purity(b: Bootstrap, method: str) -> Tensor:
-    experts = b.test_outputs(FINE_TUNED)
-    return b.average(
-        {t: source_purity(experts[t], z)[None] for t, z in b.test_outputs(method).items()}
-    )
+@metric("P3.1-clusters", "PA.2-clusters", each=PAPER_METHODS)
+def purity_kept(b: Bootstrap, m: str) -> Tensor:
+    """10-NN label purity of f_m over that of f_t: a ratio of averages, as every ratio here."""
+    return _label_purity(b, m) / _label_purity(b, FINE_TUNED)
 
 
-METRICS["P3.1-bias"] = each_method(_source_purity)
-# A ratio of averages over tasks, like every other ratio here.
-METRICS["P3.1-clusters"] = each_method(
-    lambda b, m: _label_purity(b, m) / _label_purity(b, FINE_TUNED)
-)
-METRICS["PA.2-clusters"] = METRICS["P3.1-clusters"]  # of a study whose tasks are images
-SHARE = 2.5  # percent of the test set
-METRICS["PA.2-share"] = each_method(
-    lambda b, m: (
-        b.accuracy(m, "ft_classifier", SHARE, draw="share", fit_on="test")
-        - b.accuracy(m, "current")
-    )
-)
-NEEDS["PA.2-share"] = each_method(
-    lambda b, m: torch.tensor(
-        [
-            min(
-                b.study.share_counts(t.name).get(SHARE, 0) / t.n_classes
-                for t in b.study.tasks.values()
-            )
-        ]
-    )
-)
-JUDGED_RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
-
-
-def _ladder_loss(fit_on: str) -> Callable[[Bootstrap], Parts]:
-    return lambda b: {
-        f"{get_method(m).short}, {rung}": b.accuracy(FINE_TUNED, "current")
-        - b.aligned(m, rung, fit_on=fit_on)
+def _ladder_loss(b: Bootstrap, fit_on: str) -> Parts:
+    """fine-tuned - aligned, per method and rung."""
+    fine_tuned = b.accuracy(FINE_TUNED, "current")
+    return {
+        f"{_short(m)}, {rung}": fine_tuned - b.aligned(m, rung, fit_on=fit_on)
         for m in PAPER_METHODS
         for rung in JUDGED_RUNGS
     }
 
 
-METRICS["P4.1-ladder"] = _ladder_loss("test")
-METRICS["C4.1-held-out"] = _ladder_loss("train")
-METRICS["C4.1-base"] = lambda b: {
-    "f_b": (b.aligned(BASE, "orthogonal") - b.accuracy(BASE, "current")) / _gap(b, BASE)
-}
-METRICS["P4.2-gap"] = lambda b: {
-    "WA, TA": (
-        b.aligned("weight_averaging", "orthogonal") - b.aligned("task_arithmetic", "orthogonal")
-    ).abs()
-}
-NEEDS["P4.2-gap"] = lambda b: {
-    "WA, TA": (
-        b.accuracy("weight_averaging", "current") - b.accuracy("task_arithmetic", "current")
-    ).abs()
-}
-METRICS["S0-orthogonal-classifier"] = each_method(
-    lambda b, m: b.accuracy(m, "orthogonal_classifier", K) - b.accuracy(m, "current")
-)
-METRICS["P6.5-surgery"] = lambda b: {
-    f"{get_method(m).short}, k = {k}": b.accuracy(m, "ft_classifier", k)
-    - b.accuracy(m, "surgery", k)
-    for m in PAPER_METHODS
-    for k in (1, 2, 5)
-}
-METRICS["P6.4-base"] = lambda b: {
-    f"{get_method(m).short}, {get_protocol(p).label}": b.accuracy(m, p, k) - b.accuracy(BASE, p, k)
-    for m in PAPER_METHODS
-    for p, k in (("current", None), ("knn", K), ("ft_classifier", K))
-}
-METRICS["P6.4-no-gain"] = lambda b: {
-    "f_b": b.accuracy(BASE, "ft_classifier", K) - b.accuracy(BASE, "current")
-}
-
-# Claims on merges of several foundations, of a ``nonlocality.Resampled``, which knows settings and repairs.
-NON_LOCAL_METHODS = ("task_arithmetic", "ties", "tall_masks")
+@metric("P4.1-ladder")
+def ladder_loss(b: Bootstrap) -> Parts:
+    """fine-tuned - aligned, fitted on the test inputs."""
+    return _ladder_loss(b, "test")
 
 
-def each_non_local(function: Callable[[Any, str], Tensor]) -> Callable[[Any], Parts]:
-    """A metric given per method, as one over TA, Ties and TALL-masks."""
-    return lambda b: {get_method(m).short: function(b, m) for m in NON_LOCAL_METHODS}
+@metric("C4.1-held-out")
+def held_out_ladder_loss(b: Bootstrap) -> Parts:
+    """fine-tuned - aligned, fitted on training inputs."""
+    return _ladder_loss(b, "train")
 
 
-METRICS["N-local"] = lambda b: {
-    get_method("task_arithmetic").short: b.normalised("local", "task_arithmetic", "raw")
-}
-METRICS["N-fails"] = each_non_local(lambda b, m: b.normalised("non-local", m, "raw"))
-METRICS["N-permutation"] = each_non_local(
-    lambda b, m: b.gap_closed("non-local", m, "raw", "permuted")
-)
-METRICS["N-collapse"] = each_non_local(
-    lambda b, m: b.variance("non-local", m) - b.variance("local", m)
-)
-METRICS["N-tact"] = each_non_local(lambda b, m: b.gap_closed("non-local", m, "permuted", "tact"))
+@metric("C4.1-base")
+def base_rescued(b: Bootstrap) -> Parts:
+    """(aligned(f_b) - Current(f_b)) / (fine-tuned - Current(f_b))."""
+    return {"f_b": (b.aligned(BASE, "orthogonal") - b.accuracy(BASE, "current")) / b.gap(BASE)}
+
+
+@metric("P4.2-gap")
+def methods_apart(b: Bootstrap) -> Parts:
+    """abs(aligned(WA) - aligned(TA))."""
+    wa, ta = (b.aligned(m, "orthogonal") for m in PAPER_METHODS[:2])
+    return {"WA, TA": (wa - ta).abs()}
+
+
+@metric("P4.2-gap", of=NEEDS)
+def methods_apart_before(b: Bootstrap) -> Parts:
+    """abs(Current(WA) - Current(TA))."""
+    wa, ta = (b.accuracy(m, "current") for m in PAPER_METHODS[:2])
+    return {"WA, TA": (wa - ta).abs()}
+
+
+@metric("P6.5-surgery")
+def gain_over_surgery(b: Bootstrap) -> Parts:
+    """FT(k) - Surgery(k), same samples."""
+    return {
+        f"{_short(m)}, k = {k}": b.gain(m, "ft_classifier", k, over="surgery")
+        for m in PAPER_METHODS
+        for k in (1, 2, 5)
+    }
+
+
+@metric("P6.4-base")
+def gain_over_base(b: Bootstrap) -> Parts:
+    """protocol(f_m) - protocol(f_b)."""
+    return {
+        f"{_short(m)}, {get_protocol(p).label}": b.accuracy(m, p, k) - b.accuracy(BASE, p, k)
+        for m in PAPER_METHODS
+        for p, k in (("current", None), ("knn", K), ("ft_classifier", K))
+    }
+
+
+@metric("P6.4-no-gain")
+def base_gain(b: Bootstrap) -> Parts:
+    """FT(5)(f_b) - Current(f_b)."""
+    return {"f_b": b.gain(BASE, "ft_classifier", K)}
+
+
+# Claims on merges of several foundations; b is a ``nonlocality.Resampled``.
+
+
+@metric("N-local", each=("task_arithmetic",))
+def local_kept(b: Any, m: str) -> Tensor:
+    """accuracy(merge) / accuracy(expert), local."""
+    return b.normalised("local", m, "raw")
+
+
+@metric("N-fails", each=NON_LOCAL_METHODS)
+def non_local_kept(b: Any, m: str) -> Tensor:
+    """The same, non-local."""
+    return b.normalised("non-local", m, "raw")
+
+
+@metric("N-permutation", each=NON_LOCAL_METHODS)
+def closed_by_permutation(b: Any, m: str) -> Tensor:
+    """(permuted - raw) / (expert - raw), non-local."""
+    return b.gap_closed("non-local", m, "raw", "permuted")
+
+
+@metric("N-collapse", each=NON_LOCAL_METHODS)
+def variance_lost(b: Any, m: str) -> Tensor:
+    """Variance of merged over expert, non-local minus local."""
+    return b.variance("non-local", m) - b.variance("local", m)
+
+
+@metric("N-tact", each=NON_LOCAL_METHODS)
+def closed_by_tact(b: Any, m: str) -> Tensor:
+    """(TACT - permuted) / (expert - permuted), non-local."""
+    return b.gap_closed("non-local", m, "permuted", "tact")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One part (mostly: one method) of one claim. ``here`` and ``low .. high``: the value and its 95 % interval,
-    ``None`` where the profile's ks lack the claim's k."""
+    """One part (mostly: one method) of one claim.
+
+    ``here`` and ``low .. high`` are the value and its 95 % interval, ``None`` where the profile's ks
+    lack the claim's k; ``threshold`` is the claim's.
+    """
 
     claim: str
     part: str
@@ -366,71 +433,59 @@ class Verdict:
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """The 95 % interval of resampled values: of ``values [1 + B]`` without the first, which was measured."""
+    """The 95 % interval of ``values [1 + B]``, without the first, which was measured."""
     low, high = (float(torch.quantile(values[1:], q)) for q in (0.025, 0.975))
     return low, high
 
 
-def judge_values(values: Tensor, threshold: str) -> tuple[float, float, float, str]:
-    """Value, 95 % interval and verdict of ``values [1 + B]``: the whole interval on the claim's side is ``reproduced``,
-    the whole interval on the other side ``not reproduced``, anything else (NaN too) ``undecided``."""
-    compare, limit = parse_condition(threshold)
-    low, high = interval(values.float())
-    sides = {bool(compare(low, limit)), bool(compare(high, limit))}
-    verdict = (
-        UNDECIDED
-        if len(sides) == 2 or not math.isfinite(low + high)
-        else REPRODUCED
-        if sides == {True}
-        else NOT_REPRODUCED
-    )
-    return float(values[0]), low, high, verdict
+def verdict_of(low: float, high: float, claim: Condition) -> str:
+    """``reproduced`` or ``not reproduced`` if the whole interval lies on one side, else undecided."""
+    sides = {claim.holds(low), claim.holds(high)}
+    if len(sides) == 2 or not math.isfinite(low + high):
+        return UNDECIDED
+    return REPRODUCED if sides == {True} else NOT_REPRODUCED
 
 
 def judge(
     study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = None
 ) -> list[Verdict]:
-    """Verdicts on the given claims, a row per part. Raises ``UnknownNameError`` for a claim without a metric."""
+    """Verdicts on the given claims, a row per part.
+
+    Raises:
+        UnknownNameError: A claim is not in the file or has no metric.
+    """
     known = load_claims()
     for claim in claims:
         if claim not in known or claim not in METRICS:
             raise UnknownNameError("claim", claim, known.keys() & METRICS.keys())
     bootstrap = bootstrap or Bootstrap(study)
+    verdicts = [v for claim in claims for v in _judge_claim(known[claim], bootstrap)]
+    if study.profile.judged:
+        return verdicts
+    return [replace(v, verdict=NOT_JUDGED) for v in verdicts]
+
+
+def _judge_claim(claim: Claim, bootstrap: Bootstrap) -> list[Verdict]:
+    try:
+        needs = NEEDS[claim.id](bootstrap) if claim.precondition else {}
+        measured = METRICS[claim.id](bootstrap)
+    except MissingShotsError as error:
+        # The claim names its k; other ks leave it open rather than failing the notebook.
+        unknown = (None, None, None, claim.threshold, UNDECIDED, str(error))
+        return [Verdict(claim.id, "all", *unknown)]
     verdicts = []
-    for claim in claims:
-        given = known[claim]
-        try:
-            needs, measured = (
-                NEEDS[claim](bootstrap) if "needs" in given else {},
-                METRICS[claim](bootstrap),
-            )
-        except MissingShotsError as error:
-            # The claim names its k; another choice of ks leaves it open rather than failing the notebook.
-            verdict = UNDECIDED if study.profile.judged else NOT_JUDGED
-            verdicts.append(
-                Verdict(claim, "all", None, None, None, given["threshold"], verdict, str(error))
-            )
-            continue
-        for part, values in measured.items():
-            here, low, high, verdict = judge_values(values, given["threshold"])
-            note = ""
-            if part in needs:
-                compare, limit = parse_condition(given["needs"])
-                if not compare(float(needs[part][0]), limit):
-                    verdict, note = (
-                        UNDECIDED,
-                        f"precondition fails: {given['needs']} (here {float(needs[part][0]):.1f})",
-                    )
-            if not study.profile.judged:
-                verdict = NOT_JUDGED
-            verdicts.append(
-                Verdict(claim, part, here, low, high, given["threshold"], verdict, note)
-            )
+    for part, values in measured.items():
+        low, high = interval(values.float())
+        verdict, note = verdict_of(low, high, claim), ""
+        if part in needs and not claim.precondition.holds(found := float(needs[part][0])):
+            verdict, note = UNDECIDED, f"precondition fails: {claim.needs} (here {found:.1f})"
+        here = float(values[0])
+        verdicts.append(Verdict(claim.id, part, here, low, high, claim.threshold, verdict, note))
     return verdicts
 
 
 def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verdict]:
-    """``judge`` for claims about several studies, such as both sizes of an encoder: each part is named by its study too, "(a) WA"."""
+    """``judge`` of several studies, such as both sizes of an encoder: parts are called "(a) WA"."""
     return [
         replace(v, part=f"{name} {v.part}")
         for name, study in studies.items()
@@ -439,7 +494,7 @@ def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verd
 
 
 def overall_of_parts(verdicts: Iterable[str]) -> str:
-    """A claim's verdict from its parts': it holds if it holds for every part, and fails if it fails for any."""
+    """A claim's verdict from its parts': it holds if all hold, and fails if any fails."""
     found = set(verdicts)
     return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in found)
 
@@ -452,23 +507,12 @@ def overall(verdicts: Sequence[Verdict]) -> dict[str, str]:
     }
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Verdicts as a frame: claim, part, here, 95 % interval, threshold, verdict; failing claims first."""
-    order = {NOT_REPRODUCED: 0, UNDECIDED: 1, NOT_JUDGED: 2, REPRODUCED: 3}
-    verdicts = sorted(
-        verdicts, key=lambda v: order[overall([w for w in verdicts if w.claim == v.claim])[v.claim]]
-    )
-    return pd.DataFrame(
-        [
-            {
-                "claim": v.claim,
-                "says": load_claims()[v.claim]["says"],
-                "for": v.part,
-                "here": "" if v.here is None else f"{v.here:.2f}",
-                "95 % interval": "" if v.here is None else f"{v.low:.2f} .. {v.high:.2f}",
-                "threshold": v.threshold,
-                "verdict": v.verdict + (f" ({v.note})" if v.note else ""),
-            }
-            for v in verdicts
-        ]
-    )
+def deciding(parts: Sequence[Verdict]) -> Verdict:
+    """The part that decides a claim: of those with its verdict, the one nearest to failing."""
+    verdict = overall_of_parts(p.verdict for p in parts)
+    same = [p for p in parts if p.verdict == verdict]
+    measured = [p for p in same if p.here is not None]
+    if not measured:
+        return same[0]
+    worst = min if load_claims()[same[0].claim].op.startswith(">") else max
+    return worst(measured, key=lambda p: p.here)

@@ -41,9 +41,9 @@ from .permutation import apply, permute_head, spec_for, weight_matching
 from .pretraining import Foundation
 from .profiles import NonLocalSettings, load_profile
 from .progress import progress
-from .report import encoder_label, mean_std_cell, published, short_label
 from .store import Artifact, Store
 from .study import FINE_TUNED, STEP_VERSIONS, Study
+from .tables import encoder_label, mean_std_cell, published, short_label
 from .types import Expert, State, Task, digest, inputs_digest, percent, state_digest
 
 LOCAL, SEMI_LOCAL, NON_LOCAL = SETTINGS = ("local", "semi-local", "non-local")

@@ -15,7 +15,7 @@ import yaml
 from . import paths
 from .errors import ConfigError
 from .runner import MANIFEST_FILE, Item, Runner, manifest, solutions
-from .summary import REPORT_ID, readme_part
+from .tables.report import REPORT_ID, readme_part
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000

@@ -277,7 +277,7 @@ def effects(study: Study, encoders: tuple[str, ...] = ("f_t", "task_arithmetic")
     """Average accuracy (percent) under Current Eval with and without attention mask, with and without padding in the mean; the first
     row is the released way. Weights, heads and lambdas are the study's in every row. Raises ``ConfigError`` for other preprocessing."""
     from .pretraining import Foundation
-    from .report import short_label
+    from .tables import short_label
 
     if not isinstance(study.encoder, ReleasedEncoder):
         raise ConfigError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, paths, released
-from .clusters import tsne
+from .clustering import tsne
 from .encoders import Encoder, encoder_state, load_state
 from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
@@ -989,11 +989,11 @@ class Study:
         """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
 
         k, draw, fit_on and seed are missing for a protocol without shots; of a random method with several merges each has a row, and
-        seed is the merge's. Every table and figure reads these rows; shares of the test set have rows of their own, ``shares.scores``.
+        seed is the merge's. Every table and figure reads these rows; shares of the test set have rows of their own, ``unlabelled.scores``.
         Raises ``ConfigError`` for such a draw.
         """
         if draw == "share":
-            raise ConfigError("Shares are no shots: take mergelib.shares.scores.")
+            raise ConfigError("Shares are no shots: take mergelib.tables.unlabelled.scores.")
         rows = []
         for encoder in encoders:
             for task in self.tasks.values():

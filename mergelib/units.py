@@ -219,9 +219,8 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
 
 def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
     """Have one step's artifacts in the store: of one encoder, or all scores that tables and figures begin with."""
-    from . import shares
-    from . import zoo as methods_zoo
     from .study import BASE, FINE_TUNED, MULTI_TASK
+    from .tables import ranking, unlabelled
 
     known = (BASE, FINE_TUNED, *study.baselines, *study.methods)
     if step != "score" and encoder not in known:
@@ -237,10 +236,10 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
                 for split in ("test",) if encoder == MULTI_TASK else ("test", "pool"):
                     study.features(name, task, split)
     elif zoo:
-        methods_zoo.scores(study, [BASE, FINE_TUNED, *study.methods])
+        ranking.scores(study, [BASE, FINE_TUNED, *study.methods])
     elif study.profile.tasks.modality == "image":
-        shares.scores(study, [FINE_TUNED, *study.methods], ["current"])
-        shares.scores(study, study.methods, ["knn", "ft_classifier"])
+        unlabelled.scores(study, [FINE_TUNED, *study.methods], ["current"])
+        unlabelled.scores(study, study.methods, ["knn", "ft_classifier"])
     else:
         study.scores([FINE_TUNED, *study.baselines], ["current"])
         study.scores([BASE, *study.methods], ["current", "knn", "ft_classifier"])

@@ -12,13 +12,14 @@ from committed import committed
 from IPython.lib.pretty import pretty
 
 import mergelib
-from mergelib import claims, paths, publish, runner, summary
+from mergelib import claims, paths, publish, runner
+from mergelib.tables import report
 
 ROOT = committed()
 FIGURES = ROOT / "figures"
 if ROOT == paths.root() and list(ROOT.glob("build/*/notebooks")):
     pytest.skip("a run may have rewritten figures/, and no git knows it", allow_module_level=True)
-PROFILES = [run.profile for run in summary.read_runs(FIGURES) if run.judged]
+PROFILES = [run.profile for run in report.read_runs(FIGURES) if run.judged]
 
 
 @pytest.mark.parametrize("part", ["results", "notebooks"])
@@ -31,7 +32,7 @@ def test_the_readme_shows_what_the_committed_figures_say(part):
 
 
 def test_the_report_says_what_the_committed_figures_say():
-    assert (FIGURES / "REPORT.md").read_text() == summary.report_markdown(FIGURES), (
+    assert (FIGURES / "REPORT.md").read_text() == report.report_markdown(FIGURES), (
         "run ./run_all.sh --publish"
     )
 
@@ -40,9 +41,9 @@ def test_the_report_says_what_the_committed_figures_say():
     "path", sorted(FIGURES.glob("*/99_report.json")), ids=lambda p: p.parent.name
 )
 def test_the_page_was_drawn_from_the_committed_figures(path):
-    runs = summary.read_runs(FIGURES)
-    means, rows = summary.averages(runs), summary.verdict_rows(runs)
-    assert json.loads(path.read_text())["alt"] == summary.alt_summary(means, rows), (
+    runs = report.read_runs(FIGURES)
+    means, rows = report.averages(runs), report.verdict_rows(runs)
+    assert json.loads(path.read_text())["alt"] == report.alt(means, rows), (
         "run ./run_all.sh --publish"
     )
     assert path.with_suffix(".csv").read_text() == means.to_csv(

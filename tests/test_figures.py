@@ -16,7 +16,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from pypdf import PdfReader
 
-from mergelib import plots
+from mergelib import figures as drawn
+from mergelib.figures import style
 from mergelib.study import SCORE_COLUMNS
 
 PDFS = sorted((committed() / "figures").glob("*/*.pdf"))
@@ -54,7 +55,7 @@ def test_fonts_are_embedded_as_truetype(path):
 def test_widths_are_exact_and_the_png_is_the_same_page(path):
     box = PdfReader(path).pages[0].mediabox
     width, height = float(box.width) / 72, float(box.height) / 72
-    assert min(abs(width - w) for w in plots.WIDTHS) < 1e-3, width
+    assert min(abs(width - w) for w in style.WIDTHS) < 1e-3, width
     with Image.open(path.with_suffix(".png")) as png:
         assert png.width / png.height == pytest.approx(width / height, abs=0.01)
 
@@ -130,8 +131,8 @@ def test_the_check_can_fail():
 def scores():
     """Tidy rows of every encoder and protocol with a style."""
     rows = []
-    for e, encoder in enumerate(plots.METHOD_STYLE):
-        for p, protocol in enumerate(plots.PROTOCOL_STYLE):
+    for e, encoder in enumerate(style.METHOD_STYLE):
+        for p, protocol in enumerate(style.PROTOCOL_STYLE):
             for k, seed in (
                 itertools.product((1, 5), (0, 1)) if protocol != "current" else [(None, None)]
             ):
@@ -154,8 +155,8 @@ def scores():
 
 def figures():
     methods, protocols = (
-        [m for m in plots.METHOD_STYLE if m != "multi_task"],
-        list(plots.PROTOCOL_STYLE),
+        [m for m in style.METHOD_STYLE if m != "multi_task"],
+        list(style.PROTOCOL_STYLE),
     )
     three = ["weight_averaging", "task_arithmetic", "ties"]
     accuracies = pd.DataFrame(
@@ -180,7 +181,7 @@ def figures():
         columns=["fit", "condition", "method", "accuracy"],
     )
     repairs, stages = (
-        list(plots.REPAIR_STYLE),
+        list(style.REPAIR_STYLE),
         ("local", "semi-local, permuted", "non-local, raw", "non-local, permuted"),
     )
     means = pd.DataFrame(
@@ -201,22 +202,22 @@ def figures():
         columns=["repair", "inputs", "accuracy"],
     )
     return {
-        "non-locality": lambda: plots.plot_non_locality(means, {r: r for r in repairs}),
-        "variance": lambda: plots.plot_variance(variance),
-        "samples": lambda: plots.plot_samples(
+        "non-locality": lambda: drawn.plot_non_locality(means, {r: r for r in repairs}),
+        "variance": lambda: drawn.plot_variance(variance),
+        "samples": lambda: drawn.plot_samples(
             samples, {r: r for r in repairs}, start=40.0, experts=80.0
         ),
-        "shots": lambda: plots.plot_shots(scores(), three, protocols, fine_tuned=70.0),
-        "protocols": lambda: plots.plot_protocols(
+        "shots": lambda: drawn.plot_shots(scores(), three, protocols, fine_tuned=70.0),
+        "protocols": lambda: drawn.plot_protocols(
             scores(), three, ["ag"], k=5, references={"f_t": ":"}
         ),
-        "lam": lambda: plots.plot_lam(curves, dict.fromkeys(three, 0.2)),
-        "ladder": lambda: plots.plot_ladder(accuracies, r2, fine_tuned=70.0),
-        "honest": lambda: plots.plot_honest(honest),
-        "base model": lambda: plots.plot_base_model(
+        "lam": lambda: drawn.plot_lam(curves, dict.fromkeys(three, 0.2)),
+        "ladder": lambda: drawn.plot_ladder(accuracies, r2, fine_tuned=70.0),
+        "honest": lambda: drawn.plot_controls(honest),
+        "base model": lambda: drawn.plot_base_model(
             scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0
         ),
-        "sizes": lambda: plots.plot_sizes(
+        "sizes": lambda: drawn.plot_sizes(
             {"(a) small": scores(), "(b) large": scores()},
             three,
             ["current", "knn", "ft_classifier"],
@@ -242,7 +243,7 @@ def test_every_pair_of_series_stays_apart_in_grey_and_for_colour_blind_readers(n
 
 @pytest.mark.parametrize(
     "styles",
-    [plots.METHOD_STYLE, plots.PROTOCOL_STYLE, plots.REPAIR_STYLE],
+    [style.METHOD_STYLE, style.PROTOCOL_STYLE, style.REPAIR_STYLE],
     ids=["methods", "protocols", "repairs"],
 )
 def test_registered_styles_differ_in_marker_and_colour(styles):
@@ -255,10 +256,10 @@ def test_registered_styles_differ_in_marker_and_colour(styles):
 
 
 def test_styles_of_ones_own_stay_apart(monkeypatch):
-    monkeypatch.setattr(plots, "METHOD_STYLE", dict(plots.METHOD_STYLE))
-    monkeypatch.setattr(plots, "PROTOCOL_STYLE", dict(plots.PROTOCOL_STYLE))
-    markers = [plots.method_style(f"mine {i}")["marker"] for i in range(3)]
-    assert len({*markers, *(s["marker"] for s in list(plots.METHOD_STYLE.values())[:7])}) == 10
-    own = [plots.protocol_style(f"mine {i}") for i in range(3)]
-    assert own[0]["marker"] not in {s["marker"] for s in list(plots.PROTOCOL_STYLE.values())[:6]}
-    assert own[0] is plots.protocol_style("mine 0")
+    monkeypatch.setattr(style, "METHOD_STYLE", dict(style.METHOD_STYLE))
+    monkeypatch.setattr(style, "PROTOCOL_STYLE", dict(style.PROTOCOL_STYLE))
+    markers = [style.method_style(f"mine {i}")["marker"] for i in range(3)]
+    assert len({*markers, *(s["marker"] for s in list(style.METHOD_STYLE.values())[:7])}) == 10
+    own = [style.protocol_style(f"mine {i}") for i in range(3)]
+    assert own[0]["marker"] not in {s["marker"] for s in list(style.PROTOCOL_STYLE.values())[:6]}
+    assert own[0] is style.protocol_style("mine 0")

@@ -7,17 +7,18 @@ import math
 import pytest
 import torch
 
-from mergelib import claims, ladder
+from mergelib import aligned, claims
 from mergelib.errors import UnknownNameError
 from mergelib.protocols.alignment import fit_closed_form, fit_l1
+from mergelib.tables import ladder
 
 ENCODERS = ["weight_averaging", "task_arithmetic", "ties", "f_b"]
 
 
 def test_a_cell_of_the_batch_is_the_fit_of_that_cell_alone(study):
     """Start s of (method, task) out of the batch over methods x tasks x starts, against one call with that seed."""
-    cells = ladder.aligned(study, ENCODERS, "affine", fit_on="train")
-    seeds = study.profile.protocols.seeds[: ladder.N_STARTS]
+    cells = aligned.aligned(study, ENCODERS, "affine", fit_on="train")
+    seeds = study.profile.protocols.seeds[: aligned.N_STARTS]
     for encoder, task, i in (("ties", "ag", 0), ("f_b", "yelp", len(seeds) - 1)):
         x, y = (study.features(e, task, "fit")[None] for e in (encoder, "f_t"))
         alone = fit_l1(x, y, "affine", seed=seeds[i])
@@ -31,12 +32,12 @@ def test_a_cell_of_the_batch_is_the_fit_of_that_cell_alone(study):
 
 
 def test_starts_differ_and_only_the_penalised_fit_has_several(study):
-    seeds = study.profile.protocols.seeds[: ladder.N_STARTS]
-    found = ladder.aligned(study, ENCODERS, "orthogonal")["ties", "ag"]["l1_after"]
+    seeds = study.profile.protocols.seeds[: aligned.N_STARTS]
+    found = aligned.aligned(study, ENCODERS, "orthogonal")["ties", "ag"]["l1_after"]
     assert len(found) == len(seeds) and len(set(found.tolist())) == len(seeds)
     for options in ({"fit": "closed_form"}, {"fit": "l1_exact"}, {"permuted_teacher": True}):
         assert (
-            len(ladder.aligned(study, ENCODERS, "orthogonal", **options)["ties", "ag"]["l1_after"])
+            len(aligned.aligned(study, ENCODERS, "orthogonal", **options)["ties", "ag"]["l1_after"])
             == 1
         )
 
@@ -65,14 +66,14 @@ def test_the_table_is_the_mean_over_tasks_of_what_the_maps_score(study):
 
 def test_the_table_says_how_far_starts_spread(study):
     table = ladder.table(study, ["ties"]).set_index("rung")
-    cells = ladder.aligned(study, ["ties"], "linear")
+    cells = aligned.aligned(study, ["ties"], "linear")
     per_start = [
         sum(
             (cells["ties", t]["predicted"][s] == study.task(t).test.labels).double().mean().item()
             for t in study.tasks
         )
         / len(study.tasks)
-        for s in range(ladder.N_STARTS)
+        for s in range(aligned.N_STARTS)
     ]
     mean = sum(per_start) / len(per_start)
     std = math.sqrt(sum((a - mean) ** 2 for a in per_start) / (len(per_start) - 1))
@@ -96,7 +97,7 @@ def test_the_bootstrap_resamples_starts(study):
     one_start = 100 * bootstrap.average(
         {
             t: (
-                ladder.aligned(study, ENCODERS, "linear")["ties", t]["predicted"]
+                aligned.aligned(study, ENCODERS, "linear")["ties", t]["predicted"]
                 == study.task(t).test.labels
             )[:1]
             for t in study.tasks
@@ -124,6 +125,6 @@ def test_seeds_are_resampled_whatever_their_number(study):
 
 def test_refusals(study):
     with pytest.raises(UnknownNameError, match="closed_form"):
-        ladder.aligned(study, ["ties"], "linear", fit="l3")
+        aligned.aligned(study, ["ties"], "linear", fit="l3")
     with pytest.raises(UnknownNameError, match="fit_on"):
-        ladder.aligned(study, ["ties"], "linear", fit_on="validation")
+        aligned.aligned(study, ["ties"], "linear", fit_on="validation")

@@ -16,13 +16,13 @@ import torch
 from committed import committed
 from PIL import Image
 
-from mergelib import lesson, publish, report
+from mergelib import lesson, publish, tables
 from mergelib.errors import ConfigError, UnknownNameError
 from mergelib.lesson import toy as toy_module
 from mergelib.lesson import view
 from mergelib.protocols import current_eval
-from mergelib.report import protocol_label
 from mergelib.study import SCORE_COLUMNS
+from mergelib.tables import protocol_label
 
 matplotlib.use("agg")
 
@@ -273,7 +273,7 @@ def made_scores(top, low, new):
     frame = pd.DataFrame([dict(zip(SCORE_COLUMNS, r, strict=True)) for r in rows]).astype(
         {"k": "Int64", "seed": "Int64"}
     )
-    return report.mean_and_std(frame)
+    return tables.mean_and_std(frame)
 
 
 SUMMARY = made_scores((90, 60), (30, 50), (72, 51))  # averages 75, 40, 61.5: gap 35, gain 21.5

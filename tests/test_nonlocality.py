@@ -6,13 +6,15 @@ import dataclasses
 import math
 import warnings
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 
-from mergelib import Study, nonlocality, plots
-from mergelib.claims import judge_values, load_claims
+from mergelib import Study, figures, nonlocality
+from mergelib.claims import interval, load_claims
 from mergelib.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.figures import style
 from mergelib.merging import METHODS
 from mergelib.nonlocality import (
     FT,
@@ -385,9 +387,8 @@ def test_verdicts_cover_the_claims_and_their_parts(cells, images, scores):
     }
     here = next(v for v in found if v.claim == "N-tact" and v.part == "text Ties")
     values = Resampled(cells).gap_closed(NON_LOCAL, "ties", PERMUTED, TACT)
-    assert (here.here, here.low, here.high) == pytest.approx(
-        judge_values(values, here.threshold)[:3], nan_ok=True
-    )
+    expected = (float(values[0]), *interval(values.float()))
+    assert (here.here, here.low, here.high) == pytest.approx(expected, nan_ok=True)
 
 
 def test_the_needed_number_of_inputs_is_the_smallest_near_the_best():
@@ -422,15 +423,15 @@ def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
     ].accuracy.iloc[0]
     assert f"both {value:.1f}" in nonlocality.alt(means)
     labels = nonlocality.REPAIR_LABELS
-    figures = [
-        plots.plot_non_locality(means, labels),
-        plots.plot_variance(variance),
-        plots.plot_samples(samples, labels, start=10, experts=90),
+    drawn = [
+        figures.plot_non_locality(means, labels),
+        figures.plot_variance(variance),
+        figures.plot_samples(samples, labels, start=10, experts=90),
     ]
-    for fig in figures:
+    for fig in drawn:
         assert fig.axes[0].lines
-        plots.plt.close(fig)
-    assert set(plots.REPAIR_STYLE) == set(REPAIRS)
+        plt.close(fig)
+    assert set(style.REPAIR_STYLE) == set(REPAIRS)
     stored = nonlocality.numbers_stored(cells).set_index("repair").numbers
     assert (
         stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2

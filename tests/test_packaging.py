@@ -76,7 +76,7 @@ BLOCK = """
 import sys
 
 sys.modules.update(dict.fromkeys(["datasets", "papermill"]))  # None: as if it were not installed
-from mergelib import claims, encoders, features, merging, plots, protocols, report, study
+from mergelib import claims, encoders, features, figures, merging, protocols, study, tables
 """
 
 
@@ -166,7 +166,7 @@ def test_dependencies_point_downwards():
         "errors",
         "paths",
         "progress",
-        "clusters",
+        "clustering",
         "permutation",
         "corrections",
     }
@@ -180,8 +180,8 @@ def test_dependencies_point_downwards():
             assert not modules & {
                 "study",
                 "claims",
-                "report",
-                "plots",
+                "tables",
+                "figures",
                 "runner",
                 "cli",
                 "publish",

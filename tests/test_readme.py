@@ -8,8 +8,9 @@ import shlex
 
 import pytest
 
-from mergelib import cli, merging, paths, plots, profiles, protocols, report, runner, study
+from mergelib import cli, merging, paths, profiles, protocols, runner, study, tables
 from mergelib.errors import ConfigError
+from mergelib.figures import style
 
 README = (paths.root() / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
@@ -33,7 +34,7 @@ def run(monkeypatch, tmp_path):
         "load_profile",
         lambda name, overrides=None, variant="": load("quick", SMALL | (overrides or {}), variant),
     )
-    registries = [merging.METHODS, protocols.PROTOCOLS, plots.METHOD_STYLE, plots.PROTOCOL_STYLE]
+    registries = [merging.METHODS, protocols.PROTOCOLS, style.METHOD_STYLE, style.PROTOCOL_STYLE]
     before = [dict(r) for r in registries]
 
     def go(code):
@@ -63,7 +64,7 @@ def test_there_is_one_block_each_of_at_most_ten_lines():
 def test_the_methods_block(run):
     made = run(block("@mergelib.method") + "\nscores = study.scores(['halves'], ['current'])")
     assert set(made["scores"].method) == {"halves"} and len(made["scores"]) == 5
-    assert report.encoder_label("halves") == "Two halves"
+    assert tables.encoder_label("halves") == "Two halves"
     assert (
         made["study"].lam("halves") in made["study"].profile.merging.lams
     )  # chosen, because the signature has it
@@ -75,7 +76,7 @@ def test_the_protocols_block(run):
     made = run(block("@mergelib.protocol"))
     s = made["study"]
     assert s.predictions("ties", "ag", "cosine").shape == (1, 1, 60)
-    assert report.protocol_label("cosine") == "Cosine Eval"
+    assert tables.protocol_label("cosine") == "Cosine Eval"
     # Its body is its version: another body under the same name must not find the stored predictions.
     nearest = s.predictions("ties", "ag", "cosine")
     run(block("@mergelib.protocol").replace("(z @ w.T)", "(-z @ w.T)"))

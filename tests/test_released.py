@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import released as bench
-from mergelib import Study, beside, released, report, runner
+from mergelib import Study, released, runner, tables
 from mergelib.encoders import TextEncoder
 from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.profiles import load_profile
@@ -612,7 +612,7 @@ def test_no_multi_task_checkpoint_exists(paper, make):
         paper.scores(["multi_task"], ["current"])
     with pytest.raises(ConfigError, match="nothing to train"):
         paper.train("ag")
-    both = report.stack(
+    both = tables.stack(
         [paper.scores(["f_t"], ["current"]), paper.scores(paper.baselines, ["current"])]
     )
     pd.testing.assert_frame_equal(both, paper.scores(["f_t"], ["current"]))
@@ -648,7 +648,7 @@ def summary_of(rows):
 
 
 def test_every_cell_of_the_paper_has_a_row_and_its_verdict(paper):
-    cells = beside.paper_cells(
+    cells = tables.paper_cells(
         summary_of(
             [
                 ("f_t", "current", None, None, "ag", 91.4, None),
@@ -660,7 +660,7 @@ def test_every_cell_of_the_paper_has_a_row_and_its_verdict(paper):
                 ("task_arithmetic", "ft_classifier", 1, "stratified", "ag", 87.5, 1.0),
             ]
         ),
-        report.published_table2(),
+        tables.published_table2(),
         paper,
     )
     assert len(cells) == 11 * 2, "an average over two of five tasks is not the paper's"
@@ -716,8 +716,8 @@ def test_every_cell_of_the_paper_has_a_row_and_its_verdict(paper):
 
 
 def test_other_networks_are_shown_and_not_judged(study):
-    summary = report.mean_and_std(report.at_k(study.scores(["f_t", "ties"], ["current", "knn"]), 5))
-    cells = beside.paper_cells(summary, report.published_table2(), study)
+    summary = tables.mean_and_std(tables.at_k(study.scores(["f_t", "ties"], ["current", "knn"]), 5))
+    cells = tables.paper_cells(summary, tables.published_table2(), study)
     measured = cells[cells.here != ""]
     assert (
         set(measured.verdict) == {"not judged"}
@@ -727,14 +727,14 @@ def test_other_networks_are_shown_and_not_judged(study):
 
 
 def test_table_3_has_the_spreads_that_table_2_prints():
-    table = beside.published_table3().set_index(["method", "protocol"])
+    table = tables.published_table3().set_index(["method", "protocol"])
     assert (
         table.loc[("ties", "knn"), "std"] == 1.2
         and pd.isna(table.loc[("ties", "current"), "std"])
         and pd.isna(table.loc[("f_b", "knn"), "std"])
     )
     second = (
-        report.published_table2()
+        tables.published_table2()
         .query("task == 'average'")
         .set_index(["method", "protocol"])["mean"]
     )

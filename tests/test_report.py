@@ -1,129 +1,193 @@
-"""Tables: deviations over seeds, the paper's numbers as printed."""
+"""The report: what it reads, how it orders, and what the page looks like for other profiles than ours."""
 
 from __future__ import annotations
 
+import json
+
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from mergelib import report
-from mergelib.study import SCORE_COLUMNS
-
-# arXiv 2412.13526, Table 2, typed in again from methods.md E1: Current per task, then averages of KNN and FT-Classifier.
-FACTS = {
-    "weight_averaging": ([79.2, 49.8, 45.0, 50.3, 55.1], 62.2, 69.2),
-    "task_arithmetic": ([82.9, 55.8, 48.4, 53.1, 81.5], 69.5, 71.8),
-    "ties": ([83.3, 55.7, 47.0, 55.9, 83.4], 70.3, 72.9),
-}
+from mergelib import claims, figures, tables
+from mergelib.errors import DataError
+from mergelib.tables import report, verdicts
 
 
-def scores(rows):
-    return pd.DataFrame([dict(zip(SCORE_COLUMNS, r, strict=True)) for r in rows]).astype(
-        {"k": "Int64", "seed": "Int64"}
-    )
+def verdict(claim, part, here, verdict, threshold="> 0", note=""):
+    return {
+        "claim": claim,
+        "part": part,
+        "here": here,
+        "low": None if here is None else here - 1,
+        "high": None if here is None else here + 1,
+        "threshold": threshold,
+        "verdict": verdict,
+        "note": note,
+    }
+
+
+def leave(folder, profile, notebook, verdicts, *, judged=True):
+    """A sidecar as a notebook leaves it."""
+    (folder / profile).mkdir(parents=True, exist_ok=True)
+    sidecar = {
+        "profile": {"name": profile, "judged": judged, "backbone": "a base model"},
+        "sources": {"ag": "miniature world 1"},
+        "overrides": {},
+        "claims_file": claims.claims_hash(),
+        "verdicts": verdicts,
+    }
+    (folder / profile / f"{notebook}.json").write_text(json.dumps(sidecar))
+
+
+R, N, U = claims.REPRODUCED, claims.NOT_REPRODUCED, claims.UNDECIDED
 
 
 @pytest.fixture
-def three_seeds():
-    """Two tasks that move against each other: each deviates by 10, their average not at all."""
-    few = [
-        ("b", t, "ties", "knn", 5, "stratified", "train", s, value, 10)
-        for s in range(3)
-        for t, value in (("ag", 50.0 + 10 * (s - 1)), ("yelp", 40.0 - 10 * (s - 1)))
-    ]
-    return scores(
+def folder(tmp_path):
+    leave(
+        tmp_path,
+        "one",
+        "tab02_main",
         [
-            *few,
-            ("b", "ag", "ties", "current", None, None, None, None, 60.0, 10),
-            ("b", "yelp", "ties", "current", None, None, None, None, 30.0, 10),
-        ]
+            verdict("P5-over-knn", "WA", 3.0, R),
+            verdict("P5-over-knn", "TA", 2.0, R),
+            verdict("P3.2-knn", "WA", 4.0, R),
+        ],
     )
-
-
-def test_the_deviation_of_an_average(three_seeds):
-    """Sample deviation (ddof 1) over seeds; the average's is that of the averages (methods.md H11)."""
-    found = report.mean_and_std(three_seeds).set_index(["protocol", "task"])
-    assert found.loc[("knn", "ag"), ["mean", "std"]].tolist() == [50.0, 10.0]
-    assert found.loc[("knn", "average"), ["mean", "std", "n_seeds"]].tolist() == [45.0, 0.0, 3]
-    assert found.loc[("current", "average"), "mean"] == 45.0 and pd.isna(
-        found.loc[("current", "average"), "std"]
-    )
-
-
-def test_tasks_of_unequal_pools_have_one_average():
-    """Every input of a pool is drawn: 50 per class of one task, 12 of the other."""
-    rows = scores(
+    leave(tmp_path, "one", "tab03_base_model", [verdict("P6.4-no-gain", "f_b", 9.0, N, "<= 5")])
+    leave(
+        tmp_path,
+        "two",
+        "tab02_main",
         [
-            ("b", t, "ties", "orthogonal_procrustes", k, "all", "train", None, value, 10)
-            for t, k, value in (("ag", 50, 80.0), ("yelp", 12, 40.0))
-        ]
+            verdict("P5-over-knn", "WA", 1.0, U),
+            verdict("P5-over-knn", "TA", -8.0, N),
+            verdict("P5-over-knn", "Ties", -3.0, N),
+        ],
     )
-    found = report.mean_and_std(rows)
-    assert found[found.task == "average"][["mean", "k"]].values.tolist() == [[60.0, 12]]
+    return tmp_path
 
 
-def test_cells_are_written_with_one_decimal(three_seeds):
-    table = report.wide(report.mean_and_std(three_seeds), ["ag", "yelp"])
-    assert table.loc[("Ties", "KNN Eval")].tolist() == ["50.0 ± 10.0", "40.0 ± 10.0", "45.0 ± 0.0"]
-    assert table.loc[("Ties", "Current Eval")].tolist() == ["60.0", "30.0", "45.0"]
-    assert list(table.columns) == ["AG News", "Yelp", "Average"]
+def test_a_claim_that_fails_anywhere_stands_first(folder):
+    grid = report.claim_grid(report.verdict_rows(report.read_runs(folder)))
+    assert list(grid.index) == ["P5-over-knn", "P6.4-no-gain", "P3.2-knn"]
+    assert grid.loc["P5-over-knn"].tolist() == [R, N]
+    assert grid.loc["P6.4-no-gain"].tolist() == [N, verdicts.NOT_RUN]
 
 
-def test_the_order_of_rows_does_not_change_a_table(three_seeds):
-    a = report.mean_and_std(three_seeds)
-    b = report.mean_and_std(three_seeds.sample(frac=1, random_state=1))
-    by = ["protocol", "task"]
-    pd.testing.assert_frame_equal(
-        a.sort_values(by, ignore_index=True), b.sort_values(by, ignore_index=True)
+def test_the_deciding_part_is_the_worst_of_those_that_decide(folder):
+    rows = report.verdict_rows(report.read_runs(folder))
+
+    def decides(claim, profile):
+        return report.deciding_part(rows[(rows.claim == claim) & (rows.profile == profile)]).part
+
+    assert decides("P5-over-knn", "one") == "TA"  # holds for both, more narrowly for TA
+    assert decides("P5-over-knn", "two") == "TA"  # fails for two, most for TA
+    high = pd.DataFrame(
+        [verdict("P6.4-no-gain", "a", 7.0, N, "<= 5"), verdict("P6.4-no-gain", "b", 9.0, N, "<= 5")]
     )
+    assert report.deciding_part(high).part == "b"  # an upper bound fails above
+    unmeasured = pd.DataFrame([verdict("P5-over-knn", "all", None, U)])
+    assert report.deciding_part(unmeasured).part == "all"
 
 
-def test_at_k_keeps_protocols_without_shots(three_seeds):
-    assert set(report.at_k(three_seeds, 5).protocol) == {"knn", "current"}
-    assert set(report.at_k(three_seeds, 1).protocol) == {"current"}
+def test_quick_is_told_of_only_when_nothing_was_judged(folder):
+    leave(
+        folder,
+        "quick",
+        "tab02_main",
+        [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)],
+        judged=False,
+    )
+    assert [r.profile for r in report.read_runs(folder)] == ["one", "two"]
+    for name in ("one", "two"):
+        for path in (folder / name).glob("*"):
+            path.unlink()
+    assert [r.profile for r in report.read_runs(folder)] == ["quick"]
 
 
-def test_the_papers_averages_recompute_from_its_cells():
-    """Each printed to one decimal: 0.05 for the cells and 0.05 for the average. (WA under Current Eval needs it: its cells
-    average to 55.88 and the paper prints 55.8.)"""
-    for row in report.published()["table2"]["rows"]:
-        assert len(row["mean"]) == 5
-        assert abs(sum(row["mean"]) / 5 - row["average"]) <= 0.1, row
-        assert ("std" in row) == (row["protocol"] != "current") == ("average_std" in row)
+def test_nothing_and_damage_are_refused_by_name(tmp_path, folder):
+    with pytest.raises(DataError, match="run_all"):
+        report.read_runs(tmp_path / "empty")
+    (folder / "two" / "tab02_main.json").write_text("{")
+    with pytest.raises(DataError, match=r"tab02_main\.json"):
+        report.read_runs(folder)
 
 
-def test_table_3_is_the_averages_of_table_2():
-    table2 = {
-        (r["method"], r["protocol"]): r["average"] for r in report.published()["table2"]["rows"]
-    }
-    for row in report.published()["table3"]:
-        if row["method"] != "f_b":
-            for protocol in ("current", "knn", "ft_classifier"):
-                assert row[protocol] == table2[row["method"], protocol]
-    assert report.published()["table3"][0] == {
-        "method": "f_b",
-        "current": 17.5,
-        "knn": 20.9,
-        "ft_classifier": 22.0,
-    }
-
-
-@pytest.mark.parametrize("method", FACTS)
-def test_the_papers_numbers_are_typed_correctly(method):
-    cells, knn, ft = FACTS[method]
-    rows = {(r["method"], r["protocol"]): r for r in report.published()["table2"]["rows"]}
-    assert rows[method, "current"]["mean"] == cells
-    assert (rows[method, "knn"]["average"], rows[method, "ft_classifier"]["average"]) == (knn, ft)
-    frame = report.published_table2().set_index(["method", "protocol", "task"])
+def test_the_markdown_holds_every_part_and_says_whose_claims_file(folder):
+    path = folder / "two" / "tab02_main.json"
+    path.write_text(path.read_text().replace(claims.claims_hash(), "0" * 64))
+    text = report.report_markdown(folder)
+    for number in ("3.00", "2.00", "-8.00", "-3.00", "9.00"):
+        assert f"| {number} |" in text
     assert (
-        frame.loc[(method, "current", "dbpedia"), "mean"] == cells[-1]
-        and frame.loc[(method, "knn", "average"), "mean"] == knn
+        "another: run it again" in text
+        and claims.claims_hash() in text
+        and "miniature world is version 1" in text
     )
+    part = report.readme_part(text)
+    assert (
+        part.startswith("## What reproduces")
+        and "](figures/REPORT.md)" in part
+        and "every part" in part
+    )
+    with pytest.raises(DataError, match="marks"):
+        report.readme_part("# nothing")
 
 
-def test_a_shown_table_is_whole_and_rounded_once():
-    """Pandas cuts texts at fifty letters; 0.4649 rounded to three digits and then to two would be 0.47."""
-    text = "10000 resamples, paired over test inputs and seeds, and more"
-    page = report.show(
-        report.labelled(pd.DataFrame({"task": ["amazon"], "purity": [0.4649], "said": [text]}))
-    ).to_html()
-    assert text in page and ">0.46<" in page and ">Amazon<" in page
+def test_the_page_names_every_claim_and_verdict(folder):
+    rows = report.verdict_rows(report.read_runs(folder))
+    means = report.averages(report.read_runs(folder))
+    assert set(means.profile) == {report.PAPER}  # no Table 2 beside these sidecars
+    fig = figures.plot_report(means, rows)
+    texts = " ".join(
+        t.get_text().replace("\n", " ") for sub in fig.subfigs for ax in sub.axes for t in ax.texts
+    )
+    for claim in ("P5-over-knn", "P6.4-no-gain", "P3.2-knn"):
+        assert claim in texts
+    assert (
+        texts.count("not reproduced") == 2
+        and texts.count(verdicts.NOT_RUN) == 2
+        and "TA: -8.00" in texts
+    )
+    plt.close(fig)
+    alt = report.alt(means, rows)
+    assert "two: 1 not reproduced" in alt and "55.8 to 69.2" in alt
+
+
+@pytest.mark.parametrize("notebook", ["fig03_protocols", "tab02_main"])
+def test_a_first_notebook_alone_gives_a_report(tmp_path, notebook):
+    """A drawing judges nothing, and ``quick`` prints its claims without a verdict."""
+    verdicts = (
+        []
+        if notebook == "fig03_protocols"
+        else [verdict("P5-over-knn", "WA", 1.0, claims.NOT_JUDGED)]
+    )
+    leave(tmp_path, "quick", notebook, verdicts, judged=False)
+    runs = report.read_runs(tmp_path)
+    rows = report.verdict_rows(runs)
+    plt.close(figures.plot_report(report.averages(runs), rows))
+    text = report.report_markdown(tmp_path)
+    assert ("No claim has been judged yet." in text) == (not verdicts) and report.readme_part(text)
+    assert (
+        report.alt(report.averages(runs), rows).endswith(".") and len(report.runs_table(runs)) == 1
+    )
+    assert len(tables.verdict_table(rows)) == len(verdicts)
+
+
+def test_verdict_cells_differ_without_colour():
+    from matplotlib.colors import to_rgb
+
+    from mergelib.figures.report import CELL_STYLE
+
+    signs = [sign for _, _, sign in CELL_STYLE.values()]
+    assert len(set(signs)) == len(signs)
+    for face, ink, _ in CELL_STYLE.values():
+        light, dark = sorted(
+            (
+                sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), to_rgb(x), strict=True))
+                for x in (face, ink)
+            ),
+            reverse=True,
+        )
+        assert light - dark > 0.5, (face, ink)

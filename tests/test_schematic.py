@@ -10,14 +10,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.text import Text
 
-from mergelib import plots, schematic
+from mergelib.figures import schematic, style
 from mergelib.protocols import PROTOCOLS
 
 
 @pytest.fixture(scope="module", params=["project", "default"])
 def drawn(request):
     """The laid-out figure and its renderer, with and without the project's style."""
-    with plt.style.context(plots.STYLE_FILE if request.param == "project" else "default"):
+    with plt.style.context(style.STYLE_FILE if request.param == "project" else "default"):
         fig = schematic.draw_protocols()
         fig.canvas.draw()
         yield fig, fig.canvas.get_renderer()
@@ -107,7 +107,7 @@ def test_readable_in_grey(drawn):
 
 def test_text_is_of_a_readable_size(drawn):
     fig, _ = drawn
-    assert fig.get_size_inches()[0] == plots.PAGE
+    assert fig.get_size_inches()[0] == style.PAGE
     assert (
         min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text() and t.get_visible()) >= 6.5
     )

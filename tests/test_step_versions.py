@@ -150,15 +150,15 @@ def meaning() -> dict[str, list[Any]]:
             cut,
         ]
     if "tsne" in study.STEP_VERSIONS:
-        from mergelib import clusters
+        from mergelib import clustering
 
-        found["tsne"] = [clusters.tsne, Study.embedding]
+        found["tsne"] = [clustering.tsne, Study.embedding]
     if "align" in study.STEP_VERSIONS:
-        from mergelib.ladder import aligned
+        from mergelib.aligned import aligned
 
         found["align"] = [*defined_in(ladder), aligned]
     if "dropout" in study.STEP_VERSIONS:
-        from mergelib.honest import released_mode
+        from mergelib.aligned import released_mode
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
     if "match" in study.STEP_VERSIONS:

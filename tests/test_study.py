@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from mergelib import Study, method, report
+from mergelib import Study, method, tables
+from mergelib.aligned import aligned
 from mergelib.encoders import TextEncoder
 from mergelib.errors import ConfigError, DataError, UnknownNameError
 from mergelib.experts import EncoderWithHeads
 from mergelib.features import extract
-from mergelib.ladder import aligned
 from mergelib.merging import METHODS
 from mergelib.pretraining import Foundation
 from mergelib.protocols import fit_heads
@@ -303,7 +303,7 @@ def test_scores_are_the_accuracies_of_the_predictions(study):
 def test_an_average_and_its_deviation_come_from_the_same_table(study):
     """± of the average column is the deviation over seeds of the averages, ddof 1, not a mean of deviations."""
     scores = study.scores(["ties"], ["ft_classifier", "current"])
-    summary = report.mean_and_std(report.at_k(scores, 5)).set_index(["protocol", "task"])
+    summary = tables.mean_and_std(tables.at_k(scores, 5)).set_index(["protocol", "task"])
     few = (
         scores[(scores.k == 5)].pivot(index="seed", columns="task", values="accuracy").mean(axis=1)
     )
@@ -486,7 +486,7 @@ def test_a_users_method_takes_part(study, make_study, own_method):
     scores = mine.scores(mine.methods, PROTOCOLS)
     assert set(scores.method) == {"half_way", "ties"} and scores.accuracy.between(0, 100).all()
     assert mine.lam("half_way") in mine.profile.merging.lams
-    table = report.wide(report.mean_and_std(report.at_k(scores, 5)), list(mine.tasks))
+    table = tables.wide(tables.mean_and_std(tables.at_k(scores, 5)))
     assert ("Half way", "KNN Eval") in table.index
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
-from mergelib import claims, merging, report
+from mergelib import claims, merging, tables
 from mergelib.encoders import TextEncoder, encoder_state, load_base, load_state
 from mergelib.errors import StateDictError
 from mergelib.features import extract
@@ -499,13 +499,13 @@ def test_the_road_from_corpus_to_scores(tiny_study, make_study):
 
 def test_the_claim_is_the_worse_of_two_differences(study):
     found = claims.METRICS["P6.3-t5"](claims.Bootstrap(study))
-    summary = report.mean_and_std(study.scores(study.methods, ["current", "knn", "ft_classifier"]))
+    summary = tables.mean_and_std(study.scores(study.methods, ["current", "knn", "ft_classifier"]))
     for method in study.methods:
-        fitted = report.average_of(summary, method, "ft_classifier", 5)
+        fitted = tables.average_of(summary, method, "ft_classifier", 5)
         worse = fitted - max(
-            report.average_of(summary, method), report.average_of(summary, method, "knn", 5)
+            tables.average_of(summary, method), tables.average_of(summary, method, "knn", 5)
         )
-        assert float(found[report.short_label(method)][0]) == pytest.approx(worse, abs=1e-4)
+        assert float(found[tables.short_label(method)][0]) == pytest.approx(worse, abs=1e-4)
 
 
 def test_a_claim_about_both_sizes_needs_both(study):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..protocols import current_eval, kl_to_teacher
-from ..report import average_of
 from ..study import FINE_TUNED
+from ..tables import average_of
 from ..types import Head
 from .toy import CLASSES, TURN_B, Toy, turned_by
 
@@ -272,7 +272,7 @@ def check_recovered(
     summary: pd.DataFrame, k: int, answer: float | None, method: str = "task_arithmetic"
 ) -> Feedback:
     """Exercise 5: which share of the gap between f_m under Current Eval and the fine-tuned models does FT-Classifier close, in
-    percent of the averages? ``summary`` as of ``report.mean_and_std``, k shots."""
+    percent of the averages? ``summary`` as of ``tables.mean_and_std``, k shots."""
     top, low, new = (
         average_of(summary, FINE_TUNED),
         average_of(summary, method),

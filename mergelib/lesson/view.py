@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ..plots import PAGE, PROTOCOL_STYLE
+from ..figures import PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
-from ..report import average_of, protocol_label, short_label
 from ..study import FINE_TUNED
+from ..tables import average_of, protocol_label, short_label
 from ..types import Head, State, percent
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 
@@ -272,7 +272,7 @@ def draw_summary(
     toy: Toy, lam: float, task: str, summary: pd.DataFrame, encoders: Sequence[str], *, k: int
 ) -> Figure:
     """The lesson in four panels: the toy's task fine-tuned, merged with the old head, merged with the fitted head; and the
-    average accuracies of real encoders, ``summary`` as of ``report.mean_and_std``, under the same protocols."""
+    average accuracies of real encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
     fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.2), width_ratios=(1, 1, 1, 1.25))
     expert, merged, labels = toy.expert(task), toy.merge(lam), toy.labels(task)
     _draw_features(

@@ -13,10 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from ..plots import COLUMN, PROTOCOL_STYLE
+from ..figures import COLUMN, PROTOCOL_STYLE
 from ..protocols import uniform_order
-from ..report import TASK_LABELS, show, versions
 from ..study import Study
+from ..tables import TASK_LABELS, show, versions
 from ..training import train
 from .heads import evaluate
 from .merged import Merged

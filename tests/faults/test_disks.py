@@ -11,12 +11,13 @@ import nbformat
 import pytest
 import torch
 import transformers
+from matplotlib import pyplot as plt
 
 import mergelib
 from mergelib import paths, runner
 from mergelib.cli import main
 from mergelib.errors import StoreError
-from mergelib.plots import plt, save_files
+from mergelib.figures import save_files
 from mergelib.pretraining.bert import build_tokenizer
 from mergelib.store import Artifact, Store
 from mergelib.tasks import miniature

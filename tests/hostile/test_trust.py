@@ -345,8 +345,8 @@ import sys
 from pathlib import Path
 import matplotlib, pandas as pd, torch
 from mergelib import Study, cli, paths, runner
-from mergelib.plots import save_files
-from mergelib.report import provenance
+from mergelib.figures import save_files
+from mergelib.tables import provenance
 folder, home, tiny = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 named = [f"{t}={home / 'models' / t}" for t in ("ag", "yelp")]
 (home / "ag.txt").write_text("one two\\nthree four\\nfive six\\n")

@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergelib import claims, plots, shares
+from mergelib import claims, figures, tables
 from mergelib.claims import REPRODUCED, UNDECIDED
 from mergelib.errors import ConfigError, MissingShotsError
 from mergelib.profiles import SHARES, load_profile
 from mergelib.protocols import knn_eval, knn_of_share
+from mergelib.tables import unlabelled
 from mergelib.types import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
@@ -105,7 +106,7 @@ def test_a_fit_sees_no_label_and_anchors_see_only_their_own(study, make_study):
 
 
 def test_scores_have_a_row_per_share_and_seed_and_agree_with_predictions(study):
-    rows = shares.scores(study, ["ties"], ["current", "knn", "ft_classifier"])
+    rows = unlabelled.scores(study, ["ties"], ["current", "knn", "ft_classifier"])
     seeds, tasks = study.profile.protocols.seeds, list(study.tasks)
     assert len(rows) == len(tasks) * (1 + 2 * len(SHARES) * len(seeds))
     cell = rows[
@@ -122,49 +123,49 @@ def test_scores_have_a_row_per_share_and_seed_and_agree_with_predictions(study):
         float(cell.accuracy.iloc[0]) == pytest.approx(float(expected))
         and int(cell.drawn.iloc[0]) == 2
     )
-    summary = shares.mean_and_std(rows)
+    summary = tables.mean_and_std(rows)
     mine = rows[(rows.protocol == "knn") & (rows.share == 10)]
+    summary = tables.averages(summary)
     found = summary[(summary.protocol == "knn") & (summary.share == 10)].iloc[0]
     per_seed = mine.groupby("seed").accuracy.mean()
     assert (found["mean"], found["std"]) == (
         pytest.approx(per_seed.mean()),
         pytest.approx(per_seed.std()),
     )
-    with pytest.raises(ConfigError, match=r"mergelib\.shares"):
+    with pytest.raises(ConfigError, match="unlabelled"):
         study.scores(["ties"], ["knn"], draw="share")
     with pytest.raises(MissingShotsError, match="7"):
         study.correct("ties", "ag", "knn", k=7, draw="share")
 
 
 def test_coverage_counts_classes_with_an_anchor(study):
-    frame = shares.coverage(study)
+    frame = unlabelled.coverage(study)
     row = frame[(frame.task == "yelp") & (frame.share == 10)].iloc[0]
     labels = study.task("yelp").test.labels
     seen = [set(labels[r[0, :6]].tolist()) for r in study.draws("yelp", "share", "test")]
     assert row.covered == pytest.approx(100 * sum(map(len, seen)) / len(seen) / 5)
     reach = [sum(int(y) in s for y in labels) / len(labels) for s in seen]
     assert row.reachable == pytest.approx(100 * sum(reach) / len(reach))
-    assert shares.too_few(frame) == 5.0, (
+    assert unlabelled.too_few(frame) == 5.0, (
         "three inputs are fewer than four classes, six are not fewer than five"
     )
-    assert shares.counted(frame)[2.5] == "2"
-    table = shares.coverage_table(frame)
+    assert unlabelled.counted(frame)[2.5] == "2"
+    table = unlabelled.coverage_table(frame)
     assert table.loc[("Yelp", 5), "2.5 %"].endswith("*") and not table.loc[
         ("Yelp", 5), "10 %"
     ].endswith("*")
 
 
 def test_knn_cannot_be_better_than_its_coverage(study):
-    rows = shares.scores(study, study.methods, ["knn"])
-    reach = shares.coverage(study).set_index(["task", "share"]).reachable
+    rows = unlabelled.scores(study, study.methods, ["knn"])
+    reach = unlabelled.coverage(study).set_index(["task", "share"]).reachable
     best = rows.groupby(["method", "task", "share"]).accuracy.mean()
     for (_, task, share), accuracy in best.items():
         assert accuracy <= reach[task, share] + 1e-9
 
 
-def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes(monkeypatch):
+def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes():
     """Eight points gained in every resample; 50 inputs for 43 classes are judged, for 51 they are not."""
-    monkeypatch.setattr(claims, "PAPER_METHODS", ("ties",))
 
     def verdict(n_classes):
         tasks = {"signs": SimpleNamespace(name="signs", n_classes=n_classes)}
@@ -172,9 +173,9 @@ def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes(monke
             tasks=tasks, share_counts=lambda t: {2.5: 50}, profile=SimpleNamespace(judged=True)
         )
         accuracy = lambda m, p, k=None, **_: torch.full((11,), 60.0 if p == "current" else 68.0)  # noqa: E731
-        return claims.judge(
-            study, ["PA.2-share"], bootstrap=SimpleNamespace(study=study, accuracy=accuracy)
-        )[0]
+        bootstrap = claims.Bootstrap.__new__(claims.Bootstrap)
+        bootstrap.study, bootstrap.accuracy = study, accuracy
+        return claims.judge(study, ["PA.2-share"], bootstrap=bootstrap)[0]
 
     assert verdict(43).verdict == verdict(50).verdict == REPRODUCED
     assert verdict(51).verdict == UNDECIDED and "number of classes" in verdict(51).note
@@ -188,20 +189,20 @@ def test_bad_shares_are_refused(given_shares):
 
 def test_the_figure_has_a_panel_per_size_and_method(study):
     rows = [
-        shares.scores(study, ["f_t", *study.methods], ["current"]),
-        shares.scores(study, study.methods, ["knn", "ft_classifier"]),
-        shares.scores(study, study.methods, ["ft_classifier"], fit_on="train"),
+        unlabelled.scores(study, ["f_t", *study.methods], ["current"]),
+        unlabelled.scores(study, study.methods, ["knn", "ft_classifier"]),
+        unlabelled.scores(study, study.methods, ["ft_classifier"], fit_on="train"),
     ]
-    summary, covered = shares.mean_and_std(pd.concat(rows)), shares.coverage(study)
+    summary, covered = tables.mean_and_std(pd.concat(rows)), unlabelled.coverage(study)
     panels = {"(a)": summary, "(b)": summary}
-    fig = plots.plot_shares(
-        panels, study.methods, shares.counted(covered), too_few=shares.too_few(covered)
+    fig = figures.plot_shares(
+        panels, study.methods, unlabelled.counted(covered), too_few=unlabelled.too_few(covered)
     )
     assert len(fig.axes) == 2 * len(study.methods)
     assert fig.axes[-1].get_xticklabels()[0].get_text() == "0.5 %\n1"
-    said = shares.alt(panels, study.methods)
+    said = unlabelled.alt(panels, study.methods)
     value = summary[
         (summary.method == "ties") & (summary.protocol == "knn") & (summary.share == 2.5)
     ]["mean"].iloc[0]
     assert f"{value:.1f} under KNN" in said and said.endswith(".")
-    assert list(shares.table(summary).columns) == ["0.5 %", "1 %", "2.5 %", "5 %", "10 %"]
+    assert list(unlabelled.table(summary).columns) == ["0.5 %", "1 %", "2.5 %", "5 %", "10 %"]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-clusters = pytest.importorskip("mergelib.clusters")
+clusters = pytest.importorskip("mergelib.clustering")
 
 
 def nearest(points, i, forbidden):

@@ -17,7 +17,7 @@ from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 
-from .plots import PAGE, PROTOCOL_STYLE
+from .style import PAGE, PROTOCOL_STYLE
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Panel:
-    """One protocol: ``style`` is its key in ``plots.PROTOCOL_STYLE``, empty where other figures have none for it."""
+    """One protocol: ``style`` is its key in ``style.PROTOCOL_STYLE``, empty where other figures have none for it."""
 
     title: str
     style: str

@@ -11,10 +11,11 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from mergelib import Study, method, plots, zoo
+from mergelib import Study, figures, method, tables
 from mergelib.errors import ConfigError
 from mergelib.merging import METHODS, PER_TASK
 from mergelib.profiles import load_profile
+from mergelib.tables import ranking
 from mergelib.types import Split, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
@@ -51,7 +52,7 @@ def animals(study, make_study, tmp_path_factory):
 def rows(animals):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return zoo.scores(animals, CHOSEN)
+        return ranking.scores(animals, CHOSEN)
 
 
 # ---- one study, other methods ---------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def test_chance_is_merged_several_times(animals, rows):
 
 
 def test_costs_are_known_for_merges_made_here(animals, rows):
-    table = zoo.cost_table(animals, CHOSEN, rows).set_index("method")
+    table = ranking.cost_table(animals, CHOSEN, ranking.means(rows)).set_index("method")
     made_here = table.drop(index="task_arithmetic")
     assert (made_here.seconds > 0).all() and (made_here.peak_mb > 0).all()
     bytes_of_one = sum(t.numel() * 4 for t in animals.base_state.values()) / 1e6
@@ -183,32 +184,34 @@ def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
 
     smaller.__module__ = "__main__"  # as in a notebook
     try:
-        names = zoo.methods(animals)
+        names = ranking.methods(animals)
         assert names == [*CHOSEN, "smaller"]
-        scores = pd.concat([rows, zoo.scores(animals, ["smaller"])], ignore_index=True)
-        one, several = zoo.of_kind(names), zoo.of_kind(names, PER_TASK)
+        scores = pd.concat([rows, ranking.scores(animals, ["smaller"])], ignore_index=True)
+        summary = tables.mean_and_std(scores)
+        average = tables.averages(summary)
+        one, several = ranking.of_kind(names), ranking.of_kind(names, PER_TASK)
         assert several == ["lm_cocktail", "tall_masks"] and "smaller" in one
         assert (
-            "Smaller step" in zoo.wide(scores).index
-            and ("Smaller step", "KNN") in zoo.wide(scores, list(animals.tasks)).index
+            "Smaller step" in tables.wide(average, "method", "protocol").index
+            and ("Smaller step", "KNN Eval") in tables.wide(summary).index
         )
-        described = zoo.methods_table(animals, names).set_index("Method").loc["Smaller step"]
+        described = ranking.methods_table(animals, names).set_index("Method").loc["Smaller step"]
         assert described["needs"] == "nothing" and described["lambda"]
-        means = zoo.averages(scores).loc[one]
-        fig = plots.plot_zoo(zoo.ranks(means), zoo.gaps(means, 50.0))
+        means = ranking.means(scores).loc[one]
+        fig = figures.plot_ranking(means, 50.0)
         assert "Small" in [t.get_text() for t in fig.axes[0].texts] and "Small" in [
             t.get_text() for t in fig.axes[1].get_yticklabels()
         ]
-        costs = zoo.cost_table(animals, names, scores)
+        costs = ranking.cost_table(animals, names, ranking.means(scores))
         assert "Small" in [
             t.get_text()
-            for t in plots.plot_cost(costs, dict.fromkeys(names, "weights alone"))
+            for t in figures.plot_cost(costs, dict.fromkeys(names, "weights alone"))
             .axes[0]
             .get_yticklabels()
         ]
-        samples = zoo.resampled(animals, one)
-        taus, pairs = zoo.tau_table(samples), zoo.pair_table(samples, one)
-        assert "smaller" in set(pairs.second) and f"{len(pairs)} pairs" in zoo.answer(
+        samples = ranking.resampled(animals, one)
+        taus, pairs = ranking.tau_table(samples), ranking.pair_table(samples, one)
+        assert "smaller" in set(pairs.second) and f"{len(pairs)} pairs" in ranking.answer(
             means, taus, pairs, 50.0
         )
         for name, mine in samples.items():
@@ -233,8 +236,8 @@ def test_kendalls_tau_is_scipys():
         torch.randint(6, (9, 20), generator=g).double(),
     )  # with ties
     expected = [kendalltau(a[:, r], b[:, r]).statistic for r in range(20)]
-    assert zoo.kendall_tau(a, b).tolist() == pytest.approx(expected)
-    assert zoo.kendall_tau(a, a).tolist() == pytest.approx([1.0] * 20)
+    assert ranking.kendall_tau(a, b).tolist() == pytest.approx(expected)
+    assert ranking.kendall_tau(a, a).tolist() == pytest.approx([1.0] * 20)
 
 
 @pytest.mark.parametrize(
@@ -259,28 +262,28 @@ def test_what_became_of_a_pair(now, then, said):
             ]
         )
 
-    table = zoo.pair_table({"current": two(*now), "ft_classifier": two(*then)}, ["a", "b"])
+    table = ranking.pair_table({"current": two(*now), "ft_classifier": two(*then)}, ["a", "b"])
     assert table.order.tolist() == [said]
 
 
 def test_pairs_are_all_pairs_once():
     samples = {p: torch.randn(5, 50) for p in ("current", "ft_classifier")}
-    table = zoo.pair_table(samples, list("abcde"))
+    table = ranking.pair_table(samples, list("abcde"))
     assert list(zip(table["first"], table["second"], strict=True)) == list(combinations("abcde", 2))
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_answer_follows_the_numbers(same):
     means = pd.DataFrame(
-        {p: {"ties": 50.0, "magmax": 40.0} for p in zoo.PROTOCOL_FITS}
+        {p: {"ties": 50.0, "magmax": 40.0} for p in ranking.PROTOCOL_DRAWS}
     ).rename_axis("method")
     if not same:
         means.loc["magmax", "ft_classifier"] = 60.0
     taus = pd.DataFrame(
-        [{"of": "Current", "and": "FT-Classifier", "tau": 0.5, "low": 0.1, "high": 0.9}]
+        [{"of": "Current Eval", "and": "FT-Classifier Eval", "tau": 0.5, "low": 0.1, "high": 0.9}]
     )
     pairs = pd.DataFrame({"order": ["same" if same else "reversed"]})
-    said = zoo.answer(means, taus, pairs, 70.0)
+    said = ranking.answer(means, taus, pairs, 70.0)
     assert ("The same method wins" in said) == same
     assert ("gives away 10.0 points" in said) == (not same)
     assert ("1 keep a clear order, 0 turn around" in said) == same

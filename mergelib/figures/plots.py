@@ -1,16 +1,11 @@
-"""One function per kind of figure: tidy scores in, ``Axes`` out. Nothing here computes a result or shows a window."""
+"""One function per kind of figure: tidy scores in, a ``Figure`` out. Nothing here computes a result or shows a window."""
 
 from __future__ import annotations
 
-import io
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,68 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from . import __version__, paths
-from .claims import Verdict, claims_hash, overall
-from .errors import ConfigError
-from .report import (
-    TASK_LABELS,
+from ..study import FINE_TUNED
+from ..tables import (
     at_k,
     average_of,
     mean_and_std,
     protocol_label,
-    public_overrides,
     short_label,
+    task_label,
 )
-from .study import FINE_TUNED, Study
-
-COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
-WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend beside it
-STYLE_FILE = Path(__file__).parent / "mergelib.mplstyle"
-
-# Okabe-Ito colours, safe for colour-blind readers; marker and line differ too, so grey print works.
-METHOD_STYLE: dict[str, dict[str, Any]] = {
-    "f_b": {"color": "#7F7F7F", "marker": "D"},
-    "weight_averaging": {"color": "#0072B2", "marker": "o"},
-    "task_arithmetic": {"color": "#E69F00", "marker": "s"},
-    "ties": {"color": "#009E73", "marker": "^"},
-    "multi_task": {"color": "#CC79A7", "marker": "P"},
-    "f_t": {"color": "#000000", "marker": "*"},
-    "random": {"color": "#56B4E9", "marker": "v"},
-}
-OTHER_STYLES = [
-    {"color": "#D55E00", "marker": "X"},
-    {"color": "#882255", "marker": "<"},
-    {"color": "#999933", "marker": ">"},
-]
-PROTOCOL_STYLE: dict[str, dict[str, Any]] = {
-    "current": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
-    "knn": {"color": "#E69F00", "linestyle": "-.", "marker": "s"},
-    "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
-    "orthogonal_classifier": {"color": "#009E73", "linestyle": (0, (5, 1)), "marker": "D"},
-    "orthogonal_procrustes": {"color": "#882255", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
-    "surgery": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "marker": "X"},
-}
-
-
-def method_style(method: str) -> dict[str, Any]:
-    """Colour and marker of a method, the same in every figure; methods of one's own get the next free ones."""
-    if method not in METHOD_STYLE:
-        METHOD_STYLE[method] = OTHER_STYLES[(len(METHOD_STYLE) - 7) % len(OTHER_STYLES)]
-    return METHOD_STYLE[method]
-
-
-def protocol_style(protocol: str) -> dict[str, Any]:
-    """Colour, marker and line of a protocol; protocols of one's own get the next free colour and marker."""
-    if protocol not in PROTOCOL_STYLE:
-        used = {style["marker"] for style in PROTOCOL_STYLE.values()}
-        free = [style for style in OTHER_STYLES if style["marker"] not in used] or OTHER_STYLES
-        PROTOCOL_STYLE[protocol] = {**free[0], "linestyle": (0, (4, 2, 1, 2))}
-    return PROTOCOL_STYLE[protocol]
-
-
-def use_style() -> None:
-    """Apply the project's style to the process."""
-    plt.style.use(STYLE_FILE)
+from .style import COLUMN, PAGE, PROTOCOL_STYLE, REPAIR_STYLE, WIDTHS, method_style, protocol_style
 
 
 def plot_shots(
@@ -139,9 +82,7 @@ def plot_shots(
         ax.set_title(short_label(encoder))
         ax.set_xlabel("k, shots per class")
     axes[0].set_ylabel(
-        "average accuracy (%)"
-        if task == "average"
-        else f"{TASK_LABELS.get(task, task)} accuracy (%)"
+        "average accuracy (%)" if task == "average" else f"{task_label(task)} accuracy (%)"
     )
     _shared_legend(axes[0].figure, axes[0])
     return axes[0].figure
@@ -195,7 +136,7 @@ def plot_protocols(
                     label=protocol_label(protocol),
                     **style,
                 )
-        ax.set_title(TASK_LABELS.get(task, "Average" if task == "average" else task))
+        ax.set_title(task_label(task))
         ax.set_yticks(range(len(encoders)), [short_label(e) for e in encoders])
         ax.grid(axis="y", visible=False)
         ax.margins(x=0.18)
@@ -295,9 +236,7 @@ def _cluster_axes(
     }
     for (task, method), ax in axes.items():
         panel = panels[task, method]
-        ax.set_title(
-            f"{TASK_LABELS.get(task, task)}, {short_label(method)} ({panel['accuracy']:.1f} %)"
-        )
+        ax.set_title(f"{task_label(task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
         ax.set_xlabel(panel["note"], fontsize=7)
         ax.set_xticks([])
         ax.set_yticks([])
@@ -335,7 +274,7 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
         )
         ax.set_xticks([])
         ax.tick_params(length=0)
-        ax.set_title(TASK_LABELS.get(task, task))
+        ax.set_title(task_label(task))
         ax.grid(visible=False)
         for spine in ax.spines.values():
             spine.set_visible(False)
@@ -467,7 +406,7 @@ def plot_ladder(accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float
     return fig
 
 
-def plot_honest(rows: pd.DataFrame) -> Figure:
+def plot_controls(rows: pd.DataFrame) -> Figure:
     """Accuracy by condition: a panel per fit, a line per encoder. Columns fit, condition, method, accuracy."""
     fits, conditions = list(dict.fromkeys(rows.fit)), list(dict.fromkeys(rows.condition))
     fig, axes = plt.subplots(1, len(fits), figsize=(PAGE, 2.7), sharey=True)
@@ -493,9 +432,9 @@ def plot_honest(rows: pd.DataFrame) -> Figure:
     return fig
 
 
-def plot_zoo(ranks: pd.DataFrame, gaps: pd.DataFrame, *, mark: float = 4) -> Figure:
-    """Left: each method's rank under Current Eval and FT-Classifier Eval (``ranks``, index: methods), those that move by ``mark``
-    ranks or more drawn in colour. Right: points missing to the fine-tuned models, ``gaps``, a row per method, a marker per protocol."""
+def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> Figure:
+    """Left: each method's rank under Current Eval and FT-Classifier Eval, those that move by ``mark`` ranks or more drawn in colour. Right: points missing to the fine-tuned models, a row per method, a marker per protocol. ``means`` as from ``ranking.means``."""
+    ranks, gaps = means.rank(ascending=False), fine_tuned - means
     first, last = "current", "ft_classifier"
     fig, (left, right) = plt.subplots(
         1, 2, figsize=(PAGE, 1.3 + 0.19 * len(gaps)), width_ratios=(1, 1.35)
@@ -596,16 +535,6 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
     axes[0].set_ylim(len(rows) + 0.6, 0.4)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return fig
-
-
-REPAIR_STYLE: dict[str, dict[str, Any]] = {
-    "raw": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
-    "permuted": {"color": "#56B4E9", "linestyle": "-.", "marker": "v"},
-    "repair": {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
-    "tact": {"color": "#009E73", "linestyle": "-", "marker": "s"},
-    "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
-    "tact_ft_classifier": {"color": "#D55E00", "linestyle": (0, (5, 1)), "marker": "X"},
-}
 
 
 def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
@@ -805,89 +734,3 @@ def _shared_legend(fig: Figure, ax: Axes, columns: int | None = None) -> None:
     fig.legend(
         handles.values(), handles.keys(), loc="outside upper center", ncols=columns or len(handles)
     )
-
-
-def save_figure(
-    fig: Figure,
-    stem: str,
-    *,
-    alt: str,
-    study: Study | Mapping[str, Study],
-    data: Mapping[str, pd.DataFrame],
-    verdicts: Sequence[Verdict] = (),
-) -> str:
-    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's place in the project.
-
-    ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
-    sentence what the figure shows. Of several studies (panel -> study) the first lends its settings to the sidecar, which lists all under
-    ``panels``. Raises ``ConfigError`` for an alt text that is not a sentence.
-    """
-    panels = study if isinstance(study, Mapping) else {}
-    study = next(iter(panels.values())) if panels else study
-    sidecar = {
-        "profile": _settings(study),
-        # Where data and weights lie on a machine is nobody's business but that machine's.
-        "overrides": public_overrides(study.overrides),
-        "sources": {name: task.source for name, task in study.tasks.items()},
-        "device": study.device.type,
-        "claims": overall(verdicts),
-        "verdicts": [asdict(v) for v in verdicts],
-    }
-    if panels:
-        sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
-    return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
-
-
-def _settings(study: Study) -> dict[str, Any]:
-    """A study's profile for a sidecar, without places of this machine."""
-    settings = study.profile.model_dump(mode="json")
-    settings["tasks"]["text_dir"] = ""
-    settings["tasks"].pop("image_dir", None)
-    settings.pop("released_dir", None)
-    settings["encoder"]["base"] = Path(study.profile.encoder.base).name
-    return settings
-
-
-def save_files(
-    fig: Figure,
-    stem: str,
-    profile: str,
-    *,
-    alt: str,
-    data: Mapping[str, pd.DataFrame],
-    sidecar: Mapping[str, Any],
-) -> str:
-    """``save_figure`` for a figure that no ``Study`` stands behind: the caller says what goes into the sidecar beside alt text,
-    versions and the claims file's hash."""
-    if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
-        raise ConfigError(
-            f"{stem}: alt text must be a sentence that states the finding, not {alt!r}."
-        )
-    folder = paths.make_folder(paths.figures(profile))
-    files = {}
-    for suffix, frame in data.items():
-        files[f"{stem}{'_' + suffix if suffix else ''}.csv"] = frame.to_csv(
-            index=not isinstance(frame.index, pd.RangeIndex),
-            float_format="%.6g",
-            lineterminator="\n",
-        )
-    sidecar = {
-        "alt": textwrap.dedent(alt).strip(),
-        "mergelib": __version__,
-        "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)},
-        "claims_file": claims_hash(),
-        "data": sorted(files),
-        **sidecar,
-    }
-    files[f"{stem}.json"] = json.dumps(sidecar, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    contents = {name: text.encode() for name, text in files.items()}
-    for ending, metadata in (
-        ("pdf", {"CreationDate": None, "Title": stem, "Subject": alt}),
-        ("png", {"Description": alt, "Software": None}),
-    ):
-        drawn = io.BytesIO()
-        fig.savefig(drawn, format=ending, metadata=metadata)
-        contents[f"{stem}.{ending}"] = drawn.getvalue()
-    for name, content in contents.items():
-        paths.write_whole(folder / name, content)
-    return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()

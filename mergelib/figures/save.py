@@ -1,0 +1,108 @@
+"""Figures as files: PDF, PNG, the numbers behind them as CSV, and a sidecar that says how they came about."""
+
+from __future__ import annotations
+
+import io
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .. import __version__, paths
+from ..claims import Verdict, claims_hash, overall
+from ..errors import ConfigError
+from ..study import Study
+from ..tables import public_overrides
+
+
+def save_figure(
+    fig: Figure,
+    stem: str,
+    *,
+    alt: str,
+    study: Study | Mapping[str, Study],
+    data: Mapping[str, pd.DataFrame],
+    verdicts: Sequence[Verdict] = (),
+) -> str:
+    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's place in the project.
+
+    ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
+    sentence what the figure shows. Of several studies (panel -> study) the first lends its settings to the sidecar, which lists all under
+    ``panels``. Raises ``ConfigError`` for an alt text that is not a sentence.
+    """
+    panels = study if isinstance(study, Mapping) else {}
+    study = next(iter(panels.values())) if panels else study
+    sidecar = {
+        "profile": _settings(study),
+        # Where data and weights lie on a machine is nobody's business but that machine's.
+        "overrides": public_overrides(study.overrides),
+        "sources": {name: task.source for name, task in study.tasks.items()},
+        "device": study.device.type,
+        "claims": overall(verdicts),
+        "verdicts": [asdict(v) for v in verdicts],
+    }
+    if panels:
+        sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
+    return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
+
+
+def _settings(study: Study) -> dict[str, Any]:
+    """A study's profile for a sidecar, without places of this machine."""
+    settings = study.profile.model_dump(mode="json")
+    settings["tasks"]["text_dir"] = ""
+    settings["tasks"].pop("image_dir", None)
+    settings.pop("released_dir", None)
+    settings["encoder"]["base"] = Path(study.profile.encoder.base).name
+    return settings
+
+
+def save_files(
+    fig: Figure,
+    stem: str,
+    profile: str,
+    *,
+    alt: str,
+    data: Mapping[str, pd.DataFrame],
+    sidecar: Mapping[str, Any],
+) -> str:
+    """``save_figure`` for a figure that no ``Study`` stands behind: the caller says what goes into the sidecar beside alt text,
+    versions and the claims file's hash."""
+    if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
+        raise ConfigError(
+            f"{stem}: alt text must be a sentence that states the finding, not {alt!r}."
+        )
+    folder = paths.make_folder(paths.figures(profile))
+    files = {}
+    for suffix, frame in data.items():
+        files[f"{stem}{'_' + suffix if suffix else ''}.csv"] = frame.to_csv(
+            index=not isinstance(frame.index, pd.RangeIndex),
+            float_format="%.6g",
+            lineterminator="\n",
+        )
+    sidecar = {
+        "alt": textwrap.dedent(alt).strip(),
+        "mergelib": __version__,
+        "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)},
+        "claims_file": claims_hash(),
+        "data": sorted(files),
+        **sidecar,
+    }
+    files[f"{stem}.json"] = json.dumps(sidecar, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    contents = {name: text.encode() for name, text in files.items()}
+    for ending, metadata in (
+        ("pdf", {"CreationDate": None, "Title": stem, "Subject": alt}),
+        ("png", {"Description": alt, "Software": None}),
+    ):
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format=ending, metadata=metadata)
+        contents[f"{stem}.{ending}"] = drawn.getvalue()
+    for name, content in contents.items():
+        paths.write_whole(folder / name, content)
+    return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()

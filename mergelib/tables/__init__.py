@@ -1,0 +1,96 @@
+"""From tidy scores to the tables that people read.
+
+Here is what every notebook uses. ``ladder``, ``controls``, ``ranking``, ``unlabelled`` and ``report``
+each serve one notebook and are imported from there.
+"""
+
+from .clusters import alt_clusters, cluster_panels
+from .labels import (
+    TASK_LABELS,
+    encoder_label,
+    labelled,
+    protocol_label,
+    short_label,
+    task_label,
+)
+from .paper import (
+    beside_paper,
+    paper_cells,
+    published,
+    published_table2,
+    published_table3,
+    table3,
+)
+from .provenance import provenance, public_overrides, versions
+from .scores import (
+    alt,
+    alt_protocols,
+    alt_shots,
+    at_k,
+    average_of,
+    averages,
+    knn_gain,
+    markdown,
+    mean_and_std,
+    mean_std_cell,
+    shots_table,
+    show,
+    stack,
+    wide,
+    with_average,
+    with_cells,
+)
+from .tasks import (
+    bounds_table,
+    chance_level,
+    contact_sheet,
+    example_table,
+    size_table,
+    task_table,
+    trained_table,
+)
+from .verdicts import verdict_table
+
+__all__ = [
+    "TASK_LABELS",
+    "alt",
+    "alt_clusters",
+    "alt_protocols",
+    "alt_shots",
+    "at_k",
+    "average_of",
+    "averages",
+    "beside_paper",
+    "bounds_table",
+    "chance_level",
+    "cluster_panels",
+    "contact_sheet",
+    "encoder_label",
+    "example_table",
+    "knn_gain",
+    "labelled",
+    "markdown",
+    "mean_and_std",
+    "mean_std_cell",
+    "paper_cells",
+    "protocol_label",
+    "provenance",
+    "public_overrides",
+    "published",
+    "published_table2",
+    "published_table3",
+    "short_label",
+    "shots_table",
+    "show",
+    "size_table",
+    "stack",
+    "table3",
+    "task_label",
+    "task_table",
+    "trained_table",
+    "verdict_table",
+    "versions",
+    "wide",
+    "with_average",
+    "with_cells",
+]

@@ -1,0 +1,101 @@
+"""What tables and figures call tasks, encoders, protocols and rungs."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ..merging import METHODS, PER_TASK
+from ..protocols import PROTOCOLS
+from ..protocols.alignment import TABLE_1
+from ..study import BASE, FINE_TUNED, MULTI_TASK, RANDOM
+
+TASK_LABELS = {
+    "ag": "AG News",
+    "yelp": "Yelp",
+    "amazon": "Amazon",
+    "yahoo": "Yahoo",
+    "dbpedia": "DBpedia",
+    "sun397": "SUN397",
+    "cars": "Cars",
+    "resisc45": "RESISC45",
+    "eurosat": "EuroSAT",
+    "svhn": "SVHN",
+    "gtsrb": "GTSRB",
+    "mnist": "MNIST",
+    "dtd": "DTD",
+    "fashion_mnist": "Fashion-MNIST",
+    "average": "Average",
+}
+ENCODER_LABELS = {
+    BASE: ("f_b (base model)", "f_b"),
+    FINE_TUNED: ("Fine-tuned model", "Fine-tuned"),
+    MULTI_TASK: ("Multi-task learning", "Multi-task"),
+    RANDOM: ("Random encoder", "random"),
+}
+"""Reference encoder -> its label in tables and in figures."""
+RUNG_LABELS = {
+    "identity": "Identity (Current)",
+    **{name: rung.label for name, rung in TABLE_1.items()},
+}
+
+
+def task_label(task: str) -> str:
+    """A task's name in print; an unknown one as it is."""
+    return TASK_LABELS.get(task, task)
+
+
+def encoder_label(encoder: str) -> str:
+    """A merging method or reference encoder in tables: its label, and what sets a merge apart.
+
+    Marked are merges that give one encoder per task, and those that saw inputs of the test set.
+    """
+    if encoder not in METHODS:
+        return ENCODER_LABELS.get(encoder, (encoder,))[0]
+    method = METHODS[encoder]
+    marks = ["per task"] * (method.gives == PER_TASK)
+    marks += ["test inputs"] * ("test inputs" in method.needs)
+    return method.label + (f" ({', '.join(marks)})" if marks else "")
+
+
+def short_label(encoder: str) -> str:
+    """The same in figures: WA, TA, Ties, ..."""
+    if encoder in METHODS:
+        return METHODS[encoder].short
+    return ENCODER_LABELS.get(encoder, (encoder, encoder))[1]
+
+
+def protocol_label(protocol: str) -> str:
+    """A registered protocol in print, "KNN Eval"."""
+    return PROTOCOLS[protocol].label
+
+
+def rung_label(rung: str) -> str:
+    """A rung of the ladder in print; an unknown one as it is."""
+    return RUNG_LABELS.get(rung, rung)
+
+
+COLUMN_LABELS = {
+    "method": encoder_label,
+    "protocol": protocol_label,
+    "task": task_label,
+    "rung": rung_label,
+    "k": lambda k: f"k = {k}",
+    "share": lambda share: f"{share:g} %",
+}
+"""Column of a tidy frame -> how its values are printed."""
+HEADINGS = {
+    "method": "Model",
+    "protocol": "Protocol",
+    "draw": "Draw",
+    "task": "Task",
+    "rung": "Transformation",
+    "fit_on": "inputs from",
+}
+"""Column of a tidy frame -> its heading in a table."""
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with tasks, methods and protocols in print; methods by their short label."""
+    names = COLUMN_LABELS | {"method": short_label}
+    known = [c for c in ("task", "method", "protocol", "rung") if c in frame]
+    return frame.assign(**{c: frame[c].map(names[c]) for c in known}).reset_index(drop=True)

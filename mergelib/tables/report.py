@@ -1,0 +1,338 @@
+"""The report: every claim and number that the notebooks of all profiles left under ``figures/``.
+
+Reads, computes nothing new. ``figures/REPORT.md`` is written from here, and the README's result
+section is a part of that file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from .. import paths
+from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
+from ..errors import DataError
+from ..runner import manifest
+from ..study import BASE, FINE_TUNED
+from ..tasks.miniature import WORLD_VERSION
+from .labels import encoder_label, protocol_label, short_label
+from .paper import THREE, published_table2, published_table3
+from .scores import at_k, markdown, mean_and_std
+from .scores import averages as averages_of
+from .verdicts import NOT_RUN, ORDER, failing_first, pretty, verdict_table
+
+REPORT_ID = "99_report"
+PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, too
+README_PART = ("<!-- the README shows this part -->", "<!-- /the README shows this part -->")
+ROWS = ["profile", "claim", "says", "part", "here", "low", "high"]
+ROWS += ["threshold", "verdict", "note", "notebook"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a profile's notebooks left: sidecars by notebook id, in the manifest's order."""
+
+    profile: str
+    folder: Path
+    sidecars: dict[str, dict]
+
+    @property
+    def settings(self) -> dict:
+        """The profile as the first notebook used it."""
+        return next(iter(self.sidecars.values()))["profile"]
+
+    @property
+    def judged(self) -> bool:
+        """Whether the profile's numbers mean anything."""
+        return self.settings["judged"]
+
+    @property
+    def data(self) -> str:
+        """Where the tasks came from."""
+        sources = [source for s in self.sidecars.values() for source in s["sources"].values()]
+        return "; ".join(dict.fromkeys(sources))
+
+
+def figures_folder() -> Path:
+    """Where notebooks leave their figures and numbers."""
+    return paths.output_root() / "figures"
+
+
+def read_runs(folder: Path | None = None) -> list[Run]:
+    """Every profile with a sidecar under ``folder`` (``figures/``).
+
+    A profile that is not judged is among them only where no other was run.
+
+    Raises:
+        DataError: There is none, or a sidecar cannot be read.
+    """
+    folder = folder or figures_folder()
+    runs = []
+    for place in sorted(p for p in folder.glob("*") if p.is_dir()):
+        names = [i.id for i in manifest() if i.id != REPORT_ID]
+        files = {name: place / f"{name}.json" for name in names}
+        sidecars = {name: _read(path) for name, path in files.items() if path.is_file()}
+        if sidecars:
+            runs.append(Run(place.name, place, sidecars))
+    if not runs:
+        raise DataError(
+            f"No notebook has left anything under {folder}; run some first: ./run_all.sh"
+        )
+    return [r for r in runs if r.judged] or runs
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); run its notebook again.") from error
+
+
+def verdict_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Every part of every claim, claims that fail anywhere first.
+
+    Returns:
+        Columns profile, claim, says, part, here, low, high, threshold, verdict, note, notebook. A
+        claim that several notebooks judge is named once, with the first of them.
+    """
+    rows: dict[tuple, dict] = {}
+    for run in runs:
+        for notebook, sidecar in run.sidecars.items():
+            for v in sidecar["verdicts"]:
+                row = {"profile": run.profile, **v, "notebook": notebook}
+                rows.setdefault((run.profile, v["claim"], v["part"]), row)
+    frame = pd.DataFrame(rows.values(), columns=[c for c in ROWS if c != "says"])
+    frame = frame.assign(says=[load_claims()[c].says for c in frame.claim])[ROWS]
+    place = {claim: i for i, claim in enumerate(claim_grid(frame).index)}
+    return frame.sort_values("claim", key=lambda c: c.map(place), kind="stable", ignore_index=True)
+
+
+def deciding_part(parts: pd.DataFrame) -> Verdict:
+    """The part that decides a claim, of its rows of ``verdict_rows`` for one profile."""
+    fields = list(Verdict.__dataclass_fields__)
+    rows = parts[fields].astype(object).where(parts[fields].notna(), None)
+    return deciding([Verdict(*row) for row in rows.itertuples(index=False)])
+
+
+def claim_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per claim, those that fail anywhere first, a column per profile with its verdict."""
+    cells = rows.groupby(["claim", "profile"], sort=False).verdict.agg(overall_of_parts)
+    profiles, claims = dict.fromkeys(rows.profile), dict.fromkeys(rows.claim)
+    grid = {p: [cells.get((c, p), NOT_RUN) for c in claims] for p in profiles}
+    grid = pd.DataFrame(grid, index=pd.Index(list(claims), name="claim"), columns=list(profiles))
+    worst = [min(map(ORDER.index, verdicts)) for verdicts in grid.itertuples(index=False)]
+    return grid.iloc[pd.Series(worst, dtype=int).argsort(kind="stable")]
+
+
+def averages(runs: Sequence[Run], k: int = 5) -> pd.DataFrame:
+    """Average accuracy over the tasks at k shots, the paper's and each profile's, from Table 2.
+
+    A profile without that notebook, or without k among its shots, has none.
+
+    Returns:
+        Columns profile, method, protocol, mean, std.
+    """
+    table2, table3 = averages_of(published_table2()), published_table3()
+    paper = pd.concat([table3[table3.method == BASE], table2[table2.protocol.isin(THREE)]])
+    tables = [paper.assign(profile=PAPER)]
+    for run in runs:
+        path = run.folder / "tab02_main_scores.csv"
+        if path.is_file():
+            summary = mean_and_std(at_k(pd.read_csv(path), k))
+            tables.append(averages_of(summary).assign(profile=run.profile))
+    return pd.concat(tables, ignore_index=True)[["profile", "method", "protocol", "mean", "std"]]
+
+
+def alt(means: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Alt text of the one-page figure, from the numbers themselves."""
+    mean = means.set_index(["profile", "method", "protocol"])["mean"]
+    said = []
+    for profile in dict.fromkeys(means.profile):
+        moves = ", ".join(
+            f"{short_label(m)} from {mean[profile, m, 'current']:.1f} to "
+            f"{mean[profile, m, 'ft_classifier']:.1f}"
+            for m in dict.fromkeys(means[means.profile == profile].method)
+            if m != BASE and (PAPER, m, "ft_classifier") in mean
+            if (profile, m, "ft_classifier") in mean
+        )
+        name = {PAPER: "paper", "paper": "profile paper"}.get(profile, profile)
+        upper = mean[profile, FINE_TUNED, "current"]
+        said.append(f"{name}: {moves}, fine-tuned models {upper:.1f}")
+    grid = claim_grid(rows)
+    counts = "; ".join(f"{p}: {_counts(grid[p])}" for p in grid)
+    return (
+        "Above, average accuracy in percent of the base model and three merges, from Current Eval "
+        f"to FT-Classifier Eval ({'; '.join(said)}). Below, the verdict on every claim ({counts})."
+    )
+
+
+def _counts(verdicts: pd.Series) -> str:
+    """ "2 not reproduced, 1 reproduced"."""
+    return ", ".join(f"{n} {v}" for v in ORDER if (n := int((verdicts == v).sum())))
+
+
+# ---- REPORT.md ------------------------------------------------------------------------------------
+
+
+def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """What was run: profile, base model, data, notebooks, overrides, claims, and whose claims file."""
+    rows, grid = [], claim_grid(verdict_rows(runs))
+    for run in runs:
+        sidecars = run.sidecars.values()
+        overrides = {k: v for s in sidecars for k, v in s["overrides"].items()}
+        overrides.pop("tasks.source", None)
+        ours = {s["claims_file"] for s in sidecars} == {claims_hash()}
+        rows.append(
+            {
+                "profile": run.profile,
+                "base model": run.settings["backbone"],
+                "data": run.data,
+                "notebooks": len(sidecars),
+                "overrides": overrides or "none",
+                "claims": (_counts(grid[run.profile]) if run.profile in grid else "") or "none",
+                "claims file": "this one" if ours else "another: run it again",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row per claim with its verdict and deciding number in each profile, in Markdown."""
+    grid, table = claim_grid(rows), []
+    for claim, verdicts in grid.iterrows():
+        mine = rows[rows.claim == claim]
+        cells = {}
+        for profile, verdict in verdicts.items():
+            cells[profile] = _bold(verdict)
+            parts = mine[mine.profile == profile]
+            part = deciding_part(parts) if len(parts) else None
+            if part and part.here is not None:
+                cells[profile] += f" ({part.part}: {part.here:.2f})"
+        words = {"says": mine.says.iloc[0], "asks": pretty(mine.threshold.iloc[0])}
+        notebook = {"notebook": f"`{mine.notebook.iloc[0]}`"}
+        table.append({"claim": f"`{claim}`"} | words | cells | notebook)
+    return pd.DataFrame(table)
+
+
+def _bold(verdict: str) -> str:
+    return f"**{verdict}**" if verdict == NOT_REPRODUCED else verdict
+
+
+def averages_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Averages of Table 2 as printed in each profile's CSV, the paper's beside them."""
+    paper = averages_of(published_table2())
+    printed = {
+        PAPER: {
+            (encoder_label(r.method), protocol_label(r.protocol)): r.mean
+            for r in paper.itertuples()
+        }
+    }
+    for profile, table in tables.items():
+        keys = table[["Model", "Protocol"]].itertuples(index=False, name=None)
+        printed[profile] = dict(zip(keys, table.Average, strict=True))
+    rows = dict.fromkeys(key for profile in tables for key in printed[profile])
+    return pd.DataFrame(
+        {"model": model, "protocol": protocol}
+        | {p: cells.get((model, protocol), "") for p, cells in printed.items()}
+        for model, protocol in rows
+    )
+
+
+def results_markdown(runs: Sequence[Run], figure: str = "") -> str:
+    """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2."""
+    rows = verdict_rows(runs)
+    where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
+    lines = ["## What reproduces, what does not", "", *([figure, ""] if figure else [])]
+    lines += [
+        f"{where} In brackets, the part of the claim that decides; every part and interval is in "
+        "[the report](REPORT.md).",
+        "",
+    ]
+    lines += markdown(claims_table(rows)) if len(rows) else ["No claim has been judged yet."]
+    files = {r.profile: r.folder / "tab02_main.csv" for r in runs}
+    tables = {profile: pd.read_csv(path) for profile, path in files.items() if path.is_file()}
+    if tables:
+        caption = (
+            "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
+            "draws' seeds (Table 2):"
+        )
+        lines += ["", caption, "", *markdown(averages_table(tables))]
+    return "\n".join(lines)
+
+
+def world_line(runs: Sequence[Run]) -> str:
+    """Which version of the miniature world made the numbers: others cannot be compared with it."""
+    used = {int(v) for r in runs for v in re.findall(r"miniature world (\d+)", r.data)}
+    bumps = "It has never been bumped."
+    if WORLD_VERSION > 1:
+        bumps = f"It was bumped {WORLD_VERSION - 1} time(s) since version 1."
+    line = f"The miniature world is version {WORLD_VERSION}. {bumps}"
+    old = ", ".join(str(v) for v in sorted(used) if v != WORLD_VERSION)
+    return f"{line} Numbers here come from version {old}: run them again." if old else line
+
+
+def beyond_the_paper(runs: Sequence[Run]) -> list[str]:
+    """What the figures of the extensions show, per profile, as their alt texts say it."""
+    lines = [
+        f"- [{i.item}](../notebooks/{i.id}.ipynb), `{r.profile}`: {r.sidecars[i.id]['alt']}"
+        for i in manifest()
+        if i.id.startswith("ext")
+        for r in runs
+        if i.id in r.sidecars
+    ]
+    return ["## Beyond the paper", "", *lines, ""] if lines else []
+
+
+def report_markdown(folder: Path | None = None) -> str:
+    """``figures/REPORT.md``: a function of what lies under ``figures/``, whoever ran last."""
+    folder = folder or figures_folder()
+    runs = read_runs(folder)
+    pages = {r.profile: folder / r.profile / f"{REPORT_ID}.json" for r in runs}
+    drawn = next((p for p, page in pages.items() if page.is_file()), None)
+    figure = f"![{_read(pages[drawn])['alt']}]({drawn}/{REPORT_ID}.png)" if drawn else ""
+    lines = [
+        "# The report in full",
+        "",
+        "<!-- written by notebooks/99_report.ipynb; do not edit by hand -->",
+        "",
+        README_PART[0],
+        results_markdown(runs, figure),
+        README_PART[1],
+        "",
+        "## The runs behind it",
+        "",
+        *markdown(runs_table(runs)),
+        "",
+        world_line(runs),
+        "",
+        f"SHA-256 of the claims file (`mergelib/claims.yaml`): `{claims_hash()}`. Its thresholds "
+        "were fixed before anything was run.",
+        "",
+        *beyond_the_paper(runs),
+    ]
+    for profile, rows in verdict_rows(runs).groupby("profile", sort=False):
+        table = verdict_table(failing_first(rows)).drop(columns="profile")
+        table = table.assign(
+            **{c: "`" + table[c] + "`" for c in ("claim", "notebook")},
+            verdict=table.verdict.str.replace(f"^({NOT_REPRODUCED}.*)", r"**\1**", regex=True),
+        )
+        lines += [f"## Every part of every claim: `{profile}`", "", *markdown(table), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def readme_part(report: str) -> str:
+    """The README's part of ``REPORT.md``, with its links seen from the project's folder.
+
+    Raises:
+        DataError: The report has lost its marks.
+    """
+    _, start, rest = report.partition(README_PART[0] + "\n")
+    part, end, _ = rest.partition("\n" + README_PART[1])
+    if not (start and end):
+        raise DataError("figures/REPORT.md lost its marks; run notebooks/99_report.ipynb again.")
+    return re.sub(r"\]\((?!https?:)", "](figures/", part)

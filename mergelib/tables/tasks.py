@@ -1,0 +1,116 @@
+"""What a study works on: its tasks, examples, bounds and sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from pandas.io.formats.style import Styler
+from torch import Tensor
+
+from ..protocols.surgery import trainable_parameters
+from ..study import BASE, FINE_TUNED, Study
+from ..types import percent
+from .labels import protocol_label, task_label
+from .scores import show
+
+
+def task_table(study: Study) -> pd.DataFrame:
+    """A row per task: classes, chance level, sizes of its splits and of the pool of draws, source."""
+    rows = [
+        {
+            "task": task_label(t.name),
+            "classes": t.n_classes,
+            "chance (%)": round(100 / t.n_classes, 1),
+            "train": len(t.train),
+            "validation": len(t.validation),
+            "test": len(t.test),
+            "pool": len(study.pool(t.name)),
+            "source": t.source,
+        }
+        for t in study.tasks.values()
+    ]
+    return pd.DataFrame(rows)
+
+
+def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
+    """One test input per task with its label, cut to ``width`` characters."""
+    rows = []
+    for t in study.tasks.values():
+        text, label = t.test.inputs[row], t.label_names[int(t.test.labels[row])]
+        text = text[:width] + "…" * (len(text) > width)
+        rows.append({"task": task_label(t.name), "label": label, "text": text})
+    return show(pd.DataFrame(rows))
+
+
+def contact_sheet(
+    study: Study, classes: int = 5, each: int = 8
+) -> dict[str, tuple[list[str], Tensor]]:
+    """Some test images for ``figures.plot_contact_sheet``.
+
+    Args:
+        study: A study of image tasks.
+        classes: Classes shown per task, spread over all of them.
+        each: Images shown per class; fewer where a class has fewer.
+
+    Returns:
+        Per task the names of its classes and uint8 images ``[classes, each, 3, H, W]``.
+    """
+    sheets = {}
+    for task in study.tasks.values():
+        steps = torch.linspace(0, task.n_classes - 1, min(classes, task.n_classes))
+        chosen = sorted(set(steps.round().int().tolist()))
+        rows = [(task.test.labels == c).nonzero().flatten()[:each] for c in chosen]
+        fewest = min(map(len, rows))
+        images = torch.stack([task.test.inputs[r[:fewest]] for r in rows])
+        sheets[task.name] = ([task.label_names[c] for c in chosen], images)
+    return sheets
+
+
+def chance_level(study: Study) -> float:
+    """Mean over tasks of 1/C, in percent."""
+    return 100 * sum(1 / t.n_classes for t in study.tasks.values()) / len(study.tasks)
+
+
+def bounds_table(study: Study) -> pd.DataFrame:
+    """A row per task: classes, chance, f_b and f_t under Current Eval in percent, and f_b / f_t.
+
+    The heads of a CLIP are the embeddings of class names, so its f_b is the zero-shot accuracy.
+    """
+    rows = []
+    for task in study.tasks.values():
+        base, tuned = (
+            percent(study.correct(e, task.name, "current")[0]) for e in (BASE, FINE_TUNED)
+        )
+        row = {"task": task_label(task.name), "classes": task.n_classes}
+        row |= {"chance": 100 / task.n_classes, "f_b": base, "f_t": tuned}
+        rows.append(row | {"f_b / f_t": base / tuned if tuned else math.nan})
+    frame = pd.DataFrame(rows)
+    mean = {c: frame[c].mean() for c in ("chance", "f_b", "f_t")}
+    mean |= {"task": "Average", "classes": "", "f_b / f_t": mean["f_b"] / mean["f_t"]}
+    frame = frame.astype({"classes": object})
+    return pd.concat([frame, pd.DataFrame([mean])], ignore_index=True)[frame.columns]
+
+
+def size_table(studies: Mapping[str, Study]) -> pd.DataFrame:
+    """A row per study: base model, d, its weights (each tensor once), the vocabulary's share."""
+    rows = []
+    for panel, study in studies.items():
+        count = sum(t.numel() for t in study.base_state.values())
+        vocabulary = study.encoder.module().transformer.get_input_embeddings().weight.numel()
+        row = {"": panel, "base model": study.profile.backbone, "d": study.encoder.width}
+        share = {"in the vocabulary (%)": 100 * vocabulary / count}
+        rows.append(row | {"weights": count} | share)
+    return pd.DataFrame(rows)
+
+
+def trained_table(study: Study) -> pd.DataFrame:
+    """Numbers trained and added, summed over the tasks, for FT-Classifier and Surgery."""
+    d = study.encoder.width
+    heads = sum(t.n_classes * (d + 1) for t in study.tasks.values())
+    module = len(study.tasks) * trainable_parameters(d)
+    rows = [("ft_classifier", heads, 0), ("surgery", module, module)]
+    frame = pd.DataFrame(rows, columns=["protocol", "trained", "added to the model"])
+    return frame.assign(protocol=frame.protocol.map(protocol_label))

@@ -1,0 +1,120 @@
+"""Protocols with an unlabelled share of the test set (A.2.4, Figure 11), and their controls.
+
+A share is n inputs as they come, 0.5 % to 10 % of the test set's size. ``fit_on="test"`` draws them
+from the scored inputs, as the paper does; ``fit_on="train"`` draws as many training inputs.
+FT-Classifier sees no label. KNN Eval names its anchors by their class, and a class of which the share
+holds no input can never be predicted: ``coverage`` counts that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from ..protocols import get_protocol
+from ..study import FINE_TUNED, SCORE_COLUMNS, Study
+from ..types import percent
+from .labels import short_label
+from .scores import alt as alt_text
+from .scores import averages, wide
+
+COLUMNS = [c for c in SCORE_COLUMNS if c not in ("k", "draw")] + ["share", "drawn"]
+
+
+def scores(
+    study: Study, encoders: Sequence[str], protocols: Sequence[str], *, fit_on: str = "test"
+) -> pd.DataFrame:
+    """Tidy accuracies (percent), a row per (task, method, protocol, share, seed).
+
+    Args:
+        study: Whose profile names the shares.
+        encoders: Merges or reference encoders.
+        protocols: One without shots has no share, drawn, fit_on and seed.
+        fit_on: ``test`` draws a share from the scored inputs, ``train`` as many from the pool.
+
+    Returns:
+        Columns as of ``Study.scores``, with the share in percent and the number of inputs
+        ``drawn`` in place of k and draw.
+    """
+    rows = []
+    cells = [(e, t, p) for e in encoders for t in study.tasks.values() for p in protocols]
+    for encoder, task, name in cells:
+        row = {"backbone": study.profile.backbone, "task": task.name, "n": len(task.test)}
+        row |= {"method": encoder, "protocol": name}
+        if not get_protocol(name).few_shot:
+            right = study.correct(encoder, task.name, name)
+            rows += [row | {"accuracy": percent(r)} for r in right]
+            continue
+        for share, drawn in study.share_counts(task.name).items():
+            how = {"k": share, "draw": "share", "fit_on": fit_on}
+            right = study.correct(encoder, task.name, name, **how)
+            row |= {"share": share, "drawn": drawn, "fit_on": fit_on}
+            rows += [
+                row | {"seed": seed, "accuracy": percent(r)}
+                for seed, r in zip(study.profile.protocols.seeds, right, strict=True)
+            ]
+    return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"drawn": "Int64", "seed": "Int64"})
+
+
+def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
+    """Which classes a share's anchors leave out.
+
+    Returns:
+        A row per (task, share): the inputs drawn, classes C, ``covered`` percent of classes with an
+        anchor (mean over seeds), ``reachable`` percent of test inputs whose class has one.
+    """
+    rows = []
+    for task in study.tasks.values():
+        labels = study.split(task.name, study.fit_split(fit_on)).labels
+        draws = study.draws(task.name, "share", fit_on)[:, 0]
+        for share, drawn in study.share_counts(task.name).items():
+            seen = [labels[row[:drawn]].bincount(minlength=task.n_classes) > 0 for row in draws]
+            covered = sum(percent(s) for s in seen) / len(seen)
+            reachable = sum(percent(s[task.test.labels]) for s in seen) / len(seen)
+            rows.append((task.name, share, drawn, task.n_classes, covered, reachable))
+    names = ["task", "share", "drawn", "classes", "covered", "reachable"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def coverage_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """``coverage`` as a table: n and the covered classes, "50: 98 %"; a star where n < C."""
+    cells = [
+        f"{r.drawn}: {r.covered:.0f} %{' *' if r.drawn < r.classes else ''}"
+        for r in frame.itertuples()
+    ]
+    return wide(frame.assign(cell=cells), ("task", "classes"), "share")
+
+
+def counted(frame: pd.DataFrame) -> dict[float, str]:
+    """Share -> its number of inputs over the tasks of ``coverage``: "50", or "20-50" if unequal."""
+    ends = frame.groupby("share").drawn.agg(["min", "max"]).itertuples()
+    return {share: f"{low}" if low == high else f"{low}-{high}" for share, low, high in ends}
+
+
+def too_few(frame: pd.DataFrame) -> float:
+    """The largest share of ``coverage`` with fewer inputs than classes in some task; 0 for none."""
+    return max(frame.share[frame.drawn < frame.classes], default=0.0)
+
+
+def table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Averages: a row per method, protocol and where the share is drawn, a column per share."""
+    rows = averages(summary)
+    return wide(rows[rows.share.notna()], ("method", "protocol", "fit_on"), "share")
+
+
+def alt(panels: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> str:
+    """Alt text of the figure over shares, at the middle one; ``panels``: title -> summary."""
+    values, share = {}, 0.0
+    for title, summary in panels.items():
+        rows = averages(summary)
+        shares = sorted(rows.share.dropna().unique())
+        share = shares[len(shares) // 2]
+        rows = rows[rows.share.isna() | ((rows.share == share) & (rows.fit_on == "test"))]
+        mean = rows.set_index(["method", "protocol"])["mean"]
+        for m in methods:
+            protocols = ("current", "knn", "ft_classifier")
+            values[f"{title} {short_label(m)}"] = [mean[m, p] for p in protocols]
+        values[f"{title} fine-tuned models"] = [mean[FINE_TUNED, "current"]]
+    shows = "Average accuracy against the unlabelled share of the test set"
+    return alt_text(f"{shows}: Current, KNN and FT-Classifier Eval at {share:g} %", values)
