@@ -1,10 +1,9 @@
-"""f_m aligned to f_t on a study's features: the ladder's maps (Section 4.1), and FT-Classifier as released."""
+"""f_m aligned to f_t on a study's features: the ladder's maps, and FT-Classifier as released."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,12 @@ from .types import head_digest
 N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
 
 
+FITS = {"l1": fit_l1, "l1_exact": partial(fit_l1, exact=True), "closed_form": None}
+SPLITS = {"test": "test", "train": "fit"}
+Cell = tuple[str, str]
+"""An encoder and a task."""
+
+
 def aligned(
     study: Study,
     encoders: Sequence[str],
@@ -36,102 +41,125 @@ def aligned(
     fit: str = "l1",
     n: int | None = None,
     permuted_teacher: bool = False,
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """Aligned f_m (Eq. 6, 7) per (encoder, task): ``predicted [S, N]`` and the diagnostics of ``alignment.diagnose``, each ``[S]``.
+) -> dict[Cell, dict[str, Tensor]]:
+    """Aligned f_m (Eq. 6, 7): a map per encoder, task and random start.
 
-    A map per encoder, task and random start, all fitted as one batch. "l1" starts from the first ``N_STARTS`` of the
-    profile's ``protocols.seeds``, the dearer "l1_exact" and the control below from the first alone; a closed form has no start. ``fit_on`` "test" fits on the scored inputs, as in the paper, "train" on as many
-    training inputs; ``n`` takes the first n of them. ``fit`` is "l1" (the paper's loss), "l1_exact" (the same loss, A
-    orthogonal throughout; the two orthogonal rungs only) or "closed_form". ``permuted_teacher`` shuffles f_t's outputs
-    between inputs: a control that carries no information.
+    Each encoder and task is stored by itself, whoever asks; those not yet stored are fitted as one
+    batch per number of inputs.
+
+    Args:
+        study: Where features and heads come from.
+        encoders: Merges or reference encoders.
+        rung: A rung of the ladder. ``invertible`` has no constraint of its own to fit: it is the
+            linear map, whose condition is reported.
+        fit_on: ``test`` fits on the scored inputs, as in the paper, ``train`` on as many training
+            inputs.
+        fit: ``l1`` (the paper's loss, from ``N_STARTS`` random starts), ``l1_exact`` (the same with
+            A orthogonal throughout, one start) or ``closed_form``.
+        n: Take the first n inputs only.
+        permuted_teacher: Shuffle f_t's outputs between inputs, which leaves them no information; one
+            start.
+
+    Returns:
+        Per (encoder, task): ``predicted [S, N]`` and the diagnostics of ``alignment.diagnose [S]``.
+
+    Raises:
+        UnknownNameError: ``fit``, ``fit_on`` or ``rung`` is none of these.
     """
-    fits = {"l1": fit_l1, "l1_exact": partial(fit_l1, exact=True), "closed_form": None}
-    if fit not in fits:
-        raise UnknownNameError("fit", fit, fits)
-    seeds = study.profile.protocols.seeds[: N_STARTS if fit == "l1" and not permuted_teacher else 1]
-    # The invertible rung has no constraint of its own to fit; it is the linear map, whose condition is reported.
-    rung = "linear" if get_rung(rung).name == "invertible" else rung
-    split = {"test": "test", "train": "fit"}.get(fit_on)
-    if split is None:
-        raise UnknownNameError("fit_on", fit_on, ("train", "test"))
-    results: dict[tuple[str, str], dict[str, Any]] = {}
-    sizes = {
-        t: min(n or len(study.split(t, split)), len(study.split(t, split))) for t in study.tasks
+    for kind, name, known in (("fit", fit, FITS), ("fit_on", fit_on, SPLITS)):
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+    starts = N_STARTS if fit == "l1" and not permuted_teacher else 1
+    seeds, split = study.profile.protocols.seeds[:starts], SPLITS[fit_on]
+    how = {
+        "version": STEP_VERSIONS["align"],
+        "rung": "linear" if get_rung(rung).name == "invertible" else rung,
+        "fit": fit,
+        "permuted": permuted_teacher,
+        "seeds": list(seeds),
+        "encoder": study.encoder.digest,
+        **study.precision_key,
     }
-    for size in dict.fromkeys(sizes.values()):  # tasks of equal size share a batch
-        cells = [(e, t) for e in encoders for t in study.tasks if sizes[t] == size]
-        key = {
-            "version": STEP_VERSIONS["align"],
-            "rung": rung,
-            "fit": fit,
-            "size": size,
-            "permuted": permuted_teacher,
-            "seeds": list(seeds),
-            "encoder": study.encoder.digest,
-            **study.precision_key,
-            "cells": [
-                [
-                    study.weights_digest(e, t),
-                    study.expert(t).info["state_digest"],
-                    head_digest(study.head(e, t)),
-                    study.task(t).test.inputs_digest,
-                    study.split(t, split).inputs_digest,
-                ]
-                for e, t in cells
-            ],
+    sizes = {t: len(study.split(t, split)) for t in study.tasks}
+    sizes = {t: min(n or size, size) for t, size in sizes.items()}
+    keys = {
+        (e, t): {
+            **how,
+            "size": sizes[t],
+            "weights": study.weights_digest(e, t),
+            "teacher": study.expert(t).info["state_digest"],
+            "head": head_digest(study.head(e, t)),
+            "test": study.task(t).test.inputs_digest,
+            "fitted": study.split(t, split).inputs_digest,
         }
+        for e in encoders
+        for t in study.tasks
+    }
 
-        def make(cells=cells, size=size) -> Artifact:
-            x = torch.stack([study.features(e, t, split)[:size] for e, t in cells]).to(study.device)
-            y = torch.stack([study.features(FINE_TUNED, t, split)[:size] for _, t in cells]).to(
-                study.device
-            )
-            if permuted_teacher:
-                y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
-            x, y = (z.repeat_interleave(len(seeds), 0) for z in (x, y))
-            mapping = (
-                fit_closed_form(x, y, rung)
-                if fit == "closed_form"
-                else fits[fit](x, y, rung, seed=seeds * len(cells))
-            )
-            # Tasks differ in C and may differ in N: predictions cell by cell.
-            predicted = {}
-            for i, (e, t) in enumerate(cells):
-                of_cell = slice(i * len(seeds), (i + 1) * len(seeds))
-                predicted[f"predicted.{i}"] = aligned_predictions(
-                    study.features(e, t).to(study.device),
-                    study.head(e, t).to(study.device),
-                    AffineMap(mapping.A[of_cell], mapping.b[of_cell]),
-                ).to("cpu", torch.int16)
-            found = {
-                name: v.view(len(cells), len(seeds)).cpu()
-                for name, v in diagnose(mapping, x, y).items()
-            }
-            return Artifact({**predicted, **found})
+    def make(cells: list[Cell]) -> dict[Cell, Artifact]:
+        size = sizes[cells[0][1]]
+        return _fitted(study, cells, how["rung"], split, size, fit, seeds, permuted_teacher)
 
-        made = study.store.get("align", key, make).tensors
-        for i, cell in enumerate(cells):
-            results[cell] = {
-                name: v[i] for name, v in made.items() if not name.startswith("predicted.")
-            }
-            results[cell]["predicted"] = made[f"predicted.{i}"]
-    return results
+    missing = [c for c, key in keys.items() if study.store.peek("align", key) is None]
+    made: dict[Cell, Artifact] = {}
+    for size in dict.fromkeys(sizes[t] for _, t in missing):  # tasks of equal size share a batch
+        made |= make([c for c in missing if sizes[c[1]] == size])
+    return {
+        c: study.store.get("align", key, lambda c=c: made.get(c) or make([c])[c]).tensors
+        for c, key in keys.items()
+    }
 
 
-def accuracies(
-    study: Study, cells: dict[tuple[str, str], dict[str, Any]], encoder: str
-) -> torch.Tensor:
-    """Average accuracy over tasks in percent, one per random start ``[S]``, of an encoder of ``aligned``."""
-    right = [
+def _fitted(
+    study: Study,
+    cells: list[Cell],
+    rung: str,
+    split: str,
+    size: int,
+    fit: str,
+    seeds: Sequence[int],
+    permuted: bool,
+) -> dict[Cell, Artifact]:
+    """The maps of all ``cells`` in one batch, from the first ``size`` inputs of ``split``."""
+    x = torch.stack([study.features(e, t, split)[:size] for e, t in cells]).to(study.device)
+    y = torch.stack([study.features(FINE_TUNED, t, split)[:size] for _, t in cells])
+    y = y.to(study.device)
+    if permuted:
+        y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
+    x, y = (z.repeat_interleave(len(seeds), 0) for z in (x, y))
+    if fit == "closed_form":
+        mapping = fit_closed_form(x, y, rung)
+    else:
+        mapping = FITS[fit](x, y, rung, seed=seeds * len(cells))
+    found = {name: v.view(len(cells), -1).cpu() for name, v in diagnose(mapping, x, y).items()}
+    made = {}
+    for i, (e, t) in enumerate(cells):
+        mine = slice(i * len(seeds), (i + 1) * len(seeds))
+        predicted = aligned_predictions(
+            study.features(e, t).to(study.device),
+            study.head(e, t).to(study.device),
+            AffineMap(mapping.A[mine], mapping.b[mine]),
+        )
+        diagnostics = {name: v[i].clone() for name, v in found.items()}
+        made[e, t] = Artifact({"predicted": predicted.to("cpu", torch.int16), **diagnostics})
+    return made
+
+
+def accuracies(study: Study, cells: dict[Cell, dict[str, Tensor]], encoder: str) -> Tensor:
+    """Average accuracy over tasks in percent of an encoder of ``aligned``, one per start ``[S]``."""
+    correct = [
         (cells[encoder, t]["predicted"] == task.test.labels).double().mean(-1)
         for t, task in study.tasks.items()
     ]
-    return 100 * torch.stack(right).mean(0)
+    return 100 * torch.stack(correct).mean(0)
 
 
 def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
-    """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as the released code does: the merged
-    encoder in training mode (dropout on) while the head is fitted, batches of one, five epochs; scored without dropout."""
+    """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as the released code does.
+
+    The merged encoder is in training mode (dropout on) while the head is fitted, in batches of one,
+    for five epochs; it is scored without dropout.
+    """
     preset = PRESETS["released"]
     head, rows = study.head(encoder, task), study.draws(task, "stratified")[:, :, :k].flatten(1)
     pool = study.pool(task)

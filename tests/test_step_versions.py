@@ -154,9 +154,9 @@ def meaning() -> dict[str, list[Any]]:
 
         found["tsne"] = [clustering.tsne, Study.embedding]
     if "align" in study.STEP_VERSIONS:
-        from mergelib.aligned import aligned
+        from mergelib import aligned
 
-        found["align"] = [*defined_in(ladder), aligned]
+        found["align"] = [*defined_in(ladder), aligned.aligned, aligned._fitted]
     if "dropout" in study.STEP_VERSIONS:
         from mergelib.aligned import released_mode
 
