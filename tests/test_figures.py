@@ -171,7 +171,7 @@ def figures():
         [(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)],
         columns=["method", "lam", "task", "accuracy"],
     )
-    honest = pd.DataFrame(
+    controls = pd.DataFrame(
         [
             (f, c, m, 50.0)
             for f in ("one fit", "another")
@@ -209,11 +209,11 @@ def figures():
         ),
         "shots": lambda: drawn.plot_shots(scores(), three, protocols, fine_tuned=70.0),
         "protocols": lambda: drawn.plot_protocols(
-            scores(), three, ["ag"], k=5, references={"f_t": ":"}
+            scores(), three, ["ag"], k=5
         ),
         "lam": lambda: drawn.plot_lam(curves, dict.fromkeys(three, 0.2)),
         "ladder": lambda: drawn.plot_ladder(accuracies, r2, fine_tuned=70.0),
-        "honest": lambda: drawn.plot_controls(honest),
+        "controls": lambda: drawn.plot_controls(controls),
         "base model": lambda: drawn.plot_base_model(
             scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0
         ),
@@ -253,6 +253,16 @@ def test_registered_styles_differ_in_marker_and_colour(styles):
             a,
             b,
         )
+
+
+def test_a_colour_means_one_thing():
+    """No method is drawn in a protocol's colour, nor any of them in a repair's but FT-Classifier."""
+    palettes = {"method": style.METHOD_STYLE, "protocol": style.PROTOCOL_STYLE}
+    palettes["repair"] = {k: v for k, v in style.REPAIR_STYLE.items() if k != "ft_classifier"}
+    looks = [(kind, n, s["color"]) for kind, p in palettes.items() for n, s in p.items()]
+    for (kind, a, one), (other, b, two) in itertools.combinations(looks, 2):
+        if kind != other:
+            assert np.linalg.norm(seen(one, "full") - seen(two, "full")) > 8, (a, b)
 
 
 def test_styles_of_ones_own_stay_apart(monkeypatch):

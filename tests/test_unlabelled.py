@@ -204,5 +204,5 @@ def test_the_figure_has_a_panel_per_size_and_method(study):
     value = summary[
         (summary.method == "ties") & (summary.protocol == "knn") & (summary.share == 2.5)
     ]["mean"].iloc[0]
-    assert f"{value:.1f} under KNN" in said and said.endswith(".")
+    assert f", {value:.1f}, " in said and said.endswith(".")
     assert list(unlabelled.table(summary).columns) == ["0.5 %", "1 %", "2.5 %", "5 %", "10 %"]

@@ -1,14 +1,18 @@
-"""One function per kind of figure: tidy scores in, a ``Figure`` out. Nothing here computes a result or shows a window."""
+"""One function per kind of figure: tidy scores in, a ``Figure`` out.
+
+Nothing here computes a result or shows a window. A title states what is seen, from the numbers drawn.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,12 +22,98 @@ from ..study import FINE_TUNED
 from ..tables import (
     at_k,
     average_of,
+    averages,
     mean_and_std,
     protocol_label,
     short_label,
     task_label,
+    with_average,
 )
-from .style import COLUMN, PAGE, PROTOCOL_STYLE, REPAIR_STYLE, WIDTHS, method_style, protocol_style
+from ..tables.labels import RUNG_LABELS
+from .style import COLUMN, PAGE, REPAIR_STYLE, WIDTHS, Style, method_style, protocol_style
+
+BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
+"""The line of the fine-tuned models, or of another upper bound."""
+ACCURACY = "average accuracy (%)"
+DOTS = {
+    "linestyle": "none",
+    "errorbar": "sd",
+    "err_kws": {"linewidth": 1.0},
+    "markersize": 5.5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.5,
+}
+
+
+def _looks(
+    names: Sequence[str], style: Callable[[str], Style], label: Callable[[str], str]
+) -> dict:
+    """Seaborn's palette, markers and order for ``names`` in print."""
+    styles = {label(n): style(n) for n in names}
+    return {
+        "hue_order": list(styles),
+        "palette": {n: s["color"] for n, s in styles.items()},
+        "markers": [s["marker"] for s in styles.values()],
+    }
+
+
+def _named(scores: pd.DataFrame) -> pd.DataFrame:
+    """``scores`` with protocols and methods in print, methods in short."""
+    names = {"protocol": protocol_label, "method": short_label, "task": task_label}
+    return scores.assign(**{c: scores[c].map(f) for c, f in names.items() if c in scores})
+
+
+def _line(ax: Axes, data: pd.DataFrame, x: str, style: Style, label: str, **how: Any) -> None:
+    """Mean over seeds against a log ``x``, with a band of one standard deviation."""
+    sns.lineplot(
+        data,
+        x=x,
+        y="accuracy",
+        errorbar="sd",
+        ax=ax,
+        label=label,
+        err_kws={"linewidth": 0},
+        **style | how,
+    )
+    ax.legend_.remove()
+
+
+def _log_ticks(ax: Axes, ticks: Mapping[float, str]) -> None:
+    ax.set_xscale("log")
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    ax.minorticks_off()
+
+
+def _legend(fig: Figure, axes: Sequence[Axes], columns: int = 4, title: str = "") -> None:
+    """What is seen, and one legend of every label once, above all panels."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+        if ax.legend_:
+            ax.legend_.remove()
+    fig.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside upper left",
+        ncols=min(columns, len(handles)),
+        title=textwrap.fill(title, 84 if fig.get_figwidth() > WIDTHS[2] else 44),
+        title_fontproperties={"weight": "bold", "size": 10},
+        alignment="left",
+        borderaxespad=0.1,
+    )
+
+
+def _range(values: pd.Series | Sequence[float]) -> str:
+    """ "9 to 21", or "9" where both ends round to it."""
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _gain(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> str:
+    """The range of points that a protocol at k shots is above Current Eval."""
+    found = [average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods]
+    return _range(found)
 
 
 def plot_shots(
@@ -33,59 +123,46 @@ def plot_shots(
     *,
     task: str = "average",
     fine_tuned: float | None = None,
-    axes: Sequence[Axes] | None = None,
 ) -> Figure:
-    """Accuracy against k, a panel per encoder: a line per few-shot protocol with its mean and standard deviation over
-    seeds, Current Eval and the fine-tuned models as horizontal lines. ``task`` is a task's name or ``average``."""
-    summary = mean_and_std(scores)
-    summary = summary[summary.task == task]
-    if axes is None:
-        _, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 2.4), sharey=True, squeeze=False)
-        axes = axes[0]
-    for ax, encoder in zip(axes, encoders, strict=True):
-        mine = summary[summary.method == encoder]
+    """Accuracy against k, a panel per encoder, a line per few-shot protocol.
+
+    Bands are one standard deviation over seeds. Current Eval and the fine-tuned models are
+    horizontal.
+
+    Args:
+        scores: As from ``Study.scores``.
+        encoders: A panel each.
+        protocols: A line each.
+        task: A task's name, or ``average``.
+        fine_tuned: Accuracy of the fine-tuned models, in percent.
+    """
+    rows = with_average(scores)
+    rows = rows[(rows.task == task) & rows.protocol.isin(protocols)]
+    fig, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
+    for ax, encoder in zip(axes[0], encoders, strict=True):
+        mine = rows[rows.method == encoder]
         if fine_tuned is not None:
-            ax.axhline(
-                fine_tuned, color="black", linewidth=1.0, linestyle=":", label="Fine-tuned models"
-            )
+            ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
         for protocol in protocols:
-            rows = mine[mine.protocol == protocol].sort_values("k")
-            style = protocol_style(protocol)
-            if rows.k.isna().all():
-                ax.axhline(
-                    rows["mean"].iloc[0],
-                    label=protocol_label(protocol),
-                    color=style["color"],
-                    linestyle=style["linestyle"],
-                )
+            drawn, style = mine[mine.protocol == protocol], protocol_style(protocol)
+            if drawn.k.isna().all():
+                level = {k: v for k, v in style.items() if k != "marker"}
+                ax.axhline(drawn.accuracy.mean(), label=protocol_label(protocol), **level)
                 continue
-            k, mean, std = (
-                rows.k.astype(int).to_numpy(),
-                rows["mean"].to_numpy(),
-                rows["std"].to_numpy(),
-            )
-            ax.plot(k, mean, label=protocol_label(protocol), **style)
-            ax.fill_between(
-                k,
-                mean - np.nan_to_num(std),
-                mean + np.nan_to_num(std),
-                color=style["color"],
-                alpha=0.2,
-                linewidth=0,
-            )
-        ax.set_xscale("log")
-        drawn = mine[mine.protocol.isin(protocols)]
-        everything = set(drawn[drawn.draw == "all"].k.dropna().astype(int))
-        ks = sorted(drawn.k.dropna().astype(int).unique())
-        ax.set_xticks(ks, ["all" if k in everything else str(k) for k in ks])
-        ax.minorticks_off()
-        ax.set_title(short_label(encoder))
-        ax.set_xlabel("k, shots per class")
-    axes[0].set_ylabel(
-        "average accuracy (%)" if task == "average" else f"{task_label(task)} accuracy (%)"
-    )
-    _shared_legend(axes[0].figure, axes[0])
-    return axes[0].figure
+            _line(ax, drawn.astype({"k": float}), "k", style, protocol_label(protocol))
+        ks = sorted(mine.k.dropna().astype(int).unique())
+        whole = set(mine[mine.draw == "all"].k.dropna().astype(int))
+        _log_ticks(ax, {k: "all" if k in whole else str(k) for k in ks})
+        ax.set(title=short_label(encoder), xlabel="k, shots per class", ylabel="")
+    axes[0][0].set_ylabel(ACCURACY if task == "average" else f"{task_label(task)} accuracy (%)")
+    few, title = [p for p in protocols if p != "current"], ""
+    if task == "average" and "current" in protocols and few:
+        summary = mean_and_std(scores)
+        k = max(averages(summary[summary.protocol == few[0]]).k.dropna().astype(int))
+        gain = _gain(summary, encoders, few[0], k)
+        title = f"{protocol_label(few[0])} at k = {k}: {gain} points over the old classifier"
+    _legend(fig, axes[0], title=title)
+    return fig
 
 
 def plot_protocols(
@@ -94,190 +171,168 @@ def plot_protocols(
     tasks: Sequence[str],
     *,
     k: int,
-    references: Mapping[str, str] | None = None,
+    references: Sequence[str] = (FINE_TUNED,),
 ) -> Figure:
-    """Accuracy per task and on average: a panel each, a row per encoder, a marker per protocol at k shots.
+    """Average accuracy (left, large) and accuracy per task: a row per encoder, a dot per protocol.
 
-    ``references`` maps an encoder to a line style; its Current Eval accuracy is drawn as a vertical line."""
-    summary = mean_and_std(at_k(scores, k))
-    panels = [*tasks, "average"]
-    fig, axes = plt.subplots(
-        1, len(panels), figsize=(PAGE, 0.9 + 0.32 * len(encoders)), sharey=True
+    Args:
+        scores: As from ``Study.scores``.
+        encoders: A row each.
+        tasks: A small panel each.
+        k: Shots of the few-shot protocols.
+        references: Encoders whose Current Eval accuracy is a vertical line.
+    """
+    rows = with_average(at_k(scores, k))
+    protocols = [p for p in dict.fromkeys(rows.protocol) if p in set(scores.protocol)]
+    fig, axes = plt.subplot_mosaic(
+        [["average", *tasks[: (len(tasks) + 1) // 2]], ["average", *_padded(tasks)]],
+        figsize=(PAGE, 1.5 + 0.5 * len(encoders)),
+        width_ratios=[1.9, *[1] * ((len(tasks) + 1) // 2)],
+        empty_sentinel="",
     )
-    for ax, task in zip(axes, panels, strict=True):
-        here = summary[summary.task == task]
-        for encoder, linestyle in (references or {}).items():
-            value = here[(here.method == encoder) & (here.protocol == "current")]["mean"]
-            ax.axvline(
-                value.iloc[0],
-                color="black",
-                linewidth=1.0,
-                linestyle=linestyle,
-                label=f"{short_label(encoder)} models"
-                if encoder == FINE_TUNED
-                else short_label(encoder),
-            )
-        for row, encoder in enumerate(encoders):
-            for protocol in dict.fromkeys([*PROTOCOL_STYLE, *here.protocol]):
-                cell = here[(here.method == encoder) & (here.protocol == protocol)]
-                if cell.empty:
-                    continue
-                style = {
-                    key: value
-                    for key, value in protocol_style(protocol).items()
-                    if key != "linestyle"
-                }
-                ax.errorbar(
-                    cell["mean"].iloc[0],
-                    row,
-                    xerr=np.nan_to_num(cell["std"].iloc[0]),
-                    linestyle="none",
-                    elinewidth=1.0,
-                    label=protocol_label(protocol),
-                    **style,
-                )
-        ax.set_title(task_label(task))
-        ax.set_yticks(range(len(encoders)), [short_label(e) for e in encoders])
+    looks = _looks(protocols, protocol_style, protocol_label)
+    for task, ax in axes.items():
+        here = rows[rows.task == task]
+        for encoder in references:
+            bound = here[(here.method == encoder) & (here.protocol == "current")].accuracy.mean()
+            name = "Fine-tuned models" if encoder == FINE_TUNED else short_label(encoder)
+            ax.axvline(bound, label=name, **BOUND)
+        drawn = _named(here[here.method.isin(encoders)])
+        names = [short_label(e) for e in encoders]
+        sns.pointplot(
+            drawn, x="accuracy", y="method", hue="protocol", order=names, ax=ax, **looks, **DOTS
+        )
+        ax.set(title=task_label(task), xlabel="", ylabel="", xlim=(0, 100))
         ax.grid(axis="y", visible=False)
-        ax.margins(x=0.18)
-    axes[0].set_ylim(len(encoders) - 0.5, -0.5)
-    fig.supxlabel("accuracy (%)", fontsize=8)
-    _shared_legend(fig, axes[0])
+        if task != "average":
+            ax.set_yticks(ax.get_yticks(), [""] * len(names))
+    axes["average"].set_xlabel("accuracy (%)")
+    summary = mean_and_std(at_k(scores, k))
+    merges = [e for e in encoders if e != "f_b"]
+    title = f"Accuracy under {len(protocols)} protocols, k = {k}"
+    if "ft_classifier" in protocols:
+        gain = _gain(summary, merges, "ft_classifier", k)
+        title = f"{k} unlabelled inputs per class re-align the classifier: {gain} points gained"
+    _legend(fig, list(axes.values()), 4, title)
     return fig
 
 
+def _padded(tasks: Sequence[str]) -> list[str]:
+    """The lower row of small panels."""
+    upper = (len(tasks) + 1) // 2
+    return [*tasks[upper:], *[""] * (2 * upper - len(tasks))]
+
+
 def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
-    """Mean validation accuracy under Current Eval against lambda, a line per method; the chosen value is ringed."""
-    fig, ax = plt.subplots(figsize=(COLUMN, 2.2))
-    for method, rows in curves.groupby("method", sort=False):
-        mean = 100 * rows.groupby("lam").accuracy.mean()
+    """Mean validation accuracy under Current Eval against lambda; the chosen values are ringed."""
+    fig, ax = plt.subplots(figsize=(COLUMN, 2.5))
+    mean = curves.groupby(["method", "lam"], sort=False).accuracy.mean().mul(100).reset_index()
+    for method, rows in mean.groupby("method", sort=False):
         style = method_style(method)
-        ax.plot(mean.index, mean.values, label=short_label(method), **style)
-        ax.plot(
-            [chosen[method]],
-            [mean[chosen[method]]],
-            marker="o",
-            markersize=10,
-            markerfacecolor="none",
-            markeredgecolor=style["color"],
-            linestyle="none",
-        )
-    ax.set_xlabel(r"$\lambda$")
-    ax.set_ylabel("mean validation accuracy (%)")
+        sns.lineplot(rows, x="lam", y="accuracy", ax=ax, label=short_label(method), **style)
+        ring = rows[rows.lam == chosen[method]]
+        ax.scatter(ring.lam, ring.accuracy, s=110, facecolors="none", edgecolors=style["color"])
+    ax.set(xlabel=r"$\lambda$", ylabel="mean validation accuracy (%)")
     ax.legend()
     return fig
 
 
 def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
-    """t-SNE of f_t (blue circles) and f_m (red crosses) outputs together, a panel per (task, method), shade by label.
+    """t-SNE of f_t (blue circles) and f_m (red crosses) outputs together, shaded by label.
 
-    Each panel needs ``points [2, n, 2]``, ``labels [n]``, ``accuracy`` (f_m under Current Eval, percent) and ``note`` (the
-    numbers in R^d, written below the panel)."""
-    fig, axes = _cluster_axes(panels, height=2.35)
-    for at, panel in panels.items():
-        ax, labels = axes[at], np.asarray(panel["labels"])
+    Args:
+        panels: (task, method) -> ``points [2, n, 2]``, ``labels [n]``, ``accuracy`` (f_m under
+            Current Eval, percent) and ``note`` (the numbers in R^d, written below the panel).
+    """
+
+    def colours(panel: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.asarray(panel["labels"])
         shade = 0.35 + 0.6 * labels / max(1, labels.max())
-        for points, colours, marker, size in zip(
-            panel["points"], ("Blues", "Reds"), ("o", "x"), (7, 9), strict=True
-        ):
-            filled = {"linewidths": 0} if marker == "o" else {"linewidths": 0.7}
-            ax.scatter(
-                points[:, 0],
-                points[:, 1],
-                c=plt.get_cmap(colours)(shade),
-                marker=marker,
-                s=size,
-                **filled,
-            )
-    legend = [
-        Line2D([], [], linestyle="none", marker=m, color=c, label=l, markersize=4)
-        for m, c, l in (
-            ("o", "#2171B5", "fine-tuned outputs f_t (shade: label)"),
-            ("x", "#CB181D", "merged outputs f_m"),
-        )
-    ]
-    fig.legend(handles=legend, loc="outside upper center", ncols=2)
-    return fig
+        return plt.get_cmap("Blues")(shade), plt.get_cmap("Reds")(shade)
+
+    return _clusters(panels, colours, ("#2171B5", "#CB181D"), "shade: label")
 
 
 def plot_class_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
-    """``plot_clusters`` for tasks of many classes: hue tells the class, around the wheel in the order of their labels; f_t's outputs are
-    pale circles, f_m's crosses. Hues of neighbouring classes look alike: what counts is whether crosses of one hue lie together."""
-    fig, axes = _cluster_axes(panels, height=2.2)
-    for at, panel in panels.items():
-        ax, labels = axes[at], np.asarray(panel["labels"])
-        colours = plt.get_cmap("hsv")(labels / panel["classes"])
-        colours[:, :3] *= 0.85  # pure yellow is lost on white
+    """``plot_clusters`` for tasks of many classes: hue tells the class.
+
+    f_t's outputs are pale circles, f_m's crosses. Hues of neighbouring classes look alike: what
+    counts is whether crosses of one hue lie together.
+    """
+
+    def colours(panel: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        wheel = sns.husl_palette(panel["classes"], s=0.8, l=0.55)
+        hues = np.asarray(wheel)[np.asarray(panel["labels"])]
+        return 0.3 * hues + 0.7, hues
+
+    return _clusters(panels, colours, ("#B8B8B8", "#404040"), "hue: class")
+
+
+def _clusters(
+    panels: Mapping[tuple[str, str], Mapping[str, Any]],
+    colours: Callable[[Mapping[str, Any]], tuple[np.ndarray, np.ndarray]],
+    legend: tuple[str, str],
+    by: str,
+) -> Figure:
+    """A row per task, a column per method, without axes: t-SNE has no units."""
+    tasks, methods = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
+    fig, grid = plt.subplots(
+        len(tasks), len(methods), figsize=(PAGE, 0.4 + 2.3 * len(tasks)), squeeze=False
+    )
+    for (task, method), panel in panels.items():
+        ax = grid[tasks.index(task)][methods.index(method)]
         tuned, merged = panel["points"]
-        ax.scatter(tuned[:, 0], tuned[:, 1], c=colours, marker="o", s=9, alpha=0.3, linewidths=0)
-        ax.scatter(merged[:, 0], merged[:, 1], c=colours, marker="x", s=9, linewidths=0.8)
-    legend = [
-        Line2D([], [], linestyle="none", marker=m, color="#404040", alpha=a, label=l, markersize=4)
-        for m, a, l in (
-            ("o", 0.4, "fine-tuned outputs f_t"),
-            ("x", 1.0, "merged outputs f_m (hue: class)"),
+        pale, strong = colours(panel)
+        sns.scatterplot(x=tuned[:, 0], y=tuned[:, 1], c=pale, marker="o", s=11, lw=0, ax=ax)
+        sns.scatterplot(x=merged[:, 0], y=merged[:, 1], c=strong, marker="x", s=12, lw=0.9, ax=ax)
+        ax.set_title(f"{task_label(task)}, {short_label(method)} ({panel['accuracy']:.0f} %)")
+        ax.text(
+            0.5,
+            -0.02,
+            panel["note"].replace(", ", "\n"),
+            ha="center",
+            va="top",
+            transform=ax.transAxes,
+            color="0.3",
         )
+        ax.set_axis_off()
+    names = ("fine-tuned outputs $f_t$", f"merged outputs $f_m$ ({by})")
+    handles = [
+        Line2D([], [], linestyle="none", marker=m, color=c, label=name)
+        for m, c, name in zip("ox", legend, names, strict=True)
     ]
-    fig.legend(handles=legend, loc="outside upper center", ncols=2)
+    fig.legend(handles=handles, loc="outside upper left", ncols=2)
     return fig
 
 
-def _cluster_axes(
-    panels: Mapping[tuple[str, str], Mapping[str, Any]], *, height: float
-) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """A row per task, a column per method: the axes of each panel, titled and without ticks. ``height`` of a row in inches."""
-    tasks = list(dict.fromkeys(task for task, _ in panels))
-    methods = list(dict.fromkeys(method for _, method in panels))
-    fig, grid = plt.subplots(
-        len(tasks), len(methods), figsize=(PAGE, height * len(tasks)), squeeze=False
-    )
-    axes = {
-        (task, method): grid[tasks.index(task)][methods.index(method)] for task, method in panels
-    }
-    for (task, method), ax in axes.items():
-        panel = panels[task, method]
-        ax.set_title(f"{task_label(task)}, {short_label(method)} ({panel['accuracy']:.1f} %)")
-        ax.set_xlabel(panel["note"], fontsize=7)
-        ax.set_xticks([])
-        ax.set_yticks([])
-    return fig, axes
-
-
 def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns: int = 2) -> Figure:
-    """Images with their class names, a block per task: ``sheets`` maps a task to the names of the rows and uint8 images
-    ``[rows, each, 3, H, W]``."""
+    """Images with their class names, a block per task.
+
+    Args:
+        sheets: Task -> the names of the rows, and uint8 images ``[rows, each, 3, H, W]``.
+        columns: Blocks side by side.
+    """
     lines = -(-len(sheets) // columns)
     most = max(len(names) for names, _ in sheets.values())
-    fig, axes = plt.subplots(
-        lines, columns, figsize=(PAGE, lines * (0.36 + 0.28 * most)), squeeze=False
-    )
+    size = (PAGE, lines * (0.36 + 0.28 * most))
+    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
     for ax in axes.flat[len(sheets) :]:
         ax.set_axis_off()
     for ax, (task, (names, images)) in zip(axes.flat, sheets.items(), strict=False):
-        images = np.asarray(images)
-        rows, each, _, height, width = images.shape
+        rows, each, _, height, width = np.asarray(images).shape
         gap = max(1, height // 16)
-        sheet = np.full(
-            (rows * (height + gap) - gap, each * (width + gap) - gap, 3), 255, dtype=np.uint8
+        edge = ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap))
+        padded = np.pad(np.asarray(images), edge, constant_values=255)
+        sheet = padded.transpose(0, 3, 1, 4, 2).reshape(
+            rows * (height + gap), each * (width + gap), 3
         )
-        for r in range(rows):
-            for i in range(each):
-                sheet[
-                    r * (height + gap) : r * (height + gap) + height,
-                    i * (width + gap) : i * (width + gap) + width,
-                ] = images[r, i].transpose(1, 2, 0)
         ax.imshow(sheet, interpolation="nearest")
-        ax.set_yticks(
-            [r * (height + gap) + height / 2 for r in range(rows)],
-            [textwrap.fill(n, 18) for n in names],
-            fontsize=6,
-        )
+        centres = [r * (height + gap) + height / 2 for r in range(rows)]
+        ax.set_yticks(centres, [textwrap.fill(n, 18) for n in names], fontsize=7)
         ax.set_xticks([])
-        ax.tick_params(length=0)
         ax.set_title(task_label(task))
         ax.grid(visible=False)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        sns.despine(ax=ax, left=True, bottom=True)
     return fig
 
 
@@ -288,363 +343,339 @@ def plot_shares(
     *,
     too_few: float = 0.0,
 ) -> Figure:
-    """Accuracy against the unlabelled share of the test set, a row per panel (title -> ``shares.mean_and_std``), a column per method.
+    """Accuracy against the unlabelled share of the test set, a row per panel, a column per method.
 
-    Few-shot protocols have two lines: inputs drawn from the test set (filled markers, with one standard deviation over seeds) and as many
-    training inputs (dotted, open). Current Eval and the fine-tuned models are horizontal. ``counts``: share -> number of inputs, for the
-    axis; up to the share ``too_few`` some task has more classes than inputs, which is shaded."""
+    Few-shot protocols have two lines: inputs drawn from the test set (with one standard deviation
+    over seeds), and as many training inputs (thin, dotted, hollow).
+
+    Args:
+        panels: Title -> summary of ``unlabelled.scores``.
+        methods: A column each.
+        counts: Share -> number of inputs, for the axis.
+        too_few: Up to this share some task has more classes than inputs, which is shaded.
+    """
+    size = (PAGE, 0.9 + 2.1 * len(panels))
     fig, axes = plt.subplots(
-        len(panels),
-        len(methods),
-        figsize=(PAGE, 0.5 + 2.1 * len(panels)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
+        len(panels), len(methods), figsize=size, sharex=True, sharey=True, squeeze=False
     )
     for row, (title, summary) in zip(axes, panels.items(), strict=True):
-        bound = summary[(summary.method == FINE_TUNED) & (summary.protocol == "current")][
-            "mean"
-        ].iloc[0]
+        rows, bound = averages(summary), average_of(summary, FINE_TUNED)
         for ax, method in zip(row, methods, strict=True):
-            mine = summary[summary.method == method]
-            ax.axhline(
-                bound, color="black", linewidth=1.0, linestyle=":", label="Fine-tuned models"
-            )
+            mine = rows[rows.method == method]
+            ax.axhline(bound, label="Fine-tuned models", **BOUND)
             for protocol in dict.fromkeys(mine.protocol):
-                style, rows = protocol_style(protocol), mine[mine.protocol == protocol]
-                if rows.share.isna().all():
-                    ax.axhline(
-                        rows["mean"].iloc[0],
-                        label=protocol_label(protocol),
-                        color=style["color"],
-                        linestyle=style["linestyle"],
-                    )
+                drawn, style = mine[mine.protocol == protocol], protocol_style(protocol)
+                label = protocol_label(protocol)
+                if drawn.share.isna().all():
+                    level = {k: v for k, v in style.items() if k != "marker"}
+                    ax.axhline(drawn["mean"].iloc[0], label=label, **level)
                     continue
-                for fit_on, lines in rows.sort_values("share").groupby("fit_on", sort=False):
-                    share, mean, std = (lines[c].to_numpy() for c in ("share", "mean", "std"))
-                    if fit_on == "test":
-                        ax.plot(share, mean, label=protocol_label(protocol), **style)
-                        ax.fill_between(
-                            share,
-                            mean - np.nan_to_num(std),
-                            mean + np.nan_to_num(std),
-                            color=style["color"],
-                            alpha=0.2,
-                            linewidth=0,
-                        )
-                    else:
-                        ax.plot(
-                            share,
-                            mean,
-                            label=f"{protocol_label(protocol)}, train inputs",
-                            **style | {"linestyle": ":", "markerfacecolor": "white"},
-                        )
-            ax.set_xscale("log")
-            ax.set_xticks(list(counts), [f"{s:g} %\n{n}" for s, n in counts.items()])
-            ax.minorticks_off()
+                test, train = (drawn[drawn.fit_on == s] for s in ("test", "train"))
+                sns.lineplot(test, x="share", y="mean", ax=ax, label=label, **style)
+                low, high = test["mean"] - test["std"], test["mean"] + test["std"]
+                ax.fill_between(test.share, low, high, color=style["color"], alpha=0.2, lw=0)
+                thin = {"linestyle": ":", "linewidth": 1, "markerfacecolor": "white"}
+                thin |= {"markeredgecolor": style["color"]}
+                if len(train):
+                    label += ", train inputs"
+                    sns.lineplot(train, x="share", y="mean", ax=ax, label=label, **style | thin)
+            _log_ticks(ax, {s: f"{s:g} %\n{n}" for s, n in counts.items()})
             if too_few:
-                ax.axvspan(min(counts) / 1.3, too_few * 1.15, color="0.92", zorder=0)
-            ax.set_xlim(min(counts) / 1.3, max(counts) * 1.3)
-        row[0].set_ylabel(f"{textwrap.fill(title, 30)}\naverage accuracy (%)")
+                ax.axvspan(
+                    min(counts) / 1.3,
+                    too_few * 1.15,
+                    color="0.93",
+                    zorder=0,
+                    label="fewer inputs than classes",
+                )
+            ax.set(xlim=(min(counts) / 1.3, max(counts) * 1.3), xlabel="", ylabel="")
+        row[0].set_ylabel(textwrap.fill(title, 26))
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
-    fig.supxlabel("share of the test set; inputs per task", fontsize=8)
-    _shared_legend(fig, axes[0][0], columns=3)
+    fig.supxlabel("share of the test set; inputs per task")
+    fig.supylabel(ACCURACY)
+    share = sorted(counts)[len(counts) // 2]
+    gains = []
+    for summary in panels.values():
+        rows = averages(summary).query("share == @share and fit_on == 'test'")
+        rows = rows[rows.protocol == "ft_classifier"].set_index("method")["mean"]
+        gains += [rows[m] - average_of(summary, m) for m in methods if m in rows]
+    title = (
+        f"{share:g} % of the test set, unlabelled: {_range(gains)} points gained" if gains else ""
+    )
+    _legend(fig, axes.flat, 3, title)
     return fig
 
 
-def plot_ladder(accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float) -> Figure:
-    """The ladder: average accuracy per rung (left), and what each step explains of f_t's variance (right).
+def plot_ladder(
+    accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float, margin: float = 2.0
+) -> Figure:
+    """The ladder: accuracy per rung (left), and what each step explains of f_t's variance (right).
 
-    ``accuracies``: columns method, rung (a label), accuracy, std (over random starts), in drawing order. ``r2``: columns
-    method, step, increment."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.9), width_ratios=(1.7, 1))
-    rungs, methods = list(dict.fromkeys(accuracies.rung)), list(dict.fromkeys(accuracies.method))
-    width = 0.8 / len(methods)
-    left.axhline(fine_tuned, color="black", linestyle=":", linewidth=1.0, label="Fine-tuned models")
+    Args:
+        accuracies: Columns method, rung (in print), accuracy and std over random starts.
+        r2: Columns method, step, increment.
+        fine_tuned: Accuracy of the fine-tuned models, in percent.
+        margin: The paper's claim: points below them that an alignment may cost, a grey band.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.1), width_ratios=(1.5, 1))
+    left.axvspan(fine_tuned - margin, fine_tuned, color="0.9", zorder=0)
+    left.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
+    methods = list(dict.fromkeys(accuracies.method))
+    rungs = list(dict.fromkeys(accuracies.rung))
     for i, method in enumerate(methods):
         rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
-        x = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * width
-        left.bar(
-            x,
-            rows.accuracy,
-            width,
-            yerr=np.nan_to_num(rows["std"]),
-            error_kw={"elinewidth": 0.8},
-            label=short_label(method),
-            color=method_style(method)["color"],
-            edgecolor="black",
-            linewidth=0.4,
-            hatch=("", "//", "..", "xx")[i % 4],
-        )
-    left.set_xticks(range(len(rungs)), rungs, rotation=30, ha="right")
-    left.set_ylabel("average accuracy (%)")
-    left.grid(axis="x", visible=False)
-    steps, methods = list(dict.fromkeys(r2.step)), list(dict.fromkeys(r2.method))
-    bottom = np.zeros(len(methods))
-    greys = plt.get_cmap("Greys")(np.linspace(0.15, 0.85, len(steps)))
-    for i, step in enumerate(steps):
+        y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.16
+        error = {"xerr": rows["std"].fillna(0), "elinewidth": 1.0, "linestyle": "none"}
+        left.errorbar(rows.accuracy, y, label=short_label(method), **error, **method_style(method))
+    left.set(xlim=(0, 100), ylim=(len(rungs) - 0.5, -0.5), xlabel=ACCURACY)
+    left.set_yticks(range(len(rungs)), rungs)
+    steps = list(dict.fromkeys(r2.step))
+    bottom = np.zeros(len(methods := list(dict.fromkeys(r2.method))))
+    names = [short_label(m) for m in methods]
+    for step, grey in zip(steps, np.linspace(0.88, 0.2, len(steps)), strict=True):
         values = r2[r2.step == step].set_index("method").loc[methods].increment.to_numpy()
-        right.bar(
-            range(len(methods)),
-            values,
-            bottom=bottom,
-            label=step,
-            color=greys[i],
-            edgecolor="black",
-            linewidth=0.4,
-            hatch=("", "//", "..", "xx")[i % 4],
-            width=0.7,
-        )
+        right.bar(names, values, bottom=bottom, color=str(grey), label=step, width=0.7)
         bottom += values
-    right.axhline(1.0, color="black", linestyle=":", linewidth=1.0)
-    right.set_xticks(range(len(methods)), [short_label(m) for m in methods])
-    right.set_ylabel("held-out $R^2$ of $f_t$ beyond $f_t$'s mean")
+    right.axhline(1.0, **BOUND)
+    right.set_ylabel("held-out $R^2$ of $f_t$")
+    left.grid(axis="y", visible=False)
     right.grid(axis="x", visible=False)
-    left.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3)
-    right.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.01), ncols=2)
+    right.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=2)
+    rung = RUNG_LABELS["orthogonal"] if RUNG_LABELS["orthogonal"] in rungs else rungs[-1]
+    mapped = accuracies[(accuracies.rung == rung) & (accuracies.method != "f_b")].accuracy
+    missing = _range(fine_tuned - mapped)
+    title = f"{rung} map: the merges stay {missing} points below the fine-tuned models"
+    _legend(fig, [left], 5, title)
     return fig
 
 
 def plot_controls(rows: pd.DataFrame) -> Figure:
-    """Accuracy by condition: a panel per fit, a line per encoder. Columns fit, condition, method, accuracy."""
+    """What a control changes: a panel per fit, a row per encoder, a dot per condition.
+
+    Args:
+        rows: Columns fit, condition, method, accuracy, as from ``controls.fitted_on``.
+    """
     fits, conditions = list(dict.fromkeys(rows.fit)), list(dict.fromkeys(rows.condition))
-    fig, axes = plt.subplots(1, len(fits), figsize=(PAGE, 2.7), sharey=True)
-    for ax, fit in zip(axes, fits, strict=True):
-        for method, mine in rows[rows.fit == fit].groupby("method", sort=False):
-            mine = mine.set_index("condition").reindex(conditions)
-            style = method_style(method)
-            ax.plot(
-                range(len(conditions)),
-                mine.accuracy,
-                color=style["color"],
-                marker=style["marker"],
-                label=short_label(method),
-            )
-        ax.set_title(
-            fit.replace(", ", ",\n")
-            .replace("Orthogonal classifier", "Orthogonal\nclassifier")
-            .replace(" map", "\nmap")
+    methods = [short_label(m) for m in dict.fromkeys(rows.method)]
+    size = (PAGE, 1.5 + 0.3 * len(methods))
+    fig, axes = plt.subplots(1, len(fits), figsize=size, sharex=True, sharey=True, squeeze=False)
+    names = {"none": "no alignment", "train": "fitted on training inputs"}
+    names |= {"test": "fitted on the scored inputs"}
+    named = _named(rows).assign(condition=rows.condition.map(lambda c: names.get(c, c)))
+    looks = {
+        "hue_order": [names.get(c, c) for c in conditions],
+        "palette": ["#B8B8B8", "#D55E00", "#000000", "#882255"][: len(conditions)],
+        "markers": ["o", "s", "^", "D"][: len(conditions)],
+    }
+    for ax, fit in zip(axes[0], fits, strict=True):
+        mine = named[named.fit == fit]
+        ends = mine.groupby("method").accuracy.agg(["min", "max"]).loc[methods]
+        ax.hlines(range(len(methods)), ends["min"], ends["max"], color="0.8", zorder=0)
+        sns.pointplot(
+            mine, x="accuracy", y="method", hue="condition", order=methods, ax=ax, **looks, **DOTS
         )
-        ax.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
-    axes[0].set_ylabel("average accuracy (%)")
-    _shared_legend(fig, axes[0])
+        ax.set(
+            title=textwrap.fill(fit.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), 14),
+            xlabel="",
+            ylabel="",
+            xlim=(0, 100),
+        )
+        ax.grid(axis="y", visible=False)
+    fig.supxlabel(ACCURACY)
+    leak = rows.pivot_table(index=["fit", "method"], columns="condition", values="accuracy")
+    title = ""
+    if {"train", "test"} <= set(leak):
+        most = (leak.test - leak.train).max()
+        title = f"Fitting on the scored inputs flatters an alignment by up to {most:.0f} points"
+    _legend(fig, axes[0], 3, title)
     return fig
 
 
 def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> Figure:
-    """Left: each method's rank under Current Eval and FT-Classifier Eval, those that move by ``mark`` ranks or more drawn in colour. Right: points missing to the fine-tuned models, a row per method, a marker per protocol. ``means`` as from ``ranking.means``."""
-    ranks, gaps = means.rank(ascending=False), fine_tuned - means
+    """Left: ranks from Current to FT-Classifier Eval. Right: accuracy, a dot per protocol.
+
+    Args:
+        means: As from ``ranking.means``, in the order of the rows.
+        fine_tuned: Accuracy of the fine-tuned models, in percent.
+        mark: Methods that move by as many ranks or more are drawn in colour.
+    """
     first, last = "current", "ft_classifier"
-    fig, (left, right) = plt.subplots(
-        1, 2, figsize=(PAGE, 1.3 + 0.19 * len(gaps)), width_ratios=(1, 1.35)
-    )
-    ranks = ranks.rank(method="first")  # equal ranks would lie on one line
-    up, down = (
-        {"color": "#0072B2", "linestyle": "-", "linewidth": 1.6},
-        {"color": "#D55E00", "linestyle": "--", "linewidth": 1.6},
-    )
-    for _, row in ranks.sort_values(last).iterrows():
-        moved = row[first] - row[last]
-        style = (
-            up
-            if moved >= mark
-            else down
-            if moved <= -mark
-            else {"color": "#7F7F7F", "linewidth": 0.8}
-        )
-        left.plot([0, 1], [row[first], row[last]], marker="o", markersize=3, **style)
-    for x, column, side in ((0, first, "right"), (1, last, "left")):
+    size = (PAGE, 1.5 + 0.21 * len(means))
+    fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1, 1.35))
+    # Equal ranks would lie on one line.
+    ranks = means[[first, last]].rank(ascending=False).rank(method="first")
+    moved = ranks[first] - ranks[last]
+    looks = {
+        "up": (moved >= mark, {"color": "#0072B2", "linestyle": "-", "linewidth": 1.8}),
+        "down": (moved <= -mark, {"color": "#D55E00", "linestyle": "--", "linewidth": 1.8}),
+        "": (moved.abs() < mark, {"color": "#9A9A9A", "linewidth": 0.9}),
+    }
+    for word, (which, style) in looks.items():
+        label = f"{word} by {mark:g} or more" if word else None
+        for i, method in enumerate(ranks.index[which]):
+            how = {"label": label if i == 0 else None, "marker": "o", "markersize": 3.5}
+            left.plot([0, 1], ranks.loc[method], **style, **how)
+    for x, column, side in ((-0.06, first, "right"), (1.06, last, "left")):
         for method, place in ranks[column].items():
-            left.text(
-                x + (-0.06 if x == 0 else 0.06),
-                place,
-                short_label(method),
-                ha=side,
-                va="center",
-                fontsize=7,
-            )
-    left.set_xlim(-0.75, 1.75)
-    left.set_ylim(len(ranks) + 0.6, 0.4)
+            left.text(x, place, short_label(method), ha=side, va="center", fontsize=8)
+    left.set(xlim=(-0.75, 1.75), ylim=(len(ranks) + 0.6, 0.4), yticks=[])
     left.set_xticks([0, 1], ["rank under\nCurrent Eval", "rank under\nFT-Classifier Eval"])
-    left.set_yticks([])
     left.grid(visible=False)
-    for spine in left.spines.values():
-        spine.set_visible(False)
-    legend = [
-        Line2D([], [], label=f"{word} by {mark:g} or more", **style)
-        for word, style in (("up", up), ("down", down))
-    ]
-    left.legend(handles=legend, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1)
-    for protocol in gaps:
-        style = {k: v for k, v in protocol_style(protocol).items() if k != "linestyle"}
-        right.plot(
-            gaps[protocol],
-            range(1, len(gaps) + 1),
-            linestyle="none",
-            label=protocol_label(protocol),
-            **style,
-        )
-    right.axvline(0, color="black", linewidth=1.0, linestyle=":")
-    right.set_yticks(range(1, len(gaps) + 1), [short_label(m) for m in gaps.index], fontsize=7)
-    right.set_ylim(len(gaps) + 0.6, 0.4)
-    right.set_xlabel("points below the fine-tuned models")
-    right.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
+    sns.despine(ax=left, left=True, bottom=True)
+    places = range(1, len(means) + 1)
+    for protocol in means:
+        style = protocol_style(protocol) | {"linestyle": "none"}
+        right.plot(means[protocol], places, label=protocol_label(protocol), **style)
+    right.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
+    right.set_yticks(places, [short_label(m) for m in means.index], fontsize=8)
+    right.set(xlim=(0, 100), ylim=(len(means) + 0.6, 0.4), xlabel=ACCURACY)
+    best = [short_label(means[p].idxmax()) for p in (first, last)]
+    same = best[0] == best[1]
+    won = f"{best[0]} is first" if same else f"{best[0]} is first, or {best[1]} once re-aligned,"
+    _legend(fig, (left, right), 4, f"{won} of {len(means)} merging methods")
     return fig
 
 
 def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str] = ()) -> Figure:
-    """A row per method, the most accurate on top, the methods ``apart`` in a block of their own below a line: accuracy under FT-Classifier Eval, seconds and megabytes (both log) of a merge.
-    ``kinds`` says per method what it needs, a marker each."""
-    rows = costs.assign(below=costs.method.isin(apart)).sort_values(
+    """Accuracy under FT-Classifier Eval, seconds and megabytes of a merge, a row per method.
+
+    Args:
+        costs: As from ``ranking.cost_table``; the most accurate are drawn on top.
+        kinds: Method -> what it needs, a marker each.
+        apart: Methods in a block of their own, below a line.
+    """
+    rows = costs.assign(below=costs.method.isin(apart), kind=costs.method.map(kinds)).sort_values(
         ["below", "ft_classifier"], ascending=[True, False], ignore_index=True
     )
-    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 1.1 + 0.19 * len(rows)), sharey=True)
-    looks = zip(
-        ("o", "s", "^", "D", "v", "P"),
-        ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"),
-        strict=True,
-    )
-    for kind, (marker, colour) in zip(dict.fromkeys(kinds.values()), looks, strict=False):
-        mine = rows[rows.method.map(kinds) == kind]
-        for ax, column in zip(axes, ("ft_classifier", "seconds", "peak_mb"), strict=True):
-            ax.plot(
-                mine[column],
-                mine.index + 1,
-                linestyle="none",
-                marker=marker,
-                color=colour,
-                label=kind,
-            )
-    if rows.below.any():
-        for ax in axes:
+    rows = rows.assign(place=rows.index + 1)
+    columns = {
+        "ft_classifier": "FT-Classifier accuracy (%)",
+        "seconds": "seconds for one merge",
+        "peak_mb": "peak MB of tensors",
+    }
+    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 1.4 + 0.21 * len(rows)), sharey=True)
+    every = list(dict.fromkeys(kinds.values()))
+    palette = dict(zip(every, sns.color_palette("colorblind"), strict=False))
+    markers = dict(zip(every, "os^DvP", strict=False))
+    for ax, (column, label) in zip(axes, columns.items(), strict=True):
+        sns.scatterplot(
+            rows,
+            x=column,
+            y="place",
+            hue="kind",
+            style="kind",
+            hue_order=every,
+            style_order=every,
+            palette=palette,
+            markers=markers,
+            s=36,
+            ax=ax,
+        )
+        if rows.below.any():
             ax.axhline((~rows.below).sum() + 0.5, color="black", linewidth=0.8)
-    for ax, label in zip(
-        axes,
-        ("FT-Classifier accuracy (%)", "seconds for one merge", "peak MB of tensors"),
-        strict=True,
-    ):
-        ax.set_xlabel(label)
-    for ax, column in zip(axes[1:], ("seconds", "peak_mb"), strict=True):
+        ax.set(xlabel=label, ylabel="")
+        if column == "ft_classifier":
+            continue
         ax.set_xscale("log")
         wide = rows[column].max() > 30 * rows[column].min()
         ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_yticks(range(1, len(rows) + 1), [short_label(m) for m in rows.method], fontsize=7)
+    axes[0].set_yticks(rows.place, [short_label(m) for m in rows.method], fontsize=8)
     axes[0].set_ylim(len(rows) + 0.6, 0.4)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    _legend(fig, axes, 3)
     return fig
 
 
+COMPARED = ("permuted", "tact", "ft_classifier", "tact_ft_classifier")
+"""Where a merge starts, once its units are permuted, and the repairs of both papers."""
+
+
 def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
-    """Average accuracy against non-locality: a panel per method, a line per repair (``labels``: repair -> name), the experts dotted. Columns
-    setting, method, repair, accuracy, expert."""
-    methods, settings = list(dict.fromkeys(means.method)), list(dict.fromkeys(means.setting))
-    fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.6), sharey=True, squeeze=False)
-    for ax, method in zip(axes[0], methods, strict=True):
-        mine = means[means.method == method]
-        ax.plot(
-            range(len(settings)),
-            mine.groupby("setting", sort=False).expert.first().loc[settings],
-            color="black",
-            linestyle=":",
-            linewidth=1.0,
-            label="experts",
+    """What a correction and an aligned classifier give back: a panel per setting, a row per method.
+
+    Args:
+        means: Columns setting, method, repair, accuracy, expert.
+        labels: Repair -> its name; ``COMPARED`` are drawn, the others are for the table.
+    """
+    settings = list(dict.fromkeys(means.setting))
+    methods = [short_label(m) for m in dict.fromkeys(means.method)]
+    size = (PAGE, 1.5 + 0.36 * len(methods))
+    fig, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
+    looks = _looks([r for r in COMPARED if r in set(means.repair)], REPAIR_STYLE.get, labels.get)
+    for ax, setting in zip(axes[0], settings, strict=True):
+        mine = _named(means[(means.setting == setting) & means.repair.isin(COMPARED)])
+        mine = mine.assign(repair=mine.repair.map(labels))
+        ax.axvline(mine.expert.mean(), label="experts", **BOUND)
+        sns.pointplot(
+            mine, x="accuracy", y="method", hue="repair", order=methods, ax=ax, **looks, **DOTS
         )
-        for repair, rows in mine.groupby("repair", sort=False):
-            ax.plot(
-                range(len(settings)),
-                rows.set_index("setting").accuracy.loc[settings],
-                label=labels[repair],
-                **REPAIR_STYLE[repair],
-            )
-        ax.set_title(short_label(method))
-        ax.set_xticks(range(len(settings)), settings, rotation=30, ha="right")
-        ax.margins(x=0.12)
-    axes[0][0].set_ylabel("average accuracy (%)")
-    _shared_legend(fig, axes[0][0], columns=4)
+        ax.set(title=setting, xlabel="", ylabel="", xlim=(0, 100))
+        ax.grid(axis="y", visible=False)
+    fig.supxlabel(ACCURACY)
+    last = means[means.setting == settings[-1]].pivot(
+        index="method", columns="repair", values="accuracy"
+    )
+    title = ""
+    if set(COMPARED) <= set(last):
+        gains = {labels[r]: _range(last[r] - last.permuted) for r in ("tact", "ft_classifier")}
+        said = ", ".join(f"{name} gives back {points}" for name, points in gains.items())
+        title = f"{settings[-1].capitalize()} merges: {said} points"
+    _legend(fig, axes[0], 5, title)
     return fig
 
 
 def plot_variance(frame: pd.DataFrame) -> Figure:
-    """Variance of merged activations over the experts', site by site: a panel per method, a line per stage. Columns method, stage, place,
-    kind, block, ratio; the axis names the blocks, whose last site is marked."""
-    methods = list(dict.fromkeys(frame.method))
-    fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
-    looks = (
-        ("#000000", "-", "o"),
-        ("#009E73", "-.", "D"),
-        ("#D55E00", "--", "v"),
-        ("#0072B2", (0, (5, 1)), "s"),
+    """Variance of merged activations over the experts', at the end of each block.
+
+    Args:
+        frame: Columns method, stage, place, kind, block, ratio; a panel per method, a line per stage.
+    """
+    ends = frame[frame.kind.isin(("embeddings", "block"))]
+    methods, stages = list(dict.fromkeys(ends.method)), list(dict.fromkeys(ends.stage))
+    fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.8), sharey=True, squeeze=False)
+    looks = zip(
+        ("#000000", "#CCBB44", "#B8B8B8", "#88CCEE"), "oDsv", ("-", "-.", "--", ":"), strict=True
     )
-    ends = (
-        frame[frame.kind.isin(("embeddings", "block"))]
-        .drop_duplicates("place")
-        .sort_values("place")
-    )
+    looks = dict(zip(stages, looks, strict=False))
     for ax, method in zip(axes[0], methods, strict=True):
-        ax.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
-        for (color, linestyle, marker), (stage, rows) in zip(
-            looks, frame[frame.method == method].groupby("stage", sort=False), strict=False
-        ):
-            marked = [i for i, place in enumerate(rows.place) if place in set(ends.place)]
-            ax.plot(
-                rows.place,
-                rows.ratio,
-                color=color,
-                linestyle=linestyle,
-                marker=marker,
-                markevery=marked,
-                label=stage,
-            )
+        ax.axhline(1.0, **BOUND)
+        for stage, rows in ends[ends.method == method].groupby("stage", sort=False):
+            color, marker, linestyle = looks[stage]
+            how = {"color": color, "marker": marker, "linestyle": linestyle, "label": stage}
+            sns.lineplot(rows, x="block", y="ratio", ax=ax, errorbar=None, **how)
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_xticks(ends.place, ["emb." if b == 0 else str(b) for b in ends.block])
-        ax.set_title(short_label(method))
-        ax.set_xlabel("end of block")
+        blocks = sorted(ends.block.unique())
+        ax.set_xticks(blocks, ["emb." if b == 0 else str(b) for b in blocks])
+        ax.set(title=short_label(method), xlabel="end of block", ylabel="")
     axes[0][0].set_ylabel("variance, merged over expert")
-    _shared_legend(fig, axes[0][0], columns=4)
+    _legend(fig, axes[0])
     return fig
 
 
 def plot_samples(
     frame: pd.DataFrame, labels: Mapping[str, str], *, start: float, experts: float
 ) -> Figure:
-    """Average accuracy against unlabelled inputs per task, a line per repair with one standard deviation over draws; horizontal, the permuted
-    merge (``start``) and the experts. Columns repair, inputs, accuracy."""
-    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
-    ax.axhline(experts, color="black", linewidth=1.0, linestyle=":", label="experts")
-    ax.axhline(
-        start,
-        color=REPAIR_STYLE["permuted"]["color"],
-        linestyle=REPAIR_STYLE["permuted"]["linestyle"],
-        label=labels["permuted"],
-    )
+    """Average accuracy against unlabelled inputs per task, a line per repair.
+
+    Args:
+        frame: Columns repair, inputs, accuracy; bands are one standard deviation over draws.
+        labels: Repair -> its name.
+        start: The permuted merge, horizontal.
+        experts: The experts, horizontal.
+    """
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.6))
+    ax.axhline(experts, label="experts", **BOUND)
+    level = {k: v for k, v in REPAIR_STYLE["permuted"].items() if k != "marker"}
+    ax.axhline(start, label=labels["permuted"], **level)
     for repair, rows in frame.groupby("repair", sort=False):
-        found = rows.groupby("inputs").accuracy.agg(["mean", "std"])
-        inputs, mean, std = (
-            found.index.to_numpy(),
-            found["mean"].to_numpy(),
-            np.nan_to_num(found["std"].to_numpy()),
-        )
-        ax.plot(inputs, mean, label=labels[repair], **REPAIR_STYLE[repair])
-        ax.fill_between(
-            inputs,
-            mean - std,
-            mean + std,
-            color=REPAIR_STYLE[repair]["color"],
-            alpha=0.2,
-            linewidth=0,
-        )
-    ax.set_xscale("log")
-    ticks = sorted(set(frame.inputs))
-    ax.set_xticks(ticks, [f"{n:.0f}" for n in ticks])
-    ax.minorticks_off()
-    ax.set_xlabel("unlabelled inputs per task (mean)")
-    ax.set_ylabel("average accuracy (%)")
-    fig.legend(loc="outside right upper")
+        _line(ax, rows, "inputs", REPAIR_STYLE[repair], labels[repair])
+    _log_ticks(ax, {n: f"{n:.0f}" for n in sorted(set(frame.inputs))})
+    ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY)
+    _legend(fig, [ax], 2)
     return fig
 
 
@@ -657,11 +688,10 @@ def plot_base_model(
     chance: float,
     fine_tuned: float,
 ) -> Figure:
-    """Average accuracy of each encoder under each protocol as grouped bars, with chance and the fine-tuned bound."""
-    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.3))
-    _protocol_bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=fine_tuned)
-    ax.set_ylabel("average accuracy (%)")
-    fig.legend(loc="outside right upper")
+    """Average accuracy of each encoder under each protocol, with chance and the fine-tuned bound."""
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.8))
+    _bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=fine_tuned)
+    _legend(fig, [ax], 2)
     return fig
 
 
@@ -673,25 +703,18 @@ def plot_sizes(
     k: int,
     chance: float,
 ) -> Figure:
-    """``plot_base_model`` side by side, a panel per title and its scores; each holds f_t under Current Eval, its upper bound."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
+    """``plot_base_model`` side by side, a panel per title and its scores, f_t's among them."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.8), sharey=True, squeeze=False)
     for ax, (title, scores) in zip(axes[0], panels.items(), strict=True):
-        _protocol_bars(
-            ax,
-            scores,
-            encoders,
-            protocols,
-            k=k,
-            chance=chance,
-            fine_tuned=average_of(mean_and_std(scores), FINE_TUNED),
-        )
+        bound = average_of(mean_and_std(scores), FINE_TUNED)
+        _bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=bound)
         ax.set_title(title)
-    axes[0][0].set_ylabel("average accuracy (%)")
-    _shared_legend(fig, axes[0][0])
+    axes[0][-1].set_ylabel("")
+    _legend(fig, axes[0], 5)
     return fig
 
 
-def _protocol_bars(
+def _bars(
     ax: Axes,
     scores: pd.DataFrame,
     encoders: Sequence[str],
@@ -701,36 +724,24 @@ def _protocol_bars(
     chance: float,
     fine_tuned: float,
 ) -> None:
-    """A group of bars per encoder, a bar per protocol, whiskers over seeds; lines for chance and the fine-tuned models."""
-    summary = mean_and_std(at_k(scores, k))
-    summary = summary[summary.task == "average"]
-    width = 0.8 / len(protocols)
-    for i, protocol in enumerate(protocols):
-        rows = summary[summary.protocol == protocol].set_index("method").loc[list(encoders)]
-        x = np.arange(len(encoders)) + (i - (len(protocols) - 1) / 2) * width
-        ax.bar(
-            x,
-            rows["mean"],
-            width,
-            yerr=np.nan_to_num(rows["std"]),
-            label=protocol_label(protocol),
-            edgecolor="black",
-            linewidth=0.5,
-            color=protocol_style(protocol)["color"],
-            hatch=("", "//", "..")[i % 3],
-            error_kw={"elinewidth": 0.8},
-        )
-    ax.axhline(fine_tuned, color="black", linestyle=":", linewidth=1.0, label="Fine-tuned models")
-    ax.axhline(chance, color="black", linestyle="--", linewidth=0.8, label="chance")
-    ax.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
-    ax.grid(axis="x", visible=False)
-
-
-def _shared_legend(fig: Figure, ax: Axes, columns: int | None = None) -> None:
-    """One legend above all panels, each label once."""
-    handles = {}
-    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-        handles.setdefault(label, handle)
-    fig.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=columns or len(handles)
+    """A group of bars per encoder, a bar per protocol, whiskers over seeds; two bounds."""
+    rows = with_average(at_k(scores, k))
+    rows = rows[(rows.task == "average") & rows.method.isin(encoders)]
+    looks = _looks(protocols, protocol_style, protocol_label)
+    looks.pop("markers")
+    sns.barplot(
+        _named(rows[rows.protocol.isin(protocols)]),
+        x="method",
+        y="accuracy",
+        hue="protocol",
+        order=[short_label(e) for e in encoders],
+        errorbar="sd",
+        err_kws={"linewidth": 1.0},
+        saturation=1,
+        ax=ax,
+        **looks,
     )
+    ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
+    ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--"})
+    ax.set(xlabel="", ylabel=f"{ACCURACY}, k = {k}", ylim=(0, 100))
+    ax.grid(axis="x", visible=False)

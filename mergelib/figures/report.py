@@ -29,8 +29,8 @@ from .save import save_files
 from .style import PAGE, protocol_style
 
 CELL_STYLE = {
-    NOT_REPRODUCED: ("#8C3A00", "white", "✗"),
-    UNDECIDED: ("#F3D9A4", "black", "?"),
+    NOT_REPRODUCED: ("#E9A58B", "black", "✗"),
+    UNDECIDED: ("#F8E9C8", "black", "?"),
     REPRODUCED: ("#FFFFFF", "black", "✓"),
     NOT_JUDGED: ("#EEEEEE", "black", "·"),
     NOT_RUN: ("#EEEEEE", "#555555", "–"),

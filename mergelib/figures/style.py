@@ -1,4 +1,8 @@
-"""One look for every figure: widths, palettes, markers, and the style file."""
+"""One look for every figure: widths, palettes, markers, and the style file.
+
+Methods, protocols and repairs have a palette each, and a colour means the same in every figure. Within
+a palette markers differ too, and bars differ in lightness, so that grey print works.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
 WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend beside it
 STYLE_FILE = Path(__file__).parent / "mergelib.mplstyle"
 
-# Okabe-Ito colours, safe for colour-blind readers; marker and line differ too, so grey print works.
-METHOD_STYLE: dict[str, dict[str, Any]] = {
-    "f_b": {"color": "#7F7F7F", "marker": "D"},
+Style = dict[str, Any]
+METHOD_STYLE: dict[str, Style] = {
+    "f_b": {"color": "#9A9A9A", "marker": "D"},
     "weight_averaging": {"color": "#0072B2", "marker": "o"},
     "task_arithmetic": {"color": "#E69F00", "marker": "s"},
     "ties": {"color": "#009E73", "marker": "^"},
@@ -26,25 +30,33 @@ OTHER_STYLES = [
     {"color": "#882255", "marker": "<"},
     {"color": "#999933", "marker": ">"},
 ]
-PROTOCOL_STYLE: dict[str, dict[str, Any]] = {
-    "current": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
-    "knn": {"color": "#E69F00", "linestyle": "-.", "marker": "s"},
-    "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
-    "orthogonal_classifier": {"color": "#009E73", "linestyle": (0, (5, 1)), "marker": "D"},
-    "orthogonal_procrustes": {"color": "#882255", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
-    "surgery": {"color": "#CC79A7", "linestyle": (0, (1, 1)), "marker": "X"},
+PROTOCOL_STYLE: dict[str, Style] = {
+    "current": {"color": "#9DB1D6", "linestyle": (0, (4, 2)), "marker": "o"},
+    "knn": {"color": "#C65D57", "linestyle": (0, (4, 1.5, 1, 1.5)), "marker": "s"},
+    "ft_classifier": {"color": "#332288", "linestyle": "-", "marker": "^"},
+    "orthogonal_classifier": {"color": "#2F8F9D", "linestyle": (0, (5, 1)), "marker": "D"},
+    "orthogonal_procrustes": {"color": "#7A3E9D", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
+    "surgery": {"color": "#8A6D3B", "linestyle": (0, (1, 1)), "marker": "X"},
+}
+REPAIR_STYLE: dict[str, Style] = {
+    "raw": {"color": "#B8B8B8", "linestyle": (0, (4, 2)), "marker": "o"},
+    "permuted": {"color": "#88CCEE", "linestyle": (0, (4, 1.5, 1, 1.5)), "marker": "v"},
+    "repair": {"color": "#CCBB44", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
+    "tact": {"color": "#117733", "linestyle": (0, (1, 1)), "marker": "s"},
+    "ft_classifier": PROTOCOL_STYLE["ft_classifier"],
+    "tact_ft_classifier": {"color": "#AA4499", "linestyle": (0, (5, 1)), "marker": "X"},
 }
 
 
-def method_style(method: str) -> dict[str, Any]:
-    """Colour and marker of a method, the same in every figure; methods of one's own get the next free ones."""
+def method_style(method: str) -> Style:
+    """Colour and marker of a method; methods of one's own get the next free ones."""
     if method not in METHOD_STYLE:
         METHOD_STYLE[method] = OTHER_STYLES[(len(METHOD_STYLE) - 7) % len(OTHER_STYLES)]
     return METHOD_STYLE[method]
 
 
-def protocol_style(protocol: str) -> dict[str, Any]:
-    """Colour, marker and line of a protocol; protocols of one's own get the next free colour and marker."""
+def protocol_style(protocol: str) -> Style:
+    """Colour, marker and line of a protocol; protocols of one's own get the next free ones."""
     if protocol not in PROTOCOL_STYLE:
         used = {style["marker"] for style in PROTOCOL_STYLE.values()}
         free = [style for style in OTHER_STYLES if style["marker"] not in used] or OTHER_STYLES
@@ -55,13 +67,3 @@ def protocol_style(protocol: str) -> dict[str, Any]:
 def use_style() -> None:
     """Apply the project's style to the process."""
     plt.style.use(STYLE_FILE)
-
-
-REPAIR_STYLE: dict[str, dict[str, Any]] = {
-    "raw": {"color": "#7F7F7F", "linestyle": "--", "marker": "o", "markerfacecolor": "white"},
-    "permuted": {"color": "#56B4E9", "linestyle": "-.", "marker": "v"},
-    "repair": {"color": "#E69F00", "linestyle": (0, (3, 1, 1, 1)), "marker": "D"},
-    "tact": {"color": "#009E73", "linestyle": "-", "marker": "s"},
-    "ft_classifier": {"color": "#0072B2", "linestyle": "-", "marker": "^"},
-    "tact_ft_classifier": {"color": "#D55E00", "linestyle": (0, (5, 1)), "marker": "X"},
-}
