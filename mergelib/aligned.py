@@ -57,8 +57,7 @@ def aligned(
         fit: ``l1`` (the paper's loss, from ``N_STARTS`` random starts), ``l1_exact`` (the same with
             A orthogonal throughout, one start) or ``closed_form``.
         n: Take the first n inputs only.
-        permuted_teacher: Shuffle f_t's outputs between inputs, which leaves them no information; one
-            start.
+        permuted_teacher: Shuffle f_t's outputs between inputs: no information is left; one start.
 
     Returns:
         Per (encoder, task): ``predicted [S, N]`` and the diagnostics of ``alignment.diagnose [S]``.
@@ -146,7 +145,7 @@ def _fitted(
 
 
 def accuracies(study: Study, cells: dict[Cell, dict[str, Tensor]], encoder: str) -> Tensor:
-    """Average accuracy over tasks in percent of an encoder of ``aligned``, one per start ``[S]``."""
+    """Average accuracy over tasks of an encoder of ``aligned``, percent per start ``[S]``."""
     correct = [
         (cells[encoder, t]["predicted"] == task.test.labels).double().mean(-1)
         for t, task in study.tasks.items()
@@ -155,7 +154,7 @@ def accuracies(study: Study, cells: dict[Cell, dict[str, Tensor]], encoder: str)
 
 
 def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
-    """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as the released code does.
+    """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as it was released.
 
     The merged encoder is in training mode (dropout on) while the head is fitted, in batches of one,
     for five epochs; it is scored without dropout.

@@ -1,4 +1,4 @@
-"""Judge the claims of ``claims.yaml``: thresholds fixed beforehand, paired bootstrap, three verdicts.
+"""Judge the claims of ``claims.yaml``: fixed thresholds, paired bootstrap, three verdicts.
 
 A claim's metric is one function of a ``Bootstrap`` under ``@metric(claim)``. It returns values
 ``[1 + B]``: the measured value first, B resampled ones after it.
@@ -98,7 +98,9 @@ def claims_hash(path: Path = CLAIMS_FILE) -> str:
 
 
 class Bootstrap:
-    """Averages over tasks of test accuracy, measured and resampled: test inputs within each task, and seeds.
+    """Averages over tasks of test accuracy, measured and resampled.
+
+    Test inputs are resampled within each task, and so are seeds.
 
     The same resampled inputs and seeds serve every encoder and protocol, so differences are paired.
     """
@@ -119,7 +121,7 @@ class Bootstrap:
             )
 
     def average(self, per_task: dict[str, Tensor]) -> Tensor:
-        """``{task: values [S, N]}``, S seeds or random starts or 1 -> their mean over inputs, seeds and tasks, ``[1 + B]``."""
+        """Mean over inputs, seeds and tasks ``[1 + B]`` of ``{task: values [S, N]}``."""
         total = torch.zeros(1 + self.n, dtype=torch.float64)
         for name, values in per_task.items():
             values = values.double()
@@ -129,7 +131,7 @@ class Bootstrap:
         return total / len(per_task)
 
     def _seed_weights(self, n: int) -> Tensor:
-        """How often each of n seeds is drawn in each resample, ``[B, n]``, in rows that sum to 1."""
+        """How often each of n seeds is drawn in each resample: ``[B, n]``, rows sum to 1."""
         return self.cached(
             ("seed weights", n), lambda: self._resampled_seeds(n, torch.Generator().manual_seed(n))
         )
@@ -418,8 +420,8 @@ def closed_by_tact(b: Any, m: str) -> Tensor:
 class Verdict:
     """One part (mostly: one method) of one claim.
 
-    ``here`` and ``low .. high`` are the value and its 95 % interval, ``None`` where the profile's ks
-    lack the claim's k; ``threshold`` is the claim's.
+    ``here`` and ``low .. high`` are the value and its 95 % interval, ``None`` where the profile's
+    ks lack the claim's k; ``threshold`` is the claim's.
     """
 
     claim: str
@@ -439,7 +441,7 @@ def interval(values: Tensor) -> tuple[float, float]:
 
 
 def verdict_of(low: float, high: float, claim: Condition) -> str:
-    """``reproduced`` or ``not reproduced`` if the whole interval lies on one side, else undecided."""
+    """(Not) reproduced if the whole interval lies on one side of the threshold, else undecided."""
     sides = {claim.holds(low), claim.holds(high)}
     if len(sides) == 2 or not math.isfinite(low + high):
         return UNDECIDED

@@ -1,4 +1,4 @@
-"""Do features cluster? Numbers in R^d, never on t-SNE coordinates (Section 3.1, Figures 1 and 8)."""
+"""Do features cluster? Numbers in R^d, never on t-SNE coordinates (Section 3.1, Figures 1, 8)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ ROWS_AT_A_TIME = (
 
 
 def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tensor:
-    """Share ``[N]`` of each point's nearest other points that carry its label; ``features [N, d]``, ``labels [N]``.
+    """Share of each point's nearest other points that carry its label.
 
-    The mean is the leave-one-out 10-NN label purity of claim P3.1-clusters. Raises ``ValueError`` for too few points.
+    Args:
+        features: ``[N, d]``.
+        labels: ``[N]``.
+        neighbours: How many count.
+
+    Returns:
+        ``[N]``; its mean is the leave-one-out 10-NN label purity of claim P3.1-clusters.
+
+    Raises:
+        ValueError: There are too few points.
     """
     if len(features) <= neighbours:
         raise ValueError(
@@ -31,10 +40,10 @@ def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tens
 
 
 def source_purity(first: Tensor, second: Tensor) -> Tensor:
-    """How far two encoders' outputs lie in different regions: ``first, second [N, d]`` of the same N inputs -> ``[N]``.
+    """How far outputs ``[N, d]`` of two encoders lie in different regions: ``[N]``.
 
-    For each input the mean over its two outputs of: is the nearest output of any *other* input the same encoder's? 1 is
-    complete separation, 0.5 a perfect mix. Claim P3.1-bias.
+    For each input the mean over its two outputs of: is the nearest output of any *other* input the
+    same encoder's? 1 is complete separation, 0.5 a perfect mix. Claim P3.1-bias.
     """
     n = len(first)
     both = torch.cat([first, second])
@@ -55,7 +64,7 @@ def silhouette(features: Tensor, labels: Tensor) -> float:
 
 
 def tsne(features: Tensor, seed: int = 0) -> Tensor:
-    """t-SNE ``[N, d] -> [N, 2]`` for the eye; started from PCA and on one thread, so equal input gives equal output."""
+    """t-SNE ``[N, d] -> [N, 2]`` for the eye; from PCA on one thread, so that it repeats itself."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 

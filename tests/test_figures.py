@@ -208,9 +208,7 @@ def figures():
             samples, {r: r for r in repairs}, start=40.0, experts=80.0
         ),
         "shots": lambda: drawn.plot_shots(scores(), three, protocols, fine_tuned=70.0),
-        "protocols": lambda: drawn.plot_protocols(
-            scores(), three, ["ag"], k=5
-        ),
+        "protocols": lambda: drawn.plot_protocols(scores(), three, ["ag"], k=5),
         "lam": lambda: drawn.plot_lam(curves, dict.fromkeys(three, 0.2)),
         "ladder": lambda: drawn.plot_ladder(accuracies, r2, fine_tuned=70.0),
         "controls": lambda: drawn.plot_controls(controls),

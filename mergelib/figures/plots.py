@@ -1,6 +1,6 @@
 """One function per kind of figure: tidy scores in, a ``Figure`` out.
 
-Nothing here computes a result or shows a window. A title states what is seen, from the numbers drawn.
+Nothing here computes a result or shows a window. Titles state what is seen, from the numbers drawn.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DOTS = {
     "linestyle": "none",
     "errorbar": "sd",
     "err_kws": {"linewidth": 1.0},
-    "markersize": 5.5,
+    "markersize": 6,
     "markeredgecolor": "white",
     "markeredgewidth": 0.5,
 }
@@ -630,7 +630,7 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
     """Variance of merged activations over the experts', at the end of each block.
 
     Args:
-        frame: Columns method, stage, place, kind, block, ratio; a panel per method, a line per stage.
+        frame: Columns method, stage, kind, block, ratio; a panel per method, a line per stage.
     """
     ends = frame[frame.kind.isin(("embeddings", "block"))]
     methods, stages = list(dict.fromkeys(ends.method)), list(dict.fromkeys(ends.stage))
@@ -688,7 +688,7 @@ def plot_base_model(
     chance: float,
     fine_tuned: float,
 ) -> Figure:
-    """Average accuracy of each encoder under each protocol, with chance and the fine-tuned bound."""
+    """Average accuracy of each encoder under each protocol, with chance and an upper bound."""
     fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.8))
     _bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=fine_tuned)
     _legend(fig, [ax], 2)

@@ -35,11 +35,11 @@ CELL_STYLE = {
     NOT_JUDGED: ("#EEEEEE", "black", "·"),
     NOT_RUN: ("#EEEEEE", "#555555", "–"),
 }
-"""Face, text and sign of a verdict's cell: the signs alone tell the verdicts apart, and so do the greys."""
+"""Face, text and sign of a verdict's cell: the signs alone tell the verdicts apart."""
 
 
 def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figure:
-    """One page: what the protocols measure (above, a panel per profile beside the paper's), which claims hold (below).
+    """One page: above what the protocols measure, a panel per profile, below which claims hold.
 
     ``means`` as from ``averages``, ``rows`` as from ``verdict_rows``.
     """
@@ -132,7 +132,7 @@ def _draw_grid(ax: Axes, grid: pd.DataFrame, rows: pd.DataFrame) -> None:
 
 
 def _number(part: Verdict, *, interval: bool) -> str:
-    """ "WA: 0.41 (0.38 .. 0.44)": the deciding part with its value and, where there is room, its interval."""
+    """ "WA: 0.41 (0.38 .. 0.44)": the deciding part, its value and, given room, its interval."""
     if part.here is None:
         return ""
     digits = 1 if abs(part.here) >= 10 else 2
@@ -148,7 +148,7 @@ def save_report(
     rows: pd.DataFrame,
     profile: str,
 ) -> str:
-    """Write the figure with its numbers to ``figures/<profile>/`` and ``figures/REPORT.md``; returns the PNG's place."""
+    """Write the figure with its numbers and ``figures/REPORT.md``; returns the PNG's place."""
     mine = next((r for r in runs if r.profile == profile), runs[0])
     place = save_files(
         fig,

@@ -1,4 +1,4 @@
-"""Figures as files: PDF, PNG, the numbers behind them as CSV, and a sidecar that says how they came about."""
+"""Figures as files: PDF, PNG, the numbers behind them as CSV, and a sidecar of their making."""
 
 from __future__ import annotations
 
@@ -31,11 +31,22 @@ def save_figure(
     data: Mapping[str, pd.DataFrame],
     verdicts: Sequence[Verdict] = (),
 ) -> str:
-    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV; returns the PNG's place in the project.
+    """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV.
 
-    ``data`` maps a suffix to a frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``. ``alt`` says in a
-    sentence what the figure shows. Of several studies (panel -> study) the first lends its settings to the sidecar, which lists all under
-    ``panels``. Raises ``ConfigError`` for an alt text that is not a sentence.
+    Args:
+        fig: What is drawn.
+        stem: The files' name.
+        alt: A sentence that says what the figure shows.
+        study: Whose settings go into the sidecar. Of several (panel -> study) the first lends its
+            own, and all are listed under ``panels``.
+        data: Suffix -> frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``.
+        verdicts: On the claims that the notebook judges.
+
+    Returns:
+        The PNG's place in the project.
+
+    Raises:
+        ConfigError: The alt text is no sentence.
     """
     panels = study if isinstance(study, Mapping) else {}
     study = next(iter(panels.values())) if panels else study
@@ -72,8 +83,10 @@ def save_files(
     data: Mapping[str, pd.DataFrame],
     sidecar: Mapping[str, Any],
 ) -> str:
-    """``save_figure`` for a figure that no ``Study`` stands behind: the caller says what goes into the sidecar beside alt text,
-    versions and the claims file's hash."""
+    """``save_figure`` for a figure that no ``Study`` stands behind.
+
+    The caller says what goes into the sidecar beside alt text, versions and the claims file's hash.
+    """
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ConfigError(
             f"{stem}: alt text must be a sentence that states the finding, not {alt!r}."

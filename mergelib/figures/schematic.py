@@ -1,7 +1,8 @@
-"""Figure 3, "what is frozen, what is trained": five ways to classify merged features, drawn from the table ``PANELS``.
+"""Figure 3, "what is frozen, what is trained": five ways to classify merged features.
 
-A panel is a strip: the upper row is the way of a scored input, the lower row what happens once beforehand. The strips
-share their columns, so that one look down a column shows where the protocols differ. Lengths are in inches.
+Drawn from the table ``PANELS``. A panel is a strip: the upper row is the way of a scored input,
+the lower row what happens once beforehand. The strips share their columns, so that one look down a
+column shows where the protocols differ. Lengths are in inches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .style import PAGE, PROTOCOL_STYLE
 
 @dataclass(frozen=True)
 class Box:
-    """A box in column ``column`` (of ``COLUMNS``) and row ``row`` (0 above); ``note`` is its small second line."""
+    """A box in a column of ``COLUMNS`` and a row (0 above); ``note`` is its small second line."""
 
     text: str
     column: int
@@ -34,7 +35,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """From one box to another, each named by (column, row). ``once`` arrows are used while fitting only, and dashed."""
+    """From one box to another, by (column, row); ``once``: used while fitting only, and dashed."""
 
     start: tuple[int, int]
     end: tuple[int, int]
@@ -44,7 +45,7 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the table beside the figure says of a protocol; C classes, d features, k inputs per class, rank r."""
+    """What the table says of a protocol; C classes, d features, k inputs per class, rank r."""
 
     trained: str
     extra_parameters: str
@@ -55,7 +56,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Panel:
-    """One protocol: ``style`` is its key in ``style.PROTOCOL_STYLE``, empty where other figures have none for it."""
+    """One protocol: ``style`` is its key in ``style.PROTOCOL_STYLE``, empty where it has none."""
 
     title: str
     style: str
@@ -66,7 +67,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of box looks: told apart by fill, edge, corner and hatched strip, never by hue alone."""
+    """How a kind of box looks: fill, edge, corner and hatched strip tell it, never hue alone."""
 
     face: str
     edge: str
@@ -236,7 +237,7 @@ PANELS = (
 
 
 def protocol_table() -> pd.DataFrame:
-    """One row per panel: what is trained, what that adds, use of labels, inputs it is fitted on, need of f_t."""
+    """A row per panel: what is trained and added, use of labels, inputs fitted on, need of f_t."""
     return pd.DataFrame(
         [
             {
@@ -253,7 +254,7 @@ def protocol_table() -> pd.DataFrame:
 
 
 def draw_protocols() -> Figure:
-    """Figure 3: a strip per protocol, white boxes with a hatched strip are frozen, dark ones are trained."""
+    """Figure 3: a strip per protocol; white, hatched boxes are frozen, dark ones are trained."""
     rows = [1 + max(box.row for box in panel.boxes) for panel in PANELS]
     heights = [ROW * n + 2 * MARGIN for n in rows]
     fig, axes = plt.subplots(
@@ -300,10 +301,12 @@ def draw_protocols() -> Figure:
 def alt() -> str:
     """Alt text of Figure 3."""
     return (
-        "Five schematics in which the merged encoder is always frozen: (a) Current Eval also freezes the classifier and (b) KNN Eval "
-        "replaces it by stored labelled anchors, so both train nothing; (c) Aligned f_m trains an affine map of the features and "
-        "(e) Surgery a low-rank correction of them, each before the frozen classifier and towards the fine-tuned features; "
-        "(d) FT-Classifier Eval trains the classifier alone, towards the fine-tuned model's predictions."
+        "Five schematics in which the merged encoder is always frozen: (a) Current Eval also "
+        "freezes the classifier and (b) KNN Eval replaces it by stored labelled anchors, so both "
+        "train nothing; (c) Aligned f_m trains an affine map of the features and (e) Surgery a "
+        "low-rank correction of them, each before the frozen classifier and towards the fine-tuned "
+        "features; (d) FT-Classifier Eval trains the classifier alone, towards the fine-tuned "
+        "model's predictions."
     )
 
 

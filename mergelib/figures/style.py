@@ -1,7 +1,7 @@
 """One look for every figure: widths, palettes, markers, and the style file.
 
-Methods, protocols and repairs have a palette each, and a colour means the same in every figure. Within
-a palette markers differ too, and bars differ in lightness, so that grey print works.
+Methods, protocols and repairs have a palette each, and a colour means the same in every figure.
+Within a palette markers differ too, and bars differ in lightness, so that grey print works.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From tidy scores to the tables that people read.
 
-Here is what every notebook uses. ``ladder``, ``controls``, ``ranking``, ``unlabelled`` and ``report``
-each serve one notebook and are imported from there.
+Here is what every notebook uses. ``ladder``, ``controls``, ``ranking``, ``unlabelled`` and
+``report`` each serve one notebook and are imported from there.
 """
 
 from .clusters import alt_clusters, cluster_panels

@@ -1,4 +1,4 @@
-"""Controls on alignment that the paper lacks (``ext02``): what is recovered, rebuilt, learned by heart.
+"""Controls on alignment that the paper lacks (``ext02``): recovered, rebuilt, learned by heart?
 
 Every control gives rows (fit, condition, method, accuracy): averages over tasks in percent.
 """
@@ -171,7 +171,7 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
 
 
 def chance_check(permuted: pd.DataFrame, chance: float, tolerance: float = 3.0) -> pd.DataFrame:
-    """Whether each ladder fit with a permuted teacher ends within ``tolerance`` points of chance."""
+    """Whether each ladder fit to a permuted teacher ends within ``tolerance`` points of chance."""
     ladder = permuted[permuted.condition.str.endswith("map")].reset_index(drop=True)
     return ladder.drop(columns="fit").assign(
         method=ladder.method.map(short_label),
@@ -248,8 +248,8 @@ def _leaks(fitted: pd.DataFrame) -> list[str]:
         what = "k C of the scored inputs" if fit == few else "all scored inputs"
         lines.append(
             f"- **{fit}.** Fitting on {what} instead of training inputs changes the merges by "
-            f"{leak.min():+.1f} to {leak.max():+.1f} points. Fitted on training inputs it lifts the "
-            f"merges by {lift[merges].min():+.1f} to {lift[merges].max():+.1f} points, the base "
-            f"model by {lift[BASE]:+.1f} and an untrained encoder by {lift[RANDOM]:+.1f}."
+            f"{leak.min():+.1f} to {leak.max():+.1f} points. Fitted on training inputs it lifts "
+            f"the merges by {lift[merges].min():+.1f} to {lift[merges].max():+.1f} points, the "
+            f"base model by {lift[BASE]:+.1f} and an untrained encoder by {lift[RANDOM]:+.1f}."
         )
     return lines

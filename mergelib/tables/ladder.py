@@ -43,7 +43,7 @@ def variance_steps(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 
 
 def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
-    """What each step adds to the held-out R^2, averaged over tasks: columns method, step, increment.
+    """What each step adds to the held-out R^2, averaged over tasks: method, step, increment.
 
     Identity and translation are one step: a constant offset makes R^2 before it as negative as one
     likes, so the chain starts at f_t's mean (R^2 = 0).
@@ -59,8 +59,8 @@ def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
     """The ladder per rung and encoder, averaged over tasks.
 
-    The identity rung is Current Eval. The invertible rung is the linear map; a singular one would be
-    flagged by its condition number.
+    The identity rung is Current Eval. The invertible rung is the linear map; a singular one would
+    be flagged by its condition number.
 
     Args:
         study: Where features come from.
@@ -68,9 +68,9 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
         how: Options of ``aligned``: fit_on, fit, n, permuted_teacher.
 
     Returns:
-        Columns method, rung, accuracy (percent, mean over random starts), std (over starts, ddof 1),
-        n_seeds, max|A^T A - I| and condition (worst task and start), det > 0 (share of tasks and
-        starts), L1 before, L1 after, free parameters per task.
+        Columns method, rung, accuracy (percent, mean over random starts), std (over starts,
+        ddof 1), n_seeds, max|A^T A - I| and condition (worst task and start), det > 0 (share of
+        tasks and starts), L1 before, L1 after, free parameters per task.
     """
     rows = []
     for rung in RUNG_LABELS:
@@ -104,7 +104,7 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
 
 
 def orthogonal_fits(study: Study, encoders: Sequence[str], fit_on: str = "train") -> pd.DataFrame:
-    """The two orthogonal rungs by three fits: accuracy per encoder, and the worst max|A^T A - I|."""
+    """The two orthogonal rungs by three fits: accuracy per encoder, the worst max|A^T A - I|."""
     rows = []
     for rung in ("euclidean", "orthogonal"):
         for fit, label in ORTHOGONAL_FITS.items():

@@ -43,7 +43,7 @@ def published_table2() -> pd.DataFrame:
 
 
 def published_table3() -> pd.DataFrame:
-    """Table 3 as printed, averages only, in the same shape; ± where Table 2 prints the same cell."""
+    """Table 3 as printed, averages only, in the same shape; ± where Table 2 has the same cell."""
     rows = [
         {"method": row["method"], "protocol": p, "task": "average", "mean": row[p]}
         for row in published()["table3"]

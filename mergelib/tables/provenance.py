@@ -34,7 +34,7 @@ def public_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
-    """What made the numbers of a notebook: profile, device, versions, seeds, lambda of ``methods``."""
+    """What made a notebook's numbers: profile, device, versions, seeds, lambda of ``methods``."""
     p = study.profile
     lams = {short_label(m): study.lam(m) for m in methods or study.methods}
     checked = "released checkpoints, their classes' order checked on validation rows"

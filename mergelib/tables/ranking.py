@@ -88,7 +88,7 @@ def cost_table(study: Study, names: Sequence[str], means: pd.DataFrame) -> pd.Da
     return frame.assign(ft_classifier=means.ft_classifier.loc[list(names)].to_numpy())
 
 
-# ---- ranks and what they are worth ----------------------------------------------------------------
+# ---- ranks and what they are worth --------------------------------------------------------------
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:
@@ -184,8 +184,8 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
         )
     return (
         f"{head} Between the best and the worst of {len(means)} methods lie "
-        f"{spread['current']:.1f} points under Current Eval and {spread['ft_classifier']:.1f} under "
-        f"FT-Classifier Eval; the best is {fine_tuned - top:.1f} points below the fine-tuned "
+        f"{spread['current']:.1f} points under Current Eval and {spread['ft_classifier']:.1f} "
+        f"under FT-Classifier Eval; the best is {fine_tuned - top:.1f} points below the fine-tuned "
         f"models. Kendall's tau of the two rankings is {tau.tau:.2f} [{tau.low:.2f}, "
         f"{tau.high:.2f}]. Of {len(pairs)} pairs of methods {counts.same} keep a clear order, "
         f"{counts.reversed} turn around, {counts.lost} are clear under Current Eval alone, "

@@ -176,11 +176,11 @@ def _counts(verdicts: pd.Series) -> str:
     return ", ".join(f"{n} {v}" for v in ORDER if (n := int((verdicts == v).sum())))
 
 
-# ---- REPORT.md ------------------------------------------------------------------------------------
+# ---- REPORT.md ----------------------------------------------------------------------------------
 
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """What was run: profile, base model, data, notebooks, overrides, claims, and whose claims file."""
+    """What was run: profile, base model, data, notebooks, overrides, claims, which claims file."""
     rows, grid = [], claim_grid(verdict_rows(runs))
     for run in runs:
         sidecars = run.sidecars.values()

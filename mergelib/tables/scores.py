@@ -53,9 +53,9 @@ def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
         scores: Rows as from ``Study.scores`` or ``unlabelled.scores``.
 
     Returns:
-        The columns of ``SETTINGS`` that ``scores`` has, and task (``average`` among them), mean, std
-        (ddof 1; missing without seeds), n_seeds. The average's std is that of the seeds' averages,
-        not the mean of the tasks' deviations.
+        The columns of ``SETTINGS`` that ``scores`` has, and task (``average`` among them), mean,
+        std (ddof 1; missing without seeds), n_seeds. The average's std is that of the seeds'
+        averages, not the mean of the tasks' deviations.
     """
     by = [c for c in (*SETTINGS, "task") if c in scores]
     groups = with_average(scores).groupby(by, dropna=False, sort=False)
@@ -132,7 +132,7 @@ def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def knn_gain(summary: pd.DataFrame, k: int) -> pd.DataFrame:
-    """KNN Eval minus Current Eval in points, a row per method, a column per task and the average."""
+    """KNN Eval minus Current Eval in points, a row per method, a column per task."""
     cells = at_k(summary, k).set_index(["method", "task", "protocol"])["mean"].unstack("protocol")
     gain = (cells.knn - cells.current).rename("gain")
     order = summary[["method", "task"]].drop_duplicates()
@@ -157,7 +157,7 @@ def alt_protocols(
     k: int,
     **bounds: float,
 ) -> str:
-    """Alt text of a figure of the three protocols at k shots; ``summaries`` may be one per panel."""
+    """Alt text of a figure of three protocols at k shots; ``summaries`` may be one per panel."""
     panels = summaries if isinstance(summaries, Mapping) else {"": summaries}
     values = {}
     for title, summary in panels.items():

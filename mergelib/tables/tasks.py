@@ -18,7 +18,7 @@ from .scores import show
 
 
 def task_table(study: Study) -> pd.DataFrame:
-    """A row per task: classes, chance level, sizes of its splits and of the pool of draws, source."""
+    """A row per task: classes, chance, sizes of its splits and of the pool of draws, source."""
     rows = [
         {
             "task": task_label(t.name),

@@ -2,8 +2,8 @@
 
 A share is n inputs as they come, 0.5 % to 10 % of the test set's size. ``fit_on="test"`` draws them
 from the scored inputs, as the paper does; ``fit_on="train"`` draws as many training inputs.
-FT-Classifier sees no label. KNN Eval names its anchors by their class, and a class of which the share
-holds no input can never be predicted: ``coverage`` counts that.
+FT-Classifier sees no label. KNN Eval names its anchors by their class, and a class of which the
+share holds no input can never be predicted: ``coverage`` counts that.
 """
 
 from __future__ import annotations
