@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near import ROUNDING, apart
 
 from benchmarks import released as bench
 from mergelib import Study, released, runner, tables
@@ -181,9 +182,7 @@ def test_data_features_and_predictions_are_the_restatements(paper, folder):
         assert paper.encoder.prepare(texts[:8]) == ids
         for encoder, weights in (("f_t", own), ("task_arithmetic", merged)):
             z = torch.stack([slow_feature(weights, i, SHAPE["heads"], LENGTH) for i in ids])
-            torch.testing.assert_close(
-                paper.features(encoder, task)[:8].double(), z, atol=2e-6, rtol=1e-5
-            )
+            assert apart(paper.features(encoder, task)[:8], z) < ROUNDING
             logits = (
                 z @ state["classifier.0.weight"].double().T + state["classifier.0.bias"].double()
             )
@@ -252,11 +251,9 @@ def test_mask_and_padding_do_what_they_say(paper, folder, mask, padding):
     )
     with torch.no_grad():
         z = encoder.module(state)(**encoder.collate(encoder.prepare(texts)))
-        torch.testing.assert_close(z.double(), expected, atol=2e-6, rtol=1e-5)
+        assert apart(z, expected) < ROUNDING
         if mask and not padding:  # on the same ids the default's pooling
-            torch.testing.assert_close(
-                TextEncoder.module(encoder, state)(**encoder.collate(ids)), z, atol=1e-6, rtol=1e-5
-            )
+            assert apart(TextEncoder.module(encoder, state)(**encoder.collate(ids)), z) < ROUNDING
 
 
 def test_every_preprocessing_has_an_identity_of_its_own(paper):
@@ -308,7 +305,8 @@ def test_without_mask_padding_counts_and_company_does_not(paper):
         ["Short.", *paper.task("ag").test.inputs[:6]],
     )
     z = extract(paper.encoder, module, texts, batch_size=3)
-    assert (z - torch.cat([extract(paper.encoder, module, [t]) for t in texts])).abs().max() < 1e-6
+    alone = torch.cat([extract(paper.encoder, module, [t]) for t in texts])
+    assert apart(z, alone) < ROUNDING
     longer = replace(paper.encoder, max_length=LENGTH + 8)
     assert (extract(longer, longer.module(paper.base_state), texts[:1]) - z[:1]).abs().max() > 1e-3
 

@@ -10,6 +10,7 @@ import warnings
 import pandas as pd
 import pytest
 import torch
+from near import ROUNDING, apart
 
 from mergelib import Study, method, tables
 from mergelib.aligned import aligned
@@ -198,15 +199,14 @@ def module(study):
 
 
 def test_features_do_not_depend_on_company(study, module):
-    """Longer padding, other texts in the batch, another bucket: < 1e-6; order is kept; two passes agree."""
+    """Longer padding, other texts in the batch, another bucket; order is kept; two passes agree."""
     texts = [*study.task("ag").test.inputs[:20], "Short.", " ".join(["word"] * 200), "Short."]
     z = extract(study.encoder, module, texts, batch_size=4)
     one_by_one = torch.cat([extract(study.encoder, module, [t]) for t in texts])
-    assert (z - one_by_one).abs().max() < 1e-6
-    assert (extract(study.encoder, module, texts, batch_size=64) - z).abs().max() < 1e-6
-    assert (
-        extract(study.encoder, module, texts[::-1], batch_size=5).flip(0) - z
-    ).abs().max() < 1e-6
+    assert apart(z, one_by_one) < ROUNDING
+    assert apart(extract(study.encoder, module, texts, batch_size=64), z) < ROUNDING
+    backwards = extract(study.encoder, module, texts[::-1], batch_size=5).flip(0)
+    assert apart(backwards, z) < ROUNDING
     assert torch.equal(extract(study.encoder, module, texts, batch_size=4), z)
     batch = study.encoder.collate(study.encoder.prepare(["A cat.", "Go on.", "See it?"]))
     more = study.encoder.max_length - batch["input_ids"].shape[1]
@@ -214,7 +214,7 @@ def test_features_do_not_depend_on_company(study, module):
     wider = {n: torch.nn.functional.pad(v, (0, more)) for n, v in batch.items()}
     wider["input_ids"][:, -more:] = 7  # whatever stands behind the mask
     with torch.no_grad():
-        assert (module(**wider) - module(**batch)).abs().max() < 1e-6
+        assert apart(module(**wider), module(**batch)) < ROUNDING
     assert z.dtype == torch.float32 and extract(study.encoder, module, []).shape == (
         0,
         study.encoder.width,
@@ -229,9 +229,7 @@ def test_pooling_is_the_mean_over_real_tokens(study, module):
     with torch.no_grad():
         hidden = module.transformer(**batch).last_hidden_state
         for row, i in enumerate(ids):
-            torch.testing.assert_close(
-                module(**batch)[row], hidden[row, : len(i)].mean(0), atol=1e-6, rtol=1e-5
-            )
+            assert apart(module(**batch)[row], hidden[row, : len(i)].mean(0)) < ROUNDING
 
 
 def test_features_through_the_head_are_the_complete_models_logits(study):
@@ -248,9 +246,7 @@ def test_features_through_the_head_are_the_complete_models_logits(study):
             logits = model.heads[0](
                 model.encoder(**study.encoder.collate(study.encoder.prepare(rows)))
             )
-        torch.testing.assert_close(
-            expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits, atol=1e-5, rtol=1e-5
-        )
+        assert apart(expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits) < ROUNDING
         assert expert.head.bias.abs().max() > 0
 
 
@@ -573,7 +569,7 @@ def test_a_local_folder_serves_as_base(study, make_study, tmp_path):
     study.encoder.tokenizer.save_pretrained(tmp_path)
     other = make_study(base=str(tmp_path), tasks=study.tasks)
     assert isinstance(other.encoder, TextEncoder)
-    assert (other.features(BASE, "ag") - study.features(BASE, "ag")).abs().max() < 1e-6
+    assert apart(other.features(BASE, "ag"), study.features(BASE, "ag")) < ROUNDING
 
 
 def test_multi_task_has_heads_of_its_own(make_study):

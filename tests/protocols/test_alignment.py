@@ -57,9 +57,11 @@ def test_closed_form_recovers_a_planted_map(rung, dtype):
     assert rung == "scaling" or (A - A.mT).abs().max() > 0.5
     found = fit_closed_form(X, Y, rung)
     assert found.A.dtype == dtype
-    torch.testing.assert_close(found.A, A.expand_as(found.A), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.b, b.expand_as(found.b), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.apply(X), Y, atol=5e-5, rtol=0)
+    # What is left is the ridge's, in either precision: 1e-6 of X's mean square, times the condition
+    # of its Gram matrix (about 30).
+    torch.testing.assert_close(found.A, A.expand_as(found.A), atol=3e-5, rtol=0)
+    torch.testing.assert_close(found.b, b.expand_as(found.b), atol=3e-5, rtol=0)
+    torch.testing.assert_close(found.apply(X), Y, atol=3e-5 * float(X.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("rung", RUNGS)

@@ -76,10 +76,10 @@ def test_kl_fit_starts_at_the_fine_tuned_head(C, d):
 def test_equal_features_leave_the_head(fit, n):
     X, start = normal(2, n, 8, seed=1), head()
     found = orthogonal_classifier(X, X.clone(), start, PRESET, fit=fit)
-    # Adam divides by the gradient's size, so that rounding alone moves an entry by a few steps of the rate.
-    torch.testing.assert_close(
-        found.weight, start.weight.expand(2, 3, 8), atol=5 * PRESET.lr, rtol=0
-    )
+    # Adam divides by the gradient's size: rounding alone steps by the rate, to either side, so that
+    # T steps move an entry by about sqrt(T) of them, by chance.
+    walk = PRESET.lr * PRESET.epochs**0.5
+    torch.testing.assert_close(found.weight, start.weight.expand(2, 3, 8), atol=walk, rtol=0)
     assert loss(found, X, X, start).max() < 1e-5
 
 
@@ -93,10 +93,11 @@ def test_a_planted_rotation_is_found(C, d):
     closed = orthogonal_classifier(X, X @ R.mT, start, PRESET, fit="procrustes")
     torch.testing.assert_close(closed.logits(new), target, atol=1e-4, rtol=0)
     torch.testing.assert_close(closed.weight, (start.weight @ R).expand(2, C, d), atol=1e-4, rtol=0)
-    # KL cannot see a vector added to all rows of W', so probabilities are compared, not logits.
+    # KL cannot see a vector added to all rows of W', and hardly a class that is improbable for both:
+    # so probabilities are compared, not logits or their logarithms.
     found = orthogonal_classifier(X, X @ R.mT, start, FTPreset(lr=1e-2, epochs=800))
     torch.testing.assert_close(
-        found.logits(new).log_softmax(-1), target.log_softmax(-1), atol=0.1, rtol=0
+        found.logits(new).softmax(-1), target.softmax(-1), atol=0.025, rtol=0
     )
 
 

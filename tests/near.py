@@ -1,0 +1,14 @@
+"""How near two ways of computing the same thing must come: by the size of what is compared, not by a fixed number."""
+
+import torch
+from torch import Tensor
+
+# float32, through a dozen layers of sums of some hundred products each: eps is lost once a sum, and
+# not always to one side. What a leak of padding or a wrong unit changes is a hundred times that.
+ROUNDING = 80 * torch.finfo(torch.float32).eps
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, in units of the largest entry of ``wanted``."""
+    found, wanted = found.detach(), wanted.detach()
+    return float((found - wanted).abs().max() / wanted.abs().max())
