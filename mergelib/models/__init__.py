@@ -1,8 +1,10 @@
-"""Your own models: merge Hugging Face classifiers, re-align their heads to the merged encoder, save, evaluate.
+"""Your own models: merge Hugging Face classifiers, re-align their heads, save, evaluate.
 
-``parents`` reads checkpoints tensor by tensor, ``parts`` says what is encoder and what is head, ``merging`` merges, ``merged``
-holds the result and writes ordinary folders, ``heads`` computes features and fits heads, ``recipes`` and ``command`` are the
-command line. The merging functions are those of ``mergelib.merging``, the fits those of ``mergelib.protocols``.
+``parents`` reads checkpoints tensor by tensor, ``plan`` says which of them transformers would load,
+``parts`` what is encoder and what is head, ``merging`` merges, ``merged`` holds the result,
+``folders`` writes it and nothing else, ``heads`` computes features and fits heads, ``recipes``,
+``mergekit`` and ``command`` are the command line. The merging functions are those of
+``mergelib.merging``, the fits those of ``mergelib.protocols``.
 """
 
 from importlib import import_module

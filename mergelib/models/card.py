@@ -12,6 +12,7 @@ from ..merging import METHODS
 from ..protocols import PROTOCOLS
 
 PAPER = "[arXiv 2412.13526](https://arxiv.org/abs/2412.13526)"
+REALIGNED = f"The method of re-alignment is that of {PAPER}."
 
 
 def _front(record: Mapping[str, Any], is_image: bool) -> str:
@@ -43,18 +44,18 @@ def _how(record: Mapping[str, Any]) -> str:
     return "\n".join(["| what | value |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows if b)])
 
 
+def _protocol(name: str) -> str:
+    return PROTOCOLS[name].label if name in PROTOCOLS else name
+
+
 def alignment_text(alignment: Mapping[str, Any]) -> str:
     """One sentence on how a head came to be."""
     if not alignment:
         return "the expert's own head, not re-aligned"
-    label = (
-        PROTOCOLS[alignment["protocol"]].label
-        if alignment["protocol"] in PROTOCOLS
-        else alignment["protocol"]
-    )
+    label = _protocol(alignment["protocol"])
     return (
-        f"re-aligned by {label} (preset {alignment['preset']}) with {alignment['n']} unlabelled inputs, "
-        f"{alignment['n'] / alignment['classes']:.3g} per class"
+        f"re-aligned by {label} (preset {alignment['preset']}) with {alignment['n']} unlabelled "
+        f"inputs, {alignment['n'] / alignment['classes']:.3g} per class"
     )
 
 
@@ -67,7 +68,7 @@ def _scores(scores: pd.DataFrame | None) -> str:
         .reset_index()
     )
     rows = [
-        f"| {r.task} | {r.method} | {PROTOCOLS[r.protocol].label if r.protocol in PROTOCOLS else r.protocol} | {r.accuracy:.1f} | {r.n} |"
+        f"| {r.task} | {r.method} | {_protocol(r.protocol)} | {r.accuracy:.1f} | {r.n} |"
         for r in means.itertuples()
     ]
     return "\n".join(
@@ -95,8 +96,8 @@ def single(
             _front(record, is_image),
             f"# {task}: merged encoder with its head",
             "",
-            f"One encoder merged from {len(record.get('experts', {}))} fine-tuned models, with the head of the task *{task}*, "
-            f"{alignment_text(record['heads'][task])}. The method of re-alignment is that of {PAPER}.",
+            f"One encoder merged from {len(record.get('experts', {}))} fine-tuned models, with the "
+            f"head of the task *{task}*, {alignment_text(record['heads'][task])}. {REALIGNED}",
             "",
             _how(record),
             "",
@@ -132,7 +133,8 @@ def several(
             _front(record, is_image),
             f"# One encoder, {len(labels)} tasks",
             "",
-            f"The encoder is merged once and shared; `heads/` holds what belongs to each task. The method of re-alignment is that of {PAPER}.",
+            "The encoder is merged once and shared; `heads/` holds what belongs to each task. "
+            + REALIGNED,
             "",
             _how(record),
             "",

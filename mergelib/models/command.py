@@ -84,7 +84,7 @@ def run_merge(recipe: Any) -> None:
 
 
 def run_align(recipe: Any) -> None:
-    """Re-align every head for which inputs are given, score before and after where data are given, and save."""
+    """Re-align every head for which inputs are given, score before and after, and save."""
     import pandas as pd
 
     from ..errors import UnknownNameError

@@ -196,7 +196,8 @@ def features(
                     raise
                 raise DataError(
                     f"The model of '{task}' does not take its inputs ({first_line(error)}). Are "
-                    "they too long (--max-length), or of another kind than it was trained on?"
+                    "they too long (--max-length), too many at once (--batch-size 1), or of "
+                    "another kind than it was trained on?"
                 ) from error
             shape = (len(rows), z.shape[1])
             if len(seen) != 1 or (seen[0].shape[0], seen[0].shape[-1]) != shape:
@@ -340,6 +341,7 @@ def align_classifier(
     teacher = expert_classifier(merged.experts[expert] if known else expert, name=task)
     task = task or teacher.head.task
     _check_softmax(teacher.head)
+    teacher.head.with_linear(teacher.head.linear, {})  # refused before any work where it cannot be
     student = student_of(merged, teacher, task)
     if processor is not None or teacher.processor is None:
         teacher = replace(teacher, processor=processor or student.processor)

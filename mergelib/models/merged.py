@@ -32,7 +32,7 @@ SHARD = "5GB"
 
 @dataclass(frozen=True)
 class TaskHead:
-    """What belongs to one task: its configuration (labels), the last linear layer, and the neck before it."""
+    """What belongs to one task: its configuration (labels), last linear layer, and neck."""
 
     task: str
     config: Any

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which files transformers reads, refused where unsafe, read tensor by tensor."""
+"""Checkpoints on disk: the files that transformers reads, refused where unsafe, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PROCESSOR_FILES = (
 
 
 def class_name(config: Any) -> str:
-    """The first of a configuration's ``architectures``, which a file may give any type, or "none"."""
+    """The first of a configuration's ``architectures``, to which a file may give any type."""
     named = config.architectures
     return str(named[0]) if isinstance(named, list) and named else "none"
 
@@ -217,7 +217,7 @@ class Weights:
 
 
 def _is_plain(t: Tensor) -> bool:
-    """A dense tensor on the CPU whose storage holds all of it: an expanded one can announce any size."""
+    """A dense tensor on the CPU, all of it in memory: an expanded one can announce any size."""
     return (
         t.layout is torch.strided
         and t.device.type == "cpu"
@@ -405,8 +405,8 @@ def _download(source: str) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise OfflineError(
-            f"'{source}' is no folder on this machine, and the hub did not deliver it. Check the name, or connect once. "
-            f"({first_line(error)})"
+            f"'{source}' is no folder on this machine, and the hub did not deliver it. Check the "
+            f"name, or connect once. ({first_line(error)})"
         ) from error
 
 
@@ -427,7 +427,8 @@ def open_parent(source: Any, name: str = "") -> Parent:
         )
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(
-            f"A model is a hub id, a folder or a loaded transformers model, not {type(source).__name__}."
+            "A model is a hub id, a folder or a loaded transformers model, not "
+            f"{type(source).__name__}."
         )
     if not str(source).strip():
         raise ConfigError("A model's name is empty; give a hub id or a folder.")

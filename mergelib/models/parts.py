@@ -9,9 +9,10 @@ the base has none). It has no task vector, so it stays with its task.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from typing import Any
 
 from ..errors import ConfigError, StateDictError, first_five, shortened
@@ -172,11 +173,13 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
         files = _processor_files(parent)
         if files not in by_files:
             processor = parent.processor()
-            by_files[files] = by_meaning.setdefault(_meaning(processor), processor)
+            by_files[files] = by_meaning.setdefault(_meaning(processor, files), processor)
         processors.append(by_files[files])
     first = next((i for i, p in enumerate(processors) if p is not None), 0)
     for parent, processor in zip(parents, processors, strict=True):
-        differ = vocabulary_differs(processors[first], processor)
+        differ = processor is not processors[first] and vocabulary_differs(
+            processors[first], processor
+        )
         if differ:
             raise StateDictError(
                 f"The tokenizers of '{parents[first].name}' and '{parent.name}' differ in {differ}"
@@ -209,7 +212,7 @@ def _processor_files(parent: Parent) -> frozenset[tuple[str, bytes]]:
     )
 
 
-def _meaning(processor: Any) -> str:
+def _meaning(processor: Any, files: frozenset[tuple[str, bytes]]) -> str:
     """What a processor does, as text: equal for two that give the same ids or pixels."""
     if processor is None:
         return ""
@@ -217,15 +220,13 @@ def _meaning(processor: Any) -> str:
     settings = {
         k: v
         for k, v in dict(settings).items()
-        if k not in ("name_or_path", "tokenizer_file", "vocab_file", "_commit_hash", "is_local")
-        and not k.endswith("_file")
+        if k not in ("name_or_path", "_commit_hash", "is_local") and not k.endswith("_file")
     }
-    return json.dumps([type(processor).__name__, settings, _rules(processor)], default=str)
-
-
-def _rules(processor: Any) -> Mapping[str, Any]:
-    """A fast tokenizer's rules, without what each call sets anew; a slow one's vocabulary."""
+    rules: Any = None
     if getattr(processor, "backend_tokenizer", None) is not None:
+        # What each call sets anew takes no part.
         rules = json.loads(processor.backend_tokenizer.to_str())
-        return {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
-    return processor.get_vocab() if hasattr(processor, "get_vocab") else {}
+        rules = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
+    elif hasattr(processor, "get_vocab"):  # a slow one's rules are its files
+        rules = sorted((n, sha256(b).hexdigest()) for n, b in files if not n.endswith(".json"))
+    return json.dumps([type(processor).__name__, settings, rules], default=str)

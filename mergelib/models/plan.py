@@ -95,7 +95,7 @@ class Plan:
 
     ``fills``: name in the file -> names in the model, for those that are loaded. ``missing``: the
     model's names that nothing fills; ``mismatched``: those for which the file has another shape.
-    ``unused``: names that the model has not; ``foreign``: those among them that lie in a layer with weights of its own.
+    ``unused``: names that the model has not; ``foreign``: those of them in a layer with weights.
     ``buffers``: names in the file of what the model does not train. ``tied``: pairs of names in
     the file that the model ties where their values are equal. ``converted``: whether tensors are
     cut, joined or turned on the way.
