@@ -29,14 +29,9 @@ def main() -> None:
 
     from transformers import BertConfig, BertModel
 
-    from mergelib.permutation import (
-        apply,
-        identity,
-        inverse,
-        random_permutations,
-        spec_for,
-        weight_matching,
-    )
+    from mergelib.nonlocality.architectures import spec_for
+    from mergelib.nonlocality.matching import weight_matching
+    from mergelib.nonlocality.permute import apply, identity, inverse, random_permutations
     from mergelib.progress import progress
 
     torch.manual_seed(args.seed)

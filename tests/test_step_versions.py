@@ -162,15 +162,14 @@ def meaning() -> dict[str, list[Any]]:
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
     if "match" in study.STEP_VERSIONS:
-        from mergelib import corrections, permutation
-        from mergelib.nonlocality import ONE_BATCH, Nonlocality
+        from mergelib.nonlocality.settings import ONE_BATCH, Nonlocality
 
         matching, correcting = (
-            [
-                importlib.import_module(f"{package.__name__}.{m.name}")
-                for m in pkgutil.iter_modules(package.__path__)
-            ]
-            for package in (permutation, corrections)
+            [importlib.import_module(f"mergelib.nonlocality.{m}") for m in names]
+            for names in (
+                ("spec", "architectures", "permute", "matching"),
+                ("sites", "statistics", "correction", "tact"),
+            )
         )
         # No registries: their functions count by themselves, and their text holds addresses.
         found["match"], found["correct"] = (

@@ -16,7 +16,10 @@ from mergelib.claims import interval, load_claims
 from mergelib.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.figures import style
 from mergelib.merging import METHODS
-from mergelib.nonlocality import (
+from mergelib.nonlocality import Nonlocality, Resampled, settings
+from mergelib.nonlocality.architectures import spec_for
+from mergelib.nonlocality.permute import apply, permute_head, random_permutations
+from mergelib.nonlocality.settings import (
     FT,
     LOCAL,
     NON_LOCAL,
@@ -27,10 +30,7 @@ from mergelib.nonlocality import (
     SEMI_LOCAL,
     TACT,
     TACT_FT,
-    Nonlocality,
-    Resampled,
 )
-from mergelib.permutation import apply, permute_head, random_permutations, spec_for
 from mergelib.pretraining import Foundation
 from mergelib.profiles import load_profile
 from mergelib.store import Store
@@ -302,7 +302,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
         raise AssertionError("computed again")
 
     for name in ("tact", "repair", "weight_matching"):
-        monkeypatch.setattr(nonlocality, name, forbidden)
+        monkeypatch.setattr(settings, name, forbidden)
     monkeypatch.setattr("mergelib.study.extract_prepared", forbidden)
     again = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
     with warnings.catch_warnings():

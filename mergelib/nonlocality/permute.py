@@ -1,7 +1,7 @@
 """Permutations as index tensors: one per group, put to work on states, features and heads.
 
-``permutations[group][i]`` is the index, before, of the unit that stands in slot i afterwards: along every axis of the group,
-new = old.index_select(axis, permutations[group]).
+``permutations[group][i]`` is the index, before, of the unit that stands in slot i afterwards: along
+every axis of the group, new = old.index_select(axis, permutations[group]).
 """
 
 from __future__ import annotations
@@ -17,11 +17,6 @@ from .spec import PermutationSpec
 
 Permutations = Mapping[str, Tensor]
 """Per group of a spec, int64 ``[size]``."""
-
-
-def blocks(index: Tensor, n: int) -> Tensor:
-    """``index [n * w]`` as ``[n, w]``."""
-    return index.view(n, len(index) // n)
 
 
 def identity(spec: PermutationSpec) -> dict[str, Tensor]:
@@ -43,11 +38,12 @@ def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> di
 
 
 def check_permutations(spec: PermutationSpec, permutations: Permutations) -> None:
-    """Raises ``ConfigError`` naming the group whose index is no permutation of its units, or leaves the blocks it lies in."""
+    """Raises ``ConfigError`` for an index that is no permutation or leaves its group's blocks."""
     if permutations.keys() != spec.groups.keys():
+        wrong = sorted(permutations.keys() ^ spec.groups.keys())[:5]
         raise ConfigError(
             f"Permutations of {spec.architecture} have one index per group; wrong or missing here: "
-            f"{', '.join(sorted(permutations.keys() ^ spec.groups.keys())[:5])}. Take them from the same spec."
+            f"{', '.join(wrong)}. Take them from the same spec."
         )
     for name, group in spec.groups.items():
         index = permutations[name]
@@ -57,19 +53,17 @@ def check_permutations(spec: PermutationSpec, permutations: Permutations) -> Non
             or not torch.equal(index.sort().values, torch.arange(group.size, device=index.device))
         ):
             raise ConfigError(
-                f"The index of group '{name}' has to hold 0..{group.size - 1} once each, int64; this one is {index.dtype} "
-                f"{list(index.shape)}."
+                f"The index of group '{name}' has to hold 0..{group.size - 1} once each, int64; "
+                f"this one is {index.dtype} {list(index.shape)}."
             )
     for name, group in spec.groups.items():
         if group.within:
             outer = permutations[group.within]
-            if not (
-                blocks(permutations[name], len(outer)) // (group.size // len(outer))
-                == outer[:, None]
-            ).all():
+            block = permutations[name].view(len(outer), -1) // (group.size // len(outer))
+            if not (block == outer[:, None]).all():
                 raise ConfigError(
-                    f"The index of group '{name}' does not follow '{group.within}': units of one block have to stay together, and "
-                    "where that group puts them."
+                    f"The index of group '{name}' does not follow '{group.within}': units of one "
+                    "block have to stay together, and where that group puts them."
                 )
 
 
@@ -82,23 +76,14 @@ def permuted(t: Tensor, groups: tuple[str, ...], permutations: Permutations) -> 
 
 
 def apply(spec: PermutationSpec, permutations: Permutations, state: State) -> dict[str, Tensor]:
-    """The state of the same function with its units in other places: features change by ``feature_index`` alone.
+    """The state of the same function with its units in other places.
 
-    Raises ``StateDictError`` for a state that is not the spec's, ``ConfigError`` for permutations that are not.
+    Features change by ``feature_index`` alone. Raises ``StateDictError`` for a state that is not
+    the spec's, ``ConfigError`` for permutations that are not.
     """
     spec.check(state)
     check_permutations(spec, permutations)
     return {name: permuted(t, spec.axes[name], permutations) for name, t in state.items()}
-
-
-def compose(outer: Permutations, inner: Permutations) -> dict[str, Tensor]:
-    """``inner`` first, then ``outer``: ``apply(compose(p, q), x) = apply(p, apply(q, x))``. Raises ``ConfigError`` for permutations
-    of other groups or sizes."""
-    if {n: len(p) for n, p in outer.items()} != {n: len(p) for n, p in inner.items()}:
-        raise ConfigError(
-            "Only permutations of the same groups can be composed; these belong to different specs."
-        )
-    return {name: index[outer[name]] for name, index in inner.items()}
 
 
 def inverse(permutations: Permutations) -> dict[str, Tensor]:
@@ -107,18 +92,16 @@ def inverse(permutations: Permutations) -> dict[str, Tensor]:
 
 
 def feature_index(spec: PermutationSpec, permutations: Permutations) -> Tensor:
-    """Int64 ``[d]``: features of the permuted encoder are ``f(x)[..., feature_index]``; the identity where they keep their order."""
+    """Int64 ``[d]``: features of the permuted encoder are ``f(x)[..., feature_index]``."""
     return permutations[spec.feature] if spec.feature else torch.arange(spec.width)
 
 
 def permute_head(head: Head, spec: PermutationSpec, permutations: Permutations) -> Head:
-    """(W_t, b_t) for the permuted encoder: the same logits from its features. Raises ``StateDictError`` for a head of another d."""
+    """(W_t, b_t) for the permuted encoder: the same logits from its features."""
     if head.weight.shape[-1] != spec.width:
         raise StateDictError(
-            f"This head takes features of {head.weight.shape[-1]} numbers, the encoder ({spec.architecture}) gives "
-            f"{spec.width}; give the head that was fine-tuned with it."
+            f"This head takes features of {head.weight.shape[-1]} numbers, the encoder "
+            f"({spec.architecture}) gives {spec.width}; give the head fine-tuned with it."
         )
-    return Head(
-        head.weight.index_select(-1, feature_index(spec, permutations).to(head.weight.device)),
-        head.bias,
-    )
+    index = feature_index(spec, permutations).to(head.weight.device)
+    return Head(head.weight.index_select(-1, index), head.bias)

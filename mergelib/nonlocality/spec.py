@@ -1,47 +1,49 @@
 """Permutation symmetries as plain data: which axis of which tensor lists the units of which group.
 
-The units of a layer have no order: put them in another order wherever they occur and the network computes what it computed.
-A ``PermutationSpec`` says where they occur; applying a permutation, drawing one and finding the best one need nothing else.
+The units of a layer have no order: put them in another order wherever they occur and the network
+computes what it computed. A ``PermutationSpec`` says where they occur; applying a permutation,
+drawing one and finding the best one need nothing else.
 Source of the idea: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from ..errors import ConfigError, StateDictError, first_five
 from ..types import State
 
 FIXED = ""
-"""An axis whose entries keep their order: a vocabulary, positions, pixels, the outputs of a projection."""
+"""An axis whose entries keep their order: a vocabulary, positions, pixels, a projection's rows."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """``size`` units that may change places. With ``within``, units come in equal blocks, one per unit of that other group: a
-    block moves with its unit, and inside it units change places freely (the rows of a head with the heads)."""
+    """``size`` units that may change places.
+
+    With ``within``, units come in equal blocks, one per unit of that other group: a block moves
+    with its unit, and inside it units change places freely (the rows of a head with the heads).
+    """
 
     size: int
     within: str = ""
-
-
-class Site(NamedTuple):
-    """Where a group's activations are seen: the ``end``, "input" or "output", of a submodule. Their last axis is the group."""
-
-    module: str
-    end: str
 
 
 @dataclass(frozen=True)
 class PermutationSpec:
     """The symmetries of one network.
 
-    ``axes``: per tensor of the state dict, per axis, a group's name or ``FIXED``. ``sites``: per group, where its units'
-    activations are read (groups that are only blocks of others have none). ``feature``: the group that the features f(x)
-    list, or ``FIXED``; ``width`` is d. Raises ``ConfigError`` where these do not fit together.
+    Args:
+        architecture: What it is called in messages.
+        groups: Units that change places together, by name.
+        axes: Per tensor of the state dict, per axis, a group's name or ``FIXED``.
+        width: d, the length of the features f(x).
+        feature: The group that the features list, or ``FIXED``.
+
+    Raises:
+        ConfigError: These do not fit together.
     """
 
     architecture: str
@@ -49,17 +51,12 @@ class PermutationSpec:
     axes: Mapping[str, tuple[str, ...]]
     width: int
     feature: str = FIXED
-    sites: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        named = {
-            self.feature,
-            *self.sites,
-            *(g for groups in self.axes.values() for g in groups),
-        } - {FIXED}
+        named = {self.feature, *(g for groups in self.axes.values() for g in groups)} - {FIXED}
         if unknown := sorted(named - self.groups.keys()):
             raise ConfigError(
-                f"The spec of {self.architecture} uses {', '.join(unknown)}, which is none of its groups."
+                f"The spec of {self.architecture} uses {', '.join(unknown)}, none of its groups."
             )
         for name, group in self.groups.items():
             outer = self.groups.get(group.within)
@@ -67,15 +64,16 @@ class PermutationSpec:
                 group.within and (outer is None or outer.within or group.size % outer.size)
             ):
                 raise ConfigError(
-                    f"Group '{name}' of {self.architecture} has to hold whole blocks, one per unit of a group that lies in no "
-                    f"other; it has {group.size} units within '{group.within}'."
+                    f"Group '{name}' of {self.architecture} has to hold whole blocks, one per unit "
+                    f"of a group that lies in no other; it has {group.size} units within "
+                    f"'{group.within}'."
                 )
         for tensor, groups in self.axes.items():
             roots = [self.root(g) for g in groups if g]
             if len(set(roots)) < len(roots):
-                # Two axes that move together make the best permutation a quadratic assignment, which is no linear one.
+                # With two axes that move together the best permutation is a quadratic assignment.
                 raise ConfigError(
-                    f"Two axes of '{tensor}' move with the group '{roots[0]}'; leave one of them fixed."
+                    f"Two axes of '{tensor}' move with the group '{roots[0]}'; leave one fixed."
                 )
 
     def root(self, group: str) -> str:
@@ -104,18 +102,15 @@ class PermutationSpec:
         return {name: tuple(pairs) for name, pairs in found.items()}
 
     def check(self, state: State, who: str = "The state") -> None:
-        """Raises ``StateDictError`` naming the first five tensors that are missing, unknown or of another shape."""
-        missing, extra = (
-            sorted(self.axes.keys() - state.keys()),
-            sorted(state.keys() - self.axes.keys()),
-        )
+        """Raises ``StateDictError`` naming tensors that are missing, unknown or misshapen."""
+        missing, extra = self.axes.keys() - state.keys(), state.keys() - self.axes.keys()
         if missing or extra:
-            said = [f"lacks {first_five(missing)}"] * bool(missing) + [
-                f"has unknown {first_five(extra)}"
-            ] * bool(extra)
+            lacks = [f"lacks {first_five(sorted(missing))}"] * bool(missing)
+            has = [f"has unknown {first_five(sorted(extra))}"] * bool(extra)
             raise StateDictError(
-                f"{who} {' and '.join(said)} for the permutations of {self.architecture}. Give the encoder's own state "
-                "(encoder_state), without head or pooler, and the spec of its configuration (spec_for)."
+                f"{who} {' and '.join(lacks + has)} for the permutations of {self.architecture}. "
+                "Give the encoder's own state (encoder_state), without head or pooler, and the "
+                "spec of its configuration (spec_for)."
             )
         wrong = [
             f"{name} {tuple(state[name].shape)}, not {self._shape(name)}"
@@ -124,8 +119,8 @@ class PermutationSpec:
         ]
         if wrong:
             raise StateDictError(
-                f"{who} has another shape than the spec of {self.architecture} in {first_five(wrong)}. Take the spec of this "
-                "encoder's own configuration (spec_for)."
+                f"{who} has another shape than the spec of {self.architecture} in "
+                f"{first_five(wrong)}. Take the spec of its own configuration (spec_for)."
             )
 
     def _fits(self, name: str, state: State) -> bool:

@@ -1,8 +1,9 @@
 """Where an encoder's activations are corrected, as plain data per architecture.
 
-Names are those of the encoder's part ``transformer``, whose weights a state dict holds. The places are those of the authors' ViT
-(Sharma et al., 2024, arXiv 2410.12766), and what corresponds to them in a BERT, where a norm closes each half of a block, and in T5's
-encoder. Neither a block's first norm (of the pre-norm architectures) nor the last norm, nor a head, is a site.
+Names are those of the encoder's part ``transformer``, whose weights a state dict holds. The places
+are those of the authors' ViT (Sharma et al., 2024, arXiv 2410.12766), and what corresponds to them
+in a BERT, where a norm closes each half of a block, and in T5's encoder. Neither a block's first
+norm (of the pre-norm architectures) nor the last norm, nor a head, is a site.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ INPUT, OUTPUT = "input", "output"
 
 @dataclass(frozen=True)
 class Fold:
-    """How y' = scale * y + shift goes into weights: each ``(name, axis)`` of ``scaled`` is multiplied by the scale along that axis, and
-    ``shifted`` takes the shift. Before a linear layer the shift first goes ``through`` its matrix W ``[out, c]``, as W shift."""
+    """How y' = scale * y + shift goes into weights.
+
+    Each ``(name, axis)`` of ``scaled`` is multiplied by the scale along that axis, and ``shifted``
+    takes the shift. Before a linear layer the shift first goes ``through`` its matrix W
+    ``[out, c]``, as W shift.
+    """
 
     scaled: tuple[tuple[str, int], ...]
     shifted: tuple[str, int]
@@ -28,8 +33,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Site:
-    """The activations ``[B, L, c]`` that enter or leave ``module``. ``block`` is 0 for the embeddings and counts from 1 for the blocks;
-    ``kind`` says what it is there. Without ``fold`` a correction cannot become part of weights and is attached."""
+    """The activations ``[B, L, c]`` that enter or leave ``module``.
+
+    ``block`` is 0 for the embeddings and counts from 1; ``kind`` says what it is there. Without
+    ``fold`` a correction cannot become part of weights and is attached.
+    """
 
     module: str
     side: str
@@ -54,17 +62,14 @@ def _before(module: str) -> Fold:
 
 
 def bert_sites(config: Any) -> tuple[Site, ...]:
-    """The sites of a BERT or RoBERTa, all of which fold: embeddings, and per block the attention's context before its output layer, the norm behind it,
-    the hidden units before their activation, and the norm that closes the block."""
+    """The sites of a BERT or RoBERTa, all of which fold: embeddings, and per block the attention's
+    context before its output layer, the norm behind it, the hidden units before their activation,
+    and the norm that closes the block."""
     sites = [Site("embeddings.LayerNorm", OUTPUT, "embeddings", 0, _after("embeddings.LayerNorm"))]
     for i in range(config.num_hidden_layers):
         at = f"encoder.layer.{i}"
-        dense, norm, hidden, last = (
-            f"{at}.attention.output.dense",
-            f"{at}.attention.output.LayerNorm",
-            f"{at}.intermediate.dense",
-            f"{at}.output.LayerNorm",
-        )
+        dense, norm = f"{at}.attention.output.dense", f"{at}.attention.output.LayerNorm"
+        hidden, last = f"{at}.intermediate.dense", f"{at}.output.LayerNorm"
         sites += [
             Site(dense, INPUT, "attention", i + 1, _before(dense)),
             Site(norm, OUTPUT, "norm", i + 1, _after(norm)),
@@ -75,8 +80,9 @@ def bert_sites(config: Any) -> tuple[Site, ...]:
 
 
 def t5_sites(config: Any) -> tuple[Site, ...]:
-    """T5's encoder: token embeddings, and per block the attention's context, the second norm, the hidden units (of a gated layer both
-    factors) and the residual stream behind the block. T5 has no biases, so only the embeddings fold."""
+    """T5's encoder: token embeddings, and per block the attention's context, the second norm, the
+    hidden units (of a gated layer both factors) and the residual stream behind the block. T5 has no
+    biases, so only the embeddings fold."""
     embeddings = Fold((("shared.weight", 1),), ("shared.weight", 1))
     sites = [Site("encoder.embed_tokens", OUTPUT, "embeddings", 0, embeddings)]
     for i in range(config.num_layers):
@@ -107,8 +113,9 @@ def _vit_blocks(layers: str, n: int, attention: str, second_norm: str) -> list[S
 
 
 def clip_vision_sites(config: Any) -> tuple[Site, ...]:
-    """CLIP's image tower: patch and position embeddings together, and per block the attention's context, the second norm, the hidden
-    units, and the residual stream behind the block, which alone does not fold."""
+    """CLIP's image tower: patch and position embeddings together, and per block the attention's
+    context, the second norm, the hidden units, and the residual stream behind the block, which
+    alone does not fold."""
     at = "vision_model.embeddings"
     positions = (f"{at}.position_embedding.weight", 1)
     embeddings = Fold(
@@ -127,10 +134,8 @@ def clip_vision_sites(config: Any) -> tuple[Site, ...]:
 
 def vit_sites(config: Any) -> tuple[Site, ...]:
     """A plain ViT; the places of ``clip_vision_sites``."""
-    positions, patches = (
-        ("embeddings.position_embeddings", 2),
-        "embeddings.patch_embeddings.projection",
-    )
+    positions = ("embeddings.position_embeddings", 2)
+    patches = "embeddings.patch_embeddings.projection"
     embeddings = Fold(
         (("embeddings.cls_token", 2), (f"{patches}.weight", 0), (f"{patches}.bias", 0), positions),
         positions,
@@ -152,8 +157,10 @@ ARCHITECTURES: dict[str, Callable[[Any], tuple[Site, ...]]] = {
 
 
 def sites_for(config: Any) -> tuple[Site, ...]:
-    """The sites of an encoder's architecture, in the order in which a forward pass comes to them. Raises ``UnknownNameError`` for an
-    architecture without sites."""
+    """The sites of an encoder, in the order in which a forward pass comes to them.
+
+    Raises ``UnknownNameError`` for an architecture without sites.
+    """
     if config.model_type not in ARCHITECTURES:
         raise UnknownNameError(
             "architecture with correction sites", config.model_type, ARCHITECTURES

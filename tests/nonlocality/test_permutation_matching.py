@@ -5,26 +5,13 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
-from mergelib.errors import ConfigError, DataError, StateDictError
-from mergelib.permutation import (
-    FIXED,
-    Group,
-    PermutationSpec,
-    Site,
-    activation_matching,
-    apply,
-    collect_activations,
-    correlation,
-    identity,
-    inverse,
-    random_permutations,
-    weight_matching,
-)
-from mergelib.permutation.assignment import assign, best_move
+from mergelib.errors import ConfigError, StateDictError
+from mergelib.nonlocality.matching import assign, best_move, weight_matching
+from mergelib.nonlocality.permute import apply, identity, inverse, random_permutations
+from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
 from mergelib.progress import progress
 
 SEEDS = range(3)
@@ -93,35 +80,12 @@ def test_weight_matching_finds_a_planted_permutation(network, noise, seed):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_activation_matching_finds_a_planted_permutation(network, noise, seed):
-    spec, a, planted = network.spec, network.state(seed), drawn(network.spec, 50 + seed)
-    b = apply(spec, planted, noisy(a, noise))
-    activations = [
-        collect_activations(spec, network.module(state), [network.batch]) for state in (a, b)
-    ]
-    matching = activation_matching(spec, *activations)
-    assert not wrong_groups(matching.permutations, inverse(planted))
-    if not noise:  # every unit correlates fully with its copy
-        sites = sum(len(s) * spec.groups[g].size for g, s in spec.sites.items())
-        assert (
-            matching.objective[1] == pytest.approx(sites, rel=1e-4)
-            and matching.objective[0] < 0.5 * sites
-        )
-
-
 def test_local_models_stay_as_they_are(network):
     """Fine-tuned from one base: near weights, same order."""
     a, spec = network.state(0), network.spec
     b = noisy(a, 0.2)
     matching = weight_matching(spec, a, b)
     assert not wrong_groups(matching.permutations, identity(spec)) and matching.converged
-    activations = [
-        collect_activations(spec, network.module(state), [network.batch])
-        for state in (a, noisy(a, 0.02))
-    ]
-    assert not wrong_groups(activation_matching(spec, *activations).permutations, identity(spec))
 
 
 def test_strangers_never_get_farther_apart(network):
@@ -311,57 +275,6 @@ def test_what_cannot_gain_does_not_move():
 # ---- activations --------------------------------------------------------------------------------------------------------
 
 
-def test_correlation_is_numpys():
-    x, y = normal(50, 4, seed=1) + 100, 0.01 * normal(50, 4, seed=2)
-    wanted = np.corrcoef(x.double().numpy(), y.double().numpy(), rowvar=False)[:4, 4:]
-    np.testing.assert_allclose(correlation(x, y).numpy(), wanted, atol=1e-9)
-    x[:, 1], y[:, 2] = 3.7, 0.0
-    dead = correlation(x, y)
-    assert (
-        torch.isfinite(dead).all()
-        and (dead[1] == 0).all()
-        and (dead[:, 2] == 0).all()
-        and dead[0, 0] == pytest.approx(wanted[0, 0])
-    )
-
-
-@pytest.mark.parametrize("name", ["bert", "t5_gated"])
-def test_padding_is_left_out(networks, name):
-    network = networks[name]
-    module, spec = network.module(network.state(0)), network.spec
-    real = int(network.batch["attention_mask"].sum())
-    short = collect_activations(spec, module, [network.batch])
-    long = collect_activations(spec, module, [network.longer(16)])
-    parts = [
-        {n: t[rows] for n, t in network.batch.items()} for rows in (slice(0, 5), slice(5, None))
-    ]
-    split = collect_activations(spec, module, parts)
-    assert set(short) == {s for sites in spec.sites.values() for s in sites}
-    for site, rows in short.items():
-        assert len(rows) == real
-        torch.testing.assert_close(long[site], rows, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(split[site], rows, atol=1e-5, rtol=1e-4)
-    assert not any(m._forward_hooks for m in module.modules()), "hooks are taken off again"
-
-
-def test_patches_are_rows(networks):
-    network = networks["clip"]
-    seen = collect_activations(network.spec, network.module(network.state(0)), [network.batch])
-    n, patches = len(network.batch["pixel_values"]), 9 + 1
-    assert {len(rows) for rows in seen.values()} == {n * patches, n}, (
-        "only the class token comes to the last norm"
-    )
-
-
-def test_a_module_by_itself_will_do(networks):
-    network = networks["bert"]
-    module = network.module(network.state(0))
-    with_pooling, without = (
-        collect_activations(network.spec, m, [network.batch]) for m in (module, module.transformer)
-    )
-    assert all(torch.equal(with_pooling[s], without[s]) for s in without)
-
-
 # ---- progress and broken input ------------------------------------------------------------------------------------------
 
 
@@ -406,32 +319,6 @@ def test_sweeps_are_a_limit(networks):
         and whole.converged
         and whole.objective[:2] == cut.objective
     )
-
-
-def test_activations_that_cannot_be_matched_are_refused(networks):
-    network = networks["bert"]
-    spec, module = network.spec, network.module(network.state(0))
-    seen = collect_activations(spec, module, [network.batch])
-    site = Site("encoder.layer.1.intermediate.dense", "output")
-    assert seen[site].shape[1] == 40
-    for broken, said in (
-        (None, "missing"),
-        (seen[site][:, 1:], r"\[\d+, 39\]"),
-        (seen[site][:1], r"\[1, 40\]"),
-        (seen[site] / 0, "NaN or inf"),
-    ):
-        other = {s: t for s, t in {**seen, site: broken}.items() if t is not None}
-        with pytest.raises(DataError, match=f"Network B.*{site.module}.*{said}"):
-            activation_matching(spec, seen, other)
-    with pytest.raises(DataError, match="same batches"):
-        activation_matching(spec, seen, {**seen, site: seen[site][1:]})
-    with pytest.raises(DataError, match="at least one batch"):
-        collect_activations(spec, module, [])
-    with pytest.raises(StateDictError, match=r"no part 'embeddings\.LayerNorm'"):
-        collect_activations(spec, networks["t5"].module(networks["t5"].state(0)), [network.batch])
-    assert not any(m._forward_hooks for m in module.modules())
-    with pytest.raises(ConfigError, match=r"module\.eval"):
-        collect_activations(spec, network.module(network.state(0)).train(), [network.batch])
 
 
 @pytest.mark.cuda

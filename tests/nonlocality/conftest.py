@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from mergelib.encoders import PooledEncoder, encoder_state, load_state
-from mergelib.permutation import PermutationSpec, spec_for
+from mergelib.nonlocality.architectures import spec_for
+from mergelib.nonlocality.spec import PermutationSpec
 from mergelib.vision import ImageEncoder
 
 VOCABULARY, INPUTS, TOKENS = 150, 14, 11
@@ -75,10 +76,6 @@ class Network:
         module = copy.deepcopy(self.made)
         load_state(module, state)
         return module
-
-    def longer(self, length: int) -> dict[str, Tensor]:
-        """The same texts in a batch with more padding."""
-        return {n: nn.functional.pad(t, (0, length - t.shape[1])) for n, t in self.batch.items()}
 
     @torch.no_grad()
     def features(self, state: dict[str, Tensor]) -> Tensor:

@@ -10,27 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mergelib.corrections import (
-    EPS,
-    Correction,
-    Fold,
-    Site,
-    Statistics,
-    attach,
-    fold,
-    input_moments,
-    match_statistics,
-    measure,
-    repair,
-    resampled_ratio,
-    shared_target,
-    sites_for,
-    tact,
-    variance_ratio,
-)
-from mergelib.corrections.statistics import mean_and_deviation
 from mergelib.encoders import TextEncoder, encoder_state, load_state
 from mergelib.errors import ConfigError, DataError, StateDictError, UnknownNameError
+from mergelib.nonlocality.correction import Correction, attach, fold, watched
+from mergelib.nonlocality.sites import Fold, Site, sites_for
+from mergelib.nonlocality.statistics import (
+    EPS,
+    Statistics,
+    input_moments,
+    mean_and_deviation,
+    measure,
+    resampled_ratio,
+    variance_ratio,
+)
+from mergelib.nonlocality.tact import channel_affine, repair, shared_target, tact
 from mergelib.pretraining.bert import bert_config
 from mergelib.vision import ImageEncoder
 
@@ -188,8 +181,6 @@ def fitted(kind):
 
 def test_sites_stand_in_the_order_of_the_forward_pass(kind):
     module, sites, seen = module_of(kind, 0), sites_of(kind), []
-    from mergelib.corrections.correction import watched
-
     with watched(module.transformer, sites, lambda site, y: seen.append((site.name, y.shape[-1]))):
         features(module, batches_of(kind, sizes=(2,)))
     assert [name for name, _ in seen] == [s.name for s in sites]
@@ -385,9 +376,9 @@ def test_dead_channels_stay_finite_and_keep_to_the_rule():
                 assert scale[3] == 1 and shift[3] == pytest.approx(
                     float(target.mean[site.name][3] - bias), abs=1e-5
                 )
-        attached = attach(merged, sites, found)
-        assert torch.isfinite(features(merged, batches_of("bert", seed=9))).all()
-        attached.remove()
+        module = copy.deepcopy(merged)
+        attach(module, sites, found)
+        assert torch.isfinite(features(module, batches_of("bert", seed=9))).all()
 
 
 # ---- folded, attached, saved -------------------------------------------------------------------------------------------------
@@ -404,10 +395,9 @@ def test_folded_equals_attached(kind):
     assert all(torch.equal(t, state[n]) for n, t in encoder_state(merged).items()), (
         "the state that was given is changed"
     )
-    attached = attach(merged, sites, found)
-    wanted = features(merged, others)
-    attached.remove()
-    torch.testing.assert_close(features(merged, others), raw, rtol=0, atol=0)
+    attached = copy.deepcopy(merged)
+    attach(attached, sites, found)
+    wanted = features(attached, others)
     load_state(merged, folded)
     attach(merged, sites, rest)
     scale = max(1.0, float(wanted.abs().max()))
@@ -604,7 +594,6 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
     )
     nan = copy.deepcopy(merged)
     next(nan.parameters()).data.fill_(float("nan"))
-    other = [Site("encoder.layer.0.attention", "output", "attention", 1), *sites]
     t5_sites = sites_of("t5")
     for error, match, call in [
         (
@@ -616,14 +605,10 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
         (ConfigError, "No sites", lambda: measure(merged, [], batches)),
         (DataError, "at least one batch", lambda: measure(merged, sites, [])),
         (ConfigError, "no part 'encoder.embed_tokens'", lambda: measure(merged, t5_sites, batches)),
-        (ConfigError, "tuple", lambda: measure(merged, other, batches)),
         (DataError, "not finite", lambda: measure(nan, sites, batches)),
         (DataError, "not finite", lambda: tact(nan, sites, [joined(batches)], expert)),
         (ConfigError, "target lacks encoder", lambda: tact(merged, sites, batches, less)),
         (ConfigError, "different sizes", lambda: tact(merged, sites, batches, wide)),
-        (ConfigError, "eps", lambda: match_statistics(merged, sites, batches, expert, eps=-1.0)),
-        (ConfigError, "at least one expert", lambda: repair(merged, sites, batches, [])),
-        (ConfigError, "different sites", lambda: shared_target([expert, less])),
         (ConfigError, "different sites", lambda: variance_ratio(expert, less)),
         (ConfigError, "does not have as a site", lambda: fold(found, t5_sites, state)),
         (ConfigError, "does not have as a site", lambda: attach(merged, t5_sites, found)),
@@ -644,28 +629,13 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
             "another size",
             lambda: features(attached_to(copy.deepcopy(merged), sites, halved(found)), batches),
         ),
-        (StateDictError, "scale and a shift", lambda: Correction.of({"a.scale": torch.ones(2)})),
-        (
-            StateDictError,
-            "scale and a shift",
-            lambda: Correction.of({**found.tensors(), "weight": torch.ones(2)}),
-        ),
-        (
-            StateDictError,
-            "NaN",
-            lambda: Correction.of(
-                {"a.scale": torch.ones(2), "a.shift": torch.tensor([0.0, float("nan")])}
-            ),
-        ),
     ]:
         with pytest.raises(error, match=match):
             call()
     assert torch.equal(features(merged, batches), before)
-    attached = attach(merged, sites, found)
-    with pytest.raises(ConfigError, match="remove"):
+    attach(merged, sites, found)
+    with pytest.raises(ConfigError, match="a new one"):
         attach(merged, sites, found)
-    attached.remove()
-    assert torch.equal(features(merged, batches), before)
 
 
 def attached_to(module, sites, correction):
@@ -691,8 +661,6 @@ def test_different_inputs_are_not_compared():
 
 
 def test_the_rule_for_dead_channels_meets_the_formula_at_its_edge():
-    from mergelib.corrections.tact import channel_affine
-
     std = torch.tensor([0.0, math.sqrt(EPS) / 2, 1e-3, 2.0]).double()
     scale, shift = channel_affine(
         torch.ones(4).double(), std, torch.full((4,), 5.0).double(), torch.ones(4).double()

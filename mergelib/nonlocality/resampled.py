@@ -1,0 +1,87 @@
+"""What the claims on several foundations are judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..claims import Bootstrap, Verdict, judge
+from ..study import FINE_TUNED
+from .settings import LOCAL, Nonlocality
+from .statistics import resampled_ratio
+
+COLLAPSE_RESAMPLES = 1000  # all channels of all sites are resampled with the inputs
+
+
+class Resampled:
+    """What the claims ask of a ``Nonlocality``: values measured and resampled, ``[1 + B]``."""
+
+    def __init__(self, cells: Nonlocality):
+        self.cells = cells
+        self.bootstrap = Bootstrap(cells.study(LOCAL))
+
+    def _per_task(self, what: tuple[str, ...], task: str, right: Any) -> Tensor:
+        return self.bootstrap.cached((*what, task), lambda: self.bootstrap.average({task: right()}))
+
+    def _accuracies(self, setting: str, method: str, repaired: str) -> Tensor:
+        """Per task ``[T, 1 + B]``, over test inputs that are the same for every cell."""
+        what, correct = (setting, method, repaired), self.cells.correct
+        tasks = self.cells.tasks
+        return torch.stack([self._per_task(what, t, lambda t=t: correct(*what, t)) for t in tasks])
+
+    def _experts(self, setting: str) -> Tensor:
+        what, expert = (setting, FINE_TUNED), self.cells.expert
+        tasks = self.cells.tasks
+        return torch.stack([self._per_task(what, t, lambda t=t: expert(setting, t)) for t in tasks])
+
+    def accuracy(self, setting: str, method: str, repaired: str) -> Tensor:
+        """Average over tasks, 0 to 1."""
+        return self._accuracies(setting, method, repaired).mean(0)
+
+    def normalised(self, setting: str, method: str, repaired: str) -> Tensor:
+        """Mean over tasks of the merge's accuracy over the expert's."""
+        return (self._accuracies(setting, method, repaired) / self._experts(setting)).mean(0)
+
+    def gap_closed(self, setting: str, method: str, before: str, after: str) -> Tensor:
+        """The part of what is missing to the experts ``before`` that is there ``after``."""
+        expert, start = self._experts(setting).mean(0), self.accuracy(setting, method, before)
+        return (self.accuracy(setting, method, after) - start) / (expert - start)
+
+    def variance(self, setting: str, method: str) -> Tensor:
+        """Variance of the permuted merge over the expert's, mean over channels, sites and tasks.
+
+        Resampled are the unlabelled inputs that it is measured on, ``COLLAPSE_RESAMPLES`` times at
+        most.
+        """
+        n = min(self.bootstrap.n, COLLAPSE_RESAMPLES)
+
+        def make() -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            total = torch.zeros(1 + n, dtype=torch.float64)
+            for task in self.cells.tasks:
+                merged, expert = (
+                    self.cells.moments(setting, e, task) for e in (method, FINE_TUNED)
+                )
+                size = len(expert.tokens)
+                picked = torch.randint(size, (n, size), generator=generator)
+                counts = torch.zeros(n, size).scatter_add_(1, picked, torch.ones(n, size))
+                weights = torch.cat([torch.ones(1, size), counts])
+                total += resampled_ratio(merged, expert, weights.to(expert.tokens.device)).cpu()
+            return total / len(self.cells.tasks)
+
+        return self.bootstrap.cached(("variance", setting, method), make)
+
+
+def verdicts(cells: Mapping[str, Nonlocality], claims: Sequence[str]) -> list[Verdict]:
+    """Verdicts on claims N-*, a row per part, named by what was merged too: "images TA"."""
+    resampled = {name: Resampled(c) for name, c in cells.items()}
+    return [
+        replace(v, part=f"{name} {v.part}")
+        for claim in claims
+        for name, c in cells.items()
+        for v in judge(c.study(LOCAL), [claim], bootstrap=resampled[name])
+    ]

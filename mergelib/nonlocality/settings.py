@@ -1,0 +1,423 @@
+"""Merging experts of several foundations: settings, permutation, corrections (``ext03``).
+
+Foundation A is the profile's f_b. Foundation B is the same model pre-trained much longer
+(semi-local) or from another start (non-local). Every second task is fine-tuned from B, the others
+from A; in the local setting all are from A. The procedure is that of Sharma et al., 2024 (arXiv
+2410.12766): B's units are matched with A's by the weights of the two foundations alone; the
+permutation is applied to B, to the experts from B and to their heads; task vectors start at the
+common base (A + B) / 2. From there on it is an ordinary study.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, UnknownNameError
+from ..merging.arithmetic import weight_averaging
+from ..pretraining import Foundation
+from ..profiles import NonLocalSettings, load_profile
+from ..progress import progress
+from ..store import Artifact, Store
+from ..study import FINE_TUNED, STEP_VERSIONS, Study
+from ..types import Expert, Task, digest, inputs_digest, percent, state_digest
+from .architectures import spec_for
+from .correction import Correction, attach, fold
+from .matching import weight_matching
+from .permute import apply, permute_head
+from .sites import Site, sites_for
+from .statistics import InputMoments, Statistics, input_moments, measure, variance_ratio
+from .tact import repair, tact
+
+LOCAL, SEMI_LOCAL, NON_LOCAL = SETTINGS = ("local", "semi-local", "non-local")
+RAW, PERMUTED, REPAIR, TACT = ("raw", "permuted", "repair", "tact")
+FT, TACT_FT, TACT_LAST = ("ft_classifier", "tact_ft_classifier", "tact_last")
+REPAIRS = (RAW, PERMUTED, REPAIR, TACT, FT, TACT_FT)
+REPAIR_LABELS = {
+    RAW: "raw",
+    PERMUTED: "permuted",
+    REPAIR: "REPAIR",
+    TACT: "TACT",
+    FT: "FT-Classifier",
+    TACT_FT: "TACT + FT-Classifier",
+    TACT_LAST: "TACT, last layer only",
+}
+"""Everything behind "permuted" is done to the permuted merge. Locally raw and permuted are one."""
+STAGES = {
+    LOCAL: (LOCAL, True),
+    **{
+        f"{setting}, {PERMUTED if permuted else RAW}": (setting, permuted)
+        for setting in (SEMI_LOCAL, NON_LOCAL)
+        for permuted in (False, True)
+    },
+}
+"""Setting and whether B is permuted, by what it is called in tables."""
+ONE_BATCH = 2048  # inputs of one forward pass; with more TACT takes a pass per site
+
+
+class Nonlocality:
+    """One study per setting, all on one store, and every merge and repair of them by name.
+
+    Args:
+        profile: One with a section ``non_local``.
+        overrides: As of a ``Study``.
+        device: As of a ``Study``.
+        store: As of a ``Study``.
+        variant: As of a ``Study``.
+
+    Raises:
+        ConfigError: The profile lacks that section, or has a base model that was pre-trained
+            elsewhere: there is no second foundation.
+    """
+
+    def __init__(
+        self,
+        profile: str = "mini",
+        *,
+        overrides: dict[str, Any] | None = None,
+        device: str = "auto",
+        store: Store | None = None,
+        variant: str = "",
+    ):
+        self._make = functools.partial(Study, profile, device=device, store=store, variant=variant)
+        self._overrides = dict(overrides or {})
+        loaded = load_profile(profile, copy.deepcopy(self._overrides), variant)
+        self.profile = loaded.of_non_local()
+        self.first = self._foundation({})
+        if loaded.encoder.base or loaded.encoder.pretraining is None:
+            raise ConfigError(
+                "Several foundations are pre-trained here; take a profile without a base model "
+                "(encoder.base)."
+            )
+        self._studies: dict[tuple[str, bool], Study] = {}
+        self._measured: dict[tuple[str, ...], Statistics] = {}
+        self._corrected: set[tuple[str, str]] = set()
+
+    def _foundation(self, pretraining: dict[str, Any]) -> Study:
+        # A copy, because overrides are laid over a dict that they may hold themselves.
+        changes = {f"encoder.pretraining.{k}": v for k, v in pretraining.items()}
+        return self._make(overrides=copy.deepcopy(self._overrides) | changes)
+
+    @property
+    def settings(self) -> NonLocalSettings:
+        return self.profile.non_local
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return self.profile.merging.methods
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The profile's tasks with the first rows of validation and test alone."""
+        own = self.settings
+        return {
+            n: replace(
+                t,
+                validation=t.validation.subset(range(min(own.n_validation, len(t.validation)))),
+                test=t.test.subset(range(min(own.n_test, len(t.test)))),
+            )
+            for n, t in self.first.tasks.items()
+        }
+
+    @property
+    def from_b(self) -> tuple[str, ...]:
+        """The tasks whose experts come from foundation B, except locally: every second."""
+        return tuple(self.tasks)[1::2]
+
+    @cached_property
+    def _others(self) -> dict[str, Study]:
+        return {
+            SEMI_LOCAL: self._foundation({"steps": self.settings.semi_local_steps}),
+            NON_LOCAL: self._foundation({"seed": self.settings.non_local_seed}),
+        }
+
+    def second(self, setting: str) -> Study:
+        """The study of foundation B; locally that of A. Raises ``UnknownNameError``."""
+        if setting not in SETTINGS:
+            raise UnknownNameError("setting", setting, SETTINGS)
+        return self.first if setting == LOCAL else self._others[setting]
+
+    def permutation(self, setting: str) -> dict[str, Tensor]:
+        """What brings B's units into the order of A's, by the foundations' weights alone."""
+        a, b = self.first, self.second(setting)
+        if a.encoder.digest != b.encoder.digest:
+            raise ConfigError(
+                "The two foundations differ in architecture or vocabulary; only equal ones can be "
+                "matched."
+            )
+        key = {
+            "version": STEP_VERSIONS["match"],
+            "encoder": a.encoder.digest,
+            "a": a.weights_digest("f_b", ""),
+            "b": b.weights_digest("f_b", ""),
+            "seed": self.profile.seed,
+        }
+
+        def make() -> Artifact:
+            matching = weight_matching(
+                spec_for(a.encoder.config),
+                a.base_state,
+                b.base_state,
+                seed=self.profile.seed,
+                progress=functools.partial(progress, desc=f"match {setting}"),
+            )
+            return Artifact(
+                dict(matching.permutations),
+                {"objective": list(matching.objective), "converged": matching.converged},
+            )
+
+        return self.first.store.get("match", key, make).tensors
+
+    def study(self, setting: str, *, permuted: bool = True) -> Study:
+        """The setting as a study: the common base as f_b, an expert and a head per task."""
+        at = setting, permuted or setting == LOCAL
+        if at not in self._studies:
+            self._studies[at] = self._made(*at)
+        return self._studies[at]
+
+    def _made(self, setting: str, permuted: bool) -> Study:
+        a, b = self.first, self.second(setting)
+        common, experts = a.base_state, {}
+        if setting != LOCAL:
+            base, experts = b.base_state, {t: b.expert(t) for t in self.from_b}
+            if permuted:
+                spec, order = spec_for(a.encoder.config), self.permutation(setting)
+                base = apply(spec, order, base)
+                for t, e in experts.items():
+                    state, head = apply(spec, order, e.state), permute_head(e.head, spec, order)
+                    experts[t] = Expert(t, state, head, e.info)
+            common = weight_averaging(a.base_state, [a.base_state, base])
+        return a.given(
+            Foundation(a.encoder, common),
+            [experts.get(t) or a.expert(t) for t in self.tasks],
+            tasks=self.tasks,
+            profile=self.profile,
+        )
+
+    # ---- corrections ----
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        return sites_for(self.first.encoder.config)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        """Where statistics are taken: in float64, which MPS does not have."""
+        return torch.device("cpu") if self.first.device.type == "mps" else self.first.device
+
+    def rows(self, task: str, k: int | None = None, seed: int = 0) -> Tensor:
+        """Rows of the task's pool that a fit sees: all, or k * C drawn uniformly, no labels."""
+        study = self.study(LOCAL)
+        if k is None:
+            return torch.arange(len(study.pool(task)))
+        place = self.profile.protocols.seeds.index(seed)
+        return study.draws(task, "uniform")[place, :, :k].flatten()
+
+    def batches(self, rows: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Rows of each task's pool, task after task, as batches on the device of the fits."""
+        encoder, prepared = self.first.encoder, []
+        for task, mine in rows.items():
+            prepared += list(encoder.prepare(self.study(LOCAL).pool(task).subset(mine).inputs))
+        return [
+            {n: t.to(self._device) for n, t in encoder.collate(prepared[i : i + ONE_BATCH]).items()}
+            for i in range(0, len(prepared), ONE_BATCH)
+        ]
+
+    def _module(self, study: Study, encoder: str, task: str) -> nn.Module:
+        return study.module(encoder, task).to(self._device).requires_grad_(False)
+
+    def _statistics(
+        self, study: Study, encoder: str, task: str, rows: Mapping[str, Tensor]
+    ) -> Statistics:
+        parts = (str(x) for t, mine in rows.items() for x in (t, mine.tolist()))
+        key = (study.weights_digest(encoder, task), *parts)
+        if key not in self._measured:
+            module = self._module(study, encoder, task)
+            self._measured[key] = measure(module, self.sites, self.batches(rows))
+        return self._measured[key]
+
+    def statistics(
+        self, setting: str, encoder: str, task: str, *, permuted: bool = True
+    ) -> Statistics:
+        """Statistics of an encoder of a setting on the task's pool."""
+        study = self.study(setting, permuted=permuted)
+        return self._statistics(study, encoder, task, {task: self.rows(task)})
+
+    def correction(
+        self, setting: str, method: str, task: str, kind: str, k: int | None = None, seed: int = 0
+    ) -> Correction:
+        """A permuted merge's correction for a task.
+
+        ``kind`` is TACT or TACT_LAST, from its own pool, or REPAIR, from the pools of all.
+        """
+        study = self.study(setting)
+        over = list(self.tasks) if kind == REPAIR else [task]
+        rows = {t: self.rows(t, k, seed) for t in over}
+        key = {
+            "version": STEP_VERSIONS["correct"],
+            "kind": kind,
+            "encoder": study.encoder.digest,
+            "merged": study.weights_digest(method, task),
+            "experts": [study.weights_digest(FINE_TUNED, t) for t in over],
+            "device": self._device.type,
+            "inputs": [inputs_digest(study.pool(t).subset(r).inputs) for t, r in rows.items()],
+        }
+
+        def make() -> Artifact:
+            merged, batches = self._module(study, method, task), self.batches(rows)
+            experts = [self._statistics(study, FINE_TUNED, t, rows) for t in over]
+            if kind == REPAIR:
+                return Artifact(repair(merged, self.sites, batches, experts).tensors())
+            last = kind == TACT_LAST
+            correction = tact(merged, self.sites, batches, experts[0], last_layer_only=last)
+            return Artifact(correction.tensors())
+
+        return Correction.of(study.store.get("correct", key, make).tensors)
+
+    def corrected(
+        self, setting: str, method: str, kind: str, k: int | None = None, seed: int = 0
+    ) -> str:
+        """The name under which the setting's study scores a corrected merge."""
+        study, name = self.study(setting), f"{method} {kind}" + (f" k={k} seed={seed}" if k else "")
+        if (setting, name) in self._corrected:
+            return name
+        for task in self.tasks:
+            found = self.correction(setting, method, task, kind, k, seed)
+            identity = digest(
+                "corrected",
+                str(STEP_VERSIONS["correct"]),
+                study.weights_digest(method, task),
+                state_digest(found.tensors()),
+            )
+
+            def make(task: str = task, found: Correction = found) -> nn.Module:
+                state, rest = fold(found, self.sites, study.weights(method, task))
+                module = study.encoder.module(state)
+                if len(rest):
+                    attach(module, self.sites, rest)
+                return module
+
+            study.adopt(name, task, identity, make)
+        self._corrected.add((setting, name))
+        return name
+
+    # ---- scores ----
+
+    def correct(self, setting: str, method: str, repaired: str, task: str) -> Tensor:
+        """Which test inputs are right, bool ``[1, N]``, after a repair from the whole pool.
+
+        Raises ``UnknownNameError`` for a repair that there is not.
+        """
+        if repaired not in REPAIR_LABELS:
+            raise UnknownNameError("repair", repaired, REPAIR_LABELS)
+        study = self.study(setting, permuted=repaired != RAW)
+        kind = TACT if repaired == TACT_FT else repaired
+        fits = kind in (REPAIR, TACT, TACT_LAST)
+        encoder = self.corrected(setting, method, kind) if fits else method
+        if repaired in (FT, TACT_FT):
+            return study.correct(encoder, task, "ft_classifier", draw="all")
+        return study.correct(encoder, task, "current")
+
+    def expert(self, setting: str, task: str) -> Tensor:
+        """Which test inputs the expert has right, ``[1, N]``."""
+        return self.study(setting).correct(FINE_TUNED, task, "current")
+
+    def scores(
+        self, repairs: Sequence[str] = REPAIRS, settings: Sequence[str] = SETTINGS
+    ) -> pd.DataFrame:
+        """A row per setting, method, repair and task: accuracy of merge and expert, percent."""
+        cells = [
+            (s, m, r, t)
+            for s in settings
+            for m in self.methods
+            for r in repairs
+            for t in self.tasks
+        ]
+        return pd.DataFrame(
+            [
+                {
+                    "setting": s,
+                    "method": m,
+                    "repair": r,
+                    "task": t,
+                    "accuracy": percent(self.correct(s, m, r, t)[0]),
+                    "expert": percent(self.expert(s, t)[0]),
+                }
+                for s, m, r, t in progress(cells, desc="merges and repairs")
+            ]
+        )
+
+    def samples(self, method: str, setting: str = NON_LOCAL) -> pd.DataFrame:
+        """A row per k, seed and repair (TACT, FT-Classifier, both): average accuracy, percent.
+
+        Repairs are fitted to k * C unlabelled inputs per task.
+        """
+        study, rows = self.study(setting), []
+        n_classes = sum(t.n_classes for t in self.tasks.values())
+        for k in progress(self.profile.protocols.ks, desc="unlabelled inputs"):
+            for s, seed in enumerate(self.profile.protocols.seeds):
+                name = self.corrected(setting, method, TACT, k, seed)
+                for repaired, encoder in ((TACT, name), (FT, method), (TACT_FT, name)):
+                    right = [
+                        study.correct(encoder, t, "current")[0]
+                        if repaired == TACT
+                        else study.predictions(
+                            encoder, t, "ft_classifier", draw="uniform", ks=(k,)
+                        )[0, s]
+                        == task.test.labels
+                        for t, task in self.tasks.items()
+                    ]
+                    rows.append(
+                        {
+                            "method": method,
+                            "repair": repaired,
+                            "k": k,
+                            "seed": seed,
+                            "inputs": k * n_classes / len(self.tasks),
+                            "accuracy": sum(map(percent, right)) / len(right),
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+    # ---- variance ----
+
+    def variances(
+        self,
+        method: str,
+        stages: Sequence[str] = tuple(s for s in STAGES if s != f"{SEMI_LOCAL}, {RAW}"),
+    ) -> pd.DataFrame:
+        """A row per stage (of ``STAGES``) and site: variance of the merge over the expert's.
+
+        Averaged over channels and tasks.
+        """
+        rows = []
+        for stage in stages:
+            setting, permuted = STAGES[stage]
+            at = functools.partial(self.statistics, setting, permuted=permuted)
+            ratios = [variance_ratio(at(method, t), at(FINE_TUNED, t)) for t in self.tasks]
+            rows += [
+                {
+                    "method": method,
+                    "stage": stage,
+                    "site": s.name,
+                    "kind": s.kind,
+                    "block": s.block,
+                    "place": i,
+                    "ratio": sum(r[s.name] for r in ratios) / len(ratios),
+                }
+                for i, s in enumerate(self.sites)
+            ]
+        return pd.DataFrame(rows)
+
+    def moments(self, setting: str, encoder: str, task: str) -> InputMoments:
+        """Moments per input of the task's pool, of an encoder of the permuted setting."""
+        module = self._module(self.study(setting), encoder, task)
+        return input_moments(module, self.sites, self.batches({task: self.rows(task)}))

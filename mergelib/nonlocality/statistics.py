@@ -1,0 +1,219 @@
+"""Activations of an encoder: mean and deviation of every channel at every site, and their collapse.
+
+Statistics run over inputs and over real tokens: padding, which ``attention_mask`` marks, is left
+out, so they do not depend on what an input was batched with. (The authors' code knows no padding.)
+Images have no padding. Deviations are those of the whole population (ddof 0), as in a batch norm.
+Activations stay float32; what is kept per channel is float64.
+
+Variance collapse is how much of the experts' variance is left in a merge. The average of T
+activations of equal variance and pairwise correlation rho has (1 + (T - 1) rho) / T of it: 1/T
+where the experts' channels have nothing to do with each other. A norm gives back a common factor
+and neither single channels nor shifted means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, DataError, first_five
+from .correction import watched
+from .sites import Site
+
+Batch = Mapping[str, Tensor]
+EPS = 1e-10  # variance of a channel that is dead
+DIFFERENT_SITES = (
+    "Merged encoder and expert were measured at different sites; take the same for both."
+)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per site ``mean`` and ``std`` over inputs and real tokens, ``[c]`` float64."""
+
+    mean: Mapping[str, Tensor]
+    std: Mapping[str, Tensor]
+    tokens: int
+
+
+def real_tokens(batch: Batch, values: Tensor) -> Tensor:
+    """Which of ``values [B, L, c]`` belong to real tokens: bool ``[B, L]``."""
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+    return mask.bool()
+
+
+def check_ready(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) -> None:
+    """Raises ``ConfigError`` in training mode or without sites, ``DataError`` without inputs."""
+    if module.training:
+        raise ConfigError(
+            "The encoder is in training mode, where dropout changes its activations; call .eval() "
+            "first."
+        )
+    if not sites:
+        raise ConfigError("No sites to measure; take sites_for(config).")
+    if not batches:
+        raise DataError("No inputs to measure activations on; give at least one batch.")
+
+
+def check_finite(names: Iterable[str]) -> None:
+    """Raises ``DataError`` where there are names of sites whose activations are not finite."""
+    if bad := list(names):
+        raise DataError(
+            f"Activations at {first_five(bad)} are not finite; the encoder's weights or these "
+            "inputs are damaged."
+        )
+
+
+def mean_and_deviation(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (population) deviation of ``rows [M, c]`` per column, ``[c]`` float64.
+
+    Without a float64 copy: rows are centred in float32 before they are squared, so that a large
+    mean does not swamp a small deviation; what rounding left of the mean is measured on the centred
+    rows and taken off again.
+    """
+    rows = rows.float()
+    centre = rows.mean(0)
+    centred = rows - centre
+    rest = centred.mean(0).double()
+    variance = centred.square_().mean(0).double() - rest.square()
+    return centre.double() + rest, variance.clamp(min=0).sqrt()
+
+
+class _Moments:
+    """Mean and squared deviations of rows ``[M, c]``, merged batch by batch (Chan et al., 1983)."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.m2 = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        n, (mean, std) = len(rows), mean_and_deviation(rows)
+        m2 = n * std.square()
+        if self.n == 0:
+            self.n, self.mean, self.m2 = n, mean, m2
+            return
+        delta, total = mean - self.mean, self.n + n
+        self.mean = self.mean + delta * (n / total)
+        self.m2 = self.m2 + m2 + delta.square() * (self.n * n / total)
+        self.n = total
+
+
+@torch.no_grad()
+def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) -> Statistics:
+    """Statistics of an encoder over all batches; memory does not grow with their number.
+
+    Args:
+        module: Takes ``module(**batch)``; its part ``transformer`` has the sites.
+        sites: Where to measure.
+        batches: Inputs.
+
+    Raises:
+        ConfigError: The module is in training mode, or does not have the sites.
+        DataError: There are no inputs, or activations are not finite.
+    """
+    check_ready(module, sites, batches)
+    moments = {s.name: _Moments() for s in sites}
+    for batch in batches:
+
+        def add(site: Site, y: Tensor, batch: Batch = batch) -> None:
+            moments[site.name].add(y[real_tokens(batch, y)])
+
+        with watched(module.transformer, sites, add):
+            module(**batch)
+    check_finite(n for n, m in moments.items() if not torch.isfinite(m.m2).all())
+    return Statistics(
+        {n: m.mean for n, m in moments.items()},
+        {n: (m.m2 / m.n).sqrt() for n, m in moments.items()},
+        moments[sites[0].name].n,
+    )
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """What a bootstrap over inputs needs; memory grows with their number N.
+
+    ``tokens [N]`` counts real tokens; ``total`` and ``square`` are per site the sums over them of y
+    and of y^2, ``[N, c]`` float64.
+    """
+
+    tokens: Tensor
+    total: Mapping[str, Tensor]
+    square: Mapping[str, Tensor]
+
+    def variance(self, site: str, weights: Tensor) -> Tensor:
+        """Variances ``[B, c]`` at a site when input i counts ``weights [B, N]`` times."""
+        n = (weights @ self.tokens).unsqueeze(1)
+        mean = weights @ self.total[site] / n
+        return (weights @ self.square[site] / n - mean.square()).clamp(min=0)
+
+
+@torch.no_grad()
+def input_moments(
+    module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]
+) -> InputMoments:
+    """``InputMoments`` of an encoder, inputs in the order of ``batches``. Raises as ``measure``."""
+    check_ready(module, sites, batches)
+    parts: dict[str, list[tuple[Tensor, ...]]] = {s.name: [] for s in sites}
+    for batch in batches:
+
+        def add(site: Site, y: Tensor, batch: Batch = batch) -> None:
+            mask = real_tokens(batch, y)
+            y = y.double() * mask.unsqueeze(-1)
+            parts[site.name].append((mask.sum(1).double(), y.sum(1), y.square().sum(1)))
+
+        with watched(module.transformer, sites, add):
+            module(**batch)
+    joined = {n: [torch.cat(part) for part in zip(*p, strict=True)] for n, p in parts.items()}
+    tokens = joined[sites[0].name][0]
+    return InputMoments(tokens, *({n: j[i] for n, j in joined.items()} for i in (1, 2)))
+
+
+def _mean_over_live(merged: Tensor, expert: Tensor, site: str) -> Tensor:
+    """Var_m / Var_t of ``[..., c]``, averaged over channels that live in the expert: ``[...]``."""
+    alive = expert > EPS
+    if not alive.any(-1).all():
+        raise DataError(
+            f"No channel of the expert varies at {site}, so there is no variance to compare with; "
+            "give other inputs."
+        )
+    return torch.where(alive, merged / expert, 0.0).sum(-1) / alive.sum(-1)
+
+
+def variance_ratio(merged: Statistics, expert: Statistics) -> dict[str, float]:
+    """Per site the mean over channels of Var_m,c / Var_t,c; far below 1 is collapse.
+
+    Channels that are dead in the expert (variance at most ``EPS``) are left out.
+
+    Raises:
+        ConfigError: The two were measured at different sites.
+        DataError: No channel of the expert is alive.
+    """
+    if merged.std.keys() != expert.std.keys():
+        raise ConfigError(DIFFERENT_SITES)
+    return {
+        n: float(_mean_over_live(merged.std[n].square(), expert.std[n].square(), n))
+        for n in merged.std
+    }
+
+
+def resampled_ratio(merged: InputMoments, expert: InputMoments, weights: Tensor) -> Tensor:
+    """``variance_ratio``, averaged over sites, when input i counts ``weights [B, N]`` times.
+
+    Returns ``[B]`` float64. Raises as ``variance_ratio``, and ``DataError`` for different inputs.
+    """
+    if merged.total.keys() != expert.total.keys():
+        raise ConfigError(DIFFERENT_SITES)
+    if not torch.equal(merged.tokens, expert.tokens):
+        raise DataError(
+            "Merged encoder and expert were measured on different inputs; measure both on the same."
+        )
+    weights = weights.to(merged.tokens)
+    ratios = [
+        _mean_over_live(merged.variance(n, weights), expert.variance(n, weights), n)
+        for n in merged.total
+    ]
+    return torch.stack(ratios).mean(0)

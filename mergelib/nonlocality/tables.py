@@ -1,0 +1,210 @@
+"""Tables of several foundations, and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+from ..merging.states import flatten, float_names
+from ..tables import encoder_label, mean_std_cell, published, short_label
+from ..types import State
+from .architectures import spec_for
+from .permute import apply
+from .settings import (
+    FT,
+    LOCAL,
+    NON_LOCAL,
+    PERMUTED,
+    RAW,
+    REPAIR,
+    REPAIR_LABELS,
+    REPAIRS,
+    SEMI_LOCAL,
+    STAGES,
+    TACT,
+    TACT_FT,
+    Nonlocality,
+)
+
+
+def averages(scores: pd.DataFrame) -> pd.DataFrame:
+    """``Nonlocality.scores`` averaged over tasks: setting, method, repair, accuracy, expert,
+    normalised (the mean over tasks of merge over expert)."""
+    rows = scores.assign(normalised=scores.accuracy / scores.expert)
+    groups = rows.groupby(["setting", "method", "repair"], sort=False)
+    return groups[["accuracy", "expert", "normalised"]].mean().reset_index()
+
+
+def wide(means: pd.DataFrame) -> pd.DataFrame:
+    """``averages`` for the eye: a row per setting and method, a column per repair, percent."""
+    table = means.pivot(index=["setting", "method"], columns="repair", values="accuracy")
+    order = list(dict.fromkeys(zip(means.setting, means.method, strict=True)))
+    experts = means.groupby(["setting", "method"]).expert.first()
+    table = table.loc[order, list(dict.fromkeys(means.repair))].assign(experts=experts)
+    return (
+        table.rename(index=encoder_label, level="method")
+        .rename(columns=REPAIR_LABELS)
+        .rename_axis(index=["Setting", "Method"], columns=None)
+    )
+
+
+def lams_table(cells: Nonlocality) -> pd.DataFrame:
+    """The lambda that validation data chose, a row per stage and a column per method.
+
+    Several where each task has its own (a mask's threshold).
+    """
+    rows = []
+    for stage, (setting, permuted) in STAGES.items():
+        study, row = cells.study(setting, permuted=permuted), {"setting": stage}
+        for m in cells.methods:
+            if lams := dict.fromkeys(study.lams(m).values()):
+                row[short_label(m)] = ", ".join(f"{lam:g}" for lam in lams)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def matching_table(cells: Nonlocality) -> pd.DataFrame:
+    """A row per setting: the share of B's units that the matching moves, percent, and the cosine of
+    all weights of A and B before and after it."""
+    rows, a = [], cells.first.base_state
+    for setting in (SEMI_LOCAL, NON_LOCAL):
+        b, order = cells.second(setting).base_state, cells.permutation(setting)
+        moved = sum(int((p != torch.arange(len(p))).sum()) for p in order.values())
+        after = apply(spec_for(cells.first.encoder.config), order, b)
+        rows.append(
+            {
+                "setting": setting,
+                "units moved (%)": 100 * moved / sum(map(len, order.values())),
+                "cosine before": _cosine(a, b),
+                "cosine after": _cosine(a, after),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _cosine(a: State, b: State) -> float:
+    x, y = (flatten(s, float_names(a)).double() for s in (a, b))
+    return float(x @ y / (x.norm() * y.norm()))
+
+
+def samples_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """``Nonlocality.samples`` for the eye: a row per repair, a column per k with the inputs per
+    task, cells "71.8 ± 0.2" over draws."""
+    columns = {}
+    for (k, inputs), rows in frame.groupby(["k", "inputs"], sort=False):
+        over = rows.groupby("repair", sort=False).accuracy.agg(["mean", "std"])
+        columns[f"k = {k} ({inputs:.0f})"] = over.apply(lambda row: mean_std_cell(*row), axis=1)
+    return pd.DataFrame(columns).rename(index=REPAIR_LABELS).rename_axis(None)
+
+
+def samples_needed(frame: pd.DataFrame, within: float = 1.0) -> pd.Series:
+    """Per repair, the fewest unlabelled inputs per task whose average is no more than ``within``
+    points below the repair's own best."""
+    means = frame.groupby(["repair", "inputs"], sort=False).accuracy.mean().reset_index()
+    close = means[means.accuracy >= means.groupby("repair").accuracy.transform("max") - within]
+    fewest = close.groupby("repair", sort=False).inputs.min()
+    return fewest.rename(index=REPAIR_LABELS).rename_axis(None)
+
+
+def beside_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What the authors' notebooks print for other networks and tasks, and our TALL-masks, the
+    nearest of our methods (what was merged -> ``averages``)."""
+    rows = [dict(row) for row in published()["non_local"]]
+    for name, setting in [(n, s) for n in means for s in (NON_LOCAL, LOCAL)]:
+        mine = means[name].query("setting == @setting and method == 'tall_masks'")
+        mine = mine.set_index("repair")
+        rows.append(
+            {
+                "network": f"here, {name}",
+                "method": encoder_label("tall_masks"),
+                "setting": setting,
+                "expert": mine.expert.iloc[0],
+                "merged": mine.accuracy[PERMUTED],
+                "repair": mine.accuracy[REPAIR],
+                "tact": mine.accuracy[TACT],
+            }
+        )
+    table = pd.DataFrame(rows).rename(columns={r: REPAIR_LABELS[r] for r in (REPAIR, TACT)})
+    return table.astype(object).where(table.notna(), "")
+
+
+def numbers_stored(cells: Nonlocality) -> pd.DataFrame:
+    """What each repair stores for all tasks beside one merged encoder, in numbers.
+
+    Folded TACT is an encoder per task instead.
+    """
+    correction = cells.correction(LOCAL, cells.methods[0], next(iter(cells.tasks)), TACT)
+    widths = sum(map(len, correction.scale.values()))
+    heads = sum(t.n_classes * (cells.first.encoder.width + 1) for t in cells.tasks.values())
+    rows = [
+        (REPAIR_LABELS[TACT], 2 * widths * len(cells.tasks), "nothing"),
+        (REPAIR_LABELS[REPAIR], 2 * widths, "nothing"),
+        (REPAIR_LABELS[FT], heads, "the old heads"),
+    ]
+    return pd.DataFrame(rows, columns=["repair", "numbers", "in place of"])
+
+
+def answer(means: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown by the numbers (what was merged -> ``averages``): does an aligned classifier or an
+    activation correction give back more, and do they add up?"""
+    lines = []
+    for name, setting, mine in [
+        (n, s, rows) for n, f in means.items() for s, rows in f.groupby("setting", sort=False)
+    ]:
+        table = mine.pivot(index="method", columns="repair", values="accuracy")
+        gain = {r: table[r] - table[PERMUTED] for r in (REPAIR, TACT, FT, TACT_FT)}
+        first = int((table[FT] > table[TACT]).sum())
+        add = int((table[TACT_FT] > table[[TACT, FT]].max(axis=1)).sum())
+        gains = ", ".join(
+            f"{REPAIR_LABELS[r]} {g.mean():+.1f} ({g.min():+.1f} to {g.max():+.1f})"
+            for r, g in gain.items()
+        )
+        lines.append(
+            f"- **{name.capitalize()}, {setting}.** Points gained over the permuted merge, mean "
+            f"over {len(table)} methods and range: {gains}. FT-Classifier is above TACT for "
+            f"{first} of {len(table)} methods; together they are above either alone for {add}."
+        )
+    return "\n".join(lines)
+
+
+def alt(means: pd.DataFrame, of: str = "texts") -> str:
+    """Alt text of the figure, from the numbers themselves; ``of`` says what is classified."""
+    parts = []
+    for method, mine in means.groupby("method", sort=False):
+        at = mine.set_index(["setting", "repair"]).accuracy
+        labels = REPAIR_LABELS | {RAW: NON_LOCAL, TACT_FT: "both"}
+        far = ", ".join(f"{labels[r]} {at[NON_LOCAL, r]:.1f}" for r in REPAIRS)
+        parts.append(f"{short_label(method)} local {at[LOCAL, RAW]:.1f}, {far}")
+    return (
+        f"Average accuracy in percent on {of} of local, semi-local and non-local merges, raw and "
+        f"after each repair, a panel per method: {'; '.join(parts)}; experts "
+        f"{means.expert.mean():.1f}."
+    )
+
+
+def alt_variance(frame: pd.DataFrame) -> str:
+    """Alt text of the variance profile, from the numbers themselves."""
+    mean = frame.groupby(["method", "stage"], sort=False).ratio.mean()
+    parts = "; ".join(f"{short_label(m)}, {stage} {r:.2f}" for (m, stage), r in mean.items())
+    return (
+        "Activation variance of merges over the experts' from the embeddings to the last block. "
+        f"Mean over sites: {parts}."
+    )
+
+
+def alt_samples(frame: pd.DataFrame) -> str:
+    """Alt text of the figure over unlabelled inputs, from the numbers themselves."""
+    parts = []
+    for repaired, rows in frame.groupby("repair", sort=False):
+        mean = rows.groupby("inputs", sort=False).accuracy.mean()
+        parts.append(
+            f"{REPAIR_LABELS[repaired]} from {mean.iloc[0]:.1f} with {mean.index[0]:.0f} inputs "
+            f"per task to {mean.iloc[-1]:.1f} with {mean.index[-1]:.0f}"
+        )
+    method = short_label(frame.method.iloc[0])
+    return (
+        f"Average accuracy in percent of non-local {method} against unlabelled inputs: "
+        f"{'; '.join(parts)}."
+    )
