@@ -15,7 +15,7 @@ from typing import Any
 
 from . import paths
 from .cluster import add_study_options, given_overrides, parse_overrides, study_options, write_stamp
-from .documents import read_text, user_path
+from .documents import user_path
 from .errors import ConfigError, UnknownNameError
 
 STEPS = ("merge", "extract", "score")
@@ -298,19 +298,6 @@ def command_units(args: argparse.Namespace) -> int:
 def _place(base: str) -> str:
     """A folder as it is called from anywhere; a hub id as it is."""
     return str(user_path(base).resolve()) if base and user_path(base).exists() else base
-
-
-def read_units(path: str | Path) -> list[Unit]:
-    """The units that ``units --out`` wrote. Raises ``ConfigError``."""
-    try:
-        return [
-            Unit(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-            for row in json.loads(read_text(path, str(path)))
-        ]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path}: no list of units; write one with `python -m mergelib units --out FILE`."
-        ) from error
 
 
 def register(commands: Any) -> None:

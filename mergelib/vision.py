@@ -311,25 +311,3 @@ def _tokenizer(parent: Parent) -> Tokenize:
             "folder."
         ) from error
     return as_batches(tokenizer, parent.config.text_config.max_position_embeddings)
-
-
-def load_tower(source: str, base: ClipParts) -> dict[str, Tensor]:
-    """theta_t of a fine-tuned vision tower, with the base's projection: names as in ``base.state``.
-
-    ``source`` is a hub id or folder of a ``CLIPVisionModel``, which holds only the tower, its names with or without the prefix
-    ``vision_model.``; a ``CLIPVisionModelWithProjection`` or a whole CLIP brings its own projection. Raises as ``load_clip``.
-    """
-    from .models.parents import open_parent
-    from .models.parts import check_same_architecture
-
-    parent = open_parent(source)
-    check_same_architecture(base.encoder.source, base.encoder.config, parent.name, parent.config)
-    names = {}
-    for raw in parent.weights:
-        if parent.config.model_type == "clip" and not raw.startswith((TOWER, "visual_projection.")):
-            continue  # the text side of a whole CLIP
-        if not raw.endswith(BUFFERS):
-            names[raw if raw.startswith(TOWER) or raw == PROJECTION else TOWER + raw] = raw
-    own = PROJECTION in names
-    found = _read(parent, names, {n: t for n, t in base.state.items() if own or n != PROJECTION})
-    return found if own else {**found, PROJECTION: base.state[PROJECTION].clone()}

@@ -145,10 +145,11 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
     assert len(Store(tmp_path / "store").entries()) == n
     out = tmp_path / "some" / "units.json"
     assert cli.main(["units", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
-    assert units.read_units(out) == units.units(Wanted("quick", ("tab03",)))
-    out.write_text('[{"rule": 1}]')
-    with pytest.raises(ConfigError, match="units --out"):
-        units.read_units(out)
+    written = [
+        units.Unit(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        for row in json.loads(out.read_text())
+    ]
+    assert written == units.units(Wanted("quick", ("tab03",)))
 
 
 # ---- Snakemake's side, without Snakemake --------------------------------------------------------------------------------

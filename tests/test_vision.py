@@ -38,7 +38,7 @@ from mergelib.store import Store
 from mergelib.tasks.miniature.images import prompts
 from mergelib.training import TrainConfig
 from mergelib.types import Split, Task, head_digest, state_digest
-from mergelib.vision import ImageEncoder, as_batches, load_clip, load_tower, zero_shot_head
+from mergelib.vision import ImageEncoder, as_batches, load_clip, zero_shot_head
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SHAPE = {
@@ -461,64 +461,6 @@ def test_a_published_clip_loads_whole(published, images):
     ours = head.logits(extract(parts.encoder, parts.encoder.module(parts.state), images))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     assert parts.encoder.mean == pytest.approx(MEAN)
-
-
-@pytest.mark.parametrize("prefix", ["vision_model.", ""])
-def test_a_fine_tuned_tower_takes_the_bases_projection(published, images, tmp_path, prefix):
-    folder, model = published
-    base = load_clip(str(folder))
-    write_tower(tmp_path / "svhn", model, prefix=prefix)
-    # The library's own loader is the reference, whichever names the file has.
-    theirs, report = CLIPVisionModel.from_pretrained(
-        str(tmp_path / "svhn"), output_loading_info=True
-    )
-    assert not report["missing_keys"] and not report["unexpected_keys"]
-    state = load_tower(str(tmp_path / "svhn"), base)
-    assert state.keys() == base.state.keys()
-    with torch.inference_mode():
-        pooled = theirs.eval()(
-            pixel_values=base.encoder.collate(images)["pixel_values"]
-        ).pooler_output
-        wanted = F.normalize(model.visual_projection(pooled), dim=-1)
-    torch.testing.assert_close(
-        extract(base.encoder, base.encoder.module(state), images), wanted, rtol=1e-4, atol=1e-5
-    )
-    assert torch.equal(state["visual_projection.weight"], base.state["visual_projection.weight"])
-    assert not torch.equal(
-        state["vision_model.post_layernorm.weight"],
-        base.state["vision_model.post_layernorm.weight"],
-    )
-
-
-def test_a_whole_clip_brings_its_own_projection(published):
-    folder, model = published
-    base = load_clip(str(folder))
-    assert state_digest(load_tower(str(folder), base)) == state_digest(tower_of(model))
-
-
-def test_missing_and_unexpected_names_are_all_listed(published, tmp_path):
-    base = load_clip(str(published[0]))
-    gone = [
-        f"vision_model.encoder.layers.{i}.mlp.fc1.{w}" for i in (0, 1) for w in ("weight", "bias")
-    ]
-
-    def change(weights):
-        for name in gone:
-            del weights[name]
-        weights["vision_model.head.weight"] = torch.zeros(3)
-        weights["vision_model.adapter.bias"] = torch.zeros(3)
-
-    write_tower(tmp_path / "dtd", published[1], change=change)
-    with pytest.raises(StateDictError) as error:
-        load_tower(str(tmp_path / "dtd"), base)
-    for name in (*gone, "vision_model.head.weight", "vision_model.adapter.bias", "'dtd'"):
-        assert name in str(error.value)
-
-
-def test_a_tower_of_another_patch_size_is_refused(published, tmp_path):
-    write_tower(tmp_path / "b16", published[1], patch_size=4)
-    with pytest.raises(StateDictError, match="patch_size 8 and 4"):
-        load_tower(str(tmp_path / "b16"), load_clip(str(published[0])))
 
 
 def copied(source, target, *, without=()):

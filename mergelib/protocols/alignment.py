@@ -44,7 +44,6 @@ TABLE_1 = {
         Rung("scaling", "Scaling", False, "diagonal"),
     )
 }
-RUNGS = tuple(TABLE_1)
 _DIMENSION: dict[str, Callable[[int], int]] = {
     "none": lambda d: d * d,
     "orthogonal": lambda d: d * (d - 1) // 2,

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from mergelib.errors import ConfigError, DataError, UnknownNameError
 from mergelib.protocols.alignment import (
-    RUNGS,
     TABLE_1,
     AffineMap,
     aligned_predictions,
@@ -22,6 +21,8 @@ from mergelib.protocols.alignment import (
     variance_steps,
 )
 from mergelib.types import Head
+
+RUNGS = tuple(TABLE_1)
 
 ORTHOGONAL = [r.name for r in TABLE_1.values() if r.constraint == "orthogonal"]
 

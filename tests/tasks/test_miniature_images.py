@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,6 @@ from mergelib.tasks.miniature.images import (
     IMAGE_TASKS,
     IMAGE_WORLD_VERSION,
     captioned,
-    content_words,
     generate,
     prompts,
 )
@@ -30,6 +30,14 @@ MIXED = (
     "for t in IMAGE_TASKS: d.update(generate(t, 60, 0)[0].numpy().tobytes())\n"
     "d.update(captioned(60, 0)[0].numpy().tobytes()); d.update('|'.join(captioned(60, 0)[1]).encode()); print(d.hexdigest())"
 )
+
+
+FILLER = frozenset("a an the of in at with on".split())
+
+
+def content_words(text):
+    """The words of a class name or caption that say what is drawn."""
+    return frozenset(re.findall(r"[a-z]+", text.lower())) - FILLER
 
 
 @pytest.fixture(scope="module")

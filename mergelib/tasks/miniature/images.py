@@ -25,7 +25,6 @@ what is drawn bumps the version, and the report must list its claims before and 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,12 +175,6 @@ _PROMPTS = {
     "mnist": "picture",
     "dtd": "picture",
 }
-_FILLER = frozenset("a an the of in at with on".split())
-
-
-def content_words(text: str) -> frozenset[str]:
-    """The words of a class name or caption that say what is drawn."""
-    return frozenset(re.findall(r"[a-z]+", text.lower())) - _FILLER
 
 
 def prompts(task: str) -> tuple[str, ...]:
