@@ -23,13 +23,13 @@ from torch import Tensor
 
 from benchmarks.frame import memory
 from mergelib import Study, tables
-from mergelib.encoders import encoder_state, load_base
+from mergelib.encoders import encoder_state, load_base, released_encoder
 from mergelib.features import PRECISIONS, extract, pick_device
 from mergelib.profiles import TASK_NAMES
 from mergelib.protocols import current_eval
-from mergelib.released import ENCODER, HEAD, released_encoder, released_splits
 from mergelib.store import Store
 from mergelib.tasks import miniature
+from mergelib.tasks.released import ENCODER, HEAD, released_splits
 from mergelib.training import resolve_precision
 from mergelib.types import Head, Split
 

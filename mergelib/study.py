@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import distributed, paths, released
+from . import distributed, paths
 from .clustering import tsne
-from .encoders import Encoder, encoder_state, load_state
+from .encoders import Encoder, encoder_state, load_state, released_encoder
 from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract_prepared, pick_device
@@ -32,6 +32,7 @@ from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_ord
 from .store import Artifact, Store
 from .tasks import load_task
 from .tasks.hub_images import IMAGES_VERSION
+from .tasks.released import check_label_order, load_checkpoint, released_checkpoint
 from .training import resolve_precision
 from .types import (
     Expert,
@@ -252,7 +253,7 @@ class Study:
         if (
             self.profile.encoder.preprocessing == "released"
         ):  # of miniature encoders, too: pre-trained as ever, then read otherwise
-            return replace(found, encoder=released.released_encoder(found.encoder))
+            return replace(found, encoder=released_encoder(found.encoder))
         return found
 
     def _loaded_or_made(self) -> Foundation:
@@ -388,8 +389,8 @@ class Study:
 
     def _take_released(self, task: Task) -> None:
         """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its classes otherwise than the data."""
-        path = released.released_checkpoint(task.name, self.profile.released_dir)
-        expert = released.load_checkpoint(
+        path = released_checkpoint(task.name, self.profile.released_dir)
+        expert = load_checkpoint(
             path, task.name, self.base_state, self.encoder.width, task.n_classes
         )
         self._experts[task.name] = replace(
@@ -399,7 +400,7 @@ class Study:
             predicted = expert.head.logits(
                 self.features(FINE_TUNED, task.name, "validation")
             ).argmax(-1)
-            released.check_label_order(predicted, task.validation.labels, task, "validation")
+            check_label_order(predicted, task.validation.labels, task, "validation")
         except DataError:
             del self._experts[task.name]
             raise

@@ -18,11 +18,12 @@ from near import ROUNDING, apart
 
 from benchmarks import released as bench
 from mergelib import Study, released, runner, tables
-from mergelib.encoders import TextEncoder
+from mergelib.encoders import ReleasedEncoder, TextEncoder, released_encoder
 from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.profiles import load_profile
 from mergelib.protocols import PRESETS, fit_heads
 from mergelib.store import Store
+from mergelib.tasks import released as files
 from mergelib.types import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
@@ -316,7 +317,7 @@ def test_a_tokenizer_without_separators_is_refused(paper):
         cls_token, sep_token, pad_token = None, "[SEP]", "[PAD]"
 
     with pytest.raises(ConfigError, match="'gpt' has no cls_token"):
-        released.released_encoder(TextEncoder(paper.encoder.config, NoCls(), 40, "gpt"))
+        released_encoder(TextEncoder(paper.encoder.config, NoCls(), 40, "gpt"))
 
 
 def test_the_effects_table_starts_with_the_studys_own_scores(paper):
@@ -372,7 +373,7 @@ def load(paper, folder, tmp_path):
     def expert(change=lambda s: s, n_classes=4):
         state = published(folder, "ag")
         torch.save(change(state), tmp_path / "ag.pth")
-        return released.load_checkpoint(
+        return files.load_checkpoint(
             tmp_path / "ag.pth", "ag", paper.base_state, SHAPE["width"], n_classes
         )
 
@@ -467,7 +468,7 @@ def test_a_checkpoint_with_code_is_not_run(paper, folder, tmp_path, save):
     with pytest.raises(
         UnsafeFileError, match=r"ag\.pth holds more than plain tensors.*was not run"
     ):
-        released.load_checkpoint(path, "ag", paper.base_state, SHAPE["width"], 4)
+        files.load_checkpoint(path, "ag", paper.base_state, SHAPE["width"], 4)
     assert not (tmp_path / "trapped").exists()
 
 
@@ -485,14 +486,14 @@ def test_a_damaged_file_says_so(folder, tmp_path, content):
     whole = (folder / "checkpoints" / "ag.pth").read_bytes()
     (tmp_path / "ag.pth").write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
     with pytest.raises((StateDictError, UnsafeFileError), match=r"^ag\.pth .*[Ff]etch it again"):
-        released.read_state(tmp_path / "ag.pth")
+        files.read_state(tmp_path / "ag.pth")
 
 
 def test_missing_files_are_named(make, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "yelp.pth").touch()
     with pytest.raises(DataError, match=r"No .*ag\.pth\. Beside it: yelp\.pth"):
-        released.released_checkpoint("ag", str(tmp_path))
+        files.released_checkpoint("ag", str(tmp_path))
     with pytest.raises(DataError, match=r"No .*train\.csv"):
         make(released_dir=str(tmp_path)).task("ag")
 
@@ -503,7 +504,7 @@ def test_csv_rows_without_text_are_kept_and_labels_checked(folder, tmp_path):
         (tmp_path / "ag" / f"{split}.csv").write_text(
             '1,q,"a, b"\n4,null,\n2,NA,NA\n', encoding="utf-8"
         )
-    names, train, _ = released.released_splits("ag", str(tmp_path))
+    names, train, _ = files.released_splits("ag", str(tmp_path))
     assert (
         train.inputs == ("a, b", "", "NA")
         and train.labels.tolist() == [0, 3, 1]
@@ -511,10 +512,10 @@ def test_csv_rows_without_text_are_kept_and_labels_checked(folder, tmp_path):
     )
     (tmp_path / "ag" / "test.csv").write_text("5,q,text\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"test\.csv: label 5, but 'ag' has 4 classes"):
-        released.released_splits("ag", str(tmp_path))
+        files.released_splits("ag", str(tmp_path))
     (tmp_path / "ag" / "test.csv").write_text("1,text\n", encoding="utf-8")
     with pytest.raises(DataError, match="column"):
-        released.released_splits("ag", str(tmp_path))
+        files.released_splits("ag", str(tmp_path))
 
 
 # ---- the order of labels --------------------------------------------------------------------------------------------------
@@ -523,7 +524,7 @@ def test_csv_rows_without_text_are_kept_and_labels_checked(folder, tmp_path):
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_the_order_is_the_best_of_all_assignments(pairs):
     predicted, labels = torch.tensor(pairs).T
-    order = released.label_order(predicted, labels, 4)
+    order = files.label_order(predicted, labels, 4)
     scored = {p: sum(p[a] == b for a, b in pairs) for p in itertools.permutations(range(4))}
     assert scored[order] == max(scored.values())
     if scored[0, 1, 2, 3] == max(scored.values()):
@@ -635,7 +636,7 @@ def test_a_miniature_encoder_can_be_trained_and_read_the_released_way(make_study
         }
     )
     assert study.scores(["f_t", "task_arithmetic"], ["current"]).accuracy.notna().all()
-    assert isinstance(study.encoder, released.ReleasedEncoder) and len(released.effects(study)) == 4
+    assert isinstance(study.encoder, ReleasedEncoder) and len(released.effects(study)) == 4
 
 
 # ---- paper | here, cell by cell -------------------------------------------------------------------------------------------

@@ -49,13 +49,11 @@ def meaning() -> dict[str, list[Any]]:
         features,
         merging,
         protocols,
-        released,
         study,
         training,
         types,
-        vision,
     )
-    from mergelib.pretraining import bert, clip, t5, vit
+    from mergelib.pretraining import bert, clip, t5, vit, zero_shot
     from mergelib.protocols import current
     from mergelib.study import Study
 
@@ -65,7 +63,7 @@ def meaning() -> dict[str, list[Any]]:
         encoders.TextEncoder.module,
         encoders.encoder_class,
     ]
-    pooled = [encoders.PooledEncoder, released.ReleasedPooling, released.ReleasedEncoder, *tokens]
+    pooled = [encoders.PooledEncoder, encoders.ReleasedPooling, encoders.ReleasedEncoder, *tokens]
     fine_tune = [
         experts.EncoderWithHeads,
         experts.TrainRows,
@@ -120,7 +118,9 @@ def meaning() -> dict[str, list[Any]]:
             training.train,
             training.TrainConfig,
             encoders.encoder_state,
-            *defined_in(vision),
+            *defined_in(zero_shot),
+            encoders.ImageEncoder,
+            encoders.ImageFeatures,
         ],
         "pretrain_vit": [
             *defined_in(vit),
@@ -128,8 +128,8 @@ def meaning() -> dict[str, list[Any]]:
             training.train,
             training.TrainConfig,
             encoders.encoder_state,
-            vision.ImageEncoder,
-            vision.ImageFeatures,
+            encoders.ImageEncoder,
+            encoders.ImageFeatures,
         ],
         "fine_tune": fine_tune,
         "multi_task": fine_tune,

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from mergelib import Study
-from mergelib.encoders import encoder_state, load_state
+from mergelib.encoders import ImageEncoder, encoder_state, load_state
 from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.features import extract
 from mergelib.pretraining.clip import (
@@ -34,11 +34,11 @@ from mergelib.pretraining.clip import (
     pretrain_clip,
     word_tokenizer,
 )
+from mergelib.pretraining.zero_shot import as_batches, load_clip, zero_shot_head
 from mergelib.store import Store
 from mergelib.tasks.miniature.images import prompts
 from mergelib.training import TrainConfig
 from mergelib.types import Split, Task, head_digest, state_digest
-from mergelib.vision import ImageEncoder, as_batches, load_clip, zero_shot_head
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SHAPE = {

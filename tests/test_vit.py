@@ -6,14 +6,13 @@ import pytest
 import torch
 from transformers import ViTConfig
 
-from mergelib.encoders import encoder_state
+from mergelib.encoders import ImageEncoder, encoder_state
 from mergelib.errors import ConfigError
 from mergelib.features import extract
 from mergelib.pretraining import RECIPES, vit
 from mergelib.profiles import load_profile
 from mergelib.training import TrainConfig
 from mergelib.types import Split, Task
-from mergelib.vision import ImageEncoder
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 16, 4

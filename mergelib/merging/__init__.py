@@ -6,10 +6,11 @@ A method is one decorated function::
     def my_method(base, experts, *, lam=0.3):
         '''theta_m = ...'''
 
-Only encoders come here: heads stay with their task. A method whose signature has ``lam`` gets its lambda chosen on
-validation data; give ``direction`` as well when theta_m = theta_b + lam * direction, and a scan over lambda computes the
-direction once. One that declares ``needs`` takes a ``Context`` as its third argument; one that ``gives`` "one per task"
-returns a list, an encoder per expert. One whose signature has ``seed`` is random.
+Only encoders come here: heads stay with their task. A method whose signature has ``lam`` gets its
+lambda chosen on validation data; give ``direction`` as well when theta_m = theta_b + lam *
+direction, and a scan over lambda computes the direction once. One that declares ``needs`` takes a
+``Context`` as its third argument; one that ``gives`` "one per task" returns a list, an encoder per
+expert. One whose signature has ``seed`` is random.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ LARGEST = 2.0**63  # of an option: beyond it torch takes no whole number, and fl
 
 @dataclass(frozen=True)
 class Method:
-    """A registered merging method. ``needs``: data beyond weights, out of ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``."""
+    """A registered merging method.
+
+    ``needs``: data beyond weights, out of ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``.
+    """
 
     name: str
     label: str
@@ -64,9 +68,12 @@ class Method:
     def __call__(
         self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any
     ) -> Any:
-        """Check the weights, then merge them: a state dict, or a list of them, one per expert. Raises ``StateDictError`` for
-        weights that do not fit together and for a result that is no encoder like the base, ``UnknownNameError`` for an option
-        that the method does not have and ``ConfigError`` for data that it needs and did not get."""
+        """Check the weights, then merge them: a state dict, or a list of them, one per expert.
+
+        Raises ``StateDictError`` for weights that do not fit together and for a result that is no
+        encoder like the base, ``UnknownNameError`` for an option that the method does not have and
+        ``ConfigError`` for data that it needs and did not get.
+        """
         data = self._data(base, experts, context, options)
         base = untied(base, experts)
         merged = self._computed(self.function, base, experts, *data, **options)
@@ -80,7 +87,8 @@ class Method:
         context: Context | None = None,
         **options: Any,
     ) -> Iterator[Any]:
-        """What the method gives for each lambda in turn; the direction, where it has one, is computed once."""
+        """What the method gives for each lambda in turn; the direction, where it has one, is
+        computed once."""
         data = self._data(base, experts, context, options)
         base = untied(base, experts)
         for lam in lams:
@@ -105,7 +113,8 @@ class Method:
             return function(*arguments, **options)
         except torch.linalg.LinAlgError as error:  # task vectors whose products leave float32
             raise StateDictError(
-                f"Method '{self.name}': these weights are too large or too alike for a decomposition ({shortened(str(error))})."
+                f"Method '{self.name}': these weights are too large or too alike for a "
+                f"decomposition ({shortened(str(error))})."
             ) from error
 
     def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
@@ -130,14 +139,16 @@ class Method:
             return ()
         if context is None:
             raise ConfigError(
-                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the third argument."
+                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the "
+                "third argument."
             )
         context.check(self.name, self.needs, len(experts))
         return (context,)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raises ``UnknownNameError`` for an option that the method does not have, ``ConfigError`` for a value that cannot be meant: a
-        word, NaN or infinity for a number, a number for a word."""
+        """Raises ``UnknownNameError`` for an option that the method does not have, ``ConfigError``
+        for a value that cannot be meant: a word, NaN or infinity for a number, a number for a word.
+        """
         for name, value in options.items():
             if name not in self.options:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
@@ -149,7 +160,8 @@ class Method:
 
 
 def _wanted(parameter: inspect.Parameter, value: Any) -> str:
-    """What an option's value has to be where ``value`` cannot be meant, told by its default; an empty text where it can."""
+    """What an option's value has to be where ``value`` cannot be meant, told by its default; an
+    empty text where it can."""
     default = parameter.default
     if type(default) in (int, float):
         if isinstance(value, bool | str | bytes | list | tuple | dict | set | None) or (
@@ -178,8 +190,9 @@ def method(
     needs: tuple[str, ...] = (),
     gives: str = ONE,
 ) -> Callable[[Callable], Callable]:
-    """Register the decorated function as merging method ``name``; it then takes part in every table and figure that
-    is given its name. Raises ``ConfigError`` for a ``needs`` or ``gives`` that does not exist."""
+    """Register the decorated function as merging method ``name``; it then takes part in every table
+    and figure that is given its name. Raises ``ConfigError`` for a ``needs`` or ``gives`` that does
+    not exist."""
     for need in needs:
         if need not in NEEDS:
             raise ConfigError(f"Method '{name}': needs is a tuple out of {NEEDS}, not {needs!r}.")

@@ -23,7 +23,8 @@ def mean_entropy(logits: Tensor) -> Tensor:
 
 
 def combine(base: State, vectors: Sequence[State], coefficients: Tensor) -> dict[str, Tensor]:
-    """theta_b + sum_t lambda_t^l tau_t^l, float32; ``coefficients [T, L]`` in the order of sorted names, or ``[T, 1]``."""
+    """theta_b + sum_t lambda_t^l tau_t^l, float32; ``coefficients [T, L]`` in the order of sorted
+    names, or ``[T, 1]``."""
     names = sorted(vectors[0])
     lams = coefficients.expand(-1, len(names))
     return {
@@ -45,9 +46,11 @@ def learn_coefficients(
     prior: float,
     seed: int,
 ) -> Tensor:
-    """The coefficients ``[T, 1]`` or ``[T, L]`` after ``steps`` of Adam on the entropy of each task's own predictions.
+    """The coefficients ``[T, 1]`` or ``[T, L]`` after ``steps`` of Adam on the entropy of each
+    task's own predictions.
 
-    A step sums the tasks' mean entropies, each on ``batch_size`` random inputs. Nothing else is trained, no label is seen.
+    A step sums the tasks' mean entropies, each on ``batch_size`` random inputs. Nothing else is
+    trained, no label is seen.
     """
     coefficients = torch.full(
         (len(vectors), 1 if per == "task" else len(vectors[0])),
@@ -60,7 +63,8 @@ def learn_coefficients(
     for _ in range(steps):
         optimizer.zero_grad()
         state = combine(base, vectors, coefficients)
-        # One leaf per tensor: the tasks' gradients add up there, and go back through ``combine`` once instead of T times.
+        # One leaf per tensor: the tasks' gradients add up there, and go back through ``combine``
+        # once instead of T times.
         leaves = {n: t.detach().requires_grad_() for n, t in state.items()}
         whole = complete(base, leaves)
         for task in context.tasks:
@@ -96,7 +100,8 @@ def _learned(
 ) -> dict[str, Tensor]:
     if steps < 0 or batch_size < 1 or not lr > 0:
         raise ConfigError(
-            f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, {batch_size}, {lr}."
+            f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, "
+            f"{batch_size}, {lr}."
         )
     coefficients = learn_coefficients(
         base,
@@ -129,8 +134,9 @@ def adamerging_task(
     prior: float = 0.3,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled inputs of the *test* set.
-    (The authors take 500 steps and clamp lambda to [0, 1]; nothing is clamped here, as in FusionBench.)"""
+    """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled
+    inputs of the *test* set. (The authors take 500 steps and clamp lambda to [0, 1]; nothing is
+    clamped here, as in FusionBench.)"""
     return _learned(
         base,
         task_vectors(base, experts),

@@ -14,7 +14,10 @@ from .states import complete, cut, direction_of, empty, float_names, merged_by, 
 
 @method("weight_averaging", label="Weight Averaging", short="WA")
 def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
-    """theta_m = (1/T) sum_t theta_t. Eq. 1; Wortsman et al., 2022. ``base`` only lends its integer tensors."""
+    """theta_m = (1/T) sum_t theta_t.
+
+    Eq. 1; Wortsman et al., 2022. ``base`` only lends its integer tensors.
+    """
     names = float_names(base)
     mean, room = (
         empty(base, names),
@@ -53,5 +56,8 @@ def task_vector_sum(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
 def task_arithmetic(
     base: State, experts: Sequence[State], *, lam: float = 0.3
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t tau_t. Eq. 2; Ilharco et al., 2022. lam = 1/T gives Weight Averaging."""
+    """theta_m = theta_b + lam * sum_t tau_t.
+
+    Eq. 2; Ilharco et al., 2022. lam = 1/T gives Weight Averaging.
+    """
     return merged_by(summed_vectors, base, experts, lam)

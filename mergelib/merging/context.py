@@ -1,4 +1,5 @@
-"""What a merging method may use beyond weights: each task's inputs, its head and, where declared, labels."""
+"""What a merging method may use beyond weights: each task's inputs, its head and, where declared,
+labels."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from ..types import Head, State
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task: inputs in random order, whatever ``Context.collate`` takes; (W_t, b_t); labels ``[N]`` or None."""
+    """One task: inputs in random order, whatever ``Context.collate`` takes; (W_t, b_t); labels
+    ``[N]`` or None."""
 
     inputs: Sequence[Any]
     head: Head
@@ -25,8 +27,9 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Context:
-    """``module(**batch) -> features [B, d]``, in evaluation mode; ``inner`` is the part of it (or all of it) whose state
-    dict is merged; ``collate`` turns inputs into a batch; ``tasks`` stand in the experts' order."""
+    """``module(**batch) -> features [B, d]``, in evaluation mode; ``inner`` is the part of it (or
+    all of it) whose state dict is merged; ``collate`` turns inputs into a batch; ``tasks`` stand in
+    the experts' order."""
 
     module: nn.Module
     inner: nn.Module
@@ -35,7 +38,8 @@ class Context:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Where a tensor sits in the module -> the state's name for it; of names that share a tensor the first stands for all."""
+        """Where a tensor sits in the module -> the state's name for it; of names that share a
+        tensor the first stands for all."""
         inner = next(n for n, m in self.module.named_modules() if m is self.inner)
         names, first = {}, {}
         for place, part in self.module.named_modules():  # a module under two names comes once
@@ -52,7 +56,8 @@ class Context:
         }
 
     def features(self, state: State, batch: dict[str, Tensor]) -> Tensor:
-        """Features ``[B, d]`` of ``module`` with the weights ``state``; differentiable in its tensors."""
+        """Features ``[B, d]`` of ``module`` with the weights ``state``; differentiable in its
+        tensors."""
         weights = {
             at: state[name] for at, name in self._names.items() if name in state
         }  # not in it: non-persistent buffers
@@ -68,12 +73,14 @@ class Context:
         """Raises ``ConfigError`` when something that ``method`` needs is not here."""
         if len(self.tasks) != n_experts:
             raise ConfigError(
-                f"Method '{method}' got data of {len(self.tasks)} tasks and {n_experts} experts; give one TaskData per expert."
+                f"Method '{method}' got data of {len(self.tasks)} tasks and {n_experts} experts; "
+                "give one TaskData per expert."
             )
         for t, task in enumerate(self.tasks):
             if not len(task.inputs):
                 raise ConfigError(f"Method '{method}' needs inputs; task {t} has none.")
             if "labels" in needs and (task.labels is None or len(task.labels) != len(task.inputs)):
                 raise ConfigError(
-                    f"Method '{method}' needs labels; task {t} has {'none' if task.labels is None else 'another number'}."
+                    f"Method '{method}' needs labels; task {t} has "
+                    f"{'none' if task.labels is None else 'another number'}."
                 )

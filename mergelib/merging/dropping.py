@@ -1,4 +1,4 @@
-"""Methods that drop entries of task vectors before they are added: DARE, DELLA, Model Breadcrumbs."""
+"""Methods that drop entries of task vectors before adding: DARE, DELLA, Model Breadcrumbs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from . import method
 from .states import add_scaled, check_fraction, float_names, task_vectors, total
 from .ties import ties_direction
 
-# ---- DARE: Yu et al., 2024 (arXiv 2311.03099) --------------------------------------------------------------------------
+# ---- DARE: Yu et al., 2024 (arXiv 2311.03099) ----
 
 
 def dare(tau: Tensor, drop: float, generator: torch.Generator) -> Tensor:
-    """Drop And REscale: each entry of ``tau`` is 0 with probability ``drop``, else divided by 1 - drop; unbiased."""
+    """Drop And REscale: each entry of ``tau`` is 0 with probability ``drop``, else divided by 1 -
+    drop; unbiased."""
     kept = (
         torch.rand(tau.shape, generator=generator) >= drop
     )  # drawn on the CPU: every device gets the same mask
@@ -56,8 +57,11 @@ def dare_direction(
 def dare_task_arithmetic(
     base: State, experts: Sequence[State], *, lam: float = 0.3, drop: float = 0.5, seed: int = 0
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t DARE(tau_t). (mergekit rescales each tensor to its former L1 norm instead of by
-    1/(1 - drop), and is not unbiased.)"""
+    """theta_m = theta_b + lam * sum_t DARE(tau_t).
+
+    (mergekit rescales each tensor to its former L1 norm instead of by 1/(1 - drop), and is not
+    unbiased.)
+    """
     return add_scaled(base, dare_direction(base, experts, drop=drop, seed=seed), lam)
 
 
@@ -88,7 +92,8 @@ def dare_ties(
     drop: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * Ties(DARE(tau_1), ..., DARE(tau_T)): dropped first, then trimmed, elected and merged."""
+    """theta_m = theta_b + lam * Ties(DARE(tau_1), ..., DARE(tau_T)): dropped first, then trimmed,
+    elected and merged."""
     return add_scaled(
         base,
         dare_ties_direction(base, experts, keep=keep, combine=combine, drop=drop, seed=seed),
@@ -96,12 +101,13 @@ def dare_ties(
     )
 
 
-# ---- Model Breadcrumbs: Davari & Belilovsky, 2024 (arXiv 2312.06795) ------------------------------------------------------
+# ---- Model Breadcrumbs: Davari & Belilovsky, 2024 (arXiv 2312.06795) ----
 
 
 def breadcrumbs(tau: Tensor, keep: float, drop_top: float) -> Tensor:
-    """``tau [..., n]``, row by row of its last axis: the int(drop_top * n) largest magnitudes become 0, of the others the
-    int(keep * n) largest stay (at least one), the rest become 0. A 0-d tensor stays whole."""
+    """``tau [..., n]``, row by row of its last axis: the int(drop_top * n) largest magnitudes
+    become 0, of the others the int(keep * n) largest stay (at least one), the rest become 0. A 0-d
+    tensor stays whole."""
     if tau.dim() == 0 or tau.numel() == 0:
         return tau
     n = tau.shape[-1]
@@ -134,18 +140,21 @@ def model_breadcrumbs(
     keep: float = 0.15,
     drop_top: float = 0.006,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t masked tau_t. The authors' search has ``keep`` 0.05..0.2 and ``drop_top``
-    0.001..0.01. (A row too short to keep int(keep * n) entries keeps one, where the original keeps none.)"""
+    """theta_m = theta_b + lam * sum_t masked tau_t.
+
+    The authors' search has ``keep`` 0.05..0.2 and ``drop_top`` 0.001..0.01. (A row too short to
+    keep int(keep * n) entries keeps one, where the original keeps none.)
+    """
     return add_scaled(base, breadcrumbs_direction(base, experts, keep=keep, drop_top=drop_top), lam)
 
 
-# ---- DELLA: Deep et al., 2024 (arXiv 2406.11617) -----------------------------------------------------------------------------
+# ---- DELLA: Deep et al., 2024 (arXiv 2406.11617) ----
 
 
 def magprune(rows: Tensor, drop: float, window: float, generator: torch.Generator) -> Tensor:
-    """MAGPRUNE: within each row of ``rows [..., n]`` entries are ranked by magnitude, the keep probability rises linearly
-    with the rank over ``window`` around 1 - drop, and a kept entry is divided by its probability. One-entry rows take the
-    middle."""
+    """MAGPRUNE: within each row of ``rows [..., n]`` entries are ranked by magnitude, the keep
+    probability rises linearly with the rank over ``window`` around 1 - drop, and a kept entry is
+    divided by its probability. One-entry rows take the middle."""
     if rows.numel() == 0:
         return rows
     flat = rows.reshape(-1, rows.shape[-1] if rows.dim() else 1)
@@ -160,7 +169,8 @@ def magprune(rows: Tensor, drop: float, window: float, generator: torch.Generato
 def della_direction(
     base: State, experts: Sequence[State], *, drop: float = 0.3, window: float = 0.14, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The mean, per entry, of the pruned task vectors that carry the elected sign (that of their sum; 0 counts as positive)."""
+    """The mean, per entry, of the pruned task vectors that carry the elected sign (that of their
+    sum; 0 counts as positive)."""
     check_fraction("DELLA", "drop + window / 2", drop + window / 2, open_high=True)
     check_fraction("DELLA", "drop - window / 2", drop - window / 2)
     check_fraction("DELLA", "window", window)
@@ -184,8 +194,10 @@ def della(
     window: float = 0.14,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * elected mean of MAGPRUNE(tau_t). (mergekit rescales to the former L1 norm instead of dividing
-    by the keep probability.)"""
+    """theta_m = theta_b + lam * elected mean of MAGPRUNE(tau_t).
+
+    (mergekit rescales to the former L1 norm instead of dividing by the keep probability.)
+    """
     return add_scaled(
         base, della_direction(base, experts, drop=drop, window=window, seed=seed), lam
     )

@@ -16,10 +16,12 @@ from .states import complete, float_names
 
 @torch.enable_grad()
 def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
-    """F_t = E_x E_{y ~ p_t(y|x)} (d log p_t(y|x) / d theta)^2 at ``state``, exactly: one gradient per input and class.
+    """F_t = E_x E_{y ~ p_t(y|x)} (d log p_t(y|x) / d theta)^2 at ``state``, exactly: one gradient
+    per input and class.
 
-    The inputs are task t's first ``n_examples``; labels play no part. By float tensor, float32. (Squaring after summing over
-    classes or a batch, as a widespread shortcut does, is not this quantity.)
+    The inputs are task t's first ``n_examples``; labels play no part. By float tensor, float32.
+    (Squaring after summing over classes or a batch, as a widespread shortcut does, is not this
+    quantity.)
     """
     names = float_names(state)
     leaves = {n: state[n].detach().float().requires_grad_() for n in names}
@@ -47,12 +49,17 @@ def fisher_merging(
     n_examples: int = 64,
     floor: float = 1e-6,
 ) -> dict[str, Tensor]:
-    """theta_m = sum_t F_t theta_t / sum_t F_t, elementwise. Each F_t is divided by its norm over the whole encoder, so that a
-    confident expert does not vanish, and ``floor`` is added: where no expert has a gradient the mean remains. (The original
-    has 4,096 examples, searches the experts' coefficients, and puts the floor under one expert alone.)"""
+    """theta_m = sum_t F_t theta_t / sum_t F_t, elementwise.
+
+    Each F_t is divided by its norm over the whole encoder, so that a confident expert does not
+    vanish, and ``floor`` is added: where no expert has a gradient the mean remains. (The original
+    has 4,096 examples, searches the experts' coefficients, and puts the floor under one expert
+    alone.)
+    """
     if n_examples < 1 or not floor > 0:
         raise ConfigError(
-            f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and {floor}."
+            f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and "
+            f"{floor}."
         )
     weighted, weights = {}, {}
     for t, expert in enumerate(experts):

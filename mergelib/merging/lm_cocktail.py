@@ -19,8 +19,8 @@ from .states import as_float32, complete, float_names
 def cocktail_weights(
     experts: Sequence[State], context: Context, t: int, *, temperature: float, shots: int
 ) -> Tensor:
-    """softmax_i(-L_i / temperature) ``[T]``: L_i is the mean cross-entropy of encoder i behind head t on the first ``shots``
-    labelled inputs of task t."""
+    """softmax_i(-L_i / temperature) ``[T]``: L_i is the mean cross-entropy of encoder i behind head
+    t on the first ``shots`` labelled inputs of task t."""
     task = context.tasks[t]
     batch = context.collate(task.inputs[:shots])
     losses = [
@@ -43,11 +43,15 @@ def lm_cocktail(
     temperature: float = 5.0,
     shots: int = 5,
 ) -> list[dict[str, Tensor]]:
-    """One encoder per target task: sum_i w_i theta_i. Head t on another task's encoder is the misaligned quantity that this
-    project is about; the target's own expert sets itself apart from the others by it."""
+    """One encoder per target task: sum_i w_i theta_i.
+
+    Head t on another task's encoder is the misaligned quantity that this project is about; the
+    target's own expert sets itself apart from the others by it.
+    """
     if not temperature > 0 or shots < 1:
         raise ConfigError(
-            f"LM-Cocktail: temperature is above 0 and shots at least 1, not {temperature} and {shots}."
+            f"LM-Cocktail: temperature is above 0 and shots at least 1, not {temperature} and "
+            f"{shots}."
         )
     merged = []
     for t in range(len(experts)):

@@ -1,4 +1,5 @@
-"""Methods that choose, entry by entry, whose task vector counts: MagMax, TALL-masks, Consensus, EMR-Merging."""
+"""Methods that choose, entry by entry, whose task vector counts: MagMax, TALL-masks, Consensus,
+EMR-Merging."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from . import PER_TASK, method
 from .arithmetic import task_vector_sum
 from .states import add_scaled, float_names, stacked_task_vectors
 
-# ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ------------------------------------------------------------------------
+# ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ----
 
 
 def magmax_direction(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
@@ -31,15 +32,19 @@ def magmax_direction(base: State, experts: Sequence[State]) -> dict[str, Tensor]
 
 @method("magmax", label="MagMax", short="MagMax", direction=magmax_direction)
 def magmax(base: State, experts: Sequence[State], *, lam: float = 0.5) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m. Made for experts fine-tuned one after another; here they are independent."""
+    """theta_m = theta_b + lam * tau_m.
+
+    Made for experts fine-tuned one after another; here they are independent.
+    """
     return add_scaled(base, magmax_direction(base, experts), lam)
 
 
-# ---- TALL-masks and Consensus: Wang et al., 2024 (arXiv 2405.07813) ------------------------------------------------------------
+# ---- TALL-masks and Consensus: Wang et al., 2024 (arXiv 2405.07813) ----
 
 
 def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
-    """Entries that task t needs: ``|tau_t| > lam * |tau_sum - tau_t|``, bool, strictly, so that an entry no expert moved is out."""
+    """Entries that task t needs: ``|tau_t| > lam * |tau_sum - tau_t|``, bool, strictly, so that an
+    entry no expert moved is out."""
     return tau.abs() > lam * (tau_sum - tau).abs()
 
 
@@ -47,8 +52,10 @@ def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
 def tall_masks(
     base: State, experts: Sequence[State], *, lam: float = 0.4
 ) -> list[dict[str, Tensor]]:
-    """One encoder per task: theta_b + mask_t * sum_s tau_s. ``lam`` is the method's own lambda_t, the mask's threshold
-    (grid 0.2 to 0.6), not a scale."""
+    """One encoder per task: theta_b + mask_t * sum_s tau_s.
+
+    ``lam`` is the method's own lambda_t, the mask's threshold (grid 0.2 to 0.6), not a scale.
+    """
     tau_sum = task_vector_sum(base, experts)
     return [
         add_scaled(
@@ -83,14 +90,17 @@ def consensus(
     threshold: float = 0.4,
     agree: int = 2,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * (sum_t tau_t where ``agree`` tasks need it). (The original takes each mask's best threshold
-    on labelled validation data; here one threshold serves all.)"""
+    """theta_m = theta_b + lam * (sum_t tau_t where ``agree`` tasks need it).
+
+    (The original takes each mask's best threshold on labelled validation data; here one threshold
+    serves all.)
+    """
     return add_scaled(
         base, consensus_direction(base, experts, threshold=threshold, agree=agree), lam
     )
 
 
-# ---- EMR-Merging: Huang et al., 2024 (arXiv 2405.17461) ----------------------------------------------------------------------------
+# ---- EMR-Merging: Huang et al., 2024 (arXiv 2405.17461) ----
 
 
 def _mean_per_expert(values: Tensor) -> Tensor:
@@ -102,9 +112,9 @@ def _mean_per_expert(values: Tensor) -> Tensor:
 def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]]:
     """Elect, Mask, Rescale; one encoder per task: theta_b + rescale_t * mask_t * tau_uni.
 
-    tau_uni has the sign of the mean tau (0 counts as negative) and the largest magnitude among the experts that carry it;
-    mask_t holds where tau_t carries it; rescale_t makes the mean magnitudes (per tensor, then summed, as in the authors'
-    code) equal those of tau_t.
+    tau_uni has the sign of the mean tau (0 counts as negative) and the largest magnitude among the
+    experts that carry it; mask_t holds where tau_t carries it; rescale_t makes the mean magnitudes
+    (per tensor, then summed, as in the authors' code) equal those of tau_t.
     """
     uni, agrees, wanted, got = {}, {}, 0.0, 0.0
     for name in float_names(base):

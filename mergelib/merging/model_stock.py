@@ -12,9 +12,11 @@ from .states import complete, float_names, stacked_task_vectors
 
 
 def stock_ratio(tau: Tensor) -> Tensor:
-    """t = T cos / (1 + (T - 1) cos) for ``tau [T, n]``, cos the mean over pairs of cosines; 0-d, in [0, 1].
+    """t = T cos / (1 + (T - 1) cos) for ``tau [T, n]``, cos the mean over pairs of cosines; 0-d, in
+    [0, 1].
 
-    A pair with a zero task vector counts as cosine 0; cosines below 0 give t = 0, where the formula leaves [0, 1].
+    A pair with a zero task vector counts as cosine 0; cosines below 0 give t = 0, where the formula
+    leaves [0, 1].
     """
     n_experts = len(tau)
     if n_experts == 1:
@@ -27,11 +29,12 @@ def stock_ratio(tau: Tensor) -> Tensor:
 
 @method("model_stock", label="Model Stock", short="Stock")
 def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
-    """Per tensor theta_m = t * mean_t theta_t + (1 - t) * theta_b, with t from the angle between task vectors.
+    """Per tensor theta_m = t * mean_t theta_t + (1 - t) * theta_b, with t from the angle between
+    task vectors.
 
-    Meant for several fine-tunings of one task; experts of different tasks are nearly orthogonal, and the result then stays
-    near the base. The authors do not say how more than two angles combine: here the mean of pairwise cosines, as in
-    mergekit.
+    Meant for several fine-tunings of one task; experts of different tasks are nearly orthogonal,
+    and the result then stays near the base. The authors do not say how more than two angles
+    combine: here the mean of pairwise cosines, as in mergekit.
     """
     merged = {}
     for name in float_names(base):

@@ -28,11 +28,13 @@ def _z_scores(values: Tensor) -> Tensor:
 def tailor(
     weight: Tensor, base: Tensor, gram: Tensor, *, keep: float, omega: float, block: int
 ) -> Tensor:
-    """W ``[out, in]`` (float64) with all but ``keep`` of each block of columns back at W_b, the rest compensating.
+    """W ``[out, in]`` (float64) with all but ``keep`` of each block of columns back at W_b, the
+    rest compensating.
 
-    ``gram`` is X^T X / n ``[in, in]``. Scores are omega * z(\\|W - W_b\\|) + (1 - omega) * z(W^2 / diag(U)^2), U the upper
-    Cholesky factor of the damped Hessian's inverse; what a reverted column costs is taken out of later columns, as in
-    SparseGPT. (The released code adds where SparseGPT subtracts; that is not copied.)
+    ``gram`` is X^T X / n ``[in, in]``. Scores are omega * z(\\|W - W_b\\|) + (1 - omega) * z(W^2 /
+    diag(U)^2), U the upper Cholesky factor of the damped Hessian's inverse; what a reverted column
+    costs is taken out of later columns, as in SparseGPT. (The released code adds where SparseGPT
+    subtracts; that is not copied.)
     """
     W, W_b, H = weight.double().clone(), base.double(), 2 * gram.double()
     dead = H.diagonal() == 0
@@ -112,8 +114,11 @@ def model_tailor(
     n_examples: int = 128,
     block: int = 128,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t tailored tau_t. Weights of ``nn.Linear`` are tailored, other tensors keep their whole
-    tau_t. Made to adapt one model to one task without forgetting; adding several tailored task vectors up is our reading."""
+    """theta_m = theta_b + lam * sum_t tailored tau_t.
+
+    Weights of ``nn.Linear`` are tailored, other tensors keep their whole tau_t. Made to adapt one
+    model to one task without forgetting; adding several tailored task vectors up is our reading.
+    """
     return add_scaled(
         base,
         tailored_direction(

@@ -18,7 +18,7 @@ def _quantile(row: Tensor, q: float) -> Tensor:
 
 
 def _min_max(row: Tensor) -> Tensor:
-    """The row stretched to [0, 1]; a constant row becomes 1, so that it takes part like any other."""
+    """The row stretched to [0, 1]; a constant row becomes 1, to take part like any other."""
     low, high = row.amin(), row.amax()
     return torch.where(
         high > low, (row - low) / (high - low).clamp(min=torch.finfo(row.dtype).tiny), 1.0
@@ -28,9 +28,11 @@ def _min_max(row: Tensor) -> Tensor:
 def competition_weight(
     tau_t: Tensor, magnitude: Tensor, tau_sum: Tensor, n_tasks: int, ratio: float
 ) -> Tensor:
-    """How much each entry of one task counts, ``[D]`` in [0, 1]. Within the task large (clamped) magnitudes win (intra), between
-    tasks entries that agree with the sum win (inter); the lower 1 - ratio of them gets 0, and so does a task that moved
-    nothing."""
+    """How much each entry of one task counts, ``[D]`` in [0, 1].
+
+    Within the task large (clamped) magnitudes win (intra), between tasks entries that agree with
+    the sum win (inter); the lower 1 - ratio of them gets 0, and so does a task that moved nothing.
+    """
     balance = torch.exp(n_tasks * _min_max(magnitude) ** 2) * torch.tanh(tau_t * tau_sum)
     return _min_max(balance.clamp(min=_quantile(balance, 1 - ratio))) * (tau_t != 0).any()
 
@@ -64,7 +66,10 @@ def pcb_merging(
     ratio: float = 0.1,
     clamp: float = 0.01,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m. The authors released three versions that differ in the clamp (0.0001 or 0.01) and in
-    the inter-task term; here that of their root script and language experiments, tanh(tau_t * sum_s tau_s), with one lambda
-    for all tasks instead of an evolutionary search over T of them."""
+    """theta_m = theta_b + lam * tau_m.
+
+    The authors released three versions that differ in the clamp (0.0001 or 0.01) and in the
+    inter-task term; here that of their root script and language experiments, tanh(tau_t * sum_s
+    tau_s), with one lambda for all tasks instead of an evolutionary search over T of them.
+    """
     return add_scaled(base, pcb_direction(base, experts, ratio=ratio, clamp=clamp), lam)

@@ -21,15 +21,19 @@ BATCH = 16
 def for_each_linear_input(
     context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]
 ) -> None:
-    """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows [n, in])`` for every
-    ``nn.Linear`` that a batch reaches. Where the batch has an ``attention_mask [B, L]``, rows of padding tokens are left out:
-    they change no feature, and their number depends on who shares a batch.
+    """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows
+    [n, in])`` for every ``nn.Linear`` that a batch reaches. Where the batch has an ``attention_mask
+    [B, L]``, rows of padding tokens are left out: they change no feature, and their number depends
+    on who shares a batch.
 
-    Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections are no ``nn.Linear`` that runs."""
+    Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections are no
+    ``nn.Linear`` that runs.
+    """
     fused = [n for n, m in context.inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if fused:
         raise ConfigError(
-            f"{fused[0]} is nn.MultiheadAttention: its projections cannot be told apart; use an encoder with separate q, k and v."
+            f"{fused[0]} is nn.MultiheadAttention: its projections cannot be told apart; use an "
+            "encoder with separate q, k and v."
         )
     names = {
         m: f"{n}.weight" if n else "weight"
@@ -54,7 +58,8 @@ def for_each_linear_input(
 
 
 def gram_matrices(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
-    """G_t = X_t^T X_t / n_t ``[in, in]`` (float64) of the rows X_t that enter each ``nn.Linear``, by its weight's name."""
+    """G_t = X_t^T X_t / n_t ``[in, in]`` (float64) of the rows X_t that enter each ``nn.Linear``,
+    by its weight's name."""
     sums, counts = {}, {}
 
     def see(name: str, rows: Tensor) -> None:
@@ -67,9 +72,11 @@ def gram_matrices(context: Context, t: int, state: State, n_examples: int) -> di
 
 
 def regmean_weight(grams: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """The W ``[out, in]`` that minimises sum_t ||X_t W^T - X_t W_t^T||^2 / n_t: W^T = (sum_t G_t)^-1 sum_t G_t W_t^T.
+    """The W ``[out, in]`` that minimises sum_t ||X_t W^T - X_t W_t^T||^2 / n_t: W^T = (sum_t
+    G_t)^-1 sum_t G_t W_t^T.
 
-    The least-norm change of the mean solves it, so that directions without data keep the plain mean.
+    The least-norm change of the mean solves it, so that directions without data keep the plain
+    mean.
     """
     mean = sum(w.double() for w in weights) / len(weights)
     right = sum(g @ (w.double() - mean).T for g, w in zip(grams, weights, strict=True))
@@ -85,8 +92,8 @@ def regmean(
     off_diagonal: float = 0.9,
     n_examples: int = 256,
 ) -> dict[str, Tensor]:
-    """Every ``nn.Linear`` weight by least squares on its own inputs, everything else the plain mean. Entries of G_t off the
-    diagonal are multiplied by ``off_diagonal``."""
+    """Every ``nn.Linear`` weight by least squares on its own inputs, everything else the plain
+    mean. Entries of G_t off the diagonal are multiplied by ``off_diagonal``."""
     check_fraction("RegMean", "off_diagonal", off_diagonal)
     if n_examples < 1:
         raise ConfigError(f"RegMean: n_examples is at least 1, not {n_examples}.")

@@ -1,7 +1,7 @@
 """Methods that work on singular values of task matrices: TSV-Merge, Iso-C, Iso-CTS.
 
-A task matrix is tau_t of a 2-d tensor that is a linear map. Embedding tables are 2-d but no maps: names with one of the
-texts in ``exclude`` are averaged, and so is every tensor that is no matrix.
+A task matrix is tau_t of a 2-d tensor that is a linear map. Embedding tables are 2-d but no maps:
+names with one of the texts in ``exclude`` are averaged, and so is every tensor that is no matrix.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .states import add_scaled, check_fraction, float_names, stacked_task_vector
 
 
 def polar(M: Tensor) -> Tensor:
-    """P Q^T from the thin SVD M = P D Q^T of ``M [m, n]``: the nearest matrix with orthonormal rows or columns."""
+    """P Q^T from the thin SVD M = P D Q^T of ``M [m, n]``: the nearest matrix with orthonormal rows
+    or columns."""
     P, _, Qh = torch.linalg.svd(M, full_matrices=False)
     return P @ Qh
 
@@ -30,7 +31,8 @@ def _by_matrix(
     *,
     smallest: int,
 ) -> dict[str, Tensor]:
-    """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t on everything else and where min(m, n) < smallest."""
+    """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t on everything else and
+    where min(m, n) < smallest."""
     direction = {}
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)
@@ -43,12 +45,13 @@ def _by_matrix(
     return direction
 
 
-# ---- TSV-Merge: Gargiulo et al., 2025 (arXiv 2412.00081) ---------------------------------------------------------------------------
+# ---- TSV-Merge: Gargiulo et al., 2025 (arXiv 2412.00081) ----
 
 
 def tsv(tau: Tensor) -> Tensor:
-    """``[T, m, n] -> [m, n]``: the floor(r / T) leading singular triplets of each task side by side, r = min(m, n), their
-    singular vectors made orthonormal across tasks by the polar factor."""
+    """``[T, m, n] -> [m, n]``: the floor(r / T) leading singular triplets of each task side by
+    side, r = min(m, n), their singular vectors made orthonormal across tasks by the polar factor.
+    """
     n_tasks, m, n = tau.shape
     rank = min(m, n) // n_tasks
     U, S, Vh = torch.linalg.svd(tau, full_matrices=False)
@@ -68,12 +71,15 @@ def tsv_direction(
 def tsv_merge(
     base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m. (The original pads to rank r with zero columns, whose singular value is 0: the same
-    product. It excludes only the text projection; embedding tables are averaged here.)"""
+    """theta_m = theta_b + lam * tau_m.
+
+    (The original pads to rank r with zero columns, whose singular value is 0: the same product. It
+    excludes only the text projection; embedding tables are averaged here.)
+    """
     return add_scaled(base, tsv_direction(base, experts, exclude=exclude), lam)
 
 
-# ---- Isotropic merging: Marczak et al., 2025 (arXiv 2502.04959) ---------------------------------------------------------------------
+# ---- Isotropic merging: Marczak et al., 2025 (arXiv 2502.04959) ----
 
 
 def iso_common(tau: Tensor) -> Tensor:
@@ -93,14 +99,18 @@ def iso_c_direction(
 def iso_c(
     base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m. Embedding tables are averaged: rows that no task uses would be blown up to the mean
-    singular value."""
+    """theta_m = theta_b + lam * tau_m.
+
+    Embedding tables are averaged: rows that no task uses would be blown up to the mean singular
+    value.
+    """
     return add_scaled(base, iso_c_direction(base, experts, exclude=exclude), lam)
 
 
 def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
-    """``[T, m, n] -> [m, n]``: about ``common`` * r leading directions of the sum and, outside their left subspace, equally many
-    leading ones of each task; vectors orthonormal by the polar factor, singular values their mean."""
+    """``[T, m, n] -> [m, n]``: about ``common`` * r leading directions of the sum and, outside
+    their left subspace, equally many leading ones of each task; vectors orthonormal by the polar
+    factor, singular values their mean."""
     n_tasks, m, n = tau.shape
     r = min(m, n)
     per_task = round((r - int(common * r)) / n_tasks)
@@ -140,5 +150,6 @@ def iso_cts(
     common: float = 0.8,
     exclude: Sequence[str] = ("embed",),
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m; ``common`` is the fraction of directions shared by all tasks."""
+    """theta_m = theta_b + lam * tau_m; ``common`` is the fraction of directions shared by all
+    tasks."""
     return add_scaled(base, iso_cts_direction(base, experts, common=common, exclude=exclude), lam)

@@ -12,16 +12,16 @@ from ..errors import ConfigError, StateDictError, first_five
 from ..types import State, not_finite, place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-PIECE = (
-    1 << 17
-)  # numbers of one model worked on at a time: those of some models stay in a processor's cache together
+# Numbers of one model worked on at a time: those of some models stay in a processor's cache.
+PIECE = 1 << 17
 DEVICE_PIECE = 1 << 24  # on other devices; no more, because float32 counts exactly up to here
 
 
 def check_states(base: State, experts: Sequence[State]) -> None:
     """Refuse weights that cannot be merged: other keys, shapes or dtypes than the base, NaN or inf.
 
-    Raises ``StateDictError`` naming the expert (0-based position) and the first five offending keys.
+    Raises ``StateDictError`` naming the expert (0-based position) and the first five offending
+    keys.
     """
     if not isinstance(experts, list | tuple) or not experts:
         raise StateDictError("Nothing to merge: give a list of at least one expert.")
@@ -34,7 +34,8 @@ def check_states(base: State, experts: Sequence[State]) -> None:
                 f"has extra {first_five(extra)}"
             ] * bool(extra)
             raise StateDictError(
-                f"{who} {' and '.join(said)} compared with the base. Merge encoders of one architecture, "
+                f"{who} {' and '.join(said)} compared with the base. Merge encoders of one "
+                "architecture, "
                 "without their heads and with the same key prefix."
             )
         for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
@@ -51,13 +52,15 @@ def check_states(base: State, experts: Sequence[State]) -> None:
         bad = not_finite(state)
         if bad:
             raise StateDictError(
-                f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or its file "
+                f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or "
+                "its file "
                 "is damaged; make it again."
             )
 
 
 def _check_kind(who: str, state: State) -> None:
-    """Refuse what is no state dict of dense tensors that can be added: other objects, complex numbers, 8-bit floats."""
+    """Refuse what is no state dict of dense tensors that can be added: other objects, complex
+    numbers, 8-bit floats."""
     if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
         raise StateDictError(f"{who} is no state dict (parameter name -> tensor).")
     odd = [
@@ -72,26 +75,32 @@ def _check_kind(who: str, state: State) -> None:
     ]
     if odd:
         raise StateDictError(
-            f"{who} holds no dense float64, float32, float16, bfloat16 or integer tensor in {first_five(odd)}. Convert first."
+            f"{who} holds no dense float64, float32, float16, bfloat16 or integer tensor in "
+            f"{first_five(odd)}. Convert first."
         )
     if not any(t.is_floating_point() and t.numel() for t in state.values()):
         raise StateDictError(f"{who} has no floating-point numbers; there is nothing to merge.")
 
 
 def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None:
-    """Refuse what is no list of ``n`` encoders with the base's keys, shapes and dtypes, all finite. Raises ``StateDictError``."""
+    """Refuse what is no list of ``n`` encoders with the base's keys, shapes and dtypes, all finite.
+
+    Raises ``StateDictError``.
+    """
     if (
         not isinstance(merged, list | tuple)
         or len(merged) != n
         or not all(isinstance(state, Mapping) for state in merged)
     ):
         raise StateDictError(
-            f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something else."
+            f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something "
+            "else."
         )
     for state in merged:
         if state.keys() != base.keys():
             raise StateDictError(
-                f"{who} gave other keys than the base's: {first_five(sorted(state.keys() ^ base.keys()))}."
+                f"{who} gave other keys than the base's: "
+                f"{first_five(sorted(state.keys() ^ base.keys()))}."
             )
         wrong = [
             k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)
@@ -121,12 +130,14 @@ def check_fraction(
         and (value < high if open_high else value <= high)
     ):
         raise ConfigError(
-            f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}, not {value}."
+            f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, "
+            f"{high:g}{')' if open_high else ']'}, not {value}."
         )
 
 
 def float_names(state: State) -> list[str]:
-    """Names of floating-point tensors, sorted, each storage once: of tied tensors only the first counts."""
+    """Names of floating-point tensors, sorted, each storage once: of tied tensors only the first
+    counts."""
     seen: set[tuple] = set()
     names = []
     for name in sorted(state):
@@ -141,7 +152,8 @@ def float_names(state: State) -> list[str]:
 
 
 def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``changed`` (by ``float_names``) as a full state dict: other dtypes are copied from the base, ties stay tied."""
+    """``changed`` (by ``float_names``) as a full state dict: other dtypes are copied from the base,
+    ties stay tied."""
     by_place = {place(base[n]): t for n, t in changed.items()}
     full = {}
     for name, t in base.items():
@@ -167,7 +179,8 @@ def untied(base: State, experts: Sequence[State]) -> State:
 
 
 def as_float32(state: State) -> dict[str, Tensor]:
-    """The state with floating-point tensors in float32, ties kept: what data is run through, whatever the weights' dtype."""
+    """The state with floating-point tensors in float32, ties kept: what data is run through,
+    whatever the weights' dtype."""
     return complete(state, {n: state[n].float() for n in float_names(state)})
 
 
@@ -188,11 +201,14 @@ def piece_size(like: State, names: Sequence[str]) -> int:
 
 
 def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
-    """Pieces ``[n]`` of the named tensors, the same piece of each state at a time, in their dtypes. Contiguous tensors are cut
-    into views: writing to a piece of an ``empty`` state writes to the state.
+    """Pieces ``[n]`` of the named tensors, the same piece of each state at a time, in their dtypes.
 
-    What takes several operations is done piece by piece, so that memory is read once rather than once per operation, and
-    intermediate results need a piece's room, not a model's: making new memory costs more than the arithmetic.
+    Contiguous tensors are cut into views: writing to a piece of an ``empty`` state writes to the
+    state.
+
+    What takes several operations is done piece by piece, so that memory is read once rather than
+    once per operation, and intermediate results need a piece's room, not a model's: making new
+    memory costs more than the arithmetic.
     """
     for name in names:
         flat = [state[name].detach().reshape(-1) for state in states]
@@ -203,7 +219,8 @@ def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor,
 
 
 def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
-    """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in the base's dtype."""
+    """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in
+    the base's dtype."""
     names = list(direction)
     merged, room = (
         empty(base, names),
@@ -215,8 +232,8 @@ def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
 
 
 Summed = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
-"""``(base, experts, target, **options)`` -> pieces of theta_b, of the merged task vector (float32, may be overwritten) and of
-``target``. A piece may come twice: the last one counts."""
+"""``(base, experts, target, **options)`` -> pieces of theta_b, of the merged task vector (float32,
+may be overwritten) and of ``target``. A piece may come twice: the last one counts."""
 
 
 def direction_of(
@@ -232,7 +249,8 @@ def direction_of(
 def merged_by(
     summed: Summed, base: State, experts: Sequence[State], lam: float, **options: Any
 ) -> dict[str, Tensor]:
-    """theta_b + lam * the merged task vector, which is never in memory as a whole: ``add_scaled`` of ``direction_of``."""
+    """theta_b + lam * the merged task vector, which is never in memory as a whole: ``add_scaled``
+    of ``direction_of``."""
     target = empty(base, float_names(base))
     for b, total, out in summed(base, experts, target, **options):
         out.copy_(total.mul_(lam).add_(b.float()))
@@ -242,8 +260,8 @@ def merged_by(
 def task_vectors(
     base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau
 ) -> list[dict[str, Tensor]]:
-    """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the order in which a generator is
-    used."""
+    """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the
+    order in which a generator is used."""
     return [
         {n: change(expert[n].float() - base[n].float()) for n in float_names(base)}
         for expert in experts
@@ -274,6 +292,7 @@ def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> dict[str, Te
 def flat_task_vectors(
     base: State, experts: Sequence[State], names: Sequence[str]
 ) -> Iterator[Tensor]:
-    """Each tau_t over the named tensors at once, ``[D]`` float32; one after the other, because they are large."""
+    """Each tau_t over the named tensors at once, ``[D]`` float32; one after the other, because they
+    are large."""
     flat_base = flatten(base, names)
     yield from (flatten(e, names) - flat_base for e in experts)

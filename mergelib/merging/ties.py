@@ -209,7 +209,7 @@ def merged_vectors(
 def ties_streamed(
     pieces: Pieces, *, lam: float = 0.3, keep: float = 0.2, combine: str = "sum"
 ) -> Iterator[Tensor]:
-    """``ties`` of weights on disk in four passes: two for thresholds, the overall sign, the merge."""
+    """``ties`` of weights on disk, in four passes: thresholds (two), overall sign, merge."""
 
     def parts(base: Tensor, experts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
         return ((b, rest) for b, *rest in cut([{"": t} for t in (base, *experts)], [""]))

@@ -1,9 +1,9 @@
 """Merging experts of several foundations: what distance costs, and what repairs give back.
 
 ``spec``, ``architectures``, ``permute`` and ``matching`` are permutation symmetries, and which
-units of two networks are the same; ``sites``, ``statistics``, ``correction`` and ``tact`` measure and
-correct a merged encoder's activations; ``settings`` makes studies of all that, ``resampled`` judges
-claims, ``tables`` shows it.
+units of two networks are the same; ``sites``, ``statistics``, ``correction`` and ``tact`` measure
+and correct a merged encoder's activations; ``settings`` makes studies of all that, ``resampled``
+judges claims, ``tables`` shows it.
 """
 
 from .resampled import Resampled, verdicts

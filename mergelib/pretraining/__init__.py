@@ -1,4 +1,5 @@
-"""Where f_b comes from: pre-trained here, one file per kind of encoder, or loaded from a folder or the hub."""
+"""Where f_b comes from: pre-trained here, one file per kind of encoder, or loaded from a folder or
+the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from ..types import Head, State, Task
 
 @dataclass(frozen=True)
 class Foundation:
-    """f_b: its encoder, its weights theta_b, and, where a text tower gives them, a frozen head per task."""
+    """f_b: its encoder, its weights theta_b, and, where a text tower gives them, a frozen head per
+    task."""
 
     encoder: Encoder
     state: State
@@ -26,8 +28,8 @@ class Foundation:
 
 
 def load_text(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    """f_b of ``profile.encoder.base``, a hub id or folder; an id at the profile's commit, or at that which was fetched and verified. Raises
-    what ``load_base`` raises."""
+    """f_b of ``profile.encoder.base``, a hub id or folder; an id at the profile's commit, or at
+    that which was fetched and verified. Raises what ``load_base`` raises."""
     settings = profile.encoder
     return Foundation(
         *load_base(
@@ -38,8 +40,12 @@ def load_text(profile: Profile, tasks: Sequence[Task]) -> Foundation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of f_b. ``key`` names what decides the weights beyond the training settings; ``make`` pre-trains (profile, tasks,
-    device, scratch folder); ``open`` rebuilds the foundation from what ``make`` stored; ``load`` reads published weights."""
+    """One kind of f_b.
+
+    ``key`` names what decides the weights beyond the training settings; ``make`` pre-trains
+    (profile, tasks, device, scratch folder); ``open`` rebuilds the foundation from what ``make``
+    stored; ``load`` reads published weights.
+    """
 
     step: str  # of the store
     version: int

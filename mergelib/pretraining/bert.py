@@ -1,4 +1,5 @@
-"""Pre-train a miniature BERT by masked language modelling on the miniature corpus: the f_b of profile `mini`."""
+"""Pre-train a miniature BERT by masked language modelling on the miniature corpus: the f_b of
+profile `mini`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
+from transformers import BertConfig, BertTokenizer
 
 from ..encoders import TextEncoder
 from ..profiles import Profile
@@ -23,15 +27,13 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def build_tokenizer(corpus: Sequence[str]):
-    """A lower-casing word-piece tokenizer whose pieces are the corpus' words and single characters."""
+    """A lower-casing tokenizer whose pieces are the corpus' words and single characters."""
     return tokenizer_from_vocab([*SPECIAL, *corpus_pieces(corpus)])
 
 
 def words_by_frequency(texts: Sequence[str]) -> list[str]:
-    """The words of texts in lower case, as BERT splits them, the most frequent first, equals in the order of the alphabet."""
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-
+    """The words of texts in lower case, as BERT splits them, the most frequent first, equals in the
+    order of the alphabet."""
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()
     for text, n in Counter(texts).items():  # captions repeat
@@ -41,9 +43,11 @@ def words_by_frequency(texts: Sequence[str]) -> list[str]:
 
 
 def corpus_pieces(corpus: Sequence[str]) -> list[str]:
-    """The words of a corpus in lower case, most frequent first, then single characters, at the beginning of a word and inside one.
+    """The words of a corpus in lower case, most frequent first, then single characters, at the
+    beginning of a word and inside one.
 
-    From counts, not trained: equal corpora give equal vocabularies everywhere, and any other word still splits into characters.
+    From counts, not trained: equal corpora give equal vocabularies everywhere, and any other word
+    still splits into characters.
     """
     words = words_by_frequency(corpus)
     characters = sorted(
@@ -58,15 +62,11 @@ def tokenizer_vocab(tokenizer) -> list[str]:
 
 
 def tokenizer_from_vocab(vocab: Sequence[str]):
-    from transformers import BertTokenizer
-
     return BertTokenizer(vocab={p: i for i, p in enumerate(vocab)}, do_lower_case=True)
 
 
 def bert_config(vocab_size: int, layers: int, width: int, heads: int, max_length: int):
     """A small BERT: dropout 0.1 as BERT-base, feed-forward 4 x width, ``max_length`` positions."""
-    from transformers import BertConfig
-
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -91,7 +91,8 @@ def bert_encoder(
 
 
 class MaskedLM(nn.Module):
-    """An encoder with BERT's prediction head; the loss is the cross-entropy at masked positions only."""
+    """An encoder with BERT's prediction head; the loss is the cross-entropy at masked positions
+    only."""
 
     def __init__(self, config):
         super().__init__()
@@ -121,9 +122,11 @@ def mask_tokens(
     rate: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of ``ids [B, L]``: of the chosen tokens 80 % become [MASK], 10 % a random word, 10 % stay.
+    """BERT's corruption of ``ids [B, L]``: of the chosen tokens 80 % become [MASK], 10 % a random
+    word, 10 % stay.
 
-    Returns corrupted ids and labels (-100 where nothing is predicted). Ids below ``n_special`` are never chosen.
+    Returns corrupted ids and labels (-100 where nothing is predicted). Ids below ``n_special`` are
+    never chosen.
     """
     chosen = (
         (torch.rand(ids.shape, generator=generator) < rate)
@@ -152,7 +155,8 @@ def pretrain_bert(
     scratch: Path,
     desc: str,
 ) -> tuple[TextEncoder, dict[str, Tensor], dict]:
-    """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32, CPU) and info."""
+    """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32,
+    CPU) and info."""
     tokenizer = build_tokenizer(corpus)
     encoder = bert_encoder(
         tokenizer, layers=layers, width=width, heads=heads, max_length=max_length
@@ -185,7 +189,7 @@ def pretrain_bert(
 
 
 def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    """What decides a text encoder that is pre-trained here: its corpus, its corruption, its shape."""
+    """What decides a text encoder that is pre-trained here: corpus, corruption, shape."""
     from ..tasks.miniature import WORLD_VERSION
 
     settings = profile.encoder
@@ -207,7 +211,8 @@ def text_recipe(
     *,
     desc: str,
 ) -> Recipe:
-    """The recipe of a text encoder that ``pretrain`` makes from the miniature corpus; the store keeps its weights and its vocabulary."""
+    """The recipe of a text encoder that ``pretrain`` makes from the miniature corpus; the store
+    keeps its weights and its vocabulary."""
 
     def shape(profile: Profile) -> dict[str, int]:
         settings = profile.encoder

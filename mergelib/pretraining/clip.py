@@ -1,8 +1,9 @@
-"""Pre-train a miniature CLIP by contrast of captioned drawings: the f_b of the vision variants, and every W_t with it.
+"""Pre-train a miniature CLIP by contrast of captioned drawings: the f_b of the vision variants, and
+every W_t with it.
 
-Image and text tower are those of transformers. Captions and class names are made of the same words, but no caption holds the
-words of one class together, so zero-shot accuracy rests on what the words mean. Settings are chosen by zero-shot and
-fine-tuned accuracy, never by a merge.
+Image and text tower are those of transformers. Captions and class names are made of the same words,
+but no caption holds the words of one class together, so zero-shot accuracy rests on what the words
+mean. Settings are chosen by zero-shot and fine-tuned accuracy, never by a merge.
 """
 
 from __future__ import annotations
@@ -14,8 +15,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from transformers import CLIPConfig, PreTrainedTokenizerFast
 
+from ..encoders import ImageEncoder
 from ..errors import DataError, UnknownNameError
 from ..hub import fetch_model
 from ..models.parents import Parent
@@ -23,9 +31,9 @@ from ..profiles import Profile
 from ..store import Artifact
 from ..training import TrainConfig, train
 from ..types import Head, Task, below
-from ..vision import ClipParts, ImageEncoder, as_batches, load_clip, zero_shot_head
 from . import Foundation, Recipe
 from .bert import words_by_frequency
+from .zero_shot import ClipParts, as_batches, load_clip, zero_shot_head
 
 PRETRAIN_CLIP_VERSION = 1
 MAX_SCALE = math.log(100.0)
@@ -35,7 +43,8 @@ CAPTION_SEED = 3
 MAX_WORDS = 24
 TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS = 2, 64, 2
 
-# The prompts that OpenAI published with CLIP for the paper's eight data sets; for a CLIP that is loaded.
+# The prompts that OpenAI published with CLIP for the paper's eight data sets; for a CLIP that is
+# loaded.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "sun397": ("a photo of a {}.", "a photo of the {}."),
     "cars": (
@@ -68,19 +77,14 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 
 
 def caption_vocab(captions: Sequence[str]) -> list[str]:
-    """Special tokens, then the captions' words from the most frequent on; built from counts, so equal captions give equal ids."""
+    """Special tokens, then the captions' words from the most frequent on; built from counts, so
+    equal captions give equal ids."""
     return [*SPECIAL, *words_by_frequency(captions)]
 
 
 def word_tokenizer(vocab: Sequence[str]) -> Any:
-    """A lower-casing tokenizer of whole words that sets a text between [BOS] and [EOS], as CLIP's text tower wants it."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
+    """A lower-casing tokenizer of whole words that sets a text between [BOS] and [EOS], as CLIP's
+    text tower wants it."""
     words = Tokenizer(WordLevel({w: i for i, w in enumerate(vocab)}, unk_token=SPECIAL[UNK]))
     words.normalizer, words.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
     words.post_processor = TemplateProcessing(
@@ -98,11 +102,11 @@ def word_tokenizer(vocab: Sequence[str]) -> Any:
 
 
 def clip_config(profile: Profile, vocab_size: int) -> Any:
-    """A small CLIP of the profile's shape; feed-forward 4 x width, no dropout, logit scale from 1 / 0.07 on, as CLIP."""
-    from transformers import CLIPConfig
-
+    """A small CLIP of the profile's shape; feed-forward 4 x width, no dropout, logit scale from 1 /
+    0.07 on, as CLIP."""
     shape = profile.encoder
-    # Any eos id but 2: with that one transformers pools at the largest id of a text instead of at [EOS].
+    # Any eos id but 2: with that one transformers pools at the largest id of a text instead of at
+    # [EOS].
     text = {
         "vocab_size": vocab_size,
         "hidden_size": TEXT_WIDTH,
@@ -130,8 +134,9 @@ def clip_config(profile: Profile, vocab_size: int) -> Any:
 class CaptionContrast(nn.Module):
     """CLIP's symmetric contrastive loss, in which equal captions of a batch share their targets.
 
-    Captions of few words repeat within a batch; to tell their pictures apart would be to learn noise. Without repetition the loss
-    is CLIP's. The logit scale is learned and held at 100 or less, as CLIP's.
+    Captions of few words repeat within a batch; to tell their pictures apart would be to learn
+    noise. Without repetition the loss is CLIP's. The logit scale is learned and held at 100 or
+    less, as CLIP's.
     """
 
     def __init__(self, config: Any):
@@ -154,11 +159,13 @@ class CaptionContrast(nn.Module):
 
 
 def check_words(task: Task, captions: Sequence[str]) -> None:
-    """Raises ``DataError`` naming words of class names that no caption has: their embeddings would be noise."""
+    """Raises ``DataError`` naming words of class names that no caption has: their embeddings would
+    be noise."""
     unknown = sorted(set(words_by_frequency(task.label_names)) - set(words_by_frequency(captions)))
     if unknown:
         raise DataError(
-            f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class names; its zero-shot head "
+            f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class "
+            "names; its zero-shot head "
             "would be noise. Pre-train on captions with these words."
         )
 
@@ -173,9 +180,12 @@ def pretrain_clip(
     scratch: Path,
     desc: str,
 ) -> tuple[nn.Module, list[str], dict]:
-    """A ``CLIPModel`` trained on pictures ``uint8 [N, 3, S, S]`` with a caption each; ``make_config`` takes the vocabulary's size.
+    """A ``CLIPModel`` trained on pictures ``uint8 [N, 3, S, S]`` with a caption each;
+    ``make_config`` takes the vocabulary's size.
 
-    Returns the model (CPU, evaluation mode, logit scale 100), its vocabulary in id order and training info."""
+    Returns the model (CPU, evaluation mode, logit scale 100), its vocabulary in id order and
+    training info.
+    """
     vocab = caption_vocab(captions)
     tokens = as_batches(word_tokenizer(vocab), MAX_WORDS)(captions)
     shape = make_config(len(vocab))
@@ -199,8 +209,9 @@ def pretrain_clip(
         )
     clip = model.clip.cpu().eval().requires_grad_(False)
     learned = min(100.0, float(clip.logit_scale.exp()))
-    # Where CLIP's scale arrives after long training, and the scale of its published heads. At rates around 1e-3 a few hundred steps
-    # move it little; no prediction of the zero-shot head depends on it, the experts' training does.
+    # Where CLIP's scale arrives after long training, and the scale of its published heads. At rates
+    # around 1e-3 a few hundred steps move it little; no prediction of the zero-shot head depends on
+    # it, the experts' training does.
     clip.logit_scale.fill_(MAX_SCALE)
     return clip, vocab, {**info, "learned_logit_scale": learned}
 
@@ -226,7 +237,8 @@ def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
-    # No combination of words that is a class of any task is among the captions, so no held-out image needs to be left out.
+    # No combination of words that is a class of any task is among the captions, so no held-out
+    # image needs to be left out.
     from ..tasks.miniature.images import captioned, prompts
 
     settings = profile.encoder.pretraining

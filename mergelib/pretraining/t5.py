@@ -1,7 +1,9 @@
-"""Pre-train a miniature T5 by span corruption on the miniature corpus; its encoder is the f_b of the variants t5_a and t5_b.
+"""Pre-train a miniature T5 by span corruption on the miniature corpus; its encoder is the f_b of
+the variants t5_a and t5_b.
 
-The corruption follows Raffel et al. (2020, section 3.1.4): 15 % of the tokens, in spans of three on average, each span replaced by a
-sentinel of its own; the decoder writes the sentinels with what stood behind them, and one more sentinel to close.
+The corruption follows Raffel et al. (2020, section 3.1.4): 15 % of the tokens, in spans of three on
+average, each span replaced by a sentinel of its own; the decoder writes the sentinels with what
+stood behind them, and one more sentinel to close.
 """
 
 from __future__ import annotations
@@ -11,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, T5Config
 
 from ..encoders import TextEncoder, encoder_state
 from ..training import TrainConfig, train
@@ -32,28 +40,25 @@ def sentinel(i: int) -> str:
 
 
 def sentinels_needed(max_length: int, rate: float) -> int:
-    """Sentinels for the longest text of ``max_length`` tokens, ``</s>`` included: one per span and the closing one."""
+    """Sentinels for the longest text of ``max_length`` tokens, ``</s>`` included: one per span and
+    the closing one."""
     _, spans = noise_budget(torch.tensor([max(1, max_length - 1)]), rate)
     return int(spans) + 1
 
 
 def build_t5_tokenizer(corpus: Sequence[str], n_sentinels: int):
-    """T5's special tokens around the pieces of the miniature BERT: the corpus' words and single characters, lower case.
+    """T5's special tokens around the pieces of the miniature BERT: the corpus' words and single
+    characters, lower case.
 
-    Built from counts, not trained. Sentinels have the last ids, the first sentinel the very last, as in T5."""
+    Built from counts, not trained. Sentinels have the last ids, the first sentinel the very last,
+    as in T5.
+    """
     sentinels = [sentinel(i) for i in reversed(range(n_sentinels))]
     return t5_tokenizer_from_vocab([PAD, EOS, UNK, *corpus_pieces(corpus), *sentinels])
 
 
 def t5_tokenizer_from_vocab(vocab: Sequence[str]):
     """The tokenizer whose pieces are ``vocab``, in id order; every text ends in ``</s>``."""
-    from tokenizers import Tokenizer, decoders
-    from tokenizers.models import WordPiece
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
     ids = {piece: i for i, piece in enumerate(vocab)}
     backend = Tokenizer(WordPiece(ids, unk_token=UNK))
     backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
@@ -71,9 +76,8 @@ def t5_tokenizer_from_vocab(vocab: Sequence[str]):
 
 
 def t5_config(vocab_size: int, layers: int, width: int, heads: int):
-    """A small T5, encoder and decoder of equal depth: ReLU, feed-forward 4 x width, dropout 0.1, 32 buckets of relative positions."""
-    from transformers import T5Config
-
+    """A small T5, encoder and decoder of equal depth: ReLU, feed-forward 4 x width, dropout 0.1, 32
+    buckets of relative positions."""
     return T5Config(
         vocab_size=vocab_size,
         d_model=width,
@@ -94,13 +98,15 @@ def t5_encoder(
     )
 
 
-# ---- span corruption ----------------------------------------------------------------------------------------------------
+# ---- span corruption ----
 
 
 def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Tokens to corrupt and spans to put them in, per text: ``lengths [B]`` (without ``</s>``) -> two ``[B]``.
+    """Tokens to corrupt and spans to put them in, per text: ``lengths [B]`` (without ``</s>``) ->
+    two ``[B]``.
 
-    A text of one token is left whole: nothing would remain to rebuild it from."""
+    A text of one token is left whole: nothing would remain to rebuild it from.
+    """
     noise = torch.minimum((lengths.double() * rate).round().long().clamp(min=1), lengths - 1).clamp(
         min=0
     )
@@ -109,7 +115,8 @@ def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
 
 def random_lengths(total: Tensor, parts: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Split ``total [B]`` into ``parts [B]`` positive lengths, every split equally likely: ``[B, width]``, zeros behind."""
+    """Split ``total [B]`` into ``parts [B]`` positive lengths, every split equally likely: ``[B,
+    width]``, zeros behind."""
     gaps = torch.arange(width)[None]  # gap i lies between items i and i + 1
     keys = torch.rand(len(total), width, generator=generator).masked_fill(
         gaps >= total[:, None] - 1, 2.0
@@ -124,12 +131,14 @@ def random_lengths(total: Tensor, parts: Tensor, width: int, generator: torch.Ge
 
 
 def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Generator) -> Tensor:
-    """Which tokens are corrupted, bool ``[B, width]``: kept and corrupted stretches take turns, and a kept one comes first."""
+    """Which tokens are corrupted, bool ``[B, width]``: kept and corrupted stretches take turns, and
+    a kept one comes first."""
     noise, spans = noise_budget(lengths, rate)
     kept_lengths = random_lengths(lengths - noise, spans, width, generator)
     noise_lengths = random_lengths(noise, spans, width, generator)
     ends = (kept_lengths + noise_lengths).cumsum(1)
-    # +1 where a span begins, -1 behind its end: the running sum is 1 inside. Behind the last span both fall on one place.
+    # +1 where a span begins, -1 behind its end: the running sum is 1 inside. Behind the last span
+    # both fall on one place.
     steps = torch.zeros(len(lengths), width + 1, dtype=torch.long)
     one = torch.ones_like(ends)
     steps.scatter_add_(1, ends - noise_lengths, one).scatter_add_(1, ends, -one)
@@ -139,10 +148,12 @@ def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Genera
 def corrupt_spans(
     ids: Tensor, real: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int
 ) -> tuple[Tensor, Tensor]:
-    """Inputs with a sentinel for each corrupted span, and targets that say what each sentinel stands for.
+    """Inputs with a sentinel for each corrupted span, and targets that say what each sentinel
+    stands for.
 
-    ``ids, real, noise [B, L]`` (``noise`` only where ``real``), ``sentinels [S]`` ids, S above the number of spans. Returns inputs
-    ``[B, L_in]`` padded with ``pad_id`` and targets ``[B, L_out]`` padded with -100: ``<0> span 0 <1> span 1 ... <n>``.
+    ``ids, real, noise [B, L]`` (``noise`` only where ``real``), ``sentinels [S]`` ids, S above the
+    number of spans. Returns inputs ``[B, L_in]`` padded with ``pad_id`` and targets ``[B, L_out]``
+    padded with -100: ``<0> span 0 <1> span 1 ... <n>``.
     """
     first = noise & ~nn.functional.pad(noise, (1, -1))
     span = first.cumsum(1)  # 1 for tokens of the first span and what follows it
@@ -166,7 +177,8 @@ def corrupt_spans(
 def corrupted_batch(
     encoder: TextEncoder, rows: Sequence[Sequence[int]], rate: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Token ids as the whole T5 sees them in pre-training: ``input_ids, attention_mask [B, L_in]`` and ``labels [B, L_out]``."""
+    """Token ids as the whole T5 sees them in pre-training: ``input_ids, attention_mask [B, L_in]``
+    and ``labels [B, L_out]``."""
     padded, tokenizer = encoder.collate(rows), encoder.tokenizer
     real = padded["attention_mask"].bool()
     noise = noise_mask(real.sum(1) - 1, real.shape[1], rate, generator)  # </s> is never corrupted
@@ -229,8 +241,9 @@ def pretrain_t5(
     scratch: Path,
     desc: str,
 ) -> tuple[TextEncoder, dict[str, Tensor], dict]:
-    """A miniature T5 trained on ``corpus`` by span corruption: returns its encoder, the encoder's state (float32, CPU; the tied
-    vocabulary once) and info. The decoder has served its purpose and is dropped."""
+    """A miniature T5 trained on ``corpus`` by span corruption: returns its encoder, the encoder's
+    state (float32, CPU; the tied vocabulary once) and info. The decoder has served its purpose and
+    is dropped."""
     tokenizer = build_t5_tokenizer(corpus, sentinels_needed(max_length, mask_rate))
     encoder = t5_encoder(tokenizer, layers=layers, width=width, heads=heads, max_length=max_length)
     generator = torch.Generator().manual_seed(config.seed)

@@ -1,11 +1,13 @@
 """Pre-train a small ViT without labels on the training images of all tasks: the f_b of real images.
 
-Contrast of views (Chen et al., 2020, arXiv 2002.05709): two random crops of an image, in other colours, must be nearer to each
-other than to the other images of the batch. Why this and not reconstruction: features are read by their distances (KNN Eval,
-clusters) minutes after a random start, and a contrast of views trains distances, whereas a masked autoencoder's features need long
-training and then fine-tuning. Each view shows the transformer only a random part of its patches (as Li et al., 2023, arXiv
-2212.00794, do for CLIP): that halves the cost of a step, and is one more difference between the views. No view is mirrored: digits
-and traffic signs have a left and a right. Settings are judged by neighbours on validation data (`benchmarks.pretrained_vit`), never by a
+Contrast of views (Chen et al., 2020, arXiv 2002.05709): two random crops of an image, in other
+colours, must be nearer to each other than to the other images of the batch. Why this and not
+reconstruction: features are read by their distances (KNN Eval, clusters) minutes after a random
+start, and a contrast of views trains distances, whereas a masked autoencoder's features need long
+training and then fine-tuning. Each view shows the transformer only a random part of its patches (as
+Li et al., 2023, arXiv 2212.00794, do for CLIP): that halves the cost of a step, and is one more
+difference between the views. No view is mirrored: digits and traffic signs have a left and a right.
+Settings are judged by neighbours on validation data (`benchmarks.pretrained_vit`), never by a
 merge.
 """
 
@@ -18,19 +20,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import ViTConfig
 
-from ..encoders import encoder_state
+from ..encoders import ImageEncoder, encoder_state
 from ..errors import ConfigError
 from ..profiles import Profile
 from ..store import Artifact
 from ..training import TrainConfig, train
 from ..types import Task
-from ..vision import ImageEncoder
 from . import Foundation, Recipe
 
 PRETRAIN_VIT_VERSION = 1
 TEMPERATURE = 0.2
-PROJECTION = 128  # the contrast is taken behind a projection that is thrown away afterwards, as in Chen et al.
+# The contrast is taken behind a projection that is thrown away afterwards, as in Chen et al.
+PROJECTION = 128
 KEEP = 0.5  # share of a view's patches that is encoded
 CROP = 0.4  # smallest share of an image's area that a view shows
 STRETCH = 0.25  # a crop's sides differ from a square's by a factor of up to e^0.25
@@ -40,12 +43,11 @@ GREY = 0.2  # share of views without colour
 
 def vit_config(profile: Profile) -> Any:
     """A small ViT of the profile's shape: feed-forward 4 x width, no dropout, as ViT-B."""
-    from transformers import ViTConfig
-
     shape = profile.encoder
     if shape.image_size % shape.patch_size or shape.width % shape.heads:
         raise ConfigError(
-            f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, and {shape.heads} heads must divide a "
+            f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, and "
+            f"{shape.heads} heads must divide a "
             f"width of {shape.width}."
         )
     return ViTConfig(
@@ -59,9 +61,11 @@ def vit_config(profile: Profile) -> Any:
 
 
 def random_views(pixels: Tensor) -> Tensor:
-    """One random view per image: ``[B, 3, S, S] -> [B, 3, S, S]``, pixels around 0, from torch's own random state.
+    """One random view per image: ``[B, 3, S, S] -> [B, 3, S, S]``, pixels around 0, from torch's
+    own random state.
 
-    Crop and resize, contrast and colour balance, brightness, and now and then no colour; drawn per image, computed per batch.
+    Crop and resize, contrast and colour balance, brightness, and now and then no colour; drawn per
+    image, computed per batch.
     """
     n, device = len(pixels), pixels.device
 
@@ -83,10 +87,11 @@ def random_views(pixels: Tensor) -> Tensor:
 
 
 def encode_part(vit: nn.Module, pixels: Tensor, keep: float) -> Tensor:
-    """Features ``[B, d]`` of a random part of each image's patches: the mean over those kept, as ``ImageEncoder`` takes over all.
+    """Features ``[B, d]`` of a random part of each image's patches: the mean over those kept, as
+    ``ImageEncoder`` takes over all.
 
-    ``vit`` is a ``ViTModel``. It offers no such argument (its masks replace patches and save nothing), so its parts are called one
-    by one; with ``keep=1`` the result is the module's own.
+    ``vit`` is a ``ViTModel``. It offers no such argument (its masks replace patches and save
+    nothing), so its parts are called one by one; with ``keep=1`` the result is the module's own.
     """
     tokens = vit.embeddings(pixels)
     patches = tokens.shape[1] - 1
@@ -100,8 +105,9 @@ def encode_part(vit: nn.Module, pixels: Tensor, keep: float) -> Tensor:
 
 
 def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Mean NT-Xent loss of B pairs, ``first`` and ``second`` ``[B, p]``: cross-entropy of picking each vector's partner among the
-    2B - 1 others by cosine / temperature. Source: Chen et al., 2020, eq. 1."""
+    """Mean NT-Xent loss of B pairs, ``first`` and ``second`` ``[B, p]``: cross-entropy of picking
+    each vector's partner among the 2B - 1 others by cosine / temperature. Source: Chen et al.,
+    2020, eq. 1."""
     both = F.normalize(torch.cat([first, second]).float(), dim=-1)
     logits = (both @ both.T / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(both), device=both.device).roll(len(first))
@@ -111,8 +117,8 @@ def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 class ViewContrast(nn.Module):
     """``pixel_values [B, 3, S, S]`` to the contrast of two random views of each image.
 
-    Views are drawn here, on the model's device and from torch's own random state, which a checkpoint holds: a resumed run draws
-    what the whole one would have drawn.
+    Views are drawn here, on the model's device and from torch's own random state, which a
+    checkpoint holds: a resumed run draws what the whole one would have drawn.
     """
 
     def __init__(self, encoder: ImageEncoder):
@@ -139,7 +145,8 @@ def pretrain_vit(
     scratch: Path,
     desc: str,
 ) -> tuple[dict[str, Tensor], dict]:
-    """theta_b (float32, CPU) and training info of ``encoder``, trained on uint8 ``images [N, 3, S, S]`` from a random start.
+    """theta_b (float32, CPU) and training info of ``encoder``, trained on uint8 ``images [N, 3, S,
+    S]`` from a random start.
 
     Raises ``DataError`` for images of another size.
     """
@@ -188,7 +195,8 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
 
 def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
     raise ConfigError(
-        f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; leave the base model out."
+        f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; leave the base model "
+        "out."
     )
 
 

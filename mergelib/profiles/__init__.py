@@ -29,7 +29,7 @@ class TaskSettings(_Section):
 
     source: Literal[
         "miniature", "local", "hub", "released"
-    ]  # released: the authors' own CSV files, mergelib/released.py
+    ]  # released: the authors' own CSV files, mergelib/tasks/released.py
     names: tuple[str, ...] = TASK_NAMES
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
@@ -89,7 +89,7 @@ class EncoderSettings(_Section):
     kind: Literal["bert", "t5", "clip", "vit"] = Field("bert", exclude_if=lambda v: v == "bert")
     base: str = ""
     revision: str | None = None
-    # released: as the authors' code reads texts, mergelib/released.py. Absent from dumps where it says nothing.
+    # released: as the authors' code reads texts, mergelib/encoders/released.py. Absent from dumps where it says nothing.
     preprocessing: Literal["default", "released"] = Field(
         "default", exclude_if=lambda v: v == "default"
     )

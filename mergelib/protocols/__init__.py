@@ -1,5 +1,7 @@
-"""Evaluation protocols: pure functions on features. None of them sees an encoder, a label of a scored input, a file or a
-figure. A protocol is one function ``Evidence -> predictions [K, S, N]`` and one line in ``PROTOCOLS``, or, in a notebook::
+"""Evaluation protocols: pure functions on features.
+
+None of them sees an encoder, a label of a scored input, a file or a figure. A protocol is one
+function ``Evidence -> predictions [K, S, N]`` and one line in ``PROTOCOLS``, or, in a notebook::
 
     @protocol("mine", label="My Eval", few_shot=False)
     def mine(evidence):
@@ -30,11 +32,12 @@ DRAWS = ("stratified", "uniform", "share", "all")
 class Evidence:
     """What a protocol may look at, for one encoder f_m and one task. No labels of scored inputs.
 
-    ``student_test [N, d]``: f_m on the test inputs. ``student_fit``, ``teacher_fit [P, d]``: f_m and f_t on the inputs that
-    may be used for fitting. ``head``: (W_t, b_t). ``draws [S, C, k_max]``: rows of the fit inputs, for seed s and k the rows
-    ``draws[s, :, :k]``; a stratified draw has class c's rows in row c, a uniform draw has them in no order. A share is one row ``[S, 1,
-    n_max]``, of which ``ks`` are the numbers of inputs, and ``classes [S, n_max]`` what KNN Eval's anchors are named by; no other
-    protocol looks at them.
+    ``student_test [N, d]``: f_m on the test inputs. ``student_fit``, ``teacher_fit [P, d]``: f_m
+    and f_t on the inputs that may be used for fitting. ``head``: (W_t, b_t). ``draws [S, C,
+    k_max]``: rows of the fit inputs, for seed s and k the rows ``draws[s, :, :k]``; a stratified
+    draw has class c's rows in row c, a uniform draw has them in no order. A share is one row ``[S,
+    1, n_max]``, of which ``ks`` are the numbers of inputs, and ``classes [S, n_max]`` what KNN
+    Eval's anchors are named by; no other protocol looks at them.
     """
 
     student_test: Tensor
@@ -53,7 +56,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A registered protocol. ``few_shot`` ones are run for every k and seed; ``draws`` says which draws make sense."""
+    """A registered protocol.
+
+    ``few_shot`` ones are run for every k and seed; ``draws`` says which draws make sense.
+    """
 
     name: str
     label: str
@@ -155,15 +161,18 @@ PROTOCOLS = {
 def protocol(
     name: str, *, label: str, few_shot: bool = True, draws: tuple[str, ...] = DRAWS
 ) -> Callable[[Callable], Callable]:
-    """Register the decorated function as protocol ``name``; it then works wherever a protocol's name does.
+    """Register the decorated function as protocol ``name``; it then works wherever a protocol's
+    name does.
 
-    It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``: for each number of shots in ``evidence.ks``, each
-    seed and each test input; ``[1, 1, N]`` when it is not ``few_shot``. Raises ``ConfigError`` for a draw that does not exist.
+    It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``: for each number of shots
+    in ``evidence.ks``, each seed and each test input; ``[1, 1, N]`` when it is not ``few_shot``.
+    Raises ``ConfigError`` for a draw that does not exist.
     """
     unknown = set(draws) - set(DRAWS)
     if unknown or not draws:
         raise ConfigError(
-            f"Protocol '{name}': draws are 'stratified', 'uniform', 'share' and 'all', not {sorted(unknown) or 'none'}."
+            f"Protocol '{name}': draws are 'stratified', 'uniform', 'share' and 'all', not "
+            f"{sorted(unknown) or 'none'}."
         )
 
     def register(function: Callable) -> Callable:

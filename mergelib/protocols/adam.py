@@ -1,4 +1,5 @@
-"""Adam for small fits: torch's own step without ``torch.optim.Adam`` around it, which at a head's size takes several times as long as the step."""
+"""Adam for small fits: torch's own step without ``torch.optim.Adam`` around it, which at a head's
+size takes several times as long as the step."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch.optim.adam import adam
 
 
 class Adam:
-    """Moves ``weights``, given a gradient for each, as ``torch.optim.Adam(weights, lr)`` would (Kingma and Ba, 2015)."""
+    """Moves ``weights``, given a gradient for each, as ``torch.optim.Adam(weights, lr)`` would
+    (Kingma and Ba, 2015)."""
 
     def __init__(self, weights: Sequence[Tensor], lr: float):
         self.weights, self.lr = list(weights), lr

@@ -1,7 +1,9 @@
-"""Aligned f_m: the paper's ladder of transformations G(x) = A x + b from f_m's outputs to f_t's (Section 4.1, Table 1).
+"""Aligned f_m: the paper's ladder of transformations G(x) = A x + b from f_m's outputs to f_t's
+(Section 4.1, Table 1).
 
-Rows are inputs, so G acts on rows as ``X @ A.mT + b``. Every fit is batched over a leading axis B, which may mix
-methods, tasks of equal size and seeds; fit i of a batch is the fit of element i alone.
+Rows are inputs, so G acts on rows as ``X @ A.mT + b``. Every fit is batched over a leading axis B,
+which may mix methods, tasks of equal size and seeds; fit i of a batch is the fit of element i
+alone.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from .current import current_eval
 class Rung:
     """One row of Table 1.
 
-    ``constraint`` is "none", "orthogonal" (A^T A = I) or "diagonal"; ``shift`` says whether b is free. "invertible"
-    carries no constraint that a fit can enforce: singular matrices have measure zero. Its fit is the linear one; report
-    ``diagnose``'s condition number and sign of det beside it.
+    ``constraint`` is "none", "orthogonal" (A^T A = I) or "diagonal"; ``shift`` says whether b is
+    free. "invertible" carries no constraint that a fit can enforce: singular matrices have measure
+    zero. Its fit is the linear one; report ``diagnose``'s condition number and sign of det beside
+    it.
     """
 
     name: str
@@ -59,7 +62,10 @@ def get_rung(name: str) -> Rung:
 
 
 def free_parameters(rung: str, d: int) -> int:
-    """Degrees of freedom of a rung on R^d: of A, plus d where b is free. Raises ``UnknownNameError``."""
+    """Degrees of freedom of a rung on R^d: of A, plus d where b is free.
+
+    Raises ``UnknownNameError``.
+    """
     spec = get_rung(rung)
     return _DIMENSION[spec.constraint](d) + d * spec.shift
 
@@ -76,9 +82,11 @@ class AffineMap:
         return features @ self.A.mT + self.b.unsqueeze(-2)
 
     def fold(self, head: Head) -> Head:
-        """The head ``[B, C, d]`` that gives on x what ``head`` (``[C, d]`` or ``[B, C, d]``) gives on G(x).
+        """The head ``[B, C, d]`` that gives on x what ``head`` (``[C, d]`` or ``[B, C, d]``) gives
+        on G(x).
 
-        W_t (A x + b) + b_t = (W_t A) x + (W_t b + b_t): aligned features are a new classifier, A and b its parameters.
+        W_t (A x + b) + b_t = (W_t A) x + (W_t b + b_t): aligned features are a new classifier, A
+        and b its parameters.
         """
         return Head(
             head.weight @ self.A, (head.weight @ self.b.unsqueeze(-1)).squeeze(-1) + head.bias
@@ -86,14 +94,18 @@ class AffineMap:
 
 
 def aligned_predictions(features: Tensor, head: Head, mapping: AffineMap) -> Tensor:
-    """Classes ``[B, N]`` of ``features [B, N, d]``: argmax_c (W_t G(f_m(x)) + b_t)_c. Eq. 4 after Eq. 6."""
+    """Classes ``[B, N]`` of ``features [B, N, d]``: argmax_c (W_t G(f_m(x)) + b_t)_c.
+
+    Eq. 4 after Eq. 6.
+    """
     return current_eval(mapping.apply(features), head)
 
 
 def _check(X: Tensor, Y: Tensor) -> None:
     if X.dim() != 3 or X.shape != Y.shape:
         raise DataError(
-            f"X and Y are the same inputs' outputs [B, n, d]; got {list(X.shape)} and {list(Y.shape)}."
+            f"X and Y are the same inputs' outputs [B, n, d]; got {list(X.shape)} and "
+            f"{list(Y.shape)}."
         )
     if not X.shape[1]:
         raise DataError("A map cannot be fitted to 0 inputs; give at least one.")
@@ -113,14 +125,16 @@ def polar(M: Tensor) -> Tensor:
     try:
         U, _, Vh = torch.linalg.svd(M, full_matrices=False)
     except torch.linalg.LinAlgError:
-        # Now and then LAPACK gives up in float32 where singular values are all but equal, as they are near a rotation.
+        # Now and then LAPACK gives up in float32 where singular values are all but equal, as they
+        # are near a rotation.
         U, _, Vh = torch.linalg.svd(_wide(M), full_matrices=False)
     return (U @ Vh).to(M.dtype)
 
 
 def _least_squares(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
     gram, eye = X.mT @ X, _eye(X)
-    # Of the change A - I, not of A: directions that X never visits keep the identity instead of being set to zero.
+    # Of the change A - I, not of A: directions that X never visits keep the identity instead of
+    # being set to zero.
     penalty = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(X.dtype).tiny)
     factor = torch.linalg.cholesky(gram + penalty[:, None, None] * eye)
     return eye + torch.cholesky_solve(X.mT @ (Y - X), factor).mT
@@ -146,17 +160,20 @@ _SOLVERS = {"none": _least_squares, "orthogonal": _procrustes, "diagonal": _diag
 
 
 def fit_closed_form(X: Tensor, Y: Tensor, rung: str, *, ridge: float | None = None) -> AffineMap:
-    """Least-squares map of a rung from ``X`` (f_m) to ``Y`` (f_t), both ``[B, n, d]``. The cross-check of ``fit_l1``.
+    """Least-squares map of a rung from ``X`` (f_m) to ``Y`` (f_t), both ``[B, n, d]``.
 
-    Linear and affine: A = I + (Y - X)^T X (X^T X + eps I)^-1. Orthogonal and Euclidean: Procrustes, A = U V^T of the
-    SVD of Y^T X + eps I, reflections allowed. Scaling: one ratio per axis. A rung with a shift is fitted to centred
-    data, and b = mean(Y) - A mean(X).
+    The cross-check of ``fit_l1``.
 
-    ``ridge`` is eps relative to the spectrum: to the mean diagonal of X^T X, or to the root mean square singular value
-    of Y^T X. It pulls towards the identity, not towards 0: the models share their base, and with n < d the data say
-    nothing about d - n directions, which then stay as they are. ``None`` is 1e-2 for n < 2 d, where a free A fits its
-    inputs' noise (held-out R^2 is worst at n = d), and 1e-6 elsewhere and for scaling: enough to break ties (a layer
-    norm takes one direction from every feature), too little to be seen in float32. Raises ``UnknownNameError``,
+    Linear and affine: A = I + (Y - X)^T X (X^T X + eps I)^-1. Orthogonal and Euclidean: Procrustes,
+    A = U V^T of the SVD of Y^T X + eps I, reflections allowed. Scaling: one ratio per axis. A rung
+    with a shift is fitted to centred data, and b = mean(Y) - A mean(X).
+
+    ``ridge`` is eps relative to the spectrum: to the mean diagonal of X^T X, or to the root mean
+    square singular value of Y^T X. It pulls towards the identity, not towards 0: the models share
+    their base, and with n < d the data say nothing about d - n directions, which then stay as they
+    are. ``None`` is 1e-2 for n < 2 d, where a free A fits its inputs' noise (held-out R^2 is worst
+    at n = d), and 1e-6 elsewhere and for scaling: enough to break ties (a layer norm takes one
+    direction from every feature), too little to be seen in float32. Raises ``UnknownNameError``,
     ``ConfigError`` for a ridge that is not positive, ``DataError`` for shapes.
     """
     spec = get_rung(rung)
@@ -165,7 +182,8 @@ def fit_closed_form(X: Tensor, Y: Tensor, rung: str, *, ridge: float | None = No
         ridge = 1e-2 if X.shape[1] < 2 * X.shape[2] and spec.constraint != "diagonal" else 1e-6
     if not ridge > 0:
         raise ConfigError(
-            f"ridge = {ridge}: must be positive, or directions without data have no answer; try 1e-6."
+            f"ridge = {ridge}: must be positive, or directions without data have no answer; try "
+            "1e-6."
         )
     x, y = _wide(X), _wide(Y)
     mean_x, mean_y = (z.mean(-2, keepdim=True) * spec.shift for z in (x, y))
@@ -183,7 +201,8 @@ def _batches(n: int, size: int, steps: int, seed: int) -> Tensor:
 
 
 def _cayley(S: Tensor) -> Tensor:
-    """Rotation (I - S/2)^-1 (I + S/2) ``[B, d, d]`` of a skew-symmetric S, as in torch's orthogonal parametrization."""
+    """Rotation (I - S/2)^-1 (I + S/2) ``[B, d, d]`` of a skew-symmetric S, as in torch's orthogonal
+    parametrization."""
     return torch.linalg.solve(_eye(S) - S / 2, _eye(S) + S / 2)
 
 
@@ -201,31 +220,36 @@ def fit_l1(
 ) -> AffineMap:
     """The paper's fit (Eq. 6 and 7): minimise mean |G(X) - Y| + alpha * mean |A^T A - I|.
 
-    ``X`` (f_m) and ``Y`` (f_t) are ``[B, n, d]``. The penalty is there for the Euclidean and orthogonal rungs only. A
-    starts random, N(0, 1/d) per entry (its diagonal for scaling, its orthogonal factor for the two); b starts at 0. Adam,
-    rate falling linearly to 0, over minibatches of ``batch_size`` rows (all rows if None or if there are fewer). ``seed``
-    decides the start and the order of rows: one for all fits, or one per fit ``[B]``, so that several random starts of one
-    pair (X, Y) are elements of the batch like any other. The paper says no more than "randomly initialise" and
-    "adjusting alpha": optimiser, rate, steps, distribution, alpha are ours. ``lr=None`` is 0.3 / sqrt(d), at most 0.03:
-    a step moves every entry, so its spectral norm grows with lr sqrt(d), and beyond about 1/2 the penalty overshoots
-    and A collapses.
+    ``X`` (f_m) and ``Y`` (f_t) are ``[B, n, d]``. The penalty is there for the Euclidean and
+    orthogonal rungs only. A starts random, N(0, 1/d) per entry (its diagonal for scaling, its
+    orthogonal factor for the two); b starts at 0. Adam, rate falling linearly to 0, over
+    minibatches of ``batch_size`` rows (all rows if None or if there are fewer). ``seed`` decides
+    the start and the order of rows: one for all fits, or one per fit ``[B]``, so that several
+    random starts of one pair (X, Y) are elements of the batch like any other. The paper says no
+    more than "randomly initialise" and "adjusting alpha": optimiser, rate, steps, distribution,
+    alpha are ours. ``lr=None`` is 0.3 / sqrt(d), at most 0.03: a step moves every entry, so its
+    spectral norm grows with lr sqrt(d), and beyond about 1/2 the penalty overshoots and A
+    collapses.
 
-    Features are divided by the root mean square of X per fit, so alpha has no unit and a common scaling of X and Y
-    changes nothing. ``alpha=None`` is the penalty method: alpha grows geometrically from d/100 to 10 d over the steps.
-    The gradient of the distance is of order 1/d per entry and that of the penalty alpha/d^2, so the distance leads at
-    first and the constraint rules at the end, where ``diagnose`` reads max|A^T A - I| < 2e-2. After 1/2, 3/4 and 9/10
-    of the steps A is replaced by its orthogonal factor: the gradient 2 A sign(A^T A - I) vanishes on a direction that A
-    has lost, so a singular value that went to 0 while alpha was small (as one must when the sign of det changes) would
-    otherwise stay there. A given ``alpha`` is Eq. 7 as printed: constant, nothing replaced; read the residual.
+    Features are divided by the root mean square of X per fit, so alpha has no unit and a common
+    scaling of X and Y changes nothing. ``alpha=None`` is the penalty method: alpha grows
+    geometrically from d/100 to 10 d over the steps. The gradient of the distance is of order 1/d
+    per entry and that of the penalty alpha/d^2, so the distance leads at first and the constraint
+    rules at the end, where ``diagnose`` reads max|A^T A - I| < 2e-2. After 1/2, 3/4 and 9/10 of the
+    steps A is replaced by its orthogonal factor: the gradient 2 A sign(A^T A - I) vanishes on a
+    direction that A has lost, so a singular value that went to 0 while alpha was small (as one must
+    when the sign of det changes) would otherwise stay there. A given ``alpha`` is Eq. 7 as printed:
+    constant, nothing replaced; read the residual.
 
-    ``exact`` keeps A orthogonal throughout instead (Adam on the tangent, Cayley map back), from the same start. No path
-    within the orthogonal matrices leads from det 1 to det -1, so the start takes the sign of det of the closed form.
+    ``exact`` keeps A orthogonal throughout instead (Adam on the tangent, Cayley map back), from the
+    same start. No path within the orthogonal matrices leads from det 1 to det -1, so the start
+    takes the sign of det of the closed form.
 
-    A batch and a single fit differ by rounding, which the signs in an L1 gradient magnify: in float32 up to some
-    hundredths in A where the data leave it open, a thousandth in the distance; in float64 not at all, but that the exact
-    fit magnifies rounding from step to step. Raises
-    ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung that is not orthogonal or a number of seeds that is not B,
-    ``DataError`` for shapes.
+    A batch and a single fit differ by rounding, which the signs in an L1 gradient magnify: in
+    float32 up to some hundredths in A where the data leave it open, a thousandth in the distance;
+    in float64 not at all, but that the exact fit magnifies rounding from step to step. Raises
+    ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung that is not orthogonal or a number
+    of seeds that is not B, ``DataError`` for shapes.
     """
     spec = get_rung(rung)
     _check(X, Y)
@@ -239,7 +263,8 @@ def fit_l1(
     if exact and not orthogonal:
         known = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
         raise ConfigError(
-            f"exact=True keeps A orthogonal, which rung '{rung}' does not ask for; use it with {known}."
+            f"exact=True keeps A orthogonal, which rung '{rung}' does not ask for; use it with "
+            f"{known}."
         )
     n_fits, n, d = X.shape
     unit = X.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
@@ -279,12 +304,14 @@ def fit_l1(
         here = (slice(None),) if order is None else (every, order[which, step])
         if step in restored:
             A.copy_(polar(A))
-        # Gradients by hand, each a product with signs: autograd would move several times the memory.
+        # Gradients by hand, each a product with signs: autograd would move several times the
+        # memory.
         inputs = x[here]
         moved = inputs * A.unsqueeze(-2) if diagonal else inputs @ A.mT
         side = moved.add_(b).sub_(y[here]).sign_().div_(size * d)  # of mean |G(X) - Y|
         pull = (side * inputs).sum(-2) if diagonal else side.mT @ inputs
-        # Just restored, A^T A - I is rounding, and its signs would differ between a batch and a single fit.
+        # Just restored, A^T A - I is rounding, and its signs would differ between a batch and a
+        # single fit.
         if penalised and step not in restored:
             weight = 0.01 * d * 1000 ** (step / max(steps - 1, 1)) if alpha is None else alpha
             defect = (
@@ -312,8 +339,9 @@ def fit_l1(
 def diagnose(mapping: AffineMap, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
     """What to report beside an accuracy, each ``[B]``, for a map from ``X`` to ``Y [B, n, d]``.
 
-    ``orthogonality``: ||A^T A - I||_F / sqrt(d). ``orthogonality_max``: max |A^T A - I|. ``condition``: largest over
-    smallest singular value. ``det_sign``. ``l1_before``, ``l1_after``: mean |X - Y| and mean |G(X) - Y|.
+    ``orthogonality``: ||A^T A - I||_F / sqrt(d). ``orthogonality_max``: max |A^T A - I|.
+    ``condition``: largest over smallest singular value. ``det_sign``. ``l1_before``, ``l1_after``:
+    mean |X - Y| and mean |G(X) - Y|.
     """
     defect = mapping.A.mT @ mapping.A - _eye(mapping.A)
     singular = torch.linalg.svdvals(mapping.A)
@@ -330,12 +358,14 @@ def diagnose(mapping: AffineMap, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
 def variance_steps(
     X_fit: Tensor, Y_fit: Tensor, X_held: Tensor, Y_held: Tensor, *, ridge: float | None = None
 ) -> dict[str, Tensor]:
-    """Cumulative R^2 ``[B]`` of f_t's variance on held-out inputs, one entry per step of a nested chain of maps.
+    """Cumulative R^2 ``[B]`` of f_t's variance on held-out inputs, one entry per step of a nested
+    chain of maps.
 
-    identity: x. translation: x + b. rotation: A x + b with A orthogonal (centred Procrustes). scaling: c A x + b, one
-    factor c for all axes and the same A, so it stays a similarity. general: any A x + b. All are fitted by least
-    squares on ``X_fit``, ``Y_fit [B, n, d]`` and scored on ``X_held``, ``Y_held [B, N, d]`` as 1 - |Y - G(X)|^2 / |Y -
-    mean(Y)|^2 with the held-out mean; a step that does not carry over lowers R^2, and R^2 can be negative.
+    identity: x. translation: x + b. rotation: A x + b with A orthogonal (centred Procrustes).
+    scaling: c A x + b, one factor c for all axes and the same A, so it stays a similarity. general:
+    any A x + b. All are fitted by least squares on ``X_fit``, ``Y_fit [B, n, d]`` and scored on
+    ``X_held``, ``Y_held [B, N, d]`` as 1 - |Y - G(X)|^2 / |Y - mean(Y)|^2 with the held-out mean; a
+    step that does not carry over lowers R^2, and R^2 can be negative.
     """
     _check(X_fit, Y_fit)
     _check(X_held, Y_held)
@@ -361,7 +391,8 @@ def variance_steps(
 
 
 def increments(cumulative: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What each step of ``variance_steps`` adds to the one before it, ``[B]``; the first entry is kept."""
+    """What each step of ``variance_steps`` adds to the one before it, ``[B]``; the first entry is
+    kept."""
     first = next(iter(cumulative))
     return {
         first: cumulative[first],

@@ -1,4 +1,5 @@
-"""Which rows a few-shot protocol sees: nested in k, fixed by the seed, shared by every protocol and method."""
+"""Which rows a few-shot protocol sees: nested in k, fixed by the seed, shared by every protocol and
+method."""
 
 from __future__ import annotations
 
@@ -9,17 +10,20 @@ from ..errors import DataError
 
 
 def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> Tensor:
-    """Rows ``[C, k_max]``: one seeded permutation per class, so the draw for k is ``order[:, :k]`` and draws are nested.
+    """Rows ``[C, k_max]``: one seeded permutation per class, so the draw for k is ``order[:, :k]``
+    and draws are nested.
 
-    ``labels [N]`` int64, 0-based. Labels balance the draw, as in the released code, and are used for nothing else by
-    FT-Classifier. Raises ``DataError`` for a class with fewer than ``k_max`` rows.
+    ``labels [N]`` int64, 0-based. Labels balance the draw, as in the released code, and are used
+    for nothing else by FT-Classifier. Raises ``DataError`` for a class with fewer than ``k_max``
+    rows.
     """
     rows = []
     for c in range(n_classes):
         members = (labels == c).nonzero().flatten()
         if len(members) < k_max:
             raise DataError(
-                f"k = {k_max} is larger than class {c}: {len(members)} samples to draw from. Use a smaller k "
+                f"k = {k_max} is larger than class {c}: {len(members)} samples to draw from. Use a "
+                "smaller k "
                 "or a larger pool."
             )
         # One generator per (seed, class): adding a class does not change the other classes' draws.
@@ -29,7 +33,8 @@ def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> T
 
 
 def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
-    """Rows ``[n_draw]``: a seeded permutation of all rows, cut; the draw for k is its first k * C rows. No labels.
+    """Rows ``[n_draw]``: a seeded permutation of all rows, cut; the draw for k is its first k * C
+    rows. No labels.
 
     Raises ``DataError`` when there are fewer rows than asked for.
     """

@@ -1,4 +1,7 @@
-"""FT-Classifier Eval: re-align the head to the merged features with a few unlabelled inputs (Eq. 8)."""
+"""FT-Classifier Eval: re-align the head to the merged features with a few unlabelled inputs (Eq.
+
+8).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,11 @@ class FTPreset:
 
 
 PRESETS = {
-    # From the plateau that `python -m benchmarks.choose_ft_preset` prints: validation data of one task, then the same for all.
+    # From the plateau that `python -m benchmarks.choose_ft_preset` prints: validation data of one
+    # task, then the same for all.
     "default": FTPreset(lr=3e-3, epochs=200),
-    # For heads of CLIP, whose rows are unit vectors times a logit scale of 100: "default" in the units of these vectors.
+    # For heads of CLIP, whose rows are unit vectors times a logit scale of 100: "default" in the
+    # units of these vectors.
     "clip": FTPreset(lr=0.3, epochs=200),
     # The authors' code: argparse defaults, and a loader built with batches of one.
     "released": FTPreset(lr=5e-4, epochs=5, batch_size=1),
@@ -44,7 +49,10 @@ def get_preset(name: str) -> FTPreset:
 
 
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student) ``[...]``, summed over the class axis of ``[..., C]`` logits. The g of Eq. 8."""
+    """KL(teacher || student) ``[...]``, summed over the class axis of ``[..., C]`` logits.
+
+    The g of Eq. 8.
+    """
     teacher = teacher_logits.log_softmax(-1)
     return (teacher.exp() * (teacher - student_logits.log_softmax(-1))).sum(-1)
 
@@ -156,7 +164,8 @@ def nested_fits(
 
 
 def with_ones(features: Tensor) -> Tensor:
-    """``features [..., d]`` and a column of ones ``[..., d + 1]``, by which a bias is one more column of its weight."""
+    """``features [..., d]`` and a column of ones ``[..., d + 1]``, by which a bias is one more
+    column of its weight."""
     return torch.cat([features, torch.ones_like(features[..., :1])], -1)
 
 
@@ -166,15 +175,17 @@ def with_bias(weight: Tensor, bias: Tensor) -> Tensor:
 
 
 Block = tuple[Tensor, Tensor, Tensor]
-"""Of nested draws some rows, for the m fits that see any of them: features ``[B, rows, d + 1]``, the part ``[m, 1, rows]`` that a row has in
-each fit's mean, and that part of the teacher's probabilities, ``[B, m, C, rows]``."""
+"""Of nested draws some rows, for the m fits that see any of them: features ``[B, rows, d + 1]``,
+the part ``[m, 1, rows]`` that a row has in each fit's mean, and that part of the teacher's
+probabilities, ``[B, m, C, rows]``."""
 
 
 def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int]) -> list[Block]:
-    """``features [B, G, k_max, d]`` and probabilities ``teacher [B, G, k_max, C]`` in blocks; every row lies in one of them.
+    """``features [B, G, k_max, d]`` and probabilities ``teacher [B, G, k_max, C]`` in blocks; every
+    row lies in one of them.
 
-    A k below a tenth of the largest has no block of its own: its fit passes over the rows that it does not see, which costs less than one
-    more product.
+    A k below a tenth of the largest has no block of its own: its fit passes over the rows that it
+    does not see, which costs less than one more product.
     """
     lower, blocks = 0, []
     for upper in (k for k in reversed(longest_first) if 10 * k >= longest_first[0]):
@@ -188,7 +199,8 @@ def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int
 
 
 def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
-    """Of every fit's mean KL(teacher || student), by its weight and bias; ``[B, K C, d + 1]``, a fit's classes under the other's."""
+    """Of every fit's mean KL(teacher || student), by its weight and bias; ``[B, K C, d + 1]``, a
+    fit's classes under the other's."""
     gradient = None
     for seen, part, target in blocks:
         fits = target.shape[1] * target.shape[2]  # rows of weight
@@ -207,7 +219,7 @@ def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
 def _full_batches(
     features: Tensor, teacher: Tensor, fits: Fits, preset: FTPreset, ks: Sequence[int], seed: int
 ) -> Iterator[int]:
-    """Takes the steps of ``nested_fits`` on full batches; yields how many fits go on, once: none."""
+    """Takes the steps of ``nested_fits`` on full batches; yields once that no fits go on."""
     blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
         fits.step(kl_gradient(blocks, fits.weight))
@@ -217,7 +229,8 @@ def _full_batches(
 def _minibatches(
     features: Tensor, teacher: Tensor, fits: Fits, preset: FTPreset, ks: Sequence[int], seed: int
 ) -> Iterator[int]:
-    """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some have had all of theirs."""
+    """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some
+    have had all of theirs."""
     n_groups, k_max = features.shape[1:3]
     features, teacher = with_ones(features).flatten(1, 2), teacher.flatten(1, 2)
     plans = [_plan(n_groups, k, k_max, preset, seed) for k in ks]
@@ -240,7 +253,8 @@ def _minibatches(
 
 
 def _plan(n_groups: int, k: int, k_max: int, preset: FTPreset, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows of every minibatch and their parts in its mean, both ``[steps, size]``; a short one is filled up with rows that have none."""
+    """Rows of every minibatch and their parts in its mean, both ``[steps, size]``; a short one is
+    filled up with rows that have none."""
     n, generator = n_groups * k, torch.Generator().manual_seed(seed)
     size = min(preset.batch_size, n)
     orders = [

@@ -1,4 +1,7 @@
-"""KNN Eval: the class whose anchors are nearest on average (Eq. 5), with k anchors per class, or with those that a share happens to hold."""
+"""KNN Eval: the class whose anchors are nearest on average (Eq.
+
+5), with k anchors per class, or with those that a share happens to hold.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from torch import Tensor
 
 
 def knn_eval(features: Tensor, anchors: Tensor, ks: Sequence[int]) -> Tensor:
-    """Predicted class ``[len(ks), S, N]`` by mean Euclidean distance to the first k anchors of each class.
+    """Predicted class ``[len(ks), S, N]`` by mean Euclidean distance to the first k anchors of each
+    class.
 
-    ``features [N, d]`` are the test outputs, ``anchors [S, C, k_max, d]`` the anchors' outputs of the same encoder for S
-    seeds. Mean of distances: neither a vote, nor the distance to the mean, nor squared (Eq. 5). Ties go to the lowest
-    class. All k come from one distance matrix, by cumulative sums.
+    ``features [N, d]`` are the test outputs, ``anchors [S, C, k_max, d]`` the anchors' outputs of
+    the same encoder for S seeds. Mean of distances: neither a vote, nor the distance to the mean,
+    nor squared (Eq. 5). Ties go to the lowest class. All k come from one distance matrix, by
+    cumulative sums.
     """
     n_seeds, n_classes, k_max, d = anchors.shape
     steps = torch.as_tensor(list(ks), device=anchors.device)
@@ -33,10 +38,11 @@ def knn_eval(features: Tensor, anchors: Tensor, ks: Sequence[int]) -> Tensor:
 def knn_of_share(
     features: Tensor, anchors: Tensor, classes: Tensor, n_classes: int, counts: Sequence[int]
 ) -> Tensor:
-    """``knn_eval`` for anchors as they come: predicted class ``[len(counts), S, N]`` from the first n of them, for each n of ``counts``.
+    """``knn_eval`` for anchors as they come: predicted class ``[len(counts), S, N]`` from the first
+    n of them, for each n of ``counts``.
 
-    ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is chance. One that has none is infinitely far and
-    never predicted.
+    ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is chance. One
+    that has none is infinitely far and never predicted.
     """
     n_seeds = len(anchors)
     predictions = torch.empty(

@@ -1,8 +1,9 @@
-"""The orthogonal classifier: re-align the head by an orthogonal map and by nothing else, W' = W_t A with A^T A = I.
+"""The orthogonal classifier: re-align the head by an orthogonal map and by nothing else, W' = W_t A
+with A^T A = I.
 
-The paper's summary has the classifier calibrated by an orthogonal transformation from few unlabelled inputs; the paper
-itself trains W' freely (Eq. 8, ``ft_classifier``). b_t stays, and so do all angles and lengths between class vectors:
-W' W'^T = W_t W_t^T.
+The paper's summary has the classifier calibrated by an orthogonal transformation from few
+unlabelled inputs; the paper itself trains W' freely (Eq. 8, ``ft_classifier``). b_t stays, and so
+do all angles and lengths between class vectors: W' W'^T = W_t W_t^T.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ FITS = ("kl", "procrustes")
 
 
 def _orthonormal(M: Tensor) -> Tensor:
-    """(M M^T)^-1/2 M, the polar factor of ``M [B, r, d]``: one r x r problem, much less than the SVD of M when r << d.
+    """(M M^T)^-1/2 M, the polar factor of ``M [B, r, d]``: one r x r problem, much less than the
+    SVD of M when r << d.
 
     It squares M's condition number, which one step away from orthonormal rows is near 1.
     """

@@ -1,4 +1,5 @@
-"""Representation Surgery, version 1: a low-rank correction of f_m's outputs per task (the rival of Figure 7)."""
+"""Representation Surgery, version 1: a low-rank correction of f_m's outputs per task (the rival of
+Figure 7)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from .adam import Adam
 
 @dataclass(frozen=True)
 class SurgeryModule:
-    """z' = z - Up(ReLU(Down(z))) for B fits, without biases: ``down [B, r, d]``, ``up [B, d, r]``."""
+    """z' = z - Up(ReLU(Down(z))) for B fits: ``down [B, r, d]``, ``up [B, d, r]``."""
 
     down: Tensor
     up: Tensor
@@ -28,8 +29,8 @@ def trainable_parameters(d: int, rank: int = 16) -> int:
 
 
 def start(n_fits: int, d: int, rank: int = 16, seed: int = 0) -> SurgeryModule:
-    """The untrained module: Down uniform within 1/sqrt(d), the same for every fit of a seed; Up zero, so z' = z
-    bitwise.
+    """The untrained module: Down uniform within 1/sqrt(d), the same for every fit of a seed; Up
+    zero, so z' = z bitwise.
 
     That bound is ``nn.Linear``'s own default, Kaiming-uniform with a = sqrt(5).
     """
@@ -48,11 +49,12 @@ def surgery(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> SurgeryModule:
-    """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean |z' - f_t(x)|, no
-    labels.
+    """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean
+    |z' - f_t(x)|, no labels.
 
-    Rank, initialisation, loss and Adam's rate are the authors'. They take 1000 steps on minibatches of 16 test inputs;
-    here ``steps`` full-batch steps, so that FT-Classifier and Surgery get one budget. Fits share nothing but the start.
+    Rank, initialisation, loss and Adam's rate are the authors'. They take 1000 steps on minibatches
+    of 16 test inputs; here ``steps`` full-batch steps, so that FT-Classifier and Surgery get one
+    budget. Fits share nothing but the start.
     """
     n_fits, n, d = features.shape
     module = start(n_fits, d, rank, seed)
@@ -61,7 +63,8 @@ def surgery(
     features = features.detach()
     gap = features - teacher.detach()
     for _ in range(steps):
-        # Gradients by hand: the residual's sign is all that the loss hands back, and it is made in place.
+        # Gradients by hand: the residual's sign is all that the loss hands back, and it is made in
+        # place.
         hidden = (features @ down.mT).relu_()
         side = torch.baddbmm(gap, hidden, up.mT, alpha=-1).sign_()  # of |z' - f_t(x)|
         by_hidden = (side @ up).mul_(hidden > 0)

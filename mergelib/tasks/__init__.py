@@ -166,7 +166,7 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
             source="hub",
         )
     if sizes.source == "released":
-        from ..released import released_splits
+        from .released import released_splits
 
         return build_task(
             name,

@@ -20,10 +20,9 @@ from transformers import (
     ViTConfig,
 )
 
-from mergelib.encoders import PooledEncoder, encoder_state, load_state
+from mergelib.encoders import ImageEncoder, PooledEncoder, encoder_state, load_state
 from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.spec import PermutationSpec
-from mergelib.vision import ImageEncoder
 
 VOCABULARY, INPUTS, TOKENS = 150, 14, 11
 TEXT = {

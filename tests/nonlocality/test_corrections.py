@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mergelib.encoders import TextEncoder, encoder_state, load_state
+from mergelib.encoders import ImageEncoder, TextEncoder, encoder_state, load_state
 from mergelib.errors import ConfigError, DataError, StateDictError, UnknownNameError
 from mergelib.nonlocality.correction import Correction, attach, fold, watched
 from mergelib.nonlocality.sites import Fold, Site, sites_for
@@ -25,7 +25,6 @@ from mergelib.nonlocality.statistics import (
 )
 from mergelib.nonlocality.tact import channel_affine, repair, shared_target, tact
 from mergelib.pretraining.bert import bert_config
-from mergelib.vision import ImageEncoder
 
 D, LAYERS, HEADS, LENGTH = 8, 2, 2, 9
 

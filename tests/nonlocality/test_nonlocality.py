@@ -372,7 +372,8 @@ def test_the_claims_numbers_are_the_tables(cells, scores):
             else not math.isfinite(closed)
         )
         found = resampled.variance(setting, method)
-        table = cells.variances(method, [(setting, True)])
+        stage = setting if setting == LOCAL else f"{setting}, {PERMUTED}"
+        table = cells.variances(method, [stage])
         assert float(found[0]) == pytest.approx(table.ratio.mean(), rel=1e-4)
         assert len(found) == 1 + cells.profile.resamples and found.std() > 0
 

@@ -1,4 +1,4 @@
-"""Encoders: what turns an input into one feature vector. Architecture and preprocessing live here, weights travel apart."""
+"""Text encoders, and what all encoders share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer
 
-from .errors import ConfigError, OfflineError, StateDictError, shortened
-from .types import Inputs, State, digest, place
+from ..errors import ConfigError, OfflineError, StateDictError, shortened
+from ..types import Inputs, State, digest, place
 
 
 class Encoder(Protocol):
-    """Everything about f_b, f_t and f_m that is not weights: an architecture and how inputs become batches.
+    """Everything about f_b, f_t and f_m that is not weights: an architecture and how inputs become
+    batches.
 
-    ``width`` is d; ``digest`` the identity of architecture and preprocessing, part of every key of the store.
+    ``width`` is d; ``digest`` the identity of architecture and preprocessing, part of every key of
+    the store.
     """
 
     config: Any
@@ -34,8 +37,9 @@ class Encoder(Protocol):
     def digest(self) -> str: ...
 
     def module(self, state: State | None = None) -> nn.Module:
-        """A module in evaluation mode, ``forward(**batch) -> [B, d]``; what is merged is its part ``transformer``. With ``state``,
-        holding these weights. Raises ``StateDictError`` on other keys."""
+        """A module in evaluation mode, ``forward(**batch) -> [B, d]``; what is merged is its part
+        ``transformer``. With ``state``, holding these weights. Raises ``StateDictError`` on other
+        keys."""
 
     def prepare(self, inputs: Inputs) -> Sequence[Any]:
         """A row per input: what ``collate`` takes."""
@@ -48,7 +52,8 @@ class Encoder(Protocol):
 
 
 def architecture(config: Any, *also: str) -> str:
-    """A transformers config as canonical JSON, without what changes no feature: versions, folders, dtypes, and ``also``."""
+    """A transformers config as canonical JSON, without what changes no feature: versions, folders,
+    dtypes, and ``also``."""
     said = {
         k: v
         for k, v in config.to_dict().items()
@@ -58,7 +63,8 @@ def architecture(config: Any, *also: str) -> str:
 
 
 class PooledEncoder(nn.Module):
-    """A transformer followed by the mean over real tokens: ``input_ids, attention_mask [B, L] -> [B, d]``."""
+    """A transformer followed by the mean over real tokens: ``input_ids, attention_mask [B, L] ->
+    [B, d]``."""
 
     def __init__(self, transformer: nn.Module):
         super().__init__()
@@ -74,8 +80,10 @@ class PooledEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """An ``Encoder`` of texts: an architecture with its tokenizer. ``max_length`` in tokens, special ones included; longer
-    inputs are cut."""
+    """An ``Encoder`` of texts: an architecture with its tokenizer.
+
+    ``max_length`` in tokens, special ones included; longer inputs are cut.
+    """
 
     config: Any
     tokenizer: Any
@@ -89,14 +97,17 @@ class TextEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of architecture, tokenizer, length and pooling; part of every key of the store."""
+        """Identity of architecture, tokenizer, length and pooling; part of the store's keys."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
         return digest(
             architecture(self.config), tokenizer, str(self.max_length), "mean-real-tokens"
         )
 
     def module(self, state: State | None = None) -> PooledEncoder:
-        """A module in evaluation mode; with ``state``, holding these weights. Raises ``StateDictError`` on other keys."""
+        """A module in evaluation mode; with ``state``, holding these weights.
+
+        Raises ``StateDictError`` on other keys.
+        """
         kwargs: dict[str, Any] = {
             "attn_implementation": "sdpa",
             "dtype": torch.float32,
@@ -107,7 +118,8 @@ class TextEncoder:
             in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters
         ):
             kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
-        # T5's encoder writes into the config that it is made from, which is part of this one's identity.
+        # T5's encoder writes into the config that it is made from, which is part of this one's
+        # identity.
         model = PooledEncoder(auto.from_config(copy.deepcopy(self.config), **kwargs)).eval()
         if state is not None:
             load_state(model, state)
@@ -117,7 +129,8 @@ class TextEncoder:
         """Token ids per input, cut to ``max_length``, not padded."""
         if not inputs:
             return []
-        self.digest  # noqa: B018  taken now: a tokenizer remembers how it was last called, and is part of it
+        # Taken now: a tokenizer remembers how it was last called, and is part of it.
+        self.digest  # noqa: B018
         return self.tokenizer(
             list(inputs),
             truncation=True,
@@ -143,7 +156,8 @@ class TextEncoder:
 
 
 def encoder_class(config: Any) -> Any:
-    """The auto class that makes a text encoder of ``config``: of an encoder-decoder such as T5 the encoder alone."""
+    """The auto class that makes a text encoder of ``config``: of an encoder-decoder such as T5 the
+    encoder alone."""
     from transformers import AutoModel, AutoModelForTextEncoding
 
     return (
@@ -154,7 +168,8 @@ def encoder_class(config: Any) -> Any:
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:
-    """Of tensors that share their storage: later name -> first name, in the order of the state dict."""
+    """Of tensors that share their storage: later name -> first name, in the order of the state
+    dict."""
     first: dict[tuple, str] = {}
     owner = {
         name: first.setdefault(place(t), name)
@@ -165,8 +180,8 @@ def shared_names(module: nn.Module) -> dict[str, str]:
 
 
 def load_state(model: nn.Module, state: State) -> None:
-    """Copy encoder weights into ``model.transformer``; every key must fit, but of tied tensors the first is enough. Raises
-    ``StateDictError`` naming the first five."""
+    """Copy encoder weights into ``model.transformer``; every key must fit, but of tied tensors the
+    first is enough. Raises ``StateDictError`` naming the first five."""
     missing, extra = model.transformer.load_state_dict(dict(state), strict=False)
     tied = shared_names(model.transformer)
     missing = [n for n in missing if tied.get(n) not in state]
@@ -178,8 +193,8 @@ def load_state(model: nn.Module, state: State) -> None:
 
 
 def encoder_state(model: nn.Module) -> dict[str, Tensor]:
-    """The encoder's weights as a detached float32 state dict on the CPU; of tied tensors the first name alone, so that each counts
-    once wherever states are merged or stored."""
+    """The encoder's weights as a detached float32 state dict on the CPU; of tied tensors the first
+    name alone, so that each counts once wherever states are merged or stored."""
     tied = shared_names(model.transformer)
     return {
         k: v.detach().cpu().clone()
@@ -191,13 +206,14 @@ def encoder_state(model: nn.Module) -> dict[str, Tensor]:
 def load_base(
     base: str, max_length: int, revision: str | None = None
 ) -> tuple[TextEncoder, dict[str, Tensor]]:
-    """f_b from a hub id or a local folder: any BERT-like encoder, or T5's, with a tokenizer. Weights must be safetensors.
+    """f_b from a hub id or a local folder: any BERT-like encoder, or T5's, with a tokenizer.
 
-    Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a folder that is no model, and
-    ``StateDictError``, listing them, where weights of the encoder are missing.
+    Weights must be safetensors.
+
+    Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a
+    folder that is no model, and ``StateDictError``, listing them, where weights of the encoder are
+    missing.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     options = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(base, **options)
@@ -205,15 +221,18 @@ def load_base(
         model, loading = encoder_class(config).from_pretrained(
             base, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
-    except Exception as error:  # of a damaged folder: whatever transformers, tokenizers or safetensors first stumble over
+    # Of a damaged folder: whatever transformers, tokenizers or safetensors first stumble over.
+    except Exception as error:
         if os.path.exists(base) or base.startswith((".", "/", "~")):
             raise ConfigError(
-                f"'{base}' is not a folder with a model (config.json, tokenizer, model.safetensors): {shortened(str(error), 300)}"
+                f"'{base}' is not a folder with a model (config.json, tokenizer, "
+                f"model.safetensors): {shortened(str(error), 300)}"
             ) from error
         if not isinstance(error, OSError | ValueError):
             raise
         raise OfflineError(
-            f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or give --base a "
+            f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or "
+            "give --base a "
             f"local folder. ({error})"
         ) from error
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
@@ -231,7 +250,8 @@ def load_base(
     ]  # left untied, with a warning
     if apart:
         raise StateDictError(
-            f"'{base}' holds in {', '.join(apart)} another tensor than in {tied[apart[0]]}, to which it is tied; a merge "
+            f"'{base}' holds in {', '.join(apart)} another tensor than in {tied[apart[0]]}, to "
+            "which it is tied; a merge "
             "would have to drop one. Save the model again with its weights tied."
         )
     return encoder, {k: found[k].detach().clone() for k in wanted}

@@ -1,0 +1,35 @@
+"""Encoders: what turns an input into one feature vector, ``text``, ``image`` or ``released``.
+
+Architecture and preprocessing live here, weights travel apart.
+"""
+
+from .image import ImageEncoder, ImageFeatures
+from .released import ReleasedEncoder, ReleasedPooling, released_encoder
+from .text import (
+    Encoder,
+    PooledEncoder,
+    TextEncoder,
+    architecture,
+    encoder_class,
+    encoder_state,
+    load_base,
+    load_state,
+    shared_names,
+)
+
+__all__ = [
+    "Encoder",
+    "ImageEncoder",
+    "ImageFeatures",
+    "PooledEncoder",
+    "ReleasedEncoder",
+    "ReleasedPooling",
+    "TextEncoder",
+    "architecture",
+    "encoder_class",
+    "encoder_state",
+    "load_base",
+    "load_state",
+    "released_encoder",
+    "shared_names",
+]

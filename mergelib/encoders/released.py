@@ -1,0 +1,114 @@
+"""How the authors' released code reads texts, restated
+(github.com/fskong/FT-Classifier-for-Model-Merging).
+
+Word pieces without special tokens, cut to L - 3; a [SEP] in the middle and one at the end; padded
+to L = 256 positions, all of which are attended to and averaged, padding included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..types import Inputs, State, digest
+from .text import TextEncoder, architecture
+
+
+class ReleasedPooling(nn.Module):
+    """A transformer and the mean of its outputs: ``input_ids, attention_mask [B, L] -> [B, d]``.
+
+    Without ``mask`` every position is attended to; with ``padding_in_mean`` every position is
+    averaged.
+    """
+
+    def __init__(self, transformer: nn.Module, *, mask: bool, padding_in_mean: bool):
+        super().__init__()
+        self.transformer, self.mask, self.padding_in_mean = transformer, mask, padding_in_mean
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.transformer(
+            input_ids=input_ids, attention_mask=attention_mask if self.mask else None
+        ).last_hidden_state
+        if self.padding_in_mean:
+            return hidden.mean(1)
+        real = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * real).sum(1) / real.sum(1)
+
+
+@dataclass(frozen=True)
+class ReleasedEncoder(TextEncoder):
+    """An ``Encoder`` that reads texts as the released code does; ``mask`` and ``padding_in_mean``
+    undo its two oddities."""
+
+    mask: bool = False
+    padding_in_mean: bool = True
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of architecture, tokenizer, length, preprocessing and pooling."""
+        how = f"released, mask {self.mask}, padding in mean {self.padding_in_mean}"
+        return digest(
+            architecture(self.config),
+            self.tokenizer.backend_tokenizer.to_str(),
+            str(self.max_length),
+            how,
+        )
+
+    def module(self, state: State | None = None) -> ReleasedPooling:
+        """See ``TextEncoder.module``."""
+        return ReleasedPooling(
+            super().module(state).transformer, mask=self.mask, padding_in_mean=self.padding_in_mean
+        ).eval()
+
+    def prepare(self, inputs: Inputs) -> list[list[int]]:
+        """[CLS] first half [SEP] second half [SEP] per input, not padded; of an odd number of
+        pieces the second half has one more."""
+        if not inputs:
+            return []
+        # Taken now: a tokenizer remembers how it was last called, and is part of it.
+        self.digest  # noqa: B018
+        # "[SEP]" in a text is text here: an input has the separators that it gets below. (The slow
+        # tokenizer of the time took one that stood between blanks for a separator.)
+        pieces = self.tokenizer(
+            list(inputs),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            truncation=True,
+            max_length=self.max_length - 3,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        first, stop = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return [[first, *ids[: len(ids) // 2], stop, *ids[len(ids) // 2 :], stop] for ids in pieces]
+
+    def collate(self, ids: list[list[int]]) -> dict[str, Tensor]:
+        """``input_ids, attention_mask [B, L]``, padded to all positions, or to the longest where
+        padding changes nothing."""
+        batch = super().collate(ids)
+        if self.mask and not self.padding_in_mean:
+            return batch
+        more = self.max_length - batch["input_ids"].shape[1]
+        return {
+            "input_ids": F.pad(batch["input_ids"], (0, more), value=self.tokenizer.pad_token_id),
+            "attention_mask": F.pad(batch["attention_mask"], (0, more)),
+        }
+
+
+def released_encoder(encoder: TextEncoder) -> ReleasedEncoder:
+    """The same architecture and tokenizer behind the released preprocessing.
+
+    Raises ``ConfigError`` for a tokenizer that is not BERT's.
+    """
+    lacking = [
+        t for t in ("cls_token", "sep_token", "pad_token") if getattr(encoder.tokenizer, t) is None
+    ]
+    if lacking:
+        raise ConfigError(
+            f"The tokenizer of '{encoder.source}' has no {', '.join(lacking)}; the released "
+            "preprocessing needs a BERT."
+        )
+    return ReleasedEncoder(encoder.config, encoder.tokenizer, encoder.max_length, encoder.source)

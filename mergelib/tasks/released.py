@@ -1,0 +1,182 @@
+"""Files that the authors released: CSV files of texts, and checkpoints of encoders with heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..errors import DataError, StateDictError, UnsafeFileError, first_five, shortened
+from ..hub import fetch_file
+from ..types import Expert, Head, Split, State, Task, not_finite
+from .local import LABEL_NAMES, read_csv
+
+ENCODER, HEAD = "bert.", "classifier.0."
+TEXT_COLUMN = 2
+UNREAD = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
+)
+"""What a checkpoint may hold beyond this encoder: buffers of older transformers, and the pooler."""
+
+
+def released_checkpoint(task: str, folder: str) -> Path:
+    """``checkpoints/<task>.pth`` in ``folder``, or, without a folder, from the hub.
+
+    Raises ``DataError`` where it is missing, and what ``mergelib.hub.fetch_file`` raises.
+    """
+    return _file(f"checkpoints/{task}.pth", f"released_checkpoints/{task}", folder)
+
+
+def _file(path: str, entry: str, folder: str) -> Path:
+    if not folder:
+        return fetch_file(entry)
+    found = Path(folder).expanduser() / path
+    if not found.is_file():
+        there = sorted(p.name for p in found.parent.iterdir()) if found.parent.is_dir() else []
+        raise DataError(f"No {found}. Beside it: {first_five(there) if there else 'nothing'}.")
+    return found
+
+
+def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Split]:
+    """Label names, train and test split of a released task, from ``folder`` or, without one, from
+    the hub.
+
+    Labels are 1-based, the text stands in column 2 (counted from 0), empty texts are kept. Classes
+    are numbers here: the files number them by first appearance and carry no names. Raises
+    ``DataError`` for a file that is missing or cannot be read and a label outside the task's range,
+    and what ``mergelib.hub.fetch_file`` raises.
+    """
+    paths = {
+        split: _file(f"{task}/{split}.csv", f"released_data/{task}/{split}", folder)
+        for split in ("train", "test")
+    }
+    splits = {
+        split: read_csv(path, text_column=TEXT_COLUMN, keep_empty=True)
+        for split, path in paths.items()
+    }
+    n_classes = len(LABEL_NAMES[task])
+    for split, rows in splits.items():
+        if (highest := 1 + int(rows.labels.max())) > n_classes:
+            raise DataError(
+                f"{paths[split]}: label {highest}, but '{task}' has {n_classes} classes. Labels "
+                f"run from 1 to {n_classes}."
+            )
+    return tuple(f"class {c + 1}" for c in range(n_classes)), splits["train"], splits["test"]
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A file of ``torch.save`` that holds a plain state dict.
+
+    Nothing in it is run: raises ``UnsafeFileError`` for a pickle with more than tensors in it,
+    ``StateDictError`` for a damaged file or another object.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise StateDictError(
+            f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); fetch it "
+            "again."
+        ) from error
+    except Exception as error:  # the unpickler's own, which refuses whatever is no tensor
+        raise UnsafeFileError(
+            f"{path.name} holds more than plain tensors, or is no file of torch.save. It was not "
+            "run. Fetch it again; if it "
+            "stays so, it is not the published checkpoint."
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
+        raise StateDictError(
+            f"{path.name} holds no state dict (names and tensors); the released checkpoints do."
+        )
+    return state
+
+
+def load_checkpoint(path: Path, task: str, base: State, width: int, n_classes: int) -> Expert:
+    """(theta_t, W_t ``[C, width]``, b_t ``[C]``) of a released checkpoint, float32: ``bert.`` and
+    ``classifier.0.`` before the names.
+
+    Every tensor of ``base`` must be there in its shape, and nothing else but ``UNREAD``. Raises
+    what ``read_state`` raises, and ``StateDictError`` naming the first five keys that are missing,
+    unexpected or of another shape, or not finite.
+    """
+    state = {n: t for n, t in read_state(path).items() if n.removeprefix(ENCODER) not in UNREAD}
+    wanted = {f"{ENCODER}{n}": tuple(t.shape) for n, t in base.items()} | {
+        f"{HEAD}weight": (n_classes, width),
+        f"{HEAD}bias": (n_classes,),
+    }
+    shaped = [
+        f"{n} {list(state[n].shape)} instead of {list(shape)}"
+        for n, shape in wanted.items()
+        if n in state and tuple(state[n].shape) != shape
+    ]
+    odd = {
+        "missing": [n for n in wanted if n not in state],
+        "unexpected": [n for n in state if n not in wanted],
+        "other shapes": shaped,
+        "no floating-point numbers": [
+            n for n, t in state.items() if n in wanted and not t.is_floating_point()
+        ],
+        "NaN or inf": not_finite(state),
+    }
+    if any(odd.values()):
+        said = "; ".join(f"{what}: {first_five(names)}" for what, names in odd.items() if names)
+        raise StateDictError(
+            f"{path.name} is no checkpoint of '{task}' ({n_classes} classes) for this base model. "
+            f"{said}. Names must begin "
+            f"with {ENCODER} or {HEAD}; check the file, the task and the base model."
+        )
+    state = {n: t.float() for n, t in state.items()}
+    return Expert(
+        task,
+        {n: state[f"{ENCODER}{n}"] for n in base},
+        Head(state[f"{HEAD}weight"], state[f"{HEAD}bias"]),
+        {"checkpoint": path.name},
+    )
+
+
+# ---- the order of labels ----
+
+
+def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int, ...]:
+    """For each class of a classifier the class of the data that it stands for, both 0-based: of all
+    one-to-one assignments the one under which most of ``predicted [N]`` are right, the identity
+    where none is better."""
+    confusion = (
+        torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
+        .view(n_classes, n_classes)
+        .numpy()
+    )
+    _, order = linear_sum_assignment(confusion, maximize=True)
+    best = confusion[range(n_classes), order].sum()
+    return tuple(range(n_classes)) if confusion.trace() == best else tuple(int(c) for c in order)
+
+
+def check_label_order(predicted: Tensor, labels: Tensor, task: Task, split: str) -> None:
+    """Raises ``DataError``, printing the mapping, where classifier and data number their classes
+    differently."""
+    order = label_order(predicted, labels, task.n_classes)
+    if order == tuple(range(task.n_classes)):
+        return
+    as_is, mapped = (
+        100 * float((torch.tensor(o)[predicted.long()] == labels).float().mean())
+        for o in (range(task.n_classes), order)
+    )
+    moved = ", ".join(
+        f"{i + 1} -> {c + 1} ({task.label_names[c]})" for i, c in enumerate(order) if i != c
+    )
+    raise DataError(
+        f"Task '{task.name}': the checkpoint numbers classes otherwise than the data. Of "
+        f"{len(labels)} {split} rows the fine-tuned model "
+        f"gets {as_is:.1f} % right as numbered, {mapped:.1f} % with its class -> the data's class: "
+        f"{moved}. Take the released CSV files, or "
+        f"renumber the labels of yours. (If {mapped:.1f} % is poor, too, then checkpoint, "
+        "preprocessing or texts do not belong together.)"
+    )
