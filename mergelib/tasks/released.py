@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..errors import DataError, StateDictError, UnsafeFileError, first_five, shortened
@@ -149,6 +148,9 @@ def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int,
     """For each class of a classifier the class of the data that it stands for, both 0-based: of all
     one-to-one assignments the one under which most of ``predicted [N]`` are right, the identity
     where none is better."""
+    # Half a second, which every study would wait for.
+    from scipy.optimize import linear_sum_assignment
+
     confusion = (
         torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
         .view(n_classes, n_classes)
