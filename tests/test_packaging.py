@@ -126,8 +126,8 @@ def test_merging_and_protocols_know_only_torch_and_plain_types(folder):
 UPWARD = {
     ("hub", "runner"),  # which notebook needs which file
     ("hub", "tasks"),  # where a task's files are
-    ("models", "plots"),  # the demo's figure,
-    ("models", "report"),  # table
+    ("models", "figures"),  # the demo's figure,
+    ("models", "tables"),  # labels
     ("models", "study"),  # and models
 }
 """Arrows between rooms that run back up and are to go; none may come."""
