@@ -390,7 +390,8 @@ def _download(source: str) -> Path:
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-        if not any(folder.glob("*.safetensors")):
+        # Of safetensors those count that transformers would read, not an adapter or a variant.
+        if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
             folder = Path(
                 snapshot_download(
                     name,

@@ -48,7 +48,19 @@ class MergeRecipe(Recipe):
     single: bool = Field(False, description="also write an ordinary folder per task")
 
 
-class AlignRecipe(Recipe):
+class ScoringRecipe(Recipe):
+    preset: str = Field("default", description="FT-Classifier's preset: default or released")
+    limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
+    text_column: int | None = Field(
+        None, ge=0, description="column of the text in CSV files, counted from 0"
+    )
+    max_length: int = Field(
+        0, ge=0, description="cut texts to N tokens (default: what the model takes)"
+    )
+    batch_size: int = Field(64, ge=1, description="inputs at a time")
+
+
+class AlignRecipe(ScoringRecipe):
     """Re-align every task's head to the merged encoder with a few unlabelled inputs."""
 
     merged: str = Field(description="folder that `merge` wrote")
@@ -64,23 +76,14 @@ class AlignRecipe(Recipe):
     protocol: str = Field(
         "ft_classifier", description="ft_classifier, orthogonal_classifier or orthogonal_procrustes"
     )
-    preset: str = Field("default", description="FT-Classifier's preset: default or released")
     data: Names = Field(
         {},
         description="task=FILE with labels: score before and after, and put it into the model card",
     )
-    limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
-    text_column: int | None = Field(
-        None, ge=0, description="column of the text in CSV files, counted from 0"
-    )
-    max_length: int = Field(
-        0, ge=0, description="cut texts to N tokens (default: what the model takes)"
-    )
-    batch_size: int = Field(64, ge=1, description="inputs at a time")
     single: bool = Field(False, description="also write an ordinary folder per task")
 
 
-class EvaluateRecipe(Recipe):
+class EvaluateRecipe(ScoringRecipe):
     """Accuracy of a model, a merged folder or an aligned folder."""
 
     model: str = Field(
@@ -97,15 +100,6 @@ class EvaluateRecipe(Recipe):
     k: int = Field(5, ge=1, description="shots per class")
     seeds: list[int] = Field([0, 1, 2, 3, 4], description="of the draws")
     draw: str = Field("stratified", description="stratified or uniform")
-    preset: str = Field("default", description="FT-Classifier's preset: default or released")
-    limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
-    text_column: int | None = Field(
-        None, ge=0, description="column of the text in CSV files, counted from 0"
-    )
-    max_length: int = Field(
-        0, ge=0, description="cut texts to N tokens (default: what the model takes)"
-    )
-    batch_size: int = Field(64, ge=1, description="inputs at a time")
 
 
 COMMANDS: dict[str, type[Recipe]] = {
