@@ -87,6 +87,8 @@ def test_the_deciding_part_is_the_worst_of_those_that_decide(folder):
         [verdict("P6.4-no-gain", "a", 7.0, N, "<= 5"), verdict("P6.4-no-gain", "b", 9.0, N, "<= 5")]
     )
     assert report.deciding_part(high).part == "b"  # an upper bound fails above
+    undefined = verdict("P5-over-knn", "a", 1.0, U) | {"low": float("nan"), "high": float("nan")}
+    assert pd.isna(report.deciding_part(pd.DataFrame([undefined])).low)
     unmeasured = pd.DataFrame([verdict("P5-over-knn", "all", None, U)])
     assert report.deciding_part(unmeasured).part == "all"
 

@@ -158,7 +158,8 @@ def plot_shots(
     few, title = [p for p in protocols if p != "current"], ""
     if task == "average" and "current" in protocols and few:
         summary = mean_and_std(scores)
-        k = max(averages(summary[summary.protocol == few[0]]).k.dropna().astype(int))
+        shots = summary[(summary.protocol == few[0]) & (summary.draw == "stratified")]
+        k = int(shots.k.max())
         gain = _gain(summary, encoders, few[0], k)
         title = f"{protocol_label(few[0])} at k = {k}: {gain} points over the old classifier"
     _legend(fig, axes[0], title=title)

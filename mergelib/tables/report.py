@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -115,8 +115,8 @@ def verdict_rows(runs: Sequence[Run]) -> pd.DataFrame:
 def deciding_part(parts: pd.DataFrame) -> Verdict:
     """The part that decides a claim, of its rows of ``verdict_rows`` for one profile."""
     fields = list(Verdict.__dataclass_fields__)
-    rows = parts[fields].astype(object).where(parts[fields].notna(), None)
-    return deciding([Verdict(*row) for row in rows.itertuples(index=False)])
+    rows = [Verdict(*row) for row in parts[fields].itertuples(index=False)]
+    return deciding([replace(v, here=None) if pd.isna(v.here) else v for v in rows])
 
 
 def claim_grid(rows: pd.DataFrame) -> pd.DataFrame:
