@@ -14,6 +14,7 @@ from .errors import ConfigError, MergelibError
 from .hub.command import before_run as data_before_run
 from .hub.command import register as register_data
 from .models.command import register as register_models
+from .pretraining.command import register as register_pretraining
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     register_data(commands)
     register_doctor(commands)
     register_models(commands)
+    register_pretraining(commands)
     return parser
 
 

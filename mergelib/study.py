@@ -25,7 +25,7 @@ from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract_prepared, pick_device
 from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
 from .meter import Meter
-from .pretraining import RECIPES, Foundation
+from .pretraining import RECIPES, Foundation, shipped
 from .profiles import Profile, load_profile, with_shortcuts
 from .progress import progress
 from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_order, uniform_order
@@ -244,6 +244,7 @@ class Study:
         settings = self.profile.encoder
         return (
             bool(settings.base)
+            or shipped.find(self.profile) is not None
             or self.store.peek(RECIPES[settings.kind].step, self._base_key()) is not None
         )
 
@@ -261,6 +262,8 @@ class Study:
         recipe = RECIPES[settings.kind]
         if settings.base:
             return recipe.load(self.profile, tasks)
+        if name := shipped.find(self.profile):
+            return recipe.open(self.profile, tasks, shipped.read(name))
         key = self._base_key()
 
         def make() -> Artifact:

@@ -3,6 +3,7 @@ profile `mini`."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertTokenizer
 
 from ..encoders import TextEncoder
-from ..profiles import Profile
+from ..errors import OfflineError
+from ..profiles import EncoderSettings, Profile
 from ..store import Artifact
 from ..tasks import miniature_corpus
 from ..training import TrainConfig, train
 from ..types import Task
-from . import Foundation, Recipe
+from . import Foundation, Recipe, shipped
+from .distil import distil, hub_teacher, sentence_vectors
 
 PRETRAIN_VERSION = 1
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -197,9 +200,33 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
         "world": WORLD_VERSION,
         "documents": settings.pretraining.documents,
         "mask_rate": settings.pretraining.mask_rate,
+        **({"teacher": settings.pretraining.teacher} if settings.pretraining.teacher else {}),
         "shape": [settings.layers, settings.width, settings.heads, settings.max_length],
         "held_out": [[t.validation.inputs_digest, t.test.inputs_digest] for t in tasks],
     }
+
+
+@functools.lru_cache(maxsize=1)
+def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tensor:
+    """``sentence_vectors`` of a teacher: a shipped BERT's name, or a hub id or folder."""
+    if teacher in shipped.sidecars():
+        made = shipped.read(teacher)
+        shape = shipped.sidecars()[teacher]["recipe"]["shape"]
+        encoder = bert_encoder(
+            tokenizer_from_vocab(made.info["vocab"]),
+            **{n: shape[n] for n in ("layers", "width", "heads", "max_length")},
+        )
+        module = encoder.module(made.tensors)
+    else:
+        try:
+            encoder, module = hub_teacher(teacher)
+        except OfflineError as error:
+            raise OfflineError(
+                f"f_b of this recipe is not shipped, and its teacher cannot be had: {error} Leave "
+                "encoder and its pretraining as they are, or set encoder.pretraining.teacher to '' "
+                "to pre-train f_b without a teacher."
+            ) from error
+    return sentence_vectors(encoder, module, corpus, device=device)
 
 
 def text_recipe(
@@ -208,11 +235,15 @@ def text_recipe(
     pretrain: Callable[..., tuple[TextEncoder, dict[str, Tensor], dict]],
     rebuild_tokenizer: Callable[[Sequence[str]], Any],
     rebuild_encoder: Callable[..., TextEncoder],
+    build_tokenizer: Callable[[Sequence[str], EncoderSettings], Any],
     *,
+    start: Callable[[nn.Module], nn.Module] = lambda module: module,
     desc: str,
 ) -> Recipe:
-    """The recipe of a text encoder that ``pretrain`` makes from the miniature corpus; the store
-    keeps its weights and its vocabulary."""
+    """The recipe of a text encoder that a teacher, or else ``pretrain``, makes of the miniature corpus.
+
+    ``start`` readies a student's random weights. The store keeps weights and vocabulary.
+    """
 
     def shape(profile: Profile) -> dict[str, int]:
         settings = profile.encoder
@@ -227,15 +258,32 @@ def text_recipe(
         profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path
     ) -> Artifact:
         settings = profile.encoder.pretraining
-        encoder, state, info = pretrain(
-            miniature_corpus(profile, tasks),
-            profile.train_config(settings, device),
-            **shape(profile),
-            mask_rate=settings.mask_rate,
-            device=device,
-            scratch=scratch,
-            desc=desc,
-        )
+        corpus, config = miniature_corpus(profile, tasks), profile.train_config(settings, device)
+        if settings.teacher:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                tokenizer = build_tokenizer(corpus, profile.encoder)
+                encoder = rebuild_encoder(tokenizer, **shape(profile))
+                state, info = distil(
+                    encoder,
+                    start(encoder.module()),
+                    corpus,
+                    targets(settings.teacher, tuple(corpus), device),
+                    config,
+                    device=device,
+                    scratch=scratch,
+                    desc=desc,
+                )
+        else:
+            encoder, state, info = pretrain(
+                corpus,
+                config,
+                **shape(profile),
+                mask_rate=settings.mask_rate,
+                device=device,
+                scratch=scratch,
+                desc=desc,
+            )
         return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
 
     def reopen(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
@@ -252,5 +300,6 @@ RECIPE = text_recipe(
     pretrain_bert,
     tokenizer_from_vocab,
     bert_encoder,
+    lambda corpus, settings: build_tokenizer(corpus),
     desc="pre-train f_b",
 )

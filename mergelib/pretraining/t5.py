@@ -207,6 +207,13 @@ def corrupted_text(encoder: TextEncoder, text: str, rate: float, *, seed: int) -
     )
 
 
+def small_embeddings(module: nn.Module) -> nn.Module:
+    """A pooled encoder whose random embeddings are made as small as those of ``SpanCorruption``; returns it."""
+    with torch.no_grad():
+        module.transformer.shared.weight.mul_(EMBEDDING_SCALE)
+    return module
+
+
 class SpanCorruption(nn.Module):
     """The whole T5, encoder and decoder; the loss is the cross-entropy of the target tokens."""
 
@@ -277,5 +284,9 @@ RECIPE = text_recipe(
     pretrain_t5,
     t5_tokenizer_from_vocab,
     t5_encoder,
+    lambda corpus, settings: build_t5_tokenizer(
+        corpus, sentinels_needed(settings.max_length, settings.pretraining.mask_rate)
+    ),
+    start=small_embeddings,
     desc="pre-train f_b (T5)",
 )

@@ -78,6 +78,8 @@ class PretrainSettings(TrainSettings):
         None, gt=0
     )  # of a generated corpus; a vit takes the tasks' training images
     mask_rate: float = Field(0.15, gt=0, lt=1)
+    # A sentence encoder to distil a text encoder from: a shipped one's name, a hub id or a folder.
+    teacher: str = Field("", exclude_if=lambda v: not v)
     seed: int | None = Field(
         None, exclude_if=lambda v: v is None
     )  # of this foundation alone; the profile's where it is absent

@@ -1,0 +1,129 @@
+"""``python -m mergelib pretrain``: make the shipped foundations anew. For maintainers; the reader needs no teacher."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ..encoders import Encoder
+from ..features import extract, pick_device
+from ..profiles import Profile, load_profile, variant_names
+from ..store import Store
+from ..tasks import load_task
+from ..types import State, Task, percent
+from . import RECIPES, shipped
+
+PROBE_SHOTS = 100  # training inputs per class
+
+
+def planned(profile_name: str) -> dict[str, Profile]:
+    """Every foundation of a profile: name -> the profile whose recipe makes it.
+
+    The names are the profile's and the variant's; ``ext03_nonlocal`` adds a longer and another foundation to the text encoder and to
+    the ViT.
+    """
+    found = {}
+    for variant in ("", *variant_names(profile_name)):
+        profile = load_profile(profile_name, variant=variant)
+        if profile.encoder.pretraining is None or profile.encoder.base:
+            continue
+        name = f"{profile_name}_{variant or 'bert'}"
+        found[name] = profile
+        if profile.non_local and variant in ("", "vit"):
+            longer, other = profile.non_local.semi_local_steps, profile.non_local.non_local_seed
+            for suffix, key, value in (("longer", "steps", longer), ("other", "seed", other)):
+                overrides = {f"encoder.pretraining.{key}": value}
+                found[f"{name}_{suffix}"] = load_profile(profile_name, overrides, variant)
+    return found
+
+
+def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """How much of each task's classes an encoder's features carry: test accuracy of a linear probe.
+
+    Args:
+        encoder: Architecture and preprocessing.
+        state: The encoder's weights.
+        tasks: Whose first 100 training inputs per class fit a logistic regression on standardised features.
+
+    Returns:
+        Percent right per task.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    module, accuracy = encoder.module(state), {}
+    for name, task in tasks.items():
+        labels = task.train.labels
+        rows = torch.cat([(labels == c).nonzero()[:PROBE_SHOTS, 0] for c in range(task.n_classes)])
+        fit = task.train.subset(rows)
+        z, z_test = (extract(encoder, module, split.inputs) for split in (fit, task.test))
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        predicted = model.fit(z.numpy(), fit.labels.numpy()).predict(z_test.numpy())
+        accuracy[name] = percent(torch.from_numpy(predicted) == task.test.labels)
+    return accuracy
+
+
+def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
+    """Make one foundation by its profile's recipe and ship it.
+
+    Args:
+        name: Of the file.
+        profile: Whose recipe it is.
+        teacher: Folder that stands in for the recipe's teacher, a hub id, where no hub is reached.
+
+    Returns:
+        The file.
+    """
+    device, store, started = pick_device("auto"), Store(tempfile.mkdtemp()), time.monotonic()
+    tasks = {n: load_task(n, profile, store) for n in profile.tasks.names}
+    recipe, making = RECIPES[profile.encoder.kind], profile
+    if teacher and profile.encoder.pretraining.teacher:
+        pretraining = profile.encoder.pretraining.model_copy(update={"teacher": teacher})
+        encoder = profile.encoder.model_copy(update={"pretraining": pretraining})
+        making = profile.model_copy(update={"encoder": encoder})
+    with tempfile.TemporaryDirectory() as scratch:
+        made = recipe.make(making, list(tasks.values()), device, Path(scratch))
+    minutes = (time.monotonic() - started) / 60
+    opened = recipe.open(profile, list(tasks.values()), made)
+    probed = probe(opened.encoder, opened.state, tasks)
+    measured = {
+        "torch": torch.__version__,
+        "device": device.type,
+        "minutes": round(minutes, 1),
+        "probe": {n: round(a, 1) for n, a in probed.items()},
+        "probe_mean": round(sum(probed.values()) / len(probed), 1),
+    }
+    return shipped.write(name, profile, made, measured)
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b anew")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as mini_bert; default: all")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--teacher", default="", metavar="FOLDER", help="all-MiniLM-L6-v2")
+    parser.set_defaults(function=command)
+
+
+def command(args: argparse.Namespace) -> int:
+    plan = planned(args.profile)
+    names: Sequence[str] = args.names or list(plan)
+    from ..errors import UnknownNameError
+
+    for name in names:
+        if name not in plan:
+            raise UnknownNameError("foundation", name, plan)
+    for name in names:
+        path = pretrain(name, plan[name], args.teacher)
+        known = shipped.sidecars()[name]
+        print(
+            f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, probe {known['probe_mean']}, "
+            f"{known['minutes']} min",
+            flush=True,
+        )
+    return 0

@@ -1,0 +1,104 @@
+"""Distil a real sentence encoder into a miniature one: the f_b of the text profiles.
+
+The student reads the documents of a corpus; a linear map of its mean-pooled output is turned towards the teacher's sentence vector
+of the same document. Nothing else is learned, no label is seen, and the map is thrown away. What the student then knows of these
+sentences is what the teacher knew; masked language modelling on a corpus of templates teaches it the templates instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..encoders import Encoder, encoder_state, load_base
+from ..features import extract
+from ..training import TrainConfig, train
+
+TEACHER_LENGTH = 64  # tokens that the teacher reads of a document
+
+
+def sentence_vectors(
+    encoder: Encoder, module: nn.Module, texts: Sequence[str], *, device: torch.device
+) -> Tensor:
+    """What a student is turned towards: the teacher's unit sentence vectors, less their mean.
+
+    Args:
+        encoder: The teacher's architecture and tokenizer, with mean pooling.
+        module: The teacher itself.
+        texts: N documents.
+        device: Where the teacher runs.
+
+    Returns:
+        Unit vectors ``[N, d']`` (float32, CPU).
+    """
+    vectors = F.normalize(extract(encoder, module, texts, device=device, desc="teacher"), dim=-1)
+    return F.normalize(vectors - vectors.mean(0), dim=-1)
+
+
+def hub_teacher(name: str) -> tuple[Encoder, nn.Module]:
+    """The sentence encoder of a hub id or folder. Raises what ``load_base`` raises."""
+    encoder, state = load_base(name, TEACHER_LENGTH)
+    return encoder, encoder.module(state)
+
+
+class Distillation(nn.Module):
+    """A student and a linear map to the teacher's space; the loss is 1 - their mean cosine."""
+
+    def __init__(self, student: nn.Module, width: int, teacher_width: int):
+        super().__init__()
+        self.student, self.map = student, nn.Linear(width, teacher_width)
+
+    def forward(self, batch: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        said = self.map(self.student(**batch))
+        return {"loss": 1 - F.cosine_similarity(said.float(), target).mean()}
+
+
+def distil(
+    encoder: Encoder,
+    module: nn.Module,
+    texts: Sequence[str],
+    vectors: Tensor,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    scratch: Path,
+    desc: str,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train a student on N documents.
+
+    Args:
+        encoder: The student's architecture and tokenizer.
+        module: Its random start; trained in place.
+        texts: N documents.
+        vectors: ``sentence_vectors`` of the same documents ``[N, d']``.
+        config: Steps, batch and rate.
+        device: Where it is trained.
+        scratch: A folder for checkpoints.
+        desc: Name of the progress line.
+
+    Returns:
+        theta_b (float32, CPU) and training info.
+    """
+    rows = list(zip(encoder.prepare(texts), vectors, strict=True))
+
+    def collate(batch: list[tuple[Any, Tensor]]) -> dict[str, Any]:
+        documents, targets = zip(*batch, strict=True)
+        return {"batch": encoder.collate(documents), "target": torch.stack(targets)}
+
+    model = Distillation(module, encoder.width, vectors.shape[1]).train()
+    info = train(
+        model,
+        rows,
+        collate,
+        config,
+        device=device,
+        scratch=scratch,
+        desc=desc,
+        mean_over_rows=True,
+    )
+    return encoder_state(model.student), info

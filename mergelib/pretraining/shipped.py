@@ -1,0 +1,103 @@
+"""f_b as every real project has it: a file that is there, not something that the reader trains first.
+
+``mergelib/foundations`` holds one safetensors file (float16) for each f_b of the profiles `mini` and `quick`, and beside it a JSON
+sidecar: the recipe it was made by, its vocabulary, the file's sha256, and what its maker measured. A profile finds its file by the
+recipe. With any other recipe f_b is pre-trained here, as ``python -m mergelib pretrain`` makes the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save_file
+
+from ..errors import StoreError, UnknownNameError
+from ..paths import write_whole
+from ..profiles import Profile
+from ..store import Artifact
+
+FOLDER = Path(__file__).parent.parent / "foundations"
+SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_size", "projection")
+
+
+def recipe_of(profile: Profile) -> dict[str, Any]:
+    """What decides f_b, up to the machine's rounding: its shape, its pre-training, its seed, its corpus, the world's version."""
+    from ..tasks.miniature import WORLD_VERSION
+    from ..tasks.miniature.images import IMAGE_WORLD_VERSION
+
+    encoder = profile.encoder
+    image = profile.tasks.modality == "image"
+    return {
+        "source": profile.tasks.source,
+        "world": IMAGE_WORLD_VERSION if image else WORLD_VERSION,
+        "seed": profile.seed,
+        "shape": {n: getattr(encoder, n) for n in SHAPE},
+        "pretraining": encoder.pretraining and encoder.pretraining.model_dump(mode="json"),
+    }
+
+
+def sidecars() -> dict[str, dict[str, Any]]:
+    """What is shipped: name -> sidecar."""
+    return {
+        p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(FOLDER.glob("*.json"))
+    }
+
+
+def find(profile: Profile) -> str | None:
+    """The name of the shipped foundation with this profile's recipe, if there is one."""
+    wanted = recipe_of(profile)
+    return next((n for n, known in sidecars().items() if known["recipe"] == wanted), None)
+
+
+def read(name: str) -> Artifact:
+    """A shipped foundation as the recipe's ``make`` returned it, in float32.
+
+    Args:
+        name: Of a file in ``mergelib/foundations``.
+
+    Returns:
+        Its tensors, and its vocabulary and training info.
+
+    Raises:
+        UnknownNameError: There is no such file.
+        StoreError: The file is not the one that its sidecar describes.
+    """
+    known = sidecars()
+    if name not in known:
+        raise UnknownNameError("foundation", name, known)
+    content = (FOLDER / f"{name}.safetensors").read_bytes()
+    if hashlib.sha256(content).hexdigest() != known[name]["sha256"]:
+        raise StoreError(
+            f"mergelib/foundations/{name}.safetensors is damaged: its sha256 is not the sidecar's. "
+            f"Restore it with `git checkout mergelib/foundations`."
+        )
+    return Artifact({n: t.float() for n, t in load(content).items()}, known[name]["info"])
+
+
+def write(name: str, profile: Profile, made: Artifact, measured: dict[str, Any]) -> Path:
+    """Ship what a recipe made: tensors in float16, sidecar beside them.
+
+    Args:
+        name: Of the file.
+        profile: Whose recipe made it.
+        made: The recipe's artifact.
+        measured: What the sidecar says beside the recipe, such as the probe's accuracy.
+
+    Returns:
+        The file.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    half = {n: t.to(torch.float16) if t.is_floating_point() else t for n, t in made.tensors.items()}
+    save_file({n: t.contiguous() for n, t in half.items()}, path)
+    sidecar = {
+        "recipe": recipe_of(profile),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **measured,
+        "info": made.info,
+    }
+    write_whole(path.with_suffix(".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
+    return path
