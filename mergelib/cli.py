@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from . import __version__, cluster, paths, units
@@ -34,7 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--list", action="store_true", help="list notebooks and their parameters, run nothing"
     )
-    run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
+    run.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks at a time (default: as many as fit the cores, 4 at most)",
+    )
     run.add_argument(
         "-p",
         dest="parameters",
@@ -87,7 +93,8 @@ def command_run(args: argparse.Namespace) -> int:
     from . import runner
     from .profiles import load_profile
 
-    load_profile(args.profile)
+    profile = load_profile(args.profile)
+    jobs = runner.default_jobs(profile) if args.jobs is None else args.jobs
     items = runner.select(args.only)
     if not args.only:  # all that go
         reasons = {
@@ -100,7 +107,7 @@ def command_run(args: argparse.Namespace) -> int:
             if reason:
                 print(f"{name} is left out: {reason}")
         items = [i for i in items if not reasons[i.id]]
-    if args.jobs < 1:
+    if jobs < 1:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:
         for item in items:
@@ -139,8 +146,9 @@ def command_run(args: argparse.Namespace) -> int:
     runner.check_before(args.profile, items, parameters)
     data_before_run(args.profile, runner.hub_sources(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
-    running = runner.Runner(args.profile, jobs=args.jobs, echo=lambda line: print(line, flush=True))
+    running = runner.Runner(args.profile, jobs=jobs, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
     try:
         results = running.run(items, parameters)
     except KeyboardInterrupt:
@@ -150,7 +158,7 @@ def command_run(args: argparse.Namespace) -> int:
         )
         return 130
     runner.write_timings(args.profile, results, cold=cold)
-    print("\n" + runner.closing_table(results))
+    print("\n" + runner.closing_table(results, time.monotonic() - started))
     print(
         f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: {paths.build(args.profile) / 'notebooks'}"
     )

@@ -24,12 +24,13 @@ from . import paths
 from .documents import check_folder_name, parse_yaml, read_text, user_path
 from .errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
 from .execute import NO_ROOM
-from .profiles import load_profile, profile_names, variant_names, with_shortcuts
+from .profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 
 if TYPE_CHECKING:
     from .hub.sources import Source
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
+REPORT = "report"
 SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
@@ -250,6 +251,17 @@ class Result:
     claims: dict[str, str] = field(default_factory=dict)
 
 
+def default_jobs(profile: Profile) -> int:
+    """Notebooks at a time: as many as have ``threads`` cores each, at most 4 (a kernel takes about 1 GB)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(4, (cores or 1) // profile.threads))
+
+
+def in_parallel(items: Sequence[Item], profile: str) -> list[Item]:
+    """The order in which several jobs begin: the lesson, whose experts the others share, then the longest first."""
+    return sorted(items, key=lambda i: (i.group != "lesson", -i.minutes.get(profile, 0.0)))
+
+
 class Runner:
     """Runs notebooks of one profile; ``jobs`` at a time, each papermill in a process group of its own."""
 
@@ -263,18 +275,24 @@ class Runner:
         """Execute all; a failure does not stop the others. Ctrl-C stops the running ones and raises
         ``KeyboardInterrupt`` after they are gone."""
         folder = paths.make_folder(paths.build(self.profile) / "notebooks")
-        with ThreadPoolExecutor(self.jobs) as pool:
-            futures = [
-                pool.submit(self._run_one, item, parameters.get(item.id, {}), folder)
-                for item in items
-            ]
-            try:
-                return [f.result() for f in futures]
-            except BaseException:
-                self.stop()
-                for f in futures:
-                    f.cancel()
-                raise
+        done: dict[str, Result] = {}
+        for last in (False, True):  # the report reads what the others wrote
+            part = [i for i in items if (i.group == REPORT) == last]
+            if self.jobs > 1:
+                part = in_parallel(part, self.profile)
+            with ThreadPoolExecutor(self.jobs) as pool:
+                futures = [
+                    pool.submit(self._run_one, item, parameters.get(item.id, {}), folder)
+                    for item in part
+                ]
+                try:
+                    done |= {i.id: f.result() for i, f in zip(part, futures, strict=True)}
+                except BaseException:
+                    self.stop()
+                    for f in futures:
+                        f.cancel()
+                    raise
+        return [done[i.id] for i in items]
 
     def stop(self) -> None:
         """End every running notebook and its kernel."""
@@ -306,7 +324,10 @@ class Runner:
                 str(out),
                 str(values),
             ]
+            threads = str(load_profile(self.profile).threads)
             env = os.environ | {
+                # One number for every product, so that how many run at a time changes no byte.
+                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads),
                 "PYTHONUNBUFFERED": "1",
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
                 "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -393,8 +414,8 @@ def failing_cell(notebook: Path) -> str:
     return "No cell failed; the kernel may have died."
 
 
-def closing_table(results: Sequence[Result]) -> str:
-    """notebook | minutes | verdicts, as text."""
+def closing_table(results: Sequence[Result], seconds: float) -> str:
+    """notebook | minutes | verdicts, as text; at the end the ``seconds`` from start to end."""
     width = max(len(r.item.id) for r in results)
     lines = [f"{'notebook':<{width}}  minutes  verdicts"]
     for r in results:
@@ -402,7 +423,8 @@ def closing_table(results: Sequence[Result]) -> str:
             "no claims" if r.ok else "FAILED"
         )
         lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {said}")
-    lines.append(f"{'total':<{width}}  {sum(r.seconds for r in results) / 60:7.1f}")
+    lines.append(f"{'sum':<{width}}  {sum(r.seconds for r in results) / 60:7.1f}")
+    lines.append(f"{'from start to end':<{width}}  {seconds / 60:7.1f}")
     return "\n".join(lines)
 
 
