@@ -12,8 +12,11 @@ from mergelib import cli, merging, paths, profiles, protocols, runner, study, ta
 from mergelib.errors import ConfigError
 from mergelib.figures import style
 
-README = (paths.root() / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+PAGES = [paths.root() / n for n in ("README.md", "CONTRIBUTING.md")]
+PAGES += sorted((paths.root() / "docs").glob("*.md"))
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (paths.root() / "docs/extending.md").read_text(), flags=re.S
+)
 SMALL = {
     "tasks.n_train": 160,
     "tasks.n_validation": 40,
@@ -110,10 +113,7 @@ COMMANDS = sorted(
     set(
         re.findall(
             r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$",
-            "\n".join(
-                (paths.root() / p).read_text()
-                for p in ("README.md", "CONTRIBUTING.md", "docs/teaching.md", "docs/training.md")
-            ),
+            "\n".join(p.read_text() for p in PAGES),
             flags=re.M,
         )
     )
