@@ -29,6 +29,11 @@ from .verdicts import NOT_RUN, ORDER, failing_first, pretty, verdict_table
 REPORT_ID = "99_report"
 PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, too
 README_PART = ("<!-- the README shows this part -->", "<!-- /the README shows this part -->")
+LABORATORY = (
+    "`mini` is a laboratory, not a benchmark: generated tasks, and small encoders that hold what a "
+    "real sentence encoder knows of these texts. It tests what happens when such models are merged; "
+    "its accuracies say nothing about real data."
+)
 ROWS = ["profile", "claim", "says", "part", "here", "low", "high"]
 ROWS += ["threshold", "verdict", "note", "notebook"]
 
@@ -243,19 +248,38 @@ def averages_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     )
 
 
+def finding(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The finding in one sentence per profile: Weight Averaging behind old and behind new heads."""
+    said = []
+    for profile, table in tables.items():
+        means = table.set_index(["Model", "Protocol"]).Average.map(lambda cell: cell.split(" ")[0])
+        current, aligned = (protocol_label(p) for p in ("current", "ft_classifier"))
+        average = encoder_label("weight_averaging")
+        said.append(
+            f"In `{profile}` the average of the fine-tuned models' weights has {current} "
+            f"{means[average, current]} % and {aligned} {means[average, aligned]} %, where the "
+            f"fine-tuned models have {means[encoder_label(FINE_TUNED), current]} %."
+        )
+    return " ".join(said)
+
+
 def results_markdown(runs: Sequence[Run], figure: str = "") -> str:
     """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2."""
     rows = verdict_rows(runs)
     where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
     lines = ["## What reproduces, what does not", "", *([figure, ""] if figure else [])]
+    files = {r.profile: r.folder / "tab02_main.csv" for r in runs}
+    tables = {profile: pd.read_csv(path) for profile, path in files.items() if path.is_file()}
+    if tables:
+        lines += [finding(tables), ""]
+    if any(r.profile == "mini" for r in runs):
+        lines += [LABORATORY, ""]
     lines += [
         f"{where} In brackets, the part of the claim that decides; every part and interval is in "
         "[the report](REPORT.md).",
         "",
     ]
     lines += markdown(claims_table(rows)) if len(rows) else ["No claim has been judged yet."]
-    files = {r.profile: r.folder / "tab02_main.csv" for r in runs}
-    tables = {profile: pd.read_csv(path) for profile, path in files.items() if path.is_file()}
     if tables:
         caption = (
             "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
