@@ -61,6 +61,21 @@ def end_with(parent: int, grace: float = 10.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def own_kernel() -> type:
+    """A manager whose kernel is this interpreter's, whatever kernels the user's Jupyter knows under its name."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = KernelSpec(
+            argv=command, display_name="Python 3 (ipykernel)", language="python"
+        )
+
+    return OwnKernel
+
+
 def main(source: str, target: str, parameters_file: str) -> int:
     """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or ``NO_ROOM``."""
     from papermill import PapermillExecutionError, execute_notebook
@@ -83,6 +98,7 @@ def main(source: str, target: str, parameters_file: str) -> int:
             target,
             parameters=json.loads(Path(parameters_file).read_text()),
             kernel_name="python3",
+            kernel_manager_class=own_kernel(),
             cwd=Path(source).parent,
             log_output=True,
             progress_bar=False,

@@ -460,7 +460,7 @@ def check_before(
             if "k" in given and given["k"] not in loaded.protocols.ks:
                 raise MissingShotsError(given["k"], loaded.protocols.ks)
             for method in (*loaded.merging.methods, *loaded.merging.options):
-                get_method(method).check_options(loaded.merging.options.get(method, {}))
+                get_method(method).try_options(loaded.merging.options.get(method, {}))
             if tasks.source != "local":
                 continue
             if tasks.modality == "text" and "text_dir" in declared:  # the report reads no texts

@@ -234,7 +234,10 @@ class Store:
                     return None
                 if _text_sha256(meta["info"]) != meta["info_sha256"]:
                     return None
-                return Artifact(load_file(folder / TENSORS), meta["info"], meta["tensors_sha256"])
+                tensors = load_file(folder / TENSORS)
+                for name in tensors:  # into torch's own memory, which ``spare`` need not copy
+                    tensors[name] = tensors[name].clone()
+                return Artifact(tensors, meta["info"], meta["tensors_sha256"])
         except (*ABSENT, KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             return None
 
@@ -246,6 +249,7 @@ class Store:
             tmp.mkdir(parents=True)
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in made.tensors.items()}
             save_file(tensors, tmp / TENSORS)
+            (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)  # safetensors would keep it to us
             info = json.loads(_canonical(made.info))
             sha = _sha256(tmp / TENSORS)
             meta = {

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import inspect
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,15 +17,17 @@ from torch import Tensor, nn
 from . import distributed, paths
 from .clustering import tsne
 from .encoders import Encoder, encoder_state, load_state, released_encoder
-from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError
+from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError, shortened
 from .experts import FINE_TUNE_VERSION, fine_tune
 from .features import FEATURES_VERSION, extract_prepared, pick_device
-from .merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
+from .identity import code_identity, is_ours
+from .merging import METHODS, PER_TASK, REFERENCES, Context, Method, TaskData, get_method
 from .meter import Meter
 from .pretraining import RECIPES, Foundation, shipped
 from .profiles import Profile, load_profile, with_shortcuts
 from .progress import progress
 from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_order, uniform_order
+from .spare import spare
 from .store import Artifact, Store
 from .tasks import load_task
 from .tasks.hub_images import IMAGES_VERSION
@@ -42,7 +41,6 @@ from .types import (
     State,
     Task,
     below,
-    digest,
     head_digest,
     inputs_digest,
     percent,
@@ -76,7 +74,7 @@ STEP_VERSIONS = {
 
 POOL_SEED = 7
 REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
-BASE, FINE_TUNED, MULTI_TASK, RANDOM = "f_b", "f_t", "multi_task", "random"
+BASE, FINE_TUNED, MULTI_TASK, RANDOM = REFERENCES
 SCORE_COLUMNS = [
     "backbone",
     "task",
@@ -91,19 +89,43 @@ SCORE_COLUMNS = [
 ]
 
 
-def function_digest(function: Any) -> str:
-    """Identity of a function's meaning: its syntax tree without comments and docstrings."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return digest(ast.dump(tree))
+def _code(method: Method) -> list[str | None]:
+    """What a method's functions compute; nothing for those of mergelib, which the step's version stands for."""
+    functions = [f for f in (method.function, method.direction) if f is not None]
+    return [None if is_ours(f) else code_identity(f) for f in functions]
 
 
 def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
     """Those of ``lams`` that lie at an end of a ``lam_curve``'s grid, sorted; none where the grid has one value."""
     grid = set(curve.lam)
     return sorted({lam for lam in lams if lam in (min(grid), max(grid))}) if len(grid) > 1 else []
+
+
+def check_tasks(tasks: Any, modality: str) -> None:
+    """Raises ``ConfigError`` for what is no dict of tasks under their own names, all of the profile's modality."""
+    if not isinstance(tasks, dict) or not tasks:
+        raise ConfigError(
+            f"tasks is a dict of at least one task, {{'tickets': mergelib.task('tickets', ...)}}, not "
+            f"{shortened(type(tasks).__name__)}{' without any' * (tasks == {})}."
+        )
+    for name, task in tasks.items():
+        if not isinstance(task, Task):
+            raise ConfigError(
+                f"tasks['{shortened(name)}'] is no Task but {type(task).__name__}; make it with mergelib.task."
+            )
+        if name != task.name:
+            raise ConfigError(
+                f"tasks['{shortened(name)}'] is the task '{task.name}'; the key is the task's name."
+            )
+        if name in REFERENCES or "/" in name:
+            raise ConfigError(
+                f"'{shortened(name)}' cannot name a task; choose another name, without /."
+            )
+        if task.modality != modality:
+            raise ConfigError(
+                f"Task '{name}' classifies {task.modality}s, and the profile's encoder reads {modality}s; choose another "
+                "profile or variant."
+            )
 
 
 class Study:
@@ -145,18 +167,19 @@ class Study:
         for method in self.methods:
             get_method(method)
         for method, options in self.profile.merging.options.items():
-            get_method(method).check_options(options)
+            get_method(method).try_options(options)
         for method in self.profile.merging.grids:
             if not get_method(method).has_lam:
                 raise ConfigError(f"grids: {get_method(method).label} has no lambda; take it out.")
         if tasks is not None:
-            self.tasks = tasks
+            check_tasks(tasks, self.profile.tasks.modality)
+            self.tasks = dict(tasks)
         self._forget()
 
     def _forget(self) -> None:
         """Nothing is merged, and no encoder from elsewhere is known."""
-        self._merge_infos: dict[tuple[Method, str], dict[str, Any]] = {}
-        self._last_merge: tuple[tuple[Method, str], Artifact] | None = None
+        self._merge_infos: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._last_merge: tuple[tuple[str, ...], Artifact] | None = None
         self._adopted: dict[tuple[str, str], tuple[str, Callable[[], nn.Module]]] = {}
         self._warned: set[str] = set()
 
@@ -179,9 +202,10 @@ class Study:
         for cached in ("_base_digest", "_multi_task", "_random"):
             study.__dict__.pop(cached, None)
         study._forget()
-        study.profile, study.tasks, study._foundation = profile, tasks, foundation
+        study.profile, study.tasks = profile, tasks
+        study._foundation = replace(foundation, state=spare(foundation.state))
         study._experts = {
-            e.task: replace(e, info=e.info | {"state_digest": state_digest(e.state)})
+            e.task: spare(replace(e, info=e.info | {"state_digest": state_digest(e.state)}))
             for e in experts
         }
         return study
@@ -286,12 +310,12 @@ class Study:
 
     @property
     def base_state(self) -> State:
-        """theta_b."""
-        return self._foundation.state
+        """theta_b; like all weights that a study gives, a copy that may be written to."""
+        return spare(self._foundation.state)
 
     @cached_property
     def _base_digest(self) -> str:
-        return state_digest(self.base_state)
+        return state_digest(self._foundation.state)
 
     def _training_key(self, step: str, settings: Any) -> dict[str, Any]:
         # Training is the one place where device, threads and library decide the bytes.
@@ -340,7 +364,7 @@ class Study:
             )
             state, heads, info = fine_tune(
                 self.encoder,
-                self.base_state,
+                self._foundation.state,
                 [self.task(n) for n in names],
                 config,
                 device=self.device,
@@ -382,7 +406,11 @@ class Study:
         return Expert(name, state, head, made.info)
 
     def expert(self, task: str) -> Expert:
-        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released checkpoint where the profile says so."""
+        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released checkpoint where the profile says
+        so."""
+        return spare(self._expert(task))
+
+    def _expert(self, task: str) -> Expert:
         if task not in self._experts:
             if self.profile.experts == "released":
                 self._take_released(self.task(task))
@@ -394,7 +422,7 @@ class Study:
         """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its classes otherwise than the data."""
         path = released_checkpoint(task.name, self.profile.released_dir)
         expert = load_checkpoint(
-            path, task.name, self.base_state, self.encoder.width, task.n_classes
+            path, task.name, self._foundation.state, self.encoder.width, task.n_classes
         )
         self._experts[task.name] = replace(
             expert, info=expert.info | {"state_digest": state_digest(expert.state)}
@@ -416,26 +444,31 @@ class Study:
         """One expert per task, in the profile's order."""
         return [self.expert(name) for name in self.tasks]
 
+    def _all_experts(self) -> list[Expert]:
+        return [self._expert(name) for name in self.tasks]
+
     @property
     def baselines(self) -> tuple[str, ...]:
         """The encoders that are trained beside the experts: multi-task learning, or none where the profile leaves it to the paper."""
         return (MULTI_TASK,) if self.profile.multi_task == "trained" else ()
 
-    @cached_property
-    def _multi_task(self) -> Artifact:
+    def _check_multi_task(self) -> None:
         if not self.baselines:
             raise ConfigError(
-                "Multi-task learning is paper only in this profile: no checkpoint of it was published. Set multi_task to trained."
+                "Multi-task learning is paper only in this profile: no checkpoint of it was published. Set multi_task to "
+                "trained."
             )
+
+    @cached_property
+    def _multi_task(self) -> Artifact:
+        self._check_multi_task()
         return self._fine_tuned("multi_task", list(self.tasks), steps_factor=len(self.tasks))
 
     def head(self, encoder: str, task: str) -> Head:
         """The head an encoder is scored with: the expert's, except that multi-task learning has heads of its own."""
-        return (
-            self._unpack(self._multi_task, task).head
-            if encoder == MULTI_TASK
-            else self.expert(task).head
-        )
+        if encoder == MULTI_TASK:
+            return spare(self._unpack(self._multi_task, task).head)
+        return spare(self._expert(task).head)
 
     def _method_options(self, method: str) -> dict[str, Any]:
         return dict(self.profile.merging.options.get(method, {}))
@@ -455,25 +488,20 @@ class Study:
         return tuple(f"{encoder}#{seed}" for seed in range(seeds))
 
     def _merge_key(self, method: Method, options: dict[str, Any]) -> dict[str, Any]:
-        own = (method.function.__module__ or "").startswith("mergelib.")
-        code = [
-            None if own else function_digest(f)
-            for f in (method.function, method.direction)
-            if f is not None
-        ]
+        experts = self._all_experts()
         key = {
             "method": method.name,
-            "code": code,
+            "code": _code(method),
             "options": options,
             "base": self._base_digest,
-            "experts": [[e.task, e.info["state_digest"]] for e in self.experts()],
+            "experts": [[e.task, e.info["state_digest"]] for e in experts],
         }
         if method.needs:
             split = self._data_split(method)
             key["data"] = {
                 "encoder": self.encoder.digest,
                 "device": self._merge_device.type,
-                "heads": [head_digest(e.head) for e in self.experts()],
+                "heads": [head_digest(e.head) for e in experts],
                 "inputs": [
                     (rows.digest if "labels" in method.needs else rows.inputs_digest)
                     for rows in (self.split(t, split) for t in self.tasks)
@@ -492,18 +520,18 @@ class Study:
 
     def _merge_inputs(self, method: Method) -> tuple:
         """What the method is called with: base and experts, and a ``Context`` where it needs data."""
-        base, experts = self.base_state, [e.state for e in self.experts()]
+        base, experts = self._foundation.state, [e.state for e in self._all_experts()]
         if not method.needs:
             return base, experts
         to = self._merge_device
         base, *experts = [{n: t.to(to) for n, t in state.items()} for state in (base, *experts)]
-        module = self.encoder.module(self.base_state).to(to).requires_grad_(False)
+        module = self.encoder.module(self._foundation.state).to(to).requires_grad_(False)
         data = []
         for name in self.tasks:
             rows = self.split(name, self._data_split(method))
             labels = rows.labels.to(to) if "labels" in method.needs else None
             data.append(
-                TaskData(self.encoder.prepare(rows.inputs), self.expert(name).head.to(to), labels)
+                TaskData(self.encoder.prepare(rows.inputs), self._expert(name).head.to(to), labels)
             )
         context = Context(
             module,
@@ -533,7 +561,7 @@ class Study:
             "lams": list(lams),
             "encoder": self.encoder.digest,
             "validation": {n: t.validation.digest for n, t in self.tasks.items()},
-            "heads": [head_digest(e.head) for e in self.experts()],
+            "heads": [head_digest(e.head) for e in self._all_experts()],
             **self.precision_key,
         }
 
@@ -555,7 +583,7 @@ class Study:
                         precision=self.precision,
                     )
                     predicted = get_protocol("current").function(
-                        Evidence(z, self.expert(name).head)
+                        Evidence(z, self._expert(name).head)
                     )[0, 0]
                     accuracy = (predicted == task.validation.labels).float().mean().item()
                     rows.append(
@@ -611,9 +639,10 @@ class Study:
         return self._merge_info(self.merges(method)[0]).get("cost", {})
 
     @staticmethod
-    def _made_by(encoder: str) -> tuple[Method, str]:
-        # By the method itself, not its name: a re-run notebook cell may have registered another function under it.
-        return get_method(encoder.partition("#")[0]), encoder
+    def _made_by(encoder: str) -> tuple[str, ...]:
+        # By what the method computes, not its name: a re-run notebook cell may have registered another function under it.
+        method = get_method(encoder.partition("#")[0])
+        return encoder, method.gives, *method.needs, *map(str, _code(method))
 
     def _merge_info(self, encoder: str) -> dict[str, Any]:
         """What is kept in memory of every merge: its lambda, digests and cost."""
@@ -669,7 +698,7 @@ class Study:
 
     def weights(self, encoder: str, task: str) -> State:
         """An encoder's weights for a task. f_t depends on the task, and so do merges that give one per task."""
-        return self._identified(encoder, task)[1]()
+        return spare(self._identified(encoder, task)[1]())
 
     def weights_digest(self, encoder: str, task: str) -> str:
         """Identity of an encoder's weights for a task, without reading them again."""
@@ -679,14 +708,16 @@ class Study:
     def module(self, encoder: str, task: str) -> nn.Module:
         """An encoder as a module for a task, in evaluation mode."""
         adopted = self._adopted.get((encoder, task))
-        return adopted[1]() if adopted else self.encoder.module(self.weights(encoder, task))
+        if adopted:
+            return adopted[1]()
+        return self.encoder.module(self._identified(encoder, task)[1]())
 
     def _identified(self, encoder: str, task: str) -> tuple[str, Callable[[], State]]:
         """The digest of an encoder's weights for a task, and how to get them."""
         if encoder == BASE:
-            return self._base_digest, lambda: self.base_state
+            return self._base_digest, lambda: self._foundation.state
         if encoder == FINE_TUNED:
-            expert = self.expert(task)
+            expert = self._expert(task)
             return expert.info["state_digest"], lambda: expert.state
         if encoder == MULTI_TASK:
             return self._multi_task.info[
@@ -800,16 +831,56 @@ class Study:
                     for seed in self.profile.protocols.seeds
                 ]
             )
-        orders = []
-        for seed in self.profile.protocols.seeds:
-            if draw == "stratified":
-                orders.append(stratified_order(split.labels, n_classes, k_max, seed))
-            else:
-                # Laid out so that [:, :k] holds the first k * C rows of the permutation: nested in k, too.
-                orders.append(
-                    uniform_order(len(split), k_max * n_classes, seed).view(k_max, n_classes).T
-                )
+        # Uniform rows are laid out so that [:, :k] holds the first k * C of the permutation: nested in k, too.
+        orders = [
+            stratified_order(split.labels, n_classes, k_max, seed)
+            if draw == "stratified"
+            else uniform_order(len(split), k_max * n_classes, seed).view(k_max, n_classes).T
+            for seed in self.profile.protocols.seeds
+        ]
         return torch.stack(orders)
+
+    def _shots(
+        self,
+        encoder: str,
+        task: str,
+        protocol: str,
+        draw: str,
+        fit_on: str,
+        ks: Sequence[int] | None = None,
+    ) -> tuple[tuple[int, ...], Tensor | None]:
+        """The numbers of shots and the draws ``[S, C, k_max]`` of a cell of scores, none without shots; refuses, before anything
+        is trained, what cannot be scored. Raises ``UnknownNameError``, ``ConfigError`` and ``DataError``."""
+        found = get_protocol(protocol)
+        self.task(task)
+        name, mark, seed = encoder.partition("#")
+        if encoder == MULTI_TASK:
+            self._check_multi_task()
+        elif encoder not in REFERENCES and (encoder, task) not in self._adopted:
+            if mark and not (get_method(name).is_random and seed.isdecimal()):
+                raise ConfigError(
+                    f"'{encoder}': behind # stands the seed of a random method, a whole number."
+                )
+            get_method(name)
+        if not found.few_shot:
+            return (), None
+        if draw not in found.draws:
+            raise ConfigError(
+                f"{found.label} takes no {draw} draw, but {' or '.join(found.draws)}."
+            )
+        if encoder == MULTI_TASK and protocol != "knn":
+            raise ConfigError(
+                f"{found.label} aligns an expert's head; multi-task learning has heads of its own."
+            )
+        ks = tuple(ks or self._ks(task, draw, fit_on))
+        try:
+            return ks, self.draws(task, draw, fit_on, ks)
+        except DataError as error:
+            where = self.fit_split(fit_on)
+            raise DataError(
+                f"Task '{task}', the {where} of {len(self.split(task, where))} rows: {error} (protocols.ks, "
+                "tasks.pool_per_class)"
+            ) from error
 
     @staticmethod
     def fit_split(fit_on: str) -> str:
@@ -833,53 +904,37 @@ class Study:
         The key holds the inputs' identity and no label of a scored input, and neither does ``Evidence``.
         """
         found = get_protocol(protocol)
-        settings = self.profile.protocols
-        head = self.head(encoder, task)
+        ks, draws = self._shots(encoder, task, protocol, draw, fit_on, ks)
+        n_classes = self.task(task).n_classes
         key: dict[str, Any] = {
             "version": STEP_VERSIONS["predict"],
             "protocol": protocol,
             "encoder": self.encoder.digest,
             "weights": self.weights_digest(encoder, task),
             "test": self.task(task).test.inputs_digest,
-            "head": head_digest(head),
+            "head": head_digest(self.head(encoder, task)),
             **self.precision_key,
         }
-        if not (found.function.__module__ or "").startswith(
-            "mergelib."
-        ):  # a protocol of one's own: its body is its version
-            key["code"] = function_digest(found.function)
-        draws = None
-        if found.few_shot:
-            if draw not in found.draws:
-                raise ConfigError(
-                    f"{found.label} takes no {draw} draw, but {' or '.join(found.draws)}."
-                )
-            ks = tuple(ks or self._ks(task, draw, fit_on))
-            draws = self.draws(task, draw, fit_on, ks)
+        if not is_ours(found.function):  # a protocol of one's own: its body is its version
+            key["code"] = code_identity(found.function)
+        if draws is not None:
             classes = self._share_classes(protocol, task, draw, fit_on, draws)
             key |= {} if classes is None else {"classes": state_digest({"classes": classes})}
             key |= {
                 "draws": state_digest({"rows": draws}),
                 "fit": self.split(task, self.fit_split(fit_on)).inputs_digest,
-                "teacher": self.expert(task).info["state_digest"],
+                "teacher": self._expert(task).info["state_digest"],
                 "ks": list(ks),
-                "preset": get_preset(settings.ft_preset).__dict__,
+                "preset": get_preset(self.profile.protocols.ft_preset).__dict__,
             }
 
         def make() -> Artifact:
-            predicted = found.function(
-                self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks)
+            seen = self.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks)
+            predicted = found(seen, where=f"{encoder} on task '{task}'")
+            small = n_classes <= torch.iinfo(torch.int16).max
+            return Artifact(
+                {"predicted": predicted.to("cpu", torch.int16 if small else torch.int32)}
             )
-            wanted = (
-                len(ks) if found.few_shot else 1,
-                len(draws) if found.few_shot else 1,
-                len(self.task(task).test),
-            )
-            if tuple(predicted.shape) != wanted:
-                raise ConfigError(
-                    f"Protocol '{protocol}' gave predictions {list(predicted.shape)}; [K, S, N] here is {list(wanted)}."
-                )
-            return Artifact({"predicted": predicted.to("cpu", torch.int16)})
 
         return self.store.get("predict", key, make).tensors["predicted"]
 
@@ -895,17 +950,12 @@ class Study:
     ) -> Evidence:
         """What the protocol sees, on the study's device. Raises ``ConfigError`` for a fit of multi-task learning's heads:
         no expert can teach them, because they are not the expert's."""
-        to = self.device
-        head = self.head(encoder, task).to(to)
+        ks, draws = self._shots(encoder, task, protocol, draw, fit_on, ks)
+        to, head = self.device, self.head(encoder, task).to(self.device)
         z = self.features(encoder, task, "test").to(to)
-        if not get_protocol(protocol).few_shot:
+        if draws is None:
             return Evidence(z, head)
-        if encoder == MULTI_TASK and protocol != "knn":
-            raise ConfigError(
-                f"{get_protocol(protocol).label} aligns an expert's head; multi-task learning has heads of its own."
-            )
-        split, ks = self.fit_split(fit_on), tuple(ks or self._ks(task, draw, fit_on))
-        draws = self.draws(task, draw, fit_on, ks)
+        split = self.fit_split(fit_on)
         classes = self._share_classes(protocol, task, draw, fit_on, draws)
         return Evidence(
             z,
@@ -922,7 +972,7 @@ class Study:
         self, protocol: str, task: str, draw: str, fit_on: str, draws: Tensor
     ) -> Tensor | None:
         # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets to see them.
-        if draw != "share" or protocol != "knn":
+        if draw != "share" or protocol != "knn" or not is_ours(get_protocol(protocol).function):
             return None
         return self.split(task, self.fit_split(fit_on)).labels[draws[:, 0]]
 
@@ -998,6 +1048,13 @@ class Study:
         """
         if draw == "share":
             raise ConfigError("Shares are no shots: take mergelib.tables.unlabelled.scores.")
+        for names in (encoders, protocols):
+            if isinstance(names, str):
+                raise ConfigError(f"scores takes lists of names: ['{names}'].")
+        for task in self.tasks:
+            for name in protocols:
+                for encoder in encoders:
+                    self._shots(encoder, task, name, draw, fit_on)
         rows = []
         for encoder in encoders:
             for task in self.tasks.values():

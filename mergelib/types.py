@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,7 +55,8 @@ def all_finite(t: Tensor) -> bool:
 
 def place(t: Tensor) -> tuple:
     """Where a tensor lies in memory, and how: equal for two names of one tied tensor."""
-    return t.data_ptr(), tuple(t.shape), t.stride()
+    # ``data_ptr()`` may be written through, so a copy of ``spare`` would become one of its own.
+    return torch._C._data_address(t), tuple(t.shape), t.stride()
 
 
 Inputs = tuple[str, ...] | Tensor
@@ -137,6 +139,10 @@ class Task:
     modality: str = "text"
 
     def __post_init__(self) -> None:
+        if self.n_classes < 2:
+            raise DataError(
+                f"Task '{self.name}' has {self.n_classes} class; there is nothing to classify. Give rows of at least two."
+            )
         for split_name in ("train", "validation", "test"):
             labels = getattr(self, split_name).labels
             if not len(labels):
@@ -153,6 +159,19 @@ class Task:
             raise DataError(
                 f"Task '{self.name}': no training sample for class {names}; add some or drop the class."
             )
+        self._check_overlap()
+
+    def _check_overlap(self) -> None:
+        """Say, or where it is all of them refuse, that test texts are training texts: their accuracy is no test."""
+        if isinstance(self.test.inputs, Tensor):
+            return
+        learned = {*self.train.inputs, *self.validation.inputs}
+        known = sum(text in learned for text in self.test.inputs)
+        said = f"Task '{self.name}': {known} of {len(self.test)} test rows are also training or validation rows"
+        if known == len(self.test):
+            raise DataError(f"{said}; a test needs rows of its own.")
+        if known:
+            warnings.warn(f"{said}; they make accuracies look better.", UserWarning, stacklevel=5)
 
     @property
     def n_classes(self) -> int:

@@ -289,3 +289,16 @@ def test_a_kernel_that_dies_is_a_failure(project, capsys):
     project("dead", "import os\nos._exit(1)")
     assert main(["run", "--profile", "quick"]) == 1
     assert "dead" in capsys.readouterr().err
+
+
+def test_the_kernel_is_this_interpreter_whatever_jupyter_knows(tmp_path, monkeypatch):
+    from mergelib.execute import own_kernel
+
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    manager = own_kernel()(kernel_name="python3")
+    assert manager.kernel_spec.argv[0] == sys.executable
+    assert manager.format_kernel_cmd()[1:3] == ["-m", "ipykernel_launcher"]

@@ -8,19 +8,32 @@ version: ``--update --same-meaning``.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
 import pkgutil
 import sys
+import textwrap
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
+from mergelib.types import digest
+
 FILE = Path(__file__).with_name("step_versions.json")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def function_digest(function: Any) -> str:
+    """Digest of a function's or class's syntax tree without comments and docstrings."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return digest(ast.dump(tree))
 
 
 def defined_in(module: ModuleType) -> list[Any]:
@@ -198,8 +211,7 @@ def meaning() -> dict[str, list[Any]]:
 
 
 def measured() -> dict[str, dict[str, Any]]:
-    from mergelib.study import STEP_VERSIONS, function_digest
-    from mergelib.types import digest
+    from mergelib.study import STEP_VERSIONS
 
     digests = {
         step: digest(*sorted(function_digest(f) if callable(f) else repr(f) for f in functions))

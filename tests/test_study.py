@@ -18,10 +18,11 @@ from mergelib.encoders import TextEncoder
 from mergelib.errors import ConfigError, DataError, UnknownNameError
 from mergelib.experts import EncoderWithHeads
 from mergelib.features import extract
+from mergelib.identity import code_identity
 from mergelib.merging import METHODS
 from mergelib.pretraining import Foundation
 from mergelib.protocols import fit_heads
-from mergelib.study import BASE, FINE_TUNED, function_digest
+from mergelib.study import BASE, FINE_TUNED
 from mergelib.types import Split, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
@@ -454,7 +455,7 @@ def test_a_comment_is_no_change_of_meaning(tmp_path, monkeypatch):
     digests = []
     for i, body in enumerate(bodies):
         (tmp_path / f"body_{i}.py").write_text(body)
-        digests.append(function_digest(importlib.import_module(f"body_{i}").f))
+        digests.append(code_identity(importlib.import_module(f"body_{i}").f))
     assert digests[0] == digests[1] != digests[2]
 
 

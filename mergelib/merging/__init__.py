@@ -10,7 +10,8 @@ Only encoders come here: heads stay with their task. A method whose signature ha
 lambda chosen on validation data; give ``direction`` as well when theta_m = theta_b + lam *
 direction, and a scan over lambda computes the direction once. One that declares ``needs`` takes a
 ``Context`` as its third argument; one that ``gives`` "one per task" returns a list, an encoder per
-expert. One whose signature has ``seed`` is random.
+expert. One whose signature has ``seed`` is random. What a method of the user's own gets are copies
+that it may write to.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
+from ..identity import is_ours, refuse_built_in
+from ..spare import spare
 from ..types import State
 from .context import Context, TaskData
-from .states import add_scaled, check_merged, check_states, untied
+from .states import add_scaled, check_direction, check_merged, check_states, detached, untied
 
 MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
@@ -104,27 +107,41 @@ class Method:
             )
         else:
             direction = self._computed(self.direction, base, experts, *data, **options)
+            check_direction(f"Method '{self.name}'", base, direction)
             yield from (
                 self._checked(base, experts, add_scaled(base, direction, lam)) for lam in lams
             )
 
-    def _computed(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _computed(
+        self,
+        function: Callable[..., Any],
+        base: State,
+        experts: Sequence[State],
+        *context: Context,
+        **options: Any,
+    ) -> Any:
+        if is_ours(function):
+            base, *experts = [detached(state) for state in (base, *experts)]
+        else:
+            base, experts, context = spare((base, experts, context))
         try:
-            return function(*arguments, **options)
+            return function(base, experts, *context, **options)
         except torch.linalg.LinAlgError as error:  # task vectors whose products leave float32
             raise StateDictError(
                 f"Method '{self.name}': these weights are too large or too alike for a "
                 f"decomposition ({shortened(str(error))})."
             ) from error
+        except Exception as error:
+            if not is_ours(function):
+                error.add_note(f"(in merging method '{self.name}')")
+            raise
 
     def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
-        check_merged(
-            f"Method '{self.name}'",
-            base,
-            merged if self.gives == PER_TASK else [merged],
-            len(experts) if self.gives == PER_TASK else 1,
-        )
-        return merged
+        given = merged if self.gives == PER_TASK else [merged]
+        n = len(experts) if self.gives == PER_TASK else 1
+        check_merged(f"Method '{self.name}'", base, given, n)
+        given = [detached(state) for state in given]
+        return given if self.gives == PER_TASK else given[0]
 
     def _data(
         self,
@@ -144,6 +161,14 @@ class Method:
             )
         context.check(self.name, self.needs, len(experts))
         return (context,)
+
+    def try_options(self, options: dict[str, Any]) -> None:
+        """``check_options``, and for mergelib's own methods of weights alone a merge of a few numbers, which refuses what lies out
+        of an option's range before anything is trained."""
+        self.check_options(options)
+        if not self.needs and is_ours(self.function):
+            few = torch.arange(4.0).view(2, 2)
+            self({"w": few}, [{"w": few + 1}, {"w": few.T}], **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Raises ``UnknownNameError`` for an option that the method does not have, ``ConfigError``
@@ -179,6 +204,7 @@ def _wanted(parameter: inspect.Parameter, value: Any) -> str:
 
 
 METHODS: dict[str, Method] = {}
+REFERENCES = ("f_b", "f_t", "multi_task", "random")  # the encoders that are no merges
 
 
 def method(
@@ -189,10 +215,20 @@ def method(
     direction: Callable[..., MergedState] | None = None,
     needs: tuple[str, ...] = (),
     gives: str = ONE,
+    replace: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register the decorated function as merging method ``name``; it then takes part in every table
-    and figure that is given its name. Raises ``ConfigError`` for a ``needs`` or ``gives`` that does
-    not exist."""
+    and figure that is given its name. A name of one's own may be registered again.
+
+    Raises:
+        ConfigError: For a ``needs`` or ``gives`` that does not exist, a name that stands for
+            another encoder, and one of mergelib's own methods, unless ``replace``.
+    """
+    if not isinstance(name, str) or not name or {"#", "/"} & {*name} or name in REFERENCES:
+        raise ConfigError(
+            f"{shortened(repr(name))} cannot name a merging method: give a text without # and /, "
+            f"and none of {', '.join(REFERENCES)}."
+        )
     for need in needs:
         if need not in NEEDS:
             raise ConfigError(f"Method '{name}': needs is a tuple out of {NEEDS}, not {needs!r}.")
@@ -204,6 +240,7 @@ def method(
         raise ConfigError(f"Method '{name}': gives is '{ONE}' or '{PER_TASK}', not '{gives}'.")
 
     def register(function: Callable) -> Callable:
+        refuse_built_in("merging method", name, METHODS.get(name), function, replace)
         METHODS[name] = Method(name, label, short, function, direction, tuple(needs), gives)
         return function
 

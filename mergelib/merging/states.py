@@ -103,15 +103,44 @@ def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None
                 f"{first_five(sorted(state.keys() ^ base.keys()))}."
             )
         wrong = [
-            k for k, t in base.items() if (state[k].shape, state[k].dtype) != (t.shape, t.dtype)
+            f"{k} ({_form(state[k])}, base {_form(t)})"
+            for k, t in sorted(base.items())
+            if _form(state[k]) != _form(t)
         ]
         if wrong:
             raise StateDictError(
-                f"{who} gave another shape or dtype than the base's in {first_five(sorted(wrong))}."
+                f"{who} gave another shape or dtype than the base's in {first_five(wrong)}."
             )
         bad = not_finite(state)
         if bad:
             raise StateDictError(f"{who} gave NaN or inf in {first_five(sorted(bad))}.")
+
+
+def check_direction(who: str, base: State, direction: Any) -> None:
+    """Refuse what cannot be scaled and added to the base, tensor by tensor. Raises ``StateDictError``."""
+    if not isinstance(direction, Mapping) or not direction:
+        raise StateDictError(f"{who}: its direction has to give one state dict.")
+    wrong = [
+        f"{k} ({_form(t)}, base {_form(base.get(k))})"
+        for k, t in direction.items()
+        if _form(t).partition(" ")[2] != _form(base.get(k)).partition(" ")[2]
+    ]
+    if wrong:
+        raise StateDictError(f"{who}: its direction is not the base's in {first_five(wrong)}.")
+
+
+def _form(t: Any) -> str:
+    """Dtype and shape for a message, or what stands there instead of a tensor."""
+    if not isinstance(t, Tensor):
+        return f"no tensor but {type(t).__name__}"
+    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+
+
+def detached(state: State) -> State:
+    """The state without a graph behind it: itself where no tensor requires a gradient."""
+    if not any(t.requires_grad for t in state.values()):
+        return state
+    return {n: t.detach() for n, t in state.items()}
 
 
 def check_fraction(

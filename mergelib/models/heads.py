@@ -450,6 +450,8 @@ def evaluate(
     """
     found = [get_protocol(p) for p in protocols]
     get_preset(preset)
+    if k < 1:
+        raise ConfigError(f"k is the number of inputs per class, at least 1, not {k}.")
     if draw not in ("stratified", "uniform"):
         raise UnknownNameError("draw", draw, ("stratified", "uniform"))
     for p in found:
@@ -475,7 +477,7 @@ def evaluate(
         | {
             "protocol": p.name,
             "accuracy": percent(
-                p.function(Evidence(z, classifier.head.linear))[0, 0] == scored.labels
+                p(Evidence(z, classifier.head.linear), where=name)[0, 0] == scored.labels
             ),
         }
         for p in found
@@ -524,7 +526,7 @@ def evaluate(
                         "seed": s,
                         "accuracy": percent(predicted == scored.labels),
                     }
-                    for s, predicted in zip(seeds, p.function(evidence)[0], strict=True)
+                    for s, predicted in zip(seeds, p(evidence, where=name)[0], strict=True)
                 ]
     return pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS).astype({"k": "Int64", "seed": "Int64"})
 

@@ -69,8 +69,8 @@ class AlignRecipe(ScoringRecipe):
         description="task=FILE: .txt (a text per line), .csv[.gz] (labels are not looked at) or a "
         "folder of images"
     )
-    k: int = Field(
-        0, ge=0, description="draw k inputs per class, without looking at classes (default: all)"
+    k: int | None = Field(
+        None, ge=1, description="draw k inputs per class, without looking at classes (default: all)"
     )
     seed: int = Field(0, description="of that draw")
     protocol: str = Field(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ConfigError, StateDictError
+from ..spare import spare
 from ..types import State
 from .sites import INPUT, Site
 
@@ -97,7 +98,7 @@ def fold(
         StateDictError: The state lacks tensors or has other shapes.
         ConfigError: The encoder does not have a site.
     """
-    folded, rest = dict(state), Correction()
+    folded, rest = spare(dict(state)), Correction()
     for site in chosen(sites, correction):
         scale, shift = correction.scale[site.name], correction.shift[site.name]
         if site.fold is None:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, UnknownNameError
+from ..errors import ConfigError, UnknownNameError, shortened
+from ..identity import is_ours, refuse_built_in
+from ..spare import spare
 from ..types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
@@ -66,6 +68,51 @@ class Protocol:
     function: Callable[[Evidence], Tensor]
     few_shot: bool = True
     draws: tuple[str, ...] = DRAWS
+
+    def __call__(self, evidence: Evidence, *, where: str = "") -> Tensor:
+        """Predicted classes of one encoder's test inputs. A protocol of the user's own gets evidence that it may write to.
+
+        Args:
+            evidence: What the protocol may look at.
+            where: What is scored, for messages: "ties on task 'ag'".
+
+        Returns:
+            ``[K, S, N]`` int64, each in 0..C-1.
+
+        Raises:
+            ConfigError: Where the function gives something else.
+        """
+        ours = is_ours(self.function)
+        try:
+            given = self.function(evidence if ours else spare(evidence))
+        except Exception as error:
+            if not ours:
+                error.add_note(f"(in protocol '{self.name}'{where and f', {where}'})")
+            raise
+        who = f"Protocol '{self.name}'{where and f' ({where})'}"
+        k, s = (len(evidence.ks), len(evidence.draws)) if self.few_shot else (1, 1)
+        wanted = [k, s, len(evidence.student_test)]
+        try:
+            predicted = torch.as_tensor(given).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{who} gave {shortened(given)}; class numbers {wanted} ([K, S, N]) are wanted, as a tensor, an array "
+                "of numpy's or nested lists."
+            ) from error
+        form = f"{str(predicted.dtype).removeprefix('torch.')} {list(predicted.shape)}"
+        if predicted.is_floating_point() or predicted.is_complex() or predicted.dtype is torch.bool:
+            raise ConfigError(
+                f"{who} gave {form}; whole class numbers {wanted} ([K, S, N]) are wanted. Of logits take argmax(-1)."
+            )
+        if list(predicted.shape) != wanted:
+            raise ConfigError(f"{who} gave {form}; [K, S, N] here is {wanted}.")
+        predicted, n_classes = predicted.long(), evidence.head.weight.shape[-2]
+        if predicted.numel() and not 0 <= predicted.min() <= predicted.max() < n_classes:
+            odd = predicted[(predicted < 0) | (predicted >= n_classes)][0]
+            raise ConfigError(
+                f"{who} gave class {odd}; the head has the classes 0..{n_classes - 1}."
+            )
+        return predicted
 
 
 def _current(evidence: Evidence) -> Tensor:
@@ -159,14 +206,23 @@ PROTOCOLS = {
 
 
 def protocol(
-    name: str, *, label: str, few_shot: bool = True, draws: tuple[str, ...] = DRAWS
+    name: str,
+    *,
+    label: str,
+    few_shot: bool = True,
+    draws: tuple[str, ...] = DRAWS,
+    replace: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register the decorated function as protocol ``name``; it then works wherever a protocol's
     name does.
 
-    It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``: for each number of shots
-    in ``evidence.ks``, each seed and each test input; ``[1, 1, N]`` when it is not ``few_shot``.
-    Raises ``ConfigError`` for a draw that does not exist.
+    It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``, integers in a tensor, an
+    array or nested lists: for each number of shots in ``evidence.ks``, each seed and each test
+    input; ``[1, 1, N]`` when it is not ``few_shot``. A name of one's own may be registered again.
+
+    Raises:
+        ConfigError: For a draw that does not exist, and the name of one of mergelib's own
+            protocols, unless ``replace``.
     """
     unknown = set(draws) - set(DRAWS)
     if unknown or not draws:
@@ -176,6 +232,7 @@ def protocol(
         )
 
     def register(function: Callable) -> Callable:
+        refuse_built_in("protocol", name, PROTOCOLS.get(name), function, replace)
         PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws))
         return function
 

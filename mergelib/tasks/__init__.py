@@ -39,6 +39,10 @@ def build_task(
 
     Raises ``DataError`` when train has too few rows, or a class has none.
     """
+    if not isinstance(n_validation, int) or n_validation < 1:
+        raise DataError(
+            f"Task '{name}': n_validation is {n_validation}; lambda is chosen on validation rows, so cut at least one."
+        )
     if len(train) <= n_validation:
         raise DataError(
             f"Task '{name}': {len(train)} training rows cannot give {n_validation} validation rows."

@@ -1,0 +1,390 @@
+"""Code that is not ours: it may ruin what it gets, is refused by name for what it gives, and never finds an older one's results."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import mergelib
+from mergelib.errors import ConfigError, DataError, StateDictError
+from mergelib.identity import code_identity
+from mergelib.merging import METHODS, Context, TaskData
+from mergelib.nonlocality.correction import Correction, fold
+from mergelib.nonlocality.sites import sites_for
+from mergelib.protocols import PROTOCOLS
+from mergelib.spare import spare
+from mergelib.types import Head, Task, state_digest
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
+WRITES = {
+    "add_": lambda t: t.add_(1),
+    "data": lambda t: t.data.zero_(),
+    "numpy": lambda t: np.random.shuffle(t.detach().view(-1).numpy()),
+    "view": lambda t: t.view(-1)[:3].fill_(7),
+    "out": lambda t: torch.mul(t, 0, out=t),
+    "foreach": lambda t: torch._foreach_mul_([t], 0.0),
+    "storage": lambda t: t.untyped_storage().fill_(0),
+    "dlpack": lambda t: torch.from_dlpack(t).zero_(),
+    "set_": lambda t: t.set_(torch.ones(3)),
+    "parameter": lambda t: nn.init.zeros_(nn.Parameter(t)),
+}
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """Whatever a test registers is gone after it."""
+    before = dict(METHODS), dict(PROTOCOLS)
+    yield
+    for registry, old in zip((METHODS, PROTOCOLS), before, strict=True):
+        registry.clear()
+        registry.update(old)
+
+
+def weights(*seeds):
+    made = [torch.Generator().manual_seed(s) for s in seeds]
+    return [{n: torch.randn(6, 4, generator=g) for n in "ab"} for g in made]
+
+
+# ---- copies -------------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from(sorted(WRITES)), st.sampled_from(["own", "numpy", "slice", "tied"]))
+def test_no_way_to_write_reaches_the_original(way, kind):
+    array = np.arange(24.0, dtype="float32").reshape(6, 4) + 1
+    t = torch.from_numpy(array) if kind == "numpy" else torch.from_numpy(array).clone()
+    t = torch.cat([t, t])[6:] if kind == "slice" else t
+    before, copies = t.clone(), spare({"t": t, "again": t})
+    assert torch.equal(copies["t"], t)
+    WRITES[way](copies["t"])
+    assert torch.equal(t, before)
+    if way != "set_":
+        assert torch.equal(copies["again"], copies["t"]), "tied tensors stay tied"
+
+
+def test_what_is_only_read_is_not_copied():
+    module = nn.Linear(4, 3)
+    other, inner, states = spare((nn.Sequential(module), module, [{"w": module.weight}]))
+    assert other[0] is inner and inner.weight.requires_grad and not states[0]["w"].requires_grad
+    address = torch._C._data_address
+    assert address(inner.weight) == address(states[0]["w"]) == address(module.weight)
+    with torch.no_grad():
+        inner.bias.fill_(9)
+    assert not (module.bias == 9).any()
+
+
+# ---- methods ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.needs])
+def test_our_own_methods_neither_write_nor_alias_nor_keep_a_graph(name):
+    base, *experts = weights(0, 1, 2)
+    before = copy.deepcopy([base, *experts])
+    states = [{n: nn.Parameter(t) for n, t in s.items()} for s in (base, *experts)]
+    merged = METHODS[name](states[0], states[1:])
+    for state in merged if isinstance(merged, list) else [merged]:
+        assert not any(t.requires_grad for t in state.values())
+        for t in state.values():
+            t.fill_(9)
+    assert all(torch.equal(s[n], b[n]) for s, b in zip(states, before, strict=True) for n in s)
+
+
+@pytest.mark.parametrize("alias", [False, True])
+def test_a_method_may_ruin_all_it_gets(alias):
+    base, *experts = weights(0, 1)
+    linear, labels, inputs = nn.Linear(4, 2), torch.tensor([0, 1]), torch.ones(2, 4)
+    data = (TaskData(inputs, Head(torch.ones(2, 4), torch.zeros(2)), labels),)
+    context = Context(linear, linear, lambda rows: rows, data)
+
+    @mergelib.method("ruin", label="R", short="R", needs=("inputs", "labels"))
+    def ruin(base, experts, context, *, lam=1.0):
+        seen = base["a"].sum().item()
+        task = context.tasks[0]
+        parts = [*base.values(), *experts[0].values(), task.inputs, task.labels, task.head.weight]
+        for t in [*parts, *context.module.state_dict().values()]:
+            t.zero_()
+        out = base if alias else {n: t.clone() for n, t in base.items()}
+        out["a"].fill_(seen)
+        return out
+
+    kept = [
+        base,
+        *experts,
+        linear.state_dict(),
+        {"x": inputs, "y": labels, "w": data[0].head.weight},
+    ]
+    before = [state_digest(s) for s in kept]
+    first, second = METHODS["ruin"].scan(base, experts, [0.5, 1.0], context)
+    assert torch.equal(first["a"], second["a"]), "one lambda's call ruined the next one's weights"
+    first["b"].fill_(3)
+    assert [state_digest(s) for s in kept] == before
+
+
+def test_what_a_method_gives_is_refused_by_its_name():
+    base, *experts = weights(0, 1)
+    for wrong, said in (
+        (lambda b, e: {"a": b["a"].double(), "b": b["b"]}, r"a \(float64 \[6, 4\], base float32"),
+        (
+            lambda b, e: {"a": b["a"][:2], "b": b["b"]},
+            r"a \(float32 \[2, 4\], base float32 \[6, 4\]",
+        ),
+        (lambda b, e: {n: t.numpy() for n, t in b.items()}, "no tensor but ndarray"),
+        (lambda b, e: {n: t / 0 for n, t in b.items()}, "NaN or inf"),
+        (lambda b, e: None, "something else"),
+    ):
+        mergelib.method("odd", label="O", short="O")(wrong)
+        with pytest.raises(StateDictError, match=rf"(?s)'odd'.*{said}"):
+            METHODS["odd"](base, experts)
+
+
+# ---- names --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("register", "registry"),
+    [
+        (lambda n, **o: mergelib.method(n, label="x", short="x", **o), METHODS),
+        (lambda n, **o: mergelib.protocol(n, label="x", **o), PROTOCOLS),
+    ],
+)
+def test_a_name_of_ours_is_taken_only_on_request(register, registry):
+    for name in list(registry):
+        held = registry[name]
+        with pytest.raises(ConfigError, match=f"'{name}'.*replace=True"):
+            register(name)(lambda *_: None)
+        assert registry[name] is held
+        register(name, replace=True)(lambda *_: None)
+        assert registry[name] is not held
+    register("mine")(lambda *_: None)
+    register("mine")(lambda *_: 1)  # a cell that is run again
+
+
+@pytest.mark.parametrize("name", ["f_b", "f_t", "multi_task", "random", "a#1", "a/b", "", 3])
+def test_a_method_is_not_called_like_another_encoder(name):
+    with pytest.raises(ConfigError, match="cannot name a merging method"):
+        mergelib.method(name, label="x", short="x")
+
+
+# ---- identity -----------------------------------------------------------------------------------------------------------
+
+BODIES = (
+    "def f(b): return b",
+    "def f(b): return b + 1",
+    "def f(b): return b + 2",
+    "def f(b, c=1): return b + c",
+    "def f(b, c=2): return b + c",
+    "def f(b, *, c=2): return b + c",
+    "S = 1\ndef f(b): return b + S",
+    "S = 2\ndef f(b): return b + S",
+    "def g(b): return b + 1\ndef f(b): return g(b)",
+    "def g(b): return b + 2\ndef f(b): return g(b)",
+    "def g(s):\n def f(b): return b + s\n return f\nf = g(1)",
+    "def g(s):\n def f(b): return b + s\n return f\nf = g(2)",
+    "import functools\ndef g(s, b): return b + s\nf = functools.partial(g, 1)",
+    "import functools\ndef g(s, b): return b + s\nf = functools.partial(g, 2)",
+    "class F:\n def __call__(self, b): return b + self.s\nf = F()\nf.s = 1",
+    "class F:\n def __call__(self, b): return b + self.s\nf = F()\nf.s = 2",
+    "import torch\nS = torch.ones(2)\ndef f(b): return b + S",
+    "import torch\nS = torch.zeros(2)\ndef f(b): return b + S",
+)
+
+
+def run(body):
+    space = {"__name__": "__main__"}
+    exec(body, space)
+    return space["f"]
+
+
+def test_other_meanings_have_other_identities_without_any_source_file():
+    assert len({code_identity(run(b)) for b in BODIES}) == len(BODIES)
+    assert all(code_identity(run(b)) == code_identity(run(b)) for b in BODIES)
+    said = "def f(b):\n  'Adds.'\n  # one\n  return b + 1"
+    assert code_identity(run(said)) == code_identity(run(BODIES[1]))
+
+
+def test_a_script_from_stdin_finds_its_own_results_again_and_no_others(tmp_path):
+    script = """
+import mergelib, torch
+from mergelib.identity import code_identity
+@mergelib.method("own", label="O", short="O")
+def own(base, experts):
+    return {{n: base[n] * {factor} for n in base}}
+print(code_identity(own))
+"""
+
+    def identity(factor):
+        program = script.format(factor=factor)
+        done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert identity(2) == identity(2) != identity(3)
+
+
+# ---- a study ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_study_is_poisoned(study, make_study):
+    """Methods, protocols and whoever holds a study's weights may write to them."""
+
+    @mergelib.method("poison", label="P", short="P")
+    def poison(base, experts, *, lam=0.5):
+        for state in (base, *experts):
+            for t in state.values():
+                t.data.add_(1)
+        return base
+
+    @mergelib.protocol("poison", label="P", few_shot=True, draws=("stratified",))
+    def blank(evidence):
+        for t in (evidence.student_test, evidence.head.weight, evidence.head.bias, evidence.draws):
+            t.zero_()
+        return [[[0] * len(evidence.student_test)] * len(evidence.draws)] * len(evidence.ks)
+
+    mine = make_study(study.store.root, overrides={"merging.methods": ["poison"]})
+    mine.scores(["poison"], ["poison", "current"])
+    expert = mine.expert("ag")
+    held = [mine.base_state, expert.state, mine.weights("ties", "ag"), mine.merged_state("poison")]
+    for t in [t for s in held for t in s.values()] + [
+        expert.head.weight,
+        mine.head("ties", "ag").bias,
+    ]:
+        t.fill_(5)
+    assert state_digest(mine.base_state) == state_digest(study.base_state)
+    for name in ("f_t", "task_arithmetic"):
+        assert mine.weights_digest(name, "ag") == state_digest(study.weights(name, "ag"))
+        fresh = mine._prepared(mine.task("ag").test.inputs), mine.module(name, "ag")
+        z = mergelib.features.extract_prepared(mine.encoder, fresh[1], fresh[0])
+        assert (z - study.features(name, "ag")).abs().max() < 1e-5
+    assert torch.equal(mine.head("ties", "ag").weight, study.head("ties", "ag").weight)
+
+
+def test_a_folded_state_shares_nothing(study):
+    state, sites = study.base_state, sites_for(study.encoder.config)
+    before = state_digest(state)
+    site = next(s for s in sites if s.fold is not None)
+    width = len(state[site.fold.shifted[0]])
+    one = Correction({site.name: torch.ones(width)}, {site.name: torch.zeros(width)})
+    for t in fold(one, sites, state)[0].values():
+        t.fill_(1)
+    assert state_digest(state) == before
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (lambda z, n: z @ torch.ones(z.shape[1], n), r"float32 \[60, 4\].*argmax"),
+        (lambda z, n: torch.full((1, 1, len(z)), torch.nan), "float32"),
+        (lambda z, n: torch.zeros(1, 1, len(z), dtype=torch.bool), "bool"),
+        (lambda z, n: torch.full((1, 1, len(z)), 99), r"class 99; the head has the classes 0\.\.3"),
+        (lambda z, n: torch.full((1, 1, len(z)), -1), "class -1"),
+        (lambda z, n: torch.zeros(len(z), dtype=torch.long), r"int64 \[60\]; .* \[1, 1, 60\]"),
+        (lambda z, n: ["World"] * len(z), "class numbers"),
+        (lambda z, n: None, "class numbers"),
+    ],
+)
+def test_what_a_protocol_gives_is_refused_by_its_name(study, gives, said):
+    mergelib.protocol("odd", label="O", few_shot=False)(
+        lambda e: gives(e.student_test, len(e.head.weight))
+    )
+    with pytest.raises(ConfigError, match=rf"'odd' \(f_t on task 'ag'\).*{said}"):
+        study.predictions("f_t", "ag", "odd")
+
+
+@pytest.mark.parametrize("form", [torch.as_tensor, np.asarray, np.ndarray.tolist, np.uint8])
+def test_classes_in_any_form_are_the_same(study, form):
+    body = lambda e: form((e.student_test @ e.head.weight.T).argmax(-1)[None, None].numpy())  # noqa: E731
+    mergelib.protocol(f"form {form}", label="F", few_shot=False)(body)
+    predicted = study.predictions("f_t", "ag", f"form {form}")
+    z, head = study.features("f_t", "ag"), study.head("f_t", "ag")
+    assert torch.equal(predicted.long(), (z @ head.weight.T).argmax(-1)[None, None])
+
+
+# ---- before training ----------------------------------------------------------------------------------------------------
+
+
+def rows(n, labels="xy"):
+    return [(f"text {i}", labels[i % len(labels)]) for i in range(n)]
+
+
+def own_task(name="own", **change):
+    given = {"train": rows(60), "test": rows(90)[60:], "n_validation": 10} | change
+    return mergelib.task(name, **given)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda s: s("a").scores(["ties"], ["knn"]), "'own'.*k = 50 is larger than class"),
+        (lambda s: s("a").scores(["tie"], ["current"]), "Nearest: 'ties'"),
+        (lambda s: s("a").scores(["ties#1"], ["current"]), "'ties#1'"),
+        (lambda s: s("a").scores(["della#x"], ["current"]), "'della#x'"),
+        (lambda s: s("a").scores(["ties"], ["curent"]), "Nearest: 'current'"),
+        (lambda s: s("a").scores(["ties"], "current"), r"\['current'\]"),
+        (lambda s: s("a").scores(["ties"], ["knn"], draw="uniform"), "KNN Eval takes no uniform"),
+        (lambda s: s("a").scores(["multi_task"], ["surgery"]), "heads of its own"),
+        (lambda s: s("a", options={"ties": {"keep": 7}}), "keep is a fraction"),
+        (lambda s: s([own_task()]), "dict.*list"),
+        (lambda s: s({}), "without any"),
+        (lambda s: s({"own": "rows"}), "no Task but str"),
+        (lambda s: s({"other": own_task()}), "'other'.*'own'"),
+        (lambda s: s({"f_t": own_task("f_t")}), "cannot name a task"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said):
+    from mergelib.store import Store
+
+    def make(tasks, options=None):
+        over = tiny | {"protocols.ks": [1, 50], "merging.options": options or {}}
+        tasks = {"own": own_task()} if tasks == "a" else tasks
+        return mergelib.Study("quick", overrides=over, tasks=tasks, store=Store(tmp_path))
+
+    with pytest.raises((ConfigError, DataError, ValueError), match=said):
+        call(make)
+    assert not list(tmp_path.glob("[a-z]*")), "something was trained first"
+
+
+def test_images_are_no_task_of_a_text_study(tiny):
+    split = mergelib.types.Split(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
+    task = Task("own", ("x", "y"), split, split, split, modality="image")
+    with pytest.raises(ConfigError, match=r"'own' classifies images.*texts"):
+        mergelib.Study("quick", overrides=tiny, tasks={"own": task})
+
+
+def test_a_task_that_tests_nothing_is_refused_or_said():
+    for change, said in (
+        ({"n_validation": -5}, "n_validation is -5"),
+        ({"n_validation": 0}, "at least one"),
+        ({"train": rows(60, "x"), "test": rows(90, "x")[60:]}, "1 class"),
+        ({"test": rows(30)}, "30 of 30 test rows are also training"),
+    ):
+        with pytest.raises(DataError, match=said):
+            own_task(**change)
+    with pytest.warns(UserWarning, match="'own': 4 of 34 test rows"):
+        own_task(test=rows(90)[56:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own_task()
+
+
+def test_no_shots_are_refused(tmp_path):
+    from mergelib.models.recipes import build
+
+    with pytest.raises(ConfigError, match="k"):
+        build("align", {}, {"k": "0", "merged": "m", "experts": ["a=b"], "inputs": ["a=c"]})
+
+
+def test_stored_files_have_the_umasks_mode(tmp_path):
+    from mergelib.store import Artifact, Store
+
+    (tmp_path / "plain").write_text("")
+    Store(tmp_path / "store").get("step", {"a": 1}, lambda: Artifact({"w": torch.ones(2)}))
+    modes = {oct(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}
+    assert modes == {oct((tmp_path / "plain").stat().st_mode)}
