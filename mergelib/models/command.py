@@ -90,7 +90,7 @@ def run_align(recipe: Any) -> None:
     from ..errors import UnknownNameError
     from ..progress import progress
     from ..protocols import uniform_order
-    from .data import read_inputs, read_labelled
+    from .data import read_inputs
     from .heads import align_classifier, evaluate, expert_classifier
     from .merged import load_merged
 
@@ -127,9 +127,7 @@ def run_align(recipe: Any) -> None:
             )
         )
         if task in recipe.data:
-            data = read_labelled(
-                recipe.data[task], expert.is_image, recipe.text_column, recipe.limit
-            )
+            data = _labelled(recipe, recipe.data[task], expert, recipe.limit)
             if task in merged.heads:
                 scores.append(
                     evaluate(merged, data, task=task, method="merged, old head", **options)
@@ -154,12 +152,26 @@ def run_align(recipe: Any) -> None:
     print(f"saved in {recipe.out}")
 
 
+def _labelled(recipe: Any, file: str, classifier: Any, limit: int = 0) -> Any:
+    """A file with the classifier's classes, as a ``Split``."""
+    from ..tasks.data import labelled
+
+    return labelled(
+        file,
+        classifier.head.labels,
+        classifier.head.task,
+        is_image=classifier.is_image,
+        text_column=recipe.text_column,
+        first_label=recipe.first_label,
+        limit=limit,
+    )
+
+
 def run_evaluate(recipe: Any) -> None:
     """Score the model's tasks for which data are given; ``out`` receives the rows as CSV."""
     import pandas as pd
 
     from .. import paths
-    from .data import read_labelled
     from .folders import free_file
     from .heads import SCORE_COLUMNS, as_classifier, evaluate
 
@@ -169,12 +181,8 @@ def run_evaluate(recipe: Any) -> None:
     several = (user_path(recipe.model) / "heads").is_dir()
     for task, file in recipe.data.items():
         classifier = as_classifier(recipe.model, task) if several else as_classifier(recipe.model)
-        data = read_labelled(file, classifier.is_image, recipe.text_column, recipe.limit)
-        fit = (
-            read_labelled(recipe.fit[task], classifier.is_image, recipe.text_column)
-            if task in recipe.fit
-            else None
-        )
+        data = _labelled(recipe, file, classifier, recipe.limit)
+        fit = _labelled(recipe, recipe.fit[task], classifier) if task in recipe.fit else None
         frames.append(
             evaluate(
                 classifier,

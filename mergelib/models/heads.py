@@ -25,8 +25,9 @@ from ..protocols import (
     stratified_order,
     uniform_order,
 )
-from ..tasks.parquet import read_image
-from ..types import Head, Split, percent
+from ..tasks.data import labelled, unlabelled
+from ..tasks.parquet import open_image
+from ..types import Head, percent
 from .folders import RECORD
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
@@ -120,21 +121,12 @@ def _text_batches(
         yield rows, classifier.processor.pad(batch, return_tensors="pt")
 
 
-def _image(x: Any) -> Any:
-    """A PIL image. Texts are files' names and nothing else: transformers' own loader would fetch an address, and Pillow start programs."""
-    if isinstance(x, str | os.PathLike):
-        return read_image(user_path(x), str(x))
-    from transformers.image_utils import load_image
-
-    return load_image(x)
-
-
 def _image_batches(
     processor: Any, inputs: Sequence[Any], batch_size: int
 ) -> Iterator[tuple[list[int], Any]]:
     for start in range(0, len(inputs), batch_size):
         rows = list(range(start, min(len(inputs), start + batch_size)))
-        images = [_image(inputs[i]) for i in rows]
+        images = [open_image(inputs[i], f"Image {i}") for i in rows]
         yield rows, processor(images, return_tensors="pt")
 
 
@@ -165,7 +157,7 @@ def features(
         DataError: inputs of the wrong kind, or that tokenizer or model do not take.
         ConfigError: the model's output is not that linear layer's.
     """
-    inputs = _checked_inputs(inputs, classifier.is_image)
+    inputs = unlabelled(inputs, classifier.is_image)
     task, module = classifier.head.task, classifier.head.module
     if classifier.processor is None:
         raise DataError(
@@ -224,24 +216,6 @@ def features(
     finally:
         hook.remove()
     return z
-
-
-def _checked_inputs(inputs: Any, is_image: bool) -> list[Any]:
-    if isinstance(inputs, str | bytes | os.PathLike) or not hasattr(inputs, "__iter__"):
-        raise DataError("Inputs are a list of texts or images, not one of them or a file's name.")
-    inputs = list(inputs)
-    if not inputs:
-        raise DataError("No inputs.")
-    if not is_image:
-        odd = next(
-            (i for i, x in enumerate(inputs) if not isinstance(x, str) or not x.strip()), None
-        )
-        if odd is not None:
-            raise DataError(
-                f"Input {odd} (counted from 0) is {'an empty text' if isinstance(inputs[odd], str) else type(inputs[odd]).__name__}; "
-                "a text model takes texts."
-            )
-    return inputs
 
 
 def _check_softmax(head: TaskHead) -> None:
@@ -347,7 +321,7 @@ def align_classifier(
         teacher = replace(teacher, processor=processor or student.processor)
     if processor is not None:
         student = replace(student, processor=processor)
-    inputs = _checked_inputs(inputs, teacher.is_image)
+    inputs = unlabelled(inputs, teacher.is_image)
     n_classes = teacher.head.config.num_labels
     if len(inputs) < n_classes:
         warnings.warn(
@@ -384,42 +358,6 @@ def align_classifier(
     )
 
 
-def labelled(dataset: Any, head: TaskHead) -> Split:
-    """``(inputs, labels)``, a ``Split``, or a ``datasets.Dataset`` with text or image and label columns, as a ``Split``.
-
-    Labels are 0-based numbers or the head's label names. Raises ``DataError`` for labels that the head does not have.
-    """
-    if isinstance(dataset, Split):
-        inputs, labels = dataset.inputs, dataset.labels.tolist()
-    elif hasattr(dataset, "column_names"):
-        columns = [c for c in ("text", "sentence", "image", "img") if c in dataset.column_names]
-        if not columns or "label" not in dataset.column_names:
-            raise DataError(
-                f"A data set needs a column text or image and a column label; it has {', '.join(dataset.column_names)}."
-            )
-        inputs, labels = dataset[columns[0]], dataset["label"]
-    else:
-        try:
-            inputs, labels = dataset
-        except (TypeError, ValueError) as error:
-            raise DataError(
-                "A data set is (inputs, labels), a Split, or a datasets.Dataset."
-            ) from error
-    numbers = {str(name): i for i, name in enumerate(head.labels)}
-    labels = [
-        numbers.get(y, y) if isinstance(y, str) else int(y)
-        for y in (labels.tolist() if isinstance(labels, Tensor) else labels)
-    ]
-    odd = next((y for y in labels if isinstance(y, str) or not 0 <= y < len(head.labels)), None)
-    if odd is not None:
-        raise DataError(
-            f"Label {odd!r} is none of '{head.task}'s: 0..{len(head.labels) - 1} or {_few(head.labels)}."
-        )
-    if not labels:
-        raise DataError("The data set is empty.")
-    return Split(tuple(inputs), torch.tensor(labels))
-
-
 def evaluate(
     model: Any,
     dataset: Any,
@@ -442,7 +380,7 @@ def evaluate(
     """Accuracy in percent of one classifier under the given protocols; the columns are those of ``Study.scores``.
 
     ``model``: a ``Classifier``, a fine-tuned model (hub id, folder, loaded), or a ``Merged`` (or its folder) with ``task``.
-    ``dataset``: see ``labelled``. Few-shot protocols draw ``k`` inputs per class from ``fit`` (a data set; without it from the
+    ``dataset``: anything that ``tasks.data.rows_of`` takes, labels as names or 0-based numbers. Few-shot protocols draw ``k`` inputs per class from ``fit`` (a data set; without it from the
     scored inputs themselves, as the paper does, and the column ``fit_on`` says "test") for each seed; those that learn from an
     ``expert`` need it. FT-Classifier starts at the expert's head. ``draw``: "stratified" or "uniform".
 
@@ -465,7 +403,8 @@ def evaluate(
     if processor is not None:
         classifier = replace(classifier, processor=processor)
     _check_softmax(classifier.head)
-    scored = labelled(dataset, classifier.head)
+    classes = (classifier.head.labels, classifier.head.task)
+    scored = labelled(dataset, *classes, is_image=classifier.is_image)
     options = {"device": device, "batch_size": batch_size, "max_length": max_length}
     name = classifier.head.task
     z = features(
@@ -484,7 +423,7 @@ def evaluate(
         if not p.few_shot
     ]
     if any(p.few_shot for p in found):
-        pool = scored if fit is None else labelled(fit, classifier.head)
+        pool = scored if fit is None else labelled(fit, *classes, is_image=classifier.is_image)
         z_fit = (
             z
             if fit is None

@@ -51,8 +51,11 @@ class MergeRecipe(Recipe):
 class ScoringRecipe(Recipe):
     preset: str = Field("default", description="FT-Classifier's preset: default or released")
     limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
-    text_column: int | None = Field(
-        None, ge=0, description="column of the text in CSV files, counted from 0"
+    text_column: int | str | None = Field(
+        None, description="column of the text in tables: its name, or its number from 0"
+    )
+    first_label: int | None = Field(
+        None, ge=0, le=1, description="number of the first class in files (default: told by them)"
     )
     max_length: int = Field(
         0, ge=0, description="cut texts to N tokens (default: what the model takes)"
@@ -66,8 +69,8 @@ class AlignRecipe(ScoringRecipe):
     merged: str = Field(description="folder that `merge` wrote")
     experts: Names = Field(description="task=MODEL: the experts, whose outputs are the targets")
     inputs: Names = Field(
-        description="task=FILE: .txt (a text per line), .csv[.gz] (labels are not looked at) or a "
-        "folder of images"
+        description="task=FILE: .txt (a text per line), a table (labels are not looked at: .csv, "
+        ".tsv, .jsonl, .parquet) or a folder of images"
     )
     k: int | None = Field(
         None, ge=1, description="draw k inputs per class, without looking at classes (default: all)"
@@ -90,7 +93,8 @@ class EvaluateRecipe(ScoringRecipe):
         description="hub id or folder: a classifier, or what `merge` or `align` wrote"
     )
     data: Names = Field(
-        description="task=FILE with labels: .csv[.gz] or a folder with a folder of images per label"
+        description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one folder "
+        "of images per class"
     )
     protocols: list[str] = Field(["current"], description="current, knn, ft_classifier, ...")
     experts: Names = Field({}, description="task=MODEL, for protocols that learn from the expert")

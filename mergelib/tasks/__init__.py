@@ -1,9 +1,11 @@
-"""What is classified. Each source gives label names, a train and a test split; here they become a ``Task``."""
+"""What is classified. Each source gives label names, a train and a test split: here, a ``Task``."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -12,7 +14,10 @@ from ..errors import DataError
 from ..profiles import Profile
 from ..store import Store
 from ..types import Split, Task
+from .data import rows_of
 from .local import local_splits
+from .parquet import LAYOUT, decode_image, parquet_splits
+from .rows import as_split, named_splits
 
 SPLIT_SEED = 20_241_218
 
@@ -35,7 +40,8 @@ def build_task(
     source: str,
     modality: str = "text",
 ) -> Task:
-    """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded subsamples.
+    """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded
+    subsamples.
 
     Raises ``DataError`` when train has too few rows, or a class has none.
     """
@@ -57,34 +63,64 @@ def build_task(
 
 def task(
     name: str,
-    train: Sequence[tuple[str, str]],
-    test: Sequence[tuple[str, str]],
+    train: Any,
+    test: Any,
     *,
     n_validation: int,
+    image_size: int = 0,
     source: str = "rows given in Python",
 ) -> Task:
-    """A ``Task`` from rows ``(text, label name)``; ``n_validation`` rows are cut from ``train``. Classes are numbered in the
-    order of their sorted names. Raises ``DataError`` for an empty text, or a label that ``train`` does not have."""
-    names = sorted({label for _, label in train})
-    numbers = {label: i for i, label in enumerate(names)}
-    for split_name, rows in (("train", train), ("test", test)):
-        for i, (text, label) in enumerate(rows):
-            if label not in numbers:
-                raise DataError(
-                    f"Task '{name}': label {label!r} of {split_name} row {i} is not among train's {names}."
-                )
-            if not text.strip():
-                raise DataError(
-                    f"Task '{name}': the text of {split_name} row {i} is empty; remove the row."
-                )
-    splits = [
-        Split(
-            tuple(t for t, _ in rows), torch.tensor([numbers[y] for _, y in rows], dtype=torch.long)
-        )
-        for rows in (train, test)
+    """A ``Task`` of one's own.
+
+    Args:
+        name: the task's name.
+        train, test: inputs with labels, names or numbers, in any form that ``tasks.data.rows_of``
+            takes: pairs (text, label), two lists, a DataFrame, a Dataset, a file, a folder of images.
+        n_validation: rows that are cut from ``train``.
+        image_size: for images, the S of uint8 ``[N, 3, S, S]``.
+        source: where the data come from.
+
+    Returns:
+        The task. Its classes are train's: a ``ClassLabel``'s order, else that of sorted names.
+
+    Raises:
+        DataError: an input or label that cannot be used, a label that ``train`` does not have, one
+            class only, or ``n_validation`` rows that cannot be had.
+    """
+    read = [
+        rows_of(data, is_image=image_size > 0, where=f"Task '{name}', {split}")
+        for split, data in (("train", train), ("test", test))
     ]
+    names, *labels = named_splits(*read, name)
+    if len(names) < 2:
+        raise DataError(f"Task '{name}': only one class ({names[0]}); two are needed.")
+    if n_validation < 1:
+        raise DataError(f"Task '{name}': n_validation={n_validation}; give a positive number.")
+    if image_size:
+        images = [
+            torch.stack([decode_image(x, image_size, r.at(i)) for i, x in enumerate(r.inputs)])
+            for r in read
+        ]
+        splits = [Split(x, torch.tensor(y)) for x, y in zip(images, labels, strict=True)]
+    else:
+        splits = [as_split(r.inputs, y) for r, y in zip(read, labels, strict=True)]
+        seen = set(splits[0].inputs)
+        if n := sum(x in seen for x in splits[1].inputs):
+            warnings.warn(
+                f"Task '{name}': {n} of {len(splits[1])} test texts are also training texts; "
+                "their scores say little.",
+                UserWarning,
+                stacklevel=2,
+            )
     return build_task(
-        name, names, *splits, n_train=None, n_validation=n_validation, n_test=None, source=source
+        name,
+        names,
+        *splits,
+        n_train=None,
+        n_validation=n_validation,
+        n_test=None,
+        source=source,
+        modality="image" if image_size else "text",
     )
 
 
@@ -149,73 +185,46 @@ def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
 
 
 def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
-    """The task as the profile wants it, from whichever source the profile names; ``store``, by default the machine's, keeps decoded images."""
+    """The task as the profile wants it, from whichever source the profile names; ``store``, by
+    default the machine's, keeps decoded images."""
     sizes = profile.tasks
+    is_image = sizes.modality == "image"
     if sizes.source == "miniature":
-        return (miniature_images if sizes.modality == "image" else miniature_task)(name, profile)
-    if sizes.source == "hub" and sizes.modality == "image":
+        return (miniature_images if is_image else miniature_task)(name, profile)
+    n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
+    if sizes.source == "hub" and is_image:
         from .hub_images import hub_images
 
         return hub_images(name, profile, store or Store(paths.store_root()))
     if sizes.source == "hub":
         from .hub import hub_splits
 
-        splits = hub_splits(name, n_train=sizes.n_train + sizes.n_validation, n_test=sizes.n_test)
-        return build_task(
-            name,
-            *splits,
-            n_train=sizes.n_train,
-            n_validation=sizes.n_validation,
-            n_test=sizes.n_test,
-            source="hub",
-        )
-    if sizes.source == "released":
+        source, found = "hub", hub_splits(name, n_train=n_train, n_test=n_test)
+    elif sizes.source == "released":
         from .released import released_splits
 
-        return build_task(
-            name,
-            *released_splits(name, profile.released_dir),
-            n_train=sizes.n_train,
-            n_validation=sizes.n_validation,
-            n_test=sizes.n_test,
-            source="released CSV files",
-        )
-    if sizes.modality == "image":
-        from .parquet import LAYOUT, parquet_splits
-
+        source, found = "released CSV files", released_splits(name, profile.released_dir)
+    elif is_image:
         if not sizes.image_dir:
             raise DataError(
-                f"Profile '{profile.name}' reads local images: give --image-dir FOLDER with {LAYOUT.partition('/')[2]}."
+                f"Profile '{profile.name}' reads local images: "
+                f"give --image-dir FOLDER with {LAYOUT.partition('/')[2]}."
             )
-        splits = parquet_splits(
-            sizes.image_dir,
-            name,
-            profile.encoder.image_size,
-            n_train=sizes.n_train + sizes.n_validation,
-            n_test=sizes.n_test,
-        )
-        return build_task(
-            name,
-            *splits,
-            n_train=sizes.n_train,
-            n_validation=sizes.n_validation,
-            n_test=sizes.n_test,
-            source="local files",
-            modality="image",
-        )
-    if not sizes.text_dir:
-        raise DataError(
-            f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
-            "<task>/{train,test}.csv[.gz]."
-        )
-    label_names, train, test = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
+        size = profile.encoder.image_size
+        found = parquet_splits(sizes.image_dir, name, size, n_train=n_train, n_test=n_test)
+    else:
+        if not sizes.text_dir:
+            raise DataError(
+                f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
+                "<task>/{train,test}.csv[.gz]."
+            )
+        found = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
     return build_task(
         name,
-        label_names,
-        train,
-        test,
+        *found,
         n_train=sizes.n_train,
         n_validation=sizes.n_validation,
         n_test=sizes.n_test,
-        source="local files",
+        source=source,
+        modality=sizes.modality,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,29 +18,16 @@ from ..documents import user_path
 from ..errors import DataError, shortened
 from ..progress import progress
 from ..types import Split
-from .local import MAX_CLASSES
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "GIF",
-)  # decoders of plain pixels; Pillow has others that start programs
-MODES = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "CMYK",
-    "YCbCr",
-)  # 8 bits a channel: wider ones would be clipped, not scaled
+# Decoders of plain pixels: Pillow has others that start programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+# 8 bits a channel: wider ones would be clipped, not scaled.
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more, and take the memory for it
 MAX_ROWS = 10_000_000  # run lengths can stand for far more in a few bytes
+MAX_CLASSES = 10_000  # a larger label is a typing error, and would cost memory for names
 ROWS_AT_A_TIME = 256
 SUBSAMPLE_SEED = 20_241_220
 
@@ -52,55 +40,87 @@ def find_parquet(folder: Path, split: str) -> Path:
     return path
 
 
-def decode_image(data: bytes, size: int, where: str) -> Tensor:
-    """One image file's bytes as uint8 ``[3, size, size]``: what ``read_image`` gives, its central square kept and resized (bicubic).
-
-    Raises the ``DataError`` of ``read_image``.
-    """
+def decode_image(x: Any, size: int, where: str) -> Tensor:
+    """One image (see ``open_image``) as uint8 ``[3, size, size]``: its central square, resized
+    (bicubic). Raises ``DataError``."""
     import numpy as np
     from PIL import Image, ImageOps
 
-    image = ImageOps.fit(
-        read_image(io.BytesIO(data), where), (size, size), Image.Resampling.BICUBIC
-    )
+    image = ImageOps.fit(open_image(x, where), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def read_image(file: BinaryIO | Path, where: str) -> Any:
-    """One image file as a PIL image in RGB: grey becomes three equal channels, transparency is dropped, it stands upright.
+def open_image(x: Any, where: str) -> Any:
+    """A file, its bytes, a ``{"bytes", "path"}`` of datasets, a PIL image or a uint8 array (``[H, W]``,
+    ``[H, W, 3]`` or ``[3, H, W]``) as a PIL image in RGB, upright. A text is a file's name and
+    nothing else: no address is fetched. Raises ``DataError`` that begins with ``where``."""
+    from PIL import Image
 
-    ``where`` (file and row) begins the message of the ``DataError`` that is raised for bytes that are no image of ``FORMATS``,
-    a truncated one, more than ``MAX_PIXELS``, or channels of more than 8 bits.
+    if isinstance(x, Mapping):
+        x = x.get("bytes") or x.get("path")
+    if isinstance(x, bytes):
+        return read_image(io.BytesIO(x), where)
+    if isinstance(x, str | os.PathLike):
+        return read_image(user_path(x), str(x))
+    if not isinstance(x, Image.Image):
+        x = _from_array(x, where)
+    return _upright(x, where)
+
+
+def _from_array(x: Any, where: str) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.asarray(x)
+    if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] != 3:
+        pixels = pixels.transpose(1, 2, 0)
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not fits or not pixels.size:
+        raise DataError(
+            f"{where}: {type(x).__name__} {pixels.dtype} {list(pixels.shape)} is no image; "
+            "give a file, a PIL image, or uint8 [H, W, 3]."
+        )
+    return Image.fromarray(pixels)
+
+
+def _upright(image: Any, where: str) -> Any:
+    """A PIL image in RGB: grey becomes three equal channels, transparency is dropped."""
+    from PIL import ImageOps
+
+    width, height = image.size  # from a file's head: no pixel has been decoded yet
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. "
+            "Store it smaller."
+        )
+    if image.mode not in MODES:
+        raise DataError(f"{where}: pixels of mode {image.mode}; store it with 8 bits a channel.")
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_image(file: BinaryIO | Path, where: str) -> Any:
+    """One image file as a PIL image in RGB, upright.
+
+    Raises ``DataError`` that begins with ``where`` (file and row): bytes that are no image of
+    ``FORMATS``, a truncated one, more than ``MAX_PIXELS``, channels of more than 8 bits.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the limit below is the stricter one
+        with warnings.catch_warnings():  # our limit is stricter than Pillow's
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
-        width, height = image.size  # from the file's head: no pixel has been decoded yet
-        if width * height > MAX_PIXELS:
-            raise DataError(
-                f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. Store it smaller."
-            )
-        if image.mode not in MODES:
-            raise DataError(
-                f"{where}: pixels of mode {image.mode}; store it with 8 bits a channel."
-            )
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _upright(image, where)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{where}: {error} At most {MAX_PIXELS:,} pixels are decoded; store it smaller."
         ) from error
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise what they meet, beyond any common base class
+    except Exception as error:  # Pillow's decoders raise what they meet, of no common class
         raise DataError(
-            f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); replace it or remove the row."
+            f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); "
+            "replace it or remove the row."
         ) from error
 
 
@@ -126,7 +146,7 @@ def read_parquet(
     paths = [path] if isinstance(path, Path) else list(path)
     found = []
     for one in paths:
-        with _opened(one) as file:
+        with opened(one) as file:
             found.append(_labels_and_names(file, one))
         if found[-1][1] != found[0][1]:
             raise DataError(
@@ -139,7 +159,7 @@ def read_parquet(
     with progress(desc=desc, total=len(chosen)) if desc else nullcontext() as bar:
         for one, (labels, _) in zip(paths, found, strict=True):
             rows = [row - first for row in chosen if first <= row < first + len(labels)]
-            with _opened(one) as file:
+            with opened(one) as file:
                 for i, (row, data) in enumerate(_bytes_of(file, rows), start=len(kept)):
                     if data is None:
                         raise DataError(
@@ -154,7 +174,7 @@ def read_parquet(
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """A Parquet file. What its reader raises in the block becomes a ``DataError``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -195,7 +215,7 @@ def _labels_and_names(file: Any, path: Path) -> tuple[list[int], tuple[str, ...]
             f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
             "by themselves or as the field 'bytes' of a struct."
         )
-    names = _label_names(schema, path)
+    names = label_names(schema, path)
     labels: list[int | None] = []
     for batch in file.iter_batches(batch_size=MAX_ROWS // 10, columns=["label"]):
         labels += batch.column("label").to_pylist()
@@ -258,13 +278,13 @@ def _holds_bytes(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _label_names(schema: Any, path: Path) -> tuple[str, ...] | None:
+def label_names(schema: Any, path: Path, column: str = "label") -> tuple[str, ...] | None:
     """The names of the ``ClassLabel`` that `datasets` keeps as JSON in the schema's metadata."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return None
     try:
-        names = json.loads(raw)["info"]["features"]["label"].get("names")
+        names = json.loads(raw)["info"]["features"][column].get("names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file again with datasets."

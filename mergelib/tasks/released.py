@@ -10,7 +10,9 @@ from torch import Tensor
 from ..errors import DataError, StateDictError, UnsafeFileError, first_five, shortened
 from ..hub import fetch_file
 from ..types import Expert, Head, Split, State, Task, not_finite
-from .local import LABEL_NAMES, read_csv
+from .data import read_csv
+from .local import LABEL_NAMES
+from .rows import as_split, numbered
 
 ENCODER, HEAD = "bert.", "classifier.0."
 TEXT_COLUMN = 2
@@ -54,18 +56,12 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
         split: _file(f"{task}/{split}.csv", f"released_data/{task}/{split}", folder)
         for split in ("train", "test")
     }
-    splits = {
-        split: read_csv(path, text_column=TEXT_COLUMN, keep_empty=True)
-        for split, path in paths.items()
-    }
-    n_classes = len(LABEL_NAMES[task])
-    for split, rows in splits.items():
-        if (highest := 1 + int(rows.labels.max())) > n_classes:
-            raise DataError(
-                f"{paths[split]}: label {highest}, but '{task}' has {n_classes} classes. Labels "
-                f"run from 1 to {n_classes}."
-            )
-    return tuple(f"class {c + 1}" for c in range(n_classes)), splits["train"], splits["test"]
+    names = tuple(f"class {c + 1}" for c in range(len(LABEL_NAMES[task])))
+    splits = []
+    for path in paths.values():
+        rows = read_csv(path, text_column=TEXT_COLUMN, keep_empty=True)
+        splits.append(as_split(rows.inputs, numbered(rows, names, task, first_label=1)))
+    return names, *splits
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from mergelib.errors import MergelibError
 from mergelib.models import parents, recipes
 from mergelib.store import Store
 from mergelib.hub import lock
-from mergelib.tasks import local, parquet
+from mergelib.tasks import data, parquet
 from mergelib.profiles import load_profile, parse_profile
 from mergelib.encoders import load_base
 
@@ -61,8 +61,10 @@ CASES = {{
     "profile": lambda: parse_profile(documents.parse_yaml(bytes_of("aliases.yaml"), "p"), "p"),
     "shared": lambda: parse_profile(unfolding(), "p"), "override": lambda: load_profile("quick", {{"tasks.names": unfolding()}}),
     "parameter": lambda: runner.parse_value("p", "9**9**9", "int"), "repeated": lambda: runner.parse_value("p", "'a' * 10**10", "list"),
-    "csv_line": lambda: local.read_csv(root / "line.csv.gz"), "csv_rows": lambda: local.read_csv(root / "rows.csv.gz"),
-    "csv_quote": lambda: local.read_csv(root / "quote.csv.gz"),
+    "csv_line": lambda: data.read_csv(root / "line.csv.gz"), "csv_rows": lambda: data.read_csv(root / "rows.csv.gz"),
+    "csv_quote": lambda: data.read_csv(root / "quote.csv.gz"),
+    "txt_line": lambda: data.unlabelled(root / "line.txt.gz", False), "json_line": lambda: data.rows_of(root / "line.jsonl.gz"),
+    "parquet_texts": lambda: data.rows_of(root / "texts.parquet"),
     "parquet_rows": lambda: parquet.read_parquet(root / "rows.parquet", 4), "picture": lambda: parquet.read_image(root / "bomb.png", "bomb.png"),
     "labels": lambda: parents.Parent("m", "m", root / "labels").config, "lock": lambda: lock.read(root / "lock.json"),
 }}
@@ -127,10 +129,15 @@ def refusals(tmp_path_factory):
     members(root / "line.csv.gz", b"1,a\n1,", b"a" * (1 << 20), 3000)
     members(root / "rows.csv.gz", b"1,a\n", b"1,text\n" * 150_000, 1000)
     members(root / "quote.csv.gz", b'1,a\n1,"', b"text text\n" * 100_000, 3000)
+    for name in ("line.txt.gz", "line.jsonl.gz"):
+        members(root / name, b"", b"a" * (1 << 20), 3000)
     many = 1_000_000
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), ["a" * 20_000])
+    pq.write_table(pa.table({"text": one, "label": ["x"] * 100_000}), root / "texts.parquet")
 
     table = pa.table(
         {"image": pa.nulls(many, pa.binary()), "label": pa.array(np.zeros(many, np.int64))}

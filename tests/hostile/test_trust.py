@@ -19,10 +19,10 @@ from mergelib import claims, cli, documents, runner
 from mergelib.encoders import load_base
 from mergelib.errors import ConfigError, MergelibError, UnsafeFileError
 from mergelib.models import recipes
-from mergelib.models.data import read_inputs, read_labelled
+from mergelib.models.data import read_inputs
 from mergelib.models.merged import load_merged
 from mergelib.store import Artifact, Store
-from mergelib.tasks.local import read_csv
+from mergelib.tasks.data import read_csv, rows_of
 from mergelib.tasks.parquet import read_image, read_parquet
 
 from .support import Planted, plant, typed
@@ -125,7 +125,7 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
         ("train.csv.gz", read_csv),
         ("train.parquet", lambda p: read_parquet(p, 4)),
         ("x.png", lambda p: read_image(p, "x.png")),
-        ("x.csv", lambda p: read_labelled(p, False)),
+        ("x.csv", lambda p: rows_of(p)),
         ("x.txt", lambda p: read_inputs(p, False)),
         ("x.yaml", recipes.read_yaml),
     ],
@@ -251,7 +251,7 @@ def test_no_code_of_a_models_own_is_run(copies, tmp_path, known):
 
 def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monkeypatch):
     """Pillow hands PostScript to Ghostscript; transformers' loader fetches addresses."""
-    from mergelib.models.heads import _image
+    from mergelib.tasks.parquet import open_image
 
     def forbidden(*a, **k):
         raise AssertionError("started or fetched")
@@ -269,7 +269,7 @@ def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monk
         tmp_path / "nothing.png",
     ):
         with pytest.raises(MergelibError):
-            _image(source)
+            open_image(source, "x")
 
 
 # ---- paths --------------------------------------------------------------------------------------------------------------

@@ -596,10 +596,10 @@ def test_fewer_inputs_than_classes_work_and_warn(family):
         aligned = mergelib.align_classifier(merged, "ag", texts("ag", 2, 0)[0])
     assert aligned.head.linear.weight.isfinite().all() and aligned.head.alignment["n"] == 2
     for wrong, said in [
-        ([], "No inputs"),
+        ([], "no inputs"),
         ("one text", "a list of texts"),
-        (["x", ""], "Input 1"),
-        (["x", 3], "Input 1"),
+        (["x", ""], "row 1"),
+        (["x", 3], "row 1"),
     ]:
         with pytest.raises(DataError, match=said):
             mergelib.align_classifier(merged, "ag", wrong)

@@ -362,16 +362,17 @@ def test_refusals_of_the_command_line(arguments, said, capsys, tmp_path, monkeyp
 
 
 def test_data_files_that_hold_nothing_are_refused(tmp_path):
-    from mergelib.models.data import read_inputs, read_labelled
+    from mergelib.models.data import read_inputs
+    from mergelib.tasks.data import rows_of
 
     (tmp_path / "empty.txt").write_text("\n\n")
     for call in (
         lambda: read_inputs(tmp_path / "empty.txt", False),
         lambda: read_inputs(tmp_path, True),
-        lambda: read_labelled(tmp_path / "empty.txt", False),
+        lambda: rows_of(tmp_path / "empty.txt"),
         lambda: read_inputs(tmp_path / "no.csv", False),
     ):
-        with pytest.raises(MergelibError, match=r"holds no|no file"):
+        with pytest.raises(MergelibError, match=r"holds no|no file|no inputs"):
             call()
 
 

@@ -1,4 +1,4 @@
-"""Local CSV folders: what is read, and what is refused with file and line."""
+"""Local CSV folders become tasks: names, splits and subsamples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mergelib.errors import DataError
 from mergelib.profiles import load_profile
 from mergelib.tasks import build_task, load_task, miniature_corpus, miniature_task
-from mergelib.tasks.local import local_splits, read_csv
+from mergelib.tasks.local import local_splits
 from mergelib.types import Split, Task
 
 
@@ -19,100 +19,6 @@ def write(path, text: str | bytes):
     raw = text.encode() if isinstance(text, str) else text
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
     return path
-
-
-@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ('1,"title one","text one"\n2,t,text two\n', ["text one", "text two"]),
-        ("1,text one\n2,text two\n", ["text one", "text two"]),
-        ("1,text one\r\n2,text two", ["text one", "text two"]),
-    ],
-)
-def test_two_and_three_columns_plain_and_gzipped(tmp_path, name, text, expected):
-    split = read_csv(write(tmp_path / name, text))
-    assert list(split.inputs) == expected
-    assert split.labels.tolist() == [0, 1] and split.labels.dtype == torch.int64
-
-
-def test_texts_survive_as_they_are(tmp_path):
-    """Words that table readers take for missing values, quotes, commas and line breaks within quotes."""
-    texts = [
-        "null",
-        "NA",
-        "nan",
-        "None",
-        "",
-        'He said "no, never"',
-        "one\ntwo\r\nthree",
-        " padded ",
-        "naïve 日本 😀",
-        "x" * 200_000,
-    ]
-    texts.remove("")
-    rows = "".join(f'1,t,"{t.replace(chr(34), chr(34) * 2)}"\n' for t in texts)
-    assert list(read_csv(write(tmp_path / "train.csv", rows)).inputs) == texts
-
-
-def test_other_shapes_need_a_text_column(tmp_path):
-    path = write(tmp_path / "train.csv", "1,a,b,c\n2,d,e,f\n")
-    with pytest.raises(DataError, match=r"line 1: 4 columns.*--text-column"):
-        read_csv(path)
-    assert read_csv(path, text_column=1).inputs == ("a", "d")
-    for column in (0, 4, -1):
-        with pytest.raises(DataError, match=f"--text-column {column} does not exist"):
-            read_csv(path, text_column=column)
-
-
-@pytest.mark.parametrize(
-    ("bad", "line", "says"),
-    [
-        ("\n", 3, "row is empty"),
-        (",,\n", 3, "row is empty"),
-        ("1,t,\n", 3, "text is empty"),
-        ("1,t,  \n", 3, "text is empty"),
-        ("0,t,x\n", 3, "labels count from 1"),
-        ("-1,t,x\n", 3, "labels count from 1"),
-        ("x,t,x\n", 3, "not an integer"),
-        ("1.0,t,x\n", 3, "not an integer"),
-        (",t,x\n", 3, "not an integer"),
-        ("1,x\n", 3, "2 columns"),
-        ("1,t,x,y\n", 3, "4 columns"),
-        ('1,t,"x" y\n', 3, "cannot be read"),
-        ('1,t,"never closed\n', None, "cannot be read"),
-        ("99999999999999999999,t,x\n", 3, "label"),
-    ],
-)
-@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
-def test_a_broken_row_is_refused_with_file_and_line(tmp_path, name, bad, line, says):
-    path = write(tmp_path / name, f"1,t,good\n2,t,good\n{bad}1,t,good\n")
-    with pytest.raises(DataError) as error:
-        read_csv(path)
-    assert str(path) in str(error.value) and says in str(error.value)
-    assert line is None or f"line {line}" in str(error.value)
-
-
-def test_the_line_is_that_of_the_file_not_of_the_row(tmp_path):
-    path = write(tmp_path / "train.csv", '1,t,"one\ntwo\nthree"\n2,t,good\n0,t,bad\n')
-    with pytest.raises(DataError, match="line 5"):
-        read_csv(path)
-
-
-def test_files_that_cannot_be_read(tmp_path):
-    latin = write(tmp_path / "latin.csv", "1,t,caf\xe9\n".encode("latin-1"))
-    good = gzip.compress("".join(f"1,t,text number {i}\n" for i in range(3000)).encode())
-    cut = tmp_path / "cut.csv.gz"
-    cut.write_bytes(good[: len(good) // 2])
-    flipped = tmp_path / "flipped.csv.gz"
-    flipped.write_bytes(good[:500] + bytes(b ^ 0xFF for b in good[500:540]) + good[540:])
-    plain = tmp_path / "plain.csv.gz"
-    plain.write_bytes(b"1,t,not zipped\n")
-    empty = write(tmp_path / "empty.csv", "")
-    for path in (latin, cut, flipped, plain, empty):
-        with pytest.raises(DataError) as error:
-            read_csv(path)
-        assert str(path) in str(error.value)
 
 
 def test_missing_folders_and_files_name_what_is_there(tmp_path):
@@ -150,13 +56,17 @@ def local_profile(tmp_path, **sizes):
 
 
 def test_a_label_above_the_number_of_classes(tmp_path):
-    with pytest.raises(DataError, match=r"label 5, but 'ag' has 4 classes"):
+    with pytest.raises(DataError, match=r"Label '5' is none of 'ag's: 1\.\.4"):
         local_splits(folder(tmp_path, extra="5,t,text\n"), "ag")
 
 
 def test_a_class_without_samples_is_named(tmp_path):
+    folder(tmp_path, classes=3)
+    with pytest.raises(DataError, match="1 to 3 can count 'ag's 4 classes"):
+        load_task("ag", local_profile(tmp_path))
+    write(tmp_path / "ag" / "test.csv.gz", "4,t,text\n")
     with pytest.raises(DataError, match=r"no training sample for class 3 \(Sci/Tech\)"):
-        load_task("ag", local_profile(folder(tmp_path, classes=3)))
+        load_task("ag", local_profile(tmp_path))
 
 
 def test_local_and_miniature_give_the_same_kind_of_task(tmp_path):
@@ -199,8 +109,9 @@ def test_too_few_rows_for_a_validation_split(tmp_path):
 
 
 def test_unknown_tasks_get_numbered_labels(tmp_path):
-    names, train, _ = local_splits(folder(tmp_path, name="mine", classes=3), "mine")
-    assert names == ("class 1", "class 2", "class 3") and train.labels.max() == 2
+    names, train, _ = local_splits(folder(tmp_path, name="mine", classes=12), "mine")
+    assert names == tuple(f"class {c}" for c in range(1, 13))
+    assert train.labels.tolist() == [i % 12 for i in range(40)]
 
 
 def test_a_local_profile_without_a_folder_names_the_option():

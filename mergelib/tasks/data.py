@@ -1,0 +1,398 @@
+"""One way in for data: tables, lists, files and folders, for tasks, scores and alignment alike.
+
+Files are foreign: they are read within bounds, and what is odd is refused with file and line. (csv
+and json of the standard library read them: pandas fills and joins ragged rows without a word.)
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import mimetypes
+import os
+import sys
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..documents import user_path
+from ..errors import DataError
+from ..types import Split
+from .parquet import IMAGE_SUFFIXES, MAX_ROWS, ROWS_AT_A_TIME, label_names, opened
+from .rows import (
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    Rows,
+    as_split,
+    columns_of,
+    from_python,
+    numbered,
+    rows,
+)
+
+# Long reviews exceed csv's limit of 128 KiB; an open quote, or a bomb, would take the whole file.
+MAX_TEXT = 16 << 20  # characters
+csv.field_size_limit(MAX_TEXT)
+# A file may not unfold into more than MAX_GROWTH times its bytes, beyond MAX_PLAIN; prose takes 2-5.
+MAX_GROWTH = 50
+MAX_PLAIN = 32 << 20
+LIMIT_SEED = 11
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+def rows_of(
+    data: Any,
+    *,
+    labelled: bool = True,
+    is_image: bool = False,
+    text_column: str | int | None = None,
+    where: str = "The data",
+) -> Rows:
+    """Whatever holds inputs, and labels if ``labelled``: a list of pairs, a pair of lists, a
+    DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder.
+
+    Raises ``DataError`` for everything that cannot be read as such, see ``from_python`` and
+    ``read_file``.
+    """
+    if isinstance(data, Rows):
+        return data
+    if isinstance(data, Split):
+        return Rows(list(data.inputs), data.labels.tolist(), where=where)
+    if isinstance(data, str | os.PathLike):
+        return read_file(data, labelled=labelled, is_image=is_image, text_column=text_column)
+    return from_python(data, labelled=labelled, is_image=is_image, where=where)
+
+
+def unlabelled(data: Any, is_image: bool, text_column: str | int | None = None) -> list[Any]:
+    """The inputs of ``rows_of``; labels are not looked at."""
+    return list(rows_of(data, labelled=False, is_image=is_image, text_column=text_column).inputs)
+
+
+def labelled(
+    data: Any,
+    names: Sequence[str],
+    owner: str,
+    *,
+    is_image: bool,
+    text_column: str | int | None = None,
+    first_label: int | None = None,
+    limit: int = 0,
+) -> Split:
+    """``rows_of`` with the classes of ``owner``, see ``numbered``; ``limit`` keeps so many rows,
+    drawn by a fixed seed. Raises ``DataError``."""
+    found = rows_of(data, is_image=is_image, text_column=text_column)
+    if isinstance(data, Split):  # 0-based by its type, whatever the names
+        found = Rows(found.inputs, found.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
+        odd = next((y for y in found.labels if not 0 <= y < len(names)), None)
+        if odd is not None:
+            raise DataError(f"Label {odd} is none of '{owner}'s: 0..{len(names) - 1}.")
+    labels, inputs = numbered(found, names, owner, first_label), found.inputs
+    if limit and limit < len(labels):
+        from ..protocols import uniform_order
+
+        kept = uniform_order(len(labels), limit, LIMIT_SEED).tolist()
+        inputs, labels = [inputs[i] for i in kept], [labels[i] for i in kept]
+    return as_split(inputs, labels)
+
+
+def read_file(
+    path: str | os.PathLike,
+    *,
+    labelled: bool = True,
+    is_image: bool = False,
+    text_column: str | int | None = None,
+) -> Rows:
+    """Rows of a .csv, .tsv, .jsonl (each also .gz) or .parquet; unlabelled texts also of a .txt, a
+    text per line; images of a folder with a folder per class. Suffixes in any letter case.
+
+    Raises ``DataError`` with file and line.
+    """
+    found = user_path(path)
+    if not found.exists():
+        hint = "" if os.path.splitext(found)[1] else " (Texts are given as a list of texts.)"
+        raise DataError(f"There is no file or folder '{path}'.{hint}")
+    kind = (found.with_suffix("") if found.suffix.lower() == ".gz" else found).suffix.lower()
+    options: dict[str, Any] = {"labelled": labelled, "text_column": text_column}
+    if is_image and found.is_dir():
+        return _image_folder(found, labelled)
+    if kind == ".parquet" and found.is_file():
+        return _parquet(found, is_image=is_image, **options)
+    if not is_image and found.is_file():
+        if kind in (".csv", ".tsv"):
+            return read_csv(found, **options)
+        if kind in JSON_LINES:
+            return _json_lines(found, **options)
+        if kind == ".txt" and not labelled:
+            return _text_lines(found)
+    wanted = ".csv, .tsv, .jsonl or .parquet" + (
+        "" if labelled else ", or .txt with a text a line,"
+    )
+    if is_image:
+        wanted = f"a folder {'with a folder of images per class' if labelled else 'of images'}"
+        wanted += ", or .parquet,"
+    raise DataError(
+        f"'{path}' holds no {'labelled ' if labelled else ''}inputs that can be read: "
+        f"{wanted} is read."
+    )
+
+
+# ---- text files -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open(path: Path, newline: str = "\n") -> Iterator[TextIO]:
+    """A UTF-8 file, plain or gzipped, without its byte-order mark. What reading it raises in the
+    block becomes a ``DataError``."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as f:
+            yield f
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error!r}).") from error
+
+
+def _lines(f: TextIO, path: Path) -> Iterator[str]:
+    """The lines of an open file, in bounded memory.
+
+    Raises ``DataError`` for a line above ``MAX_TEXT`` or a gzip file that unfolds into more than
+    ``MAX_GROWTH`` times its bytes.
+    """
+    total, most = 0, max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
+    while line := f.readline(MAX_TEXT + 1):
+        total += len(line)
+        if len(line) > MAX_TEXT:
+            raise DataError(
+                f"{path}: a line of more than {MAX_TEXT >> 20} million characters; "
+                "this is no file of texts, or a quote is never closed."
+            )
+        if total > most:
+            raise DataError(
+                f"{path}: unfolds into more than {MAX_GROWTH} times its size; "
+                "unpack it and look at what it holds."
+            )
+        yield line
+
+
+def _text_lines(path: Path) -> Rows:
+    """A text per line feed; blank lines are left out."""
+    texts: list[str] = []
+    numbers = array("q")
+    with _open(path) as f:
+        for i, line in enumerate(_lines(f, path), start=1):
+            if line.strip():
+                text = line.removesuffix("\n").removesuffix("\r")
+                if "\r" in text:
+                    raise DataError(
+                        f"{path}, line {i}: a carriage return within a line; save it with lines "
+                        "that end in a line feed."
+                    )
+                texts.append(text)
+                numbers.append(i)
+    if not texts:
+        raise DataError(f"'{path}' holds no inputs; it has no line with text.")
+    return rows(texts, None, where=str(path), lines=numbers)
+
+
+def _json_lines(path: Path, **options: Any) -> Rows:
+    """A JSON object per line with named fields, or an array of such objects."""
+    found: list[Any] = []
+    numbers = array("q")
+    with _open(path) as f:
+        for i, line in enumerate(_lines(f, path), start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {i}: no JSON ({error}); give an object per line."
+                ) from error
+            found += value if isinstance(value, list) and not found else [value]
+            numbers += array("q", [i] * (len(found) - len(numbers)))
+    if not found:
+        raise DataError(f"{path}: no rows.")
+    odd = next((i for i, row in enumerate(found) if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise DataError(
+            f"{path}, line {numbers[odd]}: a {type(found[odd]).__name__}; give an object per line: "
+            '{"text": ..., "label": ...}.'
+        )
+    return from_python(found, is_image=False, first=None, where=str(path), lines=numbers, **options)
+
+
+def read_csv(
+    path: Path,
+    *,
+    text_column: str | int | None = None,
+    labelled: bool = True,
+    keep_empty: bool = False,
+) -> Rows:
+    """Labels and texts of one CSV or TSV, plain or gzipped.
+
+    A header names the columns (see ``columns_of``). Without one the label stands first, the text
+    in column 2 (counted from 0) of three, in column 1 of two; other numbers of columns need
+    ``text_column``. Texts such as "null" or "NA" are texts. Quotes in a TSV are text, unless they
+    enclose a cell.
+
+    Raises ``DataError`` with file and line for an empty or unreadable row, a missing column or,
+    unless ``keep_empty``, an empty text.
+    """
+    tabs = ".tsv" in [s.lower() for s in path.suffixes[-2:]]
+    style: dict[str, Any] = (
+        {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    )
+    texts: list[str] = []
+    labels: list[str] = []
+    numbers = array("q")
+    header: list[str] = []
+    width, at, label = 0, 0, None
+    reader = None
+    try:
+        with _open(path, newline="") as f:
+            reader = csv.reader(_lines(f, path), **style)
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not any(cell.strip() for cell in row):
+                    raise DataError(f"{where}: the row is empty; remove it.")
+                if tabs:
+                    row = [_unquoted(cell) for cell in row]
+                if not width:
+                    width = len(row)
+                    if _is_header(row, labelled):
+                        header = row
+                        at, label = columns_of(
+                            row, where, labelled=labelled, text_column=text_column
+                        )
+                        continue
+                    at, label = _places(width, text_column, labelled, where)
+                if len(row) != width:
+                    raise DataError(
+                        f"{where}: {len(row)} columns, the rows before have {width}; "
+                        "quote texts that hold commas."
+                    )
+                if not (keep_empty or row[at].strip()):
+                    raise DataError(
+                        f"{where}: the text is empty; remove the row or choose another "
+                        "--text-column."
+                    )
+                if len(texts) == MAX_ROWS // 2:
+                    raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")
+                texts.append(row[at])
+                if label is not None:
+                    labels.append(sys.intern(row[label].strip()))
+                    if not labels[-1]:
+                        raise DataError(f"{where}: no label; correct or remove the row.")
+                numbers.append(reader.line_num)
+    except csv.Error as error:
+        line = f", near line {reader.line_num}" if reader else ""
+        raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
+    if not texts:
+        raise DataError(f"{path}: no rows{' below the header' if header else ''}.")
+    more = {"where": str(path), "lines": numbers, "keep_empty": keep_empty, "first": None}
+    return rows(texts, labels if labelled else None, **more)
+
+
+def _unquoted(cell: str) -> str:
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1].replace('""', '"') if quoted else cell
+
+
+def _is_header(row: Sequence[str], labelled: bool) -> bool:
+    """Whether a first row names columns: one of them is a label's usual name, or, where labels are
+    not needed, a text's."""
+    cells = [cell.strip().lower() for cell in row]
+    known = [c for c in cells if c in LABEL_COLUMNS or c in TEXT_COLUMNS]
+    of_labels = any(c in LABEL_COLUMNS for c in cells) and (len(known) > 1 or len(row) == 2)
+    return not any(c.isdigit() for c in cells) and (of_labels or bool(known and not labelled))
+
+
+def _places(
+    width: int, text_column: str | int | None, labelled: bool, where: str
+) -> tuple[int, int | None]:
+    """The columns of text and label without a header."""
+    if text_column is None:
+        if width in (2, 3) or (width == 1 and not labelled):
+            return width - 1, 0 if labelled else None
+        raise DataError(
+            f"{where}: {width} columns; say which holds the text with --text-column (counted from "
+            "0). Columns are parted by commas, in a .tsv by tabs."
+        )
+    first = int(labelled)
+    if not str(text_column).isdigit() or not first <= int(text_column) < width:
+        raise DataError(
+            f"{where}: --text-column {text_column} does not exist; columns {first}..{width - 1} "
+            "can hold text, and no header names them."
+        )
+    return int(text_column), 0 if labelled else None
+
+
+# ---- Parquet and images -----------------------------------------------------------------------
+
+
+def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | int | None) -> Rows:
+    """Columns of a Parquet file; its names of classes are those of a ``ClassLabel``."""
+    with opened(path) as file:
+        columns = file.schema_arrow.names
+        at, label = columns_of(
+            columns, str(path), labelled=labelled, is_image=is_image, text_column=text_column
+        )
+        if file.metadata.num_rows > MAX_ROWS:
+            raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it.")
+        wanted = [columns[i] for i in (at, label) if i is not None]
+        room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
+        values: dict[str, list[Any]] = {c: [] for c in wanted}
+        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=wanted):
+            for c in wanted:
+                column = batch.column(c)
+                if hasattr(column, "dictionary_decode"):  # one text can stand for many
+                    column = column.dictionary_decode()
+                room -= column.nbytes
+                if room < 0:
+                    raise DataError(f"{path}: unfolds into more than {MAX_GROWTH} times its size.")
+                values[c] += column.to_pylist()
+        names = label_names(file.schema_arrow, path, wanted[1]) if labelled else None
+    more = {"is_image": is_image, "where": str(path), "first": None, "names": names or ()}
+    return rows(values[wanted[0]], values[wanted[1]] if labelled else None, **more)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files at any depth. Hidden ones are none, such as macOS's "._name". Raises
+    ``DataError`` for an image in a form that is not read."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        if any(part.startswith(".") or part == "__MACOSX" for part in inside) or path.is_dir():
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(path)
+        elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
+            raise DataError(
+                f"{path}: images are read as {', '.join(sorted(IMAGE_SUFFIXES))}; convert it."
+            )
+    return found
+
+
+def _image_folder(folder: Path, labelled: bool) -> Rows:
+    """Images below ``folder``; with labels, those of a folder per class."""
+    if not labelled:
+        return rows(_images(folder), None, is_image=True, where=str(folder))
+    classes = sorted(
+        p for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "__MACOSX"
+    )
+    found = [(path, place.name) for place in classes for path in _images(place)]
+    loose = sum(path.parent == folder for path in _images(folder))
+    if loose or not found:
+        raise DataError(
+            f"'{folder}' holds {f'{loose} images in no folder of a class' if loose else 'no images'}"
+            "; labelled inputs are images in one folder per class."
+        )
+    labels = [label for _, label in found]
+    if all(t.isascii() and t.isdigit() for t in labels) and len(set(map(int, labels))) == len(
+        set(labels)
+    ):
+        labels = [str(int(t)) for t in labels]  # 00000, 00001, ... are numbers, too
+    return rows([p for p, _ in found], labels, is_image=True, where=str(folder), first=None)

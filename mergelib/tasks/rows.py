@@ -1,0 +1,492 @@
+"""Inputs and labels as anybody holds them in Python, and the one rule by which labels become classes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import DataError, first_five, shortened
+from ..types import Split
+
+LABEL_COLUMNS = ("label", "labels", "class", "class index", "category", "target")
+TEXT_COLUMNS = ("text", "texts", "sentence", "content", "description", "review", "document", "body")
+IMAGE_COLUMNS = ("image", "img")
+PAIR_COLUMNS = {  # a text beside one of these is half of an input
+    *("premise", "hypothesis", "question", "question1", "question2"),
+    *("sentence1", "sentence2", "text_pair", "text1", "text2"),
+}
+NAMES_OF_NUMBERS = ("label_text", "label_name")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N inputs with what is said of their classes, before they meet a model's or a task's.
+
+    ``inputs`` are texts, or images as files, bytes, PIL images or arrays. ``labels`` are all names
+    or all numbers, empty without labels. ``names`` are the data's own names of the numbers 0, 1,
+    ... (a ``ClassLabel``). ``first`` is the number of the first class; None: the file does not say.
+    ``where`` and ``lines`` (of the file) are for messages.
+    """
+
+    inputs: Sequence[Any]
+    labels: Sequence[str] | Sequence[int] = ()
+    names: tuple[str, ...] = ()
+    first: int | None = 0
+    where: str = "The data"
+    lines: Sequence[int] = ()
+
+    def at(self, i: int) -> str:
+        """Where input ``i`` stands, in words."""
+        return f"{self.where}, " + (f"line {self.lines[i]}" if self.lines else f"row {i}")
+
+    def texts(self) -> list[str]:
+        """The labels as names: the data's own, or the numbers written out."""
+        return [self.names[y] if self.names else str(y) for y in self.labels]
+
+
+def rows(
+    inputs: Iterable[Any],
+    labels: Iterable[Any] | None,
+    *,
+    is_image: bool = False,
+    keep_empty: bool = False,
+    **more: Any,
+) -> Rows:
+    """``Rows`` after a look at every input and label; ``more`` are its fields.
+
+    Raises ``DataError`` naming the row: an input of another kind, an empty text or one that is no
+    Unicode, a missing label, one that is neither name nor whole number, names among numbers.
+    """
+    found = Rows(list(inputs), (), **more)
+    for i, x in enumerate(found.inputs):
+        if reason := _odd_image(x) if is_image else _odd_text(x, keep_empty):
+            raise DataError(f"{found.at(i)}: {reason}.")
+    if not found.inputs:
+        raise DataError(f"{found.where}: no inputs. The data set is empty.")
+    if labels is None:
+        return found
+    cleaned: list[Any] = []
+    for i, y in enumerate(labels):
+        label = _label(y)
+        if label is None:
+            raise DataError(
+                f"{found.at(i) if i < len(found.inputs) else found.where}: label "
+                f"{shortened(y)} ({type(y).__name__}); a label is a class's name or whole number. "
+                "Correct or remove the row."
+            )
+        cleaned.append(label)
+    if len(cleaned) != len(found.inputs):
+        raise DataError(
+            f"{found.where}: {len(found.inputs)} inputs but {len(cleaned)} labels; "
+            "give one label per input."
+        )
+    other = next((i for i, y in enumerate(cleaned) if type(y) is not type(cleaned[0])), None)
+    if other is not None:
+        raise DataError(
+            f"{found.at(other)}: label {cleaned[other]!r} among labels such as {cleaned[0]!r}; "
+            "give all of them as names, or all as numbers."
+        )
+    n = len(found.names)
+    for i, y in enumerate(cleaned if n and not isinstance(cleaned[0], str) else ()):
+        if not 0 <= y < n:
+            raise DataError(
+                f"{found.at(i)}: label {y}; labels run from 0 to {n - 1} (it names {n} classes). "
+                "Correct or remove the row."
+            )
+    names = () if isinstance(cleaned[0], str) else found.names
+    return Rows(found.inputs, cleaned, names, found.first, found.where, found.lines)
+
+
+def _odd_text(x: Any, keep_empty: bool) -> str:
+    """Why ``x`` cannot be an input; empty if it can."""
+    if not isinstance(x, str):
+        return f"a text model takes texts, not {_kind(x)}"
+    if not (keep_empty or x.strip()):
+        return "an empty text (the text is empty); remove the row"
+    try:
+        x.encode()
+    except UnicodeEncodeError as error:
+        return f"the text holds half a character ({x[error.start]!r}); decode its file anew"
+    return ""
+
+
+def _odd_image(x: Any) -> str:
+    if x is None or isinstance(x, bool | int | float):
+        return f"an image is a file, bytes, a PIL image or an array, not {_kind(x)}"
+    return ""
+
+
+def _label(y: Any) -> str | int | None:
+    """A name or a number; None for what is neither."""
+    if hasattr(y, "as_py"):  # Arrow
+        y = y.as_py()
+    elif hasattr(y, "item") and getattr(y, "ndim", 1) == 0:  # numpy, torch
+        y = y.item()
+    if isinstance(y, str):
+        return y.strip() or None if not _odd_text(y, False) else None
+    if isinstance(y, bool):
+        return str(y)
+    if isinstance(y, float) and y.is_integer():
+        return int(y)
+    return y if isinstance(y, int) and abs(y) < 10**9 else None
+
+
+# ---- shapes -----------------------------------------------------------------------------------
+
+
+def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Rows:
+    """``Rows`` of what a session holds: a list of pairs (also a generator or zip), a pair of lists,
+    a table with named columns (DataFrame, ``datasets.Dataset``, dict of lists, list of dicts), or,
+    without labels, a list of inputs.
+
+    Raises ``DataError`` that shows the shape it got and one that works.
+    """
+    if isinstance(data, Iterator):
+        data = list(data)
+    columns = getattr(data, "column_names", None)
+    if isinstance(columns, Mapping) or (
+        isinstance(data, Mapping)
+        and any(hasattr(v, "column_names") or hasattr(v, "columns") for v in data.values())
+    ):
+        raise DataError(
+            f"{more['where']}: several splits ({first_five(list(map(str, data)))}); "
+            f"choose one: data[{next(iter(data), '')!r}]."
+        )
+    features = getattr(data, "features", None)
+    if columns is None and isinstance(features, Mapping):  # an IterableDataset
+        columns = list(features)
+    if columns is None:
+        columns = getattr(data, "columns", None)
+    if columns is None and isinstance(data, Mapping) and not _is_image_file(data):
+        columns = list(data)
+    if columns is not None:
+        return _from_table(data, list(columns), features, labelled, is_image, more)
+    if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
+        if not (is_image and _is_image_file(data[0])):
+            for i, row in enumerate(data):
+                if not isinstance(row, Mapping):
+                    raise DataError(f"{more['where']}, row {i}: {_kind(row)} among dicts.")
+            table = {c: [row.get(c) for row in data] for c in data[0]}
+            return _from_table(table, list(table), features, labelled, is_image, more)
+    if isinstance(data, str | bytes | Mapping | set) or not hasattr(data, "__iter__"):
+        raise _wrong_shape(data, labelled, is_image, more)
+    if not labelled:
+        data = list(data)
+        if any(isinstance(x, tuple | list) for x in data):
+            raise _wrong_shape(data, labelled, is_image, more)
+        return rows(data, None, is_image=is_image, **more)
+    if _are_two_columns(data, is_image, more):
+        return rows(data[0], data[1], is_image=is_image, **more)
+    if hasattr(data, "tolist") and getattr(data, "ndim", 0) == 2:
+        data = data.tolist()
+    data = list(data)
+    if any(not isinstance(r, tuple | list) or len(r) != 2 for r in data):
+        raise _wrong_shape(data, labelled, is_image, more)
+    return rows((x for x, _ in data), [y for _, y in data], is_image=is_image, **more)
+
+
+def _is_column(x: Any) -> bool:
+    return hasattr(x, "__len__") and hasattr(x, "__iter__") and not isinstance(x, str | Mapping)
+
+
+def _are_two_columns(data: Any, is_image: bool, more: Mapping[str, Any]) -> bool:
+    """Whether two things are all inputs and all labels; not two rows, each an input and its label.
+
+    Raises ``DataError`` where they could be both.
+    """
+    if not isinstance(data, list | tuple) or len(data) != 2 or not all(map(_is_column, data)):
+        return False
+
+    def fits(inputs: Sequence[Any], labels: Sequence[Any]) -> bool:
+        odd = any(_odd_image(x) if is_image else not isinstance(x, str) for x in inputs)
+        return not odd and len({type(_label(y)) for y in labels} - {type(None)}) < 2
+
+    two_rows = all(isinstance(r, list | tuple) and len(r) == 2 for r in data)
+    if not two_rows:
+        return True
+    as_columns, as_rows = fits(*data), fits(*zip(*data, strict=True))
+    if as_columns is not as_rows:
+        return as_columns
+    kinds = (type(data), *map(type, data))
+    if as_columns and kinds not in ((list, tuple, tuple), (tuple, list, list)):
+        raise DataError(
+            f"{more['where']}: two by two, so rows or columns? Two rows are "
+            "[(input, label), (input, label)], two columns ([input, input], [label, label])."
+        )
+    return kinds == (tuple, list, list)
+
+
+def columns_of(
+    names: Sequence[Any],
+    where: str,
+    *,
+    labelled: bool,
+    is_image: bool = False,
+    text_column: str | int | None = None,
+) -> tuple[int, int | None]:
+    """The places of input and label among named columns. Raises ``DataError`` listing them."""
+    plain = [str(n).strip().lower() for n in names]
+    label = next((plain.index(n) for n in LABEL_COLUMNS if n in plain), None)
+    others = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
+    usual = [plain.index(n) for n in (IMAGE_COLUMNS if is_image else TEXT_COLUMNS) if n in plain]
+    if text_column is not None and not is_image:
+        wanted = str(text_column).strip().lower()
+        usual = [plain.index(wanted)] if wanted in plain else []
+        if not usual and wanted.isdigit() and int(wanted) in others:
+            usual = [int(wanted)]
+        if not usual:
+            raise DataError(
+                f"{where}: --text-column {text_column} does not exist; it has {_listed(names)}."
+            )
+    elif PAIR_COLUMNS & set(plain):
+        usual = []
+    elif not usual and len(others) == 1:
+        usual = others
+    if len(set(plain)) < len(plain):
+        raise DataError(f"{where}: two columns of one name among {_listed(names)}; rename one.")
+    if len(usual) != 1 or (labelled and label is None):
+        lacks = ("label" if labelled and label is None else "") or ("image" if is_image else "text")
+        raise DataError(
+            f"{where}: a data set needs a column {'image' if is_image else 'text'}"
+            f"{' and a column label' if labelled else ''}; it has {_listed(names)}. Rename the one "
+            f"that holds the {lacks}, or give lists: (data[...], data[...])."
+        )
+    return usual[0], label
+
+
+def _from_table(
+    data: Any,
+    columns: list[Any],
+    features: Any,
+    labelled: bool,
+    is_image: bool,
+    more: dict[str, Any],
+) -> Rows:
+    """``Rows`` of named columns, whatever library holds them."""
+    text_column = more.pop("text_column", None)
+    at, label = columns_of(
+        columns, more["where"], labelled=labelled, is_image=is_image, text_column=text_column
+    )
+    kind = features.get(columns[at]) if isinstance(features, Mapping) else None
+    if type(kind).__name__ == "Image" and hasattr(data, "cast_column"):  # decoded here, one by one
+        data = data.cast_column(columns[at], type(kind)(decode=False))
+    if not hasattr(data, "__getitem__"):  # an IterableDataset
+        table = list(data)
+        data = {c: [row.get(c) for row in table] for c in columns}
+    inputs = _values(data, columns[at])
+    if not labelled:
+        return rows(inputs, None, is_image=is_image, **more)
+    kind = features.get(columns[label]) if isinstance(features, Mapping) else None
+    names, labels = tuple(getattr(kind, "names", None) or ()), _values(data, columns[label])
+    told = [c for c in columns if str(c).strip().lower() in NAMES_OF_NUMBERS]
+    if not names and told and all(isinstance(_label(y), int) for y in labels):
+        named = dict(zip(map(_label, labels), map(_label, _values(data, told[0])), strict=True))
+        if min(named) >= 0 and len(set(named.values())) == len(named) and None not in named:
+            names = tuple(str(named.get(c, f"LABEL_{c}")) for c in range(max(named) + 1))
+    return rows(inputs, labels, is_image=is_image, **{**more, "names": names})
+
+
+def _values(data: Any, column: Any) -> list[Any]:
+    values = data[column]
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+def _is_image_file(x: Mapping) -> bool:
+    return bool(x) and set(x) <= {"bytes", "path"}
+
+
+def _kind(x: Any) -> str:
+    """What something is, for a message."""
+    if isinstance(x, tuple | list):
+        inner = ", ".join(_kind(v) for v in x[:3]) + (", ..." if len(x) > 3 else "")
+        return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
+    if isinstance(x, Mapping):
+        return f"dict with {_listed(list(x))}"
+    missing = x is None or (isinstance(x, float) and x != x)
+    return "a missing value" if missing else type(x).__name__
+
+
+def _listed(names: Sequence[Any]) -> str:
+    return first_five(list(map(str, names))) or "none"
+
+
+def _wrong_shape(data: Any, labelled: bool, is_image: bool, more: Mapping[str, Any]) -> DataError:
+    what = "image" if is_image else "text"
+    shape = getattr(data, "shape", None)
+    if isinstance(data, list | tuple):
+        wanted = (
+            (lambda r: isinstance(r, tuple | list) and len(r) == 2)
+            if labelled
+            else (lambda r: not isinstance(r, tuple | list))
+        )
+        i = next((i for i, r in enumerate(data) if not wanted(r)), 0)
+        got = f"a {type(data).__name__} of {len(data)}, whose item {i} is {_kind(data[i])}"
+    else:
+        got = f"{_kind(data)}{f' {shortened(data)!r}' if isinstance(data, str) else ''}"
+        got += f" of shape {list(shape)}" if isinstance(shape, tuple) else ""
+    shapes = (
+        f"[({what}, label), ...], ([{what}, ...], [label, ...]), a DataFrame or Dataset with "
+        f"columns '{what}' and 'label'"
+        if labelled
+        else f"a list of {what}s, a DataFrame or Dataset with a column '{what}'"
+    )
+    files = (
+        "a folder of images" if is_image else f"a file's name (.csv{'' if labelled else ', .txt'})"
+    )
+    return DataError(f"{more['where']}: got {got}. Give {shapes}, or {files}.")
+
+
+# ---- classes ----------------------------------------------------------------------------------
+
+
+def numbered(
+    data: Rows, names: Sequence[str], owner: str, first_label: int | None = None
+) -> list[int]:
+    """The 0-based class of every row among ``names``, those of ``owner``.
+
+    By name where both sides have names (letter case and blanks may differ). Names such as LABEL_0,
+    LABEL_1, ... only count; then, and for data without names, numbers count: from 0 in Python and
+    wherever a 0 is, from ``first_label`` where that is given, from 1 where a file's numbers fit
+    no other way.
+
+    Raises ``DataError`` for a label that ``owner`` does not have and for everything ambiguous: two
+    classes of one name, numbers that would fit in two ways.
+    """
+    labels: Sequence[Any] = data.labels
+    names, n = tuple(map(str, names)), len(names)
+    if data.names:
+        if _has_names(data.names) and _has_names(names):
+            labels = data.texts()
+        elif len(data.names) == n:
+            return list(data.labels)
+        else:
+            raise DataError(
+                f"{data.where}: {len(data.names)} classes ({_few(data.names)}), and '{owner}' has "
+                f"{n} ({_few(names)}); they cannot be told by name."
+            )
+    of_names = isinstance(labels[0], str)
+    texts = {str(y): y for y in labels}
+    counted = all(map(_counts, texts))
+    by_name = None if counted and first_label is not None else _by_name(texts, names)
+    readings = [by_name] if by_name else []
+    guess = data.first is None and not _has_names(names)
+    if counted and (not of_names or not by_name or guess):
+        firsts = (0, 1) if of_names or data.first is None else (data.first,)
+        for first in firsts if first_label is None else (first_label,):
+            places = {t: int(t) - first for t in texts}
+            if min(places.values()) >= 0 and max(places.values()) < n:
+                readings.append(places)
+    if not readings:
+        odd, low = _odd(texts, names), first_label or int(counted and data.first is None)
+        low = 0 if "0" in texts else low
+        said = shortened(texts[odd]) if isinstance(texts[odd], str) else texts[odd]
+        raise DataError(
+            f"{data.at(labels.index(texts[odd]))}: Label {said!r} is none of "
+            f"'{owner}'s: {low}..{n - 1 + low} or {_few(names)}."
+            + ("" if _has_names(names) or counted else f" '{owner}' does not name its classes.")
+            + (" A header calls its columns label and text." if odd == labels[0] else "")
+        )
+    if any(-1 in places.values() for places in readings):
+        odd = next(t for t, place in readings[0].items() if place == -1)
+        raise DataError(
+            f"{data.where}: label {odd!r}, and two classes of '{owner}' bear this name "
+            f"({_few(names)}); give numbers from 0 instead."
+        )
+    if any(places != readings[0] for places in readings):
+        low, high = min(texts, key=int), max(texts, key=int)
+        raise DataError(
+            f"{data.where}: numbers from {low} to {high} can count '{owner}'s {n} classes "
+            f"({_few(names)}) in two ways, and nothing says which. Write names instead, or say what "
+            "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
+        )
+    return [readings[0][str(y)] for y in labels]
+
+
+def _counts(label: str) -> bool:
+    return label.isascii() and label.isdigit() and len(label) < 10
+
+
+def _odd(texts: Iterable[str], names: Sequence[str]) -> str:
+    """The label to name in a message: one that is no name, or the highest number."""
+    numbers = [t for t in texts if _counts(t)]
+    others = [t for t in texts if not _counts(t)]
+    if not others:
+        return max(numbers, key=int)
+    known = set(map(_folded, names))
+    unknown = [t for t in others if _folded(t) not in known]
+    return (unknown or numbers or others)[0]
+
+
+def _has_names(names: Sequence[str]) -> bool:
+    """Whether names say more than a number: not LABEL_0, LABEL_1, ... or 1, 2, ... in order."""
+    plain = [re.sub(r"(?i)^(label|class)[_ ]?", "", str(n).strip()) for n in names]
+    return plain not in ([str(i + first) for i in range(len(plain))] for first in (0, 1))
+
+
+def _folded(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def _by_name(texts: Iterable[str], names: Sequence[str]) -> dict[str, int] | None:
+    """Label -> class, -1 where two bear the name; None if there is a label that nobody bears."""
+    alike: tuple[Callable[[str], str], ...] = (str, _folded)
+    for plain in alike:
+        places: dict[str, int] = {}
+        for i, name in enumerate(map(plain, names)):
+            places[name] = -1 if name in places else i
+        if all(plain(t) in places for t in texts):
+            return {t: places[plain(t)] for t in texts}
+    return None
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(shortened, names[:4])) + (
+        f", ... ({len(names)})" if len(names) > 4 else ""
+    )
+
+
+def named_splits(
+    train: Rows, test: Rows, owner: str, names: Sequence[str] = ()
+) -> tuple[tuple[str, ...], list[int], list[int]]:
+    """Label names and both splits' classes. Without ``names``, classes are train's, in the order of
+    its ``ClassLabel``, else sorted; both splits are then told by name.
+
+    Raises ``DataError`` for a label that train does not have, and what ``numbered`` raises.
+    """
+    if names:
+        said = {*map(str, train.labels), *map(str, test.labels)}
+        first = next((f for f, t in ((0, "0"), (1, str(len(names)))) if t in said), None)
+        first = first if all(map(_counts, said)) else None
+        return tuple(names), *(numbered(rows, names, owner, first) for rows in (train, test))
+    texts = train.texts()
+    known = set(texts)
+    digits = set(filter(_counts, known))
+    if digits and digits != known and train.first is None:
+        odd = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(known)))
+        raise DataError(
+            f"{train.at(texts.index(odd))}: label {odd!r} among names and numbers; "
+            "give all labels as names, or all as numbers."
+        )
+    if isinstance(train.inputs[0], str) and len(known) > len(set(train.inputs)):
+        raise DataError(
+            f"{train.where}: {len(known)} classes, more than different inputs; "
+            "text and label stand in each other's place."
+        )
+    names = sorted(known, key=lambda t: (len(t), t) if digits == known else (0, t))
+    if train.names:
+        names = [n for n in train.names if n in known]
+    places = {name: i for i, name in enumerate(names)}
+    for i, label in enumerate(test.texts()):
+        if label not in places:
+            raise DataError(f"{test.at(i)}: label {label!r} is not among train's {_few(names)}.")
+    return tuple(names), [places[t] for t in texts], [places[t] for t in test.texts()]
+
+
+def as_split(inputs: Sequence[Any], labels: Sequence[int]) -> Split:
+    """Inputs and 0-based classes as a ``Split``."""
+    return Split(tuple(inputs), torch.tensor(labels, dtype=torch.long))

@@ -1,0 +1,474 @@
+"""One way in for data: every shape gives the same rows, labels become classes by one rule, files
+are read as they are, and what is odd or ambiguous is refused in words."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+import mergelib
+from mergelib.errors import DataError
+from mergelib.tasks.data import labelled, read_csv, rows_of, unlabelled
+from mergelib.tasks.local import LABEL_NAMES, local_splits
+from mergelib.tasks.rows import rows
+from mergelib.types import Split
+
+NAMES = ("sport", "film", "news")
+TEXTS, LABELS = ["a goal", "an actor", "a vote", "null"], ["sport", "film", "news", "film"]
+NUMBERS = [0, 1, 2, 1]
+OTHER_ORDER = ("film", "news", "sport")
+
+
+def classes(data, names=NAMES, **options):
+    options = {"is_image": False, **options}
+    return labelled(data, names, "x", **options).labels.tolist()
+
+
+def refused(data, says="", names=NAMES, **options):
+    with pytest.raises(DataError, match=says):
+        classes(data, names, **options)
+
+
+def dataset(labels=LABELS, names=OTHER_ORDER, texts=TEXTS):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+    )
+    return datasets.Dataset.from_dict(
+        {"text": texts, "label": [list(names).index(y) for y in labels]}, features=features
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def write(path, rows, header=None):
+    """A table of ``rows``, in the form that the suffix says."""
+    kind = path.suffix.lower()
+    if kind == ".jsonl":
+        text = "".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in rows)
+        path.write_text(text, encoding="utf-8")
+    elif kind == ".parquet":
+        pd.DataFrame(rows, columns=["text", "label"]).to_parquet(path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as f:
+            writer = csv.writer(f, delimiter="\t" if kind == ".tsv" else ",")
+            writer.writerows(([header] if header else []) + [(y, t) for t, y in rows])
+    return path
+
+
+# ---- shapes -----------------------------------------------------------------------------------
+
+PAIRS = list(zip(TEXTS, LABELS, strict=True))
+SHAPES = {
+    "pairs": lambda y: list(zip(TEXTS, y, strict=True)),
+    "lists in a list": lambda y: [list(r) for r in zip(TEXTS, y, strict=True)],
+    "zip": lambda y: zip(TEXTS, y, strict=True),
+    "generator": lambda y: (r for r in zip(TEXTS, y, strict=True)),
+    "two lists": lambda y: (TEXTS, y),
+    "list of two lists": lambda y: [TEXTS, y],
+    "series": lambda y: (pd.Series(TEXTS), pd.Series(y)),
+    "arrays": lambda y: (np.array(TEXTS), np.array(y)),
+    "dicts": lambda y: [{"label": b, "text": a} for a, b in zip(TEXTS, y, strict=True)],
+    "dict of lists": lambda y: {"label": y, "sentence": TEXTS},
+    "frame": lambda y: pd.DataFrame(
+        {"id": range(4), "label": y, "text": TEXTS}, index=list("dcba")
+    ),
+    "two columns": lambda y: pd.DataFrame({"Label": y, "utterance": TEXTS}),
+    "categories": lambda y: pd.DataFrame({"label": pd.Series(y).astype("category"), "text": TEXTS}),
+    "dataset": lambda y: datasets.Dataset.from_dict({"label": y, "text": TEXTS}),
+    "iterable": lambda y: datasets.Dataset.from_dict(
+        {"label": y, "text": TEXTS}
+    ).to_iterable_dataset(),
+}
+
+
+@pytest.mark.parametrize("labels", [LABELS, NUMBERS], ids=["names", "numbers"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_gives_the_same_rows(shape, labels):
+    found = labelled(SHAPES[shape](labels), NAMES, "x", is_image=False)
+    assert list(found.inputs) == TEXTS and found.labels.tolist() == NUMBERS
+    task = mergelib.task("t", SHAPES[shape](labels), (["a test"], [labels[0]]), n_validation=1)
+    assert task.label_names == (tuple(sorted(NAMES)) if labels is LABELS else ("0", "1", "2"))
+    both = [*task.train.inputs, *task.validation.inputs]
+    at = [*task.train.labels.tolist(), *task.validation.labels.tolist()]
+    assert {t: task.label_names[y] for t, y in zip(both, at, strict=True)} == dict(
+        zip(TEXTS, map(str, labels), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (["a goal", "an actor", "a vote"], r"item 0 is str\. Give \[\(text, label\), \.\.\.\]"),
+        ([("a", "sport", 3)], r"\(str, str, int\)"),
+        (("a", "sport"), "item 0 is str"),
+        ({"a goal", "sport"}, "got set"),
+        (3, "got int"),
+        (pd.DataFrame({"topic": LABELS, "body": TEXTS}), "it has topic, body"),
+        (pd.DataFrame({"text": TEXTS, "review": TEXTS, "label": LABELS}), "it has text, review"),
+        (pd.DataFrame({"question": TEXTS, "sentence": TEXTS, "label": LABELS}), "needs a column"),
+        (pd.DataFrame([TEXTS, LABELS, LABELS], ["text", "label", "label"]).T, "of one name"),
+        (datasets.DatasetDict({"test": dataset()}), r"choose one: data\['test'\]"),
+        ((TEXTS, LABELS[:3]), "4 inputs but 3 labels"),
+        ((("a", "b"), ("sport", "film")), "rows or columns"),
+        ([["a", "b"], ["sport", "film"]], "rows or columns"),
+        ([], "no inputs"),
+        (([], []), "no inputs"),
+        ("no/such.csv", "no file"),
+    ],
+)
+def test_a_wrong_shape_is_shown_with_one_that_works(shape, says):
+    refused(shape, says)
+    with pytest.raises(DataError, match=says):
+        mergelib.task("t", shape, PAIRS, n_validation=1)
+
+
+def test_two_rows_and_two_columns_of_two():
+    assert classes([("sport", "film"), ("film", "news")]) == [1, 2]
+    assert classes((["sport", "film"], ["film", "news"])) == [1, 2]
+    assert classes([["a", 1], ["b", 2]]) == classes((("a", "b"), (1, 2))) == [1, 2]
+
+
+def test_unlabelled_inputs_of_every_shape(tmp_path):
+    table = write(tmp_path / "x.csv", PAIRS)
+    for data in (TEXTS, tuple(TEXTS), iter(TEXTS), pd.Series(TEXTS), np.array(TEXTS), dataset(),
+                 dataset().remove_columns("label"), pd.DataFrame({"text": TEXTS}), table):  # fmt: skip
+        assert unlabelled(data, False) == TEXTS
+    for wrong in ("one text", [("premise", "hypothesis")], [TEXTS], 5, None, ["a", None]):
+        with pytest.raises(DataError):
+            unlabelled(wrong, False)
+
+
+# ---- labels -----------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.text("abcäß", min_size=1, max_size=3), min_size=2, max_size=5, unique=True),
+    st.randoms(),
+    st.data(),
+)
+def test_names_decide_in_whatever_order_the_data_have_them(names, random, data):
+    names = [f"{n}." for n in names]
+    order = random.sample(names, len(names))
+    labels = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=6))
+    texts = [f"text {i}" for i in range(len(labels))]
+    numbers = rows(texts, [order.index(y) for y in labels], names=tuple(order))
+    for given_ in (numbers, (texts, labels)):
+        assert classes(given_, tuple(names)) == [names.index(y) for y in labels]
+
+
+@given(
+    st.integers(2, 6),
+    st.sets(st.integers(0, 6), min_size=1),
+    st.booleans(),
+    st.sampled_from(["csv", "tsv", "jsonl", "parquet"]),
+)
+@example(3, {1, 2}, False, "csv")
+def test_numbers_in_a_file_are_counted_or_refused_never_guessed(folder, n, said, named, kind):
+    """Read from 0 and from 1: what fits in one way only is that, else it is refused."""
+    names = [f"name {c}" for c in range(n)] if named else [f"LABEL_{c}" for c in range(n)]
+    fits = [f for f in (0, 1) if min(said) >= f and max(said) < n + f]
+    path = write(folder / f"x.{kind}", [(f"text {y}", y) for y in sorted(said)])
+    if len(fits) == 1:
+        assert classes(path, names) == [y - fits[0] for y in sorted(said)]
+    else:
+        refused(path, "two ways" if fits else "is none of", names)
+    for first in fits:
+        assert classes(path, names, first_label=first) == [y - first for y in sorted(said)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([0, 1.7], "1.7"),
+        ([0, None], "None"),
+        ([0, float("nan")], "nan"),
+        ([0, pd.NA], "NA"),
+        ([0, -1], "-1"),
+        ([0, 3], "none of"),
+        (["sport", 1], "1 among labels such as 'sport'"),
+        (["sport", ""], "row 1: label"),
+        (["sport", "opera"], "row 1: Label 'opera'"),
+        (["sport", "\ud800"], "row 1: label"),
+        ([[0, 1], [1, 0]], "list"),
+        ([True, False], "True"),
+        ([b"sport", b"film"], "bytes"),
+        (np.array([[1, 0], [0, 1]]), "ndarray"),
+        (torch.tensor([0.5, 1.0]), "0.5"),
+        ([0, 2**70], "row 1: label 118"),
+        ([0, 10**5000], "row 1: label"),
+    ],
+)
+def test_labels_that_are_no_class_are_refused(labels, says):
+    refused((["one", "two"], labels), says)
+
+
+def test_whole_numbers_of_any_library_are_numbers():
+    for labels in ([0.0, 2.0], np.array([0, 2], np.uint8), torch.tensor([0, 2]), ["0", "2"]):
+        assert classes((["one", "two"], labels)) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "right"),
+    [
+        (("other", "other", "pos"), ["other"], "bear this name"),
+        (("other", "other", "pos"), ["pos"], [2]),
+        (("other", "other", "pos"), [1], [1]),
+        (("Sport", "FILM"), ["sport", "film "], [0, 1]),
+        (("a", "A"), ["A"], [1]),
+        (("cafe\u0301", "b"), ["caf\u00e9"], [0]),
+        (("1", "2", "3"), [1, 2, 3], [0, 1, 2]),
+        (("1", "2", "3"), [1, 2], "two ways"),
+        (("1", "2", "3"), ["1", "2"], [0, 1]),
+        (("2", "0", "1"), ["0", "2"], [1, 0]),
+        (("2", "0", "1"), [0, 2], "two ways"),
+        (("LABEL_0", "LABEL_1"), ["LABEL_1"], [1]),
+        (("LABEL_0", "LABEL_1"), ["pos"], "does not name its classes"),
+    ],
+)
+def test_names_that_repeat_differ_in_case_or_are_numbers(names, labels, right):
+    data = ([f"text {i}" for i in range(len(labels))], labels)
+    if isinstance(right, str):
+        refused(data, right, names)
+    else:
+        assert classes(data, names) == right
+
+
+def test_a_data_set_whose_names_are_not_the_heads():
+    assert classes(dataset(), ("LABEL_0", "LABEL_1", "LABEL_2")) == [2, 0, 1, 0]
+    assert classes(dataset(["1", "0"], "012", ["a", "b"])) == [1, 0]
+    refused(dataset(), "3 classes", ("LABEL_0", "LABEL_1"))
+    refused(dataset(), "Label 'sport'", ("a", "b", "c"))
+    told = pd.DataFrame({"text": TEXTS, "label": [2, 0, 1, 0], "label_text": LABELS})
+    assert classes(told) == NUMBERS, "the text tells what the number means"
+    assert classes(Split(tuple(TEXTS), torch.tensor([0, 1, 2, 1])), ("2", "0", "1")) == NUMBERS
+
+
+def test_a_task_numbers_both_splits_alike(tmp_path):
+    task = mergelib.task("t", dataset(), dataset(names=NAMES), n_validation=1)
+    assert task.label_names == OTHER_ORDER and task.test.labels.tolist() == [2, 0, 1, 0]
+    one = write(tmp_path / "a.csv", [(f"text {i}", i % 3 + 1) for i in range(9)])
+    task = mergelib.task("t", one, (["a test"], ["3"]), n_validation=2)
+    assert task.label_names == ("1", "2", "3") and task.test.labels.tolist() == [2]
+    for train, test, says in (
+        (PAIRS, [("a", "opera")], "'opera' is not among train's"),
+        (PAIRS, [("a", 0)], "'0' is not among"),
+        ([(y, t) for t, y in PAIRS], PAIRS, "each other's place"),
+        ([("a", "x"), ("b", "x")], [("c", "x")], "only one class"),
+    ):
+        with pytest.raises(DataError, match=says):
+            mergelib.task("t", train, test, n_validation=1)
+    with pytest.raises(DataError, match="n_validation=-5"):
+        mergelib.task("t", PAIRS, PAIRS, n_validation=-5)
+    with pytest.warns(UserWarning, match="4 of 4 test texts are also training texts"):
+        mergelib.task("t", PAIRS, PAIRS, n_validation=1)
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+ODD = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\x00\u00a0\ufeff"
+lines = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n") |
+                st.sampled_from(ODD), min_size=1)  # fmt: skip
+
+
+@given(st.lists(lines.filter(str.strip), min_size=1, max_size=5), st.sampled_from(["\n", "\r\n"]))
+@example(["good\u2028film", "bad\x85plot", "fine\x0cteam"], "\n")
+def test_a_text_file_holds_a_text_per_line_feed(folder, texts, end):
+    path = folder / "i.TXT"
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(t + end for t in texts).encode())
+    assert unlabelled(path, False) == texts
+    table = write(path.parent / "i.csv", [(t, "sport") for t in texts])
+    assert list(rows_of(table).inputs) == texts
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "mark"])
+@pytest.mark.parametrize("header", [None, ("label", "text"), ("Class Index", "utterance")])
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".tsv", ".Csv.gz", ".CSV.GZ"])
+@pytest.mark.parametrize("labels", [LABELS, [1, 2, 3, 2]], ids=["names", "numbers"])
+def test_tables_with_and_without_mark_header_names(tmp_path, mark, header, suffix, labels):
+    plain = write(tmp_path / f"x{suffix[:4]}", list(zip(TEXTS, labels, strict=True)), header)
+    raw = mark + plain.read_bytes()
+    path = tmp_path / f"y{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix.lower().endswith("gz") else raw)
+    assert classes(path) == NUMBERS and unlabelled(path, False) == TEXTS
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_texts_survive_as_they_are(tmp_path, kind):
+    texts = ["null", "NA", "nan", "None", " padded ", "naïve 日本 😀", "x" * 200_000, "0", "a, b"]
+    texts += ['He said "no, never"', "one\ntwo\r\nthree"] * (kind != "tsv")
+    path = write(tmp_path / f"x.{kind}", [(t, "sport") for t in texts])
+    assert list(rows_of(path).inputs) == texts
+
+
+def test_columns_by_place_and_name(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('1,"title","text"\n2,t,text two\n')
+    assert read_csv(path).inputs == ["text", "text two"]
+    path.write_text("1,a,b,c\n2,d,e,f\n")
+    with pytest.raises(DataError, match=r"line 1: 4 columns.*--text-column"):
+        read_csv(path)
+    assert read_csv(path, text_column=1).inputs == ["a", "d"]
+    for column in (0, 4, -1, "title"):
+        with pytest.raises(DataError, match=f"--text-column {column} does not exist"):
+            read_csv(path, text_column=column)
+    path.write_text("title,label,body\na,1,b\n")
+    assert read_csv(path).inputs == ["b"]
+    assert (
+        read_csv(path, text_column="Title").inputs == read_csv(path, text_column=0).inputs == ["a"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("\n", "line 3: the row is empty"),
+        (",,\n", "line 3: the row is empty"),
+        ("1,t,  \n", "line 3.*text is empty"),
+        ("-1,t,x\n", "line 3: Label '-1'"),
+        ("x,t,x\n", "line 3: Label 'x'"),
+        ("1.0,t,x\n", "line 3: Label '1.0'"),
+        ("1_0,t,x\n", "line 3: Label '1_0'"),
+        ("5,t,x\n", "line 3: Label '5'"),
+        (f"{'9' * 5000},t,x\n", "line 3: Label '999"),
+        (",t,x\n", "line 3: no label"),
+        ("1,x\n", "line 3: 2 columns"),
+        ("1,t,x,y\n", "line 3: 4 columns"),
+        ('1,t,"one\ntwo"\n5,t,x\n', "line 5: Label '5'"),
+        ('1,t,"x" y\n', "near line 3"),
+        ('1,t,"never closed\n', "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
+def test_a_broken_row_is_refused_with_file_and_line(tmp_path, name, bad, says):
+    raw = f"1,t,good\n2,t,good\n{bad}1,t,good\n".encode()
+    for split in (name, "test.csv"):
+        (tmp_path / "ag").mkdir(exist_ok=True)
+        path = tmp_path / "ag" / split
+        path.write_bytes(gzip.compress(raw) if split.endswith("gz") else raw)
+    with pytest.raises(DataError, match=says):
+        local_splits(tmp_path, "ag")
+    refused(path, says, LABEL_NAMES["ag"], first_label=1)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    good = gzip.compress("".join(f"1,t,text number {i}\n" for i in range(3000)).encode())
+    for name, raw in {
+        "latin.csv": "1,caf\xe9\n".encode("latin-1"),
+        "utf16.csv": "1,text\n".encode("utf-16"),
+        "cut.csv.gz": good[: len(good) // 2],
+        "flipped.csv.gz": good[:500] + bytes(b ^ 0xFF for b in good[500:540]) + good[540:],
+        "plain.csv.gz": b"1,t,not zipped\n",
+        "empty.csv": b"",
+        "header.csv": b"label,text\n",
+        "no.jsonl": b'{"text": "a"\n',
+        "nested.jsonl": b"[" * 100_000,
+        "list.jsonl": b'["a", "sport"]\n3\n',
+        "half.jsonl": b'{"text": "\\ud800", "label": "sport"}\n',
+        "null.jsonl": b'{"text": null, "label": "sport"}\n',
+        "lacks.jsonl": b'{"text": "a", "label": "sport"}\n{"text": "b"}\n',
+        "x.parquet": b"PAR1",
+        "labelled.txt": b"a text\n",
+        "x.xlsx": b"PK",
+    }.items():
+        (tmp_path / name).write_bytes(raw)
+        refused(tmp_path / name, name.replace(".", r"\."))
+    for raw in (b"", b"\n \n", b"one\rtwo"):
+        (tmp_path / "i.txt").write_bytes(raw)
+        with pytest.raises(DataError, match=r"i\.txt"):
+            unlabelled(tmp_path / "i.txt", False)
+
+
+# ---- images -----------------------------------------------------------------------------------
+
+
+def picture(value, form="PNG"):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, 0, 0)).save(file, form)
+    return file.getvalue()
+
+
+def image_folder(root, names, suffix="png"):
+    for i, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / f"a.{suffix}").write_bytes(
+            picture(40 * i, "JPEG" if "j" in suffix else "PNG")
+        )
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "right"),
+    [
+        (["film", "news", "sport"], NAMES, [1, 2, 0]),
+        (["0", "1", "2"], ["LABEL_0", "LABEL_1", "LABEL_2"], [0, 1, 2]),
+        (["1", "2", "3"], NAMES, [0, 1, 2]),
+        (["00000", "00001", "00010"], [f"sign {i}" for i in range(12)], [0, 1, 10]),
+        ([str(i) for i in range(11)], [f"{i}." for i in range(11)], [0, 1, 10, *range(2, 10)]),
+        (["1", "2"], NAMES, "two ways"),
+        (["0", "1"], ["1", "2", "0"], [2, 0]),
+        (["train", "test"], NAMES, "none of"),
+    ],
+)
+def test_image_folders_of_names_and_digits(tmp_path, folders, names, right):
+    root = image_folder(tmp_path / "im", folders, "JPEG")
+    (root / folders[0] / "._a.JPEG").write_bytes(b"resource fork")
+    (root / folders[0] / ".hidden").mkdir()
+    (root / folders[0] / ".hidden" / "b.png").write_bytes(b"no image")
+    (root / "__MACOSX" / folders[0]).mkdir(parents=True)
+    (root / "__MACOSX" / folders[0] / "c.png").write_bytes(b"no image")
+    (root / ".DS_Store").write_bytes(b"x")
+    if isinstance(right, str):
+        refused(root, right, names, is_image=True)
+    else:
+        assert classes(root, names, is_image=True) == right
+    assert {p.name for p in unlabelled(root, True)} == {"a.JPEG"}
+
+
+def test_images_that_would_be_left_out_are_named(tmp_path):
+    root = image_folder(tmp_path, ["film", "sport"])
+    (root / "film" / "b.tiff").write_bytes(b"x")
+    refused(root, r"b\.tiff", is_image=True)
+    (root / "film" / "b.tiff").rename(root / "c.png")
+    refused(root, "1 images in no folder", is_image=True)
+
+
+def test_an_image_task_from_every_shape(tmp_path):
+    root = image_folder(tmp_path / "im", ["a", "b", "c"])
+    files = [root / n / "a.png" for n in "abc"]
+    pictures = [Image.open(f) for f in files]
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    held = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 2]}, features=features)
+    held.to_parquet(tmp_path / "x.parquet")
+    twice = ([files[0], *files], ["a", "a", "b", "c"])  # of which one goes to validation
+    for data in (
+        root,
+        held,
+        tmp_path / "x.parquet",
+        (pictures, list("abc")),
+        [(np.array(x), y) for x, y in zip(pictures, "abc", strict=True)],
+        ([f.read_bytes() for f in files], ["a", "b", "c"]),
+        ([str(f) for f in files], ["a", "b", "c"]),
+    ):
+        task = mergelib.task("t", twice, data, n_validation=1, image_size=4)
+        assert task.modality == "image" and task.test.inputs.shape == (3, 3, 4, 4)
+        assert task.test.inputs[:, 0, 0, 0].tolist() == [0, 40, 80]
+        assert task.test.labels.tolist() == [0, 1, 2]
+    for odd, says in ((1, "an image is"), (np.zeros(3), "is no image")):
+        with pytest.raises(DataError, match=says):
+            mergelib.task("t", ([odd] * 3, ["a", "b", "c"]), root, n_validation=1, image_size=4)
