@@ -189,7 +189,7 @@ def test_order_of_experts_does_not_matter(name):
     base, experts = make_states(4)
     there, back = as_list(merge(name, base, experts)), as_list(merge(name, base, experts[::-1]))
     for a, b in zip(there, back[::-1], strict=True):
-        assert_states_close(a, b)
+        assert_states_close(a, b, atol=3e-5)  # Iso-CTS: three SVDs in float32
 
 
 @pytest.mark.parametrize("name", ON_WEIGHTS)
