@@ -145,7 +145,7 @@ def command_run(args: argparse.Namespace) -> int:
                 "tasks.text_column": args.text_column
             }
     runner.check_before(args.profile, items, parameters)
-    data_before_run(args.profile, runner.hub_sources(args.profile, items, parameters))
+    data_before_run(args.profile, runner.hub_repositories(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     running = runner.Runner(args.profile, jobs=jobs, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -239,8 +239,7 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
     from huggingface_hub import constants
 
-    from .hub import default_path
-    from .hub.sources import needed
+    from .hub import cached_files, lock_path, needed
 
     wanted = {
         "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
@@ -248,10 +247,10 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     }
     sources = {s.name: s for p in profiles for s in needed(p)}
     # What is fetched already is only read.
-    if lacking := [s for s in sources.values() if not s.is_cached()]:
+    if not all(cached_files(s) for s in sources.values()):
         wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
         wanted["lock file"] = (
-            default_path().parent,
+            lock_path().parent,
             "Set MERGELIB_HUB_LOCK to a file in another folder",
         )
     findings = []
@@ -262,16 +261,11 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
             )
             continue
         free = shutil.disk_usage(nearest(folder)).free
-        need = (
-            sum(r.size or 0 for s in lacking for r in s.rows() if not r.cached)
-            if topic == "hub cache"
-            else 0
-        )
-        tight = free < max(LITTLE, need)
+        tight = free < LITTLE
         findings.append(
             Finding(
                 topic,
-                f"{folder}, {free / 1e9:.1f} GB free{f', {need / 1e9:.1f} GB are still to come' if need else ''}",
+                f"{folder}, {free / 1e9:.1f} GB free",
                 "note" if tight else "ok",
                 f"That is little: make room. {remedy}" if tight else "",
             )
@@ -287,14 +281,15 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
     from huggingface_hub import constants, get_token
 
     from .errors import MergelibError, OfflineError
+    from .hub import cached_files, needed
     from .hub.command import size
-    from .hub.sources import needed
+    from .hub.download import plan
 
     findings = []
     for profile in profiles:
         try:
             sources = needed(profile)
-            lacking = [s.name for s in sources if not s.is_cached()]
+            lacking = [s.name for s in sources if not cached_files(s)]
         except MergelibError as error:
             findings.append(Finding("hub", str(error), "problem"))
             continue
@@ -311,7 +306,7 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
         findings.append(Finding("hub", said, "note" if lacking else "ok", remedy))
         for source in sources if online else ():
             try:
-                n, total, missing = source.to_fetch()
+                n, total, missing = plan(source)
                 findings.append(
                     Finding(
                         "online",
@@ -337,16 +332,16 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
     """A table of notebooks and profiles with measured minutes, and what each profile waits for, as lines."""
     from huggingface_hub import constants
 
-    from .hub.sources import needed
+    from .hub import cached_files, needed
     from .profiles import load_profile, variant_names
-    from .runner import hub_sources, lacking, manifest
+    from .runner import hub_repositories, lacking, manifest
 
     items = manifest()
     width = max(len(i.id) for i in items)
     cells: dict[str, dict[str, str]] = {}
     below = []
     for profile in profiles:
-        waits = [s.name for s in needed(profile) if not s.is_cached()]
+        waits = [s.name for s in needed(profile) if not cached_files(s)]
         offline = constants.is_offline_mode()
         local = {
             t.modality
@@ -355,7 +350,11 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         }
         cells[profile], cannot = {}, {}
         for item in items:
-            stuck = waits and offline and any(s.name in waits for s in hub_sources(profile, [item]))
+            stuck = (
+                waits
+                and offline
+                and any(s.name in waits for s in hub_repositories(profile, [item]))
+            )
             why = (
                 f"without {', '.join(short)}"
                 if (short := lacking(item, profile))

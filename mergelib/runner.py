@@ -27,7 +27,7 @@ from .execute import NO_ROOM
 from .profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 
 if TYPE_CHECKING:
-    from .hub.sources import Source
+    from .hub import Repository
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 REPORT = "report"
@@ -483,13 +483,13 @@ def check_before(
                         find_parquet(user_path(tasks.image_dir) / name, split)
 
 
-def hub_sources(
+def hub_repositories(
     profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None
-) -> list[Source]:
+) -> list[Repository]:
     """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the runner has them."""
-    from .hub.sources import needed
+    from .hub import needed
 
-    found: dict[str, Source] = {}
+    found: dict[str, Repository] = {}
     for item in items:
         given = (parameters or {}).get(item.id, {})
         if not {"text_dir", "image_dir", "base"} & declared_parameters(item.path).keys():

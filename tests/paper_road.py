@@ -25,7 +25,14 @@ def scores(
 
 def begin(profile: str, overrides: dict[str, Any]) -> None:
     """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
+    from mergelib.hub import needed
     from mergelib.hub.command import before_run
-    from mergelib.hub.sources import needed
 
     before_run(profile, needed(profile, overrides))
+
+
+def fetched(name: str) -> dict[str, Any]:
+    """The files of a repository of the registry."""
+    from mergelib.hub import fetch, registry
+
+    return fetch(registry()[name])

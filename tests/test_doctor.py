@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from mergelib import cli, doctor, paths, runner
-from mergelib.hub import lock
-from mergelib.hub.sources import needed
+from mergelib.hub import needed
 from mergelib.profiles import profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,25 +191,13 @@ def test_little_room(capsys, monkeypatch):
     )
 
 
-def test_room_for_what_is_still_to_come(monkeypatch, tmp_path):
+def test_room_in_the_hub_cache(monkeypatch):
     monkeypatch.setattr(
         doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**9})
     )
-    assert by_topic(doctor.folders(["paper"]))["hub cache"].level == "ok", "sizes are not known yet"
-    weights = lock.FileFacts(path="model.safetensors", size=3 * 10**9, sha256="0" * 64)
-    lock.add(
-        tmp_path / "lock.json",
-        "t5-large",
-        lock.LockedEntry(
-            id="google-t5/t5-large", revision="a" * 40, files={"model.safetensors": weights}
-        ),
-    )
     found = by_topic(doctor.folders(["paper"]))["hub cache"]
-    assert (
-        found.level == "note"
-        and "3.0 GB are still to come" in found.text
-        and "HF_HOME" in found.remedy
-    )
+    assert found.level == "ok" and "2.0 GB free" in found.text
+    assert "hub cache" not in by_topic(doctor.folders(["mini"])), "it needs nothing of it"
 
 
 def test_what_is_not_cached(capsys, monkeypatch):
@@ -228,9 +215,9 @@ def test_what_is_not_cached(capsys, monkeypatch):
 
 
 def test_online_asks(capsys, monkeypatch):
-    from mergelib.hub import sources
+    from mergelib.hub import download
 
-    monkeypatch.setattr(sources.Source, "to_fetch", lambda self: (2, 3_000_000, 1_000_000))
+    monkeypatch.setattr(download, "plan", lambda repository: (2, 3_000_000, 1_000_000))
     _, out = run(capsys, "--profile", "paper", "--online")
     assert out.count("2 files, 3.00 MB, of which 1.00 MB to be downloaded") == len(needed("paper"))
 

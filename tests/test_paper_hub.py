@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from test_vision import write_hub_clip
 from benchmarks import released as bench
 from mergelib import runner
 from mergelib.errors import ConfigError, DataError
-from mergelib.hub import files
+from mergelib.hub import download, registry
 from mergelib.pretraining.clip import PROMPTS
 from mergelib.profiles import IMAGE_TASK_NAMES, TASK_NAMES, load_profile
 from mergelib.tasks.hub_images import check_names, class_names
@@ -188,11 +189,8 @@ def test_images_online_then_offline(server, online, offline, folder):
     assert not any(
         part in path for path in server.asked for part in ("contrast", "tf_model", "sun397")
     )
-    locked = json.loads(lock.read_text())
-    assert set(locked["eurosat"]["files"]) == {
-        p for p in server.repositories[SETS["eurosat"]][OLD] if "train-" in p or "test-" in p
-    }
-    assert "pytorch_model.bin" in locked["clip-vit-base-patch32"]["files"]
+    assert json.loads(lock.read_text())["eurosat"]["revision"] == OLD
+    assert any("pytorch_model.bin" in path for path in server.asked)
     server.asked.clear()
     second = offline(ROAD, *asked, lock=lock)
     assert second.get("value") == first["value"] and not server.asked
@@ -209,7 +207,7 @@ def test_images_online_then_offline(server, online, offline, folder):
 
 
 def test_the_registry_has_the_eight_sets_their_classes_and_prompts():
-    known = files.registry()
+    known = registry()
     wanted = {
         "sun397": 397,
         "cars": 196,
@@ -243,7 +241,9 @@ def test_the_two_clips_differ_in_nothing_but_their_patches():
 def test_a_run_fetches_what_its_notebooks_read(tmp_path):
     def read(only, **given):
         items = runner.select([only])
-        return {s.name for s in runner.hub_sources("paper", items, {i.id: given for i in items})}
+        return {
+            s.name for s in runner.hub_repositories("paper", items, {i.id: given for i in items})
+        }
 
     released = {"released_checkpoints", "released_data"}
     assert read("tab02") == read("ladder") == {*released, "bert-base-uncased"}
@@ -268,39 +268,41 @@ def test_overrides_are_checked_against_the_variants_that_a_notebook_is_about():
         runner.check_before("paper", [item], {item.id: {"overrides": {"tasks.names": ["ag"]}}})
 
 
-@pytest.mark.parametrize(
-    ("listing", "says"),
-    [
-        (
-            ["data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"],
-            r"1 files data/train-\*\.parquet, which are numbered as 2",
-        ),
-        (["data/train-00000-of-00001.parquet"], r"no file data/test-\*\.parquet"),
-        (
-            ["train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
-            r"no file data/train-\*\.parquet; tanganke/dtd has data/test",
-        ),
-    ],
-)
-def test_an_image_set_without_all_its_files_is_refused(listing, says):
-    with pytest.raises(DataError, match=says):
-        files._choose("dtd", files.registry()["dtd"], listing, None)
+@pytest.fixture
+def lists(monkeypatch, tmp_path):
+    """``lists(repository, paths)``: what is chosen of a repository that has these."""
+    import huggingface_hub
+
+    def choose(repository, paths):
+        def snapshot(id, *, allow_patterns, **_):
+            for path in paths:
+                if any(fnmatch(path, pattern) for pattern in allow_patterns):
+                    (tmp_path / path).parent.mkdir(exist_ok=True)
+                    (tmp_path / path).touch()
+            return tmp_path
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+        return list(download._files(repository, "a" * 40))
+
+    return choose
 
 
-def test_pickled_weights_are_taken_of_clips_without_others():
-    clip, bert = (files.registry()[n] for n in ("clip-vit-base-patch32", "bert-base-uncased"))
-    pickled, whole = (
-        ["config.json", "pytorch_model.bin"],
-        ["config.json", "model.safetensors", "pytorch_model.bin"],
-    )
-    assert list(files._choose("clip", clip, pickled, None)) == pickled
-    assert (
-        list(files._choose("clip", clip, whole, None))
-        == whole[:2]
-        == list(files._choose("bert", bert, whole, None))
-    )
-    with pytest.raises(DataError, match=r"no config\.json with \*\.safetensors at its root"):
-        files._choose("bert", bert, pickled, None)
+@pytest.mark.parametrize("lacking", ["data/test-*.parquet", "data/train-*.parquet"])
+def test_an_image_set_without_all_its_files_is_refused(lists, lacking):
+    names = {"data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"}
+    names = {n.removeprefix("data/") if fnmatch(n, lacking) else n for n in names}
+    with pytest.raises(DataError, match=f"tanganke/dtd .* no file {re.escape(lacking)}"):
+        lists(registry()["dtd"], names)
+
+
+def test_pickled_weights_are_taken_of_clips_without_others(lists):
+    clip, bert = (registry()[n] for n in ("clip-vit-base-patch32", "bert-base-uncased"))
+    pickled = ["config.json", "pytorch_model.bin"]
+    with pytest.raises(DataError, match=r"no file \*\.safetensors"):
+        lists(bert, pickled)
+    assert lists(clip, pickled) == pickled
+    whole = ["config.json", "model.safetensors"]
+    assert lists(clip, [*whole, pickled[1]]) == whole == lists(bert, [*whole, pickled[1]])
 
 
 @pytest.mark.parametrize(

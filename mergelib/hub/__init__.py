@@ -1,13 +1,19 @@
-"""Between the Hugging Face hub and this disk: what is fetched (``files.yaml``, ``mergelib/tasks/hub.yaml``), verified and locked."""
+"""Between the Hugging Face hub and this disk: what is needed, one pinned download, verified."""
 
-from .files import check_files, fetch_file, fetch_files, fetch_model, locked_revision
-from .lock import default_path
+from .download import cached_files, check, fetch, fetch_file, fetch_model, locked_revision, pin
+from .lock import lock_path
+from .repository import Repository, needed, registry
 
 __all__ = [
-    "check_files",
-    "default_path",
+    "Repository",
+    "cached_files",
+    "check",
+    "fetch",
     "fetch_file",
-    "fetch_files",
     "fetch_model",
+    "lock_path",
     "locked_revision",
+    "needed",
+    "pin",
+    "registry",
 ]

@@ -1,25 +1,30 @@
-"""``python -m mergelib data list | fetch | check``: what comes from the hub, ahead of a run. Results on stdout, progress and errors on stderr."""
+"""``python -m mergelib data list | fetch | check``: what comes from the hub, ahead of a run.
+
+Results go to stdout, progress and errors to stderr.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from ..errors import MergelibError, OfflineError
-
-if TYPE_CHECKING:
-    from .sources import Source
+from .download import cached_files, check, check_room, fetch, plan
+from .lock import locked
+from .repository import Repository, named
 
 
 def register(commands: Any) -> None:
     """Add the subcommand to the parser of ``mergelib.cli``."""
     parser = commands.add_parser(
         "data",
-        help="what comes from the Hugging Face hub: list, fetch ahead, check against the lock file",
-        description="list: source, revision, size, sha256, licence, citation (unverified: nobody has looked), cached or not. "
-        "fetch: download, verify, complete the lock file. check: cached files against the lock file, without network.",
+        help="what comes from the Hugging Face hub: list, fetch ahead, check",
+        description="list: source, revision, files, licence, citation (unverified: nobody has "
+        "looked), cached or not. fetch: download, verify, complete the lock file. check: compare "
+        "cached files with the hashes that the hub listed, without network.",
     )
     parser.add_argument("action", choices=["list", "fetch", "check"])
     parser.add_argument(
@@ -42,106 +47,84 @@ def register(commands: Any) -> None:
 
 
 def command_data(args: argparse.Namespace) -> int:
-    from ..runner import (
-        hub_sources,
-        select,
-    )  # imports torch, which the other subcommands need not wait for
-    from .sources import named
+    """Run the subcommand and return its exit status."""
+    if args.only and not args.names:
+        from ..runner import hub_repositories, select  # imports torch
 
-    sources = (
-        hub_sources(args.profile, select(args.only))
-        if args.only and not args.names
-        else named(args.names, args.profile)
-    )
-    if not sources:
+        repositories = hub_repositories(args.profile, select(args.only))
+    else:
+        repositories = named(args.names, args.profile)
+    if not repositories:
         print(f"Profile '{args.profile}' needs nothing from the hub.")
         return 0
-    return {"list": _list, "fetch": _fetch, "check": _check}[args.action](sources)
+    return {"list": _list, "fetch": _fetch, "check": _check}[args.action](repositories)
 
 
-def size(n: int | None) -> str:
-    """Bytes for people; None: unverified."""
-    if n is None:
-        return "size unverified"
+def before_run(profile: str, repositories: Sequence[Repository]) -> None:
+    """Fetch what a run needs and the caches lack, so that it downloads once, at its beginning.
+
+    What cannot be fetched is said; the notebooks that need it will fail, others need not.
+    """
+    if lacking := [r for r in repositories if not cached_files(r)]:
+        print(f"Profile '{profile}' needs from the hub:", flush=True)
+        _fetch(lacking)
+
+
+def size(n: int) -> str:
+    """Return a number of bytes for people."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= scale:
             return f"{n / scale:.2f} {unit}"
     return f"{n} bytes"
 
 
-def _list(sources: list[Source]) -> int:
-    for source in sources:
-        entry, locked = source.entry, source.locked()
-        print(f"{source.name}: {'cached' if source.is_cached() else 'not cached'}")
-        about = {
-            "source": f"{entry.id} ({source.kind}), {entry.card or 'card unverified'}",
-            "revision": locked.revision if locked else entry.revision or "unverified",
-            "licence": entry.licence or "unverified",
-            "citation": entry.citation or "unverified",
-        }
-        for what, value in about.items():
-            print(f"  {what:<9} {value}")
-        rows = source.rows()
-        for row in rows:
-            print(
-                f"  {row.key}: {row.path}, {size(row.size)}, sha256 {row.sha256 or 'unverified'}, {'cached' if row.cached else 'not cached'}"
-            )
-        if not rows:
-            what = (
-                "tables that datasets reads"
-                if source.is_data_set
-                else "what transformers reads of a model"
-                if source.is_base_model
-                else ", ".join(entry.files)
-            )
-            print(f"  {what}: size unverified, sha256 unverified")
+def _list(repositories: Sequence[Repository]) -> int:
+    for r in repositories:
+        files = cached_files(r)
+        print(f"{r.name}: {'cached' if files else 'not cached'}")
+        wanted = r.files if isinstance(r.files, str) else ", ".join(r.files)
+        for what, value in (
+            ("source", f"{r.id} ({r.kind}), {r.card}"),
+            ("revision", locked(r) or r.revision),
+            ("files", wanted),
+            ("licence", r.licence),
+            ("citation", r.citation),
+        ):
+            print(f"  {what:<9} {value or 'unverified'}")
+        for name, path in files.items():
+            print(f"  {name}: {size(path.stat().st_size)}, hash {path.resolve().name}")
     return 0
 
 
-def before_run(profile: str, sources: Sequence[Source]) -> None:
-    """Fetch what a run needs and the caches lack, so that it downloads once and at its beginning. What cannot be fetched is said; the
-    notebooks that need it will fail, others need not."""
-    if lacking := [s for s in sources if not s.is_cached()]:
-        print(f"Profile '{profile}' needs from the hub:", flush=True)
-        _fetch(lacking)
-
-
-def _fetch(sources: list[Source]) -> int:
-    from pathlib import Path
-
+def _fetch(repositories: Sequence[Repository]) -> int:
     from huggingface_hub import constants
-
-    from .files import check_room
 
     failed: dict[str, MergelibError] = {}
     missing = 0
-    for source in sources:
+    for repository in repositories:
         try:
-            n, total, lacking = source.to_fetch()
-        except OfflineError as error:
-            if not source.is_cached():
-                failed[source.name] = error
-            print(
-                f"{source.name}: {'cached' if source.is_cached() else 'not cached'}; the hub does not answer"
-            )
+            n, total, lacking = plan(repository)
         except MergelibError as error:
-            failed[source.name] = error
-            print(f"{source.name}: cannot be fetched")
+            if isinstance(error, OfflineError) and cached_files(repository):
+                print(f"{repository.name}: cached; the hub does not answer")
+                continue
+            failed[repository.name] = error
+            print(f"{repository.name}: cannot be fetched")
         else:
             missing += lacking
-            print(
-                f"{source.name}: {n} files, {size(total)}, of which {size(lacking)} to be downloaded"
-            )
+            sizes = f"{size(total)}, of which {size(lacking)} to be downloaded"
+            print(f"{repository.name}: {n} files, {sizes}")
     print(f"to be downloaded: {size(missing)}, into {constants.HF_HUB_CACHE}", flush=True)
     check_room("data fetch", missing, Path(constants.HF_HUB_CACHE))
-    for source in sources:
-        if source.name in failed:
+    for repository in repositories:
+        if repository.name in failed:
             continue
-        print(f"{source.name}: ...", file=sys.stderr, flush=True)
+        print(f"{repository.name}: ...", file=sys.stderr, flush=True)
         try:
-            print(f"{source.name}: verified, commit {source.fetch()}", flush=True)
+            fetch(repository)
+            print(f"{repository.name}: verified, commit {locked(repository)}", flush=True)
         except MergelibError as error:
-            failed[source.name] = error
+            failed[repository.name] = error
         except KeyboardInterrupt:
             print(
                 "\nInterrupted. Files that were complete are kept; run the same command to go on.",
@@ -157,20 +140,18 @@ def _fetch(sources: list[Source]) -> int:
     return 0
 
 
-def _check(sources: list[Source]) -> int:
+def _check(repositories: Sequence[Repository]) -> int:
     bad = 0
-    for source in sources:
+    for repository in repositories:
         try:
-            found = source.check()
+            found = check(repository)
         except MergelibError as error:
             found = {"": str(error)}
-        wrong = {k: w for k, w in found.items() if w}
+        wrong = {name: why for name, why in found.items() if why}
         bad += bool(wrong)
-        print(
-            f"{source.name}: {f'{len(found)} parts agree with the lock file' if not wrong else 'NOT as locked'}"
-        )
-        for key, why in wrong.items():
-            print(f"  {key + ': ' if key else ''}{why}")
+        print(f"{repository.name}: {'NOT as fetched' if wrong else f'{len(found)} files agree'}")
+        for name, why in wrong.items():
+            print(f"  {name + ': ' if name else ''}{why}")
     if bad:
         print(
             "Connect and run `python -m mergelib data fetch` for what is missing or wrong.",

@@ -1,107 +1,78 @@
-"""The lock file: which commit was fetched, and what lay in it. One entry per data set or repository."""
+"""The lock file ``hub.lock.json``: the commit at which each repository was first fetched."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import paths
 from ..documents import read_json
 from ..errors import ConfigError, DataError, StoreError, shortened
+from .repository import Repository
+
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
-class SplitFacts(BaseModel):
-    """Fingerprint of one split: rows, rows without text, digest of its labels in their order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rows: int
-    empty: int
-    labels: str
-
-
-class FileFacts(BaseModel):
-    """One file as it was fetched and verified: where in the repository, bytes, sha256."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    path: str
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class LockedEntry(BaseModel):
-    """What a first fetch got. A data set has facts of its splits, a repository of its files, a data set fetched by ``data fetch`` of both."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str
-    revision: str = Field(pattern="^[0-9a-f]{40}$")
-    train: SplitFacts | None = None
-    test: SplitFacts | None = None
-    files: dict[str, FileFacts] = {}
-
-
-def default_path() -> Path:
-    """``hub.lock.json`` in the project's folder, to be committed. ``MERGELIB_HUB_LOCK`` moves it."""
+def lock_path() -> Path:
+    """Return ``hub.lock.json`` in the project's folder, or what ``MERGELIB_HUB_LOCK`` names."""
     return Path(os.environ.get("MERGELIB_HUB_LOCK") or paths.root() / "hub.lock.json")
 
 
-def read(path: Path) -> dict[str, LockedEntry]:
-    """Raises ``DataError`` for a file that does not parse."""
+def read(path: Path) -> dict[str, dict[str, str]]:
+    """Return the entries. Raises ``DataError`` for a file that does not parse."""
     if not path.exists():
         return {}
     try:
-        return {
-            name: LockedEntry.model_validate(entry)
-            for name, entry in read_json(path, path.name).items()
-        }
-    except (ConfigError, ValidationError) as error:
-        said = shortened(" ".join(str(error).split()), 200)
+        entries = dict(read_json(path, path.name))
+        for name, entry in entries.items():
+            if not isinstance(entry["id"], str) or not COMMIT.fullmatch(entry["revision"]):
+                raise ConfigError(f"'{shortened(name)}' has no id and commit")
+        return entries
+    except (ConfigError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} is no lock file ({said}). Restore it, or delete it and connect once."
+            f"{path} is no lock file ({shortened(str(error), 200)}). Restore it, or delete it and "
+            "connect once."
         ) from error
 
 
-def locked(
-    path: Path, name: str, id: str, revision: str | None, registry: str
-) -> LockedEntry | None:
-    """The entry ``name``, when there is one. Raises ``DataError`` where it contradicts the registry's ``id`` and ``revision``."""
-    entry = read(path).get(name)
-    if entry and (entry.id != id or revision not in (None, entry.revision)):
+def locked(repository: Repository) -> str | None:
+    """Return the commit at which a repository was first fetched, None before that.
+
+    Raises:
+        DataError: The file does not parse, or contradicts the registry.
+    """
+    path = lock_path()
+    entry = read(path).get(repository.name)
+    if not entry:
+        return None
+    if entry["id"] != repository.id or repository.revision not in (None, entry["revision"]):
         raise DataError(
-            f"'{name}': {path} has {entry.id} at {entry.revision}, {registry} {id} at {revision or 'any revision'}. "
-            "Delete the lock file's entry to accept the registry's."
+            f"'{repository.name}': {path} has {entry['id']} at {entry['revision']}, asked for is "
+            f"{repository.id} at {repository.revision or 'any revision'}. Delete the lock file's "
+            "entry to accept that."
         )
-    return entry
+    return entry["revision"]
 
 
-def add(path: Path, name: str, found: LockedEntry) -> None:
-    """Add to one entry, or begin it; two processes may do so at once. What is known of the same commit already stays. Raises
-    ``StoreError``."""
+def lock(repository: Repository, commit: str) -> None:
+    """Write down the commit of a repository; several processes may do so at once.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    path = lock_path()
     try:
         guard = paths.store_root() / ".locks" / "hub.lock"
         guard.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(guard):
             entries = read(path)
-            if (before := entries.get(name)) and (before.id, before.revision) == (
-                found.id,
-                found.revision,
-            ):
-                found = LockedEntry(
-                    id=found.id,
-                    revision=found.revision,
-                    train=found.train or before.train,
-                    test=found.test or before.test,
-                    files=before.files | found.files,
-                )
-            entries[name] = found
-            content = {
-                key: entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)
-            }
-            paths.write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+            entries[repository.name] = {"id": repository.id, "revision": commit}
+            paths.write_whole(path, (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error}). Set MERGELIB_HUB_LOCK to a writable file."

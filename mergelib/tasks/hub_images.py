@@ -1,7 +1,7 @@
-"""Image tasks from the Hugging Face hub: Parquet files that ``mergelib.hub`` fetches and verifies, class names of ``images.yaml``.
+"""Image tasks from the Hugging Face hub: files of ``mergelib.hub``, classes of ``images.yaml``.
 
-A split is read from the files whose names begin with its own, ``train-00000-of-00002.parquet``, as datasets writes them. Images are
-decoded and resized once: the store keeps the three splits of a task.
+A split is read from the files whose names begin with its own, ``train-00000-of-00002.parquet``, as
+datasets writes them. Images are decoded and resized once: the store keeps the three splits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import DataError, UnknownNameError
-from ..hub import fetch_files, lock
-from ..hub.files import file_hash, registry
+from ..hub import fetch, pin, registry
 from ..profiles import Profile
 from ..store import Artifact, Store
 from ..types import Split, Task, digest
@@ -33,32 +32,30 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def hub_images(name: str, profile: Profile, store: Store) -> Task:
-    """Task ``name`` as ``profile`` wants it: uint8 images ``[N, 3, S, S]`` that stay in the store's file until they are read.
+    """Return an image task of the hub with uint8 images ``[N, 3, S, S]``.
 
-    Raises what ``mergelib.hub.fetch_files`` and ``read_parquet`` raise, and ``DataError`` for a set that does not number its classes as
-    ``images.yaml`` does.
+    They stay in the store's file until they are read.
+
+    Args:
+        name: The task's name in the registry.
+        profile: Numbers of rows and the images' size.
+        store: Where the decoded splits are kept.
+
+    Raises:
+        DataError: The set does not number its classes as ``images.yaml`` does.
+        MergelibError: As ``mergelib.hub.fetch`` and ``read_parquet`` do.
     """
-    names, files = class_names(name), {}
-    repository = registry()[name]
-    locked = lock.locked(
-        lock.default_path(), name, repository.id, repository.revision, "files.yaml"
-    )
-    if locked and locked.files:  # the files themselves are not needed once they were decoded
-        hashes = {path: fact.sha256 for path, fact in locked.files.items()}
-    else:
-        files = fetch_files(name)
-        hashes = {path: file_hash(file) for path, file in files.items()}
-    sizes = profile.tasks
+    names, repository, sizes = class_names(name), registry()[name], profile.tasks
     key = {
         "version": IMAGES_VERSION,
-        "files": hashes,
+        "revision": pin(repository),  # once decoded, its files are not needed
         "classes": digest(*names),
         "size": profile.encoder.image_size,
         "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
     }
 
     def make() -> Artifact:
-        task = _read(name, names, files or fetch_files(name), profile)
+        task = _read(name, names, fetch(repository), profile)
         return Artifact(
             {
                 f"{split}.{part}": getattr(getattr(task, split), part)
@@ -67,14 +64,12 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
             }
         )
 
-    store = Store(
-        store.root
-    )  # of several processes one decodes, and the others wait for its lock: there is nothing to make together
+    # Of several processes one decodes, and the others wait for its lock.
+    store = Store(store.root)
     if store.peek("images", key) is None:
         store.get("images", key, make)
-    made = store.peek(
-        "images", key
-    )  # mapped from its file, while what was made is in memory, which eight sets at 224 pixels may not fit into
+    # Mapped from its file: what was made is in memory, which eight sets at 224 pixels may not fit.
+    made = store.peek("images", key)
     splits = [
         Split(made.tensors[f"{split}.inputs"], made.tensors[f"{split}.labels"]) for split in SPLITS
     ]
@@ -113,19 +108,22 @@ def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Pr
 def check_names(
     name: str, names: tuple[str, ...], stored: tuple[str, ...] | None, highest: int, path: Path
 ) -> None:
-    """Raises ``DataError`` where a file has another number of classes than ``names``, or stores one of ``names`` in another place. Other
-    spellings of a class ("AnnualCrop") are not compared: ``names`` are made for prompts."""
+    """Raise ``DataError`` where a file has other classes than ``names``, or in another order.
+
+    Other spellings ("AnnualCrop") are not compared: ``names`` are made for prompts.
+    """
     n = len(stored) if stored else highest + 1
     if (stored and n != len(names)) or n > len(names):
         raise DataError(
-            f"Task '{name}': {path} has {n} classes, {NAMES.name} {len(names)}. It is another data set, or {NAMES.name} is wrong."
+            f"Task '{name}': {path} has {n} classes, {NAMES.name} {len(names)}. It is another data "
+            f"set, or {NAMES.name} is wrong."
         )
     place = {_plain(c): i for i, c in enumerate(names)}
     for i, c in enumerate(stored or ()):
         if place.get(_plain(c), i) != i:
             raise DataError(
-                f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in {NAMES.name}. Order {NAMES.name} as the files "
-                "do: heads are made from its names."
+                f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in "
+                f"{NAMES.name}. Order {NAMES.name} as the files do: heads are made from its names."
             )
 
 

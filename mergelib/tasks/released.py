@@ -30,12 +30,12 @@ def released_checkpoint(task: str, folder: str) -> Path:
 
     Raises ``DataError`` where it is missing, and what ``mergelib.hub.fetch_file`` raises.
     """
-    return _file(f"checkpoints/{task}.pth", f"released_checkpoints/{task}", folder)
+    return _file(f"checkpoints/{task}.pth", ("released_checkpoints", task), folder)
 
 
-def _file(path: str, entry: str, folder: str) -> Path:
+def _file(path: str, entry: tuple[str, str], folder: str) -> Path:
     if not folder:
-        return fetch_file(entry)
+        return fetch_file(*entry)
     found = Path(folder).expanduser() / path
     if not found.is_file():
         there = sorted(p.name for p in found.parent.iterdir()) if found.parent.is_dir() else []
@@ -53,7 +53,7 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     and what ``mergelib.hub.fetch_file`` raises.
     """
     paths = {
-        split: _file(f"{task}/{split}.csv", f"released_data/{task}/{split}", folder)
+        split: _file(f"{task}/{split}.csv", ("released_data", f"{task}/{split}"), folder)
         for split in ("train", "test")
     }
     names = tuple(f"class {c + 1}" for c in range(len(LABEL_NAMES[task])))
