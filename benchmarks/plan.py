@@ -14,14 +14,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergelib import units as cluster_units
 from mergelib.errors import ConfigError
 from mergelib.merging import get_method
 from mergelib.profiles import Profile, load_profile
+from mergelib.run import jobs as cluster_units
+from mergelib.run.jobs import Unit, Wanted
 from mergelib.study import BASE, FINE_TUNED, MULTI_TASK
 from mergelib.tasks import miniature
 from mergelib.tasks.hub_images import class_names
-from mergelib.units import Unit, Wanted
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from benchmarks.frame import Table, machine, table, timed
-from mergelib import Study, runner
+from mergelib import Study
 from mergelib.encoders import TextEncoder
 from mergelib.experts import EncoderWithHeads
 from mergelib.protocols import PRESETS
+from mergelib.run import runner
 from mergelib.store import Store
 
 PARTS = ("imports", "clusters and t-SNE", "plots", "rest")

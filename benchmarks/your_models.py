@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from mergelib import cli
 from mergelib.features import pick_device
+from mergelib.run import cli
 from mergelib.tasks.local import find_csv, local_splits
 from mergelib.training import TrainConfig, train
 

@@ -1,4 +1,5 @@
-"""What people write or are sent, read within bounds: YAML, JSON, names and paths. Nothing here trusts its input."""
+"""What people write or are sent, read within bounds: YAML, JSON, names and paths. Nothing here
+trusts its input."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import yaml
 from .errors import ConfigError, shortened
 
 MAX_BYTES = 4 << 20  # of one document; the longest of this project has 15 kB
-MAX_NODES = 100_000  # of one document with its aliases written out: nine lines of YAML can stand for a billion
+# of one document with its aliases written out: nine lines of YAML can stand for a billion
+MAX_NODES = 100_000
 MAX_NAME = (
     100  # characters; file systems take 255 bytes, and a temporary name is longer than the name
 )
@@ -48,8 +50,8 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The document, with PyYAML's safe loader. Raises ``ConfigError`` that begins with ``where``: no YAML, more than ``MAX_BYTES``, or
-    aliases that unfold into more than ``MAX_NODES`` values."""
+    """The document, with PyYAML's safe loader. Raises ``ConfigError`` that begins with ``where``:
+    no YAML, more than ``MAX_BYTES``, or aliases that unfold into more than ``MAX_NODES`` values."""
     try:
         if len(text) > MAX_BYTES:
             raise ConfigError(f"{where}: more than {MAX_BYTES >> 20} MB; this is no such file.")
@@ -60,7 +62,8 @@ def parse_yaml(text: str, where: str) -> Any:
                 return None
             if _unfolded(node, {}) > MAX_NODES:
                 raise ConfigError(
-                    f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, or into themselves; write out "
+                    f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, "
+                    "or into themselves; write out "
                     "what is meant."
                 )
             twice = _twice(node, set())
@@ -71,9 +74,12 @@ def parse_yaml(text: str, where: str) -> Any:
             loader.dispose()
     except ConfigError:
         raise
-    except Exception as error:  # PyYAML's constructors raise what they meet: ValueError, KeyError, IndexError, OverflowError, RecursionError
+    # PyYAML's constructors raise what they meet: ValueError, KeyError, IndexError, OverflowError,
+    # RecursionError
+    except Exception as error:
         raise ConfigError(
-            f"{where}: no valid YAML ({shortened(' '.join(str(error).split()) or type(error).__name__, 200)})."
+            f"{where}: no valid YAML "
+            f"({shortened(' '.join(str(error).split()) or type(error).__name__, 200)})."
         ) from error
 
 
@@ -126,7 +132,8 @@ def read_json(path: str | os.PathLike, where: str) -> Mapping[str, Any]:
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """A path that somebody gave, ``~`` expanded. Raises ``ConfigError`` for one that no file system takes or an unknown user's."""
+    """A path that somebody gave, ``~`` expanded. Raises ``ConfigError`` for one that no file system
+    takes or an unknown user's."""
     try:
         raw = os.fspath(path)
         if "\0" in raw:
@@ -150,7 +157,8 @@ def user_path(path: str | os.PathLike) -> Path:
 
 
 def check_folder_name(name: str) -> str:
-    """``name``, which becomes a folder's. Raises ``ConfigError`` for one that could lead elsewhere or that a file system refuses."""
+    """``name``, which becomes a folder's. Raises ``ConfigError`` for one that could lead elsewhere
+    or that a file system refuses."""
     if (
         not isinstance(name, str)
         or not name
@@ -161,6 +169,7 @@ def check_folder_name(name: str) -> str:
         or len(name.encode()) > MAX_NAME
     ):
         raise ConfigError(
-            f"'{shortened(name)}' cannot name a task: it becomes a folder's name. Use up to {MAX_NAME} letters, digits, - and _."
+            f"'{shortened(name)}' cannot name a task: it becomes a folder's name. Use up to "
+            f"{MAX_NAME} letters, digits, - and _."
         )
     return name

@@ -26,7 +26,7 @@ def scores(
 def begin(profile: str, overrides: dict[str, Any]) -> None:
     """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
     from mergelib.hub import needed
-    from mergelib.hub.command import before_run
+    from mergelib.run.data import before_run
 
     before_run(profile, needed(profile, overrides))
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import suite_features, suite_pipeline, suite_protocols
 from mergelib.errors import ConfigError
 from mergelib.features import extract
-from mergelib.runner import manifest
+from mergelib.run.runner import manifest
 
 
 @pytest.mark.parametrize("preset", ["default", "released"])

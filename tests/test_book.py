@@ -15,7 +15,8 @@ import nbformat
 import pytest
 from committed import committed
 
-from mergelib import book, paths, runner
+from mergelib import paths
+from mergelib.run import book, runner
 
 needs_book = pytest.mark.skipif(
     importlib.util.find_spec("myst_nb") is None, reason="the extra 'book' is not installed"

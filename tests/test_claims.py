@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from mergelib import claims, runner, tables
+from mergelib import claims, tables
 from mergelib.claims import (
     NOT_JUDGED,
     NOT_REPRODUCED,
@@ -27,6 +27,7 @@ from mergelib.claims import (
     overall,
 )
 from mergelib.errors import UnknownNameError
+from mergelib.run import runner
 from mergelib.tables import paper as paper_numbers
 
 WORDS = "85c2af24eee0dd2986e4d45ef44041f6f384383a78becdac64f236629d6368d8"

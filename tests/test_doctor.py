@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mergelib import cli, doctor, paths, runner
+from mergelib import paths
 from mergelib.hub import needed
 from mergelib.profiles import profile_names
+from mergelib.run import cli, doctor, runner
 
 ROOT = Path(__file__).resolve().parent.parent
 

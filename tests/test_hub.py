@@ -16,7 +16,7 @@ from mergelib.hub import download, lock, locked_revision, registry, repository
 from mergelib.hub.errors import said, translated
 from mergelib.hub.repository import Repository
 
-MAIN, SPLITS = "mergelib.cli.main", "mergelib.tasks.hub.hub_splits"
+MAIN, SPLITS = "mergelib.run.cli.main", "mergelib.tasks.hub.hub_splits"
 BEGIN = "tests.paper_road.begin", "quick", {"encoder.base": "org/tiny"}
 # In two pieces: a test looks for whole ones in every committed file.
 TOKEN = "hf_" + "plantedPLANTEDplanted0123456789"

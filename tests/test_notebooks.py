@@ -9,8 +9,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from mergelib import claims, paths, runner
-from mergelib.runner import Runner
+from mergelib import claims, paths
+from mergelib.run import runner
+from mergelib.run.runner import Runner
 
 pytestmark = pytest.mark.slow
 ITEMS = runner.manifest()

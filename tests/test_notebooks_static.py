@@ -13,7 +13,7 @@ from committed import committed
 from format_notebooks import WIDTH, formatted
 from format_notebooks import main as format_notebooks
 
-from mergelib import runner
+from mergelib.run import runner
 
 ROOT = committed()
 FOLDER = ROOT / "notebooks"

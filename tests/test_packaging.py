@@ -90,7 +90,7 @@ def test_the_core_imports_without_datasets_and_papermill():
 
 def test_names_of_errors_come_without_torch():
     """Refusals of the command line must not wait for torch."""
-    code = "import sys; import mergelib, mergelib.errors, mergelib.paths, mergelib.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys; import mergelib, mergelib.errors, mergelib.paths, mergelib.run.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
@@ -215,9 +215,7 @@ def test_dependencies_point_downwards():
                 "claims",
                 "tables",
                 "figures",
-                "runner",
-                "cli",
-                "publish",
+                "run",
             }, path
 
 

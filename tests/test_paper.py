@@ -11,10 +11,11 @@ import pytest
 from committed import committed
 from test_t5 import write_folder
 
-from mergelib import Study, runner
+from mergelib import Study
 from mergelib.errors import ConfigError, MergelibError, OfflineError, UnknownNameError
 from mergelib.pretraining import t5
 from mergelib.profiles import load_profile, profile_names, variant_names
+from mergelib.run import runner
 from mergelib.store import Store
 
 TINY = {
@@ -146,7 +147,7 @@ def test_figure_6_runs_in_paper(tmp_path, monkeypatch):
 
 
 def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
-    from mergelib.cli import main
+    from mergelib.run.cli import main
 
     assert main(["run", "--profile", "real", "--list"]) == 0
     said = capsys.readouterr().out
@@ -170,7 +171,7 @@ def test_notebooks_whose_data_were_not_given_are_left_out_and_said(
     given, other, stays, goes, capsys, tmp_path
 ):
     """Where a run names one kind of local data only; miniature data need none."""
-    from mergelib.cli import main
+    from mergelib.run.cli import main
 
     assert main(["run", "--profile", "real", "--list", given, str(tmp_path)]) == 0
     said = capsys.readouterr().out

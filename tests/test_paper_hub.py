@@ -22,17 +22,17 @@ from safetensors.torch import load_file
 from test_vision import write_hub_clip
 
 from benchmarks import released as bench
-from mergelib import runner
 from mergelib.errors import ConfigError, DataError
 from mergelib.hub import download, registry
 from mergelib.pretraining.clip import PROMPTS
 from mergelib.profiles import IMAGE_TASK_NAMES, TASK_NAMES, load_profile
+from mergelib.run import runner
 from mergelib.tasks.hub_images import check_names, class_names
 from mergelib.tasks.parquet import read_parquet
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 3000}
 SIZES = {"rows": 24, "k": 2, "max_length": 40}
-ROAD, MAIN = "tests.paper_road.scores", "mergelib.cli.main"
+ROAD, MAIN = "tests.paper_road.scores", "mergelib.run.cli.main"
 PUBLISHED = "kongfs/FT-Classifier-for-Model-Merging"
 SETS = {"eurosat": "tanganke/eurosat", "dtd": "tanganke/dtd"}
 VISION = {

@@ -4,8 +4,9 @@ import nbformat
 import pytest
 import yaml
 
-from mergelib import paths, publish, runner
+from mergelib import paths
 from mergelib.errors import ConfigError
+from mergelib.run import publish, runner
 
 
 def test_normalise_keeps_results_and_drops_the_rest():

@@ -8,9 +8,10 @@ import shlex
 
 import pytest
 
-from mergelib import cli, merging, paths, profiles, protocols, runner, study, tables
+from mergelib import merging, paths, profiles, protocols, study, tables
 from mergelib.errors import ConfigError
 from mergelib.figures import style
+from mergelib.run import cli, runner
 
 PAGES = [paths.root() / n for n in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((paths.root() / "docs").glob("*.md"))

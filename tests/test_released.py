@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from near import ROUNDING, apart
 
 from benchmarks import released as bench
-from mergelib import Study, released, runner, tables
+from mergelib import Study, released, tables
 from mergelib.encoders import ReleasedEncoder, TextEncoder, released_encoder
 from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.profiles import load_profile
 from mergelib.protocols import PRESETS, fit_heads
+from mergelib.run import runner
 from mergelib.store import Store
 from mergelib.tasks import released as files
 from mergelib.types import Split

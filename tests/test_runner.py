@@ -13,10 +13,18 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mergelib import paths, runner
-from mergelib.cli import main
+from mergelib import paths
 from mergelib.errors import ConfigError, DataError, MergelibError, UnknownNameError
-from mergelib.runner import Item, check_before, failing_cell, parse_parameters, parse_value, select
+from mergelib.run import runner
+from mergelib.run.cli import main
+from mergelib.run.runner import (
+    Item,
+    check_before,
+    failing_cell,
+    parse_parameters,
+    parse_value,
+    select,
+)
 
 PARAMETERS = (
     'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  # how fast it goes\n'
@@ -229,8 +237,9 @@ STARTER = """
 import signal
 import sys
 from pathlib import Path
-from mergelib import paths, runner
-from mergelib.cli import main
+from mergelib import paths
+from mergelib.run import runner
+from mergelib.run.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a shell's background job starts with it ignored
 root = Path(sys.argv[1])
 paths.root = lambda: root

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergelib import Study, cli, cluster, distributed, experts, paths, training
+from mergelib import Study, distributed, experts, paths, training
 from mergelib.errors import ConfigError
 from mergelib.pretraining import bert
 from mergelib.profiles import load_profile
+from mergelib.run import cli, torchrun
 from mergelib.store import Store
 
 OVERRIDES = {
@@ -312,7 +313,7 @@ def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
 @pytest.mark.parametrize("text", ["{", "[1]", "fine_tuning.steps=3"])
 def test_overrides_that_are_no_object_are_refused(text):
     with pytest.raises(ConfigError, match="--overrides"):
-        cluster.parse_overrides(text)
+        torchrun.parse_overrides(text)
 
 
 def test_the_commands_in_the_text_are_known():

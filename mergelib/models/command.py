@@ -18,7 +18,7 @@ NOT_OPTIONS = {"recipe", "command", "function"}
 
 
 def register(commands: Any) -> None:
-    """Add the three subcommands to the parser of ``mergelib.cli``."""
+    """Add the three subcommands to the parser of ``mergelib.run.cli``."""
     for name, kind in COMMANDS.items():
         parser = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
         add_flags(parser, kind)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..documents import MAX_NAME, parse_yaml
+from ..documents import MAX_NAME
 from ..errors import ConfigError, UnknownNameError, shortened
 from ..training import TrainConfig, resolve_precision
 
@@ -352,15 +353,8 @@ def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The profile's document and its variants."""
     if name not in profile_names():
         raise UnknownNameError("profile", name, profile_names())
-    raw = parse_yaml((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"profile '{name}'")
-    if not isinstance(raw, dict):
-        raise ConfigError(f"profile '{name}': a profile is a mapping such as 'backbone: BERT'.")
-    variants = raw.pop("variants", {})
-    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
-        raise ConfigError(
-            f"profile '{name}', variants: a mapping from a variant's name to the sections that it changes."
-        )
-    return raw, variants
+    raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
+    return raw, raw.pop("variants", {})
 
 
 def variant_names(name: str) -> list[str]:

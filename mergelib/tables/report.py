@@ -17,7 +17,7 @@ import pandas as pd
 from .. import paths
 from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
 from ..errors import DataError
-from ..runner import manifest
+from ..run.runner import manifest
 from ..study import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .labels import encoder_label, protocol_label, short_label

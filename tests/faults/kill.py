@@ -255,7 +255,7 @@ def start_quick_run(place: Path, only: Sequence[str] = ()) -> int:
     }
     with (place / "said.log").open("ab") as said:
         # A shell's background job starts with SIGINT ignored, and so would this one.
-        starter = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from mergelib.cli import main; sys.exit(main(sys.argv[1:]))"
+        starter = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from mergelib.run.cli import main; sys.exit(main(sys.argv[1:]))"
         return subprocess.Popen(
             [
                 sys.executable,

@@ -14,11 +14,12 @@ import transformers
 from matplotlib import pyplot as plt
 
 import mergelib
-from mergelib import paths, runner
-from mergelib.cli import main
+from mergelib import paths
 from mergelib.errors import StoreError
 from mergelib.figures import save_files
 from mergelib.pretraining.bert import build_tokenizer
+from mergelib.run import runner
+from mergelib.run.cli import main
 from mergelib.store import Artifact, Store
 from mergelib.tasks import miniature
 from mergelib.training import TrainConfig, train

@@ -15,12 +15,13 @@ import torch
 from committed import committed
 
 import mergelib
-from mergelib import claims, cli, documents, runner
+from mergelib import claims, documents
 from mergelib.encoders import load_base
 from mergelib.errors import ConfigError, MergelibError, UnsafeFileError
 from mergelib.models import recipes
 from mergelib.models.data import read_inputs
 from mergelib.models.merged import load_merged
+from mergelib.run import cli
 from mergelib.store import Artifact, Store
 from mergelib.tasks.data import read_csv, rows_of
 from mergelib.tasks.parquet import read_image, read_parquet
@@ -209,7 +210,6 @@ def test_no_tag_of_yaml_is_run(tmp_path, tag):
         recipes.parse_yaml,
         lambda t: documents.parse_yaml(t, "x"),
         claims.read_claims,
-        runner.read_manifest,
     ):
         with pytest.raises(ConfigError):
             read(text)
@@ -344,7 +344,8 @@ RUN = """
 import sys
 from pathlib import Path
 import matplotlib, pandas as pd, torch
-from mergelib import Study, cli, paths, runner
+from mergelib import Study, paths
+from mergelib.run import cli, runner
 from mergelib.figures import save_files
 from mergelib.tables import provenance
 folder, home, tiny = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])

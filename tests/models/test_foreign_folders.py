@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import mergelib
-from mergelib import cli
 from mergelib.errors import ConfigError, DataError, MergelibError, StateDictError
 from mergelib.merging import get_method
 from mergelib.models import load_merged
 from mergelib.models.heads import expert_classifier, features
 from mergelib.models.recipes import build, pairs
+from mergelib.run import cli
 
 WORDS = "good Good bad Bad film Film game Game news News".split()
 SIZE = {

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mergelib import cli
 from mergelib.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.models.recipes import COMMANDS, add_flags, build, parse_yaml
+from mergelib.run import cli
 
 MERGE = "method: ties\nbase: b\nexperts: {ag: x, yelp: y}\noptions: {lam: 1.0, keep: 0.2}\n"
 

@@ -1,8 +1,9 @@
 """A batch of small pictures and the few shapes they are made of.
 
-Everything is numpy on ``[n, 32, 32]`` float32 with additions, products, quotients, square roots, minima and maxima only. These are
-exact to the last bit on every machine, unlike sines and exponentials, so equal seeds give equal pictures everywhere. Shapes are
-signed distances in pixels, negative inside; ``edge`` turns a distance into a cover in 0..1, which also smooths the outline.
+Everything is numpy on ``[n, 32, 32]`` float32 with additions, products, quotients, square roots,
+minima and maxima only. These are exact to the last bit on every machine, unlike sines and
+exponentials, so equal seeds give equal pictures everywhere. Shapes are signed distances in pixels,
+negative inside; ``edge`` turns a distance into a cover in 0..1, which also smooths the outline.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Number = Array | float
 
 
 class Draws:
-    """Random numbers for n pictures: one value per picture, as ``[n, 1, 1]``, ready to meet pixels."""
+    """Random numbers for n pictures: one value per picture, as ``[n, 1, 1]``, ready to meet
+    pixels."""
 
     def __init__(self, rng: np.random.Generator, n: int):
         self.rng, self.n = rng, n
@@ -44,7 +46,8 @@ class Draws:
     def colour(
         self, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
     ) -> Array:
-        """``[n, 3]`` colours, each of hue, saturation and value drawn from its range (hues in turns, may leave 0..1)."""
+        """``[n, 3]`` colours, each of hue, saturation and value drawn from its range (hues in
+        turns, may leave 0..1)."""
         parts = [
             low + (high - low) * self.rng.random(self.n) for low, high in (hue, saturation, value)
         ]
@@ -89,7 +92,8 @@ def edge(distance: Array, soft: float = 1.0) -> Array:
 def turned(
     x: Array, y: Array, cx: Number, cy: Number, turn: Number, scale: Number = 1.0
 ) -> tuple[Array, Array]:
-    """Coordinates (u, v) of pixels in a frame at (cx, cy), turned by ``turn`` (in turns of 360 degrees) and scaled."""
+    """Coordinates (u, v) of pixels in a frame at (cx, cy), turned by ``turn`` (in turns of 360
+    degrees) and scaled."""
     # Rounded, so that the last bits of a platform's sine cannot change a picture.
     angle = 2 * np.pi * np.asarray(turn, dtype=np.float64)
     c, s = (

@@ -1,4 +1,5 @@
-"""``python -m mergelib``: run notebooks, look after the store and what comes from the hub, merge and re-align models of one's own."""
+"""``python -m mergelib``: run notebooks, look after the store and what comes from the hub, merge
+and re-align models of one's own."""
 
 from __future__ import annotations
 
@@ -9,14 +10,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from . import __version__, cluster, paths, units
+from .. import __version__, paths
+from ..documents import user_path
+from ..errors import ConfigError, MergelibError
+from ..models.command import register as register_models
+from ..pretraining.command import register as register_pretraining
+from . import jobs, torchrun
+from .data import before_run as data_before_run
+from .data import register as register_data
 from .doctor import register as register_doctor
-from .documents import user_path
-from .errors import ConfigError, MergelibError
-from .hub.command import before_run as data_before_run
-from .hub.command import register as register_data
-from .models.command import register as register_models
-from .pretraining.command import register as register_pretraining
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--publish",
         action="store_true",
-        help="for maintainers: refresh the committed notebooks, the report and the README; after a cold run, the minutes",
+        help="for maintainers: refresh the committed notebooks, the report and the README; after "
+        "a cold run, the minutes",
     )
     run.add_argument(
         "--html",
@@ -81,8 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     store = commands.add_parser("store", help="look after computed artifacts")
     store.add_argument("action", choices=["ls", "verify", "prune"])
     store.set_defaults(function=command_store)
-    cluster.register(commands)
-    units.register(commands)
+    torchrun.register(commands)
+    jobs.register(commands)
     register_data(commands)
     register_doctor(commands)
     register_models(commands)
@@ -91,11 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def command_run(args: argparse.Namespace) -> int:
+    from ..profiles import load_profile
     from . import runner
-    from .profiles import load_profile
 
     profile = load_profile(args.profile)
-    jobs = runner.default_jobs(profile) if args.jobs is None else args.jobs
+    at_a_time = runner.default_jobs(profile) if args.jobs is None else args.jobs
     items = runner.select(args.only)
     if not args.only:  # all that go
         reasons = {
@@ -108,7 +111,7 @@ def command_run(args: argparse.Namespace) -> int:
             if reason:
                 print(f"{name} is left out: {reason}")
         items = [i for i in items if not reasons[i.id]]
-    if jobs < 1:
+    if at_a_time < 1:
         raise SystemExit("mergelib: --jobs needs a number of at least 1.")
     if args.list:
         for item in items:
@@ -117,7 +120,8 @@ def command_run(args: argparse.Namespace) -> int:
             )
             took = f", {item.minutes[args.profile]:g} min" if args.profile in item.minutes else ""
             print(
-                f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{took}\n{'':<24} -p {parameters}"
+                f"{item.id:<24} {item.item:<10} group {item.group:<8} "
+                f"{item.title}{took}\n{'':<24} -p {parameters}"
             )
         return 0
     if args.html:
@@ -147,7 +151,7 @@ def command_run(args: argparse.Namespace) -> int:
     runner.check_before(args.profile, items, parameters)
     data_before_run(args.profile, runner.hub_repositories(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
-    running = runner.Runner(args.profile, jobs=jobs, echo=lambda line: print(line, flush=True))
+    running = runner.Runner(args.profile, jobs=at_a_time, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
@@ -161,7 +165,8 @@ def command_run(args: argparse.Namespace) -> int:
     runner.write_timings(args.profile, results, cold=cold)
     print("\n" + runner.closing_table(results, time.monotonic() - started))
     print(
-        f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: {paths.build(args.profile) / 'notebooks'}"
+        f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: "
+        f"{paths.build(args.profile) / 'notebooks'}"
     )
     failed = [r.item.id for r in results if not r.ok]
     if failed:
@@ -175,15 +180,16 @@ def command_run(args: argparse.Namespace) -> int:
 
 
 def command_store(args: argparse.Namespace) -> int:
-    from .store import Store
-    from .study import STEP_VERSIONS
+    from ..store import Store
+    from ..study import STEP_VERSIONS
 
     store = Store(paths.store_root())
     if args.action == "ls":
         rows = store.entries()
         for row in rows:
             print(
-                f"{row['step']:<12} {row['digest'][:12]}  {row['bytes'] / 1e6:9.2f} MB  {'' if row['ok'] else 'DAMAGED'}"
+                f"{row['step']:<12} {row['digest'][:12]}  {row['bytes'] / 1e6:9.2f} MB  "
+                f"{'' if row['ok'] else 'DAMAGED'}"
             )
         print(
             f"{len(rows)} artifacts, {sum(r['bytes'] for r in rows) / 1e6:.1f} MB in {store.root}"
@@ -216,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not paths.refused_by_disk(error):
             raise
         print(
-            f"mergelib: {error}. Free space, or choose folders that you can write to (MERGELIB_STORE, MERGELIB_OUTPUT, TMPDIR).",
+            f"mergelib: {error}. Free space, or choose folders that you can write to "
+            "(MERGELIB_STORE, MERGELIB_OUTPUT, TMPDIR).",
             file=sys.stderr,
         )
         return 2

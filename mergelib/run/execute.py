@@ -1,6 +1,8 @@
-"""One notebook through papermill: ``python -m mergelib.execute IN OUT PARAMETERS.json``; the runner's child process.
+"""One notebook through papermill: ``python -m mergelib.run.execute IN OUT PARAMETERS.json``; the
+runner's child process.
 
-Shows a line per section and whatever the notebook writes to stderr (progress, warnings), not its printed results.
+Shows a line per section and whatever the notebook writes to stderr (progress, warnings), not its
+printed results.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import nbformat
 
-from . import paths
+from .. import paths
 
 NO_ROOM = 74
 """Exit code where the disk refuses the executed notebook (EX_IOERR of sysexits.h)."""
@@ -48,8 +50,9 @@ class _Relay(logging.Handler):
 
 
 def end_with(parent: int, grace: float = 10.0) -> None:
-    """End this process, its kernel first, as soon as ``parent`` is no longer its parent: a runner that is killed outright can end nothing,
-    and the next run would find the old notebook still at work."""
+    """End this process, its kernel first, as soon as ``parent`` is no longer its parent: a runner
+    that is killed outright can end nothing, and the next run would find the old notebook still at
+    work."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -77,7 +80,8 @@ def own_kernel() -> type:
 
 
 def main(source: str, target: str, parameters_file: str) -> int:
-    """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or ``NO_ROOM``."""
+    """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or
+    ``NO_ROOM``."""
     from papermill import PapermillExecutionError, execute_notebook
 
     parent = os.getppid()

@@ -1,4 +1,5 @@
-"""``python -m mergelib train``: the expensive part alone, for machines that run no notebooks; under torchrun, by several processes."""
+"""``python -m mergelib train``: the expensive part alone, for machines that run no notebooks; under
+torchrun, by several processes."""
 
 from __future__ import annotations
 
@@ -10,16 +11,17 @@ import sys
 import time
 from typing import Any
 
-from . import paths
-from .documents import parse_json, user_path
-from .errors import ConfigError, UnknownNameError, shortened
+from .. import paths
+from ..documents import parse_json, user_path
+from ..errors import ConfigError, UnknownNameError, shortened
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand to the parser of ``mergelib.cli``."""
+    """Add the subcommand to the parser of ``mergelib.run.cli``."""
     parser = commands.add_parser(
         "train",
-        help="pre-train or load f_b and fine-tune experts; under torchrun by several processes together",
+        help="pre-train or load f_b and fine-tune experts; under torchrun by several processes "
+        "together",
     )
     add_study_options(parser)
     parser.add_argument(
@@ -66,7 +68,8 @@ def add_study_options(parser: argparse.ArgumentParser, *, variant: bool = True) 
 
 
 def study_options(given: Any, variant: str) -> list[str]:
-    """``given`` (the parsed options, or the like) as arguments again; those that say nothing are left out."""
+    """``given`` (the parsed options, or the like) as arguments again; those that say nothing are
+    left out."""
     flags = {
         "--profile": given.profile,
         "--variant": variant,
@@ -81,7 +84,7 @@ def study_options(given: Any, variant: str) -> list[str]:
 
 def given_overrides(given: Any) -> dict[str, Any]:
     """The profile values that the options change."""
-    from .profiles import with_shortcuts
+    from ..profiles import with_shortcuts
 
     return with_shortcuts(
         parse_overrides(given.overrides), given.text_dir, given.base, given.image_dir
@@ -89,7 +92,8 @@ def given_overrides(given: Any) -> dict[str, Any]:
 
 
 def write_stamp(path: str, store: Any) -> None:
-    """Say in a file which artifacts of the store this process asked for, in order; nothing without a path."""
+    """Say in a file which artifacts of the store this process asked for, in order; nothing without
+    a path."""
     if path:
         paths.make_folder(user_path(path).parent)
         paths.write_whole(
@@ -104,13 +108,14 @@ def parse_overrides(text: str) -> dict[str, Any]:
     overrides = parse_json(text, f"--overrides {shortened(text)} ({example})")
     if not isinstance(overrides, dict):
         raise ConfigError(
-            f"--overrides {shortened(text)}: an object of dotted profile values is needed; {example}."
+            f"--overrides {shortened(text)}: an object of dotted profile values is needed; "
+            f"{example}."
         )
     return overrides
 
 
 def command_train(args: argparse.Namespace) -> int:
-    from . import distributed  # imports torch, which the other subcommands need not wait for
+    from .. import distributed  # imports torch, which the other subcommands need not wait for
 
     try:
         code = _train(args)
@@ -118,15 +123,16 @@ def command_train(args: argparse.Namespace) -> int:
         return code
     except KeyboardInterrupt:
         print(
-            "\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; run the same command to go on.",
+            "\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; "
+            "run the same command to go on.",
             file=sys.stderr,
         )
         return 130
 
 
 def _train(args: argparse.Namespace) -> int:
-    from . import distributed
-    from .study import BASE, MULTI_TASK, Study
+    from .. import distributed
+    from ..study import BASE, MULTI_TASK, Study
 
     together, first = distributed.world_size() > 1, distributed.rank() == 0
     overrides = parse_overrides(args.overrides)
@@ -163,9 +169,8 @@ def _train(args: argparse.Namespace) -> int:
         if first:
             print(line, flush=True)
 
-    say(
-        f"f_b: {study.profile.backbone}, {f'from {study.profile.encoder.base}' if study.profile.encoder.base else 'pre-trained here'}"
-    )
+    source = study.profile.encoder.base
+    say(f"f_b: {study.profile.backbone}, {f'from {source}' if source else 'pre-trained here'}")
     for name in (n for n in names if n != BASE):
         start = time.monotonic()
         folder = study.train(name)
@@ -176,8 +181,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _pretrain_alone(args: argparse.Namespace) -> int:
-    """f_b in the store, made by a child process without torchrun's variables; its exit status. SIGTERM ends the child, too."""
-    from . import distributed
+    """f_b in the store, made by a child process without torchrun's variables; its exit status.
+    SIGTERM ends the child, too."""
+    from .. import distributed
 
     command = [
         sys.executable,

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergelibError, OfflineError
-from .download import cached_files, check, check_room, fetch, plan
-from .lock import locked
-from .repository import Repository, named
+from ..hub.download import cached_files, check, check_room, fetch, plan
+from ..hub.lock import locked
+from ..hub.repository import Repository, named
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand to the parser of ``mergelib.cli``."""
+    """Add the subcommand to the parser of ``mergelib.run.cli``."""
     parser = commands.add_parser(
         "data",
         help="what comes from the Hugging Face hub: list, fetch ahead, check",
@@ -49,7 +49,7 @@ def register(commands: Any) -> None:
 def command_data(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
     if args.only and not args.names:
-        from ..runner import hub_repositories, select  # imports torch
+        from .runner import hub_repositories, select  # imports torch
 
         repositories = hub_repositories(args.profile, select(args.only))
     else:

@@ -1,7 +1,9 @@
-"""The book: the executed notebooks as a small static site, rendered by Sphinx with MyST-NB and the theme Furo.
+"""The book: the executed notebooks as a small static site, rendered by Sphinx with MyST-NB and the
+theme Furo.
 
-Everything is generated from the manifest and the notebooks into ``build/<profile>/book`` (sources) and ``build/<profile>/html``.
-The site needs no server and no network. The packages come with the extra ``book``; ``./run_all.sh --html`` installs them.
+Everything is generated from the manifest and the notebooks into ``build/<profile>/book`` (sources)
+and ``build/<profile>/html``. The site needs no server and no network. The packages come with the
+extra ``book``; ``./run_all.sh --html`` installs them.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any
 
 import nbformat
 
-from .. import __version__, paths
-from ..errors import ConfigError
+from ... import __version__, paths
+from ...errors import ConfigError
 from ..publish import normalise
 from ..runner import Item, manifest
 
@@ -34,14 +36,16 @@ MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
 
 def build_book(profile: str) -> tuple[Path, list[str]]:
-    """Render the notebooks of ``profile``, a committed one where none was executed; returns ``index.html`` and Sphinx's warnings.
+    """Render the notebooks of ``profile``, a committed one where none was executed; returns
+    ``index.html`` and Sphinx's warnings.
 
     Raises ``ConfigError`` when the extra ``book`` is not installed.
     """
     for name in ("myst_nb", "furo", "sphinx-mathjax-offline"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                "The book needs more packages: pip install -e '.[book]' (./run_all.sh --html does it)."
+                "The book needs more packages: pip install -e '.[book]' (./run_all.sh --html "
+                "does it)."
             )
     from sphinx.application import Sphinx
 
@@ -69,7 +73,8 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
 
 
 def settings() -> dict[str, Any]:
-    """Sphinx's configuration. Nothing is executed, and nothing is loaded from elsewhere when a page is read."""
+    """Sphinx's configuration. Nothing is executed, and nothing is loaded from elsewhere when a page
+    is read."""
     return {
         "project": "mergelib",
         "author": "the mergelib authors",
@@ -93,7 +98,8 @@ def settings() -> dict[str, Any]:
         "html_css_files": ["book.css"],
         "html_copy_source": False,
         "html_show_sourcelink": False,
-        "html_show_search_summary": False,  # summaries are fetched, which browsers refuse for local files
+        # summaries are fetched, which browsers refuse for local files
+        "html_show_search_summary": False,
     }
 
 
@@ -103,11 +109,12 @@ def mathjax_file() -> Path:
     return Path(spec.origin).parent / "static" / "mathjax" / MATHJAX
 
 
-# ---- what Sphinx reads --------------------------------------------------------------------------------------------------
+# ---- what Sphinx reads ---------------------------------------------------------------------------
 
 
 def stage(profile: str, source: Path) -> None:
-    """Copy notebooks, figures and pages to ``source`` in the project's own layout, so that their relative links hold."""
+    """Copy notebooks, figures and pages to ``source`` in the project's own layout, so that their
+    relative links hold."""
     root, executed = paths.root(), paths.build(profile) / "notebooks"
     notebooks = [i for i in manifest() if i.path.is_file()]
     solutions = sorted((root / "notebooks" / "solutions").glob("*.ipynb"))
@@ -167,8 +174,8 @@ def keep_links(text: str, place: Path, files: set[Path]) -> str:
 
 
 def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> None:
-    """Alt text for the pictures that cells drew: what an output says of itself (the sliders' stills do), the saved figure's own,
-    which its sidecar holds, else what can be said of any."""
+    """Alt text for the pictures that cells drew: what an output says of itself (the sliders' stills
+    do), the saved figure's own, which its sidecar holds, else what can be said of any."""
     sidecar = next(
         (
             p
@@ -205,7 +212,8 @@ def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> N
 def index_page(
     items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]
 ) -> str:
-    """The first page: what this is (the README's opening), a thumbnail per notebook, and the order of the pages."""
+    """The first page: what this is (the README's opening), a thumbnail per notebook, and the order
+    of the pages."""
     opening = (paths.root() / "README.md").read_text().split("\n```")[0].strip()
     groups: dict[str, list[Item]] = {}
     for item in items:

@@ -1,4 +1,5 @@
-"""``python -m mergelib doctor``: can this machine run the notebooks, which of them, and about how long? Every problem with its remedy."""
+"""``python -m mergelib doctor``: can this machine run the notebooks, which of them, and about how
+long? Every problem with its remedy."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from . import paths
+from .. import paths
 
 FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 parameters and more, on full-size data
 MARKS = {"ok": " ", "note": "?", "problem": "!"}
-LITTLE = 1e9  # bytes free below which a run may well end early; the store of a whole mini run is a tenth of it
+# bytes free below which a run may well end early; the store of a whole mini run is a tenth of it
+LITTLE = 1e9
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Finding:
 
 
 def register(commands: Any) -> None:
-    """Add the subcommand to the parser of ``mergelib.cli``."""
+    """Add the subcommand to the parser of ``mergelib.run.cli``."""
     parser = commands.add_parser(
         "doctor",
-        help="versions, device, memory, disk, what is cached, which notebooks run here and how long",
+        help="versions, device, memory, disk, what is cached, which notebooks run here and how "
+        "long",
     )
     parser.add_argument("--profile", default="", help="one profile only; all by default")
     parser.add_argument(
@@ -52,7 +55,7 @@ def command_doctor(args: argparse.Namespace) -> int:
     found = versions(paths.root())
     tables: list[str] = []
     try:
-        from .profiles import load_profile, profile_names  # imports torch
+        from ..profiles import load_profile, profile_names  # imports torch
 
         profiles = [args.profile] if args.profile else profile_names()
         for name in profiles:
@@ -74,17 +77,18 @@ def command_doctor(args: argparse.Namespace) -> int:
     print("\n".join(["", *tables]))
     problems = [f.topic for f in found if f.level == "problem"]
     print(
-        f"\n{len(problems)} problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(problems)}"
+        f"\n{len(problems)} "
+        f"problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(problems)}"
     )
     return 1 if problems else 0
 
 
-# ---- versions -----------------------------------------------------------------------------------------------------------
+# ---- versions ------------------------------------------------------------------------------------
 
 
 def differing(pins: Sequence[str]) -> list[str]:
-    """Of pins such as "torch==2.13.0" those that this environment does not hold, as "torch 2.12.0 instead of 2.13.0". A local part of a
-    version, such as torch's "+cpu", is not compared."""
+    """Of pins such as "torch==2.13.0" those that this environment does not hold, as "torch 2.12.0
+    instead of 2.13.0". A local part of a version, such as torch's "+cpu", is not compared."""
     found = []
     for pin in pins:
         name, _, wanted = pin.partition("==")
@@ -153,13 +157,14 @@ def versions(root: Path) -> list[Finding]:
     findings.append(
         Finding(
             "extras",
-            f"as pinned: {', '.join(whole) or 'none'}; not installed: {', '.join(missing) or 'none'}",
+            f"as pinned: {', '.join(whole) or 'none'}; not installed: "
+            f"{', '.join(missing) or 'none'}",
         )
     )
     return findings
 
 
-# ---- machine ------------------------------------------------------------------------------------------------------------
+# ---- machine -------------------------------------------------------------------------------------
 
 
 def machine(profiles: Sequence[str]) -> list[Finding]:
@@ -167,7 +172,7 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
     import psutil
     import torch
 
-    from .profiles import load_profile
+    from ..profiles import load_profile
 
     memory = psutil.virtual_memory()
     findings = [
@@ -186,7 +191,8 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
         findings.append(
             Finding(
                 "device",
-                f"CPU ({platform.processor() or platform.machine()}), no GPU that torch {torch.__version__} can use",
+                f"CPU ({platform.processor() or platform.machine()}), no GPU that torch "
+                f"{torch.__version__} can use",
                 "note" if heavy else "ok",
                 f"Profile {', '.join(heavy)} is meant for a GPU" if heavy else "",
             )
@@ -211,7 +217,7 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
     return findings
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 def nearest(folder: Path) -> Path:
@@ -239,7 +245,7 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
     from huggingface_hub import constants
 
-    from .hub import cached_files, lock_path, needed
+    from ..hub import cached_files, lock_path, needed
 
     wanted = {
         "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
@@ -273,17 +279,18 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     return findings
 
 
-# ---- hub ----------------------------------------------------------------------------------------------------------------
+# ---- hub -----------------------------------------------------------------------------------------
 
 
 def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Finding]:
-    """What the profiles need from the hub and whether the caches have it; with ``online`` also whether the hub has it."""
+    """What the profiles need from the hub and whether the caches have it; with ``online`` also
+    whether the hub has it."""
     from huggingface_hub import constants, get_token
 
-    from .errors import MergelibError, OfflineError
-    from .hub import cached_files, needed
-    from .hub.command import size
-    from .hub.download import plan
+    from ..errors import MergelibError, OfflineError
+    from ..hub import cached_files, needed
+    from ..hub.download import plan
+    from .data import size
 
     findings = []
     for profile in profiles:
@@ -295,7 +302,10 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
             continue
         if not sources:
             continue
-        said = f"{profile} needs {len(sources)} things from the hub, {len(sources) - len(lacking)} cached"
+        said = (
+            f"{profile} needs {len(sources)} things from the hub, "
+            f"{len(sources) - len(lacking)} cached"
+        )
         remedy = (
             f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(lacking)}"
             if lacking
@@ -310,7 +320,8 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
                 findings.append(
                     Finding(
                         "online",
-                        f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to be downloaded",
+                        f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to "
+                        "be downloaded",
                     )
                 )
             except OfflineError as error:
@@ -325,19 +336,19 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
     return findings
 
 
-# ---- notebooks ----------------------------------------------------------------------------------------------------------
+# ---- notebooks -----------------------------------------------------------------------------------
 
 
 def notebooks(profiles: Sequence[str]) -> list[str]:
-    """A table of notebooks and profiles with measured minutes, and what each profile waits for, as lines."""
+    """Measured minutes by notebook and profile, and what each profile waits for, as lines."""
+    import pandas as pd
     from huggingface_hub import constants
 
-    from .hub import cached_files, needed
-    from .profiles import load_profile, variant_names
+    from ..hub import cached_files, needed
+    from ..profiles import load_profile, variant_names
     from .runner import hub_repositories, lacking, manifest
 
     items = manifest()
-    width = max(len(i.id) for i in items)
     cells: dict[str, dict[str, str]] = {}
     below = []
     for profile in profiles:
@@ -378,12 +389,9 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         if waits and not offline:
             line += f"; first downloads {', '.join(waits)}"
         below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
-    head = "".join(f"{p:>8}" for p in profiles)
-    table = [f"{i.id:<{width}}" + "".join(f"{cells[p][i.id]:>8}" for p in profiles) for i in items]
     return [
-        f"{'notebook':<{width}}{head}",
-        *table,
-        "Minutes from an empty store on two cores (mergelib/manifest.yaml); ?: not measured.",
+        pd.DataFrame(cells).rename_axis(columns="notebook").to_string(),
+        "Minutes from an empty store on two cores (mergelib/run/manifest.yaml); ?: not measured.",
         "",
         *below,
     ]

@@ -1,6 +1,8 @@
-"""``python -m mergelib units`` and ``compute``: a study as small commands with files as results, for an engine outside (``cluster/Snakefile``).
+"""``python -m mergelib units`` and ``compute``: a study as small commands with files as results,
+for an engine outside (``cluster/Snakefile``).
 
-Nothing here runs several commands: ``units`` says which there are and what each waits for, ``compute`` is one of them.
+Nothing here runs several commands: ``units`` says which there are and what each waits for,
+``compute`` is one of them.
 """
 
 from __future__ import annotations
@@ -13,10 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import paths
-from .cluster import add_study_options, given_overrides, parse_overrides, study_options, write_stamp
-from .documents import user_path
-from .errors import ConfigError, UnknownNameError
+from .. import paths
+from ..documents import user_path
+from ..errors import ConfigError, UnknownNameError
+from .torchrun import (
+    add_study_options,
+    given_overrides,
+    parse_overrides,
+    study_options,
+    write_stamp,
+)
 
 STEPS = ("merge", "extract", "score")
 RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
@@ -24,9 +32,11 @@ RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
 @dataclass(frozen=True)
 class Unit:
-    """One command. ``output`` is the file that it leaves, below one folder for all; ``needs`` are those of the units before it.
+    """One command. ``output`` is the file that it leaves, below one folder for all; ``needs`` are
+    those of the units before it.
 
-    ``identity`` stands for everything behind the command that could change its result: profile, versions of the steps, a notebook's code.
+    ``identity`` stands for everything behind the command that could change its result: profile,
+    versions of the steps, a notebook's code.
     """
 
     rule: str
@@ -53,8 +63,9 @@ class Wanted:
 
 
 def units(wanted: Wanted) -> list[Unit]:
-    """All units in an order in which they could run one after another. Raises ``UnknownNameError`` and ``ConfigError`` as a run does."""
-    from .profiles import variant_names
+    """All units in an order in which they could run one after another. Raises ``UnknownNameError``
+    and ``ConfigError`` as a run does."""
+    from ..profiles import variant_names
     from .runner import refuse_lacking, select, why_left_out
 
     items = select(wanted.only)
@@ -77,7 +88,8 @@ def units(wanted: Wanted) -> list[Unit]:
         return ours[-1].output
 
     for item in (i for i in items if i.group != "report"):
-        # Studies of several foundations are made by their notebook; it begins with the profile's experts.
+        # Studies of several foundations are made by their notebook; it begins with the profile's
+        # experts.
         before[item.id] = tuple(
             scored(*which)
             for which in dict.fromkeys(
@@ -111,9 +123,10 @@ def _sidecar(wanted: Wanted, notebook: str) -> str:
 
 
 def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
-    """The units of one study, scores last. The zoo's f_b and experts are those of the profile without it."""
-    from .profiles import load_profile
-    from .study import BASE, FINE_TUNED, MULTI_TASK
+    """The units of one study, scores last. The zoo's f_b and experts are those of the profile
+    without it."""
+    from ..profiles import load_profile
+    from ..study import BASE, FINE_TUNED, MULTI_TASK
 
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
     profile = loaded.of_zoo() if zoo else loaded
@@ -199,9 +212,9 @@ def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
 
 
 def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -> str:
-    from .profiles import load_profile
-    from .study import STEP_VERSIONS
-    from .types import digest
+    from ..profiles import load_profile
+    from ..study import STEP_VERSIONS
+    from ..types import digest
 
     cells = []
     if notebook is not None:  # its code alone: saving a notebook with outputs changes nothing
@@ -214,13 +227,14 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
     return digest(json.dumps([profile, STEP_VERSIONS, cells], sort_keys=True))[:16]
 
 
-# ---- one unit -----------------------------------------------------------------------------------------------------------
+# ---- one unit ------------------------------------------------------------------------------------
 
 
 def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
-    """Have one step's artifacts in the store: of one encoder, or all scores that tables and figures begin with."""
-    from .study import BASE, FINE_TUNED, MULTI_TASK
-    from .tables import ranking, unlabelled
+    """Have one step's artifacts in the store: of one encoder, or all scores that tables and figures
+    begin with."""
+    from ..study import BASE, FINE_TUNED, MULTI_TASK
+    from ..tables import ranking, unlabelled
 
     known = (BASE, FINE_TUNED, *study.baselines, *study.methods)
     if step != "score" and encoder not in known:
@@ -248,7 +262,7 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
 def command_compute(args: argparse.Namespace) -> int:
     import warnings
 
-    from .study import Study
+    from ..study import Study
 
     study = Study(
         args.profile,
@@ -301,7 +315,7 @@ def _place(base: str) -> str:
 
 
 def register(commands: Any) -> None:
-    """Add both subcommands to the parser of ``mergelib.cli``."""
+    """Add both subcommands to the parser of ``mergelib.run.cli``."""
     listing = commands.add_parser(
         "units",
         help="a profile as commands with files between them, as JSON; cluster/Snakefile runs them",
@@ -313,7 +327,8 @@ def register(commands: Any) -> None:
     listing.add_argument(
         "--zoo",
         action="store_true",
-        help="also merge and score every method of the zoo where no notebook of the profile shows them",
+        help="also merge and score every method of the zoo where no notebook of the profile "
+        "shows them",
     )
     listing.add_argument(
         "--out", default="", metavar="FILE", help="where to write them; the terminal by default"

@@ -1,4 +1,5 @@
-"""Execute notebooks headless, through papermill, one process each; strict where papermill is lenient."""
+"""Execute notebooks headless, through papermill, one process each; strict where papermill is
+lenient."""
 
 from __future__ import annotations
 
@@ -18,20 +19,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+import yaml
+from pydantic import ConfigDict, TypeAdapter
 
-from . import paths
-from .documents import check_folder_name, parse_yaml, read_text, user_path
-from .errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
+from .. import paths
+from ..documents import user_path
+from ..errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
+from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 from .execute import NO_ROOM
-from .profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 
 if TYPE_CHECKING:
-    from .hub import Repository
+    from ..hub import Repository
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 REPORT = "report"
-SOLUTIONS = "solutions"  # folder and group of the notebooks that solve exercises; the manifest does not list them
+# folder and group of the notebooks that solve exercises; the manifest does not list them
+SOLUTIONS = "solutions"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
 
@@ -71,40 +74,14 @@ class Item:
 
 @cache
 def manifest() -> tuple[Item, ...]:
-    """The notebooks, in the order in which they run. Raises ``ConfigError`` for an entry that cannot be read."""
-    return read_manifest(read_text(MANIFEST_FILE, MANIFEST_FILE.name))
-
-
-def read_manifest(text: str) -> tuple[Item, ...]:
-    """The entries of a manifest. Raises ``ConfigError`` naming the entry and what is wrong with it."""
-    raw = parse_yaml(text, MANIFEST_FILE.name)
-    if not isinstance(raw, list) or not raw:
-        raise ConfigError(
-            f"{MANIFEST_FILE.name}: a list of notebooks is needed, each with id, item, title and group."
-        )
-    try:
-        items = TypeAdapter(tuple[Item, ...]).validate_python(raw)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        place = next((i for i in first["loc"] if isinstance(i, int)), 0)
-        entry = raw[place]
-        who = shortened(
-            entry.get("id", f"entry {place}") if isinstance(entry, dict) else f"entry {place}"
-        )
-        key = ".".join(str(part) for part in first["loc"][1:]) or "entry"
-        raise ConfigError(
-            f"{MANIFEST_FILE.name}, {who}: {shortened(key)}: {first['msg']}."
-        ) from error
-    for item in items:
-        for name in (item.id, *item.extra_figures):  # of a notebook, and of figures
-            check_folder_name(name)
-    if len({i.id for i in items}) < len(items):
-        raise ConfigError(f"{MANIFEST_FILE.name}: an id stands there twice.")
-    return items
+    """The notebooks, in the order in which they run."""
+    raw = yaml.safe_load(MANIFEST_FILE.read_text("utf-8"))
+    return TypeAdapter(tuple[Item, ...]).validate_python(raw)
 
 
 def select(only: Sequence[str]) -> list[Item]:
-    """Notebooks named by id, by the beginning of an id (``tab02``), or by group. Raises ``UnknownNameError``."""
+    """Notebooks named by id, by the beginning of an id (``tab02``), or by group. Raises
+    ``UnknownNameError``."""
     if not only:
         return list(manifest())
     chosen = []
@@ -132,13 +109,15 @@ def lacking(item: Item, profile: str) -> list[str]:
 
 
 def variants_of(item: Item, profile: str) -> list[str]:
-    """The variants of ``profile`` that a notebook is about; most are about the profile as it is, ``[""]``."""
+    """The variants of ``profile`` that a notebook is about; most are about the profile as it is,
+    ``[""]``."""
     return [need for need in item.needs if need in variant_names(profile)] or [""]
 
 
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
-    """Why a run of all notebooks goes without ``item``; an empty text where it does not: what ``profile`` lacks, or, where the run names
-    one kind of local data only, the folder of the other kind."""
+    """Why a run of all notebooks goes without ``item``; an empty text where it does not: what
+    ``profile`` lacks, or, where the run names one kind of local data only, the folder of the other
+    kind."""
     if lacks := lacking(item, profile):
         return f"it needs {', '.join(lacks)}, which profile '{profile}' does not have."
     if bool(text_dir) == bool(image_dir):
@@ -147,7 +126,10 @@ def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> 
     if f"{waits}_dir" in declared_parameters(item.path):
         tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
         if any(t.source == "local" and t.modality == waits for t in tasks):
-            return f"profile '{profile}' reads its data from a folder, and --{waits}-dir was not given."
+            return (
+                f"profile '{profile}' reads its data from a folder, and --{waits}-dir was not "
+                "given."
+            )
     return ""
 
 
@@ -158,7 +140,8 @@ def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
             able = [i.id.split("_")[0] for i in manifest() if not lacking(i, profile)]
             where = [p for p in profile_names() if not lacking(item, p)]
             raise ConfigError(
-                f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; it runs in {', '.join(where)}. "
+                f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; "
+                f"it runs in {', '.join(where)}. "
                 f"With this profile go: --only {' '.join(able)}."
             )
 
@@ -179,7 +162,8 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
             found[name] = p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"])
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise ConfigError(
-                f"{notebook.name}, parameters cell: the default of {name} is {shortened(p['default'])}; write a plain value."
+                f"{notebook.name}, parameters cell: the default of {name} is "
+                f"{shortened(p['default'])}; write a plain value."
             ) from error
     return found
 
@@ -187,8 +171,8 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
 def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
     """``name=value`` texts -> parameters per notebook id, typed as declared.
 
-    A name goes to every selected notebook that declares it. Raises ``UnknownNameError`` for a name that none declares and
-    ``ConfigError`` for a value of another type; papermill would only warn.
+    A name goes to every selected notebook that declares it. Raises ``UnknownNameError`` for a name
+    that none declares and ``ConfigError`` for a value of another type; papermill would only warn.
     """
     declared = {item.id: declared_parameters(item.path) for item in items}
     result: dict[str, dict[str, Any]] = {item.id: {} for item in items}
@@ -263,7 +247,8 @@ def in_parallel(items: Sequence[Item], profile: str) -> list[Item]:
 
 
 class Runner:
-    """Runs notebooks of one profile; ``jobs`` at a time, each papermill in a process group of its own."""
+    """Runs notebooks of one profile; ``jobs`` at a time, each papermill in a process group of its
+    own."""
 
     def __init__(self, profile: str, *, jobs: int = 1, echo=print):
         self.profile, self.jobs, self.echo = profile, jobs, echo
@@ -319,7 +304,7 @@ class Runner:
             command = [
                 sys.executable,
                 "-m",
-                "mergelib.execute",
+                "mergelib.run.execute",
                 str(item.path),
                 str(out),
                 str(values),
@@ -354,7 +339,8 @@ class Runner:
                 return result
             if code == NO_ROOM:
                 raise StoreError(
-                    f"{item.id}: its outputs cannot be written to {scratch}. Free space there, or set TMPDIR to a folder that you can write to."
+                    f"{item.id}: its outputs cannot be written to {scratch}. Free space there, "
+                    "or set TMPDIR to a folder that you can write to."
                 )
             if out.exists():
                 executed = folder / f"{item.id}.ipynb"
@@ -382,7 +368,8 @@ class Runner:
     def _complaint(self, item: Item, code: int, out: Path, *, start_wall: float) -> str:
         """What went wrong, or an empty text."""
         if code:
-            return f"{item.id}: exit code {code}{' (out of memory?)' if code in (-9, 137, 138) else ''}\n{failing_cell(out)}"
+            memory = " (out of memory?)" if code in (-9, 137, 138) else ""
+            return f"{item.id}: exit code {code}{memory}\n{failing_cell(out)}"
         folder = paths.figures(self.profile)
         missing = [
             name
@@ -429,7 +416,8 @@ def closing_table(results: Sequence[Result], seconds: float) -> str:
 
 
 def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> None:
-    """Seconds per notebook, in a file of their own: they never take part in a comparison. ``cold``: the store was empty."""
+    """Seconds per notebook, in a file of their own: they never take part in a comparison. ``cold``:
+    the store was empty."""
     text = json.dumps(
         {"cold": cold, "seconds": {r.item.id: round(r.seconds, 1) for r in results if r.ok}},
         indent=1,
@@ -440,10 +428,11 @@ def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> Non
 def check_before(
     profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]
 ) -> None:
-    """Refuse what would fail later: the profile with every notebook's overrides, and data that is not there."""
-    from .merging import get_method
-    from .tasks.local import find_csv
-    from .tasks.parquet import LAYOUT, find_parquet
+    """Refuse what would fail later: the profile with every notebook's overrides, and data that is
+    not there."""
+    from ..merging import get_method
+    from ..tasks.local import find_csv
+    from ..tasks.parquet import LAYOUT, find_parquet
 
     refuse_lacking(profile, items)
     for item in items:
@@ -475,7 +464,8 @@ def check_before(
             if tasks.modality == "image" and "image_dir" in declared:
                 if not tasks.image_dir:
                     raise ConfigError(
-                        f"Profile '{profile}' reads local images for {item.id}: give --image-dir FOLDER with "
+                        f"Profile '{profile}' reads local images for {item.id}: give --image-dir "
+                        "FOLDER with "
                         f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only."
                     )
                 for name in tasks.names:
@@ -486,8 +476,9 @@ def check_before(
 def hub_repositories(
     profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None
 ) -> list[Repository]:
-    """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the runner has them."""
-    from .hub import needed
+    """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the
+    runner has them."""
+    from ..hub import needed
 
     found: dict[str, Repository] = {}
     for item in items:

@@ -9,15 +9,17 @@ import shlex
 import shutil
 import subprocess
 import time
+from dataclasses import asdict
 
 import pytest
 
 from benchmarks import plan
-from mergelib import cli, cluster, paths, units
+from mergelib import paths
 from mergelib.errors import ConfigError, UnknownNameError
 from mergelib.profiles import load_profile
+from mergelib.run import cli, jobs, torchrun
+from mergelib.run.jobs import Unit, Wanted
 from mergelib.store import Store
-from mergelib.units import Unit, Wanted
 
 CLUSTER = paths.root() / "cluster"
 ALONE = {"multi_task": "paper only"}
@@ -28,10 +30,10 @@ def by_output(made):
 
 
 def test_units_of_a_profile_stand_in_order_and_are_commands_that_exist():
-    made = units.units(Wanted("quick"))
+    made = jobs.units(Wanted("quick"))
     seen = set()
     for unit in made:
-        assert set(unit.needs) <= seen and unit.output not in seen and unit.rule in units.RULES
+        assert set(unit.needs) <= seen and unit.output not in seen and unit.rule in jobs.RULES
         seen.add(unit.output)
         args = cli.build_parser().parse_args(unit.command)
         assert args.profile == "quick" and (
@@ -54,7 +56,7 @@ def test_units_of_a_profile_stand_in_order_and_are_commands_that_exist():
 
 def test_units_carry_what_they_were_asked_for():
     overrides = {"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"]}
-    made = units.units(
+    made = jobs.units(
         Wanted("quick", ("tab03", "report"), device="cpu", overrides=json.dumps(overrides))
     )
     assert {u.name for u in made if u.rule == "fine_tune"} == {"ag", "yelp", "multi_task"}
@@ -64,19 +66,19 @@ def test_units_carry_what_they_were_asked_for():
         assert ("--overrides" in words or "overrides=" in words) is (unit.rule != "report"), (
             "the report declares none"
         )
-    released = units.units(Wanted("paper", ("tab02",)))
+    released = jobs.units(Wanted("paper", ("tab02",)))
     assert {u.rule for u in released} == {"pretrain", "merge", "extract", "score", "notebook"}, (
         "released experts are not trained"
     )
     with pytest.raises(UnknownNameError, match="notebook"):
-        units.units(Wanted("quick", ("tab99",)))
+        jobs.units(Wanted("quick", ("tab99",)))
     with pytest.raises(ConfigError, match="needs t5_a"):
-        units.units(Wanted("real", ("fig06",)))
+        jobs.units(Wanted("real", ("fig06",)))
 
 
 def test_identity_changes_with_the_profile_and_a_notebooks_code_alone(tmp_path):
     one, other = (
-        units.units(Wanted("quick", ("tab03",), overrides=text))[0].identity
+        jobs.units(Wanted("quick", ("tab03",), overrides=text))[0].identity
         for text in ("{}", '{"fine_tuning.steps": 3}')
     )
     assert one != other
@@ -88,7 +90,7 @@ def test_identity_changes_with_the_profile_and_a_notebooks_code_alone(tmp_path):
             {"cell_type": "markdown", "source": [str(output)]},
         ]
         notebook.write_text(json.dumps({"cells": cells}))
-        return units._identity(Wanted("quick"), notebook=notebook)
+        return jobs._identity(Wanted("quick"), notebook=notebook)
 
     assert identity("1 + 1", []) == identity("1 + 1", ["2"]) != identity("1 + 2", ["2"])
 
@@ -104,19 +106,19 @@ def computed(study, make_study, tmp_path):
 def test_units_make_what_tables_begin_with_and_nothing_else(computed):
     study, n = computed
     for method in study.methods:
-        units.compute(study, "merge", method)
+        jobs.compute(study, "merge", method)
     for encoder in ("f_b", "f_t", *study.methods):
-        units.compute(study, "extract", encoder)
-    units.compute(study, "score")
+        jobs.compute(study, "extract", encoder)
+    jobs.compute(study, "score")
     assert len(study.store.entries()) == n, (
         "something was computed that the scores of a study do not need"
     )
     steps = {name.partition("/")[0] for name in study.store.asked}
     assert {"features", "predict", "merge"} <= steps
     with pytest.raises(UnknownNameError, match="multi_task"):
-        units.compute(study, "extract", "multi_task")
+        jobs.compute(study, "extract", "multi_task")
     with pytest.raises(ConfigError, match="f_b is no merge"):
-        units.compute(study, "merge", "f_b")
+        jobs.compute(study, "merge", "f_b")
 
 
 def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, monkeypatch, capsys):
@@ -143,13 +145,10 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
         and sum(a.startswith("fine_tune/") for a in named["ag"]) == 1
     )
     assert len(Store(tmp_path / "store").entries()) == n
-    out = tmp_path / "some" / "units.json"
+    out = tmp_path / "some" / "jobs.json"
     assert cli.main(["units", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
-    written = [
-        units.Unit(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-        for row in json.loads(out.read_text())
-    ]
-    assert written == units.units(Wanted("quick", ("tab03",)))
+    made = [asdict(unit) for unit in jobs.units(Wanted("quick", ("tab03",)))]
+    assert json.loads(out.read_text()) == json.loads(json.dumps(made))
 
 
 # ---- Snakemake's side, without Snakemake --------------------------------------------------------------------------------
@@ -158,8 +157,8 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
 def test_every_rule_has_its_resources():
     text = (CLUSTER / "Snakefile").read_text()
     rules = dict(re.findall(r"^rule (\w+):\n((?:    .*\n)+)", text, flags=re.M))
-    assert set(rules) == {"all", *units.RULES}
-    for name in units.RULES:
+    assert set(rules) == {"all", *jobs.RULES}
+    for name in jobs.RULES:
         assert re.search(
             r"resources: gpu=\w+, mem_mb=grows\([\d_]+\), runtime=grows\(\d+\)", rules[name]
         ), name
@@ -219,7 +218,7 @@ def test_costs_follow_the_profile():
         109e6, rel=0.01
     )  # benchmarks/RESULTS.md: 109 M
     rates = plan.Rates(start_s=0, merge_s=0, score_s=0, disk_gb_s=1e9)
-    made = by_output(units.units(Wanted("paper", ("fig06",))))
+    made = by_output(jobs.units(Wanted("paper", ("fig06",))))
     profile = load_profile("paper", variant="t5_a")
     twice = load_profile("paper", {"fine_tuning.steps": 2 * profile.fine_tuning.steps}, "t5_a")
     expert = made["stamps/paper-t5_a/fine_tune/ag.json"]
@@ -231,7 +230,7 @@ def test_costs_follow_the_profile():
 
 
 def test_the_guides_commands_are_known():
-    text = (paths.root() / "docs" / "cluster.md").read_text()
+    text = (paths.root() / "docs" / "torchrun.md").read_text()
     words = [
         shlex.split(line.partition("#")[0].replace("\\\n", " "))[3:]
         for line in text.splitlines()
@@ -240,4 +239,4 @@ def test_the_guides_commands_are_known():
     assert len(words) >= 3
     for command in words:
         cli.build_parser().parse_args(command)
-    cluster.parse_overrides('{"zoo.k": 5}')
+    torchrun.parse_overrides('{"zoo.k": 5}')

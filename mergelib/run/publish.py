@@ -12,10 +12,10 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from . import paths
-from .errors import ConfigError
+from .. import paths
+from ..errors import ConfigError
+from ..tables.report import REPORT_ID, readme_part
 from .runner import MANIFEST_FILE, Item, Runner, manifest, solutions
-from .tables.report import REPORT_ID, readme_part
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
@@ -31,8 +31,8 @@ MACHINE_FOLDERS = ("/home/", "/Users/", "/root/", "/tmp/")
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A notebook as it may be committed: no injected cell, no timings, no widget state, no stderr, counts 1..n, large pictures in
-    256 colours."""
+    """A notebook as it may be committed: no injected cell, no timings, no widget state, no stderr,
+    counts 1..n, large pictures in 256 colours."""
     cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     count = 0
     for cell in cells:
@@ -78,8 +78,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def in_256_colours(png: str) -> str:
-    """A PNG (base64) with a palette of its own: photographs and hundreds of translucent points take a third of the bytes. Smaller than
-    ``LARGE_IMAGE`` it stays as it is."""
+    """A PNG (base64) with a palette of its own: photographs and hundreds of translucent points take
+    a third of the bytes. Smaller than ``LARGE_IMAGE`` it stays as it is."""
     from PIL import Image
 
     if len(png) <= LARGE_IMAGE:
@@ -92,11 +92,13 @@ def in_256_colours(png: str) -> str:
 
 
 def publish(profile: str, items: Sequence[Item]) -> None:
-    """After a run of ``profile``: refresh the committed notebooks, the minutes, the report and the README together.
+    """After a run of ``profile``: refresh the committed notebooks, the minutes, the report and the
+    README together.
 
-    Committed notebooks show the classroom's outputs (``mini``); other profiles lend figures and numbers. Solutions run after the
-    notebooks whose exercises they solve, and find their results stored. The report reads all profiles, so it runs again in each
-    that shows it. Raises ``ConfigError`` for a notebook that cannot be committed, or solutions or a report that fail.
+    Committed notebooks show the classroom's outputs (``mini``); other profiles lend figures and
+    numbers. Solutions run after the notebooks whose exercises they solve, and find their results
+    stored. The report reads all profiles, so it runs again in each that shows it. Raises
+    ``ConfigError`` for a notebook that cannot be committed, or solutions or a report that fail.
     """
     if profile == COMMITTED:
         solved = solutions(items)
@@ -120,8 +122,8 @@ def run_again(profile: str, items: Sequence[Item]) -> None:
 
 
 def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
-    """Write the executed notebooks of ``profile`` over the committed ones. Raises ``ConfigError`` for a notebook that is
-    too large, holds an error, or shows a path of this machine."""
+    """Write the executed notebooks of ``profile`` over the committed ones. Raises ``ConfigError``
+    for a notebook that is too large, holds an error, or shows a path of this machine."""
     written = []
     for item in items:
         notebook = normalise(
@@ -144,9 +146,11 @@ def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
 
 
 def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> bool:
-    """Write a cold run's minutes into the manifest; a warm run's say nothing and are left alone. Whether it wrote.
+    """Write a cold run's minutes into the manifest; a warm run's say nothing and are left alone.
+    Whether it wrote.
 
-    All minutes of a profile come from one run, in the manifest's order: the first notebook carries the training that the others share.
+    All minutes of a profile come from one run, in the manifest's order: the first notebook carries
+    the training that the others share.
     """
     if not timings["cold"]:
         return False
@@ -163,7 +167,7 @@ def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_F
     return True
 
 
-# ---- the README's generated parts ---------------------------------------------------------------------------------------
+# ---- the README's generated parts ----------------------------------------------------------------
 
 
 def marks(part: str) -> tuple[str, str]:
@@ -179,7 +183,8 @@ def _figures() -> Path:
 
 
 def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
-    """The README's table of notebooks: thumbnail, what it answers for, measured minutes per profile."""
+    """The README's table of notebooks: thumbnail, what it answers for, measured minutes per
+    profile."""
     profiles = sorted({p for i in items for p in i.minutes})
     head = ["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -210,7 +215,8 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
 
 
 def readme_parts(folder: Path | None = None) -> dict[str, str]:
-    """The generated parts of the README by name: ``results`` (from ``figures/REPORT.md``) and ``notebooks``."""
+    """The generated parts of the README by name: ``results`` (from ``figures/REPORT.md``) and
+    ``notebooks``."""
     folder = folder or _figures()
     manifest.cache_clear()  # minutes may just have been recorded
     return {
@@ -220,7 +226,8 @@ def readme_parts(folder: Path | None = None) -> dict[str, str]:
 
 
 def refresh_readme() -> None:
-    """Put the generated parts between the README's marks. Raises ``ConfigError`` when a mark is missing."""
+    """Put the generated parts between the README's marks. Raises ``ConfigError`` when a mark is
+    missing."""
     path = paths.root() / "README.md"
     text = path.read_text()
     for part, content in readme_parts().items():

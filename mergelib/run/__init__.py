@@ -1,0 +1,2 @@
+"""Running it all: commands, notebooks headless, jobs for an engine outside, the book,
+publishing."""
