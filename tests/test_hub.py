@@ -113,7 +113,7 @@ def cached(folder: Path, id: str) -> list[str]:
 
 
 def refused(answer: dict, kind: str, *parts: str) -> None:
-    assert answer.get("error") == kind and answer["seconds"] < 30, answer
+    assert answer.get("error") == kind and answer["seconds"] < 120, answer
     for part in parts:
         assert part in answer["message"], answer["message"]
 
