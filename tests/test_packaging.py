@@ -124,8 +124,6 @@ def test_merging_and_protocols_know_only_torch_and_plain_types(folder):
 
 
 UPWARD = {
-    ("hub", "runner"),  # which notebook needs which file
-    ("hub", "tasks"),  # where a task's files are
     ("models", "figures"),  # the demo's figure,
     ("models", "tables"),  # labels
     ("models", "study"),  # and models

@@ -14,8 +14,9 @@ import yaml
 
 from .. import paths
 from ..errors import ConfigError
+from ..tables.manifest import MANIFEST_FILE, Item, manifest
 from ..tables.report import REPORT_ID, readme_part
-from .runner import MANIFEST_FILE, Item, Runner, manifest, solutions
+from .runner import Runner, solutions
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000

@@ -15,68 +15,21 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import yaml
-from pydantic import ConfigDict, TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from .. import paths
 from ..documents import user_path
 from ..errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
 from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
+from ..tables.manifest import SOLUTIONS, Item, manifest
 from .execute import NO_ROOM
 
 if TYPE_CHECKING:
     from ..hub import Repository
 
-MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 REPORT = "report"
-# folder and group of the notebooks that solve exercises; the manifest does not list them
-SOLUTIONS = "solutions"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One notebook of the manifest."""
-
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-    id: str
-    item: str
-    title: str
-    group: str
-    claims: tuple[str, ...] = ()
-    extra_figures: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()  # variants and sections of a profile
-    minutes: dict[str, float] = field(
-        default_factory=dict, hash=False
-    )  # profile -> measured, from an empty store
-
-    @property
-    def path(self) -> Path:
-        return paths.root() / "notebooks" / f"{self.id}.ipynb"
-
-    @property
-    def outputs(self) -> list[str]:
-        """Files that the notebook must leave in figures/<profile>/; a solution leaves none."""
-        return (
-            []
-            if self.group == SOLUTIONS
-            else [
-                f"{stem}.{end}"
-                for stem in (self.id, *self.extra_figures)
-                for end in ("pdf", "png", "csv", "json")
-            ]
-        )
-
-
-@cache
-def manifest() -> tuple[Item, ...]:
-    """The notebooks, in the order in which they run."""
-    raw = yaml.safe_load(MANIFEST_FILE.read_text("utf-8"))
-    return TypeAdapter(tuple[Item, ...]).validate_python(raw)
 
 
 def select(only: Sequence[str]) -> list[Item]:

@@ -17,10 +17,10 @@ import pandas as pd
 from .. import paths
 from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
 from ..errors import DataError
-from ..run.runner import manifest
 from ..study import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .labels import encoder_label, protocol_label, short_label
+from .manifest import manifest
 from .paper import THREE, published_table2, published_table3
 from .scores import at_k, markdown, mean_and_std
 from .scores import averages as averages_of

@@ -20,8 +20,8 @@ import nbformat
 
 from ... import __version__, paths
 from ...errors import ConfigError
+from ...tables.manifest import Item, manifest
 from ..publish import normalise
-from ..runner import Item, manifest
 
 HERE = Path(__file__).parent
 GROUPS = {
