@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..encoders import Encoder
+from ..errors import UnknownNameError
 from ..features import extract, pick_device
 from ..profiles import Profile, load_profile, variant_names
 from ..store import Store
@@ -113,8 +114,6 @@ def register(commands: argparse._SubParsersAction) -> None:
 def command(args: argparse.Namespace) -> int:
     plan = planned(args.profile)
     names: Sequence[str] = args.names or list(plan)
-    from ..errors import UnknownNameError
-
     for name in names:
         if name not in plan:
             raise UnknownNameError("foundation", name, plan)
