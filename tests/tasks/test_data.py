@@ -258,7 +258,8 @@ def test_a_data_set_whose_names_are_not_the_heads():
 
 
 def test_a_task_numbers_both_splits_alike(tmp_path):
-    task = mergelib.task("t", dataset(), dataset(names=NAMES), n_validation=1)
+    other = dataset(names=NAMES, texts=[f"test {i}" for i in range(4)])
+    task = mergelib.task("t", dataset(), other, n_validation=1)
     assert task.label_names == OTHER_ORDER and task.test.labels.tolist() == [2, 0, 1, 0]
     one = write(tmp_path / "a.csv", [(f"text {i}", i % 3 + 1) for i in range(9)])
     task = mergelib.task("t", one, (["a test"], ["3"]), n_validation=2)

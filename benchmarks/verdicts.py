@@ -1,0 +1,44 @@
+"""``python -m benchmarks.verdicts REVISION``: every claim's verdict in `mini` at REVISION and now.
+
+Reads ``figures/REPORT.md`` as committed there and as it lies here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+
+from mergelib import paths
+
+COLUMN = "mini"
+
+
+def verdicts(report: str) -> dict[str, str]:
+    """Claim -> verdict and deciding part of the profile, from the report's first table."""
+    lines = [line for line in report.splitlines() if line.startswith("|")]
+    rows = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    start = next(i for i, row in enumerate(rows) if row[0] == "claim" and COLUMN in row)
+    column, found = rows[start].index(COLUMN), {}
+    for row in rows[start + 2 :]:
+        if not re.fullmatch(r"`[A-Z].*`", row[0]):
+            break  # the next table
+        found[row[0]] = row[column]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("revision")
+    revision = parser.parse_args().revision
+    command = ["git", "show", f"{revision}:figures/REPORT.md"]
+    old = subprocess.run(command, cwd=paths.root(), capture_output=True, text=True, check=True)
+    before = verdicts(old.stdout)
+    now = verdicts((paths.root() / "figures/REPORT.md").read_text(encoding="utf-8"))
+    print("| claim | before | now |\n|---|---|---|")
+    for claim in now:
+        print(f"| {claim} | {before.get(claim, '')} | {now[claim]} |")
+
+
+if __name__ == "__main__":
+    main()
