@@ -362,7 +362,7 @@ def test_a_task_that_tests_nothing_is_refused_or_said():
     for change, said in (
         ({"n_validation": -5}, "n_validation is -5"),
         ({"n_validation": 0}, "at least one"),
-        ({"train": rows(60, "x"), "test": rows(90, "x")[60:]}, "1 class"),
+        ({"train": rows(60, "x"), "test": rows(90, "x")[60:]}, "only one class"),
         ({"test": rows(30)}, "30 of 30 test rows are also training"),
     ):
         with pytest.raises(DataError, match=said):

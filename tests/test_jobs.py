@@ -230,7 +230,7 @@ def test_costs_follow_the_profile():
 
 
 def test_the_guides_commands_are_known():
-    text = (paths.root() / "docs" / "torchrun.md").read_text()
+    text = (paths.root() / "docs" / "training.md").read_text()
     words = [
         shlex.split(line.partition("#")[0].replace("\\\n", " "))[3:]
         for line in text.splitlines()

@@ -301,7 +301,7 @@ def test_a_kernel_that_dies_is_a_failure(project, capsys):
 
 
 def test_the_kernel_is_this_interpreter_whatever_jupyter_knows(tmp_path, monkeypatch):
-    from mergelib.execute import own_kernel
+    from mergelib.run.execute import own_kernel
 
     folder = tmp_path / "kernels" / "python3"
     folder.mkdir(parents=True)

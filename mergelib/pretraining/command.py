@@ -103,14 +103,6 @@ def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
     return shipped.write(name, profile, made, measured)
 
 
-def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b anew")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as mini_bert; default: all")
-    parser.add_argument("--profile", default="mini")
-    parser.add_argument("--teacher", default="", metavar="FOLDER", help="all-MiniLM-L6-v2")
-    parser.set_defaults(function=command)
-
-
 def command(args: argparse.Namespace) -> int:
     plan = planned(args.profile)
     names: Sequence[str] = args.names or list(plan)

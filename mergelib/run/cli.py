@@ -14,7 +14,6 @@ from .. import __version__, paths
 from ..documents import user_path
 from ..errors import ConfigError, MergelibError
 from ..models.command import register as register_models
-from ..pretraining.command import register as register_pretraining
 from . import jobs, torchrun
 from .data import before_run as data_before_run
 from .data import register as register_data
@@ -89,7 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
     register_data(commands)
     register_doctor(commands)
     register_models(commands)
-    register_pretraining(commands)
+    pretrain = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b anew")
+    pretrain.add_argument("names", nargs="*", metavar="NAME", help="mini_bert ...; default: all")
+    pretrain.add_argument("--profile", default="mini")
+    pretrain.add_argument("--teacher", default="", metavar="FOLDER", help="all-MiniLM-L6-v2")
+    pretrain.set_defaults(function=command_pretrain)
     return parser
 
 
@@ -177,6 +180,12 @@ def command_run(args: argparse.Namespace) -> int:
 
         publish.publish(args.profile, items)
     return 0
+
+
+def command_pretrain(args: argparse.Namespace) -> int:
+    from ..pretraining.command import command
+
+    return command(args)
 
 
 def command_store(args: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -94,8 +93,6 @@ def task(
     names, *labels = named_splits(*read, name)
     if len(names) < 2:
         raise DataError(f"Task '{name}': only one class ({names[0]}); two are needed.")
-    if n_validation < 1:
-        raise DataError(f"Task '{name}': n_validation={n_validation}; give a positive number.")
     if image_size:
         images = [
             torch.stack([decode_image(x, image_size, r.at(i)) for i, x in enumerate(r.inputs)])
@@ -104,14 +101,6 @@ def task(
         splits = [Split(x, torch.tensor(y)) for x, y in zip(images, labels, strict=True)]
     else:
         splits = [as_split(r.inputs, y) for r, y in zip(read, labels, strict=True)]
-        seen = set(splits[0].inputs)
-        if n := sum(x in seen for x in splits[1].inputs):
-            warnings.warn(
-                f"Task '{name}': {n} of {len(splits[1])} test texts are also training texts; "
-                "their scores say little.",
-                UserWarning,
-                stacklevel=2,
-            )
     return build_task(
         name,
         names,
