@@ -15,11 +15,9 @@ PLAIN = (int, float, str, bytes, type(None))
 
 
 def spare(thing: T) -> T:
-    """A deep copy whose tensors share memory with the originals until one of the two is written to.
+    """A deep copy: no way of writing to it reaches the original.
 
-    torch copies on the first write, be it through ``add_``, ``.data``, ``.numpy()`` or a pointer, so a copy that is only read
-    costs nothing. Tensors that share a storage still do, and none requires a gradient. Memory that torch did not allocate itself
-    (an array of numpy's, a mapped file) is copied at once.
+    Tensors that share a storage still do, and none requires a gradient.
 
     Args:
         thing: Tensors, modules, mappings, lists, tuples and dataclasses of them, in any nesting; the rest is passed on.
@@ -56,9 +54,6 @@ def _spare(x: Any, storages: dict[int, torch.UntypedStorage], memo: dict[int, An
 def _tensor(t: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
     known = t.untyped_storage()._cdata
     if known not in storages:
-        try:
-            storages[known] = torch._lazy_clone(t).untyped_storage()
-        except RuntimeError:  # not torch's own memory
-            storages[known] = t.untyped_storage().clone()
+        storages[known] = t.untyped_storage().clone()
     shared = torch.empty(0, dtype=t.dtype, device=t.device)
     return shared.set_(storages[known], t.storage_offset(), t.shape, t.stride())

@@ -235,8 +235,6 @@ class Store:
                 if _text_sha256(meta["info"]) != meta["info_sha256"]:
                     return None
                 tensors = load_file(folder / TENSORS)
-                for name in tensors:  # into torch's own memory, which ``spare`` need not copy
-                    tensors[name] = tensors[name].clone()
                 return Artifact(tensors, meta["info"], meta["tensors_sha256"])
         except (*ABSENT, KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             return None

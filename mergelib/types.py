@@ -55,8 +55,7 @@ def all_finite(t: Tensor) -> bool:
 
 def place(t: Tensor) -> tuple:
     """Where a tensor lies in memory, and how: equal for two names of one tied tensor."""
-    # ``data_ptr()`` may be written through, so a copy of ``spare`` would become one of its own.
-    return torch._C._data_address(t), tuple(t.shape), t.stride()
+    return t.data_ptr(), tuple(t.shape), t.stride()
 
 
 Inputs = tuple[str, ...] | Tensor
