@@ -244,7 +244,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a 
 root = Path(sys.argv[1])
 paths.root = lambda: root
 runner.manifest = lambda: (runner.Item("sleepy", "Item", "A title", "mine"), runner.Item("later", "Item", "A title", "mine"))
-sys.exit(main(["run", "--profile", "quick"]))
+sys.exit(main(["run", "--profile", "quick", "--jobs", "1"]))
 """
 
 

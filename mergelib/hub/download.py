@@ -92,9 +92,13 @@ def fetch(repository: Repository) -> dict[str, Path]:
 
 
 def cached_files(repository: Repository) -> dict[str, Path]:
-    """Return all files at the locked commit without network and unread; none where one lacks."""
+    """Return all files at the locked commit without network and unread; none where one lacks.
+
+    Raises:
+        DataError: The lock file does not parse.
+    """
+    commit = locked(repository)
     try:
-        commit = locked(repository)
         return _files(repository, commit, local_files_only=True) if commit else {}
     except (OfflineError, DataError):
         return {}

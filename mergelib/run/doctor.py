@@ -245,6 +245,7 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
     from huggingface_hub import constants
 
+    from ..errors import DataError
     from ..hub import cached_files, lock_path, needed
 
     wanted = {
@@ -252,8 +253,11 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
         "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder"),
     }
     sources = {s.name: s for p in profiles for s in needed(p)}
-    # What is fetched already is only read.
-    if not all(cached_files(s) for s in sources.values()):
+    try:
+        fetched = all(cached_files(s) for s in sources.values())
+    except DataError:  # of a broken lock file, which ``hub_findings`` names
+        fetched = False
+    if not fetched:  # what is fetched already is only read
         wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
         wanted["lock file"] = (
             lock_path().parent,
