@@ -1,7 +1,9 @@
-"""``python -m benchmarks --suite NAME [--peers] [--out FILE.json]``: what the library costs, beside what bounds it and beside others.
+"""``python -m benchmarks --suite NAME [--peers] [--out FILE.json]``: what the library costs, beside
+what bounds it and beside others.
 
-A suite is a module ``benchmarks/suite_<name>.py`` with ``run(peers: bool) -> list[Table]``; ``--peers`` measures public implementations
-in the same run (``pip install -e ".[peers]"``). Tables are printed as Markdown; ``--out`` keeps their rows as well.
+A suite is a module ``benchmarks/suite_<name>.py`` with ``run(peers: bool) -> list[Table]``;
+``--peers`` measures public implementations in the same run (``pip install -e ".[peers]"``). Tables
+are printed as Markdown; ``--out`` keeps their rows as well.
 """
 
 from __future__ import annotations

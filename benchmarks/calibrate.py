@@ -1,11 +1,13 @@
 """Choose f_b and fine-tuning for the profile `mini` by what may be looked at, and by nothing else.
 
-    python -m benchmarks.calibrate --variant t5_a --overrides '{"fine_tuning.steps": 100}' --note "fewer steps"
+    python -m benchmarks.calibrate --variant t5_a --overrides '{"fine_tuning.steps": 100}' --note
+    "fewer steps"
 
-One line a candidate is appended to ``benchmarks/CALIBRATION.md``: the linear probe of f_b and of the same network untrained, and the
-accuracy under Current Eval of the experts, f_b, Weight Averaging and Task Arithmetic, with their shares of the experts. Those decide.
-KNN Eval, FT-Classifier, the orthogonal classifier, the ladder, purity, Surgery, TACT and ranks are never computed on a candidate: a
-world that was chosen by them could not test a claim about them.
+One line a candidate is appended to ``benchmarks/CALIBRATION.md``: the linear probe of f_b and of
+the same network untrained, and the accuracy under Current Eval of the experts, f_b, Weight
+Averaging and Task Arithmetic, with their shares of the experts. Those decide. KNN Eval,
+FT-Classifier, the orthogonal classifier, the ladder, purity, Surgery, TACT and ranks are never
+computed on a candidate: a world that was chosen by them could not test a claim about them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""``python -m benchmarks.choose_ft_preset``: how the preset ``default`` of FT-Classifier was chosen.
+"""``python -m benchmarks.choose_ft_preset``: how the preset ``default`` of FT-Classifier was
+chosen.
 
-Validation accuracy of one task (AG News) under one merge (Task Arithmetic) of the profile `mini`, mean over seeds and over
-every k, for a grid of learning rates and full-batch steps, beside the authors' released settings. The grid is flat at its
-upper end; a cell inside the plateau was taken once (0.1 points below the best one, at half its steps) and serves every task,
-method, f_b and profile. No test input is touched.
+Validation accuracy of one task (AG News) under one merge (Task Arithmetic) of the profile `mini`,
+mean over seeds and over every k, for a grid of learning rates and full-batch steps, beside the
+authors' released settings. The grid is flat at its upper end; a cell inside the plateau was taken
+once (0.1 points below the best one, at half its steps) and serves every task, method, f_b and
+profile. No test input is touched.
 
-``--variant vision_a --task mnist`` prints the same for a task of another variant, with rates a hundred times as large where its preset is
-``clip``: that one was not chosen by this table, but is ``default`` for rows that are unit vectors times 100.
+``--variant vision_a --task mnist`` prints the same for a task of another variant, with rates a
+hundred times as large where its preset is ``clip``: that one was not chosen by this table, but is
+``default`` for rows that are unit vectors times 100.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What every suite measures with: the machine, seconds, peak memory, and the rates that bound them.
 
-Imports torch and the standard library only, so that a GPU machine without the rest of the environment can run it.
+Imports torch and the standard library only, so that a GPU machine without the rest of the
+environment can run it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Table(str):
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]], note: str = "") -> Table:
-    """Columns in the order in which rows first name them; a missing cell is empty, floats have three digits."""
+    """Columns in the order in which rows first name them; a missing cell is empty, floats have
+    three digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [
         columns,
@@ -71,10 +73,12 @@ def _cell(value: Any) -> str:
 
 
 def machine() -> str:
-    """One line: processor, cores that this process may use, memory, versions, threads, load, and the GPU if there is one."""
+    """One line: processor, cores that this process may use, memory, versions, threads, load, and
+    the GPU if there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     said = [
-        f"{_cpu()}, {cores} cores, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        f"{_cpu()}, {cores} cores, "
+        f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         f"Python {sys.version.split()[0]}",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads",
     ]
@@ -125,7 +129,8 @@ def timed(call: Call, n: int = 5, warmup: int = 1) -> Times:
 
 
 def interleaved(calls: Mapping[str, Call], n: int = 5, warmup: int = 1) -> dict[str, Times]:
-    """The same for several calls in turn, A B A B: what disturbs the machine disturbs all of them, and ratios hold."""
+    """The same for several calls in turn, A B A B: what disturbs the machine disturbs all of them,
+    and ratios hold."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + n):
         for name, call in calls.items():
@@ -139,8 +144,9 @@ def interleaved(calls: Mapping[str, Call], n: int = 5, warmup: int = 1) -> dict[
 def peak(call: Call) -> int:
     """Bytes that ``call`` had at once beyond what was there before it, its result included.
 
-    On a machine with a GPU: the most that CUDA's allocator held. Else resident memory (Linux) of a forked process, on one thread: a fork
-    does not inherit the pool of threads. What the call reads is shared with this process and counts on neither side.
+    On a machine with a GPU: the most that CUDA's allocator held. Else resident memory (Linux) of a
+    forked process, on one thread: a fork does not inherit the pool of threads. What the call reads
+    is shared with this process and counts on neither side.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -166,7 +172,8 @@ def peak(call: Call) -> int:
     os.waitpid(child, 0)
     if not said.isdigit():
         raise RuntimeError(
-            f"The measured call failed: {said or 'its process was killed, most likely for lack of memory'}."
+            f"The measured call failed: "
+            f"{said or 'its process was killed, most likely for lack of memory'}."
         )
     return int(said)
 
@@ -212,7 +219,8 @@ def watched(field: str = "RssAnon", interval: float = 0.01) -> Iterator[list[int
 
 
 def memory(field: str) -> int:
-    """Bytes of this process from Linux' own account: VmRSS (resident now), RssAnon (of it, what no file backs), VmHWM (the most that was resident)."""
+    """Bytes of this process from Linux' own account: VmRSS (resident now), RssAnon (of it, what no
+    file backs), VmHWM (the most that was resident)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -229,7 +237,8 @@ def copy_bandwidth(device: torch.device | str = "cpu", size: int = 2**28) -> flo
 def matmul_rate(
     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None
 ) -> float:
-    """Floating-point operations per second of a product of two square matrices, 2 size^3 operations."""
+    """Floating-point operations per second of a product of two square matrices, 2 size^3
+    operations."""
     size = size or (8192 if torch.device(device).type == "cuda" else 1536)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / timed(lambda: a @ b, n=7, warmup=2).median

@@ -1,8 +1,9 @@
 """``python -m benchmarks.merge_disk [--experts 5] [--repeats 3]``: merging from disk to disk.
 
-Random models of BERT-base's shape are written to a temporary folder; each merge then runs in a process of its own, from
-folders to a saved folder, and its wall time and peak memory (anonymous pages and the largest resident set, mapped files included)
-are printed, beside the size of one model and a process that only imports what a merge imports.
+Random models of BERT-base's shape are written to a temporary folder; each merge then runs in a
+process of its own, from folders to a saved folder, and its wall time and peak memory (anonymous
+pages and the largest resident set, mapped files included) are printed, beside the size of one model
+and a process that only imports what a merge imports.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mergelib-disk-") as scratch:
         size = write_models(Path(scratch), args.experts)
         print(
-            f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; one model {size / 1e6:.0f} MB, "
+            f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; one "
+            f"model {size / 1e6:.0f} MB, "
             f"{args.experts} experts and a base; median of {args.repeats} (lowest, highest)"
         )
         print(f"{'':<18} {'seconds':>20} {'anonymous MB':>14} {'resident MB':>13}")
@@ -109,8 +111,10 @@ def main() -> None:
             runs = [in_a_process(scratch, method, args.experts) for _ in range(args.repeats)]
             seconds = sorted(r["seconds"] for r in runs)
             print(
-                f"{method:<18} {f'{statistics.median(seconds):.1f} ({seconds[0]:.1f}, {seconds[-1]:.1f})':>20} "
-                f"{max(r['anonymous'] for r in runs) / 1e6:>14.0f} {max(r['resident'] for r in runs) / 1e6:>13.0f}",
+                f"{method:<18} "
+                f"{f'{statistics.median(seconds):.1f} ({seconds[0]:.1f}, {seconds[-1]:.1f})':>20} "
+                f"{max(r['anonymous'] for r in runs) / 1e6:>14.0f} "
+                f"{max(r['resident'] for r in runs) / 1e6:>13.0f}",
                 flush=True,
             )
 

@@ -1,8 +1,11 @@
-"""``python -m benchmarks.permutation_matching [--noise 0.5] [--strangers] [--layers 12]``: matching two models of BERT-base's size.
+"""``python -m benchmarks.permutation_matching [--noise 0.5] [--strangers] [--layers 12]``: matching
+two models of BERT-base's size.
 
-A holds random weights of BERT-base's shape; B is A with noise (of ``--noise`` times each tensor's standard deviation) and then every
-unit moved by a random permutation. Printed: seconds, sweeps, and the share of units found again. With ``--strangers`` B's weights
-are drawn anew: nothing is to be found, and the assignments are the hardest there are; ``--sweeps`` bounds them.
+A holds random weights of BERT-base's shape; B is A with noise (of ``--noise`` times each tensor's
+standard deviation) and then every unit moved by a random permutation. Printed: seconds, sweeps, and
+the share of units found again. With ``--strangers`` B's weights
+are drawn anew: nothing is to be found, and the assignments are the hardest there are; ``--sweeps``
+bounds them.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ def main() -> None:
     b = apply(spec, planted, b)
 
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; "
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load "
+        f"{os.getloadavg()[0]:.1f}; "
         f"{sum(t.numel() for t in a.values()) / 1e6:.0f} M parameters, {len(spec.groups)} groups; "
         f"{'strangers' if args.strangers else f'planted, noise {args.noise:g}'}, seed {args.seed}",
         flush=True,
@@ -73,8 +77,10 @@ def main() -> None:
         1 if sys.platform == "darwin" else 1024
     )
     print(
-        f"{seconds:.1f} s, {matching.sweeps} sweeps, {'converged' if matching.converged else 'cut'}; "
-        f"{'' if args.strangers else f'{100 * found:.2f} % of the units found again; '}objective {matching.objective[0]:.1f} to "
+        f"{seconds:.1f} s, {matching.sweeps} sweeps, "
+        f"{'converged' if matching.converged else 'cut'}; "
+        f"{'' if args.strangers else f'{100 * found:.2f} % of the units found again; '}objective "
+        f"{matching.objective[0]:.1f} to "
         f"{matching.objective[-1]:.1f}; resident at most {peak / 1e9:.1f} GB"
     )
 

@@ -1,8 +1,10 @@
-"""``python -m benchmarks.plan [--profile paper --zoo --gpus 8]``: a study of many GPUs on paper: jobs, hours, bytes, what it waits for.
+"""``python -m benchmarks.plan [--profile paper --zoo --gpus 8]``: a study of many GPUs on paper:
+jobs, hours, bytes, what it waits for.
 
-Sizes come from the profile and from the units that Snakemake would run. Rates are **assumed**, and printed as such: they are arguments, so
-that measured ones can take their place. A unit costs its start, the multiplications of the encoder's layers, what it reads and writes, and a flat
-time for what is neither. Every input counts as its longest, as the released preprocessing pads it.
+Sizes come from the profile and from the units that Snakemake would run. Rates are **assumed**, and
+printed as such: they are arguments, so that measured ones can take their place. A unit costs its
+start, the multiplications of the encoder's layers, what it reads and writes, and a flat time for
+what is neither. Every input counts as its longest, as the released preprocessing pads it.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Shape:
         return self.multiplied + (self.vocabulary + self.positions) * self.width
 
     def forward(self, tokens: int, length: int) -> float:
-        """Floating-point operations of a forward pass: layers, and attention between ``length`` positions."""
+        """Floating-point operations of a forward pass: layers, and attention between ``length``
+        positions."""
         return tokens * (2 * self.multiplied + 4 * self.layers * self.width * length)
 
 
@@ -86,13 +89,15 @@ def shape_of(profile: Profile) -> Shape:
         return SHAPES[settings.base]
     if settings.base or settings.kind not in ("bert", "t5"):
         raise ConfigError(
-            f"The shape of {settings.base or settings.kind} is not known here; known: {', '.join(SHAPES)} and miniature texts."
+            f"The shape of {settings.base or settings.kind} is not known here; known: "
+            f"{', '.join(SHAPES)} and miniature texts."
         )
     return Shape(settings.layers, settings.width, 4 * settings.width, 0)
 
 
 def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
-    """Seconds and bytes of a unit; ``profile`` is its study's, with the zoo's methods where it belongs to the zoo."""
+    """Seconds and bytes of a unit; ``profile`` is its study's, with the zoo's methods where it
+    belongs to the zoo."""
     if unit.rule in ("notebook", "report"):
         return Cost(rates.start_s + rates.score_s * (unit.rule == "notebook"), 0, 0, 0)
     shape, tasks = shape_of(profile), profile.tasks
@@ -189,7 +194,8 @@ def longest_paths(made: Sequence[Unit], seconds: Mapping[str, float]) -> dict[st
 
 
 def makespan(made: Sequence[Unit], seconds: Mapping[str, float], gpus: int) -> float:
-    """Seconds until all are done when each of ``gpus`` takes the ready unit with the longest way behind it, as Snakemake might."""
+    """Seconds until all are done when each of ``gpus`` takes the ready unit with the longest way
+    behind it, as Snakemake might."""
     behind: dict[str, float] = defaultdict(float)
     for unit in reversed(made):
         behind[unit.output] += seconds[unit.output]
@@ -246,8 +252,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     costs = {u.output: cost(u, profiles[u.study], rates) for u in made}
     seconds = {o: c.seconds for o, c in costs.items()}
     print(
-        f"profile {args.profile}{' and the zoo' * args.zoo}, assumed per GPU: {rates.forward_tflops:g} TFLOP/s forward in float32, {rates.train_tflops:g} "
-        f"training in bf16; {rates.disk_gb_s:g} GB/s of disk;\nstart {rates.start_s:g} s a job, merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s"
+        f"profile {args.profile}{' and the zoo' * args.zoo}, assumed per GPU: "
+        f"{rates.forward_tflops:g} TFLOP/s forward in float32, {rates.train_tflops:g} "
+        f"training in bf16; {rates.disk_gb_s:g} GB/s of disk;\nstart {rates.start_s:g} s a job, "
+        f"merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s"
     )
     print(
         f"{'study':<16}{'rule':<11}{'jobs':>5}{'GPU hours':>11}{'longest, min':>14}{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}"
@@ -268,7 +276,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     took = makespan(made, seconds, args.gpus)
     starts = rates.start_s * len(made) / 3600
     print(
-        f"on {args.gpus} GPUs: {took / 3600:.1f} h; {100 * sum(seconds.values()) / args.gpus / took:.0f} % of them are busy; starts alone take {starts:.1f} GPU hours"
+        f"on {args.gpus} GPUs: {took / 3600:.1f} h; "
+        f"{100 * sum(seconds.values()) / args.gpus / took:.0f} % of them are busy; starts alone "
+        f"take {starts:.1f} GPU hours"
     )
     print(
         f"slowest chain, {sum(seconds[o] for o in chain) / 3600:.1f} h, which no more GPUs shorten:"

@@ -1,8 +1,10 @@
-"""``python -m benchmarks.pretrained_vit --image-dir DIR``: what the pre-training of real images' f_b is worth.
+"""``python -m benchmarks.pretrained_vit --image-dir DIR``: what the pre-training of real images'
+f_b is worth.
 
-Validation accuracy of f_b and of the same architecture with random weights, without any fine-tuning: KNN Eval with k anchors a
-class (mean over the profile's seeds) and the label of the nearest row of the pool. ``--experts`` adds the fine-tuned accuracy.
-Settings of the pre-training are chosen by these columns; no test input and no merge is touched.
+Validation accuracy of f_b and of the same architecture with random weights, without any
+fine-tuning: KNN Eval with k anchors a class (mean over the profile's seeds) and the label of the
+nearest row of the pool. ``--experts`` adds the fine-tuned accuracy. Settings of the pre-training
+are chosen by these columns; no test input and no merge is touched.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from mergelib.study import BASE, FINE_TUNED, RANDOM
 
 
 def neighbours(study: Study, encoder: str, task: str, k: int) -> dict[str, float]:
-    """Percent right on validation: KNN Eval with k shots, and the single nearest neighbour in the whole pool."""
+    """Percent right on validation: KNN Eval with k shots, and the single nearest neighbour in the
+    whole pool."""
     anchors, labels = study.features(encoder, task, "pool"), study.pool(task).labels
     z, truth = study.features(encoder, task, "validation"), study.task(task).validation.labels
     few = knn_eval(z, anchors[study.draws(task, "stratified", ks=[k])], [k])[0]
@@ -80,7 +83,8 @@ def main() -> None:
         images, start = sum(len(t.train) for t in study.tasks.values()), time.perf_counter()
         study.base_state  # noqa: B018  (computed once, and timed)
         print(
-            f"\n{variant}: {study.profile.backbone}, {images} images without labels, {(time.perf_counter() - start) / 60:.1f} minutes "
+            f"\n{variant}: {study.profile.backbone}, {images} images without labels, "
+            f"{(time.perf_counter() - start) / 60:.1f} minutes "
             "(near 0 where the store had it)"
         )
         print(table(study, args.k, args.experts).to_string(na_rep=""))

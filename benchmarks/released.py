@@ -1,9 +1,13 @@
-"""``python -m benchmarks.released [--rows 64] [--device auto]``: the profile `paper` from end to end, on a stand-in of what the authors published.
+"""``python -m benchmarks.released [--rows 64] [--device auto]``: the profile `paper` from end to
+end, on a stand-in of what the authors published.
 
-The stand-in has the layout of the published files: a BERT-base with random weights, five checkpoints near it, whose classifiers are solved for on
-their training rows, and CSV files made by the miniature world, some documents of one class to a row. It proves that everything runs, and what
-it costs; its accuracies mean nothing. Printed are time and memory per stage, tokens per second of the encoder, and in every precision that the
-device computes natively: the share of the measured peak of a matrix product, and average accuracies beside those in float32.
+The stand-in has the layout of the published files: a BERT-base with random weights, five
+checkpoints near it, whose classifiers are solved for on their training rows, and CSV files made by
+the miniature world, some documents of one class to a row. It proves that everything runs, and what
+it costs; its accuracies mean nothing. Printed are time and memory per stage, tokens per second of
+the encoder, and in every precision that the
+device computes natively: the share of the measured peak of a matrix product, and average accuracies
+beside those in float32.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ MARGIN = 4  # training rows of a class beyond the k of a draw
 
 
 def vocabulary(size: int, seed: int = 0) -> list[str]:
-    """Word pieces of the miniature world with special pieces where BERT has them (0, 100 to 103), filled up to ``size``."""
+    """Word pieces of the miniature world with special pieces where BERT has them (0, 100 to 103),
+    filled up to ``size``."""
     from mergelib.pretraining.bert import corpus_pieces
 
     pieces = corpus_pieces(
@@ -51,7 +56,8 @@ def vocabulary(size: int, seed: int = 0) -> list[str]:
 
 
 def rows_of(task: str, n: int, seed: int) -> list[tuple[int, str]]:
-    """n rows (0-based label, text), classes in turn; a text joins one to eight documents of its class."""
+    """n rows (0-based label, text), classes in turn; a text joins one to eight documents of its
+    class."""
     rng, documents = random.Random(seed), {}
     for text, label in miniature.generate(task, 20 * len(miniature.TEXT_TASKS[task]), seed=seed):
         documents.setdefault(label, []).append(text)
@@ -61,7 +67,8 @@ def rows_of(task: str, n: int, seed: int) -> list[tuple[int, str]]:
 
 
 def solve_head(features: Tensor, labels: Tensor, n_classes: int, ridge: float = 1e-3) -> Head:
-    """The linear classifier of least squares against ten times one-hot labels: W ``[C, d]``, b ``[C]``, from ``features [N, d]``."""
+    """The linear classifier of least squares against ten times one-hot labels: W ``[C, d]``, b
+    ``[C]``, from ``features [N, d]``."""
     x, y = features.double(), 10 * torch.nn.functional.one_hot(labels, n_classes).double()
     mean = x.mean(0)
     x, gram = x - mean, (x - mean).T @ (x - mean)
@@ -83,7 +90,8 @@ def write_stand_in(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> None:
-    """``base/``, ``checkpoints/<task>.pth`` and ``<task>/{train,test}.csv`` with ``rows`` test rows each, as the authors publish them."""
+    """``base/``, ``checkpoints/<task>.pth`` and ``<task>/{train,test}.csv`` with ``rows`` test rows
+    each, as the authors publish them."""
     from transformers import BertConfig, BertModel
 
     from mergelib.pretraining.bert import tokenizer_from_vocab
@@ -142,7 +150,8 @@ def stand_in_overrides(
     batch_size: int = 32,
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """What turns the profile `paper` to the stand-in in ``folder``: places, sizes, one lambda and two draws."""
+    """What turns the profile `paper` to the stand-in in ``folder``: places, sizes, one lambda and
+    two draws."""
     return {
         "encoder.base": str(folder / "base"),
         "released_dir": str(folder),
@@ -160,12 +169,13 @@ def stand_in_overrides(
     }
 
 
-# ---- what is measured ---------------------------------------------------------------------------------------------------
+# ---- what is measured ----------------------------------------------------------------------------
 
 
 @contextmanager
 def stage(name: str, device: torch.device) -> Iterator[dict[str, float]]:
-    """Time and memory of a block, printed: on a GPU the most that was allocated in it, on a CPU the most that was resident so far."""
+    """Time and memory of a block, printed: on a GPU the most that was allocated in it, on a CPU the
+    most that was resident so far."""
     gpu, cost = device.type == "cuda", {}
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -179,7 +189,8 @@ def stage(name: str, device: torch.device) -> Iterator[dict[str, float]]:
 
 
 def flops_of_token(config: Any, length: int) -> float:
-    """Multiplications and additions of a BERT per token of an input of ``length``: 24 d^2 for matrices, 4 L d for attention, per layer."""
+    """Multiplications and additions of a BERT per token of an input of ``length``: 24 d^2 for
+    matrices, 4 L d for attention, per layer."""
     d = config.hidden_size
     return config.num_hidden_layers * (
         8 * d * d + 4 * d * config.intermediate_size + 4 * length * d
@@ -219,8 +230,9 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def compare_precisions(study: Study, encoder: str, timed_rows: int = 2000) -> None:
-    """A line per precision: tokens per second over ``timed_rows`` test rows of each task, share of the peak, and average accuracy over all
-    test rows under Current Eval minus that of the features that the study has stored."""
+    """A line per precision: tokens per second over ``timed_rows`` test rows of each task, share of
+    the peak, and average accuracy over all test rows under Current Eval minus that of the features
+    that the study has stored."""
     device, per_token = study.device, flops_of_token(study.encoder.config, study.encoder.max_length)
     stored = _average(study, encoder, {t: study.features(encoder, t) for t in study.tasks})
     names = [
@@ -247,12 +259,14 @@ def compare_precisions(study: Study, encoder: str, timed_rows: int = 2000) -> No
                 seconds += time.perf_counter() - start
             tokens += len(inputs) * study.encoder.max_length
         apart = (
-            f"; accuracy - that of the table ({study.precision}): {_average(study, encoder, z) - stored:+.3f} points"
+            f"; accuracy - that of the table ({study.precision}): "
+            f"{_average(study, encoder, z) - stored:+.3f} points"
             if whole
             else ""
         )
         print(
-            f"{name:<13}{tokens / seconds:12.0f} tokens/s {peak / 1e12:8.2f} TFLOP/s matrix peak, share {tokens * per_token / seconds / peak:5.2f}{apart}",
+            f"{name:<13}{tokens / seconds:12.0f} tokens/s {peak / 1e12:8.2f} TFLOP/s matrix "
+            f"peak, share {tokens * per_token / seconds / peak:5.2f}{apart}",
             flush=True,
         )
     if "bf16" not in names:
@@ -293,7 +307,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else f"CPU, {torch.get_num_threads()} threads"
     )
     print(
-        f"{where}, torch {torch.__version__}; features in {args.precision}, {len(args.tasks)} tasks, {args.rows} test rows each, BERT of {args.layers} layers x {BERT_BASE['width']}"
+        f"{where}, torch {torch.__version__}; features in {args.precision}, {len(args.tasks)} "
+        f"tasks, {args.rows} test rows each, BERT of {args.layers} layers x {BERT_BASE['width']}"
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -325,7 +340,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                         len(study.features(encoder, task, split)) for split in ("test", "pool")
                     )
             print(
-                f"{'':<44}{rows * study.encoder.max_length / cost['seconds']:9.0f} tokens/s with tokenising and storing"
+                f"{'':<44}{rows * study.encoder.max_length / cost['seconds']:9.0f} tokens/s with "
+                f"tokenising and storing"
             )
         with stage("protocols", device):
             scores = (

@@ -1,10 +1,12 @@
-"""``python -m benchmarks.suite_features --model DIR --text-dir DIR [--peers] [--accuracy]``: features of real texts, beside others.
+"""``python -m benchmarks.suite_features --model DIR --text-dir DIR [--peers] [--accuracy]``:
+features of real texts, beside others.
 
-AG News, a third of the texts titles, a third descriptions, a third both, through a MiniLM (or any BERT-like folder): ``extract``, a plain loop that
-pads batches as they come, and with ``--peers`` ``SentenceTransformer.encode``, all at one batch size, in float32 and in bfloat16,
-tokenising included. The share of the peak counts real tokens only, against a matrix product of the same type measured in the same run.
-``--accuracy`` fine-tunes an expert per task found in the folder for some steps, merges them and scores every protocol on features of
-both types.
+AG News, a third of the texts titles, a third descriptions, a third both, through a MiniLM (or any
+BERT-like folder): ``extract``, a plain loop that pads batches as they come, and with ``--peers``
+``SentenceTransformer.encode``, all at one batch size, in float32 and in bfloat16, tokenising
+included. The share of the peak counts real tokens only, against a matrix product of the same type
+measured in the same run. ``--accuracy`` fine-tunes an expert per task found in the folder for some
+steps, merges them and scores every protocol on features of both types.
 """
 
 from __future__ import annotations
@@ -69,8 +71,8 @@ def mixed_texts(text_dir: str, n: int, task: str = "ag") -> list[str]:
 
 
 def flops(encoder: TextEncoder, lengths: Sequence[int]) -> float:
-    """Multiplications and additions of a BERT over texts of these lengths in tokens: per token and layer 8 d^2 + 4 d f for matrices, 4 L d
-    for attention."""
+    """Multiplications and additions of a BERT over texts of these lengths in tokens: per token and
+    layer 8 d^2 + 4 d f for matrices, 4 L d for attention."""
     d, f = encoder.width, encoder.config.intermediate_size
     return encoder.config.num_hidden_layers * float(
         sum(n * (8 * d * d + 4 * d * f + 4 * n * d) for n in lengths)
@@ -98,7 +100,8 @@ def padded_loop(
 def peer(
     model: str, dtype: torch.dtype, texts: Sequence[str], batch_size: int
 ) -> Callable[[], Tensor]:
-    """``encode`` of sentence-transformers; its model normalises, so that only directions compare."""
+    """``encode`` of sentence-transformers; its model normalises, so that only directions
+    compare."""
     from sentence_transformers import SentenceTransformer
 
     loaded = SentenceTransformer(model, device="cpu", model_kwargs={"dtype": dtype})
@@ -179,7 +182,8 @@ def speed(
         table(
             title,
             lines,
-            f"n = {n}. Tokenising alone, all texts at once: {tokenising:.2f} s, part of every time.",
+            f"n = {n}. Tokenising alone, all texts at once: {tokenising:.2f} s, part of every "
+            f"time.",
         ),
         table("Positions computed per real token, by the order that batches are cut from", waste),
     ]
@@ -188,7 +192,8 @@ def speed(
 def padding(
     tokens: Sequence[int], characters: Sequence[int], batch_size: int
 ) -> list[dict[str, Any]]:
-    """What padding costs: as the texts come, longest first in characters as ``encode`` sorts, by tokens as ``extract`` does."""
+    """What padding costs: as the texts come, longest first in characters as ``encode`` sorts, by
+    tokens as ``extract`` does."""
     by = {
         "as they come": range(len(tokens)),
         "by characters": sorted(range(len(tokens)), key=lambda i: -characters[i]),
@@ -220,7 +225,8 @@ def accuracies(
     seeds: Sequence[int] = (0, 1, 2),
     tasks: Sequence[str] = TASK_NAMES,
 ) -> Table:
-    """Average accuracy over tasks of every protocol, f_m by Task Arithmetic, on features of both types; experts, lambda and draws are the same."""
+    """Average accuracy over tasks of every protocol, f_m by Task Arithmetic, on features of both
+    types; experts, lambda and draws are the same."""
     from mergelib import Study
     from mergelib.protocols import PROTOCOLS
     from mergelib.store import Store

@@ -1,4 +1,5 @@
-"""``python -m benchmarks --suite gpu``: merging and features at BERT-base's size on one GPU, beside what its memory and its matrix units allow.
+"""``python -m benchmarks --suite gpu``: merging and features at BERT-base's size on one GPU, beside
+what its memory and its matrix units allow.
 
 Random weights. ``benchmarks.released`` has the complete table of the profile `paper`.
 """
@@ -23,11 +24,13 @@ STORED = {
     "bf16": "float32",
 }  # products of float32 tensors beside each arithmetic; bf16 is the ways' own affair
 MODELS_MOVED = {"weight_averaging": T + 1, "task_arithmetic": T + 2, "ties": 2 * (T + 1) + 1}
-"""Reads and writes of whole models that a merge of T experts cannot do without; Ties reads every expert twice: for its threshold and for its merge."""
+"""Reads and writes of whole models that a merge of T experts cannot do without; Ties reads every
+expert twice: for its threshold and for its merge."""
 
 
 def run(peers: bool = False, parameters: int = 110_000_000, rows: int = 4096) -> list[Table]:
-    """Tables of merging and of features. Raises ``ConfigError`` on a machine without an NVIDIA GPU."""
+    """Tables of merging and of features. Raises ``ConfigError`` on a machine without an NVIDIA
+    GPU."""
     if not torch.cuda.is_available():
         raise ConfigError(
             "The suite 'gpu' needs an NVIDIA GPU; the suites 'merge' and 'features' run on a CPU."
@@ -54,7 +57,8 @@ def states(device: torch.device, parameters: int) -> list[dict[str, Tensor]]:
 
 
 def merging(device: torch.device, parameters: int) -> Table:
-    """Seconds and peak memory of three merges; bytes that must move over the seconds, as a share of the copy bandwidth."""
+    """Seconds and peak memory of three merges; bytes that must move over the seconds, as a share of
+    the copy bandwidth."""
     base, *experts = states(device, parameters)
     bandwidth, rows = copy_bandwidth(device, 2**32 if device.type == "cuda" else 2**28), []
     times = interleaved(
@@ -83,11 +87,12 @@ def merging(device: torch.device, parameters: int) -> Table:
     return table(
         f"Merging {T} x {parameters / 1e6:.0f} M parameters, float32, on the GPU",
         rows,
-        f"Copy bandwidth {bandwidth / 1e12:.2f} TB/s, bytes read and written both counted. {times['ties'].n} runs, in turn.",
+        f"Copy bandwidth {bandwidth / 1e12:.2f} TB/s, bytes read and written both counted. "
+        f"{times['ties'].n} runs, in turn.",
     )
 
 
-# ---- features -----------------------------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------------
 
 
 class Mean(nn.Module):
@@ -107,7 +112,8 @@ def features(
     batches: tuple[int, ...] = (64, 256),
     shape: dict[str, int] | None = None,
 ) -> list[Table]:
-    """Tokens per second of a BERT-base at 256 positions by precision and batch, and how far features lie from float32's."""
+    """Tokens per second of a BERT-base at 256 positions by precision and batch, and how far
+    features lie from float32's."""
     from transformers import BertConfig, BertModel
 
     shape = shape or BERT_BASE

@@ -1,7 +1,9 @@
-"""``python -m benchmarks --suite growth``: seconds and peak memory against one size at a time, log-log, with fitted slopes.
+"""``python -m benchmarks --suite growth``: seconds and peak memory against one size at a time,
+log-log, with fitted slopes.
 
-Merging grows with tasks and parameters, KNN Eval with test rows and with anchors, FT-Classifier (fixed steps) and the closed-form
-affine map with fitting rows. Each is linear in the size that varies. The picture goes to ``benchmarks/growth.png``.
+Merging grows with tasks and parameters, KNN Eval with test rows and with anchors, FT-Classifier
+(fixed steps) and the closed-form affine map with fitting rows. Each is linear in the size that
+varies. The picture goes to ``benchmarks/growth.png``.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Point:
 
 
 Task = tuple[str, str, int, Callable[[], Any], int]
-"""What is measured, against which size, the size, the call, and the bytes that inputs and call need."""
+"""What is measured, against which size, the size, the call, and the bytes that inputs and call
+need."""
 
 
 def merges(against: str, sizes: Sequence[int], tasks: int, parameters: int) -> Iterator[Task]:
@@ -132,7 +135,8 @@ def available() -> int:
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Of the least-squares line through the logarithms; NaN for fewer than two points or for a value of 0."""
+    """Of the least-squares line through the logarithms; NaN for fewer than two points or for a
+    value of 0."""
     if len(sizes) < 2 or min(values) <= 0:
         return math.nan
     x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (sizes, values))
@@ -227,8 +231,10 @@ def tables(points: Sequence[Point], left_out: Sequence[str], n: int) -> list[Tab
             }
         )
     note = (
-        f"Slopes of log seconds and log bytes through the {FITTED} largest sizes; nan where the peak is below what a process shows. "
-        f"All rows are linear in the size named; KNN Eval is bilinear, in rows times anchors. Left out for lack of memory: {'; '.join(left_out) or 'nothing'}."
+        f"Slopes of log seconds and log bytes through the {FITTED} largest sizes; nan where the "
+        f"peak is below what a process shows. "
+        f"All rows are linear in the size named; KNN Eval is bilinear, in rows times anchors. "
+        f"Left out for lack of memory: {'; '.join(left_out) or 'nothing'}."
     )
     every = [
         {
@@ -253,7 +259,8 @@ def run(
     n: int = 3,
     picture: Path | None = PICTURE,
 ) -> list[Table]:
-    """The suite; there are no peers to it. 4 M parameters where tasks vary, 2 tasks where parameters do."""
+    """The suite; there are no peers to it. 4 M parameters where tasks vary, 2 tasks where
+    parameters do."""
     points, left_out = [], []
     for tasks in (
         merges("tasks", sizes["tasks"], 0, min(4_000_000, max(sizes["parameters"]))),

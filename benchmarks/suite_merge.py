@@ -1,8 +1,11 @@
-"""``python -m benchmarks --suite merge [--peers]``: merging five models of BERT-base's size, in memory and from disk to disk.
+"""``python -m benchmarks --suite merge [--peers]``: merging five models of BERT-base's size, in
+memory and from disk to disk.
 
-In memory: Weight Averaging, Task Arithmetic and Ties (keep 20 %, sum), each in a process of its own, beside FusionBench's algorithms on the
-same tensors, in turn. Bytes are those that no implementation gets below: each model read once (by Ties twice: its thresholds
-need all of it first), one written. From disk to disk: ``benchmarks.merge_disk``, beside mergekit on the same folders.
+In memory: Weight Averaging, Task Arithmetic and Ties (keep 20 %, sum), each in a process of its
+own, beside FusionBench's algorithms on the same tensors, in turn. Bytes are those that no
+implementation gets below: each model read once (by Ties twice: its thresholds need all of it
+first), one written. From disk to disk: ``benchmarks.merge_disk``, beside mergekit on the same
+folders.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 def bert_shapes(
     layers: int = 12, width: int = 768, vocabulary: int = 30522, positions: int = 512
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of BERT's tensors; no dots in the names, which peers keep as parameters of one module."""
+    """Shapes of BERT's tensors; no dots in the names, which peers keep as parameters of one
+    module."""
     shapes = {
         "words": (vocabulary, width),
         "positions": (positions, width),
@@ -90,7 +94,7 @@ def one_more(size: int, keep: float) -> float:
     return (int(size * keep) + 1.5) / size
 
 
-# ---- FusionBench ------------------------------------------------------------------------------------------------------------
+# ---- FusionBench ---------------------------------------------------------------------------------
 
 
 def module(state: Mapping[str, Tensor]) -> nn.Module:
@@ -101,7 +105,8 @@ def module(state: Mapping[str, Tensor]) -> nn.Module:
 def peer_call(
     method: str, base: Mapping[str, Tensor], experts: list[dict[str, Tensor]]
 ) -> Callable[[], nn.Module]:
-    """FusionBench's algorithm of the same name, told to keep its inputs where it can be: Ties writes over its base, so it gets a copy."""
+    """FusionBench's algorithm of the same name, told to keep its inputs where it can be: Ties
+    writes over its base, so it gets a copy."""
     import fusion_bench
     from fusion_bench.method import (
         SimpleAverageAlgorithm,
@@ -131,13 +136,14 @@ def peer_call(
     return call
 
 
-# ---- in memory ----------------------------------------------------------------------------------------------------------------
+# ---- in memory -----------------------------------------------------------------------------------
 
 
 def measure(
     method: str, shapes: Shapes, *, peers: bool, n: int, n_experts: int = EXPERTS
 ) -> dict[str, Any]:
-    """One method in this process: seconds and peak of ours and of the peer, largest difference between the two, seconds of a lambda grid."""
+    """One method in this process: seconds and peak of ours and of the peer, largest difference
+    between the two, seconds of a lambda grid."""
     base, experts = random_states(shapes, n_experts)
     size = sum(t.numel() for t in base.values())
     found, options = get_method(method), dict(OPTIONS[method])
@@ -223,21 +229,25 @@ def memory_tables(results: Mapping[str, dict[str, Any]], n_experts: int = EXPERT
         f"{n_experts} experts of {first['parameters'] / 1e6:.0f} M parameters, float32, in memory"
     )
     note = (
-        f"Median (lowest–highest) of {first['ours']['n']} runs, Ties of {results['ties']['ours']['n']} where a peer runs; {first['threads']} threads; one model "
-        f"{first['model'] / 1e9:.2f} GB. Copy bandwidth, read and written: {min(r['bandwidth'] for r in results.values()) / 1e9:.1f} to "
-        f"{max(r['bandwidth'] for r in results.values()) / 1e9:.1f} GB/s. Our seconds hold the checks of keys, shapes and finite values; FusionBench makes none."
+        f"Median (lowest–highest) of {first['ours']['n']} runs, Ties of "
+        f"{results['ties']['ours']['n']} where a peer runs; {first['threads']} threads; one model "
+        f"{first['model'] / 1e9:.2f} GB. Copy bandwidth, read and written: "
+        f"{min(r['bandwidth'] for r in results.values()) / 1e9:.1f} to "
+        f"{max(r['bandwidth'] for r in results.values()) / 1e9:.1f} GB/s. Our seconds hold the "
+        f"checks of keys, shapes and finite values; FusionBench makes none."
     )
     return [
         table(title, rows, note),
         table(
             "A lambda grid in merges",
             grids,
-            "By bytes: what the experts' reads cost once and each lambda's two reads and a write, over one merge.",
+            "By bytes: what the experts' reads cost once and each lambda's two reads and a "
+            "write, over one merge.",
         ),
     ]
 
 
-# ---- from disk to disk ----------------------------------------------------------------------------------------------------------
+# ---- from disk to disk ---------------------------------------------------------------------------
 
 
 def mergekit_merge(folder: Path, method: str, n_experts: int) -> float:
@@ -275,7 +285,8 @@ def mergekit_merge(folder: Path, method: str, n_experts: int) -> float:
 
 
 def disk_table(*, peers: bool, n_experts: int = EXPERTS, repeats: int = 1) -> Table:
-    """``benchmarks.merge_disk`` and mergekit on the same folders, each merge in a process of its own."""
+    """``benchmarks.merge_disk`` and mergekit on the same folders, each merge in a process of its
+    own."""
     from benchmarks import merge_disk
 
     rows = []
@@ -302,7 +313,8 @@ def disk_table(*, peers: bool, n_experts: int = EXPERTS, repeats: int = 1) -> Ta
     return table(
         f"{n_experts} experts from disk to disk",
         rows,
-        f"{repeats} run{'s' * (repeats > 1)} each; one model {size / 1e6:.0f} MB. mergekit's Ties trims and elects otherwise (per tensor; see tests/peers), its work is the same.",
+        f"{repeats} run{'s' * (repeats > 1)} each; one model {size / 1e6:.0f} MB. mergekit's "
+        f"Ties trims and elects otherwise (per tensor; see tests/peers), its work is the same.",
     )
 
 
@@ -317,7 +329,8 @@ def run(peers: bool, *, shapes: Shapes | None = None, n: int = 5, disk: bool = T
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="One measurement in this process, as JSON (see python -m benchmarks --suite merge)."
+        description="One measurement in this process, as JSON (see python -m benchmarks --suite "
+        "merge)."
     )
     parser.add_argument("--one", metavar="METHOD", choices=OPTIONS)
     parser.add_argument("--mergekit", nargs=2, metavar=("FOLDER", "METHOD"))

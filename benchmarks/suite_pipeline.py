@@ -1,8 +1,11 @@
-"""``python -m benchmarks --suite pipeline``, or ``python -m benchmarks.suite_pipeline [--profile mini] [--only text]``: a cold run of notebooks beside what nobody could leave out.
+"""``python -m benchmarks --suite pipeline``, or ``python -m benchmarks.suite_pipeline [--profile
+mini] [--only text]``: a cold run of notebooks beside what nobody could leave out.
 
-The notebooks run as a reader runs them, ``python -m mergelib run``, with an empty store. What they cannot do without is then measured
-bare, in this process and on the same rows: training steps as a plain loop of torch, encoder passes over token ids that are at hand. The
-store says how many of each there were. Where the rest of the time went is read from the seconds that papermill writes beside every cell.
+The notebooks run as a reader runs them, ``python -m mergelib run``, with an empty store. What they
+cannot do without is then measured bare, in this process and on the same rows: training steps as a
+plain loop of torch, encoder passes over token ids that are at hand. The store says how many of each
+there were. Where the rest of the time went is read from the seconds that papermill writes beside
+every cell.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# ---- the run, and where its time went ---------------------------------------------------------------------------------------
+# ---- the run, and where its time went ------------------------------------------------------------
 
 
 def part_of(source: str) -> str:
@@ -80,7 +83,8 @@ def cell_seconds(notebook: dict[str, Any]) -> dict[str, float]:
 
 
 def cold_run(profile: str, only: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Run the notebooks with an empty store; a row per notebook, seconds by part, and a last one for the runner around them."""
+    """Run the notebooks with an empty store; a row per notebook, seconds by part, and a last one
+    for the runner around them."""
     env = os.environ | {"MERGELIB_STORE": str(folder / "store"), "MERGELIB_OUTPUT": str(folder)}
     start = time.perf_counter()
     subprocess.run(
@@ -105,11 +109,12 @@ def cold_run(profile: str, only: Sequence[str], folder: Path) -> list[dict[str, 
     return [*rows, {"notebook": "runner", "seconds": between, "process and kernel": between}]
 
 
-# ---- what could not be left out ---------------------------------------------------------------------------------------------
+# ---- what could not be left out ------------------------------------------------------------------
 
 
 def seconds_per_step(model: nn.Module, batches: Sequence[dict[str, Any]], lr: float) -> float:
-    """Of a plain training loop with AdamW, the median over ready-made batches; every model must take ``forward(**batch)["loss"]``."""
+    """Of a plain training loop with AdamW, the median over ready-made batches; every model must
+    take ``forward(**batch)["loss"]``."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     pending = iter([batches[0], *batches])
@@ -158,7 +163,8 @@ def pretraining_step(study: Study) -> tuple[int, float]:
 
 
 def fine_tuning_step(study: Study, names: Sequence[str]) -> tuple[int, float]:
-    """Number of steps that trained an expert, or the one encoder for all tasks, and seconds of one."""
+    """Number of steps that trained an expert, or the one encoder for all tasks, and seconds of
+    one."""
     settings, encoder, tasks = (
         study.profile.fine_tuning,
         study.encoder,
@@ -270,7 +276,7 @@ def floor(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-# ---- forwards that the released scripts would need ----------------------------------------------------------------------------
+# ---- forwards that the released scripts would need -----------------------------------------------
 
 
 def released_forwards(
@@ -281,10 +287,12 @@ def released_forwards(
     methods: int,
     references: int,
 ) -> dict[str, int]:
-    """Texts through an encoder for Current Eval and FT-Classifier Eval of Table 2 by the published code, by kind.
+    """Texts through an encoder for Current Eval and FT-Classifier Eval of Table 2 by the published
+    code, by kind.
 
-    One run is one seed, one number of shots and one merge: for every task the merged encoder and the expert see each of the k C rows in
-    each of the preset's epochs, then the merged encoder sees the test set. ``references`` encoders are scored once.
+    One run is one seed, one number of shots and one merge: for every task the merged encoder and
+    the expert see each of the k C rows in each of the preset's epochs, then the merged encoder sees
+    the test set. ``references`` encoders are scored once.
     """
     fit = sum(2 * PRESETS["released"].epochs * k * c for c in classes for k in ks)
     score = len(ks) * sum(int(KEPT * n) for n in n_test)
@@ -296,7 +304,8 @@ def released_forwards(
 
 
 def forwards(study: Study) -> list[dict[str, Any]]:
-    """Encoder forwards that the store holds beside those of the released scripts, for one k and for all."""
+    """Encoder forwards that the store holds beside those of the released scripts, for one k and for
+    all."""
     tasks, settings = list(study.tasks.values()), study.profile.protocols
     ours = {
         step: sum(c["rows"] * c[step] for c in passes(study).values())
@@ -365,7 +374,8 @@ def run(peers: bool = False, profile: str = "mini", only: Sequence[str] = ("text
         table(
             f"Cold run of {' '.join(only)}, profile {profile}: seconds of cells",
             [*spent, {"notebook": "all", **total}],
-            "Imports include reading the profile and the style of figures; clusters and t-SNE include the features they ask for first.",
+            "Imports include reading the profile and the style of figures; clusters and t-SNE "
+            "include the features they ask for first.",
         ),
         table(
             "What could not be left out, measured bare",
@@ -376,7 +386,8 @@ def run(peers: bool = False, profile: str = "mini", only: Sequence[str] = ("text
         table(
             "Encoder forwards (texts)",
             counted,
-            "The released scripts hold no KNN Eval; choosing lambda is not theirs and stands apart. "
+            "The released scripts hold no KNN Eval; choosing lambda is not theirs and stands "
+            "apart. "
             "Features here are those of all notebooks of the run, KNN Eval's and f_b's included.",
         ),
     ]

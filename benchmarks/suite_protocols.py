@@ -1,11 +1,14 @@
-"""``python -m benchmarks --suite protocols``: the fits behind the features, all at once as the library makes them, beside one at a time.
+"""``python -m benchmarks --suite protocols``: the fits behind the features, all at once as the
+library makes them, beside one at a time.
 
-Features are random, sizes are Table 2's: three methods, five tasks, five seeds, six numbers of shots. The loop beside is a plain
-training loop of torch, one fit after the other on the same rows with the same steps, batches and optimizer. It is timed for the first method and seed alone,
-whose fits have the shapes of all others, and multiplied. Both must give the same fits.
+Features are random, sizes are Table 2's: three methods, five tasks, five seeds, six numbers of
+shots. The loop beside is a plain training loop of torch, one fit after the other on the same rows
+with the same steps, batches and optimizer. It is timed for the first method and seed alone, whose
+fits have the shapes of all others, and multiplied. Both must give the same fits.
 
-*Products alone* are the matrix products of the batched fits, at their shapes, and nothing else: whatever else a fit does comes on top, so that the
-loop's time over theirs is the most that the ratio could be with these products.
+*Products alone* are the matrix products of the batched fits, at their shapes, and nothing else:
+whatever else a fit does comes on top, so that the loop's time over theirs is the most that the
+ratio could be with these products.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ def evidence(
     seeds: int = SEEDS,
     seed: int = 0,
 ) -> Evidence:
-    """Random features of a pool of ``POOL`` rows a class; f_m's are f_t's with noise, and rows of a class have a common part."""
+    """Random features of a pool of ``POOL`` rows a class; f_m's are f_t's with noise, and rows of a
+    class have a common part."""
     g = torch.Generator().manual_seed(seed)
     centres, n = torch.randn(n_classes, width, generator=g), POOL * n_classes
     teacher = centres.repeat_interleave(POOL, 0) + torch.randn(n, width, generator=g)
@@ -63,7 +67,8 @@ def evidence(
 
 
 def in_double(seen: Evidence) -> Evidence:
-    """In float64 two ways of one fit agree; in float32 Adam magnifies the rounding of gradients near 0."""
+    """In float64 two ways of one fit agree; in float32 Adam magnifies the rounding of gradients
+    near 0."""
     head = Head(seen.head.weight.double(), seen.head.bias.double())
     return replace(
         seen,
@@ -98,7 +103,8 @@ def one_head(seen: Evidence, k: int, seed: int) -> Head:
 
 
 def one_map(x: Tensor, y: Tensor, rung: str, seed: int) -> AffineMap:
-    """A map of the ladder alone. The library's loop: its one-by-one form is what a notebook would write."""
+    """A map of the ladder alone. The library's loop: its one-by-one form is what a notebook would
+    write."""
     return fit_l1(x[None], y[None], rung, seed=seed, steps=LADDER_STEPS, batch_size=LADDER_BATCH)
 
 
@@ -148,7 +154,8 @@ def row(
     apart: float,
     n: int,
 ) -> dict:
-    """One line: ``single`` makes ``sample`` of the ``fits`` that ``batched`` makes, by ``products``."""
+    """One line: ``single`` makes ``sample`` of the ``fits`` that ``batched`` makes, by
+    ``products``."""
     calls = {"batched": batched, "single": single} | (
         {"products": multiplied(products)} if products else {}
     )
@@ -321,7 +328,8 @@ def surgeries(width: int, n_classes: int, n: int, ks: Sequence[int] = KS) -> dic
 
 
 def orthogonal(width: int, n_classes: int, n: int, ks: Sequence[int] = KS) -> dict:
-    """The orthogonal classifier's heads of one method and task. One at a time: the library's single fit."""
+    """The orthogonal classifier's heads of one method and task. One at a time: the library's single
+    fit."""
     seen = evidence(n_classes, width, PRESETS["default"], ks=ks)
     inputs = [
         (seen.student_fit[rows[:1]], seen.teacher_fit[rows[:1]]) for rows in map(seen.rows, seen.ks)
@@ -369,7 +377,9 @@ def run(peers: bool = False) -> list[Table]:
         surgeries(384, 5, 3),
     ]
     note = (
-        "One at a time: measured on the sampled fits, multiplied by fits / sampled fits. Difference: mean absolute one of a fit's logits, or of its "
-        "mapped rows, for the worst sampled fit in float32, where Adam and the signs of an L1 gradient magnify rounding; in float64 heads were compared to 1e-7."
+        "One at a time: measured on the sampled fits, multiplied by fits / sampled fits. "
+        "Difference: mean absolute one of a fit's logits, or of its "
+        "mapped rows, for the worst sampled fit in float32, where Adam and the signs of an L1 "
+        "gradient magnify rounding; in float64 heads were compared to 1e-7."
     )
     return [table("Fits behind the features, all at once and one at a time", rows, note)]

@@ -1,8 +1,9 @@
-"""``python -m benchmarks.your_models --text-dir DIR --base MODEL --out FOLDER``: the tool on real text, as a user runs it.
+"""``python -m benchmarks.your_models --text-dir DIR --base MODEL --out FOLDER``: the tool on real
+text, as a user runs it.
 
-Fine-tunes ``AutoModelForSequenceClassification`` on each task (kept under FOLDER/experts, so that a second run goes on from
-there), then calls the command line: merge, align with k unlabelled training texts per class, evaluate. What it prints is what
-`python -m mergelib` printed.
+Fine-tunes ``AutoModelForSequenceClassification`` on each task (kept under FOLDER/experts, so that a
+second run goes on from there), then calls the command line: merge, align with k unlabelled training
+texts per class, evaluate. What it prints is what `python -m mergelib` printed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""mergelib: how good is a merged encoder? Task -> f_b -> experts -> merge -> features -> protocol -> scores."""
+"""mergelib: how good is a merged encoder? Task -> f_b -> experts -> merge -> features -> protocol
+-> scores."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

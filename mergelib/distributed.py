@@ -1,7 +1,8 @@
 """Several processes that fine-tune one expert together, as ``torchrun`` starts them.
 
-torchrun tells each process its rank and their number by environment variables; without them everything here says "one process, the first".
-Only rank 0 touches the store. The others learn from it whether to compute along.
+torchrun tells each process its rank and their number by environment variables; without them
+everything here says "one process, the first". Only rank 0 touches the store. The others learn from
+it whether to compute along.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ def rank() -> int:
 
 
 def share_of_batch(batch_size: int) -> int:
-    """Rows of one batch that each process takes. Raises ``ConfigError`` where the batch does not divide evenly: unequal shares would
-    weigh their rows unequally."""
+    """Rows of one batch that each process takes. Raises ``ConfigError`` where the batch does not
+    divide evenly: unequal shares would weigh their rows unequally."""
     share, rest = divmod(batch_size, world_size())
     if rest or not share:
         raise ConfigError(
-            f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: start torchrun with a number of "
+            f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: "
+            f"start torchrun with a number of "
             "processes that divides it, or change fine_tuning.batch_size."
         )
     return share
@@ -54,12 +56,13 @@ def child_environment() -> dict[str, str]:
 
 @cache
 def _control_group() -> Any:
-    """The group for messages between the processes. On CPUs it is gloo's, whatever carries the gradients. Raises ``ConfigError`` without
-    torch.distributed or gloo."""
+    """The group for messages between the processes. On CPUs it is gloo's, whatever carries the
+    gradients. Raises ``ConfigError`` without torch.distributed or gloo."""
     dist = torch.distributed
     if not (dist.is_available() and dist.is_gloo_available()):
         raise ConfigError(
-            "This build of torch has no torch.distributed with gloo; start mergelib without torchrun."
+            "This build of torch has no torch.distributed with gloo; start mergelib without "
+            "torchrun."
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
@@ -69,7 +72,8 @@ def _control_group() -> Any:
 
 
 def from_first(value: Any = None) -> Any:
-    """What rank 0 gives, in every process; all of them must call it. What the others give is ignored."""
+    """What rank 0 gives, in every process; all of them must call it. What the others give is
+    ignored."""
     if world_size() == 1:
         return value
     box = [value if rank() == 0 else None]
@@ -84,15 +88,17 @@ def wait_for_all() -> None:
 
 
 def leave() -> None:
-    """Ends the process group, where there is one, when all work is done: torch warns of groups that the interpreter's end takes away."""
+    """Ends the process group, where there is one, when all work is done: torch warns of groups that
+    the interpreter's end takes away."""
     _control_group.cache_clear()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 class SharedStore(Store):
-    """A ``Store`` for several processes that ask for the same things in the same order: rank 0 reads, locks and writes; the others get
-    from it what it found, or run ``make`` along with it and throw their result away."""
+    """A ``Store`` for several processes that ask for the same things in the same order: rank 0
+    reads, locks and writes; the others get from it what it found, or run ``make`` along with it and
+    throw their result away."""
 
     def get(self, step: str, key: Mapping[str, Any], make: Callable[[], Artifact]) -> Artifact:
         if rank() > 0:
@@ -110,5 +116,6 @@ class SharedStore(Store):
 
 
 def shared(store: Store) -> Store:
-    """``store``, such that several processes can use it together; itself where there is one process."""
+    """``store``, such that several processes can use it together; itself where there is one
+    process."""
     return store if world_size() == 1 or isinstance(store, SharedStore) else SharedStore(store.root)

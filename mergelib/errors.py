@@ -9,7 +9,8 @@ _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
 
 
 def shortened(value: object, width: int = 80) -> str:
-    """A value for a message, cut to ``width`` characters: what a document holds may be long, or unfold into far more than its text."""
+    """A value for a message, cut to ``width`` characters: what a document holds may be long, or
+    unfold into far more than its text."""
     try:
         text = value if isinstance(value, str) else _BRIEF.repr(value)
     except ValueError:  # Python refuses to write out integers of thousands of digits
@@ -25,7 +26,8 @@ def first_five(names: Sequence[str]) -> str:
 
 
 class MergelibError(Exception):
-    """Base class, so that ``except MergelibError`` catches whatever the library refuses on purpose."""
+    """Base class, so that ``except MergelibError`` catches whatever the library refuses on
+    purpose."""
 
 
 class UnknownNameError(MergelibError, ValueError):
@@ -52,15 +54,18 @@ class ConfigError(MergelibError, ValueError):
 
 
 class DataError(MergelibError, ValueError):
-    """Data that cannot be used as given: an unreadable row, a label outside range, a class without samples."""
+    """Data that cannot be used as given: an unreadable row, a label outside range, a class without
+    samples."""
 
 
 class StateDictError(MergelibError, ValueError):
-    """Weights that do not fit together: other keys, shapes or dtypes, or values that are not finite."""
+    """Weights that do not fit together: other keys, shapes or dtypes, or values that are not
+    finite."""
 
 
 class UnsafeFileError(MergelibError, ValueError):
-    """A file that could only be read by running code from it, or that reaches outside its folder."""
+    """A file that could only be read by running code from it, or that reaches outside its
+    folder."""
 
 
 class OfflineError(MergelibError, ConnectionError):
@@ -68,7 +73,8 @@ class OfflineError(MergelibError, ConnectionError):
 
 
 class DeviceMemoryError(MergelibError, RuntimeError):
-    """A device's memory is too small, and a smaller batch does not help or would change the result."""
+    """A device's memory is too small, and a smaller batch does not help or would change the
+    result."""
 
 
 class StoreError(MergelibError, OSError):

@@ -1,4 +1,5 @@
-"""Fine-tune f_b on tasks: one expert per task (f_t, W_t), or one encoder with T heads (multi-task learning)."""
+"""Fine-tune f_b on tasks: one expert per task (f_t, W_t), or one encoder with T heads (multi-task
+learning)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ FINE_TUNE_VERSION = 1
 
 
 class EncoderWithHeads(nn.Module):
-    """An encoder and one linear head per task; the loss is the mean cross-entropy of the batch. ``frozen`` heads are not trained."""
+    """An encoder and one linear head per task; the loss is the mean cross-entropy of the batch.
+    ``frozen`` heads are not trained."""
 
     def __init__(
         self,
@@ -74,11 +76,12 @@ def fine_tune(
     desc: str,
     heads: Sequence[Head] | None = None,
 ) -> tuple[dict[str, Tensor], list[Head], dict]:
-    """Train encoder and heads from ``base`` on the tasks' training splits; ``heads``, one per task, stay as they are given.
+    """Train encoder and heads from ``base`` on the tasks' training splits; ``heads``, one per task,
+    stay as they are given.
 
-    Returns the encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and training info. One task
-    gives an expert (theta_t, W_t); several give multi-task learning, with rows of all tasks shuffled together. Raises
-    ``StateDictError`` when training diverged.
+    Returns the encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and
+    training info. One task gives an expert (theta_t, W_t); several give multi-task learning, with
+    rows of all tasks shuffled together. Raises ``StateDictError`` when training diverged.
     """
     # A private generator state: training must not depend on what ran before it in this process.
     with torch.random.fork_rng(devices=[]):

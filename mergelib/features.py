@@ -22,7 +22,8 @@ PRECISIONS = ("float32", "bf16", "bf16_weights")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, else the CPU; Apple's ``mps`` is taken only when named, some of its linear algebra being untried.
+    """``auto`` is CUDA, else the CPU; Apple's ``mps`` is taken only when named, some of its linear
+    algebra being untried.
 
     Raises ``ConfigError`` for a device this machine lacks."""
     if name == "auto":
@@ -37,7 +38,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, **options: Any) -> Tensor:
-    """Features ``[N, d]`` (float32, on the CPU) of N inputs: ``extract_prepared`` of ``encoder.prepare(inputs)``, with its options."""
+    """Features ``[N, d]`` (float32, on the CPU) of N inputs: ``extract_prepared`` of
+    ``encoder.prepare(inputs)``, with its options."""
     return extract_prepared(encoder, model, encoder.prepare(inputs), **options)
 
 
@@ -53,15 +55,19 @@ def extract_prepared(
     dropout: bool = False,
     precision: str = "float32",
 ) -> Tensor:
-    """Features ``[N, d]`` (float32, on the CPU) of N prepared inputs in evaluation mode, in the inputs' order.
+    """Features ``[N, d]`` (float32, on the CPU) of N prepared inputs in evaluation mode, in the
+    inputs' order.
 
-    Inputs are batched by length, so little padding is computed; padding and batch mates change a feature by less than
-    1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder in training mode, as the authors' code does
-    while it fits a head; features are then random. ``precision`` "bf16" computes matrix products in bfloat16 and what lies
-    between them in float32 (autocast); "bf16_weights" runs a copy of the model that is bfloat16 throughout, which is quicker on a GPU and less exact.
+    Inputs are batched by length, so little padding is computed; padding and batch mates change a
+    feature by less than 1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder
+    in training mode, as the authors' code does while it fits a head; features are then random.
+    ``precision`` "bf16" computes matrix products in bfloat16 and what lies between them in float32
+    (autocast); "bf16_weights" runs a copy of the model that is bfloat16 throughout, which is
+    quicker on a GPU and less exact.
 
-    Where the device runs out of memory the batch is halved and the work goes on, with a warning. Raises ``DeviceMemoryError`` where one input
-    alone or the weights are too much, ``ConfigError`` for another precision.
+    Where the device runs out of memory the batch is halved and the work goes on, with a warning.
+    Raises ``DeviceMemoryError`` where one input alone or the weights are too much, ``ConfigError``
+    for another precision.
     """
     if precision not in PRECISIONS:
         raise ConfigError(
@@ -79,7 +85,8 @@ def extract_prepared(
         if not out_of_memory(error):
             raise
         raise DeviceMemoryError(
-            f"The encoder's weights do not fit into the memory of {device}: free some of it, or take device 'cpu'."
+            f"The encoder's weights do not fit into the memory of {device}: free some of it, or "
+            f"take device 'cpu'."
         ) from error
     dtype, done = next(model.parameters()).dtype, 0
     waiting: tuple[list[int], Tensor] | None = (
@@ -101,7 +108,8 @@ def extract_prepared(
                     raise
                 if len(rows) == 1:
                     raise DeviceMemoryError(
-                        f"One input alone does not fit into the memory of {device}: free some of it, shorten inputs "
+                        f"One input alone does not fit into the memory of {device}: free some of "
+                        f"it, shorten inputs "
                         "(encoder.max_length), or take device 'cpu'."
                     ) from error
             else:
@@ -114,7 +122,8 @@ def extract_prepared(
                 continue
             batch_size = (len(rows) + 1) // 2
             warnings.warn(
-                f"Out of memory on {device} with {len(rows)} inputs at once; going on with {batch_size}. Set encoder.batch_size to "
+                f"Out of memory on {device} with {len(rows)} inputs at once; going on with "
+                f"{batch_size}. Set encoder.batch_size to "
                 "that to be spared this.",
                 UserWarning,
                 stacklevel=3,
@@ -126,7 +135,8 @@ def extract_prepared(
 
 
 def _sent(values: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """To the device, without waiting for what it computes; floating-point values in the model's dtype."""
+    """To the device, without waiting for what it computes; floating-point values in the model's
+    dtype."""
     to = torch.device(device)
     if to.type == "cuda":
         values = values.pin_memory()

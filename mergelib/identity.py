@@ -1,4 +1,5 @@
-"""What a function of the user's own means, as part of a key: another meaning must never find an old result."""
+"""What a function of the user's own means, as part of a key: another meaning must never find an old
+result."""
 
 from __future__ import annotations
 
@@ -36,15 +37,18 @@ def refuse_built_in(kind: str, name: str, known: Any, function: Any, replace: bo
     """Raises ``ConfigError`` where ``function`` would take the name of one of mergelib's own."""
     if known and is_ours(known.function) and not (replace or is_ours(function)):
         raise ConfigError(
-            f"'{name}' is a {kind} of mergelib's own; choose another name, or register with replace=True."
+            f"'{name}' is a {kind} of mergelib's own; choose another name, or register with "
+            f"replace=True."
         )
 
 
 def code_identity(function: Any) -> str:
-    """Identity of what ``function`` computes: its compiled body (so comments, docstrings and places do not count, and no source
-    file is needed), its defaults, and the values and functions outside installed packages that it refers to.
+    """Identity of what ``function`` computes: its compiled body (so comments, docstrings and places
+    do not count, and no source file is needed), its defaults, and the values and functions outside
+    installed packages that it refers to.
 
-    A value that cannot be written down, such as an open file, makes the identity good for this process alone.
+    A value that cannot be written down, such as an open file, makes the identity good for this
+    process alone.
     """
     return digest(repr(_meaning(function, {})))
 
@@ -96,7 +100,8 @@ def _meaning(x: Any, seen: dict[int, tuple[int, Any]]) -> Any:
 
 
 def _outside(function: FunctionType, of: Any) -> list[Any]:
-    """What the names of a function's body stand for outside it; of modules of the user's own, the members that it names."""
+    """What the names of a function's body stand for outside it; of modules of the user's own, the
+    members that it names."""
     found, todo = [], [function.__code__]
     while todo:
         code = todo.pop()
@@ -120,7 +125,8 @@ def _filled(cell: Any) -> bool:
 
 
 def _installed(module: str | None) -> bool:
-    """Whether a module belongs to Python, to mergelib or to an installed package, whose versions are pinned."""
+    """Whether a module belongs to Python, to mergelib or to an installed package, whose versions
+    are pinned."""
     top = (module or "").partition(".")[0]
     if top == "__main__":
         return False

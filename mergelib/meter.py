@@ -16,11 +16,13 @@ def _strided(tree: object) -> list[Tensor]:
 
 
 class Meter(TorchDispatchMode):
-    """``with Meter() as meter: ...``; then ``meter.cost`` holds ``seconds`` and ``peak_mb`` (10^6 bytes).
+    """``with Meter() as meter: ...``; then ``meter.cost`` holds ``seconds`` and ``peak_mb`` (10^6
+    bytes).
 
-    Counted are the storages of tensors made inside, from their first appearance as an operation's result until they are freed,
-    on every device; not a kernel's scratch space, sparse tensors, nor what was there before. The count is the same on every run, unlike the
-    process's memory. It slows each operation by some microseconds, which are among the seconds.
+    Counted are the storages of tensors made inside, from their first appearance as an operation's
+    result until they are freed, on every device; not a kernel's scratch space, sparse tensors, nor
+    what was there before. The count is the same on every run, unlike the process's memory. It slows
+    each operation by some microseconds, which are among the seconds.
     """
 
     def __init__(self) -> None:

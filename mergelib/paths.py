@@ -24,7 +24,8 @@ def store_root() -> Path:
 
 
 def output_root() -> Path:
-    """Folder that receives ``figures/`` and ``build/``. ``MERGELIB_OUTPUT`` moves both (the tests do)."""
+    """Folder that receives ``figures/`` and ``build/``. ``MERGELIB_OUTPUT`` moves both (the tests
+    do)."""
     return Path(os.environ.get("MERGELIB_OUTPUT") or root())
 
 
@@ -46,8 +47,8 @@ def make_folder(path: Path) -> Path:
 
 
 def refused_by_disk(error: Exception) -> bool:
-    """Whether ``error`` says that the disk is full, read-only or closed to this user; safetensors and tokenizers report that by errors of
-    their own."""
+    """Whether ``error`` says that the disk is full, read-only or closed to this user; safetensors
+    and tokenizers report that by errors of their own."""
     refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
     code = (
         error.errno
@@ -58,8 +59,9 @@ def refused_by_disk(error: Exception) -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file, and what two runs write at once is one's or the
-    other's. Raises ``StoreError`` where it cannot be written; what was there before is left.
+    """Write under a temporary name, then rename: a reader never sees half a file, and what two runs
+    write at once is one's or the other's. Raises ``StoreError`` where it cannot be written; what
+    was there before is left.
 
     A killed process leaves ``<name>.tmp``, which the next writer of the file takes over.
     """
@@ -78,8 +80,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """A lock on the folder itself, which leaves no file and ends with the process, however that ends. Gives whether it was got: not
-    where another process holds it and ``wait`` is off, nor on file systems that lock no folder."""
+    """A lock on the folder itself, which leaves no file and ends with the process, however that
+    ends. Gives whether it was got: not where another process holds it and ``wait`` is off, nor on
+    file systems that lock no folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         got = False

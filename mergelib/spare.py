@@ -20,7 +20,8 @@ def spare(thing: T) -> T:
     Tensors that share a storage still do, and none requires a gradient.
 
     Args:
-        thing: Tensors, modules, mappings, lists, tuples and dataclasses of them, in any nesting; the rest is passed on.
+        thing: Tensors, modules, mappings, lists, tuples and dataclasses of them, in any nesting;
+        the rest is passed on.
     """
     return _spare(thing, {}, {})
 

@@ -1,9 +1,10 @@
 """A content-addressed store: what was computed once is found again, whole or not at all.
 
-An artifact is a folder ``<root>/<step>/<digest>/`` with ``tensors.safetensors`` and ``meta.json``. The digest is that of
-the key: everything the result depends on, and the version of the step that made it. A folder is written under a
-temporary name and renamed when complete; a checksum tells an altered file from a good one; a lock per key lets two
-processes share the work.
+An artifact is a folder ``<root>/<step>/<digest>/`` with ``tensors.safetensors`` and ``meta.json``.
+The digest is that of
+the key: everything the result depends on, and the version of the step that made it. A folder is
+written under a temporary name and renamed when complete; a checksum tells an altered file from a
+good one; a lock per key lets two processes share the work.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from .errors import StoreError
 DIGEST = re.compile("[0-9a-f]{64}")
 TENSORS, META = "tensors.safetensors", "meta.json"
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-REMEDY = "Free space, or set MERGELIB_STORE to a folder that you can write to; artifacts already written are kept."
+REMEDY = (
+    "Free space, or set MERGELIB_STORE to a folder that you can write to; artifacts already "
+    "written are kept."
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class StoreWarning(UserWarning):
 
 
 def _canonical(value: Any) -> str:
-    """JSON text with sorted keys, equal before and after a round trip (JSON turns integer keys into texts)."""
+    """JSON text with sorted keys, equal before and after a round trip (JSON turns integer keys into
+    texts)."""
     return json.dumps(
         json.loads(json.dumps(value, allow_nan=False)), sort_keys=True, separators=(",", ":")
     )
@@ -59,7 +64,8 @@ def _text_sha256(value: Any) -> str:
 
 
 def key_digest(step: str, key: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a step's name and key. Raises ``TypeError`` for values that JSON cannot hold."""
+    """SHA-256 (hex) of a step's name and key. Raises ``TypeError`` for values that JSON cannot
+    hold."""
     return _text_sha256([step, dict(key)])
 
 
@@ -70,21 +76,24 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Lets pass that ``path`` is absent; raises ``StoreError`` where the system cannot read it, for that is no proof of damage: a good
-    artifact must not be removed because too many files are open or a network disk is away."""
+    """Lets pass that ``path`` is absent; raises ``StoreError`` where the system cannot read it, for
+    that is no proof of damage: a good artifact must not be removed because too many files are open
+    or a network disk is away."""
     try:
         yield
     except ABSENT:
         raise
     except OSError as error:
         raise StoreError(
-            f"Cannot read {path}: {error}. Nothing was removed: make it readable, remove it, or set MERGELIB_STORE to another "
+            f"Cannot read {path}: {error}. Nothing was removed: make it readable, remove it, or "
+            f"set MERGELIB_STORE to another "
             "folder."
         ) from error
 
 
 class Store:
-    """Artifacts under ``root``. Safe for several processes at once; see the module's text for the layout."""
+    """Artifacts under ``root``. Safe for several processes at once; see the module's text for the
+    layout."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
@@ -98,8 +107,9 @@ class Store:
     def get(self, step: str, key: Mapping[str, Any], make: Callable[[], Artifact]) -> Artifact:
         """The artifact of ``key``; ``make()`` computes it when it is absent or damaged.
 
-        Holds the key's lock meanwhile, so a second process waits instead of computing the same thing.
-        Raises ``StoreError`` when the folder cannot be written, or is there and cannot be read.
+        Holds the key's lock meanwhile, so a second process waits instead of computing the same
+        thing. Raises ``StoreError`` when the folder cannot be written, or is there and cannot be
+        read.
         """
         folder = self.folder(step, key)
         found = self._load(
@@ -128,7 +138,8 @@ class Store:
 
     @contextmanager
     def lock(self, step: str, key: Mapping[str, Any]) -> Iterator[None]:
-        """Exclusive right to one key, across processes; released by the system if the holder dies."""
+        """Exclusive right to one key, across processes; released by the system if the holder
+        dies."""
         path = self.root / ".locks" / f"{key_digest(step, key)}.lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +155,8 @@ class Store:
             lock.release()
 
     def scratch(self, step: str, key: Mapping[str, Any]) -> Path:
-        """A folder that outlives an interrupted computation of ``key`` (training checkpoints); ``get`` removes it."""
+        """A folder that outlives an interrupted computation of ``key`` (training checkpoints);
+        ``get`` removes it."""
         path = self.root / ".scratch" / key_digest(step, key)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -155,8 +167,8 @@ class Store:
         return path
 
     def entries(self) -> list[dict[str, Any]]:
-        """A row per artifact: step, digest, bytes, seconds since it was made; ``ok=False`` where the meta file
-        is damaged (``verify`` checks the tensors too)."""
+        """A row per artifact: step, digest, bytes, seconds since it was made; ``ok=False`` where
+        the meta file is damaged (``verify`` checks the tensors too)."""
         rows = []
         for meta_path in sorted(self.root.glob(f"*/*/{META}")):
             folder = meta_path.parent
@@ -187,8 +199,9 @@ class Store:
         return [p for p in ours if self._load(p) is None]
 
     def prune(self, keep_steps: Mapping[str, int]) -> list[Path]:
-        """Remove damaged artifacts, those of unknown steps or older step versions, left-over temporary and scratch
-        folders and locks. Returns what was removed. Run it while nothing else uses the store."""
+        """Remove damaged artifacts, those of unknown steps or older step versions, left-over
+        temporary and scratch folders and locks. Returns what was removed. Run it while nothing else
+        uses the store."""
         doomed = set(self.verify())
         for row in self.entries():
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
@@ -210,7 +223,8 @@ class Store:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
             raise StoreError(
-                f"Cannot remove {path}: {error}. Remove it by hand, or set MERGELIB_STORE to another folder."
+                f"Cannot remove {path}: {error}. Remove it by hand, or set MERGELIB_STORE to "
+                f"another folder."
             ) from error
 
     def _meta(self, folder: Path) -> dict[str, Any] | None:

@@ -70,7 +70,8 @@ STEP_VERSIONS = {
     "match": MATCH_VERSION,
     "correct": CORRECT_VERSION,
 }
-"""The version of each step's meaning. Raise one when its results change; every artifact it made is then computed anew."""
+"""The version of each step's meaning. Raise one when its results change; every artifact it made is
+then computed anew."""
 
 POOL_SEED = 7
 REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
@@ -90,28 +91,33 @@ SCORE_COLUMNS = [
 
 
 def _code(method: Method) -> list[str | None]:
-    """What a method's functions compute; nothing for those of mergelib, which the step's version stands for."""
+    """What a method's functions compute; nothing for those of mergelib, which the step's version
+    stands for."""
     functions = [f for f in (method.function, method.direction) if f is not None]
     return [None if is_ours(f) else code_identity(f) for f in functions]
 
 
 def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
-    """Those of ``lams`` that lie at an end of a ``lam_curve``'s grid, sorted; none where the grid has one value."""
+    """Those of ``lams`` that lie at an end of a ``lam_curve``'s grid, sorted; none where the grid
+    has one value."""
     grid = set(curve.lam)
     return sorted({lam for lam in lams if lam in (min(grid), max(grid))}) if len(grid) > 1 else []
 
 
 def check_tasks(tasks: Any, modality: str) -> None:
-    """Raises ``ConfigError`` for what is no dict of tasks under their own names, all of the profile's modality."""
+    """Raises ``ConfigError`` for what is no dict of tasks under their own names, all of the
+    profile's modality."""
     if not isinstance(tasks, dict) or not tasks:
         raise ConfigError(
-            f"tasks is a dict of at least one task, {{'tickets': mergelib.task('tickets', ...)}}, not "
+            f"tasks is a dict of at least one task, {{'tickets': mergelib.task('tickets', "
+            f"...)}}, not "
             f"{shortened(type(tasks).__name__)}{' without any' * (tasks == {})}."
         )
     for name, task in tasks.items():
         if not isinstance(task, Task):
             raise ConfigError(
-                f"tasks['{shortened(name)}'] is no Task but {type(task).__name__}; make it with mergelib.task."
+                f"tasks['{shortened(name)}'] is no Task but {type(task).__name__}; make it with "
+                f"mergelib.task."
             )
         if name != task.name:
             raise ConfigError(
@@ -123,7 +129,8 @@ def check_tasks(tasks: Any, modality: str) -> None:
             )
         if task.modality != modality:
             raise ConfigError(
-                f"Task '{name}' classifies {task.modality}s, and the profile's encoder reads {modality}s; choose another "
+                f"Task '{name}' classifies {task.modality}s, and the profile's encoder reads "
+                f"{modality}s; choose another "
                 "profile or variant."
             )
 
@@ -131,13 +138,14 @@ def check_tasks(tasks: Any, modality: str) -> None:
 class Study:
     """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
 
-    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir``, ``image_dir`` and
-    ``base`` are short for ``tasks.text_dir``, ``tasks.image_dir`` and ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``,
-    ``"multi_task"`` and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's merges go by
-    its name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the first elsewhere.
-    ``variant`` picks one of the profile's variants: other encoders, other tasks. ``zoo`` takes methods, grids and options from the
-    profile's section ``zoo``. Raises ``UnknownNameError`` and
-    ``ConfigError`` before anything runs.
+    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir``,
+    ``image_dir`` and ``base`` are short for ``tasks.text_dir``, ``tasks.image_dir`` and
+    ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``, ``"multi_task"``
+    and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's
+    merges go by its name and a seed, ``"della#2"``; its plain name stands for all of them in scores
+    and for the first elsewhere. ``variant`` picks one of the profile's variants: other encoders,
+    other tasks. ``zoo`` takes methods, grids and options from the profile's section ``zoo``. Raises
+    ``UnknownNameError`` and ``ConfigError`` before anything runs.
     """
 
     def __init__(
@@ -191,12 +199,14 @@ class Study:
         tasks: dict[str, Task],
         profile: Profile,
     ) -> Study:
-        """A study on this store whose f_b and experts are given, one per task in the tasks' order, instead of trained; everything behind
-        them goes its usual way. ``profile`` says what it merges and on how many inputs of ``tasks``. Raises ``ConfigError`` for experts
-        that are not the tasks'."""
+        """A study on this store whose f_b and experts are given, one per task in the tasks' order,
+        instead of trained; everything behind them goes its usual way. ``profile`` says what it
+        merges and on how many inputs of ``tasks``. Raises ``ConfigError`` for experts that are not
+        the tasks'."""
         if [e.task for e in experts] != list(tasks):
             raise ConfigError(
-                f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are {', '.join(tasks)}; give one each, in order."
+                f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are "
+                f"{', '.join(tasks)}; give one each, in order."
             )
         study = copy.copy(self)
         for cached in ("_base_digest", "_multi_task", "_random"):
@@ -211,8 +221,9 @@ class Study:
         return study
 
     def adopt(self, encoder: str, task: str, identity: str, make: Callable[[], nn.Module]) -> None:
-        """Let an encoder that was made elsewhere be scored on a task under the name ``encoder``. ``make()`` gives its module; ``identity`` stands for
-        it in the store and must hold all that decides its features. Raises ``ConfigError`` for a name that is taken."""
+        """Let an encoder that was made elsewhere be scored on a task under the name ``encoder``.
+        ``make()`` gives its module; ``identity`` stands for it in the store and must hold all that
+        decides its features. Raises ``ConfigError`` for a name that is taken."""
         if encoder in (BASE, FINE_TUNED, MULTI_TASK, RANDOM) or encoder in METHODS:
             raise ConfigError(f"'{encoder}' already names an encoder; choose another name.")
         self._adopted[encoder, task] = identity, make
@@ -220,7 +231,8 @@ class Study:
     def __repr__(self) -> str:
         p = self.profile
         return (
-            f"Study(profile='{p.name}', base model: {p.backbone}, tasks: {', '.join(p.tasks.names)}, "
+            f"Study(profile='{p.name}', base model: {p.backbone}, tasks: "
+            f"{', '.join(p.tasks.names)}, "
             f"methods: {', '.join(self.methods)}, device: {self.device.type})"
         )
 
@@ -229,7 +241,7 @@ class Study:
         """How tables name a merging method."""
         return get_method(method).label
 
-    # ---- left of the features: tasks and encoders -------------------------------------------------------------------
+    # ---- left of the features: tasks and encoders ------------------------------------------------
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -249,7 +261,8 @@ class Study:
 
     @property
     def precision_key(self) -> dict[str, str]:
-        """What the key of a result of features says beside the encoder's weights: nothing for float32."""
+        """What the key of a result of features says beside the encoder's weights: nothing for
+        float32."""
         return {} if self.precision == "float32" else {"dtype": self.precision}
 
     def _base_key(self) -> dict[str, Any]:
@@ -257,7 +270,8 @@ class Study:
         recipe = RECIPES[settings.kind]
         if settings.pretraining is None or recipe.corpus not in ("", self.profile.tasks.source):
             raise ConfigError(
-                f"Profile '{self.profile.name}' names no base model: give --base with a hub id or folder."
+                f"Profile '{self.profile.name}' names no base model: give --base with a hub id "
+                f"or folder."
             )
         return self._training_key(recipe.step, settings.pretraining) | recipe.key(
             self.profile, tasks
@@ -293,9 +307,11 @@ class Study:
         def make() -> Artifact:
             if (
                 distributed.world_size() > 1
-            ):  # shares of a masked or contrastive batch do not add up to the whole batch's gradient
+                # shares of a masked or contrastive batch do not add up to its gradient
+            ):
                 raise ConfigError(
-                    f"f_b is pre-trained by one process: run `{self._train_command([BASE])}` first, without torchrun."
+                    f"f_b is pre-trained by one process: run `{self._train_command([BASE])}` "
+                    f"first, without torchrun."
                 )
             return recipe.make(
                 self.profile, tasks, self.device, self.store.scratch(recipe.step, key)
@@ -343,7 +359,9 @@ class Study:
             key["heads"] = [head_digest(self._foundation.heads[n]) for n in names]
         if (
             self.profile.processes > 1
-        ):  # equal pins give equal bytes; another number of processes is another rounding and other dropout
+            # equal pins give equal bytes; another number of processes is another rounding and other
+            # dropout
+        ):
             key["processes"] = self.profile.processes
         return key
 
@@ -354,9 +372,11 @@ class Study:
         def make() -> Artifact:
             if distributed.world_size() != self.profile.processes:
                 raise ConfigError(
-                    f"f_t of {'+'.join(names)} is not in the store, and processes is {self.profile.processes}, but "
+                    f"f_t of {'+'.join(names)} is not in the store, and processes is "
+                    f"{self.profile.processes}, but "
                     f"{distributed.world_size()} would train. Make it with "
-                    f"`{self._train_command([MULTI_TASK] if len(names) > 1 else names)}` and the same overrides, "
+                    f"`{self._train_command([MULTI_TASK] if len(names) > 1 else names)}` and the "
+                    f"same overrides, "
                     "or set processes to the number of those that train."
                 )
             config = self.profile.train_config(
@@ -382,14 +402,20 @@ class Study:
     def _train_command(self, only: Sequence[str]) -> str:
         n = self.profile.processes
         launcher = f"torchrun --nproc-per-node {n}" if n > 1 and BASE not in only else "python"
-        return f"{launcher} -m mergelib train --profile {self.profile.name}{f' --variant {self.variant}' * bool(self.variant)} --only {' '.join(only)}"
+        variant = f" --variant {self.variant}" if self.variant else ""
+        return (
+            f"{launcher} -m mergelib train --profile {self.profile.name}{variant} "
+            f"--only {' '.join(only)}"
+        )
 
     def train(self, name: str) -> Path:
-        """Fine-tune a task's expert, or ``"multi_task"``, unless the store has it; returns its folder there and keeps no weights in
-        memory. Under torchrun every process must call it, in the same order."""
+        """Fine-tune a task's expert, or ``"multi_task"``, unless the store has it; returns its
+        folder there and keeps no weights in memory. Under torchrun every process must call it, in
+        the same order."""
         if self.profile.experts == "released" and name != MULTI_TASK:
             raise ConfigError(
-                f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts to trained to fine-tune it here."
+                f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts "
+                f"to trained to fine-tune it here."
             )
         step, names, factor = (
             ("multi_task", list(self.tasks), len(self.tasks))
@@ -406,8 +432,8 @@ class Study:
         return Expert(name, state, head, made.info)
 
     def expert(self, task: str) -> Expert:
-        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released checkpoint where the profile says
-        so."""
+        """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released
+        checkpoint where the profile says so."""
         return spare(self._expert(task))
 
     def _expert(self, task: str) -> Expert:
@@ -419,7 +445,8 @@ class Study:
         return self._experts[task]
 
     def _take_released(self, task: Task) -> None:
-        """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its classes otherwise than the data."""
+        """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its
+        classes otherwise than the data."""
         path = released_checkpoint(task.name, self.profile.released_dir)
         expert = load_checkpoint(
             path, task.name, self._foundation.state, self.encoder.width, task.n_classes
@@ -449,13 +476,15 @@ class Study:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The encoders that are trained beside the experts: multi-task learning, or none where the profile leaves it to the paper."""
+        """The encoders that are trained beside the experts: multi-task learning, or none where the
+        profile leaves it to the paper."""
         return (MULTI_TASK,) if self.profile.multi_task == "trained" else ()
 
     def _check_multi_task(self) -> None:
         if not self.baselines:
             raise ConfigError(
-                "Multi-task learning is paper only in this profile: no checkpoint of it was published. Set multi_task to "
+                "Multi-task learning is paper only in this profile: no checkpoint of it was "
+                "published. Set multi_task to "
                 "trained."
             )
 
@@ -465,7 +494,8 @@ class Study:
         return self._fine_tuned("multi_task", list(self.tasks), steps_factor=len(self.tasks))
 
     def head(self, encoder: str, task: str) -> Head:
-        """The head an encoder is scored with: the expert's, except that multi-task learning has heads of its own."""
+        """The head an encoder is scored with: the expert's, except that multi-task learning has
+        heads of its own."""
         if encoder == MULTI_TASK:
             return spare(self._unpack(self._multi_task, task).head)
         return spare(self._expert(task).head)
@@ -474,8 +504,8 @@ class Study:
         return dict(self.profile.merging.options.get(method, {}))
 
     def merges(self, encoder: str) -> tuple[str, ...]:
-        """The encoders that stand behind a name: ``merge_seeds`` merges of a random method whose seed the profile leaves open,
-        else the one."""
+        """The encoders that stand behind a name: ``merge_seeds`` merges of a random method whose
+        seed the profile leaves open, else the one."""
         seeds = self.profile.merging.merge_seeds
         found = METHODS.get(encoder)
         if (
@@ -511,7 +541,8 @@ class Study:
 
     @property
     def _merge_device(self) -> torch.device:
-        """Where a method that needs data runs; MPS has no float64, which RegMean and Model Tailor solve in."""
+        """Where a method that needs data runs; MPS has no float64, which RegMean and Model Tailor
+        solve in."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @staticmethod
@@ -519,7 +550,8 @@ class Study:
         return "test" if "test inputs" in method.needs else "pool"
 
     def _merge_inputs(self, method: Method) -> tuple:
-        """What the method is called with: base and experts, and a ``Context`` where it needs data."""
+        """What the method is called with: base and experts, and a ``Context`` where it needs
+        data."""
         base, experts = self._foundation.state, [e.state for e in self._all_experts()]
         if not method.needs:
             return base, experts
@@ -542,9 +574,11 @@ class Study:
         return base, experts, context
 
     def lam_curve(self, method: str) -> pd.DataFrame:
-        """Validation accuracy under Current Eval per lambda and task: columns method, lam, task, accuracy.
+        """Validation accuracy under Current Eval per lambda and task: columns method, lam, task,
+        accuracy.
 
-        Computed once per method; lambda is then frozen for all protocols. Empty for a method without lambda.
+        Computed once per method; lambda is then frozen for all protocols. Empty for a method
+        without lambda.
         """
         found, curve = get_method(method), []
         if found.has_lam and "lam" not in self._method_options(method):
@@ -596,10 +630,11 @@ class Study:
         return self.store.get("lam", key, make)
 
     def lams(self, method: str) -> dict[str, float]:
-        """The method's lambda per task: best Current Eval on validation, the smallest of equals; empty without lambda.
+        """The method's lambda per task: best Current Eval on validation, the smallest of equals;
+        empty without lambda.
 
-        One that gives one encoder has one lambda, best on the mean over tasks; one per task may have as many. Warns, once, when
-        a best value lies at an edge of the grid.
+        One that gives one encoder has one lambda, best on the mean over tasks; one per task may
+        have as many. Warns, once, when a best value lies at an edge of the grid.
         """
         fixed = self._method_options(method).get("lam")
         if fixed is not None:
@@ -617,30 +652,35 @@ class Study:
         edge = at_edge(best.values(), curve)
         if edge and method not in self._warned:
             self._warned.add(method)
+            own = method in self.profile.merging.grids
             warnings.warn(
-                f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the grid "
-                f"{sorted(set(curve.lam))}; widen {'merging.grids.' + method if method in self.profile.merging.grids else 'merging.lams'}.",
+                f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the "
+                f"grid {sorted(set(curve.lam))}; widen "
+                f"merging.{f'grids.{method}' if own else 'lams'}.",
                 UserWarning,
                 stacklevel=3,
             )
         return best
 
     def lam(self, method: str) -> float | None:
-        """The one lambda of a method that gives one encoder, see ``lams``; ``None`` without lambda."""
+        """The one lambda of a method that gives one encoder, see ``lams``; ``None`` without
+        lambda."""
         return next(iter(self.lams(method).values()), None)
 
     def merged_state(self, method: str, task: str | None = None) -> State:
-        """theta_m of a method, with its lambda chosen on validation data; ``task`` for a method that gives one per task."""
+        """theta_m of a method, with its lambda chosen on validation data; ``task`` for a method
+        that gives one per task."""
         return self.weights(method, task or next(iter(self.tasks)))
 
     def merge_cost(self, method: str) -> dict[str, float]:
-        """Wall seconds and peak megabytes of tensors when the method's (first) merge was made on this machine; empty for
-        a merge stored before costs were."""
+        """Wall seconds and peak megabytes of tensors when the method's (first) merge was made on
+        this machine; empty for a merge stored before costs were."""
         return self._merge_info(self.merges(method)[0]).get("cost", {})
 
     @staticmethod
     def _made_by(encoder: str) -> tuple[str, ...]:
-        # By what the method computes, not its name: a re-run notebook cell may have registered another function under it.
+        # By what the method computes, not its name: a re-run notebook cell may have registered
+        # another function under it.
         method = get_method(encoder.partition("#")[0])
         return encoder, method.gives, *method.needs, *map(str, _code(method))
 
@@ -652,7 +692,8 @@ class Study:
         return self._merge_infos[made_by]
 
     def _merge(self, encoder: str) -> Artifact:
-        """A merge with its weights. The last one asked for is held, the others stay in the store: a zoo of them is large."""
+        """A merge with its weights. The last one asked for is held, the others stay in the store: a
+        zoo of them is large."""
         made_by = self._made_by(encoder)
         if self._last_merge is None or self._last_merge[0] != made_by:
             self._last_merge = made_by, self._merged(encoder)
@@ -697,7 +738,8 @@ class Study:
         return self.store.get("merge", key, make)
 
     def weights(self, encoder: str, task: str) -> State:
-        """An encoder's weights for a task. f_t depends on the task, and so do merges that give one per task."""
+        """An encoder's weights for a task. f_t depends on the task, and so do merges that give one
+        per task."""
         return spare(self._identified(encoder, task)[1]())
 
     def weights_digest(self, encoder: str, task: str) -> str:
@@ -740,10 +782,11 @@ class Study:
             state = encoder_state(self.encoder.module())
         return state, state_digest(state)
 
-    # ---- the features: the narrow point of the road -----------------------------------------------------------------
+    # ---- the features: the narrow point of the road ----------------------------------------------
 
     def pool(self, task: str) -> Split:
-        """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class`` * C rows."""
+        """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class``
+        * C rows."""
         found = self.task(task)
         n = min(len(found.train), self.profile.tasks.pool_per_class * found.n_classes)
         return found.train.subset(
@@ -751,7 +794,8 @@ class Study:
         )
 
     def split(self, task: str, split: str) -> Split:
-        """``train``, ``validation``, ``test``, ``pool``, or ``fit`` (as many training rows as there are test rows)."""
+        """``train``, ``validation``, ``test``, ``pool``, or ``fit`` (as many training rows as there
+        are test rows)."""
         known = ("train", "validation", "test", "pool", "fit")
         if split not in known:
             raise UnknownNameError("split", split, known)
@@ -764,7 +808,8 @@ class Study:
         return self.pool(task) if split == "pool" else getattr(self.task(task), split)
 
     def _prepared(self, inputs: Inputs) -> Sequence[Any]:
-        """``encoder.prepare(inputs)``; of texts the last are remembered, because every encoder of the study reads the same."""
+        """``encoder.prepare(inputs)``; of texts the last are remembered, because every encoder of
+        the study reads the same."""
         if self.profile.tasks.modality != "text":
             return self.encoder.prepare(inputs)
         key = self.encoder.digest, inputs_digest(inputs)
@@ -775,8 +820,8 @@ class Study:
         return self._read[key]
 
     def features(self, encoder: str, task: str, split: str = "test") -> Tensor:
-        """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in ``encoder.precision``), in the split's order; computed
-        once."""
+        """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in
+        ``encoder.precision``), in the split's order; computed once."""
         inputs = self.split(task, split).inputs
         key = {
             "version": STEP_VERSIONS["features"],
@@ -801,22 +846,25 @@ class Study:
         return self.store.get("features", key, make).tensors["features"]
 
     def embedding(self, method: str, task: str, n: int = 400) -> tuple[Tensor, Tensor]:
-        """t-SNE of the first n test inputs' f_t and f_m outputs together: points ``[2, n, 2]`` (f_t, f_m), labels ``[n]``."""
+        """t-SNE of the first n test inputs' f_t and f_m outputs together: points ``[2, n, 2]``
+        (f_t, f_m), labels ``[n]``."""
         n = min(n, len(self.task(task).test))
         both = torch.cat([self.features(encoder, task)[:n] for encoder in (FINE_TUNED, method)])
         key = {"version": STEP_VERSIONS["tsne"], "features": state_digest({"z": both})}
         made = self.store.get("tsne", key, lambda: Artifact({"points": tsne(both)}))
         return made.tensors["points"].view(2, n, 2), self.task(task).test.labels[:n]
 
-    # ---- right of the features: draws, protocols, scores ------------------------------------------------------------
+    # ---- right of the features: draws, protocols, scores -----------------------------------------
 
     def draws(
         self, task: str, draw: str, fit_on: str = "train", ks: Sequence[int] | None = None
     ) -> Tensor:
-        """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every method and protocol.
+        """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every
+        method and protocol.
 
-        ``draw`` is "stratified", "uniform", "all": every fit input once, ``[1, 1, P]``, or "share": ``[S, 1, n_max]``, of which the
-        first n rows are a share of the test set's size. ``ks`` defaults to the profile's.
+        ``draw`` is "stratified", "uniform", "all": every fit input once, ``[1, 1, P]``, or "share":
+        ``[S, 1, n_max]``, of which the first n rows are a share of the test set's size. ``ks``
+        defaults to the profile's.
         """
         if draw not in DRAWS:
             raise UnknownNameError("draw", draw, DRAWS)
@@ -831,7 +879,8 @@ class Study:
                     for seed in self.profile.protocols.seeds
                 ]
             )
-        # Uniform rows are laid out so that [:, :k] holds the first k * C of the permutation: nested in k, too.
+        # Uniform rows are laid out so that [:, :k] holds the first k * C of the permutation: nested
+        # in k, too.
         orders = [
             stratified_order(split.labels, n_classes, k_max, seed)
             if draw == "stratified"
@@ -849,8 +898,9 @@ class Study:
         fit_on: str,
         ks: Sequence[int] | None = None,
     ) -> tuple[tuple[int, ...], Tensor | None]:
-        """The numbers of shots and the draws ``[S, C, k_max]`` of a cell of scores, none without shots; refuses, before anything
-        is trained, what cannot be scored. Raises ``UnknownNameError``, ``ConfigError`` and ``DataError``."""
+        """The numbers of shots and the draws ``[S, C, k_max]`` of a cell of scores, none without
+        shots; refuses, before anything is trained, what cannot be scored. Raises
+        ``UnknownNameError``, ``ConfigError`` and ``DataError``."""
         found = get_protocol(protocol)
         self.task(task)
         name, mark, seed = encoder.partition("#")
@@ -878,7 +928,8 @@ class Study:
         except DataError as error:
             where = self.fit_split(fit_on)
             raise DataError(
-                f"Task '{task}', the {where} of {len(self.split(task, where))} rows: {error} (protocols.ks, "
+                f"Task '{task}', the {where} of {len(self.split(task, where))} rows: {error} "
+                f"(protocols.ks, "
                 "tasks.pool_per_class)"
             ) from error
 
@@ -899,9 +950,11 @@ class Study:
         fit_on: str = "train",
         ks: Sequence[int] | None = None,
     ) -> Tensor:
-        """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without shots.
+        """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without
+        shots.
 
-        The key holds the inputs' identity and no label of a scored input, and neither does ``Evidence``.
+        The key holds the inputs' identity and no label of a scored input, and neither does
+        ``Evidence``.
         """
         found = get_protocol(protocol)
         ks, draws = self._shots(encoder, task, protocol, draw, fit_on, ks)
@@ -948,8 +1001,8 @@ class Study:
         fit_on: str = "train",
         ks: Sequence[int] | None = None,
     ) -> Evidence:
-        """What the protocol sees, on the study's device. Raises ``ConfigError`` for a fit of multi-task learning's heads:
-        no expert can teach them, because they are not the expert's."""
+        """What the protocol sees, on the study's device. Raises ``ConfigError`` for a fit of
+        multi-task learning's heads: no expert can teach them, because they are not the expert's."""
         ks, draws = self._shots(encoder, task, protocol, draw, fit_on, ks)
         to, head = self.device, self.head(encoder, task).to(self.device)
         z = self.features(encoder, task, "test").to(to)
@@ -971,13 +1024,15 @@ class Study:
     def _share_classes(
         self, protocol: str, task: str, draw: str, fit_on: str, draws: Tensor
     ) -> Tensor | None:
-        # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets to see them.
+        # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets
+        # to see them.
         if draw != "share" or protocol != "knn" or not is_ours(get_protocol(protocol).function):
             return None
         return self.split(task, self.fit_split(fit_on)).labels[draws[:, 0]]
 
     def share_counts(self, task: str) -> dict[float, int]:
-        """How many inputs the profile's shares (percent of the test set) are for a task; at least one."""
+        """How many inputs the profile's shares (percent of the test set) are for a task; at least
+        one."""
         return {
             share: max(1, int(share / 100 * len(self.task(task).test) + 0.5))
             for share in self.profile.protocols.shares
@@ -1002,10 +1057,11 @@ class Study:
         draw: str = "stratified",
         fit_on: str = "train",
     ) -> Tensor:
-        """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol without shots).
+        """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol
+        without shots).
 
-        Of a random method draw s is scored with merge s mod M; without shots there is a row per merge. For ``draw="share"`` ``k`` is the
-        share in percent of the test set.
+        Of a random method draw s is scored with merge s mod M; without shots there is a row per
+        merge. For ``draw="share"`` ``k`` is the share in percent of the test set.
         """
         ks = self.profile.protocols.shares if draw == "share" else self.profile.protocols.ks
         shots = get_protocol(protocol).few_shot and draw != "all"
@@ -1040,11 +1096,13 @@ class Study:
         draw: str = "stratified",
         fit_on: str = "train",
     ) -> pd.DataFrame:
-        """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on, seed), with n.
+        """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on,
+        seed), with n.
 
-        k, draw, fit_on and seed are missing for a protocol without shots; of a random method with several merges each has a row, and
-        seed is the merge's. Every table and figure reads these rows; shares of the test set have rows of their own, ``unlabelled.scores``.
-        Raises ``ConfigError`` for such a draw.
+        k, draw, fit_on and seed are missing for a protocol without shots; of a random method with
+        several merges each has a row, and seed is the merge's. Every table and figure reads these
+        rows; shares of the test set have rows of their own, ``unlabelled.scores``. Raises
+        ``ConfigError`` for such a draw.
         """
         if draw == "share":
             raise ConfigError("Shares are no shots: take mergelib.tables.unlabelled.scores.")

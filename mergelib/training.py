@@ -1,4 +1,5 @@
-"""The one place where weights are trained: `transformers.Trainer` with text progress, resume and pinned threads."""
+"""The one place where weights are trained: `transformers.Trainer` with text progress, resume and
+pinned threads."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ from .store import REMEDY
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation of one training run. ``precision`` is "float32" or "bf16" (autocast); AdamW without weight decay,
-    linear decay after a warm-up over ``warmup`` (fraction of steps). ``save_every`` steps a checkpoint is written."""
+    """Optimisation of one training run. ``precision`` is "float32" or "bf16" (autocast); AdamW
+    without weight decay, linear decay after a warm-up over ``warmup`` (fraction of steps).
+    ``save_every`` steps a checkpoint is written."""
 
     steps: int
     batch_size: int
@@ -39,10 +41,11 @@ class TrainConfig:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "bf16" where ``device`` computes in bfloat16 natively, else "float32"; other names as they are.
+    """ "auto" as "bf16" where ``device`` computes in bfloat16 natively, else "float32"; other names
+    as they are.
 
-    A CPU without bfloat16 instructions (AVX2 only) emulates them: a training step then takes about twenty times as long as in
-    float32.
+    A CPU without bfloat16 instructions (AVX2 only) emulates them: a training step then takes about
+    twenty times as long as in float32.
     """
     if precision != "auto":
         return precision
@@ -67,7 +70,8 @@ def pinned_threads(n: int):
 
 
 def newest_checkpoint(scratch: Path) -> str | None:
-    """The newest whole checkpoint under ``scratch``; damaged ones (a kill in mid-write) are removed, with a warning."""
+    """The newest whole checkpoint under ``scratch``; damaged ones (a kill in mid-write) are
+    removed, with a warning."""
     numbered = [p for p in scratch.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
     for folder in sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         try:
@@ -85,7 +89,8 @@ def newest_checkpoint(scratch: Path) -> str | None:
         except (OSError, ValueError, zipfile.BadZipFile):
             pass
         warnings.warn(
-            f"checkpoint {folder.name} is damaged and cannot be resumed; it is removed, training goes on from the "
+            f"checkpoint {folder.name} is damaged and cannot be resumed; it is removed, training "
+            f"goes on from the "
             "one before it, or from the beginning.",
             UserWarning,
             stacklevel=2,
@@ -106,27 +111,32 @@ def train(
     optional_parts: bool = False,
     mean_over_rows: bool = False,
 ) -> dict[str, Any]:
-    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged loss. ``optional_parts``: some rows
-    pass by some of its parameters. ``mean_over_rows``: the loss is a mean over the batch's rows, along which every tensor of it can be cut.
+    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged
+    loss. ``optional_parts``: some rows pass by some of its parameters. ``mean_over_rows``: the loss
+    is a mean over the batch's rows, along which every tensor of it can be cut.
 
-    With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the newest whole one. Raises ``StoreError`` where
-    they cannot be written.
+    With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the
+    newest whole one. Raises ``StoreError`` where they cannot be written.
 
-    Where the device runs out of memory and the loss is a mean over rows, a batch goes through the model in halves, quarters and so on, whose
-    gradients are added, with a warning; the returned ``pieces`` says so. The result is that of whole batches up to rounding and to what
-    dropout draws. Elsewhere, or where one row is too much, ``DeviceMemoryError`` names the remedy.
+    Where the device runs out of memory and the loss is a mean over rows, a batch goes through the
+    model in halves, quarters and so on, whose gradients are added, with a warning; the returned
+    ``pieces`` says so. The result is that of whole batches up to rounding and to what dropout
+    draws. Elsewhere, or where one row is too much, ``DeviceMemoryError`` names the remedy.
 
-    Under torchrun every process calls this and takes its share of each batch of ``config.batch_size`` rows; gradients are averaged, and
-    all end with equal weights. These are the weights of one process up to rounding, where the loss is a mean over rows, no layer
-    draws dropout (each process draws its own), and ``batch_size`` divides the rows (else an epoch's last batch is filled up with rows from
-    its beginning; one process takes a short batch). ``scratch`` must be one folder for all. Raises ``ConfigError`` for a batch that cannot be
-    shared evenly, or a device that cannot take part.
+    Under torchrun every process calls this and takes its share of each batch of
+    ``config.batch_size`` rows; gradients are averaged, and all end with equal weights. These are
+    the weights of one process up to rounding, where the loss is a mean over rows, no layer draws
+    dropout (each process draws its own), and ``batch_size`` divides the rows (else an epoch's last
+    batch is filled up with rows from its beginning; one process takes a short batch). ``scratch``
+    must be one folder for all. Raises ``ConfigError`` for a batch that cannot be shared evenly, or
+    a device that cannot take part.
     """
     together = distributed.world_size() > 1
     share = distributed.share_of_batch(config.batch_size)
     if together and device.type not in ("cpu", "cuda"):
         raise ConfigError(
-            f"Several processes cannot train on '{device.type}' together: start mergelib without torchrun, or take cpu or cuda."
+            f"Several processes cannot train on '{device.type}' together: start mergelib without "
+            f"torchrun, or take cpu or cuda."
         )
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -164,7 +174,8 @@ def train(
         dataloader_pin_memory=False,
         log_level="error",
         ddp_backend="gloo" if together and device.type == "cpu" else None,
-        ddp_find_unused_parameters=optional_parts,  # one process's rows may all pass by what another's need
+        # one process's rows may all pass by what another's need
+        ddp_find_unused_parameters=optional_parts,
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # else the Trainer would take batch_size rows per visible GPU
@@ -182,15 +193,19 @@ def train(
                         raise
                     if together or not mean_over_rows or self.pieces >= rows:
                         raise DeviceMemoryError(
-                            f"{desc}: a batch of {rows} rows{f', in {self.pieces} pieces,' * (self.pieces > 1)} does not fit into the "
-                            f"memory of {device}. Lower batch_size in the profile's section for it, free memory, or "
+                            f"{desc}: a batch of {rows} "
+                            f"rows{f', in {self.pieces} pieces,' * (self.pieces > 1)} does not "
+                            f"fit into the "
+                            f"memory of {device}. Lower batch_size in the profile's section for "
+                            f"it, free memory, or "
                             f"{'start more processes' if together else 'take another device'}."
                         ) from error
                 self.pieces = min(2 * self.pieces, rows)
                 model.zero_grad(set_to_none=True)  # the failed step's; nothing else is accumulated
                 free_device_memory()
                 warnings.warn(
-                    f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes through in {self.pieces} pieces from now on, whose "
+                    f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes "
+                    f"through in {self.pieces} pieces from now on, whose "
                     "gradients are added.",
                     UserWarning,
                     stacklevel=2,
@@ -226,7 +241,8 @@ def train(
             self.state.log_history.append({**logs, "step": self.state.global_step})
 
         def save_model(self, output_dir=None, _internal_call=False):
-            # The Trainer's own safetensors writer wants a PreTrainedModel; a state dict is all that resume needs.
+            # The Trainer's own safetensors writer wants a PreTrainedModel; a state dict is all that
+            # resume needs.
             if not self.args.should_save:
                 return
             target = Path(output_dir or self.args.output_dir)
@@ -262,7 +278,8 @@ def train(
             if isinstance(error, MergelibError) or not out_of_memory(error):
                 raise
             raise DeviceMemoryError(
-                f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of {device}. Free some of it, "
+                f"{desc}: weights, gradients and the optimizer's state do not fit into the "
+                f"memory of {device}. Free some of it, "
                 "or take a smaller encoder or another device."
             ) from error
         distributed.wait_for_all()  # nobody still writes to scratch when rank 0 removes it

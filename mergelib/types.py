@@ -18,7 +18,8 @@ State = Mapping[str, Tensor]
 
 
 def digest(*parts: str | bytes | memoryview) -> str:
-    """SHA-256 (hex) of the parts, each preceded by its length so that no two lists of parts collide."""
+    """SHA-256 (hex) of the parts, each preceded by its length so that no two lists of parts
+    collide."""
     h = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
@@ -37,7 +38,8 @@ def not_finite(state: State) -> list[str]:
     names = [n for n, t in state.items() if t.is_floating_point() and t.numel()]
     if not names:
         return []
-    # NaN and inf carry over to the extremes, which one pass finds without new memory; a device answers once for all tensors.
+    # NaN and inf carry over to the extremes, which one pass finds without new memory; a device
+    # answers once for all tensors.
     extremes = torch.stack(
         [bound.to(state[names[0]].device) for n in names for bound in state[n].detach().aminmax()]
     )
@@ -72,7 +74,8 @@ def inputs_digest(inputs: Inputs) -> str:
 
 
 def state_digest(state: State) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of the order of its keys."""
+    """SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of the order of its
+    keys."""
     h = hashlib.sha256()
     for name in sorted(state):
         t = state[name].detach().cpu().contiguous()
@@ -87,7 +90,8 @@ def state_digest(state: State) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs with labels: ``inputs`` are N texts or uint8 images ``[N, 3, H, W]``, ``labels`` is ``[N]`` int64, 0-based."""
+    """Inputs with labels: ``inputs`` are N texts or uint8 images ``[N, 3, H, W]``, ``labels`` is
+    ``[N]`` int64, 0-based."""
 
     inputs: Inputs
     labels: Tensor
@@ -97,11 +101,13 @@ class Split:
             self.inputs.dtype != torch.uint8 or self.inputs.dim() != 4 or self.inputs.shape[1] != 3
         ):
             raise DataError(
-                f"Images are one uint8 tensor [N, 3, H, W], not {self.inputs.dtype} {list(self.inputs.shape)}."
+                f"Images are one uint8 tensor [N, 3, H, W], not {self.inputs.dtype} "
+                f"{list(self.inputs.shape)}."
             )
         if len(self.inputs) != len(self.labels):
             raise DataError(
-                f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per input."
+                f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per "
+                f"input."
             )
 
     def __len__(self) -> int:
@@ -116,7 +122,8 @@ class Split:
 
     @cached_property
     def inputs_digest(self) -> str:
-        """Identity of the inputs alone: predictions are keyed by it, so labels cannot leak into them."""
+        """Identity of the inputs alone: predictions are keyed by it, so labels cannot leak into
+        them."""
         return inputs_digest(self.inputs)
 
     @cached_property
@@ -140,7 +147,8 @@ class Task:
     def __post_init__(self) -> None:
         if self.n_classes < 2:
             raise DataError(
-                f"Task '{self.name}' has {self.n_classes} class; there is nothing to classify. Give rows of at least two."
+                f"Task '{self.name}' has {self.n_classes} class; there is nothing to classify. "
+                f"Give rows of at least two."
             )
         for split_name in ("train", "validation", "test"):
             labels = getattr(self, split_name).labels
@@ -149,24 +157,30 @@ class Task:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.n_classes:
                 raise DataError(
-                    f"Task '{self.name}': label {low if low < 0 else high} (0-based) in {split_name} is outside "
+                    f"Task '{self.name}': label {low if low < 0 else high} (0-based) in "
+                    f"{split_name} is outside "
                     f"0..{self.n_classes - 1}; it has {self.n_classes} classes."
                 )
         missing = sorted(set(range(self.n_classes)) - set(self.train.labels.tolist()))
         if missing:
             names = ", ".join(f"{c} ({self.label_names[c]})" for c in missing[:5])
             raise DataError(
-                f"Task '{self.name}': no training sample for class {names}; add some or drop the class."
+                f"Task '{self.name}': no training sample for class {names}; add some or drop the "
+                f"class."
             )
         self._check_overlap()
 
     def _check_overlap(self) -> None:
-        """Say, or where it is all of them refuse, that test texts are training texts: their accuracy is no test."""
+        """Say, or where it is all of them refuse, that test texts are training texts: their
+        accuracy is no test."""
         if isinstance(self.test.inputs, Tensor):
             return
         learned = {*self.train.inputs, *self.validation.inputs}
         known = sum(text in learned for text in self.test.inputs)
-        said = f"Task '{self.name}': {known} of {len(self.test)} test rows are also training or validation rows"
+        said = (
+            f"Task '{self.name}': {known} of {len(self.test)} test rows are also training or "
+            "validation rows"
+        )
         if known == len(self.test):
             raise DataError(f"{said}; a test needs rows of its own.")
         if known:

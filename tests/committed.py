@@ -1,4 +1,5 @@
-"""The project as committed. A run rewrites figures/ with its machine's last digits, JupyterLab saves into notebooks/: neither is a fault."""
+"""The project as committed. A run rewrites figures/ with its machine's last digits, JupyterLab
+saves into notebooks/: neither is a fault."""
 
 import atexit
 import io
@@ -13,7 +14,8 @@ from mergelib import paths
 
 
 def git(*arguments: str) -> bytes | None:
-    """What git says about this project, also to another user than its owner; None where there is no git or no commit."""
+    """What git says about this project, also to another user than its owner; None where there is no
+    git or no commit."""
     root = paths.root()
     if not (root / ".git").exists() or not shutil.which("git"):
         return None
@@ -24,7 +26,8 @@ def git(*arguments: str) -> bytes | None:
 
 @cache
 def committed() -> Path:
-    """The files of HEAD, unpacked once in a temporary folder; the project itself where there is no git."""
+    """The files of HEAD, unpacked once in a temporary folder; the project itself where there is no
+    git."""
     archive = git("archive", "--format=zip", "HEAD")
     if archive is None:
         return paths.root()

@@ -1,4 +1,5 @@
-"""Shared fixtures: everything is written below one temporary folder, and one tiny study serves all tests."""
+"""Shared fixtures: everything is written below one temporary folder, and one tiny study serves all
+tests."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
-# Set before anything imports mergelib, and inherited by every subprocess: no test may touch the real store or figures.
+# Set before anything imports mergelib, and inherited by every subprocess: no test may touch the
+# real store or figures.
 SCRATCH = Path(tempfile.mkdtemp(prefix="mergelib-tests-"))
 os.environ["MERGELIB_STORE"] = str(SCRATCH / "store")
 os.environ["MERGELIB_OUTPUT"] = str(SCRATCH / "output")
@@ -93,7 +95,8 @@ def make_study(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def study(make_study):
-    """A finished tiny study: two tasks, every merge and every protocol in its store. Tests must not change it."""
+    """A finished tiny study: two tasks, every merge and every protocol in its store. Tests must not
+    change it."""
     import warnings
 
     made = make_study()

@@ -2,7 +2,8 @@
 
     python tests/format_notebooks.py [NOTEBOOK ...]     # in place; all notebooks and solutions when none is named
 
-The parameters cell stays as it is: papermill reads one definition a line, its help text behind it. So do outputs.
+The parameters cell stays as it is: papermill reads one definition a line, its help text behind it.
+So do outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ WIDTH = tomllib.loads((FOLDER / "ruff.toml").read_text())["line-length"]
 
 
 def formatted(path: Path) -> dict[str, str]:
-    """What the code cells of the notebook at ``path`` should be, by cell id, without the parameters cell.
+    """What the code cells of the notebook at ``path`` should be, by cell id, without the parameters
+    cell.
 
     Raises ``CalledProcessError`` for code that ruff cannot parse.
     """

@@ -1,7 +1,8 @@
 """Licences of everything that is installed because of mergelib, from the packages' own metadata.
 
-``python tests/licences.py --update`` writes ``docs/licences.md``, ``--pins`` lists the packages for pip-audit. Packages are not shipped with this project: pip fetches them. What
-matters is that a user of an MIT library may install and combine them.
+``python tests/licences.py --update`` writes ``docs/licences.md``, ``--pins`` lists the packages for
+pip-audit. Packages are not shipped with this project: pip fetches them. What matters is that a user
+of an MIT library may install and combine them.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docs" / "licences.md"
-# Words of licences under which everybody may use, change and combine: permissive ones, and weak copyleft that ends at the package's files.
+# Words of licences under which everybody may use, change and combine: permissive ones, and weak
+# copyleft that ends at the package's files.
 GOOD = re.compile(
-    r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software Foundation|Python-2\.0|CNRI|HPND|MIT-CMU|Zlib|0BSD|Unlicense|CC0|MPL|Mozilla|LGPL|Lesser|NCSA|BSL|Boost|OFL)\b",
+    r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software "
+    r"Foundation|Python-2\.0|CNRI|HPND|MIT-CMU|Zlib|0BSD|Unlicense|CC0|MPL|Mozilla|LGPL|Lesser|NCSA|BSL|Boost|OFL)\b",
     re.I,
 )
 BAD = re.compile(
     r"(?<!L)\bA?GPL|(?<!Lesser )General Public|Affero|proprietary|non-?commercial|SSPL|BUSL", re.I
 )
-# Not free, but theirs to give: pip's CUDA build of torch installs these run-time libraries; the CPU build does not.
+# Not free, but theirs to give: pip's CUDA build of torch installs these run-time libraries; the CPU
+# build does not.
 RUNTIME = re.compile(r"^(nvidia-|cuda-)")
 
 
@@ -76,7 +80,8 @@ def rows() -> list[Row]:
 
 
 def doubtful(row: Row) -> bool:
-    """Whether somebody has to look at this licence: a strong copyleft, a restriction of use, or nothing known."""
+    """Whether somebody has to look at this licence: a strong copyleft, a restriction of use, or
+    nothing known."""
     return not RUNTIME.match(row.name) and (
         bool(BAD.search(row.licence)) or not GOOD.search(row.licence)
     )

@@ -1,4 +1,5 @@
-"""A Hugging Face hub on the loopback address, with faults to order, and its real clients in a process of their own."""
+"""A Hugging Face hub on the loopback address, with faults to order, and its real clients in a
+process of their own."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def table_repository(train: dict, test: dict) -> dict[str, Content]:
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of the hub as its clients ask for: repository -> commit -> path -> content; the newest commit is the last."""
+    """As much of the hub as its clients ask for: repository -> commit -> path -> content; the
+    newest commit is the last."""
 
     daemon_threads = True
 
@@ -297,7 +299,8 @@ for line in sys.stdin:
 
 
 class Client:
-    """Calls of the library in a process that knows only ``endpoint``; its caches and its store lie in ``folder``."""
+    """Calls of the library in a process that knows only ``endpoint``; its caches and its store lie
+    in ``folder``."""
 
     def __init__(
         self,

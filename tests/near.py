@@ -1,4 +1,5 @@
-"""How near two ways of computing the same thing must come: by the size of what is compared, not by a fixed number."""
+"""How near two ways of computing the same thing must come: by the size of what is compared, not by
+a fixed number."""
 
 import torch
 from torch import Tensor

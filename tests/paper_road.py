@@ -1,4 +1,5 @@
-"""What a client process of ``loopback_hub`` is asked for beyond the library's own functions, in plain values."""
+"""What a client process of ``loopback_hub`` is asked for beyond the library's own functions, in
+plain values."""
 
 from __future__ import annotations
 

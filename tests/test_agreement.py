@@ -91,7 +91,8 @@ def test_verdicts_belong_to_this_claims_file_and_cover_the_manifest(profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_items_agree_with_each_other(profile):
-    """Table 3 = averages of Table 2; Figures 2 and 5 at k = 5 = Table 2; the identity rung = Current Eval (H12)."""
+    """Table 3 = averages of Table 2; Figures 2 and 5 at k = 5 = Table 2; the identity rung =
+    Current Eval (H12)."""
 
     def scores(name):
         return pd.read_csv(FIGURES / profile / f"{name}.csv")
@@ -128,7 +129,8 @@ def notebook_of(item):
 
 @pytest.mark.parametrize("item", runner.manifest(), ids=lambda i: i.id)
 def test_committed_notebooks_show_the_committed_verdicts(item):
-    """A notebook that was not refreshed with its figure would show other verdicts than the sidecar."""
+    """A notebook that was not refreshed with its figure would show other verdicts than the
+    sidecar."""
     text = notebook_of(item).read_text()
     if '"execution_count": 1' not in text:
         pytest.skip("no outputs committed")
@@ -139,13 +141,14 @@ def test_committed_notebooks_show_the_committed_verdicts(item):
         ]
 
 
-# ---- solutions: they judge no claim and draw no figure, so their words are compared with what their code says now ----------
+# ---- solutions: they judge no claim and draw no figure, so their words are compared with what thei
 
 SOLUTIONS = runner.solutions(runner.manifest())
 
 
 def stale(notebook, scores):
-    """Cells of a solution whose committed words are not what they say when ``scores`` are all that the study knows."""
+    """Cells of a solution whose committed words are not what they say when ``scores`` are all that
+    the study knows."""
 
     def published(encoders, protocols):
         return scores[scores.method.isin(encoders) & scores.protocol.isin(protocols)]

@@ -71,7 +71,8 @@ def test_the_padded_loop_gives_extracts_features(study):
 
 
 def test_passes_and_the_floor_come_from_the_store(make_study, monkeypatch):
-    """Two encoders see test and pool; one method chooses its lambda on validation. Another's inputs in the store are not counted."""
+    """Two encoders see test and pool; one method chooses its lambda on validation. Another's inputs
+    in the store are not counted."""
     monkeypatch.setattr(suite_pipeline, "SAMPLE", 1)
     monkeypatch.setattr(suite_pipeline, "REPEATS", 1)
     study = make_study()
@@ -98,7 +99,8 @@ def test_passes_and_the_floor_come_from_the_store(make_study, monkeypatch):
 
 
 def test_forwards_of_the_released_scripts_by_hand():
-    """One task of 4 classes, k = 5, one seed and merge: 5 epochs x 20 rows through f_m and f_t, then 7,552 of 7,600 test rows."""
+    """One task of 4 classes, k = 5, one seed and merge: 5 epochs x 20 rows through f_m and f_t,
+    then 7,552 of 7,600 test rows."""
     found = suite_pipeline.released_forwards([4], [7600], [5], seeds=1, methods=1, references=1)
     assert found == {
         "fitting heads": 200,

@@ -1,4 +1,5 @@
-"""The frame of the benchmarks on small sizes: what it measures is what happened; every suite gives tables."""
+"""The frame of the benchmarks on small sizes: what it measures is what happened; every suite gives
+tables."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def test_seconds_are_wall_seconds_of_the_call_alone():
 
 
 def test_peak_is_what_a_call_adds():
-    """Temporaries and result count, what was there does not, and the call happens in another process."""
+    """Temporaries and result count, what was there does not, and the call happens in another
+    process."""
     x = torch.zeros(8_000_000)  # 32 MB
 
     def twice() -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The book: what it is made from, and, in headless Chromium, that it reads well on a phone and on a desk."""
+"""The book: what it is made from, and, in headless Chromium, that it reads well on a phone and on a
+desk."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def test_links_out_of_the_book_become_text():
     text = "[A](a.ipynb) [B](../docs/b.md#c) [L](../LICENSE) [W](https://arxiv.org) ![P](../figures/mini/a.png) [H](#here)"
     kept = book.keep_links(text, Path("notebooks/x.ipynb"), files)
     assert (
-        kept
-        == "[A](a.ipynb) [B](../docs/b.md#c) L [W](https://arxiv.org) ![P](../figures/mini/a.png) [H](#here)"
+        kept == "[A](a.ipynb) [B](../docs/b.md#c) L [W](https://arxiv.org) "
+        "![P](../figures/mini/a.png) [H](#here)"
     )
 
 
@@ -104,7 +105,7 @@ def test_it_loads_nothing_from_elsewhere(site):
         assert loaded and not [u for u in loaded if re.match(r"(?:https?:)?//", u)], page.name
 
 
-# ---- in the browser: ./run_all.sh test -m browser -----------------------------------------------------------------------
+# ---- in the browser: ./run_all.sh test -m browser ------------------------------------------------
 
 
 @pytest.fixture
@@ -180,18 +181,21 @@ def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
         )
         assert width <= room, f"{name} scrolls sideways: {width} > {room}"
         broken = browser.execute_script(
-            "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
+            "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => "
+            "i.src)"
         )
         assert not broken, f"{name}: {broken}"
         silent = browser.execute_script(
-            "return [...document.querySelectorAll('.content img')].filter(i => i.alt.trim().split(/\\s+/).length < 2).map(i => i.src)"
+            "return [...document.querySelectorAll('.content img')].filter(i => "
+            "i.alt.trim().split(/\\s+/).length < 2).map(i => i.src)"
         )
         assert not silent, f"{name}, no alt text: {silent}"
         assert not browser.execute_script(
             "return document.querySelectorAll('mjx-merror, .problematic').length"
         ), name
         formulas, drawn = browser.execute_script(
-            "return [document.querySelectorAll('.math').length, document.querySelectorAll('.math mjx-container').length]"
+            "return [document.querySelectorAll('.math').length, document.querySelectorAll('.math "
+            "mjx-container').length]"
         )
         assert drawn >= formulas, f"{name}: {formulas} formulas, {drawn} drawn"
         for href in browser.execute_script(

@@ -1,7 +1,8 @@
-"""JupyterLab in headless Chromium: Run All leaves no error, a slider moves its plot. Opt-in: ``./run_all.sh test -m browser``.
+"""JupyterLab in headless Chromium: Run All leaves no error, a slider moves its plot. Opt-in:
+``./run_all.sh test -m browser``.
 
-Needs Debian's ``chromium`` and ``chromium-driver`` (or the same from elsewhere on PATH) and the extra ``browser`` (selenium).
-Screenshots go to ``build/browser/``.
+Needs Debian's ``chromium`` and ``chromium-driver`` (or the same from elsewhere on PATH) and the
+extra ``browser`` (selenium). Screenshots go to ``build/browser/``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ pytestmark = pytest.mark.browser
 
 
 def wait_for(what, ready, seconds):
-    """The first true value of ``ready()``; fails with ``what`` after ``seconds``. The page may redraw what was just found."""
+    """The first true value of ``ready()``; fails with ``what`` after ``seconds``. The page may
+    redraw what was just found."""
     from selenium.common.exceptions import (
         ElementClickInterceptedException,
         ElementNotInteractableException,
@@ -65,7 +67,8 @@ def wait_for(what, ready, seconds):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """Copies of notebooks, without outputs and set to quick: JupyterLab saves by itself, and must not save over the committed ones."""
+    """Copies of notebooks, without outputs and set to quick: JupyterLab saves by itself, and must
+    not save over the committed ones."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "notebooks").mkdir()
     shutil.copytree(committed() / "figures" / "mini", folder / "figures" / "mini")
@@ -86,7 +89,8 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(project, tmp_path_factory):
-    """JupyterLab as ``./run_all.sh lab`` starts it, its token as it makes it; gives the URL of a notebook."""
+    """JupyterLab as ``./run_all.sh lab`` starts it, its token as it makes it; gives the URL of a
+    notebook."""
     own = tmp_path_factory.mktemp("jupyter")
     env = os.environ | {
         "JUPYTER_RUNTIME_DIR": str(own / "runtime"),

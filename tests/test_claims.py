@@ -165,7 +165,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 class Fixed(Bootstrap):
-    """A bootstrap whose accuracies are given: (encoder, protocol, k, draw) -> value, without noise."""
+    """A bootstrap whose accuracies are given: (encoder, protocol, k, draw) -> value, without
+    noise."""
 
     def __init__(self, **accuracy):
         self.given = accuracy
@@ -251,7 +252,7 @@ def test_failing_claims_come_first():
     assert list(tables.verdict_table(rows).claim) == ["P5-over-knn", "P3.2-knn"]
 
 
-# ---- on a study; poison (methods.md H13) ----------------------------------------------------------------------------------
+# ---- on a study; poison (methods.md H13) ---------------------------------------------------------
 
 
 def test_the_measured_value_is_that_of_the_table(study):

@@ -1,4 +1,5 @@
-"""The doctor: planted problems are found and named with their remedy, and nothing is asked of the network."""
+"""The doctor: planted problems are found and named with their remedy, and nothing is asked of the
+network."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def line(out: str, topic: str) -> str:
 def project(folder: Path, *dependencies: str, python: str = ">=3.11", **extras: list[str]) -> Path:
     options = "".join(f"{name} = {json.dumps(pins)}\n" for name, pins in extras.items())
     (folder / "pyproject.toml").write_text(
-        f'[project]\nname = "x"\nrequires-python = "{python}"\ndependencies = {json.dumps(dependencies)}\n'
+        f'[project]\nname = "x"\nrequires-python = "{python}"\ndependencies = '
+        f"{json.dumps(dependencies)}\n"
         f"[project.optional-dependencies]\n{options}"
     )
     return folder

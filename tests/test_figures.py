@@ -1,4 +1,5 @@
-"""Figures: what is committed (fonts, width, alt text), and whether series stay apart in grey and for colour-blind readers."""
+"""Figures: what is committed (fonts, width, alt text), and whether series stay apart in grey and
+for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ VISIONS = {
 APART = 10.0  # CAM02-UCS; about 1 can be noticed side by side
 
 
-# ---- committed files ----------------------------------------------------------------------------------------------------
+# ---- committed files -----------------------------------------------------------------------------
 
 
 def test_there_are_figures():
@@ -72,11 +73,12 @@ def test_alt_text_states_the_finding_and_travels_with_the_files(path):
     assert PdfReader(path).metadata.subject == alt
 
 
-# ---- series that differ by more than colour -----------------------------------------------------------------------------
+# ---- series that differ by more than colour ------------------------------------------------------
 
 
 def seen(colour, vision):
-    """A colour in CAM02-UCS as somebody with this vision sees it (Machado et al. 2009, whole severity)."""
+    """A colour in CAM02-UCS as somebody with this vision sees it (Machado et al. 2009, whole
+    severity)."""
     rgb = np.array(to_rgb(colour))
     if VISIONS[vision]:
         rgb = cspace_convert(
@@ -254,7 +256,8 @@ def test_registered_styles_differ_in_marker_and_colour(styles):
 
 
 def test_a_colour_means_one_thing():
-    """No method is drawn in a protocol's colour, nor any of them in a repair's but FT-Classifier."""
+    """No method is drawn in a protocol's colour, nor any of them in a repair's but
+    FT-Classifier."""
     palettes = {"method": style.METHOD_STYLE, "protocol": style.PROTOCOL_STYLE}
     palettes["repair"] = {k: v for k, v in style.REPAIR_STYLE.items() if k != "ft_classifier"}
     looks = [(kind, n, s["color"]) for kind, p in palettes.items() for n, s in p.items()]

@@ -1,4 +1,5 @@
-"""Code that is not ours: it may ruin what it gets, is refused by name for what it gives, and never finds an older one's results."""
+"""Code that is not ours: it may ruin what it gets, is refused by name for what it gives, and never
+finds an older one's results."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def weights(*seeds):
     return [{n: torch.randn(6, 4, generator=g) for n in "ab"} for g in made]
 
 
-# ---- copies -------------------------------------------------------------------------------------------------------------
+# ---- copies --------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(sorted(WRITES)), st.sampled_from(["own", "numpy", "slice", "tied"]))
@@ -80,7 +81,7 @@ def test_parts_that_are_one_stay_one():
     assert not (module.bias == 9).any()
 
 
-# ---- methods ------------------------------------------------------------------------------------------------------------
+# ---- methods -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.needs])
@@ -144,7 +145,7 @@ def test_what_a_method_gives_is_refused_by_its_name():
             METHODS["odd"](base, experts)
 
 
-# ---- names --------------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_method_is_not_called_like_another_encoder(name):
         mergelib.method(name, label="x", short="x")
 
 
-# ---- identity -----------------------------------------------------------------------------------------------------------
+# ---- identity ------------------------------------------------------------------------------------
 
 BODIES = (
     "def f(b): return b",
@@ -228,7 +229,7 @@ print(code_identity(own))
     assert identity(2) == identity(2) != identity(3)
 
 
-# ---- a study ------------------------------------------------------------------------------------------------------------
+# ---- a study -------------------------------------------------------------------------------------
 
 
 def test_nothing_of_a_study_is_poisoned(study, make_study):
@@ -306,7 +307,7 @@ def test_classes_in_any_form_are_the_same(study, form):
     assert torch.equal(predicted.long(), (z @ head.weight.T).argmax(-1)[None, None])
 
 
-# ---- before training ----------------------------------------------------------------------------------------------------
+# ---- before training -----------------------------------------------------------------------------
 
 
 def rows(n, labels="xy"):

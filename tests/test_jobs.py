@@ -1,4 +1,5 @@
-"""A profile as single commands: what they are, that they make what notebooks ask for, and what Snakemake's side says about them."""
+"""A profile as single commands: what they are, that they make what notebooks ask for, and what
+Snakemake's side says about them."""
 
 from __future__ import annotations
 
@@ -151,7 +152,7 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
     assert json.loads(out.read_text()) == json.loads(json.dumps(made))
 
 
-# ---- Snakemake's side, without Snakemake --------------------------------------------------------------------------------
+# ---- Snakemake's side, without Snakemake ---------------------------------------------------------
 
 
 def test_every_rule_has_its_resources():
@@ -190,7 +191,7 @@ def test_jobs_of_one_machine_take_turns_on_its_gpus(tmp_path):
     )
 
 
-# ---- a plan on paper ----------------------------------------------------------------------------------------------------
+# ---- a plan on paper -----------------------------------------------------------------------------
 
 
 def unit_of(output, *needs):

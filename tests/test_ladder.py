@@ -1,4 +1,5 @@
-"""The ladder on a study: one batch for everything, starts counted, maps scored where the figure says."""
+"""The ladder on a study: one batch for everything, starts counted, maps scored where the figure
+says."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ ENCODERS = ["weight_averaging", "task_arithmetic", "ties", "f_b"]
 
 
 def test_a_cell_of_the_batch_is_the_fit_of_that_cell_alone(study):
-    """Start s of (method, task) out of the batch over methods x tasks x starts, against one call with that seed."""
+    """Start s of (method, task) out of the batch over methods x tasks x starts, against one call
+    with that seed."""
     cells = aligned.aligned(study, ENCODERS, "affine", fit_on="train")
     seeds = study.profile.protocols.seeds[: aligned.N_STARTS]
     for encoder, task, i in (("ties", "ag", 0), ("f_b", "yelp", len(seeds) - 1)):
@@ -25,7 +27,8 @@ def test_a_cell_of_the_batch_is_the_fit_of_that_cell_alone(study):
         logits = study.head(encoder, task).logits(alone.apply(study.features(encoder, task)))[0]
         cell = cells[encoder, task]
         assert cell["predicted"].shape == (len(seeds), len(study.task(task).test))
-        # The signs in an L1 gradient magnify rounding: near-ties between classes may fall the other way.
+        # The signs in an L1 gradient magnify rounding: near-ties between classes may fall the other
+        # way.
         assert (logits.argmax(-1) == cell["predicted"][i]).float().mean() > 0.95
         distance = (alone.apply(x) - y).abs().mean()
         assert cell["l1_after"][i].item() == pytest.approx(distance.item(), rel=2e-3)
@@ -107,7 +110,8 @@ def test_the_bootstrap_resamples_starts(study):
 
 
 def test_seeds_are_resampled_whatever_their_number(study):
-    """The bootstrap's weights against their law: mean 1/n, variance (n - 1) / n^3 of a multinomial share."""
+    """The bootstrap's weights against their law: mean 1/n, variance (n - 1) / n^3 of a multinomial
+    share."""
     bootstrap = claims.Bootstrap(study)
     bootstrap.n = 20_000
     for n in (1, 2, 4):

@@ -1,4 +1,5 @@
-"""The lesson: the toy against closed forms, checks against right and wrong answers, what remains of sliders without a kernel."""
+"""The lesson: the toy against closed forms, checks against right and wrong answers, what remains of
+sliders without a kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from mergelib.tables import protocol_label
 matplotlib.use("agg")
 
 
-# ---- the toy --------------------------------------------------------------------------------------------------------
+# ---- the toy -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("angle", [0.0, 37.0, 80.0, 130.0])
@@ -56,7 +57,8 @@ def test_turned_by_reads_the_turn_whatever_the_scale(degrees):
 
 
 def test_an_expert_is_the_bayes_classifier():
-    """Its softmax is the posterior of its Gaussian clouds, so its decision is the nearest centre."""
+    """Its softmax is the posterior of its Gaussian clouds, so its decision is the nearest
+    centre."""
     toy = lesson.make_toy(80)
     for task, n in toy_module.CLASSES.items():
         x, expert = toy.points[task, "test"], toy.expert(task)
@@ -79,7 +81,8 @@ def test_the_angle_changes_no_input():
 
 
 def test_the_toys_story_holds():
-    """What the text says: the clouds never mix, Current Eval breaks, FT-Classifier does not; lambda trades the tasks."""
+    """What the text says: the clouds never mix, Current Eval breaks, FT-Classifier does not; lambda
+    trades the tasks."""
     toy = lesson.make_toy(80)
     half = lesson.score_toy(toy, 0.5).set_index("task")
     assert half.loc["A", "turn (degrees)"] == pytest.approx(-50, abs=0.1)
@@ -102,7 +105,7 @@ def test_bad_input_is_refused():
         lesson.make_toy().expert("C")
 
 
-# ---- the checks: what they say about right and wrong answers ----------------------------------------------------------
+# ---- the checks: what they say about right and wrong answers -------------------------------------
 
 TOY = lesson.make_toy(80)
 SEEN = TOY.evidence(TOY.merge(0.5), "A", 5)
@@ -188,7 +191,8 @@ def test_check_breaking_turn(answer, right, word):
 
 
 def test_half_breaks_where_the_check_says():
-    """On many inputs, not on paper: turned by 45 degrees, half of four clouds is lost; by 90, nearly all."""
+    """On many inputs, not on paper: turned by 45 degrees, half of four clouds is lost; by 90,
+    nearly all."""
     toy = lesson.make_toy(80)
     expert, labels = toy.expert("A"), torch.cat([toy.labels("A"), toy.labels("A", "pool")])
     z = torch.cat([toy.features(expert.state, "A"), toy.features(expert.state, "A", "pool")])
@@ -314,7 +318,7 @@ def test_all_right_can_fail():
     )
 
 
-# ---- pictures and sliders ---------------------------------------------------------------------------------------------
+# ---- pictures and sliders ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +337,8 @@ def test_a_slider_changes_picture_and_words(explorer):
 
 
 def test_without_a_kernel_a_static_picture_remains(explorer):
-    """What the committed notebook keeps, after the normaliser, is a PNG of every still, with words."""
+    """What the committed notebook keeps, after the normaliser, is a PNG of every still, with
+    words."""
     data, metadata = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     output = nbformat.v4.new_output(
@@ -362,7 +367,7 @@ def test_classes_differ_in_grey():
     assert len(set(markers)) == len(markers) >= max(toy_module.CLASSES.values())
 
 
-# ---- the notebooks ----------------------------------------------------------------------------------------------------
+# ---- the notebooks -------------------------------------------------------------------------------
 
 LESSON, SOLUTIONS = (
     nbformat.read(committed() / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -390,7 +395,8 @@ def test_the_glossary_is_the_readmes():
 
 @pytest.mark.slow
 def test_solutions_run_and_are_right(tmp_path):
-    """Through papermill, as the runner does it; the notebook's own last cell insists on five right answers."""
+    """Through papermill, as the runner does it; the notebook's own last cell insists on five right
+    answers."""
     from papermill import execute_notebook
 
     execute_notebook(

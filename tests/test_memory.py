@@ -1,4 +1,5 @@
-"""A device whose memory is too small: batches go through in halves or pieces to the same result, or an error names the remedy."""
+"""A device whose memory is too small: batches go through in halves or pieces to the same result, or
+an error names the remedy."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ CPU = torch.device("cpu")
 MESSAGES = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "the CPU": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+        "memory: you tried to allocate 8 bytes"
     ),
 }
 
 
 class Small(nn.Module):
-    """Stands for an encoder on a small device: more than ``room`` rows at once end with ``error``. Means over real tokens, like ours."""
+    """Stands for an encoder on a small device: more than ``room`` rows at once end with ``error``.
+    Means over real tokens, like ours."""
 
     def __init__(self, room: int, error: Exception = MESSAGES["CUDA"]):
         super().__init__()
@@ -64,7 +67,7 @@ ROWS = [
 ]  # of many lengths, so that batching reorders them
 
 
-# ---- features -----------------------------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", MESSAGES.values(), ids=MESSAGES)
@@ -118,7 +121,7 @@ def test_another_error_of_the_device_is_no_lack_of_memory():
     assert not isinstance(caught.value, DeviceMemoryError) and model.seen == [16]
 
 
-# ---- training -----------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 LABELLED = [(row, i % 3, i % 2) for i, row in enumerate(ROWS)]  # of two tasks

@@ -50,7 +50,8 @@ def first(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def second(first, tmp_path_factory):
-    """Again on the store of the first run: everything is found, only tables and figures are made anew."""
+    """Again on the store of the first run: everything is found, only tables and figures are made
+    anew."""
     return run(AGAIN, tmp_path_factory.mktemp("second"))
 
 
@@ -115,7 +116,8 @@ def test_no_warning_reaches_the_reader(first, item):
 
 
 def test_one_source_of_numbers(first):
-    """Where two notebooks score the same (backbone, method, protocol, k, draw, seed, task), they print the same (methods.md H12)."""
+    """Where two notebooks score the same (backbone, method, protocol, k, draw, seed, task), they
+    print the same (methods.md H12)."""
     seen = {}
     for path in sorted(first[1].glob("*.csv")):
         frame = pd.read_csv(path)

@@ -1,4 +1,5 @@
-"""The committed notebooks, without running them: one shape, nothing of this machine, prose for the code."""
+"""The committed notebooks, without running them: one shape, nothing of this machine, prose for the
+code."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def test_links_to_files_lead_somewhere(notebook, path):
 
 
 def test_prose_and_code_are_in_proportion(notebook):
-    # Formulas, addresses, names of code and HTML tags are not prose; a line of code is one that is not blank.
+    # Formulas, addresses, names of code and HTML tags are not prose; a line of code is one that is
+    # not blank.
     marked = r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|!?\[[^\]]*\]\([^)]*\)|</?[a-z]+>"
     plain = [re.sub(marked, " ", text, flags=re.S) for text in prose(notebook)]
     words = sum(len(re.findall(r"[^\W\d_][\w'’-]*", text)) for text in plain)

@@ -52,8 +52,8 @@ def imports(path: Path) -> set[str]:
 
 
 def test_what_is_imported_is_declared():
-    """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow and huggingface_hub (datasets), nbclient (papermill),
-    psutil (ipykernel)."""
+    """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow and
+    huggingface_hub (datasets), nbclient (papermill), psutil (ipykernel)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
     declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
         "mergelib",
@@ -101,7 +101,8 @@ CALLS_TO_THE_HOST = {"cpu", "numpy", "item", "tolist"}
     "path", [p for p in SOURCES if {"merging", "protocols"} & set(p.parts)], ids=lambda p: p.name
 )
 def test_loops_stay_on_the_device(path):
-    """A .cpu(), .numpy() or .item() per step stalls a GPU; one per merge or fit is what a Python number costs."""
+    """A .cpu(), .numpy() or .item() per step stalls a GPU; one per merge or fit is what a Python
+    number costs."""
     loops = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.For | ast.While)]
     for node in (n for loop in loops for statement in loop.body for n in ast.walk(statement)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

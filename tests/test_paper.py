@@ -1,4 +1,5 @@
-"""The profile `paper`, as far as it can be tested without its GPU and its network: what it refuses, and a road on stand-ins."""
+"""The profile `paper`, as far as it can be tested without its GPU and its network: what it refuses,
+and a road on stand-ins."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The profile `paper` from end to end, its repositories on a loopback hub: fetched by the real clients, then once more without network.
+"""The profile `paper` from end to end, its repositories on a loopback hub: fetched by the real
+clients, then once more without network.
 
-Registry, class names and profile are the published ones; the repositories are tiny, in the layout that the registry expects.
+Registry, class names and profile are the published ones; the repositories are tiny, in the layout
+that the registry expects.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ VISION = {
 
 
 def table(names, labels, *, stored=True, seed=0) -> bytes:
-    """Rows of a split as datasets writes them: pictures of one grey each, whose class is their grey, and the names."""
+    """Rows of a split as datasets writes them: pictures of one grey each, whose class is their
+    grey, and the names."""
     rng, pictures = np.random.default_rng(seed), []
     for label in labels:
         buffer = io.BytesIO()
@@ -78,7 +81,8 @@ def table(names, labels, *, stored=True, seed=0) -> bytes:
 
 
 def image_set(name: str) -> dict[str, bytes]:
-    """A set's repository: the training split in two files, the test split, and a corrupted copy of it that nobody wants."""
+    """A set's repository: the training split in two files, the test split, and a corrupted copy of
+    it that nobody wants."""
     n = len(class_names(name))
     stored = [c.title().replace(" ", "_") for c in class_names(name)]
     labels = [i % n for i in range(8 * n)]
@@ -203,7 +207,7 @@ def test_images_online_then_offline(server, online, offline, folder):
     assert online(MAIN, ["data", "check", *SETS, "clip-vit-base-patch32"], lock=lock)["value"] == 0
 
 
-# --- without a client -----------------------------------------------------------------------------------------------------
+# --- without a client -----------------------------------------------------------------------------
 
 
 def test_the_registry_has_the_eight_sets_their_classes_and_prompts():

@@ -1,4 +1,5 @@
-"""The zoo: methods with data and with chance inside a study, no leaks, ranks and their statistics against slow references."""
+"""The zoo: methods with data and with chance inside a study, no leaks, ranks and their statistics
+against slow references."""
 
 from __future__ import annotations
 
@@ -55,11 +56,12 @@ def rows(animals):
         return ranking.scores(animals, CHOSEN)
 
 
-# ---- one study, other methods ---------------------------------------------------------------------------------------------
+# ---- one study, other methods --------------------------------------------------------------------
 
 
 def test_the_zoo_is_the_same_study(study, animals, rows):
-    """Equal experts, draws and lambda, so equal scores: Task Arithmetic in the zoo is Task Arithmetic in Table 2."""
+    """Equal experts, draws and lambda, so equal scores: Task Arithmetic in the zoo is Task
+    Arithmetic in Table 2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = study.scores(["task_arithmetic"], ["current", "knn", "ft_classifier"])
@@ -91,7 +93,8 @@ def test_sidecars_of_other_figures_do_not_list_the_zoo(study, animals):
 
 
 def test_one_encoder_per_task(animals):
-    """Other weights for each task, each with a threshold of its own, as the method gives them alone."""
+    """Other weights for each task, each with a threshold of its own, as the method gives them
+    alone."""
     base, experts = animals.base_state, [e.state for e in animals.experts()]
     lams = animals.lams("tall_masks")
     for t, task in enumerate(animals.tasks):
@@ -107,7 +110,8 @@ def test_one_encoder_per_task(animals):
 
 
 def test_chance_is_merged_several_times(animals, rows):
-    """``merge_seeds`` merges of DARE, one of DELLA because the profile fixes its seed; draw s meets merge s mod M."""
+    """``merge_seeds`` merges of DARE, one of DELLA because the profile fixes its seed; draw s meets
+    merge s mod M."""
     assert animals.merges("dare_ties") == ("dare_ties#0", "dare_ties#1") and animals.merges(
         "della"
     ) == ("della",)
@@ -132,11 +136,12 @@ def test_costs_are_known_for_merges_made_here(animals, rows):
     assert (made_here.peak_mb > 0.9 * bytes_of_one).all()
 
 
-# ---- leaks ----------------------------------------------------------------------------------------------------------------
+# ---- leaks ---------------------------------------------------------------------------------------
 
 
 def test_label_canary(animals, make_study, rows, tmp_path):
-    """Permuted test labels change no merge, AdaMerging's on test inputs included, and nothing in the store's keys."""
+    """Permuted test labels change no merge, AdaMerging's on test inputs included, and nothing in
+    the store's keys."""
     shutil.copytree(animals.store.root, tmp_path / "store")
     tasks = {}
     for name, task in animals.tasks.items():
@@ -165,7 +170,8 @@ def test_labels_of_scored_inputs_cannot_be_asked_for():
 
 
 def test_data_that_a_method_sees_is_part_of_its_key(animals, make_study, tmp_path):
-    """RegMean on a smaller pool (24 of the 40 inputs it wants) is another merge; Task Arithmetic is not."""
+    """RegMean on a smaller pool (24 of the 40 inputs it wants) is another merge; Task Arithmetic is
+    not."""
     shutil.copytree(animals.store.root, tmp_path / "store")
     other = make_study(tmp_path / "store", overrides=SMALL | {"tasks.pool_per_class": 6}, zoo=True)
     assert other.weights_digest("regmean", "ag") != animals.weights_digest("regmean", "ag")
@@ -174,7 +180,7 @@ def test_data_that_a_method_sees_is_part_of_its_key(animals, make_study, tmp_pat
     )
 
 
-# ---- a method of one's own ------------------------------------------------------------------------------------------------
+# ---- a method of one's own -----------------------------------------------------------------------
 
 
 def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
@@ -226,7 +232,7 @@ def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
         METHODS.pop("smaller")
 
 
-# ---- ranks ------------------------------------------------------------------------------------------------------------------
+# ---- ranks ---------------------------------------------------------------------------------------
 
 
 def test_kendalls_tau_is_scipys():

@@ -1,4 +1,5 @@
-"""The README's code blocks, run as they stand, on a study small enough for a test; and what its bash blocks promise."""
+"""The README's code blocks, run as they stand, on a study small enough for a test; and what its
+bash blocks promise."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ SMALL = {
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """``run(code)``: the names that a block leaves. Whoever asks for ``mini`` gets ``quick``, smaller still."""
+    """``run(code)``: the names that a block leaves. Whoever asks for ``mini`` gets ``quick``,
+    smaller still."""
     load = study.load_profile
     monkeypatch.setattr(
         study,
@@ -81,7 +83,8 @@ def test_the_protocols_block(run):
     s = made["study"]
     assert s.predictions("ties", "ag", "cosine").shape == (1, 1, 60)
     assert tables.protocol_label("cosine") == "Cosine Eval"
-    # Its body is its version: another body under the same name must not find the stored predictions.
+    # Its body is its version: another body under the same name must not find the stored
+    # predictions.
     nearest = s.predictions("ties", "ag", "cosine")
     run(block("@mergelib.protocol").replace("(z @ w.T)", "(-z @ w.T)"))
     assert not s.predictions("ties", "ag", "cosine").equal(nearest)

@@ -1,4 +1,5 @@
-"""The released pipeline on a stand-in of the published files, against an independent, slow restatement of its arithmetic."""
+"""The released pipeline on a stand-in of the published files, against an independent, slow
+restatement of its arithmetic."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ def paper(make):
     return make()
 
 
-# ---- the restatement: one text after the other, float64, nothing of mergelib ----------------------------------------------
+# ---- the restatement: one text after the other, float64, nothing of mergelib ---------------------
 
 
 def slow_ids(folder, text: str, length: int) -> list[int]:
@@ -213,7 +214,8 @@ def test_merged_weights_are_the_restatements(paper, folder):
 
 
 def test_the_classifiers_steps_are_the_restatements(paper):
-    """Adam at 5e-4, batches of one, five epochs, KL to the teacher's softmax; weight and bias; one draw after the other."""
+    """Adam at 5e-4, batches of one, five epochs, KL to the teacher's softmax; weight and bias; one
+    draw after the other."""
     assert paper.profile.protocols.ft_preset == "released"
     seen = paper.evidence("task_arithmetic", "ag")
     teacher = seen.teacher_fit @ seen.head.weight.T + seen.head.bias
@@ -240,7 +242,7 @@ def test_the_classifiers_steps_are_the_restatements(paper):
     )
 
 
-# ---- preprocessing --------------------------------------------------------------------------------------------------------
+# ---- preprocessing -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mask", "padding"), list(itertools.product((False, True), repeat=2)))
@@ -364,7 +366,7 @@ def test_effects_need_the_released_preprocessing(make):
         released.effects(make(encoder__preprocessing="default"))
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -420,7 +422,8 @@ def without(*names):
         ),
         (
             lambda s: {n.removeprefix("bert."): t for n, t in s.items()},
-            r"missing: bert\.embeddings.* and \d+ more; unexpected: embeddings.*Names must begin with bert\.",
+            r"missing: bert\.embeddings.* and \d+ more; unexpected: embeddings.*Names must begin "
+            r"with bert\.",
         ),
         (
             lambda s: s | {"bert.embeddings.LayerNorm.bias": torch.zeros(5)},
@@ -519,7 +522,7 @@ def test_csv_rows_without_text_are_kept_and_labels_checked(folder, tmp_path):
         files.released_splits("ag", str(tmp_path))
 
 
-# ---- the order of labels --------------------------------------------------------------------------------------------------
+# ---- the order of labels -------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
@@ -551,7 +554,8 @@ def test_another_numbering_is_an_error_that_prints_the_mapping(paper, make):
     study.tasks = renumbered(paper, [2, 0, 1, 3])
     with pytest.raises(
         DataError,
-        match=r"Task 'ag': .* 1 -> 3 \(class 3\), 2 -> 1 \(class 1\), 3 -> 2 \(class 2\)\. Take the released",
+        match=r"Task 'ag': .* 1 -> 3 \(class 3\), 2 -> 1 \(class 1\), 3 -> 2 \(class 2\)\. Take "
+        r"the released",
     ) as error:
         study.expert("ag")
     assert "4 ->" not in str(error.value)
@@ -571,7 +575,7 @@ def test_another_numbering_is_an_error_that_prints_the_mapping(paper, make):
     study.expert("ag")  # no label of a scored input is looked at
 
 
-# ---- the profile ----------------------------------------------------------------------------------------------------------
+# ---- the profile ---------------------------------------------------------------------------------
 
 
 def test_text_comes_from_the_checkpoints_and_t5_is_trained():
@@ -640,7 +644,7 @@ def test_a_miniature_encoder_can_be_trained_and_read_the_released_way(make_study
     assert isinstance(study.encoder, ReleasedEncoder) and len(released.effects(study)) == 4
 
 
-# ---- paper | here, cell by cell -------------------------------------------------------------------------------------------
+# ---- paper | here, cell by cell ------------------------------------------------------------------
 
 
 def summary_of(rows):
@@ -742,7 +746,7 @@ def test_table_3_has_the_spreads_that_table_2_prints():
         assert cell not in second or second[cell] == mean
 
 
-# ---- end to end -----------------------------------------------------------------------------------------------------------
+# ---- end to end ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""The report: what it reads, how it orders, and what the page looks like for other profiles than ours."""
+"""The report: what it reads, how it orders, and what the page looks like for other profiles than
+ours."""
 
 from __future__ import annotations
 

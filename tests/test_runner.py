@@ -1,4 +1,5 @@
-"""The runner: refusals before anything runs, failures that stay alone, Ctrl-C that leaves nothing."""
+"""The runner: refusals before anything runs, failures that stay alone, Ctrl-C that leaves
+nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from mergelib.run.runner import (
 )
 
 PARAMETERS = (
-    'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  # how fast it goes\n'
+    'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  '
+    "# how fast it goes\n"
     "flag: bool = False  # yes or no, please\nnames: list = []  # some names, maybe none"
 )
 WRITE = """
@@ -68,7 +70,7 @@ def project(tmp_path, monkeypatch):
     return add
 
 
-# ---- what is refused before anything runs -------------------------------------------------------------------------------
+# ---- what is refused before anything runs --------------------------------------------------------
 
 
 def test_select_by_id_beginning_or_group():
@@ -142,7 +144,8 @@ def test_a_parameter_only_some_declare_reaches_only_those():
 
 
 def test_the_profile_is_not_a_parameter_behind_the_runners_back():
-    """-p profile=... would run one profile and look for the figures of another; an unknown one would fail only later."""
+    """-p profile=... would run one profile and look for the figures of another; an unknown one
+    would fail only later."""
     items = select(["tab02"])
     with pytest.raises(MergelibError):
         check_before("quick", items, parse_parameters(["profile=nope"], items))
@@ -194,7 +197,7 @@ def test_the_list_runs_nothing(capsys, monkeypatch):
     assert all(i.id in said for i in runner.manifest()) and "k: int" in said
 
 
-# ---- failures -----------------------------------------------------------------------------------------------------------
+# ---- failures ------------------------------------------------------------------------------------
 
 
 def test_failing_cell_shows_source_and_traceback(tmp_path):

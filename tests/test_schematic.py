@@ -1,4 +1,5 @@
-"""Figure 3: nothing overlaps, nothing is clipped, grey print works, and drawing and table say the same."""
+"""Figure 3: nothing overlaps, nothing is clipped, grey print works, and drawing and table say the
+same."""
 
 from __future__ import annotations
 

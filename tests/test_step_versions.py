@@ -1,8 +1,10 @@
-"""A change of meaning without a new step version must not go unnoticed: old artifacts would be taken for new ones.
+"""A change of meaning without a new step version must not go unnoticed: old artifacts would be
+taken for new ones.
 
-``step_versions.json`` holds, per step, its version and the digest of the syntax trees (without comments and docstrings) of
-the functions that define what the step computes. After a change of meaning raise the step's version in ``mergelib`` and run
-``python tests/test_step_versions.py --update``. A change that leaves every result as it was (a renamed variable) keeps the
+``step_versions.json`` holds, per step, its version and the digest of the syntax trees (without
+comments and docstrings) of the functions that define what the step computes. After a change of
+meaning raise the step's version in ``mergelib`` and run ``python tests/test_step_versions.py
+--update``. A change that leaves every result as it was (a renamed variable) keeps the
 version: ``--update --same-meaning``.
 """
 
@@ -86,13 +88,15 @@ def meaning() -> dict[str, list[Any]]:
         encoders.encoder_state,
         *pooled,
     ]
-    # Every file of protocols but the ladder, which is a step of its own; a new file counts without being listed.
+    # Every file of protocols but the ladder, which is a step of its own; a new file counts without
+    # being listed.
     files = {
         m.name: importlib.import_module(f"mergelib.protocols.{m.name}")
         for m in pkgutil.iter_modules(protocols.__path__)
     }
     ladder = files.pop("alignment", None)
-    # Every family of methods; the streaming forms make merges on disk, which are no step of the store.
+    # Every family of methods; the streaming forms make merges on disk, which are no step of the
+    # store.
     families = [
         importlib.import_module(f"mergelib.merging.{m.name}")
         for m in pkgutil.iter_modules(merging.__path__)
@@ -243,8 +247,10 @@ def test_meaning_and_version_change_together(step):
     written, found = json.loads(FILE.read_text())["steps"][step], measured()[step]
     if found["digest"] != written["digest"] and found["version"] == written["version"]:
         pytest.fail(
-            f"The code of step '{step}' changed and its version is still {found['version']}. If any result changes, "
-            "raise the version and run `python tests/test_step_versions.py --update`; if none does, "
+            f"The code of step '{step}' changed and its version is still {found['version']}. If "
+            f"any result changes, "
+            "raise the version and run `python tests/test_step_versions.py --update`; if none "
+            "does, "
             "`python tests/test_step_versions.py --update --same-meaning`."
         )
     assert found == written, f"step '{step}': run `python tests/test_step_versions.py --update`"
@@ -282,7 +288,8 @@ if __name__ == "__main__":
     kept = update(FILE, same_meaning="--same-meaning" in sys.argv)
     if kept:
         sys.exit(
-            f"Refused: the code of {', '.join(kept)} changed but not the version. Raise it, or add --same-meaning "
+            f"Refused: the code of {', '.join(kept)} changed but not the version. Raise it, or "
+            f"add --same-meaning "
             "if every result stays as it was."
         )
     print(f"wrote {FILE}")

@@ -298,7 +298,8 @@ def test_views_and_shared_tensors_come_back(store):
 
 @pytest.mark.parametrize("numbered", [{2: "b", 10: "a"}, {"layers": {i: i for i in (2, 10)}}])
 def test_dictionaries_with_numbers_as_keys_are_not_taken_for_damage(store, numbered):
-    """JSON sorts 2 before 10 as numbers and after it as text; a checksum over both orders would never hold."""
+    """JSON sorts 2 before 10 as numbers and after it as text; a checksum over both orders would
+    never hold."""
     store.get("step", numbered, lambda: Artifact({"t": torch.zeros(1)}, {"per": numbered}))
     assert store.verify() == []
 

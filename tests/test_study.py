@@ -1,4 +1,5 @@
-"""The study: no label or test input leaks, lambda comes from validation, keys hold what matters, one source of numbers."""
+"""The study: no label or test input leaks, lambda comes from validation, keys hold what matters,
+one source of numbers."""
 
 from __future__ import annotations
 
@@ -76,12 +77,13 @@ def fitted(study):
     return everything_fitted(study)
 
 
-# ---- leaks (methods.md H1, H2, H9) --------------------------------------------------------------------------------------
+# ---- leaks (methods.md H1, H2, H9) ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["copied store", "empty store"])
 def test_label_canary(study, make_study, fitted, tmp_path, start):
-    """Permuted test labels change accuracies and nothing else, on a finished store and when all is computed anew."""
+    """Permuted test labels change accuracies and nothing else, on a finished store and when all is
+    computed anew."""
     permuted = with_test(
         study.tasks,
         lambda s: Split(
@@ -115,8 +117,9 @@ def test_label_canary(study, make_study, fitted, tmp_path, start):
 
 
 def test_input_canary(study, make_study, fitted):
-    """Garbage test inputs: what is fitted on train or validation stays bitwise the same. (The base model is handed over,
-    because the pre-training corpus leaves out test documents by construction.)"""
+    """Garbage test inputs: what is fitted on train or validation stays bitwise the same. (The base
+    model is handed over, because the pre-training corpus leaves out test documents by
+    construction.)"""
     tasks = with_test(study.tasks, garbage)
     other = make_study(None, tasks)
     other.__dict__["_foundation"] = study._foundation
@@ -125,7 +128,8 @@ def test_input_canary(study, make_study, fitted):
 
 
 def test_lambda_comes_from_validation(study, make_study, monkeypatch):
-    """The largest mean of the curve, which is the accuracy of Current Eval on validation rows; frozen for all protocols."""
+    """The largest mean of the curve, which is the accuracy of Current Eval on validation rows;
+    frozen for all protocols."""
     for m in ("task_arithmetic", "ties"):
         curve = study.lam_curve(m)
         assert list(curve.lam.unique()) == list(study.profile.merging.lams)
@@ -191,7 +195,7 @@ def test_a_lambda_given_in_the_options_is_used(study, make_study):
     )
 
 
-# ---- features and heads (methods.md H4, H5) -----------------------------------------------------------------------------
+# ---- features and heads (methods.md H4, H5) ------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -281,7 +285,7 @@ def test_the_encoder_refuses_weights_of_another(study):
         study.encoder.module({f"bert.{k}": v for k, v in study.base_state.items()})
 
 
-# ---- one source of numbers (methods.md H11, H12) ------------------------------------------------------------------------
+# ---- one source of numbers (methods.md H11, H12) -------------------------------------------------
 
 
 def test_scores_are_the_accuracies_of_the_predictions(study):
@@ -298,7 +302,8 @@ def test_scores_are_the_accuracies_of_the_predictions(study):
 
 
 def test_an_average_and_its_deviation_come_from_the_same_table(study):
-    """± of the average column is the deviation over seeds of the averages, ddof 1, not a mean of deviations."""
+    """± of the average column is the deviation over seeds of the averages, ddof 1, not a mean of
+    deviations."""
     scores = study.scores(["ties"], ["ft_classifier", "current"])
     summary = tables.mean_and_std(tables.at_k(scores, 5)).set_index(["protocol", "task"])
     few = (
@@ -313,7 +318,7 @@ def test_an_average_and_its_deviation_come_from_the_same_table(study):
     assert pd.isna(summary.loc[("current", "average"), "std"])
 
 
-# ---- keys of the store (methods.md H14) ----------------------------------------------------------------------------------
+# ---- keys of the store (methods.md H14) ----------------------------------------------------------
 
 
 class Keys:
@@ -459,7 +464,7 @@ def test_a_comment_is_no_change_of_meaning(tmp_path, monkeypatch):
     assert digests[0] == digests[1] != digests[2]
 
 
-# ---- a method of one's own -----------------------------------------------------------------------------------------------
+# ---- a method of one's own -----------------------------------------------------------------------
 
 
 def half_way(base, experts, *, lam=0.5):
@@ -499,14 +504,15 @@ def test_another_body_is_another_key(study, make_study, own_method):
 
 
 def test_a_study_sees_a_method_that_was_changed_under_it(study, make_study, own_method):
-    """A notebook's reader edits the cell of a method and runs the next one again: the old scores must not come back."""
+    """A notebook's reader edits the cell of a method and runs the next one again: the old scores
+    must not come back."""
     mine = make_study(study.store.root, overrides={"merging.methods": ["half_way"]})
     before = mine.features("half_way", "ag")
     own_method(half_way_changed)
     assert not torch.equal(mine.features("half_way", "ag"), before)
 
 
-# ---- refusals ---------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 def test_unknown_names_are_refused_before_anything_runs():
@@ -521,7 +527,8 @@ def test_unknown_names_are_refused_before_anything_runs():
 
 @pytest.mark.parametrize("options", [{"tiess": {"keep": 0.5}}, {"ties": {"kep": 0.5}}])
 def test_unknown_options_are_refused_before_anything_runs(options):
-    """Silently ignored, a misspelt method would let a reader believe in an option that was never used."""
+    """Silently ignored, a misspelt method would let a reader believe in an option that was never
+    used."""
     with pytest.raises(UnknownNameError):
         Study("quick", overrides={"merging.options": options})
 

@@ -1,4 +1,5 @@
-"""T5: span corruption can be undone, tied weights count once, folders in the hub's layout load whole or not at all."""
+"""T5: span corruption can be undone, tied weights count once, folders in the hub's layout load
+whole or not at all."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def tiny_config(**more):
 
 
 def real_tokenizer():
-    """A tokenizer of T5's own class: pieces with scores, a space before words, 100 sentinels unless told."""
+    """A tokenizer of T5's own class: pieces with scores, a space before words, 100 sentinels unless
+    told."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [
         ("▁" + w, -2.0) for w in ("the", "cup", "board", "who", "won")
     ]
@@ -83,13 +85,14 @@ def tiny_study(make_study):
     return make_study(variant="t5_a")
 
 
-# ---- span corruption ----------------------------------------------------------------------------------------------------
+# ---- span corruption -----------------------------------------------------------------------------
 
 SENTINELS = list(range(900, 1000))
 
 
 def rebuilt(inputs, targets):
-    """The text that a corrupted input and its target stand for: plain lists, one token at a time."""
+    """The text that a corrupted input and its target stand for: plain lists, one token at a
+    time."""
     said, name = {}, None
     for token in targets:
         if token in SENTINELS:
@@ -171,7 +174,7 @@ def test_the_mask_does_not_depend_on_how_far_a_batch_is_padded():
     assert not (mask & (torch.arange(40) >= lengths[:, None])).any()
 
 
-# ---- tokenizers ---------------------------------------------------------------------------------------------------------
+# ---- tokenizers ----------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_is_rebuilt_from_its_vocabulary(encoder):
@@ -202,7 +205,7 @@ def test_every_text_ends_in_eos_also_when_cut(make):
     assert ((batch["input_ids"] == 0) == (batch["attention_mask"] == 0)).all()
 
 
-# ---- the encoder --------------------------------------------------------------------------------------------------------
+# ---- the encoder ---------------------------------------------------------------------------------
 
 
 def test_features_are_the_mean_over_real_tokens_and_know_nothing_of_padding(encoder, states):
@@ -318,7 +321,7 @@ def test_relative_position_biases_merge_are_trained_and_matter(encoder, states):
     )
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 ENCODER_LAYER = [
     "layer.0.SelfAttention.q.weight",
@@ -352,7 +355,8 @@ def hub_names(feed_forward, part="encoder", layers=2):
 
 
 def write_folder(folder, *, feed_forward="relu", drop=(), tied_names=True, **config):
-    """A whole T5 as the hub has it: both halves, the vocabulary under every name, a bias that only old checkpoints hold."""
+    """A whole T5 as the hub has it: both halves, the vocabulary under every name, a bias that only
+    old checkpoints hold."""
     config = tiny_config(
         feed_forward_proj=feed_forward, architectures=["T5ForConditionalGeneration"], **config
     )
@@ -452,7 +456,7 @@ def test_an_encoder_saved_alone_loads_too(tmp_path, encoder, states):
     assert found.prepare(TEXTS) == encoder.prepare(TEXTS)
 
 
-# ---- pre-training and the whole road ------------------------------------------------------------------------------------
+# ---- pre-training and the whole road -------------------------------------------------------------
 
 
 def test_pretraining_lowers_the_loss(tmp_path):

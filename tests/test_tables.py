@@ -8,7 +8,8 @@ import pytest
 from mergelib import tables
 from mergelib.study import SCORE_COLUMNS
 
-# arXiv 2412.13526, Table 2, typed in again from methods.md E1: Current per task, then averages of KNN and FT-Classifier.
+# arXiv 2412.13526, Table 2, typed in again from methods.md E1: Current per task, then averages of
+# KNN and FT-Classifier.
 FACTS = {
     "weight_averaging": ([79.2, 49.8, 45.0, 50.3, 55.1], 62.2, 69.2),
     "task_arithmetic": ([82.9, 55.8, 48.4, 53.1, 81.5], 69.5, 71.8),
@@ -40,7 +41,8 @@ def three_seeds():
 
 
 def test_the_deviation_of_an_average(three_seeds):
-    """Sample deviation (ddof 1) over seeds; the average's is that of the averages (methods.md H11)."""
+    """Sample deviation (ddof 1) over seeds; the average's is that of the averages (methods.md
+    H11)."""
     found = tables.mean_and_std(three_seeds).set_index(["protocol", "task"])
     assert found.loc[("knn", "ag"), ["mean", "std"]].tolist() == [50.0, 10.0]
     assert found.loc[("knn", "average"), ["mean", "std", "n_seeds"]].tolist() == [45.0, 0.0, 3]
@@ -83,8 +85,8 @@ def test_at_k_keeps_protocols_without_shots(three_seeds):
 
 
 def test_the_papers_averages_recompute_from_its_cells():
-    """Each printed to one decimal: 0.05 for the cells and 0.05 for the average. (WA under Current Eval needs it: its cells
-    average to 55.88 and the paper prints 55.8.)"""
+    """Each printed to one decimal: 0.05 for the cells and 0.05 for the average. (WA under Current
+    Eval needs it: its cells average to 55.88 and the paper prints 55.8.)"""
     for row in tables.published()["table2"]["rows"]:
         assert len(row["mean"]) == 5
         assert abs(sum(row["mean"]) / 5 - row["average"]) <= 0.1, row
@@ -121,7 +123,8 @@ def test_the_papers_numbers_are_typed_correctly(method):
 
 
 def test_a_shown_table_is_whole_and_rounded_once():
-    """Pandas cuts texts at fifty letters; 0.4649 rounded to three digits and then to two would be 0.47."""
+    """Pandas cuts texts at fifty letters; 0.4649 rounded to three digits and then to two would be
+    0.47."""
     text = "10000 resamples, paired over test inputs and seeds, and more"
     page = tables.show(
         tables.labelled(pd.DataFrame({"task": ["amazon"], "purity": [0.4649], "said": [text]}))

@@ -68,8 +68,9 @@ def anchors(path):
 
 
 def test_spelling(tmp_path):
-    """codespell over prose and library; markdown of notebooks is written out first, so that pictures do not look like words. Class names of images
-    (images.yaml) are as their authors wrote them."""
+    """codespell over prose and library; markdown of notebooks is written out first, so that
+    pictures do not look like words. Class names of images (images.yaml) are as their authors wrote
+    them."""
     for path in READ:
         (tmp_path / f"{path.parent.name}-{path.stem}.md").write_text(prose(path))
     done = subprocess.run(

@@ -1,4 +1,5 @@
-"""Two processes of torchrun against one: equal curves and weights, a killed run that resumes, one artifact, nothing left behind.
+"""Two processes of torchrun against one: equal curves and weights, a killed run that resumes, one
+artifact, nothing left behind.
 
 Run as a script this file is what torchrun starts.
 """
@@ -84,7 +85,8 @@ def remember_curves(curves, trainer):
 
 
 def worker(mode: str, other_store: str) -> None:
-    """One of two processes. ``killed``: the second dies in its fifth step. ``whole``: resumes, then trains other things in another store."""
+    """One of two processes. ``killed``: the second dies in its fifth step. ``whole``: resumes, then
+    trains other things in another store."""
     from transformers import Trainer
 
     bert.bert_config = without_dropout(bert.bert_config)
@@ -139,7 +141,8 @@ def start(mode, store, other_store):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Stores of a killed and resumed run and of an undisturbed one, and what the second launch said."""
+    """Stores of a killed and resumed run and of an undisturbed one, and what the second launch
+    said."""
     store, other = (tmp_path_factory.mktemp(name) for name in ("killed", "undisturbed"))
     killed = start("killed", store, other)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
@@ -230,7 +233,7 @@ def test_one_process_does_not_pass_for_two(two, no_dropout):
         study_of(two[0], processes=2).expert("yelp")
 
 
-# ---- without torchrun ---------------------------------------------------------------------------------------------------
+# ---- without torchrun ----------------------------------------------------------------------------
 
 
 def test_one_process_uses_the_store_and_the_keys_as_ever(tmp_path, monkeypatch):
@@ -278,7 +281,8 @@ def test_a_device_without_collectives_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_lacks_a_process_is_damaged(tmp_path, monkeypatch):
-    """A kill between the two processes' files must not resume one of them with the other's random state."""
+    """A kill between the two processes' files must not resume one of them with the other's random
+    state."""
     folder = tmp_path / "checkpoint-2"
     folder.mkdir()
     (folder / "trainer_state.json").write_text("{}")

@@ -1,4 +1,5 @@
-"""Training: resumes to the same bytes, depends on nothing that ran before, and refuses to hand out weights that diverged."""
+"""Training: resumes to the same bytes, depends on nothing that ran before, and refuses to hand out
+weights that diverged."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""Unlabelled shares of the test set: as many inputs as said, no labels but the anchors' names, and classes that chance leaves out."""
+"""Unlabelled shares of the test set: as many inputs as said, no labels but the anchors' names, and
+classes that chance leaves out."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def test_with_as_many_anchors_of_each_class_it_is_knn_eval():
 
 
 def test_counts_and_draws(study):
-    """Shares of 60 test inputs: 0.3, 0.6, 1.5, 3 and 6, at least one each; nested; as many train inputs; distinct rows."""
+    """Shares of 60 test inputs: 0.3, 0.6, 1.5, 3 and 6, at least one each; nested; as many train
+    inputs; distinct rows."""
     for task in study.tasks:
         assert study.share_counts(task) == dict(zip(SHARES, (1, 1, 2, 3, 6), strict=True))
         for fit_on in ("test", "train"):
@@ -81,7 +83,8 @@ def test_counts_and_draws(study):
 
 
 def test_a_fit_sees_no_label_and_anchors_see_only_their_own(study, make_study):
-    """With other labels FT-Classifier's predictions stay; KNN Eval's change only where an anchor's label did."""
+    """With other labels FT-Classifier's predictions stay; KNN Eval's change only where an anchor's
+    label did."""
     moved = {
         n: dataclasses.replace(t, test=Split(t.test.inputs, (t.test.labels + 1) % t.n_classes))
         for n, t in study.tasks.items()
@@ -165,7 +168,8 @@ def test_knn_cannot_be_better_than_its_coverage(study):
 
 
 def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes():
-    """Eight points gained in every resample; 50 inputs for 43 classes are judged, for 51 they are not."""
+    """Eight points gained in every resample; 50 inputs for 43 classes are judged, for 51 they are
+    not."""
 
     def verdict(n_classes):
         tasks = {"signs": SimpleNamespace(name="signs", n_classes=n_classes)}

@@ -87,7 +87,7 @@ def tower_of(model: CLIPModel) -> dict:
     }
 
 
-# ---- heads and features --------------------------------------------------------------------------------------------------
+# ---- heads and features --------------------------------------------------------------------------
 
 
 def test_zero_shot_logits_are_the_librarys(clip, words, images):
@@ -143,7 +143,8 @@ def test_text_is_pooled_at_its_end(clip, words):
         torch.testing.assert_close(
             embed("a photo of the cat", "an old red house of the green bus"), alone
         )
-        # The last word speaks only to a token behind it: pooling at a place before the end would miss it.
+        # The last word speaks only to a token behind it: pooling at a place before the end would
+        # miss it.
         assert (embed("a photo of the bus") - alone).abs().max() > 1e-3
 
 
@@ -208,7 +209,7 @@ def test_other_architectures_and_poolings_are_refused(clip):
         ImageEncoder(clip.config.vision_config, "test", pooling="mean")
 
 
-# ---- pre-training --------------------------------------------------------------------------------------------------------
+# ---- pre-training --------------------------------------------------------------------------------
 
 
 def contrast_batch(words, texts, seed=0):
@@ -299,7 +300,7 @@ def test_class_names_need_words_that_captions_have():
         check_words(task, ["a photo of the red van"])
 
 
-# ---- the road ------------------------------------------------------------------------------------------------------------
+# ---- the road ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +357,8 @@ def test_f_b_under_current_eval_is_clips_zero_shot(vision):
     for task in tasks:
         pixels = parts.encoder.collate(task.test.inputs)["pixel_values"]
         with torch.inference_mode():
-            # Zero-shot by hand from the library's own outputs: the mean of the prompts' directions, against each image.
+            # Zero-shot by hand from the library's own outputs: the mean of the prompts' directions,
+            # against each image.
             images = F.normalize(
                 parts.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1
             )
@@ -372,11 +374,12 @@ def test_f_b_under_current_eval_is_clips_zero_shot(vision):
         torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
 
 
-# ---- published folders ---------------------------------------------------------------------------------------------------
+# ---- published folders ---------------------------------------------------------------------------
 
 
 def letters_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer without merges: letters, letters that end a word, and the special tokens last, as published."""
+    """CLIP's tokenizer without merges: letters, letters that end a word, and the special tokens
+    last, as published."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocab = {
         p: i
@@ -388,7 +391,8 @@ def letters_tokenizer() -> CLIPTokenizer:
 
 
 def write_hub_clip(folder):
-    """The layout and names of ``openai/clip-vit-base-patch32``: eos id 2 in the config, position ids among the weights."""
+    """The layout and names of ``openai/clip-vit-base-patch32``: eos id 2 in the config, position
+    ids among the weights."""
     torch.manual_seed(5)
     tokenizer = letters_tokenizer()
     model = CLIPModel(
@@ -421,7 +425,8 @@ def write_tower(
     patch_size: int = 8,
     change=lambda weights: None,
 ):
-    """The layout and names of ``tanganke/clip-vit-base-patch32_<task>``: a ``CLIPVisionModel`` alone."""
+    """The layout and names of ``tanganke/clip-vit-base-patch32_<task>``: a ``CLIPVisionModel``
+    alone."""
     torch.manual_seed(6)
     config = small_config(30).vision_config
     config.patch_size = patch_size

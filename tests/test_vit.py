@@ -1,4 +1,5 @@
-"""The ViT of real images: its pre-training sees no label, its views are views, its contrast is NT-Xent."""
+"""The ViT of real images: its pre-training sees no label, its views are views, its contrast is
+NT-Xent."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def tiny(patch: int = 4) -> ImageEncoder:
 
 
 def gratings(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stripes of one of four directions, with random phase, pitch, colours and noise: class and mean colour are independent."""
+    """Stripes of one of four directions, with random phase, pitch, colours and noise: class and
+    mean colour are independent."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % CLASSES
     angle = labels * torch.pi / CLASSES
@@ -82,7 +84,8 @@ def test_the_contrast_is_nt_xent():
 
 
 def test_all_patches_kept_are_the_encoders_own_features():
-    """Independent reference: the ViT's forward behind ``ImageEncoder``; the order of patches makes no difference to their mean."""
+    """Independent reference: the ViT's forward behind ``ImageEncoder``; the order of patches makes
+    no difference to their mean."""
     encoder, (images, _) = tiny(), gratings(6, 0)
     module = encoder.module()
     pixels = encoder.collate(images)["pixel_values"]
@@ -101,7 +104,8 @@ def test_patches_left_out_do_not_reach_the_features():
     with torch.no_grad():
         features = []
         for noise in (0.0, 1.0):
-            # With one of 16 patches kept, most changes of a single patch must leave most features as they are.
+            # With one of 16 patches kept, most changes of a single patch must leave most features
+            # as they are.
             changed = pixels.clone()
             changed[:, :, :4, :4] += noise
             torch.manual_seed(4)
@@ -127,7 +131,8 @@ def test_views_differ_per_image_and_keep_what_they_show():
 
 
 def test_no_view_is_mirrored():
-    """A ramp from left to right still rises from left to right, and one from top to bottom falls nowhere."""
+    """A ramp from left to right still rises from left to right, and one from top to bottom falls
+    nowhere."""
     torch.manual_seed(1)
     ramp = torch.linspace(-1, 1, SIZE).expand(64, 3, SIZE, SIZE).contiguous()
     for image, axis in ((ramp, -1), (ramp.mT.contiguous(), -2)):

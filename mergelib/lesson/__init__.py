@@ -1,4 +1,5 @@
-"""What ``00_start_here`` needs beyond the library: a toy in the plane, its pictures and sliders, checks of the exercises."""
+"""What ``00_start_here`` needs beyond the library: a toy in the plane, its pictures and sliders,
+checks of the exercises."""
 
 from .checks import (
     Feedback,

@@ -1,4 +1,5 @@
-"""Checks of the lesson's exercises. Each knows the mistakes that are easy to make, by what they lead to, and names them."""
+"""Checks of the lesson's exercises. Each knows the mistakes that are easy to make, by what they
+lead to, and names them."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def _number(
     unit: str,
     well: str,
 ) -> Feedback:
-    """Feedback on a number. ``mistakes``: values that a known mistake leads to, each with what to say; the first that fits."""
+    """Feedback on a number. ``mistakes``: values that a known mistake leads to, each with what to
+    say; the first that fits."""
     if answer is None:
         return OPEN
     if isinstance(answer, Tensor) and answer.numel() == 1:
@@ -66,12 +68,14 @@ def _number(
             return Feedback(False, says)
     return Feedback(
         False,
-        f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and not by a slip that this check knows.",
+        f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and not by a "
+        f"slip that this check knows.",
     )
 
 
 def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> Feedback:
-    """Exercise 1: by how many degrees is f_m's output for ``task`` turned against f_t's, counter-clockwise positive?"""
+    """Exercise 1: by how many degrees is f_m's output for ``task`` turned against f_t's,
+    counter-clockwise positive?"""
     theta_m, theta_t = toy.merge(lam)["theta"], toy.expert(task).state["theta"]
     # Columns of theta are the outputs of the unit vectors.
     right = turned_by(theta_m.T, theta_t.T)
@@ -83,29 +87,35 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
         [
             (
                 -right,
-                "The size is right, the direction is not: that is how far f_t is turned against f_m. Counter-clockwise counts as positive.",
+                "The size is right, the direction is not: that is how far f_t is turned against "
+                "f_m. Counter-clockwise counts as positive.",
             ),
             (
                 head,
-                f"That is the angle of the old classifier: f_{task}, and W_{task} with it, stand there, seen from f_b. You turned the features, "
+                f"That is the angle of the old classifier: f_{task}, and W_{task} with it, stand "
+                f"there, seen from f_b. You turned the features, "
                 "not W: subtract it from the angle of f_m.",
             ),
             (
                 merged,
-                f"That is f_m seen from f_b. W_{task} does not stand at f_b; it stands where f_{task} does.",
+                f"That is f_m seen from f_b. W_{task} does not stand at f_b; it stands where "
+                f"f_{task} does.",
             ),
             (
                 -between,
-                "That is the whole angle between the two experts. With lambda 1/2 the merge lies half-way between them.",
+                "That is the whole angle between the two experts. With lambda 1/2 the merge lies "
+                "half-way between them.",
             ),
             (
                 between,
-                "That is the whole angle between the two experts, and in the other direction. With lambda 1/2 the merge lies half-way.",
+                "That is the whole angle between the two experts, and in the other direction. "
+                "With lambda 1/2 the merge lies half-way.",
             ),
             (math.radians(right), "That looks like radians; the sliders are in degrees."),
             (
                 0.0,
-                "The clouds have moved in the picture: no turn would leave every one of them on its own marker.",
+                "The clouds have moved in the picture: no turn would leave every one of them on "
+                "its own marker.",
             ),
         ],
         tolerance=2.5,
@@ -115,7 +125,8 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
 
 
 def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
-    """Exercise 2: at which turn (degrees, positive) does Current Eval get half of the inputs of ``task`` wrong?"""
+    """Exercise 2: at which turn (degrees, positive) does Current Eval get half of the inputs of
+    ``task`` wrong?"""
     n_classes, other = CLASSES[task], next(c for t, c in CLASSES.items() if t != task)
     right = 180 / n_classes
     return _number(
@@ -124,34 +135,40 @@ def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
         [
             (
                 360 / n_classes,
-                f"That is the distance from one of {n_classes} classes to the next. Turned so far, every cloud sits on its neighbour's marker: "
+                f"That is the distance from one of {n_classes} classes to the next. Turned so "
+                f"far, every cloud sits on its neighbour's marker: "
                 "all are wrong. Half of a cloud is across the line when its centre is on the line.",
             ),
             (180 / other, f"That is for {other} classes. How many does task {task} have?"),
             (
                 360 / other,
-                f"That is the distance between {other} classes. How many does task {task} have, and where is the line between two?",
+                f"That is the distance between {other} classes. How many does task {task} have, "
+                f"and where is the line between two?",
             ),
             (
                 2 * right + TURN_B,
-                "That is where the slider stands then. The question is about the turn of f_m against f_t, which is half the angle between the experts.",
+                "That is where the slider stands then. The question is about the turn of f_m "
+                "against f_t, which is half the angle between the experts.",
             ),
             (-right, "As far, but give it as a positive number: both directions break alike."),
             (math.radians(right), "That looks like radians; give degrees."),
             (
                 180.0,
-                "At 180 degrees every cloud is opposite to its marker. It breaks much earlier: think of the line between two classes.",
+                "At 180 degrees every cloud is opposite to its marker. It breaks much earlier: "
+                "think of the line between two classes.",
             ),
             (50.0, "50 is the accuracy there, not the turn."),
         ],
         tolerance=1.5,
         unit="degrees",
-        well=f"The line between two classes lies {right:.0f} degrees from each. The more classes, the less turn it takes.",
+        well=f"The line between two classes lies {right:.0f} degrees from each. The more "
+        f"classes, the less turn it takes.",
     )
 
 
 def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
-    """Exercise 3: a W' ``[C, 2]``, made without training, that classifies f_m's outputs as W_t did f_t's."""
+    """Exercise 3: a W' ``[C, 2]``, made without training, that classifies f_m's outputs as W_t did
+    f_t's."""
     expert, merged = toy.expert(task), toy.merge(lam)
     old = expert.head.weight
     if answer is None:
@@ -167,19 +184,22 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     if tuple(answer.shape) == tuple(z.shape):
         return Feedback(
             False,
-            "Those are features, one row per input. You turned the features; here the features stay as f_m gives them, and W turns.",
+            "Those are features, one row per input. You turned the features; here the features "
+            "stay as f_m gives them, and W turns.",
         )
     if tuple(answer.shape) == tuple(old.T.shape):
         return Feedback(
             False,
-            f"The shape {list(answer.shape)} is W' transposed; its rows are the classes: {list(old.shape)}.",
+            f"The shape {list(answer.shape)} is W' transposed; its rows are the classes: "
+            f"{list(old.shape)}.",
         )
     if tuple(answer.shape) == (2, 2):
         return Feedback(False, "A 2 x 2 matrix turns things; apply it to the rows of W.")
     if tuple(answer.shape) != tuple(old.shape):
         return Feedback(
             False,
-            f"Shape {list(answer.shape)}; W' has a row per class and a column per feature: {list(old.shape)}.",
+            f"Shape {list(answer.shape)}; W' has a row per class and a column per feature: "
+            f"{list(old.shape)}.",
         )
     answer = answer.detach().to(old.dtype)
     if not answer.isfinite().all():
@@ -189,18 +209,21 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     if agree >= 0.99:
         return Feedback(
             True,
-            f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % equal), from a turn alone. No label, no training.",
+            f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % "
+            f"equal), from a turn alone. No label, no training.",
         )
     delta, done = turned_by(z, z_t), turned_by(answer, old)
     if torch.allclose(answer, old, atol=1e-4):
         return Feedback(
             False,
-            f"That is W_{task} itself: Current Eval. The features are turned against it by {delta:.0f} degrees.",
+            f"That is W_{task} itself: Current Eval. The features are turned against it by "
+            f"{delta:.0f} degrees.",
         )
     if abs(done + delta) <= 2.5:
         return Feedback(
             False,
-            f"You turned W against the features: it stands at {done:.0f} degrees, the features at {delta:.0f}, so they are twice as far apart "
+            f"You turned W against the features: it stands at {done:.0f} degrees, the features "
+            f"at {delta:.0f}, so they are twice as far apart "
             "as before. Rows turn as x @ turn(a).T.",
         )
     for shift in range(1, len(old)):
@@ -209,16 +232,19 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
         ).double().mean().item() >= 0.99:
             return Feedback(
                 False,
-                "The directions are right, but the rows are in another order: row c belongs to class c.",
+                "The directions are right, but the rows are in another order: row c belongs to "
+                "class c.",
             )
     return Feedback(
         False,
-        f"Your W' is W turned by {done:.0f} degrees and the features are turned by {delta:.0f}; {100 * agree:.0f} % of the decisions are f_{task}'s.",
+        f"Your W' is W turned by {done:.0f} degrees and the features are turned by {delta:.0f}; "
+        f"{100 * agree:.0f} % of the decisions are f_{task}'s.",
     )
 
 
 def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> Feedback:
-    """Exercise 4: the loss of Eq. 8, mean over the inputs of KL(teacher || student), from logits ``[n, C]``."""
+    """Exercise 4: the loss of Eq. 8 from logits ``[n, C]``, mean over the inputs of
+    KL(teacher || student)."""
     s, t = student_logits.double().log_softmax(-1), teacher_logits.double().log_softmax(-1)
     n = len(s)
     each = kl_to_teacher(student_logits.double(), teacher_logits.double())
@@ -236,21 +262,25 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
             (each.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
             (
                 right / s.shape[-1],
-                f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over classes and a mean over inputs "
+                f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over "
+                f"classes and a mean over inputs "
                 "(torch's kl_div needs reduction='batchmean').",
             ),
             (
                 (s.exp() * (s - t)).sum(-1).mean().item(),
-                "That is KL(student || teacher). The teacher's probabilities do the weighting: KL(teacher || student).",
+                "That is KL(student || teacher). The teacher's probabilities do the weighting: "
+                "KL(teacher || student).",
             ),
             (-right, "Only the sign is wrong: log teacher minus log student."),
             (
                 cross,
-                "That is the cross-entropy: the teacher's own entropy is still in it. Its gradient is the same, its value is not zero when the two agree.",
+                "That is the cross-entropy: the teacher's own entropy is still in it. Its "
+                "gradient is the same, its value is not zero when the two agree.",
             ),
             (
                 hard,
-                "You used the teacher's decision as a label. FT-Classifier uses its whole softmax, doubts included.",
+                "You used the teacher's decision as a label. FT-Classifier uses its whole "
+                "softmax, doubts included.",
             ),
             (right / math.log(2), "That is in bits; use the natural logarithm."),
             (
@@ -259,7 +289,8 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
             ),
             (
                 0.0,
-                "Zero would mean that student and teacher agree. Do both logits come from the same features? The student's come from f_m's.",
+                "Zero would mean that student and teacher agree. Do both logits come from the "
+                "same features? The student's come from f_m's.",
             ),
         ],
         tolerance=max(1e-4, 5e-4 * abs(right)),
@@ -271,8 +302,9 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
 def check_recovered(
     summary: pd.DataFrame, k: int, answer: float | None, method: str = "task_arithmetic"
 ) -> Feedback:
-    """Exercise 5: which share of the gap between f_m under Current Eval and the fine-tuned models does FT-Classifier close, in
-    percent of the averages? ``summary`` as of ``tables.mean_and_std``, k shots."""
+    """Exercise 5: which share of the gap between f_m under Current Eval and the fine-tuned models
+    does FT-Classifier close, in percent of the averages? ``summary`` as of ``tables.mean_and_std``,
+    k shots."""
     top, low, new = (
         average_of(summary, FINE_TUNED),
         average_of(summary, method),
@@ -282,7 +314,8 @@ def check_recovered(
     if gap <= 0:
         return Feedback(
             None,
-            f"Current Eval ({low:.1f}) is not below the fine-tuned models ({top:.1f}) in this profile: there is no gap to close. Use mini.",
+            f"Current Eval ({low:.1f}) is not below the fine-tuned models ({top:.1f}) in this "
+            f"profile: there is no gap to close. Use mini.",
         )
     right = 100 * (new - low) / gap
     return _number(
@@ -293,12 +326,14 @@ def check_recovered(
             (100 - right, "That is what stays open. Which share was closed?"),
             (
                 new - low,
-                "Those are points of accuracy. Divide them by the gap, fine-tuned models minus Current Eval.",
+                "Those are points of accuracy. Divide them by the gap, fine-tuned models minus "
+                "Current Eval.",
             ),
             (gap, "That is the gap in points. Which share of it does FT-Classifier close?"),
             (
                 100 * new / top,
-                "That divides by the fine-tuned accuracy and calls Current Eval's part of it a gain. Measure from Current Eval.",
+                "That divides by the fine-tuned accuracy and calls Current Eval's part of it a "
+                "gain. Measure from Current Eval.",
             ),
             (
                 100 * (new - low) / low,
@@ -310,12 +345,14 @@ def check_recovered(
             ),
             (
                 100 * _mean_share(summary, k, method),
-                "That is the mean of the tasks' shares. A task with a small gap then counts as much as one with a large gap; take the shares of the averages.",
+                "That is the mean of the tasks' shares. A task with a small gap then counts as "
+                "much as one with a large gap; take the shares of the averages.",
             ),
         ],
         tolerance=0.6,
         unit="percent",
-        well=f"FT-Classifier closes {right:.0f} % of the gap ({low:.1f} to {new:.1f} of {top:.1f}). In the toy it closed nearly all: "
+        well=f"FT-Classifier closes {right:.0f} % of the gap ({low:.1f} to {new:.1f} of "
+        f"{top:.1f}). In the toy it closed nearly all: "
         "there the merge turned the features and lost nothing else.",
     )
 

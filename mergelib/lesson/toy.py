@@ -1,7 +1,8 @@
-"""Two tasks in the plane, and encoders that only turn it: all of the paper's argument that fits on a page of paper.
+"""Two tasks in the plane, and encoders that only turn it: all of the paper's argument that fits on
+a page of paper.
 
-An encoder is one 2 x 2 matrix theta and f(x) = theta x, so weights can be drawn, too. Turning is put in by hand here;
-whether a real encoder behaves like that is for the miniature BERT to say.
+An encoder is one 2 x 2 matrix theta and f(x) = theta x, so weights can be drawn, too. Turning is
+put in by hand here; whether a real encoder behaves like that is for the miniature BERT to say.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ FIT = FTPreset(lr=0.3, epochs=60)
 
 
 def turn(degrees: float) -> Tensor:
-    """Rotation matrix ``[2, 2]``, counter-clockwise: it takes a column x to the turned column; rows turn as ``x @ turn(a).T``."""
+    """Rotation matrix ``[2, 2]``, counter-clockwise: it takes a column x to the turned column; rows
+    turn as ``x @ turn(a).T``."""
     a = math.radians(degrees)
     return torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
 
 
 def turned_by(student: Tensor, teacher: Tensor) -> float:
-    """Degrees in (-180, 180] by which ``student [N, 2]`` is turned against ``teacher [N, 2]``, as the best rotation says.
+    """Degrees in (-180, 180] by which ``student [N, 2]`` is turned against ``teacher [N, 2]``, as
+    the best rotation says.
 
     Raises ``DataError`` for points that are not pairs.
     """
@@ -46,7 +49,8 @@ def turned_by(student: Tensor, teacher: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Toy:
-    """f_b, an expert per task, and the tasks' inputs ``[N, 2]`` in two splits, ``test`` and ``pool``."""
+    """f_b, an expert per task, and the tasks' inputs ``[N, 2]`` in two splits, ``test`` and
+    ``pool``."""
 
     angle: float
     base: State
@@ -74,7 +78,8 @@ class Toy:
         return self.classes[task, split]
 
     def evidence(self, encoder: State, task: str, k: int) -> Evidence:
-        """What a protocol sees of an encoder and a task, with one stratified draw of k inputs per class."""
+        """What a protocol sees of an encoder and a task, with one stratified draw of k inputs per
+        class."""
         expert = self.expert(task)
         draw = stratified_order(self.labels(task, "pool"), CLASSES[task], k, SEED)
         return Evidence(
@@ -89,11 +94,12 @@ class Toy:
 
 
 def make_toy(angle: float = 80.0) -> Toy:
-    """The toy in which fine-tuning on task A turned the plane by ``angle`` degrees, and on task B by ``TURN_B``.
+    """The toy in which fine-tuning on task A turned the plane by ``angle`` degrees, and on task B
+    by ``TURN_B``.
 
-    f_b is the identity. W_t points at the turned class centres with the length that makes softmax(W_t z) the exact
-    posterior, so nothing is trained. Inputs are the same for every angle. Raises ``ConfigError`` for an angle that is
-    not finite.
+    f_b is the identity. W_t points at the turned class centres with the length that makes
+    softmax(W_t z) the exact posterior, so nothing is trained. Inputs are the same for every angle.
+    Raises ``ConfigError`` for an angle that is not finite.
     """
     if not math.isfinite(angle):
         raise ConfigError(f"angle = {angle}: give degrees, for example 80.")

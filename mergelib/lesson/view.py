@@ -1,4 +1,5 @@
-"""Pictures of the toy: frames, sliders that redraw one, and the lesson's summary. Sliders have a static twin for pages without a kernel."""
+"""Pictures of the toy: frames, sliders that redraw one, and the lesson's summary. Sliders have a
+static twin for pages without a kernel."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ STILLS = (
 
 
 def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
-    """A row per task of the merge at ``lam``: turn against f_t in degrees, accuracies in percent of f_t, of f_m under Current
-    Eval and, with k inputs per class, under FT-Classifier Eval."""
+    """A row per task of the merge at ``lam``: turn against f_t in degrees, accuracies in percent of
+    f_t, of f_m under Current Eval and, with k inputs per class, under FT-Classifier Eval."""
     merged, rows = toy.merge(lam), []
     for task in TASKS:
         seen, expert, labels = toy.evidence(merged, task, k), toy.expert(task), toy.labels(task)
@@ -59,7 +60,8 @@ def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
 
 
 def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
-    """Encoders as points of the plane: theta's first column, which for a turn and a stretch says all."""
+    """Encoders as points of the plane: theta's first column, which for a turn and a stretch says
+    all."""
 
     def at(state: State) -> np.ndarray:
         return state["theta"][:, 0].numpy()
@@ -105,7 +107,8 @@ def _square(ax: Axes, limit: float, title: str) -> None:
 
 
 def _draw_head(ax: Axes, head: Head, linestyle: str, colour: str) -> None:
-    """Where two classes tie (lines), and where each class's vector points (its marker on the rim)."""
+    """Where two classes tie (lines), and where each class's vector points (its marker on the
+    rim)."""
     theta = torch.linspace(0, 2 * torch.pi, 1441)
     rim = LIMIT * torch.stack([theta.cos(), theta.sin()], dim=-1)
     winner = current_eval(rim, head)
@@ -176,8 +179,9 @@ def _refitted(toy: Toy, encoder: State, task: str, k: int) -> Head:
 
 
 def draw_frames(settings: Sequence[tuple[float, float]], *, k: int | None = None) -> Figure:
-    """A row per (angle, lambda): the weights, then task A's and B's merged features with the old head W_t, or with the head
-    that FT-Classifier fits to k inputs per class. Hollow markers are classified wrongly."""
+    """A row per (angle, lambda): the weights, then task A's and B's merged features with the old
+    head W_t, or with the head that FT-Classifier fits to k inputs per class. Hollow markers are
+    classified wrongly."""
     fig, axes = plt.subplots(len(settings), 3, figsize=(PAGE, 2.25 * len(settings)), squeeze=False)
     for row, (angle, lam) in zip(axes, settings, strict=True):
         toy = make_toy(angle)
@@ -199,7 +203,8 @@ def describe(angle: float, lam: float, k: int | None = None) -> str:
     """Alt text of one frame, from the numbers themselves."""
     protocol = protocol_label("ft_classifier" if k else "current")
     said = [
-        f"task {r['task']}: features turned by {r['turn (degrees)']:.0f} degrees, {protocol} {r[protocol]:.0f} %"
+        f"task {r['task']}: features turned by {r['turn (degrees)']:.0f} degrees, {protocol} "
+        f"{r[protocol]:.0f} %"
         for _, r in score_toy(make_toy(angle), lam, k or 1).iterrows()
     ]
     return f"A's turn {angle:.0f} degrees, lambda {lam:.1f}. {'; '.join(said)}."
@@ -208,7 +213,8 @@ def describe(angle: float, lam: float, k: int | None = None) -> str:
 class Explorer(widgets.VBox):
     """A slider for the angle, one for lambda, and a frame that follows them.
 
-    Its output carries a static picture of a few frames as well: that is what a notebook shows where no kernel runs.
+    Its output carries a static picture of a few frames as well: that is what a notebook shows where
+    no kernel runs.
     """
 
     def __init__(self, k: int | None = None, stills: Sequence[tuple[float, float]] = STILLS):
@@ -245,8 +251,9 @@ class Explorer(widgets.VBox):
 
 
 def explore(k: int | None = None, stills: Sequence[tuple[float, float]] = STILLS) -> Explorer:
-    """Sliders for the angle and lambda of the toy. ``k`` shows FT-Classifier's head for k inputs per class, else the old one.
-    ``stills`` are the (angle, lambda) of the frames that a static page shows; the sliders start at the first."""
+    """Sliders for the angle and lambda of the toy. ``k`` shows FT-Classifier's head for k inputs
+    per class, else the old one. ``stills`` are the (angle, lambda) of the frames that a static page
+    shows; the sliders start at the first."""
     return Explorer(k, stills)
 
 
@@ -256,14 +263,18 @@ def alt_summary(
     """Alt text of ``draw_summary``, from the numbers themselves; ``table`` as of ``score_toy``."""
     row = table.set_index("task").loc[task]
     said = [
-        f"{short_label(e)} {average_of(summary, e):.1f} under Current Eval and {average_of(summary, e, 'ft_classifier', k):.1f} under "
+        f"{short_label(e)} {average_of(summary, e):.1f} under Current Eval and "
+        f"{average_of(summary, e, 'ft_classifier', k):.1f} under "
         "FT-Classifier Eval"
         for e in encoders
     ]
     return (
-        f"In the toy, merging turns the features of task {task} by {row['turn (degrees)']:.0f} degrees against the old classifier, and accuracy "
-        f"falls from {row[short_label(FINE_TUNED)]:.0f} to {row[protocol_label('current')]:.0f} percent; re-aligned without labels, the "
-        f"classifier reaches {row[protocol_label('ft_classifier')]:.0f}. Averages of {summary.task.nunique() - 1} text tasks: fine-tuned models "
+        f"In the toy, merging turns the features of task {task} by {row['turn (degrees)']:.0f} "
+        f"degrees against the old classifier, and accuracy "
+        f"falls from {row[short_label(FINE_TUNED)]:.0f} to {row[protocol_label('current')]:.0f} "
+        f"percent; re-aligned without labels, the "
+        f"classifier reaches {row[protocol_label('ft_classifier')]:.0f}. Averages of "
+        f"{summary.task.nunique() - 1} text tasks: fine-tuned models "
         f"{average_of(summary, FINE_TUNED):.1f}; {'; '.join(said)}."
     )
 
@@ -271,8 +282,9 @@ def alt_summary(
 def draw_summary(
     toy: Toy, lam: float, task: str, summary: pd.DataFrame, encoders: Sequence[str], *, k: int
 ) -> Figure:
-    """The lesson in four panels: the toy's task fine-tuned, merged with the old head, merged with the fitted head; and the
-    average accuracies of real encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
+    """The lesson in four panels: the toy's task fine-tuned, merged with the old head, merged with
+    the fitted head; and the average accuracies of real encoders, ``summary`` as of
+    ``tables.mean_and_std``, under the same protocols."""
     fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.2), width_ratios=(1, 1, 1, 1.25))
     expert, merged, labels = toy.expert(task), toy.merge(lam), toy.labels(task)
     _draw_features(

@@ -163,8 +163,8 @@ class Method:
         return (context,)
 
     def try_options(self, options: dict[str, Any]) -> None:
-        """``check_options``, and for mergelib's own methods of weights alone a merge of a few numbers, which refuses what lies out
-        of an option's range before anything is trained."""
+        """``check_options``, and for mergelib's own methods of weights alone a merge of a few
+        numbers, which refuses what lies out of an option's range before anything is trained."""
         self.check_options(options)
         if not self.needs and is_ours(self.function):
             few = torch.arange(4.0).view(2, 2)

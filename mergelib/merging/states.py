@@ -117,7 +117,8 @@ def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None
 
 
 def check_direction(who: str, base: State, direction: Any) -> None:
-    """Refuse what cannot be scaled and added to the base, tensor by tensor. Raises ``StateDictError``."""
+    """Refuse what cannot be scaled and added to the base, tensor by tensor. Raises
+    ``StateDictError``."""
     if not isinstance(direction, Mapping) or not direction:
         raise StateDictError(f"{who}: its direction has to give one state dict.")
     wrong = [

@@ -1,4 +1,5 @@
-"""What the notebook ``ext04_your_models`` needs beside the library: small ordinary models to begin with, and its figure."""
+"""What the notebook ``ext04_your_models`` needs beside the library: small ordinary models to begin
+with, and its figure."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ EXPERT, OLD, NEW = "expert", "merged, old head", "merged, re-aligned head"
 
 
 def save_base(study: Study, folder: Path) -> Path:
-    """The study's f_b as an ordinary transformers folder, with its tokenizer and without a pooler."""
+    """The study's f_b as an ordinary transformers folder, with its tokenizer and without a
+    pooler."""
     with quiet():
         study.encoder.module(study.base_state).transformer.save_pretrained(folder)
         study.encoder.tokenizer.save_pretrained(folder)
@@ -34,8 +36,8 @@ def save_base(study: Study, folder: Path) -> Path:
 
 
 def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> Path:
-    """``AutoModelForSequenceClassification`` fine-tuned from ``base`` on a task's training split with the profile's settings,
-    saved in ``folder`` as anybody would save it."""
+    """``AutoModelForSequenceClassification`` fine-tuned from ``base`` on a task's training split
+    with the profile's settings, saved in ``folder`` as anybody would save it."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     found, config = (
@@ -92,7 +94,8 @@ def unlabelled(study: Study, task: str, k: int, seed: int = 0) -> list[str]:
 def before_after(
     study: Study, merged: Merged, aligned: Merged, experts: Mapping[str, Path], k: int
 ) -> pd.DataFrame:
-    """Test accuracy (percent) of expert, merged encoder with the old head, and with the re-aligned one: tidy rows."""
+    """Test accuracy (percent) of expert, merged encoder with the old head, and with the re-aligned
+    one: tidy rows."""
     rows = []
     for task, expert in experts.items():
         for method, model in ((EXPERT, expert), (OLD, merged), (NEW, aligned)):
@@ -151,14 +154,17 @@ def alt(scores: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     cells = scores.set_index(["task", "method"]).accuracy
     said = [
-        f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} (expert {cells[t, EXPERT]:.1f})"
+        f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} (expert "
+        f"{cells[t, EXPERT]:.1f})"
         for t in dict.fromkeys(scores.task)
     ]
-    return f"Accuracy in percent of the merged encoder with the old and with the re-aligned head: {'; '.join(said)}."
+    title = "Accuracy in percent of the merged encoder with the old and with the re-aligned head"
+    return f"{title}: {'; '.join(said)}."
 
 
 def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """What was promised beside what came out: largest difference of logits between here and the saved folders, and room on disk."""
+    """What was promised beside what came out: largest difference of logits between here and the
+    saved folders, and room on disk."""
     from transformers import AutoModelForSequenceClassification
 
     largest = 0.0
@@ -208,7 +214,8 @@ def provenance(study: Study, merged: Merged, k: int) -> Styler:
         "parts": merged.record["parts"],
         "re-aligned with": f"{k} unlabelled texts per class, one draw",
         "device": study.device.type,
-        "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, {p.threads} threads",
+        "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, {p.threads} "
+        f"threads",
         "versions": versions(),
     }
     return show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))

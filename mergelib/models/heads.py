@@ -41,7 +41,8 @@ SCORE_COLUMNS = ["task", "method", "protocol", "k", "draw", "fit_on", "seed", "a
 def expert_classifier(
     source: Any, *, name: str = "", encoder: Sequence[str] = (), head: str = ""
 ) -> Classifier:
-    """Any fine-tuned classifier (hub id, folder, loaded model) as a ``Classifier``, whole and unchanged."""
+    """Any fine-tuned classifier (hub id, folder, loaded model) as a ``Classifier``, whole and
+    unchanged."""
     if isinstance(source, Classifier):
         return source
     parent = open_parent(source, name)
@@ -224,16 +225,18 @@ def _check_softmax(head: TaskHead) -> None:
         or head.config.num_labels < 2
     ):
         raise ConfigError(
-            f"'{head.task}' is no single-label classifier ({head.config.problem_type}, {head.config.num_labels} outputs); Eq. 8 "
+            f"'{head.task}' is no single-label classifier ({head.config.problem_type}, "
+            f"{head.config.num_labels} outputs); Eq. 8 "
             "compares distributions over classes."
         )
 
 
 def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
-    """The merged encoder under the expert's own neck and head. ``merged``: a ``Merged``, its folder, or any model of the
-    expert's architecture whose encoder is to be used.
+    """The merged encoder under the expert's own neck and head. ``merged``: a ``Merged``, its
+    folder, or any model of the expert's architecture whose encoder is to be used.
 
-    Raises ``ConfigError`` when the merged model's head for this task has other labels than the expert's.
+    Raises ``ConfigError`` when the merged model's head for this task has other labels than the
+    expert's.
     """
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)
@@ -301,12 +304,14 @@ def align_classifier(
 ) -> Classifier:
     """Re-align an expert's head to the merged encoder with a few unlabelled inputs (Eq. 8).
 
-    ``merged``: what ``merge`` gave, its folder, or any model with the encoder to use. ``expert``: the fine-tuned model (hub id,
-    folder, loaded), or the name of one that ``merged`` still knows; its outputs on ``inputs`` are the targets. ``protocol`` is
-    "ft_classifier", "orthogonal_classifier" or "orthogonal_procrustes", ``preset`` one of FT-Classifier's.
+    ``merged``: what ``merge`` gave, its folder, or any model with the encoder to use. ``expert``:
+    the fine-tuned model (hub id, folder, loaded), or the name of one that ``merged`` still knows;
+    its outputs on ``inputs`` are the targets. ``protocol`` is "ft_classifier",
+    "orthogonal_classifier" or "orthogonal_procrustes", ``preset`` one of FT-Classifier's.
 
-    Warns when there are fewer inputs than classes. Raises ``DataError`` for unusable inputs, ``ConfigError`` for a head whose
-    labels are not the expert's or that is no single-label classifier, ``UnknownNameError`` for names.
+    Warns when there are fewer inputs than classes. Raises ``DataError`` for unusable inputs,
+    ``ConfigError`` for a head whose labels are not the expert's or that is no single-label
+    classifier, ``UnknownNameError`` for names.
     """
     if protocol not in ALIGNMENTS:
         raise UnknownNameError("way to align", protocol, ALIGNMENTS)
@@ -325,7 +330,8 @@ def align_classifier(
     n_classes = teacher.head.config.num_labels
     if len(inputs) < n_classes:
         warnings.warn(
-            f"'{task}': {len(inputs)} inputs for {n_classes} classes; some class is certainly unseen. About five per class is what "
+            f"'{task}': {len(inputs)} inputs for {n_classes} classes; some class is certainly "
+            f"unseen. About five per class is what "
             "the paper uses.",
             UserWarning,
             stacklevel=2,
@@ -377,14 +383,18 @@ def evaluate(
     method: str = "",
     show_progress: bool = False,
 ) -> pd.DataFrame:
-    """Accuracy in percent of one classifier under the given protocols; the columns are those of ``Study.scores``.
+    """Accuracy in percent of one classifier under the given protocols; the columns are those of
+    ``Study.scores``.
 
-    ``model``: a ``Classifier``, a fine-tuned model (hub id, folder, loaded), or a ``Merged`` (or its folder) with ``task``.
-    ``dataset``: anything that ``tasks.data.rows_of`` takes, labels as names or 0-based numbers. Few-shot protocols draw ``k`` inputs per class from ``fit`` (a data set; without it from the
-    scored inputs themselves, as the paper does, and the column ``fit_on`` says "test") for each seed; those that learn from an
-    ``expert`` need it. FT-Classifier starts at the expert's head. ``draw``: "stratified" or "uniform".
+    ``model``: a ``Classifier``, a fine-tuned model (hub id, folder, loaded), or a ``Merged`` (or
+    its folder) with ``task``. ``dataset``: anything that ``tasks.data.rows_of`` takes, labels as
+    names or 0-based numbers. Few-shot protocols draw ``k`` inputs per class from ``fit`` (a data
+    set; without it from the scored inputs themselves, as the paper does, and the column ``fit_on``
+    says "test") for each seed; those that learn from an ``expert`` need it. FT-Classifier starts at
+    the expert's head. ``draw``: "stratified" or "uniform".
 
-    Raises ``UnknownNameError`` and ``ConfigError`` before anything runs, ``DataError`` for unusable data.
+    Raises ``UnknownNameError`` and ``ConfigError`` before anything runs, ``DataError`` for unusable
+    data.
     """
     found = [get_protocol(p) for p in protocols]
     get_preset(preset)
@@ -437,7 +447,8 @@ def evaluate(
         teacher = None if expert is None else expert_classifier(expert, name=name)
         if teacher is not None and teacher.head.labels != classifier.head.labels:
             raise ConfigError(
-                f"'{name}' has the labels {_few(classifier.head.labels)}, the expert {_few(teacher.head.labels)}."
+                f"'{name}' has the labels {_few(classifier.head.labels)}, the expert "
+                f"{_few(teacher.head.labels)}."
             )
         if teacher is not None and (processor is not None or teacher.processor is None):
             teacher = replace(teacher, processor=classifier.processor)
@@ -471,7 +482,8 @@ def evaluate(
 
 
 def as_classifier(model: Any, task: str = "") -> Classifier:
-    """Whatever ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged model without ``task``."""
+    """Whatever ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged model
+    without ``task``."""
     if (
         isinstance(model, str | os.PathLike)
         and (user_path(model) / RECORD).is_file()

@@ -1,4 +1,5 @@
-"""Checkpoints on disk: the files that transformers reads, refused where unsafe, tensor by tensor."""
+"""Checkpoints on disk: the files that transformers reads, refused where unsafe, tensor by
+tensor."""
 
 from __future__ import annotations
 

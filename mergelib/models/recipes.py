@@ -93,7 +93,8 @@ class EvaluateRecipe(ScoringRecipe):
         description="hub id or folder: a classifier, or what `merge` or `align` wrote"
     )
     data: Names = Field(
-        description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one folder "
+        description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one "
+        "folder "
         "of images per class"
     )
     protocols: list[str] = Field(["current"], description="current, knn, ft_classifier, ...")

@@ -240,7 +240,8 @@ def text_recipe(
     start: Callable[[nn.Module], nn.Module] = lambda module: module,
     desc: str,
 ) -> Recipe:
-    """The recipe of a text encoder that a teacher, or else ``pretrain``, makes of the miniature corpus.
+    """The recipe of a text encoder that a teacher, or else ``pretrain``, makes of the miniature
+    corpus.
 
     ``start`` readies a student's random weights. The store keeps weights and vocabulary.
     """

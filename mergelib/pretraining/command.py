@@ -1,4 +1,5 @@
-"""``python -m mergelib pretrain``: make the shipped foundations anew. For maintainers; the reader needs no teacher."""
+"""``python -m mergelib pretrain``: make the shipped foundations anew. For maintainers; the reader
+needs no teacher."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ PROBE_SHOTS = 100  # training inputs per class
 def planned(profile_name: str) -> dict[str, Profile]:
     """Every foundation of a profile: name -> the profile whose recipe makes it.
 
-    The names are the profile's and the variant's; ``ext03_nonlocal`` adds a longer and another foundation to the text encoder and to
-    the ViT.
+    The names are the profile's and the variant's; ``ext03_nonlocal`` adds a longer and another
+    foundation to the text encoder and to the ViT.
     """
     found = {}
     for variant in ("", *variant_names(profile_name)):
@@ -49,7 +50,8 @@ def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str
     Args:
         encoder: Architecture and preprocessing.
         state: The encoder's weights.
-        tasks: Whose first 100 training inputs per class fit a logistic regression on standardised features.
+        tasks: Whose first 100 training inputs per class fit a logistic regression on standardised
+        features.
 
     Returns:
         Percent right per task.

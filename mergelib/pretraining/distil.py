@@ -1,8 +1,9 @@
 """Distil a real sentence encoder into a miniature one: the f_b of the text profiles.
 
-The student reads the documents of a corpus; a linear map of its mean-pooled output is turned towards the teacher's sentence vector
-of the same document. Nothing else is learned, no label is seen, and the map is thrown away. What the student then knows of these
-sentences is what the teacher knew; masked language modelling on a corpus of templates teaches it the templates instead.
+The student reads the documents of a corpus; a linear map of its mean-pooled output is turned
+towards the teacher's sentence vector of the same document. Nothing else is learned, no label is
+seen, and the map is thrown away. What the student then knows of these sentences is what the teacher
+knew; masked language modelling on a corpus of templates teaches it the templates instead.
 """
 
 from __future__ import annotations

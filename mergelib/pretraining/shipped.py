@@ -1,8 +1,11 @@
-"""f_b as every real project has it: a file that is there, not something that the reader trains first.
+"""f_b as every real project has it: a file that is there, not something that the reader trains
+first.
 
-``mergelib/foundations`` holds one safetensors file (float16) for each f_b of the profiles `mini` and `quick`, and beside it a JSON
-sidecar: the recipe it was made by, its vocabulary, the file's sha256, and what its maker measured. A profile finds its file by the
-recipe. With any other recipe f_b is pre-trained here, as ``python -m mergelib pretrain`` makes the files.
+``mergelib/foundations`` holds one safetensors file (float16) for each f_b of the profiles `mini`
+and `quick`, and beside it a JSON
+sidecar: the recipe it was made by, its vocabulary, the file's sha256, and what its maker measured.
+A profile finds its file by the recipe. With any other recipe f_b is pre-trained here, as ``python
+-m mergelib pretrain`` makes the files.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_
 
 
 def recipe_of(profile: Profile) -> dict[str, Any]:
-    """What decides f_b, up to the machine's rounding: its shape, its pre-training, its seed, its corpus, the world's version."""
+    """What decides f_b, up to the machine's rounding: its shape, its pre-training, its seed, its
+    corpus, the world's version."""
     from ..tasks.miniature import WORLD_VERSION
     from ..tasks.miniature.images import IMAGE_WORLD_VERSION
 

@@ -208,7 +208,8 @@ def corrupted_text(encoder: TextEncoder, text: str, rate: float, *, seed: int) -
 
 
 def small_embeddings(module: nn.Module) -> nn.Module:
-    """A pooled encoder whose random embeddings are made as small as those of ``SpanCorruption``; returns it."""
+    """A pooled encoder whose random embeddings are made as small as those of ``SpanCorruption``;
+    returns it."""
     with torch.no_grad():
         module.transformer.shared.weight.mul_(EMBEDDING_SCALE)
     return module

@@ -40,7 +40,8 @@ class TaskSettings(_Section):
     )  # few-shot draws come from a random pool of this many train rows times C
     text_dir: str = ""
     text_column: int | None = None
-    # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
+    # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped
+    # it.
     modality: Literal["text", "image"] = Field("text", exclude_if=lambda v: v == "text")
     image_dir: str = Field("", exclude_if=lambda v: not v)
 
@@ -55,7 +56,8 @@ class TaskSettings(_Section):
                 or len(name.encode(errors="replace")) > MAX_NAME
             ):
                 raise ValueError(
-                    f"names: '{shortened(name)}' is not a plain name of at most {MAX_NAME} characters"
+                    f"names: '{shortened(name)}' is not a plain name of at most {MAX_NAME} "
+                    f"characters"
                 )
             known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
             if self.source != "local" and name not in known:
@@ -87,12 +89,14 @@ class PretrainSettings(TrainSettings):
 
 
 class EncoderSettings(_Section):
-    """``base`` is a hub id or folder; without it a miniature encoder of the given kind and shape is pre-trained here."""
+    """``base`` is a hub id or folder; without it a miniature encoder of the given kind and shape is
+    pre-trained here."""
 
     kind: Literal["bert", "t5", "clip", "vit"] = Field("bert", exclude_if=lambda v: v == "bert")
     base: str = ""
     revision: str | None = None
-    # released: as the authors' code reads texts, mergelib/encoders/released.py. Absent from dumps where it says nothing.
+    # released: as the authors' code reads texts, mergelib/encoders/released.py. Absent from dumps
+    # where it says nothing.
     preprocessing: Literal["default", "released"] = Field(
         "default", exclude_if=lambda v: v == "default"
     )
@@ -124,7 +128,8 @@ class MergingSettings(_Section):
     methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties")
     lams: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(1, 11))
     options: dict[str, dict[str, Any]] = {}
-    # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped it.
+    # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped
+    # it.
     grids: dict[str, tuple[float, ...]] = Field(
         {}, exclude_if=lambda v: not v
     )  # method -> its own lams
@@ -144,7 +149,8 @@ class MergingSettings(_Section):
 
 
 class ZooSettings(MergingSettings):
-    """What ``ext01_method_zoo`` merges, those that the paper names first, and the shots per class of its fits."""
+    """What ``ext01_method_zoo`` merges, those that the paper names first, and the shots per class
+    of its fits."""
 
     methods: tuple[str, ...] = (
         "weight_averaging",
@@ -177,8 +183,8 @@ class ZooSettings(MergingSettings):
 
 
 class NonLocalSettings(MergingSettings):
-    """What ``ext03_nonlocal`` merges, by how much its second foundation differs from f_b, and on how many inputs. Few inputs: it scores
-    some dozen encoders that no other notebook has."""
+    """What ``ext03_nonlocal`` merges, by how much its second foundation differs from f_b, and on
+    how many inputs. Few inputs: it scores some dozen encoders that no other notebook has."""
 
     methods: tuple[str, ...] = (
         "weight_averaging",
@@ -242,7 +248,8 @@ class Profile(_Section):
         True  # quick prints its claims without a verdict: it is too small to mean anything
     )
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
-    # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never published. Absent from dumps by default.
+    # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never
+    # published. Absent from dumps by default.
     experts: Literal["trained", "released"] = Field("trained", exclude_if=lambda v: v == "trained")
     multi_task: Literal["trained", "paper only"] = Field(
         "trained", exclude_if=lambda v: v == "trained"
@@ -265,7 +272,8 @@ class Profile(_Section):
     def _one_modality(self):
         if (self.tasks.modality == "image") != (self.encoder.kind in IMAGE_KINDS):
             raise ValueError(
-                f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode {self.tasks.modality}s"
+                f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode "
+                f"{self.tasks.modality}s"
             )
         return self
 
@@ -273,12 +281,14 @@ class Profile(_Section):
     def _published(self):
         if self.experts == "released" and (self.encoder.kind != "bert" or not self.encoder.base):
             raise ValueError(
-                "experts: the released ones are BERTs and need encoder.base, the model that they were fine-tuned from"
+                "experts: the released ones are BERTs and need encoder.base, the model that they "
+                "were fine-tuned from"
             )
         return self
 
     def of_zoo(self) -> Profile:
-        """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError`` where there is none."""
+        """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError``
+        where there is none."""
         if self.zoo is None:
             raise ConfigError(f"Profile '{self.name}' has no section zoo.")
         merging = MergingSettings(**self.zoo.model_dump(exclude={"k"}))
@@ -292,7 +302,8 @@ class Profile(_Section):
         )
 
     def of_non_local(self) -> Profile:
-        """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps. Raises ``ConfigError`` where there is none."""
+        """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps.
+        Raises ``ConfigError`` where there is none."""
         own = self.non_local
         if own is None:
             raise ConfigError(f"Profile '{self.name}' has no section non_local.")
@@ -308,7 +319,8 @@ class Profile(_Section):
     def train_config(
         self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1
     ) -> TrainConfig:
-        """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a result is known by."""
+        """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a
+        result is known by."""
         own = settings.seed if isinstance(settings, PretrainSettings) else None
         return TrainConfig(
             settings.steps * steps_factor,
@@ -325,7 +337,8 @@ class Profile(_Section):
 def with_shortcuts(
     overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = ""
 ) -> dict[str, Any]:
-    """``overrides`` plus what the notebook parameters ``text_dir``, ``base`` and ``image_dir`` stand for; empty ones stand for nothing."""
+    """``overrides`` plus what the notebook parameters ``text_dir``, ``base`` and ``image_dir``
+    stand for; empty ones stand for nothing."""
     overrides = dict(overrides)
     if text_dir:
         overrides |= {"tasks.text_dir": text_dir, "tasks.source": "local"}
@@ -358,14 +371,17 @@ def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def variant_names(name: str) -> list[str]:
-    """A profile's variants: partial profiles that are laid over the rest of it. Raises ``UnknownNameError``."""
+    """A profile's variants: partial profiles that are laid over the rest of it. Raises
+    ``UnknownNameError``."""
     return sorted(_raw(name)[1])
 
 
 def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: str = "") -> Profile:
-    """The named profile, with a variant laid over it and dotted overrides such as ``{"fine_tuning.steps": 100}`` applied, validated.
+    """The named profile, with a variant laid over it and dotted overrides such as
+    ``{"fine_tuning.steps": 100}`` applied, validated.
 
-    Raises ``UnknownNameError`` for an unknown profile, variant or key (naming the nearest), ``ConfigError`` for a bad value.
+    Raises ``UnknownNameError`` for an unknown profile, variant or key (naming the nearest),
+    ``ConfigError`` for a bad value.
     """
     raw, variants = _raw(name)
     if variant:
@@ -375,7 +391,8 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
             raise ConfigError(
-                f"overrides: {shortened(dotted)} is no key; write texts such as 'fine_tuning.steps'."
+                f"overrides: {shortened(dotted)} is no key; write texts such as "
+                f"'fine_tuning.steps'."
             )
         *path, last = dotted.split(".")
         here = raw
@@ -385,7 +402,8 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
                 raise ConfigError(
-                    f"overrides: '{dotted}' lies in '{part}', which another override set to {shortened(here)}."
+                    f"overrides: '{dotted}' lies in '{part}', which another override set to "
+                    f"{shortened(here)}."
                 )
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
@@ -394,7 +412,8 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
 
 
 def parse_profile(raw: Any, what: str) -> Profile:
-    """Validate a parsed YAML document. Raises ``UnknownNameError`` or ``ConfigError`` naming the key and the remedy."""
+    """Validate a parsed YAML document. Raises ``UnknownNameError`` or ``ConfigError`` naming the
+    key and the remedy."""
     try:
         return Profile.model_validate(raw)
     except ValidationError as error:
@@ -408,7 +427,8 @@ def parse_profile(raw: Any, what: str) -> Profile:
                 f"key '{where}' in {what}:", first["loc"][-1], model.model_fields
             ) from error
         raise ConfigError(
-            f"{what}, {where or 'document'}: {shortened(first['msg'], 300)} (given: {shortened(first.get('input'))!r})."
+            f"{what}, {where or 'document'}: {shortened(first['msg'], 300)} (given: "
+            f"{shortened(first.get('input'))!r})."
         ) from error
 
 

@@ -70,7 +70,8 @@ class Protocol:
     draws: tuple[str, ...] = DRAWS
 
     def __call__(self, evidence: Evidence, *, where: str = "") -> Tensor:
-        """Predicted classes of one encoder's test inputs. A protocol of the user's own gets evidence that it may write to.
+        """Predicted classes of one encoder's test inputs. A protocol of the user's own gets
+        evidence that it may write to.
 
         Args:
             evidence: What the protocol may look at.
@@ -96,13 +97,15 @@ class Protocol:
             predicted = torch.as_tensor(given).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"{who} gave {shortened(given)}; class numbers {wanted} ([K, S, N]) are wanted, as a tensor, an array "
+                f"{who} gave {shortened(given)}; class numbers {wanted} ([K, S, N]) are wanted, "
+                f"as a tensor, an array "
                 "of numpy's or nested lists."
             ) from error
         form = f"{str(predicted.dtype).removeprefix('torch.')} {list(predicted.shape)}"
         if predicted.is_floating_point() or predicted.is_complex() or predicted.dtype is torch.bool:
             raise ConfigError(
-                f"{who} gave {form}; whole class numbers {wanted} ([K, S, N]) are wanted. Of logits take argmax(-1)."
+                f"{who} gave {form}; whole class numbers {wanted} ([K, S, N]) are wanted. Of "
+                f"logits take argmax(-1)."
             )
         if list(predicted.shape) != wanted:
             raise ConfigError(f"{who} gave {form}; [K, S, N] here is {wanted}.")

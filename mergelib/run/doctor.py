@@ -395,7 +395,8 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
     return [
         pd.DataFrame(cells).rename_axis(columns="notebook").to_string(),
-        "Minutes from an empty store on two cores (mergelib/tables/manifest.yaml); ?: not measured.",
+        "Minutes from an empty store on two cores (mergelib/tables/manifest.yaml); ?: not "
+        "measured.",
         "",
         *below,
     ]

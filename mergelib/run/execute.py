@@ -65,7 +65,8 @@ def end_with(parent: int, grace: float = 10.0) -> None:
 
 
 def own_kernel() -> type:
-    """A manager whose kernel is this interpreter's, whatever kernels the user's Jupyter knows under its name."""
+    """A manager whose kernel is this interpreter's, whatever kernels the user's Jupyter knows under
+    its name."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 

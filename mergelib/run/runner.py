@@ -189,13 +189,15 @@ class Result:
 
 
 def default_jobs(profile: Profile) -> int:
-    """Notebooks at a time: as many as have ``threads`` cores each, at most 4 (a kernel takes about 1 GB)."""
+    """Notebooks at a time: as many as have ``threads`` cores each, at most 4 (a kernel takes about
+    1 GB)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(4, (cores or 1) // profile.threads))
 
 
 def in_parallel(items: Sequence[Item], profile: str) -> list[Item]:
-    """The order in which several jobs begin: the lesson, whose experts the others share, then the longest first."""
+    """The order in which several jobs begin: the lesson, whose experts the others share, then the
+    longest first."""
     return sorted(items, key=lambda i: (i.group != "lesson", -i.minutes.get(profile, 0.0)))
 
 

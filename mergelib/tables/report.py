@@ -31,7 +31,8 @@ PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, t
 README_PART = ("<!-- the README shows this part -->", "<!-- /the README shows this part -->")
 LABORATORY = (
     "`mini` is a laboratory, not a benchmark: generated tasks, and small encoders that hold what a "
-    "real sentence encoder knows of these texts. It tests what happens when such models are merged; "
+    "real sentence encoder knows of these texts. It tests what happens when such models are "
+    "merged; "
     "its accuracies say nothing about real data."
 )
 ROWS = ["profile", "claim", "says", "part", "here", "low", "high"]

@@ -46,7 +46,8 @@ def build_task(
     """
     if not isinstance(n_validation, int) or n_validation < 1:
         raise DataError(
-            f"Task '{name}': n_validation is {n_validation}; lambda is chosen on validation rows, so cut at least one."
+            f"Task '{name}': n_validation is {n_validation}; lambda is chosen on validation "
+            f"rows, so cut at least one."
         )
     if len(train) <= n_validation:
         raise DataError(
@@ -74,7 +75,8 @@ def task(
     Args:
         name: the task's name.
         train, test: inputs with labels, names or numbers, in any form that ``tasks.data.rows_of``
-            takes: pairs (text, label), two lists, a DataFrame, a Dataset, a file, a folder of images.
+            takes: pairs (text, label), two lists, a DataFrame, a Dataset, a file, a folder of
+            images.
         n_validation: rows that are cut from ``train``.
         image_size: for images, the S of uint8 ``[N, 3, S, S]``.
         source: where the data come from.
@@ -137,7 +139,8 @@ def miniature_task(name: str, profile: Profile) -> Task:
     )
 
 
-@cache  # drawing takes some seconds, and a notebook with two patch sizes has the same pictures twice
+# drawing takes some seconds, and a notebook with two patch sizes has the same pictures twice
+@cache
 def _drawn(name: str, n_train: int, n_test: int) -> tuple[Split, Split]:
     from .miniature import images
 

@@ -37,7 +37,8 @@ from .rows import (
 # Long reviews exceed csv's limit of 128 KiB; an open quote, or a bomb, would take the whole file.
 MAX_TEXT = 16 << 20  # characters
 csv.field_size_limit(MAX_TEXT)
-# A file may not unfold into more than MAX_GROWTH times its bytes, beyond MAX_PLAIN; prose takes 2-5.
+# A file may not unfold into more than MAX_GROWTH times its bytes, beyond MAX_PLAIN; prose takes
+# 2-5.
 MAX_GROWTH = 50
 MAX_PLAIN = 32 << 20
 LIMIT_SEED = 11
@@ -387,7 +388,8 @@ def _image_folder(folder: Path, labelled: bool) -> Rows:
     loose = sum(path.parent == folder for path in _images(folder))
     if loose or not found:
         raise DataError(
-            f"'{folder}' holds {f'{loose} images in no folder of a class' if loose else 'no images'}"
+            f"'{folder}' holds "
+            f"{f'{loose} images in no folder of a class' if loose else 'no images'}"
             "; labelled inputs are images in one folder per class."
         )
     labels = [label for _, label in found]

@@ -1,4 +1,5 @@
-"""Image tasks from local Parquet folders, in the layout in which the `datasets` library writes them."""
+"""Image tasks from local Parquet folders, in the layout in which the `datasets` library writes
+them."""
 
 from __future__ import annotations
 
@@ -51,8 +52,9 @@ def decode_image(x: Any, size: int, where: str) -> Tensor:
 
 
 def open_image(x: Any, where: str) -> Any:
-    """A file, its bytes, a ``{"bytes", "path"}`` of datasets, a PIL image or a uint8 array (``[H, W]``,
-    ``[H, W, 3]`` or ``[3, H, W]``) as a PIL image in RGB, upright. A text is a file's name and
+    """A file, its bytes, a ``{"bytes", "path"}`` of datasets, a PIL image or a uint8 array (``[H,
+    W]``, ``[H, W, 3]`` or ``[3, H, W]``) as a PIL image in RGB, upright. A text is a file's name
+    and
     nothing else: no address is fetched. Raises ``DataError`` that begins with ``where``."""
     from PIL import Image
 
@@ -132,16 +134,18 @@ def read_parquet(
     seed: int = 0,
     desc: str | None = None,
 ) -> tuple[Split, tuple[str, ...] | None]:
-    """Images and labels of one Parquet file, or of several that are one split, and the label names stored there (``None`` where there are
-    none).
+    """Images and labels of one Parquet file, or of several that are one split, and the label names
+    stored there (``None`` where there are none).
 
-    Column ``image`` holds the bytes of an image file, by themselves or as the field ``bytes`` of a struct; column ``label`` holds
-    integers from 0. Names are those of the ``ClassLabel`` in the schema's metadata. Inputs are uint8 ``[N, 3, size, size]`` (see
-    ``decode_image``). ``limit`` keeps that many rows, drawn with ``seed`` and without a look at their labels, in the files' order;
-    the others are not decoded. ``desc`` switches a progress line on.
+    Column ``image`` holds the bytes of an image file, by themselves or as the field ``bytes`` of a
+    struct; column ``label`` holds integers from 0. Names are those of the ``ClassLabel`` in the
+    schema's metadata. Inputs are uint8 ``[N, 3, size, size]`` (see ``decode_image``). ``limit``
+    keeps that many rows, drawn with ``seed`` and without a look at their labels, in the files'
+    order; the others are not decoded. ``desc`` switches a progress line on.
 
-    Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is no Parquet, a missing column or one of another
-    type, an absent image, an absent label or one outside the stored names' range, files with different names.
+    Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is no Parquet, a
+    missing column or one of another type, an absent image, an absent label or one outside the
+    stored names' range, files with different names.
     """
     paths = [path] if isinstance(path, Path) else list(path)
     found = []
@@ -150,7 +154,8 @@ def read_parquet(
             found.append(_labels_and_names(file, one))
         if found[-1][1] != found[0][1]:
             raise DataError(
-                f"{one}: it names classes {_short(found[-1][1])}, {paths[0].name} {_short(found[0][1])}; give all files the same ClassLabel."
+                f"{one}: it names classes {_short(found[-1][1])}, {paths[0].name} "
+                f"{_short(found[0][1])}; give all files the same ClassLabel."
             )
     chosen = _choose(sum(len(labels) for labels, _ in found), limit, seed)
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
@@ -163,7 +168,8 @@ def read_parquet(
                 for i, (row, data) in enumerate(_bytes_of(file, rows), start=len(kept)):
                     if data is None:
                         raise DataError(
-                            f"{one}, row {row}: no image bytes; embed the file's bytes, a path alone is not followed."
+                            f"{one}, row {row}: no image bytes; embed the file's bytes, a path "
+                            f"alone is not followed."
                         )
                     images[i] = decode_image(data, size, f"{one}, row {row}")
                     if bar is not None:
@@ -191,28 +197,33 @@ def opened(path: Path) -> Iterator[Any]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again with datasets."
+            f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again "
+            f"with datasets."
         ) from error
 
 
 def _labels_and_names(file: Any, path: Path) -> tuple[list[int], tuple[str, ...] | None]:
-    """The labels of all rows and the stored names, after checks of both columns; no image is read."""
+    """The labels of all rows and the stored names, after checks of both columns; no image is
+    read."""
     import pyarrow as pa
 
     schema = file.schema_arrow
     for column, wanted in (("image", "the bytes of an image file"), ("label", "an integer from 0")):
         if schema.names.count(column) != 1:
             raise DataError(
-                f"{path}: no column '{column}' (or more than one) among {', '.join(schema.names) or 'none'}; it holds {wanted}."
+                f"{path}: no column '{column}' (or more than one) among "
+                f"{', '.join(schema.names) or 'none'}; it holds {wanted}."
             )
     kind = schema.field("label").type
     if not pa.types.is_integer(kind):
         raise DataError(
-            f"{path}: column 'label' is {kind}; number the classes from 0 and store their names as a ClassLabel."
+            f"{path}: column 'label' is {kind}; number the classes from 0 and store their names "
+            f"as a ClassLabel."
         )
     if not _holds_bytes(schema.field("image").type):
         raise DataError(
-            f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an image file, "
+            f"{path}: column 'image' is {schema.field('image').type}; store the bytes of an "
+            f"image file, "
             "by themselves or as the field 'bytes' of a struct."
         )
     names = label_names(schema, path)
@@ -235,11 +246,12 @@ def parquet_splits(
     n_train: int | None = None,
     n_test: int | None = None,
 ) -> tuple[tuple[str, ...], Split, Split]:
-    """Label names, train and test split of task ``name`` under ``image_dir``; images as uint8 ``[N, 3, size, size]``.
+    """Label names, train and test split of task ``name`` under ``image_dir``; images as uint8 ``[N,
+    3, size, size]``.
 
-    ``n_train`` and ``n_test`` keep that many rows, drawn by fixed seeds. Without stored names classes are numbered. Raises
-    ``DataError`` for a missing folder or file (naming what is there), two halves that name their classes differently, and whatever
-    ``read_parquet`` refuses.
+    ``n_train`` and ``n_test`` keep that many rows, drawn by fixed seeds. Without stored names
+    classes are numbered. Raises ``DataError`` for a missing folder or file (naming what is there),
+    two halves that name their classes differently, and whatever ``read_parquet`` refuses.
     """
     folder = user_path(Path(image_dir) / name)
     if not folder.is_dir():
@@ -249,7 +261,8 @@ def parquet_splits(
             else []
         )
         raise DataError(
-            f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected {LAYOUT}."
+            f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected "
+            f"{LAYOUT}."
         )
     (train, names), (test, test_names) = (
         read_parquet(find_parquet(folder, split), size, limit=limit, seed=SUBSAMPLE_SEED + i)
@@ -257,7 +270,8 @@ def parquet_splits(
     )
     if names != test_names:
         raise DataError(
-            f"{folder}: train and test name their classes differently ({_short(names)} and {_short(test_names)}); "
+            f"{folder}: train and test name their classes differently ({_short(names)} and "
+            f"{_short(test_names)}); "
             "give both files the same ClassLabel."
         )
     if names is None:
@@ -287,7 +301,8 @@ def label_names(schema: Any, path: Path, column: str = "label") -> tuple[str, ..
         names = json.loads(raw)["info"]["features"][column].get("names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file again with datasets."
+            f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file "
+            f"again with datasets."
         ) from error
     if names is None:
         return None
@@ -298,7 +313,8 @@ def label_names(schema: Any, path: Path, column: str = "label") -> tuple[str, ..
         or len(set(names)) != len(names)
     ):
         raise DataError(
-            f"{path}: its label names are {str(names)[:80]}; a list of different, non-empty texts is needed."
+            f"{path}: its label names are {str(names)[:80]}; a list of different, non-empty "
+            f"texts is needed."
         )
     return tuple(names)
 
@@ -315,7 +331,8 @@ def _check_labels(labels: list[int | None], names: tuple[str, ...] | None, path:
                 else f"it names no classes, and at most {highest} are taken"
             )
             raise DataError(
-                f"{path}, row {row}: label {label}; labels run from 0 to {highest - 1} ({known}). Correct or remove the row."
+                f"{path}, row {row}: label {label}; labels run from 0 to {highest - 1} "
+                f"({known}). Correct or remove the row."
             )
 
 

@@ -1,4 +1,5 @@
-"""Inputs and labels as anybody holds them in Python, and the one rule by which labels become classes."""
+"""Inputs and labels as anybody holds them in Python, and the one rule by which labels become
+classes."""
 
 from __future__ import annotations
 
@@ -401,7 +402,8 @@ def numbered(
         low, high = min(texts, key=int), max(texts, key=int)
         raise DataError(
             f"{data.where}: numbers from {low} to {high} can count '{owner}'s {n} classes "
-            f"({_few(names)}) in two ways, and nothing says which. Write names instead, or say what "
+            f"({_few(names)}) in two ways, and nothing says which. Write names instead, or say "
+            f"what "
             "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
         )
     return [readings[0][str(y)] for y in labels]

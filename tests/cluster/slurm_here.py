@@ -1,4 +1,5 @@
-"""A Slurm of one node on this machine, below one folder: munge, a controller, and a node daemon that can lose its power."""
+"""A Slurm of one node on this machine, below one folder: munge, a controller, and a node daemon
+that can lose its power."""
 
 from __future__ import annotations
 
@@ -145,9 +146,11 @@ class Slurm:
         return process
 
     def start_node(self) -> None:
-        """The node daemon in a process namespace of its own: what dies with it is all that it started, as when a machine loses its power.
+        """The node daemon in a process namespace of its own: what dies with it is all that it
+        started, as when a machine loses its power.
 
-        There the configuration lies where Slurm looks by itself: Snakemake takes SLURM_CONF, like all such variables, out of a job's environment.
+        There the configuration lies where Slurm looks by itself: Snakemake takes SLURM_CONF, like
+        all such variables, out of a job's environment.
         """
         self.node = self._start(
             "unshare",

@@ -1,7 +1,8 @@
-"""cluster/Snakefile on a real Slurm of this machine. Opt-in: ``./run_all.sh test -m cluster tests/cluster``; minutes.
+"""cluster/Snakefile on a real Slurm of this machine. Opt-in: ``./run_all.sh test -m cluster
+tests/cluster``; minutes.
 
-Like ``tests.faults.kill``, but what dies is a machine: everything that its node daemon runs goes at once, and Slurm gives the job back
-to the queue.
+Like ``tests.faults.kill``, but what dies is a machine: everything that its node daemon runs goes at
+once, and Slurm gives the job back to the queue.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def stamps(place: Path, rule: str = "*") -> list[Path]:
 
 
 def check_whole(place: Path) -> None:
-    """Every unit left its file; every stamp names artifacts that are there; nothing half-made lies about."""
+    """Every unit left its file; every stamp names artifacts that are there; nothing half-made lies
+    about."""
     units = json.loads((place / "units.json").read_text())
     assert all((place / u["output"]).is_file() for u in units)
     store = Store(place / "store")
@@ -173,7 +175,8 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
     )
     assert csvs(place / "figures") == csvs(local / "figures") != {}
     print(
-        f"job {job} requeued; {len(submitted)} units, {len(finished)} artifacts kept; {len(csvs(place / 'figures'))} CSVs equal"
+        f"job {job} requeued; {len(submitted)} units, {len(finished)} artifacts kept; "
+        f"{len(csvs(place / 'figures'))} CSVs equal"
     )
 
 

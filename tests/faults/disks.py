@@ -1,4 +1,5 @@
-"""Small disks of one test's own: a tmpfs that only a forked child sees, which can be full, or closed to writing, for root too."""
+"""Small disks of one test's own: a tmpfs that only a forked child sees, which can be full, or
+closed to writing, for root too."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def _mount(
 
 
 def own_mounts() -> None:
-    """From now on this process's mounts are its own, and go when it and its children end. Raises ``OSError`` where that is forbidden."""
+    """From now on this process's mounts are its own, and go when it and its children end. Raises
+    ``OSError`` where that is forbidden."""
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None, use_errno=True).unshare(NEW_MOUNTS | (NEW_USER if user else 0)):
         raise OSError(ctypes.get_errno(), f"unshare: {os.strerror(ctypes.get_errno())}")
@@ -88,7 +90,8 @@ def why_not() -> str:
 
 
 def on_a_disk(test: Callable) -> Callable:
-    """A test that runs in a forked child, whose mounts vanish with it; ``tmp_path`` is its first argument."""
+    """A test that runs in a forked child, whose mounts vanish with it; ``tmp_path`` is its first
+    argument."""
 
     @functools.wraps(test)
     def run(tmp_path: Path, **fixtures) -> None:

@@ -2,9 +2,9 @@
 
 ``--quick-run 3`` kills whole runs of notebooks, with ``--only text report`` runs of these.
 
-Each trial begins with an empty store. What the kill left is compared with what the next run leaves: every artifact that was finished is
-the same file afterwards, results equal those of an undisturbed run (all tables but the measured seconds of merging), and nothing temporary is
-left.
+Each trial begins with an empty store. What the kill left is compared with what the next run leaves:
+every artifact that was finished is the same file afterwards, results equal those of an undisturbed
+run (all tables but the measured seconds of merging), and nothing temporary is left.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def tensors(store: Path) -> dict[str, str]:
 
 
 def temporary(place: Path) -> list[str]:
-    """Files and folders below ``place`` that no finished run leaves. The store's locks are no temporary files: they stay, empty, as names
-    for the system's locks, until ``store prune``."""
+    """Files and folders below ``place`` that no finished run leaves. The store's locks are no
+    temporary files: they stay, empty, as names for the system's locks, until ``store prune``."""
 
     def is_temporary(inside: tuple[str, ...]) -> bool:
         return (
@@ -89,7 +89,8 @@ def csvs(output: Path) -> dict[str, bytes]:
 
 
 def others(found: dict[str, bytes], expected: dict[str, bytes]) -> str:
-    """Names of tables that are not the same, each with its first other line; empty where all are."""
+    """Names of tables that are not the same, each with its first other line; empty where all
+    are."""
     said = []
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
@@ -125,7 +126,8 @@ def finish(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process: a moment in it is the same place in the program, however busy the machine is."""
+    """CPU time of a process: a moment in it is the same place in the program, however busy the
+    machine is."""
     return time.clock_gettime((~pid << 3) | 2)  # Linux: the clock of all threads of a process
 
 
@@ -140,7 +142,8 @@ def wait_until(pid: int, moment: float, clock: Callable[[int], float]) -> None:
 def kill_once(
     reference: Undisturbed, place: Path, number: signal.Signals, moment: float, by_cpu: bool
 ) -> dict | float:
-    """Start, kill after ``moment`` seconds, run again, compare. Where the run was over before the kill: how many it took."""
+    """Start, kill after ``moment`` seconds, run again, compare. Where the run was over before the
+    kill: how many it took."""
     pid, begun = reference.start(place), time.monotonic()
     wait_until(pid, moment, cpu_seconds if by_cpu else lambda _: time.monotonic() - begun)
     os.kill(pid, number)  # nobody has waited for it: the id is still its own
@@ -182,13 +185,15 @@ def kill_often(
     say: Callable[[str], None] = lambda line: None,
     by_cpu: bool = True,
 ) -> list[dict]:
-    """``times`` kills of a run that ``start(place)`` begins (it returns a process id), the signals in turn, at seeded random moments: of CPU
-    time, or of wall time for a run whose work other processes do."""
+    """``times`` kills of a run that ``start(place)`` begins (it returns a process id), the signals
+    in turn, at seeded random moments: of CPU time, or of wall time for a run whose work other
+    processes do."""
     draw, trials = random.Random(seed), []
     with tempfile.TemporaryDirectory(prefix="kill-") as root:
         reference = Undisturbed(start, Path(root) / "undisturbed")
         say(
-            f"undisturbed: {reference.seconds:.1f} s, of its own CPU time {reference.cpu:.1f} s, {len(reference.tensors)} artifacts, {len(reference.csvs)} CSVs"
+            f"undisturbed: {reference.seconds:.1f} s, of its own CPU time {reference.cpu:.1f} s, "
+            f"{len(reference.tensors)} artifacts, {len(reference.csvs)} CSVs"
         )
         until = reference.cpu if by_cpu else reference.seconds
         while len(trials) < times:
@@ -200,24 +205,29 @@ def kill_often(
             else:
                 trials.append(done)
                 say(
-                    f"{len(trials):3}  {done['signal']:<8} at {done['moment']:6.2f} s: {done['finished']:3} of {done['of']} artifacts finished and kept, "
-                    f"{done['left by the kill']} temporary files or folders taken away by the next run"
+                    f"{len(trials):3}  {done['signal']:<8} at {done['moment']:6.2f} s: "
+                    f"{done['finished']:3} of {done['of']} artifacts finished and kept, "
+                    f"{done['left by the kill']} temporary files or folders taken away by the "
+                    f"next run"
                 )
             shutil.rmtree(place, ignore_errors=True)
     return trials
 
 
-# ---- what is killed -----------------------------------------------------------------------------------------------------
+# ---- what is killed ------------------------------------------------------------------------------
 
 
 def forked(work: Callable[[], None], log: Path) -> int:
-    """``work`` in a forked child, which has this process's imports already; returns its process id. What it says goes to ``log``."""
+    """``work`` in a forked child, which has this process's imports already; returns its process id.
+    What it says goes to ``log``."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        gc.callbacks.clear()  # hypothesis leaves one in a session of tests, and a KeyboardInterrupt inside it is swallowed
+        # hypothesis leaves one in a session of tests, and a KeyboardInterrupt inside it is
+        # swallowed
+        gc.callbacks.clear()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         quiet = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -244,7 +254,8 @@ def start_program(place: Path, overrides: dict | None = None) -> int:
 
 
 def start_quick_run(place: Path, only: Sequence[str] = ()) -> int:
-    """A ``mergelib run --profile quick``, of all notebooks by default, with folders of its own below ``place``."""
+    """A ``mergelib run --profile quick``, of all notebooks by default, with folders of its own
+    below ``place``."""
     (place / "temporary").mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "MERGELIB_STORE": str(place / "store"),
@@ -318,8 +329,10 @@ def main() -> int:
                 by_cpu=start is start_program,
             )
             print(
-                f"{len(trials)} kills of the {what} ({', '.join(f'{n} {s}' for s, n in Counter(t['signal'] for t in trials).items())}): all completed, "
-                f"same CSVs, {sum(t['finished'] for t in trials)} finished artifacts kept, 0 made again, nothing temporary left."
+                f"{len(trials)} kills of the {what} "
+                f"({', '.join(f'{n} {s}' for s, n in Counter(t['signal'] for t in trials).items())}): all completed, "
+                f"same CSVs, {sum(t['finished'] for t in trials)} finished artifacts kept, 0 "
+                f"made again, nothing temporary left."
             )
     return 0
 

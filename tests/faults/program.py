@@ -1,4 +1,5 @@
-"""A program as a user writes it, over store and study: pre-trains, fine-tunes, merges, scores, writes CSVs. Some seconds from an empty store."""
+"""A program as a user writes it, over store and study: pre-trains, fine-tunes, merges, scores,
+writes CSVs. Some seconds from an empty store."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ OVERRIDES = {
 
 
 def run(store: Path, output: Path, overrides: dict | None = None) -> None:
-    """The whole program: scores and the curve of lambda, of two tasks and three merges, into ``output``."""
+    """The whole program: scores and the curve of lambda, of two tasks and three merges, into
+    ``output``."""
     study = Study(
         "quick", overrides=OVERRIDES | (overrides or {}), store=Store(store), device="cpu"
     )

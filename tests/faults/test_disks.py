@@ -1,4 +1,5 @@
-"""Disks that are full or closed to writing: one line names file and remedy, nothing half-written is believed, a rerun completes."""
+"""Disks that are full or closed to writing: one line names file and remedy, nothing half-written is
+believed, a rerun completes."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def names(line: str, file: Path | str, *remedies: str) -> None:
 
 
 def files(place: Path) -> dict[str, bytes]:
-    """Content by name of all files below ``place`` but the store's locks, which stay, and what the disk is filled with."""
+    """Content by name of all files below ``place`` but the store's locks, which stay, and what the
+    disk is filled with."""
     return {
         str(p.relative_to(place)): p.read_bytes()
         for p in sorted(place.rglob("*"))
@@ -51,7 +53,8 @@ def files(place: Path) -> dict[str, bytes]:
 
 
 def until_it_fits(disk: Disk, attempt, step: int, after_refusal) -> int:
-    """Call ``attempt`` with 0 bytes left, ``step`` more, and so on until nothing is refused; returns how often it was."""
+    """Call ``attempt`` with 0 bytes left, ``step`` more, and so on until nothing is refused;
+    returns how often it was."""
     refused = 0
     while True:
         disk.leave(refused * step)
@@ -64,7 +67,7 @@ def until_it_fits(disk: Disk, attempt, step: int, after_refusal) -> int:
         assert refused < 200, "it never fits"
 
 
-# ---- the store ----------------------------------------------------------------------------------------------------------
+# ---- the store -----------------------------------------------------------------------------------
 
 
 def made() -> Artifact:
@@ -205,7 +208,8 @@ def trained(scratch: Path) -> torch.Tensor:
 
 @on_a_disk
 def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
-    """Room for half of the first checkpoint, or of the second: what is whole is gone on from, to the same bytes."""
+    """Room for half of the first checkpoint, or of the second: what is whole is gone on from, to
+    the same bytes."""
     wanted = trained(tmp_path / "alone")
     newest = tmp_path / "alone" / "checkpoint-6"
     size = sum(-(-p.stat().st_size // PAGE) * PAGE for p in newest.iterdir())
@@ -225,7 +229,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
     assert left == [[], ["checkpoint-2"]]
 
 
-# ---- figures and their numbers ------------------------------------------------------------------------------------------
+# ---- figures and their numbers -------------------------------------------------------------------
 
 
 @on_a_disk
@@ -278,7 +282,7 @@ def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
     names(str(caught.value), disk.place / "new" / "figures", "MERGELIB_OUTPUT")
 
 
-# ---- notebooks ----------------------------------------------------------------------------------------------------------
+# ---- notebooks -----------------------------------------------------------------------------------
 
 
 def a_notebook(root: Path, monkeypatch) -> runner.Item:
@@ -350,7 +354,7 @@ def test_a_read_only_folder_for_outputs_is_refused_before_a_notebook_starts(
     names(said, disk.place / "build", "MERGELIB_OUTPUT")
 
 
-# ---- merged models ------------------------------------------------------------------------------------------------------
+# ---- merged models -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

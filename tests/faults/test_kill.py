@@ -1,4 +1,5 @@
-"""Kills at random moments of a program over store and study, and at every line of the store: nothing finished is lost, nothing is left."""
+"""Kills at random moments of a program over store and study, and at every line of the store:
+nothing finished is lost, nothing is left."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def test_two_programs_at_once_on_one_store_share_the_work(tmp_path):
     assert temporary(place) == []
 
 
-# ---- every line of the store --------------------------------------------------------------------------------------------
+# ---- every line of the store ---------------------------------------------------------------------
 
 
 def make_with_scratch(kept: Store):
@@ -167,7 +168,7 @@ def artifacts_of(kept: Store) -> dict[str, tuple]:
     return {} if kept.verify() else artifacts(kept.root)
 
 
-# ---- files of results and folders of models -----------------------------------------------------------------------------
+# ---- files of results and folders of models ------------------------------------------------------
 
 
 def test_what_a_killed_writer_left_is_taken_over(tmp_path):

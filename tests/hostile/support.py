@@ -14,7 +14,9 @@ import torch
 
 from mergelib.errors import MergelibError
 
-SECONDS = 20  # of this process's own time: a case takes milliseconds, and a busy machine does not make it take more
+# of this process's own time: a case takes milliseconds, and a busy machine does not make it take
+# more
+SECONDS = 20
 WALL = 300  # for what waits instead of computing
 LONGEST = 4_000  # characters of a message
 
@@ -43,7 +45,8 @@ def in_time() -> Iterator[None]:
 
 
 def typed(call: Callable[[], Any], *offenders: str) -> Any:
-    """What ``call`` gives, or the ``MergelibError`` that it raises, which must be short and hold ``offenders``. Anything else passes on."""
+    """What ``call`` gives, or the ``MergelibError`` that it raises, which must be short and hold
+    ``offenders``. Anything else passes on."""
     try:
         with in_time():
             return call()

@@ -1,4 +1,5 @@
-"""Small files that stand for huge ones: each is refused in a process that may use little memory, and soon."""
+"""Small files that stand for huge ones: each is refused in a process that may use little memory,
+and soon."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ print(json.dumps(found))
 
 
 def members(path: Path, first: bytes, again: bytes, times: int) -> None:
-    """A gzip file of one member and another many times: as long as it likes, for a few kilobytes."""
+    """A gzip file of one member and another many times: as long as it likes, for a few
+    kilobytes."""
     path.write_bytes(gzip.compress(first, mtime=0) + gzip.compress(again, mtime=0) * times)
 
 

@@ -1,4 +1,5 @@
-"""Files that are truncated, flipped, foreign or made to mislead: CSV, Parquet, safetensors, configurations, records, lock file, store."""
+"""Files that are truncated, flipped, foreign or made to mislead: CSV, Parquet, safetensors,
+configurations, records, lock file, store."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from mergelib.tasks.parquet import read_parquet
 
 from .support import typed
 
-# Where to change a file, as a fraction of its length, and what to write there; then where to cut it.
+# Where to change a file, as a fraction of its length, and what to write there; then where to cut
+# it.
 edits = st.tuples(
     st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), max_size=4),
     st.just(1.0) | st.floats(0, 1),
@@ -48,7 +50,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("hostile")
 
 
-# ---- CSV ----------------------------------------------------------------------------------------------------------------
+# ---- CSV -----------------------------------------------------------------------------------------
 
 PIECES = [
     "1",
@@ -130,7 +132,7 @@ def test_any_name_of_a_task_below_the_text_folder(folder, name):
     typed(lambda: local_splits(folder / "nothing", name))
 
 
-# ---- Parquet ------------------------------------------------------------------------------------------------------------
+# ---- Parquet -------------------------------------------------------------------------------------
 
 
 def png(seed: int) -> bytes:
@@ -213,7 +215,7 @@ def test_any_columns_of_a_parquet_file(folder, images, labels, form, name):
         assert found[0].labels.tolist() == labels[:n] and len(found[0]) == n
 
 
-# ---- safetensors --------------------------------------------------------------------------------------------------------
+# ---- safetensors ---------------------------------------------------------------------------------
 
 TENSORS = {
     "bert.a.weight": torch.arange(6.0).view(2, 3),
@@ -372,7 +374,7 @@ def test_any_meta_file_in_the_store(folder, change):
     place.write_text(before)
 
 
-# ---- folders of models --------------------------------------------------------------------------------------------------
+# ---- folders of models ---------------------------------------------------------------------------
 
 CONFIG = {
     "model_type": "bert",
@@ -497,7 +499,7 @@ def test_any_text_as_a_model(text):
     assert isinstance(found, MergelibError) or found.is_dir()
 
 
-# ---- the hub's lock file ------------------------------------------------------------------------------------------------
+# ---- the hub's lock file -------------------------------------------------------------------------
 
 LOCKED = {
     "id": "x/y",

@@ -52,7 +52,8 @@ values = st.recursive(
     ),
     max_leaves=10,
 )
-# Pieces of YAML, among them tags whose constructors fail in ways of their own, numbers to base 60 and a date that does not exist.
+# Pieces of YAML, among them tags whose constructors fail in ways of their own, numbers to base 60
+# and a date that does not exist.
 WRITTEN = r"""
 method: ties
 base: b
@@ -104,7 +105,7 @@ def _dumped(value) -> str:
         return repr(value)
 
 
-# ---- recipes ------------------------------------------------------------------------------------------------------------
+# ---- recipes -------------------------------------------------------------------------------------
 
 
 @given(yamls, st.sampled_from(sorted(recipes.COMMANDS)))
@@ -142,7 +143,7 @@ def test_any_mapping_as_a_recipe_and_any_flags(command, given_, flags):
         assert all(isinstance(v, str) for v in getattr(found, "experts", {}).values())
 
 
-# ---- profiles and overrides -----------------------------------------------------------------------------------------------
+# ---- profiles and overrides ----------------------------------------------------------------------
 
 
 def dotted(model=Profile, prefix=""):
@@ -179,7 +180,7 @@ def test_any_overrides(overrides):
         )
 
 
-# ---- notebook parameters ------------------------------------------------------------------------------------------------
+# ---- notebook parameters -------------------------------------------------------------------------
 
 SIGNS = r"""{ } [ ] ( ) , : ' " 1 - + e9 0x nan None True b'' {1} ... 1j \ é # * {[]:1} f'{x}'"""
 LITERALS = [*SIGNS.split(), "lambda: 0", "__import__('os')", "\n", "\0", "\udc80"]
@@ -215,7 +216,7 @@ def test_a_parameters_cell_that_computes_is_refused(tmp_path):
         runner.declared_parameters(tmp_path / "mine.ipynb")
 
 
-# ---- claims ------------------------------------------------------------------------------------------------------------
+# ---- claims --------------------------------------------------------------------------------------
 
 CLAIM = {
     "id": "X-1",
@@ -245,7 +246,7 @@ def test_any_change_of_a_claim(change, known):
         )
 
 
-# ---- names and paths ----------------------------------------------------------------------------------------------------
+# ---- names and paths -----------------------------------------------------------------------------
 
 odd_names = (
     st.text(max_size=12)

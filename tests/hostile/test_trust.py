@@ -1,4 +1,5 @@
-"""Nothing foreign is run, nothing is read or written outside its folder, and no secret gets into what is written."""
+"""Nothing foreign is run, nothing is read or written outside its folder, and no secret gets into
+what is written."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def use(folder: Path) -> None:
         typed(call)
 
 
-# ---- pickles ------------------------------------------------------------------------------------------------------------
+# ---- pickles -------------------------------------------------------------------------------------
 
 PLACES = [
     "pytorch_model.bin",
@@ -219,7 +220,7 @@ def test_no_tag_of_yaml_is_run(tmp_path, tag):
     )
 
 
-# ---- code of a model's own, programs that images start, addresses ---------------------------------------------------------
+# ---- code of a model's own, programs that images start, addresses --------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -272,14 +273,15 @@ def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monk
             open_image(source, "x")
 
 
-# ---- paths --------------------------------------------------------------------------------------------------------------
+# ---- paths ---------------------------------------------------------------------------------------
 
 NAMES = ["../up", "/etc/up", "a/b", "..", ".", ".hidden", "a\0b", "x" * 300, "a\\b", "C:up", "a\nb"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_of_a_task_leads_out_of_the_folder(models, tmp_path, name, capsys):
-    """By a recipe of merge or align, by a folder that somebody else wrote, and by an aligned head; nothing is left anywhere."""
+    """By a recipe of merge or align, by a folder that somebody else wrote, and by an aligned head;
+    nothing is left anywhere."""
     (tmp_path / "in").mkdir()
     merged = mergelib.merge(
         "task_arithmetic", base=models / "base", experts={t: models / t for t in LABELS}
@@ -337,7 +339,7 @@ def test_no_index_of_shards_leads_out_of_the_folder(copies, target):
         mergelib.merge("ties", base=copies / "base", experts={"yelp": copies / "yelp"})
 
 
-# ---- secrets and machine paths --------------------------------------------------------------------------------------------
+# ---- secrets and machine paths -------------------------------------------------------------------
 
 MARKER = "hf_MARKERmarkerMARKERmarker0123456789"
 RUN = """
@@ -373,7 +375,8 @@ for end in ("pdf", "png", "csv"):
 
 @pytest.mark.slow
 def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
-    """A merge, an alignment, a study, a figure and a notebook with HF_TOKEN set and everything read from a home folder."""
+    """A merge, an alignment, a study, a figure and a notebook with HF_TOKEN set and everything read
+    from a home folder."""
     import nbformat
 
     home, root, out = tmp_path / "home" / "secretuser", tmp_path / "project", tmp_path / "out"
@@ -448,7 +451,7 @@ def test_no_token_and_no_home_folder_is_committed():
             assert not HOME.search(text), f"{path}: {HOME.search(text)}"
 
 
-# ---- JupyterLab ---------------------------------------------------------------------------------------------------------
+# ---- JupyterLab ----------------------------------------------------------------------------------
 
 
 def test_jupyterlab_keeps_its_own_defaults_for_tokens(tmp_path):
@@ -484,11 +487,12 @@ def test_jupyterlab_keeps_its_own_defaults_for_tokens(tmp_path):
     assert not [name for name in given if weaker.search(name)], given
 
 
-# ---- licences -----------------------------------------------------------------------------------------------------------
+# ---- licences ------------------------------------------------------------------------------------
 
 
 def test_licences_go_with_ours_and_the_table_is_of_today():
-    """Every package that is installed because of mergelib, however far away; docs/licences.md is what this gives."""
+    """Every package that is installed because of mergelib, however far away; docs/licences.md is
+    what this gives."""
     from licences import FILE, doubtful, rows, table
 
     found = rows()

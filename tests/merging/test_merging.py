@@ -1,4 +1,5 @@
-"""Weight Averaging, Task Arithmetic and Ties: closed forms, hand-worked columns, a slow reference, broken input."""
+"""Weight Averaging, Task Arithmetic and Ties: closed forms, hand-worked columns, a slow reference,
+broken input."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def assert_states_close(a, b, atol=1e-6):
         )
 
 
-# ---- closed forms (methods.md G1-G3, G14) -----------------------------------------------------------------------------
+# ---- closed forms (methods.md G1-G3, G14) --------------------------------------------------------
 
 
 @pytest.mark.parametrize("t", [1, 2, 5])
@@ -115,7 +116,8 @@ def test_task_arithmetic_by_hand():
 
 @given(shift=st.floats(-8, 8, width=16), lam=st.floats(0, 2, width=16))
 def test_merging_commutes_with_a_common_shift(shift, lam):
-    """Only differences count: the same shift of base and experts shifts the merge, so nothing is trimmed on raw weights."""
+    """Only differences count: the same shift of base and experts shifts the merge, so nothing is
+    trimmed on raw weights."""
     base, experts = {"w": torch.randn(40)}, [{"w": torch.randn(40)} for _ in range(3)]
     moved = [{"w": e["w"] + shift} for e in experts]
     for merge in (ta, ties):
@@ -129,7 +131,8 @@ def test_merging_commutes_with_a_common_shift(shift, lam):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shape_of_the_result(base, experts, name):
-    """Keys, dtypes and shapes are the base's, integer tensors its values, ties stay tied, inputs stay as they were."""
+    """Keys, dtypes and shapes are the base's, integer tensors its values, ties stay tied, inputs
+    stay as they were."""
     before = [{n: t.clone() for n, t in s.items()} for s in [base, *experts]]
     merged = get_method(name)(base, experts)
     assert list(merged) == list(base)
@@ -182,7 +185,7 @@ def test_a_scan_equals_separate_merges(base, experts, name, options):
         assert all(torch.equal(state[n], alone[n]) for n in base)
 
 
-# ---- Ties, by hand (methods.md H7) -------------------------------------------------------------------------------------
+# ---- Ties, by hand (methods.md H7) ---------------------------------------------------------------
 
 
 def ties_columns(*taus, keep=1.0, combine="sum"):
@@ -210,13 +213,15 @@ def test_mass_decides_not_the_number_of_votes():
     [([1.0, 1.0, -1.0], 3.0), ([-1.0, -1.0, 1.0], -3.0), ([1.0, -1.0], -3.0)],
 )
 def test_exact_cancellation_takes_the_sign_of_the_network(others, expected):
-    """+3 and -3 cancel: the sign of the sum of all elected signs decides; without one (last case) the negatives stay."""
+    """+3 and -3 cancel: the sign of the sum of all elected signs decides; without one (last case)
+    the negatives stay."""
     merged = ties_columns([3.0, *others], [-3.0, *others])
     assert merged[0] == expected
 
 
 def test_the_global_sign_counts_columns_not_mass():
-    """One column of +100 against two of -1: two elected signs are negative, so the cancelled column goes negative."""
+    """One column of +100 against two of -1: two elected signs are negative, so the cancelled column
+    goes negative."""
     assert ties_columns([3.0, 100.0, -1.0, -1.0], [-3.0, 100.0, -1.0, -1.0])[0] == -3.0
 
 
@@ -229,7 +234,8 @@ def test_an_all_trimmed_column_stays_at_the_base():
 
 
 def test_a_tie_at_the_threshold_keeps_all_that_tie():
-    """Two of five are to be kept; the second largest magnitude occurs three times, so four survive in any order."""
+    """Two of five are to be kept; the second largest magnitude occurs three times, so four survive
+    in any order."""
     assert ties_columns([2.0, -2.0, 5.0, 1.0, 2.0], keep=0.4) == [2.0, -2.0, 5.0, 0.0, 2.0]
     assert ties_columns([2.0, 5.0, 2.0, 1.0, -2.0], keep=0.4) == [2.0, 5.0, 2.0, 0.0, -2.0]
 
@@ -255,7 +261,8 @@ def test_top_k_is_global_over_the_encoder():
 
 
 def test_tied_tensors_count_once_in_the_global_top_k():
-    """Eight distinct entries, keep a quarter: two survive. Counted twice, the tied ones would leave room for three."""
+    """Eight distinct entries, keep a quarter: two survive. Counted twice, the tied ones would leave
+    room for three."""
     shared = torch.zeros(4)
     base = {"embed": shared, "other": torch.zeros(4), "tied": shared}
     tau = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -266,11 +273,12 @@ def test_tied_tensors_count_once_in_the_global_top_k():
     assert merged["tied"] is merged["embed"]
 
 
-# ---- Ties against a slow reference ------------------------------------------------------------------------------------
+# ---- Ties against a slow reference ---------------------------------------------------------------
 
 
 def slow_ties(taus: list[list[float]], keep: float, combine: str) -> list[float]:
-    """Eq. 3 entry by entry, from methods.md A3, with exactly-int(D * keep) trimming and threshold ties kept."""
+    """Eq. 3 entry by entry, from methods.md A3, with exactly-int(D * keep) trimming and threshold
+    ties kept."""
     d = len(taus[0])
     trimmed = []
     for row in taus:
@@ -314,7 +322,7 @@ def test_ties_equals_the_slow_reference(taus, keep, combine):
     assert torch.cat([merged["x"], merged["y"]]).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-# ---- broken input -----------------------------------------------------------------------------------------------------
+# ---- broken input --------------------------------------------------------------------------------
 
 
 def broken(kind, state):

@@ -1,4 +1,5 @@
-"""Merging in pieces equals the formulas on whole tensors, whatever the size of a piece; Ties' thresholds are exact by either way."""
+"""Merging in pieces equals the formulas on whole tensors, whatever the size of a piece; Ties'
+thresholds are exact by either way."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def trim(tau: Tensor, keep: float) -> Tensor:
 
 
 def agreeing(trimmed: Tensor) -> Tensor:
-    """The entries of ``[T, D]`` that carry the elected sign: of the column's sum, or of all signs."""
+    """The entries of ``[T, D]`` that carry the elected sign: of the column's sum, or of all
+    signs."""
     signs = trimmed.sum(0).sign()
     signs = torch.where(signs == 0, signs.sum().sign(), signs)
     return torch.where(signs > 0, trimmed > 0, trimmed < 0)
@@ -61,7 +63,8 @@ def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
 
 
 def make(kind, seed, dtype=torch.float32, n_experts=5):
-    """Random weights, or small integers: with equal magnitudes, zeros and cancellations everywhere."""
+    """Random weights, or small integers: with equal magnitudes, zeros and cancellations
+    everywhere."""
     g = torch.Generator().manual_seed(seed)
     shapes = {"matrix": (40, 30), "bias": (7,), "scale": (), "none": (0, 3), "kernel": (3, 2, 5)}
     draw = (
@@ -134,7 +137,8 @@ def test_both_ways_to_a_threshold_find_the_value_of_a_sort(seed, size, keep, kin
 
 @pytest.mark.parametrize(("share", "sampled"), [(1.0, True), (0.1, False)])
 def test_a_sample_brackets_the_threshold_or_it_is_counted(monkeypatch, share, sampled):
-    """With nine of ten entries equal to the base the threshold is 0, and no bracket lies strictly around it."""
+    """With nine of ten entries equal to the base the threshold is 0, and no bracket lies strictly
+    around it."""
     g = torch.Generator().manual_seed(0)
     base = {"a": torch.randn(300, 100, generator=g), "b": torch.randn(20_000, generator=g)}
     experts = [

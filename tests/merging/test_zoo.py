@@ -1,4 +1,5 @@
-"""The zoo on weights alone: closed forms, slow references from the formulas (methods.md A7-A20), chance, broken options."""
+"""The zoo on weights alone: closed forms, slow references from the formulas (methods.md A7-A20),
+chance, broken options."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def as_list(merged):
 
 
 def make_state(seed: int) -> dict[str, torch.Tensor]:
-    """Matrices, one of them a vocabulary and tied, a vector, a scalar, an image kernel, empty and integer tensors."""
+    """Matrices, one of them a vocabulary and tied, a vector, a scalar, an image kernel, empty and
+    integer tensors."""
     g = torch.Generator().manual_seed(seed)
     embedding = torch.randn(7, 3, generator=g)
     return {
@@ -75,7 +77,8 @@ def assert_states_close(a, b, atol=1e-5):
 
 
 def on_two_tensors(taus: list[list[float]]):
-    """Base (all ones) and experts whose task vectors, cut into two tensors, are ``taus``: what is global must span the cut."""
+    """Base (all ones) and experts whose task vectors, cut into two tensors, are ``taus``: what is
+    global must span the cut."""
     cut = len(taus[0]) // 2
     base = {"x": torch.ones(cut), "y": torch.ones(len(taus[0]) - cut)}
     return base, [{"x": 1 + torch.tensor(t[:cut]), "y": 1 + torch.tensor(t[cut:])} for t in taus]
@@ -101,9 +104,10 @@ def columns(taus):
     return list(zip(*taus, strict=True))
 
 
-# ---- closed forms (methods.md G1, G2, G4, G5) ---------------------------------------------------------------------------
+# ---- closed forms (methods.md G1, G2, G4, G5) ----------------------------------------------------
 
-# Options under which T copies of one checkpoint give that checkpoint, and under which a single expert comes back.
+# Options under which T copies of one checkpoint give that checkpoint, and under which a single
+# expert comes back.
 COPIES = [
     ("dare_average", {"drop": 0.0}),
     ("dare_task_arithmetic", {"drop": 0.0, "lam": 1 / 3}),
@@ -185,7 +189,8 @@ def test_without_dropping_a_method_is_the_one_it_wraps(name, wrapped, options):
 
 @pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if n not in RANDOM])
 def test_order_of_experts_does_not_matter(name):
-    """But for equal magnitudes in MagMax; what is given per task comes in the order of the experts."""
+    """But for equal magnitudes in MagMax; what is given per task comes in the order of the
+    experts."""
     base, experts = make_states(4)
     there, back = as_list(merge(name, base, experts)), as_list(merge(name, base, experts[::-1]))
     for a, b in zip(there, back[::-1], strict=True):
@@ -194,7 +199,8 @@ def test_order_of_experts_does_not_matter(name):
 
 @pytest.mark.parametrize("name", ON_WEIGHTS)
 def test_only_differences_count(name):
-    """The same shift of base and experts shifts the merge. Weights lie on a grid, so that task vectors stay exact."""
+    """The same shift of base and experts shifts the merge. Weights lie on a grid, so that task
+    vectors stay exact."""
     base, *experts = [
         {n: (t * 4096).round() / 4096 for n, t in s.items()}
         for s in only_floats(make_state(5), make_state(6), make_state(7))
@@ -219,7 +225,7 @@ def test_a_scan_equals_separate_merges(name):
             assert all(torch.equal(a[n], b[n]) for n in base)
 
 
-# ---- DARE and DELLA: chance -------------------------------------------------------------------------------------------
+# ---- DARE and DELLA: chance ----------------------------------------------------------------------
 
 
 def seeded(seed):
@@ -251,7 +257,8 @@ def test_dare_drops_that_share_and_rescales_the_rest():
     [("dare_average", "weight_averaging", 1 / 3), ("dare_task_arithmetic", "task_arithmetic", 0.3)],
 )
 def test_dare_on_average_changes_nothing(name, wrapped, scale):
-    """Over seeds, the mean tends to the wrapped method: here within five standard errors of each entry."""
+    """Over seeds, the mean tends to the wrapped method: here within five standard errors of each
+    entry."""
     base, *experts = [{"w": torch.randn(50, generator=seeded(s))} for s in range(4)]
     runs, drop = 300, 0.5
     mean = torch.stack(
@@ -262,7 +269,8 @@ def test_dare_on_average_changes_nothing(name, wrapped, scale):
 
 
 def test_each_expert_is_dropped_by_its_own_draw():
-    """Two equal experts, half dropped: some entries survive in exactly one. A shared mask would leave 0 and 2 tau alone."""
+    """Two equal experts, half dropped: some entries survive in exactly one. A shared mask would
+    leave 0 and 2 tau alone."""
     base, expert = {"w": torch.zeros(400)}, {"w": torch.ones(400)}
     merged = merge("dare_average", base, [expert, expert], drop=0.5)["w"]
     counts = [int((merged == v).sum()) for v in (0, 1, 2)]
@@ -279,7 +287,8 @@ def test_dare_ties_drops_before_it_trims():
 
 
 def magprune_probabilities(row: list[float], drop: float, window: float) -> list[float]:
-    """density - eps + 2 eps rho, rho the rank of the magnitude, 0 for the smallest and 1 for the largest."""
+    """density - eps + 2 eps rho, rho the rank of the magnitude, 0 for the smallest and 1 for the
+    largest."""
     ranks = [sum(abs(other) < abs(v) for other in row) for v in row]
     return [1 - drop - window / 2 + window * r / (len(row) - 1) for r in ranks]
 
@@ -299,7 +308,8 @@ def test_magprune_keeps_by_rank_and_rescales_by_its_own_chance(drop, window):
 
 
 def test_magprune_ranks_within_each_row_and_allows_rows_of_one():
-    """The largest entry of a small row has the chance of the largest of a big row; alone in its row it is kept or dropped."""
+    """The largest entry of a small row has the chance of the largest of a big row; alone in its row
+    it is kept or dropped."""
     rows = torch.tensor([[1.0, 2.0, 3.0], [100.0, 200.0, 300.0]]).expand(4000, 2, 3)
     shares = (magprune(rows, 0.5, 0.8, seeded(1)) != 0).float().mean(0)
     torch.testing.assert_close(shares, torch.tensor([[0.1, 0.5, 0.9]] * 2), atol=0.04, rtol=0)
@@ -324,7 +334,7 @@ def test_della_without_pruning_elects_and_averages(taus):
     assert tau_of(merged) == pytest.approx([0.5 * v for v in slow_della_election(taus)], abs=1e-6)
 
 
-# ---- MagMax, Breadcrumbs ----------------------------------------------------------------------------------------------
+# ---- MagMax, Breadcrumbs -------------------------------------------------------------------------
 
 
 def slow_magmax(taus):
@@ -376,7 +386,8 @@ def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
 
 
 def test_breadcrumbs_by_hand():
-    """Of ten entries the largest goes as an outlier, the next two stay. A row too short for its share keeps one entry."""
+    """Of ten entries the largest goes as an outlier, the next two stay. A row too short for its
+    share keeps one entry."""
     base = {"long": torch.zeros(10), "short": torch.zeros(2, 3), "scalar": torch.tensor(0.0)}
     expert = {
         "long": torch.tensor([1.0, -9, 2, 8, 3, -7, 4, 6, 5, 0]),
@@ -389,7 +400,7 @@ def test_breadcrumbs_by_hand():
     assert merged["scalar"].item() == 2
 
 
-# ---- TALL-masks, Consensus, EMR ---------------------------------------------------------------------------------------
+# ---- TALL-masks, Consensus, EMR ------------------------------------------------------------------
 
 QUARTERS = st.sampled_from(
     [0.0, 0.25, 0.5, 1.0, 2.0]
@@ -437,7 +448,8 @@ def test_consensus_equals_the_slow_reference(taus, threshold, agree):
 
 
 def slow_emr(taus):
-    """A18 entry by entry, for the two tensors of ``on_two_tensors``: means inside each tensor, then their sum."""
+    """A18 entry by entry, for the two tensors of ``on_two_tensors``: means inside each tensor, then
+    their sum."""
     unified, masks = [], [[] for _ in taus]
     for column in columns(taus):
         sign = 1 if sum(column) / len(column) > 0 else -1
@@ -465,7 +477,7 @@ def test_emr_equals_the_slow_reference(taus):
         assert tau_of(m) == pytest.approx(expected, abs=1e-5)
 
 
-# ---- PCB --------------------------------------------------------------------------------------------------------------
+# ---- PCB -----------------------------------------------------------------------------------------
 
 
 def minmax(row):
@@ -535,13 +547,14 @@ def test_pcb_equals_the_slow_reference(seed, ratio, clamp):
 
 @given(taus=task_vectors(), ratio=st.sampled_from([0.1, 0.5, 1.0]))
 def test_pcb_stays_finite_and_within_its_experts(taus, ratio):
-    """A weighted mean, also for constant rows: never beyond the largest task vector, 0 where none moved."""
+    """A weighted mean, also for constant rows: never beyond the largest task vector, 0 where none
+    moved."""
     merged = merge("pcb_merging", *on_two_tensors(taus), ratio=ratio, clamp=0.0)
     for v, column in zip(tau_of(merged), columns(taus), strict=True):
         assert math.isfinite(v) and min(*column, 0.0) - 1e-5 <= v <= max(*column, 0.0) + 1e-5
 
 
-# ---- spectral methods -------------------------------------------------------------------------------------------------
+# ---- spectral methods ----------------------------------------------------------------------------
 
 
 def svd(matrix):
@@ -596,7 +609,8 @@ def slow_iso_cts(taus, common):
 )
 @pytest.mark.parametrize("seed", SEEDS)
 def test_spectral_methods_equal_the_slow_reference(seed, name, slow, options):
-    """Matrices by their formula; vectors, scalars, kernels and the excluded vocabulary by the mean task vector."""
+    """Matrices by their formula; vectors, scalars, kernels and the excluded vocabulary by the mean
+    task vector."""
     for n_experts in (2, 3):
         base, experts = make_states(seed, n_experts)
         merged = merge(name, base, experts, lam=0.7, **options)
@@ -610,7 +624,8 @@ def test_spectral_methods_equal_the_slow_reference(seed, name, slow, options):
 
 @pytest.mark.parametrize("name", ["tsv_merge", "iso_c", "iso_cts"])
 def test_who_is_excluded_is_the_callers_choice(name):
-    """Without exclusion the vocabulary is a matrix like others; with it, others can be spared too."""
+    """Without exclusion the vocabulary is a matrix like others; with it, others can be spared
+    too."""
     base, experts = make_states(9)
     average = merge("weight_averaging", base, experts)
     for exclude, spared in [
@@ -627,7 +642,8 @@ def test_who_is_excluded_is_the_callers_choice(name):
 
 
 def test_more_experts_than_directions_are_averaged():
-    """Rank 3, four experts: no expert would keep a direction, and TSV-Merge falls back to the mean."""
+    """Rank 3, four experts: no expert would keep a direction, and TSV-Merge falls back to the
+    mean."""
     base, experts = make_states(10, n_experts=4)
     n = "embed.weight"
     merged = merge("tsv_merge", base, experts, exclude=())
@@ -653,7 +669,8 @@ def test_iso_c_is_isotropic_and_iso_cts_with_all_directions_common_is_iso_c():
 
 @pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
 def test_iso_cts_is_isotropic_however_the_directions_are_shared_out(common):
-    """Also where rounding would give the tasks more directions than there are: rank 5 for three tasks, none in common."""
+    """Also where rounding would give the tasks more directions than there are: rank 5 for three
+    tasks, none in common."""
     base, experts = make_states(12)
     merged = merge("iso_cts", base, experts, lam=1.0, common=common)
     for n in MATRICES:
@@ -665,7 +682,8 @@ def test_iso_cts_is_isotropic_however_the_directions_are_shared_out(common):
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6)])
 def test_the_polar_factor_is_the_nearest_orthonormal_matrix(shape):
-    """Orthonormal along the short side, and M = Q P with P symmetric and without negative eigenvalues."""
+    """Orthonormal along the short side, and M = Q P with P symmetric and without negative
+    eigenvalues."""
     for seed in SEEDS:
         matrix = torch.randn(shape, generator=seeded(seed))
         q = polar(matrix)
@@ -676,7 +694,7 @@ def test_the_polar_factor_is_the_nearest_orthonormal_matrix(shape):
         assert torch.linalg.eigvalsh((p + p.mT) / 2).min() > -1e-4
 
 
-# ---- Model Stock ------------------------------------------------------------------------------------------------------
+# ---- Model Stock ---------------------------------------------------------------------------------
 
 
 def slow_model_stock(taus):
@@ -707,7 +725,8 @@ def test_model_stock_equals_the_slow_reference(seed, n_experts):
 
 
 def test_experts_that_disagree_leave_model_stock_at_the_base():
-    """Opposite (denominator 0), right-angled, and one that did not move: no ratio beyond [0, 1], no NaN."""
+    """Opposite (denominator 0), right-angled, and one that did not move: no ratio beyond [0, 1], no
+    NaN."""
     base, (expert, *_) = make_states(11)
     opposite = {n: 2 * base[n] - t if t.is_floating_point() else t for n, t in expert.items()}
     assert_states_close(merge("model_stock", base, [expert, opposite]), base)
@@ -720,7 +739,7 @@ def test_experts_that_disagree_leave_model_stock_at_the_base():
     ]
 
 
-# ---- broken options ---------------------------------------------------------------------------------------------------
+# ---- broken options ------------------------------------------------------------------------------
 
 NAN = float("nan")
 OUT_OF_RANGE = (

@@ -1,5 +1,5 @@
-"""Every registered method on awkward weights, and the methods that need data against slow references (methods.md A4-A6, A11,
-A13)."""
+"""Every registered method on awkward weights, and the methods that need data against slow
+references (methods.md A4-A6, A11, A13)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ SEEDS = range(3)
 
 
 class Encoder(nn.Module):
-    """Two layers on token vectors, and what else state dicts hold: a decoder that is tied to the vocabulary, a layer and a
-    kernel that no forward pass touches, a scalar, an empty tensor, integer and bool buffers."""
+    """Two layers on token vectors, and what else state dicts hold: a decoder that is tied to the
+    vocabulary, a layer and a kernel that no forward pass touches, a scalar, an empty tensor,
+    integer and bool buffers."""
 
     def __init__(self):
         super().__init__()
@@ -96,7 +97,8 @@ def cast(states, dtype):
 
 
 def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
-    """Base, experts, context. Task t's texts are made of tokens 3t..3t+2: tokens 9 and 10 occur nowhere."""
+    """Base, experts, context. Task t's texts are made of tokens 3t..3t+2: tokens 9 and 10 occur
+    nowhere."""
     g = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -178,14 +180,15 @@ def copied(*states):
     return [{n: t.clone() for n, t in s.items()} for s in states]
 
 
-# ---- every method (methods.md G14) ------------------------------------------------------------------------------------
+# ---- every method (methods.md G14) ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ALL)
 def test_shape_of_the_result(name, dtype):
-    """Keys, dtypes and shapes are the base's, integer tensors its values, ties stay tied, all is finite and merged in float32;
-    weights, heads, module and the global random numbers stay as they were."""
+    """Keys, dtypes and shapes are the base's, integer tensors its values, ties stay tied, all is
+    finite and merged in float32; weights, heads, module and the global random numbers stay as they
+    were."""
     base, experts, context = setting()
     base, *experts = cast((base, *experts), dtype)
     before, heads = copied(base, *experts), [copy.deepcopy(t.head) for t in context.tasks]
@@ -254,7 +257,7 @@ def test_who_does_not_declare_gradients_does_without(name):
     assert_bytes_equal(inside, merge(name, base, experts, context))
 
 
-# ---- every method with data -------------------------------------------------------------------------------------------
+# ---- every method with data ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -331,7 +334,8 @@ def test_features_are_the_modules_own_with_the_states_weights():
 
 
 def test_a_module_under_two_names_keeps_its_weights():
-    """As T5's vocabulary does; its two names may also come as two tensors of one value, as from a file."""
+    """As T5's vocabulary does; its two names may also come as two tensors of one value, as from a
+    file."""
     _, (expert, *_), context = setting()
     context.inner.tied = context.inner.embed
     before = copied(context.module.state_dict())
@@ -343,7 +347,7 @@ def test_a_module_under_two_names_keeps_its_weights():
     )
 
 
-# ---- Fisher -----------------------------------------------------------------------------------------------------------
+# ---- Fisher --------------------------------------------------------------------------------------
 
 
 def exact_twin(context, state):
@@ -358,7 +362,8 @@ def log_probabilities(twin, head, batch):
 
 
 def slow_fisher(context, t, state):
-    """A4 with two loops: one example, one class at a time; and the shortcut that squares a sum, which is not it."""
+    """A4 with two loops: one example, one class at a time; and the shortcut that squares a sum,
+    which is not it."""
     twin, task = exact_twin(context, state), context.tasks[t]
     parameters = {n: p for n, p in twin.encoder.named_parameters()}
     exact, summed = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
@@ -390,7 +395,8 @@ def test_fisher_is_exact_and_not_the_shortcut(seed):
 
 @pytest.mark.parametrize(("seed", "floor"), [(0, 1e-6), (1, 1e-6), (2, 0.1)])
 def test_fisher_merging_equals_the_slow_reference(seed, floor):
-    """Each Fisher over its norm across the whole encoder, tied tensors counted once, plus the floor."""
+    """Each Fisher over its norm across the whole encoder, tied tensors counted once, plus the
+    floor."""
     base, experts, context = setting(seed)
     names = float_names(base)
     above, below = {n: 0.0 for n in names}, {n: 0.0 for n in names}
@@ -433,7 +439,7 @@ def test_a_task_that_leaves_no_doubt_has_no_fisher():
     assert_states_close(merged, get_method("weight_averaging")(base, experts))
 
 
-# ---- RegMean ----------------------------------------------------------------------------------------------------------
+# ---- RegMean -------------------------------------------------------------------------------------
 
 
 def slow_grams(context, t, state):
@@ -447,7 +453,8 @@ def slow_grams(context, t, state):
 @pytest.mark.parametrize("off_diagonal", [0.9, 0.1, 1.0])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_regmean_solves_the_normal_equations(seed, off_diagonal):
-    """(sum_t G_t) W^T = sum_t G_t W_t^T, G_t over all tokens; what never ran and what is no ``nn.Linear`` is averaged."""
+    """(sum_t G_t) W^T = sum_t G_t W_t^T, G_t over all tokens; what never ran and what is no
+    ``nn.Linear`` is averaged."""
     base, experts, context = setting(seed)
     merged = merge("regmean", base, experts, context, off_diagonal=off_diagonal)
     expected = [slow_grams(context, t, e) for t, e in enumerate(experts)]
@@ -522,7 +529,8 @@ def padded(batch, token):
 
 @pytest.mark.parametrize("name", ["regmean", "model_tailor"])
 def test_padding_is_no_input(name):
-    """Texts of unequal length: whatever token pads them, and whoever shares their batch, the merge is the same."""
+    """Texts of unequal length: whatever token pads them, and whoever shares their batch, the merge
+    is the same."""
     base, experts, context = setting()
     tasks = tuple(
         replace(t, inputs=[ids[: 1 + i % 5] for i, ids in enumerate(t.inputs)])
@@ -546,11 +554,12 @@ def test_padding_is_no_input(name):
     torch.testing.assert_close(used, rows.T @ rows / len(rows))
 
 
-# ---- AdaMerging -------------------------------------------------------------------------------------------------------
+# ---- AdaMerging ----------------------------------------------------------------------------------
 
 
 def slow_ties_vectors(base, experts, keep=0.2):
-    """A3's trimmed and sign-filtered vectors before summation, as flat numpy rows cut into the tensors again."""
+    """A3's trimmed and sign-filtered vectors before summation, as flat numpy rows cut into the
+    tensors again."""
     names = float_names(base)
     taus = np.stack(
         [
@@ -654,7 +663,8 @@ def test_adamerging_equals_adam_by_hand(name):
 
 @pytest.mark.parametrize("name", ADA)
 def test_adamerging_lowers_the_entropy_and_trains_coefficients_alone(name):
-    """Forty steps: the result is still a combination of the task vectors, with less entropy than at the prior."""
+    """Forty steps: the result is still a combination of the task vectors, with less entropy than at
+    the prior."""
     base, experts, context = setting(seed=1)
     vectors, groups = vectors_for(name, base, experts), groups_for(name, base)
     merged = merge(name, base, experts, context, steps=40, lr=0.02, batch_size=4)
@@ -681,14 +691,16 @@ def test_adamergings_seed_draws_the_batches(name):
     assert any(not torch.equal(first[n], other[n]) for n in base)
 
 
-# ---- Model Tailor -----------------------------------------------------------------------------------------------------
+# ---- Model Tailor --------------------------------------------------------------------------------
 
 
 def slow_tailor(w, w0, x, keep, omega, block):
-    """A11, column by column: OBS with the explicit inverse of the Hessian of the columns not yet decided.
+    """A11, column by column: OBS with the explicit inverse of the Hessian of the columns not yet
+    decided.
 
-    Row j of the Cholesky factor U of H^-1 over its diagonal is the first row of (H[j:, j:])^-1 over its first entry, and
-    diag(U)_j^2 is that entry. As in SparseGPT the compensation is subtracted, and scores see the compensated weights.
+    Row j of the Cholesky factor U of H^-1 over its diagonal is the first row of (H[j:, j:])^-1 over
+    its first entry, and diag(U)_j^2 is that entry. As in SparseGPT the compensation is subtracted,
+    and scores see the compensated weights.
     """
     w, n_in = w.copy(), w.shape[1]
     h = 2 / len(x) * x.T @ x
@@ -735,8 +747,8 @@ def test_model_tailor_equals_the_slow_reference(seed, omega, block):
 
 
 def test_model_tailors_compensation_is_least_squares_when_the_patch_comes_last():
-    """Four columns barely moved and revert; the three after them then take the values that serve the inputs best. The released
-    code's sign moves them the other way."""
+    """Four columns barely moved and revert; the three after them then take the values that serve
+    the inputs best. The released code's sign moves them the other way."""
     for seed in SEEDS:
         x = correlated(seed)
         base, experts, context = one_layer([x], seed=seed)
@@ -779,7 +791,7 @@ def test_model_tailor_leaves_what_is_no_linear_layer_to_task_arithmetic_and_surv
     assert merge("model_tailor", base, experts, context)["linear.weight"].isfinite().all()
 
 
-# ---- LM-Cocktail ------------------------------------------------------------------------------------------------------
+# ---- LM-Cocktail ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -820,7 +832,7 @@ def test_lm_cocktail_between_the_average_and_the_best_model():
         assert_states_close(merged, experts[best], names=float_names(base))
 
 
-# ---- broken input -----------------------------------------------------------------------------------------------------
+# ---- broken input --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", WITH_DATA)

@@ -1,4 +1,5 @@
-"""Small real models on disk: random configurations, briefly fine-tuned, saved as anybody would save them."""
+"""Small real models on disk: random configurations, briefly fine-tuned, saved as anybody would save
+them."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def processor_of(kind: str, tokenizer):
 
 
 def make_family(folder, kind: str, tokenizer, *, steps: int = 12, tasks=None, dtype=torch.float32):
-    """``base/`` and one fine-tuned folder per task, under ``folder``; returns the folders by name."""
+    """``base/`` and one fine-tuned folder per task, under ``folder``; returns the folders by
+    name."""
     processor = processor_of(kind, tokenizer)
     names = tasks or (COLOURS if is_image(kind) else TASKS)
     auto = AutoModelForImageClassification if is_image(kind) else AutoModelForSequenceClassification

@@ -1,4 +1,5 @@
-"""Merged, aligned, saved, reloaded: three architectures from disk to a process that has no mergelib."""
+"""Merged, aligned, saved, reloaded: three architectures from disk to a process that has no
+mergelib."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ save_file(found, sys.argv[2])
 
 
 def test_a_fresh_process_without_mergelib_predicts_the_same(aligned, tmp_path):
-    """By plain transformers from the single-task folder, and by the folder's own loader from the shared encoder."""
+    """By plain transformers from the single-task folder, and by the folder's own loader from the
+    shared encoder."""
     expected, jobs = {}, []
     for kind in KINDS:
         merged, folder = aligned(kind)
@@ -201,7 +203,7 @@ def test_the_card_states_where_it_comes_from(aligned):
     )
 
 
-# ---- which part is what -----------------------------------------------------------------------------------------------
+# ---- which part is what --------------------------------------------------------------------------
 
 EXPECTED = {  # neck, head
     "bert": (set(), "classifier"),
@@ -221,7 +223,8 @@ def test_encoder_neck_and_head_of_each_architecture(family, kind):
     neck, head = EXPECTED[kind]
     assert {n.rpartition(".")[0] for n in parts.neck} == neck and parts.head == head
     assert sorted((*parts.encoder, *parts.own)) == sorted(expert.weights)
-    # A feature is the input of that layer: the library's features through it are the model's own logits.
+    # A feature is the input of that layer: the library's features through it are the model's own
+    # logits.
     own = expert_classifier(expert)
     inputs = data(kind, expert.name, 7, 1)[0]
     batch = (
@@ -289,7 +292,7 @@ def test_a_layer_that_is_not_the_last_is_noticed(family):
         features(wrong, texts("ag", 5, 0)[0])
 
 
-# ---- merging from disk ------------------------------------------------------------------------------------------------
+# ---- merging from disk ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,7 +324,8 @@ def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
 
 
 def test_zero_columns_take_the_overall_sign_in_pieces_too():
-    """Two experts whose task vectors cancel in some columns: which of them stays depends on the whole network's sign."""
+    """Two experts whose task vectors cancel in some columns: which of them stays depends on the
+    whole network's sign."""
     from mergelib.merging.streaming import stream
 
     g = torch.Generator().manual_seed(0)
@@ -415,7 +419,7 @@ def test_loaded_models_and_a_method_of_ones_own(family):
         mergelib.merge("ties", experts=experts(found))
 
 
-# ---- bad input --------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 def copied(folder, to, **config):

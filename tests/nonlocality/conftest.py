@@ -1,4 +1,5 @@
-"""Tiny random encoders of every architecture whose permutations are known, as mergelib's own modules."""
+"""Tiny random encoders of every architecture whose permutations are known, as mergelib's own
+modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Corrections: TACT and REPAIR against closed forms and measurements, folded against attached, variance collapse, broken input."""
+"""Corrections: TACT and REPAIR against closed forms and measurements, folded against attached,
+variance collapse, broken input."""
 
 from __future__ import annotations
 
@@ -122,7 +123,8 @@ def kind(request):
 
 
 def module_of(kind, seed):
-    """An encoder whose every weight is random, so that no channel is idle and no norm is trivial."""
+    """An encoder whose every weight is random, so that no channel is idle and no norm is
+    trivial."""
     module = ENCODERS[kind]().module()
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -175,7 +177,7 @@ def fitted(kind):
     return merged, sites, batches, measure(expert, sites, batches)
 
 
-# ---- where ----------------------------------------------------------------------------------------------------------------
+# ---- where ---------------------------------------------------------------------------------------
 
 
 def test_sites_stand_in_the_order_of_the_forward_pass(kind):
@@ -192,11 +194,12 @@ def test_sites_stand_in_the_order_of_the_forward_pass(kind):
     )
 
 
-# ---- what is measured -------------------------------------------------------------------------------------------------------
+# ---- what is measured ----------------------------------------------------------------------------
 
 
 def slow_rows(module, site, batches):
-    """Every real token's activations at a site, ``[M, c]``, taken one input and one token at a time."""
+    """Every real token's activations at a site, ``[M, c]``, taken one input and one token at a
+    time."""
     rows = []
     part = module.transformer.get_submodule(site.module)
 
@@ -273,7 +276,7 @@ def test_float32_rows_give_the_float64_mean_and_deviation(mean, deviation):
     )
 
 
-# ---- TACT ---------------------------------------------------------------------------------------------------------------------
+# ---- TACT ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("one_batch", [True, False])
@@ -329,7 +332,8 @@ def test_one_forward_pass_and_a_pass_per_site_agree(kind):
 
 
 def test_it_is_sequential():
-    """Statistics taken of every site at once, before any is corrected, are other ones: later sites would be corrected twice."""
+    """Statistics taken of every site at once, before any is corrected, are other ones: later sites
+    would be corrected twice."""
     merged, sites, batches, expert = fitted("bert")
     seen = measure(merged, sites, batches)
     found = tact(merged, sites, batches, expert)
@@ -353,7 +357,8 @@ def test_the_ablation_corrects_the_last_site_alone():
 
 
 def test_dead_channels_stay_finite_and_keep_to_the_rule():
-    """Dead in the merge: only shifted, even for inputs that wake it. Dead in the expert: constant at the expert's mean."""
+    """Dead in the merge: only shifted, even for inputs that wake it. Dead in the expert: constant
+    at the expert's mean."""
     merged, sites, batches, expert = fitted("bert")
     with torch.no_grad():
         for site in (s for s in sites if s.kind == "hidden"):
@@ -380,7 +385,7 @@ def test_dead_channels_stay_finite_and_keep_to_the_rule():
         assert torch.isfinite(features(module, batches_of("bert", seed=9))).all()
 
 
-# ---- folded, attached, saved -------------------------------------------------------------------------------------------------
+# ---- folded, attached, saved ---------------------------------------------------------------------
 
 
 def test_folded_equals_attached(kind):
@@ -428,7 +433,7 @@ def test_attached_corrections_are_saved_and_moved_with_the_module_and_leave_the_
     )
 
 
-# ---- REPAIR -------------------------------------------------------------------------------------------------------------------
+# ---- REPAIR --------------------------------------------------------------------------------------
 
 
 class Linears(nn.Module):
@@ -468,8 +473,8 @@ def linear_net(weights):
 
 
 def test_repair_in_closed_form_on_a_linear_net():
-    """W' = diag(g / sigma_m) W_m and b' = beta - g mu_m / sigma_m with g, beta the means of the experts' deviations and means; with two
-    layers the second sees the first's corrected outputs."""
+    """W' = diag(g / sigma_m) W_m and b' = beta - g mu_m / sigma_m with g, beta the means of the
+    experts' deviations and means; with two layers the second sees the first's corrected outputs."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(60, 2, 3, generator=g, dtype=torch.float64).float()
     experts = [[torch.randn(4, 3, generator=g), torch.randn(2, 4, generator=g)] for _ in range(3)]
@@ -518,7 +523,7 @@ def test_one_expert_makes_repair_the_same_as_tact():
     )
 
 
-# ---- variance collapse ----------------------------------------------------------------------------------------------------------
+# ---- variance collapse ---------------------------------------------------------------------------
 
 
 def white(n, c, seed=0):
@@ -575,7 +580,7 @@ def test_channels_without_variance_in_the_expert_are_left_out():
         variance_ratio(merged, dead)
 
 
-# ---- broken input ------------------------------------------------------------------------------------------------------------------
+# ---- broken input --------------------------------------------------------------------------------
 
 
 def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():

@@ -1,4 +1,5 @@
-"""Merges of several foundations: a planted second foundation, keys, equal inputs for every repair, the claims' numbers, no leaks."""
+"""Merges of several foundations: a planted second foundation, keys, equal inputs for every repair,
+the claims' numbers, no leaks."""
 
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def scores(cells):
         return cells.scores()
 
 
-# ---- settings -----------------------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
 def test_the_local_setting_is_the_ordinary_study_on_fewer_inputs(cells):
@@ -124,7 +125,8 @@ def test_two_foundations_meet_in_the_middle(cells, setting):
 
 
 def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(cells, tmp_path):
-    """Planted: permuting undoes it, so every merge is the local one; raw, the same experts make another merge."""
+    """Planted: permuting undoes it, so every merge is the local one; raw, the same experts make
+    another merge."""
     mine = make(tmp_path)
     mine.first = cells.first
     spec, g = spec_for(cells.first.encoder.config), torch.Generator().manual_seed(3)
@@ -219,7 +221,7 @@ def test_the_profiles_section_is_whole(profile, variant):
     assert load_profile(profile).of_zoo().non_local is None
 
 
-# ---- repairs --------------------------------------------------------------------------------------------------------------------
+# ---- repairs -------------------------------------------------------------------------------------
 
 
 def test_a_corrected_merge_has_the_experts_statistics(cells):
@@ -244,7 +246,8 @@ def test_repair_is_one_correction_for_all_tasks_of_one_encoder(cells):
 
 
 def test_every_repair_sees_the_same_inputs(cells, scores):
-    """With k as large as the pool, the draws of the samples are the pool, and their scores those of the table; rows are FT-Classifier's."""
+    """With k as large as the pool, the draws of the samples are the pool, and their scores those of
+    the table; rows are FT-Classifier's."""
     k = cells.settings.pool_per_class
     frame = cells.samples("task_arithmetic")
     table = nonlocality.averages(scores).set_index(["setting", "method", "repair"]).accuracy
@@ -311,7 +314,8 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
 
 
 def test_images_take_the_same_road(images):
-    """Two ViTs: the permuted experts compute what they computed, and a correction that only half folds gives the expert's statistics."""
+    """Two ViTs: the permuted experts compute what they computed, and a correction that only half
+    folds gives the expert's statistics."""
     (task,), far = images.from_b, images.study(NON_LOCAL)
     b = images.second(NON_LOCAL)
     own = b.expert(task).head.logits(b.features("f_t", task))
@@ -330,7 +334,7 @@ def test_images_take_the_same_road(images):
     assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
 
 
-# ---- what is said -----------------------------------------------------------------------------------------------------------------
+# ---- what is said --------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_the_settings_studies(cells, scores):

@@ -1,4 +1,5 @@
-"""Matching finds planted permutations, leaves local models alone, and reaches what trying everything reaches."""
+"""Matching finds planted permutations, leaves local models alone, and reaches what trying
+everything reaches."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def objective_by_distance(spec, permutations, a, b):
     )
 
 
-# ---- planted permutations -----------------------------------------------------------------------------------------------
+# ---- planted permutations ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -124,7 +125,8 @@ def test_equal_arguments_give_equal_permutations(networks):
 
 
 def test_the_first_sweep_goes_from_what_is_anchored(networks):
-    """The vocabulary ties the residual stream down before anything leans on it, whatever B's order elsewhere."""
+    """The vocabulary ties the residual stream down before anything leans on it, whatever B's order
+    elsewhere."""
     for name in ("bert", "t5", "clip"):
         seen = []
 
@@ -140,7 +142,7 @@ def test_the_first_sweep_goes_from_what_is_anchored(networks):
         )
 
 
-# ---- against trying everything ------------------------------------------------------------------------------------------
+# ---- against trying everything -------------------------------------------------------------------
 
 HEADS = PermutationSpec(
     "three heads",
@@ -189,7 +191,8 @@ def orders(n):
 
 
 def all_of_heads():
-    """The 6 x 8 x 8 joint permutations of three heads with two rows each, built without the package."""
+    """The 6 x 8 x 8 joint permutations of three heads with two rows each, built without the
+    package."""
     for order in orders(3):
         inner = [
             torch.tensor(
@@ -248,7 +251,8 @@ def test_assignments_are_the_best_and_batched():
 
 
 def test_heads_are_paired_by_what_they_can_earn_inside():
-    """Head 0 has units that would match head 1 perfectly in the other order; sums over blocks do not see it."""
+    """Head 0 has units that would match head 1 perfectly in the other order; sums over blocks do
+    not see it."""
     spec = PermutationSpec(
         "two heads",
         {"heads": Group(2), "qk": Group(4, within="heads")},
@@ -264,7 +268,8 @@ def test_heads_are_paired_by_what_they_can_earn_inside():
 
 
 def test_what_cannot_gain_does_not_move():
-    """Units that are equal may stand in any order: they stay, and nothing that is not there is moved."""
+    """Units that are equal may stand in any order: they stay, and nothing that is not there is
+    moved."""
     flat = {n: torch.ones_like(t) for n, t in small(LAYERS, 0).items()}
     zero = {n: torch.zeros_like(t) for n, t in flat.items()}
     for a, b in ((flat, flat), (small(LAYERS, 0), flat), (zero, zero), (small(LAYERS, 0), zero)):
@@ -272,10 +277,10 @@ def test_what_cannot_gain_does_not_move():
         assert not wrong_groups(matching.permutations, identity(LAYERS)) and matching.converged
 
 
-# ---- activations --------------------------------------------------------------------------------------------------------
+# ---- activations ---------------------------------------------------------------------------------
 
 
-# ---- progress and broken input ------------------------------------------------------------------------------------------
+# ---- progress and broken input -------------------------------------------------------------------
 
 
 def test_progress_is_the_callers(networks, capsys):

@@ -40,7 +40,7 @@ def equal(x, y):
     return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
 
 
-# ---- the function stays -------------------------------------------------------------------------------------------------
+# ---- the function stays --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -71,7 +71,8 @@ def test_every_family_alone_leaves_features(network):
 
 
 def test_no_axis_of_a_spec_is_idle(network):
-    """Whichever axis is left out, the function changes: only the bias of the keys adds the same to every score of a softmax."""
+    """Whichever axis is left out, the function changes: only the bias of the keys adds the same to
+    every score of a softmax."""
     spec, state = network.spec, network.state(0)
     permutations = drawn(spec, 1)
     before = network.features(state)[:, feature_index(spec, permutations)]
@@ -96,7 +97,8 @@ def test_features_move_with_the_residual_stream_unless_projected(networks):
 
 @pytest.mark.parametrize("name", ["t5", "t5_gated"])
 def test_t5_blocks_share_one_order_of_heads(networks, name):
-    """The first block's position bias serves all blocks: a second block with an order of its own computes something else."""
+    """The first block's position bias serves all blocks: a second block with an order of its own
+    computes something else."""
     network = networks[name]
     spec, state = network.spec, network.state(0)
     assert [root for root in spec.families if "head" in root] == ["heads"]
@@ -113,7 +115,7 @@ def test_t5_blocks_share_one_order_of_heads(networks, name):
     )
 
 
-# ---- permutations as such -----------------------------------------------------------------------------------------------
+# ---- permutations as such ------------------------------------------------------------------------
 
 TINY = PermutationSpec(
     "tiny",
@@ -191,7 +193,7 @@ def test_dtypes_are_kept_and_heads_may_be_stacked(networks):
     assert torch.equal(stacked.weight[1], permute_head(W, network.spec, permutations).weight)
 
 
-# ---- broken input -------------------------------------------------------------------------------------------------------
+# ---- broken input --------------------------------------------------------------------------------
 
 
 def test_states_of_another_network_are_refused_by_name(networks):

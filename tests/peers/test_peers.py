@@ -1,8 +1,10 @@
-"""Merging methods against two public implementations on random weights; where they are known to differ, the difference itself.
+"""Merging methods against two public implementations on random weights; where they are known to
+differ, the difference itself.
 
-Runs where FusionBench and mergekit are installed: ``pip install -e ".[test,peers]"``. Neither has PCB-Merging, Model Tailor or
-LM-Cocktail; Iso-CTS, TSV-Merge, EMR-Merging, MagMax, TALL-masks, Fisher Merging, RegMean and AdaMerging are FusionBench's alone,
-Model Breadcrumbs and DELLA mergekit's.
+Runs where FusionBench and mergekit are installed: ``pip install -e ".[test,peers]"``. Neither has
+PCB-Merging, Model Tailor or LM-Cocktail; Iso-CTS, TSV-Merge, EMR-Merging, MagMax, TALL-masks,
+Fisher Merging, RegMean and AdaMerging are FusionBench's alone, Model Breadcrumbs and DELLA
+mergekit's.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ MATRICES = ("b_square", "c_wide", "d_tall")
 
 
 def random_state(seed, scale=1.0):
-    """A vector, three matrices, a 4-d tensor and a scalar. Names are sorted, so that all draw random numbers in one order."""
+    """A vector, three matrices, a 4-d tensor and a scalar. Names are sorted, so that all draw
+    random numbers in one order."""
     g = torch.Generator().manual_seed(seed)
     shapes = {
         "a_vector": (11,),
@@ -86,7 +89,8 @@ def make_states(seed, n_experts=3, likeness=0.0):
 
 
 def whole_states(seed, n_experts=3, size=24):
-    """Small integers: equal magnitudes, zeros and exact cancellations abound, and float arithmetic is exact."""
+    """Small integers: equal magnitudes, zeros and exact cancellations abound, and float arithmetic
+    is exact."""
     g = torch.Generator().manual_seed(seed)
     base, *experts = [
         {"w": torch.randint(-3, 4, (size,), generator=g).float()} for _ in range(n_experts + 1)
@@ -116,7 +120,8 @@ def module(state):
 
 
 def buffers(state):
-    """The same without parameters: some of FusionBench's code adds parameters to plain tensors, which its own checks refuse."""
+    """The same without parameters: some of FusionBench's code adds parameters to plain tensors,
+    which its own checks refuse."""
     made = nn.Module()
     for name, tensor in state.items():
         made.register_buffer(name, tensor.clone())
@@ -156,7 +161,7 @@ def furthest(a, b):
     return max(float((a[n] - b[n]).abs().max()) for n in a)
 
 
-# ---- averages and sums (methods.md A0, A1, A2) ---------------------------------------------------------------------------
+# ---- averages and sums (methods.md A0, A1, A2) ---------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -179,14 +184,16 @@ def test_task_arithmetic(seed, lam):
 
 
 def test_half_precision_deviates():
-    """FusionBench adds up in the weights' own precision and leaves the range of float16; ours is float32 inside."""
+    """FusionBench adds up in the weights' own precision and leaves the range of float16; ours is
+    float32 inside."""
     states = [{"w": torch.full((3,), 60000.0, dtype=torch.float16)} for _ in range(3)]
     assert simple_average(states)["w"].isinf().all()
     assert torch.equal(merge("weight_averaging", states[0], states)["w"], states[0]["w"])
 
 
 def test_integer_tensors_deviate():
-    """Ours copies the base's; FusionBench's average cannot take them, mergekit refuses those that differ."""
+    """Ours copies the base's; FusionBench's average cannot take them, mergekit refuses those that
+    differ."""
     states = [{"position_ids": torch.arange(3) + t, "w": torch.randn(3)} for t in range(2)]
     assert torch.equal(
         merge("weight_averaging", states[0], states)["position_ids"], torch.arange(3)
@@ -197,7 +204,7 @@ def test_integer_tensors_deviate():
         merge_state_dicts(states, "linear", parameters={"weight": 1.0})
 
 
-# ---- Ties (A3) -------------------------------------------------------------------------------------------------------------
+# ---- Ties (A3) -----------------------------------------------------------------------------------
 
 
 def fb_ties(base, experts, keep, combine):
@@ -211,7 +218,8 @@ def fb_ties(base, experts, keep, combine):
 
 
 def one_more(base, keep):
-    """The kept fraction at which ours keeps int(D * keep) + 1 entries, as the original code does."""
+    """The kept fraction at which ours keeps int(D * keep) + 1 entries, as the original code
+    does."""
     size = flatten(base, float_names(base)).numel()
     return (int(size * keep) + 1.5) / size
 
@@ -266,7 +274,8 @@ def test_ties_resolves_ties_and_cancellations_as_upstream(seed, combine):
 
 
 def test_ties_counts_deviate():
-    """int(D * keep) entries here, one more upstream; "keep all" breaks upstream, as 1 and as 100 %."""
+    """int(D * keep) entries here, one more upstream; "keep all" breaks upstream, as 1 and as 100
+    %."""
     base, experts = {"w": torch.zeros(1000)}, [{"w": torch.randperm(1000) + 1.0}]
     assert int((merge("ties", base, experts, lam=1.0, keep=0.2)["w"] != 0).sum()) == 200
     assert int((fb_ties(base, experts, 20, "sum") != 0).sum()) == 201
@@ -277,7 +286,8 @@ def test_ties_counts_deviate():
 
 
 def test_tied_tensors_deviate():
-    """FusionBench flattens a tied tensor once per name, so it counts double in the top k; ours takes each storage once."""
+    """FusionBench flattens a tied tensor once per name, so it counts double in the top k; ours
+    takes each storage once."""
     shared = torch.randn(4)
     state = {"embed": shared, "other": torch.randn(3), "tied": shared}
     assert flatten(state, float_names(state)).numel() == 7
@@ -322,7 +332,7 @@ def test_ties_of_mergekit_deviates_on_cancellation_and_at_the_threshold():
     )  # the first of them
 
 
-# ---- DARE (A7) -------------------------------------------------------------------------------------------------------------
+# ---- DARE (A7) -----------------------------------------------------------------------------------
 
 # Both draw uniform numbers of one shape after another: a common seed is a common mask.
 
@@ -352,7 +362,8 @@ def test_dare_with_a_shared_mask(seed, drop):
 
 
 def shared_bernoulli(monkeypatch, seed):
-    """mergekit draws its masks with torch.bernoulli: let it use the numbers that our generator gives for this seed."""
+    """mergekit draws its masks with torch.bernoulli: let it use the numbers that our generator
+    gives for this seed."""
     generator = torch.Generator().manual_seed(seed)
     asked = []
 
@@ -368,7 +379,8 @@ def shared_bernoulli(monkeypatch, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_dare_of_mergekit_deviates_by_a_factor_per_tensor(monkeypatch, seed):
-    """mergekit gives each tensor its former L1 norm back; 1 / (1 - drop) keeps the norm on average only."""
+    """mergekit gives each tensor its former L1 norm back; 1 / (1 - drop) keeps the norm on average
+    only."""
     tau = torch.randn(400, generator=torch.Generator().manual_seed(seed))
     # Ours keeps where u >= drop, mergekit where u < 1 - drop: with 1 - u for u, the same entries.
     generator = torch.Generator().manual_seed(seed)
@@ -405,7 +417,7 @@ def test_dare_that_drops_all_deviates():
         merge("dare_task_arithmetic", base, experts, drop=1.0)
 
 
-# ---- MagMax, TALL-masks, Consensus, EMR-Merging (A8, A9, A10, A18) ------------------------------------------------------------
+# ---- MagMax, TALL-masks, Consensus, EMR-Merging (A8, A9, A10, A18) -------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -454,7 +466,8 @@ def test_tall_masks_and_consensus(monkeypatch, seed, lam):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_tall_masks_of_the_whole_algorithm_deviate(seed):
-    """FusionBench hands its mask rule task vectors but the base's weights: right only when the base is 0."""
+    """FusionBench hands its mask rule task vectors but the base's weights: right only when the base
+    is 0."""
     base, experts = make_states(seed)
     for b, right in ((zeros(base), True), (base, False)):
         theirs = TallMaskTaskArithmeticAlgorithm(tall_mask_lambda=0.4).run(
@@ -486,7 +499,7 @@ def test_emr_merging_deviates_where_it_divides_zero_by_zero():
     )
 
 
-# ---- singular values (A15, A16, A17) -----------------------------------------------------------------------------------------
+# ---- singular values (A15, A16, A17) -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -538,7 +551,8 @@ def test_isotropic_merging(seed, n_experts, excluded):
 
 
 def test_iso_cts_with_more_directions_than_the_rank_deviates():
-    """Rank 5, nothing common, 3 tasks: rounding asks for 3 * 2 directions. FusionBench fails; ours gives each task one."""
+    """Rank 5, nothing common, 3 tasks: rounding asks for 3 * 2 directions. FusionBench fails; ours
+    gives each task one."""
     taus = [{"w": torch.randn(5, 9, generator=torch.Generator().manual_seed(t))} for t in range(3)]
     with pytest.raises(RuntimeError, match="size"):
         iso_cts(taus, common_space_fraction=0.0, accelerator="cpu")
@@ -548,7 +562,7 @@ def test_iso_cts_with_more_directions_than_the_rank_deviates():
     torch.testing.assert_close(singular, singular.mean().expand(5))
 
 
-# ---- Model Stock (A12) -------------------------------------------------------------------------------------------------------
+# ---- Model Stock (A12) ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -578,7 +592,8 @@ def cosines(base, experts):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_model_stock_of_three(seed):
-    """The authors leave open how angles combine: ours and mergekit average cosines, FusionBench angles."""
+    """The authors leave open how angles combine: ours and mergekit average cosines, FusionBench
+    angles."""
     base, experts = make_states(seed, likeness=2.0)
     experts[2] = {
         n: base[n] + 0.4 * (experts[2][n] - base[n]) + 2 * random_state(seed)[n] for n in base
@@ -593,7 +608,8 @@ def test_model_stock_of_three(seed):
 
 
 def test_model_stock_of_opposed_experts_deviates():
-    """A negative cosine gives a ratio outside [0, 1]: both peers step away from the base, ours stays on it."""
+    """A negative cosine gives a ratio outside [0, 1]: both peers step away from the base, ours
+    stays on it."""
     base, experts = (
         {"w": torch.zeros(2)},
         [{"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([1.0, -2.0])}],
@@ -606,7 +622,7 @@ def test_model_stock_of_opposed_experts_deviates():
     )
 
 
-# ---- Model Breadcrumbs and DELLA (A14, A19) ------------------------------------------------------------------------------------
+# ---- Model Breadcrumbs and DELLA (A14, A19) ------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -643,7 +659,8 @@ def test_breadcrumbs_deviate():
 
 
 def test_breadcrumbs_bug_of_older_mergekit_is_gone():
-    """Where int(gamma * n) is 0 older releases kept nothing (methods.md A14); this one is right, and equal to ours."""
+    """Where int(gamma * n) is 0 older releases kept nothing (methods.md A14); this one is right,
+    and equal to ours."""
     tau = torch.randn(40, generator=torch.Generator().manual_seed(1))
     theirs = sparsify.magnitude_outliers(tau, density=0.25, gamma=0.01)
     assert (theirs != 0).sum() == 10
@@ -653,7 +670,8 @@ def test_breadcrumbs_bug_of_older_mergekit_is_gone():
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(40,), (5, 30)])
 def test_della_with_a_shared_mask(monkeypatch, seed, shape):
-    """Equal ranks, probabilities and kept entries; ours divides by the probability, mergekit restores the L1 norm or nothing."""
+    """Equal ranks, probabilities and kept entries; ours divides by the probability, mergekit
+    restores the L1 norm or nothing."""
     tau = torch.randn(shape, generator=torch.Generator().manual_seed(10 + seed))
     asked = shared_bernoulli(monkeypatch, seed)
     plain = sparsify.della_magprune(tau, density=0.7, epsilon=0.1)
@@ -697,7 +715,7 @@ def test_della_deviates_on_single_entries_and_on_kernels(monkeypatch):
     torch.testing.assert_close(probability, torch.tensor([0.4, 0.6]).expand(2, 2, 2)[ours != 0])
 
 
-# ---- what needs data: Fisher Merging, RegMean, AdaMerging (A4, A5, A6) -------------------------------------------------------------
+# ---- what needs data: Fisher Merging, RegMean, AdaMerging (A4, A5, A6) ---------------------------
 
 
 class Encoder(nn.Module):
@@ -750,7 +768,8 @@ class Loader:
 
 
 def make_task(seed, n_inputs=12, n_experts=2, n_classes=4, make=Encoder, more=0):
-    """A base, experts near it, and a context with each expert's inputs (``more`` for each next task) and head."""
+    """A base, experts near it, and a context with each expert's inputs (``more`` for each next
+    task) and head."""
     torch.manual_seed(seed)
     encoder = make()
     base = {n: t.clone() for n, t in encoder.state_dict().items()}
@@ -813,7 +832,8 @@ def test_fisher_merging_of_the_same_fishers(seed):
 
 
 def test_fisher_merging_deviates_where_no_expert_has_a_gradient():
-    """FusionBench divides floor and Fisher by the norm together, so a dead entry leans to the expert of the smaller norm."""
+    """FusionBench divides floor and Fisher by the norm together, so a dead entry leans to the
+    expert of the smaller norm."""
     base, experts, context = make_task(0, make=WithDeadEntry)
     experts[0]["dead"] += 1
     fishers = [fisher_diagonal(context, t, e, 12) for t, e in enumerate(experts)]
@@ -832,7 +852,8 @@ def test_fisher_merging_deviates_where_no_expert_has_a_gradient():
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("size", [1, 4])
 def test_fisher_shortcut_deviates(monkeypatch, seed, size):
-    """FusionBench squares after summing over classes and batch; ours squares each gradient, which is the Fisher."""
+    """FusionBench squares after summing over classes and batch; ours squares each gradient, which
+    is the Fisher."""
     _, experts, context = make_task(seed)
     caught = {}
     monkeypatch.setattr(
@@ -849,7 +870,8 @@ def test_fisher_shortcut_deviates(monkeypatch, seed, size):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("off_diagonal", [0.9, 0.1])
 def test_regmean(seed, off_diagonal):
-    """The whole method, on the same inputs in the same order; the second task has more of them and weighs no more."""
+    """The whole method, on the same inputs in the same order; the second task has more of them and
+    weighs no more."""
     base, experts, context = make_task(seed, n_inputs=16, more=24)
     models, trainers = as_trainers(experts, context, 8)
     theirs = regmean_merging(models, trainers, [], [40, 40], reduce_non_diagonal_ratio=off_diagonal)
@@ -862,7 +884,8 @@ def test_regmean(seed, off_diagonal):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_regmean_on_fewer_rows_than_columns_deviates(seed):
-    """The sum of Gram matrices is singular: FusionBench inverts it all the same, ours still solves the normal equations."""
+    """The sum of Gram matrices is singular: FusionBench inverts it all the same, ours still solves
+    the normal equations."""
     g = torch.Generator().manual_seed(seed)
     weights, rows = [
         [torch.randn(3 if what else 2, 8, generator=g) for _ in range(2)] for what in (1, 0)
@@ -907,7 +930,8 @@ def test_entropy_of_certainty_deviates():
 
 
 class OneBatch:
-    """A task's only batch, again and again, behind its head: nothing about the adaptation is random."""
+    """A task's only batch, again and again, behind its head: nothing about the adaptation is
+    random."""
 
     def get_shuffled_test_loader_iter(self, task):
         x = self.task_data[int(task[1:])].inputs
@@ -932,7 +956,8 @@ class TaskWise(OneBatch, TaskWiseAdaMergingAlgorithm):
     ("name", "theirs"), [("adamerging_layer", LayerWise), ("adamerging_task", TaskWise)]
 )
 def test_adamerging(seed, name, theirs):
-    """The whole adaptation, on one input per task: 15 steps of Adam on the coefficients lead to the same encoder."""
+    """The whole adaptation, on one input per task: 15 steps of Adam on the coefficients lead to the
+    same encoder."""
     base, experts, context = make_task(seed, n_inputs=1)
     config = {
         "weights": None,

@@ -1,4 +1,5 @@
-"""The ladder: planted maps come back, constraints hold, batches equal single fits, nothing depends on conventions."""
+"""The ladder: planted maps come back, constraints hold, batches equal single fits, nothing depends
+on conventions."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def rotation(d: int, seed: int = 0, size: float = 0.5) -> torch.Tensor:
 
 
 def planted(rung: str, n: int = 200, d: int = 8, n_fits: int = 3) -> tuple[torch.Tensor, ...]:
-    """X [B, n, d] with a mean, Y = A x + b written without matrix conventions, and the rung's map (A, b)."""
+    """X [B, n, d] with a mean, Y = A x + b written without matrix conventions, and the rung's map
+    (A, b)."""
     spec = TABLE_1[rung]
     X = normal(n_fits, n, d, seed=1) + 1.5
     A = {
@@ -251,10 +253,12 @@ def test_orthogonal_closed_form_ignores_either_scale():
 @pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_batch_equals_single_fits(rung, dtype):
-    """Unrelated features, the hardest case. In float32 the L1 fit's signs magnify rounding: the distance agrees."""
+    """Unrelated features, the hardest case. In float32 the L1 fit's signs magnify rounding: the
+    distance agrees."""
     X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
     fits = [(fit_closed_form, {}), (fit_l1, {"steps": 200, "batch_size": 16})]
-    # Step by step the exact fit magnifies rounding by a sixth: from 1e-17 to 1e-12 in these 80, to 1e-4 in 200.
+    # Step by step the exact fit magnifies rounding by a sixth: from 1e-17 to 1e-12 in these 80, to
+    # 1e-4 in 200.
     fits += [(fit_l1, {"steps": 80, "exact": True})] if rung in ORTHOGONAL else []
     for fit, options in fits:
         whole = fit(X, Y, rung, **options)
@@ -271,7 +275,8 @@ def test_a_batch_equals_single_fits(rung, dtype):
 @pytest.mark.parametrize("rung", ORTHOGONAL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_long_exact_fit_comes_equally_near_in_a_batch_and_alone(rung, dtype):
-    """After 200 steps rounding has grown to where A differs in the fifth digit; how near it comes does not."""
+    """After 200 steps rounding has grown to where A differs in the fifth digit; how near it comes
+    does not."""
     X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
     distance = diagnose(fit_l1(X, Y, rung, steps=200, exact=True), X, Y)["l1_after"]
     for i in range(4):
@@ -397,7 +402,8 @@ def test_variance_steps_name_what_was_planted():
 
 
 def test_variance_steps_on_held_out_inputs_may_fall():
-    """Noise fitted to noise with as many inputs as dimensions: the general map explains less than the mean does."""
+    """Noise fitted to noise with as many inputs as dimensions: the general map explains less than
+    the mean does."""
     X, Y = normal(1, 220, 20, seed=1), normal(1, 220, 20, seed=2)
     found = variance_steps(X[:, :20], Y[:, :20], X[:, 20:], Y[:, 20:])
     assert found["general"] < 0

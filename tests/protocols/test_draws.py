@@ -59,7 +59,8 @@ def test_more_than_there_is_cannot_be_drawn():
 
 
 def test_one_draw_for_every_method_and_protocol(study):
-    """``Study.draws`` knows neither method nor protocol; the evidence of each holds the same rows."""
+    """``Study.draws`` knows neither method nor protocol; the evidence of each holds the same
+    rows."""
     task = "ag"
     drawn = study.draws(task, "stratified")
     labels = study.pool(task).labels

@@ -92,8 +92,9 @@ def test_the_teacher_gets_no_gradient():
 
 @pytest.mark.parametrize("preset", ["default", "released"])
 def test_an_aligned_student_keeps_its_head(preset):
-    """f_m = f_t: the loss starts at 0 and the head stays (methods.md G10). Adam turns rounding errors of the gradient into
-    steps of full length, so the loss and not the weights must stay where they are."""
+    """f_m = f_t: the loss starts at 0 and the head stays (methods.md G10). Adam turns rounding
+    errors of the gradient into steps of full length, so the loss and not the weights must stay
+    where they are."""
     z, _, head = example()
     teacher = head.logits(z)
     aligned = ft_classifier(z, teacher, head, get_preset(preset))
@@ -156,8 +157,9 @@ def test_it_leaves_the_head_it_starts_from_alone_and_lowers_the_loss():
 
 
 def test_it_fits_at_the_teachers_features_through_the_old_head():
-    """The teacher of ``fit_heads`` is f_t through (W_t, b_t): with f_t = f_m on the fit rows nothing moves but by rounding,
-    whatever the test inputs look like; and only rows of the draw matter."""
+    """The teacher of ``fit_heads`` is f_t through (W_t, b_t): with f_t = f_m on the fit rows
+    nothing moves but by rounding, whatever the test inputs look like; and only rows of the draw
+    matter."""
     _, _, head = example()
     fit = torch.randn(20, 6)
     draws = torch.arange(16).view(1, 4, 4)
@@ -193,8 +195,8 @@ def test_unknown_names_name_the_nearest():
     "preset", [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), get_preset("released")]
 )
 def test_nested_fits_are_the_single_fits(preset):
-    """One loop for all shots against a fit for each, also where a minibatch is cut short, a k repeats, ks come in any order, and a small one
-    has no block of its own."""
+    """One loop for all shots against a fit for each, also where a minibatch is cut short, a k
+    repeats, ks come in any order, and a small one has no block of its own."""
     z, teacher, head = example(n_fits=3, n=24)
     z, teacher, head = z.double(), teacher.double(), Head(head.weight.double(), head.bias.double())
     groups, ks = (z.unflatten(1, (2, 12)), teacher.unflatten(1, (2, 12))), [2, 12, 1, 2, 5]

@@ -85,7 +85,8 @@ def test_equal_features_leave_the_head(fit, n):
 
 @pytest.mark.parametrize("C, d", SHAPES)
 def test_a_planted_rotation_is_found(C, d):
-    """f_t = R f_m with R far from symmetric: on new inputs W' x gives f_t's logits, W_t x does not."""
+    """f_t = R f_m with R far from symmetric: on new inputs W' x gives f_t's logits, W_t x does
+    not."""
     R, start, new = rotation(d), head(C, d), normal(2, 300, d, seed=5)
     X = normal(2, 100, d, seed=1)
     target = start.logits(new @ R.mT)
@@ -93,7 +94,8 @@ def test_a_planted_rotation_is_found(C, d):
     closed = orthogonal_classifier(X, X @ R.mT, start, PRESET, fit="procrustes")
     torch.testing.assert_close(closed.logits(new), target, atol=1e-4, rtol=0)
     torch.testing.assert_close(closed.weight, (start.weight @ R).expand(2, C, d), atol=1e-4, rtol=0)
-    # KL cannot see a vector added to all rows of W', and hardly a class that is improbable for both:
+    # KL cannot see a vector added to all rows of W', and hardly a class that is improbable for
+    # both:
     # so probabilities are compared, not logits or their logarithms.
     found = orthogonal_classifier(X, X @ R.mT, start, FTPreset(lr=1e-2, epochs=800))
     torch.testing.assert_close(
@@ -121,7 +123,8 @@ def test_kl_fit_minimises_kl_of_the_teachers_own_logits():
 
 
 def slow_fit(X: Tensor, Y: Tensor, start: Head, preset: FTPreset, seed: int) -> Head:
-    """One fit by autograd: W' = L Q A, the gradient's tangent part, back by an SVD's polar factor."""
+    """One fit by autograd: W' = L Q A, the gradient's tangent part, back by an SVD's polar
+    factor."""
     columns, upper = torch.linalg.qr(start.weight.mT)
     factor, frame = upper.mT, columns.mT.clone().requires_grad_()
     adam = torch.optim.Adam([frame], lr=preset.lr)

@@ -144,8 +144,17 @@ def test_two_rows_and_two_columns_of_two():
 
 def test_unlabelled_inputs_of_every_shape(tmp_path):
     table = write(tmp_path / "x.csv", PAIRS)
-    for data in (TEXTS, tuple(TEXTS), iter(TEXTS), pd.Series(TEXTS), np.array(TEXTS), dataset(),
-                 dataset().remove_columns("label"), pd.DataFrame({"text": TEXTS}), table):  # fmt: skip
+    for data in (
+        TEXTS,
+        tuple(TEXTS),
+        iter(TEXTS),
+        pd.Series(TEXTS),
+        np.array(TEXTS),
+        dataset(),
+        dataset().remove_columns("label"),
+        pd.DataFrame({"text": TEXTS}),
+        table,
+    ):
         assert unlabelled(data, False) == TEXTS
     for wrong in ("one text", [("premise", "hypothesis")], [TEXTS], 5, None, ["a", None]):
         with pytest.raises(DataError):

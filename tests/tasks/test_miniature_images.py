@@ -1,4 +1,5 @@
-"""The miniature image world: the same pictures everywhere, classes that no caption gives away, and nothing that pixels alone decide."""
+"""The miniature image world: the same pictures everywhere, classes that no caption gives away, and
+nothing that pixels alone decide."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ PINNED = "4947bca5b8a8ce5b04da5e65b353146841a2400060411f27755e681486bec6f9"
 MIXED = (
     "import hashlib; from mergelib.tasks.miniature.images import *; d = hashlib.sha256()\n"
     "for t in IMAGE_TASKS: d.update(generate(t, 60, 0)[0].numpy().tobytes())\n"
-    "d.update(captioned(60, 0)[0].numpy().tobytes()); d.update('|'.join(captioned(60, 0)[1]).encode()); print(d.hexdigest())"
+    "d.update(captioned(60, 0)[0].numpy().tobytes()); d.update('|'.join(captioned(60, "
+    "0)[1]).encode()); print(d.hexdigest())"
 )
 
 
@@ -51,7 +53,8 @@ def captions() -> list[str]:
 
 
 def test_the_world_is_frozen_and_the_same_with_and_without_vector_instructions():
-    """Pictures hold no rounding of a platform: without AVX2 and fused multiply-add the bytes are the same."""
+    """Pictures hold no rounding of a platform: without AVX2 and fused multiply-add the bytes are
+    the same."""
     slow = os.environ | {"NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4"}
     found = [
         subprocess.run(
@@ -65,7 +68,8 @@ def test_the_world_is_frozen_and_the_same_with_and_without_vector_instructions()
     ]
     assert found[0] == found[1]
     assert (IMAGE_WORLD_VERSION, found[0]) == (2, PINNED), (
-        "the drawn world has changed: bump IMAGE_WORLD_VERSION, pin the new digest, and list the report's claims before and after"
+        "the drawn world has changed: bump IMAGE_WORLD_VERSION, pin the new digest, and list the "
+        "report's claims before and after"
     )
 
 
@@ -126,7 +130,8 @@ def test_captions_teach_every_word_and_the_words_of_signs_in_pairs(captions):
 
 
 def test_captions_link_the_words_of_a_table():
-    """Words that never meet a common partner could be told apart by their partners alone: the graph of captions is connected."""
+    """Words that never meet a common partner could be told apart by their partners alone: the graph
+    of captions is connected."""
     for name, family in FAMILIES.items():
         seen, frontier = set(), [(0, family.captions[0][0])]
         while frontier:
@@ -156,7 +161,8 @@ def test_unknown_tasks_are_refused():
 
 
 def simple_features(images: torch.Tensor) -> torch.Tensor:
-    """Mean colours of an 8 x 8 grid, and how strong the four orientations of edges are in a 4 x 4 grid."""
+    """Mean colours of an 8 x 8 grid, and how strong the four orientations of edges are in a 4 x 4
+    grid."""
     x = images.float() / 255
     grey = pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     steps = [
@@ -171,8 +177,9 @@ def simple_features(images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_simple_features_see_the_classes_but_do_not_suffice(task):
-    """Ridge regression on them: far above chance, so that pictures show their class, but not all right. Digits and signs stand near the
-    middle of their pictures, as in the sets they mirror, and there, as with real digits, edges in a grid say much."""
+    """Ridge regression on them: far above chance, so that pictures show their class, but not all
+    right. Digits and signs stand near the middle of their pictures, as in the sets they mirror, and
+    there, as with real digits, edges in a grid say much."""
     (x, y), (x_test, y_test) = generate(task, 1200, 2), generate(task, 500, 1)
     z, z_test = simple_features(x), simple_features(x_test)
     mean, std = z.mean(0), z.std(0) + 1e-6

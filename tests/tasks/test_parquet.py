@@ -85,7 +85,8 @@ def test_pixels_labels_and_names_come_back_in_the_files_order(tmp_path):
 
 
 def test_it_reads_what_the_datasets_library_writes(tmp_path):
-    """An independent writer of the layout: both encodings of the pixels and the metadata are the library's own."""
+    """An independent writer of the layout: both encodings of the pixels and the metadata are the
+    library's own."""
     import datasets
 
     rng = np.random.default_rng(0)
@@ -128,7 +129,8 @@ def test_grey_and_colour_of_several_sizes_become_one_shape():
 
 
 def test_the_central_square_is_kept_upright():
-    """Left, middle and right third of a wide image differ; only the middle third is the central square."""
+    """Left, middle and right third of a wide image differ; only the middle third is the central
+    square."""
     wide = np.zeros((12, 36, 3))
     wide[:, 12:24, 1] = 255
     wide[:6, 12:24, 2] = 255

@@ -1,9 +1,12 @@
-"""The miniature image world: eight drawn tasks that mirror the paper's vision appendix, and captioned drawings to pre-train on.
+"""The miniature image world: eight drawn tasks that mirror the paper's vision appendix, and
+captioned drawings to pre-train on.
 
-Every picture belongs to one of seven *families* and is told by the words of its attributes: a place and a light, a colour and a body, a
-colour, a shape and a mark, and so on. A class is one combination of such words ("blue van", "red triangle sign with two bars"); a
-caption is another one. Every word, and for signs every pair of words, occurs in captions; the combinations that are classes never do.
-So a model of captions can name a class that it has never seen, if it has learned what the words mean.
+Every picture belongs to one of seven *families* and is told by the words of its attributes: a place
+and a light, a colour and a body, a colour, a shape and a mark, and so on. A class is one
+combination of such words ("blue van", "red triangle sign with two bars"); a caption is another one.
+Every word, and for signs every pair of words, occurs in captions; the combinations that are classes
+never do. So a model of captions can name a class that it has never seen, if it has learned what the
+words mean.
 
     task      mirrors             family    classes
     sun397    scenes              scenes    24      forest at night
@@ -15,11 +18,13 @@ So a model of captions can name a class that it has never seen, if it has learne
     mnist     digits              glyphs    10      handwritten number four
     dtd       textures            textures  20      coarse dotted texture
 
-What varies beside the class: place, scale, turn, hue, lighting, colour cast, noise, blur, clutter behind and in front.
+What varies beside the class: place, scale, turn, hue, lighting, colour cast, noise, blur, clutter
+behind and in front.
 
-The world is frozen as ``IMAGE_WORLD_VERSION``. Its constants were chosen by fine-tuned, linear-probe and zero-shot accuracy alone, never by
-anything about model merging. (Version 1 was too hard for an expert that is trained in seconds; no merge of it was scored.) A later change to
-what is drawn bumps the version, and the report must list its claims before and after.
+The world is frozen as ``IMAGE_WORLD_VERSION``. Its constants were chosen by fine-tuned,
+linear-probe and zero-shot accuracy alone, never by anything about model merging. (Version 1 was too
+hard for an expert that is trained in seconds; no merge of it was scored.) A later change to what is
+drawn bumps the version, and the report must list its claims before and after.
 """
 
 from __future__ import annotations
@@ -46,8 +51,9 @@ Combination = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """Pictures of one kind. ``attributes`` are its words; ``painter`` takes the value of attribute ``kind``, the random numbers and the
-    other attributes' numbers ``[n]``; ``is_class`` says which combinations are held out of the captions as classes."""
+    """Pictures of one kind. ``attributes`` are its words; ``painter`` takes the value of attribute
+    ``kind``, the random numbers and the other attributes' numbers ``[n]``; ``is_class`` says which
+    combinations are held out of the captions as classes."""
 
     attributes: tuple[tuple[str, ...], ...]
     kind: int
@@ -71,7 +77,8 @@ class Family:
         return self.name(*(words[i] for words, i in zip(self.attributes, combination, strict=True)))
 
     def paint(self, draws_seed: np.random.Generator, chosen: Array) -> Array:
-        """Pictures ``[n, 3, 32, 32]`` in 0..1 of combinations ``chosen [n, attributes]``, drawn together where they are of one kind."""
+        """Pictures ``[n, 3, 32, 32]`` in 0..1 of combinations ``chosen [n, attributes]``, drawn
+        together where they are of one kind."""
         rgb = np.empty((len(chosen), 3, SIZE, SIZE), dtype=np.float32)
         for value, word in enumerate(self.attributes[self.kind]):
             rows = np.flatnonzero(chosen[:, self.kind] == value)
@@ -85,7 +92,8 @@ def _symbol(medium: str, glyph: str) -> str:
     return f"{medium} {'number' if glyph in DIGITS else 'letter'} {glyph}"
 
 
-# Which combinations are classes: half of every row and column of a table of two attributes, with rows that overlap, so that
+# Which combinations are classes: half of every row and column of a table of two attributes, with
+# rows that overlap, so that
 # captions link all words; for signs every third combination, so that captions hold every pair.
 FAMILIES: dict[str, Family] = {
     "scenes": Family(
@@ -178,7 +186,8 @@ _PROMPTS = {
 
 
 def prompts(task: str) -> tuple[str, ...]:
-    """Templates that put a class name of ``task`` into a caption: "a photo of the {}". Raises ``UnknownNameError``."""
+    """Templates that put a class name of ``task`` into a caption: "a photo of the {}". Raises
+    ``UnknownNameError``."""
     _known(task)
     return tuple(f"a {lead} of the {{}}" for lead in dict.fromkeys((_PROMPTS[task], *_LEAD)))
 
@@ -189,7 +198,8 @@ def _known(task: str) -> None:
 
 
 def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
-    """What a camera adds: something in front, light from a side, a colour cast, blur, noise. ``[n, 3, 32, 32]`` uint8."""
+    """What a camera adds: something in front, light from a side, a colour cast, blur, noise. ``[n,
+    3, 32, 32]`` uint8."""
     c = Canvas(np.zeros((len(rgb), 3), dtype=np.float32))
     c.rgb = rgb
     u, v = turned(X, Y, draws.uniform(0, SIZE), draws.uniform(0, SIZE), draws.uniform(0, 1))
@@ -232,9 +242,11 @@ def _draw(family: Family, chosen: Array, rng: np.random.Generator) -> tuple[Arra
 
 
 def generate(task: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """n pictures of a task: uint8 ``[n, 3, 32, 32]`` and labels ``[n]`` int64, as many of each class as n allows, in random order.
+    """n pictures of a task: uint8 ``[n, 3, 32, 32]`` and labels ``[n]`` int64, as many of each
+    class as n allows, in random order.
 
-    Equal arguments give equal bytes on every machine. Raises ``UnknownNameError`` for a task that does not exist.
+    Equal arguments give equal bytes on every machine. Raises ``UnknownNameError`` for a task that
+    does not exist.
     """
     _known(task)
     classes = np.array(_task_classes(task))
@@ -248,15 +260,18 @@ def generate(task: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pictures), torch.from_numpy(order.astype(np.int64))
 
 
-# Two tasks are made of glyphs, and their table of captions is as large as two others; that of fields is the smallest.
+# Two tasks are made of glyphs, and their table of captions is as large as two others; that of
+# fields is the smallest.
 _SHARES = {"scenes": 6, "cars": 6, "land": 6, "fields": 1, "glyphs": 12, "signs": 6, "textures": 6}
 CAPTIONS_NUMBER = 1000
 
 
 def captioned(n: int, seed: int) -> tuple[Tensor, list[str]]:
-    """n pictures of all families, uint8 ``[n, 3, 32, 32]``, with a caption each, such as "a dark photo of the red bus".
+    """n pictures of all families, uint8 ``[n, 3, 32, 32]``, with a caption each, such as "a dark
+    photo of the red bus".
 
-    No caption holds the words of one class together. Equal arguments give equal results on every machine.
+    No caption holds the words of one class together. Equal arguments give equal results on every
+    machine.
     """
     order = np.random.default_rng([IMAGE_WORLD_VERSION, CAPTIONS_NUMBER, seed])
     names = list(FAMILIES)

@@ -1,6 +1,8 @@
-"""How each family of pictures is painted: one function per place, body, ground, structure, pattern, sign or medium.
+"""How each family of pictures is painted: one function per place, body, ground, structure, pattern,
+sign or medium.
 
-A painter gets the random numbers of n pictures and the attributes that their name says; everything else that it draws is nuisance.
+A painter gets the random numbers of n pictures and the attributes that their name says; everything
+else that it draws is nuisance.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def word_colours(draws: Draws, words: tuple[str, ...], which: Array) -> Array:
     )
 
 
-# ---- scenes: a place in a light ------------------------------------------------------------------------------------------
+# ---- scenes: a place in a light ------------------------------------------------------------------
 
 LIGHTS = ("at noon", "at sunset", "at night", "in fog", "in rain", "in snow")
 _SKY_TOP = np.array(
@@ -101,7 +103,8 @@ FOG, RAIN, SNOW, NOON, SUNSET, NIGHT = 3, 4, 5, 0, 1, 2
 
 
 class Scene(Canvas):
-    """A sky in one of six lights; whatever is painted on it later takes the colour of that light."""
+    """A sky in one of six lights; whatever is painted on it later takes the colour of that
+    light."""
 
     def __init__(self, draws: Draws, light: Array):
         super().__init__(fixed(draws.n, 0, 0, 0))
@@ -148,7 +151,8 @@ class Scene(Canvas):
         return (self.light == light).astype(np.float32)[:, None, None]
 
     def lit(self, colour: Array, depth: float = 1.0) -> Array:
-        """``colour [n, 3]`` as it looks in this light, under a veil of fog that grows with depth."""
+        """``colour [n, 3]`` as it looks in this light, under a veil of fog that grows with
+        depth."""
         veil = np.clip(_VEIL[self.light] * depth, 0, 0.9)[:, None]
         return (colour * _TINT[self.light] * (1 - veil) + _VEIL_COLOUR[self.light] * veil).astype(
             np.float32
@@ -385,10 +389,11 @@ PLACES = {
     "highway": highway,
 }
 
-# ---- cars: a body in a colour -------------------------------------------------------------------------------------------
+# ---- cars: a body in a colour --------------------------------------------------------------------
 
 CAR_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-# Per body: painted parts and windows as convex polygons in units of the car's length, and the wheels' places and radius.
+# Per body: painted parts and windows as convex polygons in units of the car's length, and the
+# wheels' places and radius.
 BODIES: dict[str, tuple[list, list, tuple[float, float, float]]] = {
     "sedan": (
         [
@@ -481,7 +486,7 @@ def car(body: str, draws: Draws, colour: Array) -> Array:
     return c.rgb
 
 
-# ---- land use: a structure on a ground, seen from above -----------------------------------------------------------------
+# ---- land use: a structure on a ground, seen from above ------------------------------------------
 
 GROUNDS = ("forest", "desert", "meadow", "farmland", "suburb", "snow")
 
@@ -638,7 +643,8 @@ STRUCTURES = (
 
 
 def land(kind: str, draws: Draws, which: Array) -> Array:
-    """``which [n]`` numbers the ground; each ground is drawn for all, since there are few pictures of one structure."""
+    """``which [n]`` numbers the ground; each ground is drawn for all, since there are few pictures
+    of one structure."""
     rgb = np.empty((draws.n, 3, SIZE, SIZE), dtype=np.float32)
     for g, name in enumerate(GROUNDS):
         rows = np.flatnonzero(which == g)
@@ -650,7 +656,7 @@ def land(kind: str, draws: Draws, which: Array) -> Array:
     return rgb
 
 
-# ---- fields: a pattern in a colour, seen from a satellite ---------------------------------------------------------------
+# ---- fields: a pattern in a colour, seen from a satellite ----------------------------------------
 
 FIELD_COLOURS = ("green", "yellow", "brown", "grey")
 FIELD_PATTERNS = ("striped", "checked", "spotted", "round", "terraced")
@@ -710,7 +716,7 @@ def field(pattern: str, draws: Draws, which: Array) -> Array:
     return c.rgb
 
 
-# ---- traffic signs: a colour, a shape, a mark ---------------------------------------------------------------------------
+# ---- traffic signs: a colour, a shape, a mark ----------------------------------------------------
 
 SIGN_COLOURS = ("red", "blue", "yellow", "green")
 SIGN_SHAPES = ("triangle", "round", "square", "diamond")
@@ -818,7 +824,7 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
     return c.rgb
 
 
-# ---- glyphs: a digit or letter in a medium ------------------------------------------------------------------------------
+# ---- glyphs: a digit or letter in a medium -------------------------------------------------------
 
 MEDIA = ("house", "handwritten", "chalk", "neon", "stamped", "carved")
 
@@ -907,7 +913,7 @@ def written(medium: str, draws: Draws, which: Array) -> Array:
     return c.rgb
 
 
-# ---- textures: a pattern, and what befell it ----------------------------------------------------------------------------
+# ---- textures: a pattern, and what befell it -----------------------------------------------------
 
 TEXTURE_PATTERNS = (
     "striped",
