@@ -10,7 +10,10 @@ from pathlib import Path
 
 from .errors import StoreError
 
-REMEDY = "Free space, or choose a folder that you can write to: MERGELIB_OUTPUT moves figures/ and build/."
+REMEDY = (
+    "Free space, or choose a folder that you can write to: MERGELIB_OUTPUT moves figures/ "
+    "and build/."
+)
 
 
 def root() -> Path:

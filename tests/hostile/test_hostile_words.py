@@ -12,10 +12,11 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mergelib import claims, documents, runner
+from mergelib import claims, documents
 from mergelib.errors import ConfigError, MergelibError
 from mergelib.models import recipes
 from mergelib.profiles import Profile, load_profile
+from mergelib.run import runner
 
 from .support import typed
 
