@@ -281,9 +281,9 @@ def test_a_task_numbers_both_splits_alike(tmp_path):
     ):
         with pytest.raises(DataError, match=says):
             mergelib.task("t", train, test, n_validation=1)
-    with pytest.raises(DataError, match="n_validation=-5"):
+    with pytest.raises(DataError, match="n_validation is -5"):
         mergelib.task("t", PAIRS, PAIRS, n_validation=-5)
-    with pytest.warns(UserWarning, match="4 of 4 test texts are also training texts"):
+    with pytest.raises(DataError, match="4 of 4 test rows are also training"):
         mergelib.task("t", PAIRS, PAIRS, n_validation=1)
 
 
