@@ -56,7 +56,7 @@ def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
     parts = [rows] if "profile" not in rows else [r for _, r in rows.groupby("profile", sort=False)]
     rows = pd.concat([failing_first(part) for part in parts or [rows]], ignore_index=True)
     here, low, high = (
-        rows[c].astype(float).map("{:.2f}".format).where(rows.here.notna(), "")
+        rows[c].astype(float).map("{:.2f}".format).astype(str).where(rows.here.notna(), "")
         for c in ("here", "low", "high")
     )
     table = {
