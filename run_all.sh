@@ -78,7 +78,8 @@ prefix=$("$python" -c 'import sys; print(sys.prefix)')
 export PATH="$prefix/bin:$PATH" JUPYTER_PREFER_ENV_PATH=1
 
 case "${1:-}" in
-  test) shift; exec "$python" -m pytest "$@" ;;
+  # The whole suite: a process a core, with one thread each.
+  test) shift; [ $# -gt 0 ] || set -- -n auto --maxprocesses 4 --dist worksteal; exec "$python" -m pytest "$@" ;;
   # From the project's folder: a server rooted in notebooks/ could not show the figures beside it.
   lab)  shift; exec "$python" -m jupyterlab --ServerApp.root_dir="$PWD" --LabApp.default_url=/lab/tree/notebooks "$@" ;;
   *)    exec "$python" -m mergelib run "$@" ;;

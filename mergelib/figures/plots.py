@@ -29,7 +29,7 @@ from ..tables import (
     task_label,
     with_average,
 )
-from ..tables.labels import RUNG_LABELS
+from ..tables.labels import rung_label
 from .style import COLUMN, PAGE, REPAIR_STYLE, WIDTHS, Style, method_style, protocol_style
 
 BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
@@ -409,14 +409,20 @@ def plot_shares(
 
 
 def plot_ladder(
-    accuracies: pd.DataFrame, r2: pd.DataFrame, *, fine_tuned: float, margin: float = 2.0
+    accuracies: pd.DataFrame,
+    r2: pd.DataFrame,
+    *,
+    fine_tuned: float,
+    closed_form: pd.DataFrame | None = None,
+    margin: float = 2.0,
 ) -> Figure:
     """The ladder: accuracy per rung (left), and what each step explains of f_t's variance (right).
 
     Args:
-        accuracies: Columns method, rung (in print), accuracy and std over random starts.
+        accuracies: Columns method, rung, accuracy and std over random starts.
         r2: Columns method, step, increment.
         fine_tuned: Accuracy of the fine-tuned models, in percent.
+        closed_form: The same columns for maps in least squares, drawn as rings.
         margin: The paper's claim: points below them that an alignment may cost, a grey band.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.1), width_ratios=(1.5, 1))
@@ -427,10 +433,17 @@ def plot_ladder(
     for i, method in enumerate(methods):
         rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
         y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.16
+        if closed_form is not None:
+            ring = {"facecolors": "none", "edgecolors": method_style(method)["color"], "s": 60}
+            closed = closed_form[closed_form.method == method].set_index("rung").accuracy
+            left.scatter(closed.reindex(rungs), y, zorder=1, **ring)
         error = {"xerr": rows["std"].fillna(0), "elinewidth": 1.0, "linestyle": "none"}
         left.errorbar(rows.accuracy, y, label=short_label(method), **error, **method_style(method))
+    if closed_form is not None:
+        ring |= {"edgecolors": "0.3", "label": "closed form"}
+        left.scatter([], [], **ring)
     left.set(xlim=(0, 100), ylim=(len(rungs) - 0.5, -0.5), xlabel=ACCURACY)
-    left.set_yticks(range(len(rungs)), rungs)
+    left.set_yticks(range(len(rungs)), map(rung_label, rungs))
     steps = list(dict.fromkeys(r2.step))
     bottom = np.zeros(len(methods := list(dict.fromkeys(r2.method))))
     names = [short_label(m) for m in methods]
@@ -443,11 +456,11 @@ def plot_ladder(
     left.grid(axis="y", visible=False)
     right.grid(axis="x", visible=False)
     right.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=2)
-    rung = RUNG_LABELS["orthogonal"] if RUNG_LABELS["orthogonal"] in rungs else rungs[-1]
+    rung = "orthogonal" if "orthogonal" in rungs else rungs[-1]
     mapped = accuracies[(accuracies.rung == rung) & (accuracies.method != "f_b")].accuracy
     missing = _range(fine_tuned - mapped)
-    title = f"{rung} map: the merges stay {missing} points below the fine-tuned models"
-    _legend(fig, [left], 5, title)
+    title = f"{rung_label(rung)} map: the merges stay {missing} points below the fine-tuned models"
+    _legend(fig, [left], 6, title)
     return fig
 
 
