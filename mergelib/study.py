@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -715,7 +716,8 @@ class Study:
         def make() -> Artifact:
             inputs = self._merge_inputs(method)
             states: dict[str, State] = {}
-            with Meter() as meter:
+            # Measuring slows every operation: of several seeds' merges the first tells the cost.
+            with Meter() if encoder == self.merges(name)[0] else nullcontext() as meter:
                 for lam in progress(different or [None], desc=f"merge {encoder}"):
                     merged = method(*inputs, **options, **({} if lam is None else {"lam": lam}))
                     if method.gives == PER_TASK:  # of several lambdas each serves its own tasks
@@ -724,8 +726,10 @@ class Study:
                             for i, t in enumerate(self.tasks)
                             if lam is None or lams[t] == lam
                         }
-            meter.cost["seconds"] /= max(1, len(different))
-            info = {"lam": chosen, "cost": meter.cost}
+            info = {"lam": chosen}
+            if meter:
+                meter.cost["seconds"] /= max(1, len(different))
+                info["cost"] = meter.cost
             if method.gives == PER_TASK:
                 return Artifact(
                     {f"{t}/{n}": v.cpu() for t, state in states.items() for n, v in state.items()},
