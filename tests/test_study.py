@@ -587,15 +587,17 @@ def test_multi_task_has_heads_of_its_own(make_study):
     assert not torch.equal(mine.head("multi_task", "ag").weight, mine.head("ties", "ag").weight)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 1e-2), ("bf16_weights", 2e-2)])
-def test_features_in_bfloat16_are_near_and_have_a_key_of_their_own(
-    study, make_study, precision, tolerance
-):
-    """Precisions in one store: none is taken for another, nor are the lambdas chosen from them."""
+@pytest.mark.parametrize("precision", ["bf16", "bf16_weights"])
+def test_features_in_bfloat16_are_near_and_have_a_key_of_their_own(study, make_study, precision):
+    """Precisions in one store: none is taken for another, nor are the lambdas chosen from them.
+
+    A dozen roundings one after the other add up to a few eps.
+    """
     half = make_study(study.store.root, overrides={"encoder.precision": precision})
     exact, near = study.features(FINE_TUNED, "ag"), half.features(FINE_TUNED, "ag")
     assert near.dtype == torch.float32 and not torch.equal(near, exact)
-    assert ((near - exact).norm(dim=1) / exact.norm(dim=1)).max() < tolerance
+    off = (near - exact).norm(dim=1) / exact.norm(dim=1)
+    assert off.max() < 5 * torch.finfo(torch.bfloat16).eps
     assert key_of(study, "lam", lambda s: s.lam_curve("ties")) != key_of(
         half, "lam", lambda s: s.lam_curve("ties")
     )
