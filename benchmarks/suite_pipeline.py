@@ -32,6 +32,7 @@ from mergelib.experts import EncoderWithHeads
 from mergelib.protocols import PRESETS
 from mergelib.run import runner
 from mergelib.store import Store
+from mergelib.training import MAX_NORM
 
 PARTS = ("imports", "clusters and t-SNE", "plots", "rest")
 SAMPLE = 12  # training steps that are timed; all steps of a run have like shapes
@@ -122,7 +123,7 @@ def seconds_per_step(model: nn.Module, batches: Sequence[dict[str, Any]], lr: fl
     def step() -> None:
         optimizer.zero_grad()
         model(**next(pending))["loss"].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # the Trainer's default
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
         optimizer.step()
 
     return timed(step, n=len(batches), warmup=1).median

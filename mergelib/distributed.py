@@ -81,6 +81,15 @@ def from_first(value: Any = None) -> Any:
     return box[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """What every process gives, in the order of their ranks; all of them must call it."""
+    if world_size() == 1:
+        return [value]
+    box = [None] * world_size()
+    torch.distributed.all_gather_object(box, value, group=_control_group())
+    return box
+
+
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if world_size() > 1:

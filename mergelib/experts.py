@@ -38,7 +38,6 @@ class EncoderWithHeads(nn.Module):
             layer.requires_grad_(False)
 
     def forward(self, batch: dict[str, Tensor], labels: Tensor, task: Tensor) -> dict[str, Tensor]:
-        # ``batch`` as one argument: of **kwargs the Trainer would believe that they take its own.
         features = self.encoder(**batch)
         losses = [
             F.cross_entropy(head(features[task == t]).float(), labels[task == t], reduction="sum")

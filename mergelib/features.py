@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .encoders import Encoder
 from .errors import ConfigError, DeviceMemoryError
-from .memory import free_device_memory, out_of_memory
+from .memory import free_device_memory, out_of_memory, within_memory
 from .progress import progress
 from .types import Inputs
 
@@ -75,19 +75,13 @@ def extract_prepared(
         )
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
-    try:
-        model = (
-            (copy.deepcopy(model).to(torch.bfloat16) if precision == "bf16_weights" else model)
-            .to(device)
-            .train(dropout)
-        )
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise DeviceMemoryError(
-            f"The encoder's weights do not fit into the memory of {device}: free some of it, or "
-            f"take device 'cpu'."
-        ) from error
+    with within_memory(
+        f"The encoder's weights do not fit into the memory of {device}: free some of it, or take "
+        "device 'cpu'."
+    ):
+        if precision == "bf16_weights":
+            model = copy.deepcopy(model).to(torch.bfloat16)
+        model = model.to(device).train(dropout)
     dtype, done = next(model.parameters()).dtype, 0
     waiting: tuple[list[int], Tensor] | None = (
         None  # a batch's features on the device: they are fetched when the next batch is on its way

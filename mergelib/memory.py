@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+from .errors import DeviceMemoryError
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -21,3 +26,14 @@ def free_device_memory() -> None:
     from accelerate.utils.memory import clear_device_cache
 
     clear_device_cache(garbage_collection=True)
+
+
+@contextmanager
+def within_memory(message: str) -> Iterator[None]:
+    """Where the block runs out of a device's memory, ``DeviceMemoryError`` with ``message``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise DeviceMemoryError(message) from error

@@ -1,27 +1,29 @@
-"""The one place where weights are trained: `transformers.Trainer` with text progress, resume and
-pinned threads."""
+"""The one place where weights are trained: AdamW, clipped gradients, a rate that rises and falls
+linearly, and checkpoints from which an interrupted run goes on."""
 
 from __future__ import annotations
 
-import json
-import shutil
+import itertools
+import math
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from . import distributed
-from .errors import ConfigError, DeviceMemoryError, MergelibError, StoreError
-from .memory import free_device_memory, out_of_memory
+from .errors import ConfigError, DeviceMemoryError, StoreError
+from .memory import free_device_memory, out_of_memory, within_memory
 from .progress import progress
 from .store import REMEDY
+
+MAX_NORM = 1.0  # of all gradients together
 
 
 @dataclass(frozen=True)
@@ -69,34 +71,133 @@ def pinned_threads(n: int):
         torch.set_num_threads(before)
 
 
-def newest_checkpoint(scratch: Path) -> str | None:
-    """The newest whole checkpoint under ``scratch``; damaged ones (a kill in mid-write) are
-    removed, with a warning."""
-    numbered = [p for p in scratch.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    for folder in sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+# ---- one step ------------------------------------------------------------------------------------
+
+
+def shuffled_batches(n: int, config: TrainConfig, start: int) -> Iterator[list[int]]:
+    """The row numbers, out of n, of batch ``start`` and all that follow, without end; every epoch
+    has an order of its own.
+
+    One process takes an epoch's last batch short. Of several, each takes its share, and the last
+    batch is filled up from the epoch's beginning.
+    """
+    processes, per_epoch = distributed.world_size(), math.ceil(n / config.batch_size)
+    first_epoch, place = divmod(start, per_epoch)
+    for epoch in itertools.count(first_epoch):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(config.seed + epoch))
+        if processes > 1:
+            order = order[torch.arange(per_epoch * config.batch_size) % n]
+        if place == 0:  # as a DataLoader draws: stored weights come of one, and dropout follows it
+            torch.empty((), dtype=torch.int64).random_()
+        for rows in order.split(config.batch_size)[place:]:
+            yield rows.tensor_split(processes)[distributed.rank()].tolist()
+        place = 0
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of a step, counted from 0: up from 0 during the warm-up, then down towards 0."""
+    warmup = int(config.warmup * config.steps)
+    if step < warmup:
+        return config.lr * (step / warmup)
+    return config.lr * ((config.steps - step) / (config.steps - warmup))
+
+
+def backward(model: nn.Module, batch: dict[str, Any], pieces: int, precision: str) -> Tensor:
+    """Add the gradients of a batch's mean loss, which goes through ``model`` in ``pieces``; returns
+    the loss."""
+    first = tree_leaves(batch)[0]
+    total = torch.zeros((), device=first.device)
+    for part in torch.arange(len(first)).tensor_split(min(pieces, len(first))):
+        inputs = batch
+        if pieces > 1:
+            inputs = tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], batch)
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**inputs)["loss"]
+        loss = loss.float() * (len(part) / len(first))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def backward_in_memory(
+    model: nn.Module,
+    batch: dict[str, Any],
+    pieces: int,
+    precision: str,
+    can_be_cut: bool,
+    desc: str,
+) -> tuple[Tensor, int]:
+    """``backward``, in more pieces where memory wants it: the loss, and the pieces that fitted.
+    Raises ``DeviceMemoryError`` where nothing more can be cut."""
+    first = tree_leaves(batch)[0]
+    rows, device = len(first), first.device
+    while True:
         try:
-            json.loads((folder / "trainer_state.json").read_text())
-            n = distributed.world_size()
-            names = [
-                "pytorch_model.bin",
-                "optimizer.pt",
-                "scheduler.pt",
-                *(["rng_state.pth"] if n == 1 else [f"rng_state_{i}.pth" for i in range(n)]),
-            ]
+            return backward(model, batch, pieces, precision), pieces
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if not can_be_cut or pieces >= rows:
+                raise DeviceMemoryError(
+                    f"{desc}: {math.ceil(rows / pieces)} of a batch's {rows} rows do not fit into "
+                    f"the memory of {device} at once. Lower batch_size in the profile's section "
+                    "for it, free memory, or take another device or more processes."
+                ) from error
+        pieces = min(2 * pieces, rows)
+        model.zero_grad()  # what the failed step had added
+        free_device_memory()
+        warnings.warn(
+            f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes through in "
+            f"{pieces} pieces from now on, whose gradients are added.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+def checkpoints(scratch: Path) -> list[Path]:
+    """The checkpoints under ``scratch``, the newest last."""
+    return sorted(scratch.glob("checkpoint-*.pt"))
+
+
+def newest_checkpoint(scratch: Path) -> Path | None:
+    """The newest whole checkpoint under ``scratch``; damaged ones are removed, with a warning."""
+    for file in reversed(checkpoints(scratch)):
+        try:
             # torch files are zip archives: their checksums tell damage without unpickling anything.
-            if all(zipfile.ZipFile(folder / name).testzip() is None for name in names):
-                return str(folder)
-        except (OSError, ValueError, zipfile.BadZipFile):
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:
+                    return file
+        except Exception:  # damaged bytes meet zipfile in many ways
             pass
         warnings.warn(
-            f"checkpoint {folder.name} is damaged and cannot be resumed; it is removed, training "
-            f"goes on from the "
-            "one before it, or from the beginning.",
+            f"{file.name} is damaged and cannot be resumed; it is removed, training goes on from "
+            "the checkpoint before it, or from the beginning.",
             UserWarning,
             stacklevel=2,
         )
-        shutil.rmtree(folder, ignore_errors=True)
+        file.unlink(missing_ok=True)
     return None
+
+
+def write_checkpoint(scratch: Path, step: int, state: dict[str, Any]) -> None:
+    """A checkpoint is whole or not there; older ones than the newest go. Raises ``StoreError``."""
+    file = scratch / f"checkpoint-{step:07}.pt"
+    half = file.with_suffix(".tmp")
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        torch.save(state, half)
+        half.replace(file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        half.unlink(missing_ok=True)
+        raise StoreError(f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}") from error
+    for old in checkpoints(scratch)[:-2]:  # should the newest be damaged, there is one before it
+        old.unlink()
+
+
+# ---- the loop ------------------------------------------------------------------------------------
 
 
 def train(
@@ -131,161 +232,69 @@ def train(
     must be one folder for all. Raises ``ConfigError`` for a batch that cannot be shared evenly, or
     a device that cannot take part.
     """
-    together = distributed.world_size() > 1
-    share = distributed.share_of_batch(config.batch_size)
+    rank, together = distributed.rank(), distributed.world_size() > 1
+    distributed.share_of_batch(config.batch_size)
     if together and device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"Several processes cannot train on '{device.type}' together: start mergelib without "
-            f"torchrun, or take cpu or cuda."
+            "torchrun, or take cpu or cuda."
         )
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    class TextProgress(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.bar = progress(desc=desc, total=state.max_steps)
-            self.bar.update(state.global_step)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.bar.update(1)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bar.close()
-
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        max_steps=config.steps,
-        per_device_train_batch_size=share,
-        learning_rate=config.lr,
-        weight_decay=0.0,
-        warmup_steps=int(config.warmup * config.steps),
-        lr_scheduler_type="linear",
-        bf16=config.precision == "bf16",
-        use_cpu=device.type == "cpu",
-        seed=config.seed,
-        data_seed=config.seed,
-        save_strategy="steps" if config.save_every else "no",
-        save_steps=config.save_every or 500,
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=max(1, config.steps // 10),
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        log_level="error",
-        ddp_backend="gloo" if together and device.type == "cpu" else None,
-        # one process's rows may all pass by what another's need
-        ddp_find_unused_parameters=optional_parts,
-    )
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # else the Trainer would take batch_size rows per visible GPU
-
-    class QuietTrainer(Trainer):
-        pieces, share_of_rows = 1, 1.0
-
-        def training_step(self, model, inputs, num_items_in_batch=None):
-            rows = len(tree_leaves(inputs)[0])
-            while True:
-                try:
-                    return self._step_in_pieces(model, inputs, rows)
-                except RuntimeError as error:
-                    if not out_of_memory(error):
-                        raise
-                    if together or not mean_over_rows or self.pieces >= rows:
-                        raise DeviceMemoryError(
-                            f"{desc}: a batch of {rows} "
-                            f"rows{f', in {self.pieces} pieces,' * (self.pieces > 1)} does not "
-                            f"fit into the "
-                            f"memory of {device}. Lower batch_size in the profile's section for "
-                            f"it, free memory, or "
-                            f"{'start more processes' if together else 'take another device'}."
-                        ) from error
-                self.pieces = min(2 * self.pieces, rows)
-                model.zero_grad(set_to_none=True)  # the failed step's; nothing else is accumulated
-                free_device_memory()
-                warnings.warn(
-                    f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes "
-                    f"through in {self.pieces} pieces from now on, whose "
-                    "gradients are added.",
-                    UserWarning,
-                    stacklevel=2,
-                )
-
-        def _step_in_pieces(self, model, inputs, rows):
-            if self.pieces == 1:
-                return super().training_step(model, inputs)
-            losses = []
-            for part in torch.arange(rows).tensor_split(min(self.pieces, rows)):
-                self.share_of_rows = len(part) / rows
-                losses.append(
-                    super().training_step(
-                        model, tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], inputs)
-                    )
-                )
-            return torch.stack(losses).sum()
-
-        def compute_loss(self, *args, **kwargs):
-            loss = super().compute_loss(*args, **kwargs)
-            return loss if self.pieces == 1 else loss * self.share_of_rows
-
-        def _save_checkpoint(self, model, trial):
-            try:
-                super()._save_checkpoint(model, trial)
-            except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-                shutil.rmtree(scratch / f"checkpoint-{self.state.global_step}", ignore_errors=True)
-                raise StoreError(
-                    f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}"
-                ) from error
-
-        def log(self, logs, start_time=None):
-            self.state.log_history.append({**logs, "step": self.state.global_step})
-
-        def save_model(self, output_dir=None, _internal_call=False):
-            # The Trainer's own safetensors writer wants a PreTrainedModel; a state dict is all that
-            # resume needs.
-            if not self.args.should_save:
-                return
-            target = Path(output_dir or self.args.output_dir)
-            target.mkdir(parents=True, exist_ok=True)
-            torch.save(self.model.state_dict(), target / "pytorch_model.bin")
-
-        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-            path = Path(resume_from_checkpoint) / "pytorch_model.bin"
-            self.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-
-    with pinned_threads(config.threads), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        first = config.save_every and distributed.rank() == 0
-        try:
-            trainer = QuietTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=dataset,
-                data_collator=collate,
-                callbacks=[TextProgress()],
-            )  # puts the weights on the device
-            trainer.remove_callback(PrinterCallback)
-            if together:
-                torch.manual_seed(
-                    config.seed + distributed.rank()
-                )  # equal weights, but dropout of one's own
-            trainer.train(
-                resume_from_checkpoint=distributed.from_first(
-                    newest_checkpoint(scratch) if first else None
-                )
+    if together:
+        distributed.wait_for_all()  # from here on each process has a GPU of its own
+        device = torch.device(device.type)
+    generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+    losses, pieces, start = torch.zeros(config.steps), 1, 0
+    too_large = f"{desc}: weights, gradients and the optimizer's state do not fit into the memory"
+    with (
+        pinned_threads(config.threads),
+        progress(desc=desc, total=config.steps) as bar,
+        within_memory(f"{too_large} of {device}. Free some of it, or take a smaller encoder."),
+    ):
+        parallel = model.to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+        torch.manual_seed(config.seed + rank)  # what dropout draws is each process's own
+        newest = newest_checkpoint(scratch) if config.save_every and rank == 0 else None
+        if newest := distributed.from_first(newest):
+            saved = torch.load(newest, map_location="cpu", weights_only=True)
+            start = saved["step"]
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            losses, *states = saved["own"][rank]
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_rng_state(state)
+            bar.update(start)
+        if together:  # averages gradients
+            parallel = nn.parallel.DistributedDataParallel(
+                model, find_unused_parameters=optional_parts
             )
-        except RuntimeError as error:
-            if isinstance(error, MergelibError) or not out_of_memory(error):
-                raise
-            raise DeviceMemoryError(
-                f"{desc}: weights, gradients and the optimizer's state do not fit into the "
-                f"memory of {device}. Free some of it, "
-                "or take a smaller encoder or another device."
-            ) from error
-        distributed.wait_for_all()  # nobody still writes to scratch when rank 0 removes it
-    losses = [h["loss"] for h in trainer.state.log_history if "loss" in h]
+        model.zero_grad()
+        batches = shuffled_batches(len(dataset), config, start)
+        for step in range(start, config.steps):
+            batch = collate([dataset[i] for i in next(batches)])
+            batch = tree_map(lambda t: t.to(device), batch)
+            losses[step], pieces = backward_in_memory(
+                parallel, batch, pieces, config.precision, mean_over_rows and not together, desc
+            )
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+            optimizer.param_groups[0]["lr"] = learning_rate(step, config)
+            optimizer.step()
+            model.zero_grad()
+            bar.update()
+            done = step + 1
+            if config.save_every and (done % config.save_every == 0 or done == config.steps):
+                state = {
+                    "step": done,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "own": distributed.from_all([losses, *(g.get_rng_state() for g in generators)]),
+                }
+                if rank == 0:
+                    write_checkpoint(scratch, done, state)
+    window = max(1, config.steps // 10)
+    end = config.steps - config.steps % window
+    means = distributed.from_all(float(sum(losses[end - window : end])) / window)
     return {
         "steps": config.steps,
-        "last_loss": round(float(losses[-1]), 4) if losses else None,
-        **({"pieces": trainer.pieces} if trainer.pieces > 1 else {}),
+        "last_loss": round(sum(means) / len(means), 4),
+        **({"pieces": pieces} if pieces > 1 else {}),
     }

@@ -191,7 +191,7 @@ def test_what_one_failed_piece_had_added_is_forgotten(tmp_path):
 
 def test_a_loss_that_is_no_mean_over_rows_is_not_cut(tmp_path):
     with pytest.raises(
-        DeviceMemoryError, match=r"toy: a batch of 10 rows does not fit .* Lower batch_size"
+        DeviceMemoryError, match=r"toy: 10 of a batch's 10 rows do not fit .* Lower batch_size"
     ):
         trained(encoder := Small(3), tmp_path, mean_over_rows=False)
     assert encoder.seen == [10]
@@ -202,7 +202,7 @@ def test_one_row_alone_that_does_not_fit_ends_training(tmp_path):
         pytest.warns(UserWarning),
         pytest.raises(
             DeviceMemoryError,
-            match=r"a batch of 4 rows, in 4 pieces, does not fit .* another device",
+            match=r"1 of a batch's 4 rows do not fit .* another device",
         ),
     ):
         trained(Small(0), tmp_path, batch_size=4)

@@ -79,12 +79,20 @@ def meaning() -> dict[str, list[Any]]:
         encoders.encoder_class,
     ]
     pooled = [encoders.PooledEncoder, encoders.ReleasedPooling, encoders.ReleasedEncoder, *tokens]
+    trained = [
+        training.train,
+        training.TrainConfig,
+        training.shuffled_batches,
+        training.learning_rate,
+        training.backward,
+        training.backward_in_memory,
+        training.MAX_NORM,
+    ]
     fine_tune = [
         experts.EncoderWithHeads,
         experts.TrainRows,
         experts.fine_tune,
-        training.train,
-        training.TrainConfig,
+        *trained,
         encoders.encoder_state,
         *pooled,
     ]
@@ -114,7 +122,7 @@ def meaning() -> dict[str, list[Any]]:
         *pooled,
     ]
     found = {
-        "pretrain": [*defined_in(bert), training.train, training.TrainConfig, *tokens],
+        "pretrain": [*defined_in(bert), *trained, *tokens],
         "pretrain_t5": [
             *defined_in(t5),
             t5.EMBEDDING_SCALE,
@@ -124,16 +132,14 @@ def meaning() -> dict[str, list[Any]]:
             bert.tokenizer_vocab,
             bert.text_recipe,
             encoders.encoder_state,
-            training.train,
-            training.TrainConfig,
+            *trained,
             *tokens,
         ],
         "pretrain_clip": [
             *defined_in(clip),
             *constants(clip),
             bert.words_by_frequency,
-            training.train,
-            training.TrainConfig,
+            *trained,
             encoders.encoder_state,
             *defined_in(zero_shot),
             encoders.ImageEncoder,
@@ -142,8 +148,7 @@ def meaning() -> dict[str, list[Any]]:
         "pretrain_vit": [
             *defined_in(vit),
             *constants(vit),
-            training.train,
-            training.TrainConfig,
+            *trained,
             encoders.encoder_state,
             encoders.ImageEncoder,
             encoders.ImageFeatures,

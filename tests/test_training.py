@@ -1,11 +1,13 @@
 """Training: resumes to the same bytes, depends on nothing that ran before, and refuses to hand out
 weights that diverged."""
 
+from itertools import chain, islice
+
 import pytest
 import torch
 from torch import nn
 
-from mergelib.training import TrainConfig, train
+from mergelib.training import TrainConfig, checkpoints, shuffled_batches, train
 
 CONFIG = TrainConfig(steps=12, batch_size=4, lr=1e-2, threads=1, save_every=5, seed=3)
 ROWS = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(40)]
@@ -27,42 +29,92 @@ def collate(rows):
 
 
 def run(scratch, collate=collate):
+    """All weights, and the training info."""
     model = Toy()
-    train(model, ROWS, collate, CONFIG, device=torch.device("cpu"), scratch=scratch, desc="toy")
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    info = train(
+        model, ROWS, collate, CONFIG, device=torch.device("cpu"), scratch=scratch, desc="toy"
+    )
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), info
 
 
-def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path):
-    undisturbed = run(tmp_path / "a")
+def test_the_loop_is_that_of_the_trainer_of_transformers(tmp_path):
+    """Another implementation, which made the weights that are stored and shipped: equal bytes."""
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=CONFIG.steps,
+        per_device_train_batch_size=CONFIG.batch_size,
+        learning_rate=CONFIG.lr,
+        weight_decay=0.0,
+        warmup_steps=1,  # a tenth of 12
+        seed=CONFIG.seed,
+        data_seed=CONFIG.seed,
+        use_cpu=True,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    model = Toy()
+    trainer = Trainer(model, arguments, train_dataset=ROWS, data_collator=collate)
+    trainer.train()
+    weights, info = run(tmp_path / "ours")
+    assert torch.equal(weights, torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert info["last_loss"] == round(trainer.state.log_history[-2]["loss"], 4)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_batches_of_one(monkeypatch, processes):
+    config, n = TrainConfig(steps=1, batch_size=8, lr=1.0), 19
+    alone = list(islice(shuffled_batches(n, config, 0), 6))
+    assert [len(rows) for rows in alone] == [8, 8, 3] * 2 and alone[:3] != alone[3:]
+    assert sorted(chain(*alone[:3])) == sorted(chain(*alone[3:])) == list(range(n))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append([next(shuffled_batches(n, config, step)) for step in range(6)])
+    for step, rows in enumerate(alone):
+        filled = rows + alone[step // 3 * 3][: 8 - len(rows)]
+        assert list(chain(*(share[step] for share in shares))) == filled
+
+
+@pytest.mark.parametrize("stop", [8, 11])  # in the first epoch of ten batches, and in the second
+def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, stop):
+    undisturbed, info = run(tmp_path / "a")
     batches = 0
 
     def interrupted(rows):
         nonlocal batches
         batches += 1
-        if batches > 8:
+        if batches > stop:
             raise KeyboardInterrupt
         return collate(rows)
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", interrupted)
-    assert list((tmp_path / "b").glob("checkpoint-5"))
-    assert torch.equal(run(tmp_path / "b"), undisturbed)
+    assert len(checkpoints(tmp_path / "b")) == stop // 5
+    resumed, same_info = run(tmp_path / "b")
+    assert torch.equal(resumed, undisturbed) and same_info == info
 
 
 def test_global_random_state_does_not_matter(tmp_path):
-    first = run(tmp_path / "a")
+    first, _ = run(tmp_path / "a")
     torch.manual_seed(99)
     torch.randn(1000)
-    assert torch.equal(run(tmp_path / "b"), first)
+    assert torch.equal(run(tmp_path / "b")[0], first)
 
 
-def test_a_damaged_checkpoint_is_removed_and_said(tmp_path):
-    undisturbed = run(tmp_path / "a")
-    run(tmp_path / "b")
-    newest = max((tmp_path / "b").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    (newest / "pytorch_model.bin").write_bytes(b"not weights")
-    with pytest.warns(UserWarning, match="cannot be resumed"):
-        resumed = run(tmp_path / "b")
+@pytest.mark.parametrize("damage", [lambda b: b"not weights", lambda b: b[:-9], lambda b: b""])
+def test_a_damaged_checkpoint_is_removed_and_said(tmp_path, damage):
+    undisturbed, _ = run(tmp_path)
+    _, newest = checkpoints(tmp_path)  # of three, the two newest are kept
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged and cannot be resumed"):
+        resumed, _ = run(tmp_path)
     assert torch.equal(resumed, undisturbed)
 
 

@@ -309,7 +309,6 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    import accelerate  # noqa: F401
     import transformers  # noqa: F401
 
     def start_run(place: Path) -> int:
