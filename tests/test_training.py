@@ -5,36 +5,9 @@ from itertools import chain, islice
 
 import pytest
 import torch
-from torch import nn
+from toy import CONFIG, ROWS, Toy, collate, run
 
-from mergelib.training import TrainConfig, checkpoints, shuffled_batches, train
-
-CONFIG = TrainConfig(steps=12, batch_size=4, lr=1e-2, threads=1, save_every=5, seed=3)
-ROWS = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(40)]
-
-
-class Toy(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.3), nn.Linear(16, 3))
-
-    def forward(self, x, y):
-        return {"loss": nn.functional.cross_entropy(self.net(x), y)}
-
-
-def collate(rows):
-    x, y = zip(*rows, strict=True)
-    return {"x": torch.stack(x), "y": torch.tensor(y)}
-
-
-def run(scratch, collate=collate):
-    """All weights, and the training info."""
-    model = Toy()
-    info = train(
-        model, ROWS, collate, CONFIG, device=torch.device("cpu"), scratch=scratch, desc="toy"
-    )
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), info
+from mergelib.training import TrainConfig, checkpoints, shuffled_batches
 
 
 def test_the_loop_is_that_of_the_trainer_of_transformers(tmp_path):
@@ -46,17 +19,14 @@ def test_the_loop_is_that_of_the_trainer_of_transformers(tmp_path):
         max_steps=CONFIG.steps,
         per_device_train_batch_size=CONFIG.batch_size,
         learning_rate=CONFIG.lr,
-        weight_decay=0.0,
         warmup_steps=1,  # a tenth of 12
         seed=CONFIG.seed,
         data_seed=CONFIG.seed,
         use_cpu=True,
         save_strategy="no",
         logging_steps=1,
-        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,
     )
     model = Toy()
     trainer = Trainer(model, arguments, train_dataset=ROWS, data_collator=collate)

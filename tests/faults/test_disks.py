@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from matplotlib import pyplot as plt
+from toy import run
 
 import mergelib
 from mergelib import paths
@@ -24,7 +25,7 @@ from mergelib.run import runner
 from mergelib.run.cli import main
 from mergelib.store import Artifact, Store
 from mergelib.tasks import miniature
-from mergelib.training import TrainConfig, checkpoints, train
+from mergelib.training import checkpoints
 
 from .disks import PAGE, Disk, on_a_disk
 from .kill import csvs, temporary, tensors
@@ -172,46 +173,11 @@ def test_a_study_whose_disk_fills_up_goes_on_after_space_is_made_to_the_same_num
     )
 
 
-class Toy(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = torch.nn.Sequential(
-            torch.nn.Linear(6, 40), torch.nn.Dropout(0.3), torch.nn.Linear(40, 3)
-        )
-
-    def forward(self, x, y):
-        return {"loss": torch.nn.functional.cross_entropy(self.net(x), y)}
-
-
-def trained(scratch: Path) -> torch.Tensor:
-    model, rows = (
-        Toy(),
-        [
-            {
-                "x": torch.randn(6, generator=torch.Generator().manual_seed(i)),
-                "y": torch.tensor(i % 3),
-            }
-            for i in range(40)
-        ],
-    )
-    train(
-        model,
-        rows,
-        torch.utils.data.default_collate,
-        TrainConfig(steps=6, batch_size=4, lr=1e-2, threads=1, save_every=2),
-        device=torch.device("cpu"),
-        scratch=scratch,
-        desc="toy",
-    )
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 @on_a_disk
 def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
     """Room for half of the first checkpoint, or of the second: what is whole is gone on from, to
     the same bytes."""
-    wanted = trained(tmp_path / "alone")
+    wanted, _ = run(tmp_path / "alone")
     newest = checkpoints(tmp_path / "alone")[-1]
     size = -(-newest.stat().st_size // PAGE) * PAGE
     left = []
@@ -220,14 +186,14 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
         scratch = disk.place / "scratch"
         disk.leave(int(part * size))
         with pytest.raises(StoreError) as caught:
-            trained(scratch)
+            run(scratch)
         names(str(caught.value), scratch, "MERGELIB_STORE")
         assert sorted(scratch.iterdir()) == checkpoints(scratch)
         left.append(len(checkpoints(scratch)))
         disk.open()
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none of them is damaged
-            assert torch.equal(trained(scratch), wanted)
+            assert torch.equal(run(scratch)[0], wanted)
     assert left == [0, 1]
 
 

@@ -154,34 +154,15 @@ def test_no_pickle_in_the_store_is_run(tmp_path, file, zipped):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_pickle_in_a_checkpoint_of_a_training_is_run(tmp_path, zipped):
-    from mergelib.training import TrainConfig, train
+    from toy import run
 
-    class Toy(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, x):
-            return {"loss": ((self.w - x) ** 2).mean()}
-
-    def run():
-        train(
-            Toy(),
-            [float(i) for i in range(8)],
-            lambda rows: {"x": torch.tensor(rows)},
-            TrainConfig(steps=2, batch_size=4, lr=0.1, threads=1, save_every=1),
-            device=torch.device("cpu"),
-            scratch=tmp_path / "scratch",
-            desc="toy",
-        )
-
-    run()
+    run(tmp_path / "scratch")
     checkpoints = list((tmp_path / "scratch").glob("checkpoint-*"))
     assert checkpoints
     for file in checkpoints:
         plant(file, tmp_path / "trap", zipped=zipped)
     try:
-        run()
+        run(tmp_path / "scratch")
     except Exception as error:  # refused by torch.load; that nothing was run is what counts
         assert "weights_only" in str(error) or "Weights only" in str(error), error
     assert not (tmp_path / "trap").exists()
