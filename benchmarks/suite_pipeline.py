@@ -137,7 +137,7 @@ def drawn(n: int, size: int) -> list[list[int]]:
 
 def pretraining_step(study: Study) -> tuple[int, float]:
     """Number of steps that pre-trained f_b, and seconds of one."""
-    from mergelib.pretraining.bert import SPECIAL, MaskedLM, mask_tokens
+    from mergelib.pretraining.bert import MaskedLM, masked_batch
     from mergelib.tasks import miniature_corpus
 
     settings, encoder, g = (
@@ -147,19 +147,8 @@ def pretraining_step(study: Study) -> tuple[int, float]:
     )
     texts, batches = miniature_corpus(study.profile, list(study.tasks.values())), []
     for rows in drawn(len(texts), settings.batch_size):
-        padded = encoder.collate(encoder.prepare([texts[i] for i in rows]))
-        ids, labels = mask_tokens(
-            padded["input_ids"],
-            padded["attention_mask"],
-            mask_id=encoder.tokenizer.mask_token_id,
-            n_special=len(SPECIAL),
-            vocab_size=len(encoder.tokenizer),
-            rate=settings.mask_rate,
-            generator=g,
-        )
-        batches.append(
-            {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
-        )
+        prepared = encoder.prepare([texts[i] for i in rows])
+        batches.append(masked_batch(encoder, prepared, settings.mask_rate, g))
     return settings.steps, seconds_per_step(MaskedLM(encoder.config), batches, settings.lr)
 
 

@@ -130,6 +130,7 @@ def meaning() -> dict[str, list[Any]]:
             bert.words_by_frequency,
             bert.corpus_key,
             bert.tokenizer_vocab,
+            bert.pretrain,
             bert.text_recipe,
             encoders.encoder_state,
             *trained,

@@ -22,8 +22,7 @@ from mergelib import claims, merging, tables
 from mergelib.encoders import TextEncoder, encoder_state, load_base, load_state
 from mergelib.errors import StateDictError
 from mergelib.features import extract
-from mergelib.pretraining import t5
-from mergelib.pretraining.bert import tokenizer_vocab
+from mergelib.pretraining import bert, t5
 from mergelib.profiles import load_profile
 from mergelib.training import TrainConfig
 from mergelib.types import digest
@@ -178,7 +177,7 @@ def test_the_mask_does_not_depend_on_how_far_a_batch_is_padded():
 
 
 def test_the_tokenizer_is_rebuilt_from_its_vocabulary(encoder):
-    vocab = tokenizer_vocab(encoder.tokenizer)
+    vocab = bert.tokenizer_vocab(encoder.tokenizer)
     again = t5.t5_tokenizer_from_vocab(json.loads(json.dumps(vocab)))
     texts = [*TEXTS, "Zebra, unheard-of!", "", "ünïcode"]
     assert again(texts)["input_ids"] == encoder.tokenizer(texts)["input_ids"]
@@ -228,7 +227,7 @@ def test_features_are_the_mean_over_real_tokens_and_know_nothing_of_padding(enco
 def test_the_encoders_identity_does_not_depend_on_what_it_was_used_for(encoder):
     fresh, used = (
         TextEncoder(
-            encoder.config, t5.t5_tokenizer_from_vocab(tokenizer_vocab(encoder.tokenizer)), 24
+            encoder.config, t5.t5_tokenizer_from_vocab(bert.tokenizer_vocab(encoder.tokenizer)), 24
         )
         for _ in range(2)
     )
@@ -465,16 +464,18 @@ def test_pretraining_lowers_the_loss(tmp_path):
     from mergelib.tasks import miniature
 
     corpus = miniature.corpus(p.documents, seed=3, exclude=set())
+    n_sentinels = t5.sentinels_needed(settings.max_length, p.mask_rate)
+    tokenizer = t5.build_t5_tokenizer(corpus, n_sentinels)
+    encoder = t5.t5_encoder(tokenizer, **{n: getattr(settings, n) for n in bert.SHAPE})
     losses = []
     for steps in (1, 3 * p.steps):
-        _, state, info = t5.pretrain_t5(
+        state, info = bert.pretrain(
+            encoder,
             corpus,
             TrainConfig(steps, p.batch_size, p.lr, threads=1),
-            layers=settings.layers,
-            width=settings.width,
-            heads=settings.heads,
-            max_length=settings.max_length,
-            mask_rate=p.mask_rate,
+            t5.SpanCorruption,
+            t5.corrupted_batch,
+            p.mask_rate,
             device=torch.device("cpu"),
             scratch=tmp_path / str(steps),
             desc="t5",

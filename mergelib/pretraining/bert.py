@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertTokenizer
 
-from ..encoders import TextEncoder
+from ..encoders import TextEncoder, encoder_state
 from ..errors import OfflineError
 from ..profiles import EncoderSettings, Profile
 from ..store import Artifact
@@ -26,6 +26,7 @@ from . import Foundation, Recipe, shipped
 from .distil import distil, hub_teacher, sentence_vectors
 
 PRETRAIN_VERSION = 1
+SHAPE = ("layers", "width", "heads", "max_length")  # of a text encoder
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -145,50 +146,60 @@ def mask_tokens(
     return corrupted, torch.where(chosen, ids, -100)
 
 
-def pretrain_bert(
+def masked_batch(
+    encoder: TextEncoder, rows: Sequence[Sequence[int]], rate: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Token ids as BERT sees them in pre-training: ``input_ids, attention_mask, labels [B, L]``."""
+    padded = encoder.collate(rows)
+    ids, labels = mask_tokens(
+        padded["input_ids"],
+        padded["attention_mask"],
+        mask_id=encoder.tokenizer.mask_token_id,
+        n_special=len(SPECIAL),
+        vocab_size=len(encoder.tokenizer),
+        rate=rate,
+        generator=generator,
+    )
+    return {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
+
+
+def pretrain(
+    encoder: TextEncoder,
     corpus: Sequence[str],
     config: TrainConfig,
-    *,
-    layers: int,
-    width: int,
-    heads: int,
-    max_length: int,
-    mask_rate: float,
-    device: torch.device,
-    scratch: Path,
-    desc: str,
-) -> tuple[TextEncoder, dict[str, Tensor], dict]:
-    """A miniature BERT trained on ``corpus`` by masked LM: returns the encoder, its state (float32,
-    CPU) and info."""
-    tokenizer = build_tokenizer(corpus)
-    encoder = bert_encoder(
-        tokenizer, layers=layers, width=width, heads=heads, max_length=max_length
-    )
-    rows = encoder.prepare(corpus)
+    objective: Callable[[Any], nn.Module],
+    corrupt: Callable[..., dict[str, Tensor]],
+    rate: float,
+    **options: Any,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train an encoder on a corpus from a random start, without labels.
+
+    Args:
+        encoder: The architecture and tokenizer.
+        corpus: Texts.
+        config: Steps, batch and rate.
+        objective: Makes the whole model with its loss, ``MaskedLM`` or ``SpanCorruption``.
+        corrupt: Makes its batches, ``masked_batch`` or ``corrupted_batch``.
+        rate: Share of the tokens that is corrupted.
+        options: ``device``, ``scratch`` and ``desc`` of ``train``.
+
+    Returns:
+        The encoder's state (float32, CPU) and training info; what else the objective trained has
+        served its purpose.
+    """
     generator = torch.Generator().manual_seed(config.seed)
-
-    def collate(batch: list[list[int]]) -> dict[str, Tensor]:
-        padded = encoder.collate(batch)
-        ids, labels = mask_tokens(
-            padded["input_ids"],
-            padded["attention_mask"],
-            mask_id=tokenizer.mask_token_id,
-            n_special=len(SPECIAL),
-            vocab_size=len(tokenizer),
-            rate=mask_rate,
-            generator=generator,
-        )
-        return {"input_ids": ids, "attention_mask": padded["attention_mask"], "labels": labels}
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = MaskedLM(encoder.config)
-        info = train(model, rows, collate, config, device=device, scratch=scratch, desc=desc)
-    keep = encoder.module().transformer.state_dict().keys()
-    state = {
-        k: v.detach().cpu().clone() for k, v in model.model.bert.state_dict().items() if k in keep
-    }
-    return encoder, state, info
+        whole = objective(encoder.config)
+        info = train(
+            whole,
+            encoder.prepare(corpus),
+            lambda rows: corrupt(encoder, rows, rate, generator),
+            config,
+            **options,
+        )
+    trained = whole.model.base_model.state_dict()
+    return {k: trained[k].detach().cpu().clone() for k in encoder_state(encoder.module())}, info
 
 
 def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -210,11 +221,10 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
 def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tensor:
     """``sentence_vectors`` of a teacher: a shipped BERT's name, or a hub id or folder."""
     if teacher in shipped.sidecars():
-        made = shipped.read(teacher)
-        shape = shipped.sidecars()[teacher]["recipe"]["shape"]
+        made, shape = shipped.read(teacher), shipped.sidecars()[teacher]["recipe"]["shape"]
         encoder = bert_encoder(
             tokenizer_from_vocab(made.info["vocab"]),
-            **{n: shape[n] for n in ("layers", "width", "heads", "max_length")},
+            **{n: shape[n] for n in SHAPE},
         )
         module = encoder.module(made.tensors)
     else:
@@ -232,7 +242,8 @@ def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tens
 def text_recipe(
     step: str,
     version: int,
-    pretrain: Callable[..., tuple[TextEncoder, dict[str, Tensor], dict]],
+    objective: Callable[[Any], nn.Module],
+    corrupt: Callable[..., dict[str, Tensor]],
     rebuild_tokenizer: Callable[[Sequence[str]], Any],
     rebuild_encoder: Callable[..., TextEncoder],
     build_tokenizer: Callable[[Sequence[str], EncoderSettings], Any],
@@ -240,50 +251,31 @@ def text_recipe(
     start: Callable[[nn.Module], nn.Module] = lambda module: module,
     desc: str,
 ) -> Recipe:
-    """The recipe of a text encoder that a teacher, or else ``pretrain``, makes of the miniature
-    corpus.
+    """The recipe of a text encoder that a teacher, or else ``pretrain`` with ``objective`` and
+    ``corrupt``, makes of the miniature corpus.
 
     ``start`` readies a student's random weights. The store keeps weights and vocabulary.
     """
 
     def shape(profile: Profile) -> dict[str, int]:
-        settings = profile.encoder
-        return {
-            "layers": settings.layers,
-            "width": settings.width,
-            "heads": settings.heads,
-            "max_length": settings.max_length,
-        }
+        return {n: getattr(profile.encoder, n) for n in SHAPE}
 
     def make(
         profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path
     ) -> Artifact:
         settings = profile.encoder.pretraining
         corpus, config = miniature_corpus(profile, tasks), profile.train_config(settings, device)
+        options = {"device": device, "scratch": scratch, "desc": desc}
+        encoder = rebuild_encoder(build_tokenizer(corpus, profile.encoder), **shape(profile))
         if settings.teacher:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                tokenizer = build_tokenizer(corpus, profile.encoder)
-                encoder = rebuild_encoder(tokenizer, **shape(profile))
-                state, info = distil(
-                    encoder,
-                    start(encoder.module()),
-                    corpus,
-                    targets(settings.teacher, tuple(corpus), device),
-                    config,
-                    device=device,
-                    scratch=scratch,
-                    desc=desc,
-                )
+                student = start(encoder.module())
+                vectors = targets(settings.teacher, tuple(corpus), device)
+                state, info = distil(encoder, student, corpus, vectors, config, **options)
         else:
-            encoder, state, info = pretrain(
-                corpus,
-                config,
-                **shape(profile),
-                mask_rate=settings.mask_rate,
-                device=device,
-                scratch=scratch,
-                desc=desc,
+            state, info = pretrain(
+                encoder, corpus, config, objective, corrupt, settings.mask_rate, **options
             )
         return Artifact(state, {"vocab": tokenizer_vocab(encoder.tokenizer), "training": info})
 
@@ -298,7 +290,8 @@ def text_recipe(
 RECIPE = text_recipe(
     "pretrain",
     PRETRAIN_VERSION,
-    pretrain_bert,
+    MaskedLM,
+    masked_batch,
     tokenizer_from_vocab,
     bert_encoder,
     lambda corpus, settings: build_tokenizer(corpus),

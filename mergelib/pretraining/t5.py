@@ -9,7 +9,6 @@ stood behind them, and one more sentinel to close.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config
 
-from ..encoders import TextEncoder, encoder_state
-from ..training import TrainConfig, train
+from ..encoders import TextEncoder
 from .bert import corpus_pieces, text_recipe
 
 PRETRAIN_T5_VERSION = 1
@@ -236,53 +234,11 @@ class SpanCorruption(nn.Module):
         }
 
 
-def pretrain_t5(
-    corpus: Sequence[str],
-    config: TrainConfig,
-    *,
-    layers: int,
-    width: int,
-    heads: int,
-    max_length: int,
-    mask_rate: float,
-    device: torch.device,
-    scratch: Path,
-    desc: str,
-) -> tuple[TextEncoder, dict[str, Tensor], dict]:
-    """A miniature T5 trained on ``corpus`` by span corruption: returns its encoder, the encoder's
-    state (float32, CPU; the tied vocabulary once) and info. The decoder has served its purpose and
-    is dropped."""
-    tokenizer = build_t5_tokenizer(corpus, sentinels_needed(max_length, mask_rate))
-    encoder = t5_encoder(tokenizer, layers=layers, width=width, heads=heads, max_length=max_length)
-    generator = torch.Generator().manual_seed(config.seed)
-
-    def collate(rows: list[list[int]]) -> dict[str, Tensor]:
-        return corrupted_batch(encoder, rows, mask_rate, generator)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = SpanCorruption(encoder.config)
-        info = train(
-            model,
-            encoder.prepare(corpus),
-            collate,
-            config,
-            device=device,
-            scratch=scratch,
-            desc=desc,
-        )
-    trained = model.model.state_dict()
-    return (
-        encoder,
-        {k: trained[k].detach().cpu().clone() for k in encoder_state(encoder.module())},
-        info,
-    )
-
-
 RECIPE = text_recipe(
     "pretrain_t5",
     PRETRAIN_T5_VERSION,
-    pretrain_t5,
+    SpanCorruption,
+    corrupted_batch,
     t5_tokenizer_from_vocab,
     t5_encoder,
     lambda corpus, settings: build_t5_tokenizer(
