@@ -1,5 +1,6 @@
-"""``python -m benchmarks --suite pipeline``, or ``python -m benchmarks.suite_pipeline [--profile
-mini] [--only text]``: a cold run of notebooks beside what nobody could leave out.
+"""``python -m benchmarks --suite pipeline [--profile mini] [--only text]``: a cold run of notebooks
+beside what nobody could leave out. ``--after FOLDER`` takes a run that has been made, from an empty
+store, with ``MERGELIB_OUTPUT=FOLDER MERGELIB_STORE=FOLDER/store``.
 
 The notebooks run as a reader runs them, ``python -m mergelib run``, with an empty store. What they
 cannot do without is then measured bare, in this process and on the same rows: training steps as a
@@ -23,16 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from benchmarks.frame import Table, machine, table, timed
+from benchmarks.frame import Table, table, timed
 from mergelib import Study
-from mergelib.encoders import TextEncoder
+from mergelib.encoders import Encoder
 from mergelib.experts import EncoderWithHeads
+from mergelib.profiles import variant_names
 from mergelib.protocols import PRESETS
 from mergelib.run import runner
 from mergelib.store import Store
 from mergelib.training import MAX_NORM
+from mergelib.types import Inputs
 
 PARTS = ("imports", "clusters and t-SNE", "plots", "rest")
 SAMPLE = 12  # training steps that are timed; all steps of a run have like shapes
@@ -45,8 +49,9 @@ KEPT = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", choices=("quick", "mini"), default="mini")
     parser.add_argument(
-        "--only", nargs="+", default=["text"], metavar="NAME", help="notebooks or groups"
+        "--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups; all without it"
     )
+    parser.add_argument("--after", type=Path, help="folder of a run that has been made")
 
 
 # ---- the run, and where its time went ------------------------------------------------------------
@@ -83,18 +88,22 @@ def cell_seconds(notebook: dict[str, Any]) -> dict[str, float]:
     return spent
 
 
-def cold_run(profile: str, only: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Run the notebooks with an empty store; a row per notebook, seconds by part, and a last one
-    for the runner around them."""
+def cold_run(profile: str, only: Sequence[str], folder: Path) -> float:
+    """Run the notebooks with an empty store; wall seconds."""
     env = os.environ | {"MERGELIB_STORE": str(folder / "store"), "MERGELIB_OUTPUT": str(folder)}
+    chosen = ["--only", *only] if only else []
     start = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "mergelib", "run", "--profile", profile, "--only", *only],
+        [sys.executable, "-m", "mergelib", "run", "--profile", profile, *chosen],
         env=env,
         check=True,
         stdout=sys.stderr,
     )
-    whole = time.perf_counter() - start
+    return time.perf_counter() - start
+
+
+def where_time_went(profile: str, folder: Path) -> list[dict[str, Any]]:
+    """A row per notebook of a run, seconds by part. Several may have run side by side."""
     build, rows = folder / "build" / profile, []
     for name, seconds in json.loads((build / "timings.json").read_text())["seconds"].items():
         spent = cell_seconds(json.loads((build / "notebooks" / f"{name}.ipynb").read_text()))
@@ -106,8 +115,7 @@ def cold_run(profile: str, only: Sequence[str], folder: Path) -> list[dict[str, 
                 **spent,
             }
         )
-    between = whole - sum(r["seconds"] for r in rows)
-    return [*rows, {"notebook": "runner", "seconds": between, "process and kernel": between}]
+    return rows
 
 
 # ---- what could not be left out ------------------------------------------------------------------
@@ -135,42 +143,25 @@ def drawn(n: int, size: int) -> list[list[int]]:
     return order.tolist()
 
 
-def pretraining_step(study: Study) -> tuple[int, float]:
-    """Number of steps that pre-trained f_b, and seconds of one."""
-    from mergelib.pretraining.bert import MaskedLM, masked_batch
-    from mergelib.tasks import miniature_corpus
-
-    settings, encoder, g = (
-        study.profile.encoder.pretraining,
-        study.encoder,
-        torch.Generator().manual_seed(0),
-    )
-    texts, batches = miniature_corpus(study.profile, list(study.tasks.values())), []
-    for rows in drawn(len(texts), settings.batch_size):
-        prepared = encoder.prepare([texts[i] for i in rows])
-        batches.append(masked_batch(encoder, prepared, settings.mask_rate, g))
-    return settings.steps, seconds_per_step(MaskedLM(encoder.config), batches, settings.lr)
-
-
-def fine_tuning_step(study: Study, names: Sequence[str]) -> tuple[int, float]:
-    """Number of steps that trained an expert, or the one encoder for all tasks, and seconds of
-    one."""
+def fine_tuning_step(study: Study, names: Sequence[str]) -> float:
+    """Seconds of a step that trains an expert, or the one encoder for all tasks."""
     settings, encoder, tasks = (
         study.profile.fine_tuning,
         study.encoder,
         [study.task(n) for n in names],
     )
     rows = [
-        (text, int(y), t)
+        (x, int(y), t)
         for t, task in enumerate(tasks)
-        for text, y in zip(task.train.inputs, task.train.labels, strict=True)
+        for x, y in zip(task.train.inputs, task.train.labels, strict=True)
     ]
     batches = []
     for chosen in drawn(len(rows), settings.batch_size):
-        texts, labels, which = zip(*(rows[i] for i in chosen), strict=True)
+        inputs, labels, which = zip(*(rows[i] for i in chosen), strict=True)
+        inputs = torch.stack(inputs) if isinstance(inputs[0], torch.Tensor) else inputs
         batches.append(
             {
-                "batch": encoder.collate(encoder.prepare(texts)),
+                "batch": encoder.collate(encoder.prepare(inputs)),
                 "labels": torch.tensor(labels),
                 "task": torch.tensor(which),
             }
@@ -178,15 +169,13 @@ def fine_tuning_step(study: Study, names: Sequence[str]) -> tuple[int, float]:
     model = EncoderWithHeads(
         encoder.module(study.base_state), encoder.width, [t.n_classes for t in tasks]
     )
-    return settings.steps * len(names), seconds_per_step(model, batches, settings.lr)
+    return seconds_per_step(model, batches, settings.lr)
 
 
 @torch.inference_mode()
-def bare_pass(
-    encoder: TextEncoder, module: nn.Module, texts: Sequence[str], batch_size: int
-) -> float:
-    """Seconds of the forward passes alone: token ids by length, batched and padded beforehand."""
-    rows = sorted(encoder.prepare(texts), key=len)
+def bare_pass(encoder: Encoder, module: nn.Module, inputs: Inputs, batch_size: int) -> float:
+    """Seconds of the forward passes alone: rows by length, batched and padded beforehand."""
+    rows = sorted(encoder.prepare(inputs), key=encoder.length)
     batches = [encoder.collate(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     return timed(lambda: [module(**b) for b in batches], n=REPEATS, warmup=1).median
 
@@ -213,17 +202,33 @@ def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
+def elsewhere(study: Study) -> int:
+    """Rows of the store's features by this architecture that are of none of the study's splits:
+    ``ext03_nonlocal`` scores fewer of each."""
+    digests = {study.split(*place).inputs_digest for place in passes(study)}
+    rows = 0
+    for entry in study.store.entries():
+        key = entry["key"]
+        if (
+            entry["step"] == "features"
+            and key["encoder"] == study.encoder.digest
+            and key["inputs"] not in digests
+        ):
+            folder = study.store.root / "features" / entry["digest"]
+            with safe_open(folder / "tensors.safetensors", "pt") as file:
+                rows += sum(file.get_slice(n).get_shape()[0] for n in file.keys())
+    return rows
+
+
 def floor(study: Study) -> list[dict[str, Any]]:
     """A row per kind of training and of passes: how many, seconds of one, seconds in all."""
-    made = {
-        step: sum(e["step"] == step for e in study.store.entries())
-        for step in ("pretrain", "fine_tune", "multi_task")
-    }
+    entries = [e for e in study.store.entries() if e["key"].get("encoder") == study.encoder.digest]
     rows: list[dict[str, Any]] = []
 
     def add(what: str, unit: str, n: int, seconds: float) -> None:
         rows.append(
             {
+                "study": study.variant or "text",
                 "what": what,
                 "unit": unit,
                 "number": n,
@@ -232,20 +237,15 @@ def floor(study: Study) -> list[dict[str, Any]]:
             }
         )
 
-    if made["pretrain"]:
-        steps, each = pretraining_step(study)
-        add("pre-training of f_b", "step", steps, steps * each)
-    if made["fine_tune"]:
-        runs = [fine_tuning_step(study, [t]) for t in study.tasks]
-        add(
-            "fine-tuning of the experts",
-            "step",
-            sum(n for n, _ in runs),
-            sum(n * each for n, each in runs),
-        )
-    if made["multi_task"]:
-        steps, each = fine_tuning_step(study, list(study.tasks))
-        add("multi-task learning", "step", steps, steps * each)
+    for step, what, groups in (
+        ("fine_tune", "fine-tuning of the experts", [[t] for t in study.tasks]),
+        ("multi_task", "multi-task learning", [list(study.tasks)]),
+    ):
+        made = [e["key"] for e in entries if e["step"] == step]
+        if made:
+            steps = sum(key["train"]["steps"] * key["steps_factor"] for key in made)
+            each = sum(fine_tuning_step(study, names) for names in groups) / len(groups)
+            add(what, "step", steps, steps * each)
     module, seen = study.encoder.module(study.base_state), passes(study)
     one = {
         place: bare_pass(
@@ -253,17 +253,18 @@ def floor(study: Study) -> list[dict[str, Any]]:
         )
         for place in seen
     }
-    for step, what in (
-        ("features", "encoder passes for features"),
-        ("lam", "encoder passes to choose lambda"),
+    each = sum(one.values()) / max(1, sum(c["rows"] for c in seen.values()))
+    for step, what, more in (
+        ("features", "encoder passes for features", elsewhere(study)),
+        ("lam", "encoder passes to choose lambda", 0),
     ):
         add(
             what,
-            "text",
-            sum(c["rows"] * c[step] for c in seen.values()),
-            sum(one[p] * c[step] for p, c in seen.items()),
+            "input",
+            sum(c["rows"] * c[step] for c in seen.values()) + more,
+            sum(one[p] * c[step] for p, c in seen.items()) + more * each,
         )
-    return rows
+    return [r for r in rows if r["number"]]
 
 
 # ---- forwards that the released scripts would need -----------------------------------------------
@@ -330,49 +331,58 @@ def forwards(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def run(peers: bool = False, profile: str = "mini", only: Sequence[str] = ("text",)) -> list[Table]:
+def run(
+    peers: bool = False,
+    profile: str = "mini",
+    only: Sequence[str] = (),
+    after: Path | None = None,
+) -> list[Table]:
     """``peers`` changes nothing; the released scripts are counted, not run."""
     runner.select(only)
     with tempfile.TemporaryDirectory() as scratch:
-        spent = cold_run(profile, only, Path(scratch))
-        study = Study(profile, device="cpu", store=Store(Path(scratch) / "store"))
-        torch.set_num_threads(study.profile.threads)
-        bare, counted = floor(study), forwards(study)
+        folder = after or Path(scratch)
+        whole = None if after else cold_run(profile, only, folder)
+        spent = where_time_went(profile, folder)
+        store = Store(folder / "store")
+        studies = [
+            Study(profile, device="cpu", store=store, variant=v)
+            for v in ("", *variant_names(profile))
+        ]
+        torch.set_num_threads(studies[0].profile.threads)
+        bare, counted = [row for s in studies for row in floor(s)], forwards(studies[0])
     columns = ("seconds", "process and kernel", *PARTS)
     total = {c: sum(r.get(c, 0.0) for r in spent) for c in columns}
     least = sum(r["seconds"] for r in bare)
-    apart = (
-        total["process and kernel"]
-        + total["imports"]
-        + total["clusters and t-SNE"]
-        + total["plots"]
-    )
+    apart = sum(total[c] for c in columns[1:-1])
     verdict = [
         {
-            "what": "wall, all",
+            "what": "cells of all notebooks",
             "seconds": total["seconds"],
             "over the floor": total["seconds"] / least,
         },
         {
-            "what": "wall without processes, kernels, imports, t-SNE and plots",
+            "what": "the same without processes, kernels, imports, t-SNE and plots",
             "seconds": total["seconds"] - apart,
             "over the floor": (total["seconds"] - apart) / least,
         },
         {"what": "the floor", "seconds": least, "over the floor": 1.0},
     ]
+    wall = f"{whole:.0f} s of wall time. " if whole else ""
     return [
         table(
-            f"Cold run of {' '.join(only)}, profile {profile}: seconds of cells",
+            f"Cold run of {' '.join(only) or 'everything'}, profile {profile}: seconds of cells",
             [*spent, {"notebook": "all", **total}],
-            "Imports include reading the profile and the style of figures; clusters and t-SNE "
-            "include the features they ask for first.",
+            f"{wall}Notebooks run side by side, so their seconds add up to more. Imports include "
+            "reading the profile and the style of figures; clusters and t-SNE include the "
+            "features they ask for first.",
         ),
         table(
             "What could not be left out, measured bare",
             bare,
-            f"Training: median of {SAMPLE} steps on random batches, times the number of steps.",
+            f"One thread. Training: median of {SAMPLE} steps on random batches, times the number "
+            "of steps.",
         ),
-        table("Wall time over that", verdict),
+        table("Seconds over that", verdict),
         table(
             "Encoder forwards (texts)",
             counted,
@@ -381,9 +391,3 @@ def run(peers: bool = False, profile: str = "mini", only: Sequence[str] = ("text
             "Features here are those of all notebooks of the run, KNN Eval's and f_b's included.",
         ),
     ]
-
-
-if __name__ == "__main__":  # with options, which `python -m benchmarks` has none of
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_options(parser)
-    print(machine(), *run(**vars(parser.parse_args())), sep="\n\n")

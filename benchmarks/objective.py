@@ -1,0 +1,92 @@
+"""Why masked language modelling leaves a miniature BERT with worse features than a random start.
+
+    python -m benchmarks.objective
+
+One row a base of the profile `mini`: a random start, masked LM of 300 and of 1,500 steps on the
+generated corpus, and the shipped one (distilled). Means over the tasks, of mean-pooled outputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from mergelib.encoders import Encoder, encoder_state
+from mergelib.features import extract, pick_device
+from mergelib.pretraining import RECIPES
+from mergelib.pretraining.command import PROBE_SHOTS
+from mergelib.profiles import load_profile
+from mergelib.study import Study
+from mergelib.types import State, Task
+
+STEPS = (300, 1500)
+DRAWN = 3  # directions of largest variance
+
+
+def bases(study: Study) -> Iterator[tuple[str, Encoder, State]]:
+    """Name, architecture and weights of each base."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(study.profile.seed)
+        yield "random start", study.encoder, encoder_state(study.encoder.module())
+    recipe, tasks = RECIPES["bert"], list(study.tasks.values())
+    for steps in STEPS:
+        changes = {"encoder.pretraining.teacher": "", "encoder.pretraining.steps": steps}
+        profile = load_profile("mini", changes)
+        with tempfile.TemporaryDirectory() as scratch:
+            made = recipe.make(profile, tasks, pick_device("auto"), Path(scratch))
+        opened = recipe.open(profile, tasks, made)
+        yield f"masked LM, {steps} steps", opened.encoder, opened.state
+    yield "distilled", study.encoder, study.base_state
+
+
+def spectrum(z: Tensor) -> Tensor:
+    """Variances of features ``[N, d]`` along their principal directions, as shares."""
+    variances = torch.linalg.svdvals(z - z.mean(0)).square()
+    return variances / variances.sum()
+
+
+def accuracy(z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor) -> float:
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return 100 * model.fit(z.numpy(), y.numpy()).score(z_test.numpy(), y_test.numpy())
+
+
+def row(encoder: Encoder, state: State, task: Task) -> dict[str, float]:
+    """What the features carry: of the classes, and of the length of a text, which says nothing."""
+    labels = task.train.labels
+    keep = torch.cat([(labels == c).nonzero()[:PROBE_SHOTS, 0] for c in range(task.n_classes)])
+    fit, module = task.train.subset(keep), encoder.module(state)
+    z, z_test = (extract(encoder, module, s.inputs) for s in (fit, task.test))
+    axes = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh.T
+    whole = spectrum(z)
+    length, length_test = (
+        [encoder.length(r) for r in encoder.prepare(s.inputs)] for s in (fit, task.test)
+    )
+    ridge = make_pipeline(StandardScaler(), RidgeCV())
+    return {
+        "classes": accuracy(z, fit.labels, z_test, task.test.labels),
+        "along the principal axes": accuracy(z @ axes, fit.labels, z_test @ axes, task.test.labels),
+        "effective rank": float(1 / whole.square().sum()),
+        f"variance in {DRAWN} directions": 100 * float(whole[:DRAWN].sum()),
+        "length": 100 * ridge.fit(z.numpy(), length).score(z_test.numpy(), length_test),
+    }
+
+
+def main() -> None:
+    study = Study("mini")
+    rows = {
+        name: pd.DataFrame([row(encoder, state, t) for t in study.tasks.values()]).mean()
+        for name, encoder, state in bases(study)
+    }
+    print(pd.DataFrame(rows).T.round(1).to_markdown())
+
+
+if __name__ == "__main__":
+    main()
