@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -126,9 +126,9 @@ class Split:
         them."""
         return inputs_digest(self.inputs)
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Identity of inputs and labels together."""
+        """Identity of inputs and labels together; not remembered, for labels can be written to."""
         return digest(self.inputs_digest, self.labels.numpy().tobytes())
 
 
@@ -171,12 +171,15 @@ class Task:
         self._check_overlap()
 
     def _check_overlap(self) -> None:
-        """Say, or where it is all of them refuse, that test texts are training texts: their
+        """Say, or where it is all of them refuse, that test inputs are training inputs: their
         accuracy is no test."""
-        if isinstance(self.test.inputs, Tensor):
-            return
-        learned = {*self.train.inputs, *self.validation.inputs}
-        known = sum(text in learned for text in self.test.inputs)
+
+        def seen(split: Split) -> Iterable[str | int]:
+            is_image = isinstance(split.inputs, Tensor)
+            return (hash(x.numpy().tobytes()) for x in split.inputs) if is_image else split.inputs
+
+        learned = {*seen(self.train), *seen(self.validation)}
+        known = sum(x in learned for x in seen(self.test))
         said = (
             f"Task '{self.name}': {known} of {len(self.test)} test rows are also training or "
             "validation rows"

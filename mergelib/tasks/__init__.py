@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
     return split.subset(order[:n]), split.subset(order[n:])
 
 
+def _is_whole(n: Any) -> bool:
+    return isinstance(n, Integral) and not isinstance(n, bool)
+
+
 def build_task(
     name: str,
     label_names: Sequence[str],
@@ -44,9 +49,9 @@ def build_task(
 
     Raises ``DataError`` when train has too few rows, or a class has none.
     """
-    if not isinstance(n_validation, int) or n_validation < 1:
+    if not _is_whole(n_validation) or n_validation < 1:
         raise DataError(
-            f"Task '{name}': n_validation is {n_validation}; lambda is chosen on validation "
+            f"Task '{name}': n_validation is {n_validation!r}; lambda is chosen on validation "
             f"rows, so cut at least one."
         )
     if len(train) <= n_validation:
@@ -88,6 +93,10 @@ def task(
         DataError: an input or label that cannot be used, a label that ``train`` does not have, one
             class only, or ``n_validation`` rows that cannot be had.
     """
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{name!r} cannot name a task; give a text.")
+    if not _is_whole(image_size) or image_size < 0:
+        raise DataError(f"Task '{name}': image_size is a whole number, not {image_size!r}.")
     read = [
         rows_of(data, is_image=image_size > 0, where=f"Task '{name}', {split}")
         for split, data in (("train", train), ("test", test))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..documents import user_path
-from ..errors import DataError
+from ..errors import DataError, shortened
 from ..types import Split
 from .parquet import IMAGE_SUFFIXES, MAX_ROWS, ROWS_AT_A_TIME, label_names, opened
 from .rows import (
@@ -293,6 +293,11 @@ def read_csv(
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
     if not texts:
         raise DataError(f"{path}: no rows{' below the header' if header else ''}.")
+    if header and labels and header[label].strip() in labels:
+        raise DataError(
+            f"{path}, line 1: '{shortened(header[label].strip())}' is a class, too; is this line a "
+            "row or a header? Give the file a header: label,text."
+        )
     more = {"where": str(path), "lines": numbers, "keep_empty": keep_empty, "first": None}
     return rows(texts, labels if labelled else None, **more)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,8 +148,6 @@ def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Ro
 
     Raises ``DataError`` that shows the shape it got and one that works.
     """
-    if isinstance(data, Iterator):
-        data = list(data)
     columns = getattr(data, "column_names", None)
     if isinstance(columns, Mapping) or (
         isinstance(data, Mapping)
@@ -167,6 +166,8 @@ def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Ro
         columns = list(data)
     if columns is not None:
         return _from_table(data, list(columns), features, labelled, is_image, more)
+    if isinstance(data, Iterator) or hasattr(data, "column_names"):  # the latter without features
+        data = list(data)
     if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
         if not (is_image and _is_image_file(data[0])):
             for i, row in enumerate(data):
@@ -174,7 +175,7 @@ def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Ro
                     raise DataError(f"{more['where']}, row {i}: {_kind(row)} among dicts.")
             table = {c: [row.get(c) for row in data] for c in data[0]}
             return _from_table(table, list(table), features, labelled, is_image, more)
-    if isinstance(data, str | bytes | Mapping | set) or not hasattr(data, "__iter__"):
+    if isinstance(data, str | bytes | Mapping | set | frozenset) or not hasattr(data, "__iter__"):
         raise _wrong_shape(data, labelled, is_image, more)
     if not labelled:
         data = list(data)
@@ -186,6 +187,10 @@ def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Ro
     if hasattr(data, "tolist") and getattr(data, "ndim", 0) == 2:
         data = data.tolist()
     data = list(data)
+    fields = getattr(data[0], "_fields", ()) if data else ()
+    if any(f.lower() in LABEL_COLUMNS for f in fields):  # named tuples, such as itertuples gives
+        table = {c: [r[i] for r in data] for i, c in enumerate(fields)}
+        return _from_table(table, list(table), None, labelled, is_image, more)
     if any(not isinstance(r, tuple | list) or len(r) != 2 for r in data):
         raise _wrong_shape(data, labelled, is_image, more)
     return rows((x for x, _ in data), [y for _, y in data], is_image=is_image, **more)
@@ -202,6 +207,10 @@ def _are_two_columns(data: Any, is_image: bool, more: Mapping[str, Any]) -> bool
     """
     if not isinstance(data, list | tuple) or len(data) != 2 or not all(map(_is_column, data)):
         return False
+    if any(hasattr(r, "_fields") for r in data):  # rows that say what is what
+        return False
+    if any(hasattr(c, "columns") or hasattr(c, "column_names") for c in data):
+        raise _wrong_shape(data, True, is_image, more)
 
     def fits(inputs: Sequence[Any], labels: Sequence[Any]) -> bool:
         odd = any(_odd_image(x) if is_image else not isinstance(x, str) for x in inputs)
@@ -232,12 +241,20 @@ def columns_of(
 ) -> tuple[int, int | None]:
     """The places of input and label among named columns. Raises ``DataError`` listing them."""
     plain = [str(n).strip().lower() for n in names]
-    label = next((plain.index(n) for n in LABEL_COLUMNS if n in plain), None)
+    found = [n for n in LABEL_COLUMNS if n in plain]
+    label = plain.index(found[0]) if found else None
+    if labelled and len(found) > 1 and (found[0] != "label" or found[1] == "labels"):
+        raise DataError(
+            f"{where}: {found[0]} and {found[1]} may both hold the labels; it has "
+            f"{_listed(names)}. Call the one that does 'label'."
+        )
     others = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
     usual = [plain.index(n) for n in (IMAGE_COLUMNS if is_image else TEXT_COLUMNS) if n in plain]
     if text_column is not None and not is_image:
         wanted = str(text_column).strip().lower()
         usual = [plain.index(wanted)] if wanted in plain else []
+        if labelled and usual == [label]:
+            raise DataError(f"{where}: --text-column {text_column} holds the labels.")
         if not usual and wanted.isdigit() and int(wanted) in others:
             usual = [int(wanted)]
         if not usual:
@@ -286,14 +303,32 @@ def _from_table(
     names, labels = tuple(getattr(kind, "names", None) or ()), _values(data, columns[label])
     told = [c for c in columns if str(c).strip().lower() in NAMES_OF_NUMBERS]
     if not names and told and all(isinstance(_label(y), int) for y in labels):
-        named = dict(zip(map(_label, labels), map(_label, _values(data, told[0])), strict=True))
-        if min(named) >= 0 and len(set(named.values())) == len(named) and None not in named:
+        pairs = list(zip(map(_label, labels), map(_label, _values(data, told[0])), strict=True))
+        named = dict(pairs)
+        odd = next((i for i, (y, name) in enumerate(pairs) if named[y] != name), None)
+        if odd is not None:
+            y, name = pairs[odd]
+            raise DataError(
+                f"{more['where']}, row {odd}: {told[0]} calls {y} {name!r}, and elsewhere "
+                f"{named[y]!r}; correct it, or leave the column out."
+            )
+        if (
+            named
+            and min(named) >= 0
+            and len(set(named.values())) == len(named)
+            and None not in named
+        ):
             names = tuple(str(named.get(c, f"LABEL_{c}")) for c in range(max(named) + 1))
     return rows(inputs, labels, is_image=is_image, **{**more, "names": names})
 
 
 def _values(data: Any, column: Any) -> list[Any]:
     values = data[column]
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise DataError(
+            f"Column '{shortened(str(column))}' is {_kind(values)}; give a list per column, or a "
+            "list of dicts."
+        )
     return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
 
 
@@ -466,7 +501,13 @@ def named_splits(
         first = first if all(map(_counts, said)) else None
         return tuple(names), *(numbered(rows, names, owner, first) for rows in (train, test))
     texts = train.texts()
-    known = set(texts)
+    known, counts = set(texts), Counter(texts)
+    if train.first is None and counts[texts[0]] == 1 and len(known) > 2:
+        if all(n > 1 for label, n in counts.items() if label != texts[0]):
+            raise DataError(
+                f"{train.at(0)}: class {texts[0]!r} has this row alone. If it is a header, call "
+                "its columns label and text; else give the class more rows."
+            )
     digits = set(filter(_counts, known))
     if digits and digits != known and train.first is None:
         odd = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(known)))

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+from collections import namedtuple
 
 import datasets
 import numpy as np
@@ -71,6 +72,7 @@ def write(path, rows, header=None):
 
 # ---- shapes -----------------------------------------------------------------------------------
 
+Row = namedtuple("Row", "label text length")
 PAIRS = list(zip(TEXTS, LABELS, strict=True))
 SHAPES = {
     "pairs": lambda y: list(zip(TEXTS, y, strict=True)),
@@ -88,7 +90,14 @@ SHAPES = {
     ),
     "two columns": lambda y: pd.DataFrame({"Label": y, "utterance": TEXTS}),
     "categories": lambda y: pd.DataFrame({"label": pd.Series(y).astype("category"), "text": TEXTS}),
+    "itertuples": lambda y: pd.DataFrame({"label": y, "text": TEXTS}).itertuples(index=False),
+    "named tuples": lambda y: [
+        Row(label=b, text=a, length=3) for a, b in zip(TEXTS, y, strict=True)
+    ],
     "dataset": lambda y: datasets.Dataset.from_dict({"label": y, "text": TEXTS}),
+    "iterable without features": lambda y: datasets.IterableDataset.from_generator(
+        lambda: ({"label": b, "text": a} for a, b in zip(TEXTS, y, strict=True))
+    ),
     "iterable": lambda y: datasets.Dataset.from_dict(
         {"label": y, "text": TEXTS}
     ).to_iterable_dataset(),
@@ -123,6 +132,15 @@ def test_every_shape_gives_the_same_rows(shape, labels):
         (pd.DataFrame([TEXTS, LABELS, LABELS], ["text", "label", "label"]).T, "of one name"),
         (datasets.DatasetDict({"test": dataset()}), r"choose one: data\['test'\]"),
         ((TEXTS, LABELS[:3]), "4 inputs but 3 labels"),
+        ({"text": "bad", "label": "pos"}, "Column 'text' is str"),
+        ((pd.DataFrame({"text": TEXTS}), pd.DataFrame({"label": LABELS})), "item 0 is DataFrame"),
+        (frozenset(zip(TEXTS, LABELS, strict=True)), "got frozenset"),
+        (pd.DataFrame({"text": TEXTS, "class": LABELS, "target": LABELS}), "class and target may"),
+        (pd.DataFrame({"text": TEXTS, "label": LABELS, "labels": LABELS}), "label and labels may"),
+        (
+            pd.DataFrame({"text": TEXTS, "label": [0, 1, 2, 1], "label_text": [*"abcd"]}),
+            "row 1: label_text calls 1 'b', and elsewhere 'd'",
+        ),
         ((("a", "b"), ("sport", "film")), "rows or columns"),
         ([["a", "b"], ["sport", "film"]], "rows or columns"),
         ([], "no inputs"),
@@ -342,6 +360,19 @@ def test_columns_by_place_and_name(tmp_path):
     )
 
 
+def test_a_first_line_is_header_or_row_or_refused(tmp_path):
+    """A class called like a column, and a column called like nothing that is known."""
+    path = tmp_path / "x.csv"
+    path.write_text("target,text one\nother,text two\ntarget,text three\n")
+    refused(path, "line 1: 'target' is a class, too", ("target", "other"))
+    rows = "".join(f"{'pos' if i % 2 else 'neg'},text {i}\n" for i in range(6))
+    path.write_text("sentiment,review\n" + rows)
+    with pytest.raises(DataError, match="line 1: class 'sentiment' has this row alone"):
+        mergelib.task("t", path, [("a", "pos")], n_validation=1)
+    path.write_text("label,text\n" + rows)
+    refused(path, "holds the labels", ("neg", "pos"), text_column="label")
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
@@ -465,7 +496,8 @@ def test_an_image_task_from_every_shape(tmp_path):
     )
     held = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 2]}, features=features)
     held.to_parquet(tmp_path / "x.parquet")
-    twice = ([files[0], *files], ["a", "a", "b", "c"])  # of which one goes to validation
+    others = [np.full((4, 4, 3), value, np.uint8) for value in (200, 210, 220, 230)]
+    learned = (others, ["a", "a", "b", "c"])  # of which one goes to validation
     for data in (
         root,
         held,
@@ -475,7 +507,7 @@ def test_an_image_task_from_every_shape(tmp_path):
         ([f.read_bytes() for f in files], ["a", "b", "c"]),
         ([str(f) for f in files], ["a", "b", "c"]),
     ):
-        task = mergelib.task("t", twice, data, n_validation=1, image_size=4)
+        task = mergelib.task("t", learned, data, n_validation=1, image_size=4)
         assert task.modality == "image" and task.test.inputs.shape == (3, 3, 4, 4)
         assert task.test.inputs[:, 0, 0, 0].tolist() == [0, 40, 80]
         assert task.test.labels.tolist() == [0, 1, 2]
