@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import ConfigError
+from .errors import ConfigError, shortened
 from .types import digest, state_digest
 
 PROCESS = secrets.token_hex(
@@ -34,12 +34,21 @@ def is_ours(function: Any) -> bool:
 
 
 def refuse_built_in(kind: str, name: str, known: Any, function: Any, replace: bool) -> None:
-    """Raises ``ConfigError`` where ``function`` would take the name of one of mergelib's own."""
-    if known and is_ours(known.function) and not (replace or is_ours(function)):
+    """Raises ``ConfigError`` for no name, and where ``function`` would take the name of another one
+    of mergelib's own."""
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{shortened(repr(name))} cannot name a {kind}: give a text.")
+    ours = known is not None and is_ours(known.function)
+    if ours and not (replace or (is_ours(function) and _same(function, known.function))):
         raise ConfigError(
             f"'{name}' is a {kind} of mergelib's own; choose another name, or register with "
             f"replace=True."
         )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two functions are one, perhaps of a module that was loaded again."""
+    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
 def code_identity(function: Any) -> str:

@@ -27,7 +27,15 @@ from .meter import Meter
 from .pretraining import RECIPES, Foundation, shipped
 from .profiles import Profile, load_profile, with_shortcuts
 from .progress import progress
-from .protocols import DRAWS, Evidence, get_preset, get_protocol, stratified_order, uniform_order
+from .protocols import (
+    DRAWS,
+    Evidence,
+    current_eval,
+    get_preset,
+    get_protocol,
+    stratified_order,
+    uniform_order,
+)
 from .spare import spare
 from .store import Artifact, Store
 from .tasks import load_task
@@ -617,9 +625,7 @@ class Study:
                         batch_size=self.profile.encoder.batch_size,
                         precision=self.precision,
                     )
-                    predicted = get_protocol("current").function(
-                        Evidence(z, self._expert(name).head)
-                    )[0, 0]
+                    predicted = current_eval(z, self._expert(name).head)
                     accuracy = (predicted == task.validation.labels).float().mean().item()
                     rows.append(
                         {"method": method.name, "lam": lam, "task": name, "accuracy": accuracy}
@@ -722,7 +728,7 @@ class Study:
                     merged = method(*inputs, **options, **({} if lam is None else {"lam": lam}))
                     if method.gives == PER_TASK:  # of several lambdas each serves its own tasks
                         states |= {
-                            t: merged[i]
+                            t: spare(merged[i])  # it may use its tensors again
                             for i, t in enumerate(self.tasks)
                             if lam is None or lams[t] == lam
                         }

@@ -145,6 +145,42 @@ def test_what_a_method_gives_is_refused_by_its_name():
             METHODS["odd"](base, experts)
 
 
+def test_a_method_may_use_its_tensors_again(make_study, study, monkeypatch):
+    """Each task keeps the encoder of its own lambda, though one buffer held them all."""
+    room = [{}, {}]
+
+    @mergelib.method("again", label="A", short="A", gives="one per task")
+    def again(base, experts, lam=1.0):  # an option, though it stands before no star
+        for out, expert in zip(room, experts, strict=True):
+            for n, t in base.items():
+                out.setdefault(n, t.clone()).copy_(t + lam * (expert[n] - t))
+        return room
+
+    lams = {"ag": 0.25, "yelp": 1.0}
+    monkeypatch.setattr(mergelib.Study, "lams", lambda *_: lams)
+    mine = make_study(study.store.root)
+    for task, lam in lams.items():
+        found, base, expert = mine.weights("again", task), mine.base_state, mine.expert(task).state
+        for n, t in found.items():
+            torch.testing.assert_close(t, base[n] + lam * (expert[n] - base[n]))
+
+
+def test_lambda_is_chosen_by_our_current_eval_whatever_bears_its_name(make_study, study):
+    @mergelib.protocol("current", label="C", few_shot=False, replace=True)
+    def ruin(evidence):
+        raise AssertionError("lambda was chosen by it")
+
+    mine = make_study(study.store.root, overrides={"merging.lams": [0.15, 0.35]})
+    assert len(mine.lam_curve("task_arithmetic")) == 4
+
+
+def test_labels_that_were_written_to_are_other_labels():
+    split = mergelib.types.Split(("a", "b"), torch.tensor([0, 1]))
+    before = split.digest
+    split.labels.fill_(0)
+    assert split.digest != before
+
+
 # ---- names ---------------------------------------------------------------------------------------
 
 
@@ -161,10 +197,25 @@ def test_a_name_of_ours_is_taken_only_on_request(register, registry):
         with pytest.raises(ConfigError, match=f"'{name}'.*replace=True"):
             register(name)(lambda *_: None)
         assert registry[name] is held
+        with pytest.raises(ConfigError, match="replace=True"):  # another one of ours
+            register(name)(next(r for n, r in registry.items() if n != name).function)
         register(name, replace=True)(lambda *_: None)
         assert registry[name] is not held
     register("mine")(lambda *_: None)
     register("mine")(lambda *_: 1)  # a cell that is run again
+    for nameless in ("", " ", 3, None):
+        with pytest.raises(ConfigError, match="cannot name"):
+            register(nameless)(lambda *_: None)
+
+
+def test_labels_that_read_alike_are_told_apart():
+    from mergelib.tables.labels import encoder_label, protocol_label, short_label
+
+    mergelib.method("mine", label="Ties", short="Ties")(lambda *_: None)
+    mergelib.protocol("mine", label="KNN Eval")(lambda *_: None)
+    assert short_label("ties") == "Ties" and protocol_label("knn") == "KNN Eval"
+    assert short_label("mine") == encoder_label("mine") == "Ties (mine)"
+    assert protocol_label("mine") == "KNN Eval (mine)"
 
 
 @pytest.mark.parametrize("name", ["f_b", "f_t", "multi_task", "random", "a#1", "a/b", "", 3])
@@ -288,6 +339,10 @@ def test_a_folded_state_shares_nothing(study):
         (lambda z, n: torch.zeros(len(z), dtype=torch.long), r"int64 \[60\]; .* \[1, 1, 60\]"),
         (lambda z, n: ["World"] * len(z), "class numbers"),
         (lambda z, n: None, "class numbers"),
+        (lambda z, n: [[[2**70] * len(z)]], "class numbers"),
+        (lambda z, n: np.ma.masked_all((1, 1, len(z)), int), "masked"),
+        (lambda z, n: torch.zeros(1, 1, len(z), dtype=torch.long).to_sparse(), "sparse"),
+        (lambda z, n: torch.zeros(1, 1, len(z), dtype=torch.long, device="meta"), "meta"),
     ],
 )
 def test_what_a_protocol_gives_is_refused_by_its_name(study, gives, said):
@@ -352,8 +407,11 @@ def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said
 
 
 def test_images_are_no_task_of_a_text_study(tiny):
-    split = mergelib.types.Split(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
-    task = Task("own", ("x", "y"), split, split, split, modality="image")
+    splits = [
+        mergelib.types.Split(torch.full((2, 3, 4, 4), i, dtype=torch.uint8), torch.tensor([0, 1]))
+        for i in range(3)
+    ]
+    task = Task("own", ("x", "y"), *splits, modality="image")
     with pytest.raises(ConfigError, match=r"'own' classifies images.*texts"):
         mergelib.Study("quick", overrides=tiny, tasks={"own": task})
 
@@ -367,8 +425,16 @@ def test_a_task_that_tests_nothing_is_refused_or_said():
     ):
         with pytest.raises(DataError, match=said):
             own_task(**change)
+    for change in ({"n_validation": True}, {"n_validation": 2.5}, {"image_size": 8.5}):
+        with pytest.raises(DataError):
+            own_task(**change)
+    with pytest.raises(DataError, match="cannot name a task"):
+        own_task("")
+    pictures = [(np.full((4, 4, 3), i, np.uint8), "xy"[i % 2]) for i in range(60)]
+    with pytest.raises(DataError, match="20 of 20 test rows are also training"):
+        own_task(train=pictures, test=pictures[:20], image_size=4)
     with pytest.warns(UserWarning, match="'own': 4 of 34 test rows"):
-        own_task(test=rows(90)[56:])
+        own_task(test=rows(90)[56:], n_validation=np.int64(10))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         own_task()

@@ -65,7 +65,7 @@ class Method:
         return tuple(
             p.name
             for p in inspect.signature(self.function).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
+            if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
         )
 
     def __call__(

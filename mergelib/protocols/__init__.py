@@ -95,7 +95,11 @@ class Protocol:
         wanted = [k, s, len(evidence.student_test)]
         try:
             predicted = torch.as_tensor(given).detach()
-        except (TypeError, ValueError, RuntimeError) as error:
+            if hasattr(given, "mask") or predicted.is_meta or predicted.is_quantized:
+                raise TypeError("masked, without data or quantised")
+            if predicted.layout is not torch.strided:
+                raise TypeError("sparse")
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ConfigError(
                 f"{who} gave {shortened(given)}; class numbers {wanted} ([K, S, N]) are wanted, "
                 f"as a tensor, an array "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
-from ..merging import METHODS, PER_TASK
-from ..protocols import PROTOCOLS
+from ..identity import is_ours
+from ..merging import METHODS, PER_TASK, Method
+from ..protocols import PROTOCOLS, Protocol
 from ..protocols.alignment import TABLE_1
 from ..study import BASE, FINE_TUNED, MULTI_TASK, RANDOM
 
@@ -44,6 +48,13 @@ def task_label(task: str) -> str:
     return TASK_LABELS.get(task, task)
 
 
+def _told_apart(found: Method | Protocol, part: str, known: Mapping[str, Any]) -> str:
+    """A label of the user's own with its name, where another one reads the same."""
+    said = getattr(found, part)
+    twins = sum(getattr(other, part) == said for other in known.values())
+    return said if twins < 2 or is_ours(found.function) else f"{said} ({found.name})"
+
+
 def encoder_label(encoder: str) -> str:
     """A merging method or reference encoder in tables: its label, and what sets a merge apart.
 
@@ -54,19 +65,20 @@ def encoder_label(encoder: str) -> str:
     method = METHODS[encoder]
     marks = ["per task"] * (method.gives == PER_TASK)
     marks += ["test inputs"] * ("test inputs" in method.needs)
-    return method.label + (f" ({', '.join(marks)})" if marks else "")
+    label = _told_apart(method, "label", METHODS)
+    return label + (f" ({', '.join(marks)})" if marks else "")
 
 
 def short_label(encoder: str) -> str:
     """The same in figures: WA, TA, Ties, ..."""
     if encoder in METHODS:
-        return METHODS[encoder].short
+        return _told_apart(METHODS[encoder], "short", METHODS)
     return ENCODER_LABELS.get(encoder, (encoder, encoder))[1]
 
 
 def protocol_label(protocol: str) -> str:
     """A registered protocol in print, "KNN Eval"."""
-    return PROTOCOLS[protocol].label
+    return _told_apart(PROTOCOLS[protocol], "label", PROTOCOLS)
 
 
 def rung_label(rung: str) -> str:
