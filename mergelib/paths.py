@@ -66,9 +66,9 @@ def write_whole(path: Path, content: bytes) -> None:
     write at once is one's or the other's. Raises ``StoreError`` where it cannot be written; what
     was there before is left.
 
-    A killed process leaves ``<name>.tmp``, which the next writer of the file takes over.
+    A killed process leaves ``.<name>.mergelib.tmp``, which the next writer of the file takes over.
     """
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = path.with_name(f".{path.name}.mergelib.tmp")
     try:
         with held(path.parent):
             try:

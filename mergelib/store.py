@@ -194,7 +194,7 @@ class Store:
         ours = [
             p
             for p in sorted(self.root.glob("*/*"))
-            if DIGEST.fullmatch(p.name) and not p.parent.name.startswith(".")
+            if DIGEST.fullmatch(p.name) and p.is_dir() and not p.parent.name.startswith(".")
         ]
         return [p for p in ours if self._load(p) is None]
 
@@ -206,7 +206,11 @@ class Store:
         for row in self.entries():
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
                 doomed.add(self.root / row["step"] / row["digest"])
-        doomed.update(p for p in self.root.glob("*/.tmp-*") if p.is_dir())
+        doomed.update(
+            p
+            for p in self.root.glob("*/.tmp-*")
+            if p.is_dir() and DIGEST.fullmatch(p.name.removeprefix(".tmp-"))
+        )
         doomed.update(
             p
             for name in (".scratch", ".locks")

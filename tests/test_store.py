@@ -175,7 +175,7 @@ def test_prune_removes_what_is_damaged_old_or_left_over_and_nothing_else(store):
     store.get("step", KEY | {"n": 2}, Counting())
     flip(store.folder("step", KEY | {"n": 2}) / TENSORS)
     store.scratch("step", {"n": 3})
-    (store.root / "step" / ".tmp-abc").mkdir()
+    (store.root / "step" / f".tmp-{'a' * 64}").mkdir()
     removed = store.prune({"step": 1})
     assert {
         store.folder("step", {"version": 0}),
@@ -194,9 +194,13 @@ def test_prune_leaves_folders_that_are_no_artifacts_alone(store):
     store.get("step", KEY, Counting())
     photos = store.root / "pictures" / "holiday"
     photos.mkdir(parents=True)
-    (photos / "beach.jpg").write_bytes(b"precious")
+    (store.root / "pictures" / ".tmp-edited").mkdir()
+    others = [photos / "beach.jpg", photos.parent / ".tmp-edited" / "a.jpg", photos / ("a" * 64)]
+    others.append(photos.parent / ("b" * 64))  # of another store that calls files by their content
+    for other in others:
+        other.write_bytes(b"precious")
     store.prune({"step": 1})
-    assert (photos / "beach.jpg").read_bytes() == b"precious"
+    assert {other.read_bytes() for other in others} == {b"precious"}
 
 
 def test_scratch_goes_when_the_artifact_is_there(store):

@@ -87,12 +87,13 @@ def run_align(recipe: Any) -> None:
     """Re-align every head for which inputs are given, score before and after, and save."""
     import pandas as pd
 
-    from ..errors import UnknownNameError
+    from ..errors import ConfigError, DataError, UnknownNameError
     from ..progress import progress
     from ..protocols import uniform_order
     from .data import read_inputs
     from .heads import align_classifier, evaluate, expert_classifier
     from .merged import load_merged
+    from .parents import open_parent
 
     read = _need_out(recipe)
     merged = load_merged(recipe.merged)
@@ -106,15 +107,25 @@ def run_align(recipe: Any) -> None:
         "batch_size": recipe.batch_size,
         "max_length": recipe.max_length,
     }
-    aligned, scores = [], []
-    for task in progress(list(recipe.inputs), desc="align"):
-        expert = expert_classifier(recipe.experts[task], name=task)
-        inputs = read_inputs(recipe.inputs[task], expert.is_image, recipe.text_column)
+    unused = next((task for task in recipe.data if task not in recipe.inputs), None)
+    if unused is not None:
+        raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
+    given, labelled, aligned, scores = {}, {}, [], []
+    for task, file in recipe.inputs.items():  # all files, before any model computes
+        parent = open_parent(recipe.experts[task], task)
+        given[task] = inputs = read_inputs(file, parent.is_image, recipe.text_column)
         if recipe.k:
-            rows = uniform_order(
-                len(inputs), recipe.k * len(expert.head.labels), recipe.seed
-            ).tolist()
-            inputs = [inputs[i] for i in rows]
+            try:
+                n = recipe.k * len(parent.labels)
+                given[task] = [
+                    inputs[i] for i in uniform_order(len(inputs), n, recipe.seed).tolist()
+                ]
+            except DataError as error:
+                raise DataError(f"'{task}': {error}") from error
+        if task in recipe.data:
+            labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
+    for task in progress(list(given), desc="align"):
+        expert, inputs = expert_classifier(recipe.experts[task], name=task), given[task]
         aligned.append(
             align_classifier(
                 merged,
@@ -126,8 +137,7 @@ def run_align(recipe: Any) -> None:
                 **options,
             )
         )
-        if task in recipe.data:
-            data = _labelled(recipe, recipe.data[task], expert, recipe.limit)
+        if data := labelled.get(task):
             if task in merged.heads:
                 scores.append(
                     evaluate(merged, data, task=task, method="merged, old head", **options)
@@ -152,15 +162,16 @@ def run_align(recipe: Any) -> None:
     print(f"saved in {recipe.out}")
 
 
-def _labelled(recipe: Any, file: str, classifier: Any, limit: int = 0) -> Any:
-    """A file with the classifier's classes, as a ``Split``."""
+def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> Any:
+    """A file with the classes of a model (which has ``labels`` and ``is_image``), as a
+    ``Split``."""
     from ..tasks.data import labelled
 
     return labelled(
         file,
-        classifier.head.labels,
-        classifier.head.task,
-        is_image=classifier.is_image,
+        model.labels,
+        task,
+        is_image=model.is_image,
         text_column=recipe.text_column,
         first_label=recipe.first_label,
         limit=limit,
@@ -172,22 +183,32 @@ def run_evaluate(recipe: Any) -> None:
     import pandas as pd
 
     from .. import paths
+    from ..errors import UnknownNameError
     from .folders import free_file
-    from .heads import SCORE_COLUMNS, as_classifier, evaluate
+    from .heads import SCORE_COLUMNS, as_classifier, expert_classifier, scoring
+    from .merged import load_merged
 
     header = ",".join(SCORE_COLUMNS)
     target = recipe.out and free_file(recipe.out, recipe.overwrite, _inputs(recipe), header)
-    frames = []
+    if unused := recipe.fit.keys() - recipe.data.keys():
+        raise UnknownNameError("task of fit", min(unused), recipe.data)
     several = (user_path(recipe.model) / "heads").is_dir()
-    for task, file in recipe.data.items():
-        classifier = as_classifier(recipe.model, task) if several else as_classifier(recipe.model)
-        data = _labelled(recipe, file, classifier, recipe.limit)
-        fit = _labelled(recipe, recipe.fit[task], classifier) if task in recipe.fit else None
-        frames.append(
-            evaluate(
+    model = (load_merged if several else expert_classifier)(recipe.model)
+    ready = []
+    for task, file in recipe.data.items():  # all files, before any model computes
+        classifier = as_classifier(model, task)
+        data = _labelled(recipe, file, classifier.head, task, recipe.limit)
+        fit = (
+            _labelled(recipe, recipe.fit[task], classifier.head, task)
+            if task in recipe.fit
+            else None
+        )
+        ready.append(
+            scoring(
                 classifier,
                 data,
                 recipe.protocols,
+                task=task,
                 expert=recipe.experts.get(task),
                 fit=fit,
                 k=recipe.k,
@@ -197,9 +218,14 @@ def run_evaluate(recipe: Any) -> None:
                 device=recipe.device,
                 batch_size=recipe.batch_size,
                 max_length=recipe.max_length,
+                processor=None,
+                method="",
                 show_progress=True,
-            ).assign(task=task)
+            )
         )
+    frames = []
+    while ready:  # each with its model, which goes when it is done
+        frames.append(ready.pop(0)())
     table = pd.concat(frames, ignore_index=True)
     print_accuracies(table)
     if target:

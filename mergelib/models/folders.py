@@ -17,7 +17,7 @@ from ..documents import MAX_NAME, read_json, user_path
 from ..errors import ConfigError, StoreError, first_five, shortened
 
 RECORD = "mergelib.json"
-SMALL = 1 << 20  # bytes; of larger files (weights) the length is compared, not the content
+SMALL = 1 << 20  # bytes; of larger files (weights) the time is compared, not the content
 
 
 def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
@@ -68,8 +68,17 @@ def free_folder(
 
 def _entries(folder: Path) -> list[Path]:
     """What a folder holds, but for what writers left that were killed."""
-    prefix = f".{folder.name}.partial-"
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(prefix))
+    return sorted(p for p in folder.iterdir() if not _is_left(p, folder.name))
+
+
+def _is_left(path: Path, name: str) -> bool:
+    """Whether a writer of the folder ``name`` made and left this, and not somebody else."""
+    return (
+        path.name.startswith(f".{name}.partial-")
+        and path.is_dir()
+        and not path.is_symlink()
+        and {p.name for p in path.iterdir()} <= {"new", "old"}
+    )
 
 
 def _foreign(folder: Path) -> list[str]:
@@ -94,10 +103,14 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _mark(path: Path) -> str:
-    """What tells a changed file: its length, and its content where that is quickly read."""
-    size = path.stat().st_size if path.is_file() else -1
-    content = hashlib.sha256(path.read_bytes()).hexdigest() if 0 <= size <= SMALL else ""
-    return f"{size} {content}".strip()
+    """What tells a changed file: its length, and its content, or where that is long to read the
+    time at which it was written."""
+    if not path.is_file():
+        return ""
+    now = path.stat()
+    small = now.st_size <= SMALL
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if small else now.st_mtime_ns
+    return f"{now.st_size} {content}"
 
 
 def _list_files(folder: Path) -> None:
@@ -164,7 +177,7 @@ def _scratch(place: Path, name: str) -> Path:
     prefix = f".{name}.partial-"
     for left in place.glob(glob.escape(prefix) + "*"):
         with suppress(OSError), paths.held(left, wait=False) as nobodys:
-            if nobodys:
+            if nobodys and _is_left(left, name):
                 shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
 
@@ -200,10 +213,10 @@ def free_file(
     inputs: Iterable[str | os.PathLike],
     first_line: str,
 ) -> Path:
-    """A path for a table of results.
+    """A path for a file of results.
 
     Raises ``ConfigError`` when it is a folder, an input, or exists: with ``overwrite`` only when
-    it does not begin with ``first_line``, as tables of mergelib do.
+    it does not begin with ``first_line``, as such files of mergelib do.
     """
     target = user_path(file).resolve()
     if target.is_dir():
@@ -215,7 +228,7 @@ def free_file(
         if not overwrite or not ours:
             raise ConfigError(
                 f"'{file}' exists"
-                + (" and is no table that mergelib wrote; " if overwrite else "; ")
+                + (" and is nothing that mergelib wrote; " if overwrite else "; ")
                 + "choose another name"
                 + ("." if overwrite or not ours else ", or replace it with --overwrite.")
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..documents import user_path
-from ..errors import ConfigError, DataError, UnknownNameError, first_five
+from ..errors import ConfigError, DataError, UnknownNameError, first_five, shortened
 from ..features import pick_device
 from ..progress import progress
 from ..protocols import (
@@ -27,7 +28,7 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
-from ..types import Head, percent
+from ..types import Head, Split, percent
 from .folders import RECORD
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
@@ -158,6 +159,8 @@ def features(
         DataError: inputs of the wrong kind, or that tokenizer or model do not take.
         ConfigError: the model's output is not that linear layer's.
     """
+    batch_size = _whole("batch_size", batch_size, 1)
+    max_length = _whole("max_length", max_length, 0)
     inputs = unlabelled(inputs, classifier.is_image)
     task, module = classifier.head.task, classifier.head.module
     if classifier.processor is None:
@@ -183,7 +186,7 @@ def features(
             seen.clear()
             batch = {k: v.to(to) for k, v in batch.items()}
             try:
-                logits = model(**batch).logits
+                logits = model(**batch, return_dict=True).logits
             except (IndexError, RuntimeError, ValueError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -217,6 +220,12 @@ def features(
     finally:
         hook.remove()
     return z
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} is a whole number, at least {least}, not {shortened(value)}.")
+    return int(value)
 
 
 def _check_softmax(head: TaskHead) -> None:
@@ -393,13 +402,39 @@ def evaluate(
     says "test") for each seed; those that learn from an ``expert`` need it. FT-Classifier starts at
     the expert's head. ``draw``: "stratified" or "uniform".
 
-    Raises ``UnknownNameError`` and ``ConfigError`` before anything runs, ``DataError`` for unusable
-    data.
+    Raises ``UnknownNameError`` and ``ConfigError``, and ``DataError`` for unusable data, before
+    features are computed.
     """
+    return scoring(**locals())()
+
+
+def scoring(
+    model: Any,
+    dataset: Any,
+    protocols: Sequence[str],
+    *,
+    task: str,
+    expert: Any,
+    fit: Any,
+    k: int,
+    seeds: Sequence[int],
+    draw: str,
+    preset: str,
+    device: str,
+    batch_size: int,
+    max_length: int,
+    processor: Any,
+    method: str,
+    show_progress: bool,
+) -> Callable[[], pd.DataFrame]:
+    """``evaluate`` in two steps: everything is read and checked now; the function that comes back
+    computes features and scores them."""
     found = [get_protocol(p) for p in protocols]
     get_preset(preset)
-    if k < 1:
-        raise ConfigError(f"k is the number of inputs per class, at least 1, not {k}.")
+    k = _whole("k, the number of inputs per class,", k, 1)
+    seeds = [_whole("A seed", s, 0) for s in ([seeds] if isinstance(seeds, int) else seeds)]
+    if not found or not seeds:
+        raise ConfigError(f"Give at least one {'seed' if found else 'protocol'}.")
     if draw not in ("stratified", "uniform"):
         raise UnknownNameError("draw", draw, ("stratified", "uniform"))
     for p in found:
@@ -415,70 +450,75 @@ def evaluate(
     _check_softmax(classifier.head)
     classes = (classifier.head.labels, classifier.head.task)
     scored = labelled(dataset, *classes, is_image=classifier.is_image)
-    options = {"device": device, "batch_size": batch_size, "max_length": max_length}
-    name = classifier.head.task
-    z = features(
-        classifier, scored.inputs, **options, desc=f"features {name}" if show_progress else ""
-    )
-    common = {"task": name, "method": method or _method_name(classifier), "n": len(scored)}
-    rows = [
-        common
-        | {
-            "protocol": p.name,
-            "accuracy": percent(
-                p(Evidence(z, classifier.head.linear), where=name)[0, 0] == scored.labels
-            ),
-        }
-        for p in found
-        if not p.few_shot
-    ]
+    name, n_classes = classifier.head.task, len(classifier.head.labels)
+    pool, draws, teacher = scored, None, None
     if any(p.few_shot for p in found):
-        pool = scored if fit is None else labelled(fit, *classes, is_image=classifier.is_image)
-        z_fit = (
-            z
-            if fit is None
-            else features(
-                classifier,
-                pool.inputs,
-                **options,
-                desc=f"features {name}, pool" if show_progress else "",
+        if fit is not None:
+            pool = labelled(fit, *classes, is_image=classifier.is_image)
+            _warn_of_shared(scored, pool, name)
+        try:
+            draws = torch.stack(
+                [
+                    stratified_order(pool.labels, n_classes, k, s)
+                    if draw == "stratified"
+                    else uniform_order(len(pool), k * n_classes, s).view(k, n_classes).T
+                    for s in seeds
+                ]
             )
-        )
+        except DataError as error:
+            raise DataError(f"'{name}': {error}") from error
         teacher = None if expert is None else expert_classifier(expert, name=name)
-        if teacher is not None and teacher.head.labels != classifier.head.labels:
+    if teacher is not None:
+        if teacher.head.labels != classifier.head.labels:
             raise ConfigError(
                 f"'{name}' has the labels {_few(classifier.head.labels)}, the expert "
                 f"{_few(teacher.head.labels)}."
             )
-        if teacher is not None and (processor is not None or teacher.processor is None):
+        if processor is not None or teacher.processor is None:
             teacher = replace(teacher, processor=classifier.processor)
-        z_t = None if teacher is None else features(teacher, pool.inputs, **options)
-        linear = classifier.head.linear if teacher is None else teacher.head.linear
-        n_classes = len(classifier.head.labels)
-        draws = torch.stack(
-            [
-                stratified_order(pool.labels, n_classes, k, s)
-                if draw == "stratified"
-                else uniform_order(len(pool), k * n_classes, s).view(k, n_classes).T
-                for s in seeds
-            ]
+
+    def scores() -> pd.DataFrame:
+        options = {"device": device, "batch_size": batch_size, "max_length": max_length}
+        desc = f"features {name}" if show_progress else ""
+        z = features(classifier, scored.inputs, **options, desc=desc)
+        evidence = once = Evidence(z, classifier.head.linear)
+        if draws is not None:
+            z_fit, z_t = z, None
+            if fit is not None:
+                desc += ", pool" * show_progress
+                z_fit = features(classifier, pool.inputs, **options, desc=desc)
+            if teacher is not None:
+                z_t = features(teacher, pool.inputs, **options)
+            linear = (teacher or classifier).head.linear
+            evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), get_preset(preset))
+        common = {"task": name, "method": method or _method_name(classifier), "n": len(scored)}
+        shots = {"k": k, "draw": draw, "fit_on": "test" if fit is None else "train"}
+        rows = [
+            common
+            | {"protocol": p.name, "accuracy": percent(predicted == scored.labels)}
+            | (shots | {"seed": seed} if p.few_shot else {})
+            for p in sorted(found, key=lambda p: p.few_shot)
+            for seed, predicted in zip(
+                seeds, p(evidence if p.few_shot else once, where=name)[0], strict=p.few_shot
+            )
+        ]
+        frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
+        return frame.astype({"k": "Int64", "seed": "Int64"})
+
+    return scores
+
+
+def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
+    """Say that rows are both fitted on and scored, which the column ``fit_on`` does not."""
+    known = {x for x in fit.inputs if isinstance(x, str | os.PathLike)}
+    n = sum(x in known for x in scored.inputs if isinstance(x, str | os.PathLike))
+    if n:
+        warnings.warn(
+            f"'{name}': {n} of {len(scored)} scored inputs are also among those to draw from "
+            "(fit); their accuracy is no test.",
+            UserWarning,
+            stacklevel=4,
         )
-        evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), get_preset(preset))
-        for p in found:
-            if p.few_shot:
-                rows += [
-                    common
-                    | {
-                        "protocol": p.name,
-                        "k": k,
-                        "draw": draw,
-                        "fit_on": "test" if fit is None else "train",
-                        "seed": s,
-                        "accuracy": percent(predicted == scored.labels),
-                    }
-                    for s, predicted in zip(seeds, p(evidence, where=name)[0], strict=True)
-                ]
-    return pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS).astype({"k": "Int64", "seed": "Int64"})
 
 
 def as_classifier(model: Any, task: str = "") -> Classifier:

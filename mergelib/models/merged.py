@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..documents import check_folder_name, read_json, user_path
 from ..errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
+from ..spare import spare
 from ..types import Head, not_finite
 from . import card
 from .folders import RECORD, whole_folder
@@ -110,7 +111,8 @@ class Classifier:
 
     @cached_property
     def model(self) -> Any:
-        """An ordinary transformers classifier in evaluation mode.
+        """An ordinary transformers classifier in evaluation mode, which may be trained further: its
+        weights are its own.
 
         Raises ``StateDictError`` when tensors are missing or would not be loaded.
         """
@@ -127,7 +129,7 @@ class Classifier:
                 model, info = model_class.from_pretrained(
                     None,
                     config=self.head.config,
-                    state_dict={**self.encoder, **self.head.tensors},
+                    state_dict=spare({**self.encoder, **self.head.tensors}),
                     output_loading_info=True,
                 )
         except Exception as error:  # wherever the model first notices sizes that contradict
@@ -333,7 +335,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
         )
         processors[task] = place.processor() or shared
     encoder = {n: parent.weights.tensor(n).clone() for n in parent.weights}
-    return Merged(encoder, heads, record, processors)
+    return Merged(encoder, heads, record, processors, inputs=(path,))
 
 
 def _encoder_config(config: Any) -> Any:
@@ -347,7 +349,8 @@ def _encoder_config(config: Any) -> Any:
             if k not in ("id2label", "label2id", "num_labels", "problem_type")
         }
     )
-    plain.architectures = [AutoModel._model_mapping[type(config)].__name__]
+    kinds = AutoModel._model_mapping[type(config)]  # Funnel's are two, the whole one first
+    plain.architectures = [(kinds[0] if isinstance(kinds, tuple) else kinds).__name__]
     return plain
 
 

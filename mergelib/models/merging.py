@@ -36,7 +36,7 @@ NEEDS_NO_BASE = ("weight_averaging",)
 
 def named_experts(experts: Any) -> list[Parent]:
     """Experts as parents with distinct names. Raises ``ConfigError`` for none or two of a name."""
-    if isinstance(experts, str | bytes) or hasattr(experts, "save_pretrained"):
+    if isinstance(experts, str | bytes) or not hasattr(experts, "__iter__"):
         raise ConfigError("experts is a list of models, or a dict from task to model.")
     parents = (
         [open_parent(s, str(n)) for n, s in experts.items()]

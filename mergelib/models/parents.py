@@ -368,9 +368,12 @@ class Parent:
             return None
         from transformers import AutoImageProcessor, AutoTokenizer
 
-        image = (self.folder / "preprocessor_config.json").is_file() and not (
-            self.folder / "tokenizer_config.json"
-        ).is_file()
+        # CLIP's folders hold both.
+        image = (
+            class_name(self.config).endswith("ForImageClassification")
+            or not (self.folder / "tokenizer_config.json").is_file()
+        )
+        image = image and (self.folder / "preprocessor_config.json").is_file()
         try:
             with quiet():
                 return (AutoImageProcessor if image else AutoTokenizer).from_pretrained(
@@ -421,8 +424,16 @@ def open_parent(source: Any, name: str = "") -> Parent:
         return source
     if hasattr(source, "save_pretrained") and hasattr(source, "state_dict"):
         scratch = tempfile.TemporaryDirectory(prefix="mergelib-model-")
-        with quiet():
-            source.save_pretrained(scratch.name)
+        try:
+            with quiet():
+                source.save_pretrained(scratch.name)
+        except OSError:
+            raise
+        except Exception as error:  # weights that are quantised, or elsewhere
+            raise ConfigError(
+                f"'{name or type(source).__name__}' cannot be saved ({first_line(error)}); a model "
+                "that is quantised or has no data cannot be merged."
+            ) from error
         said = Path(str(getattr(source.config, "_name_or_path", ""))).name
         return Parent(
             name or said or "model", said or "a loaded model", Path(scratch.name), scratch

@@ -93,6 +93,7 @@ def find_parts(
     linear = tuple(n for n in (f"{head}.weight", f"{head}.bias") if n in fills)
     rest = sorted(n for n in fills if n not in linear)
     if encoder:
+        encoder = [encoder] if isinstance(encoder, str) else encoder
         inside = [n for n in rest if any(fnmatchcase(n, p) for p in encoder)]
     else:
         # CLIP's classifier carries its vision tower under a name that is not its prefix: then all

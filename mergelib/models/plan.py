@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from torch import Tensor
 from ..errors import StateDictError, shortened
 
 FIRST = 1 << 20  # of the constants: above any value that an initialisation gives
-# What says nothing about the function that a model computes once it is trained; a part with "drop"
-# or "init" in its name is such a part too.
+# What says nothing about the function that a model computes once it is trained; rates of dropout
+# and scales of initial weights are such parts too.
 HARMLESS = {
     "architectures",
     "auxiliary_loss_weight",
@@ -52,6 +53,10 @@ HARMLESS = {
     "use_cache",
     "use_return_dict",
 }
+IN_TRAINING = re.compile(
+    ".*(?<!token_)(dropout|pdrop|layerdrop|drop_rate|drop_path_rate)(_prob|_rate|_p)?"
+    "|.*init(ializer)?_(range|factor|cutoff_factor|std|xavier_std|values?)"
+)  # but ESM's token_dropout, which scales embeddings at all times
 Layout = tuple[tuple[str, tuple[int, ...], bool], ...]
 
 
@@ -82,10 +87,7 @@ def function_of(config: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in json.loads(json.dumps(core.to_dict(), default=str)).items()
-        if not key.startswith("_")
-        and key not in HARMLESS
-        and "drop" not in key
-        and "init" not in key
+        if not key.startswith("_") and key not in HARMLESS and not IN_TRAINING.fullmatch(key)
     }
 
 

@@ -7,6 +7,7 @@ every flag and no other.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ class MergeRecipe(Recipe):
     base: str = Field(
         "", description="hub id or folder of the model that the experts were fine-tuned from"
     )
-    experts: Names = Field(description="task=MODEL, or MODEL: hub ids or folders")
+    experts: Names = Field(description="task=MODEL, or MODEL: hub ids or folders", min_length=1)
     options: dict[str, Value] = Field({}, description="options of the method: lam=1.0 keep=0.2")
     encoder: list[str] = Field(
         [],
@@ -70,7 +71,8 @@ class AlignRecipe(ScoringRecipe):
     experts: Names = Field(description="task=MODEL: the experts, whose outputs are the targets")
     inputs: Names = Field(
         description="task=FILE: .txt (a text per line), a table (labels are not looked at: .csv, "
-        ".tsv, .jsonl, .parquet) or a folder of images"
+        ".tsv, .jsonl, .parquet) or a folder of images",
+        min_length=1,
     )
     k: int | None = Field(
         None, ge=1, description="draw k inputs per class, without looking at classes (default: all)"
@@ -95,15 +97,18 @@ class EvaluateRecipe(ScoringRecipe):
     data: Names = Field(
         description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one "
         "folder "
-        "of images per class"
+        "of images per class",
+        min_length=1,
     )
-    protocols: list[str] = Field(["current"], description="current, knn, ft_classifier, ...")
+    protocols: list[str] = Field(
+        ["current"], description="current, knn, ft_classifier, ...", min_length=1
+    )
     experts: Names = Field({}, description="task=MODEL, for protocols that learn from the expert")
     fit: Names = Field(
         {}, description="task=FILE that few-shot protocols draw from (default: the scored rows)"
     )
     k: int = Field(5, ge=1, description="shots per class")
-    seeds: list[int] = Field([0, 1, 2, 3, 4], description="of the draws")
+    seeds: list[int] = Field([0, 1, 2, 3, 4], description="of the draws", min_length=1)
     draw: str = Field("stratified", description="stratified or uniform")
 
 
@@ -115,12 +120,13 @@ COMMANDS: dict[str, type[Recipe]] = {
 R = TypeVar("R", bound=Recipe)
 
 
-class _AddUp(argparse.Action):
+class AddUp(argparse.Action):
     """Several values of a flag add up, also where it is given twice; of two single values, two
     different ones are an error."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         before = getattr(namespace, self.dest, None)
+        before = None if before == self.default else before
         if isinstance(values, list):
             values = [*(before or []), *values]
         elif before not in (None, values):
@@ -138,14 +144,14 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
             options["action"] = "store_true"
         else:
             metavar = "name=value" if is_mapping else name.upper()
-            options |= {"action": _AddUp, "metavar": metavar}
+            options |= {"action": AddUp, "metavar": metavar}
         if is_mapping or info.annotation in (list[str], list[int]):
             options["nargs"] = "+"
         parser.add_argument(flag, dest=name, **options)
     parser.add_argument(
         "--recipe",
         metavar="FILE",
-        action=_AddUp,
+        action=AddUp,
         help="YAML with the same names (flags win); merge also reads mergekit's form",
     )
 
@@ -165,7 +171,7 @@ def pairs(texts: list[str], what: str) -> Names:
                     f"'{shortened(value)}'; write './{shortened(text)}' for the first."
                 )
             path = text if _exists(text) else text.partition("@")[0]
-            name, value = Path(path).name, text
+            name, value = Path(os.path.abspath(path)).name, text  # of "." too
         if not name or not value:
             raise ConfigError(f"{what}: '{shortened(text)}' is not name=value.")
         if name in named:

@@ -9,19 +9,29 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from .. import __version__, paths
 from ..documents import user_path
 from ..errors import ConfigError, MergelibError
 from ..models.command import register as register_models
+from ..models.recipes import AddUp
 from . import jobs, torchrun
 from .data import before_run as data_before_run
 from .data import register as register_data
 from .doctor import register as register_doctor
 
 
+class Parser(argparse.ArgumentParser):
+    """Flags that are given twice add up or are refused, in every command."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("action", None, AddUp)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mergelib", description=__doc__)
+    parser = Parser(prog="mergelib", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 

@@ -18,6 +18,7 @@ from typing import Any
 from .. import paths
 from ..documents import user_path
 from ..errors import ConfigError, UnknownNameError
+from ..models.folders import free_file
 from .torchrun import (
     add_study_options,
     given_overrides,
@@ -294,11 +295,11 @@ def command_units(args: argparse.Namespace) -> int:
         args.overrides,
         args.zoo,
     )
+    target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir), "[")
     made = units(wanted)
     text = json.dumps([asdict(u) for u in made], indent=1)
-    if args.out:
-        paths.make_folder(user_path(args.out).parent)
-        paths.write_whole(user_path(args.out), f"{text}\n".encode())
+    if target:
+        paths.write_whole(target, f"{text}\n".encode())
         counts = {rule: sum(u.rule == rule for u in made) for rule in RULES}
         print(
             f"{len(made)} units: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",

@@ -143,6 +143,8 @@ def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, d
                 "parameter", name, {n for known in declared.values() for n in known}
             )
         for notebook in takers:
+            if name in result[notebook]:
+                raise ConfigError(f"-p {shortened(name)} is given twice; give it once.")
             result[notebook][name] = parse_value(name, text, declared[notebook][name][0])
     return result
 

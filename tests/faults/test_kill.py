@@ -172,9 +172,11 @@ def artifacts_of(kept: Store) -> dict[str, tuple]:
 
 
 def test_what_a_killed_writer_left_is_taken_over(tmp_path):
-    (tmp_path / "scores.csv.tmp").write_bytes(b"half of a lo")
+    (tmp_path / ".scores.csv.mergelib.tmp").write_bytes(b"half of a lo")
+    (tmp_path / "scores.csv.tmp").write_bytes(b"mine")
     paths.write_whole(tmp_path / "scores.csv", b"all")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"scores.csv": b"all"}
+    left = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert left == {"scores.csv": b"all", "scores.csv.tmp": b"mine"}
 
 
 def test_what_two_runs_write_at_once_is_ones_or_the_others(tmp_path):

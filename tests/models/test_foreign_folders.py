@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 import mergelib
 from mergelib.errors import ConfigError, DataError, MergelibError, StateDictError
 from mergelib.merging import get_method
-from mergelib.models import load_merged
+from mergelib.models import folders, load_merged
 from mergelib.models.heads import expert_classifier, features
 from mergelib.models.recipes import build, pairs
-from mergelib.run import cli
+from mergelib.run import cli, runner
 
 WORDS = "good Good bad Bad film Film game Game news News".split()
 SIZE = {
@@ -235,6 +235,33 @@ def test_a_tie_of_the_base_alone_is_taken_apart(method, seed):
     assert all(torch.equal(found[n], t) for n, t in expected.items())
 
 
+def test_a_model_may_be_trained_and_leaves_what_it_was_made_of(trio):
+    torch.save(state(trio / "x"), trio / "x" / "pytorch_model.bin")
+    (trio / "x" / "model.safetensors").unlink()
+    merged = average(trio)
+    makers = (lambda: merged.classifier("x"), lambda: expert_classifier(merged.experts["x"]))
+    before = [{n: t.clone() for n, t in m().model.state_dict().items()} for m in makers]
+    for made in makers:
+        for p in made().model.parameters():
+            p.data.add_(1)
+    for made, old in zip(makers, before, strict=True):
+        assert all(torch.equal(t, old[n]) for n, t in made().model.state_dict().items())
+
+
+def test_loaded_models_that_cannot_be_saved_are_refused(trio):
+    model = hf.AutoModelForSequenceClassification.from_pretrained(trio / "x")
+    with pytest.raises(ConfigError, match="'x' cannot be saved"):
+        mergelib.merge("weight_averaging", experts={"x": model.to("meta")})
+    with pytest.raises(ConfigError, match="experts is a list"):
+        mergelib.merge("weight_averaging", experts=None)
+
+
+def test_one_pattern_of_names_is_one_pattern(trio):
+    found = average(trio, encoder="bert.encoder.*").encoder
+    assert found.keys() == average(trio, encoder=["bert.encoder.*"]).encoder.keys()
+    assert all(n.startswith("bert.encoder.") for n in found)
+
+
 # ---- configuration and preprocessing ------------------------------------------------------------
 
 
@@ -247,6 +274,9 @@ def test_a_tie_of_the_base_alone_is_taken_apart(method, seed):
         ("pad_token_id", 1),
         ("rope_parameters", {"rope_theta": 5}),
         ("unheard_of", 3),
+        ("token_dropout", True),  # ESM's, which scales embeddings at all times
+        ("drop_last_layer", True),
+        ("position_init", 3),
     ],
 )
 def test_a_configuration_that_may_change_the_function_is_refused(trio, key, value):
@@ -260,7 +290,10 @@ def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
         trio / "y",
         hidden_dropout_prob=0.3,
         classifier_dropout=0.5,
+        drop_path_rate=0.1,
+        resid_pdrop=0.1,
         initializer_range=1.0,
+        layer_scale_init_value=0.1,
         problem_type="single_label_classification",
         _name_or_path="elsewhere",
         use_cache=False,
@@ -309,6 +342,38 @@ def test_tokenizers_that_do_the_same_are_kept_once(trio):
     assert merged.processor is not None
     merged.save_pretrained(trio / "out")
     assert not list((trio / "out" / "heads").rglob("tokenizer*"))
+
+
+def test_clips_image_classifiers_read_images_though_texts_could_be_read(tmp_path):
+    size = {k: SIZE[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    size |= {"intermediate_size": 8, "projection_dim": 4}
+    config = hf.CLIPConfig(
+        vision_config={**size, "image_size": 8, "patch_size": 4}, text_config=size, num_labels=2
+    )
+    hf.CLIPForImageClassification(config).save_pretrained(tmp_path / "x")
+    hf.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8).save_pretrained(tmp_path / "x")
+    tokenizer().save_pretrained(tmp_path / "x")
+    pictures = [torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()] * 2
+    merged = mergelib.merge("weight_averaging", experts={"x": tmp_path / "x"})
+    assert features(merged.classifier("x"), pictures, device="cpu").shape == (2, 8)
+
+
+def test_a_configuration_that_asks_for_tuples_is_read_all_the_same(trio):
+    expected = features(expert_classifier(trio / "x"), ["good film"], device="cpu")
+    configure(trio / "x", return_dict=False, output_attentions=True)
+    assert torch.equal(
+        features(expert_classifier(trio / "x"), ["good film"], device="cpu"), expected
+    )
+
+
+def test_an_architecture_of_two_base_classes_is_saved(tmp_path):
+    config = hf.FunnelConfig(
+        vocab_size=14, d_model=8, n_head=2, d_head=4, d_inner=8, block_sizes=[1]
+    )
+    hf.FunnelForSequenceClassification(config).save_pretrained(tmp_path / "x")
+    merged = mergelib.merge("weight_averaging", experts={"x": tmp_path / "x"})
+    merged.save_pretrained(tmp_path / "out")
+    assert load_merged(tmp_path / "out").encoder.keys() == merged.encoder.keys()
 
 
 # ---- texts that tokenizer or model do not take --------------------------------------------------
@@ -427,6 +492,29 @@ def test_what_mergelib_wrote_is_replaced_until_it_is_changed(trio):
         merged.save_pretrained(out, overwrite=True)
 
 
+def test_what_was_changed_or_read_or_looks_like_ours_is_not_replaced(trio, monkeypatch):
+    monkeypatch.setattr(folders, "SMALL", 100)  # weights are large
+    merged, out = average(trio), trio / "out"
+    merged.save_pretrained(out, single=True)
+    again = load_merged(out)
+    for writer in (
+        again,
+        again.classifier("x"),
+        mergelib.align_classifier(out, trio / "x", ["good"] * 2),
+    ):
+        with pytest.raises(ConfigError, match="is or holds an input"):
+            writer.save_pretrained(out, overwrite=True)
+    weights = out / "tasks" / "x"
+    put(weights, {n: t + 1 for n, t in state(weights).items()})  # trained further, of one length
+    with pytest.raises(ConfigError, match=r"tasks/x/model\.safetensors, which mergelib did not"):
+        merged.save_pretrained(out, overwrite=True)
+    mine = trio / ".new.partial-backup" / "thesis.tex"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    merged.save_pretrained(trio / "new")
+    assert mine.read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_renamed_is_filled(trio, monkeypatch):
     """A mount point: into the empty folder, and over what was written there before."""
     out, replace = trio / "out", Path.replace
@@ -465,6 +553,75 @@ def test_scores_go_to_a_new_file_or_over_scores(trio, rows, capsys):
     assert run(out) == 0 and run(out) == 2 and run(out, "--overwrite") == 0
 
 
+def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypatch, capsys):
+    from mergelib.models import heads
+
+    def computes(*_, **__):
+        raise AssertionError("a model computes")
+
+    monkeypatch.setattr(heads, "features", computes)
+    data, pool = (["good", "bad"] * 3, [0, 1] * 3), (["film"] * 2, [0, 1])
+    knn = {"protocols": ["knn"]}
+    for said, options in (
+        ("'x': k = 4 is larger than class 0", {**knn, "k": 4}),
+        ("'x': k = 2 is larger than class 0", {**knn, "k": 2, "fit": pool}),
+        (
+            "'x': 8 rows asked for, 6",
+            {"protocols": ["surgery"], "k": 4, "draw": "uniform", "expert": trio / "x"},
+        ),
+        ("at least 1, not 2.5", {**knn, "k": 2.5}),
+        ("at least 1, not True", {**knn, "k": True}),
+        ("at least one seed", {**knn, "seeds": []}),
+        ("at least one protocol", {"protocols": []}),
+    ):
+        with pytest.raises(MergelibError, match=said):
+            mergelib.evaluate(trio / "x", data, **options)
+    merged = str(trio / "merged")
+    average(trio).save_pretrained(merged)
+    texts = trio / "texts.txt"
+    texts.write_text("good\nbad\n")
+    one, two = [f"{n}={rows}" for n in "xy"], [f"{n}={trio / n}" for n in "xy"]
+    small = ["--inputs", f"x={rows}", f"y={texts}"]
+    for said, command in (
+        (
+            "'y': k = 3 is larger",
+            [
+                "evaluate",
+                "--data",
+                one[0],
+                f"y={trio / 'few.csv'}",
+                "--protocols",
+                "knn",
+                "-k",
+                "3",
+            ],
+        ),
+        ("no file", ["evaluate", "--data", one[0], "y=none.csv"]),
+        ("Unknown task of fit 'y'", ["evaluate", "--data", one[0], "--fit", one[1]]),
+        ("'y': 4 rows asked for, 2", ["align", *small, "-k", "2"]),
+        ("no file", ["align", *small, "--data", "y=none.csv"]),
+        ("'y' has no inputs", ["align", "--inputs", one[0], "--data", one[1]]),
+    ):
+        (trio / "few.csv").write_text("label,text\n0,good\n1,bad\n")
+        place = (
+            ["--model", merged]
+            if command[0] == "evaluate"
+            else ["--merged", merged, "--experts", *two, "--out", str(trio / "o")]
+        )
+        assert cli.main([*command, *place]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_batch_of_no_size_and_a_fit_on_what_is_scored_are_said(trio):
+    classifier = expert_classifier(trio / "x")
+    for options in ({"batch_size": -1}, {"batch_size": 0}, {"max_length": -1}, {"max_length": 2.5}):
+        with pytest.raises(ConfigError, match="is a whole number, at least"):
+            features(classifier, ["good"], device="cpu", **options)
+    data = (["good", "bad"], [0, 1])
+    with pytest.warns(UserWarning, match="'x': 2 of 2 scored inputs are also among those"):
+        mergelib.evaluate(classifier, data, ["knn"], k=1, fit=data, seeds=0)
+
+
 # ---- flags --------------------------------------------------------------------------------------
 
 
@@ -480,6 +637,27 @@ def test_a_repeated_flag_adds_up(values, data):
     arguments = [word for part in parts for word in ("--experts", *part)]
     recipe = build("merge", {"method": "ties"}, flags_of("merge", *arguments))
     assert recipe.experts == dict(v.split("=") for v in values)
+
+
+def test_flags_of_every_command_add_up_or_contradict(capsys):
+    found = cli.build_parser().parse_args(["run", "--only", "tab02", "--only", "fig05"])
+    assert found.only == ["tab02", "fig05"]
+    for words in (
+        ["train", "--device", "cpu", "--device", "cuda"],
+        ["data", "list", "--profile", "mini", "--profile", "real"],
+    ):
+        with pytest.raises(SystemExit):
+            cli.build_parser().parse_args(words)
+        assert "is given twice" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="-p base is given twice"):
+        runner.parse_parameters(["base=a", "base=b"], runner.select(["tab02"]))
+    for empty in (
+        {"data": {}},
+        {"data": {"a": "f"}, "protocols": []},
+        {"data": {"a": "f"}, "seeds": []},
+    ):
+        with pytest.raises(ConfigError, match="at least 1"):
+            build("evaluate", {"model": "m"} | empty)
 
 
 def test_flags_that_contradict_are_errors_and_a_recipes_other_entries_stay(capsys):
@@ -503,10 +681,11 @@ def test_an_existing_path_is_a_path_whatever_it_is_called(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name in ("lr=0.1/x", "lr=1", "a=b", "b"):
         Path(name).mkdir(parents=True)
-    assert pairs(["lr=0.1/x", "lr=1", "q=b"], "experts") == {
+    assert pairs(["lr=0.1/x", "lr=1", "q=b", "."], "experts") == {
         "x": "lr=0.1/x",
         "lr=1": "lr=1",
         "q": "b",
+        tmp_path.name: ".",
     }
     assert pairs(["lam=1"], "options") == {"lam": "1"}
     with pytest.raises(ConfigError, match="names the path 'b'"):
