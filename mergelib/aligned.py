@@ -21,6 +21,7 @@ from .protocols.alignment import (
 )
 from .store import Artifact
 from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study
+from .training import seeded
 from .types import head_digest
 
 N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
@@ -174,8 +175,7 @@ def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
     }
 
     def make() -> Artifact:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(study.profile.seed)
+        with seeded(study.profile.seed):
             module = study.encoder.module(study.weights(encoder, task))
             passes = [
                 extract(

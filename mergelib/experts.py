@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .encoders import Encoder, encoder_state
 from .errors import StateDictError
-from .training import TrainConfig, train
+from .training import TrainConfig, seeded, train
 from .types import Head, State, Task, not_finite
 
 FINE_TUNE_VERSION = 1
@@ -83,8 +83,7 @@ def fine_tune(
     rows of all tasks shuffled together. Raises ``StateDictError`` when training diverged.
     """
     # A private generator state: training must not depend on what ran before it in this process.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = EncoderWithHeads(
             encoder.module(base), encoder.width, [t.n_classes for t in tasks], heads
         )

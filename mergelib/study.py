@@ -41,7 +41,7 @@ from .store import Artifact, Store
 from .tasks import load_task
 from .tasks.hub_images import IMAGES_VERSION
 from .tasks.released import check_label_order, load_checkpoint, released_checkpoint
-from .training import resolve_precision
+from .training import resolve_precision, seeded
 from .types import (
     Expert,
     Head,
@@ -787,8 +787,7 @@ class Study:
 
     @cached_property
     def _random(self) -> tuple[State, str]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.profile.seed)
+        with seeded(self.profile.seed):
             state = encoder_state(self.encoder.module())
         return state, state_digest(state)
 

@@ -8,7 +8,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ def pinned_threads(n: int):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def seeded(seed: int):
+    """A block with a random state of its own: it must not depend on what ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 # ---- one step ------------------------------------------------------------------------------------
@@ -248,6 +256,9 @@ def train(
     with (
         pinned_threads(config.threads),
         progress(desc=desc, total=config.steps) as bar,
+        torch.cuda.device(device)
+        if device.type == "cuda"
+        else nullcontext(),  # whose dropout it is
         within_memory(f"{too_large} of {device}. Free some of it, or take a smaller encoder."),
     ):
         parallel = model.to(device).train()

@@ -16,7 +16,7 @@ PLAN = {n: p for profile in ("mini", "quick") for n, p in planned(profile).items
 
 
 def test_every_foundation_is_shipped_with_its_recipe():
-    assert {n: s["recipe"] for n, s in shipped.sidecars().items()} == {
+    assert {n: shipped.sidecar(n)["recipe"] for n in shipped.names()} == {
         n: shipped.recipe_of(p) for n, p in PLAN.items()
     }
 

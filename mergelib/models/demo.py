@@ -18,7 +18,7 @@ from ..figures import COLUMN, PROTOCOL_STYLE
 from ..protocols import uniform_order
 from ..study import Study
 from ..tables import TASK_LABELS, show, versions
-from ..training import train
+from ..training import seeded, train
 from .heads import evaluate
 from .merged import Merged
 from .parents import quiet
@@ -45,8 +45,7 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
         study.profile.train_config(study.profile.fine_tuning, study.device),
     )
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(config.seed)
+    with seeded(config.seed), quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             base,
             id2label=dict(enumerate(found.label_names)),

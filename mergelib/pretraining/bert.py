@@ -20,7 +20,7 @@ from ..errors import OfflineError
 from ..profiles import EncoderSettings, Profile
 from ..store import Artifact
 from ..tasks import miniature_corpus
-from ..training import TrainConfig, train
+from ..training import TrainConfig, seeded, train
 from ..types import Task
 from . import Foundation, Recipe, shipped
 from .distil import distil, hub_teacher, sentence_vectors
@@ -188,8 +188,7 @@ def pretrain(
         served its purpose.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         whole = objective(encoder.config)
         info = train(
             whole,
@@ -220,8 +219,8 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tensor:
     """``sentence_vectors`` of a teacher: a shipped BERT's name, or a hub id or folder."""
-    if teacher in shipped.sidecars():
-        made, shape = shipped.read(teacher), shipped.sidecars()[teacher]["recipe"]["shape"]
+    if teacher in shipped.names():
+        made, shape = shipped.read(teacher), shipped.sidecar(teacher)["recipe"]["shape"]
         encoder = bert_encoder(
             tokenizer_from_vocab(made.info["vocab"]),
             **{n: shape[n] for n in SHAPE},
@@ -268,8 +267,7 @@ def text_recipe(
         options = {"device": device, "scratch": scratch, "desc": desc}
         encoder = rebuild_encoder(build_tokenizer(corpus, profile.encoder), **shape(profile))
         if settings.teacher:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
+            with seeded(config.seed):
                 student = start(encoder.module())
                 vectors = targets(settings.teacher, tuple(corpus), device)
                 state, info = distil(encoder, student, corpus, vectors, config, **options)

@@ -29,7 +29,7 @@ from ..hub import fetch_model
 from ..models.parents import Parent
 from ..profiles import Profile
 from ..store import Artifact
-from ..training import TrainConfig, train
+from ..training import TrainConfig, seeded, train
 from ..types import Head, Task, below
 from . import Foundation, Recipe
 from .bert import words_by_frequency
@@ -201,8 +201,7 @@ def pretrain_clip(
             "attention_mask": mask[:, :length],
         }
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = CaptionContrast(shape)
         info = train(
             model, range(len(captions)), collate, config, device=device, scratch=scratch, desc=desc

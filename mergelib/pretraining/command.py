@@ -113,7 +113,7 @@ def command(args: argparse.Namespace) -> int:
             raise UnknownNameError("foundation", name, plan)
     for name in names:
         path = pretrain(name, plan[name], args.teacher)
-        known = shipped.sidecars()[name]
+        known = shipped.sidecar(name)
         print(
             f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, probe {known['probe_mean']}, "
             f"{known['minutes']} min",

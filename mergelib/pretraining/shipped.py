@@ -44,17 +44,23 @@ def recipe_of(profile: Profile) -> dict[str, Any]:
     }
 
 
-def sidecars() -> dict[str, dict[str, Any]]:
-    """What is shipped: name -> sidecar."""
-    return {
-        p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(FOLDER.glob("*.json"))
-    }
+def names() -> list[str]:
+    """What is shipped."""
+    return sorted(p.stem for p in FOLDER.glob("*.json"))
+
+
+def sidecar(name: str) -> dict[str, Any]:
+    """A shipped foundation's recipe, vocabulary and measurements. Raises ``UnknownNameError``."""
+    file = FOLDER / f"{name}.json"
+    if not file.is_file():
+        raise UnknownNameError("foundation", name, names())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def find(profile: Profile) -> str | None:
     """The name of the shipped foundation with this profile's recipe, if there is one."""
     wanted = recipe_of(profile)
-    return next((n for n, known in sidecars().items() if known["recipe"] == wanted), None)
+    return next((n for n in names() if sidecar(n)["recipe"] == wanted), None)
 
 
 def read(name: str) -> Artifact:
@@ -70,16 +76,14 @@ def read(name: str) -> Artifact:
         UnknownNameError: There is no such file.
         StoreError: The file is not the one that its sidecar describes.
     """
-    known = sidecars()
-    if name not in known:
-        raise UnknownNameError("foundation", name, known)
+    known = sidecar(name)
     content = (FOLDER / f"{name}.safetensors").read_bytes()
-    if hashlib.sha256(content).hexdigest() != known[name]["sha256"]:
+    if hashlib.sha256(content).hexdigest() != known["sha256"]:
         raise StoreError(
             f"mergelib/foundations/{name}.safetensors is damaged: its sha256 is not the sidecar's. "
             f"Restore it with `git checkout mergelib/foundations`."
         )
-    return Artifact({n: t.float() for n, t in load(content).items()}, known[name]["info"])
+    return Artifact({n: t.float() for n, t in load(content).items()}, known["info"])
 
 
 def write(name: str, profile: Profile, made: Artifact, measured: dict[str, Any]) -> Path:

@@ -26,7 +26,7 @@ from ..encoders import ImageEncoder, encoder_state
 from ..errors import ConfigError
 from ..profiles import Profile
 from ..store import Artifact
-from ..training import TrainConfig, train
+from ..training import TrainConfig, seeded, train
 from ..types import Task
 from . import Foundation, Recipe
 
@@ -151,8 +151,7 @@ def pretrain_vit(
     Raises ``DataError`` for images of another size.
     """
     rows = encoder.prepare(images)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model = ViewContrast(encoder).train()
         info = train(
             model,
