@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from benchmarks.frame import table
 from mergelib.encoders import Encoder, encoder_state
 from mergelib.features import extract, pick_device
 from mergelib.pretraining import RECIPES
@@ -81,11 +82,11 @@ def row(encoder: Encoder, state: State, task: Task) -> dict[str, float]:
 
 def main() -> None:
     study = Study("mini")
-    rows = {
-        name: pd.DataFrame([row(encoder, state, t) for t in study.tasks.values()]).mean()
-        for name, encoder, state in bases(study)
-    }
-    print(pd.DataFrame(rows).T.round(1).to_markdown())
+    rows = []
+    for name, encoder, state in bases(study):
+        means = pd.DataFrame([row(encoder, state, t) for t in study.tasks.values()]).mean()
+        rows.append({"base": name, **means.round(1)})
+    print(table("What a base's features carry, in percent", rows))
 
 
 if __name__ == "__main__":

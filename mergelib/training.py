@@ -54,8 +54,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # ATEN_CPU_CAPABILITY may forbid instructions that the processor has.
+        native = (
+            device.type == "cpu"
+            and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+            and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
         )
     return "bf16" if native else "float32"
 

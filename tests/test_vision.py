@@ -293,8 +293,11 @@ def test_a_pre_trained_clip_knows_the_colours_and_is_reproducible(tmp_path):
 
 
 def test_class_names_need_words_that_captions_have():
-    split = Split(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
-    task = Task("cars", ("red van", "mauve van"), split, split, split)
+    split, test = (
+        Split(torch.full((2, 3, 8, 8), grey, dtype=torch.uint8), torch.tensor([0, 1]))
+        for grey in (0, 1)
+    )
+    task = Task("cars", ("red van", "mauve van"), split, split, test)
     check_words(task, ["a photo of the red and the mauve van"])
     with pytest.raises(DataError, match="mauve"):
         check_words(task, ["a photo of the red van"])
