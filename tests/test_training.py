@@ -93,7 +93,12 @@ def test_auto_precision_is_bf16_only_where_the_device_has_it(monkeypatch):
     from mergelib.training import resolve_precision
 
     cpu = torch.device("cpu")
-    for amx, wanted in ((True, "bf16"), (False, "float32")):
+    for amx, allowed, wanted in (
+        (True, "AVX512", "bf16"),
+        (True, "AVX2", "float32"),
+        (False, "AVX512", "float32"),
+    ):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=allowed: name)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         assert resolve_precision("auto", cpu) == wanted
