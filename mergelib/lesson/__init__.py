@@ -7,11 +7,11 @@ from .checks import (
     check_breaking_turn,
     check_head,
     check_loss,
-    check_recovered,
+    check_prediction,
     check_turn,
 )
 from .toy import FIT, Toy, make_toy, turn, turned_by
-from .view import alt_summary, draw_frames, draw_summary, explore, score_toy
+from .view import alt_summary, draw_frames, draw_real, draw_summary, explore, score_toy
 
 __all__ = [
     "FIT",
@@ -22,9 +22,10 @@ __all__ = [
     "check_breaking_turn",
     "check_head",
     "check_loss",
-    "check_recovered",
+    "check_prediction",
     "check_turn",
     "draw_frames",
+    "draw_real",
     "draw_summary",
     "explore",
     "make_toy",

@@ -17,7 +17,7 @@ from ..errors import ConfigError, UnknownNameError
 from ..merging import get_method
 from ..protocols import Evidence, FTPreset, stratified_order
 from ..protocols.alignment import fit_closed_form
-from ..types import Expert, Head, State
+from ..types import Expert, Head, State, percent
 
 CLASSES = {"A": 4, "B": 3}
 TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; task A's is the slider
@@ -50,9 +50,10 @@ def turned_by(student: Tensor, teacher: Tensor) -> float:
 @dataclass(frozen=True)
 class Toy:
     """f_b, an expert per task, and the tasks' inputs ``[N, 2]`` in two splits, ``test`` and
-    ``pool``."""
+    ``pool``; ``mirrored`` says whether f_B also mirrors the plane."""
 
     angle: float
+    mirrored: bool
     base: State
     experts: tuple[Expert, ...]
     points: dict[tuple[str, str], Tensor]
@@ -77,6 +78,18 @@ class Toy:
         """Classes ``[N]``."""
         return self.classes[task, split]
 
+    def ceiling(self, encoder: State, task: str) -> float:
+        """Test accuracy in percent that no classifier of these features can be expected to beat.
+
+        It is Bayes' own: of x the features keep its part outside theta's null space, and the class
+        whose centre is nearest in that part is the most probable one. A theta that can be inverted
+        loses nothing, so its ceiling is f_t's accuracy.
+        """
+        theta = encoder["theta"]
+        kept = torch.linalg.pinv(theta, rtol=1e-4) @ theta
+        x, middle = self.points[task, "test"] @ kept.mT, centres(CLASSES[task]) @ kept.mT
+        return percent(torch.cdist(x, middle).argmin(-1) == self.labels(task))
+
     def evidence(self, encoder: State, task: str, k: int) -> Evidence:
         """What a protocol sees of an encoder and a task, with one stratified draw of k inputs per
         class."""
@@ -93,9 +106,18 @@ class Toy:
         )
 
 
-def make_toy(angle: float = 80.0) -> Toy:
+def centres(n_classes: int) -> Tensor:
+    """Class centres ``[C, 2]``, evenly on the circle of ``RADIUS``, the first at (RADIUS, 0)."""
+    directions = 2 * torch.pi * torch.arange(n_classes) / n_classes
+    return RADIUS * torch.stack([directions.cos(), directions.sin()], dim=-1)
+
+
+def make_toy(angle: float = 80.0, mirrored: bool = False) -> Toy:
     """The toy in which fine-tuning on task A turned the plane by ``angle`` degrees, and on task B
-    by ``TURN_B``.
+    by ``TURN_B``, after mirroring it (y to -y) where ``mirrored``.
+
+    Half-way between a turn and a mirror image lies a map of rank 1, whatever the angles:
+    e^ia z + e^ib conj(z) = 2 e^i(a+b)/2 Re(e^i(a-b)/2 z). Every input then lands on one line.
 
     f_b is the identity. W_t points at the turned class centres with the length that makes
     softmax(W_t z) the exact posterior, so nothing is trained. Inputs are the same for every angle.
@@ -107,15 +129,15 @@ def make_toy(angle: float = 80.0) -> Toy:
     experts, points, classes = [], {}, {}
     for task, degrees in (("A", angle), ("B", TURN_B)):
         n_classes = CLASSES[task]
-        directions = torch.tensor([math.radians(360 * c / n_classes) for c in range(n_classes)])
-        centres = RADIUS * torch.stack([directions.cos(), directions.sin()], dim=-1)
+        middle = centres(n_classes)
         for split, n in (("test", N_TEST), ("pool", N_POOL)):
             labels = torch.arange(n_classes).repeat_interleave(n)
-            points[task, split] = centres[labels] + SPREAD * torch.randn(
+            points[task, split] = middle[labels] + SPREAD * torch.randn(
                 len(labels), 2, generator=generator
             )
             classes[task, split] = labels
-        theta = turn(degrees)
-        head = Head(centres @ theta.mT / SPREAD**2, torch.zeros(n_classes))
+        mirror = torch.tensor([1.0, -1.0 if mirrored and task == "B" else 1.0])
+        theta = turn(degrees) * mirror
+        head = Head(middle @ theta.mT / SPREAD**2, torch.zeros(n_classes))
         experts.append(Expert(task, {"theta": theta}, head))
-    return Toy(angle, {"theta": torch.eye(2)}, tuple(experts), points, classes)
+    return Toy(angle, mirrored, {"theta": torch.eye(2)}, tuple(experts), points, classes)

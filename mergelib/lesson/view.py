@@ -6,7 +6,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ..figures import PAGE, PROTOCOL_STYLE
+from ..figures.style import OTHER_STYLES, PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
 from ..study import FINE_TUNED
 from ..tables import average_of, protocol_label, short_label
@@ -28,47 +29,46 @@ from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 
 # A class is a marker and a grey as well as a hue; what the classifier gets wrong is hollow.
 CLASS_STYLE = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#882255", "D"))
+OLD, NEW = PROTOCOL_STYLE["current"], PROTOCOL_STYLE["ft_classifier"]  # classifiers, as everywhere
+MERGED = OTHER_STYLES[0]["color"]
 LIMIT = RADIUS + 3 * SPREAD
 TASKS = tuple(CLASSES)
 LAMS, ANGLES = (0.0, 1.0, 0.1), (0, 140, 10)  # least, greatest, step of the sliders
-STILLS = (
-    (80, 0.5),
-    (20, 0.5),
-    (80, 0.2),
-    (80, 0.8),
-)  # (angle, lambda) of the frames on a static page
+STILLS = ((80, 0.5), (80, 0.2))  # (angle, lambda) of the frames on a static page
 
 
 def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
-    """A row per task of the merge at ``lam``: turn against f_t in degrees, accuracies in percent of
-    f_t, of f_m under Current Eval and, with k inputs per class, under FT-Classifier Eval."""
+    """A row per task of the merge at ``lam``: turn against f_t in degrees (not where f_B mirrors),
+    accuracies in percent of f_t, of f_m under Current Eval and, with k inputs per class, under
+    FT-Classifier Eval, and the ``best possible`` of any classifier behind f_m."""
     merged, rows = toy.merge(lam), []
     for task in TASKS:
         seen, expert, labels = toy.evidence(merged, task, k), toy.expert(task), toy.labels(task)
         own = toy.features(expert.state, task)
-        row = {
-            "task": task,
-            "turn (degrees)": turned_by(seen.student_test, own),
-            short_label(FINE_TUNED): percent(current_eval(own, expert.head) == labels),
-        }
+        row: dict[str, Any] = {"task": task}
+        if not toy.mirrored:
+            row["turn (degrees)"] = turned_by(seen.student_test, own)
+        row[short_label(FINE_TUNED)] = percent(current_eval(own, expert.head) == labels)
         for protocol in ("current", "ft_classifier"):
             row[protocol_label(protocol)] = percent(
                 PROTOCOLS[protocol].function(seen)[0, 0] == labels
             )
+        row["best possible"] = toy.ceiling(merged, task)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
-    """Encoders as points of the plane: theta's first column, which for a turn and a stretch says
-    all."""
+    """Where each encoder sends (1, 0), theta's first column, and what f_m makes of the circle."""
 
     def at(state: State) -> np.ndarray:
         return state["theta"][:, 0].numpy()
 
     merged = at(toy.merge(lam))
-    circle = np.linspace(0, 2 * np.pi, 200)
-    ax.plot(np.cos(circle), np.sin(circle), color="0.8", linewidth=0.8)
+    angles = np.linspace(0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    ax.plot(*circle, color="0.8", linewidth=0.8)
+    ax.plot(*(toy.merge(lam)["theta"].numpy() @ circle), color=MERGED, linewidth=0.9, alpha=0.6)
     places = {"f_b": at(toy.base), **{f"f_{e.task}": at(e.state) for e in toy.experts}}
     for name, place in places.items():
         if name != "f_b":
@@ -84,9 +84,9 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
         "",
         merged,
         places["f_b"],
-        arrowprops={"arrowstyle": "->", "color": "#D55E00", "linewidth": 1.6},
+        arrowprops={"arrowstyle": "->", "color": MERGED, "linewidth": 1.6},
     )
-    ax.plot(*merged, marker="*", color="#D55E00", markersize=8, linestyle="none")
+    ax.plot(*merged, marker="*", color=MERGED, markersize=8, linestyle="none")
     ax.annotate(
         "$f_m$",
         merged,
@@ -94,9 +94,10 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
         textcoords="offset points",
         ha="center",
         va="center",
-        color="#D55E00",
+        color=MERGED,
     )
-    _square(ax, 1.5, rf"weights: A's turn {toy.angle:.0f}°, $\lambda$ = {lam:.1f}")
+    mirrored = ", B mirrors" if toy.mirrored else ""
+    _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{mirrored}, $\lambda$ = {lam:.1f}")
 
 
 def _square(ax: Axes, limit: float, title: str) -> None:
@@ -106,22 +107,27 @@ def _square(ax: Axes, limit: float, title: str) -> None:
     ax.set_title(title)
 
 
-def _draw_head(ax: Axes, head: Head, linestyle: str, colour: str) -> None:
+def tie_lines(head: Head, reach: float = LIMIT) -> list[Tensor]:
+    """Where two classes tie and no third wins: a line ``[n, 2]`` per pair, NaN where that ends."""
+    W, b = head.weight.double(), head.bias.double()
+    along, lines = torch.linspace(-reach, reach, 801).double(), []
+    for i, j in itertools.combinations(range(len(W)), 2):
+        normal, offset = W[i] - W[j], b[i] - b[j]
+        foot = -offset * normal / normal.square().sum()
+        across = torch.stack([-normal[1], normal[0]]) / normal.norm()
+        line = foot + along[:, None] * across
+        logits = line @ W.mT + b
+        tied = (logits.amax(-1) - logits[:, i] < 1e-6) & (line.norm(dim=-1) < reach)
+        if tied.any():
+            lines.append(line.masked_fill(~tied[:, None], torch.nan))
+    return lines
+
+
+def _draw_head(ax: Axes, head: Head, style: dict[str, Any]) -> None:
     """Where two classes tie (lines), and where each class's vector points (its marker on the
     rim)."""
-    theta = torch.linspace(0, 2 * torch.pi, 1441)
-    rim = LIMIT * torch.stack([theta.cos(), theta.sin()], dim=-1)
-    winner = current_eval(rim, head)
-    for i in (winner[1:] != winner[:-1]).nonzero().flatten().tolist():
-        # No bias worth a bend: the line between two classes is drawn straight from the origin.
-        ax.plot(
-            [0, rim[i, 0]],
-            [0, rim[i, 1]],
-            linestyle=linestyle,
-            color=colour,
-            linewidth=1.2,
-            zorder=1,
-        )
+    for line in tie_lines(head):
+        ax.plot(*line.mT, color=style["color"], linestyle=style["linestyle"], zorder=1)
     for c, vector in enumerate(head.weight):
         tip = 0.94 * LIMIT * vector / vector.norm()
         hue, marker = CLASS_STYLE[c]
@@ -136,18 +142,12 @@ def _draw_head(ax: Axes, head: Head, linestyle: str, colour: str) -> None:
         )
 
 
-def _draw_features(
-    ax: Axes, z: Tensor, labels: Tensor, head: Head, title: str, *, fitted: bool = False
-) -> None:
-    """Features ``[N, 2]`` by class, hollow where ``head`` is wrong, and the head itself."""
-    right = current_eval(z, head) == labels
-    _draw_head(ax, head, "-" if fitted else "--", "black" if fitted else "0.45")
-    for c, (hue, marker) in enumerate(CLASS_STYLE[: len(head.weight)]):
+def _draw_clouds(ax: Axes, z: Tensor, labels: Tensor, right: Tensor) -> None:
+    """Points ``[N, 2]`` of the first classes, hollow where the classifier is wrong."""
+    for c, (hue, marker) in enumerate(CLASS_STYLE):
         for mine, face in ((right, hue), (~right, "none")):
-            points = z[(labels == c) & mine]
             ax.scatter(
-                points[:, 0],
-                points[:, 1],
+                *z[(labels == c) & mine].mT,
                 s=9,
                 marker=marker,
                 facecolors=face,
@@ -156,6 +156,15 @@ def _draw_features(
                 zorder=2,
                 clip_on=False,
             )
+
+
+def _draw_features(
+    ax: Axes, z: Tensor, labels: Tensor, head: Head, title: str, *, fitted: bool = False
+) -> None:
+    """Features ``[N, 2]`` by class, hollow where ``head`` is wrong, and the head itself."""
+    right = current_eval(z, head) == labels
+    _draw_head(ax, head, NEW if fitted else OLD)
+    _draw_clouds(ax, z, labels, right)
     _square(ax, 1.05 * LIMIT, f"{title} {percent(right):.0f} %")
 
 
@@ -178,13 +187,15 @@ def _refitted(toy: Toy, encoder: State, task: str, k: int) -> Head:
     return Head(batch.weight[0], batch.bias[0])
 
 
-def draw_frames(settings: Sequence[tuple[float, float]], *, k: int | None = None) -> Figure:
+def draw_frames(
+    settings: Sequence[tuple[float, float]], *, k: int | None = None, mirrored: bool = False
+) -> Figure:
     """A row per (angle, lambda): the weights, then task A's and B's merged features with the old
     head W_t, or with the head that FT-Classifier fits to k inputs per class. Hollow markers are
-    classified wrongly."""
+    classified wrongly. ``mirrored``: in the toy whose f_B mirrors the plane."""
     fig, axes = plt.subplots(len(settings), 3, figsize=(PAGE, 2.25 * len(settings)), squeeze=False)
     for row, (angle, lam) in zip(axes, settings, strict=True):
-        toy = make_toy(angle)
+        toy = make_toy(angle, mirrored)
         _draw_weights(row[0], toy, lam)
         for ax, task in zip(row[1:], TASKS, strict=True):
             _draw_task(ax, toy, lam, task, k)
@@ -199,15 +210,17 @@ def _png(fig: Figure) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def describe(angle: float, lam: float, k: int | None = None) -> str:
+def describe(angle: float, lam: float, k: int | None = None, mirrored: bool = False) -> str:
     """Alt text of one frame, from the numbers themselves."""
     protocol = protocol_label("ft_classifier" if k else "current")
     said = [
-        f"task {r['task']}: features turned by {r['turn (degrees)']:.0f} degrees, {protocol} "
-        f"{r[protocol]:.0f} %"
-        for _, r in score_toy(make_toy(angle), lam, k or 1).iterrows()
+        f"task {row['task']}: "
+        + ("" if mirrored else f"features turned by {row['turn (degrees)']:.0f} degrees, ")
+        + f"{protocol} {row[protocol]:.0f} %, best possible {row['best possible']:.0f} %"
+        for _, row in score_toy(make_toy(angle, mirrored), lam, k or 1).iterrows()
     ]
-    return f"A's turn {angle:.0f} degrees, lambda {lam:.1f}. {'; '.join(said)}."
+    mirror = ", B mirrors" if mirrored else ""
+    return f"A's turn {angle:.0f} degrees{mirror}, lambda {lam:.1f}. {'; '.join(said)}."
 
 
 class Explorer(widgets.VBox):
@@ -217,8 +230,13 @@ class Explorer(widgets.VBox):
     no kernel runs.
     """
 
-    def __init__(self, k: int | None = None, stills: Sequence[tuple[float, float]] = STILLS):
-        self.k, self.stills = k, tuple(stills)
+    def __init__(
+        self,
+        k: int | None = None,
+        stills: Sequence[tuple[float, float]] = STILLS,
+        mirrored: bool = False,
+    ):
+        self.stills, self.world = tuple(stills), {"k": k, "mirrored": mirrored}
         angle, lam = self.stills[0]
         wide = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="34em")}
         low, high, step = ANGLES
@@ -238,122 +256,130 @@ class Explorer(widgets.VBox):
     def redraw(self, change: Any = None) -> None:
         """Draw the frame of the sliders' values."""
         angle, lam = self.angle.value, self.lam.value
-        picture = _png(draw_frames([(angle, lam)], k=self.k))
-        alt = html.escape(describe(angle, lam, self.k), quote=True)
+        picture = _png(draw_frames([(angle, lam)], **self.world))
+        alt = html.escape(describe(angle, lam, **self.world), quote=True)
         self.picture.value = (
             f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        said = "\n".join(describe(*still, self.k) for still in self.stills)
-        static = {"text/plain": said, "image/png": _png(draw_frames(self.stills, k=self.k))}
+        said = "\n".join(describe(*still, **self.world) for still in self.stills)
+        static = {"text/plain": said, "image/png": _png(draw_frames(self.stills, **self.world))}
         return super()._repr_mimebundle_(**kwargs) | static, {"image/png": {"alt": said}}
 
 
-def explore(k: int | None = None, stills: Sequence[tuple[float, float]] = STILLS) -> Explorer:
+def explore(
+    k: int | None = None,
+    stills: Sequence[tuple[float, float]] = STILLS,
+    mirrored: bool = False,
+) -> Explorer:
     """Sliders for the angle and lambda of the toy. ``k`` shows FT-Classifier's head for k inputs
-    per class, else the old one. ``stills`` are the (angle, lambda) of the frames that a static page
-    shows; the sliders start at the first."""
-    return Explorer(k, stills)
+    per class, else the old one; ``mirrored`` the toy whose f_B mirrors the plane. ``stills`` are
+    the (angle, lambda) of the frames that a static page shows; the sliders start at the first."""
+    return Explorer(k, stills, mirrored)
+
+
+def draw_real(
+    features: Mapping[str, Tensor], labels: Tensor, head: Head, reference: str, finding: str = ""
+) -> Figure:
+    """Features of several encoders in one plane, a panel each, hollow where ``head`` is wrong.
+
+    Args:
+        features: Panel -> the same inputs' features ``[N, d]``.
+        labels: Classes ``[N]``; the first four are drawn, accuracies are of all.
+        head: The classifier ``[C, d]`` that all of them meet.
+        reference: The panel whose first two principal components, of the classes drawn, span the
+            plane.
+        finding: What is seen, above the panels.
+    """
+    drawn = labels < len(CLASS_STYLE)
+    centre = features[reference][drawn].mean(0)
+    plane = torch.linalg.svd(features[reference][drawn] - centre, full_matrices=False)[2][:2]
+    fig, axes = plt.subplots(
+        1, len(features), figsize=(PAGE, 2.1), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, (name, z) in zip(axes[0], features.items(), strict=True):
+        right = current_eval(z, head) == labels
+        _draw_clouds(ax, (z - centre) @ plane.mT, labels, right)
+        _square(ax, float(((features[reference][drawn] - centre) @ plane.mT).abs().max()), "")
+        ax.set_title(f"{name}: {percent(right):.0f} %")
+    fig.suptitle(finding, x=0.01, ha="left", weight="bold", size=10)
+    return fig
 
 
 def alt_summary(
-    table: pd.DataFrame, task: str, summary: pd.DataFrame, encoders: Sequence[str], *, k: int
+    intact: pd.DataFrame,
+    destroyed: pd.DataFrame,
+    task: str,
+    summary: pd.DataFrame,
+    encoders: Sequence[str],
+    *,
+    k: int,
 ) -> str:
-    """Alt text of ``draw_summary``, from the numbers themselves; ``table`` as of ``score_toy``."""
-    row = table.set_index("task").loc[task]
+    """Alt text of ``draw_summary``, from the numbers themselves; the first two are ``score_toy`` of
+    its two toys."""
+    turned, lost = (table.set_index("task").loc[task] for table in (intact, destroyed))
+    current, fitted = (protocol_label(p) for p in ("current", "ft_classifier"))
     said = [
         f"{short_label(e)} {average_of(summary, e):.1f} under Current Eval and "
-        f"{average_of(summary, e, 'ft_classifier', k):.1f} under "
-        "FT-Classifier Eval"
+        f"{average_of(summary, e, 'ft_classifier', k):.1f} under FT-Classifier Eval"
         for e in encoders
     ]
     return (
-        f"In the toy, merging turns the features of task {task} by {row['turn (degrees)']:.0f} "
-        f"degrees against the old classifier, and accuracy "
-        f"falls from {row[short_label(FINE_TUNED)]:.0f} to {row[protocol_label('current')]:.0f} "
-        f"percent; re-aligned without labels, the "
-        f"classifier reaches {row[protocol_label('ft_classifier')]:.0f}. Averages of "
+        f"In the toy, merging turns the features of task {task} by "
+        f"{turned['turn (degrees)']:.0f} degrees against the old classifier, which then gets "
+        f"{turned[current]:.0f} percent right; re-aligned without labels it gets "
+        f"{turned[fitted]:.0f}. Where the other expert mirrors the plane, the merge presses it "
+        f"onto a line, and the re-aligned classifier stays at {lost[fitted]:.0f}. Averages of "
         f"{summary.task.nunique() - 1} text tasks: fine-tuned models "
         f"{average_of(summary, FINE_TUNED):.1f}; {'; '.join(said)}."
     )
 
 
 def draw_summary(
-    toy: Toy, lam: float, task: str, summary: pd.DataFrame, encoders: Sequence[str], *, k: int
+    intact: tuple[Toy, float],
+    destroyed: tuple[Toy, float],
+    task: str,
+    summary: pd.DataFrame,
+    encoders: Sequence[str],
+    *,
+    k: int,
 ) -> Figure:
-    """The lesson in four panels: the toy's task fine-tuned, merged with the old head, merged with
-    the fitted head; and the average accuracies of real encoders, ``summary`` as of
-    ``tables.mean_and_std``, under the same protocols."""
-    fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.2), width_ratios=(1, 1, 1, 1.25))
-    expert, merged, labels = toy.expert(task), toy.merge(lam), toy.labels(task)
-    _draw_features(
-        axes[0], toy.features(expert.state, task), labels, expert.head, f"$f_{task}$, own $W$:"
-    )
-    _draw_features(axes[1], toy.features(merged, task), labels, expert.head, "$f_m$, old $W$:")
-    _draw_features(
-        axes[2],
-        toy.features(merged, task),
-        labels,
-        _refitted(toy, merged, task, k),
-        "$f_m$, new $W$:",
-        fitted=True,
-    )
-    bars = axes[3]
-    bars.axhline(
-        average_of(summary, FINE_TUNED),
-        color="black",
-        linestyle=":",
-        linewidth=1.0,
-        label="Fine-tuned models",
-    )
-    for i, protocol in enumerate(("current", "ft_classifier")):
+    """The lesson in four panels: a toy and lambda whose merged features are intact, behind the old
+    and the re-aligned head; one where they are destroyed; and the average accuracies of real
+    encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
+    fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.3), width_ratios=(1, 1, 1, 1.2))
+    for ax, (toy, lam), fitted, title in zip(
+        axes,
+        (intact, intact, destroyed),
+        (False, True, True),
+        ("misaligned:", "re-aligned:", "destroyed:"),
+        strict=False,
+    ):
+        merged = toy.merge(lam)
+        head = _refitted(toy, merged, task, k) if fitted else toy.expert(task).head
+        z, labels = toy.features(merged, task), toy.labels(task)
+        _draw_features(ax, z, labels, head, title, fitted=fitted)
+    bars, top = axes[3], average_of(summary, FINE_TUNED)
+    bars.axhline(top, color="black", linestyle=":", linewidth=1.0)
+    bars.text(-0.45, top + 1.5, f"fine-tuned models: {top:.0f}", fontsize=8.5)
+    for i, (protocol, style) in enumerate((("current", OLD), ("ft_classifier", NEW))):
         heights = [
             average_of(summary, e, protocol, None if protocol == "current" else k) for e in encoders
         ]
-        drawn = bars.bar(
-            np.arange(len(encoders)) + (i - 0.5) * 0.4,
-            heights,
-            0.4,
-            label=protocol_label(protocol),
-            edgecolor="black",
-            linewidth=0.5,
-            color=PROTOCOL_STYLE[protocol]["color"],
-            hatch=("", "//")[i],
-        )
-        bars.bar_label(
-            drawn,
-            fmt="%.0f",
-            fontsize=7,
-            label_type="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+        places = np.arange(len(encoders)) + (i - 0.5) * 0.4
+        drawn = bars.bar(places, heights, 0.4, color=style["color"])
+        colour = ("black", "white")[i]
+        bars.bar_label(drawn, fmt="%.0f", label_type="center", fontsize=8.5, color=colour)
     bars.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
-    bars.set_ylabel("average accuracy (%)")
+    bars.set_ylim(0, 100)
+    bars.set_title("BERT: average accuracy (%)")
     bars.grid(axis="x", visible=False)
     handles = [
-        Line2D([], [], color=c, linestyle=s, linewidth=1.2, label=label)
-        for c, s, label in (
-            ("0.45", "--", "old classifier"),
-            ("black", "-", "re-aligned classifier"),
-        )
+        Line2D([], [], color=s["color"], linestyle=s["linestyle"], linewidth=3, label=label)
+        for s, label in ((OLD, "old classifier"), (NEW, "re-aligned classifier"))
     ]
-    handles += [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            color="black",
-            markersize=3.5,
-            markerfacecolor=f,
-            label=label,
-        )
-        for f, label in (("black", "right"), ("none", "wrong"))
-    ]
-    fig.legend(
-        handles=[*handles, *bars.get_legend_handles_labels()[0]],
-        loc="outside upper center",
-        ncols=4,
-    )
+    hollow = {"linestyle": "none", "marker": "o", "color": "black", "markerfacecolor": "none"}
+    handles.append(Line2D([], [], markersize=4, label="classified wrongly", **hollow))
+    fig.legend(handles=handles, loc="outside upper left", ncols=3)
     return fig
