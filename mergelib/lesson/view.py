@@ -295,14 +295,14 @@ def draw_real(
     drawn = labels < len(CLASS_STYLE)
     centre = features[reference][drawn].mean(0)
     plane = torch.linalg.svd(features[reference][drawn] - centre, full_matrices=False)[2][:2]
-    fig, axes = plt.subplots(
-        1, len(features), figsize=(PAGE, 2.1), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, (name, z) in zip(axes[0], features.items(), strict=True):
-        right = current_eval(z, head) == labels
-        _draw_clouds(ax, (z - centre) @ plane.mT, labels, right)
-        _square(ax, float(((features[reference][drawn] - centre) @ plane.mT).abs().max()), "")
-        ax.set_title(f"{name}: {percent(right):.0f} %")
+    flat = {name: (z - centre) @ plane.mT for name, z in features.items()}
+    corners = torch.cat([points[drawn] for points in flat.values()])
+    fig, axes = plt.subplots(1, len(features), figsize=(PAGE, 2.2), squeeze=False)
+    for ax, (name, points) in zip(axes[0], flat.items(), strict=True):
+        right = current_eval(features[name], head) == labels
+        _draw_clouds(ax, points, labels, right)
+        _square(ax, 1.0, f"{name}: {percent(right):.0f} %")
+        ax.set(**{f"{a}lim": corners[:, i].aminmax() for i, a in enumerate("xy")})
     fig.suptitle(finding, x=0.01, ha="left", weight="bold", size=10)
     return fig
 
