@@ -418,7 +418,7 @@ def test_without_a_kernel_a_static_picture_remains(explorer):
         clean.data["text/plain"].splitlines()
     ) == len(view.STILLS)
     width, height = Image.open(io.BytesIO(base64.b64decode(clean.data["image/png"]))).size
-    assert height > width  # a row per still
+    assert height / width == pytest.approx(len(view.STILLS) / 3, abs=0.01)  # a row per still
 
 
 def test_classes_differ_in_grey():

@@ -302,7 +302,12 @@ def draw_real(
         right = current_eval(features[name], head) == labels
         _draw_clouds(ax, points, labels, right)
         _square(ax, 1.0, f"{name}: {percent(right):.0f} %")
-        ax.set(**{f"{a}lim": corners[:, i].aminmax() for i, a in enumerate("xy")})
+        ax.set(
+            **{
+                f"{a}lim": (corners[:, i].min().item(), corners[:, i].max().item())
+                for i, a in enumerate("xy")
+            }
+        )
     fig.suptitle(finding, x=0.01, ha="left", weight="bold", size=10)
     return fig
 
