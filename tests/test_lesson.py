@@ -377,7 +377,8 @@ def test_real_features_are_drawn_in_the_references_plane_and_scored_whole():
     head = Head(torch.eye(6), torch.zeros(6))
     fig = lesson.draw_real({"own": z, "moved": z.roll(1, -1)}, labels, head, "own", "Seen")
     own, moved = fig.axes
-    assert own.get_title(loc="left") == "own: 100 %" and moved.get_title(loc="left") == "moved: 0 %"
+    titles = ["".join(map(ax.get_title, ("left", "center"))) for ax in (own, moved)]
+    assert titles == ["own: 100 %", "moved: 0 %"]
     drawn = np.concatenate([c.get_offsets() for c in own.collections])
     centred = (z[labels < 4] - z[labels < 4].mean(0)).numpy()
     top = np.linalg.svd(centred, compute_uv=False)[:2]
