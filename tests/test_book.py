@@ -16,8 +16,9 @@ import nbformat
 import pytest
 from committed import committed
 
-from mergelib import paths
+from mergelib import lesson, paths
 from mergelib.run import book, runner
+from mergelib.run.book import plane
 
 needs_book = pytest.mark.skipif(
     importlib.util.find_spec("myst_nb") is None, reason="the extra 'book' is not installed"
@@ -74,6 +75,17 @@ def test_pictures_get_the_saved_figures_alt_text(tmp_path, monkeypatch):
     ]
 
 
+def test_the_lesson_gets_sliders_above_its_stills():
+    """Those of the committed lesson, whatever else it shows; no other cell changes."""
+    lesson = nbformat.read(committed() / "notebooks" / f"{book.LESSON}.ipynb", as_version=4)
+    before = {c.id: len(c.get("outputs", [])) for c in lesson.cells}
+    book.add_sliders(lesson)
+    grown = [c for c in lesson.cells if len(c.get("outputs", [])) > before[c.id]]
+    assert [c.id for c in grown] == list(book.SLIDERS)
+    assert all('src="../plane.html"' in c.outputs[0].data["text/html"] for c in grown)
+    assert all("lesson.explore(" in c.source for c in grown)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The book of the committed notebooks, built once; its folder and Sphinx's warnings."""
@@ -102,7 +114,8 @@ def test_it_loads_nothing_from_elsewhere(site):
         loaded = re.findall(
             r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"([^\"]+)\"", page.read_text()
         )
-        assert loaded and not [u for u in loaded if re.match(r"(?:https?:)?//", u)], page.name
+        assert loaded or page.stem == "plane", "all but the page that is sent on has a style"
+        assert not [u for u in loaded if re.match(r"(?:https?:)?//", u)], page.name
 
 
 # ---- in the browser: ./run_all.sh test -m browser ------------------------------------------------
@@ -227,3 +240,77 @@ def test_search_works_from_the_folder(site, browser):
         "fig07_surgery" in a.get_attribute("href")
         for a in browser.find_elements(By.CSS_SELECTOR, "#search-results li a")
     )
+
+
+# ---- the plane that readers turn -----------------------------------------------------------------
+
+WHOLE = """const all = root => [...root.querySelectorAll('*')].flatMap(
+    e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])]);
+return all(document).filter(e => e.matches(arguments[0]));"""
+SAYS = "return Bokeh.documents[0].get_model_by_name('says').text"
+
+
+def turn_the_plane(browser):
+    """Move lambda's slider by its keys, then re-align: figure and numbers follow."""
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda d: "re-aligned: ?" in d.execute_script(SAYS))
+    _, lam = browser.execute_script(WHOLE, ".noUi-handle")
+    *_, realign = browser.execute_script(WHOLE, "button")
+    picture = browser.execute_script(WHOLE, ".bk-Canvas")[0]
+    said, drawn = browser.execute_script(SAYS), picture.screenshot_as_png
+    assert "classifier: <b>40" in said
+    lam.send_keys(*[Keys.ARROW_LEFT] * 6)
+    wait.until(lambda d: "classifier: <b>6" in d.execute_script(SAYS))
+    wait.until(lambda d: picture.screenshot_as_png != drawn)
+    realign.click()
+    wait.until(lambda d: "re-aligned: <b>98" in d.execute_script(SAYS))
+
+
+@needs_book
+@pytest.mark.browser
+@pytest.mark.parametrize("browser", [390], indirect=True, ids=["phone"])
+def test_the_plane_turns_on_a_phone_by_the_numbers_of_the_lesson(browser, tmp_path):
+    (tmp_path / "plane.html").write_text(plane.page())
+    browser.get((tmp_path / "plane.html").as_uri())
+    turn_the_plane(browser)
+    shoot(browser, "plane-390")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert not browser.execute_script("return performance.getEntriesByType('resource').length")
+    merged = plane.SCRIPT.read_text() + (
+        "const found = merge(...arguments);"
+        "return [found.right_old, found.right_fitted].map(r => 100 * r.filter(Boolean).length / r.length)"
+    )
+    for mirrored in (False, True):
+        for angle, lam in ((80, 0.5), (35, 0.8), (140, 0.5), (80, 0.4)):
+            table = lesson.score_toy(lesson.make_toy(angle, mirrored), lam, plane.K)
+            for row in table.to_dict("records"):
+                old, new = browser.execute_script(
+                    merged, plane.world(), angle, lam, mirrored, row["task"]
+                )
+                assert old == pytest.approx(row["Current Eval"], abs=0.6)
+                # The library takes other steps to the same place.
+                assert new == pytest.approx(row["FT-Classifier Eval"], abs=6)
+
+
+@needs_book
+@pytest.mark.browser
+@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+def test_the_lessons_sliders_work_in_the_book(site, browser):
+    from selenium.webdriver.common.by import By
+
+    browser.get((site[0] / "notebooks" / f"{book.LESSON}.html").as_uri())
+    frames = browser.find_elements(By.CSS_SELECTOR, "iframe.plane")
+    assert len(frames) == len(book.SLIDERS)
+    for frame in frames:
+        browser.execute_script("arguments[0].scrollIntoView()", frame)
+        browser.switch_to.frame(frame)
+        turn_the_plane(browser)
+        height, room = browser.execute_script(
+            "return [document.documentElement.scrollHeight, innerHeight]"
+        )
+        assert height <= room, "the frame scrolls inside itself"
+        browser.switch_to.default_content()
+    shoot(browser, f"book-sliders-{browser.execute_script('return innerWidth')}")

@@ -22,6 +22,7 @@ from ... import __version__, paths
 from ...errors import ConfigError
 from ...tables.manifest import Item, manifest
 from ..publish import normalise
+from . import plane
 
 HERE = Path(__file__).parent
 GROUPS = {
@@ -32,6 +33,9 @@ GROUPS = {
     "report": "The report",
 }
 PAGES = ("docs", "CONTRIBUTING.md")  # markdown of the project that belongs into the book
+LESSON, SLIDERS = "00_start_here", ("explore", "explore-mirror")  # where the plane can be turned
+PLANE = """<iframe class="plane" src="../plane.html" loading="lazy"
+title="The toy with sliders: merged features, old and re-aligned classifier"></iframe>"""
 MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
 
@@ -41,7 +45,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
 
     Raises ``ConfigError`` when the extra ``book`` is not installed.
     """
-    for name in ("myst_nb", "furo", "sphinx-mathjax-offline"):
+    for name in ("myst_nb", "furo", "bokeh", "sphinx-mathjax-offline"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 "The book needs more packages: pip install -e '.[book]' (./run_all.sh --html "
@@ -67,6 +71,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
         warning=warnings,
     ).build()
     shutil.rmtree(source / ".doctrees")
+    (target / "plane.html").write_text(plane.page())
     return target / "index.html", [
         line for line in warnings.getvalue().splitlines() if line.strip()
     ]
@@ -144,6 +149,8 @@ def stage(profile: str, source: Path) -> None:
         if place.suffix == ".ipynb":
             notebook = normalise(nbformat.read(origin, as_version=4))
             name_pictures(notebook, profile, place.stem)
+            if place == Path("notebooks", f"{LESSON}.ipynb"):
+                add_sliders(notebook)
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
                     cell.source = keep_links(cell.source, place, set(files))
@@ -209,6 +216,15 @@ def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> N
         notebook.cells[n].metadata["mystnb"] = {"image": {"alt": alt.replace("\n", " ")}}
 
 
+def add_sliders(notebook: nbformat.NotebookNode) -> None:
+    """The explorable page above the stills of the lesson's sliders, which need a kernel."""
+    for cell in notebook.cells:
+        if cell.id in SLIDERS:
+            cell.outputs.insert(
+                0, nbformat.v4.new_output("display_data", data={"text/html": PLANE})
+            )
+
+
 def index_page(
     items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]
 ) -> str:
@@ -221,6 +237,11 @@ def index_page(
     order = [g for g in GROUPS if g in groups] + [g for g in groups if g not in GROUPS]
     lines = [
         keep_links(re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening), Path("index.md"), files),
+        "",
+    ]
+    lines += [
+        '<p><a href="plane.html">Turn the plane</a>: the lesson\'s sliders in one file, which a '
+        "phone opens without network.</p>",
         "",
     ]
     contents = []
