@@ -259,12 +259,12 @@ def turn_the_plane(browser):
     wait.until(lambda d: "re-aligned: ?" in d.execute_script(SAYS))
     _, lam = browser.execute_script(WHOLE, ".noUi-handle")
     *_, realign = browser.execute_script(WHOLE, "button")
-    picture = browser.execute_script(WHOLE, ".bk-Canvas")[0]
-    said, drawn = browser.execute_script(SAYS), picture.screenshot_as_png
-    assert "classifier: <b>40" in said
+    canvas = browser.execute_script(WHOLE, "canvas")[0]
+    drawn = browser.execute_script("return arguments[0].toDataURL()", canvas)
+    assert "classifier: <b>40" in browser.execute_script(SAYS)
     lam.send_keys(*[Keys.ARROW_LEFT] * 6)
     wait.until(lambda d: "classifier: <b>6" in d.execute_script(SAYS))
-    wait.until(lambda d: picture.screenshot_as_png != drawn)
+    wait.until(lambda d: d.execute_script("return arguments[0].toDataURL()", canvas) != drawn)
     realign.click()
     wait.until(lambda d: "re-aligned: <b>98" in d.execute_script(SAYS))
 
@@ -302,10 +302,11 @@ def test_the_lessons_sliders_work_in_the_book(site, browser):
     from selenium.webdriver.common.by import By
 
     browser.get((site[0] / "notebooks" / f"{book.LESSON}.html").as_uri())
+    settled(browser)
     frames = browser.find_elements(By.CSS_SELECTOR, "iframe.plane")
     assert len(frames) == len(book.SLIDERS)
     for frame in frames:
-        browser.execute_script("arguments[0].scrollIntoView()", frame)
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)
         browser.switch_to.frame(frame)
         turn_the_plane(browser)
         height, room = browser.execute_script(
