@@ -33,8 +33,9 @@ GROUPS = {
     "report": "The report",
 }
 PAGES = ("docs", "CONTRIBUTING.md")  # markdown of the project that belongs into the book
-LESSON, SLIDERS = "00_start_here", ("explore", "explore-mirror")  # where the plane can be turned
-PLANE = """<iframe class="plane" src="../plane.html" loading="lazy"
+LESSON = "00_start_here"
+SLIDERS = {"explore": "", "explore-mirror": "#0,2"}  # cell -> buttons of the plane, pressed
+PLANE = """<iframe class="plane" src="../plane.html{}" loading="lazy"
 title="The toy with sliders: merged features, old and re-aligned classifier"></iframe>"""
 MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
@@ -220,9 +221,8 @@ def add_sliders(notebook: nbformat.NotebookNode) -> None:
     """The explorable page above the stills of the lesson's sliders, which need a kernel."""
     for cell in notebook.cells:
         if cell.id in SLIDERS:
-            cell.outputs.insert(
-                0, nbformat.v4.new_output("display_data", data={"text/html": PLANE})
-            )
+            frame = {"text/html": PLANE.format(SLIDERS[cell.id])}
+            cell.outputs.insert(0, nbformat.v4.new_output("display_data", data=frame))
 
 
 def index_page(

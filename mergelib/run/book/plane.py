@@ -1,7 +1,8 @@
 """The lesson's sliders without a kernel: one page with Bokeh inside, which a phone opens offline.
 
 The toy is computed in the reader's browser, by ``static/plane.js``; Python lends inputs and
-constants. ``plane.html`` may be sent on by itself.
+constants. ``plane.html`` may be sent on by itself; ``plane.html#0,2`` opens with the first and the
+third button pressed.
 """
 
 from __future__ import annotations
@@ -92,5 +93,6 @@ def page() -> str:
     )
     document = Document()
     document.add_root(column(angle, lam, buttons, says, plane, hint, **wide))
-    document.js_on_event(DocumentReady, draw)
+    pressed = "buttons.active = location.hash.slice(1).split(',').filter(Boolean).map(Number)"
+    document.js_on_event(DocumentReady, CustomJS(args={"buttons": buttons}, code=pressed), draw)
     return file_html(document, INLINE, "Turn the plane", template=TEMPLATE)
