@@ -265,7 +265,7 @@ def test_the_lesson_runs_and_its_sliders_move_the_plot(chromium, lab, project):
         for box in shown(chromium, ".jp-OutputArea .widget-vbox")
         if box.find_elements(By.CSS_SELECTOR, ".noUi-handle")
     ]
-    assert len(boxes) == 2
+    assert len(boxes) == 3
     for n, box in enumerate(boxes):
         shoot(chromium, f"lesson_{n}_before", box)
         for handle, key in zip(
