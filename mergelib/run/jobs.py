@@ -23,6 +23,7 @@ from .torchrun import (
     add_study_options,
     given_overrides,
     parse_overrides,
+    stamp_place,
     study_options,
     write_stamp,
 )
@@ -265,6 +266,7 @@ def command_compute(args: argparse.Namespace) -> int:
 
     from ..study import Study
 
+    stamp_place(args.stamp)  # refused before any work
     study = Study(
         args.profile,
         variant=args.variant,

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from .. import paths
-from ..documents import parse_json, user_path
+from ..documents import parse_json
 from ..errors import ConfigError, UnknownNameError, shortened
+from ..models.folders import free_file
 
 
 def register(commands: Any) -> None:
@@ -94,12 +96,14 @@ def given_overrides(given: Any) -> dict[str, Any]:
 def write_stamp(path: str, store: Any) -> None:
     """Say in a file which artifacts of the store this process asked for, in order; nothing without
     a path."""
-    if path:
-        paths.make_folder(user_path(path).parent)
-        paths.write_whole(
-            user_path(path),
-            (json.dumps({"artifacts": list(store.asked)}, indent=1) + "\n").encode(),
-        )
+    if target := stamp_place(path):
+        text = json.dumps({"artifacts": list(store.asked)}, indent=1)
+        paths.write_whole(target, f"{text}\n".encode())
+
+
+def stamp_place(path: str) -> Path | None:
+    """Where a stamp goes. Raises ``ConfigError`` where something else lies there."""
+    return free_file(path, True, (), "{") if path else None
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -134,6 +138,7 @@ def _train(args: argparse.Namespace) -> int:
     from .. import distributed
     from ..study import BASE, MULTI_TASK, Study
 
+    stamp_place(args.stamp)  # refused before any work
     together, first = distributed.world_size() > 1, distributed.rank() == 0
     overrides = parse_overrides(args.overrides)
     if together:

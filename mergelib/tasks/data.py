@@ -30,8 +30,10 @@ from .rows import (
     as_split,
     columns_of,
     from_python,
+    names_column,
     numbered,
     rows,
+    told_names,
 )
 
 # Long reviews exceed csv's limit of 128 KiB; an open quote, or a bomb, would take the whole file.
@@ -247,10 +249,11 @@ def read_csv(
         {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     )
     texts: list[str] = []
-    labels: list[str] = []
+    labels: list[Any] = []
+    told: list[str] = []  # what the labels are called, where a column says that
     numbers = array("q")
     header: list[str] = []
-    width, at, label = 0, 0, None
+    width, at, label, names_at = 0, 0, None, None
     reader = None
     try:
         with _open(path, newline="") as f:
@@ -268,6 +271,7 @@ def read_csv(
                         at, label = columns_of(
                             row, where, labelled=labelled, text_column=text_column
                         )
+                        names_at = names_column(row) if labelled else None
                         continue
                     at, label = _places(width, text_column, labelled, where)
                 if len(row) != width:
@@ -283,6 +287,8 @@ def read_csv(
                 if len(texts) == MAX_ROWS // 2:
                     raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")
                 texts.append(row[at])
+                if names_at is not None:
+                    told.append(row[names_at])
                 if label is not None:
                     labels.append(sys.intern(row[label].strip()))
                     if not labels[-1]:
@@ -298,7 +304,10 @@ def read_csv(
             f"{path}, line 1: '{shortened(header[label].strip())}' is a class, too; is this line a "
             "row or a header? Give the file a header: label,text."
         )
-    more = {"where": str(path), "lines": numbers, "keep_empty": keep_empty, "first": None}
+    names = told_names(labels, told, str(path)) if told else ()
+    labels = [int(y) for y in labels] if names else labels
+    more: dict[str, Any] = {"where": str(path), "lines": numbers, "names": names}
+    more |= {"keep_empty": keep_empty, "first": None}
     return rows(texts, labels if labelled else None, **more)
 
 
@@ -348,7 +357,8 @@ def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | i
         )
         if file.metadata.num_rows > MAX_ROWS:
             raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it.")
-        wanted = [columns[i] for i in (at, label) if i is not None]
+        names_at = names_column(columns) if labelled else None
+        wanted = [columns[i] for i in (at, label, names_at) if i is not None]
         room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
         values: dict[str, list[Any]] = {c: [] for c in wanted}
         for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=wanted):
@@ -361,6 +371,8 @@ def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | i
                     raise DataError(f"{path}: unfolds into more than {MAX_GROWTH} times its size.")
                 values[c] += column.to_pylist()
         names = label_names(file.schema_arrow, path, wanted[1]) if labelled else None
+    if names_at is not None and not names:
+        names = told_names(values[wanted[1]], values[wanted[2]], str(path))
     more = {"is_image": is_image, "where": str(path), "first": None, "names": names or ()}
     return rows(values[wanted[0]], values[wanted[1]] if labelled else None, **more)
 

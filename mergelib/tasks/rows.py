@@ -301,25 +301,33 @@ def _from_table(
         return rows(inputs, None, is_image=is_image, **more)
     kind = features.get(columns[label]) if isinstance(features, Mapping) else None
     names, labels = tuple(getattr(kind, "names", None) or ()), _values(data, columns[label])
-    told = [c for c in columns if str(c).strip().lower() in NAMES_OF_NUMBERS]
-    if not names and told and all(isinstance(_label(y), int) for y in labels):
-        pairs = list(zip(map(_label, labels), map(_label, _values(data, told[0])), strict=True))
-        named = dict(pairs)
-        odd = next((i for i, (y, name) in enumerate(pairs) if named[y] != name), None)
-        if odd is not None:
-            y, name = pairs[odd]
-            raise DataError(
-                f"{more['where']}, row {odd}: {told[0]} calls {y} {name!r}, and elsewhere "
-                f"{named[y]!r}; correct it, or leave the column out."
-            )
-        if (
-            named
-            and min(named) >= 0
-            and len(set(named.values())) == len(named)
-            and None not in named
-        ):
-            names = tuple(str(named.get(c, f"LABEL_{c}")) for c in range(max(named) + 1))
+    told = names_column(columns)
+    if told is not None and not names:
+        names = told_names(labels, _values(data, columns[told]), more["where"])
     return rows(inputs, labels, is_image=is_image, **{**more, "names": names})
+
+
+def names_column(columns: Sequence[Any]) -> int | None:
+    """The place of a column that says what the numbers beside it are called."""
+    plain = [str(c).strip().lower() for c in columns]
+    return next((i for i, c in enumerate(plain) if c in NAMES_OF_NUMBERS), None)
+
+
+def told_names(labels: Sequence[Any], told: Sequence[Any], where: str) -> tuple[str, ...]:
+    """The names of the numbers 0, 1, ..., where a column beside them says what each is called, and
+    none of them twice. Raises ``DataError`` for a number of two names."""
+    numbers = [_label(int(y) if isinstance(y, str) and _counts(y) else y) for y in labels]
+    if not all(isinstance(y, int) and y >= 0 for y in numbers):
+        return ()
+    named: dict[int, str] = {}
+    for i, (y, name) in enumerate(zip(numbers, map(_label, told), strict=True)):
+        if name is not None and named.setdefault(y, str(name)) != str(name):
+            raise DataError(
+                f"{where}, row {i}: class {y} is called {str(name)!r}, and before {named[y]!r}; "
+                "correct it, or leave the column of names out."
+            )
+    unique = len({*named.values()}) == len(named)
+    return tuple(named.get(c, f"LABEL_{c}") for c in range(max(numbers) + 1)) if unique else ()
 
 
 def _values(data: Any, column: Any) -> list[Any]:

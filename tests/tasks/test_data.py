@@ -139,7 +139,7 @@ def test_every_shape_gives_the_same_rows(shape, labels):
         (pd.DataFrame({"text": TEXTS, "label": LABELS, "labels": LABELS}), "label and labels may"),
         (
             pd.DataFrame({"text": TEXTS, "label": [0, 1, 2, 1], "label_text": [*"abcd"]}),
-            "row 1: label_text calls 1 'b', and elsewhere 'd'",
+            "row 3: class 1 is called 'd', and before 'b'",
         ),
         ((("a", "b"), ("sport", "film")), "rows or columns"),
         ([["a", "b"], ["sport", "film"]], "rows or columns"),
@@ -274,13 +274,17 @@ def test_names_that_repeat_differ_in_case_or_are_numbers(names, labels, right):
         assert classes(data, names) == right
 
 
-def test_a_data_set_whose_names_are_not_the_heads():
+def test_a_data_set_whose_names_are_not_the_heads(tmp_path):
     assert classes(dataset(), ("LABEL_0", "LABEL_1", "LABEL_2")) == [2, 0, 1, 0]
     assert classes(dataset(["1", "0"], "012", ["a", "b"])) == [1, 0]
     refused(dataset(), "3 classes", ("LABEL_0", "LABEL_1"))
     refused(dataset(), "Label 'sport'", ("a", "b", "c"))
     told = pd.DataFrame({"text": TEXTS, "label": [2, 0, 1, 0], "label_text": LABELS})
-    assert classes(told) == NUMBERS, "the text tells what the number means"
+    told.to_csv(tmp_path / "x.csv", index=False)
+    told.to_parquet(tmp_path / "x.parquet")
+    told.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+    for data in (told, *tmp_path.iterdir()):
+        assert classes(data) == NUMBERS, "the text tells what the number means"
     assert classes(Split(tuple(TEXTS), torch.tensor([0, 1, 2, 1])), ("2", "0", "1")) == NUMBERS
 
 
