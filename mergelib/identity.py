@@ -46,6 +46,21 @@ def refuse_built_in(kind: str, name: str, known: Any, function: Any, replace: bo
         )
 
 
+def check_call(kind: str, name: str, function: Any, *given: str) -> None:
+    """Raises ``ConfigError`` for a function that cannot be called with what it will be given;
+    ``lam`` and ``seed`` are, where it has them."""
+    try:
+        taken = inspect.signature(function)
+        taken.bind(*given, **{n: n for n in ("lam", "seed") if n in taken.parameters})
+    except TypeError as error:
+        raise ConfigError(
+            f"{kind.capitalize()} '{name}' is called with ({', '.join(given)}), which its function "
+            f"does not take: {error}. Options of its own have defaults."
+        ) from error
+    except ValueError:  # a built-in one, which does not say
+        pass
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether two functions are one, perhaps of a module that was loaded again."""
     return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)

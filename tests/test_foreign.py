@@ -208,6 +208,24 @@ def test_a_name_of_ours_is_taken_only_on_request(register, registry):
             register(nameless)(lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("function", "needs"),
+    [
+        (lambda base: base, ()),
+        (lambda base, experts: base, ("inputs",)),
+        (lambda base, experts, context: base, ()),
+        (lambda base, experts, *, alpha: base, ()),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_refused_when_it_is_registered(function, needs):
+    with pytest.raises(ConfigError, match=r"'odd' is called with \(base, experts"):
+        mergelib.method("odd", label="O", short="O", needs=needs)(function)
+    with pytest.raises(ConfigError, match=r"'odd' is called with \(evidence\)"):
+        mergelib.protocol("odd", label="O")(lambda: 0)
+    mergelib.method("even", label="E", short="E")(lambda base, experts, *, lam, seed, k=1: base)
+    assert "odd" not in METHODS and "odd" not in PROTOCOLS
+
+
 def test_labels_that_read_alike_are_told_apart():
     from mergelib.tables.labels import encoder_label, protocol_label, short_label
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
-from ..identity import is_ours, refuse_built_in
+from ..identity import check_call, is_ours, refuse_built_in
 from ..spare import spare
 from ..types import State
 from .context import Context, TaskData
@@ -241,6 +241,7 @@ def method(
 
     def register(function: Callable) -> Callable:
         refuse_built_in("merging method", name, METHODS.get(name), function, replace)
+        check_call("method", name, function, "base", "experts", *["context"] * bool(needs))
         METHODS[name] = Method(name, label, short, function, direction, tuple(needs), gives)
         return function
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, UnknownNameError, shortened
-from ..identity import is_ours, refuse_built_in
+from ..identity import check_call, is_ours, refuse_built_in
 from ..spare import spare
 from ..types import Head
 from .current import current_eval
@@ -240,6 +240,7 @@ def protocol(
 
     def register(function: Callable) -> Callable:
         refuse_built_in("protocol", name, PROTOCOLS.get(name), function, replace)
+        check_call("protocol", name, function, "evidence")
         PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws))
         return function
 
