@@ -255,14 +255,16 @@ def train(
         device = torch.device(device.type)
     generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
     losses, pieces, start = torch.zeros(config.steps), 1, 0
-    too_large = f"{desc}: weights, gradients and the optimizer's state do not fit into the memory"
+    # the GPU whose random state ``generators`` read
+    gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with (
         pinned_threads(config.threads),
         progress(desc=desc, total=config.steps) as bar,
-        torch.cuda.device(device)
-        if device.type == "cuda"
-        else nullcontext(),  # whose dropout it is
-        within_memory(f"{too_large} of {device}. Free some of it, or take a smaller encoder."),
+        gpu,
+        within_memory(
+            f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of "
+            f"{device}. Free some of it, or take a smaller encoder or another device."
+        ),
     ):
         parallel = model.to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
