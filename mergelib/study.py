@@ -165,7 +165,7 @@ class Study:
         text_dir: str = "",
         base: str = "",
         device: str = "auto",
-        store: Store | None = None,
+        store: Store | str | Path | None = None,
         tasks: dict[str, Task] | None = None,
         variant: str = "",
         zoo: bool = False,
@@ -179,7 +179,8 @@ class Study:
         self.variant, self.device = variant, pick_device(device)
         self._read: dict[tuple[str, str], Sequence[Any]] = {}
         self.precision = resolve_precision(self.profile.encoder.precision, self.device)
-        self.store = distributed.shared(store or Store(paths.store_root()))
+        store = store if isinstance(store, Store) else Store(store or paths.store_root())
+        self.store = distributed.shared(store)
         get_preset(self.profile.protocols.ft_preset)
         for method in self.methods:
             get_method(method)

@@ -612,3 +612,10 @@ def test_features_in_bfloat16_are_near_and_have_a_key_of_their_own(study, make_s
 def test_features_of_another_precision_are_refused(study):
     with pytest.raises(ConfigError, match="float16"):
         extract(study.encoder, study.encoder.module(), ["a"], precision="float16")
+
+
+def test_a_store_may_be_named_and_overrides_are_a_dict(study, tmp_path):
+    named = type(study)("quick", store=str(tmp_path), tasks=study.tasks)
+    assert named.store.root == tmp_path
+    with pytest.raises(ConfigError, match="give a dict"):
+        type(study)("quick", overrides=["tasks.n_test=200"])

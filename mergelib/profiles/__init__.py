@@ -338,7 +338,12 @@ def with_shortcuts(
     overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = ""
 ) -> dict[str, Any]:
     """``overrides`` plus what the notebook parameters ``text_dir``, ``base`` and ``image_dir``
-    stand for; empty ones stand for nothing."""
+    stand for; empty ones stand for nothing. Raises ``ConfigError`` where they are no mapping."""
+    if not isinstance(overrides, dict):
+        raise ConfigError(
+            f"overrides: got {shortened(repr(overrides))}; give a dict such as "
+            '{"tasks.n_test": 200}.'
+        )
     overrides = dict(overrides)
     if text_dir:
         overrides |= {"tasks.text_dir": text_dir, "tasks.source": "local"}

@@ -200,6 +200,15 @@ def _text_lines(path: Path) -> Rows:
     return rows(texts, None, where=str(path), lines=numbers)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(
+            f"one of the keys {shortened(', '.join(k for k, _ in pairs))} stands twice"
+        )
+    return found
+
+
 def _json_lines(path: Path, **options: Any) -> Rows:
     """A JSON object per line with named fields, or an array of such objects."""
     found: list[Any] = []
@@ -209,7 +218,7 @@ def _json_lines(path: Path, **options: Any) -> Rows:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = json.loads(line, object_pairs_hook=_unique)
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {i}: no JSON ({error}); give an object per line."

@@ -406,7 +406,7 @@ def numbered(
     if data.names:
         if _has_names(data.names) and _has_names(names):
             labels = data.texts()
-        elif len(data.names) == n:
+        elif len(data.names) == n and not _counts_otherwise(data.names):
             return list(data.labels)
         else:
             raise DataError(
@@ -450,6 +450,12 @@ def numbered(
             "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
         )
     return [readings[0][str(y)] for y in labels]
+
+
+def _counts_otherwise(names: Sequence[str]) -> bool:
+    """Whether classes are called by numbers that do not rise with their places."""
+    numbers = [int(n) for n in names if _counts(n)]
+    return len(numbers) == len(names) and numbers != sorted(numbers)
 
 
 def _counts(label: str) -> bool:
