@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -23,7 +23,7 @@ from benchmarks.frame import table
 from mergelib.encoders import Encoder, encoder_state
 from mergelib.features import extract, pick_device
 from mergelib.pretraining import RECIPES
-from mergelib.pretraining.command import PROBE_SHOTS
+from mergelib.pretraining.command import linear_probe, probe_rows
 from mergelib.profiles import load_profile
 from mergelib.study import Study
 from mergelib.types import State, Task
@@ -54,16 +54,9 @@ def spectrum(z: Tensor) -> Tensor:
     return variances / variances.sum()
 
 
-def accuracy(z: Tensor, y: Tensor, z_test: Tensor, y_test: Tensor) -> float:
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return 100 * model.fit(z.numpy(), y.numpy()).score(z_test.numpy(), y_test.numpy())
-
-
 def row(encoder: Encoder, state: State, task: Task) -> dict[str, float]:
     """What the features carry: of the classes, and of the length of a text, which says nothing."""
-    labels = task.train.labels
-    keep = torch.cat([(labels == c).nonzero()[:PROBE_SHOTS, 0] for c in range(task.n_classes)])
-    fit, module = task.train.subset(keep), encoder.module(state)
+    fit, module = probe_rows(task), encoder.module(state)
     z, z_test = (extract(encoder, module, s.inputs) for s in (fit, task.test))
     axes = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh.T
     whole = spectrum(z)
@@ -72,8 +65,10 @@ def row(encoder: Encoder, state: State, task: Task) -> dict[str, float]:
     )
     ridge = make_pipeline(StandardScaler(), RidgeCV())
     return {
-        "classes": accuracy(z, fit.labels, z_test, task.test.labels),
-        "along the principal axes": accuracy(z @ axes, fit.labels, z_test @ axes, task.test.labels),
+        "classes": linear_probe(z, fit.labels, z_test, task.test.labels),
+        "along the principal axes": linear_probe(
+            z @ axes, fit.labels, z_test @ axes, task.test.labels
+        ),
         "effective rank": float(1 / whole.square().sum()),
         f"variance in {DRAWN} directions": 100 * float(whole[:DRAWN].sum()),
         "length": 100 * ridge.fit(z.numpy(), length).score(z_test.numpy(), length_test),

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,14 @@ def bare_pass(encoder: Encoder, module: nn.Module, inputs: Inputs, batch_size: i
     return timed(lambda: [module(**b) for b in batches], n=REPEATS, warmup=1).median
 
 
-def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
+def made_by(study: Study) -> list[dict[str, Any]]:
+    """The store's entries of the study's architecture; other sizes may have seen the same inputs."""
+    return [e for e in study.store.entries() if e["key"].get("encoder") == study.encoder.digest]
+
+
+def passes(
+    study: Study, entries: Sequence[dict[str, Any]]
+) -> dict[tuple[str, str], dict[str, int]]:
     """(task, split) -> how many encoders saw it, by step of the store, and its number of rows."""
     known = {
         study.split(t, s).inputs_digest: (t, s)
@@ -193,7 +200,7 @@ def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
         here = found.setdefault(place, {"rows": len(study.split(*place)), "features": 0, "lam": 0})
         here[step] += n
 
-    for entry in study.store.entries():
+    for entry in entries:
         if entry["step"] == "features" and entry["key"]["inputs"] in known:
             count(known[entry["key"]["inputs"]], "features", 1)
         elif entry["step"] == "lam":
@@ -202,27 +209,20 @@ def passes(study: Study) -> dict[tuple[str, str], dict[str, int]]:
     return found
 
 
-def elsewhere(study: Study) -> int:
-    """Rows of the store's features by this architecture that are of none of the study's splits:
-    ``ext03_nonlocal`` scores fewer of each."""
-    digests = {study.split(*place).inputs_digest for place in passes(study)}
-    rows = 0
-    for entry in study.store.entries():
-        key = entry["key"]
-        if (
-            entry["step"] == "features"
-            and key["encoder"] == study.encoder.digest
-            and key["inputs"] not in digests
-        ):
+def elsewhere(study: Study, entries: Sequence[dict[str, Any]], seen: Iterable[tuple]) -> int:
+    """Rows of the store's features that are of none of the ``seen`` splits: ``ext03_nonlocal``
+    scores fewer of each."""
+    digests, rows = {study.split(*place).inputs_digest for place in seen}, 0
+    for entry in entries:
+        if entry["step"] == "features" and entry["key"]["inputs"] not in digests:
             folder = study.store.root / "features" / entry["digest"]
             with safe_open(folder / "tensors.safetensors", "pt") as file:
                 rows += sum(file.get_slice(n).get_shape()[0] for n in file.keys())
     return rows
 
 
-def floor(study: Study) -> list[dict[str, Any]]:
+def floor(study: Study, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per kind of training and of passes: how many, seconds of one, seconds in all."""
-    entries = [e for e in study.store.entries() if e["key"].get("encoder") == study.encoder.digest]
     rows: list[dict[str, Any]] = []
 
     def add(what: str, unit: str, n: int, seconds: float) -> None:
@@ -246,7 +246,7 @@ def floor(study: Study) -> list[dict[str, Any]]:
             steps = sum(key["train"]["steps"] * key["steps_factor"] for key in made)
             each = sum(fine_tuning_step(study, names) for names in groups) / len(groups)
             add(what, "step", steps, steps * each)
-    module, seen = study.encoder.module(study.base_state), passes(study)
+    module, seen = study.encoder.module(study.base_state), passes(study, entries)
     one = {
         place: bare_pass(
             study.encoder, module, study.split(*place).inputs, study.profile.encoder.batch_size
@@ -255,7 +255,7 @@ def floor(study: Study) -> list[dict[str, Any]]:
     }
     each = sum(one.values()) / max(1, sum(c["rows"] for c in seen.values()))
     for step, what, more in (
-        ("features", "encoder passes for features", elsewhere(study)),
+        ("features", "encoder passes for features", elsewhere(study, entries, seen)),
         ("lam", "encoder passes to choose lambda", 0),
     ):
         add(
@@ -294,12 +294,12 @@ def released_forwards(
     }
 
 
-def forwards(study: Study) -> list[dict[str, Any]]:
+def forwards(study: Study, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Encoder forwards that the store holds beside those of the released scripts, for one k and for
     all."""
     tasks, settings = list(study.tasks.values()), study.profile.protocols
     ours = {
-        step: sum(c["rows"] * c[step] for c in passes(study).values())
+        step: sum(c["rows"] * c[step] for c in passes(study, entries).values())
         for step in ("features", "lam")
     }
     rows = []
@@ -349,7 +349,9 @@ def run(
             for v in ("", *variant_names(profile))
         ]
         torch.set_num_threads(studies[0].profile.threads)
-        bare, counted = [row for s in studies for row in floor(s)], forwards(studies[0])
+        entries = [made_by(s) for s in studies]
+        bare = [row for s, e in zip(studies, entries, strict=True) for row in floor(s, e)]
+        counted = forwards(studies[0], entries[0])
     columns = ("seconds", "process and kernel", *PARTS)
     total = {c: sum(r.get(c, 0.0) for r in spent) for c in columns}
     least = sum(r["seconds"] for r in bare)

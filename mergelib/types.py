@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -175,8 +176,9 @@ class Task:
         accuracy is no test."""
 
         def seen(split: Split) -> Iterable[str | int]:
-            is_image = isinstance(split.inputs, Tensor)
-            return (hash(x.numpy().tobytes()) for x in split.inputs) if is_image else split.inputs
+            if isinstance(split.inputs, Tensor):
+                return (hash(x.tobytes()) for x in split.inputs.numpy())
+            return split.inputs
 
         learned = {*seen(self.train), *seen(self.validation)}
         known = sum(x in learned for x in seen(self.test))
@@ -222,6 +224,11 @@ class Expert:
 def head_digest(head: Head) -> str:
     """SHA-256 of a head's weight and bias."""
     return state_digest({"weight": head.weight, "bias": head.bias})
+
+
+def is_whole(n: object) -> bool:
+    """Whether ``n`` is a whole number, numpy's too; True and False are none."""
+    return isinstance(n, Integral) and not isinstance(n, bool)
 
 
 def percent(right: Tensor) -> float:

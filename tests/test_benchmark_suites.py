@@ -79,19 +79,20 @@ def test_passes_and_the_floor_come_from_the_store(make_study, monkeypatch):
     for encoder, task, split in itertools.product(("f_t", "ties"), study.tasks, ("test", "pool")):
         study.features(encoder, task, split)
     make_study(study.store.root, overrides={"tasks.n_test": 30}).features("f_b", "ag")
-    found = suite_pipeline.passes(study)
+    entries = suite_pipeline.made_by(study)
+    found = suite_pipeline.passes(study, entries)
     grid = len(study.profile.merging.lams)
     for task in study.tasks:
         assert (found[task, "test"]["features"], found[task, "pool"]["features"]) == (2, 2)
         assert found[task, "validation"] == {"rows": 40, "features": 0, "lam": grid}
-    rows = {r["what"]: r for r in suite_pipeline.floor(study)}
+    rows = {r["what"]: r for r in suite_pipeline.floor(study, entries)}
     assert rows["fine-tuning of the experts"]["number"] == 2 * 12
     assert rows["encoder passes for features"]["number"] == 30 + 2 * sum(
         60 + len(study.pool(t)) for t in study.tasks
     )
     assert rows["encoder passes to choose lambda"]["number"] == 2 * grid * 40
     assert all(r["seconds"] > 0 for r in rows.values()) and "multi-task learning" not in rows
-    here = suite_pipeline.forwards(study)[0]
+    here = suite_pipeline.forwards(study, entries)[0]
     assert here["here, features"] == rows["encoder passes for features"]["number"] - 30
 
 

@@ -429,19 +429,18 @@ def plot_ladder(
     left.axvspan(fine_tuned - margin, fine_tuned, color="0.9", zorder=0)
     left.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
     methods = list(dict.fromkeys(accuracies.method))
-    rungs = list(dict.fromkeys(accuracies.rung))
+    rungs, ring = list(dict.fromkeys(accuracies.rung)), {"facecolors": "none", "s": 60}
     for i, method in enumerate(methods):
         rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
         y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.16
         if closed_form is not None:
-            ring = {"facecolors": "none", "edgecolors": method_style(method)["color"], "s": 60}
             closed = closed_form[closed_form.method == method].set_index("rung").accuracy
-            left.scatter(closed.reindex(rungs), y, zorder=1, **ring)
+            colour = method_style(method)["color"]
+            left.scatter(closed.reindex(rungs), y, edgecolors=colour, zorder=1, **ring)
         error = {"xerr": rows["std"].fillna(0), "elinewidth": 1.0, "linestyle": "none"}
         left.errorbar(rows.accuracy, y, label=short_label(method), **error, **method_style(method))
     if closed_form is not None:
-        ring |= {"edgecolors": "0.3", "label": "closed form"}
-        left.scatter([], [], **ring)
+        left.scatter([], [], edgecolors="0.3", label="closed form", **ring)
     left.set(xlim=(0, 100), ylim=(len(rungs) - 0.5, -0.5), xlabel=ACCURACY)
     left.set_yticks(range(len(rungs)), map(rung_label, rungs))
     steps = list(dict.fromkeys(r2.step))

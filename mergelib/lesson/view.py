@@ -64,11 +64,12 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
     def at(state: State) -> np.ndarray:
         return state["theta"][:, 0].numpy()
 
-    merged = at(toy.merge(lam))
+    theta_m = toy.merge(lam)
+    merged = at(theta_m)
     angles = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(angles), np.sin(angles)])
     ax.plot(*circle, color="0.8", linewidth=0.8)
-    ax.plot(*(toy.merge(lam)["theta"].numpy() @ circle), color=MERGED, linewidth=0.9, alpha=0.6)
+    ax.plot(*(theta_m["theta"].numpy() @ circle), color=MERGED, linewidth=0.9, alpha=0.6)
     places = {"f_b": at(toy.base), **{f"f_{e.task}": at(e.state) for e in toy.experts}}
     for name, place in places.items():
         if name != "f_b":

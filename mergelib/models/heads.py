@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -28,7 +27,7 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
-from ..types import Head, Split, percent
+from ..types import Head, Split, is_whole, percent
 from .folders import RECORD
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
@@ -223,7 +222,7 @@ def features(
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise ConfigError(f"{name} is a whole number, at least {least}, not {shortened(value)}.")
     return int(value)
 

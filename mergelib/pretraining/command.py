@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..encoders import Encoder
 from ..errors import UnknownNameError
@@ -17,7 +18,7 @@ from ..features import extract, pick_device
 from ..profiles import Profile, load_profile, variant_names
 from ..store import Store
 from ..tasks import load_task
-from ..types import State, Task, percent
+from ..types import Split, State, Task, percent
 from . import RECIPES, shipped
 
 PROBE_SHOTS = 100  # training inputs per class
@@ -44,31 +45,40 @@ def planned(profile_name: str) -> dict[str, Profile]:
     return found
 
 
+def probe_rows(task: Task) -> Split:
+    """The first 100 training inputs per class."""
+    labels = task.train.labels
+    rows = [(labels == c).nonzero()[:PROBE_SHOTS, 0] for c in range(task.n_classes)]
+    return task.train.subset(torch.cat(rows))
+
+
+def linear_probe(z: Tensor, labels: Tensor, z_test: Tensor, test_labels: Tensor) -> float:
+    """Percent right on ``z_test`` of a logistic regression on the standardised features ``z``."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    predicted = model.fit(z.numpy(), labels.numpy()).predict(z_test.numpy())
+    return percent(torch.from_numpy(predicted) == test_labels)
+
+
 def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str, float]:
     """How much of each task's classes an encoder's features carry: test accuracy of a linear probe.
 
     Args:
         encoder: Architecture and preprocessing.
         state: The encoder's weights.
-        tasks: Whose first 100 training inputs per class fit a logistic regression on standardised
-        features.
+        tasks: Whose ``probe_rows`` fit a ``linear_probe``.
 
     Returns:
         Percent right per task.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     module, accuracy = encoder.module(state), {}
     for name, task in tasks.items():
-        labels = task.train.labels
-        rows = torch.cat([(labels == c).nonzero()[:PROBE_SHOTS, 0] for c in range(task.n_classes)])
-        fit = task.train.subset(rows)
+        fit = probe_rows(task)
         z, z_test = (extract(encoder, module, split.inputs) for split in (fit, task.test))
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        predicted = model.fit(z.numpy(), fit.labels.numpy()).predict(z_test.numpy())
-        accuracy[name] = percent(torch.from_numpy(predicted) == task.test.labels)
+        accuracy[name] = linear_probe(z, fit.labels, z_test, task.test.labels)
     return accuracy
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from .. import paths
 from ..errors import DataError
 from ..profiles import Profile
 from ..store import Store
-from ..types import Split, Task
+from ..types import Split, Task, is_whole
 from .data import rows_of
 from .local import local_splits
 from .parquet import LAYOUT, decode_image, parquet_splits
@@ -26,10 +25,6 @@ def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
     """Two disjoint seeded parts: n rows, and the rest."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return split.subset(order[:n]), split.subset(order[n:])
-
-
-def _is_whole(n: Any) -> bool:
-    return isinstance(n, Integral) and not isinstance(n, bool)
 
 
 def build_task(
@@ -49,7 +44,7 @@ def build_task(
 
     Raises ``DataError`` when train has too few rows, or a class has none.
     """
-    if not _is_whole(n_validation) or n_validation < 1:
+    if not is_whole(n_validation) or n_validation < 1:
         raise DataError(
             f"Task '{name}': n_validation is {n_validation!r}; lambda is chosen on validation "
             f"rows, so cut at least one."
@@ -95,7 +90,7 @@ def task(
     """
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{name!r} cannot name a task; give a text.")
-    if not _is_whole(image_size) or image_size < 0:
+    if not is_whole(image_size) or image_size < 0:
         raise DataError(f"Task '{name}': image_size is a whole number, not {image_size!r}.")
     read = [
         rows_of(data, is_image=image_size > 0, where=f"Task '{name}', {split}")
