@@ -9,8 +9,11 @@ negative inside; ``edge`` turns a distance into a cover in 0..1, which also smoo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 SIZE = 32
 _AXIS = np.arange(SIZE, dtype=np.float32) + np.float32(0.5)
@@ -18,6 +21,13 @@ X, Y = _AXIS[None, None, :], _AXIS[None, :, None]
 
 Array = np.ndarray
 Number = Array | float
+
+DATA = yaml.safe_load(Path(__file__).with_name("images.yaml").read_text("utf-8"))
+
+
+def corners(text: str) -> list[list[float]]:
+    """The corners ``x,y x,y ...`` of a file."""
+    return [[float(v) for v in corner.split(",")] for corner in text.split()]
 
 
 class Draws:
@@ -43,15 +53,25 @@ class Draws:
         """``[n]`` whole numbers below ``count``."""
         return self.rng.integers(count, size=self.n)
 
-    def colour(
-        self, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
-    ) -> Array:
-        """``[n, 3]`` colours, each of hue, saturation and value drawn from its range (hues in
-        turns, may leave 0..1)."""
-        parts = [
-            low + (high - low) * self.rng.random(self.n) for low, high in (hue, saturation, value)
-        ]
-        return hsv(*parts)
+    def colour(self, name: str) -> Array:
+        """``[n, 3]`` colours of a name in ``images.yaml``."""
+        colour = DATA["colours"][name]
+        if isinstance(colour[0], list):
+            return self.hsv(*colour)
+        return np.repeat(np.array([colour], dtype=np.float32), self.n, 0)
+
+    def hsv(self, *ranges: tuple[float, float]) -> Array:
+        """``[n, 3]`` colours, each of hue, saturation and value drawn from its range."""
+        return hsv(*(low + (high - low) * self.rng.random(self.n) for low, high in ranges))
+
+    def worded(self, words: Sequence[str], which: Array) -> Array:
+        """``[n, 3]`` colours of the words that ``which [n]`` numbers."""
+        ranges = np.array([DATA["colours"][w] for w in words])[which]
+        return self.hsv(*ranges.transpose(1, 2, 0))
+
+    def frame(self, low: float, high: float, turn: tuple[float, float]) -> tuple[Array, Array]:
+        """Coordinates in a frame whose place and turn are drawn."""
+        return turned(X, Y, self.uniform(low, high), self.uniform(low, high), self.uniform(*turn))
 
     def noise(self, cells: int) -> Array:
         """Smooth noise ``[n, 32, 32]`` in 0..1: a random grid of ``cells`` a side, interpolated."""
@@ -73,9 +93,14 @@ def hsv(hue: Array, saturation: Array, value: Array) -> Array:
     return rgb.astype(np.float32)
 
 
+def centred(x: Array) -> Array:
+    """Where x lies between two whole numbers, -0.5..0.5."""
+    return x - np.floor(x) - np.float32(0.5)
+
+
 def wave(x: Array) -> Array:
     """A wave of period 1 between -1 and 1, made of parabolas, close to a sine."""
-    x = x - np.floor(x) - np.float32(0.5)
+    x = centred(x)
     return -8 * x * (1 - 2 * np.abs(x))
 
 
@@ -112,10 +137,17 @@ def box(u: Array, v: Array, half_width: Number, half_height: Number) -> Array:
     return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
 
 
-def convex(u: Array, v: Array, corners: Sequence[tuple[float, float]]) -> Array:
-    """A convex polygon; corners in clockwise order as seen with v pointing down."""
+def block(u: Array, half_width: Number, above: Array, below: Array) -> Array:
+    """A box whose top and bottom are given as distances."""
+    return np.maximum(np.abs(u) - half_width, np.maximum(above, below))
+
+
+def convex(u: Array, v: Array, polygon: str) -> Array:
+    """A convex polygon of ``images.yaml``: corners in clockwise order as seen with v pointing
+    down."""
+    ends = corners(polygon)
     distance = None
-    for (x0, y0), (x1, y1) in zip(corners, [*corners[1:], corners[0]], strict=True):
+    for (x0, y0), (x1, y1) in zip(ends, [*ends[1:], ends[0]], strict=True):
         length = float(np.round(np.sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2), 6))
         a, b = np.float32((y1 - y0) / length), np.float32((x0 - x1) / length)
         side = a * (u - np.float32(x0)) + b * (v - np.float32(y0))
@@ -131,24 +163,38 @@ def segment(u: Array, v: Array, x0: Number, y0: Number, x1: Number, y1: Number) 
     return du * du + dv * dv
 
 
+def lines(u: Array, v: Array, name: str) -> Array:
+    """Distance to the lines of a name in ``images.yaml``."""
+    squared = [
+        segment(u, v, *map(np.float32, (*start, *end)))
+        for line in map(corners, DATA["lines"][name])
+        for start, end in pairwise(line)
+    ]
+    return np.sqrt(np.minimum.reduce(squared))
+
+
 class Canvas:
     """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers."""
 
-    def __init__(self, colour: Array):
-        self.n = len(colour)
-        self.rgb = np.repeat(
-            np.repeat(colour.astype(np.float32)[:, :, None, None], SIZE, 2), SIZE, 3
-        )
+    def __init__(self, draws: Draws, colour: str | Array):
+        self.draws = draws
+        rgb = self.colour(colour).astype(np.float32)[:, :, None, None]
+        self.rgb = np.repeat(np.repeat(rgb, SIZE, 2), SIZE, 3)
 
-    def paint(self, cover: Array, colour: Array) -> None:
-        """Put ``colour [n, 3]`` on, where ``cover [n, 32, 32]`` says."""
-        self.rgb += cover[:, None] * (colour[:, :, None, None] - self.rgb)
+    def colour(self, colour: str | Array) -> Array:
+        """``[n, 3]`` of a name, or as they are given."""
+        return self.draws.colour(colour) if isinstance(colour, str) else colour
+
+    def fill(
+        self, distance: Array, colour: str | Array, strength: Number = 1.0, soft: float = 1.0
+    ) -> None:
+        """Put a colour inside a shape, which is given as a distance."""
+        self.paint(edge(distance, soft) * strength, colour)
+
+    def paint(self, cover: Array, colour: str | Array) -> None:
+        """Put a colour on, where ``cover [n, 32, 32]`` says."""
+        self.rgb += cover[:, None] * (self.colour(colour)[:, :, None, None] - self.rgb)
 
     def shade(self, factor: Array) -> None:
         """Multiply brightness by ``factor [n, 32, 32]``."""
         self.rgb *= factor[:, None]
-
-
-def fixed(n: int, *rgb: float) -> Array:
-    """One colour for all, ``[n, 3]``."""
-    return np.repeat(np.array([rgb], dtype=np.float32), n, 0)

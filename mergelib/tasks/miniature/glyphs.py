@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from .drawing import Array, Draws, segment
+from .drawing import Array, Draws, corners, segment
 
 # Strokes as corners in a box of width and height 1, y pointing down.
 STROKES: dict[str, list[list[list[float]]]] = {
-    name: [
-        [[float(v) for v in corner.split(",")] for corner in stroke.split()]
-        for stroke in strokes.split("|")
-    ]
+    name: [corners(stroke) for stroke in strokes.split("|")]
     for name, strokes in yaml.safe_load(
         Path(__file__).with_name("glyphs.yaml").read_text("utf-8")
     ).items()
@@ -31,20 +28,20 @@ def _tables() -> tuple[Array, Array]:
     """
     points, pairs = [], []
     for name in GLYPHS:
-        corners = [p for stroke in STROKES[name] for p in stroke]
+        ends = [p for stroke in STROKES[name] for p in stroke]
         starts = np.cumsum([0, *(len(s) for s in STROKES[name])])
         joins = [
             (a + i, a + i + 1)
             for a, stroke in zip(starts, STROKES[name], strict=False)
             for i in range(len(stroke) - 1)
         ]
-        points.append(corners)
+        points.append(ends)
         pairs.append(joins)
     n_points, n_pairs = max(map(len, points)), max(map(len, pairs))
-    corners = np.array(
+    centred = np.array(
         [p + [p[-1]] * (n_points - len(p)) for p in points], dtype=np.float32
     ) - np.float32(0.5)
-    return corners, np.array([s + [s[-1]] * (n_pairs - len(s)) for s in pairs])
+    return centred, np.array([s + [s[-1]] * (n_pairs - len(s)) for s in pairs])
 
 
 CORNERS, SEGMENTS = _tables()
@@ -71,11 +68,11 @@ def glyph(
         jitter: Every corner moves by up to that share of the size, as a hand does.
         slant: How far the strokes lean.
     """
-    corners = CORNERS[which] + np.float32(jitter) * (
+    moved = CORNERS[which] + np.float32(jitter) * (
         2 * draws.rng.random(CORNERS[which].shape, dtype=np.float32) - 1
     )
-    y = corners[:, :, 1] * height[:, :, 0]
-    x = corners[:, :, 0] * width[:, :, 0] - slant[:, :, 0] * y
+    y = moved[:, :, 1] * height[:, :, 0]
+    x = moved[:, :, 0] * width[:, :, 0] - slant[:, :, 0] * y
     rows = np.arange(len(which))
     nearest = None
     for s in range(SEGMENTS.shape[1]):

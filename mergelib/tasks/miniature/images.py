@@ -40,7 +40,7 @@ from torch import Tensor
 
 from ...errors import UnknownNameError
 from . import painters
-from .drawing import SIZE, Array, Canvas, Draws, X, Y, box, edge, turned
+from .drawing import SIZE, Array, Canvas, Draws, X, Y, box, turned
 from .glyphs import DIGITS, GLYPHS
 
 IMAGE_WORLD_VERSION = 2
@@ -200,13 +200,10 @@ def _known(task: str) -> None:
 def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
     """What a camera adds: something in front, light from a side, a colour cast, blur, noise. ``[n,
     3, 32, 32]`` uint8."""
-    c = Canvas(np.zeros((len(rgb), 3), dtype=np.float32))
+    c = Canvas(draws, np.zeros((len(rgb), 3)))
     c.rgb = rgb
-    u, v = turned(X, Y, draws.uniform(0, SIZE), draws.uniform(0, SIZE), draws.uniform(0, 1))
-    c.paint(
-        edge(box(u, v, draws.uniform(1, 3), draws.uniform(2, 4))) * draws.chance(0.25),
-        draws.colour((0.0, 1.0), (0.0, 0.8), (0.1, 0.9)),
-    )
+    u, v = draws.frame(0, SIZE, (0, 1))
+    c.fill(box(u, v, draws.uniform(1, 3), draws.uniform(2, 4)), "anything", draws.chance(0.25))
     level = np.array([(0.4, 0.6), (0.8, 1.05), (1.15, 1.35)], dtype=np.float32)[lighting][
         :, :, None, None
     ]
