@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from mergelib.encoders import encoder_state
-from mergelib.pretraining.command import probe
+from mergelib.foundations.command import probe
 from mergelib.study import Study
 
 TABLE = Path(__file__).with_name("CALIBRATION.md")

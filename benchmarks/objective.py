@@ -20,13 +20,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from benchmarks.frame import table
+from mergelib.core.types import State, Task
 from mergelib.encoders import Encoder, encoder_state
-from mergelib.features import extract, pick_device
-from mergelib.pretraining import RECIPES
-from mergelib.pretraining.command import linear_probe, probe_rows
+from mergelib.encoders.features import extract, pick_device
+from mergelib.foundations import RECIPES
+from mergelib.foundations.command import linear_probe, probe_rows
 from mergelib.profiles import load_profile
 from mergelib.study import Study
-from mergelib.types import State, Task
 
 STEPS = (300, 1500)
 DRAWN = 3  # directions of largest variance

@@ -32,10 +32,10 @@ def main() -> None:
 
     from transformers import BertConfig, BertModel
 
+    from mergelib.core.progress import progress
     from mergelib.nonlocality.architectures import spec_for
     from mergelib.nonlocality.matching import weight_matching
     from mergelib.nonlocality.permute import apply, identity, inverse, random_permutations
-    from mergelib.progress import progress
 
     torch.manual_seed(args.seed)
     config = BertConfig(num_hidden_layers=args.layers)

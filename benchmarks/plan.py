@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergelib.errors import ConfigError
+from mergelib.core.errors import ConfigError
 from mergelib.merging import get_method
 from mergelib.profiles import Profile, load_profile
 from mergelib.run import jobs as cluster_units

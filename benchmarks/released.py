@@ -27,15 +27,15 @@ from torch import Tensor
 
 from benchmarks.frame import memory
 from mergelib import Study, tables
+from mergelib.core.store import Store
+from mergelib.core.types import Head, Split
 from mergelib.encoders import encoder_state, load_base, released_encoder
-from mergelib.features import PRECISIONS, extract, pick_device
+from mergelib.encoders.features import PRECISIONS, extract, pick_device
 from mergelib.profiles import TASK_NAMES
 from mergelib.protocols import current_eval
-from mergelib.store import Store
 from mergelib.tasks import miniature
 from mergelib.tasks.released import ENCODER, HEAD, released_splits
-from mergelib.training import resolve_precision
-from mergelib.types import Head, Split
+from mergelib.training.loop import resolve_precision
 
 BERT_BASE = {"layers": 12, "width": 768, "heads": 12, "positions": 512, "vocabulary": 30522}
 VALIDATION = 20
@@ -45,7 +45,7 @@ MARGIN = 4  # training rows of a class beyond the k of a draw
 def vocabulary(size: int, seed: int = 0) -> list[str]:
     """Word pieces of the miniature world with special pieces where BERT has them (0, 100 to 103),
     filled up to ``size``."""
-    from mergelib.pretraining.bert import corpus_pieces
+    from mergelib.foundations.bert import corpus_pieces
 
     pieces = corpus_pieces(
         [text for task in TASK_NAMES for text, _ in miniature.generate(task, 400, seed=seed)]
@@ -94,7 +94,7 @@ def write_stand_in(
     each, as the authors publish them."""
     from transformers import BertConfig, BertModel
 
-    from mergelib.pretraining.bert import tokenizer_from_vocab
+    from mergelib.foundations.bert import tokenizer_from_vocab
 
     shape = shape or BERT_BASE
     torch.manual_seed(seed)

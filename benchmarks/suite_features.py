@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.frame import Table, interleaved, machine, matmul_rate, table, timed
+from mergelib.core.errors import ConfigError
 from mergelib.encoders import TextEncoder, load_base
-from mergelib.errors import ConfigError
-from mergelib.features import extract
+from mergelib.encoders.features import extract
 from mergelib.profiles import TASK_NAMES
 
 LENGTH = 256  # all-MiniLM-L6-v2's own limit, which encode keeps to
@@ -228,8 +228,8 @@ def accuracies(
     """Average accuracy over tasks of every protocol, f_m by Task Arithmetic, on features of both
     types; experts, lambda and draws are the same."""
     from mergelib import Study
+    from mergelib.core.store import Store
     from mergelib.protocols import PROTOCOLS
-    from mergelib.store import Store
     from mergelib.tables import encoder_label, protocol_label
 
     few_shot = [name for name in SCORED if PROTOCOLS[name].few_shot]

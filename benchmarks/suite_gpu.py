@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.frame import Table, copy_bandwidth, interleaved, matmul_rate, peak, table, timed
 from benchmarks.released import BERT_BASE, arithmetic, flops_of_token
-from mergelib.errors import ConfigError
+from mergelib.core.errors import ConfigError
 from mergelib.merging import METHODS
 
 T, LENGTH = 5, 256

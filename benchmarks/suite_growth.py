@@ -18,10 +18,10 @@ import torch
 
 from benchmarks.frame import Table, peak, table, timed
 from benchmarks.suite_merge import random_states
+from mergelib.core.types import Head
 from mergelib.merging import get_method
 from mergelib.protocols import FTPreset, ft_classifier, knn_eval
 from mergelib.protocols.alignment import fit_closed_form
-from mergelib.types import Head
 
 MERGES = {"weight_averaging": {}, "task_arithmetic": {}, "ties": {}}
 LIMIT = 1.1  # of a slope where the work is linear

@@ -29,14 +29,14 @@ from torch import nn
 
 from benchmarks.frame import Table, table, timed
 from mergelib import Study
+from mergelib.core.store import Store
+from mergelib.core.types import Inputs
 from mergelib.encoders import Encoder
-from mergelib.experts import EncoderWithHeads
 from mergelib.profiles import variant_names
 from mergelib.protocols import PRESETS
 from mergelib.run import runner
-from mergelib.store import Store
-from mergelib.training import MAX_NORM
-from mergelib.types import Inputs
+from mergelib.training.experts import EncoderWithHeads
+from mergelib.training.loop import MAX_NORM
 
 PARTS = ("imports", "clusters and t-SNE", "plots", "rest")
 SAMPLE = 12  # training steps that are timed; all steps of a run have like shapes

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.frame import Table, Times, interleaved, table
+from mergelib.core.types import Head
 from mergelib.protocols import PRESETS, Evidence, FTPreset, fit_heads
 from mergelib.protocols.alignment import AffineMap, fit_l1, get_rung
 from mergelib.protocols.ft_classifier import nested_blocks
 from mergelib.protocols.orthogonal import nested_orthogonal, orthogonal_classifier
 from mergelib.protocols.surgery import start, surgery
-from mergelib.types import Head
 
 CLASSES = {"ag": 4, "yelp": 5, "amazon": 5, "yahoo": 10, "dbpedia": 14}
 KS, SEEDS, METHODS, POOL = (

@@ -9,7 +9,7 @@ import argparse
 import re
 import subprocess
 
-from mergelib import paths
+from mergelib.core import paths
 
 COLUMN = "mini"
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from mergelib.features import pick_device
+from mergelib.encoders.features import pick_device
 from mergelib.run import cli
 from mergelib.tasks.local import find_csv, local_splits
-from mergelib.training import TrainConfig, train
+from mergelib.training.loop import TrainConfig, train
 
 METHODS = {
     "weight_averaging": [],

@@ -10,7 +10,7 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
-from mergelib import paths
+from mergelib.core import paths
 
 
 def git(*arguments: str) -> bytes | None:

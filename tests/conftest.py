@@ -75,7 +75,7 @@ def tiny():
 def make_study(tmp_path_factory):
     """``make_study(store=None, ...)``: a tiny CPU study; without a store, on a new empty one."""
     from mergelib import Study
-    from mergelib.store import Store
+    from mergelib.core.store import Store
 
     def make(store=None, tasks=None, base="", overrides=(), zoo=False, variant=""):
         store = Store(store or tmp_path_factory.mktemp("store"))

@@ -26,7 +26,7 @@ def scores(
 
 def begin(profile: str, overrides: dict[str, Any]) -> None:
     """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
-    from mergelib.hub import needed
+    from mergelib.profiles.downloads import needed
     from mergelib.run.data import before_run
 
     before_run(profile, needed(profile, overrides))
@@ -34,6 +34,6 @@ def begin(profile: str, overrides: dict[str, Any]) -> None:
 
 def fetched(name: str) -> dict[str, Any]:
     """The files of a repository of the registry."""
-    from mergelib.hub import fetch, registry
+    from mergelib.core.hub import fetch, registry
 
     return fetch(registry()[name])

@@ -12,7 +12,8 @@ from committed import committed
 from IPython.lib.pretty import pretty
 
 import mergelib
-from mergelib import claims, paths
+from mergelib import claims
+from mergelib.core import paths
 from mergelib.run import publish, runner
 from mergelib.tables import report
 

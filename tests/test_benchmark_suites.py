@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import suite_features, suite_pipeline, suite_protocols
-from mergelib.errors import ConfigError
-from mergelib.features import extract
+from mergelib.core.errors import ConfigError
+from mergelib.encoders.features import extract
 from mergelib.run.runner import manifest
 
 

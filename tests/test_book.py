@@ -16,7 +16,8 @@ import nbformat
 import pytest
 from committed import committed
 
-from mergelib import lesson, paths
+from mergelib import lesson
+from mergelib.core import paths
 from mergelib.run import book, runner
 from mergelib.run.book import plane
 

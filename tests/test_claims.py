@@ -26,7 +26,7 @@ from mergelib.claims import (
     interval,
     overall,
 )
-from mergelib.errors import UnknownNameError
+from mergelib.core.errors import UnknownNameError
 from mergelib.run import runner
 from mergelib.tables import paper as paper_numbers
 

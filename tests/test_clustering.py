@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-clusters = pytest.importorskip("mergelib.clustering")
+clusters = pytest.importorskip("mergelib.study.study.clustering")
 
 
 def nearest(points, i, forbidden):

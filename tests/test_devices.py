@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from mergelib.features import extract
+from mergelib.core.types import Head
+from mergelib.encoders.features import extract
 from mergelib.merging import METHODS
 from mergelib.protocols import PRESETS, ft_classifier, knn_eval
-from mergelib.types import Head
 
 pytestmark = pytest.mark.cuda
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mergelib import paths
-from mergelib.hub import needed
+from mergelib.core import paths
 from mergelib.profiles import profile_names
+from mergelib.profiles.downloads import needed
 from mergelib.run import cli, doctor, runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,7 +218,7 @@ def test_what_is_not_cached(capsys, monkeypatch):
 
 
 def test_online_asks(capsys, monkeypatch):
-    from mergelib.hub import download
+    from mergelib.core.hub import download
 
     monkeypatch.setattr(download, "plan", lambda repository: (2, 3_000_000, 1_000_000))
     _, out = run(capsys, "--profile", "paper", "--online")

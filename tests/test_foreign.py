@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mergelib
-from mergelib.errors import ConfigError, DataError, StateDictError
-from mergelib.identity import code_identity
+from mergelib.core.errors import ConfigError, DataError, StateDictError
+from mergelib.core.identity import code_identity
+from mergelib.core.spare import spare
+from mergelib.core.types import Head, Task, state_digest
 from mergelib.merging import METHODS, Context, TaskData
 from mergelib.nonlocality.correction import Correction, fold
 from mergelib.nonlocality.sites import sites_for
 from mergelib.protocols import PROTOCOLS
-from mergelib.spare import spare
-from mergelib.types import Head, Task, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 WRITES = {
@@ -175,7 +175,7 @@ def test_lambda_is_chosen_by_our_current_eval_whatever_bears_its_name(make_study
 
 
 def test_labels_that_were_written_to_are_other_labels():
-    split = mergelib.types.Split(("a", "b"), torch.tensor([0, 1]))
+    split = mergelib.core.types.Split(("a", "b"), torch.tensor([0, 1]))
     before = split.digest
     split.labels.fill_(0)
     assert split.digest != before
@@ -282,7 +282,7 @@ def test_other_meanings_have_other_identities_without_any_source_file():
 def test_a_script_from_stdin_finds_its_own_results_again_and_no_others(tmp_path):
     script = """
 import mergelib, torch
-from mergelib.identity import code_identity
+from mergelib.core.identity import code_identity
 @mergelib.method("own", label="O", short="O")
 def own(base, experts):
     return {{n: base[n] * {factor} for n in base}}
@@ -330,7 +330,7 @@ def test_nothing_of_a_study_is_poisoned(study, make_study):
     for name in ("f_t", "task_arithmetic"):
         assert mine.weights_digest(name, "ag") == state_digest(study.weights(name, "ag"))
         fresh = mine._prepared(mine.task("ag").test.inputs), mine.module(name, "ag")
-        z = mergelib.features.extract_prepared(mine.encoder, fresh[1], fresh[0])
+        z = mergelib.encoders.features.extract_prepared(mine.encoder, fresh[1], fresh[0])
         assert (z - study.features(name, "ag")).abs().max() < 1e-5
     assert torch.equal(mine.head("ties", "ag").weight, study.head("ties", "ag").weight)
 
@@ -412,7 +412,7 @@ def own_task(name="own", **change):
     ],
 )
 def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said):
-    from mergelib.store import Store
+    from mergelib.core.store import Store
 
     def make(tasks, options=None):
         over = tiny | {"protocols.ks": [1, 50], "merging.options": options or {}}
@@ -426,7 +426,9 @@ def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said
 
 def test_images_are_no_task_of_a_text_study(tiny):
     splits = [
-        mergelib.types.Split(torch.full((2, 3, 4, 4), i, dtype=torch.uint8), torch.tensor([0, 1]))
+        mergelib.core.types.Split(
+            torch.full((2, 3, 4, 4), i, dtype=torch.uint8), torch.tensor([0, 1])
+        )
         for i in range(3)
     ]
     task = Task("own", ("x", "y"), *splits, modality="image")
@@ -466,7 +468,7 @@ def test_no_shots_are_refused(tmp_path):
 
 
 def test_stored_files_have_the_umasks_mode(tmp_path):
-    from mergelib.store import Artifact, Store
+    from mergelib.core.store import Artifact, Store
 
     (tmp_path / "plain").write_text("")
     Store(tmp_path / "store").get("step", {"a": 1}, lambda: Artifact({"w": torch.ones(2)}))

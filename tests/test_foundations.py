@@ -5,11 +5,11 @@ import shutil
 import pytest
 import torch
 
-from mergelib.errors import StoreError, UnknownNameError
-from mergelib.pretraining import RECIPES, shipped
-from mergelib.pretraining.command import planned
+from mergelib.core.errors import StoreError, UnknownNameError
+from mergelib.core.store import Store
+from mergelib.foundations import RECIPES, shipped
+from mergelib.foundations.command import planned
 from mergelib.profiles import load_profile
-from mergelib.store import Store
 from mergelib.tasks import load_task
 
 PLAN = {n: p for profile in ("mini", "quick") for n, p in planned(profile).items()}

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from loopback_hub import NEW, OLD, PAGE, Client, closed_endpoint, serving, table_repository
 
-from mergelib.errors import DataError, StoreError
-from mergelib.hub import download, lock, locked_revision, registry, repository
-from mergelib.hub.errors import said, translated
-from mergelib.hub.repository import Repository
+from mergelib.core.errors import DataError, StoreError
+from mergelib.core.hub import download, lock, locked_revision, registry, repository
+from mergelib.core.hub.errors import said, translated
+from mergelib.core.hub.repository import Repository
 
 MAIN, SPLITS = "mergelib.run.cli.main", "mergelib.tasks.hub.hub_splits"
 BEGIN = "tests.paper_road.begin", "quick", {"encoder.base": "org/tiny"}
@@ -75,7 +75,7 @@ def make_client(folder: Path, endpoint: str, **environment: str) -> Client:
     for raw in entries.values():
         raw.get("table", {}).pop("rows", None)  # ours have five
     file.write_text(yaml.safe_dump(entries | REGISTRY))
-    return Client(folder, endpoint, {"mergelib.hub.repository": file}, **environment)
+    return Client(folder, endpoint, {"mergelib.core.hub.repository": file}, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def test_a_base_model_ahead_of_a_run(client, offline, server, tmp_path):
     for revision in (OLD, None):
         answer = offline("mergelib.encoders.load_base", "org/tiny", 16, revision, lock=lock_file)
         assert "value" in answer and "TextEncoder" in answer["value"][0], answer
-    assert offline("mergelib.hub.locked_revision", "org/tiny", lock=lock_file)["value"] == OLD
+    assert offline("mergelib.core.hub.locked_revision", "org/tiny", lock=lock_file)["value"] == OLD
 
 
 # --- without a client ---------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from dataclasses import asdict
 import pytest
 
 from benchmarks import plan
-from mergelib import paths
-from mergelib.errors import ConfigError, UnknownNameError
+from mergelib.core import paths
+from mergelib.core.errors import ConfigError, UnknownNameError
+from mergelib.core.store import Store
 from mergelib.profiles import load_profile
 from mergelib.run import cli, jobs, torchrun
 from mergelib.run.jobs import Unit, Wanted
-from mergelib.store import Store
 
 CLUSTER = paths.root() / "cluster"
 ALONE = {"multi_task": "paper only"}

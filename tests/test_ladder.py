@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from mergelib import aligned, claims
-from mergelib.errors import UnknownNameError
+from mergelib import claims
+from mergelib.core.errors import UnknownNameError
 from mergelib.protocols.alignment import fit_closed_form, fit_l1
+from mergelib.study import aligned
 from mergelib.tables import ladder
 
 ENCODERS = ["weight_averaging", "task_arithmetic", "ties", "f_b"]

@@ -18,14 +18,14 @@ from committed import committed
 from PIL import Image
 
 from mergelib import lesson, tables
-from mergelib.errors import ConfigError, UnknownNameError
+from mergelib.core.errors import ConfigError, UnknownNameError
+from mergelib.core.types import Head
 from mergelib.lesson import toy as toy_module
 from mergelib.lesson import view
 from mergelib.protocols import current_eval
 from mergelib.run import publish
 from mergelib.study import SCORE_COLUMNS
 from mergelib.tables import protocol_label
-from mergelib.types import Head
 
 matplotlib.use("agg")
 

@@ -11,10 +11,10 @@ import torch
 from near import ROUNDING, apart
 from torch import nn
 
-from mergelib.errors import DeviceMemoryError
-from mergelib.experts import EncoderWithHeads
-from mergelib.features import extract_prepared
-from mergelib.training import TrainConfig, train
+from mergelib.core.errors import DeviceMemoryError
+from mergelib.encoders.features import extract_prepared
+from mergelib.training.experts import EncoderWithHeads
+from mergelib.training.loop import TrainConfig, train
 
 CPU = torch.device("cpu")
 MESSAGES = {

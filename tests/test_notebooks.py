@@ -9,7 +9,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from mergelib import claims, paths
+from mergelib import claims
+from mergelib.core import paths
 from mergelib.run import runner
 from mergelib.run.runner import Runner
 

@@ -13,11 +13,11 @@ from committed import committed
 from test_t5 import write_folder
 
 from mergelib import Study
-from mergelib.errors import ConfigError, MergelibError, OfflineError, UnknownNameError
-from mergelib.pretraining import t5
+from mergelib.core.errors import ConfigError, MergelibError, OfflineError, UnknownNameError
+from mergelib.core.store import Store
+from mergelib.foundations import t5
 from mergelib.profiles import load_profile, profile_names, variant_names
 from mergelib.run import runner
-from mergelib.store import Store
 
 TINY = {
     "tasks.source": "miniature",

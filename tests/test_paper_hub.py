@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from test_vision import write_hub_clip
 
 from benchmarks import released as bench
-from mergelib.errors import ConfigError, DataError
-from mergelib.hub import download, registry
-from mergelib.pretraining.clip import PROMPTS
+from mergelib.core.errors import ConfigError, DataError
+from mergelib.core.hub import download, registry
+from mergelib.foundations.clip import PROMPTS
 from mergelib.profiles import IMAGE_TASK_NAMES, TASK_NAMES, load_profile
 from mergelib.run import runner
 from mergelib.tasks.hub_images import check_names, class_names
@@ -366,7 +366,7 @@ def test_a_split_in_several_files_is_one_split(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path):
-    from mergelib.pretraining import RECIPES
+    from mergelib.foundations import RECIPES
 
     profile = load_profile("paper", {"encoder.base": str(tmp_path / "no")}, "vision_a")
     with pytest.raises(ConfigError, match="no folder"):

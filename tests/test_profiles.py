@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergelib.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.profiles import (
     FOLDER,
     Profile,

@@ -4,8 +4,8 @@ import nbformat
 import pytest
 import yaml
 
-from mergelib import paths
-from mergelib.errors import ConfigError
+from mergelib.core import paths
+from mergelib.core.errors import ConfigError
 from mergelib.run import publish, runner
 
 

@@ -13,11 +13,11 @@ import torch
 from scipy.stats import kendalltau
 
 from mergelib import Study, figures, method, tables
-from mergelib.errors import ConfigError
+from mergelib.core.errors import ConfigError
+from mergelib.core.types import Split, state_digest
 from mergelib.merging import METHODS, PER_TASK
 from mergelib.profiles import load_profile
 from mergelib.tables import ranking
-from mergelib.types import Split, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 CHOSEN = [

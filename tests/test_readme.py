@@ -9,10 +9,12 @@ import shlex
 
 import pytest
 
-from mergelib import merging, paths, profiles, protocols, study, tables
-from mergelib.errors import ConfigError
+from mergelib import merging, profiles, protocols, tables
+from mergelib.core import paths
+from mergelib.core.errors import ConfigError
 from mergelib.figures import style
 from mergelib.run import cli, runner
+from mergelib.study import study
 
 PAGES = [paths.root() / n for n in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((paths.root() / "docs").glob("*.md"))

@@ -18,15 +18,16 @@ from hypothesis import strategies as st
 from near import ROUNDING, apart
 
 from benchmarks import released as bench
-from mergelib import Study, released, tables
+from mergelib import Study, tables
+from mergelib.core.errors import ConfigError, DataError, StateDictError, UnsafeFileError
+from mergelib.core.store import Store
+from mergelib.core.types import Split
 from mergelib.encoders import ReleasedEncoder, TextEncoder, released_encoder
-from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.profiles import load_profile
 from mergelib.protocols import PRESETS, fit_heads
 from mergelib.run import runner
-from mergelib.store import Store
+from mergelib.tables import released
 from mergelib.tasks import released as files
-from mergelib.types import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 3000}
@@ -302,7 +303,7 @@ def test_no_text_makes_a_separator(paper, text):
 
 
 def test_without_mask_padding_counts_and_company_does_not(paper):
-    from mergelib.features import extract
+    from mergelib.encoders.features import extract
 
     module, texts = (
         paper.encoder.module(paper.base_state),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mergelib import claims, figures, tables
-from mergelib.errors import DataError
+from mergelib.core.errors import DataError
 from mergelib.tables import report, verdicts
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mergelib import paths
-from mergelib.errors import ConfigError, DataError, MergelibError, UnknownNameError
+from mergelib.core import paths
+from mergelib.core.errors import ConfigError, DataError, MergelibError, UnknownNameError
 from mergelib.run import runner
 from mergelib.run.cli import main
 from mergelib.run.runner import (

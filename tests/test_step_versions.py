@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from mergelib.types import digest
+from mergelib.core.types import digest
 
 FILE = Path(__file__).with_name("step_versions.json")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -58,19 +58,14 @@ def constants(module: ModuleType) -> list[Any]:
 
 def meaning() -> dict[str, list[Any]]:
     """Step -> the functions and classes (or plain values) that define what it computes."""
-    from mergelib import (
-        encoders,
-        experts,
-        features,
-        merging,
-        protocols,
-        study,
-        training,
-        types,
-    )
-    from mergelib.pretraining import bert, clip, t5, vit, zero_shot
+    from mergelib import encoders, merging, protocols
+    from mergelib.core import types
+    from mergelib.encoders import features
+    from mergelib.foundations import bert, clip, t5, vit, zero_shot
     from mergelib.protocols import current
-    from mergelib.study import Study
+    from mergelib.study import Study, study
+    from mergelib.training import experts
+    from mergelib.training import loop as training
 
     tokens = [
         encoders.TextEncoder.prepare,
@@ -173,15 +168,15 @@ def meaning() -> dict[str, list[Any]]:
             cut,
         ]
     if "tsne" in study.STEP_VERSIONS:
-        from mergelib import clustering
+        from mergelib.study import clustering
 
         found["tsne"] = [clustering.tsne, Study.embedding]
     if "align" in study.STEP_VERSIONS:
-        from mergelib import aligned
+        from mergelib.study import aligned
 
         found["align"] = [*defined_in(ladder), aligned.aligned, aligned._fitted]
     if "dropout" in study.STEP_VERSIONS:
-        from mergelib.aligned import released_mode
+        from mergelib.study.aligned import released_mode
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
     if "match" in study.STEP_VERSIONS:
@@ -221,7 +216,7 @@ def meaning() -> dict[str, list[Any]]:
 
 
 def measured() -> dict[str, dict[str, Any]]:
-    from mergelib.study import STEP_VERSIONS
+    from mergelib.study.study import STEP_VERSIONS
 
     digests = {
         step: digest(*sorted(function_digest(f) if callable(f) else repr(f) for f in functions))
@@ -234,7 +229,7 @@ def measured() -> dict[str, dict[str, Any]]:
 
 
 def test_every_step_is_covered_by_functions_of_ours():
-    from mergelib.study import STEP_VERSIONS
+    from mergelib.study.study import STEP_VERSIONS
 
     assert meaning().keys() == STEP_VERSIONS.keys() == json.loads(FILE.read_text())["steps"].keys()
     for functions in meaning().values():

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergelib.errors import StoreError
-from mergelib.store import META, TENSORS, Artifact, Store, StoreWarning, key_digest
+from mergelib.core.errors import StoreError
+from mergelib.core.store import META, TENSORS, Artifact, Store, StoreWarning, key_digest
 
 KEY = {"version": 1, "what": "x"}
 

@@ -14,17 +14,17 @@ import torch
 from near import ROUNDING, apart
 
 from mergelib import Study, method, tables
-from mergelib.aligned import aligned
+from mergelib.core.errors import ConfigError, DataError, UnknownNameError
+from mergelib.core.identity import code_identity
+from mergelib.core.types import Split, state_digest
 from mergelib.encoders import TextEncoder
-from mergelib.errors import ConfigError, DataError, UnknownNameError
-from mergelib.experts import EncoderWithHeads
-from mergelib.features import extract
-from mergelib.identity import code_identity
+from mergelib.encoders.features import extract
+from mergelib.foundations import Foundation
 from mergelib.merging import METHODS
-from mergelib.pretraining import Foundation
 from mergelib.protocols import fit_heads
 from mergelib.study import BASE, FINE_TUNED
-from mergelib.types import Split, state_digest
+from mergelib.study.aligned import aligned
+from mergelib.training.experts import EncoderWithHeads
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 ENCODERS = ["f_b", "weight_averaging", "task_arithmetic", "ties"]
@@ -279,7 +279,7 @@ def test_heads_and_merging_do_not_know_each_other(study, make_study):
 
 
 def test_the_encoder_refuses_weights_of_another(study):
-    from mergelib.errors import StateDictError
+    from mergelib.core.errors import StateDictError
 
     with pytest.raises(StateDictError, match="missing"):
         study.encoder.module({f"bert.{k}": v for k, v in study.base_state.items()})
@@ -328,7 +328,7 @@ class Keys:
         self.store, self.seen = store, []
 
     def get(self, step, key, make):
-        from mergelib.store import key_digest
+        from mergelib.core.store import key_digest
 
         self.seen.append((step, key_digest(step, key)))
         return self.store.get(step, key, make)
@@ -366,7 +366,7 @@ def test_what_changes_the_key_of_features(study, make_study):
     nudged = {n: t.clone() for n, t in state.items()}
     nudged[name].view(-1)[0] = torch.nextafter(nudged[name].view(-1)[0], torch.tensor(9.0))
     words = sorted(encoder.tokenizer.get_vocab().items(), key=lambda kv: kv[1])
-    from mergelib.pretraining.bert import tokenizer_from_vocab
+    from mergelib.foundations.bert import tokenizer_from_vocab
 
     swapped = [w for w, _ in words]
     swapped[10], swapped[11] = swapped[11], swapped[10]
@@ -432,7 +432,7 @@ def test_what_changes_the_key_of_predictions(study, make_study):
 
 
 def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
-    from mergelib import study as module
+    from mergelib.study import study as module
 
     for step, call in (
         ("merge", lambda s: s._merged("ties")),
@@ -562,7 +562,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_a_base_model_that_is_not_there(make_study, tmp_path):
-    from mergelib.errors import OfflineError
+    from mergelib.core.errors import OfflineError
 
     with pytest.raises(ConfigError, match="not a folder with a model"):
         make_study(base=str(tmp_path)).encoder  # noqa: B018

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
 from mergelib import claims, merging, tables
+from mergelib.core.errors import StateDictError
+from mergelib.core.types import digest
 from mergelib.encoders import TextEncoder, encoder_state, load_base, load_state
-from mergelib.errors import StateDictError
-from mergelib.features import extract
-from mergelib.pretraining import bert, t5
+from mergelib.encoders.features import extract
+from mergelib.foundations import bert, t5
 from mergelib.profiles import load_profile
-from mergelib.training import TrainConfig
-from mergelib.types import digest
+from mergelib.training.loop import TrainConfig
 
 TEXTS = [
     "The board met.",

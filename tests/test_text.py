@@ -13,7 +13,7 @@ import pytest
 import yaml
 from committed import committed
 
-from mergelib import paths
+from mergelib.core import paths
 
 ROOT = paths.root()
 PAGES = sorted(

@@ -19,12 +19,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergelib import Study, distributed, experts, paths, training
-from mergelib.errors import ConfigError
-from mergelib.pretraining import bert
+from mergelib import Study
+from mergelib.core import distributed, paths
+from mergelib.core.errors import ConfigError
+from mergelib.core.store import Store
+from mergelib.foundations import bert
 from mergelib.profiles import load_profile
 from mergelib.run import cli, torchrun
-from mergelib.store import Store
+from mergelib.training import experts
+from mergelib.training import loop as training
 
 OVERRIDES = {
     "tasks.names": ["ag", "yelp"],

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from mergelib import claims, figures, tables
 from mergelib.claims import REPRODUCED, UNDECIDED
-from mergelib.errors import ConfigError, MissingShotsError
+from mergelib.core.errors import ConfigError, MissingShotsError
+from mergelib.core.types import Split
 from mergelib.profiles import SHARES, load_profile
 from mergelib.protocols import knn_eval, knn_of_share
 from mergelib.tables import unlabelled
-from mergelib.types import Split
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 

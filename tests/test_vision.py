@@ -22,10 +22,12 @@ from transformers import (
 )
 
 from mergelib import Study
+from mergelib.core.errors import ConfigError, DataError, StateDictError, UnsafeFileError
+from mergelib.core.store import Store
+from mergelib.core.types import Split, Task, head_digest, state_digest
 from mergelib.encoders import ImageEncoder, encoder_state, load_state
-from mergelib.errors import ConfigError, DataError, StateDictError, UnsafeFileError
-from mergelib.features import extract
-from mergelib.pretraining.clip import (
+from mergelib.encoders.features import extract
+from mergelib.foundations.clip import (
     RECIPE,
     CaptionContrast,
     caption_vocab,
@@ -34,11 +36,9 @@ from mergelib.pretraining.clip import (
     pretrain_clip,
     word_tokenizer,
 )
-from mergelib.pretraining.zero_shot import as_batches, load_clip, zero_shot_head
-from mergelib.store import Store
+from mergelib.foundations.zero_shot import as_batches, load_clip, zero_shot_head
 from mergelib.tasks.miniature.images import prompts
-from mergelib.training import TrainConfig
-from mergelib.types import Split, Task, head_digest, state_digest
+from mergelib.training.loop import TrainConfig
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SHAPE = {

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import ViTConfig
 
+from mergelib.core.errors import ConfigError
+from mergelib.core.types import Split, Task
 from mergelib.encoders import ImageEncoder, encoder_state
-from mergelib.errors import ConfigError
-from mergelib.features import extract
-from mergelib.pretraining import RECIPES, vit
+from mergelib.encoders.features import extract
+from mergelib.foundations import RECIPES, vit
 from mergelib.profiles import load_profile
-from mergelib.training import TrainConfig
-from mergelib.types import Split, Task
+from mergelib.training.loop import TrainConfig
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 16, 4

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError
-from ..types import State, digest
+from ..core.errors import ConfigError, DataError
+from ..core.types import State, digest
 from .text import architecture, load_state
 
 HALF = (0.5, 0.5, 0.5)

@@ -13,8 +13,8 @@ from functools import cached_property
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..types import Inputs, State, digest
+from ..core.errors import ConfigError
+from ..core.types import Inputs, State, digest
 from .text import TextEncoder, architecture
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
-from ..errors import ConfigError, OfflineError, StateDictError, shortened
-from ..types import Inputs, State, digest, place
+from ..core.errors import ConfigError, OfflineError, StateDictError, shortened
+from ..core.types import Inputs, State, digest, place
 
 
 class Encoder(Protocol):

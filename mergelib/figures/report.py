@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .. import paths
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict
+from ..core import paths
 from ..study import FINE_TUNED
 from ..tables import protocol_label, short_label
 from ..tables.paper import THREE

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, UnknownNameError
+from ..core.errors import ConfigError, UnknownNameError
+from ..core.types import Expert, Head, State, percent
 from ..merging import get_method
 from ..protocols import Evidence, FTPreset, stratified_order
 from ..protocols.alignment import fit_closed_form
-from ..types import Expert, Head, State, percent
 
 CLASSES = {"A": 4, "B": 3}
 TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; task A's is the slider

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from ..core.types import Head, State, percent
 from ..figures.style import OTHER_STYLES, PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
 from ..study import FINE_TUNED
 from ..tables import average_of, protocol_label, short_label
-from ..types import Head, State, percent
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 
 # A class is a marker and a grey as well as a hue; what the classifier gets wrong is hollow.

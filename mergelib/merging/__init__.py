@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, StateDictError, UnknownNameError, shortened
-from ..identity import check_call, is_ours, refuse_built_in
-from ..spare import spare
-from ..types import State
+from ..core.errors import ConfigError, StateDictError, UnknownNameError, shortened
+from ..core.identity import check_call, is_ours, refuse_built_in
+from ..core.spare import spare
+from ..core.types import State
 from .context import Context, TaskData
 from .states import add_scaled, check_direction, check_merged, check_states, detached, untied
 

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..types import State
+from ..core.errors import ConfigError
+from ..core.types import State
 from . import method
 from .context import Context
 from .states import complete, flatten, float_names, task_vectors, unflatten

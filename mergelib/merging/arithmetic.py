@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..types import State
+from ..core.types import State
 from . import method
 from .states import complete, cut, direction_of, empty, float_names, merged_by, piece_size
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..errors import ConfigError
-from ..types import Head, State
+from ..core.errors import ConfigError
+from ..core.types import Head, State
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..types import State
+from ..core.types import State
 from . import method
 from .states import add_scaled, check_fraction, float_names, task_vectors, total
 from .ties import ties_direction

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..types import State
+from ..core.errors import ConfigError
+from ..core.types import State
 from . import PER_TASK, method
 from .arithmetic import task_vector_sum
 from .states import add_scaled, float_names, stacked_task_vectors

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..types import State
+from ..core.types import State
 from . import method
 from .states import complete, float_names, stacked_task_vectors
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..types import State
+from ..core.errors import ConfigError
+from ..core.types import State
 from . import method
 from .context import Context
 from .regmean import gram_matrices

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..types import State
+from ..core.types import State
 from . import method
 from .states import add_scaled, check_fraction, flat_task_vectors, float_names, unflatten
 

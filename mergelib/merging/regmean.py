@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..types import State
+from ..core.errors import ConfigError
+from ..core.types import State
 from . import method
 from .arithmetic import weight_averaging
 from .context import Context

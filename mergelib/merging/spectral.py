@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..types import State
+from ..core.types import State
 from . import method
 from .states import add_scaled, check_fraction, float_names, stacked_task_vectors
 

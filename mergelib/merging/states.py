@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, StateDictError, first_five
-from ..types import State, not_finite, place
+from ..core.errors import ConfigError, StateDictError, first_five
+from ..core.types import State, not_finite, place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Numbers of one model worked on at a time: those of some models stay in a processor's cache.

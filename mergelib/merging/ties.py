@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..types import State
+from ..core.errors import ConfigError
+from ..core.types import State
 from . import method
 from .states import cut, direction_of, merged_by, piece_size
 

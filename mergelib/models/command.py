@@ -11,7 +11,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-from ..documents import check_folder_name, user_path
+from ..core.documents import check_folder_name, user_path
 from .recipes import COMMANDS, add_flags, build, read_yaml
 
 NOT_OPTIONS = {"recipe", "command", "function"}
@@ -46,7 +46,7 @@ def _inputs(recipe: Any) -> list[str]:
 
 def _need_out(recipe: Any) -> list[str]:
     """What is read. Raises ``ConfigError`` before any work where nothing may be written."""
-    from ..errors import ConfigError
+    from ..core.errors import ConfigError
     from .folders import free_folder
 
     if not recipe.out:
@@ -87,8 +87,8 @@ def run_align(recipe: Any) -> None:
     """Re-align every head for which inputs are given, score before and after, and save."""
     import pandas as pd
 
-    from ..errors import ConfigError, DataError, UnknownNameError
-    from ..progress import progress
+    from ..core.errors import ConfigError, DataError, UnknownNameError
+    from ..core.progress import progress
     from ..protocols import uniform_order
     from .data import read_inputs
     from .heads import align_classifier, evaluate, expert_classifier
@@ -182,8 +182,8 @@ def run_evaluate(recipe: Any) -> None:
     """Score the model's tasks for which data are given; ``out`` receives the rows as CSV."""
     import pandas as pd
 
-    from .. import paths
-    from ..errors import UnknownNameError
+    from ..core import paths
+    from ..core.errors import UnknownNameError
     from .folders import free_file
     from .heads import SCORE_COLUMNS, as_classifier, expert_classifier, scoring
     from .merged import load_merged

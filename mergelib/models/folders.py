@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .. import paths
-from ..documents import MAX_NAME, read_json, user_path
-from ..errors import ConfigError, StoreError, first_five, shortened
+from ..core import paths
+from ..core.documents import MAX_NAME, read_json, user_path
+from ..core.errors import ConfigError, StoreError, first_five, shortened
 
 RECORD = "mergelib.json"
 SMALL = 1 << 20  # bytes; of larger files (weights) the time is compared, not the content

@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..documents import user_path
-from ..errors import ConfigError, DataError, UnknownNameError, first_five, shortened
-from ..features import pick_device
-from ..progress import progress
+from ..core.documents import user_path
+from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened
+from ..core.progress import progress
+from ..core.types import Head, Split, is_whole, percent
+from ..encoders.features import pick_device
 from ..protocols import (
     Evidence,
     ft_classifier,
@@ -27,7 +28,6 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
-from ..types import Head, Split, is_whole, percent
 from .folders import RECORD
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent

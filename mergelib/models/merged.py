@@ -17,10 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from ..documents import check_folder_name, read_json, user_path
-from ..errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
-from ..spare import spare
-from ..types import Head, not_finite
+from ..core.documents import check_folder_name, read_json, user_path
+from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
+from ..core.spare import spare
+from ..core.types import Head, not_finite
 from . import card
 from .folders import RECORD, whole_folder
 from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, UnknownNameError, shortened
+from ..core.errors import ConfigError, UnknownNameError, shortened
 
 PARAMETERS = {
     "linear": {"weight", "normalize"},

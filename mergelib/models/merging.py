@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..documents import check_folder_name
-from ..errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
-from ..features import pick_device
+from ..core.documents import check_folder_name
+from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
+from ..core.progress import progress
+from ..core.types import all_finite
+from ..encoders.features import pick_device
 from ..merging import ONE, Method, get_method
 from ..merging.streaming import can_stream, stream
-from ..progress import progress
-from ..types import all_finite
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
 from .parts import (

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..documents import read_json, user_path
-from ..errors import (
+from ..core.documents import read_json, user_path
+from ..core.errors import (
     ConfigError,
     OfflineError,
     StateDictError,

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Any
 
-from ..errors import ConfigError, StateDictError, first_five, shortened
+from ..core.errors import ConfigError, StateDictError, first_five, shortened
 from .parents import Parent
 from .plan import function_of
 

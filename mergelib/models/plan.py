@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StateDictError, shortened
+from ..core.errors import StateDictError, shortened
 
 FIRST = 1 << 20  # of the constants: above any value that an initialisation gives
 # What says nothing about the function that a model computes once it is trained; rates of dropout

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .. import documents
-from ..errors import ConfigError, UnknownNameError, shortened
+from ..core import documents
+from ..core.errors import ConfigError, UnknownNameError, shortened
 from .mergekit import from_mergekit
 
 Names = dict[str, str]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import ConfigError, StateDictError
-from ..spare import spare
-from ..types import State
+from ..core.errors import ConfigError, StateDictError
+from ..core.spare import spare
+from ..core.types import State
 from .sites import INPUT, Site
 
 SCALE, SHIFT = ".scale", ".shift"

@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..errors import ConfigError, StateDictError
-from ..types import State, not_finite
+from ..core.errors import ConfigError, StateDictError
+from ..core.types import State, not_finite
 from .permute import Permutations, apply, identity
 from .spec import PermutationSpec
 

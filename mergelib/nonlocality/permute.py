@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, StateDictError
-from ..types import Head, State
+from ..core.errors import ConfigError, StateDictError
+from ..core.types import Head, State
 from .spec import PermutationSpec
 
 Permutations = Mapping[str, Tensor]

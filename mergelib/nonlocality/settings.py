@@ -21,14 +21,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, UnknownNameError
+from ..core.errors import ConfigError, UnknownNameError
+from ..core.progress import progress
+from ..core.store import Artifact, Store
+from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
+from ..foundations import Foundation
 from ..merging.arithmetic import weight_averaging
-from ..pretraining import Foundation
 from ..profiles import NonLocalSettings, load_profile
-from ..progress import progress
-from ..store import Artifact, Store
-from ..study import FINE_TUNED, STEP_VERSIONS, Study
-from ..types import Expert, Task, digest, inputs_digest, percent, state_digest
+from ..study import FINE_TUNED, Study
+from ..study.study import STEP_VERSIONS
 from .architectures import spec_for
 from .correction import Correction, attach, fold
 from .matching import weight_matching

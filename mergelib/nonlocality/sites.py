@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UnknownNameError
+from ..core.errors import UnknownNameError
 
 INPUT, OUTPUT = "input", "output"
 

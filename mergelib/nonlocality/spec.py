@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..errors import ConfigError, StateDictError, first_five
-from ..types import State
+from ..core.errors import ConfigError, StateDictError, first_five
+from ..core.types import State
 
 FIXED = ""
 """An axis whose entries keep their order: a vocabulary, positions, pixels, a projection's rows."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError, first_five
+from ..core.errors import ConfigError, DataError, first_five
 from .correction import watched
 from .sites import Site
 

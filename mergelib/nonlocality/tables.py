@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pandas as pd
 import torch
 
+from ..core.types import State
 from ..merging.states import flatten, float_names
 from ..tables import encoder_label, mean_std_cell, published, short_label
-from ..types import State
 from .architectures import spec_for
 from .permute import apply
 from .settings import (

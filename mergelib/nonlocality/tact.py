@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, first_five
+from ..core.errors import ConfigError, first_five
 from .correction import Correction, chosen, watched
 from .sites import Site
 from .statistics import (

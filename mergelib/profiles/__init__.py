@@ -11,9 +11,9 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..documents import MAX_NAME
-from ..errors import ConfigError, UnknownNameError, shortened
-from ..training import TrainConfig, resolve_precision
+from ..core.documents import MAX_NAME
+from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..training.loop import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
 TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, UnknownNameError, shortened
-from ..identity import check_call, is_ours, refuse_built_in
-from ..spare import spare
-from ..types import Head
+from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.identity import check_call, is_ours, refuse_built_in
+from ..core.spare import spare
+from ..core.types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
 from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher, nested_fits

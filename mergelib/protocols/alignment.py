@@ -15,8 +15,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, UnknownNameError
-from ..types import Head
+from ..core.errors import ConfigError, DataError, UnknownNameError
+from ..core.types import Head
 from .current import current_eval
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..types import Head
+from ..core.types import Head
 
 
 def current_eval(features: Tensor, head: Head) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..core.errors import DataError
 
 
 def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UnknownNameError
-from ..types import Head
+from ..core.errors import DataError, UnknownNameError
+from ..core.types import Head
 from .adam import Adam
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UnknownNameError
-from ..types import Head
+from ..core.errors import DataError, UnknownNameError
+from ..core.types import Head
 from .adam import Adam
 from .alignment import fit_closed_form
 from .ft_classifier import Fits, FTPreset, nested_fits, with_bias

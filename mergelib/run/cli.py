@@ -11,9 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .. import __version__, paths
-from ..documents import user_path
-from ..errors import ConfigError, MergelibError
+from .. import __version__
+from ..core import paths
+from ..core.documents import user_path
+from ..core.errors import ConfigError, MergelibError
 from ..models.command import register as register_models
 from ..models.recipes import AddUp
 from . import jobs, torchrun
@@ -193,14 +194,14 @@ def command_run(args: argparse.Namespace) -> int:
 
 
 def command_pretrain(args: argparse.Namespace) -> int:
-    from ..pretraining.command import command
+    from ..foundations.command import command
 
     return command(args)
 
 
 def command_store(args: argparse.Namespace) -> int:
-    from ..store import Store
-    from ..study import STEP_VERSIONS
+    from ..core.store import Store
+    from ..study.study import STEP_VERSIONS
 
     store = Store(paths.store_root())
     if args.action == "ls":

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import MergelibError, OfflineError
-from ..hub.download import cached_files, check, check_room, fetch, plan
-from ..hub.lock import locked
-from ..hub.repository import Repository, named
+from ..core.errors import MergelibError, OfflineError
+from ..core.hub.download import cached_files, check, check_room, fetch, plan
+from ..core.hub.lock import locked
+from ..core.hub.repository import Repository
 
 
 def register(commands: Any) -> None:
@@ -53,6 +53,8 @@ def command_data(args: argparse.Namespace) -> int:
 
         repositories = hub_repositories(args.profile, select(args.only))
     else:
+        from ..profiles.downloads import named  # imports torch
+
         repositories = named(args.names, args.profile)
     if not repositories:
         print(f"Profile '{args.profile}' needs nothing from the hub.")

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import paths
+from ..core import paths
 
 FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 parameters and more, on full-size data
 MARKS = {"ok": " ", "note": "?", "problem": "!"}
@@ -245,8 +245,9 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
     from huggingface_hub import constants
 
-    from ..errors import DataError
-    from ..hub import cached_files, lock_path, needed
+    from ..core.errors import DataError
+    from ..core.hub import cached_files, lock_path
+    from ..profiles.downloads import needed
 
     wanted = {
         "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
@@ -291,9 +292,10 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
     whether the hub has it."""
     from huggingface_hub import constants, get_token
 
-    from ..errors import MergelibError, OfflineError
-    from ..hub import cached_files, needed
-    from ..hub.download import plan
+    from ..core.errors import MergelibError, OfflineError
+    from ..core.hub import cached_files
+    from ..core.hub.download import plan
+    from ..profiles.downloads import needed
     from .data import size
 
     findings = []
@@ -348,8 +350,9 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
     import pandas as pd
     from huggingface_hub import constants
 
-    from ..hub import cached_files, needed
+    from ..core.hub import cached_files
     from ..profiles import load_profile, variant_names
+    from ..profiles.downloads import needed
     from .runner import hub_repositories, lacking, manifest
 
     items = manifest()

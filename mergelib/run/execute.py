@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nbformat
 
-from .. import paths
+from ..core import paths
 
 NO_ROOM = 74
 """Exit code where the disk refuses the executed notebook (EX_IOERR of sysexits.h)."""

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import paths
-from ..documents import user_path
-from ..errors import ConfigError, UnknownNameError
+from ..core import paths
+from ..core.documents import user_path
+from ..core.errors import ConfigError, UnknownNameError
 from ..models.folders import free_file
 from .torchrun import (
     add_study_options,
@@ -214,9 +214,9 @@ def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
 
 
 def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -> str:
+    from ..core.types import digest
     from ..profiles import load_profile
-    from ..study import STEP_VERSIONS
-    from ..types import digest
+    from ..study.study import STEP_VERSIONS
 
     cells = []
     if notebook is not None:  # its code alone: saving a notebook with outputs changes nothing

@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from .. import paths
-from ..errors import ConfigError
+from ..core import paths
+from ..core.errors import ConfigError
 from ..tables.manifest import MANIFEST_FILE, Item, manifest
 from ..tables.report import REPORT_ID, readme_part
 from .runner import Runner, solutions

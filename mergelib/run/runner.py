@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import paths
-from ..documents import user_path
-from ..errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
+from ..core import paths
+from ..core.documents import user_path
+from ..core.errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
 from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 from ..tables.manifest import SOLUTIONS, Item, manifest
 from .execute import NO_ROOM
 
 if TYPE_CHECKING:
-    from ..hub import Repository
+    from ..core.hub import Repository
 
 REPORT = "report"
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
@@ -435,7 +435,7 @@ def hub_repositories(
 ) -> list[Repository]:
     """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the
     runner has them."""
-    from ..hub import needed
+    from ..profiles.downloads import needed
 
     found: dict[str, Repository] = {}
     for item in items:

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .. import paths
-from ..documents import parse_json
-from ..errors import ConfigError, UnknownNameError, shortened
+from ..core import paths
+from ..core.documents import parse_json
+from ..core.errors import ConfigError, UnknownNameError, shortened
 from ..models.folders import free_file
 
 
@@ -119,7 +119,7 @@ def parse_overrides(text: str) -> dict[str, Any]:
 
 
 def command_train(args: argparse.Namespace) -> int:
-    from .. import distributed  # imports torch, which the other subcommands need not wait for
+    from ..core import distributed  # imports torch, which the other subcommands need not wait for
 
     try:
         code = _train(args)
@@ -135,7 +135,7 @@ def command_train(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .. import distributed
+    from ..core import distributed
     from ..study import BASE, MULTI_TASK, Study
 
     stamp_place(args.stamp)  # refused before any work
@@ -188,7 +188,7 @@ def _train(args: argparse.Namespace) -> int:
 def _pretrain_alone(args: argparse.Namespace) -> int:
     """f_b in the store, made by a child process without torchrun's variables; its exit status.
     SIGTERM ends the child, too."""
-    from .. import distributed
+    from ..core import distributed
 
     command = [
         sys.executable,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..clustering import label_purity, silhouette, source_purity
+from ..core.types import percent
 from ..study import FINE_TUNED, Study
-from ..types import percent
+from ..study.clustering import label_purity, silhouette, source_purity
 from .labels import short_label, task_label
 
 

@@ -12,7 +12,6 @@ from itertools import product
 import pandas as pd
 import torch
 
-from ..aligned import accuracies, aligned, released_mode
 from ..claims import (
     NOT_REPRODUCED,
     REPRODUCED,
@@ -23,7 +22,9 @@ from ..claims import (
     overall,
 )
 from ..protocols import current_eval, fit_heads
-from ..study import BASE, POOL_SEED, RANDOM, Study
+from ..study import BASE, RANDOM, Study
+from ..study.aligned import accuracies, aligned, released_mode
+from ..study.study import POOL_SEED
 from .labels import RUNG_LABELS, protocol_label, short_label
 from .scores import alt as alt_text
 from .scores import average_of, mean_and_std

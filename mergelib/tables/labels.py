@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..identity import is_ours
+from ..core.identity import is_ours
 from ..merging import METHODS, PER_TASK, Method
 from ..protocols import PROTOCOLS, Protocol
 from ..protocols.alignment import TABLE_1

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..claims import Bootstrap, interval
 from ..merging import METHODS, ONE, get_method
-from ..study import Study, at_edge
+from ..study import Study
+from ..study.study import at_edge
 from .labels import encoder_label, protocol_label
 from .scores import averages, mean_and_std, stack
 

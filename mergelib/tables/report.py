@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import paths
 from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
-from ..errors import DataError
+from ..core import paths
+from ..core.errors import DataError
 from ..study import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .labels import encoder_label, protocol_label, short_label
@@ -335,8 +335,8 @@ def report_markdown(folder: Path | None = None) -> str:
         "",
         world_line(runs),
         "",
-        f"SHA-256 of the claims file (`mergelib/claims.yaml`): `{claims_hash()}`. Its thresholds "
-        "were fixed before anything was run.",
+        f"SHA-256 of the claims file (`mergelib/claims/claims.yaml`): `{claims_hash()}`. "
+        "Its thresholds were fixed before anything was run.",
         "",
         *beyond_the_paper(runs),
     ]

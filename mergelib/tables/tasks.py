@@ -10,9 +10,9 @@ import torch
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
+from ..core.types import percent
 from ..protocols.surgery import trainable_parameters
 from ..study import BASE, FINE_TUNED, Study
-from ..types import percent
 from .labels import protocol_label, task_label
 from .scores import show
 

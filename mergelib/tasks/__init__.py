@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from .. import paths
-from ..errors import DataError
+from ..core import paths
+from ..core.errors import DataError
+from ..core.store import Store
+from ..core.types import Split, Task, is_whole
 from ..profiles import Profile
-from ..store import Store
-from ..types import Split, Task, is_whole
 from .data import rows_of
 from .local import local_splits
 from .parquet import LAYOUT, decode_image, parquet_splits

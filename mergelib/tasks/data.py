@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..documents import user_path
-from ..errors import DataError, shortened
-from ..types import Split
+from ..core.documents import user_path
+from ..core.errors import DataError, shortened
+from ..core.types import Split
 from .parquet import IMAGE_SUFFIXES, MAX_ROWS, ROWS_AT_A_TIME, label_names, opened
 from .rows import (
     LABEL_COLUMNS,

@@ -1,4 +1,4 @@
-"""Text tasks from the Hugging Face hub: Parquet or CSV files that ``mergelib.hub`` fetches.
+"""Text tasks from the Hugging Face hub: Parquet or CSV files that ``mergelib.core.hub`` fetches.
 
 Only data files are read, never code from a repository.
 """
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import DataError, UnknownNameError
-from ..hub import Repository, fetch, registry
-from ..hub.errors import said
-from ..types import Split
+from ..core.errors import DataError, UnknownNameError
+from ..core.hub import Repository, fetch, registry
+from ..core.hub.errors import said
+from ..core.types import Split
 from .local import LABEL_NAMES
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def hub_splits(
         UnknownNameError: The registry has no such task.
         DataError: The data are not what the registry says: format, columns, class names, labels
             or rows.
-        MergelibError: As :func:`mergelib.hub.fetch` does.
+        MergelibError: As :func:`mergelib.core.hub.fetch` does.
     """
     for what, n in (("n_train", n_train), ("n_test", n_test)):
         if n is not None and n < 1:

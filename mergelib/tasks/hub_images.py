@@ -1,4 +1,4 @@
-"""Image tasks from the Hugging Face hub: files of ``mergelib.hub``, classes of ``images.yaml``.
+"""Image tasks from the Hugging Face hub: files of ``core.hub``, classes of ``images.yaml``.
 
 A split is read from the files whose names begin with its own, ``train-00000-of-00002.parquet``, as
 datasets writes them. Images are decoded and resized once: the store keeps the three splits.
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from ..errors import DataError, UnknownNameError
-from ..hub import fetch, pin, registry
+from ..core.errors import DataError, UnknownNameError
+from ..core.hub import fetch, pin, registry
+from ..core.store import Artifact, Store
+from ..core.types import Split, Task, digest
 from ..profiles import Profile
-from ..store import Artifact, Store
-from ..types import Split, Task, digest
 from .parquet import SUBSAMPLE_SEED, read_parquet
 
 NAMES = Path(__file__).with_name("images.yaml")
@@ -43,7 +43,7 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
 
     Raises:
         DataError: The set does not number its classes as ``images.yaml`` does.
-        MergelibError: As ``mergelib.hub.fetch`` and ``read_parquet`` do.
+        MergelibError: As ``mergelib.core.hub.fetch`` and ``read_parquet`` do.
     """
     names, repository, sizes = class_names(name), registry()[name], profile.tasks
     key = {

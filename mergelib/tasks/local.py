@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..documents import user_path
-from ..errors import DataError
-from ..types import Split
+from ..core.documents import user_path
+from ..core.errors import DataError
+from ..core.types import Split
 from .data import read_csv
 from .rows import as_split, named_splits
 

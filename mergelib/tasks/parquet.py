@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..documents import user_path
-from ..errors import DataError, shortened
-from ..progress import progress
-from ..types import Split
+from ..core.documents import user_path
+from ..core.errors import DataError, shortened
+from ..core.progress import progress
+from ..core.types import Split
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
 # Decoders of plain pixels: Pillow has others that start programs.

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import DataError, StateDictError, UnsafeFileError, first_five, shortened
-from ..hub import fetch_file
-from ..types import Expert, Head, Split, State, Task, not_finite
+from ..core.errors import DataError, StateDictError, UnsafeFileError, first_five, shortened
+from ..core.hub import fetch_file
+from ..core.types import Expert, Head, Split, State, Task, not_finite
 from .data import read_csv
 from .local import LABEL_NAMES
 from .rows import as_split, numbered
@@ -28,7 +28,7 @@ UNREAD = (
 def released_checkpoint(task: str, folder: str) -> Path:
     """``checkpoints/<task>.pth`` in ``folder``, or, without a folder, from the hub.
 
-    Raises ``DataError`` where it is missing, and what ``mergelib.hub.fetch_file`` raises.
+    Raises ``DataError`` where it is missing, and what ``mergelib.core.hub.fetch_file`` raises.
     """
     return _file(f"checkpoints/{task}.pth", ("released_checkpoints", task), folder)
 
@@ -50,7 +50,7 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     Labels are 1-based, the text stands in column 2 (counted from 0), empty texts are kept. Classes
     are numbers here: the files number them by first appearance and carry no names. Raises
     ``DataError`` for a file that is missing or cannot be read and a label outside the task's range,
-    and what ``mergelib.hub.fetch_file`` raises.
+    and what ``mergelib.core.hub.fetch_file`` raises.
     """
     paths = {
         split: _file(f"{task}/{split}.csv", ("released_data", f"{task}/{split}"), folder)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..errors import DataError, first_five, shortened
-from ..types import Split
+from ..core.errors import DataError, first_five, shortened
+from ..core.types import Split
 
 LABEL_COLUMNS = ("label", "labels", "class", "class index", "category", "target")
 TEXT_COLUMNS = ("text", "texts", "sentence", "content", "description", "review", "document", "body")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from mergelib.store import Store
+from mergelib.core.store import Store
 from tests.faults.kill import ROOT, artifacts, csvs, temporary
 
 from .slurm_here import Slurm, missing, wait_for

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def artifacts(store: Path) -> dict[str, tuple]:
     """Of every finished artifact: name, inode and time of change of its files."""
-    from mergelib.store import Store
+    from mergelib.core.store import Store
 
     looked_after = Store(store)
     assert looked_after.verify() == [], "a kill left a damaged artifact under an artifact's name"
@@ -46,7 +46,7 @@ def artifacts(store: Path) -> dict[str, tuple]:
 
 def tensors(store: Path) -> dict[str, str]:
     """Digest of the tensors of every artifact."""
-    from mergelib.store import Store
+    from mergelib.core.store import Store
 
     made = Store(store)
     return {

@@ -6,8 +6,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from mergelib import Study, paths
-from mergelib.store import Store
+from mergelib import Study
+from mergelib.core import paths
+from mergelib.core.store import Store
 
 OVERRIDES = {
     "tasks.names": ["ag", "yelp"],

@@ -16,16 +16,16 @@ from matplotlib import pyplot as plt
 from toy import run
 
 import mergelib
-from mergelib import paths
-from mergelib.errors import StoreError
+from mergelib.core import paths
+from mergelib.core.errors import StoreError
+from mergelib.core.store import Artifact, Store
 from mergelib.figures import save_files
+from mergelib.foundations.bert import build_tokenizer
 from mergelib.models.folders import RECORD
-from mergelib.pretraining.bert import build_tokenizer
 from mergelib.run import runner
 from mergelib.run.cli import main
-from mergelib.store import Artifact, Store
 from mergelib.tasks import miniature
-from mergelib.training import checkpoints
+from mergelib.training.loop import checkpoints
 
 from .disks import PAGE, Disk, on_a_disk
 from .kill import csvs, temporary, tensors

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergelib import paths, store
-from mergelib.errors import ConfigError
+from mergelib.core import paths, store
+from mergelib.core.errors import ConfigError
+from mergelib.core.store import META, Artifact, Store
 from mergelib.models.folders import whole_folder
-from mergelib.store import META, Artifact, Store
 
 from .kill import (
     SIGNALS,

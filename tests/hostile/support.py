@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
 
 # of this process's own time: a case takes milliseconds, and a busy machine does not make it take
 # more

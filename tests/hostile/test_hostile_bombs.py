@@ -27,10 +27,10 @@ import pyarrow.parquet, torch, transformers
 from transformers import AutoConfig, AutoTokenizer
 from mergelib import Study, claims, documents
 from mergelib.run import runner
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
 from mergelib.models import parents, recipes
-from mergelib.store import Store
-from mergelib.hub import lock
+from mergelib.core.store import Store
+from mergelib.core.hub import lock
 from mergelib.tasks import data, parquet
 from mergelib.profiles import load_profile, parse_profile
 from mergelib.encoders import load_base

@@ -18,11 +18,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from mergelib.errors import MergelibError
-from mergelib.hub import lock
+from mergelib.core.errors import MergelibError
+from mergelib.core.hub import lock
+from mergelib.core.store import Artifact, Store
 from mergelib.models.merged import load_merged
 from mergelib.models.parents import Parent, Weights, open_parent
-from mergelib.store import Artifact, Store
 from mergelib.tasks.data import read_csv
 from mergelib.tasks.local import local_splits
 from mergelib.tasks.parquet import read_parquet

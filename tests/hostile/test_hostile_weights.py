@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
 from mergelib.merging import METHODS, ONE, get_method
 from mergelib.merging.states import check_merged
 

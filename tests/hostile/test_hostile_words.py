@@ -12,8 +12,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mergelib import claims, documents
-from mergelib.errors import ConfigError, MergelibError
+from mergelib import claims
+from mergelib.core import documents
+from mergelib.core.errors import ConfigError, MergelibError
 from mergelib.models import recipes
 from mergelib.profiles import Profile, load_profile
 from mergelib.run import runner

@@ -16,14 +16,15 @@ import torch
 from committed import committed
 
 import mergelib
-from mergelib import claims, documents
+from mergelib import claims
+from mergelib.core import documents
+from mergelib.core.errors import ConfigError, MergelibError, UnsafeFileError
+from mergelib.core.store import Artifact, Store
 from mergelib.encoders import load_base
-from mergelib.errors import ConfigError, MergelibError, UnsafeFileError
 from mergelib.models import recipes
 from mergelib.models.data import read_inputs
 from mergelib.models.merged import load_merged
 from mergelib.run import cli
-from mergelib.store import Artifact, Store
 from mergelib.tasks.data import read_csv, rows_of
 from mergelib.tasks.parquet import read_image, read_parquet
 
@@ -38,7 +39,7 @@ def models(tmp_path_factory):
     """The smallest BERT there is: a base and two classifiers, as transformers saves them."""
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-    from mergelib.pretraining.bert import build_tokenizer
+    from mergelib.foundations.bert import build_tokenizer
 
     root = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer(["one two three four five six seven"] * 9)

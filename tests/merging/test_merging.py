@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergelib.errors import ConfigError, StateDictError, UnknownNameError
+from mergelib.core.errors import ConfigError, StateDictError, UnknownNameError
 from mergelib.merging import METHODS, Method, get_method, method
 
 NAMES = ["weight_averaging", "task_arithmetic", "ties"]

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergelib.errors import ConfigError
+from mergelib.core.errors import ConfigError
 from mergelib.merging import METHODS, get_method
 from mergelib.merging.dropping import dare, magprune
 from mergelib.merging.masks import tall_mask

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from mergelib.errors import ConfigError
+from mergelib.core.errors import ConfigError
+from mergelib.core.types import Head
 from mergelib.merging import METHODS, get_method
 from mergelib.merging.context import Context, TaskData
 from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.regmean import gram_matrices
-from mergelib.types import Head
 
 ALL = sorted(METHODS)
 WITH_DATA = sorted(n for n, m in METHODS.items() if m.needs)

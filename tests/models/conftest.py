@@ -20,7 +20,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from mergelib.pretraining.bert import build_tokenizer
+from mergelib.foundations.bert import build_tokenizer
 from mergelib.tasks import miniature
 
 SIZE = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import mergelib
-from mergelib.errors import ConfigError, DataError, MergelibError, StateDictError
+from mergelib.core.errors import ConfigError, DataError, MergelibError, StateDictError
 from mergelib.merging import get_method
 from mergelib.models import folders, load_merged
 from mergelib.models.heads import expert_classifier, features

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import mergelib
 from mergelib import merging
-from mergelib.errors import (
+from mergelib.core.errors import (
     ConfigError,
     DataError,
     StateDictError,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from mergelib.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.models.recipes import COMMANDS, add_flags, build, parse_yaml
 from mergelib.run import cli
 

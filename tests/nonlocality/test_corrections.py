@@ -12,8 +12,9 @@ from near import ROUNDING, apart
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mergelib.core.errors import ConfigError, DataError, StateDictError, UnknownNameError
 from mergelib.encoders import ImageEncoder, TextEncoder, encoder_state, load_state
-from mergelib.errors import ConfigError, DataError, StateDictError, UnknownNameError
+from mergelib.foundations.bert import bert_config
 from mergelib.nonlocality.correction import Correction, attach, fold, watched
 from mergelib.nonlocality.sites import Fold, Site, sites_for
 from mergelib.nonlocality.statistics import (
@@ -26,7 +27,6 @@ from mergelib.nonlocality.statistics import (
     variance_ratio,
 )
 from mergelib.nonlocality.tact import channel_affine, repair, shared_target, tact
-from mergelib.pretraining.bert import bert_config
 
 D, LAYERS, HEADS, LENGTH = 8, 2, 2, 9
 

@@ -14,8 +14,11 @@ import torch
 
 from mergelib import Study, figures, nonlocality
 from mergelib.claims import interval, load_claims
-from mergelib.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
+from mergelib.core.store import Store
+from mergelib.core.types import Expert, Split, percent, state_digest
 from mergelib.figures import style
+from mergelib.foundations import Foundation
 from mergelib.merging import METHODS
 from mergelib.nonlocality import Nonlocality, Resampled, settings
 from mergelib.nonlocality.architectures import spec_for
@@ -32,10 +35,7 @@ from mergelib.nonlocality.settings import (
     TACT,
     TACT_FT,
 )
-from mergelib.pretraining import Foundation
 from mergelib.profiles import load_profile
-from mergelib.store import Store
-from mergelib.types import Expert, Split, percent, state_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 PRETRAINING = {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}
@@ -306,7 +306,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
 
     for name in ("tact", "repair", "weight_matching"):
         monkeypatch.setattr(settings, name, forbidden)
-    monkeypatch.setattr("mergelib.study.extract_prepared", forbidden)
+    monkeypatch.setattr("mergelib.study.study.extract_prepared", forbidden)
     again = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

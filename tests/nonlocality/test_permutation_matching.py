@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 import torch
 
-from mergelib.errors import ConfigError, StateDictError
+from mergelib.core.errors import ConfigError, StateDictError
+from mergelib.core.progress import progress
 from mergelib.nonlocality.matching import assign, best_move, weight_matching
 from mergelib.nonlocality.permute import apply, identity, inverse, random_permutations
 from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
-from mergelib.progress import progress
 
 SEEDS = range(3)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from near import ROUNDING, apart
 
-from mergelib.errors import ConfigError, StateDictError, UnknownNameError
+from mergelib.core.errors import ConfigError, StateDictError, UnknownNameError
+from mergelib.core.types import Head
 from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.permute import (
     apply,
@@ -22,7 +23,6 @@ from mergelib.nonlocality.permute import (
     random_permutations,
 )
 from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
-from mergelib.types import Head
 
 SEEDS = range(3)
 

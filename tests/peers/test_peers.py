@@ -52,7 +52,8 @@ from mergekit import sparsify
 from mergekit.merge_methods import merge_state_dicts
 from omegaconf import OmegaConf
 
-from mergelib.errors import ConfigError
+from mergelib.core.errors import ConfigError
+from mergelib.core.types import Head
 from mergelib.merging import Context, TaskData, get_method
 from mergelib.merging.adamerging import combine, mean_entropy, ties_vectors
 from mergelib.merging.dropping import breadcrumbs, dare, magprune
@@ -60,7 +61,6 @@ from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.masks import tall_mask
 from mergelib.merging.regmean import regmean_weight
 from mergelib.merging.states import flatten, float_names
-from mergelib.types import Head
 
 SEEDS = range(3)
 MATRICES = ("b_square", "c_wide", "d_tall")

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergelib.errors import ConfigError, DataError, UnknownNameError
+from mergelib.core.errors import ConfigError, DataError, UnknownNameError
+from mergelib.core.types import Head
 from mergelib.protocols.alignment import (
     TABLE_1,
     AffineMap,
@@ -21,7 +22,6 @@ from mergelib.protocols.alignment import (
     polar,
     variance_steps,
 )
-from mergelib.types import Head
 
 RUNGS = tuple(TABLE_1)
 

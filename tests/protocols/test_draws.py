@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergelib.errors import DataError, UnknownNameError
+from mergelib.core.errors import DataError, UnknownNameError
 from mergelib.protocols import stratified_order, uniform_order
 
 

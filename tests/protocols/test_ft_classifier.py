@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mergelib.errors import DataError, UnknownNameError
+from mergelib.core.errors import DataError, UnknownNameError
+from mergelib.core.types import Head
 from mergelib.protocols import (
     Evidence,
     FTPreset,
@@ -19,7 +20,6 @@ from mergelib.protocols import (
     kl_to_teacher,
     nested_fits,
 )
-from mergelib.types import Head
 
 
 def example(n_fits=3, n=12, d=6, c=4, seed=0):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mergelib.errors import DataError, UnknownNameError
+from mergelib.core.errors import DataError, UnknownNameError
+from mergelib.core.types import Head
 from mergelib.protocols import PRESETS, FTPreset, kl_to_teacher
 from mergelib.protocols.alignment import polar
 from mergelib.protocols.orthogonal import FITS, nested_orthogonal, orthogonal_classifier
-from mergelib.types import Head
 
 PRESET = PRESETS["default"]
 SHAPES = [(3, 8), (8, 8), (11, 8)]  # C below, at and above d

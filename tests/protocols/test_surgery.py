@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mergelib.core.types import Head
 from mergelib.protocols import current_eval
 from mergelib.protocols.surgery import SurgeryModule, start, surgery, trainable_parameters
-from mergelib.types import Head
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

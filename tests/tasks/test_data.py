@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mergelib
-from mergelib.errors import DataError
+from mergelib.core.errors import DataError
+from mergelib.core.types import Split
 from mergelib.tasks.data import labelled, read_csv, rows_of, unlabelled
 from mergelib.tasks.local import LABEL_NAMES, local_splits
 from mergelib.tasks.rows import rows
-from mergelib.types import Split
 
 NAMES = ("sport", "film", "news")
 TEXTS, LABELS = ["a goal", "an actor", "a vote", "null"], ["sport", "film", "news", "film"]

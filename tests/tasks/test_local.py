@@ -7,11 +7,11 @@ import gzip
 import pytest
 import torch
 
-from mergelib.errors import DataError
+from mergelib.core.errors import DataError
+from mergelib.core.types import Split, Task
 from mergelib.profiles import load_profile
 from mergelib.tasks import build_task, load_task, miniature_corpus, miniature_task
 from mergelib.tasks.local import local_splits
-from mergelib.types import Split, Task
 
 
 def write(path, text: str | bytes):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, one_hot, pad
 
-from mergelib.errors import UnknownNameError
+from mergelib.core.errors import UnknownNameError
 from mergelib.profiles import IMAGE_TASK_NAMES
 from mergelib.tasks.miniature.images import (
     FAMILIES,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mergelib.errors import ConfigError, DataError
+from mergelib.core.errors import ConfigError, DataError
 from mergelib.profiles import load_profile, with_shortcuts
 from mergelib.tasks import load_task
 from mergelib.tasks.parquet import MAX_PIXELS, decode_image, parquet_splits, read_parquet

@@ -8,10 +8,11 @@ import datasets
 import pytest
 import torch
 
-from mergelib.errors import DataError, UnknownNameError
-from mergelib.hub import download, needed, registry
-from mergelib.hub.repository import base_model, named
+from mergelib.core.errors import DataError, UnknownNameError
+from mergelib.core.hub import download, registry
+from mergelib.core.hub.repository import base_model
 from mergelib.profiles import TASK_NAMES, load_profile, variant_names
+from mergelib.profiles.downloads import named, needed
 from mergelib.tasks import hub as text_sets
 from mergelib.tasks.local import LABEL_NAMES
 

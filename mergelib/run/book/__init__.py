@@ -18,8 +18,9 @@ from typing import Any
 
 import nbformat
 
-from ... import __version__, paths
-from ...errors import ConfigError
+from ... import __version__
+from ...core import paths
+from ...core.errors import ConfigError
 from ...tables.manifest import Item, manifest
 from ..publish import normalise
 from . import plane

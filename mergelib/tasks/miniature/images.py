@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import UnknownNameError
+from ...core.errors import UnknownNameError
 from . import painters
 from .drawing import SIZE, Array, Canvas, Draws, X, Y, box, turned
 from .glyphs import DIGITS, GLYPHS

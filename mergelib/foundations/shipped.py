@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import load, save_file
 
-from ..errors import StoreError, UnknownNameError
-from ..paths import write_whole
+from ..core.errors import StoreError, UnknownNameError
+from ..core.paths import write_whole
+from ..core.store import Artifact
 from ..profiles import Profile
-from ..store import Artifact
 
-FOLDER = Path(__file__).parent.parent / "foundations"
+FOLDER = Path(__file__).parent
 SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_size", "projection")
 
 

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from ..figures import COLUMN, PROTOCOL_STYLE
+from ..models.heads import evaluate
+from ..models.merged import Merged
+from ..models.parents import quiet
 from ..protocols import uniform_order
 from ..study import Study
 from ..tables import TASK_LABELS, show, versions
-from ..training import seeded, train
-from .heads import evaluate
-from .merged import Merged
-from .parents import quiet
+from ..training.loop import seeded, train
 
 EXPERT, OLD, NEW = "expert", "merged, old head", "merged, re-aligned head"
 

@@ -15,13 +15,13 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertTokenizer
 
+from ..core.errors import OfflineError
+from ..core.store import Artifact
+from ..core.types import Task
 from ..encoders import TextEncoder, encoder_state
-from ..errors import OfflineError
 from ..profiles import EncoderSettings, Profile
-from ..store import Artifact
 from ..tasks import miniature_corpus
-from ..training import TrainConfig, seeded, train
-from ..types import Task
+from ..training.loop import TrainConfig, seeded, train
 from . import Foundation, Recipe, shipped
 from .distil import distil, hub_teacher, sentence_vectors
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from ..core.hub import locked_revision
+from ..core.store import Artifact
+from ..core.types import Head, State, Task
 from ..encoders import Encoder, load_base
-from ..hub import locked_revision
 from ..profiles import Profile
-from ..store import Artifact
-from ..types import Head, State, Task
 
 
 @dataclass(frozen=True)

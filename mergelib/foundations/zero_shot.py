@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from ..core.errors import ConfigError, StateDictError
+from ..core.types import Head, State
 from ..encoders import ImageEncoder
-from ..errors import ConfigError, StateDictError
 from ..models.parents import Parent, open_parent, quiet
-from ..types import Head, State
 
 # Named as transformers calls it, so that a hub folder's tower and projection drop in unchanged.
 TOWER, PROJECTION = "vision_model.", "visual_projection.weight"

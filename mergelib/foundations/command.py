@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.errors import UnknownNameError
+from ..core.store import Store
+from ..core.types import Split, State, Task, percent
 from ..encoders import Encoder
-from ..errors import UnknownNameError
-from ..features import extract, pick_device
+from ..encoders.features import extract, pick_device
 from ..profiles import Profile, load_profile, variant_names
-from ..store import Store
 from ..tasks import load_task
-from ..types import Split, State, Task, percent
 from . import RECIPES, shipped
 
 PROBE_SHOTS = 100  # training inputs per class

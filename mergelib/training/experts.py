@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoders import Encoder, encoder_state
-from .errors import StateDictError
-from .training import TrainConfig, seeded, train
-from .types import Head, State, Task, not_finite
+from ..core.errors import StateDictError
+from ..core.types import Head, State, Task, not_finite
+from ..encoders import Encoder, encoder_state
+from .loop import TrainConfig, seeded, train
 
 FINE_TUNE_VERSION = 1
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .encoders import Encoder
-from .errors import ConfigError, DeviceMemoryError
-from .memory import free_device_memory, out_of_memory, within_memory
-from .progress import progress
-from .types import Inputs
+from ..core.errors import ConfigError, DeviceMemoryError
+from ..core.memory import free_device_memory, out_of_memory, within_memory
+from ..core.progress import progress
+from ..core.types import Inputs
+from . import Encoder
 
 FEATURES_VERSION = 1
 PRECISIONS = ("float32", "bf16", "bf16_weights")

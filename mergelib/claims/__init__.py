@@ -19,13 +19,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from .aligned import aligned
-from .clustering import label_purity, source_purity
-from .documents import parse_yaml, read_text
-from .errors import ConfigError, MissingShotsError, UnknownNameError, shortened
-from .merging import get_method
-from .protocols import get_protocol
-from .study import BASE, FINE_TUNED, Study
+from ..core.documents import parse_yaml, read_text
+from ..core.errors import ConfigError, MissingShotsError, UnknownNameError, shortened
+from ..merging import get_method
+from ..protocols import get_protocol
+from ..study import BASE, FINE_TUNED, Study
+from ..study.aligned import aligned
+from ..study.clustering import label_purity, source_purity
 
 CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_JUDGED = (

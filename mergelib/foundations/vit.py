@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig
 
+from ..core.errors import ConfigError
+from ..core.store import Artifact
+from ..core.types import Task
 from ..encoders import ImageEncoder, encoder_state
-from ..errors import ConfigError
 from ..profiles import Profile
-from ..store import Artifact
-from ..training import TrainConfig, seeded, train
-from ..types import Task
+from ..training.loop import TrainConfig, seeded, train
 from . import Foundation, Recipe
 
 PRETRAIN_VIT_VERSION = 1

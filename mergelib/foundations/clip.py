@@ -23,14 +23,14 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
+from ..core.errors import DataError, UnknownNameError
+from ..core.hub import fetch_model
+from ..core.store import Artifact
+from ..core.types import Head, Task, below
 from ..encoders import ImageEncoder
-from ..errors import DataError, UnknownNameError
-from ..hub import fetch_model
 from ..models.parents import Parent
 from ..profiles import Profile
-from ..store import Artifact
-from ..training import TrainConfig, seeded, train
-from ..types import Head, Task, below
+from ..training.loop import TrainConfig, seeded, train
 from . import Foundation, Recipe
 from .bert import words_by_frequency
 from .zero_shot import ClipParts, as_batches, load_clip, zero_shot_head

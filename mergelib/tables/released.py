@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pandas as pd
 
-from .encoders import ReleasedEncoder
-from .errors import ConfigError
-from .pretraining import Foundation
-from .study import Study
-from .tables import short_label
+from ..core.errors import ConfigError
+from ..encoders import ReleasedEncoder
+from ..foundations import Foundation
+from ..study import Study
+from . import short_label
 
 
 def effects(study: Study, encoders: tuple[str, ...] = ("f_t", "task_arithmetic")) -> pd.DataFrame:

@@ -8,10 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .errors import UnknownNameError
-from .features import extract
-from .protocols import PRESETS, current_eval, ft_classifier
-from .protocols.alignment import (
+from ..core.errors import UnknownNameError
+from ..core.store import Artifact
+from ..core.types import head_digest
+from ..encoders.features import extract
+from ..protocols import PRESETS, current_eval, ft_classifier
+from ..protocols.alignment import (
     AffineMap,
     aligned_predictions,
     diagnose,
@@ -19,10 +21,8 @@ from .protocols.alignment import (
     fit_l1,
     get_rung,
 )
-from .store import Artifact
+from ..training.loop import seeded
 from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study
-from .training import seeded
-from .types import head_digest
 
 N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from . import distributed
-from .errors import ConfigError, DeviceMemoryError, StoreError
-from .memory import free_device_memory, out_of_memory, within_memory
-from .progress import progress
-from .store import REMEDY
+from ..core import distributed
+from ..core.errors import ConfigError, DeviceMemoryError, StoreError
+from ..core.memory import free_device_memory, out_of_memory, within_memory
+from ..core.progress import progress
+from ..core.store import REMEDY
 
 MAX_NORM = 1.0  # of all gradients together
 

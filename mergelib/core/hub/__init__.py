@@ -1,8 +1,8 @@
-"""Between the Hugging Face hub and this disk: what is needed, one pinned download, verified."""
+"""Between the Hugging Face hub and this disk: one pinned download, verified."""
 
 from .download import cached_files, check, fetch, fetch_file, fetch_model, locked_revision, pin
 from .lock import lock_path
-from .repository import Repository, needed, registry
+from .repository import Repository, registry
 
 __all__ = [
     "Repository",
@@ -13,7 +13,6 @@ __all__ = [
     "fetch_model",
     "lock_path",
     "locked_revision",
-    "needed",
     "pin",
     "registry",
 ]

@@ -15,34 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import distributed, paths
-from .clustering import tsne
-from .encoders import Encoder, encoder_state, load_state, released_encoder
-from .errors import ConfigError, DataError, MissingShotsError, UnknownNameError, shortened
-from .experts import FINE_TUNE_VERSION, fine_tune
-from .features import FEATURES_VERSION, extract_prepared, pick_device
-from .identity import code_identity, is_ours
-from .merging import METHODS, PER_TASK, REFERENCES, Context, Method, TaskData, get_method
-from .meter import Meter
-from .pretraining import RECIPES, Foundation, shipped
-from .profiles import Profile, load_profile, with_shortcuts
-from .progress import progress
-from .protocols import (
-    DRAWS,
-    Evidence,
-    current_eval,
-    get_preset,
-    get_protocol,
-    stratified_order,
-    uniform_order,
-)
-from .spare import spare
-from .store import Artifact, Store
-from .tasks import load_task
-from .tasks.hub_images import IMAGES_VERSION
-from .tasks.released import check_label_order, load_checkpoint, released_checkpoint
-from .training import resolve_precision, seeded
-from .types import (
+from ..core import distributed, paths
+from ..core.errors import ConfigError, DataError, MissingShotsError, UnknownNameError, shortened
+from ..core.identity import code_identity, is_ours
+from ..core.progress import progress
+from ..core.spare import spare
+from ..core.store import Artifact, Store
+from ..core.types import (
     Expert,
     Head,
     Inputs,
@@ -55,6 +34,27 @@ from .types import (
     percent,
     state_digest,
 )
+from ..encoders import Encoder, encoder_state, load_state, released_encoder
+from ..encoders.features import FEATURES_VERSION, extract_prepared, pick_device
+from ..foundations import RECIPES, Foundation, shipped
+from ..merging import METHODS, PER_TASK, REFERENCES, Context, Method, TaskData, get_method
+from ..profiles import Profile, load_profile, with_shortcuts
+from ..protocols import (
+    DRAWS,
+    Evidence,
+    current_eval,
+    get_preset,
+    get_protocol,
+    stratified_order,
+    uniform_order,
+)
+from ..tasks import load_task
+from ..tasks.hub_images import IMAGES_VERSION
+from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
+from ..training.experts import FINE_TUNE_VERSION, fine_tune
+from ..training.loop import resolve_precision, seeded
+from .clustering import tsne
+from .meter import Meter
 
 MERGE_VERSION = 2
 LAM_VERSION = 2

@@ -18,7 +18,7 @@ REMEDY = (
 
 def root() -> Path:
     """The project's folder (the one that holds ``notebooks/``)."""
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[2]
 
 
 def store_root() -> Path:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..encoders import Encoder, encoder_state, load_base
-from ..features import extract
-from ..training import TrainConfig, train
+from ..encoders.features import extract
+from ..training.loop import TrainConfig, train
 
 TEACHER_LENGTH = 64  # tokens that the teacher reads of a document
 

@@ -1,0 +1,1 @@
+"""Fine-tuning: f_b to experts f_1 ... f_T."""
