@@ -7,8 +7,9 @@ A method is one decorated function::
         '''theta_m = ...'''
 
 Only encoders come here: heads stay with their task. A method whose signature has ``lam`` gets its
-lambda chosen on validation data; give ``direction`` as well when theta_m = theta_b + lam *
-direction, and a scan over lambda computes the direction once. One that declares ``needs`` takes a
+lambda chosen on validation data. Most are theta_b + lam * direction: then the function gives the
+direction, ``@method(..., lam=0.3)`` adds the rest, and a scan over lambda computes the direction
+once. One that declares ``needs`` takes a
 ``Context`` as its third argument; one that ``gives`` "one per task" returns a list, an encoder per
 expert. One whose signature has ``seed`` is random. What a method of the user's own gets are copies
 that it may write to.
@@ -16,6 +17,7 @@ that it may write to.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -203,6 +205,22 @@ def _wanted(parameter: inspect.Parameter, value: Any) -> str:
     return "a list" if isinstance(default, tuple) and not isinstance(value, list | tuple) else ""
 
 
+def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., MergedState]:
+    """theta_b + lam * direction, with the direction's own options."""
+
+    @functools.wraps(direction)
+    def merged(base: State, experts: Sequence[State], *context: Context, lam=lam, **options: Any):
+        return add_scaled(base, direction(base, experts, *context, **options), lam)
+
+    scale = inspect.Parameter("lam", inspect.Parameter.KEYWORD_ONLY, default=lam)
+    taken = inspect.signature(direction)
+    if "lam" in taken.parameters:
+        raise ConfigError("A function that takes lam scales by itself: leave lam= out of @method.")
+    parameters = sorted([scale, *taken.parameters.values()], key=lambda p: p.kind)
+    merged.__signature__ = taken.replace(parameters=parameters)
+    return merged
+
+
 METHODS: dict[str, Method] = {}
 REFERENCES = ("f_b", "f_t", "multi_task", "random")  # the encoders that are no merges
 
@@ -212,6 +230,7 @@ def method(
     *,
     label: str,
     short: str,
+    lam: float | None = None,
     direction: Callable[..., MergedState] | None = None,
     needs: tuple[str, ...] = (),
     gives: str = ONE,
@@ -219,6 +238,15 @@ def method(
 ) -> Callable[[Callable], Callable]:
     """Register the decorated function as merging method ``name``; it then takes part in every table
     and figure that is given its name. A name of one's own may be registered again.
+
+    Args:
+        name, label, short: What settings, tables and figures call it.
+        lam: Default lambda of a function that gives a direction: the method is theta_b + lam *
+            direction.
+        direction: The direction of a method that adds it to theta_b itself.
+        needs: Data beyond weights, out of ``NEEDS``.
+        gives: ``ONE`` or ``PER_TASK``.
+        replace: Whether the name of one of mergelib's own methods may be taken.
 
     Raises:
         ConfigError: For a ``needs`` or ``gives`` that does not exist, a name that stands for
@@ -242,7 +270,8 @@ def method(
     def register(function: Callable) -> Callable:
         refuse_built_in("merging method", name, METHODS.get(name), function, replace)
         check_call("method", name, function, "base", "experts", *["context"] * bool(needs))
-        METHODS[name] = Method(name, label, short, function, direction, tuple(needs), gives)
+        parts = (function, direction) if lam is None else (scaled(function, lam), function)
+        METHODS[name] = Method(name, label, short, *parts, tuple(needs), gives)
         return function
 
     return register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ def learn_coefficients(
     base: State,
     vectors: Sequence[State],
     context: Context,
-    *,
     per: Literal["task", "layer"],
     steps: int,
     lr: float,
@@ -52,6 +51,11 @@ def learn_coefficients(
     A step sums the tasks' mean entropies, each on ``batch_size`` random inputs. Nothing else is
     trained, no label is seen.
     """
+    if steps < 0 or batch_size < 1 or not lr > 0:
+        raise ConfigError(
+            f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, "
+            f"{batch_size}, {lr}."
+        )
     coefficients = torch.full(
         (len(vectors), 1 if per == "task" else len(vectors[0])),
         prior,
@@ -68,9 +72,8 @@ def learn_coefficients(
         leaves = {n: t.detach().requires_grad_() for n, t in state.items()}
         whole = complete(base, leaves)
         for task in context.tasks:
-            rows = torch.randperm(len(task.inputs), generator=generator)[
-                :batch_size
-            ]  # on the CPU, like the inputs
+            order = torch.randperm(len(task.inputs), generator=generator)  # CPU, like the inputs
+            rows = order[:batch_size]
             features = context.features(whole, context.collate([task.inputs[i] for i in rows]))
             mean_entropy(task.head.logits(features)).backward()
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]
@@ -86,145 +89,56 @@ def ties_vectors(base: State, experts: Sequence[State], keep: float) -> list[dic
     return [unflatten(row, base, names) for row in trimmed_and_elected(flat, experts, keep)]
 
 
-def _learned(
-    base: State,
-    vectors: Sequence[State],
-    context: Context,
-    *,
-    per: Literal["task", "layer"],
-    steps: int,
-    lr: float,
-    batch_size: int,
-    prior: float,
-    seed: int,
+def merged_with(
+    base: State, vectors: Sequence[State], context: Context, *settings: Any
 ) -> dict[str, Tensor]:
-    if steps < 0 or batch_size < 1 or not lr > 0:
-        raise ConfigError(
-            f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, "
-            f"{batch_size}, {lr}."
-        )
-    coefficients = learn_coefficients(
-        base,
-        vectors,
-        context,
-        per=per,
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        prior=prior,
-        seed=seed,
+    """The merge with ``learn_coefficients(base, vectors, context, *settings)``."""
+    coefficients = learn_coefficients(base, vectors, context, *settings)
+    merged = combine(base, vectors, coefficients)
+    return complete(base, {n: t.to(base[n].dtype) for n, t in merged.items()})
+
+
+def register(per: Literal["task", "layer"]) -> None:
+    """AdaMerging and AdaMerging++ with a lambda per task, or per task and tensor."""
+    needs = ("test inputs", "gradients")
+
+    @method(f"adamerging_{per}", label=f"AdaMerging, {per}-wise", short=f"Ada-{per}", needs=needs)
+    def adamerging(
+        base: State,
+        experts: Sequence[State],
+        context: Context,
+        *,
+        steps: int = 100,
+        lr: float = 1e-3,
+        batch_size: int = 16,
+        prior: float = 0.3,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled
+        inputs of the *test* set. (The authors take 500 steps and clamp lambda to [0, 1]; nothing
+        is clamped here, as in FusionBench.)"""
+        vectors = task_vectors(base, experts)
+        return merged_with(base, vectors, context, per, steps, lr, batch_size, prior, seed)
+
+    @method(
+        f"adamerging_{per}_pp", label=f"AdaMerging++, {per}-wise", short=f"Ada-{per}++", needs=needs
     )
-    return complete(
-        base, {n: t.to(base[n].dtype) for n, t in combine(base, vectors, coefficients).items()}
-    )
+    def adamerging_pp(
+        base: State,
+        experts: Sequence[State],
+        context: Context,
+        *,
+        steps: int = 100,
+        lr: float = 1e-3,
+        batch_size: int = 16,
+        prior: float = 0.3,
+        keep: float = 0.2,
+        seed: int = 0,
+    ) -> dict[str, Tensor]:
+        """The same on the task vectors as Ties leaves them before it adds them up."""
+        vectors = ties_vectors(base, experts, keep)
+        return merged_with(base, vectors, context, per, steps, lr, batch_size, prior, seed)
 
 
-NEEDED = ("test inputs", "gradients")
-
-
-@method("adamerging_task", label="AdaMerging, task-wise", short="Ada-task", needs=NEEDED)
-def adamerging_task(
-    base: State,
-    experts: Sequence[State],
-    context: Context,
-    *,
-    steps: int = 100,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    prior: float = 0.3,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled
-    inputs of the *test* set. (The authors take 500 steps and clamp lambda to [0, 1]; nothing is
-    clamped here, as in FusionBench.)"""
-    return _learned(
-        base,
-        task_vectors(base, experts),
-        context,
-        per="task",
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        prior=prior,
-        seed=seed,
-    )
-
-
-@method("adamerging_layer", label="AdaMerging, layer-wise", short="Ada-layer", needs=NEEDED)
-def adamerging_layer(
-    base: State,
-    experts: Sequence[State],
-    context: Context,
-    *,
-    steps: int = 100,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    prior: float = 0.3,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """The same with a lambda_t^l per tensor l of the encoder."""
-    return _learned(
-        base,
-        task_vectors(base, experts),
-        context,
-        per="layer",
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        prior=prior,
-        seed=seed,
-    )
-
-
-@method("adamerging_task_pp", label="AdaMerging++, task-wise", short="Ada-task++", needs=NEEDED)
-def adamerging_task_pp(
-    base: State,
-    experts: Sequence[State],
-    context: Context,
-    *,
-    steps: int = 100,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    prior: float = 0.3,
-    keep: float = 0.2,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Task-wise, on the task vectors as Ties leaves them before it adds them up."""
-    return _learned(
-        base,
-        ties_vectors(base, experts, keep),
-        context,
-        per="task",
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        prior=prior,
-        seed=seed,
-    )
-
-
-@method("adamerging_layer_pp", label="AdaMerging++, layer-wise", short="Ada-layer++", needs=NEEDED)
-def adamerging_layer_pp(
-    base: State,
-    experts: Sequence[State],
-    context: Context,
-    *,
-    steps: int = 100,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    prior: float = 0.3,
-    keep: float = 0.2,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Layer-wise, on the task vectors as Ties leaves them before it adds them up."""
-    return _learned(
-        base,
-        ties_vectors(base, experts, keep),
-        context,
-        per="layer",
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        prior=prior,
-        seed=seed,
-    )
+register("task")
+register("layer")

@@ -41,64 +41,32 @@ def dare_average(
     return add_scaled(base, total(_dare_vectors(base, experts, drop, seed)), 1 / len(experts))
 
 
-def dare_direction(
+@method("dare_task_arithmetic", label="DARE + Task Arithmetic", short="DARE-TA", lam=0.3)
+def dare_task_arithmetic(
     base: State, experts: Sequence[State], *, drop: float = 0.5, seed: int = 0
 ) -> dict[str, Tensor]:
-    """sum_t DARE(tau_t)."""
-    return total(_dare_vectors(base, experts, drop, seed))
-
-
-@method(
-    "dare_task_arithmetic",
-    label="DARE + Task Arithmetic",
-    short="DARE-TA",
-    direction=dare_direction,
-)
-def dare_task_arithmetic(
-    base: State, experts: Sequence[State], *, lam: float = 0.3, drop: float = 0.5, seed: int = 0
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t DARE(tau_t).
+    """sum_t DARE(tau_t).
 
     (mergekit rescales each tensor to its former L1 norm instead of by 1/(1 - drop), and is not
     unbiased.)
     """
-    return add_scaled(base, dare_direction(base, experts, drop=drop, seed=seed), lam)
+    return total(_dare_vectors(base, experts, drop, seed))
 
 
-def dare_ties_direction(
-    base: State,
-    experts: Sequence[State],
-    *,
-    keep: float = 0.2,
-    combine: Literal["sum", "mean"] = "sum",
-    drop: float = 0.5,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Ties' merged task vector of DARE(tau_t) in the place of tau_t."""
-    zero = {n: torch.zeros_like(base[n], dtype=torch.float32) for n in float_names(base)}
-    return ties_direction(
-        zero, _dare_vectors(base, experts, drop, seed), keep=keep, combine=combine
-    )
-
-
-@method("dare_ties", label="DARE + Ties", short="DARE-Ties", direction=dare_ties_direction)
+@method("dare_ties", label="DARE + Ties", short="DARE-Ties", lam=0.3)
 def dare_ties(
     base: State,
     experts: Sequence[State],
     *,
-    lam: float = 0.3,
     keep: float = 0.2,
     combine: Literal["sum", "mean"] = "sum",
     drop: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * Ties(DARE(tau_1), ..., DARE(tau_T)): dropped first, then trimmed,
-    elected and merged."""
-    return add_scaled(
-        base,
-        dare_ties_direction(base, experts, keep=keep, combine=combine, drop=drop, seed=seed),
-        lam,
-    )
+    """Ties(DARE(tau_1), ..., DARE(tau_T)): dropped first, then trimmed, elected and merged."""
+    zero = {n: torch.zeros_like(base[n], dtype=torch.float32) for n in float_names(base)}
+    vectors = _dare_vectors(base, experts, drop, seed)
+    return ties_direction(zero, vectors, keep=keep, combine=combine)
 
 
 # ---- Model Breadcrumbs: Davari & Belilovsky, 2024 (arXiv 2312.06795) ----
@@ -117,35 +85,18 @@ def breadcrumbs(tau: Tensor, keep: float, drop_top: float) -> Tensor:
     return torch.zeros_like(tau).scatter(-1, kept, tau.gather(-1, kept))
 
 
-def breadcrumbs_direction(
+@method("model_breadcrumbs", label="Model Breadcrumbs", short="Breadcrumbs", lam=0.3)
+def model_breadcrumbs(
     base: State, experts: Sequence[State], *, keep: float = 0.15, drop_top: float = 0.006
 ) -> dict[str, Tensor]:
-    """sum_t masked tau_t."""
-    check_fraction("Model Breadcrumbs", "keep", keep, open_low=True)
-    check_fraction("Model Breadcrumbs", "drop_top", drop_top, open_high=True)
-    return total(task_vectors(base, experts, lambda tau: breadcrumbs(tau, keep, drop_top)))
-
-
-@method(
-    "model_breadcrumbs",
-    label="Model Breadcrumbs",
-    short="Breadcrumbs",
-    direction=breadcrumbs_direction,
-)
-def model_breadcrumbs(
-    base: State,
-    experts: Sequence[State],
-    *,
-    lam: float = 0.3,
-    keep: float = 0.15,
-    drop_top: float = 0.006,
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t masked tau_t.
+    """sum_t masked tau_t.
 
     The authors' search has ``keep`` 0.05..0.2 and ``drop_top`` 0.001..0.01. (A row too short to
     keep int(keep * n) entries keeps one, where the original keeps none.)
     """
-    return add_scaled(base, breadcrumbs_direction(base, experts, keep=keep, drop_top=drop_top), lam)
+    check_fraction("Model Breadcrumbs", "keep", keep, open_low=True)
+    check_fraction("Model Breadcrumbs", "drop_top", drop_top, open_high=True)
+    return total(task_vectors(base, experts, lambda tau: breadcrumbs(tau, keep, drop_top)))
 
 
 # ---- DELLA: Deep et al., 2024 (arXiv 2406.11617) ----
@@ -166,11 +117,15 @@ def magprune(rows: Tensor, drop: float, window: float, generator: torch.Generato
     return (flat * kept / probability).view(rows.shape)
 
 
-def della_direction(
+@method("della", label="DELLA", short="DELLA", lam=1.0)
+def della(
     base: State, experts: Sequence[State], *, drop: float = 0.3, window: float = 0.14, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The mean, per entry, of the pruned task vectors that carry the elected sign (that of their
-    sum; 0 counts as positive)."""
+    """The elected mean of MAGPRUNE(tau_t): per entry, of those that carry the sign of their sum (0
+    counts as positive).
+
+    (mergekit rescales to the former L1 norm instead of dividing by the keep probability.)
+    """
     check_fraction("DELLA", "drop + window / 2", drop + window / 2, open_high=True)
     check_fraction("DELLA", "drop - window / 2", drop - window / 2)
     check_fraction("DELLA", "window", window)
@@ -182,22 +137,3 @@ def della_direction(
         agrees = torch.where(tau.sum(0) >= 0, tau > 0, tau < 0)
         merged[name] = torch.where(agrees, tau, 0.0).sum(0) / agrees.sum(0).clamp(min=1)
     return merged
-
-
-@method("della", label="DELLA", short="DELLA", direction=della_direction)
-def della(
-    base: State,
-    experts: Sequence[State],
-    *,
-    lam: float = 1.0,
-    drop: float = 0.3,
-    window: float = 0.14,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * elected mean of MAGPRUNE(tau_t).
-
-    (mergekit rescales to the former L1 norm instead of dividing by the keep probability.)
-    """
-    return add_scaled(
-        base, della_direction(base, experts, drop=drop, window=window, seed=seed), lam
-    )

@@ -17,26 +17,20 @@ from .states import add_scaled, float_names, stacked_task_vectors
 # ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ----
 
 
-def magmax_direction(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
-    """Per entry the tau_t of largest magnitude; of equal ones the later expert's."""
+@method("magmax", label="MagMax", short="MagMax", lam=0.5)
+def magmax(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+    """Per entry the tau_t of largest magnitude; of equal ones the later expert's.
+
+    Made for experts fine-tuned one after another; here they are independent.
+    """
     merged = {}
     for name in float_names(base):
-        tau = stacked_task_vectors(base, experts, name).flip(
-            0
-        )  # of equal magnitudes argmax takes the first: the later expert
+        # Of equal magnitudes argmax takes the first: the later expert.
+        tau = stacked_task_vectors(base, experts, name).flip(0)
         merged[name] = (
             tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0) if tau.numel() else tau[0]
         )
     return merged
-
-
-@method("magmax", label="MagMax", short="MagMax", direction=magmax_direction)
-def magmax(base: State, experts: Sequence[State], *, lam: float = 0.5) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m.
-
-    Made for experts fine-tuned one after another; here they are independent.
-    """
-    return add_scaled(base, magmax_direction(base, experts), lam)
 
 
 # ---- TALL-masks and Consensus: Wang et al., 2024 (arXiv 2405.07813) ----
@@ -67,10 +61,15 @@ def tall_masks(
     ]
 
 
-def consensus_direction(
+@method("consensus", label="Consensus", short="Consensus", lam=0.3)
+def consensus(
     base: State, experts: Sequence[State], *, threshold: float = 0.4, agree: int = 2
 ) -> dict[str, Tensor]:
-    """sum_t tau_t where at least ``agree`` tasks' masks hold, else 0."""
+    """sum_t tau_t where at least ``agree`` tasks' masks hold, else 0.
+
+    (The original takes each mask's best threshold on labelled validation data; here one threshold
+    serves all.)
+    """
     if int(agree) != agree or agree < 0:
         raise ConfigError(f"Consensus: agree is a number of tasks, 0 or more, not {agree}.")
     tau_sum = task_vector_sum(base, experts)
@@ -79,25 +78,6 @@ def consensus_direction(
         count = sum(tall_mask(e[n].float() - base[n].float(), s, threshold).int() for e in experts)
         merged[n] = torch.where(count >= agree, s, 0.0)
     return merged
-
-
-@method("consensus", label="Consensus", short="Consensus", direction=consensus_direction)
-def consensus(
-    base: State,
-    experts: Sequence[State],
-    *,
-    lam: float = 0.3,
-    threshold: float = 0.4,
-    agree: int = 2,
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * (sum_t tau_t where ``agree`` tasks need it).
-
-    (The original takes each mask's best threshold on labelled validation data; here one threshold
-    serves all.)
-    """
-    return add_scaled(
-        base, consensus_direction(base, experts, threshold=threshold, agree=agree), lam
-    )
 
 
 # ---- EMR-Merging: Huang et al., 2024 (arXiv 2405.17461) ----

@@ -12,7 +12,7 @@ from ..core.types import State
 from . import method
 from .context import Context
 from .regmean import gram_matrices
-from .states import add_scaled, check_fraction, float_names, total
+from .states import check_fraction, float_names, total
 
 DAMPING = 0.01
 
@@ -60,7 +60,8 @@ def tailor(
     return W
 
 
-def tailored_direction(
+@method("model_tailor", label="Model Tailor", short="Tailor", needs=("inputs",), lam=0.3)
+def model_tailor(
     base: State,
     experts: Sequence[State],
     context: Context,
@@ -70,7 +71,11 @@ def tailored_direction(
     n_examples: int = 128,
     block: int = 128,
 ) -> dict[str, Tensor]:
-    """The sum of tailored task vectors."""
+    """The sum of tailored task vectors.
+
+    Weights of ``nn.Linear`` are tailored, other tensors keep their whole tau_t. Made to adapt one
+    model to one task without forgetting; adding several tailored task vectors up is our reading.
+    """
     check_fraction("Model Tailor", "keep", keep, open_low=True)
     check_fraction("Model Tailor", "omega", omega)
     if n_examples < 1 or block < 1:
@@ -79,50 +84,9 @@ def tailored_direction(
         )
     vectors = []
     for t, expert in enumerate(experts):
-        grams = gram_matrices(context, t, expert, n_examples)
-        vectors.append(
-            {
-                n: (
-                    (
-                        tailor(expert[n], base[n], grams[n], keep=keep, omega=omega, block=block)
-                        if n in grams
-                        else expert[n].double()
-                    )
-                    - base[n].double()
-                ).float()
-                for n in float_names(base)
-            }
-        )
+        tailored = {n: expert[n].double() for n in float_names(base)}
+        for n, gram in gram_matrices(context, t, expert, n_examples).items():
+            if n in tailored:
+                tailored[n] = tailor(expert[n], base[n], gram, keep=keep, omega=omega, block=block)
+        vectors.append({n: (w - base[n].double()).float() for n, w in tailored.items()})
     return total(vectors)
-
-
-@method(
-    "model_tailor",
-    label="Model Tailor",
-    short="Tailor",
-    direction=tailored_direction,
-    needs=("inputs",),
-)
-def model_tailor(
-    base: State,
-    experts: Sequence[State],
-    context: Context,
-    *,
-    lam: float = 0.3,
-    keep: float = 0.1,
-    omega: float = 0.5,
-    n_examples: int = 128,
-    block: int = 128,
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * sum_t tailored tau_t.
-
-    Weights of ``nn.Linear`` are tailored, other tensors keep their whole tau_t. Made to adapt one
-    model to one task without forgetting; adding several tailored task vectors up is our reading.
-    """
-    return add_scaled(
-        base,
-        tailored_direction(
-            base, experts, context, keep=keep, omega=omega, n_examples=n_examples, block=block
-        ),
-        lam,
-    )

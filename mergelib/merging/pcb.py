@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.types import State
 from . import method
-from .states import add_scaled, check_fraction, flat_task_vectors, float_names, unflatten
+from .states import check_fraction, flat_task_vectors, float_names, unflatten
 
 
 def _quantile(row: Tensor, q: float) -> Tensor:
@@ -37,10 +37,16 @@ def competition_weight(
     return _min_max(balance.clamp(min=_quantile(balance, 1 - ratio))) * (tau_t != 0).any()
 
 
-def pcb_direction(
+@method("pcb_merging", label="PCB-Merging", short="PCB", lam=1.0)
+def pcb_merging(
     base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01
 ) -> dict[str, Tensor]:
-    """The weighted mean of task vectors, over the whole encoder at once."""
+    """The weighted mean of task vectors, over the whole encoder at once.
+
+    The authors released three versions that differ in the clamp (0.0001 or 0.01) and in the
+    inter-task term; here that of their root script and language experiments, tanh(tau_t * sum_s
+    tau_s), with one lambda for all tasks instead of an evolutionary search over T of them.
+    """
     check_fraction("PCB-Merging", "ratio", ratio, open_low=True)
     check_fraction("PCB-Merging", "clamp", clamp, high=0.5, open_high=True)
     names = float_names(base)
@@ -55,21 +61,3 @@ def pcb_direction(
         weighted += weight * tau_t.sign() * magnitude
         weights += weight
     return unflatten(weighted / weights.clamp(min=1e-12), base, names)
-
-
-@method("pcb_merging", label="PCB-Merging", short="PCB", direction=pcb_direction)
-def pcb_merging(
-    base: State,
-    experts: Sequence[State],
-    *,
-    lam: float = 1.0,
-    ratio: float = 0.1,
-    clamp: float = 0.01,
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m.
-
-    The authors released three versions that differ in the clamp (0.0001 or 0.01) and in the
-    inter-task term; here that of their root script and language experiments, tanh(tau_t * sum_s
-    tau_s), with one lambda for all tasks instead of an evolutionary search over T of them.
-    """
-    return add_scaled(base, pcb_direction(base, experts, ratio=ratio, clamp=clamp), lam)

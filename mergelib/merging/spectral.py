@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.types import State
 from . import method
-from .states import add_scaled, check_fraction, float_names, stacked_task_vectors
+from .states import check_fraction, float_names, stacked_task_vectors
 
 
 def polar(M: Tensor) -> Tensor:
@@ -60,23 +60,16 @@ def tsv(tau: Tensor) -> Tensor:
     return (polar(left) * S[:, :rank].reshape(-1)) @ polar(right)
 
 
-def tsv_direction(
+@method("tsv_merge", label="TSV-Merge", short="TSV", lam=1.0)
+def tsv_merge(
     base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
-    """TSV-Merge's tau_m."""
-    return _by_matrix(base, experts, exclude, tsv, smallest=len(experts))
-
-
-@method("tsv_merge", label="TSV-Merge", short="TSV", direction=tsv_direction)
-def tsv_merge(
-    base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m.
+    """TSV-Merge's tau_m.
 
     (The original pads to rank r with zero columns, whose singular value is 0: the same product. It
     excludes only the text projection; embedding tables are averaged here.)
     """
-    return add_scaled(base, tsv_direction(base, experts, exclude=exclude), lam)
+    return _by_matrix(base, experts, exclude, tsv, smallest=len(experts))
 
 
 # ---- Isotropic merging: Marczak et al., 2025 (arXiv 2502.04959) ----
@@ -88,23 +81,16 @@ def iso_common(tau: Tensor) -> Tensor:
     return S.mean() * (U @ Vh)
 
 
-def iso_c_direction(
+@method("iso_c", label="Iso-C", short="Iso-C", lam=1.0)
+def iso_c(
     base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
-    """Iso-C's tau_m."""
-    return _by_matrix(base, experts, exclude, iso_common, smallest=1)
-
-
-@method("iso_c", label="Iso-C", short="Iso-C", direction=iso_c_direction)
-def iso_c(
-    base: State, experts: Sequence[State], *, lam: float = 1.0, exclude: Sequence[str] = ("embed",)
-) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m.
+    """Iso-C's tau_m.
 
     Embedding tables are averaged: rows that no task uses would be blown up to the mean singular
     value.
     """
-    return add_scaled(base, iso_c_direction(base, experts, exclude=exclude), lam)
+    return _by_matrix(base, experts, exclude, iso_common, smallest=1)
 
 
 def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
@@ -127,29 +113,16 @@ def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
     return torch.cat([St.reshape(-1), S]).mean() * (polar(left) @ polar(right))
 
 
-def iso_cts_direction(
-    base: State,
-    experts: Sequence[State],
-    *,
-    common: float = 0.8,
-    exclude: Sequence[str] = ("embed",),
-) -> dict[str, Tensor]:
-    """Iso-CTS's tau_m."""
-    check_fraction("Iso-CTS", "common", common)
-    return _by_matrix(
-        base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1
-    )
-
-
-@method("iso_cts", label="Iso-CTS", short="Iso-CTS", direction=iso_cts_direction)
+@method("iso_cts", label="Iso-CTS", short="Iso-CTS", lam=1.0)
 def iso_cts(
     base: State,
     experts: Sequence[State],
     *,
-    lam: float = 1.0,
     common: float = 0.8,
     exclude: Sequence[str] = ("embed",),
 ) -> dict[str, Tensor]:
-    """theta_m = theta_b + lam * tau_m; ``common`` is the fraction of directions shared by all
-    tasks."""
-    return add_scaled(base, iso_cts_direction(base, experts, common=common, exclude=exclude), lam)
+    """Iso-CTS's tau_m; ``common`` is the fraction of directions shared by all tasks."""
+    check_fraction("Iso-CTS", "common", common)
+    return _by_matrix(
+        base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1
+    )

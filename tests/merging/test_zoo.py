@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergelib.core.errors import ConfigError
-from mergelib.merging import METHODS, get_method
+from mergelib.core.identity import is_ours
+from mergelib.merging import METHODS, get_method, method
 from mergelib.merging.dropping import dare, magprune
 from mergelib.merging.masks import tall_mask
 from mergelib.merging.spectral import polar
@@ -773,3 +774,20 @@ def test_options_outside_their_range_are_refused_by_name_and_range(name, options
     assert name == "della" or any(
         str(v) in str(error.value) for v in options.values()
     )  # DELLA's bounds are on a sum
+
+
+def test_a_direction_of_ones_own_is_scaled_and_no_method_of_ours(monkeypatch):
+    monkeypatch.setattr("mergelib.merging.METHODS", METHODS.copy())
+
+    @method("first", label="First expert", short="First", lam=0.25)
+    def first(base, experts, *, sign=1.0):
+        return {n: sign * (experts[0][n] - t) for n, t in base.items()}
+
+    known = get_method("first")
+    base, experts = {"w": torch.zeros(2, 3)}, [{"w": torch.ones(2, 3)}, {"w": -torch.ones(2, 3)}]
+    assert torch.equal(known(base, experts)["w"], torch.full((2, 3), 0.25))
+    assert torch.equal(known(base, experts, lam=2.0, sign=-1.0)["w"], torch.full((2, 3), -2.0))
+    assert [float(m["w"][0, 0]) for m in known.scan(base, experts, [0.5, 1.0])] == [0.5, 1.0]
+    assert known.options == ("lam", "sign") and not is_ours(known.function)
+    with pytest.raises(ConfigError, match="leave lam= out"):
+        method("second", label="Second", short="Second", lam=0.1)(lambda base, experts, lam: base)
