@@ -19,7 +19,7 @@ from committed import committed
 from mergelib import lesson
 from mergelib.core import paths
 from mergelib.run import book, runner
-from mergelib.run.book import plane
+from mergelib.run.book import plane, slides
 
 needs_book = pytest.mark.skipif(
     importlib.util.find_spec("myst_nb") is None, reason="the extra 'book' is not installed"
@@ -85,6 +85,22 @@ def test_the_lesson_gets_sliders_above_its_stills():
     assert [c.id for c in grown] == list(book.SLIDERS)
     assert all('src="../plane.html' in c.outputs[0].data["text/html"] for c in grown)
     assert all("lesson.explore(" in c.source for c in grown)
+
+
+def test_slides_show_every_figure_once_and_load_nothing(tmp_path, monkeypatch):
+    """The run's own figures where it drew them, else the committed ones; words are escaped."""
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
+    own = tmp_path / "figures" / "quick"
+    own.mkdir(parents=True)
+    (own / "tab02_main.png").write_bytes(b"mine")
+    (own / "tab02_main.json").write_text('{"alt": "1 < 2"}')
+    page = slides.page("quick")
+    stems = [s for i in runner.manifest() for s in (i.id, *i.extra_figures)]
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == len(stems) == page.count("<section>")
+    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    assert sources[stems.index("tab02_main")].endswith(base64.b64encode(b"mine").decode())
+    assert "<p>1 &lt; 2</p>" in page and "://" not in page
 
 
 @pytest.fixture(scope="module")

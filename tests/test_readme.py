@@ -8,6 +8,7 @@ import runpy
 import shlex
 
 import pytest
+from committed import committed
 
 from mergelib import merging, profiles, protocols, tables
 from mergelib.core import paths
@@ -113,6 +114,18 @@ def test_the_tasks_block(run):
 
 def test_every_python_block_is_one_of_these():
     assert len(BLOCKS) == 3
+
+
+def test_the_lesson_plans_numbers_are_printed_where_it_says():
+    root = committed()
+    rows = re.findall(
+        r"^\| \d+ \| (.*) \| `(.*)` \|$", (root / "docs/teaching.md").read_text(), re.M
+    )
+    assert len(rows) == 12
+    for answer, place in rows:
+        text = (root / place).read_text()
+        for number in re.findall(r"-?\d+(?:\.\d+)?", re.sub(r"`[^`]*`", "", answer)):
+            assert re.search(rf"(?<![\d.]){number}(?![\d]|\.\d)", text), (number, place)
 
 
 COMMANDS = sorted(

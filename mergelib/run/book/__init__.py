@@ -23,7 +23,7 @@ from ...core import paths
 from ...core.errors import ConfigError
 from ...tables.manifest import Item, manifest
 from ..publish import normalise
-from . import plane
+from . import plane, slides
 
 HERE = Path(__file__).parent
 GROUPS = {
@@ -74,6 +74,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
     ).build()
     shutil.rmtree(source / ".doctrees")
     (target / "plane.html").write_text(plane.page())
+    (target / "slides.html").write_text(slides.page(profile))
     return target / "index.html", [
         line for line in warnings.getvalue().splitlines() if line.strip()
     ]
