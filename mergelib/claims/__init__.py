@@ -55,7 +55,7 @@ class Condition(BaseModel):
 
 
 class Claim(Condition):
-    """One entry of ``claims.yaml``: its words, and what they ask of its metric."""
+    """One entry of ``claims.yaml``: its wording, and the threshold that its metric must meet."""
 
     id: str
     source: str
@@ -73,7 +73,7 @@ def load_claims(path: Path = CLAIMS_FILE) -> dict[str, Claim]:
 
 
 def read_claims(text: str, where: str = CLAIMS_FILE.name) -> dict[str, Claim]:
-    """The same from a text."""
+    """Claims by id, from the text of such a file."""
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict) or not isinstance(raw.get("claims"), list):
         raise ConfigError(f"{where}: a mapping with a list 'claims' is needed.")
@@ -176,12 +176,12 @@ class Bootstrap:
     def gain(
         self, encoder: str, protocol: str, k: float, *, over: str = "current", **how: str
     ) -> Tensor:
-        """Points that ``protocol`` at k shots is above another, ``[1 + B]``."""
+        """By how many points ``protocol`` at k shots beats another one, ``[1 + B]``."""
         below = self.accuracy(encoder, over, None if over == "current" else k)
         return self.accuracy(encoder, protocol, k, **how) - below
 
     def gap(self, encoder: str) -> Tensor:
-        """Points missing to the fine-tuned models under Current Eval, ``[1 + B]``."""
+        """The gap to the fine-tuned models under Current Eval, in points, ``[1 + B]``."""
         return self.accuracy(FINE_TUNED, "current") - self.accuracy(encoder, "current")
 
     def test_outputs(self, encoder: str) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ class Bootstrap:
 PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
 NON_LOCAL_METHODS = ("task_arithmetic", "ties", "tall_masks")
 JUDGED_RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
-K = 5  # the shots that claims.yaml names where it says (5)
+K = 5  # the shots that claims.yaml writes as (5)
 SHARE = 2.5  # percent of the test set
 Parts = dict[str, Tensor]
 METRICS: dict[str, Callable[[Any], Parts]] = {}
@@ -212,8 +212,9 @@ def metric(
 
     Args:
         claims: Their ids in ``claims.yaml``.
-        each: Methods that it is asked of, each a part; without them it returns the parts itself.
-        of: The registry: ``METRICS``, or ``NEEDS`` for what a claim needs.
+        each: Methods to judge, each a part of the claim; without them the metric returns the parts
+            itself.
+        of: The registry: ``METRICS``, or ``NEEDS`` for a claim's preconditions.
     """
 
     def register(function: Callable) -> Callable:
@@ -274,7 +275,7 @@ def share_gain(b: Bootstrap, m: str) -> Tensor:
 
 @metric("PA.2-share", each=PAPER_METHODS, of=NEEDS)
 def inputs_per_class(b: Bootstrap, m: str) -> Tensor:
-    """Inputs of the share over the number of classes, of the task with the fewest."""
+    """Inputs per class at that share, for the task with the fewest."""
     ratios = [
         b.study.share_counts(t.name).get(SHARE, 0) / t.n_classes for t in b.study.tasks.values()
     ]
@@ -383,7 +384,7 @@ def base_gain(b: Bootstrap) -> Parts:
     return {"f_b": b.gain(BASE, "ft_classifier", K)}
 
 
-# Claims on merges of several foundations; b is a ``nonlocality.Resampled``.
+# Claims about merges from several foundations; b is a ``nonlocality.Resampled``.
 
 
 @metric("N-local", each=("task_arithmetic",))
@@ -420,8 +421,8 @@ def closed_by_tact(b: Any, m: str) -> Tensor:
 class Verdict:
     """One part (mostly: one method) of one claim.
 
-    ``here`` and ``low .. high`` are the value and its 95 % interval, ``None`` where the profile's
-    ks lack the claim's k; ``threshold`` is the claim's.
+    ``here`` and ``low .. high`` are the value and its 95 % interval, ``None`` if the profile's ks
+    lack the claim's k; ``threshold`` is the claim's.
     """
 
     claim: str
@@ -435,7 +436,7 @@ class Verdict:
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """The 95 % interval of ``values [1 + B]``, without the first, which was measured."""
+    """The 95 % interval of ``values [1 + B]``, leaving out the first, measured one."""
     low, high = (float(torch.quantile(values[1:], q)) for q in (0.025, 0.975))
     return low, high
 
@@ -451,7 +452,7 @@ def verdict_of(low: float, high: float, claim: Condition) -> str:
 def judge(
     study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = None
 ) -> list[Verdict]:
-    """Verdicts on the given claims, a row per part.
+    """Verdicts on these claims, a row per part.
 
     Raises:
         UnknownNameError: A claim is not in the file or has no metric.
@@ -487,7 +488,8 @@ def _judge_claim(claim: Claim, bootstrap: Bootstrap) -> list[Verdict]:
 
 
 def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verdict]:
-    """``judge`` of several studies, such as both sizes of an encoder: parts are called "(a) WA"."""
+    """``judge`` for several studies, such as both sizes of an encoder; parts are named like "(a)
+    WA"."""
     return [
         replace(v, part=f"{name} {v.part}")
         for name, study in studies.items()
@@ -496,7 +498,7 @@ def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verd
 
 
 def overall_of_parts(verdicts: Iterable[str]) -> str:
-    """A claim's verdict from its parts': it holds if all hold, and fails if any fails."""
+    """A claim's verdict from those of its parts: it holds if all hold, and fails if any fails."""
     found = set(verdicts)
     return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in found)
 

@@ -1,8 +1,8 @@
 """Several processes that fine-tune one expert together, as ``torchrun`` starts them.
 
-torchrun tells each process its rank and their number by environment variables; without them
-everything here says "one process, the first". Only rank 0 touches the store. The others learn from
-it whether to compute along.
+torchrun tells each process its rank and their number by environment variables; without them there
+is one process, with rank 0. Only rank 0 touches the store. It tells the others whether they have to
+compute.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ PATIENCE = timedelta(days=1)  # the others wait while rank 0 waits for a lock or
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """The number of processes that work together."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def rank() -> int:
-    """This process among them; 0 is the one that writes, prints and shows progress."""
+    """This process's number; process 0 writes, prints and shows progress."""
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
 def share_of_batch(batch_size: int) -> int:
-    """Rows of one batch that each process takes. Raises ``ConfigError`` where the batch does not
-    divide evenly: unequal shares would weigh their rows unequally."""
+    """Rows of one batch that each process takes. Raises ``ConfigError`` if the batch does not
+    divide evenly: unequal shares would weight their rows unequally."""
     share, rest = divmod(batch_size, world_size())
     if rest or not share:
         raise ConfigError(
@@ -46,7 +46,8 @@ def share_of_batch(batch_size: int) -> int:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment without torchrun's variables: for a child that works alone."""
+    """This process's environment without torchrun's variables, for a child process that works
+    alone."""
     return {
         k: v
         for k, v in os.environ.items()
@@ -56,8 +57,8 @@ def child_environment() -> dict[str, str]:
 
 @cache
 def _control_group() -> Any:
-    """The group for messages between the processes. On CPUs it is gloo's, whatever carries the
-    gradients. Raises ``ConfigError`` without torch.distributed or gloo."""
+    """The group for messages between the processes. It uses gloo on the CPU, whichever backend
+    carries the gradients. Raises ``ConfigError`` if torch.distributed or gloo is missing."""
     dist = torch.distributed
     if not (dist.is_available() and dist.is_gloo_available()):
         raise ConfigError(
@@ -72,7 +73,7 @@ def _control_group() -> Any:
 
 
 def from_first(value: Any = None) -> Any:
-    """What rank 0 gives, in every process; all of them must call it. What the others give is
+    """Rank 0's value, in every process. All processes must call this; the others' values are
     ignored."""
     if world_size() == 1:
         return value
@@ -82,7 +83,7 @@ def from_first(value: Any = None) -> Any:
 
 
 def from_all(value: Any) -> list[Any]:
-    """What every process gives, in the order of their ranks; all of them must call it."""
+    """The values of all processes, in rank order. All processes must call this."""
     if world_size() == 1:
         return [value]
     box = [None] * world_size()
@@ -91,14 +92,14 @@ def from_all(value: Any) -> list[Any]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         torch.distributed.barrier(group=_control_group())
 
 
 def leave() -> None:
-    """Ends the process group, where there is one, when all work is done: torch warns of groups that
-    the interpreter's end takes away."""
+    """End the process group, if there is one, when all work is done: torch warns about groups that
+    still exist when the interpreter ends."""
     _control_group.cache_clear()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -106,8 +107,8 @@ def leave() -> None:
 
 class SharedStore(Store):
     """A ``Store`` for several processes that ask for the same things in the same order: rank 0
-    reads, locks and writes; the others get from it what it found, or run ``make`` along with it and
-    throw their result away."""
+    reads, locks and writes; the others receive what it read, or run ``make`` with it and discard
+    their result."""
 
     def get(self, step: str, key: Mapping[str, Any], make: Callable[[], Artifact]) -> Artifact:
         if rank() > 0:
@@ -125,6 +126,6 @@ class SharedStore(Store):
 
 
 def shared(store: Store) -> Store:
-    """``store``, such that several processes can use it together; itself where there is one
-    process."""
+    """``store``, wrapped so that several processes can share it; with one process, ``store``
+    itself."""
     return store if world_size() == 1 or isinstance(store, SharedStore) else SharedStore(store.root)

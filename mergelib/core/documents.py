@@ -1,5 +1,4 @@
-"""What people write or are sent, read within bounds: YAML, JSON, names and paths. Nothing here
-trusts its input."""
+"""Untrusted YAML, JSON, names and paths, read within limits."""
 
 from __future__ import annotations
 
@@ -14,21 +13,25 @@ import yaml
 
 from .errors import ConfigError, shortened
 
-MAX_BYTES = 4 << 20  # of one document; the longest of this project has 15 kB
-# of one document with its aliases written out: nine lines of YAML can stand for a billion
+MAX_BYTES = 4 << 20  # per document; the longest in this project has 15 kB
+# per document with its aliases expanded: nine lines of YAML can stand for a billion values
 MAX_NODES = 100_000
 MAX_NAME = (
-    100  # characters; file systems take 255 bytes, and a temporary name is longer than the name
+    # characters; file systems allow 255 bytes, and temporary names are longer than the final name
+    100
 )
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:
-    """A UTF-8 file of at most ``MAX_BYTES``. Raises ``ConfigError`` that begins with ``what``."""
+    """The text of a UTF-8 file of at most ``MAX_BYTES``. Raises ``ConfigError`` with a message that
+    begins with ``what``."""
     try:
         with user_path(path).open("rb") as f:  # not stat: a pipe has no size, and a device no end
             raw = f.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise ConfigError(f"{what}: more than {MAX_BYTES >> 20} MB; this is no such file.")
+            raise ConfigError(
+                f"{what}: the file has more than {MAX_BYTES >> 20} MB; give the right one."
+            )
         return raw.decode("utf-8")
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, NUL in a name
         if isinstance(error, ConfigError):
@@ -39,7 +42,7 @@ def read_text(path: str | os.PathLike, what: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes 1e-1 for a number as everybody else does."""
+    """PyYAML's safe loader, but 1e-1 is a number, as everywhere else."""
 
 
 _Loader.add_implicit_resolver(
@@ -50,11 +53,14 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The document, with PyYAML's safe loader. Raises ``ConfigError`` that begins with ``where``:
-    no YAML, more than ``MAX_BYTES``, or aliases that unfold into more than ``MAX_NODES`` values."""
+    """Parse a YAML document safely. Raises ``ConfigError``, with a message that begins with
+    ``where``, for invalid YAML, more than ``MAX_BYTES``, or aliases that expand to more than
+    ``MAX_NODES`` values."""
     try:
         if len(text) > MAX_BYTES:
-            raise ConfigError(f"{where}: more than {MAX_BYTES >> 20} MB; this is no such file.")
+            raise ConfigError(
+                f"{where}: the text has more than {MAX_BYTES >> 20} MB; give the right file."
+            )
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
@@ -62,9 +68,8 @@ def parse_yaml(text: str, where: str) -> Any:
                 return None
             if _unfolded(node, {}) > MAX_NODES:
                 raise ConfigError(
-                    f"{where}: its aliases (*name) unfold into more than {MAX_NODES:,} values, "
-                    "or into themselves; write out "
-                    "what is meant."
+                    f"{where}: its aliases (*name) expand to more than {MAX_NODES:,} values, "
+                    "or to themselves; write the values out."
                 )
             twice = _twice(node, set())
             if twice is not None:
@@ -78,13 +83,14 @@ def parse_yaml(text: str, where: str) -> Any:
     # RecursionError
     except Exception as error:
         raise ConfigError(
-            f"{where}: no valid YAML "
+            f"{where}: invalid YAML "
             f"({shortened(' '.join(str(error).split()) or type(error).__name__, 200)})."
         ) from error
 
 
 def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
-    """Values below a node with every alias written out; infinite for a node that holds itself."""
+    """The number of values below a node with all aliases expanded; infinite for a node that
+    contains itself."""
     if id(node) not in known:
         known[id(node)] = float("inf")
         children = (
@@ -97,7 +103,7 @@ def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def _twice(node: yaml.Node, seen: set[int]) -> str | None:
-    """A key that stands twice in one mapping: PyYAML would take the last."""
+    """A key that occurs twice in one mapping (PyYAML would silently take the last)."""
     if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
         return None
     seen.add(id(node))
@@ -116,49 +122,51 @@ def _twice(node: yaml.Node, seen: set[int]) -> str | None:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The document. Raises ``ConfigError`` that begins with ``where``."""
+    """Parse a JSON document. Raises ``ConfigError`` with a message that begins with ``where``."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: no valid JSON ({shortened(str(error))}).") from error
+        raise ConfigError(f"{where}: invalid JSON ({shortened(str(error))}).") from error
 
 
 def read_json(path: str | os.PathLike, where: str) -> Mapping[str, Any]:
-    """A JSON object from a file. Raises ``ConfigError`` that begins with ``where``."""
+    """Read a JSON object from a file. Raises ``ConfigError`` with a message that begins with
+    ``where``."""
     found = parse_json(read_text(path, where), where)
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: a JSON object is needed, not {type(found).__name__}.")
+        raise ConfigError(f"{where}: this must be a JSON object, not {type(found).__name__}.")
     return found
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """A path that somebody gave, ``~`` expanded. Raises ``ConfigError`` for one that no file system
-    takes or an unknown user's."""
+    """A user's path with ``~`` expanded. Raises ``ConfigError`` for a path that no file system
+    accepts, or an unknown user's home."""
     try:
         raw = os.fspath(path)
         if "\0" in raw:
-            raise ConfigError(f"'{shortened(raw)}' holds a NUL character; no path does.")
+            raise ConfigError(f"'{shortened(raw)}' contains a NUL character, which no path may.")
         found = Path(raw).expanduser()
         os.lstat(found)
     except RuntimeError as error:
         raise ConfigError(
-            f"'{shortened(raw)}': there is no such user ({error}); write the folder out."
+            f"'{shortened(raw)}': there is no such user ({error}); write the full path."
         ) from error
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # whoever opens it says so
+        pass  # whoever opens it will report it
     except (
         OSError,
         ValueError,
     ) as error:  # too long, or characters that the file system has no bytes for
         raise ConfigError(
-            f"'{shortened(raw)}' is no path on this machine ({shortened(str(error.args[-1]))})."
+            f"'{shortened(raw)}' is not a valid path on this machine "
+            f"({shortened(str(error.args[-1]))})."
         ) from error
     return found
 
 
 def check_folder_name(name: str) -> str:
-    """``name``, which becomes a folder's. Raises ``ConfigError`` for one that could lead elsewhere
-    or that a file system refuses."""
+    """``name``, checked for use as a folder's name. Raises ``ConfigError`` if it could lead outside
+    the folder or if a file system would refuse it."""
     if (
         not isinstance(name, str)
         or not name

@@ -9,12 +9,12 @@ _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
 
 
 def shortened(value: object, width: int = 80) -> str:
-    """A value for a message, cut to ``width`` characters: what a document holds may be long, or
-    unfold into far more than its text."""
+    """A value for a message, cut to ``width`` characters: values from a document may be long, or
+    expand to far more than its text."""
     try:
         text = value if isinstance(value, str) else _BRIEF.repr(value)
-    except ValueError:  # Python refuses to write out integers of thousands of digits
-        text = f"a {type(value).__name__} too long to write"
+    except ValueError:  # Python refuses to print integers with thousands of digits
+        text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
@@ -26,7 +26,7 @@ def first_five(names: Sequence[str]) -> str:
 
 
 class MergelibError(Exception):
-    """Base class, so that ``except MergelibError`` catches whatever the library refuses on
+    """Base class: ``except MergelibError`` catches everything that the library raises on
     purpose."""
 
 
@@ -43,7 +43,7 @@ class UnknownNameError(MergelibError, ValueError):
 
 
 class MissingShotsError(UnknownNameError):
-    """A number of shots that is not among the profile's ``protocols.ks``."""
+    """A number of shots that the profile's ``protocols.ks`` lacks."""
 
     def __init__(self, k: object, ks: Iterable[int]):
         super().__init__("number of shots (protocols.ks)", k, map(str, ks))
@@ -54,12 +54,12 @@ class ConfigError(MergelibError, ValueError):
 
 
 class DataError(MergelibError, ValueError):
-    """Data that cannot be used as given: an unreadable row, a label outside range, a class without
+    """Data that cannot be used: an unreadable row, a label out of range, a class without
     samples."""
 
 
 class StateDictError(MergelibError, ValueError):
-    """Weights that do not fit together: other keys, shapes or dtypes, or values that are not
+    """Weights that do not fit together: different keys, shapes or dtypes, or values that are not
     finite."""
 
 
@@ -69,11 +69,11 @@ class UnsafeFileError(MergelibError, ValueError):
 
 
 class OfflineError(MergelibError, ConnectionError):
-    """Something has to come from the hub and the hub cannot be reached."""
+    """Something must come from the hub, and the hub cannot be reached."""
 
 
 class DeviceMemoryError(MergelibError, RuntimeError):
-    """A device's memory is too small, and a smaller batch does not help or would change the
+    """A device has too little memory, and a smaller batch does not help or would change the
     result."""
 
 

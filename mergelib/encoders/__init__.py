@@ -1,6 +1,6 @@
-"""Encoders: what turns an input into one feature vector, ``text``, ``image`` or ``released``.
+"""Encoders turn an input into one feature vector: ``text``, ``image`` and ``released``.
 
-Architecture and preprocessing live here, weights travel apart.
+Architecture and preprocessing live here; weights are kept separately.
 """
 
 from .image import ImageEncoder, ImageFeatures

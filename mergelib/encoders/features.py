@@ -1,4 +1,5 @@
-"""Run an encoder over inputs, once: inputs -> features ``[N, d]``, the narrow point of the road."""
+"""Run an encoder over inputs, once: inputs -> features ``[N, d]``, which everything later is
+computed from."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ PRECISIONS = ("float32", "bf16", "bf16_weights")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` is CUDA, else the CPU; Apple's ``mps`` is taken only when named, some of its linear
-    algebra being untried.
+    """``auto`` is CUDA if there is one, else the CPU. Apple's ``mps`` must be named, since some of
+    its linear algebra is untested.
 
-    Raises ``ConfigError`` for a device this machine lacks."""
+    Raises ``ConfigError`` for a device that this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -59,19 +60,19 @@ def extract_prepared(
     inputs' order.
 
     Inputs are batched by length, so little padding is computed; padding and batch mates change a
-    feature by less than 1e-6. ``desc`` switches a progress line on. ``dropout`` leaves the encoder
-    in training mode, as the authors' code does while it fits a head; features are then random.
-    ``precision`` "bf16" computes matrix products in bfloat16 and what lies between them in float32
-    (autocast); "bf16_weights" runs a copy of the model that is bfloat16 throughout, which is
-    quicker on a GPU and less exact.
+    feature by less than 1e-6. ``desc`` turns on a progress line. ``dropout`` keeps the encoder in
+    training mode, as the authors' code does while it fits a head; features are then random.
+    ``precision`` "bf16" computes matrix products in bfloat16 and everything else in float32
+    (autocast); "bf16_weights" runs a copy of the model that is bfloat16 throughout, which is faster
+    on a GPU and less accurate.
 
-    Where the device runs out of memory the batch is halved and the work goes on, with a warning.
-    Raises ``DeviceMemoryError`` where one input alone or the weights are too much, ``ConfigError``
-    for another precision.
+    If the device runs out of memory, the batch is halved and the work continues, with a warning.
+    Raises ``DeviceMemoryError`` if the weights or a single input do not fit, ``ConfigError`` for
+    another precision.
     """
     if precision not in PRECISIONS:
         raise ConfigError(
-            f"Features are computed in {', '.join(PRECISIONS)}, not in '{precision}'."
+            f"Precision '{precision}' is unknown; choose from {', '.join(PRECISIONS)}."
         )
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     features = torch.empty(len(prepared), encoder.width)
@@ -84,7 +85,9 @@ def extract_prepared(
         model = model.to(device).train(dropout)
     dtype, done = next(model.parameters()).dtype, 0
     waiting: tuple[list[int], Tensor] | None = (
-        None  # a batch's features on the device: they are fetched when the next batch is on its way
+        # the last batch's features, still on the device; they are fetched once the next batch is
+        # under way
+        None
     )
     products = torch.autocast(
         torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"
@@ -96,7 +99,7 @@ def extract_prepared(
                 batch = encoder.collate([prepared[i] for i in rows])
                 found = model(
                     **{k: _sent(v, device, dtype) for k, v in batch.items()}
-                ).float()  # no name keeps a failed batch on the device
+                ).float()  # no variable keeps a failed batch on the device
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -116,9 +119,8 @@ def extract_prepared(
                 continue
             batch_size = (len(rows) + 1) // 2
             warnings.warn(
-                f"Out of memory on {device} with {len(rows)} inputs at once; going on with "
-                f"{batch_size}. Set encoder.batch_size to "
-                "that to be spared this.",
+                f"Out of memory on {device} with {len(rows)} inputs at once; continuing with "
+                f"{batch_size}. Set encoder.batch_size to {batch_size} to avoid this warning.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -129,8 +131,8 @@ def extract_prepared(
 
 
 def _sent(values: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """To the device, without waiting for what it computes; floating-point values in the model's
-    dtype."""
+    """Copy a batch to the device without waiting for running computations; floating-point values
+    take the model's dtype."""
     to = torch.device(device)
     if to.type == "cuda":
         values = values.pin_memory()

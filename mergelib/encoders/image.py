@@ -93,7 +93,7 @@ class ImageEncoder:
 
         Raises ``StateDictError`` on other keys.
         """
-        # Modelling files take a second, which many a run does not need.
+        # Importing the model code takes a second, which many runs do not need.
         from transformers import CLIPVisionModelWithProjection, ViTModel
 
         config = copy.deepcopy(self.config)
@@ -103,16 +103,16 @@ class ImageEncoder:
             if self.pooling == "clip"
             else ViTModel(config, add_pooling_layer=False)
         )
-        # Parts follow the dtype that a published configuration names; features are float32 whatever
-        # it says.
+        # Submodules follow the dtype in a published configuration; features are float32 in any
+        # case.
         model = ImageFeatures(transformer, self.pooling).float().eval()
         if state is not None:
             load_state(model, state)
         return model
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """The images ``uint8 [N, 3, S, S]`` themselves; normalising waits for the batch, which
-        keeps memory to a quarter.
+        """The images ``uint8 [N, 3, S, S]``, unchanged; they are normalised per batch, which takes
+        a quarter of the memory.
 
         Raises ``DataError`` for another dtype or shape.
         """
@@ -134,7 +134,7 @@ class ImageEncoder:
         return inputs
 
     def length(self, row: Tensor) -> int:
-        """1 for every image: all have the same number of patches, so there is nothing to sort."""
+        """1 for every image: all have the same number of patches, so nothing is sorted."""
         return 1
 
     def collate(self, rows: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""How the authors' released code reads texts, restated
+"""Texts as the authors' released code reads them, reimplemented
 (github.com/fskong/FT-Classifier-for-Model-Merging).
 
-Word pieces without special tokens, cut to L - 3; a [SEP] in the middle and one at the end; padded
-to L = 256 positions, all of which are attended to and averaged, padding included.
+Word pieces without special tokens are cut to L - 3; a [SEP] is put in the middle and one at the
+end; all are padded to L = 256 positions, and all positions, padding included, are attended to and
+averaged.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ class ReleasedEncoder(TextEncoder):
         pieces the second half has one more."""
         if not inputs:
             return []
-        # Taken now: a tokenizer remembers how it was last called, and is part of it.
+        # Computed now, because the tokenizer's state, which is part of the digest, changes with
+        # every call.
         self.digest  # noqa: B018
         # "[SEP]" in a text is text here: an input has the separators that it gets below. (The slow
-        # tokenizer of the time took one that stood between blanks for a separator.)
+        # tokenizer that the authors used treated one between spaces as a separator.)
         pieces = self.tokenizer(
             list(inputs),
             add_special_tokens=False,
@@ -86,7 +88,7 @@ class ReleasedEncoder(TextEncoder):
         return [[first, *ids[: len(ids) // 2], stop, *ids[len(ids) // 2 :], stop] for ids in pieces]
 
     def collate(self, ids: list[list[int]]) -> dict[str, Tensor]:
-        """``input_ids, attention_mask [B, L]``, padded to all positions, or to the longest where
+        """``input_ids, attention_mask [B, L]``, padded to all positions, or to the longest input if
         padding changes nothing."""
         batch = super().collate(ids)
         if self.mask and not self.padding_in_mean:

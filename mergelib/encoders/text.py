@@ -37,23 +37,23 @@ class Encoder(Protocol):
     def digest(self) -> str: ...
 
     def module(self, state: State | None = None) -> nn.Module:
-        """A module in evaluation mode, ``forward(**batch) -> [B, d]``; what is merged is its part
-        ``transformer``. With ``state``, holding these weights. Raises ``StateDictError`` on other
-        keys."""
+        """A module in evaluation mode, ``forward(**batch) -> [B, d]``, with the weights ``state``
+        if given; its submodule ``transformer`` is what gets merged. Raises ``StateDictError`` on
+        other keys."""
 
     def prepare(self, inputs: Inputs) -> Sequence[Any]:
-        """A row per input: what ``collate`` takes."""
+        """One row per input, for ``collate``."""
 
     def length(self, row: Any) -> int:
-        """Rows of like length are batched together."""
+        """The length of a row; rows of similar length are batched together."""
 
     def collate(self, rows: Sequence[Any]) -> dict[str, Tensor]:
-        """Rows as the batch that the module takes."""
+        """Rows as a batch for the module."""
 
 
 def architecture(config: Any, *also: str) -> str:
-    """A transformers config as canonical JSON, without what changes no feature: versions, folders,
-    dtypes, and ``also``."""
+    """A transformers config as canonical JSON, without fields that change no feature: versions,
+    folders, dtypes, and those in ``also``."""
     said = {
         k: v
         for k, v in config.to_dict().items()
@@ -118,7 +118,7 @@ class TextEncoder:
             in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters
         ):
             kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
-        # T5's encoder writes into the config that it is made from, which is part of this one's
+        # T5's encoder modifies the config that it is built from, which is part of this encoder's
         # identity.
         model = PooledEncoder(auto.from_config(copy.deepcopy(self.config), **kwargs)).eval()
         if state is not None:
@@ -129,7 +129,8 @@ class TextEncoder:
         """Token ids per input, cut to ``max_length``, not padded."""
         if not inputs:
             return []
-        # Taken now: a tokenizer remembers how it was last called, and is part of it.
+        # Computed now, because the tokenizer's state, which is part of the digest, changes with
+        # every call.
         self.digest  # noqa: B018
         return self.tokenizer(
             list(inputs),
@@ -156,8 +157,8 @@ class TextEncoder:
 
 
 def encoder_class(config: Any) -> Any:
-    """The auto class that makes a text encoder of ``config``: of an encoder-decoder such as T5 the
-    encoder alone."""
+    """The auto class that builds a text encoder from ``config``; for an encoder-decoder such as T5,
+    only its encoder."""
     from transformers import AutoModel, AutoModelForTextEncoding
 
     return (
@@ -168,8 +169,7 @@ def encoder_class(config: Any) -> Any:
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:
-    """Of tensors that share their storage: later name -> first name, in the order of the state
-    dict."""
+    """Tied tensors (sharing storage): later name -> first name, in the order of the state dict."""
     first: dict[tuple, str] = {}
     owner = {
         name: first.setdefault(place(t), name)
@@ -180,21 +180,21 @@ def shared_names(module: nn.Module) -> dict[str, str]:
 
 
 def load_state(model: nn.Module, state: State) -> None:
-    """Copy encoder weights into ``model.transformer``; every key must fit, but of tied tensors the
-    first is enough. Raises ``StateDictError`` naming the first five."""
+    """Copy encoder weights into ``model.transformer``; every key must match, except that the first
+    of tied tensors is enough. Raises ``StateDictError`` with the first five that do not."""
     missing, extra = model.transformer.load_state_dict(dict(state), strict=False)
     tied = shared_names(model.transformer)
     missing = [n for n in missing if tied.get(n) not in state]
     if missing or extra:
         raise StateDictError(
-            f"These weights are not this encoder's: missing {list(missing)[:5]}, unexpected "
+            f"These weights do not belong to this encoder: missing {list(missing)[:5]}, unexpected "
             f"{list(extra)[:5]}. Check the architecture and the key prefix."
         )
 
 
 def encoder_state(model: nn.Module) -> dict[str, Tensor]:
-    """The encoder's weights as a detached float32 state dict on the CPU; of tied tensors the first
-    name alone, so that each counts once wherever states are merged or stored."""
+    """The encoder's weights as a detached float32 state dict on the CPU; tied tensors appear only
+    under their first name, so that each counts once when states are merged or stored."""
     tied = shared_names(model.transformer)
     return {
         k: v.detach().cpu().clone()
@@ -211,7 +211,7 @@ def load_base(
     Weights must be safetensors.
 
     Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a
-    folder that is no model, and ``StateDictError``, listing them, where weights of the encoder are
+    folder without a model, and ``StateDictError``, listing them, if weights of the encoder are
     missing.
     """
     options = {"revision": revision, "trust_remote_code": False}
@@ -221,7 +221,7 @@ def load_base(
         model, loading = encoder_class(config).from_pretrained(
             base, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
         )
-    # Of a damaged folder: whatever transformers, tokenizers or safetensors first stumble over.
+    # For a damaged folder: whatever transformers, tokenizers or safetensors trip over first.
     except Exception as error:
         if os.path.exists(base) or base.startswith((".", "/", "~")):
             raise ConfigError(
@@ -231,27 +231,25 @@ def load_base(
         if not isinstance(error, OSError | ValueError):
             raise
         raise OfflineError(
-            f"'{base}' is not on this machine and the hub did not deliver it. Connect once, or "
-            "give --base a "
-            f"local folder. ({error})"
+            f"'{base}' is not on this machine and could not be downloaded from the hub. Connect "
+            f"once, or give --base a local folder. ({error})"
         ) from error
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
     made, found = encoder.module(), model.state_dict()
     wanted, tied = encoder_state(made).keys(), shared_names(made.transformer)
     lacking = (wanted - found.keys()) | (
         wanted & set(loading["missing_keys"])
-    )  # transformers would draw these at random
+    )  # transformers would initialise these at random
     if lacking:
         raise StateDictError(
             f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder."
         )
     apart = [
         later for later, first in tied.items() if not torch.equal(found[later], found[first])
-    ]  # left untied, with a warning
+    ]  # transformers leaves them untied, with a warning
     if apart:
         raise StateDictError(
-            f"'{base}' holds in {', '.join(apart)} another tensor than in {tied[apart[0]]}, to "
-            "which it is tied; a merge "
-            "would have to drop one. Save the model again with its weights tied."
+            f"'{base}': {', '.join(apart)} differs from {tied[apart[0]]}, to which it should be "
+            f"tied; a merge would have to drop one. Save the model again with tied weights."
         )
     return encoder, {k: found[k].detach().clone() for k in wanted}

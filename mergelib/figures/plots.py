@@ -1,6 +1,7 @@
 """One function per kind of figure: tidy scores in, a ``Figure`` out.
 
-Nothing here computes a result or shows a window. Titles state what is seen, from the numbers drawn.
+Nothing here computes a result or shows a window. Titles state the finding, computed from the
+numbers drawn.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _range(values: pd.Series | Sequence[float]) -> str:
 
 
 def _gain(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> str:
-    """The range of points that a protocol at k shots is above Current Eval."""
+    """By how many points a protocol at k shots beats Current Eval: the range."""
     found = [average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods]
     return _range(found)
 

@@ -1,4 +1,4 @@
-"""Figures as files: PDF, PNG, the numbers behind them as CSV, and a sidecar of their making."""
+"""Figures as files: PDF, PNG, the numbers as CSV, and a JSON sidecar with settings and versions."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def save_figure(
         fig: What is drawn.
         stem: The files' name.
         alt: A sentence that says what the figure shows.
-        study: Whose settings go into the sidecar. Of several (panel -> study) the first lends its
-            own, and all are listed under ``panels``.
+        study: Whose settings go into the sidecar. If there are several (panel -> study), the first
+            one's are used, and all are listed under ``panels``.
         data: Suffix -> frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``.
         verdicts: On the claims that the notebook judges.
 
     Returns:
-        The PNG's place in the project.
+        The PNG's path in the project.
 
     Raises:
-        ConfigError: The alt text is no sentence.
+        ConfigError: The alt text is not a sentence.
     """
     panels = study if isinstance(study, Mapping) else {}
     study = next(iter(panels.values())) if panels else study
     sidecar = {
         "profile": _settings(study),
-        # Where data and weights lie on a machine is nobody's business but that machine's.
+        # Paths of data and weights on this machine stay private.
         "overrides": public_overrides(study.overrides),
         "sources": {name: task.source for name, task in study.tasks.items()},
         "device": study.device.type,
@@ -66,7 +66,7 @@ def save_figure(
 
 
 def _settings(study: Study) -> dict[str, Any]:
-    """A study's profile for a sidecar, without places of this machine."""
+    """A study's profile for a sidecar, without paths of this machine."""
     settings = study.profile.model_dump(mode="json")
     settings["tasks"]["text_dir"] = ""
     settings["tasks"].pop("image_dir", None)
@@ -84,9 +84,10 @@ def save_files(
     data: Mapping[str, pd.DataFrame],
     sidecar: Mapping[str, Any],
 ) -> str:
-    """``save_figure`` for a figure that no ``Study`` stands behind.
+    """``save_figure`` for a figure without a ``Study``.
 
-    The caller says what goes into the sidecar beside alt text, versions and the claims file's hash.
+    The caller says what goes into the sidecar besides alt text, versions and the claims file's
+    hash.
     """
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ConfigError(

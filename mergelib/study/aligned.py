@@ -24,7 +24,7 @@ from ..protocols.alignment import (
 from ..training.loop import seeded
 from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study
 
-N_STARTS = 3  # random starts of the paper's fit; a rung costs this many times one start
+N_STARTS = 3  # random starts of the paper's fit; the cost of a rung grows with their number
 
 
 FITS = {"l1": fit_l1, "l1_exact": partial(fit_l1, exact=True), "closed_form": None}
@@ -45,26 +45,27 @@ def aligned(
 ) -> dict[Cell, dict[str, Tensor]]:
     """Aligned f_m (Eq. 6, 7): a map per encoder, task and random start.
 
-    Each encoder and task is stored by itself, whoever asks; those not yet stored are fitted as one
-    batch per number of inputs.
+    Each encoder and task is stored separately; those not yet stored are fitted in one batch per
+    number of inputs.
 
     Args:
         study: Where features and heads come from.
         encoders: Merges or reference encoders.
-        rung: A rung of the ladder. ``invertible`` has no constraint of its own to fit: it is the
-            linear map, whose condition is reported.
-        fit_on: ``test`` fits on the scored inputs, as in the paper, ``train`` on as many training
-            inputs.
+        rung: A rung of the ladder. ``invertible`` adds no constraint to the fit: it is the linear
+            map, with its condition number reported.
+        fit_on: ``test`` fits on the scored inputs, as in the paper, ``train`` on the same number of
+            training inputs.
         fit: ``l1`` (the paper's loss, from ``N_STARTS`` random starts), ``l1_exact`` (the same with
             A orthogonal throughout, one start) or ``closed_form``.
-        n: Take the first n inputs only.
-        permuted_teacher: Shuffle f_t's outputs between inputs: no information is left; one start.
+        n: Use only the first n inputs.
+        permuted_teacher: Shuffle f_t's outputs across inputs, so that no information is left; one
+            start.
 
     Returns:
         Per (encoder, task): ``predicted [S, N]`` and the diagnostics of ``alignment.diagnose [S]``.
 
     Raises:
-        UnknownNameError: ``fit``, ``fit_on`` or ``rung`` is none of these.
+        UnknownNameError: ``fit``, ``fit_on`` or ``rung`` has none of these values.
     """
     for kind, name, known in (("fit", fit, FITS), ("fit_on", fit_on, SPLITS)):
         if name not in known:
@@ -155,7 +156,8 @@ def accuracies(study: Study, cells: dict[Cell, dict[str, Tensor]], encoder: str)
 
 
 def released_mode(study: Study, encoder: str, task: str, k: int) -> Tensor:
-    """Which test inputs are right, bool ``[S, N]``, when FT-Classifier runs as it was released.
+    """Which test inputs FT-Classifier, run as the authors released it, classifies correctly: bool
+    ``[S, N]``.
 
     The merged encoder is in training mode (dropout on) while the head is fitted, in batches of one,
     for five epochs; it is scored without dropout.

@@ -11,15 +11,15 @@ ROWS_AT_A_TIME = (
 
 
 def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tensor:
-    """Share of each point's nearest other points that carry its label.
+    """For each point, the share of its nearest neighbours that have its label.
 
     Args:
         features: ``[N, d]``.
         labels: ``[N]``.
-        neighbours: How many count.
+        neighbours: How many neighbours count.
 
     Returns:
-        ``[N]``; its mean is the leave-one-out 10-NN label purity of claim P3.1-clusters.
+        ``[N]``; the mean is the leave-one-out 10-NN label purity of claim P3.1-clusters.
 
     Raises:
         ValueError: There are too few points.
@@ -64,7 +64,8 @@ def silhouette(features: Tensor, labels: Tensor) -> float:
 
 
 def tsne(features: Tensor, seed: int = 0) -> Tensor:
-    """t-SNE ``[N, d] -> [N, 2]`` for the eye; from PCA on one thread, so that it repeats itself."""
+    """t-SNE ``[N, d] -> [N, 2]``, for pictures only; initialised by PCA and run on one thread, so
+    that it is reproducible."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 

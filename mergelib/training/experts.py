@@ -21,7 +21,7 @@ FINE_TUNE_VERSION = 1
 
 class EncoderWithHeads(nn.Module):
     """An encoder and one linear head per task; the loss is the mean cross-entropy of the batch.
-    ``frozen`` heads are not trained."""
+    With ``frozen``, the heads are not trained."""
 
     def __init__(
         self,
@@ -76,13 +76,13 @@ def fine_tune(
     heads: Sequence[Head] | None = None,
 ) -> tuple[dict[str, Tensor], list[Head], dict]:
     """Train encoder and heads from ``base`` on the tasks' training splits; ``heads``, one per task,
-    stay as they are given.
+    are kept unchanged.
 
     Returns the encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and
     training info. One task gives an expert (theta_t, W_t); several give multi-task learning, with
     rows of all tasks shuffled together. Raises ``StateDictError`` when training diverged.
     """
-    # A private generator state: training must not depend on what ran before it in this process.
+    # A private random state: training must not depend on what this process ran before.
     with seeded(config.seed):
         model = EncoderWithHeads(
             encoder.module(base), encoder.width, [t.n_classes for t in tasks], heads
