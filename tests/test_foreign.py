@@ -403,7 +403,7 @@ def own_task(name="own", **change):
         (lambda s: s("a").scores(["ties"], "current"), r"\['current'\]"),
         (lambda s: s("a").scores(["ties"], ["knn"], draw="uniform"), "KNN Eval takes no uniform"),
         (lambda s: s("a").scores(["multi_task"], ["surgery"]), "heads of its own"),
-        (lambda s: s("a", options={"ties": {"keep": 7}}), "keep is a fraction"),
+        (lambda s: s("a", options={"ties": {"keep": 7}}), "keep must be a fraction"),
         (lambda s: s([own_task()]), "dict.*list"),
         (lambda s: s({}), "without any"),
         (lambda s: s({"own": "rows"}), "no Task but str"),

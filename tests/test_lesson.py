@@ -343,8 +343,8 @@ SUMMARY = made_scores((90, 60), (30, 50), (72, 51))  # averages 75, 40, 61.5
     [
         (61.5, True, "61.5"),
         (59, True, "40.0"),
-        (41, False, "nothing returns"),
-        (76, False, "all returns"),
+        (41, False, "nothing comes back"),
+        (76, False, "everything comes back"),
         (55, False, "too small"),
     ],
 )

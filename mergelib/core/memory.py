@@ -1,4 +1,4 @@
-"""A device that runs out of memory: what says so, and how it is freed."""
+"""Recognise that a device ran out of memory, and free what it caches."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .errors import DeviceMemoryError
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that a device's memory was too small: CUDA's own error, or a
-    ``RuntimeError`` that accelerate knows as such (MPS, the CPU's allocator)."""
+    """Whether ``error`` means that a device ran out of memory: CUDA's own error, or a
+    ``RuntimeError`` that accelerate recognises (MPS, the CPU's allocator)."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError) or (
@@ -21,7 +21,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def free_device_memory() -> None:
-    """Give what is cached back to the device. Call it outside the ``except`` block: the error's
+    """Return cached memory to the device. Call it outside the ``except`` block: the error's
     traceback holds tensors."""
     from accelerate.utils.memory import clear_device_cache
 
@@ -30,7 +30,7 @@ def free_device_memory() -> None:
 
 @contextmanager
 def within_memory(message: str) -> Iterator[None]:
-    """Where the block runs out of a device's memory, ``DeviceMemoryError`` with ``message``."""
+    """Raise ``DeviceMemoryError`` with ``message`` if the block runs out of a device's memory."""
     try:
         yield
     except RuntimeError as error:

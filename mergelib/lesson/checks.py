@@ -1,5 +1,5 @@
-"""Checks of the lesson's exercises. Each knows the mistakes that are easy to make, by what they
-lead to, and names them."""
+"""Checks of the lesson's exercises. Each recognises common mistakes by the answer that they lead
+to, and names them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WIDTH = 110
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a check thinks of an answer. ``right`` is None while there is no answer."""
+    """A check's verdict on an answer. ``right`` is None while there is no answer."""
 
     right: bool | None
     says: str
@@ -47,8 +47,8 @@ def _number(
     unit: str,
     well: str,
 ) -> Feedback:
-    """Feedback on a number. ``mistakes``: values that a known mistake leads to, each with what to
-    say; the first that fits."""
+    """Feedback on a number. ``mistakes`` pairs the value that a known mistake leads to with what to
+    say; the first match is used."""
     if answer is None:
         return OPEN
     if isinstance(answer, Tensor) and answer.numel() == 1:
@@ -57,19 +57,21 @@ def _number(
         return Feedback(False, f"That is {type(answer).__name__}; give one number, in {unit}.")
     if not math.isfinite(answer):
         return Feedback(
-            False, f"{answer} is not a finite number: something was divided by zero, or never set."
+            False,
+            f"{answer} is not a finite number: you may have divided by zero or used a "
+            f"value that was never set.",
         )
     if abs(answer - right) <= tolerance:
         return Feedback(True, well)
     for value, says in mistakes:
         if abs(answer - value) <= min(
             tolerance, 0.01 + 0.05 * abs(value)
-        ):  # a tolerance in degrees is a wide one in radians
+        ):  # a tolerance meant for degrees is too wide for radians
             return Feedback(False, says)
     return Feedback(
         False,
-        f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and not by a "
-        f"slip that this check knows.",
+        f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and this "
+        f"check does not recognise the mistake.",
     )
 
 
@@ -120,7 +122,8 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
         ],
         tolerance=2.5,
         unit="degrees",
-        well=f"f_m's outputs are turned by {right:.0f} degrees, and W_{task} knows nothing of it.",
+        well=f"f_m's outputs are turned by {right:.0f} degrees, and W_{task} has not moved with "
+        f"them.",
     )
 
 
@@ -150,7 +153,7 @@ def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
                 "That is where the slider stands then. The question is about the turn of f_m "
                 "against f_t, which is half the angle between the experts.",
             ),
-            (-right, "As far, but give it as a positive number: both directions break alike."),
+            (-right, "The size is right, but give a positive number: both directions break alike."),
             (math.radians(right), "That looks like radians; give degrees."),
             (
                 180.0,
@@ -300,8 +303,8 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
 
 
 def check_prediction(summary: pd.DataFrame, method: str, k: int, answer: float | None) -> Feedback:
-    """Exercise 5: which average does FT-Classifier reach for another merge, in percent, foretold
-    from its Current Eval? ``summary`` as of ``tables.mean_and_std``, k shots."""
+    """Exercise 5: predict from its Current Eval which average FT-Classifier reaches for another
+    merge, in percent. ``summary`` comes from ``tables.mean_and_std``, at k shots."""
     top, old, new = (
         average_of(summary, FINE_TUNED),
         average_of(summary, method),
@@ -313,23 +316,23 @@ def check_prediction(summary: pd.DataFrame, method: str, k: int, answer: float |
         [
             (
                 old,
-                "That is Current Eval: you foretell that nothing returns, that the features are "
-                "destroyed. The toy and Task Arithmetic say otherwise.",
+                "That is Current Eval: you predict that nothing comes back, because the features "
+                "are destroyed. The toy and Task Arithmetic say otherwise.",
             ),
             (
                 top,
-                "That is the fine-tuned models' average: you foretell that all returns, as in the "
-                "plane. Task Arithmetic lost more than its alignment.",
+                "That is the fine-tuned models' average: you predict that everything comes back, "
+                "as in the plane. Task Arithmetic lost more than its alignment.",
             ),
         ],
         tolerance=3.0,
         unit="percent",
         well=f"{new:.1f}, where Current Eval says {old:.1f} and the fine-tuned models {top:.1f}. "
-        f"What returned was misaligned; the rest a linear classifier cannot bring back from so "
-        f"few inputs.",
+        f"What came back was misaligned; a linear classifier cannot recover the rest from so few "
+        f"inputs.",
     )
 
 
 def all_right(feedback: Sequence[Feedback]) -> bool:
-    """Whether every answer is right."""
+    """Return whether every answer is right."""
     return all(f.right is True for f in feedback)

@@ -1,8 +1,8 @@
-"""Two tasks in the plane, and encoders that only turn it: all of the paper's argument that fits on
-a page of paper.
+"""Two tasks in the plane, and encoders that only turn it: the paper's argument, small enough to
+draw.
 
-An encoder is one 2 x 2 matrix theta and f(x) = theta x, so weights can be drawn, too. Turning is
-put in by hand here; whether a real encoder behaves like that is for the miniature BERT to say.
+An encoder is one 2 x 2 matrix theta and f(x) = theta x, so weights can be drawn, too. The turning
+is built in by hand; the miniature BERT shows whether a real encoder behaves like that.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..protocols import Evidence, FTPreset, stratified_order
 from ..protocols.alignment import fit_closed_form
 
 CLASSES = {"A": 4, "B": 3}
-TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; task A's is the slider
+TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; a slider sets task A's
 RADIUS, SPREAD = (
     2.0,
     0.55,
 )  # class centres lie on this circle; standard deviation of the inputs around them
 N_TEST, N_POOL, SEED = 60, 25, 0  # inputs per class: scored, and to draw from
-# A head of 2 numbers per class has to move each of them much further than one of 128 has.
+# A head with 2 numbers per class must move each of them much further than one with 128.
 FIT = FTPreset(lr=0.3, epochs=60)
 
 
@@ -38,8 +38,8 @@ def turn(degrees: float) -> Tensor:
 
 
 def turned_by(student: Tensor, teacher: Tensor) -> float:
-    """Degrees in (-180, 180] by which ``student [N, 2]`` is turned against ``teacher [N, 2]``, as
-    the best rotation says.
+    """Degrees in (-180, 180] by which ``student [N, 2]`` is turned against ``teacher [N, 2]``, from
+    the best-fitting rotation.
 
     Raises ``DataError`` for points that are not pairs.
     """
@@ -79,10 +79,10 @@ class Toy:
         return self.classes[task, split]
 
     def ceiling(self, encoder: State, task: str) -> float:
-        """Test accuracy in percent that no classifier of these features can be expected to beat.
+        """Test accuracy in percent that no classifier on these features can be expected to beat.
 
-        It is Bayes' own: of x the features keep its part outside theta's null space, and the class
-        whose centre is nearest in that part is the most probable one. A theta that can be inverted
+        It is the Bayes classifier's: the features keep the part of x outside theta's null space,
+        and the class whose centre is nearest in that part is the most probable. An invertible theta
         loses nothing, so its ceiling is f_t's accuracy.
         """
         theta = encoder["theta"]
@@ -91,8 +91,8 @@ class Toy:
         return percent(torch.cdist(x, middle).argmin(-1) == self.labels(task))
 
     def evidence(self, encoder: State, task: str, k: int) -> Evidence:
-        """What a protocol sees of an encoder and a task, with one stratified draw of k inputs per
-        class."""
+        """What a protocol may see of an encoder and a task, with one stratified draw of k inputs
+        per class."""
         expert = self.expert(task)
         draw = stratified_order(self.labels(task, "pool"), CLASSES[task], k, SEED)
         return Evidence(
@@ -114,12 +114,12 @@ def centres(n_classes: int) -> Tensor:
 
 def make_toy(angle: float = 80.0, mirrored: bool = False) -> Toy:
     """The toy in which fine-tuning on task A turned the plane by ``angle`` degrees, and on task B
-    by ``TURN_B``, after mirroring it (y to -y) where ``mirrored``.
+    by ``TURN_B``, after mirroring it (y to -y) if ``mirrored``.
 
     Half-way between a turn and a mirror image lies a map of rank 1, whatever the angles:
     e^ia z + e^ib conj(z) = 2 e^i(a+b)/2 Re(e^i(a-b)/2 z). Every input then lands on one line.
 
-    f_b is the identity. W_t points at the turned class centres with the length that makes
+    f_b is the identity. W_t points at the turned class centres and has the length that makes
     softmax(W_t z) the exact posterior, so nothing is trained. Inputs are the same for every angle.
     Raises ``ConfigError`` for an angle that is not finite.
     """

@@ -1,5 +1,5 @@
-"""Pictures of the toy: frames, sliders that redraw one, and the lesson's summary. Sliders have a
-static twin for pages without a kernel."""
+"""Pictures of the toy: frames, sliders that redraw one, and the lesson's summary. The sliders also
+leave static pictures, for pages without a kernel."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ from ..study import FINE_TUNED
 from ..tables import average_of, protocol_label, short_label
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 
-# A class is a marker and a grey as well as a hue; what the classifier gets wrong is hollow.
+# Classes differ in marker and lightness as well as in hue; misclassified points are hollow.
 CLASS_STYLE = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#882255", "D"))
-OLD, NEW = PROTOCOL_STYLE["current"], PROTOCOL_STYLE["ft_classifier"]  # classifiers, as everywhere
+# colours of the classifiers, as in every figure
+OLD, NEW = PROTOCOL_STYLE["current"], PROTOCOL_STYLE["ft_classifier"]
 MERGED = OTHER_STYLES[0]["color"]
 LIMIT = RADIUS + 3 * SPREAD
 TASKS = tuple(CLASSES)
-LAMS, ANGLES = (0.0, 1.0, 0.1), (0, 140, 10)  # least, greatest, step of the sliders
+LAMS, ANGLES = (0.0, 1.0, 0.1), (0, 140, 10)  # minimum, maximum and step of the sliders
 STILLS = ((80, 0.5), (80, 0.2))  # (angle, lambda) of the frames on a static page
 
 
 def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
     """A row per task of the merge at ``lam``: turn against f_t in degrees (not where f_B mirrors),
     accuracies in percent of f_t, of f_m under Current Eval and, with k inputs per class, under
-    FT-Classifier Eval, and the ``best possible`` of any classifier behind f_m."""
+    FT-Classifier Eval, and the ``best possible`` of any classifier on f_m's features."""
     merged, rows = toy.merge(lam), []
     for task in TASKS:
         seen, expert, labels = toy.evidence(merged, task, k), toy.expert(task), toy.labels(task)
@@ -59,7 +60,8 @@ def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
 
 
 def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
-    """Where each encoder sends (1, 0), theta's first column, and what f_m makes of the circle."""
+    """Where each encoder sends (1, 0), which is theta's first column, and f_m's image of the
+    circle."""
 
     def at(state: State) -> np.ndarray:
         return state["theta"][:, 0].numpy()
@@ -109,7 +111,8 @@ def _square(ax: Axes, limit: float, title: str) -> None:
 
 
 def tie_lines(head: Head, reach: float = LIMIT) -> list[Tensor]:
-    """Where two classes tie and no third wins: a line ``[n, 2]`` per pair, NaN where that ends."""
+    """The lines where two classes tie and no third wins: ``[n, 2]`` per pair, NaN beyond their
+    ends."""
     W, b = head.weight.double(), head.bias.double()
     along, lines = torch.linspace(-reach, reach, 801).double(), []
     for i, j in itertools.combinations(range(len(W)), 2):
@@ -125,7 +128,7 @@ def tie_lines(head: Head, reach: float = LIMIT) -> list[Tensor]:
 
 
 def _draw_head(ax: Axes, head: Head, style: dict[str, Any]) -> None:
-    """Where two classes tie (lines), and where each class's vector points (its marker on the
+    """Draw where two classes tie (lines) and where each class vector points (its marker on the
     rim)."""
     for line in tie_lines(head):
         ax.plot(*line.mT, color=style["color"], linestyle=style["linestyle"], zorder=1)
@@ -144,7 +147,7 @@ def _draw_head(ax: Axes, head: Head, style: dict[str, Any]) -> None:
 
 
 def _draw_clouds(ax: Axes, z: Tensor, labels: Tensor, right: Tensor) -> None:
-    """Points ``[N, 2]`` of the first classes, hollow where the classifier is wrong."""
+    """Draw the points ``[N, 2]`` of the first classes, hollow if misclassified."""
     for c, (hue, marker) in enumerate(CLASS_STYLE):
         for mine, face in ((right, hue), (~right, "none")):
             ax.scatter(
@@ -162,7 +165,7 @@ def _draw_clouds(ax: Axes, z: Tensor, labels: Tensor, right: Tensor) -> None:
 def _draw_features(
     ax: Axes, z: Tensor, labels: Tensor, head: Head, title: str, *, fitted: bool = False
 ) -> None:
-    """Features ``[N, 2]`` by class, hollow where ``head`` is wrong, and the head itself."""
+    """Draw features ``[N, 2]`` by class, hollow if ``head`` is wrong, and the head itself."""
     right = current_eval(z, head) == labels
     _draw_head(ax, head, NEW if fitted else OLD)
     _draw_clouds(ax, z, labels, right)
@@ -193,7 +196,7 @@ def draw_frames(
 ) -> Figure:
     """A row per (angle, lambda): the weights, then task A's and B's merged features with the old
     head W_t, or with the head that FT-Classifier fits to k inputs per class. Hollow markers are
-    classified wrongly. ``mirrored``: in the toy whose f_B mirrors the plane."""
+    classified wrongly. ``mirrored`` takes the toy whose f_B mirrors the plane."""
     fig, axes = plt.subplots(len(settings), 3, figsize=(PAGE, 2.25 * len(settings)), squeeze=False)
     for row, (angle, lam) in zip(axes, settings, strict=True):
         toy = make_toy(angle, mirrored)
@@ -204,7 +207,7 @@ def draw_frames(
 
 
 def _png(fig: Figure) -> str:
-    """A figure as base64 text; it is closed."""
+    """A figure as base64 text; closes the figure."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     plt.close(fig)
@@ -227,8 +230,8 @@ def describe(angle: float, lam: float, k: int | None = None, mirrored: bool = Fa
 class Explorer(widgets.VBox):
     """A slider for the angle, one for lambda, and a frame that follows them.
 
-    Its output carries a static picture of a few frames as well: that is what a notebook shows where
-    no kernel runs.
+    Its output also holds a static picture of a few frames, which a notebook shows when no kernel
+    runs.
     """
 
     def __init__(
@@ -283,15 +286,15 @@ def explore(
 def draw_real(
     features: Mapping[str, Tensor], labels: Tensor, head: Head, reference: str, finding: str = ""
 ) -> Figure:
-    """Features of several encoders in one plane, a panel each, hollow where ``head`` is wrong.
+    """Features of several encoders in one plane, a panel each, hollow if ``head`` is wrong.
 
     Args:
         features: Panel -> the same inputs' features ``[N, d]``.
-        labels: Classes ``[N]``; the first four are drawn, accuracies are of all.
-        head: The classifier ``[C, d]`` that all of them meet.
+        labels: Classes ``[N]``; the first four are drawn, accuracies count all.
+        head: The classifier ``[C, d]`` for all panels.
         reference: The panel whose first two principal components, of the classes drawn, span the
             plane.
-        finding: What is seen, above the panels.
+        finding: The finding, written above the panels.
     """
     drawn = labels < len(CLASS_STYLE)
     centre = features[reference][drawn].mean(0)

@@ -16,7 +16,7 @@ from .states import complete, cut, direction_of, empty, float_names, merged_by, 
 def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """theta_m = (1/T) sum_t theta_t.
 
-    Eq. 1; Wortsman et al., 2022. ``base`` only lends its integer tensors.
+    Eq. 1; Wortsman et al., 2022. ``base`` contributes only its integer tensors.
     """
     names = float_names(base)
     mean, room = (

@@ -1,4 +1,4 @@
-"""What a merging method may use beyond weights: each task's inputs, its head and, where declared,
+"""What a merging method may use beyond weights: each task's inputs, its head and, if declared,
 labels."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..core.types import Head, State
 
 @dataclass(frozen=True)
 class TaskData:
-    """One task: inputs in random order, whatever ``Context.collate`` takes; (W_t, b_t); labels
+    """One task: inputs in random order, as ``Context.collate`` takes them; (W_t, b_t); labels
     ``[N]`` or None."""
 
     inputs: Sequence[Any]
@@ -28,7 +28,7 @@ class TaskData:
 @dataclass(frozen=True)
 class Context:
     """``module(**batch) -> features [B, d]``, in evaluation mode; ``inner`` is the part of it (or
-    all of it) whose state dict is merged; ``collate`` turns inputs into a batch; ``tasks`` stand in
+    all of it) whose state dict is merged; ``collate`` turns inputs into a batch; ``tasks`` are in
     the experts' order."""
 
     module: nn.Module
@@ -38,11 +38,11 @@ class Context:
 
     @cached_property
     def _names(self) -> dict[str, str]:
-        """Where a tensor sits in the module -> the state's name for it; of names that share a
-        tensor the first stands for all."""
+        """A tensor's path in the module -> its name in the state; names that share a tensor are
+        represented by the first."""
         inner = next(n for n, m in self.module.named_modules() if m is self.inner)
         names, first = {}, {}
-        for place, part in self.module.named_modules():  # a module under two names comes once
+        for place, part in self.module.named_modules():  # a module with two names is listed once
             for name, t in [
                 *part.named_parameters(recurse=False),
                 *part.named_buffers(recurse=False),
@@ -70,7 +70,7 @@ class Context:
             yield self.collate(inputs[start : start + size])
 
     def check(self, method: str, needs: Sequence[str], n_experts: int) -> None:
-        """Raises ``ConfigError`` when something that ``method`` needs is not here."""
+        """Raises ``ConfigError`` if something that ``method`` needs is missing."""
         if len(self.tasks) != n_experts:
             raise ConfigError(
                 f"Method '{method}' got data of {len(self.tasks)} tasks and {n_experts} experts; "

@@ -75,7 +75,7 @@ def dare_ties(
 def breadcrumbs(tau: Tensor, keep: float, drop_top: float) -> Tensor:
     """``tau [..., n]``, row by row of its last axis: the int(drop_top * n) largest magnitudes
     become 0, of the others the int(keep * n) largest stay (at least one), the rest become 0. A 0-d
-    tensor stays whole."""
+    tensor is kept."""
     if tau.dim() == 0 or tau.numel() == 0:
         return tau
     n = tau.shape[-1]

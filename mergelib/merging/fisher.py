@@ -19,9 +19,9 @@ def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> 
     """F_t = E_x E_{y ~ p_t(y|x)} (d log p_t(y|x) / d theta)^2 at ``state``, exactly: one gradient
     per input and class.
 
-    The inputs are task t's first ``n_examples``; labels play no part. By float tensor, float32.
-    (Squaring after summing over classes or a batch, as a widespread shortcut does, is not this
-    quantity.)
+    The inputs are task t's first ``n_examples``; labels are not used. One float32 tensor per
+    floating-point tensor. (Squaring after summing over classes or a batch, as a widespread shortcut
+    does, is not this quantity.)
     """
     names = float_names(state)
     leaves = {n: state[n].detach().float().requires_grad_() for n in names}
@@ -52,20 +52,21 @@ def fisher_merging(
     """theta_m = sum_t F_t theta_t / sum_t F_t, elementwise.
 
     Each F_t is divided by its norm over the whole encoder, so that a confident expert does not
-    vanish, and ``floor`` is added: where no expert has a gradient the mean remains. (The original
-    has 4,096 examples, searches the experts' coefficients, and puts the floor under one expert
-    alone.)
+    vanish, and ``floor`` is added: where no expert has a gradient, the result is the mean. (The
+    original has 4,096 examples, searches the experts' coefficients, and adds the floor to one
+    expert only.)
     """
     if n_examples < 1 or not floor > 0:
         raise ConfigError(
-            f"Fisher Merging: n_examples is at least 1 and floor above 0, not {n_examples} and "
+            f"Fisher Merging: n_examples must be at least 1 and floor above 0, not {n_examples} "
+            f"and "
             f"{floor}."
         )
     weighted, weights = {}, {}
     for t, expert in enumerate(experts):
         tied = complete(
             base, {n: expert[n] for n in float_names(base)}
-        )  # what is tied is said by the base
+        )  # the base determines which tensors are tied
         fisher = fisher_diagonal(context, t, tied, n_examples)
         norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(
             min=torch.finfo(torch.float32).tiny

@@ -45,12 +45,12 @@ def lm_cocktail(
 ) -> list[dict[str, Tensor]]:
     """One encoder per target task: sum_i w_i theta_i.
 
-    Head t on another task's encoder is the misaligned quantity that this project is about; the
-    target's own expert sets itself apart from the others by it.
+    Head t on another task's encoder is the misaligned pair that this project is about; this loss is
+    what singles out the target's own expert.
     """
     if not temperature > 0 or shots < 1:
         raise ConfigError(
-            f"LM-Cocktail: temperature is above 0 and shots at least 1, not {temperature} and "
+            f"LM-Cocktail: temperature must be above 0 and shots at least 1, not {temperature} and "
             f"{shots}."
         )
     merged = []

@@ -22,12 +22,12 @@ def for_each_linear_input(
     context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]
 ) -> None:
     """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows
-    [n, in])`` for every ``nn.Linear`` that a batch reaches. Where the batch has an ``attention_mask
-    [B, L]``, rows of padding tokens are left out: they change no feature, and their number depends
-    on who shares a batch.
+    [n, in])`` for every ``nn.Linear`` that runs. If the batch has an ``attention_mask [B, L]``,
+    rows of padding tokens are left out: they change no feature, and their number depends on which
+    inputs share a batch.
 
-    Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections are no
-    ``nn.Linear`` that runs.
+    Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections never run as an
+    ``nn.Linear``.
     """
     fused = [n for n, m in context.inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if fused:
@@ -75,7 +75,7 @@ def regmean_weight(grams: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
     """The W ``[out, in]`` that minimises sum_t ||X_t W^T - X_t W_t^T||^2 / n_t: W^T = (sum_t
     G_t)^-1 sum_t G_t W_t^T.
 
-    The least-norm change of the mean solves it, so that directions without data keep the plain
+    Solved by the change of the mean with the least norm, so directions without data keep the plain
     mean.
     """
     mean = sum(w.double() for w in weights) / len(weights)
@@ -96,7 +96,7 @@ def regmean(
     mean. Entries of G_t off the diagonal are multiplied by ``off_diagonal``."""
     check_fraction("RegMean", "off_diagonal", off_diagonal)
     if n_examples < 1:
-        raise ConfigError(f"RegMean: n_examples is at least 1, not {n_examples}.")
+        raise ConfigError(f"RegMean: n_examples must be at least 1, not {n_examples}.")
     merged = weight_averaging(base, experts)
     grams = [gram_matrices(context, t, expert, n_examples) for t, expert in enumerate(experts)]
     for name in (n for n in grams[0] if n in merged):

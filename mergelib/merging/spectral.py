@@ -1,7 +1,8 @@
 """Methods that work on singular values of task matrices: TSV-Merge, Iso-C, Iso-CTS.
 
-A task matrix is tau_t of a 2-d tensor that is a linear map. Embedding tables are 2-d but no maps:
-names with one of the texts in ``exclude`` are averaged, and so is every tensor that is no matrix.
+A task matrix is tau_t of a 2-d tensor that is a linear map. Embedding tables are 2-d but not maps:
+tensors whose names contain a text from ``exclude`` are averaged, and so is every tensor that is not
+a matrix.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def _by_matrix(
     *,
     smallest: int,
 ) -> dict[str, Tensor]:
-    """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t on everything else and
-    where min(m, n) < smallest."""
+    """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t for everything else,
+    and if min(m, n) < smallest."""
     direction = {}
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)

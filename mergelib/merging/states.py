@@ -1,4 +1,4 @@
-"""What every merging method needs of state dicts: checks, task vectors, flat views."""
+"""State dicts for merging methods: checks, task vectors, flat views."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..core.errors import ConfigError, StateDictError, first_five
 from ..core.types import State, not_finite, place
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Numbers of one model worked on at a time: those of some models stay in a processor's cache.
+# Numbers per model in one piece: pieces of a few models fit into a processor's cache.
 PIECE = 1 << 17
-DEVICE_PIECE = 1 << 24  # on other devices; no more, because float32 counts exactly up to here
+DEVICE_PIECE = 1 << 24  # on other devices; not more, because float32 counts exactly only up to here
 
 
 def check_states(base: State, experts: Sequence[State]) -> None:
@@ -46,23 +46,22 @@ def check_states(base: State, experts: Sequence[State]) -> None:
             ]
             if wrong:
                 raise StateDictError(
-                    f"{who} has another {what} than the base at {first_five(wrong)}. "
-                    "Fine-tune from this base, or convert first."
+                    f"{who} differs from the base in {what} at {first_five(wrong)}. Fine-tune "
+                    f"from this base, or convert first."
                 )
         bad = not_finite(state)
         if bad:
             raise StateDictError(
                 f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or "
-                "its file "
-                "is damaged; make it again."
+                f"its file is damaged; create it again."
             )
 
 
 def _check_kind(who: str, state: State) -> None:
-    """Refuse what is no state dict of dense tensors that can be added: other objects, complex
+    """Refuse anything but a state dict of dense tensors that can be added: other objects, complex
     numbers, 8-bit floats."""
     if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
-        raise StateDictError(f"{who} is no state dict (parameter name -> tensor).")
+        raise StateDictError(f"{who} is not a state dict (parameter name -> tensor).")
     odd = [
         k
         for k, t in sorted(state.items())
@@ -75,7 +74,7 @@ def _check_kind(who: str, state: State) -> None:
     ]
     if odd:
         raise StateDictError(
-            f"{who} holds no dense float64, float32, float16, bfloat16 or integer tensor in "
+            f"{who} needs dense float64, float32, float16, bfloat16 or integer tensors in "
             f"{first_five(odd)}. Convert first."
         )
     if not any(t.is_floating_point() and t.numel() for t in state.values()):
@@ -83,7 +82,8 @@ def _check_kind(who: str, state: State) -> None:
 
 
 def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None:
-    """Refuse what is no list of ``n`` encoders with the base's keys, shapes and dtypes, all finite.
+    """Refuse anything but a list of ``n`` encoders with the base's keys, shapes and dtypes, all
+    finite.
 
     Raises ``StateDictError``.
     """
@@ -93,13 +93,13 @@ def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None
         or not all(isinstance(state, Mapping) for state in merged)
     ):
         raise StateDictError(
-            f"{who} has to give {n} state dict{'s' * (n > 1)}; its function returned something "
-            "else."
+            f"{who} must return {n} state dict{'s' * (n > 1)}; its function returned something "
+            f"else."
         )
     for state in merged:
         if state.keys() != base.keys():
             raise StateDictError(
-                f"{who} gave other keys than the base's: "
+                f"{who} returned keys that differ from the base's: "
                 f"{first_five(sorted(state.keys() ^ base.keys()))}."
             )
         wrong = [
@@ -109,36 +109,39 @@ def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None
         ]
         if wrong:
             raise StateDictError(
-                f"{who} gave another shape or dtype than the base's in {first_five(wrong)}."
+                f"{who} returned shapes or dtypes that differ from the base's in "
+                f"{first_five(wrong)}."
             )
         bad = not_finite(state)
         if bad:
-            raise StateDictError(f"{who} gave NaN or inf in {first_five(sorted(bad))}.")
+            raise StateDictError(f"{who} returned NaN or inf in {first_five(sorted(bad))}.")
 
 
 def check_direction(who: str, base: State, direction: Any) -> None:
     """Refuse what cannot be scaled and added to the base, tensor by tensor. Raises
     ``StateDictError``."""
     if not isinstance(direction, Mapping) or not direction:
-        raise StateDictError(f"{who}: its direction has to give one state dict.")
+        raise StateDictError(f"{who}: its direction must return one state dict.")
     wrong = [
         f"{k} ({_form(t)}, base {_form(base.get(k))})"
         for k, t in direction.items()
         if _form(t).partition(" ")[2] != _form(base.get(k)).partition(" ")[2]
     ]
     if wrong:
-        raise StateDictError(f"{who}: its direction is not the base's in {first_five(wrong)}.")
+        raise StateDictError(
+            f"{who}: its direction differs in shape or dtype from the base in {first_five(wrong)}."
+        )
 
 
 def _form(t: Any) -> str:
-    """Dtype and shape for a message, or what stands there instead of a tensor."""
+    """Dtype and shape for a message, or the type of what is not a tensor."""
     if not isinstance(t, Tensor):
-        return f"no tensor but {type(t).__name__}"
+        return f"{type(t).__name__}, not a tensor"
     return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
 
 
 def detached(state: State) -> State:
-    """The state without a graph behind it: itself where no tensor requires a gradient."""
+    """The state detached from any graph; unchanged if no tensor requires a gradient."""
     if not any(t.requires_grad for t in state.values()):
         return state
     return {n: t.detach() for n, t in state.items()}
@@ -154,13 +157,13 @@ def check_fraction(
     open_low: bool = False,
     open_high: bool = False,
 ) -> None:
-    """Raises ``ConfigError`` unless ``value`` lies in the range; NaN does not."""
+    """Raises ``ConfigError`` unless ``value`` lies in the range, which NaN never does."""
     if not (
         (value > low if open_low else value >= low)
         and (value < high if open_high else value <= high)
     ):
         raise ConfigError(
-            f"{method_name}: {option} lies in {'(' if open_low else '['}{low:g}, "
+            f"{method_name}: {option} must lie in {'(' if open_low else '['}{low:g}, "
             f"{high:g}{')' if open_high else ']'}, not {value}."
         )
 
@@ -197,8 +200,8 @@ def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def untied(base: State, experts: Sequence[State]) -> State:
-    """The base, its ties taken apart where an expert holds other values under the tied names:
-    merged as one tensor, all but the first name's values would be lost."""
+    """The base, with its tied tensors untied if an expert holds different values under the tied
+    names: merged as one tensor, all values but the first name's would be lost."""
     first: dict[tuple, str] = {}
     apart = {}
     for name in sorted(base):
@@ -209,13 +212,13 @@ def untied(base: State, experts: Sequence[State]) -> State:
 
 
 def as_float32(state: State) -> dict[str, Tensor]:
-    """The state with floating-point tensors in float32, ties kept: what data is run through,
-    whatever the weights' dtype."""
+    """The state with floating-point tensors in float32, ties kept, for running data through weights
+    of any dtype."""
     return complete(state, {n: state[n].float() for n in float_names(state)})
 
 
 def empty(like: State, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Tensors of the named ones' shapes to be written to, in their dtypes or ``dtype``."""
+    """Uninitialised tensors with the named ones' shapes, in their dtypes or ``dtype``."""
     return {
         n: torch.empty(like[n].shape, dtype=dtype or like[n].dtype, device=like[n].device)
         for n in names
@@ -236,9 +239,9 @@ def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor,
     Contiguous tensors are cut into views: writing to a piece of an ``empty`` state writes to the
     state.
 
-    What takes several operations is done piece by piece, so that memory is read once rather than
-    once per operation, and intermediate results need a piece's room, not a model's: making new
-    memory costs more than the arithmetic.
+    Work of several operations is done piece by piece, so that memory is read once, not once per
+    operation, and intermediate results take the room of a piece, not of a model: allocating memory
+    costs more than the arithmetic.
     """
     for name in names:
         flat = [state[name].detach().reshape(-1) for state in states]
@@ -263,7 +266,7 @@ def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
 
 Summed = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
 """``(base, experts, target, **options)`` -> pieces of theta_b, of the merged task vector (float32,
-may be overwritten) and of ``target``. A piece may come twice: the last one counts."""
+may be overwritten) and of ``target``. If a piece comes twice, the last one counts."""
 
 
 def direction_of(
@@ -279,7 +282,7 @@ def direction_of(
 def merged_by(
     summed: Summed, base: State, experts: Sequence[State], lam: float, **options: Any
 ) -> dict[str, Tensor]:
-    """theta_b + lam * the merged task vector, which is never in memory as a whole: ``add_scaled``
+    """theta_b + lam * the merged task vector, which is never in memory all at once: ``add_scaled``
     of ``direction_of``."""
     target = empty(base, float_names(base))
     for b, total, out in summed(base, experts, target, **options):
@@ -290,8 +293,8 @@ def merged_by(
 def task_vectors(
     base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau
 ) -> list[dict[str, Tensor]]:
-    """``change(tau_t)`` per expert and tensor, float32, experts outermost and names sorted: the
-    order in which a generator is used."""
+    """``change(tau_t)`` per expert and tensor, float32. Experts come in the outer loop and names
+    are sorted, which fixes the order of random draws."""
     return [
         {n: change(expert[n].float() - base[n].float()) for n in float_names(base)}
         for expert in experts
@@ -322,7 +325,7 @@ def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> dict[str, Te
 def flat_task_vectors(
     base: State, experts: Sequence[State], names: Sequence[str]
 ) -> Iterator[Tensor]:
-    """Each tau_t over the named tensors at once, ``[D]`` float32; one after the other, because they
+    """Yield each tau_t over all named tensors, ``[D]`` float32; one after the other, because they
     are large."""
     flat_base = flatten(base, names)
     yield from (flatten(e, names) - flat_base for e in experts)

@@ -1,4 +1,4 @@
-"""Methods piece by piece, for weights on disk that need not be in memory together.
+"""Methods that work piece by piece, for weights on disk that need not be in memory together.
 
 A streaming form takes ``pieces`` (``ties.Pieces``, float32) and yields the merged pieces in their
 order. A method without a streaming form needs all weights at once.
@@ -19,13 +19,13 @@ from .ties import Pieces, ties, ties_streamed
 
 
 def elementwise(function: Callable, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
-    """A method that treats every number by itself: the method, on one piece after the other."""
+    """For a method that treats every number separately: apply it to one piece after the other."""
     for base, experts in pieces():
         yield function({"piece": base}, [{"piece": e} for e in experts], **options)["piece"]
 
 
-# By function, not by name: a method registered anew under an old name must not inherit the old
-# one's streaming form.
+# Keyed by function, not by name: a method registered again under an old name must not inherit the
+# old one's streaming form.
 STREAMED: dict[Callable, Callable[..., Iterator[Tensor]]] = {
     weight_averaging: partial(elementwise, weight_averaging),
     task_arithmetic: partial(elementwise, task_arithmetic),
@@ -39,8 +39,8 @@ def can_stream(method: Method) -> bool:
 
 
 def stream(method: Method, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
-    """The merged pieces; impossible options raise as in the method, before anything is read."""
+    """Yield the merged pieces; invalid options raise as in the method, before anything is read."""
     method.check_options(options)
     one = {"piece": torch.zeros(1)}
-    method.function(one, [one], **options)  # the method itself knows which values it refuses
+    method.function(one, [one], **options)  # the method itself refuses invalid values
     return STREAMED[method.function](pieces, **options)

@@ -21,7 +21,7 @@ Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]
 LOW_BITS = 16
 SAMPLE = 1 << 18
 GROUP = 8
-DEVIATIONS = 5  # of a sample's rank: one threshold in two million lies outside
+DEVIATIONS = 5  # for a sample's rank: one threshold in two million lies outside
 
 
 def _from_top(counts: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,8 +148,9 @@ def add_up(rows: Tensor, out: Tensor) -> Tensor:
 def elect(trimmed: Tensor, overall: float, out: Tensor) -> tuple[Tensor, Tensor]:
     """Signs in {-1, 1} of the columns of ``trimmed [T, n]``, and the sum of those not 0.
 
-    The sign is that of the summed values, no vote. A column that sums to exactly 0 takes the sign
-    of ``overall``, the sum of all elected signs, and is negative where that is 0 (the original).
+    The sign is that of the summed values, not a vote. A column that sums to exactly 0 takes the
+    sign of ``overall``, the sum of all elected signs, and is negative if that is 0, too (as in the
+    original).
     """
     signs = add_up(trimmed, out).sign_()
     votes = signs.sum()
@@ -197,7 +198,7 @@ def merged_vectors(
     for b, *parts, out in cut([base, *experts, target], names):
         total, votes = merge_piece(b, parts, smallest, -1, combine, room)
         all_votes.append(votes)
-        # Of columns that sum to 0 anything is left only where entries cancelled.
+        # Of columns that sum to 0, something is left only if entries cancelled.
         cancelled.append(total.sign().sum() - votes)
         yield b, total, out
     if int(torch.stack(all_votes).long().sum()) > 0:
@@ -230,13 +231,14 @@ def ties_streamed(
 
 def _checked(keep: float, combine: str) -> None:
     if combine not in ("sum", "mean"):
-        raise ConfigError(f"Ties: combine is 'sum' or 'mean', not '{combine}'.")
+        raise ConfigError(f"Ties: combine must be 'sum' or 'mean', not '{combine}'.")
     if not 0 < keep <= 1:
-        raise ConfigError(f"Ties: keep is a fraction in (0, 1], not {keep}.")
+        raise ConfigError(f"Ties: keep must be a fraction in (0, 1], not {keep}.")
 
 
 def trimmed_and_elected(base: Tensor, experts: Sequence[Tensor], keep: float) -> Tensor:
-    """What Ties sums: the trimmed tau_t without entries against the elected sign, ``[T, D]``.
+    """The task vectors that Ties sums: trimmed, and without entries against the elected sign, ``[T,
+    D]``.
 
     Args:
         base: theta_b, flat ``[D]``.

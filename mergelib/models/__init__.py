@@ -1,10 +1,10 @@
 """Your own models: merge Hugging Face classifiers, re-align their heads, save, evaluate.
 
-``parents`` reads checkpoints tensor by tensor, ``plan`` says which of them transformers would load,
-``parts`` what is encoder and what is head, ``merging`` merges, ``merged`` holds the result,
-``folders`` writes it and nothing else, ``heads`` computes features and fits heads, ``recipes``,
-``mergekit`` and ``command`` are the command line. The merging functions are those of
-``mergelib.merging``, the fits those of ``mergelib.protocols``.
+``parents`` reads checkpoints tensor by tensor, ``plan`` determines which tensors transformers would
+load, ``parts`` separates encoder and head, ``merging`` merges, ``merged`` holds the result,
+``folders`` writes folders, ``heads`` computes features and fits heads, ``recipes``, ``mergekit``
+and ``command`` are the command line. The merging functions are those of ``mergelib.merging``, the
+fits those of ``mergelib.protocols``.
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ __all__ = sorted(WHERE)
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the command line's refusals need not wait for torch.
+    # Lazy, so that the command line can refuse bad input without waiting for torch.
     if name in WHERE:
         return getattr(import_module(f".{WHERE[name]}", __name__), name)
     raise AttributeError(f"module 'mergelib.models' has no attribute '{name}'")

@@ -16,7 +16,7 @@ REALIGNED = f"The method of re-alignment is that of {PAPER}."
 
 
 def _front(record: Mapping[str, Any], is_image: bool) -> str:
-    # Only a hub id is of use to others here; a folder's name is stated in the text.
+    # Only a hub id is useful to others here; a folder's name appears in the text.
     parents = [
         p for p in [record.get("base"), *record.get("experts", {}).values()] if p and "/" in p
     ]
@@ -49,7 +49,7 @@ def _protocol(name: str) -> str:
 
 
 def alignment_text(alignment: Mapping[str, Any]) -> str:
-    """One sentence on how a head came to be."""
+    """One sentence on where a head comes from."""
     if not alignment:
         return "the expert's own head, not re-aligned"
     label = _protocol(alignment["protocol"])

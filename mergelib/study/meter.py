@@ -1,4 +1,4 @@
-"""What a computation costs: wall seconds, and the most memory that its tensors held at once."""
+"""The cost of a computation: wall-clock seconds, and the peak memory of its tensors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Meter(TorchDispatchMode):
     """``with Meter() as meter: ...``; then ``meter.cost`` holds ``seconds`` and ``peak_mb`` (10^6
     bytes).
 
-    Counted are the storages of tensors made inside, from their first appearance as an operation's
-    result until they are freed, on every device; not a kernel's scratch space, sparse tensors, nor
-    what was there before. The count is the same on every run, unlike the process's memory. It slows
-    each operation by some microseconds, which are among the seconds.
+    It counts the storages of tensors created inside the block, on every device, from their first
+    appearance as an operation's result until they are freed; it does not count a kernel's scratch
+    space, sparse tensors, or what existed before. Unlike the process's memory, the count is the
+    same in every run. Metering slows each operation by some microseconds, which are included in the
+    seconds.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Meter(TorchDispatchMode):
 
     def __enter__(self) -> Meter:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was queued before is not ours
+            torch.cuda.synchronize()  # work queued before does not count
         self._start = time.perf_counter()
         return super().__enter__()
 

@@ -410,9 +410,12 @@ def test_a_method_of_ones_own_registers_itself():
     [
         (lambda base, experts: {n: t / 0 for n, t in base.items()}, "NaN or inf"),
         (lambda base, experts: {n: t.double() for n, t in base.items()}, "dtype"),
-        (lambda base, experts: {n: t for n, t in base.items() if n != min(base)}, "other keys"),
-        (lambda base, experts: [dict(base)], "has to give 1 state dict"),
-        (lambda base, experts: None, "has to give 1 state dict"),
+        (
+            lambda base, experts: {n: t for n, t in base.items() if n != min(base)},
+            "keys that differ",
+        ),
+        (lambda base, experts: [dict(base)], "must return 1 state dict"),
+        (lambda base, experts: None, "must return 1 state dict"),
     ],
 )
 def test_what_a_method_gives_is_checked(function, said):
@@ -423,7 +426,7 @@ def test_what_a_method_gives_is_checked(function, said):
 
 def test_one_encoder_per_task_means_as_many_as_experts():
     base = {"a": torch.ones(2)}
-    with pytest.raises(StateDictError, match="has to give 3 state dicts"):
+    with pytest.raises(StateDictError, match="must return 3 state dicts"):
         Method(
             "broken", "Broken", "Broken", lambda base, experts: experts[:2], gives="one per task"
         )(base, [base] * 3)
