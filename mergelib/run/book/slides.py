@@ -10,7 +10,7 @@ import base64
 import json
 from html import escape
 
-from ... import paths
+from ...core import paths
 from ...tables.manifest import manifest
 
 PAGE = """<!doctype html>
