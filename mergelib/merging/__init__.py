@@ -6,13 +6,12 @@ A method is one decorated function::
     def my_method(base, experts, *, lam=0.3):
         '''theta_m = ...'''
 
-Only encoders come here: heads stay with their task. A method whose signature has ``lam`` gets its
+Only encoders are merged: heads stay with their task. A method whose signature has ``lam`` gets its
 lambda chosen on validation data. Most are theta_b + lam * direction: then the function gives the
 direction, ``@method(..., lam=0.3)`` adds the rest, and a scan over lambda computes the direction
-once. One that declares ``needs`` takes a
-``Context`` as its third argument; one that ``gives`` "one per task" returns a list, an encoder per
-expert. One whose signature has ``seed`` is random. What a method of the user's own gets are copies
-that it may write to.
+once. One that declares ``needs`` takes a ``Context`` as its third argument; one that ``gives`` "one
+per task" returns a list, an encoder per expert. One whose signature has ``seed`` is random. A
+user's method receives copies, which it may modify.
 """
 
 from __future__ import annotations
@@ -36,14 +35,15 @@ from .states import add_scaled, check_direction, check_merged, check_states, det
 MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
 ONE, PER_TASK = "one encoder", "one per task"
-LARGEST = 2.0**63  # of an option: beyond it torch takes no whole number, and float32 no product
+# for an option: beyond it, torch accepts no integer and float32 overflows in products
+LARGEST = 2.0**63
 
 
 @dataclass(frozen=True)
 class Method:
     """A registered merging method.
 
-    ``needs``: data beyond weights, out of ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``.
+    ``needs``: data beyond weights, from ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``.
     """
 
     name: str
@@ -75,9 +75,9 @@ class Method:
     ) -> Any:
         """Check the weights, then merge them: a state dict, or a list of them, one per expert.
 
-        Raises ``StateDictError`` for weights that do not fit together and for a result that is no
-        encoder like the base, ``UnknownNameError`` for an option that the method does not have and
-        ``ConfigError`` for data that it needs and did not get.
+        Raises ``StateDictError`` for weights that do not fit together and for a result that does
+        not match the base, ``UnknownNameError`` for an unknown option and ``ConfigError`` for
+        missing data that the method needs.
         """
         data = self._data(base, experts, context, options)
         base = untied(base, experts)
@@ -92,8 +92,8 @@ class Method:
         context: Context | None = None,
         **options: Any,
     ) -> Iterator[Any]:
-        """What the method gives for each lambda in turn; the direction, where it has one, is
-        computed once."""
+        """Yield the merge for each lambda in turn; a method's direction, if it has one, is computed
+        once."""
         data = self._data(base, experts, context, options)
         base = untied(base, experts)
         for lam in lams:
@@ -128,9 +128,9 @@ class Method:
             base, experts, context = spare((base, experts, context))
         try:
             return function(base, experts, *context, **options)
-        except torch.linalg.LinAlgError as error:  # task vectors whose products leave float32
+        except torch.linalg.LinAlgError as error:  # task vectors whose products overflow float32
             raise StateDictError(
-                f"Method '{self.name}': these weights are too large or too alike for a "
+                f"Method '{self.name}': these weights are too large or too similar for a "
                 f"decomposition ({shortened(str(error))})."
             ) from error
         except Exception as error:
@@ -165,16 +165,16 @@ class Method:
         return (context,)
 
     def try_options(self, options: dict[str, Any]) -> None:
-        """``check_options``, and for mergelib's own methods of weights alone a merge of a few
-        numbers, which refuses what lies out of an option's range before anything is trained."""
+        """Check the options by ``check_options`` and, for built-in methods that need only weights,
+        by merging a few numbers: a value out of range is refused before anything is trained."""
         self.check_options(options)
         if not self.needs and is_ours(self.function):
             few = torch.arange(4.0).view(2, 2)
             self({"w": few}, [{"w": few + 1}, {"w": few.T}], **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raises ``UnknownNameError`` for an option that the method does not have, ``ConfigError``
-        for a value that cannot be meant: a word, NaN or infinity for a number, a number for a word.
+        """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value of the
+        wrong kind: a word, NaN or infinity for a number, or a number for a word.
         """
         for name, value in options.items():
             if name not in self.options:
@@ -187,8 +187,8 @@ class Method:
 
 
 def _wanted(parameter: inspect.Parameter, value: Any) -> str:
-    """What an option's value has to be where ``value`` cannot be meant, told by its default; an
-    empty text where it can."""
+    """What kind of value an option takes, judged by its default, if ``value`` is not of that kind;
+    else an empty text."""
     default = parameter.default
     if type(default) in (int, float):
         if isinstance(value, bool | str | bytes | list | tuple | dict | set | None) or (
@@ -222,7 +222,7 @@ def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., M
 
 
 METHODS: dict[str, Method] = {}
-REFERENCES = ("f_b", "f_t", "multi_task", "random")  # the encoders that are no merges
+REFERENCES = ("f_b", "f_t", "multi_task", "random")  # encoders that are not merges
 
 
 def method(
@@ -236,8 +236,8 @@ def method(
     gives: str = ONE,
     replace: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Register the decorated function as merging method ``name``; it then takes part in every table
-    and figure that is given its name. A name of one's own may be registered again.
+    """Register the decorated function as merging method ``name``; every table and figure then
+    accepts its name. You may register your own name again.
 
     Args:
         name, label, short: What settings, tables and figures call it.
@@ -250,22 +250,24 @@ def method(
 
     Raises:
         ConfigError: For a ``needs`` or ``gives`` that does not exist, a name that stands for
-            another encoder, and one of mergelib's own methods, unless ``replace``.
+            another encoder, or, unless ``replace``, the name of a built-in method.
     """
     if not isinstance(name, str) or not name or {"#", "/"} & {*name} or name in REFERENCES:
         raise ConfigError(
-            f"{shortened(repr(name))} cannot name a merging method: give a text without # and /, "
-            f"and none of {', '.join(REFERENCES)}."
+            f"{shortened(repr(name))} cannot name a merging method: use a text without # and /, "
+            f"other than {', '.join(REFERENCES)}."
         )
     for need in needs:
         if need not in NEEDS:
-            raise ConfigError(f"Method '{name}': needs is a tuple out of {NEEDS}, not {needs!r}.")
+            raise ConfigError(
+                f"Method '{name}': needs must be a tuple of names from {NEEDS}, not {needs!r}."
+            )
     if {"test inputs", "labels"} <= set(needs):
         raise ConfigError(
-            f"Method '{name}': labels of test inputs are what a merge is scored by; none gets them."
+            f"Method '{name}': labels of test inputs score the merge, so no method may use them."
         )
     if gives not in (ONE, PER_TASK):
-        raise ConfigError(f"Method '{name}': gives is '{ONE}' or '{PER_TASK}', not '{gives}'.")
+        raise ConfigError(f"Method '{name}': gives must be '{ONE}' or '{PER_TASK}', not '{gives}'.")
 
     def register(function: Callable) -> Callable:
         refuse_built_in("merging method", name, METHODS.get(name), function, replace)
@@ -278,7 +280,7 @@ def method(
 
 
 def get_method(name: str) -> Method:
-    """The registered method. Raises ``UnknownNameError`` naming the nearest one."""
+    """The registered method. Raises ``UnknownNameError``, which suggests the nearest name."""
     if name not in METHODS:
         raise UnknownNameError("merging method", name, METHODS)
     return METHODS[name]

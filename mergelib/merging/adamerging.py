@@ -53,7 +53,8 @@ def learn_coefficients(
     """
     if steps < 0 or batch_size < 1 or not lr > 0:
         raise ConfigError(
-            f"AdaMerging: steps is 0 or more, batch_size 1 or more, lr above 0; not {steps}, "
+            f"AdaMerging: steps must be at least 0, batch_size at least 1 and lr above 0; not "
+            f"{steps}, "
             f"{batch_size}, {lr}."
         )
     coefficients = torch.full(

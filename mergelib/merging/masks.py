@@ -19,7 +19,7 @@ from .states import add_scaled, float_names, stacked_task_vectors
 
 @method("magmax", label="MagMax", short="MagMax", lam=0.5)
 def magmax(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
-    """Per entry the tau_t of largest magnitude; of equal ones the later expert's.
+    """Per entry, the tau_t of largest magnitude; in a tie, the later expert's.
 
     Made for experts fine-tuned one after another; here they are independent.
     """
@@ -38,7 +38,7 @@ def magmax(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
 
 def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
     """Entries that task t needs: ``|tau_t| > lam * |tau_sum - tau_t|``, bool, strictly, so that an
-    entry no expert moved is out."""
+    entry that no expert changed is out."""
     return tau.abs() > lam * (tau_sum - tau).abs()
 
 
@@ -71,7 +71,7 @@ def consensus(
     serves all.)
     """
     if int(agree) != agree or agree < 0:
-        raise ConfigError(f"Consensus: agree is a number of tasks, 0 or more, not {agree}.")
+        raise ConfigError(f"Consensus: agree must be a number of tasks, at least 0, not {agree}.")
     tau_sum = task_vector_sum(base, experts)
     merged = {}
     for n, s in tau_sum.items():

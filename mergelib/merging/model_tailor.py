@@ -28,12 +28,12 @@ def _z_scores(values: Tensor) -> Tensor:
 def tailor(
     weight: Tensor, base: Tensor, gram: Tensor, *, keep: float, omega: float, block: int
 ) -> Tensor:
-    """W ``[out, in]`` (float64) with all but ``keep`` of each block of columns back at W_b, the
-    rest compensating.
+    """W ``[out, in]`` (float64) with all but ``keep`` of each block of columns reset to W_b, and
+    the rest compensating.
 
     ``gram`` is X^T X / n ``[in, in]``. Scores are omega * z(\\|W - W_b\\|) + (1 - omega) * z(W^2 /
-    diag(U)^2), U the upper Cholesky factor of the damped Hessian's inverse; what a reverted column
-    costs is taken out of later columns, as in SparseGPT. (The released code adds where SparseGPT
+    diag(U)^2), U the upper Cholesky factor of the damped Hessian's inverse; the error of a reset
+    column is compensated in later columns, as in SparseGPT. (The released code adds where SparseGPT
     subtracts; that is not copied.)
     """
     W, W_b, H = weight.double().clone(), base.double(), 2 * gram.double()
@@ -74,13 +74,14 @@ def model_tailor(
     """The sum of tailored task vectors.
 
     Weights of ``nn.Linear`` are tailored, other tensors keep their whole tau_t. Made to adapt one
-    model to one task without forgetting; adding several tailored task vectors up is our reading.
+    model to one task without forgetting; adding up several tailored task vectors is our
+    interpretation.
     """
     check_fraction("Model Tailor", "keep", keep, open_low=True)
     check_fraction("Model Tailor", "omega", omega)
     if n_examples < 1 or block < 1:
         raise ConfigError(
-            f"Model Tailor: n_examples and block are at least 1, not {n_examples} and {block}."
+            f"Model Tailor: n_examples and block must be at least 1, not {n_examples} and {block}."
         )
     vectors = []
     for t, expert in enumerate(experts):

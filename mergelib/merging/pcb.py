@@ -18,7 +18,7 @@ def _quantile(row: Tensor, q: float) -> Tensor:
 
 
 def _min_max(row: Tensor) -> Tensor:
-    """The row stretched to [0, 1]; a constant row becomes 1, to take part like any other."""
+    """The row scaled to [0, 1]; a constant row becomes 1, so that it takes part like any other."""
     low, high = row.amin(), row.amax()
     return torch.where(
         high > low, (row - low) / (high - low).clamp(min=torch.finfo(row.dtype).tiny), 1.0
@@ -44,7 +44,7 @@ def pcb_merging(
     """The weighted mean of task vectors, over the whole encoder at once.
 
     The authors released three versions that differ in the clamp (0.0001 or 0.01) and in the
-    inter-task term; here that of their root script and language experiments, tanh(tau_t * sum_s
+    inter-task term; this is that of their root script and language experiments, tanh(tau_t * sum_s
     tau_s), with one lambda for all tasks instead of an evolutionary search over T of them.
     """
     check_fraction("PCB-Merging", "ratio", ratio, open_low=True)
@@ -54,7 +54,7 @@ def pcb_merging(
     weighted, weights = torch.zeros_like(tau_sum), torch.zeros_like(tau_sum)
     for tau_t in flat_task_vectors(
         base, experts, names
-    ):  # made twice rather than kept: T of them are large
+    ):  # computed twice rather than kept: T of them are large
         magnitude = tau_t.abs()
         magnitude = magnitude.clamp(_quantile(magnitude, clamp), _quantile(magnitude, 1 - clamp))
         weight = competition_weight(tau_t, magnitude, tau_sum, len(experts), ratio)
