@@ -23,8 +23,6 @@ def needed(
     Raises:
         MergelibError: As ``load_profile`` does.
     """
-    from ...profiles import load_profile, variant_names  # imports torch
-
     known, found = registry(), {}
     for variant in ("", *variant_names(profile)) if variants is None else variants:
         loaded = load_profile(profile, overrides, variant)
