@@ -180,6 +180,7 @@ def meaning() -> dict[str, list[Any]]:
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
     if "match" in study.STEP_VERSIONS:
+        from mergelib.nonlocality.architectures import DATA
         from mergelib.nonlocality.settings import ONE_BATCH, Nonlocality
 
         matching, correcting = (
@@ -201,8 +202,9 @@ def meaning() -> dict[str, list[Any]]:
             ]
             for modules in (matching, correcting)
         )
-        found["match"] += [Nonlocality.permutation]
+        found["match"] += [Nonlocality.permutation, DATA]
         found["correct"] += [
+            DATA,
             Nonlocality.correction,
             Nonlocality.corrected,
             Nonlocality.batches,
