@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.errors import UnknownNameError
 from ..core.hub.repository import Repository, base_model, registry
+from . import load_profile, variant_names
 
 
 def needed(
