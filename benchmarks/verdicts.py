@@ -15,15 +15,15 @@ COLUMN = "mini"
 
 
 def verdicts(report: str) -> dict[str, str]:
-    """Claim -> verdict and deciding part of the profile, from the report's first table."""
+    """Claim -> verdict and deciding part of the profile, from the report's tables of claims."""
     lines = [line for line in report.splitlines() if line.startswith("|")]
     rows = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    start = next(i for i, row in enumerate(rows) if row[0] == "claim" and COLUMN in row)
-    column, found = rows[start].index(COLUMN), {}
-    for row in rows[start + 2 :]:
-        if not re.fullmatch(r"`[A-Z].*`", row[0]):
-            break  # the next table
-        found[row[0]] = row[column]
+    column, found = None, {}
+    for row in rows:
+        if not re.fullmatch(r"`[A-Z].*`|-+", row[0]):  # the head of a table
+            column = row.index(COLUMN) if row[0] == "claim" and COLUMN in row else None
+        elif column and row[0].startswith("`"):
+            found[row[0]] = row[column]
     return found
 
 

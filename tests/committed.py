@@ -4,24 +4,13 @@ saves into notebooks/: neither is a fault."""
 import atexit
 import io
 import shutil
-import subprocess
 import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
 
 from mergelib.core import paths
-
-
-def git(*arguments: str) -> bytes | None:
-    """What git says about this project, also to another user than its owner; None where there is no
-    git or no commit."""
-    root = paths.root()
-    if not (root / ".git").exists() or not shutil.which("git"):
-        return None
-    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
-    done = subprocess.run(command, capture_output=True)
-    return done.stdout if done.returncode == 0 else None
+from mergelib.tables.committed import git
 
 
 @cache

@@ -61,7 +61,9 @@ def test_solutions_are_refreshed_with_their_notebook(profile, refreshed, tmp_pat
     (tmp_path / "build" / profile).mkdir(parents=True)
     (tmp_path / "build" / profile / "timings.json").write_text("{}")
     ran, written = [], []
-    monkeypatch.setattr(publish, "run_again", lambda _, items: ran.extend(i.id for i in items))
+    monkeypatch.setattr(
+        publish, "run_again", lambda _, items, **given: ran.extend(i.id for i in items)
+    )
     monkeypatch.setattr(
         publish, "publish_notebooks", lambda _, items: written.extend(i.id for i in items)
     )

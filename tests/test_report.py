@@ -4,14 +4,19 @@ ours."""
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from committed import committed
 
-from mergelib import claims, figures, tables
+from mergelib import claims, figures, merging, tables
 from mergelib.core.errors import DataError
-from mergelib.tables import report, verdicts
+from mergelib.run import publish
+from mergelib.tables import readings, report, verdicts
 
 
 def verdict(claim, part, here, verdict, threshold="> 0", note=""):
@@ -117,12 +122,14 @@ def test_nothing_and_damage_are_refused_by_name(tmp_path, folder):
         report.read_runs(folder)
 
 
-def test_the_markdown_holds_every_part_and_says_whose_claims_file(folder):
+def test_the_markdown_judges_every_claim_and_says_whose_claims_file(folder):
     path = folder / "two" / "tab02_main.json"
     path.write_text(path.read_text().replace(claims.claims_hash(), "0" * 64))
     text = report.report_markdown(folder)
-    for number in ("3.00", "2.00", "-8.00", "-3.00", "9.00"):
-        assert f"| {number} |" in text
+    for cell in ("reproduced (TA: 2.00)", "**not reproduced** (TA: -8.00)", "(f_b: 9.00)"):
+        assert f"| {cell} |" in text or f"**not reproduced** {cell} |" in text
+    assert "`two`, **not reproduced**: 1.0, -8.0 and -3.0 points." in text
+    assert "`one`, **reproduced**. " in text, "Ties was not measured, so no number is told"
     assert (
         "another: run it again" in text
         and claims.claims_hash() in text
@@ -132,7 +139,7 @@ def test_the_markdown_holds_every_part_and_says_whose_claims_file(folder):
     assert (
         part.startswith("## What reproduces")
         and "](figures/REPORT.md)" in part
-        and "every part" in part
+        and "Claim by claim" not in part
     )
     with pytest.raises(DataError, match="marks"):
         report.readme_part("# nothing")
@@ -194,3 +201,88 @@ def test_verdict_cells_differ_without_colour():
             reverse=True,
         )
         assert light - dark > 0.5, (face, ink)
+
+
+# ---- what is said about each claim ---------------------------------------------------------------
+
+READINGS = {r.claim: r for g in readings.load_readings().groups for r in g.claims}
+
+
+def shown():
+    """The committed runs and their report."""
+    folder = committed() / "figures"
+    return report.read_runs(folder), report.report_markdown(folder)
+
+
+def test_every_claim_stands_in_one_group():
+    listed = [r.claim for g in readings.load_readings().groups for r in g.claims]
+    assert sorted(listed) == sorted(claims.load_claims())
+
+
+def test_every_claim_of_the_committed_runs_is_told_with_its_numbers():
+    runs, text = shown()
+    for claim, parts in report.verdict_rows(runs).groupby("claim"):
+        [paragraph] = [line for line in text.splitlines() if line.startswith(f"`{claim}`, **")]
+        for profile in dict.fromkeys(parts.profile):
+            assert re.search(rf"`{profile}`, \*\*[a-z ]+\*\*[^:]*: [^.]*\d", paragraph), claim
+        assert "{" not in paragraph and " Why: " in paragraph
+
+
+def test_the_report_can_be_read():
+    """First what `mini` is; below 2,000 words; nothing said over and over."""
+    _, text = shown()
+    lines = [line for line in text.splitlines() if not re.match(r"\||!\[|<!--|#|$", line)]
+    assert lines[0] == report.LABORATORY
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)", " ", " ".join(lines))
+    assert len(re.findall(r"[^\W\d_][\w'’-]*", prose)) < 2000
+    assert max(Counter(re.split(r"(?<=[.:?]) ", prose)).values()) <= len(READINGS)  # "Why:"
+    sentences = [s for s in re.split(r"(?<=[.:?]) ", prose) if len(s.split()) > 4]
+    assert max(Counter(sentences).values()) <= 2
+
+
+def test_no_table_of_claims_uses_a_name_that_was_not_explained_above_it():
+    report_above, table = shown()[1].split("**The core claims**")
+    by_hand = (committed() / "README.md").read_text().partition(publish.marks("results")[0])[0]
+    readme_above = by_hand + report_above.partition(report.README_PART[0])[2]
+    for symbol in ("f_b", "f_t", "f_m", "KNN Eval", "Current Eval", "FT-Classifier", "orthogonal"):
+        for above in (report_above, readme_above):
+            assert symbol in table and symbol in above, symbol
+    for method in merging.METHODS.values():
+        used = re.search(rf"(?<!\w){re.escape(method.short)}[:,]", table)
+        assert not used or f"{method.short}: " in report_above.splitlines()[-2], method.short
+
+
+def paragraph_of(claim, verdict, parts, **lookups):
+    """What is said of one profile whose parts have these numbers, all with this verdict."""
+    run = replace(report.read_runs(committed() / "figures")[0], sidecars=lookups)
+    threshold = claims.load_claims()[claim].threshold
+    rows = pd.DataFrame(
+        [
+            dict(
+                zip(
+                    report.ROWS,
+                    ("", claim, "", p, h, h, h, threshold, verdict, "", ""),
+                    strict=True,
+                )
+            )
+            for p, h in parts.items()
+        ]
+    )
+    return readings.seen(READINGS[claim], run, rows, verdict)
+
+
+def test_words_follow_the_verdict_and_name_a_trivial_reason():
+    low = paragraph_of("P6.4-no-gain", R, {"f_b": 1.0})
+    assert "**reproduced**: f_b gains 1.0 points." in low and "trivial reason" in low
+    assert "trivial reason" not in paragraph_of("P6.4-no-gain", N, {"f_b": 31.0})
+    parts = {"text TA": 0.7, "images TA": 0.2}
+    for kept, trivial in ((0.26, True), (0.9, False)):
+        local = {"verdicts": [{"claim": "N-local", "part": "images TA", "here": kept}]}
+        said = paragraph_of("N-fails", R, parts, ext03_nonlocal=local)
+        assert "70 % to 70 % are kept on texts" in said
+        assert ("proves nothing: with one base TA keeps no more than 26 %" in said) == trivial
+
+
+def test_what_the_paper_prints_is_computed_from_its_tables():
+    assert readings.in_the_paper("P6.4-no-gain")["f_b"] == pytest.approx(4.5)
+    assert readings.in_the_paper("P5-gap-closed")["WA"] == pytest.approx(13.4 / 20.5)

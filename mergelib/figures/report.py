@@ -15,6 +15,7 @@ from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Verdict
 from ..core import paths
 from ..study import FINE_TUNED
 from ..tables import protocol_label, short_label
+from ..tables.committed import AS_COMMITTED
 from ..tables.paper import THREE
 from ..tables.report import (
     Run,
@@ -147,8 +148,10 @@ def save_report(
     means: pd.DataFrame,
     rows: pd.DataFrame,
     profile: str,
+    compared: str = AS_COMMITTED,
 ) -> str:
-    """Write the figure with its numbers and ``figures/REPORT.md``; returns the PNG's place."""
+    """Write the figure with its numbers and ``figures/REPORT.md``, which says ``compared``: whether
+    the numbers are the committed ones; returns the PNG's place."""
     mine = next((r for r in runs if r.profile == profile), runs[0])
     place = save_files(
         fig,
@@ -165,5 +168,5 @@ def save_report(
             "runs": {r.profile: list(r.sidecars) for r in runs},
         },
     )
-    paths.write_whole(figures_folder() / "REPORT.md", report_markdown().encode())
+    paths.write_whole(figures_folder() / "REPORT.md", report_markdown(compared=compared).encode())
     return place

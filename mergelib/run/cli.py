@@ -109,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def command_run(args: argparse.Namespace) -> int:
     from ..profiles import load_profile
+    from ..tables import committed
     from . import runner
 
     profile = load_profile(args.profile)
@@ -165,6 +166,7 @@ def command_run(args: argparse.Namespace) -> int:
     runner.check_before(args.profile, items, parameters)
     data_before_run(args.profile, runner.hub_repositories(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
+    committed.keep()
     running = runner.Runner(args.profile, jobs=at_a_time, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
@@ -176,8 +178,20 @@ def command_run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
+    took = time.monotonic() - started
     runner.write_timings(args.profile, results, cold=cold)
-    print("\n" + runner.closing_table(results, time.monotonic() - started))
+    known, compared = committed.committed_files(), None
+    if known is not None:
+        ran = [r.item for r in results if r.ok and r.item.outputs]
+        own = [name for name, given in parameters.items() if given.keys() - runner.PLACES]
+        compared = committed.compare(args.profile, ran, known, own)
+    print("\n" + runner.closing_table(results, took, compared or ()))
+    print(f"\n{committed.compared_text(compared)}")
+    if (n := committed.rewritten()) and not args.publish:
+        print(
+            f"Committed files under figures/ that this machine wrote otherwise: {n}. `git checkout "
+            "figures` brings the committed ones back."
+        )
     print(
         f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: "
         f"{paths.build(args.profile) / 'notebooks'}"

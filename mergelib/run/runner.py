@@ -22,6 +22,7 @@ from ..core import paths
 from ..core.documents import user_path
 from ..core.errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
 from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
+from ..tables.committed import Compared
 from ..tables.manifest import SOLUTIONS, Item, manifest
 from .execute import NO_ROOM
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..core.hub import Repository
 
 REPORT = "report"
+PLACES = {"text_dir", "image_dir", "base"}  # parameters that say where data lie
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
 
@@ -358,15 +360,23 @@ def failing_cell(notebook: Path) -> str:
     return "No cell failed; the kernel may have died."
 
 
-def closing_table(results: Sequence[Result], seconds: float) -> str:
-    """notebook | minutes | verdicts, as text; at the end the ``seconds`` from start to end."""
+def closing_table(
+    results: Sequence[Result], seconds: float, compared: Sequence[Compared] = ()
+) -> str:
+    """notebook | minutes | numbers | verdicts, as text; at the end the ``seconds`` from start to
+    end. ``compared`` says how numbers and verdicts differ from the committed ones."""
     width = max(len(r.item.id) for r in results)
-    lines = [f"{'notebook':<{width}}  minutes  verdicts"]
+    beside = {c.notebook: c for c in compared}
+    lines = [f"{'notebook':<{width}}  minutes  {'numbers':<14}  verdicts"]
     for r in results:
-        said = "; ".join(f"{c}: {v}" for c, v in r.claims.items()) or (
-            "no claims" if r.ok else "FAILED"
-        )
-        lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {said}")
+        c = beside.get(r.item.id)
+        was = {
+            claim: f" (committed: {old})" for claim, (old, _) in (c.verdicts if c else {}).items()
+        }
+        said = "; ".join(f"{claim}: {v}{was.get(claim, '')}" for claim, v in r.claims.items())
+        said = said or ("no claims" if r.ok else "FAILED")
+        numbers = c.said if c else ""
+        lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {numbers:<14}  {said}")
     lines.append(f"{'sum':<{width}}  {sum(r.seconds for r in results) / 60:7.1f}")
     lines.append(f"{'from start to end':<{width}}  {seconds / 60:7.1f}")
     return "\n".join(lines)
@@ -440,7 +450,7 @@ def hub_repositories(
     found: dict[str, Repository] = {}
     for item in items:
         given = (parameters or {}).get(item.id, {})
-        if not {"text_dir", "image_dir", "base"} & declared_parameters(item.path).keys():
+        if not PLACES & declared_parameters(item.path).keys():
             continue  # it reads what others left
         overrides = with_shortcuts(
             given.get("overrides", {}),

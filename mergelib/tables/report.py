@@ -19,12 +19,14 @@ from ..core import paths
 from ..core.errors import DataError
 from ..study import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
+from .committed import AS_COMMITTED, Compared, committed_files, compare
 from .labels import encoder_label, protocol_label, short_label
 from .manifest import manifest
 from .paper import THREE, published_table2, published_table3
+from .readings import load_readings, names_in, paragraph, symbols
 from .scores import at_k, markdown, mean_and_std
 from .scores import averages as averages_of
-from .verdicts import NOT_RUN, ORDER, failing_first, pretty, verdict_table
+from .verdicts import NOT_RUN, ORDER, pretty
 
 REPORT_ID = "99_report"
 PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, too
@@ -34,6 +36,11 @@ LABORATORY = (
     "real sentence encoder knows of these texts. It tests what happens when such models are "
     "merged; "
     "its accuracies say nothing about real data."
+)
+RULE = (
+    "*Reproduced*: the whole 95 % bootstrap interval lies on the claim's side of its threshold; "
+    "*not reproduced*: on the other side; *undecided*: neither. A claim about several parts needs "
+    "all of them."
 )
 ROWS = ["profile", "claim", "says", "part", "here", "low", "high"]
 ROWS += ["threshold", "verdict", "note", "notebook"]
@@ -185,6 +192,18 @@ def _counts(verdicts: pd.Series) -> str:
 # ---- REPORT.md ----------------------------------------------------------------------------------
 
 
+def compared(runs: Sequence[Run]) -> list[Compared] | None:
+    """The runs' numbers beside the committed ones; None where nothing knows these."""
+    known = committed_files()
+    if known is None:
+        return None
+    return [
+        c
+        for run in runs
+        for c in compare(run.profile, [i for i in manifest() if i.id in run.sidecars], known)
+    ]
+
+
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     """What was run: profile, base model, data, notebooks, overrides, claims, which claims file."""
     rows, grid = [], claim_grid(verdict_rows(runs))
@@ -257,37 +276,81 @@ def finding(tables: Mapping[str, pd.DataFrame]) -> str:
         current, aligned = (protocol_label(p) for p in ("current", "ft_classifier"))
         average = encoder_label("weight_averaging")
         said.append(
-            f"In `{profile}` the average of the fine-tuned models' weights has {current} "
-            f"{means[average, current]} % and {aligned} {means[average, aligned]} %, where the "
-            f"fine-tuned models have {means[encoder_label(FINE_TUNED), current]} %."
+            f"In `{profile}` the average of the fine-tuned models' weights has "
+            f"{means[average, current]} % with their classifiers as they are and "
+            f"{means[average, aligned]} % with re-aligned ones, where the fine-tuned models have "
+            f"{means[encoder_label(FINE_TUNED), current]} %."
         )
     return " ".join(said)
 
 
-def results_markdown(runs: Sequence[Run], figure: str = "") -> str:
-    """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2."""
+def claims_markdown(rows: pd.DataFrame) -> list[str]:
+    """The claims with their verdicts, a table per group, failing ones first in each."""
+    table = claims_table(rows)
+    names = table.claim.str.strip("`")
+    groups = {f"**{g.title}**": [r.claim for r in g.claims] for g in load_readings().groups}
+    grouped = [claim for claims in groups.values() for claim in claims]
+    groups["**Other claims**"] = [claim for claim in names if claim not in grouped]
+    lines = []
+    for heading, claims in groups.items():
+        mine = table[names.isin(claims)]
+        lines += [heading, "", *markdown(mine), ""] if len(mine) else []
+    return lines
+
+
+def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> str:
+    """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2.
+
+    Args:
+        runs: As from ``read_runs``.
+        figure: The one-page figure, in Markdown.
+        csv: Where every part of every claim stands, seen from the report.
+    """
     rows = verdict_rows(runs)
     where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
-    lines = ["## What reproduces, what does not", "", *([figure, ""] if figure else [])]
+    lines = ["## What reproduces, what does not", ""]
+    lines += [figure, ""] if figure else []
     files = {r.profile: r.folder / "tab02_main.csv" for r in runs}
     tables = {profile: pd.read_csv(path) for profile, path in files.items() if path.is_file()}
     if tables:
         lines += [finding(tables), ""]
-    if any(r.profile == "mini" for r in runs):
-        lines += [LABORATORY, ""]
+    more = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
     lines += [
-        f"{where} In brackets, the part of the claim that decides; every part and interval is in "
-        "[the report](REPORT.md).",
+        f"{where} A claim *asks* that all its numbers meet a threshold; in brackets stands the one "
+        f"that decides{more}. What they mean, claim by claim: [the report](REPORT.md).",
         "",
     ]
-    lines += markdown(claims_table(rows)) if len(rows) else ["No claim has been judged yet."]
+    if len(rows):
+        claims = claims_markdown(rows)
+        names = names_in("\n".join(claims))
+        lines += [*([names, ""] if names else []), *claims]
+    else:
+        lines += ["No claim has been judged yet.", ""]
     if tables:
         caption = (
             "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
             "draws' seeds (Table 2):"
         )
-        lines += ["", caption, "", *markdown(averages_table(tables))]
-    return "\n".join(lines)
+        lines += [caption, "", *markdown(averages_table(tables))]
+    return "\n".join(lines).rstrip()
+
+
+def claim_by_claim(runs: Sequence[Run]) -> list[str]:
+    """A paragraph per judged claim, in the order of their groups."""
+    rows = verdict_rows(runs)
+    grid, by_profile = claim_grid(rows), {r.profile: r for r in runs}
+    blocks = []
+    for group in load_readings().groups:
+        said = [
+            paragraph(
+                reading, by_profile, rows[rows.claim == reading.claim], grid.loc[reading.claim]
+            )
+            for reading in group.claims
+            if reading.claim in grid.index
+        ]
+        blocks += [f"### {group.title}", group.text, *said] if said else []
+    blocks = ["## Claim by claim", RULE, *blocks] if blocks else []
+    return [line for block in blocks for line in (block, "")]
 
 
 def world_line(runs: Sequence[Run]) -> str:
@@ -302,51 +365,54 @@ def world_line(runs: Sequence[Run]) -> str:
 
 
 def beyond_the_paper(runs: Sequence[Run]) -> list[str]:
-    """What the figures of the extensions show, per profile, as their alt texts say it."""
+    """What the extensions ask, and in which profiles they were run."""
     lines = [
-        f"- [{i.item}](../notebooks/{i.id}.ipynb), `{r.profile}`: {r.sidecars[i.id]['alt']}"
+        f"- [{i.item}](../notebooks/{i.id}.ipynb), {', '.join(f'`{p}`' for p in ran)}: {i.title}."
         for i in manifest()
         if i.id.startswith("ext")
-        for r in runs
-        if i.id in r.sidecars
+        if (ran := [r.profile for r in runs if i.id in r.sidecars])
     ]
     return ["## Beyond the paper", "", *lines, ""] if lines else []
 
 
-def report_markdown(folder: Path | None = None) -> str:
-    """``figures/REPORT.md``: a function of what lies under ``figures/``, whoever ran last."""
+def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) -> str:
+    """``figures/REPORT.md``: a function of what lies under ``figures/``, whoever ran last.
+
+    Args:
+        folder: That folder.
+        compared: How these numbers and the committed ones compare.
+    """
     folder = folder or figures_folder()
     runs = read_runs(folder)
     pages = {r.profile: folder / r.profile / f"{REPORT_ID}.json" for r in runs}
     drawn = next((p for p, page in pages.items() if page.is_file()), None)
     figure = f"![{_read(pages[drawn])['alt']}]({drawn}/{REPORT_ID}.png)" if drawn else ""
+    csv = f"{drawn}/{REPORT_ID}_claims.csv" if drawn else ""
     lines = [
-        "# The report in full",
+        "# The report",
         "",
         "<!-- written by notebooks/99_report.ipynb; do not edit by hand -->",
         "",
+        *([LABORATORY, ""] if any(r.profile == "mini" for r in runs) else []),
+        symbols(),
+        "",
         README_PART[0],
-        results_markdown(runs, figure),
+        results_markdown(runs, figure, csv),
         README_PART[1],
         "",
+        *claim_by_claim(runs),
+        *beyond_the_paper(runs),
         "## The runs behind it",
         "",
         *markdown(runs_table(runs)),
+        "",
+        compared,
         "",
         world_line(runs),
         "",
         f"SHA-256 of the claims file (`mergelib/claims/claims.yaml`): `{claims_hash()}`. "
         "Its thresholds were fixed before anything was run.",
-        "",
-        *beyond_the_paper(runs),
     ]
-    for profile, rows in verdict_rows(runs).groupby("profile", sort=False):
-        table = verdict_table(failing_first(rows)).drop(columns="profile")
-        table = table.assign(
-            **{c: "`" + table[c] + "`" for c in ("claim", "notebook")},
-            verdict=table.verdict.str.replace(f"^({NOT_REPRODUCED}.*)", r"**\1**", regex=True),
-        )
-        lines += [f"## Every part of every claim: `{profile}`", "", *markdown(table), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
