@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
@@ -43,37 +44,9 @@ CAPTION_SEED = 3
 MAX_WORDS = 24
 TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS = 2, 64, 2
 
-# The prompts that OpenAI published with CLIP for the paper's eight data sets; for a CLIP that is
-# loaded.
-PROMPTS: dict[str, tuple[str, ...]] = {
-    "sun397": ("a photo of a {}.", "a photo of the {}."),
-    "cars": (
-        "a photo of a {}.",
-        "a photo of the {}.",
-        "a photo of my {}.",
-        "i love my {}!",
-        *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
-    ),
-    "resisc45": tuple(
-        f"{where} {what} of {article}{{}}."
-        for where in ("satellite", "aerial")
-        for what in ("imagery", "photo", "view")
-        for article in ("", "a ", "the ")
-    ),
-    "eurosat": tuple(
-        f"a centered satellite photo of {article}{{}}." for article in ("", "a ", "the ")
-    ),
-    "svhn": ('a photo of the number: "{}".',),
-    "gtsrb": tuple(
-        f'a {how} photo of a "{{}}" traffic sign.' for how in ("zoomed in", "centered", "close up")
-    ),
-    "mnist": ('a photo of the number: "{}".',),
-    "dtd": tuple(
-        f"a photo of {article} {{}} {what}."
-        for article in ("a", "the")
-        for what in ("texture", "pattern", "thing", "object")
-    ),
-}
+PROMPTS: dict[str, list[str]] = yaml.safe_load(
+    Path(__file__).with_name("prompts.yaml").read_text("utf-8")
+)
 
 
 def caption_vocab(captions: Sequence[str]) -> list[str]:
@@ -105,28 +78,28 @@ def clip_config(profile: Profile, vocab_size: int) -> Any:
     """A small CLIP of the profile's shape; feed-forward 4 x width, no dropout, logit scale from 1 /
     0.07 on, as CLIP."""
     shape = profile.encoder
+
+    def tower(layers: int, width: int, heads: int) -> dict[str, int]:
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "projection_dim": shape.projection,
+        }
+
     # Any eos id but 2: with that one transformers pools at the largest id of a text instead of at
     # [EOS].
-    text = {
+    text = tower(TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS) | {
         "vocab_size": vocab_size,
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 4 * TEXT_WIDTH,
-        "num_hidden_layers": TEXT_LAYERS,
-        "num_attention_heads": TEXT_HEADS,
         "max_position_embeddings": MAX_WORDS,
         "pad_token_id": PAD,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
-        "projection_dim": shape.projection,
     }
-    vision = {
-        "hidden_size": shape.width,
-        "intermediate_size": 4 * shape.width,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
+    vision = tower(shape.layers, shape.width, shape.heads) | {
         "image_size": shape.image_size,
         "patch_size": shape.patch_size,
-        "projection_dim": shape.projection,
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=shape.projection)
 
@@ -175,13 +148,10 @@ def pretrain_clip(
     captions: Sequence[str],
     config: TrainConfig,
     make_config: Callable[[int], Any],
-    *,
-    device: torch.device,
-    scratch: Path,
-    desc: str,
+    **options: Any,
 ) -> tuple[nn.Module, list[str], dict]:
     """A ``CLIPModel`` trained on pictures ``uint8 [N, 3, S, S]`` with a caption each;
-    ``make_config`` takes the vocabulary's size.
+    ``make_config`` takes the vocabulary's size; ``options`` are those of ``train``.
 
     Returns the model (CPU, evaluation mode, logit scale 100), its vocabulary in id order and
     training info.
@@ -203,9 +173,7 @@ def pretrain_clip(
 
     with seeded(config.seed):
         model = CaptionContrast(shape)
-        info = train(
-            model, range(len(captions)), collate, config, device=device, scratch=scratch, desc=desc
-        )
+        info = train(model, range(len(captions)), collate, config, **options)
     clip = model.clip.cpu().eval().requires_grad_(False)
     learned = min(100.0, float(clip.logit_scale.exp()))
     # Where CLIP's scale arrives after long training, and the scale of its published heads. At rates

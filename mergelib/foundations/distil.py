@@ -9,7 +9,6 @@ knew; masked language modelling on a corpus of templates teaches it the template
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,10 +64,7 @@ def distil(
     texts: Sequence[str],
     vectors: Tensor,
     config: TrainConfig,
-    *,
-    device: torch.device,
-    scratch: Path,
-    desc: str,
+    **options: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train a student on N documents.
 
@@ -78,9 +74,7 @@ def distil(
         texts: N documents.
         vectors: ``sentence_vectors`` of the same documents ``[N, d']``.
         config: Steps, batch and rate.
-        device: Where it is trained.
-        scratch: A folder for checkpoints.
-        desc: Name of the progress line.
+        options: ``device``, ``scratch`` and ``desc`` of ``train``.
 
     Returns:
         theta_b (float32, CPU) and training info.
@@ -92,14 +86,5 @@ def distil(
         return {"batch": encoder.collate(documents), "target": torch.stack(targets)}
 
     model = Distillation(module, encoder.width, vectors.shape[1]).train()
-    info = train(
-        model,
-        rows,
-        collate,
-        config,
-        device=device,
-        scratch=scratch,
-        desc=desc,
-        mean_over_rows=True,
-    )
+    info = train(model, rows, collate, config, mean_over_rows=True, **options)
     return encoder_state(model.student), info

@@ -140,13 +140,10 @@ def pretrain_vit(
     encoder: ImageEncoder,
     images: Tensor,
     config: TrainConfig,
-    *,
-    device: torch.device,
-    scratch: Path,
-    desc: str,
+    **options: Any,
 ) -> tuple[dict[str, Tensor], dict]:
     """theta_b (float32, CPU) and training info of ``encoder``, trained on uint8 ``images [N, 3, S,
-    S]`` from a random start.
+    S]`` from a random start; ``options`` are those of ``train``.
 
     Raises ``DataError`` for images of another size.
     """
@@ -154,13 +151,7 @@ def pretrain_vit(
     with seeded(config.seed):
         model = ViewContrast(encoder).train()
         info = train(
-            model,
-            range(len(rows)),
-            lambda chosen: encoder.collate(rows[chosen]),
-            config,
-            device=device,
-            scratch=scratch,
-            desc=desc,
+            model, range(len(rows)), lambda chosen: encoder.collate(rows[chosen]), config, **options
         )
     return encoder_state(model.encoder), info
 

@@ -218,8 +218,6 @@ def run_evaluate(recipe: Any) -> None:
                 device=recipe.device,
                 batch_size=recipe.batch_size,
                 max_length=recipe.max_length,
-                processor=None,
-                method="",
                 show_progress=True,
             )
         )

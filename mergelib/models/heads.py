@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -372,7 +373,7 @@ def align_classifier(
     )
 
 
-def evaluate(
+def scoring(
     model: Any,
     dataset: Any,
     protocols: Sequence[str] = ("current",),
@@ -390,7 +391,7 @@ def evaluate(
     processor: Any = None,
     method: str = "",
     show_progress: bool = False,
-) -> pd.DataFrame:
+) -> Callable[[], pd.DataFrame]:
     """Accuracy in percent of one classifier under the given protocols; the columns are those of
     ``Study.scores``.
 
@@ -401,33 +402,12 @@ def evaluate(
     says "test") for each seed; those that learn from an ``expert`` need it. FT-Classifier starts at
     the expert's head. ``draw``: "stratified" or "uniform".
 
+    ``evaluate`` gives the rows. ``scoring`` reads and checks everything, and gives the function
+    that computes features and rows.
+
     Raises ``UnknownNameError`` and ``ConfigError``, and ``DataError`` for unusable data, before
     features are computed.
     """
-    return scoring(**locals())()
-
-
-def scoring(
-    model: Any,
-    dataset: Any,
-    protocols: Sequence[str],
-    *,
-    task: str,
-    expert: Any,
-    fit: Any,
-    k: int,
-    seeds: Sequence[int],
-    draw: str,
-    preset: str,
-    device: str,
-    batch_size: int,
-    max_length: int,
-    processor: Any,
-    method: str,
-    show_progress: bool,
-) -> Callable[[], pd.DataFrame]:
-    """``evaluate`` in two steps: everything is read and checked now; the function that comes back
-    computes features and scores them."""
     found = [get_protocol(p) for p in protocols]
     get_preset(preset)
     k = _whole("k, the number of inputs per class,", k, 1)
@@ -505,6 +485,11 @@ def scoring(
         return frame.astype({"k": "Int64", "seed": "Int64"})
 
     return scores
+
+
+@functools.wraps(scoring, assigned=("__doc__",))
+def evaluate(*args: Any, **options: Any) -> pd.DataFrame:
+    return scoring(*args, **options)()
 
 
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:

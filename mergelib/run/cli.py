@@ -62,15 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="name=value",
         help="set a notebook parameter",
     )
-    run.add_argument(
-        "--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]"
-    )
-    run.add_argument(
-        "--image-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.parquet"
-    )
-    run.add_argument(
-        "--base", default="", metavar="MODEL", help="hub id or folder of a BERT-like base model"
-    )
+    torchrun.add_places(run)
     run.add_argument(
         "--text-column",
         type=int,
@@ -146,12 +138,8 @@ def command_run(args: argparse.Namespace) -> int:
         print("\n".join([*warnings, f"The book: {page}"]))
         return 0
     pairs = list(args.parameters)
-    for name, value in (
-        ("text_dir", args.text_dir),
-        ("image_dir", args.image_dir),
-        ("base", args.base),
-    ):
-        if value:
+    for name in ("text_dir", "image_dir", "base"):
+        if value := getattr(args, name):
             # Notebooks run in their own folder: a path given here must not depend on where that is.
             given = user_path(value)
             pairs.append(f"{name}={given.resolve() if given.exists() or name != 'base' else value}")

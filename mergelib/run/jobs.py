@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, UnknownNameError
 from ..models.folders import free_file
 from .torchrun import (
     add_study_options,
+    asked_study,
     given_overrides,
     parse_overrides,
     stamp_place,
@@ -264,19 +265,8 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
 def command_compute(args: argparse.Namespace) -> int:
     import warnings
 
-    from ..study import Study
-
     stamp_place(args.stamp)  # refused before any work
-    study = Study(
-        args.profile,
-        variant=args.variant,
-        overrides=parse_overrides(args.overrides),
-        text_dir=args.text_dir,
-        image_dir=args.image_dir,
-        base=args.base,
-        device=args.device,
-        zoo=args.zoo,
-    )
+    study = asked_study(args, zoo=args.zoo)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*lies on the edge of the grid.*"
@@ -323,7 +313,7 @@ def register(commands: Any) -> None:
         "units",
         help="a profile as commands with files between them, as JSON; cluster/Snakefile runs them",
     )
-    add_study_options(listing, variant=False)
+    add_study_options(listing, one=False)
     listing.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups, as for run"
     )
@@ -347,11 +337,5 @@ def register(commands: Any) -> None:
     )
     one.add_argument(
         "--zoo", action="store_true", help="take methods and grids from the profile's section zoo"
-    )
-    one.add_argument(
-        "--stamp",
-        default="",
-        metavar="FILE",
-        help="leave a file that names the artifacts of the store",
     )
     one.set_defaults(function=command_compute)

@@ -392,6 +392,12 @@ def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> Non
     paths.write_whole(paths.build(profile) / "timings.json", text.encode())
 
 
+def overrides_of(given: dict[str, Any]) -> dict[str, Any]:
+    """The profile values that a notebook's parameters change."""
+    places = (given.get(name, "") for name in ("text_dir", "base", "image_dir"))
+    return with_shortcuts(given.get("overrides", {}), *places)
+
+
 def check_before(
     profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]
 ) -> None:
@@ -404,12 +410,7 @@ def check_before(
     refuse_lacking(profile, items)
     for item in items:
         given, declared = parameters[item.id], declared_parameters(item.path)
-        overrides = with_shortcuts(
-            given.get("overrides", {}),
-            given.get("text_dir", ""),
-            given.get("base", ""),
-            given.get("image_dir", ""),
-        )
+        overrides = overrides_of(given)
         for variant in variants_of(item, profile):
             loaded = load_profile(profile, overrides, variant)
             tasks = loaded.tasks
@@ -452,11 +453,6 @@ def hub_repositories(
         given = (parameters or {}).get(item.id, {})
         if not PLACES & declared_parameters(item.path).keys():
             continue  # it reads what others left
-        overrides = with_shortcuts(
-            given.get("overrides", {}),
-            given.get("text_dir", ""),
-            given.get("base", ""),
-            given.get("image_dir", ""),
-        )
+        overrides = overrides_of(given)
         found |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
     return list(found.values())

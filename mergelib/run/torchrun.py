@@ -33,24 +33,11 @@ def register(commands: Any) -> None:
         metavar="NAME",
         help="tasks whose experts are made (all by default), multi_task, or f_b",
     )
-    parser.add_argument(
-        "--stamp",
-        default="",
-        metavar="FILE",
-        help="leave a file that names the artifacts of the store",
-    )
     parser.set_defaults(function=command_train)
 
 
-def add_study_options(parser: argparse.ArgumentParser, *, variant: bool = True) -> None:
-    """The options that say which study a command works on."""
-    parser.add_argument(
-        "--profile", default="mini", help="a file of mergelib/profiles; mini by default"
-    )
-    if variant:
-        parser.add_argument(
-            "--variant", default="", help="one of the profile's variants, such as t5_b"
-        )
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where data and f_b are."""
     parser.add_argument(
         "--text-dir", default="", metavar="DIR", help="folder with <task>/{train,test}.csv[.gz]"
     )
@@ -60,6 +47,24 @@ def add_study_options(parser: argparse.ArgumentParser, *, variant: bool = True) 
     parser.add_argument(
         "--base", default="", metavar="MODEL", help="hub id or folder of a base model"
     )
+
+
+def add_study_options(parser: argparse.ArgumentParser, *, one: bool = True) -> None:
+    """The options that say which study a command works on; ``one`` alone, not all of a profile."""
+    parser.add_argument(
+        "--profile", default="mini", help="a file of mergelib/profiles; mini by default"
+    )
+    if one:
+        parser.add_argument(
+            "--variant", default="", help="one of the profile's variants, such as t5_b"
+        )
+        parser.add_argument(
+            "--stamp",
+            default="",
+            metavar="FILE",
+            help="leave a file that names the artifacts of the store",
+        )
+    add_places(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--overrides",
@@ -91,6 +96,15 @@ def given_overrides(given: Any) -> dict[str, Any]:
     return with_shortcuts(
         parse_overrides(given.overrides), given.text_dir, given.base, given.image_dir
     )
+
+
+def asked_study(args: argparse.Namespace, **changed: Any) -> Any:
+    """The study that the options ask for; ``changed`` are options of ``Study``."""
+    from ..study import Study
+
+    names = ("variant", "text_dir", "image_dir", "base", "device")
+    asked = {name: getattr(args, name) for name in names}
+    return Study(args.profile, **asked | {"overrides": parse_overrides(args.overrides)} | changed)
 
 
 def write_stamp(path: str, store: Any) -> None:
@@ -136,22 +150,14 @@ def command_train(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from ..core import distributed
-    from ..study import BASE, MULTI_TASK, Study
+    from ..study import BASE, MULTI_TASK
 
     stamp_place(args.stamp)  # refused before any work
     together, first = distributed.world_size() > 1, distributed.rank() == 0
     overrides = parse_overrides(args.overrides)
     if together:
         overrides.setdefault("processes", distributed.world_size())
-    study = Study(
-        args.profile,
-        variant=args.variant,
-        overrides=overrides,
-        text_dir=args.text_dir,
-        image_dir=args.image_dir,
-        base=args.base,
-        device=args.device,
-    )
+    study = asked_study(args, overrides=overrides)
     names = args.only or list(study.profile.tasks.names)
     for name in names:
         if name not in (known := (*study.profile.tasks.names, MULTI_TASK, BASE)):

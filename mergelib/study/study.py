@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -1119,52 +1120,30 @@ class Study:
         for names in (encoders, protocols):
             if isinstance(names, str):
                 raise ConfigError(f"scores takes lists of names: ['{names}'].")
-        for task in self.tasks:
-            for name in protocols:
-                for encoder in encoders:
-                    self._shots(encoder, task, name, draw, fit_on)
+        for task, name, encoder in product(self.tasks, protocols, encoders):
+            self._shots(encoder, task, name, draw, fit_on)
         rows = []
-        for encoder in encoders:
-            for task in self.tasks.values():
-                for name in protocols:
-                    protocol = get_protocol(name)
-                    # All columns but the accuracy describe the row.
-                    common = {
-                        "backbone": self.profile.backbone,
-                        "task": task.name,
-                        "method": encoder,
-                        "protocol": name,
-                        "n": len(task.test),
-                    }
-                    if draw == "all" or not protocol.few_shot:
-                        if protocol.few_shot:
-                            common |= {
-                                "k": self._ks(task.name, draw, fit_on)[0] // task.n_classes,
-                                "draw": draw,
-                                "fit_on": fit_on,
-                            }
-                        right = self.correct(encoder, task.name, name, draw=draw, fit_on=fit_on)
-                        rows += [
-                            common
-                            | ({"seed": s} if len(right) > 1 else {})
-                            | {"accuracy": percent(row)}
-                            for s, row in enumerate(right)
-                        ]
-                        continue
-                    for k in self.profile.protocols.ks:
-                        right = self.correct(
-                            encoder, task.name, name, k=k, draw=draw, fit_on=fit_on
-                        )
-                        rows += [
-                            common
-                            | {
-                                "k": k,
-                                "draw": draw,
-                                "fit_on": fit_on,
-                                "seed": seed,
-                                "accuracy": percent(row),
-                            }
-                            for seed, row in zip(self.profile.protocols.seeds, right, strict=True)
-                        ]
+        for encoder, task, name in product(encoders, self.tasks.values(), protocols):
+            few_shot = get_protocol(name).few_shot
+            for k in self.profile.protocols.ks if few_shot and draw != "all" else (None,):
+                right = self.correct(encoder, task.name, name, k=k, draw=draw, fit_on=fit_on)
+                seeds = self.profile.protocols.seeds
+                if not k:  # of a random method the merges'
+                    seeds = range(len(right)) if len(right) > 1 else (None,)
+                # All columns but the accuracy describe the row.
+                row = {
+                    "backbone": self.profile.backbone,
+                    "task": task.name,
+                    "method": encoder,
+                    "protocol": name,
+                    "n": len(task.test),
+                }
+                if few_shot:
+                    shots = k or self._ks(task.name, draw, fit_on)[0] // task.n_classes
+                    row |= {"k": shots, "draw": draw, "fit_on": fit_on}
+                rows += [
+                    row | {"seed": seed, "accuracy": percent(r)}
+                    for seed, r in zip(seeds, right, strict=True)
+                ]
         frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
         return frame.astype({"k": "Int64", "seed": "Int64"})

@@ -4,46 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from ..core.documents import user_path
 from ..core.errors import DataError
 from ..core.types import Split
 from .data import read_csv
 from .rows import as_split, named_splits
 
-LABEL_NAMES = {
-    "ag": ("World", "Sports", "Business", "Sci/Tech"),
-    "yelp": ("1 star", "2 stars", "3 stars", "4 stars", "5 stars"),
-    "amazon": ("1 star", "2 stars", "3 stars", "4 stars", "5 stars"),
-    "yahoo": (
-        "Society & Culture",
-        "Science & Mathematics",
-        "Health",
-        "Education & Reference",
-        "Computers & Internet",
-        "Sports",
-        "Business & Finance",
-        "Entertainment & Music",
-        "Family & Relationships",
-        "Politics & Government",
-    ),
-    "dbpedia": (
-        "Company",
-        "Educational Institution",
-        "Artist",
-        "Athlete",
-        "Office Holder",
-        "Mean of Transportation",
-        "Building",
-        "Natural Place",
-        "Village",
-        "Animal",
-        "Plant",
-        "Album",
-        "Film",
-        "Written Work",
-    ),
+LABEL_NAMES: dict[str, tuple[str, ...]] = {
+    task: tuple(names)
+    for task, names in yaml.safe_load(
+        Path(__file__).with_name("texts.yaml").read_text("utf-8")
+    ).items()
 }
-"""Label names of the five data sets in the order of their published numbering."""
+"""Label names of the five text sets in the order of their published numbering."""
 
 
 def find_csv(folder: Path, split: str) -> Path:
