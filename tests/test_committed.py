@@ -106,7 +106,7 @@ def test_a_run_is_compared_with_git_or_with_a_copy_of_what_lay_here(project, wit
     assert found.said == "0.4 points" and found.parts == 1
     assert found.verdicts == {"C1": ("reproduced", "undecided")}
     said = committed.compared_markdown([found])
-    assert "0.4 points (fig02_knn_eval)" in said and "C1 is undecided, committed reproduced" in said
+    assert "0.4 points at most (fig02_knn_eval). C1 is undecided, not reproduced." in said
     assert "| mini | fig02_knn_eval | b | missing here |" in said
     assert committed.rewritten() == (2 if with_git else 0)
 
@@ -127,12 +127,13 @@ def test_a_part_may_change_where_the_claim_does_not(project):
     )
     [found] = compared()
     assert found.said == "identical" and not found.verdicts and found.parts == 1
-    assert "Every verdict on a claim is the same" in committed.summary([found])
+    assert "Every claim has the published verdict" in committed.summary([found])
     assert "another verdict: 1" in committed.summary([found])
 
 
 def test_what_cannot_be_compared_says_why(project):
     assert compared() is None and "cannot be told" in committed.summary(None)
+    assert "No notebook" in committed.summary([])
     commit(project)
     assert compared([ITEM.id])[0].said == committed.SETTINGS
     leave(project, {"a": TABLE}, overrides={"tasks.n_test": 100})
@@ -175,5 +176,5 @@ def test_the_closing_lines_of_a_run(project, monkeypatch, capsys):
     said = run(TABLE, "reproduced")
     assert "identical" in said and committed.AS_COMMITTED in said and "git checkout" not in said
     said = run(TABLE.replace("70.5", "71"), "undecided")
-    assert "0.5 points      C1: undecided (committed: reproduced)" in said
-    assert "wrote otherwise: 2. `git checkout figures`" in said
+    assert "0.5 points      C1: undecided (published: reproduced)" in said
+    assert "2 files under figures/ now hold what this machine made" in said

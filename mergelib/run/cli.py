@@ -177,8 +177,8 @@ def command_run(args: argparse.Namespace) -> int:
     print(f"\n{committed.compared_text(compared)}")
     if (n := committed.rewritten()) and not args.publish:
         print(
-            f"Committed files under figures/ that this machine wrote otherwise: {n}. `git checkout "
-            "figures` brings the committed ones back."
+            f"{n} files under figures/ now hold what this machine made; `git checkout figures` "
+            "brings the published ones back."
         )
     print(
         f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: "

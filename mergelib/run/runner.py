@@ -371,7 +371,7 @@ def closing_table(
     for r in results:
         c = beside.get(r.item.id)
         was = {
-            claim: f" (committed: {old})" for claim, (old, _) in (c.verdicts if c else {}).items()
+            claim: f" (published: {old})" for claim, (old, _) in (c.verdicts if c else {}).items()
         }
         said = "; ".join(f"{claim}: {v}{was.get(claim, '')}" for claim, v in r.claims.items())
         said = said or ("no claims" if r.ok else "FAILED")

@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,10 @@ from .scores import markdown
 Files = Mapping[str, str]
 """Place in the project -> text, of every CSV and sidecar under ``figures/``."""
 IDENTICAL, DIGITS, NEW, MISSING = "identical", "other digits", "new", "missing here"
-UNKNOWN, SETTINGS = "not committed", "other settings"
-AS_COMMITTED = "Numbers and verdicts are those committed with this project, to the last digit."
+UNKNOWN, SETTINGS = "not published", "other settings"
+AS_COMMITTED = "Numbers and verdicts are those published with this project, to the last digit."
 NOTHING = (
-    "Whether these are the committed numbers cannot be told: there is no git here, and no run has "
+    "Whether these are the published numbers cannot be told: there is no git here, and no run has "
     "kept a copy of them."
 )
 NUMBERED = ("k", "share", "seed", "lam")  # numbers that name a row
@@ -62,11 +63,13 @@ def keep() -> None:
     """Before a run: where no git knows the committed numbers, copy them, once."""
     if _copy().is_file() or _archive() is not None:
         return
-    content = io.BytesIO()
+    folder, content = paths.root() / "figures", io.BytesIO()
+    found = [p for p in sorted(folder.glob("*/*")) if p.suffix in (".csv", ".json")]
+    if not found:
+        return
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for end in ("csv", "json"):
-            for path in sorted((paths.root() / "figures").glob(f"*/*.{end}")):
-                archive.write(path, path.relative_to(paths.root()).as_posix())
+        for path in found:
+            archive.write(path, path.relative_to(paths.root()).as_posix())
     paths.make_folder(_copy().parent)
     paths.write_whole(_copy(), content.getvalue())
 
@@ -237,52 +240,44 @@ def _by_name(frame: pd.DataFrame, names: list[str], accuracies: list[str]) -> pd
 
 def summary(compared: Sequence[Compared] | None) -> str:
     """How a run's numbers and the committed ones compare; None where nothing knows these."""
-    if compared is None:
-        return NOTHING
+    if not compared:
+        return NOTHING if compared is None else "No notebook left numbers to compare."
     known = [c for c in compared if not c.why]
     if known and len(known) == len(compared) and not any(c.tables or c.parts for c in known):
         return AS_COMMITTED
-    said = pd.Series([f"{c.profile}, {c.why}" for c in compared if c.why], dtype=str).value_counts()
-    skipped = "; ".join(f"{n} of {why}" for why, n in said.items())
-    skipped = f" Not compared: {skipped}." if skipped else ""
-    if not known:
-        return f"No number was compared with the committed ones.{skipped}"
-    same = sum(not c.tables for c in known)
-    text = f"Of {len(known)} notebooks, {same} have the committed numbers to the last digit"
-    worst = max(known, key=lambda c: c.points)
-    if worst.points:
-        where = f"{worst.points:.2g} points ({worst.notebook})"
-        text += f"; the largest difference of an accuracy is {where}"
-    changed = [
-        f"{claim} is {now}, committed {was}"
-        for c in known
-        for claim, (was, now) in c.verdicts.items()
-    ]
-    text += (
-        f". Other verdicts: {'; '.join(dict.fromkeys(changed))}."
-        if changed
-        else ". Every verdict on a claim is the same."
-    )
-    parts = sum(c.parts for c in known)
-    if parts:
-        text += f" Parts of claims with another verdict: {parts}."
-    return text + skipped
+    said = []
+    if known:
+        same = sum(not c.tables for c in known)
+        said.append(f"Published numbers to the last digit in {same} of {len(known)} notebooks")
+        worst = max(known, key=lambda c: c.points)
+        if worst.points:
+            said[0] += f"; an accuracy differs by {worst.points:.2g} points at most"
+            said[0] += f" ({worst.notebook})"
+        verdicts = (v for c in known for v in c.verdicts.items())
+        changed = dict.fromkeys(f"{claim} is {now}, not {was}" for claim, (was, now) in verdicts)
+        said.append("; ".join(changed) or "Every claim has the published verdict")
+        parts = sum(c.parts for c in known)
+        said += [f"Parts of claims with another verdict: {parts}"] if parts else []
+    skipped = Counter(f"{c.profile}, {c.why}" for c in compared if c.why)
+    if skipped:
+        said.append(f"Not compared: {'; '.join(f'{n} of {why}' for why, n in skipped.items())}")
+    return ". ".join(said) + "."
 
 
-def differences(compared: Sequence[Compared]) -> pd.DataFrame:
+def differences(compared: Sequence[Compared] | None) -> pd.DataFrame:
     """A row per table that differs: profile, notebook, table, difference."""
-    rows = [(c.profile, c.notebook, t, d) for c in compared for t, d in c.tables.items()]
+    rows = [(c.profile, c.notebook, t, d) for c in compared or [] for t, d in c.tables.items()]
     return pd.DataFrame(rows, columns=["profile", "notebook", "table", "difference"])
 
 
 def compared_markdown(compared: Sequence[Compared] | None) -> str:
     """The summary and, where tables differ, a table of them."""
-    rows = differences(compared or [])
+    rows = differences(compared)
     return "\n".join([summary(compared), *(["", *markdown(rows)] if len(rows) else [])])
 
 
 def compared_text(compared: Sequence[Compared] | None) -> str:
     """The same for a terminal."""
-    rows = differences(compared or []).drop(columns=["profile", "notebook"])
-    table = rows.to_string(index=False, justify="left") if len(rows) else ""
-    return "\n".join([summary(compared), *([table] if table else [])])
+    rows = differences(compared)
+    lines = [f"  {row.table}: {row.difference}" for row in rows.itertuples()]
+    return "\n".join([summary(compared), *lines])
