@@ -14,11 +14,12 @@ import pytest
 from colorspacious import cspace_convert
 from committed import committed
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 from pypdf import PdfReader
 
 from mergelib import figures as drawn
-from mergelib.figures import style
+from mergelib.figures import plots, style
 from mergelib.study import SCORE_COLUMNS
 
 PDFS = sorted((committed() / "figures").glob("*/*.pdf"))
@@ -177,7 +178,7 @@ def figures():
         [
             (f, c, m, 50.0)
             for f in ("one fit", "another")
-            for c in ("none", "train")
+            for c in ("none", "train", "test")
             for m in methods
         ],
         columns=["fit", "condition", "method", "accuracy"],
@@ -214,9 +215,6 @@ def figures():
         "lam": lambda: drawn.plot_lam(curves, dict.fromkeys(three, 0.2)),
         "ladder": lambda: drawn.plot_ladder(accuracies, r2, fine_tuned=70.0),
         "controls": lambda: drawn.plot_controls(controls),
-        "base model": lambda: drawn.plot_base_model(
-            scores(), three, ["current", "knn", "ft_classifier"], k=5, chance=20.0, fine_tuned=70.0
-        ),
         "sizes": lambda: drawn.plot_sizes(
             {"(a) small": scores(), "(b) large": scores()},
             three,
@@ -241,6 +239,57 @@ def test_every_pair_of_series_stays_apart_in_grey_and_for_colour_blind_readers(n
     plt.close(fig)
 
 
+@pytest.mark.parametrize("name", figures())
+def test_text_is_large_enough_and_a_title_states_the_numbers(name):
+    with plt.style.context(style.STYLE_FILE):
+        fig = figures()[name]()
+    fig.canvas.draw()
+    shown = [t for t in fig.findobj(Text) if t.get_text() and t.get_visible()]
+    assert min(t.get_fontsize() for t in shown) >= 8.5
+    bold = [t.get_text() for t in shown if t.get_fontweight() == "bold"]
+    assert name == "lam" or re.search(r"\d", " ".join(bold)), bold
+    plt.close(fig)
+
+
+def cluster_panel(classes):
+    points = np.random.default_rng(0).normal(size=(2, 4 * classes, 2))
+    numbers = {"accuracy": 50.0, "purity_t": 0.8, "purity_m": 0.6, "source": 1.0}
+    return {"points": points, "labels": np.arange(4 * classes) % classes, "classes": classes} | (
+        numbers
+    )
+
+
+@pytest.mark.parametrize(("classes", "coloured"), [(4, 4), (10, 10), (25, 10)])
+def test_of_many_classes_ten_have_a_colour_and_the_merge_is_the_stronger(classes, coloured):
+    fig = drawn.plot_clusters({("ag", "ties"): cluster_panel(classes)})
+    grey_t, hues_t, grey_m, hues_m = (
+        {tuple(c[:3]) for c in dots.get_facecolors()} if len(dots.get_offsets()) else set()
+        for dots in fig.axes[0].collections[:4]
+    )
+    assert len(hues_m) == len(hues_t) == coloured and hues_m == {
+        to_rgb(c) for c in style.CLASS_COLOURS[:coloured]
+    }
+    assert len(grey_m) == len(grey_t) == (classes > coloured)
+    assert min(map(sum, hues_t)) > min(map(sum, hues_m))
+    assert "75 %" in fig.legends[0].get_title().get_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert not fig.axes[0].axison
+    plt.close(fig)
+
+
+def test_names_of_lines_do_not_overlap():
+    """Four lines that end together are named one above the other, in their order."""
+    fig, ax = plt.subplots(figsize=(4, 2.6))
+    ax.set_ylim(0, 100)
+    for y in (70.0, 70.2, 70.1, 71.0):
+        ax.axhline(y, label=f"line at {y}")
+    plots.name_lines(ax)
+    fig.canvas.draw()
+    boxes = [Text.get_window_extent(t) for t in ax.texts]  # without its leader
+    assert [t.get_text()[8:] for t in ax.texts] == ["70.0", "70.1", "70.2", "71.0"]
+    assert all(a.y1 <= b.y0 for a, b in itertools.pairwise(boxes))
+    plt.close(fig)
+
+
 @pytest.mark.parametrize(
     "styles",
     [style.METHOD_STYLE, style.PROTOCOL_STYLE, style.REPAIR_STYLE],
@@ -256,10 +305,11 @@ def test_registered_styles_differ_in_marker_and_colour(styles):
 
 
 def test_a_colour_means_one_thing():
-    """No method is drawn in a protocol's colour, nor any of them in a repair's but
-    FT-Classifier."""
+    """No method is drawn in a protocol's colour, nor any of them in a class's or in a repair's
+    but FT-Classifier."""
     palettes = {"method": style.METHOD_STYLE, "protocol": style.PROTOCOL_STYLE}
     palettes["repair"] = {k: v for k, v in style.REPAIR_STYLE.items() if k != "ft_classifier"}
+    palettes["class"] = {c: {"color": c} for c in style.CLASS_COLOURS}
     looks = [(kind, n, s["color"]) for kind, p in palettes.items() for n, s in p.items()]
     for (kind, a, one), (other, b, two) in itertools.combinations(looks, 2):
         if kind != other:

@@ -56,11 +56,13 @@ def luminance(colour):
 
 def test_boxes_and_arrows_are_those_of_the_table(drawn):
     fig, _ = drawn
-    assert [len(boxes(ax)) for ax in fig.axes] == [len(p.boxes) for p in schematic.PANELS]
+    assert [len(boxes(ax)) for ax in fig.axes] == [
+        len(schematic.placed(p)) for p in schematic.PANELS
+    ]
     for ax, panel in zip(fig.axes, schematic.PANELS, strict=True):
-        assert sum(isinstance(p, FancyArrowPatch) for p in ax.patches) == len(panel.arrows)
-        places = [(b.column, b.row) for b in panel.boxes]
-        assert len(set(places)) == len(places)
+        assert sum(isinstance(p, FancyArrowPatch) for p in ax.patches) == len(
+            schematic.arrows(panel)
+        )
 
 
 def test_boxes_do_not_overlap_and_lie_within_the_figure(drawn):
@@ -99,18 +101,18 @@ def test_readable_in_grey(drawn):
     fig, _ = drawn
     faces = {kind: set() for kind in schematic.KINDS}
     for ax, panel in zip(fig.axes, schematic.PANELS, strict=True):
-        for patch, box in zip(boxes(ax), panel.boxes, strict=True):
-            faces[box.kind].add(luminance(patch.get_facecolor()))
+        for patch, (name, *_) in zip(boxes(ax), schematic.placed(panel).values(), strict=True):
+            faces[schematic.BOXES[name][0]].add(luminance(patch.get_facecolor()))
     assert min(faces["frozen"]) - max(faces["trained"]) >= 0.3
     for kind in schematic.KINDS.values():
-        assert abs(luminance(kind.ink) - luminance(kind.face)) >= 0.5
+        assert abs(luminance(kind["ink"]) - luminance(kind["face"])) >= 0.5
 
 
 def test_text_is_of_a_readable_size(drawn):
     fig, _ = drawn
     assert fig.get_size_inches()[0] == style.PAGE
     assert (
-        min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text() and t.get_visible()) >= 6.5
+        min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text() and t.get_visible()) >= 8.5
     )
 
 
@@ -126,11 +128,22 @@ def test_the_table_has_the_five_protocols_and_agrees_with_the_drawing():
     assert not table.isna().any().any() and not (table == "").any().any()
     assert not table.astype(str).map(lambda cell: "$" in cell).any().any()
     for panel, row in zip(schematic.PANELS, table.to_dict("records"), strict=True):
-        assert any(box.kind == "trained" for box in panel.boxes) == (row["trained"] != "nothing")
-        assert any(box.text == schematic.F_T.text for box in panel.boxes) == row[
-            "needs f_t to fit"
-        ].startswith("yes")
-        assert any("labelled inputs" in box.note for box in panel.boxes) == (
-            row["uses labels"] == "yes"
-        )
-        assert not panel.style or PROTOCOLS[panel.style].label == row["protocol"]
+        names = [name for name, *_ in schematic.placed(panel).values()]
+        kinds, _, notes = zip(*(schematic.BOXES[name] for name in names), strict=True)
+        assert ("trained" in kinds) == (row["trained"] != "nothing")
+        assert ("f_t" in names) == row["needs f_t to fit"].startswith("yes")
+        assert ("labelled inputs" in notes) == (row["uses labels"] == "yes")
+        assert "style" not in panel or PROTOCOLS[panel["style"]].label == row["protocol"]
+
+
+def test_what_is_fitted_passes_through_both_encoders_and_teaches_what_is_trained():
+    ft = next(p for p in schematic.PANELS if p.get("style") == "ft_classifier")
+    assert schematic.arrows(ft) == [
+        ((0, 0), (1, 0), "", False),
+        ((1, 0), (3, 0), "z", False),
+        ((3, 0), (4, 0), "", False),
+        ((0, 1), (1, 1), "", True),
+        ((1, 1), (3, 1), "", True),
+        ((3, 1), (3, 0), "KL divergence", True),
+        ((0, 1), (1, 0), "", True),
+    ]

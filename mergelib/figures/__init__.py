@@ -1,8 +1,6 @@
 """Figures: tidy scores in, a ``Figure`` out, in one style; and the files that they are saved as."""
 
 from .plots import (
-    plot_base_model,
-    plot_class_clusters,
     plot_clusters,
     plot_contact_sheet,
     plot_controls,
@@ -30,8 +28,6 @@ __all__ = [
     "PROTOCOL_STYLE",
     "alt_drawing",
     "draw_protocols",
-    "plot_base_model",
-    "plot_class_clusters",
     "plot_clusters",
     "plot_contact_sheet",
     "plot_controls",

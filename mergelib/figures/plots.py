@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..study import FINE_TUNED
+from ..study import BASE, FINE_TUNED
 from ..tables import (
     at_k,
     average_of,
@@ -31,7 +30,17 @@ from ..tables import (
     with_average,
 )
 from ..tables.labels import rung_label
-from .style import COLUMN, PAGE, REPAIR_STYLE, WIDTHS, Style, method_style, protocol_style
+from .style import (
+    CLASS_COLOURS,
+    COLUMN,
+    PAGE,
+    REPAIR_STYLE,
+    WIDTHS,
+    Style,
+    class_colours,
+    method_style,
+    protocol_style,
+)
 
 BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
 """The line of the fine-tuned models, or of another upper bound."""
@@ -46,7 +55,7 @@ DOTS = {
 }
 
 
-def _looks(
+def looks_of(
     names: Sequence[str], style: Callable[[str], Style], label: Callable[[str], str]
 ) -> dict:
     """Seaborn's palette, markers and order for ``names`` in print."""
@@ -58,25 +67,89 @@ def _looks(
     }
 
 
-def _named(scores: pd.DataFrame) -> pd.DataFrame:
+def named(scores: pd.DataFrame) -> pd.DataFrame:
     """``scores`` with protocols and methods in print, methods in short."""
     names = {"protocol": protocol_label, "method": short_label, "task": task_label}
     return scores.assign(**{c: scores[c].map(f) for c, f in names.items() if c in scores})
 
 
-def _line(ax: Axes, data: pd.DataFrame, x: str, style: Style, label: str, **how: Any) -> None:
-    """Mean over seeds against a log ``x``, with a band of one standard deviation."""
-    sns.lineplot(
-        data,
-        x=x,
-        y="accuracy",
-        errorbar="sd",
-        ax=ax,
-        label=label,
-        err_kws={"linewidth": 0},
-        **style | how,
+def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns: int = 4) -> None:
+    """What is seen, and below it one legend of what is labelled in ``axes``."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+        if ax.legend_:
+            ax.legend_.remove()
+    title = title.replace(" %", "\N{NO-BREAK SPACE}%")
+    title, bold = textwrap.fill(title, round(11.7 * fig.bbox.width / fig.dpi)), {"weight": "bold"}
+    if not handles:
+        fig.suptitle(title, x=0.01, ha="left", size=10, **bold)
+        return
+    fig.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside upper left",
+        ncols=min(columns, len(handles)),
+        title=title,
+        title_fontproperties={"size": 10} | bold,
+        alignment="left",
+        borderaxespad=0.1,
     )
+
+
+def name_lines(ax: Axes, gap: float = 9.0) -> None:
+    """Name every labelled line of a 0-100 axis at its right end, ``gap`` apart, for a legend."""
+    lines = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    lines = sorted(lines.items(), key=lambda line: line[1].get_ydata()[-1])
+    ends, steps = np.array([y.get_ydata()[-1] for _, y in lines]), gap * np.arange(len(lines))
+    places = np.maximum.accumulate(ends - steps) + steps
+    places -= (places - ends).mean()
+    for (label, line), y, place in zip(lines, ends, places, strict=True):
+        leader = {"arrowstyle": "-", "color": line.get_color(), "relpos": (0, 0.5), "shrinkB": 0}
+        across = {"xycoords": ax.get_yaxis_transform(), "textcoords": ax.get_yaxis_transform()}
+        ax.annotate(label, (1, y), (1.12, place), va="center", size=9, arrowprops=leader, **across)
+    if ax.legend_:
+        ax.legend_.remove()
+
+
+def dots(ax: Axes, rows: pd.DataFrame, order: Sequence[str], looks: Mapping, hue: str) -> None:
+    """A row per method in ``order``, a dot per ``hue``, a grey line from the first to the last."""
+    ends = rows.groupby(["method", hue]).accuracy.mean().groupby("method").agg(["min", "max"])
+    ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
+    sns.pointplot(rows, x="accuracy", y="method", hue=hue, order=order, ax=ax, **looks, **DOTS)
+    ax.set(xlabel="", ylabel="", xlim=(0, 100))
+    ax.grid(axis="y", visible=False)
+
+
+def bars(ax: Axes, rows: pd.DataFrame, x: str, hue: str, colours: Mapping[str, str]) -> None:
+    """A group of bars per ``x``, a bar per ``hue`` with its height inside, whiskers over rows."""
+    how = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}, "saturation": 1, "ax": ax}
+    sns.barplot(rows, x=x, y="accuracy", hue=hue, hue_order=colours, palette=colours, **how)
+    for i, group in enumerate(ax.containers):
+        ax.bar_label(group, fmt="%.0f", padding=-11, color="white" if i else "black")
+    ax.set(xlabel="", ylim=(0, 100))
+    ax.grid(axis="x", visible=False)
+
+
+def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
+    """Numbers in cells, darker where greater."""
+    cmap = sns.light_palette(colour, as_cmap=True)
+    sns.heatmap(table, annot=True, fmt=fmt, cmap=cmap, cbar=False, linewidths=1, ax=ax)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(rotation=0)
+
+
+def _line(ax: Axes, data: pd.DataFrame, x: str, style: Style, label: str) -> None:
+    """Mean over seeds against a log ``x``, with a band of one standard deviation."""
+    how = {"errorbar": "sd", "err_kws": {"linewidth": 0}, "label": label, "ax": ax}
+    sns.lineplot(data, x=x, y="accuracy", **how, **style)
     ax.legend_.remove()
+
+
+def _level(ax: Axes, y: float, style: Style, label: str) -> None:
+    """What does not depend on x."""
+    ax.axhline(y, label=label, color=style["color"], linestyle=style["linestyle"])
 
 
 def _log_ticks(ax: Axes, ticks: Mapping[float, str]) -> None:
@@ -85,36 +158,30 @@ def _log_ticks(ax: Axes, ticks: Mapping[float, str]) -> None:
     ax.minorticks_off()
 
 
-def _legend(fig: Figure, axes: Sequence[Axes], columns: int = 4, title: str = "") -> None:
-    """What is seen, and one legend of every label once, above all panels."""
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-        if ax.legend_:
-            ax.legend_.remove()
-    fig.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside upper left",
-        ncols=min(columns, len(handles)),
-        title=textwrap.fill(title, 84 if fig.get_figwidth() > WIDTHS[2] else 44),
-        title_fontproperties={"weight": "bold", "size": 10},
-        alignment="left",
-        borderaxespad=0.1,
-    )
-
-
-def _range(values: pd.Series | Sequence[float]) -> str:
+def range_of(values: pd.Series | Sequence[float]) -> str:
     """ "9 to 21", or "9" where both ends round to it."""
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 
 
-def _gain(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> str:
-    """By how many points a protocol at k shots beats Current Eval: the range."""
-    found = [average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods]
-    return _range(found)
+def _gain(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> list[float]:
+    """Points that a protocol at k shots is above Current Eval, per method."""
+    return [average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods]
+
+
+def _regained(
+    summary: pd.DataFrame, methods: Sequence[str], protocols: Sequence[str], k: int, top: float
+) -> str:
+    """Which part of the accuracy that merging cost each protocol gives back."""
+    lost = np.array([top - average_of(summary, m) for m in methods])
+    if lost.min() <= 0:
+        return ""
+    said = [
+        f"{protocol_label(p).removesuffix(' Eval')} "
+        f"{range_of(100 * np.array(_gain(summary, methods, p, k)) / lost)} %"
+        for p in protocols
+    ]
+    return f"Lost accuracy regained at k = {k}: {', '.join(said)}"
 
 
 def plot_shots(
@@ -139,7 +206,7 @@ def plot_shots(
     """
     rows = with_average(scores)
     rows = rows[(rows.task == task) & rows.protocol.isin(protocols)]
-    fig, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 2.9), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 3.1), sharey=True, squeeze=False)
     for ax, encoder in zip(axes[0], encoders, strict=True):
         mine = rows[rows.method == encoder]
         if fine_tuned is not None:
@@ -147,23 +214,27 @@ def plot_shots(
         for protocol in protocols:
             drawn, style = mine[mine.protocol == protocol], protocol_style(protocol)
             if drawn.k.isna().all():
-                level = {k: v for k, v in style.items() if k != "marker"}
-                ax.axhline(drawn.accuracy.mean(), label=protocol_label(protocol), **level)
-                continue
-            _line(ax, drawn.astype({"k": float}), "k", style, protocol_label(protocol))
+                _level(ax, drawn.accuracy.mean(), style, protocol_label(protocol))
+            else:
+                _line(ax, drawn.astype({"k": float}), "k", style, protocol_label(protocol))
         ks = sorted(mine.k.dropna().astype(int).unique())
         whole = set(mine[mine.draw == "all"].k.dropna().astype(int))
         _log_ticks(ax, {k: "all" if k in whole else str(k) for k in ks})
-        ax.set(title=short_label(encoder), xlabel="k, shots per class", ylabel="")
+        ax.set(title=short_label(encoder), xlabel="k, shots per class", ylabel="", ylim=(0, 100))
     axes[0][0].set_ylabel(ACCURACY if task == "average" else f"{task_label(task)} accuracy (%)")
+    name_lines(axes[0][-1])
     few, title = [p for p in protocols if p != "current"], ""
-    if task == "average" and "current" in protocols and few:
-        summary = mean_and_std(scores)
-        shots = summary[(summary.protocol == few[0]) & (summary.draw == "stratified")]
-        k = int(shots.k.max())
-        gain = _gain(summary, encoders, few[0], k)
-        title = f"{protocol_label(few[0])} at k = {k}: {gain} points over the old classifier"
-    _legend(fig, axes[0], title=title)
+    if task == "average" and "current" in protocols and fine_tuned is not None:
+        drawn = scores[scores.protocol.isin(few) & (scores.draw == "stratified")]
+        ks = set(drawn.k.dropna().astype(int))
+        k = 5 if 5 in ks else max(ks)
+        title = _regained(mean_and_std(scores), encoders, few, k, fine_tuned)
+        for ax, encoder in zip(axes[0], encoders, strict=True):
+            means = [average_of(mean_and_std(scores), encoder)]
+            means += [average_of(mean_and_std(scores), encoder, p, k) for p in few[:1]]
+            said = f"k = {k}: {means[0]:.0f} → {means[-1]:.0f} %"
+            ax.text(0.5, 0.2, said, ha="center", transform=ax.transAxes)
+    head(fig, title)
     return fig
 
 
@@ -175,54 +246,42 @@ def plot_protocols(
     k: int,
     references: Sequence[str] = (FINE_TUNED,),
 ) -> Figure:
-    """Average accuracy (left, large) and accuracy per task: a row per encoder, a dot per protocol.
+    """Average accuracy (left, a dot per protocol) and what a protocol gains per task (right).
 
     Args:
         scores: As from ``Study.scores``.
         encoders: A row each.
-        tasks: A small panel each.
+        tasks: A column each, on the right.
         k: Shots of the few-shot protocols.
         references: Encoders whose Current Eval accuracy is a vertical line.
     """
     rows = with_average(at_k(scores, k))
     protocols = [p for p in dict.fromkeys(rows.protocol) if p in set(scores.protocol)]
-    fig, axes = plt.subplot_mosaic(
-        [["average", *tasks[: (len(tasks) + 1) // 2]], ["average", *_padded(tasks)]],
-        figsize=(PAGE, 1.5 + 0.5 * len(encoders)),
-        width_ratios=[1.9, *[1] * ((len(tasks) + 1) // 2)],
-        empty_sentinel="",
-    )
-    looks = _looks(protocols, protocol_style, protocol_label)
-    for task, ax in axes.items():
-        here = rows[rows.task == task]
-        for encoder in references:
-            bound = here[(here.method == encoder) & (here.protocol == "current")].accuracy.mean()
-            name = "Fine-tuned models" if encoder == FINE_TUNED else short_label(encoder)
-            ax.axvline(bound, label=name, **BOUND)
-        drawn = _named(here[here.method.isin(encoders)])
-        names = [short_label(e) for e in encoders]
-        sns.pointplot(
-            drawn, x="accuracy", y="method", hue="protocol", order=names, ax=ax, **looks, **DOTS
-        )
-        ax.set(title=task_label(task), xlabel="", ylabel="", xlim=(0, 100))
-        ax.grid(axis="y", visible=False)
-        if task != "average":
-            ax.set_yticks(ax.get_yticks(), [""] * len(names))
-    axes["average"].set_xlabel("accuracy (%)")
-    summary = mean_and_std(at_k(scores, k))
-    merges = [e for e in encoders if e != "f_b"]
+    best = "ft_classifier" if "ft_classifier" in protocols else protocols[-1]
+    order = [short_label(e) for e in encoders]
+    size = (PAGE, 1.3 + 0.34 * len(encoders))
+    fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
+    average = rows[rows.task == "average"]
+    for encoder in references:
+        bound = average[(average.method == encoder) & (average.protocol == "current")]
+        name = "Fine-tuned models" if encoder == FINE_TUNED else short_label(encoder)
+        left.axvline(bound.accuracy.mean(), label=name, **BOUND)
+    looks = looks_of(protocols, protocol_style, protocol_label)
+    dots(left, named(average[average.method.isin(encoders)]), order, looks, "protocol")
+    left.set(xlabel=f"{ACCURACY}, k = {k}")
+    means = named(rows).groupby(["protocol", "method", "task"]).accuracy.mean()
+    gains = (means[protocol_label(best)] - means[protocol_label("current")]).unstack()
+    gains = gains.loc[order, [task_label(t) for t in tasks]]
+    _heat(right, gains, protocol_style(best)["color"], "+.0f")
+    right.set_title(f"points from Current to {protocol_label(best)}")
+    right.set_yticks([])
     title = f"Accuracy under {len(protocols)} protocols, k = {k}"
-    if "ft_classifier" in protocols:
-        gain = _gain(summary, merges, "ft_classifier", k)
+    if best == "ft_classifier":
+        gain = _gain(mean_and_std(at_k(scores, k)), [e for e in encoders if e != BASE], best, k)
+        gain = range_of(gain)
         title = f"{k} unlabelled inputs per class re-align the classifier: {gain} points gained"
-    _legend(fig, list(axes.values()), 4, title)
+    head(fig, title, [left], 3)
     return fig
-
-
-def _padded(tasks: Sequence[str]) -> list[str]:
-    """The lower row of small panels."""
-    upper = (len(tasks) + 1) // 2
-    return [*tasks[upper:], *[""] * (2 * upper - len(tasks))]
 
 
 def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
@@ -234,76 +293,45 @@ def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
         sns.lineplot(rows, x="lam", y="accuracy", ax=ax, label=short_label(method), **style)
         ring = rows[rows.lam == chosen[method]]
         ax.scatter(ring.lam, ring.accuracy, s=110, facecolors="none", edgecolors=style["color"])
-    ax.set(xlabel=r"$\lambda$", ylabel="mean validation accuracy (%)")
+    ax.set(xlabel=r"$\lambda$", ylabel="mean validation accuracy (%)", ylim=(0, 100))
     ax.legend()
     return fig
 
 
 def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
-    """t-SNE of f_t (blue circles) and f_m (red crosses) outputs together, shaded by label.
+    """t-SNE of f_t (pale circles) and f_m (triangles) outputs together, a colour per class.
+
+    A row per task, a column per method, without axes: t-SNE has no units. Of more than ten classes
+    ten have a colour, the others are grey.
 
     Args:
-        panels: (task, method) -> ``points [2, n, 2]``, ``labels [n]``, ``accuracy`` (f_m under
-            Current Eval, percent) and ``note`` (the numbers in R^d, written below the panel).
+        panels: As from ``tables.cluster_panels``.
     """
-
-    def colours(panel: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.asarray(panel["labels"])
-        shade = 0.35 + 0.6 * labels / max(1, labels.max())
-        return plt.get_cmap("Blues")(shade), plt.get_cmap("Reds")(shade)
-
-    return _clusters(panels, colours, ("#2171B5", "#CB181D"), "shade: label")
-
-
-def plot_class_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
-    """``plot_clusters`` for tasks of many classes: hue tells the class.
-
-    f_t's outputs are pale circles, f_m's crosses. Hues of neighbouring classes look alike: what
-    counts is whether crosses of one hue lie together.
-    """
-
-    def colours(panel: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        wheel = sns.husl_palette(panel["classes"], s=0.8, l=0.55)
-        hues = np.asarray(wheel)[np.asarray(panel["labels"])]
-        return 0.3 * hues + 0.7, hues
-
-    return _clusters(panels, colours, ("#B8B8B8", "#404040"), "hue: class")
-
-
-def _clusters(
-    panels: Mapping[tuple[str, str], Mapping[str, Any]],
-    colours: Callable[[Mapping[str, Any]], tuple[np.ndarray, np.ndarray]],
-    legend: tuple[str, str],
-    by: str,
-) -> Figure:
-    """A row per task, a column per method, without axes: t-SNE has no units."""
     tasks, methods = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
     fig, grid = plt.subplots(
-        len(tasks), len(methods), figsize=(PAGE, 0.4 + 2.3 * len(tasks)), squeeze=False
+        len(tasks), len(methods), figsize=(PAGE, 0.6 + 2.3 * len(tasks)), squeeze=False
     )
     for (task, method), panel in panels.items():
         ax = grid[tasks.index(task)][methods.index(method)]
-        tuned, merged = panel["points"]
-        pale, strong = colours(panel)
-        sns.scatterplot(x=tuned[:, 0], y=tuned[:, 1], c=pale, marker="o", s=11, lw=0, ax=ax)
-        sns.scatterplot(x=merged[:, 0], y=merged[:, 1], c=strong, marker="x", s=12, lw=0.9, ax=ax)
+        hues = np.asarray(class_colours(panel["classes"]))[np.asarray(panel["labels"])]
+        grey = np.ptp(hues, axis=1) == 0
+        for points, marker, colours in zip(
+            panel["points"], "o^", (0.35 * hues + 0.65, hues), strict=True
+        ):
+            for which in (grey, ~grey):
+                ax.scatter(*points[which].T, c=colours[which], marker=marker, s=11, lw=0)
         ax.set_title(f"{task_label(task)}, {short_label(method)} ({panel['accuracy']:.0f} %)")
-        ax.text(
-            0.5,
-            -0.02,
-            panel["note"].replace(", ", "\n"),
-            ha="center",
-            va="top",
-            transform=ax.transAxes,
-            color="0.3",
-        )
+        said = f"label purity {panel['purity_t']:.2f} → {panel['purity_m']:.2f}"
+        said += f"\nsource purity {panel['source']:.2f}"
+        ax.text(0.5, -0.02, said, ha="center", va="top", transform=ax.transAxes, color="0.3")
         ax.set_axis_off()
-    names = ("fine-tuned outputs $f_t$", f"merged outputs $f_m$ ({by})")
-    handles = [
-        Line2D([], [], linestyle="none", marker=m, color=c, label=name)
-        for m, c, name in zip("ox", legend, names, strict=True)
-    ]
-    fig.legend(handles=handles, loc="outside upper left", ncols=2)
+    most = max(p["classes"] for p in panels.values())
+    some = f", {len(CLASS_COLOURS)} of up to {most} classes in colour" * (most > len(CLASS_COLOURS))
+    names = ("fine-tuned outputs $f_t$", f"merged outputs $f_m$ (colour: class{some})")
+    for marker, colour, name in zip("o^", ("0.75", "0.25"), names, strict=True):
+        ax.scatter([], [], marker=marker, color=colour, label=name)
+    kept = range_of([100 * p["purity_m"] / p["purity_t"] for p in panels.values()])
+    head(fig, f"Merged outputs keep {kept} % of the label purity of fine-tuned ones", [ax], 2)
     return fig
 
 
@@ -316,7 +344,7 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
     """
     lines = -(-len(sheets) // columns)
     most = max(len(names) for names, _ in sheets.values())
-    size = (PAGE, lines * (0.36 + 0.28 * most))
+    size = (PAGE, lines * (0.36 + 0.3 * most))
     fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
     for ax in axes.flat[len(sheets) :]:
         ax.set_axis_off()
@@ -330,7 +358,7 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
         )
         ax.imshow(sheet, interpolation="nearest")
         centres = [r * (height + gap) + height / 2 for r in range(rows)]
-        ax.set_yticks(centres, [textwrap.fill(n, 18) for n in names], fontsize=7)
+        ax.set_yticks(centres, [textwrap.fill(n, 16) for n in names])
         ax.set_xticks([])
         ax.set_title(task_label(task))
         ax.grid(visible=False)
@@ -347,8 +375,7 @@ def plot_shares(
 ) -> Figure:
     """Accuracy against the unlabelled share of the test set, a row per panel, a column per method.
 
-    Few-shot protocols have two lines: inputs drawn from the test set (with one standard deviation
-    over seeds), and as many training inputs (thin, dotted, hollow).
+    Inputs are drawn from the test set; bands are one standard deviation over seeds.
 
     Args:
         panels: Title -> summary of ``unlabelled.scores``.
@@ -356,56 +383,44 @@ def plot_shares(
         counts: Share -> number of inputs, for the axis.
         too_few: Up to this share some task has more classes than inputs, which is shaded.
     """
-    size = (PAGE, 0.9 + 2.1 * len(panels))
+    size = (PAGE, 0.9 + 2.0 * len(panels))
     fig, axes = plt.subplots(
         len(panels), len(methods), figsize=size, sharex=True, sharey=True, squeeze=False
     )
+    middle, gains = sorted(counts)[len(counts) // 2], []
     for row, (title, summary) in zip(axes, panels.items(), strict=True):
         rows, bound = averages(summary), average_of(summary, FINE_TUNED)
         for ax, method in zip(row, methods, strict=True):
-            mine = rows[rows.method == method]
+            mine = rows[(rows.method == method) & (rows.fit_on != "train")]
             ax.axhline(bound, label="Fine-tuned models", **BOUND)
-            for protocol in dict.fromkeys(mine.protocol):
-                drawn, style = mine[mine.protocol == protocol], protocol_style(protocol)
-                label = protocol_label(protocol)
+            for protocol, drawn in mine.groupby("protocol", sort=False):
+                style, label = protocol_style(protocol), protocol_label(protocol)
                 if drawn.share.isna().all():
-                    level = {k: v for k, v in style.items() if k != "marker"}
-                    ax.axhline(drawn["mean"].iloc[0], label=label, **level)
+                    _level(ax, drawn["mean"].iloc[0], style, label)
                     continue
-                test, train = (drawn[drawn.fit_on == s] for s in ("test", "train"))
-                sns.lineplot(test, x="share", y="mean", ax=ax, label=label, **style)
-                low, high = test["mean"] - test["std"], test["mean"] + test["std"]
-                ax.fill_between(test.share, low, high, color=style["color"], alpha=0.2, lw=0)
-                thin = {"linestyle": ":", "linewidth": 1, "markerfacecolor": "white"}
-                thin |= {"markeredgecolor": style["color"]}
-                if len(train):
-                    label += ", train inputs"
-                    sns.lineplot(train, x="share", y="mean", ax=ax, label=label, **style | thin)
-            _log_ticks(ax, {s: f"{s:g} %\n{n}" for s, n in counts.items()})
+                sns.lineplot(drawn, x="share", y="mean", ax=ax, label=label, **style)
+                low, high = drawn["mean"] - drawn["std"], drawn["mean"] + drawn["std"]
+                ax.fill_between(drawn.share, low, high, color=style["color"], alpha=0.2, lw=0)
+                if protocol == "ft_classifier":
+                    here = drawn.set_index("share")["mean"][middle]
+                    gains.append(here - average_of(summary, method))
+            _log_ticks(ax, {s: f"{s:g}\n{n}" for s, n in counts.items()})
             if too_few:
-                ax.axvspan(
-                    min(counts) / 1.3,
-                    too_few * 1.15,
-                    color="0.93",
-                    zorder=0,
-                    label="fewer inputs than classes",
-                )
-            ax.set(xlim=(min(counts) / 1.3, max(counts) * 1.3), xlabel="", ylabel="")
-        row[0].set_ylabel(textwrap.fill(title, 26))
+                ax.axvspan(min(counts) / 1.3, too_few * 1.15, color="0.93", zorder=0)
+            ax.set(xlim=(min(counts) / 1.3, max(counts) * 1.3), ylim=(0, 100), xlabel="")
+        row[0].set_ylabel(title.replace(" (", "\n("))
+        name_lines(row[-1], 11)
+        for ax in row[:-1]:
+            ax.legend_.remove()
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
-    fig.supxlabel("share of the test set; inputs per task")
+    if too_few:
+        where = {"ha": "right", "transform": axes[0][0].transAxes}
+        axes[0][0].text(0.98, 0.04, "grey: in some task,\nfewer inputs than classes", **where)
+    fig.supxlabel("share of the test set in %; below, inputs per task")
     fig.supylabel(ACCURACY)
-    share = sorted(counts)[len(counts) // 2]
-    gains = []
-    for summary in panels.values():
-        rows = averages(summary).query("share == @share and fit_on == 'test'")
-        rows = rows[rows.protocol == "ft_classifier"].set_index("method")["mean"]
-        gains += [rows[m] - average_of(summary, m) for m in methods if m in rows]
-    title = (
-        f"{share:g} % of the test set, unlabelled: {_range(gains)} points gained" if gains else ""
-    )
-    _legend(fig, axes.flat, 3, title)
+    title = f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained"
+    head(fig, title if gains else "")
     return fig
 
 
@@ -426,83 +441,73 @@ def plot_ladder(
         closed_form: The same columns for maps in least squares, drawn as rings.
         margin: The paper's claim: points below them that an alignment may cost, a grey band.
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.1), width_ratios=(1.5, 1))
-    left.axvspan(fine_tuned - margin, fine_tuned, color="0.9", zorder=0)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.3), width_ratios=(1.35, 1))
+    left.axvspan(fine_tuned - margin, fine_tuned, color="0.88", label=f"{margin:g} points below")
     left.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
     methods = list(dict.fromkeys(accuracies.method))
     rungs, ring = list(dict.fromkeys(accuracies.rung)), {"facecolors": "none", "s": 60}
     for i, method in enumerate(methods):
         rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
-        y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.16
+        y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.2
         if closed_form is not None:
             closed = closed_form[closed_form.method == method].set_index("rung").accuracy
             colour = method_style(method)["color"]
             left.scatter(closed.reindex(rungs), y, edgecolors=colour, zorder=1, **ring)
         error = {"xerr": rows["std"].fillna(0), "elinewidth": 1.0, "linestyle": "none"}
         left.errorbar(rows.accuracy, y, label=short_label(method), **error, **method_style(method))
-    if closed_form is not None:
-        left.scatter([], [], edgecolors="0.3", label="closed form", **ring)
     left.set(xlim=(0, 100), ylim=(len(rungs) - 0.5, -0.5), xlabel=ACCURACY)
     left.set_yticks(range(len(rungs)), map(rung_label, rungs))
-    steps = list(dict.fromkeys(r2.step))
-    bottom = np.zeros(len(methods := list(dict.fromkeys(r2.method))))
-    names = [short_label(m) for m in methods]
-    for step, grey in zip(steps, np.linspace(0.88, 0.2, len(steps)), strict=True):
-        values = r2[r2.step == step].set_index("method").loc[methods].increment.to_numpy()
-        right.bar(names, values, bottom=bottom, color=str(grey), label=step, width=0.7)
-        bottom += values
-    right.axhline(1.0, **BOUND)
-    right.set_ylabel("held-out $R^2$ of $f_t$")
     left.grid(axis="y", visible=False)
-    right.grid(axis="x", visible=False)
-    right.legend(loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=2)
+    table = r2.assign(method=r2.method.map(short_label)).pivot(
+        index="step", columns="method", values="increment"
+    )
+    table = table.loc[r2.step.unique(), [short_label(m) for m in r2.method.unique()]]
+    table.loc["together"] = table.sum()
+    _heat(right, table, "0.2", ".2f")
+    right.set_title("held-out $R^2$ of $f_t$ by step")
+
+    def missing(found: pd.DataFrame) -> str:
+        mapped = found[(found.rung == rung) & (found.method != BASE)].accuracy
+        return range_of(fine_tuned - mapped)
+
     rung = "orthogonal" if "orthogonal" in rungs else rungs[-1]
-    mapped = accuracies[(accuracies.rung == rung) & (accuracies.method != "f_b")].accuracy
-    missing = _range(fine_tuned - mapped)
-    title = f"{rung_label(rung)} map: the merges stay {missing} points below the fine-tuned models"
-    _legend(fig, [left], 6, title)
+    title = f"{rung_label(rung)} map: merges stay {missing(accuracies)} points below $f_t$"
+    if closed_form is not None:
+        left.scatter([], [], edgecolors="0.3", label="in closed form", **ring)
+        title += f" ({missing(closed_form)} in closed form)"
+    head(fig, title, [left], 4)
     return fig
 
 
 def plot_controls(rows: pd.DataFrame) -> Figure:
-    """What a control changes: a panel per fit, a row per encoder, a dot per condition.
+    """Left: accuracy of alignments fitted on training inputs. Right: points that inputs to be
+    scored add to it. A row per fit, a dot per encoder.
 
     Args:
         rows: Columns fit, condition, method, accuracy, as from ``controls.fitted_on``.
     """
-    fits, conditions = list(dict.fromkeys(rows.fit)), list(dict.fromkeys(rows.condition))
-    methods = [short_label(m) for m in dict.fromkeys(rows.method)]
-    size = (PAGE, 1.5 + 0.3 * len(methods))
-    fig, axes = plt.subplots(1, len(fits), figsize=size, sharex=True, sharey=True, squeeze=False)
-    names = {"none": "no alignment", "train": "fitted on training inputs"}
-    names |= {"test": "fitted on the scored inputs"}
-    named = _named(rows).assign(condition=rows.condition.map(lambda c: names.get(c, c)))
-    looks = {
-        "hue_order": [names.get(c, c) for c in conditions],
-        "palette": ["#B8B8B8", "#D55E00", "#000000", "#882255"][: len(conditions)],
-        "markers": ["o", "s", "^", "D"][: len(conditions)],
-    }
-    for ax, fit in zip(axes[0], fits, strict=True):
-        mine = named[named.fit == fit]
-        ends = mine.groupby("method").accuracy.agg(["min", "max"]).loc[methods]
-        ax.hlines(range(len(methods)), ends["min"], ends["max"], color="0.8", zorder=0)
-        sns.pointplot(
-            mine, x="accuracy", y="method", hue="condition", order=methods, ax=ax, **looks, **DOTS
-        )
-        ax.set(
-            title=textwrap.fill(fit.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), 14),
-            xlabel="",
-            ylabel="",
-            xlim=(0, 100),
-        )
-        ax.grid(axis="y", visible=False)
-    fig.supxlabel(ACCURACY)
-    leak = rows.pivot_table(index=["fit", "method"], columns="condition", values="accuracy")
+    methods, fits = list(dict.fromkeys(rows.method)), list(dict.fromkeys(rows.fit))
+    first = rows[(rows.fit == fits[0]) & (rows.condition == "none")].assign(fit="no alignment")
+    train, test = (rows[rows.condition == c] for c in ("train", "test"))
+    keys = ["fit", "method"]
+    leak = (test.set_index(keys).accuracy - train.set_index(keys).accuracy).dropna().reset_index()
+    size = (PAGE, 1.4 + 0.36 * len(fits))
+    fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
+    looks = looks_of(methods, method_style, short_label)
+    for ax, drawn in zip(axes, (pd.concat([first, train]), leak), strict=True):
+        wrapped = named(drawn).assign(fit=drawn.fit.map(lambda f: textwrap.fill(f, 20)))
+        order = [textwrap.fill(f, 20) for f in ["no alignment", *fits]]
+        how = {"order": order, "dodge": 0.5, "ax": ax}
+        sns.pointplot(wrapped, x="accuracy", y="fit", hue="method", **how, **looks, **DOTS)
+        ax.set(xlabel="", ylabel="")
+    axes[0].set(xlim=(0, 100), title=f"{ACCURACY}, fitted on training inputs")
+    axes[1].set_title("points that scored inputs add")
+    axes[1].axvline(0, **BOUND)
     title = ""
-    if {"train", "test"} <= set(leak):
-        most = (leak.test - leak.train).max()
+    if len(leak):
+        most = leak.accuracy.max()
         title = f"Fitting on the scored inputs flatters an alignment by up to {most:.0f} points"
-    _legend(fig, axes[0], 3, title)
+    head(fig, title, axes, 5)
     return fig
 
 
@@ -510,9 +515,9 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
     """Left: ranks from Current to FT-Classifier Eval. Right: accuracy, a dot per protocol.
 
     Args:
-        means: As from ``ranking.means``, in the order of the rows.
+        means: As from ``ranking.means``, in the order of FT-Classifier Eval, which the rows share.
         fine_tuned: Accuracy of the fine-tuned models, in percent.
-        mark: Methods that move by as many ranks or more are drawn in colour.
+        mark: Methods that move by as many ranks or more are drawn in black.
     """
     first, last = "current", "ft_classifier"
     size = (PAGE, 1.5 + 0.21 * len(means))
@@ -520,34 +525,30 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
     # Equal ranks would lie on one line.
     ranks = means[[first, last]].rank(ascending=False).rank(method="first")
     moved = ranks[first] - ranks[last]
-    looks = {
-        "up": (moved >= mark, {"color": "#0072B2", "linestyle": "-", "linewidth": 1.8}),
-        "down": (moved <= -mark, {"color": "#D55E00", "linestyle": "--", "linewidth": 1.8}),
-        "": (moved.abs() < mark, {"color": "#9A9A9A", "linewidth": 0.9}),
-    }
-    for word, (which, style) in looks.items():
-        label = f"{word} by {mark:g} or more" if word else None
-        for i, method in enumerate(ranks.index[which]):
-            how = {"label": label if i == 0 else None, "marker": "o", "markersize": 3.5}
-            left.plot([0, 1], ranks.loc[method], **style, **how)
-    for x, column, side in ((-0.06, first, "right"), (1.06, last, "left")):
-        for method, place in ranks[column].items():
-            left.text(x, place, short_label(method), ha=side, va="center", fontsize=8)
+    for method, place in ranks.iterrows():
+        far = abs(moved[method]) >= mark
+        word = "up" if moved[method] > 0 else "down"
+        how = {"color": "black", "linewidth": 1.8} if far else {"color": "0.7", "linewidth": 0.9}
+        how |= {"linestyle": "--" if far and word == "down" else "-", "markersize": 3.5}
+        label = f"{word} by {mark:g} or more"
+        seen = label in left.get_legend_handles_labels()[1]
+        left.plot([0, 1], place, marker="o", label=label if far and not seen else None, **how)
+        left.text(-0.06, place[first], short_label(method), ha="right", va="center", size=9)
+        left.text(1.06, place[last], short_label(method), va="center", size=9)
     left.set(xlim=(-0.75, 1.75), ylim=(len(ranks) + 0.6, 0.4), yticks=[])
-    left.set_xticks([0, 1], ["rank under\nCurrent Eval", "rank under\nFT-Classifier Eval"])
+    left.set_xticks([0, 1], ["rank under\nCurrent Eval", "rank under\nFT-Classifier"])
     left.grid(visible=False)
     sns.despine(ax=left, left=True, bottom=True)
-    places = range(1, len(means) + 1)
     for protocol in means:
         style = protocol_style(protocol) | {"linestyle": "none"}
-        right.plot(means[protocol], places, label=protocol_label(protocol), **style)
+        right.plot(means[protocol], ranks[last], label=protocol_label(protocol), **style)
     right.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
-    right.set_yticks(places, [short_label(m) for m in means.index], fontsize=8)
+    right.set_yticks(ranks[last], [])
     right.set(xlim=(0, 100), ylim=(len(means) + 0.6, 0.4), xlabel=ACCURACY)
     best = [short_label(means[p].idxmax()) for p in (first, last)]
     same = best[0] == best[1]
     won = f"{best[0]} is first" if same else f"{best[0]} is first, or {best[1]} once re-aligned,"
-    _legend(fig, (left, right), 4, f"{won} of {len(means)} merging methods")
+    head(fig, f"{won} of {len(means)} merging methods", (left, right), 3)
     return fig
 
 
@@ -570,35 +571,28 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
     }
     fig, axes = plt.subplots(1, 3, figsize=(PAGE, 1.4 + 0.21 * len(rows)), sharey=True)
     every = list(dict.fromkeys(kinds.values()))
-    palette = dict(zip(every, sns.color_palette("colorblind"), strict=False))
-    markers = dict(zip(every, "os^DvP", strict=False))
+    looks = {"hue_order": every, "style_order": every, "s": 36}
+    looks["markers"] = dict(zip(every, "os^DvP", strict=False))
+    looks["palette"] = dict(zip(every, sns.color_palette("Greys_r", len(every) + 2), strict=False))
     for ax, (column, label) in zip(axes, columns.items(), strict=True):
-        sns.scatterplot(
-            rows,
-            x=column,
-            y="place",
-            hue="kind",
-            style="kind",
-            hue_order=every,
-            style_order=every,
-            palette=palette,
-            markers=markers,
-            s=36,
-            ax=ax,
-        )
+        sns.scatterplot(rows, x=column, y="place", hue="kind", style="kind", ax=ax, **looks)
         if rows.below.any():
             ax.axhline((~rows.below).sum() + 0.5, color="black", linewidth=0.8)
         ax.set(xlabel=label, ylabel="")
         if column == "ft_classifier":
+            ax.set_xlim(0, 100)
             continue
         ax.set_xscale("log")
         wide = rows[column].max() > 30 * rows[column].min()
         ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_yticks(rows.place, [short_label(m) for m in rows.method], fontsize=8)
+    axes[0].set_yticks(rows.place, [short_label(m) for m in rows.method])
     axes[0].set_ylim(len(rows) + 0.6, 0.4)
-    _legend(fig, axes, 3)
+    best = rows[~rows.below].iloc[0]
+    title = f"{short_label(best.method)}, the most accurate single merge, takes "
+    title += f"{best.seconds:.1f} s, the slowest {rows.seconds.max():.0f} s"
+    head(fig, title, axes, 3)
     return fig
 
 
@@ -615,28 +609,24 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """
     settings = list(dict.fromkeys(means.setting))
     methods = [short_label(m) for m in dict.fromkeys(means.method)]
-    size = (PAGE, 1.5 + 0.36 * len(methods))
+    size = (PAGE, 1.3 + 0.3 * len(methods))
     fig, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
-    looks = _looks([r for r in COMPARED if r in set(means.repair)], REPAIR_STYLE.get, labels.get)
+    looks = looks_of([r for r in COMPARED if r in set(means.repair)], REPAIR_STYLE.get, labels.get)
     for ax, setting in zip(axes[0], settings, strict=True):
-        mine = _named(means[(means.setting == setting) & means.repair.isin(COMPARED)])
-        mine = mine.assign(repair=mine.repair.map(labels))
+        mine = named(means[(means.setting == setting) & means.repair.isin(COMPARED)])
         ax.axvline(mine.expert.mean(), label="experts", **BOUND)
-        sns.pointplot(
-            mine, x="accuracy", y="method", hue="repair", order=methods, ax=ax, **looks, **DOTS
-        )
-        ax.set(title=setting, xlabel="", ylabel="", xlim=(0, 100))
-        ax.grid(axis="y", visible=False)
+        dots(ax, mine.assign(repair=mine.repair.map(labels)), methods, looks, "repair")
+        ax.set_title(setting)
     fig.supxlabel(ACCURACY)
     last = means[means.setting == settings[-1]].pivot(
         index="method", columns="repair", values="accuracy"
     )
     title = ""
     if set(COMPARED) <= set(last):
-        gains = {labels[r]: _range(last[r] - last.permuted) for r in ("tact", "ft_classifier")}
-        said = ", ".join(f"{name} gives back {points}" for name, points in gains.items())
-        title = f"{settings[-1].capitalize()} merges: {said} points"
-    _legend(fig, axes[0], 5, title)
+        gains = {labels[r]: range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact")}
+        said = ", ".join(f"{name} {points}" for name, points in gains.items())
+        title = f"Points regained by {settings[-1]} merges: {said}"
+    head(fig, title, axes[0], 5)
     return fig
 
 
@@ -649,24 +639,21 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
     ends = frame[frame.kind.isin(("embeddings", "block"))]
     methods, stages = list(dict.fromkeys(ends.method)), list(dict.fromkeys(ends.stage))
     fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.8), sharey=True, squeeze=False)
-    looks = zip(
-        ("#000000", "#CCBB44", "#B8B8B8", "#88CCEE"), "oDsv", ("-", "-.", "--", ":"), strict=True
-    )
-    looks = dict(zip(stages, looks, strict=False))
+    plain = {"color": "black", "marker": "o", "linestyle": "-"}
+    looks = (plain, plain | {"color": "0.45", "marker": "D", "linestyle": "-."})
+    looks += (REPAIR_STYLE["raw"], REPAIR_STYLE["permuted"])
     for ax, method in zip(axes[0], methods, strict=True):
-        ax.axhline(1.0, **BOUND)
-        for stage, rows in ends[ends.method == method].groupby("stage", sort=False):
-            color, marker, linestyle = looks[stage]
-            how = {"color": color, "marker": marker, "linestyle": linestyle, "label": stage}
-            sns.lineplot(rows, x="block", y="ratio", ax=ax, errorbar=None, **how)
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.axhline(1.0, label="as in the experts", **BOUND)
+        for stage, look in zip(stages, looks, strict=False):
+            rows = ends[(ends.method == method) & (ends.stage == stage)]
+            sns.lineplot(rows, x="block", y="ratio", ax=ax, errorbar=None, label=stage, **look)
         blocks = sorted(ends.block.unique())
         ax.set_xticks(blocks, ["emb." if b == 0 else str(b) for b in blocks])
         ax.set(title=short_label(method), xlabel="end of block", ylabel="")
     axes[0][0].set_ylabel("variance, merged over expert")
-    _legend(fig, axes[0])
+    last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
+    said = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
+    head(fig, f"Variance of the last block, over experts': {', '.join(said)}", axes[0], 3)
     return fig
 
 
@@ -683,29 +670,15 @@ def plot_samples(
     """
     fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.6))
     ax.axhline(experts, label="experts", **BOUND)
-    level = {k: v for k, v in REPAIR_STYLE["permuted"].items() if k != "marker"}
-    ax.axhline(start, label=labels["permuted"], **level)
+    _level(ax, start, REPAIR_STYLE["permuted"], labels["permuted"])
     for repair, rows in frame.groupby("repair", sort=False):
         _line(ax, rows, "inputs", REPAIR_STYLE[repair], labels[repair])
     _log_ticks(ax, {n: f"{n:.0f}" for n in sorted(set(frame.inputs))})
-    ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY)
-    _legend(fig, [ax], 2)
-    return fig
-
-
-def plot_base_model(
-    scores: pd.DataFrame,
-    encoders: Sequence[str],
-    protocols: Sequence[str],
-    *,
-    k: int,
-    chance: float,
-    fine_tuned: float,
-) -> Figure:
-    """Average accuracy of each encoder under each protocol, with chance and an upper bound."""
-    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.8))
-    _bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=fine_tuned)
-    _legend(fig, [ax], 2)
+    ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY, ylim=(0, 100))
+    name_lines(ax)
+    most = frame[frame.inputs == frame.inputs.max()].groupby("repair", sort=False).accuracy.mean()
+    said = ", ".join(f"{labels[r]} {most[r]:.0f}" for r in most.index)
+    head(fig, f"{frame.inputs.max():.0f} inputs: {said} % (experts {experts:.0f})")
     return fig
 
 
@@ -717,45 +690,31 @@ def plot_sizes(
     k: int,
     chance: float,
 ) -> Figure:
-    """``plot_base_model`` side by side, a panel per title and its scores, f_t's among them."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.8), sharey=True, squeeze=False)
+    """Average accuracy of each encoder under each protocol, with chance and f_t as bounds.
+
+    Args:
+        panels: Title -> scores as from ``Study.scores``, f_t's among them.
+        encoders: A group of bars each.
+        protocols: A bar each.
+        k: Shots of the few-shot protocols.
+        chance: Accuracy of guessing, in percent.
+    """
+    size = (PAGE if len(panels) > 1 else WIDTHS[2], 2.9)
+    fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    gains, base = [], []
+    colours = {protocol_label(p): protocol_style(p)["color"] for p in protocols}
     for ax, (title, scores) in zip(axes[0], panels.items(), strict=True):
-        bound = average_of(mean_and_std(scores), FINE_TUNED)
-        _bars(ax, scores, encoders, protocols, k=k, chance=chance, fine_tuned=bound)
-        ax.set_title(title)
-    axes[0][-1].set_ylabel("")
-    _legend(fig, axes[0], 5)
+        rows, summary = with_average(at_k(scores, k)), mean_and_std(at_k(scores, k))
+        rows = rows[(rows.task == "average") & rows.protocol.isin(protocols)]
+        rows = pd.concat([rows[rows.method == e] for e in encoders])
+        bars(ax, named(rows), "method", "protocol", colours)
+        ax.axhline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
+        ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--"})
+        ax.set(title=title, ylabel="" if gains else f"{ACCURACY}, k = {k}")
+        found = dict(zip(encoders, _gain(summary, encoders, protocols[-1], k), strict=True))
+        base += [found.pop(BASE)] if BASE in found else []
+        gains += found.values()
+    title = f"{protocol_label(protocols[-1])}: merges gain {range_of(gains)} points"
+    title += f", f_b {range_of(base)}" if base else ""
+    head(fig, title, axes[0], 5 if len(panels) > 1 else 2)
     return fig
-
-
-def _bars(
-    ax: Axes,
-    scores: pd.DataFrame,
-    encoders: Sequence[str],
-    protocols: Sequence[str],
-    *,
-    k: int,
-    chance: float,
-    fine_tuned: float,
-) -> None:
-    """A group of bars per encoder, a bar per protocol, whiskers over seeds; two bounds."""
-    rows = with_average(at_k(scores, k))
-    rows = rows[(rows.task == "average") & rows.method.isin(encoders)]
-    looks = _looks(protocols, protocol_style, protocol_label)
-    looks.pop("markers")
-    sns.barplot(
-        _named(rows[rows.protocol.isin(protocols)]),
-        x="method",
-        y="accuracy",
-        hue="protocol",
-        order=[short_label(e) for e in encoders],
-        errorbar="sd",
-        err_kws={"linewidth": 1.0},
-        saturation=1,
-        ax=ax,
-        **looks,
-    )
-    ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
-    ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--"})
-    ax.set(xlabel="", ylabel=f"{ACCURACY}, k = {k}", ylim=(0, 100))
-    ax.grid(axis="x", visible=False)

@@ -1,7 +1,7 @@
 """One look for every figure: widths, palettes, markers, and the style file.
 
-Methods, protocols and repairs have a palette each, and a colour means the same in every figure.
-Within a palette markers differ too, and bars differ in lightness, so that grey print works.
+Methods, protocols, repairs and classes have a palette each, and a colour means the same in every
+figure. Within a palette markers differ too (bars differ in lightness), so that grey print works.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import to_rgb
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
 WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend beside it
@@ -46,6 +48,19 @@ REPAIR_STYLE: dict[str, Style] = {
     "ft_classifier": PROTOCOL_STYLE["ft_classifier"],
     "tact_ft_classifier": {"color": "#AA4499", "linestyle": (0, (5, 1)), "marker": "X"},
 }
+CLASS_COLOURS = ("#3346CC", "#59930D", "#F25993", "#2CCFE0", "#7F4620")
+CLASS_COLOURS += ("#A67FF2", "#CCCC0D", "#337F6C", "#7F206C", "#6CDF93")
+CLASS_MARKERS = "os^D"
+"""A class is a colour, and where few are drawn a marker as well."""
+
+
+def class_colours(classes: int) -> list[tuple[float, float, float]]:
+    """A colour per class; of many, one in ``classes / 10`` has one, and the others are grey."""
+    colours = [(0.78, 0.78, 0.78)] * classes
+    shown = np.linspace(0, classes - 1, min(classes, len(CLASS_COLOURS))).round().astype(int)
+    for place, colour in zip(shown, CLASS_COLOURS, strict=False):
+        colours[place] = to_rgb(colour)
+    return colours
 
 
 def method_style(method: str) -> Style:

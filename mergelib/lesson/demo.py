@@ -14,7 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from ..figures import COLUMN, PROTOCOL_STYLE
+from ..figures import PROTOCOL_STYLE, plots
+from ..figures.style import WIDTHS
 from ..models.heads import evaluate
 from ..models.merged import Merged
 from ..models.parents import quiet
@@ -108,32 +109,20 @@ def before_after(
 
 def plot_before_after(scores: pd.DataFrame) -> Figure:
     """A group of bars per task: old head, re-aligned head, and the expert as a line."""
-    tasks = list(dict.fromkeys(scores.task))
-    cells = scores.set_index(["task", "method"]).accuracy
-    fig, ax = plt.subplots(figsize=(COLUMN + 0.6, 2.3))
-    for i, (method, style) in enumerate(((OLD, "current"), (NEW, "ft_classifier"))):
-        ax.bar(
-            np.arange(len(tasks)) + (i - 0.5) * 0.36,
-            [cells[t, method] for t in tasks],
-            0.36,
-            label=method,
-            edgecolor="black",
-            linewidth=0.5,
-            color=PROTOCOL_STYLE[style]["color"],
-            hatch=("", "//")[i],
-        )
-    for i, task in enumerate(tasks):
-        ax.hlines(
-            cells[task, EXPERT],
-            i - 0.42,
-            i + 0.42,
-            color="black",
-            linestyle=":",
-            label=EXPERT if i == 0 else None,
-        )
-    ax.set_xticks(range(len(tasks)), [TASK_LABELS.get(t, t) for t in tasks])
+    fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.6))
+    colours = {
+        OLD: PROTOCOL_STYLE["current"]["color"],
+        NEW: PROTOCOL_STYLE["ft_classifier"]["color"],
+    }
+    rows = plots.named(scores.drop(columns="method")).assign(method=scores.method)
+    plots.bars(ax, rows[rows.method != EXPERT], "task", "method", colours)
+    tops = rows[rows.method == EXPERT].accuracy
+    ends = {"xmin": np.arange(len(tops)) - 0.42, "xmax": np.arange(len(tops)) + 0.42}
+    ax.hlines(tops, **ends, color="black", linestyle=":", label=EXPERT)
     ax.set_ylabel("accuracy (%)")
-    fig.legend(loc="outside upper center", ncols=3)
+    mean = rows.groupby("method").accuracy.mean()
+    title = f"Re-aligned heads lift the merge from {mean[OLD]:.0f} to {mean[NEW]:.0f} % on average"
+    plots.head(fig, title, [ax], 2)
     return fig
 
 

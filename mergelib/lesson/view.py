@@ -21,14 +21,14 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ..core.types import Head, State, percent
-from ..figures.style import OTHER_STYLES, PAGE, PROTOCOL_STYLE
+from ..figures.style import CLASS_COLOURS, CLASS_MARKERS, OTHER_STYLES, PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
 from ..study import FINE_TUNED
 from ..tables import average_of, protocol_label, short_label
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 
 # Classes differ in marker and lightness as well as in hue; misclassified points are hollow.
-CLASS_STYLE = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"), ("#882255", "D"))
+CLASS_STYLE = tuple(zip(CLASS_COLOURS, CLASS_MARKERS, strict=False))
 # colours of the classifiers, as in every figure
 OLD, NEW = PROTOCOL_STYLE["current"], PROTOCOL_STYLE["ft_classifier"]
 MERGED = OTHER_STYLES[0]["color"]

@@ -44,7 +44,9 @@ def cluster_panels(
                 "labels": shown.numpy(),
                 "classes": study.task(task).n_classes,
                 "accuracy": accuracy,
-                "note": f"label purity {purity_t:.2f} → {purity_m:.2f}, source purity {source:.2f}",
+                "purity_t": purity_t,
+                "purity_m": purity_m,
+                "source": source,
             }
             rows.append(
                 {
@@ -70,5 +72,5 @@ def alt_clusters(table: pd.DataFrame) -> str:
         f"{r['source purity']:.2f}"
         for _, r in table.iterrows()
     ]
-    shows = "t-SNE maps of fine-tuned and merged outputs together, shaded by label"
+    shows = "t-SNE maps of fine-tuned and merged outputs together, coloured by class"
     return f"{shows}. {'; '.join(said)}."

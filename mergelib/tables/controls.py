@@ -191,7 +191,7 @@ def alt(fitted: pd.DataFrame) -> str:
     }
     return alt_text(
         "Average accuracy without alignment, fitted on training inputs and fitted on the scored "
-        "test inputs, a panel per fit and a row per encoder; for the orthogonal map",
+        "test inputs, a row per fit and a dot per encoder; for the orthogonal map",
         values,
     )
 
