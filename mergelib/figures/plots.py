@@ -414,10 +414,8 @@ def plot_shares(
             ax.legend_.remove()
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
-    if too_few:
-        where = {"ha": "right", "transform": axes[0][0].transAxes}
-        axes[0][0].text(0.98, 0.04, "grey: in some task,\nfewer inputs than classes", **where)
-    fig.supxlabel("share of the test set in %; below, inputs per task")
+    grey = " (grey: in some task fewer than classes)" if too_few else ""
+    fig.supxlabel(f"share of the test set in %; below, inputs per task{grey}")
     fig.supylabel(ACCURACY)
     title = f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained"
     head(fig, title if gains else "")
@@ -653,7 +651,7 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
     axes[0][0].set_ylabel("variance, merged over expert")
     last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
     said = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
-    head(fig, f"Variance of the last block, over experts': {', '.join(said)}", axes[0], 3)
+    head(fig, f"Last block, times the experts' variance: {', '.join(said)}", axes[0], 3)
     return fig
 
 
