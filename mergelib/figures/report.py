@@ -16,6 +16,7 @@ from ..study import BASE, FINE_TUNED
 from ..tables import protocol_label, short_label
 from ..tables.committed import AS_COMMITTED
 from ..tables.paper import THREE
+from ..tables.readings import load_readings
 from ..tables.report import Run, alt, claim_grid, figures_folder, report_markdown
 from ..tables.verdicts import NOT_RUN, ORDER
 from .plots import BOUND, dots, head, looks_of, named, range_of
@@ -30,12 +31,6 @@ CELL_STYLE = {
     NOT_RUN: ("#EEEEEE", "–"),
 }
 """Face and sign of a verdict's cell: the signs alone tell the verdicts apart."""
-GROUPS = {
-    "core": ("P3", "P4", "P5", "S"),
-    "further models": ("P6", "PA"),
-    "controls and second paper": ("C", "N"),
-}
-"""Columns of claims, by how their names begin."""
 
 
 def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figure:
@@ -45,9 +40,9 @@ def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figur
     """
     grid = claim_grid(rows)
     groups = {
-        name: mine.sort_index()
-        for name, starts in GROUPS.items()
-        if len(mine := grid[grid.index.str.startswith(starts)])
+        group.title.removeprefix("The ").capitalize(): mine
+        for group in load_readings().groups
+        if len(mine := grid.loc[[r.claim for r in group.claims if r.claim in grid.index]])
     }
     tallest = max(map(len, groups.values()), default=1)
     fig = plt.figure(figsize=(PAGE, 2.9 + 0.24 * tallest))
