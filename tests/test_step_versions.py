@@ -158,7 +158,7 @@ def meaning() -> dict[str, list[Any]]:
         + [types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
     }
     if "images" in study.STEP_VERSIONS:
-        from mergelib.tasks import build_task, cut, hub_images, parquet
+        from mergelib.tasks import build_task, cut, hub_images, miniature_images, parquet
 
         found["images"] = [
             *defined_in(hub_images),
@@ -166,6 +166,7 @@ def meaning() -> dict[str, list[Any]]:
             parquet.SUBSAMPLE_SEED,
             build_task,
             cut,
+            miniature_images,
         ]
     if "tsne" in study.STEP_VERSIONS:
         from mergelib.study import clustering
@@ -214,6 +215,13 @@ def meaning() -> dict[str, list[Any]]:
             Study.draws,
             *tokens,
         ]
+        found["statistics"], found["variance"] = (
+            [*found["correct"], own] for own in (Nonlocality._statistics, Nonlocality.variance)
+        )
+    if "classifier" in study.STEP_VERSIONS:
+        from mergelib.lesson.demo import fine_tune_classifier
+
+        found["classifier"] = [fine_tune_classifier, *trained]
     return found
 
 

@@ -14,8 +14,14 @@ import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
+<<<<<<< HEAD
 from ..figures import PROTOCOL_STYLE, plots
 from ..figures.style import WIDTHS
+=======
+from ..core.store import Artifact
+from ..core.types import state_digest
+from ..figures import COLUMN, PROTOCOL_STYLE
+>>>>>>> 1d68971 (Pictures, statistics, variances and the classifiers of ext04 are kept in the store; distances by a product; the lesson runs beside experts of another kind)
 from ..models.heads import evaluate
 from ..models.merged import Merged
 from ..models.parents import quiet
@@ -38,46 +44,53 @@ def save_base(study: Study, folder: Path) -> Path:
 
 def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> Path:
     """``AutoModelForSequenceClassification`` fine-tuned from ``base`` on a task's training split
-    with the profile's settings, saved in ``folder`` as anybody would save it."""
+    with the profile's settings, saved in ``folder`` as anybody would save it.
+
+    The study's store keeps its weights, for the next run.
+    """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    found, config = (
-        study.task(task),
-        study.profile.train_config(study.profile.fine_tuning, study.device),
-    )
+    rows, names = study.task(task).train, study.task(task).label_names
+    config = study.profile.train_config(study.profile.fine_tuning, study.device)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+
+    def collate(rows: list) -> dict:
+        texts, labels = zip(*rows, strict=True)
+        length = study.encoder.max_length
+        batch = tokenizer(
+            list(texts), truncation=True, max_length=length, padding=True, return_tensors="pt"
+        )
+        return {**batch, "labels": torch.tensor(labels)}
+
     with seeded(config.seed), quiet():
         model = AutoModelForSequenceClassification.from_pretrained(
             base,
-            id2label=dict(enumerate(found.label_names)),
-            label2id={n: i for i, n in enumerate(found.label_names)},
+            id2label=dict(enumerate(names)),
+            label2id={n: i for i, n in enumerate(names)},
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
         )
-        model.train()
 
-        def collate(rows: list) -> dict:
-            texts, labels = zip(*rows, strict=True)
-            batch = tokenizer(
-                list(texts),
-                truncation=True,
-                max_length=study.encoder.max_length,
-                padding=True,
-                return_tensors="pt",
+        def make() -> Artifact:
+            train(
+                model.train(),
+                list(zip(rows.inputs, rows.labels.tolist(), strict=True)),
+                collate,
+                config,
+                device=study.device,
+                scratch=folder.with_name(folder.name + "-scratch"),
+                desc=f"fine-tune {task}",
             )
-            return {**batch, "labels": torch.tensor(labels)}
+            return Artifact(dict(model.to("cpu").state_dict()))
 
-        train(
-            model,
-            list(zip(found.train.inputs, found.train.labels.tolist(), strict=True)),
-            collate,
-            config,
-            device=study.device,
-            scratch=folder.with_name(folder.name + "-scratch"),
-            desc=f"fine-tune {task}",
-        )
-        model.to("cpu").eval().save_pretrained(folder)
+        key = study.training_key("classifier", study.profile.fine_tuning) | {
+            "start": state_digest(model.state_dict()),
+            "encoder": study.encoder.digest,
+            "train_rows": rows.digest,
+        }
+        model.load_state_dict(study.store.get("classifier", key, make).tensors)
+        model.eval().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folder
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..claims import Bootstrap, Verdict, judge
 from ..study import FINE_TUNED
 from .settings import LOCAL, Nonlocality
-from .statistics import resampled_ratio
 
 COLLAPSE_RESAMPLES = 1000  # all channels of all sites are resampled with the inputs
 
@@ -63,14 +62,11 @@ class Resampled:
             generator = torch.Generator().manual_seed(0)
             total = torch.zeros(1 + n, dtype=torch.float64)
             for task in self.cells.tasks:
-                merged, expert = (
-                    self.cells.moments(setting, e, task) for e in (method, FINE_TUNED)
-                )
-                size = len(expert.tokens)
+                size = len(self.cells.rows(task))
                 picked = torch.randint(size, (n, size), generator=generator)
                 counts = torch.zeros(n, size).scatter_add_(1, picked, torch.ones(n, size))
                 weights = torch.cat([torch.ones(1, size), counts])
-                total += resampled_ratio(merged, expert, weights.to(expert.tokens.device)).cpu()
+                total += self.cells.variance(setting, method, task, weights)
             return total / len(self.cells.tasks)
 
         return self.bootstrap.cached(("variance", setting, method), make)

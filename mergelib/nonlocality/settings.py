@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, UnknownNameError
 from ..core.progress import progress
-from ..core.store import Artifact, Store
+from ..core.store import Artifact, Store, key_digest
 from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
 from ..foundations import Foundation
 from ..merging.arithmetic import weight_averaging
@@ -35,7 +35,7 @@ from .correction import Correction, attach, fold
 from .matching import weight_matching
 from .permute import apply, permute_head
 from .sites import Site, sites_for
-from .statistics import InputMoments, Statistics, input_moments, measure, variance_ratio
+from .statistics import Statistics, input_moments, measure, resampled_ratio, variance_ratio
 from .tact import repair, tact
 
 LOCAL, SEMI_LOCAL, NON_LOCAL = SETTINGS = ("local", "semi-local", "non-local")
@@ -99,7 +99,7 @@ class Nonlocality:
                 "(encoder.base)."
             )
         self._studies: dict[tuple[str, bool], Study] = {}
-        self._measured: dict[tuple[str, ...], Statistics] = {}
+        self._measured: dict[str, Statistics] = {}
         self._corrected: set[tuple[str, str]] = set()
 
     def _foundation(self, pretraining: dict[str, Any]) -> Study:
@@ -238,12 +238,35 @@ class Nonlocality:
     def _statistics(
         self, study: Study, encoder: str, task: str, rows: Mapping[str, Tensor]
     ) -> Statistics:
-        parts = (str(x) for t, mine in rows.items() for x in (t, mine.tolist()))
-        key = (study.weights_digest(encoder, task), *parts)
-        if key not in self._measured:
-            module = self._module(study, encoder, task)
-            self._measured[key] = measure(module, self.sites, self.batches(rows))
-        return self._measured[key]
+        key = {
+            "version": STEP_VERSIONS["statistics"],
+            "encoder": study.encoder.digest,
+            "weights": study.weights_digest(encoder, task),
+            "inputs": self._inputs(rows),
+            "device": self._device.type,
+        }
+
+        def make() -> Artifact:
+            found = measure(self._module(study, encoder, task), self.sites, self.batches(rows))
+            return Artifact(
+                {f"mean.{n}": x for n, x in found.mean.items()}
+                | {f"std.{n}": x for n, x in found.std.items()},
+                {"tokens": found.tokens},
+            )
+
+        if (name := key_digest("statistics", key)) not in self._measured:
+            kept = study.store.get("statistics", key, make)
+            mean, std = (
+                {s.name: kept.tensors[f"{part}.{s.name}"].to(self._device) for s in self.sites}
+                for part in ("mean", "std")
+            )
+            self._measured[name] = Statistics(mean, std, kept.info["tokens"])
+        return self._measured[name]
+
+    def _inputs(self, rows: Mapping[str, Tensor]) -> list[str]:
+        """Which inputs these rows of each task's pool are, for a key of the store."""
+        pool = self.study(LOCAL).pool
+        return [inputs_digest(pool(t).subset(mine).inputs) for t, mine in rows.items()]
 
     def statistics(
         self, setting: str, encoder: str, task: str, *, permuted: bool = True
@@ -269,7 +292,7 @@ class Nonlocality:
             "merged": study.weights_digest(method, task),
             "experts": [study.weights_digest(FINE_TUNED, t) for t in over],
             "device": self._device.type,
-            "inputs": [inputs_digest(study.pool(t).subset(r).inputs) for t, r in rows.items()],
+            "inputs": self._inputs(rows),
         }
 
         def make() -> Artifact:
@@ -418,7 +441,35 @@ class Nonlocality:
             ]
         return pd.DataFrame(rows)
 
-    def moments(self, setting: str, encoder: str, task: str) -> InputMoments:
-        """Moments per input of the task's pool, of an encoder of the permuted setting."""
-        module = self._module(self.study(setting), encoder, task)
-        return input_moments(module, self.sites, self.batches({task: self.rows(task)}))
+    def variance(self, setting: str, method: str, task: str, weights: Tensor) -> Tensor:
+        """Variance of the permuted merge over the expert's, mean over channels and sites.
+
+        Args:
+            setting: Which foundations.
+            method: The merge.
+            task: Its pool is measured on.
+            weights: How often each input of the pool counts, ``[B, P]``.
+
+        Returns:
+            ``[B]`` float64.
+        """
+        study, rows = self.study(setting), {task: self.rows(task)}
+        key = {
+            "version": STEP_VERSIONS["variance"],
+            "encoder": study.encoder.digest,
+            "merged": study.weights_digest(method, task),
+            "expert": study.weights_digest(FINE_TUNED, task),
+            "inputs": self._inputs(rows),
+            "weights": state_digest({"weights": weights}),
+            "device": self._device.type,
+        }
+
+        def make() -> Artifact:
+            batches = self.batches(rows)
+            merged, expert = (
+                input_moments(self._module(study, e, task), self.sites, batches)
+                for e in (method, FINE_TUNED)
+            )
+            return Artifact({"ratio": resampled_ratio(merged, expert, weights.to(self._device))})
+
+        return study.store.get("variance", key, make).tensors["ratio"]

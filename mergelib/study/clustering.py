@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS_AT_A_TIME = (
-    4096  # all distances between the 26,032 test images of SVHN, from two encoders, would be 11 GB
-)
+ROWS_AT_A_TIME = 2048
+"""All distances between the 26,032 test images of SVHN, from two encoders, would be 22 GB."""
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # A product is twenty times quicker than differences; what it cancels, double precision has.
+    return torch.cdist(a.double(), b.double(), compute_mode="use_mm_for_euclid_dist")
 
 
 def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tensor:
@@ -30,9 +34,7 @@ def label_purity(features: Tensor, labels: Tensor, neighbours: int = 10) -> Tens
         )
     shares = []
     for rows in torch.arange(len(features)).split(ROWS_AT_A_TIME):
-        distances = torch.cdist(
-            features[rows], features, compute_mode="donot_use_mm_for_euclid_dist"
-        )
+        distances = _distances(features[rows], features)
         distances[torch.arange(len(rows)), rows] = torch.inf
         nearest = distances.topk(neighbours, largest=False).indices
         shares.append((labels[nearest] == labels[rows, None]).float().mean(1))
@@ -49,7 +51,7 @@ def source_purity(first: Tensor, second: Tensor) -> Tensor:
     both = torch.cat([first, second])
     same = []
     for rows in torch.arange(2 * n).split(ROWS_AT_A_TIME):
-        distances = torch.cdist(both[rows], both, compute_mode="donot_use_mm_for_euclid_dist")
+        distances = _distances(both[rows], both)
         here = torch.arange(len(rows))
         distances[here, rows] = distances[here, (rows + n) % (2 * n)] = torch.inf
         same.append((distances.argmin(1) < n) == (rows < n))

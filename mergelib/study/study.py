@@ -65,6 +65,9 @@ ALIGN_VERSION = 3
 DROPOUT_VERSION = 1
 MATCH_VERSION = 1
 CORRECT_VERSION = 2
+STATISTICS_VERSION = 1
+VARIANCE_VERSION = 1
+CLASSIFIER_VERSION = 1
 STEP_VERSIONS = {
     **{r.step: r.version for r in RECIPES.values()},
     "fine_tune": FINE_TUNE_VERSION,
@@ -79,6 +82,9 @@ STEP_VERSIONS = {
     "dropout": DROPOUT_VERSION,
     "match": MATCH_VERSION,
     "correct": CORRECT_VERSION,
+    "statistics": STATISTICS_VERSION,
+    "variance": VARIANCE_VERSION,
+    "classifier": CLASSIFIER_VERSION,
 }
 """The version of each step's meaning. Raise one when its results change; every artifact it made is
 then computed anew."""
@@ -284,7 +290,7 @@ class Study:
                 f"Profile '{self.profile.name}' names no base model: give --base with a hub id "
                 f"or folder."
             )
-        return self._training_key(recipe.step, settings.pretraining) | recipe.key(
+        return self.training_key(recipe.step, settings.pretraining) | recipe.key(
             self.profile, tasks
         )
 
@@ -344,8 +350,9 @@ class Study:
     def _base_digest(self) -> str:
         return state_digest(self._foundation.state)
 
-    def _training_key(self, step: str, settings: Any) -> dict[str, Any]:
-        # Training is the one place where device, threads and library decide the bytes.
+    def training_key(self, step: str, settings: Any) -> dict[str, Any]:
+        """What the key of a training with ``settings`` says beside model and data: training is the
+        one place where device, threads and library decide the bytes."""
         return {
             "version": STEP_VERSIONS[step],
             "torch": torch.__version__,
@@ -360,7 +367,7 @@ class Study:
         self, step: str, names: Sequence[str], steps_factor: int = 1
     ) -> dict[str, Any]:
         tasks = [self.task(n) for n in names]
-        key = self._training_key(step, self.profile.fine_tuning) | {
+        key = self.training_key(step, self.profile.fine_tuning) | {
             "base": self._base_digest,
             "encoder": self.encoder.digest,
             "steps_factor": steps_factor,

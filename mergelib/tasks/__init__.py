@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 
 from ..core import paths
 from ..core.errors import DataError
-from ..core.store import Store
+from ..core.store import Artifact, Store
 from ..core.types import Split, Task, is_whole
 from ..profiles import Profile
 from .data import rows_of
@@ -143,27 +142,31 @@ def miniature_task(name: str, profile: Profile) -> Task:
     )
 
 
-# drawing takes some seconds, and a notebook with two patch sizes has the same pictures twice
-@cache
-def _drawn(name: str, n_train: int, n_test: int) -> tuple[Split, Split]:
+def miniature_images(name: str, profile: Profile, store: Store) -> Task:
+    """A task of the miniature image world (``mergelib.tasks.miniature.images``), drawn once:
+    ``store`` keeps the pictures."""
+    from .hub_images import IMAGES_VERSION
     from .miniature import images
 
-    return Split(*images.generate(name, n_train, seed=2)), Split(
-        *images.generate(name, n_test, seed=1)
-    )
+    sizes, seeds = profile.tasks, {"train": 2, "test": 1}
+    rows = {"train": sizes.n_train + sizes.n_validation, "test": sizes.n_test}
+    key = {
+        "version": IMAGES_VERSION,
+        "world": images.IMAGE_WORLD_VERSION,
+        "task": name,
+        "rows": rows,
+    }
 
+    def make() -> Artifact:
+        drawn = {s: images.generate(name, n, seed=seeds[s]) for s, n in rows.items()}
+        parts = {f"{s}.inputs": x for s, (x, _) in drawn.items()}
+        return Artifact(parts | {f"{s}.labels": y for s, (_, y) in drawn.items()})
 
-def miniature_images(name: str, profile: Profile) -> Task:
-    """A task of the miniature image world; see ``mergelib.tasks.miniature.images``."""
-    from .miniature import images
-
-    sizes = profile.tasks
-    train, test = _drawn(name, sizes.n_train + sizes.n_validation, sizes.n_test)
+    found = store.get("images", key, make).tensors
     return build_task(
         name,
         images.IMAGE_TASKS[name],
-        train,
-        test,
+        *(Split(found[f"{s}.inputs"], found[f"{s}.labels"]) for s in rows),
         n_train=None,
         n_validation=sizes.n_validation,
         n_test=None,
@@ -185,8 +188,10 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
     default the machine's, keeps decoded images."""
     sizes = profile.tasks
     is_image = sizes.modality == "image"
+    if sizes.source == "miniature" and is_image:
+        return miniature_images(name, profile, store or Store(paths.store_root()))
     if sizes.source == "miniature":
-        return (miniature_images if is_image else miniature_task)(name, profile)
+        return miniature_task(name, profile)
     n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
     if sizes.source == "hub" and is_image:
         from .hub_images import hub_images
