@@ -150,14 +150,17 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
     assert cli.main(["units", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
     made = [asdict(unit) for unit in jobs.units(Wanted("quick", ("tab03",)))]
     assert json.loads(out.read_text()) == json.loads(json.dumps(made))
-    out.write_text("my notes")
-    for command in (
-        ["units", "--profile", "quick", "--out", str(out)],
-        ["compute", "extract", "--encoder", "ties", *words, "--stamp", str(out)],
-        ["train", "--only", "ag", *words, "--stamp", str(out)],
-    ):
-        assert cli.main(command) == 2 and out.read_text() == "my notes"
-        assert "is nothing that mergelib wrote" in capsys.readouterr().err
+    units = ["units", "--profile", "quick", "--out", str(out)]
+    assert cli.main(units) == 0, "what it wrote itself is replaced"
+    for theirs in ("my notes", "[\n]", out.read_text() + "\n", '{\n "artifacts": []\n}\n'):
+        out.write_text(theirs)
+        for command in (
+            units,
+            ["compute", "extract", "--encoder", "ties", *words, "--stamp", str(out)],
+            ["train", "--only", "ag", *words, "--stamp", str(out)],
+        ):
+            assert cli.main(command) == 2 and out.read_text() == theirs
+            assert "no longer, what mergelib wrote" in capsys.readouterr().err
 
 
 # ---- Snakemake's side, without Snakemake ---------------------------------------------------------

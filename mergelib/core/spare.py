@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -23,38 +24,69 @@ def spare(thing: T) -> T:
         thing: Tensors, modules, mappings, lists, tuples and dataclasses of them, in any nesting;
         the rest is passed on.
     """
-    return _spare(thing, {}, {})
+    return _spare(thing, torch.UntypedStorage.clone, {}, {})
 
 
-def _spare(x: Any, storages: dict[int, torch.UntypedStorage], memo: dict[int, Any]) -> Any:
+def call(function: Callable[..., Any], /, *given: Any, **options: Any) -> Any:
+    """What ``function`` gives for copies of ``given`` that it may ruin.
+
+    A tensor is copied when it is written to or its address is asked for (``numpy()``), not before;
+    what outlives the call is then copied, too.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+    copies = _spare(given, _on_write, storages, {})
+    held = [weakref.ref(s) for s in storages.values()]
+    del storages
+    made = function(*copies, **options)
+    del copies
+    for storage in filter(None, (ref() for ref in held)):
+        storage.data_ptr()
+    return made
+
+
+def _on_write(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A copy that torch makes when the first of the two is written to; a real one of memory that
+    torch did not allocate (a file's, numpy's)."""
+    try:
+        whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        return torch._lazy_clone(whole).untyped_storage()
+    except RuntimeError:
+        return storage.clone()
+
+
+Storages = dict[int, torch.UntypedStorage]
+Copy = Callable[[torch.UntypedStorage], torch.UntypedStorage]
+
+
+def _spare(x: Any, clone: Copy, storages: Storages, memo: dict[int, Any]) -> Any:
     if isinstance(x, PLAIN):
         return x
     if isinstance(x, Tensor):
-        return _tensor(x.detach(), storages)
+        return _tensor(x.detach(), clone, storages)
     if id(x) in memo:
         return memo[id(x)]
     if isinstance(x, nn.Module):
         for t in [*x.parameters(), *x.buffers()]:
-            own = _tensor(t.detach(), storages)
+            own = _tensor(t.detach(), clone, storages)
             own = nn.Parameter(own, t.requires_grad) if isinstance(t, nn.Parameter) else own
             memo[id(t)] = own
         return copy.deepcopy(x, memo)  # which also remembers its parts
     elif isinstance(x, Mapping):
-        made = {k: _spare(v, storages, memo) for k, v in x.items()}
+        made = {k: _spare(v, clone, storages, memo) for k, v in x.items()}
     elif type(x) in (list, tuple):
-        made = type(x)(v if type(v) in PLAIN else _spare(v, storages, memo) for v in x)
+        made = type(x)(v if type(v) in PLAIN else _spare(v, clone, storages, memo) for v in x)
     elif is_dataclass(x) and not isinstance(x, type):
         parts = {f.name: getattr(x, f.name) for f in fields(x) if f.init}
-        made = replace(x, **{n: _spare(v, storages, memo) for n, v in parts.items()})
+        made = replace(x, **{n: _spare(v, clone, storages, memo) for n, v in parts.items()})
     else:
         return x
     memo[id(x)] = made
     return made
 
 
-def _tensor(t: Tensor, storages: dict[int, torch.UntypedStorage]) -> Tensor:
+def _tensor(t: Tensor, clone: Copy, storages: Storages) -> Tensor:
     known = t.untyped_storage()._cdata
     if known not in storages:
-        storages[known] = t.untyped_storage().clone()
+        storages[known] = clone(t.untyped_storage())
     shared = torch.empty(0, dtype=t.dtype, device=t.device)
     return shared.set_(storages[known], t.storage_offset(), t.shape, t.stride())

@@ -58,7 +58,7 @@ def all_finite(t: Tensor) -> bool:
 
 def place(t: Tensor) -> tuple:
     """Where a tensor lies in memory, and how: equal for two names of one tied tensor."""
-    return t.data_ptr(), tuple(t.shape), t.stride()
+    return t.const_data_ptr(), tuple(t.shape), t.stride()
 
 
 Inputs = tuple[str, ...] | Tensor

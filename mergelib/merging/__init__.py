@@ -11,7 +11,7 @@ lambda chosen on validation data. Most are theta_b + lam * direction: then the f
 direction, ``@method(..., lam=0.3)`` adds the rest, and a scan over lambda computes the direction
 once. One that declares ``needs`` takes a ``Context`` as its third argument; one that ``gives`` "one
 per task" returns a list, an encoder per expert. One whose signature has ``seed`` is random. A
-user's method receives copies, which it may modify.
+user's method may modify what it receives.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, StateDictError, UnknownNameError, shortened
 from ..core.identity import check_call, is_ours, refuse_built_in
-from ..core.spare import spare
+from ..core.spare import call
 from ..core.types import State
 from .context import Context, TaskData
 from .states import add_scaled, check_direction, check_merged, check_states, detached, untied
@@ -122,11 +122,10 @@ class Method:
         *context: Context,
         **options: Any,
     ) -> Any:
-        if is_ours(function):
-            base, *experts = [detached(state) for state in (base, *experts)]
-        else:
-            base, experts, context = spare((base, experts, context))
         try:
+            if not is_ours(function):
+                return call(function, base, experts, *context, **options)
+            base, *experts = [detached(state) for state in (base, *experts)]
             return function(base, experts, *context, **options)
         except torch.linalg.LinAlgError as error:  # task vectors whose products overflow float32
             raise StateDictError(

@@ -182,14 +182,14 @@ def run_evaluate(recipe: Any) -> None:
     """Score the model's tasks for which data are given; ``out`` receives the rows as CSV."""
     import pandas as pd
 
-    from ..core import paths
     from ..core.errors import UnknownNameError
-    from .folders import free_file
-    from .heads import SCORE_COLUMNS, as_classifier, expert_classifier, scoring
+    from .folders import free_file, write_file
+    from .heads import as_classifier, expert_classifier, scoring
     from .merged import load_merged
 
-    header = ",".join(SCORE_COLUMNS)
-    target = recipe.out and free_file(recipe.out, recipe.overwrite, _inputs(recipe), header)
+    inputs = _inputs(recipe)
+    if recipe.out:
+        free_file(recipe.out, recipe.overwrite, inputs)
     if unused := recipe.fit.keys() - recipe.data.keys():
         raise UnknownNameError("task of fit", min(unused), recipe.data)
     several = (user_path(recipe.model) / "heads").is_dir()
@@ -226,10 +226,9 @@ def run_evaluate(recipe: Any) -> None:
         frames.append(ready.pop(0)())
     table = pd.concat(frames, ignore_index=True)
     print_accuracies(table)
-    if target:
+    if recipe.out:
         rows = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        free_file(recipe.out, recipe.overwrite, _inputs(recipe), header)
-        paths.write_whole(target, rows.encode())
+        write_file(free_file(recipe.out, recipe.overwrite, inputs), rows)
         print(f"rows in {recipe.out}")
 
 

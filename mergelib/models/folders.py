@@ -210,27 +210,37 @@ def _take_name(out: Path, target: Path, scratch: Path) -> None:
 def free_file(
     file: str | os.PathLike,
     overwrite: bool,
-    inputs: Iterable[str | os.PathLike],
-    first_line: str,
+    inputs: Iterable[str | os.PathLike] = (),
 ) -> Path:
     """A path for a file of results.
 
     Raises ``ConfigError`` when it is a folder, an input, or exists: with ``overwrite`` only when
-    it does not begin with ``first_line``, as such files of mergelib do.
+    it is not what ``write_file`` left there, or was changed since.
     """
     target = user_path(file).resolve()
     if target.is_dir():
         raise ConfigError(f"'{file}' is a folder; give the name of a file to write.")
     check_inputs(target, inputs)
     if target.exists():
-        with target.open("rb") as f:
-            ours = f.read(len(first_line) + 1).decode(errors="replace").strip() == first_line
+        ours = False
+        with suppress(OSError):  # without a record, for example
+            ours = _record_of(target).read_bytes() == _mark(target).encode()
         if not overwrite or not ours:
             raise ConfigError(
                 f"'{file}' exists"
-                + (" and is nothing that mergelib wrote; " if overwrite else "; ")
+                + (" and is not, or no longer, what mergelib wrote; " if overwrite else "; ")
                 + "choose another name"
                 + ("." if overwrite or not ours else ", or replace it with --overwrite.")
             )
     paths.make_folder(target.parent)
     return target
+
+
+def write_file(target: Path, text: str) -> None:
+    """Write a file of results, and beside it, hidden, the mark by which ``free_file`` knows it."""
+    paths.write_whole(target, text.encode())
+    paths.write_whole(_record_of(target), _mark(target).encode())
+
+
+def _record_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.mergelib")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, UnknownNameError, shortened
 from ..core.identity import check_call, is_ours, refuse_built_in
-from ..core.spare import spare
+from ..core.spare import call
 from ..core.types import Head
 from .current import current_eval
 from .draws import stratified_order, uniform_order
@@ -85,7 +85,7 @@ class Protocol:
         """
         ours = is_ours(self.function)
         try:
-            given = self.function(evidence if ours else spare(evidence))
+            given = self.function(evidence) if ours else call(self.function, evidence)
         except Exception as error:
             if not ours:
                 error.add_note(f"(in protocol '{self.name}'{where and f', {where}'})")

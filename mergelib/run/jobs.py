@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import paths
 from ..core.documents import user_path
 from ..core.errors import ConfigError, UnknownNameError
-from ..models.folders import free_file
+from ..models.folders import free_file, write_file
 from .torchrun import (
     add_study_options,
     asked_study,
@@ -287,11 +286,11 @@ def command_units(args: argparse.Namespace) -> int:
         args.overrides,
         args.zoo,
     )
-    target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir), "[")
+    target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir))
     made = units(wanted)
     text = json.dumps([asdict(u) for u in made], indent=1)
     if target:
-        paths.write_whole(target, f"{text}\n".encode())
+        write_file(target, f"{text}\n")
         counts = {rule: sum(u.rule == rule for u in made) for rule in RULES}
         print(
             f"{len(made)} units: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",

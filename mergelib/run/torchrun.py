@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..core import paths
 from ..core.documents import parse_json
 from ..core.errors import ConfigError, UnknownNameError, shortened
-from ..models.folders import free_file
+from ..models.folders import free_file, write_file
 
 
 def register(commands: Any) -> None:
@@ -112,12 +111,12 @@ def write_stamp(path: str, store: Any) -> None:
     a path."""
     if target := stamp_place(path):
         text = json.dumps({"artifacts": list(store.asked)}, indent=1)
-        paths.write_whole(target, f"{text}\n".encode())
+        write_file(target, f"{text}\n")
 
 
 def stamp_place(path: str) -> Path | None:
     """Where a stamp goes. Raises ``ConfigError`` where something else lies there."""
-    return free_file(path, True, (), "{") if path else None
+    return free_file(path, True) if path else None
 
 
 def parse_overrides(text: str) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from ..core.types import Split
 from .parquet import IMAGE_SUFFIXES, MAX_ROWS, ROWS_AT_A_TIME, label_names, opened
 from .rows import (
     LABEL_COLUMNS,
+    MARK,
+    NUL,
     TEXT_COLUMNS,
     Rows,
     as_split,
@@ -155,18 +157,22 @@ def _open(path: Path, newline: str = "\n") -> Iterator[TextIO]:
         with opener(path, "rt", encoding="utf-8-sig", newline=newline) as f:
             yield f
     except (UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error!r}).") from error
+        said = str(error) or type(error).__name__  # a decoder's repr holds all the bytes
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({said}).") from error
 
 
 def _lines(f: TextIO, path: Path) -> Iterator[str]:
-    """The lines of an open file, in bounded memory.
+    """The lines of an open file, in bounded memory, without byte-order marks: a file that was
+    joined from several holds them at the beginning of lines, too.
 
-    Raises ``DataError`` for a line above ``MAX_TEXT`` or a gzip file that unfolds into more than
-    ``MAX_GROWTH`` times its bytes.
+    Raises ``DataError`` for a line above ``MAX_TEXT``, a NUL, or a gzip file that unfolds into more
+    than ``MAX_GROWTH`` times its bytes.
     """
     total, most = 0, max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
     while line := f.readline(MAX_TEXT + 1):
         total += len(line)
+        if "\0" in line:
+            raise DataError(f"{path}: {NUL}; save it as UTF-8.")
         if len(line) > MAX_TEXT:
             raise DataError(
                 f"{path}: a line of more than {MAX_TEXT >> 20} million characters; "
@@ -177,7 +183,7 @@ def _lines(f: TextIO, path: Path) -> Iterator[str]:
                 f"{path}: unfolds into more than {MAX_GROWTH} times its size; "
                 "unpack it and look at what it holds."
             )
-        yield line
+        yield line.lstrip(MARK)
 
 
 def _text_lines(path: Path) -> Rows:
@@ -251,7 +257,8 @@ def read_csv(
     enclose a cell.
 
     Raises ``DataError`` with file and line for an empty or unreadable row, a missing column or,
-    unless ``keep_empty``, an empty text.
+    unless ``keep_empty``, an empty text; and for a first of three or more columns that holds
+    another number in every row, where no header says whether it is an index or the label.
     """
     tabs = ".tsv" in [s.lower() for s in path.suffixes[-2:]]
     style: dict[str, Any] = (
@@ -262,6 +269,7 @@ def read_csv(
     told: list[str] = []  # what the labels are called, where a column says that
     numbers = array("q")
     header: list[str] = []
+    index: set[str] | None = None  # the first column, while it may count the rows
     width, at, label, names_at = 0, 0, None, None
     reader = None
     try:
@@ -283,6 +291,8 @@ def read_csv(
                         names_at = names_column(row) if labelled else None
                         continue
                     at, label = _places(width, text_column, labelled, where)
+                    if width > 2 and (labelled or text_column is None):
+                        index = set()
                 if len(row) != width:
                     raise DataError(
                         f"{where}: {len(row)} columns, the rows before have {width}; "
@@ -303,11 +313,21 @@ def read_csv(
                     if not labels[-1]:
                         raise DataError(f"{where}: no label; correct or remove the row.")
                 numbers.append(reader.line_num)
+                if index is not None:
+                    known, first = len(index), row[0].strip()
+                    index.add(first)
+                    index = index if len(index) > known and first.isdigit() else None
     except csv.Error as error:
         line = f", near line {reader.line_num}" if reader else ""
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
     if not texts:
         raise DataError(f"{path}: no rows{' below the header' if header else ''}.")
+    if index and (len(index) > 1 or "0" in index):
+        raise DataError(
+            f"{path}: its first column holds another number in every row, so is it an index "
+            "(index,text,label) or the label (label,title,text)? Give the file a header that "
+            "says so."
+        )
     if header and labels and header[label].strip() in labels:
         raise DataError(
             f"{path}, line 1: '{shortened(header[label].strip())}' is a class, too; is this line a "

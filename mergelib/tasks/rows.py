@@ -23,6 +23,8 @@ PAIR_COLUMNS = {  # a text beside one of these is half of an input
     *("sentence1", "sentence2", "text_pair", "text1", "text2"),
 }
 NAMES_OF_NUMBERS = ("label_text", "label_name")
+MARK = "\ufeff"  # byte-order mark; what reads a file otherwise than we do may leave it
+NUL = "it holds NUL characters, as UTF-16 does when it is read as UTF-8"
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ def rows(
     keep_empty: bool = False,
     **more: Any,
 ) -> Rows:
-    """``Rows`` after a look at every input and label; ``more`` are its fields.
+    """``Rows`` after a look at every input and label; ``more`` are its fields. A byte-order mark
+    before a text or label is left out.
 
     Raises ``DataError`` naming the row: an input of another kind, an empty text or one that is no
-    Unicode, a missing label, one that is neither name nor whole number, names among numbers.
+    Unicode or holds a NUL, a missing label, one that is neither name nor whole number, names among
+    numbers.
     """
-    found = Rows(list(inputs), (), **more)
+    found = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], (), **more)
     for i, x in enumerate(found.inputs):
         if reason := _odd_image(x) if is_image else _odd_text(x, keep_empty):
             raise DataError(f"{found.at(i)}: {reason}.")
@@ -114,7 +118,7 @@ def _odd_text(x: Any, keep_empty: bool) -> str:
         x.encode()
     except UnicodeEncodeError as error:
         return f"the text holds half a character ({x[error.start]!r}); decode its file anew"
-    return ""
+    return f"{NUL}; decode its file anew, with encoding='utf-16'" if "\0" in x else ""
 
 
 def _odd_image(x: Any) -> str:
@@ -130,7 +134,7 @@ def _label(y: Any) -> str | int | None:
     elif hasattr(y, "item") and getattr(y, "ndim", 1) == 0:  # numpy, torch
         y = y.item()
     if isinstance(y, str):
-        return y.strip() or None if not _odd_text(y, False) else None
+        return y.lstrip(MARK).strip() or None if not _odd_text(y, False) else None
     if isinstance(y, bool):
         return str(y)
     if isinstance(y, float) and y.is_integer():
@@ -240,7 +244,7 @@ def columns_of(
     text_column: str | int | None = None,
 ) -> tuple[int, int | None]:
     """The places of input and label among named columns. Raises ``DataError`` listing them."""
-    plain = [str(n).strip().lower() for n in names]
+    plain = [str(n).lstrip(MARK).strip().lower() for n in names]
     found = [n for n in LABEL_COLUMNS if n in plain]
     label = plain.index(found[0]) if found else None
     if labelled and len(found) > 1 and (found[0] != "label" or found[1] == "labels"):

@@ -551,6 +551,35 @@ def test_scores_go_to_a_new_file_or_over_scores(trio, rows, capsys):
         assert run(out, "--overwrite") == 2 and tree(trio) == before
     out = trio / "scores" / "x.csv"
     assert run(out) == 0 and run(out) == 2 and run(out, "--overwrite") == 0
+    ours, record = out.read_bytes(), out.with_name(".x.csv.mergelib")
+    for theirs in (
+        ours + ours.splitlines()[-1] + b"\n",
+        ours[:-1],
+        ours.replace(b"x", b"y", 1),
+        b"",
+    ):
+        out.write_bytes(theirs)  # rows by hand, say, or a corrected name
+        assert run(out, "--overwrite") == 2 and out.read_bytes() == theirs
+        assert "no longer, what mergelib wrote" in capsys.readouterr().err
+    out.write_bytes(ours)
+    record.rename(out.with_name("kept"))
+    assert run(out, "--overwrite") == 2
+    out.with_name("kept").rename(record)
+    assert run(out, "--overwrite") == 0
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_written_files_have_the_umasks_mode(trio, rows, umask):
+    held, merged, out = os.umask(umask), average(trio), trio / "new"
+    try:
+        for single in (True, False):
+            merged.save_pretrained(out / f"merged {single}", single=single)
+        command = ["evaluate", "--model", str(trio / "x"), "--data", f"x={rows}"]
+        assert cli.main([*command, "--out", str(out / "scores.csv")]) == 0
+    finally:
+        os.umask(held)
+    modes = {oct(p.stat().st_mode & 0o777) for p in out.rglob("*") if p.is_file()}
+    assert modes == {oct(0o666 & ~umask)}
 
 
 def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypatch, capsys):

@@ -311,16 +311,20 @@ def test_a_task_numbers_both_splits_alike(tmp_path):
 
 # ---- files ------------------------------------------------------------------------------------
 
-ODD = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\x00\u00a0\ufeff"
-lines = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n") |
+ODD, MARK = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\u00a0\ufeff", "\ufeff"
+lines = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\r\n\0") |
                 st.sampled_from(ODD), min_size=1)  # fmt: skip
 
 
-@given(st.lists(lines.filter(str.strip), min_size=1, max_size=5), st.sampled_from(["\n", "\r\n"]))
+@given(
+    st.lists(lines.filter(lambda t: t.lstrip(MARK).strip()), min_size=1, max_size=5),
+    st.sampled_from(["\n", "\r\n"]),
+)
 @example(["good\u2028film", "bad\x85plot", "fine\x0cteam"], "\n")
 def test_a_text_file_holds_a_text_per_line_feed(folder, texts, end):
     path = folder / "i.TXT"
     path.write_bytes(b"\xef\xbb\xbf" + "".join(t + end for t in texts).encode())
+    texts = [t.lstrip(MARK) for t in texts]
     assert unlabelled(path, False) == texts
     table = write(path.parent / "i.csv", [(t, "sport") for t in texts])
     assert list(rows_of(table).inputs) == texts
@@ -338,6 +342,85 @@ def test_tables_with_and_without_mark_header_names(tmp_path, mark, header, suffi
     assert classes(path) == NUMBERS and unlabelled(path, False) == TEXTS
 
 
+KINDS = ["csv", "tsv", "jsonl", "parquet", "csv.gz", "txt"]
+
+
+def held(folder, kind, texts, labels, encoding="utf-8"):
+    """The rows as a file of one kind, in an encoding."""
+    path = write(folder / f"plain.{kind.split('.')[0]}", list(zip(texts, labels, strict=True)))
+    raw = path.read_bytes()
+    if kind == "txt":
+        raw = "".join(t + "\n" for t in texts).encode()
+    if kind != "parquet":
+        raw = raw.decode().encode(encoding)
+    path = folder / f"x.{kind}"
+    path.write_bytes(gzip.compress(raw) if kind.endswith("gz") else raw)
+    return path
+
+
+@given(st.sampled_from(KINDS), st.lists(st.integers(0, 3), min_size=9, max_size=9))
+def test_no_mark_before_a_file_a_text_or_a_label_stays(folder, kind, n):
+    """Two at a file's beginning, or within one that was joined from several."""
+    texts = [MARK * i + t for i, t in zip(n, TEXTS, strict=False)]
+    labels = [MARK * i + y for i, y in zip(n[4:], LABELS, strict=False)]
+    path = held(folder, kind, texts, labels)
+    if kind not in ("parquet", "csv.gz"):
+        path.write_bytes((MARK * n[8]).encode() + path.read_bytes())
+    assert unlabelled(path, False) == unlabelled(texts, False) == TEXTS
+    if kind != "txt":
+        assert classes(path) == classes((texts, labels)) == NUMBERS
+    table = {MARK * n[0] + "label": labels, MARK * n[1] + "text": texts}
+    assert classes(table) == classes(pd.DataFrame(table)) == NUMBERS
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "parquet"])
+def test_utf_16_is_refused_by_name(tmp_path, kind, encoding):
+    path = held(tmp_path, kind, TEXTS, LABELS, encoding)
+    said = "cannot be read as UTF-8" if encoding == "utf-16" else "UTF-16.*save it as UTF-8"
+    with pytest.raises(DataError, match=rf"x\.{kind}: .*{said}") as caught:
+        unlabelled(path, False)
+    assert len(str(caught.value)) < 300
+    if kind != "txt":
+        refused(path, said)
+    texts = [t.encode(encoding).decode("utf-8", "replace") for t in TEXTS]
+    for data in ((texts, LABELS), write(tmp_path / "y.parquet", zip(texts, LABELS, strict=True))):
+        refused(data, "row 0: .*encoding='utf-16'")
+
+
+@given(
+    st.lists(st.integers(0, 50), unique=True, min_size=2, max_size=8)
+    | st.integers(1, 8).map(lambda n: list(range(n)))
+    | st.integers(2, 8).map(lambda n: list(range(1, n + 1))),
+    st.sampled_from([("text", "label"), ("label", "text"), ("label", "title", "text")]),
+    st.sampled_from([".csv", ".tsv"]),
+)
+def test_an_index_is_never_read_as_labels(folder, index, columns, suffix):
+    """What ``to_csv(header=False)`` of pandas writes, whatever rows were chosen before."""
+    n, path = len(index), folder / f"index{suffix}"
+    made = {"text": [f"text {i}" for i in range(n)], "label": [i % 3 for i in range(n)]}
+    frame = pd.DataFrame({c: made.get(c, ["a title"] * n) for c in columns}, index=index)
+    to = {"path_or_buf": path, "sep": "\t" if suffix == ".tsv" else ","}
+    frame.to_csv(header=False, **to)
+    at = 1 + columns.index("text")
+    for column in (None, at):
+        if len(columns) == 2 or column:
+            refused(
+                path, "index,text,label.*header", [f"c{i}" for i in range(60)], text_column=column
+            )
+    assert unlabelled(path, False, at) == made["text"], "asked for by its place"
+    if len(columns) == 2:
+        with pytest.raises(DataError, match="header"):
+            unlabelled(path, False)
+    frame.to_csv(**to)
+    assert rows_of(path).texts() == [str(y) for y in made["label"]]
+    assert unlabelled(path, False) == made["text"]
+    again = pd.concat([frame, frame[:1]])  # a label that comes twice is one
+    again.to_csv(header=False, **to)
+    if len(columns) == 2:
+        assert rows_of(path).texts() == [str(i) for i in again.index]
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_texts_survive_as_they_are(tmp_path, kind):
     texts = ["null", "NA", "nan", "None", " padded ", "naïve 日本 😀", "x" * 200_000, "0", "a, b"]
@@ -348,9 +431,9 @@ def test_texts_survive_as_they_are(tmp_path, kind):
 
 def test_columns_by_place_and_name(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text('1,"title","text"\n2,t,text two\n')
+    path.write_text('1,"title","text"\n1,t,text two\n')
     assert read_csv(path).inputs == ["text", "text two"]
-    path.write_text("1,a,b,c\n2,d,e,f\n")
+    path.write_text("1,a,b,c\n1,d,e,f\n")
     with pytest.raises(DataError, match=r"line 1: 4 columns.*--text-column"):
         read_csv(path)
     assert read_csv(path, text_column=1).inputs == ["a", "d"]
