@@ -200,7 +200,7 @@ def test_what_a_method_gives_is_refused_by_its_name():
             lambda b, e: {"a": b["a"][:2], "b": b["b"]},
             r"a \(float32 \[2, 4\], base float32 \[6, 4\]",
         ),
-        (lambda b, e: {n: t.numpy() for n, t in b.items()}, "no tensor but ndarray"),
+        (lambda b, e: {n: t.numpy() for n, t in b.items()}, "ndarray, not a tensor"),
         (lambda b, e: {n: t / 0 for n, t in b.items()}, "NaN or inf"),
         (lambda b, e: None, "something else"),
     ):
