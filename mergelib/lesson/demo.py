@@ -14,14 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-<<<<<<< HEAD
-from ..figures import PROTOCOL_STYLE, plots
-from ..figures.style import WIDTHS
-=======
 from ..core.store import Artifact
 from ..core.types import state_digest
-from ..figures import COLUMN, PROTOCOL_STYLE
->>>>>>> 1d68971 (Pictures, statistics, variances and the classifiers of ext04 are kept in the store; distances by a product; the lesson runs beside experts of another kind)
+from ..figures import PROTOCOL_STYLE, plots
+from ..figures.style import WIDTHS
 from ..models.heads import evaluate
 from ..models.merged import Merged
 from ..models.parents import quiet
