@@ -16,16 +16,19 @@ import pytest
 
 from mergelib.core import paths
 from mergelib.core.errors import ConfigError, DataError, MergelibError, UnknownNameError
+from mergelib.profiles import variant_names
 from mergelib.run import runner
 from mergelib.run.cli import main
 from mergelib.run.runner import (
     Item,
     check_before,
     failing_cell,
+    in_parallel,
     parse_parameters,
     parse_value,
     select,
 )
+from mergelib.tables.manifest import manifest
 
 PARAMETERS = (
     'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  '
@@ -314,3 +317,11 @@ def test_the_kernel_is_this_interpreter_whatever_jupyter_knows(tmp_path, monkeyp
     manager = own_kernel()(kernel_name="python3")
     assert manager.kernel_spec.argv[0] == sys.executable
     assert manager.format_kernel_cmd()[1:3] == ["-m", "ipykernel_launcher"]
+
+
+def test_beside_the_lesson_runs_what_needs_none_of_its_experts():
+    first, second, *rest = in_parallel(manifest(), "mini")
+    assert first.group == "lesson"
+    assert second.needs and {*second.needs} <= {*variant_names("mini")}
+    minutes = [i.minutes["mini"] for i in rest]
+    assert minutes == sorted(minutes, reverse=True)

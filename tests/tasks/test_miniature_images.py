@@ -14,7 +14,10 @@ import torch
 from torch.nn.functional import avg_pool2d, one_hot, pad
 
 from mergelib.core.errors import UnknownNameError
-from mergelib.profiles import IMAGE_TASK_NAMES
+from mergelib.core.store import Store
+from mergelib.profiles import IMAGE_TASK_NAMES, load_profile
+from mergelib.tasks import load_task
+from mergelib.tasks.miniature import images
 from mergelib.tasks.miniature.images import (
     FAMILIES,
     IMAGE_TASKS,
@@ -190,3 +193,12 @@ def test_simple_features_see_the_classes_but_do_not_suffice(task):
     )
     accuracy = float(((z_test @ w).argmax(1) == y_test).float().mean())
     assert 1.8 / classes < accuracy < 0.97
+
+
+def test_pictures_are_drawn_once(tmp_path, monkeypatch):
+    profile, store = load_profile("quick", variant="vision_a"), Store(tmp_path)
+    first = load_task("mnist", profile, store)
+    monkeypatch.setattr(images, "generate", None)
+    again = load_task("mnist", profile, store)
+    assert again.train.digest == first.train.digest and again.test.digest == first.test.digest
+    assert torch.equal(again.validation.inputs, first.validation.inputs)
