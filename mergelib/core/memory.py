@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,23 +10,25 @@ import torch
 
 from .errors import DeviceMemoryError
 
+# What a ``RuntimeError`` says on MPS, of the CPU's allocator, and where cuDNN finds no room.
+SAYS = ("out of memory", "can't allocate memory", "CUDNN_STATUS_NOT_SUPPORTED")
+
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` means that a device ran out of memory: CUDA's own error, or a
-    ``RuntimeError`` that accelerate recognises (MPS, the CPU's allocator)."""
-    from accelerate.utils.memory import should_reduce_batch_size
-
+    """Whether ``error`` means that a device ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, Exception) and should_reduce_batch_size(error)
+        isinstance(error, RuntimeError) and any(says in str(error) for says in SAYS)
     )
 
 
 def free_device_memory() -> None:
     """Return cached memory to the device. Call it outside the ``except`` block: the error's
     traceback holds tensors."""
-    from accelerate.utils.memory import clear_device_cache
-
-    clear_device_cache(garbage_collection=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @contextmanager
