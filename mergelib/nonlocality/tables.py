@@ -10,6 +10,7 @@ import torch
 from ..core.types import State
 from ..merging.states import flatten, float_names
 from ..tables import encoder_label, mean_std_cell, published, short_label
+from ..tables import wide as table_of
 from .architectures import spec_for
 from .permute import apply
 from .settings import (
@@ -39,15 +40,10 @@ def averages(scores: pd.DataFrame) -> pd.DataFrame:
 
 def wide(means: pd.DataFrame) -> pd.DataFrame:
     """``averages`` for the eye: a row per setting and method, a column per repair, percent."""
-    table = means.pivot(index=["setting", "method"], columns="repair", values="accuracy")
-    order = list(dict.fromkeys(zip(means.setting, means.method, strict=True)))
-    experts = means.groupby(["setting", "method"]).expert.first()
-    table = table.loc[order, list(dict.fromkeys(means.repair))].assign(experts=experts)
-    return (
-        table.rename(index=encoder_label, level="method")
-        .rename(columns=REPAIR_LABELS)
-        .rename_axis(index=["Setting", "Method"], columns=None)
-    )
+    table = table_of(means, ("setting", "method"), "repair", "accuracy")
+    experts = means.groupby(["setting", "method"], sort=False).expert.first().to_numpy()
+    table = table.assign(experts=experts).rename(columns=REPAIR_LABELS)
+    return table.rename_axis(index=["Setting", "Method"])
 
 
 def lams_table(cells: Nonlocality) -> pd.DataFrame:

@@ -33,6 +33,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +41,10 @@ from torch import Tensor
 
 from ...core.errors import UnknownNameError
 from . import painters
-from .drawing import SIZE, Array, Canvas, Draws, X, Y, box, turned
+from .drawing import DATA, SIZE, Array, Canvas, Draws, X, Y, box, turned
 from .glyphs import DIGITS, GLYPHS
 
 IMAGE_WORLD_VERSION = 2
-_TASK_MEDIUM = {"svhn": "house", "mnist": "handwritten"}
 CHUNK = 1000  # pictures drawn together; part of the world, since random numbers are drawn per chunk
 Combination = tuple[int, ...]
 
@@ -52,14 +52,21 @@ Combination = tuple[int, ...]
 @dataclass(frozen=True)
 class Family:
     """Pictures of one kind. ``attributes`` are its words; ``painter`` takes the value of attribute
-    ``kind``, the random numbers and the other attributes' numbers ``[n]``; ``is_class`` says which
+    ``kind``, the random numbers and the other attributes' numbers ``[n]``; ``held_out`` says which
     combinations are held out of the captions as classes."""
 
     attributes: tuple[tuple[str, ...], ...]
     kind: int
     painter: Callable[..., Array]
-    name: Callable[..., str]
-    is_class: Callable[..., bool]
+    name: str
+    held_out: dict[str, Any]
+    share: int
+
+    def is_class(self, combination: Combination) -> bool:
+        if "first" in self.held_out:
+            return all(i < n for i, n in zip(combination, self.held_out["first"], strict=True))
+        signed = (s * i for s, i in zip(self.held_out["signs"], combination, strict=True))
+        return sum(signed) % self.held_out["of"] < self.held_out["below"]
 
     @cached_property
     def combinations(self) -> tuple[Combination, ...]:
@@ -67,14 +74,16 @@ class Family:
 
     @cached_property
     def classes(self) -> tuple[Combination, ...]:
-        return tuple(c for c in self.combinations if self.is_class(*c))
+        return tuple(c for c in self.combinations if self.is_class(c))
 
     @cached_property
     def captions(self) -> tuple[Combination, ...]:
-        return tuple(c for c in self.combinations if not self.is_class(*c))
+        return tuple(c for c in self.combinations if not self.is_class(c))
 
     def say(self, combination: Combination) -> str:
-        return self.name(*(words[i] for words, i in zip(self.attributes, combination, strict=True)))
+        return self.name.format(
+            *(words[i] for words, i in zip(self.attributes, combination, strict=True))
+        )
 
     def paint(self, draws_seed: np.random.Generator, chosen: Array) -> Array:
         """Pictures ``[n, 3, 32, 32]`` in 0..1 of combinations ``chosen [n, attributes]``, drawn
@@ -88,108 +97,51 @@ class Family:
         return rgb
 
 
-def _symbol(medium: str, glyph: str) -> str:
-    return f"{medium} {'number' if glyph in DIGITS else 'letter'} {glyph}"
-
-
-# Which combinations are classes: half of every row and column of a table of two attributes, with
-# rows that overlap, so that
-# captions link all words; for signs every third combination, so that captions hold every pair.
+_SYMBOLS = tuple(f"{'number' if glyph in DIGITS else 'letter'} {glyph}" for glyph in GLYPHS)
+_WORDS = DATA | {"glyphs": _SYMBOLS}
+_PAINTERS = {
+    "scenes": painters.place,
+    "cars": painters.car,
+    "land": painters.land,
+    "fields": painters.field,
+    "glyphs": painters.written,
+    "signs": painters.sign,
+    "textures": painters.texture,
+}
 FAMILIES: dict[str, Family] = {
-    "scenes": Family(
-        (tuple(painters.PLACES), painters.LIGHTS),
-        0,
-        lambda place, draws, light: painters.PLACES[place](draws, light),
-        lambda place, light: f"{place} {light}",
-        lambda p, i: (p + i) % 6 < 3,
-    ),
-    "cars": Family(
-        (painters.CAR_COLOURS, tuple(painters.BODIES)),
-        1,
-        painters.car,
-        lambda colour, body: f"{colour} {body}",
-        lambda c, b: (c - b) % 8 < 4,
-    ),
-    "land": Family(
-        (painters.STRUCTURES, painters.GROUNDS),
-        0,
-        painters.land,
-        lambda structure, ground: f"{structure} in {ground}",
-        lambda s, g: (s + g) % 6 < 3,
-    ),
-    "fields": Family(
-        (painters.FIELD_COLOURS, painters.FIELD_PATTERNS),
-        1,
-        painters.field,
-        lambda colour, pattern: f"{colour} {pattern} field",
-        lambda c, p: (c + p) % 4 < 2,
-    ),
-    "glyphs": Family(
-        (painters.MEDIA, GLYPHS),
-        0,
-        painters.written,
-        _symbol,
-        lambda m, g: painters.MEDIA[m] in _TASK_MEDIUM.values() and GLYPHS[g] in DIGITS,
-    ),
-    "signs": Family(
-        (painters.SIGN_COLOURS, painters.SIGN_SHAPES, painters.SIGN_MARKS),
-        2,
-        painters.sign,
-        lambda colour, shape, mark: f"{colour} {shape} sign with {mark}",
-        lambda c, s, m: (c + s + m) % 3 == 0,
-    ),
-    "textures": Family(
-        (painters.TEXTURE_PATTERNS, painters.TEXTURE_STATES),
-        0,
-        painters.texture,
-        lambda pattern, state: f"{state} {pattern} texture",
-        lambda p, s: (p + s) % 4 < 2,
-    ),
+    name: Family(
+        tuple(tuple(_WORDS[w] if isinstance(w, str) else w) for w in family["words"]),
+        family["kind"],
+        _PAINTERS[name],
+        family["name"],
+        family["classes"],
+        family["share"],
+    )
+    for name, family in DATA["families"].items()
 }
-_TASK_FAMILY = {
-    "sun397": "scenes",
-    "cars": "cars",
-    "resisc45": "land",
-    "eurosat": "fields",
-    "svhn": "glyphs",
-    "gtsrb": "signs",
-    "mnist": "glyphs",
-    "dtd": "textures",
-}
+_TASKS = DATA["tasks"]
 
 
 def _task_classes(task: str) -> tuple[Combination, ...]:
-    classes = FAMILIES[_TASK_FAMILY[task]].classes
-    return tuple(
-        c for c in classes if task not in _TASK_MEDIUM or painters.MEDIA[c[0]] == _TASK_MEDIUM[task]
-    )
+    family, medium = FAMILIES[_TASKS[task]["family"]], _TASKS[task].get("medium")
+    return tuple(c for c in family.classes if medium in (None, family.attributes[0][c[0]]))
 
 
 IMAGE_TASKS: dict[str, tuple[str, ...]] = {
-    task: tuple(FAMILIES[family].say(c) for c in _task_classes(task))
-    for task, family in _TASK_FAMILY.items()
+    name: tuple(FAMILIES[task["family"]].say(c) for c in _task_classes(name))
+    for name, task in _TASKS.items()
 }
 """The class names of every task, in the order of their labels."""
 
 LIGHTING, QUALITY = ("dark", "", "bright"), ("", "grainy", "blurry")
 _LEAD = ("photo", "picture", "view")
-_PROMPTS = {
-    "sun397": "view",
-    "cars": "photo",
-    "resisc45": "view",
-    "eurosat": "view",
-    "svhn": "photo",
-    "gtsrb": "photo",
-    "mnist": "picture",
-    "dtd": "picture",
-}
 
 
 def prompts(task: str) -> tuple[str, ...]:
     """Templates that put a class name of ``task`` into a caption: "a photo of the {}". Raises
     ``UnknownNameError``."""
     _known(task)
-    return tuple(f"a {lead} of the {{}}" for lead in dict.fromkeys((_PROMPTS[task], *_LEAD)))
+    return tuple(f"a {lead} of the {{}}" for lead in dict.fromkeys((_TASKS[task]["lead"], *_LEAD)))
 
 
 def _known(task: str) -> None:
@@ -253,13 +205,10 @@ def generate(task: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
     for start in range(0, n, CHUNK):
         rows = slice(start, min(n, start + CHUNK))
         rng = np.random.default_rng([IMAGE_WORLD_VERSION, number, seed, start])
-        pictures[rows] = _draw(FAMILIES[_TASK_FAMILY[task]], classes[order[rows]], rng)[0]
+        pictures[rows] = _draw(FAMILIES[_TASKS[task]["family"]], classes[order[rows]], rng)[0]
     return torch.from_numpy(pictures), torch.from_numpy(order.astype(np.int64))
 
 
-# Two tasks are made of glyphs, and their table of captions is as large as two others; that of
-# fields is the smallest.
-_SHARES = {"scenes": 6, "cars": 6, "land": 6, "fields": 1, "glyphs": 12, "signs": 6, "textures": 6}
 CAPTIONS_NUMBER = 1000
 
 
@@ -272,7 +221,7 @@ def captioned(n: int, seed: int) -> tuple[Tensor, list[str]]:
     """
     order = np.random.default_rng([IMAGE_WORLD_VERSION, CAPTIONS_NUMBER, seed])
     names = list(FAMILIES)
-    shares = np.array([_SHARES[f] for f in names])
+    shares = np.array([f.share for f in FAMILIES.values()])
     which = np.repeat(np.arange(len(names)), shares)[order.integers(shares.sum(), size=n)]
     lead = order.integers(len(_LEAD), size=n)
     pictures, captions = np.empty((n, 3, SIZE, SIZE), dtype=np.uint8), [""] * n

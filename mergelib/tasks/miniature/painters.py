@@ -33,6 +33,7 @@ from .glyphs import glyph
 # ---- scenes: a place in a light ------------------------------------------------------------------
 
 LIGHTS = tuple(DATA["lights"])
+WORDS = {name: family["words"] for name, family in DATA["families"].items()}
 
 
 class Scene(Canvas):
@@ -232,14 +233,16 @@ def highway(draws: Draws, light: Array) -> Array:
 
 
 PLACES = {
-    place.__name__: place
-    for place in (sea, hills, mountains, forest, city, desert, village, highway)
+    paint.__name__: paint
+    for paint in (sea, hills, mountains, forest, city, desert, village, highway)
 }
 
-# ---- cars: a body in a colour --------------------------------------------------------------------
 
-CAR_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-BODIES = tuple(DATA["bodies"])
+def place(kind: str, draws: Draws, light: Array) -> Array:
+    return PLACES[kind](draws, light)
+
+
+# ---- cars: a body in a colour --------------------------------------------------------------------
 
 
 def car(body: str, draws: Draws, colour: Array) -> Array:
@@ -260,7 +263,7 @@ def car(body: str, draws: Draws, colour: Array) -> Array:
     u, v = turned(X, Y, cx, cy, draws.uniform(-0.015, 0.015), length)
     u = u * draws.sign()
     c.fill(disc(u, (v - 0.24) * 5, 0.5) * length, "car's shadow", 0.5, soft=2)
-    paint = draws.worded(CAR_COLOURS, colour)
+    paint = draws.worded(WORDS["cars"][0], colour)
     parts = [convex(u, v, part) * length for part in shape["parts"]]
     for i, part in enumerate(parts):
         c.fill(part, paint * (1 - 0.1 * i))
@@ -276,8 +279,6 @@ def car(body: str, draws: Draws, colour: Array) -> Array:
 
 
 # ---- land use: a structure on a ground, seen from above ------------------------------------------
-
-GROUNDS = ("forest", "desert", "meadow", "farmland", "suburb", "snow")
 
 
 def ground(kind: str, draws: Draws) -> Canvas:
@@ -384,25 +385,11 @@ def structure(kind: str, draws: Draws, c: Canvas) -> None:
             c.fill(pit + 2.6 * step, draws.hsv((0.06, 0.1), (0.15, 0.35), value))
 
 
-STRUCTURES = (
-    "river",
-    "motorway",
-    "crossing",
-    "roundabout",
-    "runway",
-    "lake",
-    "tanks",
-    "stadium",
-    "railway",
-    "quarry",
-)
-
-
 def land(kind: str, draws: Draws, which: Array) -> Array:
     """``which [n]`` numbers the ground; each ground is drawn for all, since there are few pictures
     of one structure."""
     rgb = np.empty((draws.n, 3, SIZE, SIZE), dtype=np.float32)
-    for g, name in enumerate(GROUNDS):
+    for g, name in enumerate(WORDS["land"][1]):
         rows = np.flatnonzero(which == g)
         if len(rows):
             mine = Draws(draws.rng, len(rows))
@@ -414,12 +401,9 @@ def land(kind: str, draws: Draws, which: Array) -> Array:
 
 # ---- fields: a pattern in a colour, seen from a satellite ----------------------------------------
 
-FIELD_COLOURS = ("green", "yellow", "brown", "grey")
-FIELD_PATTERNS = ("striped", "checked", "spotted", "round", "terraced")
-
 
 def field(pattern: str, draws: Draws, which: Array) -> Array:
-    colour = draws.worded(FIELD_COLOURS, which)
+    colour = draws.worded(WORDS["fields"][0], which)
     darker = (0.62 + 0.16 * draws.rng.random((draws.n, 1))).astype(np.float32)
     second = np.clip(colour * darker, 0, 1)
     other = draws.colour("neighbour")
@@ -453,19 +437,6 @@ def field(pattern: str, draws: Draws, which: Array) -> Array:
 
 
 # ---- traffic signs: a colour, a shape, a mark ----------------------------------------------------
-
-SIGN_COLOURS = ("red", "blue", "yellow", "green")
-SIGN_SHAPES = ("triangle", "round", "square", "diamond")
-SIGN_MARKS = (
-    "one bar",
-    "two bars",
-    "left arrow",
-    "right arrow",
-    "a cross",
-    "a dot",
-    "a ring",
-    "a zigzag",
-)
 
 
 def _mark(kind: str, u: Array, v: Array) -> Array:
@@ -506,7 +477,7 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
         0.7071 * (np.abs(u) + np.abs(v)) - 0.72,
     ]
     outline = np.choose(shape[:, None, None], outlines)
-    main = draws.worded(SIGN_COLOURS, colour)
+    main = draws.worded(WORDS["signs"][0], colour)
     white, dark = draws.colour("sign's white"), draws.colour("sign's black")
     is_red, is_yellow = (colour == 0)[:, None], (colour == 2)[:, None]
     c.fill((outline - 0.06) * radius, np.where(is_yellow, dark, white))
@@ -524,17 +495,6 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
 
 # ---- glyphs: a digit or letter in a medium -------------------------------------------------------
 
-# How far the corners of a glyph move.
-JITTER = {
-    "house": 0.02,
-    "handwritten": 0.11,
-    "chalk": 0.05,
-    "neon": 0.03,
-    "stamped": 0.03,
-    "carved": 0.04,
-}
-MEDIA = tuple(JITTER)
-
 
 def written(medium: str, draws: Draws, which: Array) -> Array:
     height = draws.uniform(17, 23)
@@ -542,7 +502,7 @@ def written(medium: str, draws: Draws, which: Array) -> Array:
     width = height * draws.uniform(0.5, 0.7)
     slant = draws.uniform(-0.15, 0.3)
     u, v = turned(X, Y, cx, cy, draws.uniform(-0.03, 0.03))
-    form = {"width": width, "height": height, "jitter": JITTER[medium], "slant": slant}
+    form = {"width": width, "height": height, "jitter": DATA["media"][medium], "slant": slant}
     strokes = glyph(draws, which, u, v, **form)
     if medium == "house":
         c = Canvas(draws, "house wall")
@@ -591,22 +551,10 @@ def written(medium: str, draws: Draws, which: Array) -> Array:
 
 # ---- textures: a pattern, and what befell it -----------------------------------------------------
 
-TEXTURE_PATTERNS = (
-    "striped",
-    "dotted",
-    "checked",
-    "zigzagged",
-    "gridded",
-    "scaly",
-    "ringed",
-    "bricked",
-)
-TEXTURE_STATES = ("fine", "coarse", "wavy", "cracked", "stained")
-
 
 def texture(pattern: str, draws: Draws, state: Array) -> Array:
     fine, coarse, wavy, cracked, stained = (
-        (state == i).astype(np.float32)[:, None, None] for i in range(len(TEXTURE_STATES))
+        (state == i).astype(np.float32)[:, None, None] for i in range(5)
     )
     light, dark = draws.colour("light"), draws.colour("dark")
     period = np.where(
