@@ -103,6 +103,7 @@ def save_files(
         )
     sidecar = {
         "alt": textwrap.dedent(alt).strip(),
+        "title": finding(fig),
         "mergelib": __version__,
         "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)},
         "claims_file": claims_hash(),
@@ -121,3 +122,9 @@ def save_files(
     for name, content in contents.items():
         paths.write_whole(folder / name, content)
     return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()
+
+
+def finding(fig: Figure) -> str:
+    """The title over a figure's legend, or over the figure, in one line; empty without one."""
+    titles = [legend.get_title().get_text() for legend in fig.legends]
+    return " ".join(next(filter(None, [*titles, fig.get_suptitle()]), "").split())
