@@ -4,22 +4,28 @@ desk."""
 from __future__ import annotations
 
 import base64
+import doctest
 import importlib.util
+import io
 import os
 import re
 import shutil
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import torch
 from committed import committed
 
-from mergelib import lesson
+import mergelib
+from mergelib import lesson, merging, models, protocols, tasks
 from mergelib.core import paths
 from mergelib.run import book, runner
 from mergelib.run.book import plane, slides
+from mergelib.run.cli import build_parser
 
 needs_book = pytest.mark.skipif(
     importlib.util.find_spec("myst_nb") is None, reason="the extra 'book' is not installed"
@@ -40,11 +46,14 @@ def test_the_first_page_has_a_card_per_notebook_and_an_order_for_the_rest():
     items = list(runner.manifest())
     files = {Path(f"notebooks/{i.id}.ipynb") for i in items}
     page = book.index_page(
-        items, [Path("notebooks/solutions/s.ipynb")], [Path("docs/teaching.md")], files
+        items, [Path("notebooks/solutions/s.ipynb")], [Path("docs/teaching.md")], files, ["api/x"]
     )
     for item in items:
         assert f"(notebooks/{item.id}.ipynb)" in page and f"\nnotebooks/{item.id}\n" in page
-    assert "\nnotebooks/solutions/s\n" in page and "\ndocs/teaching\n" in page
+    for place in ("gallery", "notebooks/solutions/s", "api/x", "docs/teaching"):
+        assert f"\n{place}\n" in page
+    assert "(gallery.md)" in page and "(api/index.rst)" in page and 'action="search.html"' in page
+    assert 'href="plane.html"' in page and 'href="slides.html"' in page
 
 
 def test_pictures_get_the_saved_figures_alt_text(tmp_path, monkeypatch):
@@ -103,6 +112,71 @@ def test_slides_show_every_figure_once_and_load_nothing(tmp_path, monkeypatch):
     assert "<p>1 &lt; 2</p>" in page and "://" not in page
 
 
+def test_the_gallery_shows_every_figure_once_with_its_finding(tmp_path, monkeypatch):
+    items, root = runner.manifest(), committed()
+    monkeypatch.setattr(paths, "root", lambda: root)
+    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
+    own = tmp_path / "figures" / "mini" / "tab02_main.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"alt": "Bars in [percent].", "title": "FT-Classifier gains\\n10 points"}')
+    shown = book.gallery.figures("mini")
+    assert [p.stem for _, p in shown] == [s for i in items for s in (i.id, *i.extra_figures)]
+    assert own in [p for _, p in shown], "a run's own figure comes first"
+    page = book.gallery.page(shown)
+    for item in items:
+        for stem in (item.id, *item.extra_figures):
+            picture = f"](figures/mini/{stem}.png)](notebooks/{item.id}.ipynb)"
+            assert page.count(picture) == 1
+            assert f"<figures/mini/{stem}.png>" in page and f"<figures/mini/{stem}.pdf>" in page
+    assert "**FT-Classifier gains 10 points**" in page and "![Bars in \\[percent\\].]" in page
+    assert {p.parent.name for _, p in book.gallery.figures("quick")} == {"mini"}
+
+
+# ---- the API reference ---------------------------------------------------------------------------
+
+
+def test_the_reference_explains_every_public_name():
+    pages = book.api.pages(build_parser())
+    explained = re.findall(r"auto(?:class|function|exception):: (\S+)", "\n".join(pages.values()))
+    assert len(explained) == len(set(explained))
+    assert {f"mergelib.{n}" for n in mergelib.__all__} <= set(explained)
+    found = {getattr(import_module(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in explained}
+    for module in (merging, protocols, tasks, models):
+        named = {getattr(module, n) for n in module.__all__ if callable(getattr(module, n))}
+        assert named <= found, named - found
+    for name in merging.METHODS:
+        assert f".. py:function:: {name}(base, experts" in pages["api/methods"]
+    for name, member in vars(mergelib.Study).items():
+        if not name.startswith("_"):
+            assert member.__doc__, f"Study.{name} has no docstring"
+            assert f"   ~mergelib.Study.{name}\n" in pages["api/index"]
+
+
+def test_the_reference_explains_every_command_and_flag():
+    page = book.api.pages(build_parser())["api/command_line"]
+    for command in ("run", "store", "train", "merge", "align", "evaluate", "data", "doctor"):
+        assert f"\n{command}\n{'-' * len(command)}\n" in page
+    assert "``--only NAME ...``\n   notebooks or groups" in page
+    assert not re.search(r"^``.*``\n *\n", page, re.M), "a flag without a word of help"
+
+
+def test_the_examples_run(monkeypatch, tmp_path):
+    """Each public name's, in the order in which the reference shows them."""
+    assert sorted(book.api.EXAMPLES) == mergelib.__all__
+    for known, name in ((merging.METHODS, "largest"), (protocols.PROTOCOLS, "no_bias")):
+        monkeypatch.setitem(known, name, None)  # what an example registers is taken back
+    monkeypatch.setenv("MERGELIB_STORE", str(tmp_path))
+    names, said = {"mergelib": mergelib, "torch": torch}, io.StringIO()
+    for name in book.api.EXAMPLES:
+        text = getattr(mergelib, name).__doc__
+        example = doctest.DocTestParser().get_doctest(text, names, name, None, None)
+        lines = sum(e.source.count("\n") for e in example.examples)
+        assert 3 <= lines <= 7, f"{name}: an example of about five lines, not {lines}"
+        doctest.DocTestRunner().run(example, out=said.write, clear_globs=False)
+        names = example.globs
+    assert not said.getvalue(), said.getvalue()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The book of the committed notebooks, built once; its folder and Sphinx's warnings."""
@@ -122,6 +196,21 @@ def test_it_builds_without_warnings_and_holds_every_notebook(site):
     assert not warnings
     for item in runner.manifest():
         assert (folder / "notebooks" / f"{item.id}.html").is_file()
+
+
+@needs_book
+@pytest.mark.slow
+def test_the_reference_reads_docstrings_as_they_are_meant(site):
+    for page in (site[0] / "api").glob("*.html"):
+        text = page.read_text()
+        # Napoleon takes what stands before a colon for a type.
+        assert "Return type<" not in text and "<dt>Type" not in text, page.name
+        assert "&lt;factory&gt;" not in text and "~collections" not in text, page.name
+    for name in mergelib.__all__:
+        assert any(
+            f'id="mergelib.{name}"' in (site[0] / "api" / f"{p}.html").read_text()
+            for p in ("study", "functions")
+        )
 
 
 @needs_book
@@ -244,19 +333,50 @@ def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
 
 @needs_book
 @pytest.mark.browser
-@pytest.mark.parametrize("browser", [1280], indirect=True, ids=["desk"])
-def test_search_works_from_the_folder(site, browser):
+@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [("surgery", "notebooks/fig07_surgery.html"), ("align_classifier", "api/functions.html")],
+)
+def test_search_works_from_the_first_page(site, browser, words, place):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.get((site[0] / "search.html").as_uri() + "?q=surgery")
-    WebDriverWait(browser, 30).until(
-        lambda d: d.find_elements(By.CSS_SELECTOR, "#search-results li a")
+    browser.get((site[0] / "index.html").as_uri())
+    browser.find_element(By.CSS_SELECTOR, "input.search").send_keys(f"{words}\n")
+    found = WebDriverWait(browser, 30).until(
+        lambda d: [
+            a
+            for a in d.find_elements(By.CSS_SELECTOR, "#search-results li a")
+            if place in a.get_attribute("href")
+        ]
     )
-    assert any(
-        "fig07_surgery" in a.get_attribute("href")
-        for a in browser.find_elements(By.CSS_SELECTOR, "#search-results li a")
+    width, room = browser.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth]"
     )
+    assert width <= room
+    shoot(browser, f"book-search-{words}-{room}")
+    found[0].click()
+    assert place in browser.current_url
+
+
+@needs_book
+@pytest.mark.browser
+@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+def test_gallery_and_reference_lead_to_what_they_show(site, browser):
+    from selenium.webdriver.common.by import By
+
+    browser.get((site[0] / "gallery.html").as_uri())
+    cards = browser.find_elements(By.CSS_SELECTOR, ".gallery .card")
+    assert len(cards) == sum(1 + len(i.extra_figures) for i in runner.manifest())
+    for card in cards:
+        picture, *_, png, pdf = card.find_elements(By.CSS_SELECTOR, "a")
+        assert "/notebooks/" in picture.get_attribute("href")
+        assert [Path(a.get_attribute("href")).suffix for a in (png, pdf)] == [".png", ".pdf"]
+    browser.get((site[0] / "api" / "index.html").as_uri())
+    browser.find_element(By.CSS_SELECTOR, 'a[href="functions.html#mergelib.merge"]').click()
+    example = browser.find_element(By.CSS_SELECTOR, "dl:has(> dt[id='mergelib.merge']) .highlight")
+    assert "mergelib.merge(" in example.text
 
 
 # ---- the plane that readers turn -----------------------------------------------------------------

@@ -123,7 +123,7 @@ class Split:
 
     @cached_property
     def inputs_digest(self) -> str:
-        """Identity of the inputs alone: predictions are keyed by it, so labels cannot leak into
+        """Identity of the inputs alone; predictions are keyed by it, so labels cannot leak into
         them."""
         return inputs_digest(self.inputs)
 

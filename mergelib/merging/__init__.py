@@ -250,6 +250,14 @@ def method(
     Raises:
         ConfigError: For a ``needs`` or ``gives`` that does not exist, a name that stands for
             another encoder, or, unless ``replace``, the name of a built-in method.
+
+    Example:
+        >>> @mergelib.method("largest", label="Largest", short="Largest")
+        ... def largest(base, experts):
+        ...     return {n: torch.stack([e[n] for e in experts]).amax(0) for n in base}
+        >>> base, *experts = [{"w": torch.full((2,), x)} for x in (0.0, 1.0, 2.0, 9.0)]
+        >>> mergelib.merging.get_method("largest")(base, experts)["w"]
+        tensor([9., 9.])
     """
     if not isinstance(name, str) or not name or {"#", "/"} & {*name} or name in REFERENCES:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -311,16 +312,33 @@ def align_classifier(
     max_length: int = 0,
     processor: Any = None,
 ) -> Classifier:
-    """Re-align an expert's head to the merged encoder with a few unlabelled inputs (Eq. 8).
+    """Re-align an expert's head to the merged encoder with a few unlabelled inputs.
 
-    ``merged``: what ``merge`` gave, its folder, or any model with the encoder to use. ``expert``:
-    the fine-tuned model (hub id, folder, loaded), or the name of one that ``merged`` still knows;
-    its outputs on ``inputs`` are the targets. ``protocol`` is "ft_classifier",
-    "orthogonal_classifier" or "orthogonal_procrustes", ``preset`` one of FT-Classifier's.
+    The head solves Eq. 8. Warns when there are fewer inputs than classes.
 
-    Warns when there are fewer inputs than classes. Raises ``DataError`` for unusable inputs,
-    ``ConfigError`` for a head whose labels are not the expert's or that is no single-label
-    classifier, ``UnknownNameError`` for names.
+    Args:
+        merged: what ``merge`` gave, its folder, or any model with the encoder to use.
+        expert: the fine-tuned model (hub id, folder, loaded), or the name of one that ``merged``
+            still knows; its outputs on ``inputs`` are the targets.
+        inputs: texts, or files, PIL images or arrays.
+        task: the head's name; default: the expert's.
+        protocol: "ft_classifier", "orthogonal_classifier" or "orthogonal_procrustes".
+        preset: one of FT-Classifier's.
+        device, batch_size, max_length: as of ``features``.
+        processor: tokenizer or image processor, instead of the models'.
+
+    Raises:
+        DataError: inputs that cannot be used.
+        ConfigError: a head whose labels are not the expert's, or no single-label classifier.
+        UnknownNameError: a protocol or preset that does not exist.
+
+    Example:
+        >>> from mergelib.foundations.bert import build_tokenizer
+        >>> texts = ["the cup final", "shares fell", "a late goal", "profits rise"]
+        >>> tokenizer = build_tokenizer(texts)  # folders of models have one
+        >>> aligned = mergelib.align_classifier(merged, "news", texts, processor=tokenizer)
+        >>> aligned.head.alignment["n"]
+        4
     """
     if protocol not in ALIGNMENTS:
         raise UnknownNameError("way to align", protocol, ALIGNMENTS)
@@ -395,18 +413,39 @@ def scoring(
     """Accuracy in percent of one classifier under the given protocols; the columns are those of
     ``Study.scores``.
 
-    ``model``: a ``Classifier``, a fine-tuned model (hub id, folder, loaded), or a ``Merged`` (or
-    its folder) with ``task``. ``dataset``: anything that ``tasks.data.rows_of`` takes, labels as
-    names or 0-based numbers. Few-shot protocols draw ``k`` inputs per class from ``fit`` (a data
-    set; without it from the scored inputs themselves, as the paper does, and the column ``fit_on``
-    says "test") for each seed; those that learn from an ``expert`` need it. FT-Classifier starts at
-    the expert's head. ``draw``: "stratified" or "uniform".
-
     ``evaluate`` gives the rows. ``scoring`` reads and checks everything, and gives the function
     that computes features and rows.
 
-    Raises ``UnknownNameError`` and ``ConfigError``, and ``DataError`` for unusable data, before
-    features are computed.
+    Args:
+        model: a ``Classifier``, a fine-tuned model (hub id, folder, loaded), or a ``Merged`` (or
+            its folder) with ``task``.
+        dataset: anything that ``tasks.rows_of`` takes, labels as names or 0-based numbers.
+        protocols: names of protocols.
+        task: which of a ``Merged``'s heads.
+        expert: the fine-tuned model, for protocols that learn from it; FT-Classifier starts at its
+            head.
+        fit: a data set that few-shot protocols draw from. Without it they draw from the scored
+            inputs, as the paper does, and the column ``fit_on`` says "test".
+        k: inputs per class, drawn for each of ``seeds``.
+        seeds: of the draws.
+        draw: "stratified" or "uniform".
+        preset: one of FT-Classifier's.
+        device, batch_size, max_length: as of ``features``.
+        processor: tokenizer or image processor, instead of the model's.
+        method: what the column method says; default: the merging method.
+        show_progress: whether to show bars.
+
+    Raises:
+        ConfigError, UnknownNameError, DataError: what cannot be scored, before features are
+            computed.
+
+    Example:
+        >>> data = (["they won the cup", "a bank fails"], [0, 1])  # texts, labels
+        >>> scores = mergelib.evaluate(aligned, data, processor=tokenizer)
+        >>> list(scores.columns[:5])
+        ['task', 'method', 'protocol', 'k', 'draw']
+        >>> scores.task.item(), scores.protocol.item(), scores.n.item()
+        ('news', 'current', 2)
     """
     found = [get_protocol(p) for p in protocols]
     get_preset(preset)
@@ -490,6 +529,9 @@ def scoring(
 @functools.wraps(scoring, assigned=("__doc__",))
 def evaluate(*args: Any, **options: Any) -> pd.DataFrame:
     return scoring(*args, **options)()
+
+
+evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation=pd.DataFrame)
 
 
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:

@@ -111,7 +111,7 @@ class Classifier:
 
     @cached_property
     def model(self) -> Any:
-        """An ordinary transformers classifier in evaluation mode, which may be trained further: its
+        """An ordinary transformers classifier in evaluation mode, which may be trained further; its
         weights are its own.
 
         Raises ``StateDictError`` when tensors are missing or would not be loaded.

@@ -95,6 +95,15 @@ def merge(
             whole model, quantised weights, weights that are not finite.
         UnsafeFileError: a checkpoint that would have to run code.
         ConfigError, UnknownNameError: the rest.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification, BertModel
+        >>> size = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+        >>> config = BertConfig(**size, num_labels=2)
+        >>> experts = {t: BertForSequenceClassification(config) for t in ("news", "tv")}
+        >>> merged = mergelib.merge("ties", base=BertModel(config), experts=experts, lam=1.0)
+        >>> list(merged.heads)
+        ['news', 'tv']
     """
     chosen = get_method(method)
     chosen.check_options(options)

@@ -35,7 +35,7 @@ class Parts:
 
     @property
     def own(self) -> tuple[str, ...]:
-        """What stays with the task: neck and head."""
+        """Neck and head, which stay with the task."""
         return (*self.neck, *self.linear)
 
     def describe(self) -> str:

@@ -230,6 +230,16 @@ def protocol(
     Raises:
         ConfigError: For a draw that does not exist, and the name of one of mergelib's own
             protocols, unless ``replace``.
+
+    Example:
+        >>> @mergelib.protocol("no_bias", label="Without bias", few_shot=False)
+        ... def no_bias(evidence):
+        ...     logits = evidence.student_test @ evidence.head.weight.T
+        ...     return logits.argmax(-1)[None, None]
+        >>> head = mergelib.core.types.Head(torch.eye(2), torch.tensor([9.0, 0.0]))
+        >>> evidence = mergelib.protocols.Evidence(torch.eye(2), head)
+        >>> mergelib.protocols.get_protocol("no_bias")(evidence)
+        tensor([[[0, 1]]])
     """
     unknown = set(draws) - set(DRAWS)
     if unknown or not draws:

@@ -50,7 +50,7 @@ def surgery(
     seed: int = 0,
 ) -> SurgeryModule:
     """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean
-    |z' - f_t(x)|, no labels.
+    ``|z' - f_t(x)|``, no labels.
 
     Rank, initialisation, loss and Adam's rate are the authors'. They take 1000 steps on minibatches
     of 16 test inputs; here ``steps`` full-batch steps, so that FT-Classifier and Surgery get one

@@ -84,7 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(function=command_run)
 
     store = commands.add_parser("store", help="look after computed artifacts")
-    store.add_argument("action", choices=["ls", "verify", "prune"])
+    store.add_argument(
+        "action",
+        choices=["ls", "verify", "prune"],
+        help="list all; compare bytes with their hashes; remove what is damaged or out of date",
+    )
     store.set_defaults(function=command_store)
     torchrun.register(commands)
     jobs.register(commands)
@@ -93,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     register_models(commands)
     pretrain = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b anew")
     pretrain.add_argument("names", nargs="*", metavar="NAME", help="mini_bert ...; default: all")
-    pretrain.add_argument("--profile", default="mini")
+    pretrain.add_argument("--profile", default="mini", help="whose sizes; mini by default")
     pretrain.add_argument("--teacher", default="", metavar="FOLDER", help="all-MiniLM-L6-v2")
     pretrain.set_defaults(function=command_pretrain)
     return parser

@@ -26,7 +26,7 @@ def register(commands: Any) -> None:
         "looked), cached or not. fetch: download, verify, complete the lock file. check: compare "
         "cached files with the hashes that the hub listed, without network.",
     )
-    parser.add_argument("action", choices=["list", "fetch", "check"])
+    parser.add_argument("action", choices=["list", "fetch", "check"], help="see above")
     parser.add_argument(
         "names",
         nargs="*",

@@ -329,7 +329,7 @@ def register(commands: Any) -> None:
     one = commands.add_parser(
         "compute", help="one unit: a merge, an encoder's features, or the scores, into the store"
     )
-    one.add_argument("step", choices=STEPS)
+    one.add_argument("step", choices=STEPS, help="what to compute")
     add_study_options(one)
     one.add_argument(
         "--encoder", default="", metavar="NAME", help="f_b, f_t, multi_task or a merging method"

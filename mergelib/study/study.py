@@ -154,14 +154,32 @@ def check_tasks(tasks: Any, modality: str) -> None:
 class Study:
     """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
 
-    ``overrides`` are dotted profile values such as ``{"fine_tuning.steps": 100}``; ``text_dir``,
-    ``image_dir`` and ``base`` are short for ``tasks.text_dir``, ``tasks.image_dir`` and
-    ``encoder.base``. Methods go by their registered name; ``"f_b"``, ``"f_t"``, ``"multi_task"``
-    and ``"random"`` (f_b's architecture, untrained) name the reference encoders. A random method's
-    merges go by its name and a seed, ``"della#2"``; its plain name stands for all of them in scores
-    and for the first elsewhere. ``variant`` picks one of the profile's variants: other encoders,
-    other tasks. ``zoo`` takes methods, grids and options from the profile's section ``zoo``. Raises
-    ``UnknownNameError`` and ``ConfigError`` before anything runs.
+    Methods go by their registered name; ``"f_b"``, ``"f_t"``, ``"multi_task"`` and ``"random"``
+    (f_b's architecture, untrained) name the reference encoders. A random method's merges go by its
+    name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the
+    first elsewhere.
+
+    Args:
+        profile: quick, mini, real or paper: sizes and sources.
+        overrides: dotted profile values such as ``{"fine_tuning.steps": 100}``.
+        text_dir, base, image_dir: short for ``tasks.text_dir``, ``encoder.base`` and
+            ``tasks.image_dir``.
+        device: auto, cpu, cuda or mps.
+        store: where results are kept; default: the machine's.
+        tasks: tasks of one's own by name, instead of the profile's.
+        variant: one of the profile's variants, that is other encoders or other tasks.
+        zoo: whether to take methods, grids and options from the profile's section ``zoo``.
+
+    Raises:
+        UnknownNameError, ConfigError: before anything runs.
+
+    Example:
+        >>> study = mergelib.Study("quick", overrides={"tasks.names": ["ag", "yelp"]})
+        >>> scores = study.scores(["weight_averaging"], ["current", "ft_classifier"])
+        >>> scores.groupby("protocol").accuracy.mean().index.tolist()
+        ['current', 'ft_classifier']
+        >>> study.features("weight_averaging", "ag").shape  # N test inputs, d
+        torch.Size([120, 32])
     """
 
     def __init__(
@@ -262,6 +280,7 @@ class Study:
 
     @property
     def methods(self) -> tuple[str, ...]:
+        """The profile's merging methods."""
         return self.profile.merging.methods
 
     @cached_property
@@ -272,13 +291,14 @@ class Study:
         }
 
     def task(self, name: str) -> Task:
+        """One of the profile's tasks. Raises ``UnknownNameError``."""
         if name not in self.tasks:
             raise UnknownNameError("task", name, self.tasks)
         return self.tasks[name]
 
     @property
     def precision_key(self) -> dict[str, str]:
-        """What the key of a result of features says beside the encoder's weights: nothing for
+        """What the key of a result of features says beside the encoder's weights; nothing for
         float32."""
         return {} if self.precision == "float32" else {"dtype": self.precision}
 
@@ -494,8 +514,8 @@ class Study:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The encoders that are trained beside the experts: multi-task learning, or none where the
-        profile leaves it to the paper."""
+        """The encoders that are trained beside the experts, that is multi-task learning, or none
+        where the profile leaves it to the paper."""
         return (MULTI_TASK,) if self.profile.multi_task == "trained" else ()
 
     def _check_multi_task(self) -> None:

@@ -17,6 +17,7 @@ from .local import local_splits
 from .parquet import LAYOUT, decode_image, parquet_splits
 from .rows import as_split, named_splits
 
+__all__ = ["build_task", "load_task", "rows_of", "task"]
 SPLIT_SEED = 20_241_218
 
 
@@ -73,7 +74,7 @@ def task(
 
     Args:
         name: the task's name.
-        train, test: inputs with labels, names or numbers, in any form that ``tasks.data.rows_of``
+        train, test: inputs with labels, names or numbers, in any form that ``tasks.rows_of``
             takes: pairs (text, label), two lists, a DataFrame, a Dataset, a file, a folder of
             images.
         n_validation: rows that are cut from ``train``.
@@ -81,11 +82,18 @@ def task(
         source: where the data come from.
 
     Returns:
-        The task. Its classes are train's: a ``ClassLabel``'s order, else that of sorted names.
+        The task. Its classes are train's, in a ``ClassLabel``'s order or that of sorted names.
 
     Raises:
         DataError: an input or label that cannot be used, a label that ``train`` does not have, one
             class only, or ``n_validation`` rows that cannot be had.
+
+    Example:
+        >>> train = [("a fine film", "+"), ("no good", "-"), ("a joy", "+"), ("poor", "-")]
+        >>> test = [("a good film", "+"), ("no joy", "-")]
+        >>> task = mergelib.task("reviews", train, test, n_validation=1)
+        >>> task.label_names, len(task.train), len(task.validation), len(task.test)
+        (('+', '-'), 3, 1, 2)
     """
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{name!r} cannot name a task; give a text.")

@@ -22,8 +22,9 @@ from ... import __version__
 from ...core import paths
 from ...core.errors import ConfigError
 from ...tables.manifest import Item, manifest
+from ..cli import build_parser
 from ..publish import normalise
-from . import plane, slides
+from . import api, gallery, plane, slides
 
 HERE = Path(__file__).parent
 GROUPS = {
@@ -38,6 +39,8 @@ LESSON = "00_start_here"
 SLIDERS = {"explore": "", "explore-mirror": "#0,2"}  # cell -> buttons of the plane, pressed
 PLANE = """<iframe class="plane" src="../plane.html{}" loading="lazy"
 title="The toy with sliders: merged features, old and re-aligned classifier"></iframe>"""
+SEARCH = """<form action="search.html" role="search"><input class="search" type="search" name="q"
+placeholder="Search this book" aria-label="Search this book"></form>"""
 MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
 
@@ -62,7 +65,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
     stage(profile, source)
     warnings = io.StringIO()
     # From Python, with no conf.py: the settings cannot be picked up by anything else.
-    Sphinx(
+    app = Sphinx(
         source,
         None,
         target,
@@ -71,7 +74,9 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
         confoverrides=settings(),
         status=None,
         warning=warnings,
-    ).build()
+    )
+    app.connect("autodoc-process-signature", api.readable)
+    app.build()
     shutil.rmtree(source / ".doctrees")
     (target / "plane.html").write_text(plane.page())
     (target / "slides.html").write_text(slides.page(profile))
@@ -90,7 +95,15 @@ def settings() -> dict[str, Any]:
         "release": __version__,
         "html_title": "mergelib",
         "language": "en",
-        "extensions": ["myst_nb", "sphinx.ext.mathjax"],
+        "smartquotes_action": "D",  # no curly quotes: what is quoted is code, to be copied
+        "extensions": [
+            "myst_nb",
+            *(f"sphinx.ext.{name}" for name in ("mathjax", "autodoc", "autosummary", "napoleon")),
+        ],
+        "autosummary_generate": False,
+        "add_module_names": False,
+        "maximum_signature_line_length": 60,
+        "toc_object_entries_show_parents": "hide",
         "exclude_patterns": [".doctrees"],
         "nb_execution_mode": "off",
         "nb_merge_streams": True,
@@ -147,6 +160,10 @@ def stage(profile: str, source: Path) -> None:
         *(paths.output_root() / "figures").glob("*/*.png"),
     ]:
         files[Path(*picture.parts[-3:])] = picture
+    drawn = gallery.figures(profile)
+    for _, sidecar in drawn:
+        for file in (sidecar.with_suffix(".png"), sidecar.with_suffix(".pdf")):
+            files[Path(*file.parts[-3:])] = file
     for place, origin in files.items():
         (source / place).parent.mkdir(parents=True, exist_ok=True)
         if place.suffix == ".ipynb":
@@ -162,9 +179,16 @@ def stage(profile: str, source: Path) -> None:
             (source / place).write_text(keep_links(origin.read_text(), place, set(files)))
         else:
             shutil.copyfile(origin, source / place)
+    (source / "gallery.md").write_text(gallery.page(drawn))
+    reference = api.pages(build_parser())
+    for place, text in reference.items():
+        (source / place).parent.mkdir(exist_ok=True)
+        (source / f"{place}.rst").write_text(text)
     others = [p.relative_to(root) for p in pages]
     (source / "index.md").write_text(
-        index_page(notebooks, [p.relative_to(root) for p in solutions], others, set(files))
+        index_page(
+            notebooks, [p.relative_to(root) for p in solutions], others, set(files), [*reference]
+        )
     )
 
 
@@ -228,7 +252,11 @@ def add_sliders(notebook: nbformat.NotebookNode) -> None:
 
 
 def index_page(
-    items: list[Item], solutions: list[Path], pages: list[Path], files: set[Path]
+    items: list[Item],
+    solutions: list[Path],
+    pages: list[Path],
+    files: set[Path],
+    reference: list[str],
 ) -> str:
     """The first page: what this is (the README's opening), a thumbnail per notebook, and the order
     of the pages."""
@@ -242,8 +270,13 @@ def index_page(
         "",
     ]
     lines += [
-        '<p><a href="plane.html">Turn the plane</a>: the lesson\'s sliders in one file, which a '
-        "phone opens without network.</p>",
+        '- <a href="plane.html">Turn the plane</a>: the lesson\'s sliders in one file, which a '
+        "phone opens without network.",
+        "- [Gallery](gallery.md): every figure, and what it found; as "
+        '<a href="slides.html">slides</a>, too.',
+        "- [API reference](api/index.rst): every public name, with examples, and the command line.",
+        "",
+        SEARCH,
         "",
     ]
     contents = []
@@ -269,7 +302,9 @@ def index_page(
             ["figures/REPORT"] if group == "report" and Path("figures/REPORT.md") in files else []
         )
         contents += toctree(title, listed)
+    contents += toctree("Figures", ["gallery"])
     contents += toctree("Solutions", [p.with_suffix("").as_posix() for p in solutions])
+    contents += toctree("API reference", reference)
     contents += toctree(
         "For teachers and contributors", [p.with_suffix("").as_posix() for p in pages]
     )

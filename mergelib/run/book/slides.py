@@ -7,11 +7,9 @@ title states its finding; its alt text, with the numbers, stands below it.
 from __future__ import annotations
 
 import base64
-import json
 from html import escape
 
-from ...core import paths
-from ...tables.manifest import manifest
+from . import gallery
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>mergelib: slides</title>
@@ -36,19 +34,13 @@ addEventListener("keydown", (event) => {
 
 
 def page(profile: str) -> str:
-    """The slides as HTML: every figure of ``profile``, or of ``mini`` where it was not drawn."""
-    folders = (paths.figures(profile), paths.root() / "figures" / "mini")
+    """The slides as HTML: every figure that the gallery shows for ``profile``."""
     slides = []
-    for item in manifest():
-        for stem in (item.id, *item.extra_figures):
-            found = (f / f"{stem}.png" for f in folders if (f / f"{stem}.json").is_file())
-            picture = next((p for p in found if p.is_file()), None)
-            if picture is None:
-                continue
-            image = base64.b64encode(picture.read_bytes()).decode()
-            alt = escape(json.loads(picture.with_suffix(".json").read_text())["alt"])
-            slides.append(
-                f"<section><h1>{escape(f'{item.item}: {item.title}')}</h1>"
-                f'<img src="data:image/png;base64,{image}" alt="{alt}"><p>{alt}</p></section>\n'
-            )
+    for item, sidecar in gallery.figures(profile):
+        title, alt = map(escape, gallery.told((item, sidecar)))
+        image = base64.b64encode(sidecar.with_suffix(".png").read_bytes()).decode()
+        slides.append(
+            f"<section><h1>{title}</h1>"
+            f'<img src="data:image/png;base64,{image}" alt="{alt}"><p>{alt}</p></section>\n'
+        )
     return PAGE + "".join(slides)
