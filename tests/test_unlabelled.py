@@ -203,7 +203,7 @@ def test_the_figure_has_a_panel_per_size_and_method(study):
         panels, study.methods, unlabelled.counted(covered), too_few=unlabelled.too_few(covered)
     )
     assert len(fig.axes) == 2 * len(study.methods)
-    assert fig.axes[-1].get_xticklabels()[0].get_text() == "0.5\n1"
+    assert fig.axes[-1].get_xticklabels()[0].get_text() == "0.5"
     said = unlabelled.alt(panels, study.methods)
     average = tables.averages(summary)
     value = average[

@@ -219,7 +219,7 @@ def plot_shots(
                 _line(ax, drawn.astype({"k": float}), "k", style, protocol_label(protocol))
         ks = sorted(mine.k.dropna().astype(int).unique())
         whole = set(mine[mine.draw == "all"].k.dropna().astype(int))
-        _log_ticks(ax, {k: "all" if k in whole else str(k) for k in ks})
+        _log_ticks(ax, {k: "\nall" if k in whole else str(k) for k in ks})
         ax.set(title=short_label(encoder), xlabel="k, shots per class", ylabel="", ylim=(0, 100))
     axes[0][0].set_ylabel(ACCURACY if task == "average" else f"{task_label(task)} accuracy (%)")
     name_lines(axes[0][-1])
@@ -380,7 +380,7 @@ def plot_shares(
     Args:
         panels: Title -> summary of ``unlabelled.scores``.
         methods: A column each.
-        counts: Share -> number of inputs, for the axis.
+        counts: Share -> number of inputs, named below the axis.
         too_few: Up to this share some task has more classes than inputs, which is shaded.
     """
     size = (PAGE, 0.9 + 2.0 * len(panels))
@@ -404,7 +404,7 @@ def plot_shares(
                 if protocol == "ft_classifier":
                     here = drawn.set_index("share")["mean"][middle]
                     gains.append(here - average_of(summary, method))
-            _log_ticks(ax, {s: f"{s:g}\n{n}" for s, n in counts.items()})
+            _log_ticks(ax, {s: f"{s:g}" for s in counts})
             if too_few:
                 ax.axvspan(min(counts) / 1.3, too_few * 1.15, color="0.93", zorder=0)
             ax.set(xlim=(min(counts) / 1.3, max(counts) * 1.3), ylim=(0, 100), xlabel="")
@@ -414,8 +414,9 @@ def plot_shares(
             ax.legend_.remove()
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
-    grey = " (grey: in some task fewer than classes)" if too_few else ""
-    fig.supxlabel(f"share of the test set in %; below, inputs per task{grey}")
+    few, *_, many = counts.values()
+    grey = "; grey: in some task fewer than classes" if too_few else ""
+    fig.supxlabel(f"share of the test set in % ({few} to {many} inputs per task{grey})")
     fig.supylabel(ACCURACY)
     title = f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained"
     head(fig, title if gains else "")
@@ -697,7 +698,7 @@ def plot_sizes(
         k: Shots of the few-shot protocols.
         chance: Accuracy of guessing, in percent.
     """
-    size = (PAGE if len(panels) > 1 else WIDTHS[2], 2.9)
+    size = (PAGE if len(panels) > 1 else WIDTHS[2], 3.1)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     gains, base = [], []
     colours = {protocol_label(p): protocol_style(p)["color"] for p in protocols}
@@ -707,7 +708,7 @@ def plot_sizes(
         rows = pd.concat([rows[rows.method == e] for e in encoders])
         bars(ax, named(rows), "method", "protocol", colours)
         ax.axhline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
-        ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--"})
+        ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--", "zorder": 0.5})
         ax.set(title=title, ylabel="" if gains else f"{ACCURACY}, k = {k}")
         found = dict(zip(encoders, _gain(summary, encoders, protocols[-1], k), strict=True))
         base += [found.pop(BASE)] if BASE in found else []

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ..core.types import Head, State, percent
+from ..figures import plots
 from ..figures.style import CLASS_COLOURS, CLASS_MARKERS, OTHER_STYLES, PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
 from ..study import FINE_TUNED
@@ -357,7 +357,7 @@ def draw_summary(
     """The lesson in four panels: a toy and lambda whose merged features are intact, behind the old
     and the re-aligned head; one where they are destroyed; and the average accuracies of real
     encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
-    fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.3), width_ratios=(1, 1, 1, 1.2))
+    fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.6), width_ratios=(1, 1, 1, 1.2))
     for ax, (toy, lam), fitted, title in zip(
         axes,
         (intact, intact, destroyed),
@@ -371,7 +371,7 @@ def draw_summary(
         _draw_features(ax, z, labels, head, title, fitted=fitted)
     bars, top = axes[3], average_of(summary, FINE_TUNED)
     bars.axhline(top, color="black", linestyle=":", linewidth=1.0)
-    bars.text(-0.45, top + 1.5, f"fine-tuned models: {top:.0f}", fontsize=8.5)
+    bars.text(-0.45, top + 1.5, f"fine-tuned models: {top:.0f}", fontsize=9)
     for i, (protocol, style) in enumerate((("current", OLD), ("ft_classifier", NEW))):
         heights = [
             average_of(summary, e, protocol, None if protocol == "current" else k) for e in encoders
@@ -379,16 +379,20 @@ def draw_summary(
         places = np.arange(len(encoders)) + (i - 0.5) * 0.4
         drawn = bars.bar(places, heights, 0.4, color=style["color"])
         colour = ("black", "white")[i]
-        bars.bar_label(drawn, fmt="%.0f", label_type="center", fontsize=8.5, color=colour)
+        bars.bar_label(drawn, fmt="%.0f", label_type="center", fontsize=9, color=colour)
     bars.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
     bars.set_ylim(0, 100)
-    bars.set_title("BERT: average accuracy (%)")
+    bars.set_title("BERT: accuracy (%)")
     bars.grid(axis="x", visible=False)
-    handles = [
-        Line2D([], [], color=s["color"], linestyle=s["linestyle"], linewidth=3, label=label)
-        for s, label in ((OLD, "old classifier"), (NEW, "re-aligned classifier"))
-    ]
+    for style, label in ((OLD, "old classifier"), (NEW, "re-aligned classifier")):
+        line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 3}
+        bars.plot([], [], label=label, **line)
     hollow = {"linestyle": "none", "marker": "o", "color": "black", "markerfacecolor": "none"}
-    handles.append(Line2D([], [], markersize=4, label="classified wrongly", **hollow))
-    fig.legend(handles=handles, loc="outside upper left", ncols=3)
+    bars.plot([], [], markersize=4, label="classified wrongly", **hollow)
+    old, new = (
+        average_of(summary, encoders[-1]),
+        average_of(summary, encoders[-1], "ft_classifier", k),
+    )
+    title = f"Of the {top - old:.0f} points that {short_label(encoders[-1])} loses, a re-aligned "
+    plots.head(fig, f"{title}classifier regains {new - old:.0f}", [bars], 3)
     return fig
