@@ -33,9 +33,9 @@ def build_task(
     train: Split,
     test: Split,
     *,
-    n_train: int | None,
     n_validation: int,
-    n_test: int | None,
+    n_train: int | None = None,
+    n_test: int | None = None,
     source: str,
     modality: str = "text",
 ) -> Task:
@@ -118,9 +118,7 @@ def task(
         name,
         names,
         *splits,
-        n_train=None,
         n_validation=n_validation,
-        n_test=None,
         source=source,
         modality="image" if image_size else "text",
     )
@@ -143,9 +141,7 @@ def miniature_task(name: str, profile: Profile) -> Task:
         name,
         miniature.TEXT_TASKS[name],
         *splits,
-        n_train=None,
         n_validation=sizes.n_validation,
-        n_test=None,
         source=f"miniature world {miniature.WORLD_VERSION}",
     )
 
@@ -175,9 +171,7 @@ def miniature_images(name: str, profile: Profile, store: Store) -> Task:
         name,
         images.IMAGE_TASKS[name],
         *(Split(found[f"{s}.inputs"], found[f"{s}.labels"]) for s in rows),
-        n_train=None,
         n_validation=sizes.n_validation,
-        n_test=None,
         source=f"miniature image world {images.IMAGE_WORLD_VERSION}",
         modality="image",
     )

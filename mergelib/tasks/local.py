@@ -6,10 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from ..core.documents import user_path
 from ..core.errors import DataError
 from ..core.types import Split
 from .data import read_csv
+from .parquet import task_folder
 from .rows import as_split, named_splits
 
 LABEL_NAMES: dict[str, tuple[str, ...]] = {
@@ -41,11 +41,7 @@ def local_splits(
     Raises ``DataError`` for a missing folder or file (naming what is there), and what ``read_csv``
     and ``named_splits`` raise.
     """
-    folder = user_path(Path(text_dir) / name)
-    if not folder.is_dir():
-        beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-        there = sorted(p.name for p in beside if p.is_dir())
-        raise DataError(f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it.")
+    folder = task_folder(text_dir, name)
     train, test = (
         read_csv(find_csv(folder, split), text_column=text_column) for split in ("train", "test")
     )

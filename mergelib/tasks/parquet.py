@@ -33,6 +33,16 @@ ROWS_AT_A_TIME = 256
 SUBSAMPLE_SEED = 20_241_220
 
 
+def task_folder(folder: Path | str, name: str, expected: str = "") -> Path:
+    """The folder of task ``name``. Raises ``DataError``, naming what is there, where it is not."""
+    found = user_path(Path(folder) / name)
+    if not found.is_dir():
+        beside = found.parent.iterdir() if found.parent.is_dir() else ()
+        there = ", ".join(sorted(p.name for p in beside if p.is_dir())) or "nothing"
+        raise DataError(f"No folder {found}. Found {there} beside it.{expected}")
+    return found
+
+
 def find_parquet(folder: Path, split: str) -> Path:
     """``<folder>/<split>.parquet``. Raises ``DataError`` when it does not exist."""
     path = folder / f"{split}.parquet"
@@ -253,17 +263,7 @@ def parquet_splits(
     classes are numbered. Raises ``DataError`` for a missing folder or file (naming what is there),
     two halves that name their classes differently, and whatever ``read_parquet`` refuses.
     """
-    folder = user_path(Path(image_dir) / name)
-    if not folder.is_dir():
-        there = (
-            sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
-            if folder.parent.is_dir()
-            else []
-        )
-        raise DataError(
-            f"No folder {folder}. Found {', '.join(there) or 'nothing'} beside it. Expected "
-            f"{LAYOUT}."
-        )
+    folder = task_folder(image_dir, name, f" Expected {LAYOUT}.")
     (train, names), (test, test_names) = (
         read_parquet(find_parquet(folder, split), size, limit=limit, seed=SUBSAMPLE_SEED + i)
         for i, (split, limit) in enumerate((("train", n_train), ("test", n_test)))

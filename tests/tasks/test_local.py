@@ -135,7 +135,7 @@ def test_a_task_refuses_labels_outside_its_range_and_empty_classes(labels, says)
 
 def test_subsamples_are_seeded_and_keep_their_labels():
     whole = Split(tuple(f"{i}" for i in range(60)), torch.arange(60) % 3)
-    task = build_task("t", "abc", whole, whole, n_train=30, n_validation=10, n_test=15, source="")
+    task = build_task("t", "abc", whole, whole, n_validation=10, n_train=30, n_test=15, source="")
     for split in (task.train, task.validation, task.test):
         assert [int(x) % 3 for x in split.inputs] == split.labels.tolist() and len(
             set(split.inputs)
