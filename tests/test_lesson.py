@@ -454,6 +454,37 @@ def test_the_glossary_is_the_readmes():
     assert table in next(c.source for c in LESSON.cells if c.id == "glossary")
 
 
+@pytest.mark.parametrize(
+    ("answer", "right", "says"),
+    [
+        (None, None, "Open."),
+        (41.5, True, "42 percent"),
+        (-42, False, "other way round"),
+        (50, False, "too large"),
+        ("many", False, "str"),
+    ],
+)
+def test_a_computed_number_is_checked(answer, right, says):
+    found = lesson.check_number(
+        answer, 42.0, within=1, unit="percent", slips={-42: "It is the other way round."}
+    )
+    assert found.right is right and says in str(found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "says"),
+    [
+        (None, None, "Open."),
+        ("ag", True, "ag"),
+        ("yelp", False, "not yelp"),
+        ("x", False, "Choose"),
+    ],
+)
+def test_a_choice_is_checked(answer, right, says):
+    found = lesson.check_choice(answer, "ag", ["ag", "yelp"])
+    assert found.right is right and says in str(found)
+
+
 @pytest.mark.slow
 def test_solutions_run_and_are_right(tmp_path):
     """Through papermill, as the runner does it; the notebook's own last cell insists on five right

@@ -1,12 +1,14 @@
-"""What ``00_start_here`` needs beyond the library: a toy in the plane, its pictures and sliders,
-checks of the exercises."""
+"""What ``00_start_here`` needs beyond the library: a toy in the plane, its pictures and sliders;
+and checks of the exercises, also of the core notebooks."""
 
 from .checks import (
     Feedback,
     all_right,
     check_breaking_turn,
+    check_choice,
     check_head,
     check_loss,
+    check_number,
     check_prediction,
     check_turn,
 )
@@ -20,8 +22,10 @@ __all__ = [
     "all_right",
     "alt_summary",
     "check_breaking_turn",
+    "check_choice",
     "check_head",
     "check_loss",
+    "check_number",
     "check_prediction",
     "check_turn",
     "draw_frames",

@@ -1,11 +1,11 @@
-"""Checks of the lesson's exercises. Each recognises common mistakes by the answer that they lead
-to, and names them."""
+"""Checks of exercises. Those of the lesson recognise common mistakes by the answer that they lead
+to, and name them; two simple ones serve the core notebooks."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -73,6 +73,38 @@ def _number(
         f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and this "
         f"check does not recognise the mistake.",
     )
+
+
+def check_number(
+    answer: Any,
+    right: float,
+    *,
+    within: float,
+    unit: str,
+    slips: Mapping[float, str] | None = None,
+) -> Feedback:
+    """Feedback on a number that a notebook computes for itself.
+
+    Args:
+        answer: What the reader expects; None while there is no answer.
+        right: What was computed.
+        within: How far off an answer may be.
+        unit: What the number counts, for the words.
+        slips: Values that a known mistake leads to -> what to say.
+    """
+    well = f"{right:.4g} {unit}. The solutions say why."
+    return _number(answer, right, (slips or {}).items(), tolerance=within, unit=unit, well=well)
+
+
+def check_choice(answer: Any, right: str, choices: Sequence[str]) -> Feedback:
+    """Feedback on one of several ``choices``; ``right`` is the one that was computed."""
+    if answer is None:
+        return OPEN
+    if answer not in choices:
+        return Feedback(False, f"Choose one of {', '.join(choices)}.")
+    if answer != right:
+        return Feedback(False, f"It is not {answer}. What would have to be true for that?")
+    return Feedback(True, f"{right}. The solutions say why.")
 
 
 def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> Feedback:

@@ -30,6 +30,7 @@ from .scores import (
     average_of,
     averages,
     knn_gain,
+    lead_table,
     markdown,
     mean_and_std,
     mean_std_cell,
@@ -41,6 +42,7 @@ from .scores import (
     with_cells,
 )
 from .tasks import (
+    beside_base,
     bounds_table,
     chance_level,
     contact_sheet,
@@ -60,6 +62,7 @@ __all__ = [
     "at_k",
     "average_of",
     "averages",
+    "beside_base",
     "beside_paper",
     "bounds_table",
     "chance_level",
@@ -69,6 +72,7 @@ __all__ = [
     "example_table",
     "knn_gain",
     "labelled",
+    "lead_table",
     "markdown",
     "mean_and_std",
     "mean_std_cell",

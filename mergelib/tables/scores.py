@@ -140,6 +140,19 @@ def knn_gain(summary: pd.DataFrame, k: int) -> pd.DataFrame:
     return table.rename_axis(index="KNN - Current (points)")
 
 
+def lead_table(summary: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """One protocol's average minus another's in points, a row per method, a column per k; "tie"
+    where they are no further apart than the larger of their deviations over the seeds."""
+    rows = averages(summary)
+    rows = rows[rows.draw == "stratified"].set_index(["method", "k", "protocol"])
+    mean, std = (rows[c].unstack(sort=False) for c in ("mean", "std"))
+    lead = mean[first] - mean[second]
+    tie = lead.abs() <= std[[first, second]].max(axis=1)
+    return wide(
+        lead.map("{:+.1f}".format).mask(tie, "tie").rename("cell").reset_index(), "method", "k"
+    )
+
+
 def alt(shows: str, values: Mapping[str, Sequence[float]]) -> str:
     """Alt text of a figure, from the numbers themselves.
 

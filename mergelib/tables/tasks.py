@@ -14,7 +14,7 @@ from ..core.types import percent
 from ..protocols.surgery import trainable_parameters
 from ..study import BASE, FINE_TUNED, Study
 from .labels import protocol_label, task_label
-from .scores import show
+from .scores import mean_and_std, show, wide
 
 
 def task_table(study: Study) -> pd.DataFrame:
@@ -92,6 +92,16 @@ def bounds_table(study: Study) -> pd.DataFrame:
     mean |= {"task": "Average", "classes": "", "f_b / f_t": mean["f_b"] / mean["f_t"]}
     frame = frame.astype({"classes": object})
     return pd.concat([frame, pd.DataFrame([mean])], ignore_index=True)[frame.columns]
+
+
+def beside_base(study: Study) -> pd.DataFrame:
+    """Current Eval of f_b and of every merge: a row per encoder, a column per task, their average,
+    and the number of tasks on which a merge beats f_b."""
+    scores = study.scores([BASE, *study.methods], ["current"])
+    by_task = scores.pivot(index="method", columns="task", values="accuracy")
+    better = (by_task > by_task.loc[BASE]).sum(axis=1)
+    counts = ["", *(f"{better[m]} of {len(study.tasks)}" for m in study.methods)]
+    return wide(mean_and_std(scores), "method").assign(**{"better than f_b": counts})
 
 
 def size_table(studies: Mapping[str, Study]) -> pd.DataFrame:

@@ -103,6 +103,19 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
     return wide(rows[rows.share.notna()], ("method", "protocol", "fit_on"), "share")
 
 
+def gains(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """FT-Classifier, aligned on test inputs, minus Current Eval in points: a row per panel and
+    method, a column per share."""
+    parts = []
+    for panel, summary in summaries.items():
+        rows = averages(summary)
+        current = rows[rows.protocol == "current"].set_index("method")["mean"]
+        new = rows[(rows.protocol == "ft_classifier") & (rows.fit_on == "test")]
+        gain = new["mean"] - new.method.map(current)
+        parts.append(new.assign(panel=panel, gain=gain))
+    return wide(pd.concat(parts), ("panel", "method"), "share", "gain").round(1)
+
+
 def alt(panels: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> str:
     """Alt text of the figure over shares, at the middle one; ``panels``: title -> summary."""
     values, share = {}, 0.0
