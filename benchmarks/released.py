@@ -35,7 +35,7 @@ from mergelib.profiles import TASK_NAMES
 from mergelib.protocols import current_eval
 from mergelib.tasks import miniature
 from mergelib.tasks.released import ENCODER, HEAD, released_splits
-from mergelib.training.loop import resolve_precision
+from mergelib.training.config import resolve_precision
 
 BERT_BASE = {"layers": 12, "width": 768, "heads": 12, "positions": 512, "vocabulary": 30522}
 VALIDATION = 20

@@ -17,7 +17,8 @@ import torch
 from mergelib.encoders.features import pick_device
 from mergelib.run import cli
 from mergelib.tasks.local import find_csv, local_splits
-from mergelib.training.loop import TrainConfig, train
+from mergelib.training.config import TrainConfig
+from mergelib.training.loop import train
 
 METHODS = {
     "weight_averaging": [],

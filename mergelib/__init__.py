@@ -4,8 +4,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Study", "align_classifier", "evaluate", "merge", "method", "protocol", "task"]
+from .core.version import __version__
+
+__all__ = [
+    "Study",
+    "__version__",
+    "align_classifier",
+    "evaluate",
+    "merge",
+    "method",
+    "protocol",
+    "task",
+]
 
 if TYPE_CHECKING:
     from .merging import method

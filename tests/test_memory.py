@@ -13,8 +13,9 @@ from torch import nn
 
 from mergelib.core.errors import DeviceMemoryError
 from mergelib.encoders.features import extract_prepared
+from mergelib.training.config import TrainConfig
 from mergelib.training.experts import EncoderWithHeads
-from mergelib.training.loop import TrainConfig, train
+from mergelib.training.loop import train
 
 CPU = torch.device("cpu")
 MESSAGES = {

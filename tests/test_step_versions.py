@@ -103,7 +103,7 @@ def meaning() -> dict[str, list[Any]]:
     families = [
         importlib.import_module(f"mergelib.merging.{m.name}")
         for m in pkgutil.iter_modules(merging.__path__)
-        if m.name != "streaming"
+        if m.name not in ("registry", "streaming")
     ]
     extract = [encoders.load_state, features.extract, features.extract_prepared, *pooled]
     # Data that a method sees passes through the pool, the tokenizer and the pooled encoder.
@@ -158,7 +158,8 @@ def meaning() -> dict[str, list[Any]]:
         + [types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
     }
     if "images" in study.STEP_VERSIONS:
-        from mergelib.tasks import build_task, cut, hub_images, miniature_images, parquet
+        from mergelib.tasks import hub_images, miniature_images, parquet
+        from mergelib.tasks.build import build_task, cut
 
         found["images"] = [
             *defined_in(hub_images),

@@ -25,7 +25,7 @@ from mergelib.encoders import TextEncoder, encoder_state, load_base, load_state
 from mergelib.encoders.features import extract
 from mergelib.foundations import bert, t5
 from mergelib.profiles import load_profile
-from mergelib.training.loop import TrainConfig
+from mergelib.training.config import TrainConfig
 
 TEXTS = [
     "The board met.",

@@ -7,7 +7,8 @@ import pytest
 import torch
 from toy import CONFIG, ROWS, Toy, collate, run
 
-from mergelib.training.loop import TrainConfig, checkpoints, shuffled_batches
+from mergelib.training.config import TrainConfig
+from mergelib.training.loop import checkpoints, shuffled_batches
 
 
 def test_the_loop_is_that_of_the_trainer_of_transformers(tmp_path):
@@ -90,7 +91,7 @@ def test_a_damaged_checkpoint_is_removed_and_said(tmp_path, damage):
 
 def test_auto_precision_is_bf16_only_where_the_device_has_it(monkeypatch):
     from mergelib.profiles import load_profile
-    from mergelib.training.loop import resolve_precision
+    from mergelib.training.config import resolve_precision
 
     cpu = torch.device("cpu")
     for amx, allowed, wanted in (

@@ -38,7 +38,7 @@ from mergelib.foundations.clip import (
 )
 from mergelib.foundations.zero_shot import as_batches, load_clip, zero_shot_head
 from mergelib.tasks.miniature.images import prompts
-from mergelib.training.loop import TrainConfig
+from mergelib.training.config import TrainConfig
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SHAPE = {

@@ -13,7 +13,7 @@ from mergelib.encoders import ImageEncoder, encoder_state
 from mergelib.encoders.features import extract
 from mergelib.foundations import RECIPES, vit
 from mergelib.profiles import load_profile
-from mergelib.training.loop import TrainConfig
+from mergelib.training.config import TrainConfig
 
 CPU = torch.device("cpu")
 SIZE, CLASSES = 16, 4

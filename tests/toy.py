@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from mergelib.training.loop import TrainConfig, train
+from mergelib.training.config import TrainConfig
+from mergelib.training.loop import train
 
 CONFIG = TrainConfig(steps=12, batch_size=4, lr=1e-2, threads=1, save_every=5, seed=3)
 ROWS = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(40)]

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ..core.documents import parse_yaml, read_text
 from ..core.errors import ConfigError, MissingShotsError, UnknownNameError, shortened
+from ..core.names import BASE, FINE_TUNED
 from ..merging import get_method
 from ..protocols import get_protocol
-from ..study import BASE, FINE_TUNED, Study
+from ..study import Study
 from ..study.aligned import aligned
 from ..study.clustering import label_purity, source_purity
 

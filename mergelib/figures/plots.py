@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..study import BASE, FINE_TUNED
+from ..core.names import BASE, FINE_TUNED
 from ..tables import (
     at_k,
     average_of,

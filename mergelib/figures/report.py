@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from ..core import paths
-from ..study import BASE, FINE_TUNED
+from ..core.names import BASE, FINE_TUNED
 from ..tables import protocol_label, short_label
 from ..tables.committed import AS_COMMITTED
 from ..tables.paper import THREE

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .. import __version__
 from ..claims import Verdict, claims_hash, overall
 from ..core import paths
 from ..core.errors import ConfigError
+from ..core.version import __version__
 from ..study import Study
 from ..tables import public_overrides
 

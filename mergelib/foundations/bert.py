@@ -21,9 +21,11 @@ from ..core.types import Task
 from ..encoders import TextEncoder, encoder_state
 from ..profiles import EncoderSettings, Profile
 from ..tasks import miniature_corpus
-from ..training.loop import TrainConfig, seeded, train
-from . import Foundation, Recipe, shipped
+from ..training.config import TrainConfig
+from ..training.loop import seeded, train
+from . import shipped
 from .distil import distil, hub_teacher, sentence_vectors
+from .recipe import Foundation, Recipe
 
 PRETRAIN_VERSION = 1
 SHAPE = ("layers", "width", "heads", "max_length")  # of a text encoder

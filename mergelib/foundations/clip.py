@@ -31,9 +31,10 @@ from ..core.types import Head, Task, below
 from ..encoders import ImageEncoder
 from ..models.parents import Parent
 from ..profiles import Profile
-from ..training.loop import TrainConfig, seeded, train
-from . import Foundation, Recipe
+from ..training.config import TrainConfig
+from ..training.loop import seeded, train
 from .bert import words_by_frequency
+from .recipe import Foundation, Recipe
 from .zero_shot import ClipParts, as_batches, load_clip, zero_shot_head
 
 PRETRAIN_CLIP_VERSION = 1

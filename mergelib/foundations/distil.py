@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ..encoders import Encoder, encoder_state, load_base
 from ..encoders.features import extract
-from ..training.loop import TrainConfig, train
+from ..training.config import TrainConfig
+from ..training.loop import train
 
 TEACHER_LENGTH = 64  # tokens that the teacher reads of a document
 

@@ -27,8 +27,9 @@ from ..core.store import Artifact
 from ..core.types import Task
 from ..encoders import ImageEncoder, encoder_state
 from ..profiles import Profile
-from ..training.loop import TrainConfig, seeded, train
-from . import Foundation, Recipe
+from ..training.config import TrainConfig
+from ..training.loop import seeded, train
+from .recipe import Foundation, Recipe
 
 PRETRAIN_VIT_VERSION = 1
 TEMPERATURE = 0.2

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..core.names import FINE_TUNED
 from ..core.types import Head
 from ..protocols import current_eval, kl_to_teacher
-from ..study import FINE_TUNED
 from ..tables import average_of
 from .toy import CLASSES, TURN_B, Toy, turned_by
 

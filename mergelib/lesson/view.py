@@ -19,11 +19,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..core.names import FINE_TUNED
 from ..core.types import Head, State, percent
 from ..figures import plots
 from ..figures.style import CLASS_COLOURS, CLASS_MARKERS, OTHER_STYLES, PAGE, PROTOCOL_STYLE
 from ..protocols import PROTOCOLS, current_eval, fit_heads
-from ..study import FINE_TUNED
 from ..tables import average_of, protocol_label, short_label
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import State
-from . import method
 from .context import Context
+from .registry import method
 from .states import complete, flatten, float_names, task_vectors, unflatten
 from .ties import trimmed_and_elected
 

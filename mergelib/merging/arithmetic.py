@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import State
-from . import method
+from .registry import method
 from .states import complete, cut, direction_of, empty, float_names, merged_by, piece_size
 
 

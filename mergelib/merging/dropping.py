@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import State
-from . import method
+from .registry import method
 from .states import add_scaled, check_fraction, float_names, task_vectors, total
 from .ties import ties_direction
 

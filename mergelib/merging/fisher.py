@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import State
-from . import method
 from .context import Context
+from .registry import method
 from .states import complete, float_names
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import State
-from . import PER_TASK, method
 from .context import Context
+from .registry import PER_TASK, method
 from .states import as_float32, complete, float_names
 
 

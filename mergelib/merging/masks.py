@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import State
-from . import PER_TASK, method
 from .arithmetic import task_vector_sum
+from .registry import PER_TASK, method
 from .states import add_scaled, float_names, stacked_task_vectors
 
 # ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ----

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..core.types import State
-from . import method
+from .registry import method
 from .states import complete, float_names, stacked_task_vectors
 
 

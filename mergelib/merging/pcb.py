@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import State
-from . import method
+from .registry import method
 from .states import check_fraction, flat_task_vectors, float_names, unflatten
 
 

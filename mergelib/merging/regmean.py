@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.types import State
-from . import method
 from .arithmetic import weight_averaging
 from .context import Context
+from .registry import method
 from .states import as_float32, check_fraction
 
 BATCH = 16

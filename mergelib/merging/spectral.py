@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import State
-from . import method
+from .registry import method
 from .states import check_fraction, float_names, stacked_task_vectors
 
 

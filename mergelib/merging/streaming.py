@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Method
 from .arithmetic import task_arithmetic, weight_averaging
+from .registry import Method
 from .ties import Pieces, ties, ties_streamed
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import State
-from . import method
+from .registry import method
 from .states import cut, direction_of, merged_by, piece_size
 
 Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]

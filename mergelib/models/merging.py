@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..core.documents import check_folder_name
 from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
 from ..core.progress import progress
 from ..core.types import all_finite
+from ..core.version import __version__
 from ..encoders.features import pick_device
 from ..merging import ONE, Method, get_method
 from ..merging.streaming import can_stream, stream

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..claims import Bootstrap, Verdict, judge
-from ..study import FINE_TUNED
+from ..core.names import FINE_TUNED
 from .settings import LOCAL, Nonlocality
 
 COLLAPSE_RESAMPLES = 1000  # all channels of all sites are resampled with the inputs

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, UnknownNameError
+from ..core.names import FINE_TUNED
 from ..core.progress import progress
 from ..core.store import Artifact, Store, key_digest
 from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
 from ..foundations import Foundation
 from ..merging.arithmetic import weight_averaging
 from ..profiles import NonLocalSettings, load_profile
-from ..study import FINE_TUNED, Study
+from ..study import Study
 from ..study.study import STEP_VERSIONS
 from .architectures import spec_for
 from .correction import Correction, attach, fold

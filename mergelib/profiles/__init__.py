@@ -7,13 +7,12 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..core.documents import MAX_NAME
 from ..core.errors import ConfigError, UnknownNameError, shortened
-from ..training.loop import TrainConfig, resolve_precision
+from ..training.config import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
 TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")
@@ -317,7 +316,7 @@ class Profile(_Section):
         )
 
     def train_config(
-        self, settings: TrainSettings, device: torch.device, *, steps_factor: int = 1
+        self, settings: TrainSettings, device: Any, *, steps_factor: int = 1
     ) -> TrainConfig:
         """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a
         result is known by."""

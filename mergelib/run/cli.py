@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .. import __version__
 from ..core import paths
 from ..core.documents import user_path
 from ..core.errors import ConfigError, MergelibError
+from ..core.version import __version__
 from ..models.command import register as register_models
 from ..models.recipes import AddUp
 from . import jobs, torchrun

@@ -127,8 +127,8 @@ def _sidecar(wanted: Wanted, notebook: str) -> str:
 def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
     """The units of one study, scores last. The zoo's f_b and experts are those of the profile
     without it."""
+    from ..core.names import BASE, FINE_TUNED, MULTI_TASK
     from ..profiles import load_profile
-    from ..study import BASE, FINE_TUNED, MULTI_TASK
 
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
     profile = loaded.of_zoo() if zoo else loaded
@@ -235,7 +235,7 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
 def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
     """Have one step's artifacts in the store: of one encoder, or all scores that tables and figures
     begin with."""
-    from ..study import BASE, FINE_TUNED, MULTI_TASK
+    from ..core.names import BASE, FINE_TUNED, MULTI_TASK
     from ..tables import ranking, unlabelled
 
     known = (BASE, FINE_TUNED, *study.baselines, *study.methods)

@@ -149,7 +149,7 @@ def command_train(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from ..core import distributed
-    from ..study import BASE, MULTI_TASK
+    from ..core.names import BASE, MULTI_TASK
 
     stamp_place(args.stamp)  # refused before any work
     together, first = distributed.world_size() > 1, distributed.rank() == 0

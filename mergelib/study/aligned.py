@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UnknownNameError
+from ..core.names import FINE_TUNED
 from ..core.store import Artifact
 from ..core.types import head_digest
 from ..encoders.features import extract
@@ -22,7 +23,7 @@ from ..protocols.alignment import (
     get_rung,
 )
 from ..training.loop import seeded
-from .study import FINE_TUNED, POOL_SEED, STEP_VERSIONS, Study
+from .study import POOL_SEED, STEP_VERSIONS, Study
 
 N_STARTS = 3  # random starts of the paper's fit; the cost of a rung grows with their number
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core import distributed, paths
 from ..core.errors import ConfigError, DataError, MissingShotsError, UnknownNameError, shortened
 from ..core.identity import code_identity, is_ours
+from ..core.names import BASE, FINE_TUNED, MULTI_TASK, RANDOM, REFERENCES
 from ..core.progress import progress
 from ..core.spare import spare
 from ..core.store import Artifact, Store
@@ -38,7 +39,7 @@ from ..core.types import (
 from ..encoders import Encoder, encoder_state, load_state, released_encoder
 from ..encoders.features import FEATURES_VERSION, extract_prepared, pick_device
 from ..foundations import RECIPES, Foundation, shipped
-from ..merging import METHODS, PER_TASK, REFERENCES, Context, Method, TaskData, get_method
+from ..merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
 from ..profiles import Profile, load_profile, with_shortcuts
 from ..protocols import (
     DRAWS,
@@ -52,8 +53,9 @@ from ..protocols import (
 from ..tasks import load_task
 from ..tasks.hub_images import IMAGES_VERSION
 from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
+from ..training.config import resolve_precision
 from ..training.experts import FINE_TUNE_VERSION, fine_tune
-from ..training.loop import resolve_precision, seeded
+from ..training.loop import seeded
 from .clustering import tsne
 from .meter import Meter
 
@@ -91,7 +93,6 @@ then computed anew."""
 
 POOL_SEED = 7
 REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
-BASE, FINE_TUNED, MULTI_TASK, RANDOM = REFERENCES
 SCORE_COLUMNS = [
     "backbone",
     "task",

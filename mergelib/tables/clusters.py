@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.names import FINE_TUNED
 from ..core.types import percent
-from ..study import FINE_TUNED, Study
+from ..study import Study
 from ..study.clustering import label_purity, silhouette, source_purity
 from .labels import short_label, task_label
 

@@ -21,8 +21,9 @@ from ..claims import (
     load_claims,
     overall,
 )
+from ..core.names import BASE, RANDOM
 from ..protocols import current_eval, fit_heads
-from ..study import BASE, RANDOM, Study
+from ..study import Study
 from ..study.aligned import accuracies, aligned, released_mode
 from ..study.study import POOL_SEED
 from .labels import RUNG_LABELS, protocol_label, short_label

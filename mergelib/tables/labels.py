@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from ..core.identity import is_ours
+from ..core.names import BASE, FINE_TUNED, MULTI_TASK, RANDOM
 from ..merging import METHODS, PER_TASK, Method
 from ..protocols import PROTOCOLS, Protocol
 from ..protocols.alignment import TABLE_1
-from ..study import BASE, FINE_TUNED, MULTI_TASK, RANDOM
 
 TASK_LABELS = {
     "ag": "AG News",

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
+from ..core.names import FINE_TUNED
 from ..core.types import percent
 from ..protocols.alignment import free_parameters, increments
 from ..protocols.alignment import variance_steps as variance_explained
-from ..study import FINE_TUNED, Study
+from ..study import Study
 from ..study.aligned import accuracies, aligned
 from .labels import RUNG_LABELS, short_label
 from .scores import alt as alt_text

@@ -9,7 +9,8 @@ import pandas as pd
 import yaml
 
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, K
-from ..study import BASE, Study
+from ..core.names import BASE
+from ..study import Study
 from .labels import encoder_label, protocol_label, short_label, task_label
 from .scores import average_of, averages, mean_std_cell
 

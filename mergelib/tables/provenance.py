@@ -11,7 +11,7 @@ import torch
 import transformers
 from pandas.io.formats.style import Styler
 
-from .. import __version__
+from ..core.version import __version__
 from ..study import Study
 from .labels import short_label
 from .scores import show

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from ..claims import Condition, K
-from ..study import BASE, FINE_TUNED, RANDOM
+from ..core.names import BASE, FINE_TUNED, RANDOM
 from .labels import protocol_label, short_label
 from .paper import published_table2, published_table3
 from .scores import averages, with_average

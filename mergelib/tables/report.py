@@ -17,7 +17,7 @@ import pandas as pd
 from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
 from ..core import paths
 from ..core.errors import DataError
-from ..study import BASE, FINE_TUNED
+from ..core.names import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .committed import AS_COMMITTED, Compared, committed_files, compare
 from .labels import encoder_label, protocol_label, short_label

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from ..core.names import FINE_TUNED
 from ..core.types import digest
-from ..study import FINE_TUNED
 from .labels import COLUMN_LABELS, HEADINGS, protocol_label, short_label
 
 SETTINGS = ("method", "protocol", "k", "share", "draw", "fit_on")

@@ -10,9 +10,10 @@ import torch
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
+from ..core.names import BASE, FINE_TUNED
 from ..core.types import percent
 from ..protocols.surgery import trainable_parameters
-from ..study import BASE, FINE_TUNED, Study
+from ..study import Study
 from .labels import protocol_label, task_label
 from .scores import mean_and_std, show, wide
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from ..core.names import FINE_TUNED
 from ..core.types import percent
 from ..protocols import get_protocol
-from ..study import FINE_TUNED, SCORE_COLUMNS, Study
+from ..study import SCORE_COLUMNS, Study
 from .labels import short_label
 from .scores import alt as alt_text
 from .scores import averages, wide

@@ -12,53 +12,13 @@ from ..core.errors import DataError
 from ..core.store import Artifact, Store
 from ..core.types import Split, Task, is_whole
 from ..profiles import Profile
+from .build import build_task
 from .data import rows_of
 from .local import local_splits
 from .parquet import LAYOUT, decode_image, parquet_splits
 from .rows import as_split, named_splits
 
 __all__ = ["build_task", "load_task", "rows_of", "task"]
-SPLIT_SEED = 20_241_218
-
-
-def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
-    """Two disjoint seeded parts: n rows, and the rest."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return split.subset(order[:n]), split.subset(order[n:])
-
-
-def build_task(
-    name: str,
-    label_names: Sequence[str],
-    train: Split,
-    test: Split,
-    *,
-    n_validation: int,
-    n_train: int | None = None,
-    n_test: int | None = None,
-    source: str,
-    modality: str = "text",
-) -> Task:
-    """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded
-    subsamples.
-
-    Raises ``DataError`` when train has too few rows, or a class has none.
-    """
-    if not is_whole(n_validation) or n_validation < 1:
-        raise DataError(
-            f"Task '{name}': n_validation is {n_validation!r}; lambda is chosen on validation "
-            f"rows, so cut at least one."
-        )
-    if len(train) <= n_validation:
-        raise DataError(
-            f"Task '{name}': {len(train)} training rows cannot give {n_validation} validation rows."
-        )
-    validation, rest = cut(train, n_validation, seed=SPLIT_SEED)
-    if n_train is not None and len(rest) > n_train:
-        rest = cut(rest, n_train, seed=SPLIT_SEED + 1)[0]
-    if n_test is not None and len(test) > n_test:
-        test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
-    return Task(name, tuple(label_names), rest, validation, test, source, modality)
 
 
 def task(

@@ -16,6 +16,7 @@ from ..core.hub import fetch, pin, registry
 from ..core.store import Artifact, Store
 from ..core.types import Split, Task, digest
 from ..profiles import Profile
+from .build import build_task
 from .parquet import SUBSAMPLE_SEED, read_parquet
 
 NAMES = Path(__file__).with_name("images.yaml")
@@ -77,8 +78,6 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
 
 
 def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Profile) -> Task:
-    from . import build_task
-
     sizes, read = profile.tasks, []
     for i, (split, limit) in enumerate(
         (("train", sizes.n_train + sizes.n_validation), ("test", sizes.n_test))

@@ -9,7 +9,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +21,9 @@ from ..core.errors import ConfigError, DeviceMemoryError, StoreError
 from ..core.memory import free_device_memory, out_of_memory, within_memory
 from ..core.progress import progress
 from ..core.store import REMEDY
+from .config import TrainConfig
 
 MAX_NORM = 1.0  # of all gradients together
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Optimisation of one training run. ``precision`` is "float32" or "bf16" (autocast); AdamW
-    without weight decay, linear decay after a warm-up over ``warmup`` (fraction of steps).
-    ``save_every`` steps a checkpoint is written."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    warmup: float = 0.1
-    precision: str = "float32"
-    threads: int = 2
-    save_every: int = 0
-    seed: int = 0
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" as "bf16" where ``device`` computes in bfloat16 natively, else "float32"; other names
-    as they are.
-
-    A CPU without bfloat16 instructions (AVX2 only) emulates them: a training step then takes about
-    twenty times as long as in float32.
-    """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # ATEN_CPU_CAPABILITY may forbid instructions that the processor has.
-        native = (
-            device.type == "cpu"
-            and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-            and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        )
-    return "bf16" if native else "float32"
 
 
 @contextmanager

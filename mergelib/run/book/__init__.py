@@ -18,9 +18,9 @@ from typing import Any
 
 import nbformat
 
-from ... import __version__
 from ...core import paths
 from ...core.errors import ConfigError
+from ...core.version import __version__
 from ...tables.manifest import Item, manifest
 from ..cli import build_parser
 from ..publish import normalise

@@ -1,0 +1,4 @@
+"""What the encoders are called that are no merges."""
+
+REFERENCES = ("f_b", "f_t", "multi_task", "random")
+BASE, FINE_TUNED, MULTI_TASK, RANDOM = REFERENCES

@@ -1,0 +1,279 @@
+"""The registry of merging methods: what a method is, and how it is called."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError, StateDictError, UnknownNameError, shortened
+from ..core.identity import check_call, is_ours, refuse_built_in
+from ..core.names import REFERENCES
+from ..core.spare import call
+from ..core.types import State
+from .context import Context
+from .states import add_scaled, check_direction, check_merged, check_states, detached, untied
+
+MergedState = dict[str, Tensor]
+NEEDS = ("inputs", "test inputs", "labels", "gradients")
+ONE, PER_TASK = "one encoder", "one per task"
+# for an option: beyond it, torch accepts no integer and float32 overflows in products
+LARGEST = 2.0**63
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merging method.
+
+    ``needs``: data beyond weights, from ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``.
+    """
+
+    name: str
+    label: str
+    short: str
+    function: Callable[..., Any]
+    direction: Callable[..., MergedState] | None = None
+    needs: tuple[str, ...] = ()
+    gives: str = ONE
+
+    @property
+    def has_lam(self) -> bool:
+        return "lam" in inspect.signature(self.function).parameters
+
+    @property
+    def is_random(self) -> bool:
+        return "seed" in inspect.signature(self.function).parameters
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return tuple(
+            p.name
+            for p in inspect.signature(self.function).parameters.values()
+            if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
+        )
+
+    def __call__(
+        self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any
+    ) -> Any:
+        """Check the weights, then merge them: a state dict, or a list of them, one per expert.
+
+        Raises ``StateDictError`` for weights that do not fit together and for a result that does
+        not match the base, ``UnknownNameError`` for an unknown option and ``ConfigError`` for
+        missing data that the method needs.
+        """
+        data = self._data(base, experts, context, options)
+        base = untied(base, experts)
+        merged = self._computed(self.function, base, experts, *data, **options)
+        return self._checked(base, experts, merged)
+
+    def scan(
+        self,
+        base: State,
+        experts: Sequence[State],
+        lams: Sequence[float],
+        context: Context | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Yield the merge for each lambda in turn; a method's direction, if it has one, is computed
+        once."""
+        data = self._data(base, experts, context, options)
+        base = untied(base, experts)
+        for lam in lams:
+            self.check_options({"lam": lam})
+        if self.direction is None:
+            yield from (
+                self._checked(
+                    base,
+                    experts,
+                    self._computed(self.function, base, experts, *data, lam=lam, **options),
+                )
+                for lam in lams
+            )
+        else:
+            direction = self._computed(self.direction, base, experts, *data, **options)
+            check_direction(f"Method '{self.name}'", base, direction)
+            yield from (
+                self._checked(base, experts, add_scaled(base, direction, lam)) for lam in lams
+            )
+
+    def _computed(
+        self,
+        function: Callable[..., Any],
+        base: State,
+        experts: Sequence[State],
+        *context: Context,
+        **options: Any,
+    ) -> Any:
+        try:
+            if not is_ours(function):
+                return call(function, base, experts, *context, **options)
+            base, *experts = [detached(state) for state in (base, *experts)]
+            return function(base, experts, *context, **options)
+        except torch.linalg.LinAlgError as error:  # task vectors whose products overflow float32
+            raise StateDictError(
+                f"Method '{self.name}': these weights are too large or too similar for a "
+                f"decomposition ({shortened(str(error))})."
+            ) from error
+        except Exception as error:
+            if not is_ours(function):
+                error.add_note(f"(in merging method '{self.name}')")
+            raise
+
+    def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
+        given = merged if self.gives == PER_TASK else [merged]
+        n = len(experts) if self.gives == PER_TASK else 1
+        check_merged(f"Method '{self.name}'", base, given, n)
+        given = [detached(state) for state in given]
+        return given if self.gives == PER_TASK else given[0]
+
+    def _data(
+        self,
+        base: State,
+        experts: Sequence[State],
+        context: Context | None,
+        options: dict[str, Any],
+    ) -> tuple[Context, ...]:
+        self.check_options(options)
+        check_states(base, experts)
+        if not self.needs:
+            return ()
+        if context is None:
+            raise ConfigError(
+                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the "
+                "third argument."
+            )
+        context.check(self.name, self.needs, len(experts))
+        return (context,)
+
+    def try_options(self, options: dict[str, Any]) -> None:
+        """Check the options by ``check_options`` and, for built-in methods that need only weights,
+        by merging a few numbers: a value out of range is refused before anything is trained."""
+        self.check_options(options)
+        if not self.needs and is_ours(self.function):
+            few = torch.arange(4.0).view(2, 2)
+            self({"w": few}, [{"w": few + 1}, {"w": few.T}], **options)
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value of the
+        wrong kind: a word, NaN or infinity for a number, or a number for a word.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
+            wanted = _wanted(inspect.signature(self.function).parameters[name], value)
+            if wanted:
+                raise ConfigError(
+                    f"Method '{self.name}': {name} is {wanted}, not {shortened(repr(value))}."
+                )
+
+
+def _wanted(parameter: inspect.Parameter, value: Any) -> str:
+    """What kind of value an option takes, judged by its default, if ``value`` is not of that kind;
+    else an empty text."""
+    default = parameter.default
+    if type(default) in (int, float):
+        if isinstance(value, bool | str | bytes | list | tuple | dict | set | None) or (
+            isinstance(value, int | float) and not abs(value) < LARGEST
+        ):
+            return "a finite number"
+        return (
+            "a whole number"
+            if parameter.annotation in (int, "int") and isinstance(value, float)
+            else ""
+        )
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a word"
+    return "a list" if isinstance(default, tuple) and not isinstance(value, list | tuple) else ""
+
+
+def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., MergedState]:
+    """theta_b + lam * direction, with the direction's own options."""
+
+    @functools.wraps(direction)
+    def merged(base: State, experts: Sequence[State], *context: Context, lam=lam, **options: Any):
+        return add_scaled(base, direction(base, experts, *context, **options), lam)
+
+    scale = inspect.Parameter("lam", inspect.Parameter.KEYWORD_ONLY, default=lam)
+    taken = inspect.signature(direction)
+    if "lam" in taken.parameters:
+        raise ConfigError("A function that takes lam scales by itself: leave lam= out of @method.")
+    parameters = sorted([scale, *taken.parameters.values()], key=lambda p: p.kind)
+    merged.__signature__ = taken.replace(parameters=parameters)
+    return merged
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    label: str,
+    short: str,
+    lam: float | None = None,
+    direction: Callable[..., MergedState] | None = None,
+    needs: tuple[str, ...] = (),
+    gives: str = ONE,
+    replace: bool = False,
+) -> Callable[[Callable], Callable]:
+    """Register the decorated function as merging method ``name``; every table and figure then
+    accepts its name. You may register your own name again.
+
+    Args:
+        name, label, short: What settings, tables and figures call it.
+        lam: Default lambda of a function that gives a direction: the method is theta_b + lam *
+            direction.
+        direction: The direction of a method that adds it to theta_b itself.
+        needs: Data beyond weights, out of ``NEEDS``.
+        gives: ``ONE`` or ``PER_TASK``.
+        replace: Whether the name of one of mergelib's own methods may be taken.
+
+    Raises:
+        ConfigError: For a ``needs`` or ``gives`` that does not exist, a name that stands for
+            another encoder, or, unless ``replace``, the name of a built-in method.
+
+    Example:
+        >>> @mergelib.method("largest", label="Largest", short="Largest")
+        ... def largest(base, experts):
+        ...     return {n: torch.stack([e[n] for e in experts]).amax(0) for n in base}
+        >>> base, *experts = [{"w": torch.full((2,), x)} for x in (0.0, 1.0, 2.0, 9.0)]
+        >>> mergelib.merging.get_method("largest")(base, experts)["w"]
+        tensor([9., 9.])
+    """
+    if not isinstance(name, str) or not name or {"#", "/"} & {*name} or name in REFERENCES:
+        raise ConfigError(
+            f"{shortened(repr(name))} cannot name a merging method: use a text without # and /, "
+            f"other than {', '.join(REFERENCES)}."
+        )
+    for need in needs:
+        if need not in NEEDS:
+            raise ConfigError(
+                f"Method '{name}': needs must be a tuple of names from {NEEDS}, not {needs!r}."
+            )
+    if {"test inputs", "labels"} <= set(needs):
+        raise ConfigError(
+            f"Method '{name}': labels of test inputs score the merge, so no method may use them."
+        )
+    if gives not in (ONE, PER_TASK):
+        raise ConfigError(f"Method '{name}': gives must be '{ONE}' or '{PER_TASK}', not '{gives}'.")
+
+    def register(function: Callable) -> Callable:
+        refuse_built_in("merging method", name, METHODS.get(name), function, replace)
+        check_call("method", name, function, "base", "experts", *["context"] * bool(needs))
+        parts = (function, direction) if lam is None else (scaled(function, lam), function)
+        METHODS[name] = Method(name, label, short, *parts, tuple(needs), gives)
+        return function
+
+    return register
+
+
+def get_method(name: str) -> Method:
+    """The registered method. Raises ``UnknownNameError``, which suggests the nearest name."""
+    if name not in METHODS:
+        raise UnknownNameError("merging method", name, METHODS)
+    return METHODS[name]
