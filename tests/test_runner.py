@@ -243,7 +243,7 @@ STARTER = """
 import signal
 import sys
 from pathlib import Path
-from mergelib import paths
+from mergelib.core import paths
 from mergelib.run import runner
 from mergelib.run.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a shell's background job starts with it ignored

@@ -325,7 +325,8 @@ RUN = """
 import sys
 from pathlib import Path
 import matplotlib, pandas as pd, torch
-from mergelib import Study, paths
+from mergelib import Study
+from mergelib.core import paths
 from mergelib.run import cli, runner
 from mergelib.figures import save_files
 from mergelib.tables import provenance
