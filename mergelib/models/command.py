@@ -45,12 +45,13 @@ def _inputs(recipe: Any) -> list[str]:
 
 
 def _need_out(recipe: Any) -> list[str]:
-    """What is read. Raises ``ConfigError`` before any work where nothing may be written."""
+    """The paths and ids that are read. Raises ``ConfigError``, before any work, if the output may
+    not be written."""
     from ..core.errors import ConfigError
     from .folders import free_folder
 
     if not recipe.out:
-        raise ConfigError("Where to? Give --out FOLDER.")
+        raise ConfigError("No output folder: give --out FOLDER.")
     inputs = _inputs(recipe)
     free_folder(recipe.out, recipe.overwrite, inputs)
     return inputs
@@ -84,7 +85,7 @@ def run_merge(recipe: Any) -> None:
 
 
 def run_align(recipe: Any) -> None:
-    """Re-align every head for which inputs are given, score before and after, and save."""
+    """Re-align every head that has inputs, score before and after, and save."""
     import pandas as pd
 
     from ..core.errors import ConfigError, DataError, UnknownNameError
@@ -163,8 +164,8 @@ def run_align(recipe: Any) -> None:
 
 
 def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> Any:
-    """A file with the classes of a model (which has ``labels`` and ``is_image``), as a
-    ``Split``."""
+    """A file as a ``Split``, with the classes of ``model`` (which has ``labels`` and
+    ``is_image``)."""
     from ..tasks.data import labelled
 
     return labelled(
@@ -179,7 +180,7 @@ def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> 
 
 
 def run_evaluate(recipe: Any) -> None:
-    """Score the model's tasks for which data are given; ``out`` receives the rows as CSV."""
+    """Score the model's tasks that have data; ``out`` receives the rows as CSV."""
     import pandas as pd
 
     from ..core.errors import UnknownNameError
@@ -222,7 +223,7 @@ def run_evaluate(recipe: Any) -> None:
             )
         )
     frames = []
-    while ready:  # each with its model, which goes when it is done
+    while ready:  # each with its model, which is freed when it is done
         frames.append(ready.pop(0)())
     table = pd.concat(frames, ignore_index=True)
     print_accuracies(table)

@@ -64,11 +64,11 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     if name == "linear":
         if not normalize and abs(weight * n - 1) > 1e-6:
             raise _refusal(
-                "linear without normalize and with weights that do not sum to 1 scales the model; "
-                "not done here."
+                "linear without normalize and with weights that do not sum to 1 scales the model, "
+                "which is not supported."
             )
         if len(experts) < len(models):
-            raise _refusal("linear over the base as well; here only experts are averaged.")
+            raise _refusal("linear includes the base, too; here only experts are averaged.")
     elif name == "task_arithmetic":
         options = {"lam": scale * (1 / n if normalize else weight)}
     else:
@@ -92,9 +92,9 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     if "dtype" in content:
         notes.append("merging is done in float32 and rounded once (mergekit merges in `dtype`)")
     if "tokenizer_source" in content:
-        notes.append("tokenizer_source is not looked at: the parents must have one vocabulary")
+        notes.append("tokenizer_source is ignored: the parents must have the same vocabulary")
     if shared.get("int8_mask"):
-        notes.append("int8_mask is not looked at")
+        notes.append("int8_mask is ignored")
     warnings.warn(f"mergekit recipe, {name}: {'; '.join(notes)}.", UserWarning, stacklevel=3)
     return recipe
 
@@ -107,7 +107,7 @@ def _parameters(content: Any, method: str, where: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"mergekit recipe, {shortened(where)}: parameters are a mapping.")
+        raise ConfigError(f"mergekit recipe, {shortened(where)}: parameters must be a mapping.")
     for name in content:
         if name not in PARAMETERS[method]:
             raise UnknownNameError(
@@ -128,8 +128,9 @@ def _same(each: list[dict[str, Any]], name: str, why: str) -> float:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, list | dict):
         raise _refusal(
-            f"'{name}' is one number here; gradients and filters by layer have no counterpart."
+            f"'{name}' must be a single number; gradients and filters by layer have no "
+            f"counterpart here."
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refusal(f"'{name}' is a number, not {shortened(repr(value))}.")
+        raise _refusal(f"'{name}' must be a number, not {shortened(repr(value))}.")
     return float(value)

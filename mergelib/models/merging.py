@@ -28,14 +28,15 @@ from .parts import (
     processors_of,
 )
 
-PIECE = 1 << 21  # numbers read of each parent at a time
+PIECE = 1 << 21  # numbers read from each parent at a time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
 NEEDS_NO_BASE = ("weight_averaging",)
 
 
 def named_experts(experts: Any) -> list[Parent]:
-    """Experts as parents with distinct names. Raises ``ConfigError`` for none or two of a name."""
+    """Experts as parents with distinct names. Raises ``ConfigError`` for no expert, or two with the
+    same name."""
     if isinstance(experts, str | bytes) or not hasattr(experts, "__iter__"):
         raise ConfigError("experts is a list of models, or a dict from task to model.")
     parents = (
@@ -72,10 +73,10 @@ def merge(
 ) -> Merged:
     """Merge the encoders of fine-tuned classifiers; every task keeps its own head.
 
-    Weights are merged in float32 and rounded once. Of a model's folder those tensors are read that
-    ``from_pretrained`` loads. What is no weight (position numbers, a layer's running statistics)
-    is kept where all parents have the same and refused where they do not. Experts that treat texts
-    or images differently keep a tokenizer or image processor each.
+    Weights are merged in float32 and rounded once. Of a model's folder, the tensors that
+    ``from_pretrained`` loads are read. Buffers that are not weights (position ids, running
+    statistics) are kept if all parents agree, and refused if not. Experts that treat texts or
+    images differently each keep their own tokenizer or image processor.
 
     Args:
         method: a registered method that needs nothing but weights.
@@ -83,17 +84,17 @@ def merge(
             transformers model. ``weight_averaging`` needs none.
         experts: a list of such models, or a dict task -> model.
         encoder: patterns of names that override what is encoder (see ``Parts``).
-        head: the last linear layer's module, where that cannot be told.
+        head: the last linear layer's module, if it cannot be found automatically.
         dtype: float32, bfloat16 or float16; default: the base's.
         device: where pieces are merged.
         processor: tokenizer or image processor of every task, instead of the parents'.
-        show_progress: whether to show a bar.
+        show_progress: whether to show a progress bar.
         options: the method's.
 
     Raises:
-        StateDictError: parents of different architecture, vocabulary or shape, files that make no
-            whole model, quantised weights, weights that are not finite.
-        UnsafeFileError: a checkpoint that would have to run code.
+        StateDictError: parents of different architecture, vocabulary or shape, files that do not
+            make a complete model, quantised weights, or weights that are not finite.
+        UnsafeFileError: a checkpoint that could only be loaded by running code.
         ConfigError, UnknownNameError: the rest.
 
     Example:
@@ -110,8 +111,8 @@ def merge(
     if chosen.needs or chosen.gives != ONE:
         raise ConfigError(
             f"{chosen.label} needs {' and '.join(('weights', *chosen.needs))} and gives "
-            f"{chosen.gives}; from files only methods that need nothing but weights and give one "
-            "encoder can be merged."
+            f"{chosen.gives}; files can be merged only by methods that need nothing but weights "
+            f"and give one encoder."
         )
     if base is None and method not in NEEDS_NO_BASE:
         raise ConfigError(
@@ -163,7 +164,7 @@ def merge(
 def _by_task(
     parents: Sequence[Parent], processors: Sequence[Any], root: Parent | None
 ) -> dict[str, Any]:
-    """Each task's processor; for an expert without one the base's, or another expert's."""
+    """Each task's processor; for an expert without one, the base's or another expert's."""
     lenders = [i for i in (len(parents), *range(len(parents))) if i < len(processors)]
     lent = next((i for i in lenders if processors[i] is not None), None)
     if lent is None:
@@ -173,7 +174,7 @@ def _by_task(
     if lacking:
         warnings.warn(
             f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
-            f"'{lender}' is used. Give processor= where it was trained with another.",
+            f"'{lender}' is used. Give processor= if it was trained with another one.",
             UserWarning,
             stacklevel=3,
         )
@@ -209,15 +210,15 @@ def _sources(
         ]
         if wrong:
             raise StateDictError(
-                f"'{parent.name}' has other shapes than '{first.name}' at {', '.join(wrong[:3])}. "
-                "Another vocabulary or width?"
+                f"'{parent.name}' differs from '{first.name}' in the shape of "
+                f"{', '.join(wrong[:3])}. Does it have another vocabulary or width?"
             )
         for n in (n for n in names if n in first.plan.buffers):
             if not torch.equal(parent.weights.tensor(source[n]), first.weights.tensor(n)):
                 raise StateDictError(
-                    f"'{parent.name}' and '{first.name}' differ in {n}, which is no weight but "
-                    "measured or counted (BatchNorm's running statistics, for example): merged "
-                    "weights have others. Merge models without such layers."
+                    f"'{parent.name}' and '{first.name}' differ in {n}, which is not a weight but "
+                    f"measured from data (such as BatchNorm's running statistics), so that it "
+                    f"would not fit the merged weights. Merge models without such layers."
                 )
     return [{n: source[n] for n in names} for source in sources]
 
@@ -227,7 +228,7 @@ Source = tuple[Parent, Mapping[str, str]]
 
 
 class Reader:
-    """Base and experts side by side, in flat float32 pieces."""
+    """Base and experts in parallel, in flat float32 pieces."""
 
     def __init__(self, experts: Sequence[Source], base: Source, device: torch.device):
         self.experts, self.base, self.device = experts, base, device
@@ -243,7 +244,7 @@ class Reader:
         return parent.weights.shape(source[name])
 
     def spans(self) -> Iterator[tuple[str, int | None, int | None]]:
-        """Names with the rows to read: small tensors whole, large ones by rows."""
+        """Names with the rows to read: small tensors at once, large ones by rows."""
         for name in self.floats:
             shape = self._shape(name)
             rows = shape[0] if shape else 0
@@ -254,7 +255,8 @@ class Reader:
                 yield from ((name, a, min(rows, a + step)) for a in range(0, rows, step))
 
     def pieces(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """theta_b ``[n]`` and the T experts' ``[n]``; the first pass refuses what is not finite."""
+        """theta_b ``[n]`` and the T experts' ``[n]``; the first pass refuses values that are not
+        finite."""
         for name, start, stop in self.spans():
             flat = []
             for parent, source in (self.base, *self.experts):
@@ -266,7 +268,7 @@ class Reader:
                 if not self._checked and not all_finite(piece):
                     raise StateDictError(
                         f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
-                        "diverged or its file is damaged; make it again."
+                        f"diverged or its file is damaged; create it again."
                     )
                 flat.append(piece)
             yield flat[0], flat[1:]
@@ -288,7 +290,7 @@ class Reader:
         if not can_stream(method):
             warnings.warn(
                 f"{method.label} has no streaming form: base and {len(self.experts)} experts are "
-                "loaded whole.",
+                f"loaded completely.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -308,11 +310,11 @@ class Reader:
 
 
 def _finite(name: str, merged: Tensor) -> Tensor:
-    """``merged``. Raises ``StateDictError`` for NaN or inf: an option out of all proportion, or a
-    dtype too narrow for the weights."""
+    """``merged``. Raises ``StateDictError`` for NaN or inf: an option is far too large, or the
+    dtype's range is too small for the weights."""
     if not all_finite(merged):
         raise StateDictError(
-            f"The merge gives NaN or inf in {shortened(name)}. Take a smaller lambda, or dtype "
-            "float32 or bfloat16."
+            f"The merge has NaN or inf in {shortened(name)}. Use a smaller lambda, or dtype "
+            f"float32 or bfloat16."
         )
     return merged

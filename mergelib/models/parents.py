@@ -1,5 +1,5 @@
-"""Checkpoints on disk: the files that transformers reads, refused where unsafe, tensor by
-tensor."""
+"""Checkpoints on disk: the files that transformers reads, tensor by tensor; unsafe ones are
+refused."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..core.errors import (
 )
 from .plan import Plan, first_line, plan, quiet
 
-# Mapped pages count as memory of the process until the file is closed, so it is opened anew after
-# this many bytes.
+# Mapped pages count as the process's memory until the file is closed, so it is reopened after this
+# many bytes.
 REOPEN_AFTER = 16 << 20
 DTYPE_CODES = {  # as safetensors writes them
     torch.float64: "F64",
@@ -46,7 +46,7 @@ DTYPE_CODES = {  # as safetensors writes them
     torch.bool: "BOOL",
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-MAX_LABELS = 100_000  # transformers makes a name for each that a configuration announces
+MAX_LABELS = 100_000  # transformers creates a name for each label that a configuration announces
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of from_pretrained
 OTHER_WEIGHTS = {".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth", ".ckpt"}
@@ -63,7 +63,7 @@ PROCESSOR_FILES = (
 
 
 def class_name(config: Any) -> str:
-    """The first of a configuration's ``architectures``, to which a file may give any type."""
+    """The first of a configuration's ``architectures``, which in a file may have any type."""
     named = config.architectures
     return str(named[0]) if isinstance(named, list) and named else "none"
 
@@ -87,7 +87,8 @@ class Weights:
         for name in self.files:
             if not (folder / name).is_file():
                 raise ConfigError(
-                    f"'{folder.name}' lacks {name}, which its index names; copy the whole folder."
+                    f"'{folder.name}' lacks {name}, which its index names; copy the complete "
+                    f"folder."
                 )
             if name.endswith(".safetensors"):
                 self._where |= dict.fromkeys(self._handle(name).keys(), name)
@@ -102,7 +103,7 @@ class Weights:
                 if index.is_file():
                     warnings.warn(
                         f"'{self.folder.name}' holds {name} and {index.name}; the first is read, "
-                        "as transformers does. Remove what is out of date.",
+                        f"as transformers does. Remove the outdated one.",
                         UserWarning,
                         stacklevel=2,
                     )
@@ -119,7 +120,7 @@ class Weights:
         try:
             files = set(json.loads(index.read_text())["weight_map"].values())
             if not all(isinstance(f, str) for f in files):
-                raise TypeError("a file's name is no text")
+                raise TypeError("a file's name is not a text")
         except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as e:
             raise ConfigError(f"'{self.folder.name}': {index.name} is damaged ({e}).") from e
         for file in files:
@@ -136,13 +137,14 @@ class Weights:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds, the unpickler's own among them
             raise UnsafeFileError(
-                f"'{self.folder.name}': {path.name} is a pickle with more than plain tensors in "
-                "it, or is damaged. It was not run. Convert it to safetensors where you trust it."
+                f"'{self.folder.name}': {path.name} is a pickle that holds more than plain "
+                f"tensors, or is damaged. It was not run. Convert it to safetensors on a machine "
+                f"where you trust it."
             ) from error
         if not isinstance(state, dict) or not all(
             isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
         ):
-            raise StateDictError(f"'{self.folder.name}': {path.name} is no plain state dict.")
+            raise StateDictError(f"'{self.folder.name}': {path.name} is not a plain state dict.")
         odd = next((k for k, v in state.items() if not _is_plain(v)), None)
         if odd is not None:
             raise StateDictError(
@@ -160,7 +162,7 @@ class Weights:
                 self._open[file] = safe_open(str(self.folder / file), "pt")
             except (SafetensorError, OSError, MemoryError) as error:
                 raise ConfigError(
-                    f"'{self.folder.name}': {shortened(file)} is damaged or no safetensors file "
+                    f"'{self.folder.name}': {shortened(file)} is damaged or not a safetensors file "
                     f"({shortened(str(error), 200)})."
                 ) from error
             self._read[file] = 0
@@ -182,7 +184,7 @@ class Weights:
     def dtypes(self) -> dict[str, str]:
         """Name -> dtype as safetensors writes it (F32, BF16, I64, ...).
 
-        Raises ``StateDictError`` for one that nothing here would merge, such as F8.
+        Raises ``StateDictError`` for a dtype that cannot be merged, such as F8.
         """
         dtypes = {
             n: self._handle(file).get_slice(n).get_dtype()
@@ -203,7 +205,7 @@ class Weights:
 
     @cached_property
     def layout(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
-        """Name, shape and whether it holds floating-point numbers, of every tensor."""
+        """For every tensor: name, shape, and whether it is floating-point."""
         return tuple((n, self.shape(n), self.is_float(n)) for n in self)
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
@@ -218,7 +220,8 @@ class Weights:
 
 
 def _is_plain(t: Tensor) -> bool:
-    """A dense tensor on the CPU, all of it in memory: an expanded one can announce any size."""
+    """Whether this is a dense CPU tensor with all its data in memory: an expanded tensor can claim
+    any size."""
     return (
         t.layout is torch.strided
         and t.device.type == "cpu"
@@ -232,7 +235,7 @@ class Parent:
     """One model to merge, or the base.
 
     ``name`` is for people and folders, ``source`` for the card, ``folder`` to read; ``scratch``
-    keeps the temporary folder of a model that came loaded.
+    keeps the temporary folder of a model that was given loaded.
     """
 
     name: str
@@ -242,15 +245,15 @@ class Parent:
 
     @cached_property
     def config(self) -> Any:
-        """Raises ``ConfigError`` for a folder without a configuration that transformers itself
-        knows, or whose weights are an adapter's or quantised."""
+        """Raises ``ConfigError`` for a folder whose configuration is missing or unknown to
+        transformers itself, or whose weights are quantised or an adapter's."""
         from transformers import AutoConfig
 
         if (self.folder / "adapter_config.json").is_file():
             raise ConfigError(
-                f"'{self.name}' is or holds an adapter (adapter_config.json), whose weights are "
-                "changes of another model. Merge it into that model first (PEFT: "
-                "model.merge_and_unload().save_pretrained(FOLDER)) and give that folder."
+                f"'{self.name}' is or contains an adapter (adapter_config.json), whose weights "
+                f"are changes to another model. Merge it into that model first (PEFT: "
+                f"model.merge_and_unload().save_pretrained(FOLDER)) and give that folder."
             )
         content = read_json(
             self.folder / "config.json", f"'{self.name}' has no configuration: config.json"
@@ -258,13 +261,14 @@ class Parent:
         announced = content.get("num_labels", 0)
         if not isinstance(announced, int) or not 0 <= announced <= MAX_LABELS:
             raise ConfigError(
-                f"'{self.name}': config.json announces {shortened(announced)} labels; a number up "
-                f"to {MAX_LABELS} is taken."
+                f"'{self.name}': config.json announces {shortened(announced)} labels; at most "
+                f"{MAX_LABELS} are allowed."
             )
         if content.get("quantization_config"):
             raise ConfigError(
-                f"'{self.name}' is quantised (config.json: quantization_config): codes cannot be "
-                "averaged. Give the model in float32, float16 or bfloat16 (transformers: "
+                f"'{self.name}' is quantised (config.json: quantization_config): quantised codes "
+                f"cannot be averaged. Give the model in float32, float16 or bfloat16 "
+                f"(transformers: "
                 "model.dequantize().save_pretrained(FOLDER))."
             )
         if content.get("transformers_weights"):
@@ -281,10 +285,10 @@ class Parent:
                 ):
                     raise ValueError("id2label does not name the classes 0, 1, 2, ...")
                 return config
-        except Exception as error:  # fails wherever transformers first uses a wrong value
+        except Exception as error:  # fails wherever transformers first uses an invalid value
             raise ConfigError(
-                f"'{self.name}' has no configuration that transformers knows without running the "
-                f"model's own code ({first_line(error)})."
+                f"'{self.name}' has no configuration that transformers can read without running "
+                f"the model's own code ({first_line(error)})."
             ) from error
 
     @cached_property
@@ -299,9 +303,9 @@ class Parent:
         named = class_name(self.config)
         if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
             raise ConfigError(
-                f"'{self.name}' is a {shortened(named)}, no ...ForSequenceClassification or "
-                "...ForImageClassification. Experts are fine-tuned classifiers; a model without a "
-                "head can only be the base."
+                f"'{self.name}' is a {shortened(named)}, not a ...ForSequenceClassification or "
+                f"...ForImageClassification. Experts are fine-tuned classifiers; a model without "
+                f"a head can only serve as the base."
             )
         return getattr(transformers, named)
 
@@ -322,25 +326,26 @@ class Parent:
             if places:
                 raise StateDictError(
                     f"'{self.name}': {files} {what} {first_five(places)} of a {kind} with its "
-                    "configuration. Copy the whole folder, or save the model again."
+                    f"configuration. Copy the complete folder, or save the model again."
                 )
         if loaded.foreign:
             raise StateDictError(
-                f"'{self.name}': {files} holds {first_five(loaded.foreign)}, which belongs to "
-                f"layers of a {kind} that do not take it: a quantised model, or an adapter that "
-                "is not merged. Save the plain model (dequantize(), merge_and_unload())."
+                f"'{self.name}': {files} holds {first_five(loaded.foreign)}, which layers of a "
+                f"{kind} do not use: is this a quantised model, or an adapter that is not merged? "
+                f"Save the plain model (dequantize(), merge_and_unload())."
             )
         if loaded.unused:
             warnings.warn(
                 f"'{self.name}': {files} holds {first_five(loaded.unused)}, which a {kind} does "
-                "not load; left out, as transformers does.",
+                f"not load; it is ignored, as in transformers.",
                 UserWarning,
                 stacklevel=2,
             )
         return loaded
 
     def plan_as(self, model_class: Any, config: Any) -> Plan:
-        """The same for another class and configuration: how fine-tuning begins from a base."""
+        """The same for another class and configuration: how a base is loaded at the start of
+        fine-tuning."""
         loaded = plan(model_class, config, self.weights.layout)
         codes = [
             n for n in loaded.fills if n not in loaded.buffers and not self.weights.is_float(n)
@@ -348,14 +353,14 @@ class Parent:
         if codes:
             raise StateDictError(
                 f"'{self.name}': {first_five(codes)} of {first_five(self.weights.files)} is "
-                "stored in whole numbers where the model has weights: a quantised model. Save it "
-                "in float32, float16 or bfloat16."
+                f"stored as integers, but the model has weights there: a quantised model. Save it "
+                f"in float32, float16 or bfloat16."
             )
         return loaded.with_ties(lambda a, b: torch.equal(*map(self.weights.tensor, (a, b))))
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names in the head's order."""
+        """Label names, in the order of the head's rows."""
         return tuple(self.config.id2label[i] for i in range(self.config.num_labels))
 
     @property
@@ -368,7 +373,7 @@ class Parent:
             return None
         from transformers import AutoImageProcessor, AutoTokenizer
 
-        # CLIP's folders hold both.
+        # CLIP's folders have both.
         image = (
             class_name(self.config).endswith("ForImageClassification")
             or not (self.folder / "tokenizer_config.json").is_file()
@@ -379,7 +384,7 @@ class Parent:
                 return (AutoImageProcessor if image else AutoTokenizer).from_pretrained(
                     str(self.folder), trust_remote_code=False
                 )
-        except Exception as error:  # the tokenizers' parser raises a bare Exception
+        except Exception as error:  # the tokenizers library's parser raises a bare Exception
             raise ConfigError(
                 f"'{self.name}': its tokenizer or image processor cannot be loaded "
                 f"({first_line(error)}). Copy the folder again."
@@ -394,7 +399,7 @@ def _download(source: str) -> Path:
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-        # Of safetensors those count that transformers would read, not an adapter or a variant.
+        # Only safetensors that transformers would read count, not an adapter or a variant.
         if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
             folder = Path(
                 snapshot_download(
@@ -410,15 +415,15 @@ def _download(source: str) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise OfflineError(
-            f"'{source}' is no folder on this machine, and the hub did not deliver it. Check the "
-            f"name, or connect once. ({first_line(error)})"
+            f"'{source}' is not a folder on this machine and could not be downloaded from the "
+            f"hub. Check the name, or connect once. ({first_line(error)})"
         ) from error
 
 
 def open_parent(source: Any, name: str = "") -> Parent:
     """A parent from a hub id (``id`` or ``id@revision``), a folder, or a loaded transformers model.
 
-    Raises ``ConfigError`` for something else, ``OfflineError`` for an id that cannot be had.
+    Raises ``ConfigError`` for anything else, ``OfflineError`` for an id that cannot be downloaded.
     """
     if isinstance(source, Parent):
         return source
@@ -429,10 +434,10 @@ def open_parent(source: Any, name: str = "") -> Parent:
                 source.save_pretrained(scratch.name)
         except OSError:
             raise
-        except Exception as error:  # weights that are quantised, or elsewhere
+        except Exception as error:  # weights that are quantised, or offloaded
             raise ConfigError(
-                f"'{name or type(source).__name__}' cannot be saved ({first_line(error)}); a model "
-                "that is quantised or has no data cannot be merged."
+                f"'{name or type(source).__name__}' cannot be saved ({first_line(error)}); a "
+                f"model that is quantised or without data cannot be merged."
             ) from error
         said = Path(str(getattr(source.config, "_name_or_path", ""))).name
         return Parent(
@@ -440,7 +445,7 @@ def open_parent(source: Any, name: str = "") -> Parent:
         )
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(
-            "A model is a hub id, a folder or a loaded transformers model, not "
+            "A model must be a hub id, a folder or a loaded transformers model, not "
             f"{type(source).__name__}."
         )
     if not str(source).strip():

@@ -1,4 +1,5 @@
-"""How transformers would load a set of tensors: told by transformers itself, without reading any.
+"""How transformers would load a set of tensors, found by asking transformers itself, without
+reading any.
 
 ``from_pretrained`` gets a constant of the right shape for each tensor, which takes no memory; where
 the constants end up shows what goes where, whatever names, prefixes and ties a file has.
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from ..core.errors import StateDictError, shortened
 
-FIRST = 1 << 20  # of the constants: above any value that an initialisation gives
-# What says nothing about the function that a model computes once it is trained; rates of dropout
-# and scales of initial weights are such parts too.
+FIRST = 1 << 20  # of the constants: above any value that an initialisation produces
+# Fields that do not affect the function of a trained model; dropout rates and scales of initial
+# weights belong here, too.
 HARMLESS = {
     "architectures",
     "auxiliary_loss_weight",
@@ -42,7 +43,7 @@ HARMLESS = {
     "output_hidden_states",
     "output_past",
     "problem_type",
-    "projection_dim",  # of a tower: where a projection is used, its shape says it
+    "projection_dim",  # of a tower: if a projection is used, its shape shows it
     "return_dict",
     "task_specific_params",
     "tie_weights_",
@@ -62,7 +63,7 @@ Layout = tuple[tuple[str, tuple[int, ...], bool], ...]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its bars and reports: what matters of them is raised here."""
+    """Silence transformers' progress bars and reports: what matters in them is raised here."""
     from transformers.utils import logging as hf
 
     verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
@@ -77,7 +78,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, for a message of ours."""
+    """An error's first line, for one of our messages."""
     return shortened((str(error).strip() or type(error).__name__).splitlines()[0], 200)
 
 
@@ -93,14 +94,14 @@ def function_of(config: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where tensors of a file go in a model.
+    """Which tensors of a file go where in a model.
 
-    ``fills``: name in the file -> names in the model, for those that are loaded. ``missing``: the
-    model's names that nothing fills; ``mismatched``: those for which the file has another shape.
-    ``unused``: names that the model has not; ``foreign``: those of them in a layer with weights.
-    ``buffers``: names in the file of what the model does not train. ``tied``: pairs of names in
-    the file that the model ties where their values are equal. ``converted``: whether tensors are
-    cut, joined or turned on the way.
+    ``fills``: name in the file -> names in the model, for loaded tensors. ``missing``: the model's
+    names that nothing fills; ``mismatched``: those with another shape in the file. ``unused``: the
+    file's names that the model lacks; ``foreign``: those of them in a layer with weights.
+    ``buffers``: the file's names of tensors that are not trained. ``tied``: pairs of names in the
+    file that the model ties if their values are equal. ``converted``: whether tensors are split,
+    joined or transposed on loading.
     """
 
     fills: dict[str, tuple[str, ...]]
@@ -113,7 +114,7 @@ class Plan:
     converted: bool
 
     def with_ties(self, equal: Callable[[str, str], bool]) -> Plan:
-        """Names of one tied tensor as one: the others are left out where ``equal`` says so."""
+        """Treat names of one tied tensor as one: the others are left out if ``equal`` says so."""
         fills = dict(self.fills)
         for name, source in self.tied:
             if name in fills and source in fills and equal(name, source):
@@ -121,7 +122,7 @@ class Plan:
         return replace(self, fills={n: tuple(sorted(f)) for n, f in fills.items()})
 
     def gaps(self, prefix: str) -> list[str]:
-        """The model's names that are missing although other parts of their module are there."""
+        """The model's names that are missing although other parts of their module are present."""
 
         def module(place: str) -> str:
             return place.removeprefix(prefix).split(".")[0]
@@ -135,7 +136,7 @@ class Plan:
     def names_in(self, other: Plan) -> dict[str, str]:
         """This file's name -> another file's name for the same tensors of the model.
 
-        Raises ``StateDictError`` where the two files may hold them in different arrangements.
+        Raises ``StateDictError`` if the two files may store them in different arrangements.
         """
         by_place: dict[tuple[str, ...], list[str]] = {}
         for name, places in other.fills.items():
@@ -148,8 +149,9 @@ class Plan:
         renamed = next((n for n, m in names.items() if n != m), None)
         if renamed and (self.converted or other.converted):
             raise StateDictError(
-                f"{shortened(renamed)} and {shortened(names[renamed])} are the same weights in "
-                "another arrangement. Load both models with one version of transformers and save "
+                f"{shortened(renamed)} and {shortened(names[renamed])} are the same weights, "
+                f"stored in different arrangements. Load both models with one version of "
+                f"transformers and save "
                 "them again."
             )
         return names
@@ -169,19 +171,21 @@ def plan(model_class: Any, config: Any, layout: Layout) -> Plan:
         layout: name, shape and whether it holds floating-point numbers, of every tensor.
 
     Raises:
-        StateDictError: the configuration makes no such model, or one far larger than the tensors.
+        StateDictError: the configuration does not make such a model, or makes one far larger than
+            the tensors.
     """
     layers = getattr(config, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > len(layout):
         raise StateDictError(
-            f"The configuration announces {layers} layers, the weights are {len(layout)} tensors."
+            f"The configuration announces {layers} layers, but there are only {len(layout)} "
+            f"tensors."
         )
     whole = json.dumps(config.to_dict() | {"id2label": None, "label2id": None}, default=str)
     return _plan(model_class, whole, config.num_labels, _Unhashed(config), layout)
 
 
 class _Unhashed:
-    """A value that takes no part in the key of a cache."""
+    """A value that is not part of a cache's key."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -213,7 +217,7 @@ def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout
                 ignore_mismatched_sizes=True,
                 dtype=torch.float32,
             )
-    except Exception as error:  # wherever transformers first uses a wrong value
+    except Exception as error:  # raised wherever transformers first uses an invalid value
         raise StateDictError(
             f"The configuration and the weights make no {model_class.__name__} "
             f"({first_line(error)})."
@@ -241,7 +245,7 @@ def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout
 
 
 def _constants(tensor: Tensor, n: int) -> list[int]:
-    """Which of the n constants a loaded tensor is made of."""
+    """Which of the n constants a loaded tensor consists of."""
     if not tensor.numel():
         return []
     flat = tensor[(0,) * tensor.ndim][None] if not any(tensor.stride()) else tensor.unique()
@@ -249,6 +253,6 @@ def _constants(tensor: Tensor, n: int) -> list[int]:
 
 
 def _above(name: str) -> list[str]:
-    """The modules that a tensor's name lies in."""
+    """The modules that contain a tensor, from its name."""
     parts = name.split(".")
     return [".".join(parts[:i]) for i in range(1, len(parts))]

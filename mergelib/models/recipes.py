@@ -1,7 +1,7 @@
-"""What merge, align and evaluate can be told: by flags, by a YAML recipe, or by mergekit's YAML.
+"""The options of merge, align and evaluate, from flags, a YAML recipe, or mergekit's YAML.
 
-One class per command is the single list of options: the flags are made from it, so a recipe knows
-every flag and no other.
+One class per command lists its options, and the flags are generated from it: recipes and flags have
+the same options.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class MergeRecipe(Recipe):
     options: dict[str, Value] = Field({}, description="options of the method: lam=1.0 keep=0.2")
     encoder: list[str] = Field(
         [],
-        description="patterns of what is encoder, for example 'bert.*' (default: told by the base)",
+        description="patterns for the encoder's tensors, for example 'bert.*' (default: those "
+        "that the base has)",
     )
     head: str = Field(
-        "", description="name of the last linear layer (default: told by the architecture)"
+        "", description="name of the last linear layer (default: from the architecture)"
     )
     dtype: str = Field("", description="float32, bfloat16 or float16 (default: the base's)")
     single: bool = Field(False, description="also write an ordinary folder per task")
@@ -56,10 +57,10 @@ class ScoringRecipe(Recipe):
         None, description="column of the text in tables: its name, or its number from 0"
     )
     first_label: int | None = Field(
-        None, ge=0, le=1, description="number of the first class in files (default: told by them)"
+        None, ge=0, le=1, description="number of the first class in files (default: inferred)"
     )
     max_length: int = Field(
-        0, ge=0, description="cut texts to N tokens (default: what the model takes)"
+        0, ge=0, description="cut texts to N tokens (default: the model's maximum)"
     )
     batch_size: int = Field(64, ge=1, description="inputs at a time")
 
@@ -70,12 +71,14 @@ class AlignRecipe(ScoringRecipe):
     merged: str = Field(description="folder that `merge` wrote")
     experts: Names = Field(description="task=MODEL: the experts, whose outputs are the targets")
     inputs: Names = Field(
-        description="task=FILE: .txt (a text per line), a table (labels are not looked at: .csv, "
+        description="task=FILE: .txt (a text per line), a table (its labels are ignored: .csv, "
         ".tsv, .jsonl, .parquet) or a folder of images",
         min_length=1,
     )
     k: int | None = Field(
-        None, ge=1, description="draw k inputs per class, without looking at classes (default: all)"
+        None,
+        ge=1,
+        description="use k inputs per class on average, drawn without labels (default: all)",
     )
     seed: int = Field(0, description="of that draw")
     protocol: str = Field(
@@ -92,7 +95,7 @@ class EvaluateRecipe(ScoringRecipe):
     """Accuracy of a model, a merged folder or an aligned folder."""
 
     model: str = Field(
-        description="hub id or folder: a classifier, or what `merge` or `align` wrote"
+        description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"
     )
     data: Names = Field(
         description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one "
@@ -121,8 +124,8 @@ R = TypeVar("R", bound=Recipe)
 
 
 class AddUp(argparse.Action):
-    """Several values of a flag add up, also where it is given twice; of two single values, two
-    different ones are an error."""
+    """A flag's values add up, also if it is repeated; for a flag with a single value, two different
+    values are an error."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         before = getattr(namespace, self.dest, None)
@@ -135,7 +138,8 @@ class AddUp(argparse.Action):
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
-    """One flag per field; what is not given stays out of the namespace: a recipe's value counts."""
+    """One flag per field; a flag that is not given stays out of the namespace, so that the recipe's
+    value counts."""
     for name, info in kind.model_fields.items():
         flag = "-k" if name == "k" else "--" + name.replace("_", "-")
         options: dict[str, Any] = {"help": info.description, "default": argparse.SUPPRESS}
@@ -152,14 +156,14 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
         "--recipe",
         metavar="FILE",
         action=AddUp,
-        help="YAML with the same names (flags win); merge also reads mergekit's form",
+        help="YAML with the same names (flags win); merge also reads mergekit's format",
     )
 
 
 def pairs(texts: list[str], what: str) -> Names:
-    """``name=value`` texts as a dict; of paths, one alone is named after its last part.
+    """``name=value`` texts as a dict; a path without a name is named after its last part.
 
-    Raises ``ConfigError`` for a name given twice, and for a text that may be read in two ways.
+    Raises ``ConfigError`` for a repeated name, and for a text that can be read in two ways.
     """
     named: Names = {}
     for text in texts:
@@ -167,11 +171,11 @@ def pairs(texts: list[str], what: str) -> Names:
         if what != "options" and (not separator or "/" in name or _exists(text)):
             if separator and "/" not in name and _exists(value):
                 raise ConfigError(
-                    f"{what}: '{shortened(text)}' is a path, and names the path "
+                    f"{what}: '{shortened(text)}' is itself a path, but also names the path "
                     f"'{shortened(value)}'; write './{shortened(text)}' for the first."
                 )
             path = text if _exists(text) else text.partition("@")[0]
-            name, value = Path(os.path.abspath(path)).name, text  # of "." too
+            name, value = Path(os.path.abspath(path)).name, text  # also for "."
         if not name or not value:
             raise ConfigError(f"{what}: '{shortened(text)}' is not name=value.")
         if name in named:
@@ -191,12 +195,12 @@ def _exists(path: str) -> bool:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping. Raises ``ConfigError`` with the line of what cannot be read."""
+    """Read a YAML mapping from a file. Raises ``ConfigError`` with the line that cannot be read."""
     return parse_yaml(documents.read_text(path, f"recipe {shortened(str(path), 200)}"), str(path))
 
 
 def parse_yaml(text: str, where: str = "recipe") -> dict[str, Any]:
-    """The same from a text."""
+    """The same, from a text."""
     content = documents.parse_yaml(text, where)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{where}: a recipe is a mapping such as 'method: ties'.")
@@ -208,10 +212,10 @@ def build(
 ) -> Recipe:
     """A recipe from a YAML mapping, or its section named after the command, and flags.
 
-    A flag wins over the recipe's value; where both are mappings (options, experts, ...), it wins
+    A flag overrides the recipe's value; if both are mappings (options, experts, ...), it overrides
     name by name and the recipe's other entries stay.
 
-    Raises ``ConfigError`` for a wrong value and ``UnknownNameError`` for an unknown option.
+    Raises ``ConfigError`` for an invalid value and ``UnknownNameError`` for an unknown option.
     """
     kind = COMMANDS[command]
     section = content.get(command)
@@ -219,8 +223,8 @@ def build(
         beside = next((key for key in content if key not in COMMANDS), None)
         if beside is not None:
             raise ConfigError(
-                f"recipe: '{shortened(beside)}' stands beside the section '{command}'; put it into "
-                "the section, or leave sections out."
+                f"recipe: '{shortened(beside)}' stands outside the section '{command}'; move it "
+                f"into the section, or use no sections."
             )
         content = section
     if command == "merge" and "merge_method" in content:
@@ -237,7 +241,7 @@ def build(
     }
     for name, value in values.items():
         if isinstance(value, list) and len({repr(v) for v in value}) < len(value):
-            raise ConfigError(f"{name}: {shortened(value)} names something twice.")
+            raise ConfigError(f"{name}: {shortened(value)} contains a name twice.")
     try:
         return kind(**values)
     except ValidationError as error:
@@ -249,13 +253,15 @@ def build(
 
 
 def _mappings(kind: type[Recipe], content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with lists of ``name=value`` as mappings, and options as what they stand for."""
+    """The content with lists of ``name=value`` as mappings, and options as values."""
     values = dict(content)
     for name, info in kind.model_fields.items():
         value = values.get(name)
         if info.annotation in (Names, dict[str, Value]) and isinstance(value, list):
             if not all(isinstance(v, str) for v in value):
-                raise ConfigError(f"{name}: a list of texts, or a mapping from name to value.")
+                raise ConfigError(
+                    f"{name} must be a list of texts, or a mapping from name to value."
+                )
             values[name] = pairs(value, name)
         if info.annotation == dict[str, Value] and isinstance(values.get(name), dict):
             values[name] = {

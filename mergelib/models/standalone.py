@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def tasks(folder=HERE):
-    """Names of the tasks whose heads are here."""
+    """Names of the tasks whose heads are in the folder."""
     return sorted(p.parent.name for p in Path(folder).glob("heads/*/config.json"))
 
 
@@ -45,7 +45,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(f"usage: python load_merged.py TASK OUT    tasks: {', '.join(tasks())}")
     load(sys.argv[1]).save_pretrained(sys.argv[2])
-    # A task that reads its inputs in a way of its own has its tokenizer beside its head.
+    # A task that reads its inputs differently has its own tokenizer next to its head.
     for place in (HERE / "heads" / sys.argv[1], HERE):
         if any(place.glob("tokenizer*")) or any(place.glob("preprocessor_config.json")):
             image = (place / "preprocessor_config.json").exists()

@@ -1,9 +1,9 @@
-"""Merging experts of several foundations: what distance costs, and what repairs give back.
+"""Merging experts of several foundations: how much distance costs, and how much repairs recover.
 
-``spec``, ``architectures``, ``permute`` and ``matching`` are permutation symmetries, and which
-units of two networks are the same; ``sites``, ``statistics``, ``correction`` and ``tact`` measure
-and correct a merged encoder's activations; ``settings`` makes studies of all that, ``resampled``
-judges claims, ``tables`` shows it.
+``spec``, ``architectures``, ``permute`` and ``matching`` handle permutation symmetries and match
+the units of two networks; ``sites``, ``statistics``, ``correction`` and ``tact`` measure and
+correct a merged encoder's activations; ``settings`` builds studies from these, ``resampled`` judges
+claims, ``tables`` shows them.
 """
 
 from .resampled import Resampled, verdicts

@@ -29,27 +29,27 @@ class Correction:
         return len(self.scale)
 
     def with_site(self, name: str, scale: Tensor, shift: Tensor) -> Correction:
-        """The same with one more site."""
+        """This correction with one more site."""
         return Correction({**self.scale, name: scale}, {**self.shift, name: shift})
 
     def apply(self, site: Site, y: Tensor) -> Tensor:
-        """Corrected activations ``[..., c]`` of a site; ``StateDictError`` for another c."""
+        """Corrected activations ``[..., c]`` of a site. Raises ``StateDictError`` for another c."""
         scale, shift = self.scale[site.name], self.shift[site.name]
         if y.shape[-1] != len(scale):
             raise StateDictError(
-                f"A correction of {len(scale)} channels got activations of {y.shape[-1]}; it was "
-                "fitted on an encoder of another size."
+                f"A correction for {len(scale)} channels received activations with {y.shape[-1]}; "
+                f"it was fitted on an encoder of another size."
             )
         return y * scale.to(y) + shift.to(y)
 
     def tensors(self) -> dict[str, Tensor]:
-        """One flat dict, ``<site>.scale`` and ``<site>.shift``, as safetensors takes it."""
+        """One flat dict, ``<site>.scale`` and ``<site>.shift``, for safetensors."""
         parts = ((SCALE, self.scale), (SHIFT, self.shift))
         return {n + end: t.contiguous() for end, part in parts for n, t in part.items()}
 
     @classmethod
     def of(cls, tensors: State) -> Correction:
-        """What ``tensors()`` gave."""
+        """The correction that ``tensors()`` came from."""
         return cls(
             *(
                 {n.removesuffix(end): t for n, t in tensors.items() if n.endswith(end)}
@@ -59,7 +59,8 @@ class Correction:
 
 
 def chosen(sites: Sequence[Site], correction: Correction) -> list[Site]:
-    """The sites that are corrected, in their order. Raises ``ConfigError`` for one of others."""
+    """The corrected sites, in the architecture's order. Raises ``ConfigError`` for an unknown
+    one."""
     unknown = sorted(correction.scale.keys() - {s.name for s in sites})
     if unknown:
         raise ConfigError(
@@ -73,7 +74,7 @@ def _along(vector: Tensor, like: Tensor, axis: int, name: str) -> Tensor:
     """``vector [c]`` in the shape that broadcasts along ``axis`` of ``like``."""
     if axis >= like.dim() or like.shape[axis] != len(vector):
         raise StateDictError(
-            f"{name} is {list(like.shape)}; a correction of {len(vector)} channels does not fit "
+            f"{name} is {list(like.shape)}; a correction for {len(vector)} channels does not fit "
             f"its axis {axis}. It was fitted on an encoder of another size."
         )
     return vector.view([-1 if a == axis else 1 for a in range(like.dim())])
@@ -92,7 +93,7 @@ def fold(
         state: The encoder's weights.
 
     Returns:
-        The state, and the rest of the correction, which no weights can hold (see ``attach``).
+        The state, and the part of the correction that no weights can hold (see ``attach``).
 
     Raises:
         StateDictError: The state lacks tensors or has other shapes.
@@ -125,7 +126,7 @@ def fold(
 
 
 Seen = Callable[[Site, Tensor], Tensor | None]
-"""Called with a site's activations ``[B, L, c]``; a tensor that it returns takes their place."""
+"""Called with a site's activations ``[B, L, c]``; if it returns a tensor, that replaces them."""
 
 
 def _hook(transformer: nn.Module, site: Site, function: Seen) -> RemovableHandle:
@@ -133,8 +134,8 @@ def _hook(transformer: nn.Module, site: Site, function: Seen) -> RemovableHandle
         module = transformer.get_submodule(site.module)
     except AttributeError as error:
         raise ConfigError(
-            f"This encoder has no part '{site.module}'. Take the sites of its own architecture: "
-            "sites_for(config)."
+            f"This encoder has no module '{site.module}'. Use the sites of its own architecture: "
+            f"sites_for(config)."
         ) from error
 
     def before(module: nn.Module, args: tuple) -> tuple | None:
@@ -148,7 +149,7 @@ def _hook(transformer: nn.Module, site: Site, function: Seen) -> RemovableHandle
 
 @contextmanager
 def watched(transformer: nn.Module, sites: Sequence[Site], function: Seen) -> Iterator[None]:
-    """While it lasts, forward passes show ``function`` each site.
+    """Within the block, forward passes call ``function`` at each site.
 
     Raises ``ConfigError`` for a site that ``transformer`` does not have.
     """
@@ -159,7 +160,7 @@ def watched(transformer: nn.Module, sites: Sequence[Site], function: Seen) -> It
 
 
 class ChannelAffine(nn.Module):
-    """Scale and shift of a site as buffers, which are saved and moved, and not trained."""
+    """Scale and shift of a site as buffers, which are saved and moved but not trained."""
 
     def __init__(self, site: Site, correction: Correction):
         super().__init__()
@@ -175,10 +176,10 @@ def attach(module: nn.Module, sites: Sequence[Site], correction: Correction) -> 
     """Let ``module`` (its part ``transformer`` is the encoder) compute with the correction.
 
     Each site gets a small module; together they are ``module.corrections``, so that they move with
-    ``module`` and stand in its state dict, while that of ``module.transformer`` stays what it was.
+    ``module`` and are part of its state dict, while that of ``module.transformer`` does not change.
 
     Raises:
-        ConfigError: There is a correction already, or the encoder does not have a site.
+        ConfigError: A correction is already attached, or the encoder does not have a site.
     """
     if hasattr(module, "corrections"):
         raise ConfigError("This module has a correction attached; attach it to a new one.")

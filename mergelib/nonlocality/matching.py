@@ -1,12 +1,12 @@
-"""Weight matching: put the units of one network in the order of another's, by their weights alone.
+"""Weight matching: put the units of one network into the order of another's, using weights alone.
 
 Maximises, over all permutations that leave the second network's function unchanged, the sum over
 tensors of <A, P(B)>, which minimises the distance |A - P(B)|. All groups at once are out of reach;
 one family of groups with the others held is a linear assignment problem, so coordinate ascent
 solves these in turn. Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836, algorithm 1).
-Differences: heads are scored by the best order inside them, a move is made only where it gains, a
-family is solved again only after a neighbour has moved, and the first sweep goes from what is
-anchored to what is not.
+Differences: heads are scored by the best order inside them, a move is made only if it gains, a
+family is solved again only after a neighbour has moved, and the first sweep proceeds from anchored
+families to unanchored ones.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from .permute import Permutations, apply, identity
 from .spec import PermutationSpec
 
 ROUNDING = 1e-6
-"""A gain below this share of what a family could earn at most is rounding, no reason to move."""
+"""A gain below this share of a family's largest possible one is rounding, not a reason to move."""
 
 Progress = Callable[[Sequence[str]], Iterable[str]]
 
 
 @dataclass(frozen=True)
 class Matching:
-    """``permutations`` bring B to A: compare A with ``apply(spec, permutations, b)``.
+    """``permutations`` take B to A: compare A with ``apply(spec, permutations, b)``.
 
     ``objective`` is what is maximised, at the start and after every sweep; it never falls.
-    ``converged``: no family can gain by moving alone.
+    ``converged``: no single family can still gain by moving.
     """
 
     permutations: dict[str, Tensor]
@@ -58,19 +58,19 @@ def assign(profit: Tensor) -> Tensor:
 def best_move(
     spec: PermutationSpec, root: str, profits: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], float]:
-    """The best joint permutation of ``root`` and the groups within it, given what pairs are worth.
+    """The best joint permutation of ``root`` and the groups within it, given each pair's profit.
 
     With blocks (heads), the best order inside is found for every pair of blocks first, and its
-    worth is the pair's, which a score by block sums does not reach.
+    profit is the pair's; a score by block sums would miss it.
 
     Args:
         spec: The symmetries.
         root: The group that moves.
         profits: Per group ``[size, size]``, entry (i, j) for unit j going to slot i; a group
-            without counts nothing.
+            without an entry counts as 0.
 
     Returns:
-        An index per group, and by how much more they are worth than staying.
+        An index per group, and their gain over staying in place.
     """
     n = spec.groups[root].size
     inner = [name for name in spec.families[root][1:] if name in profits]
@@ -113,27 +113,26 @@ def weight_matching(
     """Permutations of B's units after which its weights are as near to A's as the ascent finds.
 
     Without ``start`` the first sweep begins with the family that has most weights in tensors no
-    other family touches (the residual stream, by the embeddings), and leaves out of account what
-    lies towards families not placed yet: their order, so far arbitrary, would only pull towards
-    the identity. Should that earn less than the identity, the ascent begins there. The result is
-    the same for the same arguments and threads; it is a local optimum, so other seeds and starts
-    can be better.
+    other family touches (the residual stream, by the embeddings), and ignores tensors shared with
+    families not placed yet: their order, still arbitrary, would only pull towards the identity. If
+    the result is worse than the identity, the ascent starts from there. The result is the same for
+    the same arguments and threads; it is a local optimum, so other seeds and starts can be better.
 
     Args:
         spec: The symmetries of both.
         a: A's encoder state.
         b: B's encoder state.
         seed: Orders the families of later sweeps.
-        sweeps: At most so many.
-        start: Permutations to begin with.
+        sweeps: The largest number of sweeps.
+        start: Permutations to start from.
         progress: Wraps the families of a sweep, as ``progress.progress`` does.
 
     Raises:
-        StateDictError: States are not the spec's, differ in shape or hold NaN or inf.
-        ConfigError: ``sweeps`` is below 1, or ``start`` no permutation of the spec.
+        StateDictError: States do not match the spec, differ in shape, or hold NaN or inf.
+            ConfigError: ``sweeps`` is below 1, or ``start`` is not a permutation of the spec.
     """
     if sweeps < 1:
-        raise ConfigError(f"weight_matching: sweeps is at least 1, not {sweeps}.")
+        raise ConfigError(f"weight_matching: sweeps must be at least 1, not {sweeps}.")
     _check(spec, a, b)
     pair = _Pair(spec, a, b, identity(spec) if start is None else start)
     generator = torch.Generator().manual_seed(seed)
@@ -162,7 +161,9 @@ def _check(spec: PermutationSpec, a: State, b: State) -> None:
     for who, state in (("Network A", a), ("Network B", b)):
         spec.check(state, who)
         if bad := not_finite(state):
-            raise StateDictError(f"{who} holds NaN or inf in {', '.join(bad[:5])}; make it again.")
+            raise StateDictError(
+                f"{who} holds NaN or inf in {', '.join(bad[:5])}; create it again."
+            )
     if wrong := [
         f"{n} ({tuple(a[n].shape)}, {tuple(b[n].shape)})"
         for n in spec.axes
@@ -175,8 +176,8 @@ def _check(spec: PermutationSpec, a: State, b: State) -> None:
 
 
 def _place(pair: _Pair, progress: Progress) -> set[str]:
-    """The first sweep: families by the share of their weights that is anchored in what is placed.
-    Returns those that were placed before one of their neighbours."""
+    """The first sweep: families in order of the share of their weights that is anchored in placed
+    ones. Returns those that were placed before one of their neighbours."""
     order: list[str] = []
     while len(order) < len(pair.spec.families):
         left = [r for r in pair.spec.families if r not in order]
@@ -202,7 +203,7 @@ class _Pair:
             root: set().union(*(self.roots[n] for n in names)) - {root}
             for root, names in self.tensors.items()
         }
-        # No permutation earns more (Cauchy-Schwarz), and none changes it.
+        # No permutation exceeds this (Cauchy-Schwarz), and none changes it.
         bound = {n: float(self.a[n].norm() * self.b[n].norm()) for n in spec.axes}
         self.bound = {root: sum(bound[n] for n in names) for root, names in self.tensors.items()}
         self.kept: dict[str, Tensor] = {}
@@ -235,8 +236,8 @@ class _Pair:
         return True
 
     def profit(self, group: str, placed: Sequence[str] | None) -> Tensor | None:
-        """Entry (i, j) of ``[size, size]``: what B's unit j earns in slot i, summed over the
-        group's tensors; None without any."""
+        """Entry (i, j) of ``[size, size]``: the profit of B's unit j in slot i, summed over the
+        group's tensors; None if there are none."""
         size, root, total = self.spec.groups[group].size, self.spec.root(group), None
         kept, rest = [], []
         for name, axis in self.spec.places[group]:
@@ -251,8 +252,8 @@ class _Pair:
         return self._product(rest, size, total) if rest else total
 
     def _keep(self, name: str, group: str) -> bool:
-        """Whether the tensor's product with itself changes with this group alone and is smaller
-        than the tensor: the vocabulary's."""
+        """Whether the tensor's product with itself changes only with this group and is smaller than
+        the tensor, as for the vocabulary."""
         size = self.spec.groups[group].size
         return len(self.roots[name]) == 1 and self.a[name].numel() > size * size
 

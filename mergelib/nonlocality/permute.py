@@ -1,7 +1,7 @@
-"""Permutations as index tensors: one per group, put to work on states, features and heads.
+"""Permutations as index tensors, one per group, applied to states, features and heads.
 
-``permutations[group][i]`` is the index, before, of the unit that stands in slot i afterwards: along
-every axis of the group, new = old.index_select(axis, permutations[group]).
+``permutations[group][i]`` is the old index of the unit that ends up in slot i: along every axis of
+the group, new = old.index_select(axis, permutations[group]).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Permutations = Mapping[str, Tensor]
 
 
 def identity(spec: PermutationSpec) -> dict[str, Tensor]:
-    """Every unit where it is."""
+    """The identity: every unit stays in its place."""
     return {name: torch.arange(group.size) for name, group in spec.groups.items()}
 
 
 def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> dict[str, Tensor]:
-    """Every composition of the symmetries equally likely."""
+    """Random permutations; every composition of the symmetries is equally likely."""
     drawn: dict[str, Tensor] = {}
     for root, family in spec.families.items():
         n = spec.groups[root].size
@@ -38,7 +38,8 @@ def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> di
 
 
 def check_permutations(spec: PermutationSpec, permutations: Permutations) -> None:
-    """Raises ``ConfigError`` for an index that is no permutation or leaves its group's blocks."""
+    """Raises ``ConfigError`` for an index that is not a permutation or breaks its group's
+    blocks."""
     if permutations.keys() != spec.groups.keys():
         wrong = sorted(permutations.keys() ^ spec.groups.keys())[:5]
         raise ConfigError(
@@ -53,8 +54,8 @@ def check_permutations(spec: PermutationSpec, permutations: Permutations) -> Non
             or not torch.equal(index.sort().values, torch.arange(group.size, device=index.device))
         ):
             raise ConfigError(
-                f"The index of group '{name}' has to hold 0..{group.size - 1} once each, int64; "
-                f"this one is {index.dtype} {list(index.shape)}."
+                f"The index of group '{name}' must hold each of 0..{group.size - 1} once, as "
+                f"int64; this one is {index.dtype} {list(index.shape)}."
             )
     for name, group in spec.groups.items():
         if group.within:
@@ -63,12 +64,12 @@ def check_permutations(spec: PermutationSpec, permutations: Permutations) -> Non
             if not (block == outer[:, None]).all():
                 raise ConfigError(
                     f"The index of group '{name}' does not follow '{group.within}': units of one "
-                    "block have to stay together, and where that group puts them."
+                    f"block must stay together, in the place that group gives them."
                 )
 
 
 def permuted(t: Tensor, groups: tuple[str, ...], permutations: Permutations) -> Tensor:
-    """One tensor with the units of each axis in their new places."""
+    """One tensor with the units along each axis reordered."""
     for axis, group in enumerate(groups):
         if group:
             t = t.index_select(axis, permutations[group].to(t.device))
@@ -76,10 +77,10 @@ def permuted(t: Tensor, groups: tuple[str, ...], permutations: Permutations) -> 
 
 
 def apply(spec: PermutationSpec, permutations: Permutations, state: State) -> dict[str, Tensor]:
-    """The state of the same function with its units in other places.
+    """The state of the same function with its units reordered.
 
-    Features change by ``feature_index`` alone. Raises ``StateDictError`` for a state that is not
-    the spec's, ``ConfigError`` for permutations that are not.
+    Features change by ``feature_index`` alone. Raises ``StateDictError`` for a state that does not
+    match the spec, ``ConfigError`` for permutations that do not.
     """
     spec.check(state)
     check_permutations(spec, permutations)
@@ -87,7 +88,7 @@ def apply(spec: PermutationSpec, permutations: Permutations, state: State) -> di
 
 
 def inverse(permutations: Permutations) -> dict[str, Tensor]:
-    """What undoes ``permutations``."""
+    """The inverse of ``permutations``."""
     return {name: index.argsort() for name, index in permutations.items()}
 
 
@@ -100,8 +101,8 @@ def permute_head(head: Head, spec: PermutationSpec, permutations: Permutations) 
     """(W_t, b_t) for the permuted encoder: the same logits from its features."""
     if head.weight.shape[-1] != spec.width:
         raise StateDictError(
-            f"This head takes features of {head.weight.shape[-1]} numbers, the encoder "
-            f"({spec.architecture}) gives {spec.width}; give the head fine-tuned with it."
+            f"This head takes features of {head.weight.shape[-1]} numbers, but the encoder "
+            f"({spec.architecture}) gives {spec.width}; use the head that was fine-tuned with it."
         )
     index = feature_index(spec, permutations).to(head.weight.device)
     return Head(head.weight.index_select(-1, index), head.bias)

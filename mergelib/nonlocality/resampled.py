@@ -1,4 +1,4 @@
-"""What the claims on several foundations are judged by."""
+"""Measured and resampled values for the claims about several foundations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLLAPSE_RESAMPLES = 1000  # all channels of all sites are resampled with the in
 
 
 class Resampled:
-    """What the claims ask of a ``Nonlocality``: values measured and resampled, ``[1 + B]``."""
+    """The quantities of a ``Nonlocality`` that claims use: measured and resampled, ``[1 + B]``."""
 
     def __init__(self, cells: Nonlocality):
         self.cells = cells
@@ -46,15 +46,15 @@ class Resampled:
         return (self._accuracies(setting, method, repaired) / self._experts(setting)).mean(0)
 
     def gap_closed(self, setting: str, method: str, before: str, after: str) -> Tensor:
-        """The part of what is missing to the experts ``before`` that is there ``after``."""
+        """The share of the gap to the experts ``before`` that is closed ``after``."""
         expert, start = self._experts(setting).mean(0), self.accuracy(setting, method, before)
         return (self.accuracy(setting, method, after) - start) / (expert - start)
 
     def variance(self, setting: str, method: str) -> Tensor:
         """Variance of the permuted merge over the expert's, mean over channels, sites and tasks.
 
-        Resampled are the unlabelled inputs that it is measured on, ``COLLAPSE_RESAMPLES`` times at
-        most.
+        The unlabelled inputs that it is measured on are resampled, at most ``COLLAPSE_RESAMPLES``
+        times.
         """
         n = min(self.bootstrap.n, COLLAPSE_RESAMPLES)
 
@@ -73,7 +73,7 @@ class Resampled:
 
 
 def verdicts(cells: Mapping[str, Nonlocality], claims: Sequence[str]) -> list[Verdict]:
-    """Verdicts on claims N-*, a row per part, named by what was merged too: "images TA"."""
+    """Verdicts on claims N-*, a row per part, whose names include what was merged: "images TA"."""
     resampled = {name: Resampled(c) for name, c in cells.items()}
     return [
         replace(v, part=f"{name} {v.part}")

@@ -331,7 +331,7 @@ def test_mergekits_recipe_on_the_command_line(family, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["merge", "--method", "ties", "--experts", "a=x"], "Give --out"),
+        (["merge", "--method", "ties", "--experts", "a=x"], "give --out"),
         (["merge"], "method: Field required"),
         (["merge", "--recipe", "nowhere.yaml"], "cannot be read"),
         (["evaluate", "--model", "/nowhere", "--data", "ag=x"], "no folder"),
@@ -347,7 +347,7 @@ def test_mergekits_recipe_on_the_command_line(family, tmp_path, capsys):
                 "--out",
                 "new",
             ],
-            "no folder that",
+            "was not written by",
         ),
         (
             ["merge", "--method", "tis", "--base", "b", "--experts", "a=/nowhere", "--out", "new"],

@@ -217,9 +217,9 @@ def test_states_of_another_network_are_refused_by_name(networks):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"order": torch.tensor([0, 0])}, "'order' has to hold 0..1 once each"),
-        ({"in": torch.tensor([0, 1])}, "'in' has to hold 0..2"),
-        ({"in": torch.tensor([0, 1, 3])}, "'in' has to hold 0..2"),
+        ({"order": torch.tensor([0, 0])}, "'order' must hold each of 0..1 once"),
+        ({"in": torch.tensor([0, 1])}, "'in' must hold each of 0..2"),
+        ({"in": torch.tensor([0, 1, 3])}, "'in' must hold each of 0..2"),
         ({"in": torch.tensor([0.0, 1.0, 2.0])}, "float32"),
         ({"rows": torch.tensor([0, 2, 1, 3])}, "'rows' does not follow 'order'"),
         ({"order": torch.tensor([1, 0])}, "'rows' does not follow 'order'"),
