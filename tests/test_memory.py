@@ -165,7 +165,7 @@ def test_training_goes_on_in_pieces_to_the_same_weights(tmp_path, error):
         UserWarning, match="toy: out of memory on cpu with a batch of 10 rows"
     ) as said:
         found, info = trained(encoder := Small(3, error), tmp_path)
-    assert [str(w.message).split("through in ")[1][:8] for w in said] == ["2 pieces", "4 pieces"]
+    assert [str(w.message).split("split into ")[1][:8] for w in said] == ["2 pieces", "4 pieces"]
     assert (
         encoder.seen[:6] == [10, 5, 3, 3, 2, 2]
         and sum(encoder.seen[2:]) == 10 + 10 + 3 + 10 + 10 + 3 + 10

@@ -158,7 +158,7 @@ def test_text_online_then_offline(server, online, offline, folder):
             r"released_checkpoints: 5 files, \S+ MB, of which \S+ MB to be downloaded",
             fetched["out"],
         )
-        and "All is there" in fetched["out"]
+        and "Everything is cached" in fetched["out"]
     )
     assert not any("clip" in path or "tanganke" in path for path in server.asked), (
         "images are another group"

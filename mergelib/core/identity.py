@@ -1,4 +1,4 @@
-"""What a function of the user's own means, as part of a key: another meaning must never find an old
+"""The meaning of a user's function, as part of a key: a changed function must never find an old
 result."""
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .types import digest, state_digest
 
 PROCESS = secrets.token_hex(
     16
-)  # of what cannot be told apart, nothing is found again by another process
+)  # marks values without a stable identity: other processes never find their results
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 
 
 def is_ours(function: Any) -> bool:
-    """Whether mergelib defines ``function``, whatever name a wrapper gives itself."""
+    """Whether mergelib defines ``function``, regardless of the name that a wrapper gives itself."""
     homes = []
     while function is not None:
         homes.append(getattr(function, "__globals__", {}).get("__name__", "").partition(".")[0])
@@ -34,35 +34,34 @@ def is_ours(function: Any) -> bool:
 
 
 def refuse_built_in(kind: str, name: str, known: Any, function: Any, replace: bool) -> None:
-    """Raises ``ConfigError`` for no name, and where ``function`` would take the name of another one
-    of mergelib's own."""
+    """Raises ``ConfigError`` for an invalid name, and if ``function`` would take the name of a
+    built-in one."""
     if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{shortened(repr(name))} cannot name a {kind}: give a text.")
+        raise ConfigError(f"{shortened(repr(name))} cannot name a {kind}: use a text.")
     ours = known is not None and is_ours(known.function)
     if ours and not (replace or (is_ours(function) and _same(function, known.function))):
         raise ConfigError(
-            f"'{name}' is a {kind} of mergelib's own; choose another name, or register with "
-            f"replace=True."
+            f"'{name}' is a built-in {kind}; choose another name, or register with replace=True."
         )
 
 
 def check_call(kind: str, name: str, function: Any, *given: str) -> None:
-    """Raises ``ConfigError`` for a function that cannot be called with what it will be given;
-    ``lam`` and ``seed`` are, where it has them."""
+    """Raises ``ConfigError`` for a function that cannot be called with its future arguments, which
+    include ``lam`` and ``seed`` if it has them."""
     try:
         taken = inspect.signature(function)
         taken.bind(*given, **{n: n for n in ("lam", "seed") if n in taken.parameters})
     except TypeError as error:
         raise ConfigError(
-            f"{kind.capitalize()} '{name}' is called with ({', '.join(given)}), which its function "
-            f"does not take: {error}. Options of its own have defaults."
+            f"{kind.capitalize()} '{name}' is called with ({', '.join(given)}), which its "
+            f"function does not accept: {error}. Give further options default values."
         ) from error
-    except ValueError:  # a built-in one, which does not say
+    except ValueError:  # a built-in one without a signature
         pass
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two functions are one, perhaps of a module that was loaded again."""
+    """Whether two functions are the same, possibly from a module that was reloaded."""
     return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)
 
 
@@ -71,8 +70,8 @@ def code_identity(function: Any) -> str:
     do not count, and no source file is needed), its defaults, and the values and functions outside
     installed packages that it refers to.
 
-    A value that cannot be written down, such as an open file, makes the identity good for this
-    process alone.
+    A value that cannot be serialised, such as an open file, makes the identity valid in this
+    process only.
     """
     return digest(repr(_meaning(function, {})))
 
@@ -82,7 +81,7 @@ def _meaning(x: Any, seen: dict[int, tuple[int, Any]]) -> Any:
         return type(x).__name__, repr(x)
     if id(x) in seen:
         return "again", seen[id(x)][0]
-    seen[id(x)] = len(seen), x  # held, so that no other value gets its id
+    seen[id(x)] = len(seen), x  # kept alive, so that no other value gets its id
 
     def of(value: Any) -> Any:
         return _meaning(value, seen)
@@ -117,15 +116,15 @@ def _meaning(x: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     if is_dataclass(x):
         return of(type(x)), [(f.name, of(getattr(x, f.name, None))) for f in fields(x)]
     try:
-        kept = of(x.__reduce_ex__(4))  # its parts, as a copy would be made of them
-    except Exception:  # whatever an object's own code raises
+        kept = of(x.__reduce_ex__(4))  # its parts, as for copying
+    except Exception:  # an object's own code may raise anything
         kept = f"{PROCESS} {id(x)}"
     return of(type(x)), kept
 
 
 def _outside(function: FunctionType, of: Any) -> list[Any]:
-    """What the names of a function's body stand for outside it; of modules of the user's own, the
-    members that it names."""
+    """The outside values that a function's body refers to; for the user's own modules, the members
+    that it names."""
     found, todo = [], [function.__code__]
     while todo:
         code = todo.pop()
@@ -143,7 +142,7 @@ def _outside(function: FunctionType, of: Any) -> list[Any]:
 def _filled(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018
-    except ValueError:  # a name that is assigned later
+    except ValueError:  # a name that is only assigned later
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Where things are, found from the package so that a notebook works from any folder."""
+"""Paths, found from the package's location, so that a notebook works in any folder."""
 
 import errno
 import fcntl
@@ -41,7 +41,7 @@ def build(profile: str) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, made where it is missing. Raises ``StoreError`` where it cannot be."""
+    """Create the folder if it is missing. Raises ``StoreError`` if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,8 +50,8 @@ def make_folder(path: Path) -> Path:
 
 
 def refused_by_disk(error: Exception) -> bool:
-    """Whether ``error`` says that the disk is full, read-only or closed to this user; safetensors
-    and tokenizers report that by errors of their own."""
+    """Whether ``error`` means that the disk is full, read-only or not writable for this user;
+    safetensors and tokenizers have their own errors for that."""
     refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
     code = (
         error.errno
@@ -62,9 +62,9 @@ def refused_by_disk(error: Exception) -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file, and what two runs
-    write at once is one's or the other's. Raises ``StoreError`` where it cannot be written; what
-    was there before is left.
+    """Write under a temporary name, then rename: a reader never sees half a file, and if two runs
+    write at once, one file wins as a whole. Raises ``StoreError`` if it cannot be written; the old
+    file is then kept.
 
     A killed process leaves ``.<name>.mergelib.tmp``, which the next writer of the file takes over.
     """
@@ -84,8 +84,8 @@ def write_whole(path: Path, content: bytes) -> None:
 @contextmanager
 def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """A lock on the folder itself, which leaves no file and ends with the process, however that
-    ends. Gives whether it was got: not where another process holds it and ``wait`` is off, nor on
-    file systems that lock no folder."""
+    ends. Yields whether the lock was acquired: not if another process holds it and ``wait`` is
+    false, or if the file system cannot lock folders."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         got = False

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from .distributed import rank
 
-# transformers asks for a widget bar in every notebook; text is what we want, so its absence is no
-# news.
+# transformers warns in every notebook that widget bars are missing; we want text bars, so the
+# warning is noise.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 

@@ -1,4 +1,4 @@
-"""Copies for code that is not ours: it may ruin them, whatever way it writes."""
+"""Deep copies for user code, which may modify them in any way."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ PLAIN = (int, float, str, bytes, type(None))
 
 
 def spare(thing: T) -> T:
-    """A deep copy: no way of writing to it reaches the original.
+    """A deep copy: writing to it never reaches the original.
 
-    Tensors that share a storage still do, and none requires a gradient.
+    Tensors that share storage still do so, and none requires a gradient.
 
     Args:
         thing: Tensors, modules, mappings, lists, tuples and dataclasses of them, in any nesting;
@@ -70,7 +70,7 @@ def _spare(x: Any, clone: Copy, storages: Storages, memo: dict[int, Any]) -> Any
             own = _tensor(t.detach(), clone, storages)
             own = nn.Parameter(own, t.requires_grad) if isinstance(t, nn.Parameter) else own
             memo[id(t)] = own
-        return copy.deepcopy(x, memo)  # which also remembers its parts
+        return copy.deepcopy(x, memo)  # which also records its parts
     elif isinstance(x, Mapping):
         made = {k: _spare(v, clone, storages, memo) for k, v in x.items()}
     elif type(x) in (list, tuple):

@@ -1,10 +1,9 @@
-"""A content-addressed store: what was computed once is found again, whole or not at all.
+"""A content-addressed store: results are computed once, and found again complete or not at all.
 
 An artifact is a folder ``<root>/<step>/<digest>/`` with ``tensors.safetensors`` and ``meta.json``.
-The digest is that of
-the key: everything the result depends on, and the version of the step that made it. A folder is
-written under a temporary name and renamed when complete; a checksum tells an altered file from a
-good one; a lock per key lets two processes share the work.
+The digest is that of the key: everything the result depends on, and the version of the step that
+made it. A folder is written under a temporary name and renamed when complete; a checksum detects
+altered files; a lock per key lets two processes share the work.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Artifact:
 
 
 class StoreWarning(UserWarning):
-    """An artifact was damaged and is computed again."""
+    """Warns that an artifact was damaged and is computed again."""
 
 
 def _canonical(value: Any) -> str:
@@ -76,9 +75,9 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Lets pass that ``path`` is absent; raises ``StoreError`` where the system cannot read it, for
-    that is no proof of damage: a good artifact must not be removed because too many files are open
-    or a network disk is away."""
+    """Ignore that ``path`` is absent; raise ``StoreError`` if the system cannot read it. That does
+    not prove damage: a good artifact must not be removed because too many files are open or a
+    network disk is offline."""
     try:
         yield
     except ABSENT:
@@ -92,24 +91,23 @@ def readable(path: Path) -> Iterator[None]:
 
 
 class Store:
-    """Artifacts under ``root``. Safe for several processes at once; see the module's text for the
-    layout."""
+    """Artifacts under ``root``. Safe for several processes at once; the module's docstring
+    describes the layout."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
         self.asked: dict[
             str, None
-        ] = {}  # <step>/<digest> of every artifact that was asked for and is there, in order
+        ] = {}  # <step>/<digest> of every artifact that was requested and exists, in order
 
     def folder(self, step: str, key: Mapping[str, Any]) -> Path:
         return self.root / step / key_digest(step, key)
 
     def get(self, step: str, key: Mapping[str, Any], make: Callable[[], Artifact]) -> Artifact:
-        """The artifact of ``key``; ``make()`` computes it when it is absent or damaged.
+        """The artifact of ``key``; ``make()`` computes it if it is absent or damaged.
 
-        Holds the key's lock meanwhile, so a second process waits instead of computing the same
-        thing. Raises ``StoreError`` when the folder cannot be written, or is there and cannot be
-        read.
+        The key's lock is held meanwhile, so a second process waits instead of computing the same
+        thing. Raises ``StoreError`` if the folder cannot be written, or exists and cannot be read.
         """
         folder = self.folder(step, key)
         found = self._load(
@@ -121,19 +119,19 @@ class Store:
                 if found is None:
                     if os.path.lexists(folder):
                         warnings.warn(
-                            f"{folder} is damaged; it is removed and computed again.",
+                            f"{folder} is damaged; it will be removed and computed again.",
                             StoreWarning,
                             stacklevel=2,
                         )
                         self._remove(folder)
                     found = self._save(folder, step, key, make())
         self.asked[f"{step}/{folder.name}"] = None
-        # Here, not where it is saved: a run may have been killed between the two.
+        # Here, not in saving: a run may have been killed between the two.
         shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
         return found
 
     def peek(self, step: str, key: Mapping[str, Any]) -> Artifact | None:
-        """The artifact if it is there and whole, else ``None``. Computes nothing."""
+        """The artifact if it exists and is intact, else ``None``. Computes nothing."""
         return self._load(self.folder(step, key))
 
     @contextmanager
@@ -189,8 +187,8 @@ class Store:
         return rows
 
     def verify(self) -> list[Path]:
-        """Folders whose checksum or key does not hold."""
-        # Only what bears a digest's name is ours to judge: the root may hold other folders.
+        """Folders whose checksum or key is wrong."""
+        # Only folders named by a digest are checked: the root may contain other folders.
         ours = [
             p
             for p in sorted(self.root.glob("*/*"))
@@ -200,8 +198,8 @@ class Store:
 
     def prune(self, keep_steps: Mapping[str, int]) -> list[Path]:
         """Remove damaged artifacts, those of unknown steps or older step versions, left-over
-        temporary and scratch folders and locks. Returns what was removed. Run it while nothing else
-        uses the store."""
+        temporary and scratch folders and locks. Returns the removed paths. Run it while nothing
+        else uses the store."""
         doomed = set(self.verify())
         for row in self.entries():
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
@@ -258,14 +256,15 @@ class Store:
             return None
 
     def _save(self, folder: Path, step: str, key: Mapping[str, Any], made: Artifact) -> Artifact:
-        # The key's lock is held: what lies under this name was left by a process that was killed.
+        # The key's lock is held: anything under this name was left by a killed process.
         tmp = folder.parent / f".tmp-{folder.name}"
         try:
             shutil.rmtree(tmp, ignore_errors=True)
             tmp.mkdir(parents=True)
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in made.tensors.items()}
             save_file(tensors, tmp / TENSORS)
-            (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)  # safetensors would keep it to us
+            # safetensors would make it readable only for us
+            (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)
             info = json.loads(_canonical(made.info))
             sha = _sha256(tmp / TENSORS)
             meta = {
@@ -281,7 +280,7 @@ class Store:
         except (
             OSError,
             SafetensorError,
-        ) as error:  # safetensors reports a full disk as an error of its own
+        ) as error:  # safetensors reports a full disk by its own error
             shutil.rmtree(tmp, ignore_errors=True)
             raise StoreError(f"Cannot write {folder}: {error}. {REMEDY}") from error
         except BaseException:

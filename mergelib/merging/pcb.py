@@ -28,10 +28,11 @@ def _min_max(row: Tensor) -> Tensor:
 def competition_weight(
     tau_t: Tensor, magnitude: Tensor, tau_sum: Tensor, n_tasks: int, ratio: float
 ) -> Tensor:
-    """How much each entry of one task counts, ``[D]`` in [0, 1].
+    """The weight of each entry of one task, ``[D]`` in [0, 1].
 
-    Within the task large (clamped) magnitudes win (intra), between tasks entries that agree with
-    the sum win (inter); the lower 1 - ratio of them gets 0, and so does a task that moved nothing.
+    Within the task, large (clamped) magnitudes win (intra); between tasks, entries that agree with
+    the sum win (inter). The lowest 1 - ratio of them get 0, and so does a task that changed
+    nothing.
     """
     balance = torch.exp(n_tasks * _min_max(magnitude) ** 2) * torch.tanh(tau_t * tau_sum)
     return _min_max(balance.clamp(min=_quantile(balance, 1 - ratio))) * (tau_t != 0).any()

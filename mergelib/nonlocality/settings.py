@@ -1,11 +1,11 @@
 """Merging experts of several foundations: settings, permutation, corrections (``ext03``).
 
-Foundation A is the profile's f_b. Foundation B is the same model pre-trained much longer
-(semi-local) or from another start (non-local). Every second task is fine-tuned from B, the others
-from A; in the local setting all are from A. The procedure is that of Sharma et al., 2024 (arXiv
-2410.12766): B's units are matched with A's by the weights of the two foundations alone; the
+Foundation A is the profile's f_b. Foundation B is the same model, pre-trained much longer
+(semi-local) or from another random start (non-local). Every second task is fine-tuned from B, the
+others from A; in the local setting all are from A. The procedure is that of Sharma et al., 2024
+(arXiv 2410.12766): B's units are matched with A's by the weights of the two foundations alone; the
 permutation is applied to B, to the experts from B and to their heads; task vectors start at the
-common base (A + B) / 2. From there on it is an ordinary study.
+common base (A + B) / 2. The rest is an ordinary study.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ REPAIR_LABELS = {
     TACT_FT: "TACT + FT-Classifier",
     TACT_LAST: "TACT, last layer only",
 }
-"""Everything behind "permuted" is done to the permuted merge. Locally raw and permuted are one."""
+"""All entries after "permuted" apply to the permuted merge. In the local setting, raw and permuted
+are the same."""
 STAGES = {
     LOCAL: (LOCAL, True),
     **{
@@ -61,12 +62,12 @@ STAGES = {
         for permuted in (False, True)
     },
 }
-"""Setting and whether B is permuted, by what it is called in tables."""
-ONE_BATCH = 2048  # inputs of one forward pass; with more TACT takes a pass per site
+"""Table label -> setting, and whether B is permuted."""
+ONE_BATCH = 2048  # inputs per forward pass; with more than one batch, TACT needs a pass per site
 
 
 class Nonlocality:
-    """One study per setting, all on one store, and every merge and repair of them by name.
+    """One study per setting, all on one store, with every merge and repair by name.
 
     Args:
         profile: One with a section ``non_local``.
@@ -76,8 +77,8 @@ class Nonlocality:
         variant: As of a ``Study``.
 
     Raises:
-        ConfigError: The profile lacks that section, or has a base model that was pre-trained
-            elsewhere: there is no second foundation.
+        ConfigError: The profile lacks that section, or its base model was pre-trained elsewhere, so
+            that there is no second foundation.
     """
 
     def __init__(
@@ -96,15 +97,15 @@ class Nonlocality:
         self.first = self._foundation({})
         if loaded.encoder.base or loaded.encoder.pretraining is None:
             raise ConfigError(
-                "Several foundations are pre-trained here; take a profile without a base model "
-                "(encoder.base)."
+                "Second foundations can be pre-trained here only for a profile without a base "
+                "model (encoder.base)."
             )
         self._studies: dict[tuple[str, bool], Study] = {}
         self._measured: dict[str, Statistics] = {}
         self._corrected: set[tuple[str, str]] = set()
 
     def _foundation(self, pretraining: dict[str, Any]) -> Study:
-        # A copy, because overrides are laid over a dict that they may hold themselves.
+        # A copy, because overrides are applied to a dict that they may contain themselves.
         changes = {f"encoder.pretraining.{k}": v for k, v in pretraining.items()}
         return self._make(overrides=copy.deepcopy(self._overrides) | changes)
 
@@ -118,7 +119,7 @@ class Nonlocality:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """The profile's tasks with the first rows of validation and test alone."""
+        """The profile's tasks with only the first rows of validation and test."""
         own = self.settings
         return {
             n: replace(
@@ -131,7 +132,8 @@ class Nonlocality:
 
     @property
     def from_b(self) -> tuple[str, ...]:
-        """The tasks whose experts come from foundation B, except locally: every second."""
+        """The tasks whose experts come from foundation B (every second one), except in the local
+        setting."""
         return tuple(self.tasks)[1::2]
 
     @cached_property
@@ -142,18 +144,20 @@ class Nonlocality:
         }
 
     def second(self, setting: str) -> Study:
-        """The study of foundation B; locally that of A. Raises ``UnknownNameError``."""
+        """The study of foundation B; in the local setting, that of A. Raises
+        ``UnknownNameError``."""
         if setting not in SETTINGS:
             raise UnknownNameError("setting", setting, SETTINGS)
         return self.first if setting == LOCAL else self._others[setting]
 
     def permutation(self, setting: str) -> dict[str, Tensor]:
-        """What brings B's units into the order of A's, by the foundations' weights alone."""
+        """The permutations that bring B's units into the order of A's, from the foundations'
+        weights alone."""
         a, b = self.first, self.second(setting)
         if a.encoder.digest != b.encoder.digest:
             raise ConfigError(
-                "The two foundations differ in architecture or vocabulary; only equal ones can be "
-                "matched."
+                "The two foundations differ in architecture or vocabulary; only foundations with "
+                "the same architecture can be matched."
             )
         key = {
             "version": STEP_VERSIONS["match"],
@@ -212,11 +216,12 @@ class Nonlocality:
 
     @cached_property
     def _device(self) -> torch.device:
-        """Where statistics are taken: in float64, which MPS does not have."""
+        """The device for statistics, which need float64 (MPS has none)."""
         return torch.device("cpu") if self.first.device.type == "mps" else self.first.device
 
     def rows(self, task: str, k: int | None = None, seed: int = 0) -> Tensor:
-        """Rows of the task's pool that a fit sees: all, or k * C drawn uniformly, no labels."""
+        """Rows of the task's pool that a fit uses: all, or k * C drawn uniformly, without
+        labels."""
         study = self.study(LOCAL)
         if k is None:
             return torch.arange(len(study.pool(task)))
@@ -337,9 +342,10 @@ class Nonlocality:
     # ---- scores ----
 
     def correct(self, setting: str, method: str, repaired: str, task: str) -> Tensor:
-        """Which test inputs are right, bool ``[1, N]``, after a repair from the whole pool.
+        """Which test inputs are classified correctly, bool ``[1, N]``, after a repair fitted on the
+        whole pool.
 
-        Raises ``UnknownNameError`` for a repair that there is not.
+        Raises ``UnknownNameError`` for an unknown repair.
         """
         if repaired not in REPAIR_LABELS:
             raise UnknownNameError("repair", repaired, REPAIR_LABELS)
@@ -352,7 +358,7 @@ class Nonlocality:
         return study.correct(encoder, task, "current")
 
     def expert(self, setting: str, task: str) -> Tensor:
-        """Which test inputs the expert has right, ``[1, N]``."""
+        """Which test inputs the expert classifies correctly, ``[1, N]``."""
         return self.study(setting).correct(FINE_TUNED, task, "current")
 
     def scores(

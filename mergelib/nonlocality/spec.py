@@ -1,9 +1,8 @@
 """Permutation symmetries as plain data: which axis of which tensor lists the units of which group.
 
-The units of a layer have no order: put them in another order wherever they occur and the network
-computes what it computed. A ``PermutationSpec`` says where they occur; applying a permutation,
-drawing one and finding the best one need nothing else.
-Source of the idea: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
+The units of a layer have no order: if they are reordered in all tensors, the network computes the
+same function. A ``PermutationSpec`` says where they occur; nothing else is needed to apply, draw or
+optimise a permutation. Source of the idea: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ FIXED = ""
 class Group:
     """``size`` units that may change places.
 
-    With ``within``, units come in equal blocks, one per unit of that other group: a block moves
-    with its unit, and inside it units change places freely (the rows of a head with the heads).
+    With ``within``, units form equal blocks, one per unit of that other group: a block moves with
+    its unit, and inside a block units change places freely (as the rows of a head, with heads as
+    the other group).
     """
 
     size: int
@@ -36,14 +36,14 @@ class PermutationSpec:
     """The symmetries of one network.
 
     Args:
-        architecture: What it is called in messages.
+        architecture: Its name in messages.
         groups: Units that change places together, by name.
         axes: Per tensor of the state dict, per axis, a group's name or ``FIXED``.
         width: d, the length of the features f(x).
         feature: The group that the features list, or ``FIXED``.
 
     Raises:
-        ConfigError: These do not fit together.
+        ConfigError: The arguments do not fit together.
     """
 
     architecture: str
@@ -56,7 +56,8 @@ class PermutationSpec:
         named = {self.feature, *(g for groups in self.axes.values() for g in groups)} - {FIXED}
         if unknown := sorted(named - self.groups.keys()):
             raise ConfigError(
-                f"The spec of {self.architecture} uses {', '.join(unknown)}, none of its groups."
+                f"The spec of {self.architecture} uses {', '.join(unknown)}, which are not among "
+                f"its groups."
             )
         for name, group in self.groups.items():
             outer = self.groups.get(group.within)
@@ -71,7 +72,7 @@ class PermutationSpec:
         for tensor, groups in self.axes.items():
             roots = [self.root(g) for g in groups if g]
             if len(set(roots)) < len(roots):
-                # With two axes that move together the best permutation is a quadratic assignment.
+                # If two axes move together, the best permutation is a quadratic assignment problem.
                 raise ConfigError(
                     f"Two axes of '{tensor}' move with the group '{roots[0]}'; leave one fixed."
                 )
@@ -119,8 +120,8 @@ class PermutationSpec:
         ]
         if wrong:
             raise StateDictError(
-                f"{who} has another shape than the spec of {self.architecture} in "
-                f"{first_five(wrong)}. Take the spec of its own configuration (spec_for)."
+                f"{who} differs in shape from the spec of {self.architecture} in "
+                f"{first_five(wrong)}. Use the spec of its own configuration (spec_for)."
             )
 
     def _fits(self, name: str, state: State) -> bool:

@@ -1,14 +1,14 @@
 """Activations of an encoder: mean and deviation of every channel at every site, and their collapse.
 
 Statistics run over inputs and over real tokens: padding, which ``attention_mask`` marks, is left
-out, so they do not depend on what an input was batched with. (The authors' code knows no padding.)
-Images have no padding. Deviations are those of the whole population (ddof 0), as in a batch norm.
-Activations stay float32; what is kept per channel is float64.
+out, so they do not depend on which inputs share a batch. (The authors' code has no padding.) Images
+have no padding. Deviations are population deviations (ddof 0), as in a batch norm. Activations stay
+float32; statistics per channel are float64.
 
 Variance collapse is how much of the experts' variance is left in a merge. The average of T
-activations of equal variance and pairwise correlation rho has (1 + (T - 1) rho) / T of it: 1/T
-where the experts' channels have nothing to do with each other. A norm gives back a common factor
-and neither single channels nor shifted means.
+activations of equal variance and pairwise correlation rho has (1 + (T - 1) rho) / T of it: 1/T if
+the experts' channels are uncorrelated. A norm restores a common factor, but not single channels or
+shifted means.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .correction import watched
 from .sites import Site
 
 Batch = Mapping[str, Tensor]
-EPS = 1e-10  # variance of a channel that is dead
+EPS = 1e-10  # at most this variance: the channel is dead
 DIFFERENT_SITES = (
-    "Merged encoder and expert were measured at different sites; take the same for both."
+    "Merged encoder and expert were measured at different sites; use the same sites for both."
 )
 
 
@@ -61,7 +61,7 @@ def check_ready(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batc
 
 
 def check_finite(names: Iterable[str]) -> None:
-    """Raises ``DataError`` where there are names of sites whose activations are not finite."""
+    """Raises ``DataError`` if there are sites whose activations are not finite."""
     if bad := list(names):
         raise DataError(
             f"Activations at {first_five(bad)} are not finite; the encoder's weights or these "
@@ -72,9 +72,9 @@ def check_finite(names: Iterable[str]) -> None:
 def mean_and_deviation(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (population) deviation of ``rows [M, c]`` per column, ``[c]`` float64.
 
-    Without a float64 copy: rows are centred in float32 before they are squared, so that a large
-    mean does not swamp a small deviation; what rounding left of the mean is measured on the centred
-    rows and taken off again.
+    No float64 copy is made: rows are centred in float32 before they are squared, so that a large
+    mean does not swamp a small deviation; the mean that rounding leaves is measured on the centred
+    rows and subtracted again.
     """
     rows = rows.float()
     centre = rows.mean(0)
@@ -134,7 +134,7 @@ def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) 
 
 @dataclass(frozen=True)
 class InputMoments:
-    """What a bootstrap over inputs needs; memory grows with their number N.
+    """Sums for a bootstrap over inputs; memory grows with their number N.
 
     ``tokens [N]`` counts real tokens; ``total`` and ``square`` are per site the sums over them of y
     and of y^2, ``[N, c]`` float64.
@@ -173,12 +173,13 @@ def input_moments(
 
 
 def _mean_over_live(merged: Tensor, expert: Tensor, site: str) -> Tensor:
-    """Var_m / Var_t of ``[..., c]``, averaged over channels that live in the expert: ``[...]``."""
+    """Var_m / Var_t of ``[..., c]``, averaged over channels that are not dead in the expert:
+    ``[...]``."""
     alive = expert > EPS
     if not alive.any(-1).all():
         raise DataError(
             f"No channel of the expert varies at {site}, so there is no variance to compare with; "
-            "give other inputs."
+            f"use other inputs."
         )
     return torch.where(alive, merged / expert, 0.0).sum(-1) / alive.sum(-1)
 
@@ -209,7 +210,8 @@ def resampled_ratio(merged: InputMoments, expert: InputMoments, weights: Tensor)
         raise ConfigError(DIFFERENT_SITES)
     if not torch.equal(merged.tokens, expert.tokens):
         raise DataError(
-            "Merged encoder and expert were measured on different inputs; measure both on the same."
+            "Merged encoder and expert were measured on different inputs; measure both on the "
+            "same inputs."
         )
     weights = weights.to(merged.tokens)
     ratios = [

@@ -1,4 +1,4 @@
-"""TACT and REPAIR: move a merged encoder's activations to the statistics of experts.
+"""TACT and REPAIR: give a merged encoder's activations the statistics of the experts'.
 
 TACT (Sharma et al., 2024, arXiv 2410.12766) corrects per task. Per site and channel
 y' = sigma_t (y - mu_m) / sqrt(sigma_m^2 + eps) + mu_t, where t is the task's expert and m the
@@ -6,9 +6,9 @@ merged encoder, both on the task's unlabelled inputs. REPAIR (Jordan et al., 202
 2211.08403) has one target for all tasks, on the pooled inputs of every task.
 
 The fit is sequential and exact: a site's mu_m and sigma_m are measured with every site before it
-already corrected. (The authors' code normalises by each batch while it goes through the data once.)
-One batch takes one forward pass, in which every site is measured and corrected as it is reached;
-several batches take a pass per site.
+already corrected. (The authors' code normalises by each batch in a single pass over the data.) A
+single batch needs one forward pass, in which every site is measured and corrected when it is
+reached; several batches need a pass per site.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def channel_affine(
     """Scale and shift ``[c]`` from channels with ``mean_m, std_m`` to ``mean, std``; all float64.
 
     A channel that is dead in the merged encoder (sigma_m^2 <= eps) is only shifted: there is
-    nothing to scale but rounding, and sigma_t / sqrt(eps) would blow up whatever another input
-    brings. One that is dead in the expert gets scale 0.
+    nothing but rounding to scale, and sigma_t / sqrt(eps) would blow up the activations of other
+    inputs. A channel that is dead in the expert gets scale 0.
     """
     dead = std_m.square() <= eps
     scale = torch.where(dead, torch.ones_like(std), std / (std_m.square() + eps).sqrt())
@@ -59,8 +59,8 @@ def match_statistics(
     """The sequential correction that gives ``module`` the target's mean and std at each site.
 
     Args:
-        module: The merged encoder in evaluation mode; left as it was.
-        sites: Where to correct, sites of its part ``transformer``.
+        module: The merged encoder in evaluation mode; it is not changed.
+        sites: Where to correct, in its submodule ``transformer``.
         batches: Unlabelled inputs, for ``module(**batch)``.
         target: Statistics of the sites.
         eps: Of the formula.
@@ -71,8 +71,7 @@ def match_statistics(
     check_ready(module, sites, batches)
     if missing := [s.name for s in sites if s.name not in target.mean]:
         raise ConfigError(
-            f"The target lacks {first_five(missing)}; measure the expert at the sites that are "
-            "corrected."
+            f"The target lacks {first_five(missing)}; measure the expert at the corrected sites."
         )
     fitted = Correction()
 

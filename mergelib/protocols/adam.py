@@ -1,5 +1,5 @@
-"""Adam for small fits: torch's own step without ``torch.optim.Adam`` around it, which at a head's
-size takes several times as long as the step."""
+"""Adam for small fits: torch's own step without ``torch.optim.Adam`` around it, whose overhead is
+several times the step itself for a small head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim.adam import adam
 
 
 class Adam:
-    """Moves ``weights``, given a gradient for each, as ``torch.optim.Adam(weights, lr)`` would
+    """Updates ``weights``, given a gradient for each, as ``torch.optim.Adam(weights, lr)`` would
     (Kingma and Ba, 2015)."""
 
     def __init__(self, weights: Sequence[Tensor], lr: float):
@@ -42,6 +42,6 @@ class Adam:
         )
 
     def keep(self, rows: int) -> None:
-        """Goes on with the first ``rows`` of every weight's second axis alone, in new tensors."""
+        """Continue with only the first ``rows`` of every weight's second axis, in new tensors."""
         for tensors in (self.weights, self._means, self._squares):
             tensors[:] = [x[:, :rows].clone() for x in tensors]

@@ -26,8 +26,7 @@ class Rung:
 
     ``constraint`` is "none", "orthogonal" (A^T A = I) or "diagonal"; ``shift`` says whether b is
     free. "invertible" carries no constraint that a fit can enforce: singular matrices have measure
-    zero. Its fit is the linear one; report ``diagnose``'s condition number and sign of det beside
-    it.
+    zero. Its fit is the linear one; report it with ``diagnose``'s condition number and sign of det.
     """
 
     name: str
@@ -62,7 +61,7 @@ def get_rung(name: str) -> Rung:
 
 
 def free_parameters(rung: str, d: int) -> int:
-    """Degrees of freedom of a rung on R^d: of A, plus d where b is free.
+    """Degrees of freedom of a rung on R^d: of A, plus d if b is free.
 
     Raises ``UnknownNameError``.
     """
@@ -112,7 +111,7 @@ def _check(X: Tensor, Y: Tensor) -> None:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Double precision where the device has it: squared features lose half of their digits."""
+    """Double precision if the device has it: squared features lose half of their digits."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -125,16 +124,16 @@ def polar(M: Tensor) -> Tensor:
     try:
         U, _, Vh = torch.linalg.svd(M, full_matrices=False)
     except torch.linalg.LinAlgError:
-        # Now and then LAPACK gives up in float32 where singular values are all but equal, as they
-        # are near a rotation.
+        # LAPACK occasionally fails in float32 if singular values are almost equal, as they are near
+        # a rotation.
         U, _, Vh = torch.linalg.svd(_wide(M), full_matrices=False)
     return (U @ Vh).to(M.dtype)
 
 
 def _least_squares(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
     gram, eye = X.mT @ X, _eye(X)
-    # Of the change A - I, not of A: directions that X never visits keep the identity instead of
-    # being set to zero.
+    # Solve for the change A - I, not for A: directions that X never visits keep the identity
+    # instead of being set to zero.
     penalty = ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(X.dtype).tiny)
     factor = torch.linalg.cholesky(gram + penalty[:, None, None] * eye)
     return eye + torch.cholesky_solve(X.mT @ (Y - X), factor).mT
@@ -225,21 +224,21 @@ def fit_l1(
     orthogonal factor for the two); b starts at 0. Adam, rate falling linearly to 0, over
     minibatches of ``batch_size`` rows (all rows if None or if there are fewer). ``seed`` decides
     the start and the order of rows: one for all fits, or one per fit ``[B]``, so that several
-    random starts of one pair (X, Y) are elements of the batch like any other. The paper says no
-    more than "randomly initialise" and "adjusting alpha": optimiser, rate, steps, distribution,
-    alpha are ours. ``lr=None`` is 0.3 / sqrt(d), at most 0.03: a step moves every entry, so its
+    random starts of one pair (X, Y) are elements of the batch like any other. The paper says only
+    "randomly initialise" and "adjusting alpha": optimiser, rate, steps, distribution and alpha are
+    our choices. ``lr=None`` is 0.3 / sqrt(d), at most 0.03: a step moves every entry, so its
     spectral norm grows with lr sqrt(d), and beyond about 1/2 the penalty overshoots and A
     collapses.
 
     Features are divided by the root mean square of X per fit, so alpha has no unit and a common
     scaling of X and Y changes nothing. ``alpha=None`` is the penalty method: alpha grows
     geometrically from d/100 to 10 d over the steps. The gradient of the distance is of order 1/d
-    per entry and that of the penalty alpha/d^2, so the distance leads at first and the constraint
-    rules at the end, where ``diagnose`` reads max|A^T A - I| < 2e-2. After 1/2, 3/4 and 9/10 of the
-    steps A is replaced by its orthogonal factor: the gradient 2 A sign(A^T A - I) vanishes on a
-    direction that A has lost, so a singular value that went to 0 while alpha was small (as one must
-    when the sign of det changes) would otherwise stay there. A given ``alpha`` is Eq. 7 as printed:
-    constant, nothing replaced; read the residual.
+    per entry and that of the penalty alpha/d^2, so the distance dominates at first and the
+    constraint at the end, where ``diagnose`` reads max|A^T A - I| < 2e-2. After 1/2, 3/4 and 9/10
+    of the steps A is replaced by its orthogonal factor: the gradient 2 A sign(A^T A - I) vanishes
+    on a direction that A has lost, so a singular value that went to 0 while alpha was small (as one
+    must when the sign of det changes) would otherwise stay there. A given ``alpha`` is Eq. 7 as
+    printed: constant, nothing replaced; read the residual.
 
     ``exact`` keeps A orthogonal throughout instead (Adam on the tangent, Cayley map back), from the
     same start. No path within the orthogonal matrices leads from det 1 to det -1, so the start
@@ -263,7 +262,7 @@ def fit_l1(
     if exact and not orthogonal:
         known = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
         raise ConfigError(
-            f"exact=True keeps A orthogonal, which rung '{rung}' does not ask for; use it with "
+            f"exact=True keeps A orthogonal, which does not apply to rung '{rung}'; use it with "
             f"{known}."
         )
     n_fits, n, d = X.shape
@@ -304,14 +303,14 @@ def fit_l1(
         here = (slice(None),) if order is None else (every, order[which, step])
         if step in restored:
             A.copy_(polar(A))
-        # Gradients by hand, each a product with signs: autograd would move several times the
-        # memory.
+        # Gradients by hand, each a product with signs: autograd would need several times the memory
+        # traffic.
         inputs = x[here]
         moved = inputs * A.unsqueeze(-2) if diagonal else inputs @ A.mT
         side = moved.add_(b).sub_(y[here]).sign_().div_(size * d)  # of mean |G(X) - Y|
         pull = (side * inputs).sum(-2) if diagonal else side.mT @ inputs
-        # Just restored, A^T A - I is rounding, and its signs would differ between a batch and a
-        # single fit.
+        # Right after the replacement A^T A - I is rounding, whose signs would differ between a
+        # batch and a single fit.
         if penalised and step not in restored:
             weight = 0.01 * d * 1000 ** (step / max(steps - 1, 1)) if alpha is None else alpha
             defect = (
@@ -337,7 +336,8 @@ def fit_l1(
 
 
 def diagnose(mapping: AffineMap, X: Tensor, Y: Tensor) -> dict[str, Tensor]:
-    """What to report beside an accuracy, each ``[B]``, for a map from ``X`` to ``Y [B, n, d]``.
+    """Diagnostics to report with an accuracy, each ``[B]``, for a map from ``X`` to ``Y [B, n,
+    d]``.
 
     ``orthogonality``: ||A^T A - I||_F / sqrt(d). ``orthogonality_max``: max |A^T A - I|.
     ``condition``: largest over smallest singular value. ``det_sign``. ``l1_before``, ``l1_after``:
@@ -365,7 +365,7 @@ def variance_steps(
     scaling: c A x + b, one factor c for all axes and the same A, so it stays a similarity. general:
     any A x + b. All are fitted by least squares on ``X_fit``, ``Y_fit [B, n, d]`` and scored on
     ``X_held``, ``Y_held [B, N, d]`` as 1 - |Y - G(X)|^2 / |Y - mean(Y)|^2 with the held-out mean; a
-    step that does not carry over lowers R^2, and R^2 can be negative.
+    step that does not generalise lowers R^2, and R^2 can be negative.
     """
     _check(X_fit, Y_fit)
     _check(X_held, Y_held)

@@ -1,5 +1,5 @@
-"""Which rows a few-shot protocol sees: nested in k, fixed by the seed, shared by every protocol and
-method."""
+"""Which rows a few-shot protocol sees: nested in k, determined by the seed, and the same for every
+protocol and method."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> T
     """Rows ``[C, k_max]``: one seeded permutation per class, so the draw for k is ``order[:, :k]``
     and draws are nested.
 
-    ``labels [N]`` int64, 0-based. Labels balance the draw, as in the released code, and are used
-    for nothing else by FT-Classifier. Raises ``DataError`` for a class with fewer than ``k_max``
-    rows.
+    ``labels [N]`` int64, 0-based. Labels only balance the draw, as in the released code;
+    FT-Classifier does not use them otherwise. Raises ``DataError`` for a class with fewer than
+    ``k_max`` rows.
     """
     rows = []
     for c in range(n_classes):
         members = (labels == c).nonzero().flatten()
         if len(members) < k_max:
             raise DataError(
-                f"k = {k_max} is larger than class {c}: {len(members)} samples to draw from. Use a "
-                "smaller k "
-                "or a larger pool."
+                f"k = {k_max} is larger than class {c}, which has {len(members)} samples to draw "
+                f"from. Use a smaller k or a larger pool."
             )
         # One generator per (seed, class): adding a class does not change the other classes' draws.
         generator = torch.Generator().manual_seed(1_000_003 * seed + c)
@@ -40,7 +39,8 @@ def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
     """
     if n_rows < n_draw:
         raise DataError(
-            f"{n_draw} rows asked for, {n_rows} to draw from. Use a smaller k or a larger pool."
+            f"{n_draw} rows requested, but only {n_rows} to draw from. Use a smaller k or a "
+            f"larger pool."
         )
     return torch.randperm(
         n_rows, generator=torch.Generator().manual_seed(1_000_003 * seed + 999_983)

@@ -18,7 +18,8 @@ from .adam import Adam
 
 @dataclass(frozen=True)
 class FTPreset:
-    """How W' is fitted with Adam. ``batch_size=None`` is full batch, then one epoch is one step."""
+    """How W' is fitted with Adam. With ``batch_size=None``, batches are full: one epoch is one
+    step."""
 
     lr: float
     epochs: int
@@ -30,11 +31,11 @@ class FTPreset:
 
 
 PRESETS = {
-    # From the plateau that `python -m benchmarks.choose_ft_preset` prints: validation data of one
-    # task, then the same for all.
+    # From the plateau that `python -m benchmarks.choose_ft_preset` prints: chosen on one task's
+    # validation data, then used for all.
     "default": FTPreset(lr=3e-3, epochs=200),
-    # For heads of CLIP, whose rows are unit vectors times a logit scale of 100: "default" in the
-    # units of these vectors.
+    # For CLIP's heads, whose rows are unit vectors times a logit scale of 100: "default" in units
+    # of these vectors.
     "clip": FTPreset(lr=0.3, epochs=200),
     # The authors' code: argparse defaults, and a loader built with batches of one.
     "released": FTPreset(lr=5e-4, epochs=5, batch_size=1),
@@ -42,7 +43,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> FTPreset:
-    """The named preset. Raises ``UnknownNameError`` naming the nearest."""
+    """The named preset. Raises ``UnknownNameError``, which suggests the nearest name."""
     if name not in PRESETS:
         raise UnknownNameError("FT-Classifier preset", name, PRESETS)
     return PRESETS[name]
@@ -60,14 +61,14 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def ft_classifier(
     features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, seed: int = 0
 ) -> Head:
-    """Eq. 8 as it stands: from (W_t, b_t), minimise the mean KL(teacher || student) by Adam.
+    """Eq. 8 written out: from (W_t, b_t), minimise the mean KL(teacher || student) by Adam.
 
-    ``nested_fits`` does the same for all shots at once, and much sooner. The B fits share nothing:
-    Adam works per entry and the loss is a sum of their means, so a batch equals B single fits.
+    ``nested_fits`` does the same for all shots at once, much faster. The B fits share nothing: Adam
+    works per entry and the loss is a sum of their means, so a batch equals B single fits.
 
     Args:
         features: f_m's outputs ``[B, n, d]``; ``[epochs, B, n, d]`` where dropout changes them.
-        teacher_logits: Of f_t through (W_t, b_t), ``[B, n, C]``; no labels.
+        teacher_logits: f_t's outputs through (W_t, b_t), ``[B, n, C]``; no labels.
         head: (W_t, b_t), ``[C, d]`` and ``[C]``.
         preset: Rate, epochs and batch size.
         seed: Orders minibatches.
@@ -108,7 +109,7 @@ class Fits:
         self.adam.step(gradient)
 
     def keep(self, n_fits: int) -> None:
-        """Goes on with each element's first ``n_fits``."""
+        """Continue with only each element's first ``n_fits``."""
         self.adam.keep(n_fits * self.n_classes)
 
 
@@ -121,10 +122,11 @@ def nested_fits(
     seed: int = 0,
     fits: type[Fits] = Fits,
 ) -> list[Head]:
-    """For each k what ``ft_classifier`` fits to the first k rows of every group, in one loop.
+    """For each k, the head that ``ft_classifier`` fits to the first k rows of every group, all in
+    one loop.
 
-    The optimizer's steps are shared by all fits, and in a full batch a row is read once for all
-    that see it. Equal to the single fits but for rounding.
+    All fits share the optimizer's steps, and in a full batch each row is read once for all fits
+    that use it. Equal to the single fits up to rounding.
 
     Args:
         features: f_m's outputs as draws lie, a group per class (G = C) or all rows in one,
@@ -134,7 +136,7 @@ def nested_fits(
         preset: Rate, epochs and batch size.
         ks: Numbers of rows of a group.
         seed: Orders minibatches.
-        fits: What is trained: the head, or what it is made of.
+        fits: What is trained: the head, or its factors.
 
     Returns:
         A head per k, W' ``[B, C, d]`` and b' ``[B, C]``.
@@ -147,7 +149,7 @@ def nested_fits(
             f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} "
             "that there are."
         )
-    # Longest first: whatever a fit needs, those before it need, too.
+    # Longest first: whatever a fit needs, earlier fits need, too.
     longest_first = sorted(set(ks), reverse=True)
     running = fits(head, len(features), len(longest_first), preset.lr)
     steps = _full_batches if preset.batch_size is None else _minibatches
@@ -184,8 +186,8 @@ def nested_blocks(features: Tensor, teacher: Tensor, longest_first: Sequence[int
     """``features [B, G, k_max, d]`` and probabilities ``teacher [B, G, k_max, C]`` in blocks; every
     row lies in one of them.
 
-    A k below a tenth of the largest has no block of its own: its fit passes over the rows that it
-    does not see, which costs less than one more product.
+    A k below a tenth of the largest has no block of its own: its fit skips the rows that it does
+    not use, which costs less than another product.
     """
     lower, blocks = 0, []
     for upper in (k for k in reversed(longest_first) if 10 * k >= longest_first[0]):
@@ -206,11 +208,11 @@ def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
         fits = target.shape[1] * target.shape[2]  # rows of weight
         # Classes before rows: on a CPU a product with few columns is slow.
         student = torch.bmm(weight[:, :fits], seen.mT)
-        # By the logits it is (softmax(student) - softmax(teacher)) / n.
+        # The gradient in the logits is (softmax(student) - softmax(teacher)) / n.
         side = student.view_as(target).softmax(2).mul_(part).sub_(target)
         by_weight = torch.bmm(side.view_as(student), seen)
         if gradient is None:
-            gradient = by_weight  # the first block is seen by all fits
+            gradient = by_weight  # all fits use the first block
         else:
             gradient[:, :fits] += by_weight
     return gradient
@@ -219,7 +221,7 @@ def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
 def _full_batches(
     features: Tensor, teacher: Tensor, fits: Fits, preset: FTPreset, ks: Sequence[int], seed: int
 ) -> Iterator[int]:
-    """Takes the steps of ``nested_fits`` on full batches; yields once that no fits go on."""
+    """Take the steps of ``nested_fits`` on full batches; yields once, at the end."""
     blocks = nested_blocks(features, teacher, ks)
     for _ in range(preset.epochs):
         fits.step(kl_gradient(blocks, fits.weight))
@@ -229,8 +231,8 @@ def _full_batches(
 def _minibatches(
     features: Tensor, teacher: Tensor, fits: Fits, preset: FTPreset, ks: Sequence[int], seed: int
 ) -> Iterator[int]:
-    """Takes the steps of ``nested_fits`` on minibatches; yields how many fits go on whenever some
-    have had all of theirs."""
+    """Take the steps of ``nested_fits`` on minibatches; whenever some fits are finished, yield how
+    many go on."""
     n_groups, k_max = features.shape[1:3]
     features, teacher = with_ones(features).flatten(1, 2), teacher.flatten(1, 2)
     plans = [_plan(n_groups, k, k_max, preset, seed) for k in ks]

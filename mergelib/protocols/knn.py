@@ -1,6 +1,6 @@
 """KNN Eval: the class whose anchors are nearest on average (Eq.
 
-5), with k anchors per class, or with those that a share happens to hold.
+5), with k anchors per class, or with those that a share happens to contain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def knn_eval(features: Tensor, anchors: Tensor, ks: Sequence[int]) -> Tensor:
         len(steps), n_seeds, len(features), dtype=torch.long, device=anchors.device
     )
     for s in range(n_seeds):
-        # The matrix-product shortcut loses digits for near neighbours; the direct form does not.
+        # The matrix-product shortcut loses digits for near neighbours; the direct computation does
+        # not.
         distances = torch.cdist(
             features, anchors[s].reshape(-1, d), compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -41,8 +42,8 @@ def knn_of_share(
     """``knn_eval`` for anchors as they come: predicted class ``[len(counts), S, N]`` from the first
     n of them, for each n of ``counts``.
 
-    ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is chance. One
-    that has none is infinitely far and never predicted.
+    ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is random. A
+    class without anchors is infinitely far and never predicted.
     """
     n_seeds = len(anchors)
     predictions = torch.empty(

@@ -1,5 +1,5 @@
-"""The orthogonal classifier: re-align the head by an orthogonal map and by nothing else, W' = W_t A
-with A^T A = I.
+"""The orthogonal classifier: re-align the head by an orthogonal map only, W' = W_t A with A^T A =
+I.
 
 The paper's summary has the classifier calibrated by an orthogonal transformation from few
 unlabelled inputs; the paper itself trains W' freely (Eq. 8, ``ft_classifier``). b_t stays, and so
@@ -37,8 +37,8 @@ class OrthogonalFits(Fits):
 
     Q A runs over all matrices with orthonormal rows (r = d: over those with the sign of det Q), so
     that Q A itself is trained: Adam on the gradient's tangent part, back to orthonormal rows by the
-    polar factor. The d - r directions that no class looks at have no parameters, and a W_t of lower
-    rank, or with C > d, needs no exception.
+    polar factor. The d - r directions that no class uses have no parameters, and a W_t of lower
+    rank, or with C > d, needs no special case.
     """
 
     def __init__(self, head: Head, n_elements: int, n_fits: int, lr: float):
@@ -55,7 +55,7 @@ class OrthogonalFits(Fits):
     def step(self, gradient: Tensor) -> None:
         frame = self.adam.weights[0]
         by_frame = self.factor.mT @ gradient[..., :-1].unflatten(1, (-1, len(self.bias)))
-        # The part that leaves the rows orthonormal to first order is kept.
+        # Keep the part that leaves the rows orthonormal to first order.
         pull = by_frame @ frame.mT
         self.adam.step(by_frame - (pull + pull.mT) / 2 @ frame)
         frame.copy_(_orthonormal(frame))
@@ -102,8 +102,8 @@ def orthogonal_classifier(
     """Fit W' = W_t A with A orthogonal, one per leading index.
 
     "kl" minimises the mean KL(teacher || student) of Eq. 8 from A = I, see ``OrthogonalFits``.
-    "procrustes" is the orthogonal A that takes f_m's outputs nearest to f_t's, folded into the
-    head; it ignores ``preset``. With fewer than 2 d inputs it is held near the identity, see
+    "procrustes" is the orthogonal A that takes f_m's outputs closest to f_t's, folded into the
+    head; it ignores ``preset``. With fewer than 2 d inputs it is kept near the identity, see
     ``fit_closed_form``.
 
     Args:

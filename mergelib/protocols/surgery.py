@@ -32,7 +32,7 @@ def start(n_fits: int, d: int, rank: int = 16, seed: int = 0) -> SurgeryModule:
     """The untrained module: Down uniform within 1/sqrt(d), the same for every fit of a seed; Up
     zero, so z' = z bitwise.
 
-    That bound is ``nn.Linear``'s own default, Kaiming-uniform with a = sqrt(5).
+    That bound is ``nn.Linear``'s default, Kaiming-uniform with a = sqrt(5).
     """
     draw = torch.rand(rank, d, generator=torch.Generator().manual_seed(seed))
     return SurgeryModule(
@@ -53,8 +53,8 @@ def surgery(
     ``|z' - f_t(x)|``, no labels.
 
     Rank, initialisation, loss and Adam's rate are the authors'. They take 1000 steps on minibatches
-    of 16 test inputs; here ``steps`` full-batch steps, so that FT-Classifier and Surgery get one
-    budget. Fits share nothing but the start.
+    of 16 test inputs; here ``steps`` full-batch steps, so that FT-Classifier and Surgery have the
+    same budget. Fits share only the start.
     """
     n_fits, n, d = features.shape
     module = start(n_fits, d, rank, seed)
@@ -63,8 +63,8 @@ def surgery(
     features = features.detach()
     gap = features - teacher.detach()
     for _ in range(steps):
-        # Gradients by hand: the residual's sign is all that the loss hands back, and it is made in
-        # place.
+        # Gradients by hand: only the residual's sign flows back from the loss, and it is computed
+        # in place.
         hidden = (features @ down.mT).relu_()
         side = torch.baddbmm(gap, hidden, up.mT, alpha=-1).sign_()  # of |z' - f_t(x)|
         by_hidden = (side @ up).mul_(hidden > 0)

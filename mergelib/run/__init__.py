@@ -1,2 +1,1 @@
-"""Running it all: commands, notebooks headless, jobs for an engine outside, the book,
-publishing."""
+"""The command line, headless notebooks, jobs for an external engine, the book, and publishing."""

@@ -1,4 +1,4 @@
-"""``python -m mergelib data list | fetch | check``: what comes from the hub, ahead of a run.
+"""``python -m mergelib data list | fetch | check``: downloads from the hub, ahead of a run.
 
 Results go to stdout, progress and errors to stderr.
 """
@@ -21,9 +21,10 @@ def register(commands: Any) -> None:
     """Add the subcommand to the parser of ``mergelib.run.cli``."""
     parser = commands.add_parser(
         "data",
-        help="what comes from the Hugging Face hub: list, fetch ahead, check",
+        help="downloads from the Hugging Face hub: list, fetch ahead, check",
         description="list: source, revision, files, licence, citation (unverified: nobody has "
-        "looked), cached or not. fetch: download, verify, complete the lock file. check: compare "
+        "checked), cached or not. fetch: download, verify, complete the lock file. "
+        "check: compare "
         "cached files with the hashes that the hub listed, without network.",
     )
     parser.add_argument("action", choices=["list", "fetch", "check"], help="see above")
@@ -65,7 +66,7 @@ def command_data(args: argparse.Namespace) -> int:
 def before_run(profile: str, repositories: Sequence[Repository]) -> None:
     """Fetch what a run needs and the caches lack, so that it downloads once, at its beginning.
 
-    What cannot be fetched is said; the notebooks that need it will fail, others need not.
+    What cannot be fetched is reported; the notebooks that need it will fail, the others run.
     """
     if lacking := [r for r in repositories if not cached_files(r)]:
         print(f"Profile '{profile}' needs from the hub:", flush=True)
@@ -73,7 +74,7 @@ def before_run(profile: str, repositories: Sequence[Repository]) -> None:
 
 
 def size(n: int) -> str:
-    """Return a number of bytes for people."""
+    """Return a readable number of bytes."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n >= scale:
             return f"{n / scale:.2f} {unit}"
@@ -129,7 +130,7 @@ def _fetch(repositories: Sequence[Repository]) -> int:
             failed[repository.name] = error
         except KeyboardInterrupt:
             print(
-                "\nInterrupted. Files that were complete are kept; run the same command to go on.",
+                "\nInterrupted. Complete files are kept; run the same command to continue.",
                 file=sys.stderr,
             )
             return 130
@@ -138,7 +139,7 @@ def _fetch(repositories: Sequence[Repository]) -> int:
     if failed:
         print(f"Not fetched: {', '.join(failed)}", file=sys.stderr)
         return 1
-    print("All is there: HF_HUB_OFFLINE=1 works from here on.")
+    print("Everything is cached: HF_HUB_OFFLINE=1 works from now on.")
     return 0
 
 

@@ -1,5 +1,5 @@
 """``python -m mergelib doctor``: can this machine run the notebooks, which of them, and about how
-long? Every problem with its remedy."""
+long? Every problem comes with its remedy."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from typing import Any, Literal
 
 from ..core import paths
 
-FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 parameters and more, on full-size data
+FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 or more parameters, on full-size data
 MARKS = {"ok": " ", "note": "?", "problem": "!"}
-# bytes free below which a run may well end early; the store of a whole mini run is a tenth of it
+# free bytes below which a run may well end early; the store of a whole mini run is a tenth of this
 LITTLE = 1e9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. A problem makes the exit status 1; a note does not."""
+    """The result of one check. A problem makes the exit status 1; a note does not."""
 
     topic: str
     text: str
@@ -46,7 +46,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--online",
         action="store_true",
-        help="ask the hub, too: does it answer, how much is to be downloaded",
+        help="also ask the hub: does it answer, and how much is to be downloaded",
     )
     parser.set_defaults(function=command_doctor)
 
@@ -66,10 +66,10 @@ def command_doctor(args: argparse.Namespace) -> int:
             *hub_findings(profiles, online=args.online),
         ]
         tables = notebooks(profiles)
-    except ImportError as error:  # what is missing was told already
+    except ImportError as error:  # missing packages were reported already
         found.append(
             Finding(
-                "the rest", f"cannot be looked at: {error}", "problem", "Install the packages first"
+                "the rest", f"cannot be checked: {error}", "problem", "Install the packages first"
             )
         )
     for f in found:
@@ -87,8 +87,8 @@ def command_doctor(args: argparse.Namespace) -> int:
 
 
 def differing(pins: Sequence[str]) -> list[str]:
-    """Of pins such as "torch==2.13.0" those that this environment does not hold, as "torch 2.12.0
-    instead of 2.13.0". A local part of a version, such as torch's "+cpu", is not compared."""
+    """The pins such as "torch==2.13.0" that this environment violates, as "torch 2.12.0 instead of
+    2.13.0". A local part of a version, such as torch's "+cpu", is not compared."""
     found = []
     for pin in pins:
         name, _, wanted = pin.partition("==")
@@ -108,7 +108,7 @@ def versions(root: Path) -> list[Finding]:
         return [
             Finding(
                 "packages",
-                f"no {file}, which holds the pins",
+                f"there is no {file}, which contains the pins",
                 "problem",
                 "Run from a checkout of the project",
             )
@@ -130,7 +130,7 @@ def versions(root: Path) -> list[Finding]:
         findings.append(
             Finding(
                 "packages",
-                f"{len(wrong)} of {len(pins)} not as pinned: {', '.join(wrong)}",
+                f"{len(wrong)} of {len(pins)} differ from their pins: {', '.join(wrong)}",
                 "problem",
                 "Use ./run_all.sh, which makes .venv, or `pip install -e .`",
             )
@@ -148,7 +148,7 @@ def versions(root: Path) -> list[Finding]:
             findings.append(
                 Finding(
                     f"extra {name}",
-                    f"not as pinned: {', '.join(wrong)}",
+                    f"differ from their pins: {', '.join(wrong)}",
                     "note",
                     f'`pip install -e ".[{name}]"`',
                 )
@@ -185,7 +185,7 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
                 Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB")
             )
     elif torch.backends.mps.is_available():
-        findings.append(Finding("device", "mps (Apple silicon), which shares the memory above"))
+        findings.append(Finding("device", "mps (Apple silicon), which uses the memory above"))
     else:
         heavy = [p for p in profiles if p in FOR_GPU]
         findings.append(
@@ -221,14 +221,14 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder itself, or the first above it that exists."""
+    """The folder itself, or the nearest one above it that exists."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
 
 def unwritable(folder: Path) -> str:
-    """Why nothing can be written where ``folder`` is or will be; an empty text where it can."""
+    """Why ``folder`` cannot be written, or created and written; an empty text if it can."""
     near = nearest(folder)
     if not near.is_dir():
         return f"{near} is a file"
@@ -256,9 +256,9 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     sources = {s.name: s for p in profiles for s in needed(p)}
     try:
         fetched = all(cached_files(s) for s in sources.values())
-    except DataError:  # of a broken lock file, which ``hub_findings`` names
+    except DataError:  # from a broken lock file, which ``hub_findings`` reports
         fetched = False
-    if not fetched:  # what is fetched already is only read
+    if not fetched:  # cached files are only read
         wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
         wanted["lock file"] = (
             lock_path().parent,
@@ -278,7 +278,7 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
                 topic,
                 f"{folder}, {free / 1e9:.1f} GB free",
                 "note" if tight else "ok",
-                f"That is little: make room. {remedy}" if tight else "",
+                f"This is little: free some space. {remedy}" if tight else "",
             )
         )
     return findings
@@ -288,8 +288,8 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
 
 
 def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Finding]:
-    """What the profiles need from the hub and whether the caches have it; with ``online`` also
-    whether the hub has it."""
+    """What the profiles need from the hub and whether it is cached; with ``online``, also whether
+    the hub has it."""
     from huggingface_hub import constants, get_token
 
     from ..core.errors import MergelibError, OfflineError
@@ -318,7 +318,7 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
             else ""
         )
         if lacking and constants.is_offline_mode():
-            remedy += ", where there is a network and HF_HUB_OFFLINE is not set"
+            remedy += ", with a network and without HF_HUB_OFFLINE"
         findings.append(Finding("hub", said, "note" if lacking else "ok", remedy))
         for source in sources if online else ():
             try:
@@ -332,12 +332,14 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
                 )
             except OfflineError as error:
                 findings.append(Finding("online", str(error), "note"))
-                break  # the next one would wait as long
+                break  # the next one would wait just as long
             except MergelibError as error:
                 findings.append(Finding("online", str(error), "note"))
     if findings:
         findings.append(
-            Finding("hub token", "set" if get_token() else "none; public repositories need none")
+            Finding(
+                "hub token", "set" if get_token() else "none, which is fine for public repositories"
+            )
         )
     return findings
 
@@ -346,7 +348,7 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
 
 
 def notebooks(profiles: Sequence[str]) -> list[str]:
-    """Measured minutes by notebook and profile, and what each profile waits for, as lines."""
+    """Measured minutes by notebook and profile, and what each profile still needs, as lines."""
     import pandas as pd
     from huggingface_hub import constants
 

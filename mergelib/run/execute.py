@@ -1,8 +1,8 @@
 """One notebook through papermill: ``python -m mergelib.run.execute IN OUT PARAMETERS.json``; the
 runner's child process.
 
-Shows a line per section and whatever the notebook writes to stderr (progress, warnings), not its
-printed results.
+It shows a line per section and the notebook's stderr (progress, warnings), but not its printed
+results.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import nbformat
 from ..core import paths
 
 NO_ROOM = 74
-"""Exit code where the disk refuses the executed notebook (EX_IOERR of sysexits.h)."""
+"""Exit code if the executed notebook cannot be written to disk (EX_IOERR of sysexits.h)."""
 PROGRESS = re.compile(r"\d+(?:\.\d+)?(?:it/s|s/it)")
 EVERY = 10.0  # seconds between two progress lines
 
 
 class _Relay(logging.Handler):
-    """papermill logs a notebook's stderr as warnings and announces cells as infos."""
+    """papermill logs a notebook's stderr as warnings and cells as infos."""
 
     def __init__(self, sections: dict[int, str]):
         super().__init__()
@@ -50,9 +50,9 @@ class _Relay(logging.Handler):
 
 
 def end_with(parent: int, grace: float = 10.0) -> None:
-    """End this process, its kernel first, as soon as ``parent`` is no longer its parent: a runner
-    that is killed outright can end nothing, and the next run would find the old notebook still at
-    work."""
+    """End this process, kernel first, as soon as ``parent`` is no longer its parent: a runner that
+    is killed outright cannot clean up, and the next run would find the old notebook still
+    running."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -65,8 +65,8 @@ def end_with(parent: int, grace: float = 10.0) -> None:
 
 
 def own_kernel() -> type:
-    """A manager whose kernel is this interpreter's, whatever kernels the user's Jupyter knows under
-    its name."""
+    """A manager whose kernel uses this interpreter, whatever kernels the user's Jupyter has under
+    that name."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -115,10 +115,10 @@ def main(source: str, target: str, parameters_file: str) -> int:
     except OSError as error:
         if not paths.refused_by_disk(error):
             raise
-        Path(target).unlink(missing_ok=True)  # half of it may be there
+        Path(target).unlink(missing_ok=True)  # half of it may have been written
         return NO_ROOM
     except BaseException:
-        if os.getppid() != parent:  # the runner cannot take its own files away
+        if os.getppid() != parent:  # the runner cannot remove its own files
             for file in (Path(target), Path(parameters_file)):
                 file.unlink(missing_ok=True)
             Path(target).parent.rmdir()

@@ -1,4 +1,4 @@
-"""What the released preprocessing does to a score."""
+"""The effect of the released preprocessing on scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from . import short_label
 
 def effects(study: Study, encoders: tuple[str, ...] = ("f_t", "task_arithmetic")) -> pd.DataFrame:
     """Average accuracy (percent) under Current Eval with and without attention mask, with and
-    without padding in the mean; the first row is the released way. Weights, heads and lambdas are
-    the study's in every row. Raises ``ConfigError`` for other preprocessing."""
+    without padding in the mean; the first row is the released code's way. Weights, heads and
+    lambdas are the study's in every row. Raises ``ConfigError`` for other preprocessing."""
     if not isinstance(study.encoder, ReleasedEncoder):
         raise ConfigError(
-            "The effects of the released preprocessing are those on models that use it: set "
+            "The effect can be measured only on models that use the released preprocessing: set "
             "encoder.preprocessing to released."
         )
     merging = study.profile.merging

@@ -595,7 +595,7 @@ def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypat
         ("'x': k = 4 is larger than class 0", {**knn, "k": 4}),
         ("'x': k = 2 is larger than class 0", {**knn, "k": 2, "fit": pool}),
         (
-            "'x': 8 rows asked for, 6",
+            "'x': 8 rows requested, but only 6",
             {"protocols": ["surgery"], "k": 4, "draw": "uniform", "expert": trio / "x"},
         ),
         ("at least 1, not 2.5", {**knn, "k": 2.5}),
@@ -627,7 +627,7 @@ def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypat
         ),
         ("no file", ["evaluate", "--data", one[0], "y=none.csv"]),
         ("Unknown task of fit 'y'", ["evaluate", "--data", one[0], "--fit", one[1]]),
-        ("'y': 4 rows asked for, 2", ["align", *small, "-k", "2"]),
+        ("'y': 4 rows requested, but only 2", ["align", *small, "-k", "2"]),
         ("no file", ["align", *small, "--data", "y=none.csv"]),
         ("'y' has no inputs", ["align", "--inputs", one[0], "--data", one[1]]),
     ):

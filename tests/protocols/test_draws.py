@@ -50,11 +50,11 @@ def test_every_row_is_drawn_about_equally_often():
 
 def test_more_than_there_is_cannot_be_drawn():
     labels = torch.tensor([0, 0, 0, 1, 1])
-    with pytest.raises(DataError, match="class 1: 2 samples"):
+    with pytest.raises(DataError, match="class 1, which has 2 samples"):
         stratified_order(labels, 2, 3, 0)
-    with pytest.raises(DataError, match="class 2: 0 samples"):
+    with pytest.raises(DataError, match="class 2, which has 0 samples"):
         stratified_order(labels, 3, 1, 0)
-    with pytest.raises(DataError, match="5 to draw from"):
+    with pytest.raises(DataError, match="only 5 to draw from"):
         uniform_order(5, 6, 0)
 
 

@@ -1,8 +1,8 @@
 """The lesson's sliders without a kernel: one page with Bokeh inside, which a phone opens offline.
 
-The toy is computed in the reader's browser, by ``static/plane.js``; Python lends inputs and
-constants. ``plane.html`` may be sent on by itself; ``plane.html#0,2`` opens with the first and the
-third button pressed.
+The toy is computed in the reader's browser, by ``static/plane.js``; Python supplies inputs and
+constants. ``plane.html`` is self-contained; ``plane.html#0,2`` opens with the first and the third
+button pressed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEMPLATE = """{% block preamble %}
 
 
 def world() -> dict[str, Any]:
-    """Inputs and constants of the toy, as JSON: what no slider changes."""
+    """Inputs and constants of the toy, as JSON: everything that no slider changes."""
     toy = make_toy()
     tasks = {}
     for task, n_classes in CLASSES.items():
@@ -39,7 +39,7 @@ def world() -> dict[str, Any]:
 
 
 def page() -> str:
-    """The page, whole: HTML with data, program and library in it."""
+    """The complete page: HTML with data, program and library."""
     from bokeh.document import Document
     from bokeh.embed import file_html
     from bokeh.events import DocumentReady
