@@ -37,7 +37,7 @@ def of_block(texts: Iterable[str], config: Any, i: int) -> Iterator[str]:
 
 
 def spec_for(config: Any) -> PermutationSpec:
-    """The spec of an encoder's configuration. Raises ``UnknownNameError`` where there is none."""
+    """The spec of an encoder's configuration. Raises ``UnknownNameError`` if there is none."""
     known = described(config, "known permutations")
     sizes = {what: getattr(config, name) for what, name in known["sizes"].items()}
     width, n_heads = sizes["width"], sizes["heads"]

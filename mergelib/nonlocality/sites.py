@@ -1,9 +1,9 @@
 """Where an encoder's activations are corrected, from ``architectures.yaml``.
 
 Names are those of the encoder's part ``transformer``, whose weights a state dict holds. The places
-are those of the authors' ViT (Sharma et al., 2024, arXiv 2410.12766), and what corresponds to them
-in a BERT, where a norm closes each half of a block, and in T5's encoder. Neither a block's first
-norm (of the pre-norm architectures) nor the last norm, nor a head, is a site.
+are those of the authors' ViT (Sharma et al., 2024, arXiv 2410.12766), and their counterparts in a
+BERT, where a norm closes each half of a block, and in T5's encoder. Neither a block's first norm
+(of the pre-norm architectures) nor the last norm, nor a head, is a site.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INPUT, OUTPUT = "input", "output"
 
 @dataclass(frozen=True)
 class Fold:
-    """How y' = scale * y + shift goes into weights.
+    """How y' = scale * y + shift is folded into weights.
 
     Each ``(name, axis)`` of ``scaled`` is multiplied by the scale along that axis, and ``shifted``
     takes the shift. Before a linear layer the shift first goes ``through`` its matrix W
@@ -34,8 +34,8 @@ class Fold:
 class Site:
     """The activations ``[B, L, c]`` that enter or leave ``module``.
 
-    ``block`` is 0 for the embeddings and counts from 1; ``kind`` says what it is there. Without
-    ``fold`` a correction cannot become part of weights and is attached.
+    ``block`` is 0 for the embeddings and counts from 1; ``kind`` names the place in the block.
+    Without ``fold``, a correction cannot be folded into weights and is attached.
     """
 
     module: str
@@ -63,7 +63,7 @@ def _fold(how: str | dict[str, Any] | None, module: str) -> Fold | None:
 
 
 def sites_for(config: Any) -> tuple[Site, ...]:
-    """The sites of an encoder, in the order in which a forward pass comes to them.
+    """The sites of an encoder, in the order of a forward pass.
 
     Raises ``UnknownNameError`` for an architecture without sites.
     """

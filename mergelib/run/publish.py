@@ -1,4 +1,4 @@
-"""For maintainers: refresh what is committed from a run: notebooks, minutes, report, README."""
+"""For maintainers: refresh the committed notebooks, minutes, report and README from a run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .runner import Runner, solutions
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
 LARGE_IMAGE = (
-    400_000  # characters of a picture in a notebook, above which it is kept in 256 colours
+    400_000  # characters of a picture in a notebook; larger ones are reduced to 256 colours
 )
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_ALONE = {
     WIDGET,
     "text/plain",
-}  # a progress bar: without its kernel it would stand still in the text for ever
+}  # a progress bar, which would stay frozen without its kernel
 MACHINE_FOLDERS = ("/home/", "/Users/", "/root/", "/tmp/")
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A notebook as it may be committed: no injected cell, no timings, no widget state, no stderr,
+    """A notebook in the form to commit: no injected cell, no timings, no widget state, no stderr,
     counts 1..n, large pictures in 256 colours."""
     cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     count = 0
@@ -53,10 +53,10 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             if "execution_count" in output:
                 output.execution_count = count
             output.pop("transient", None)
-            # Without its kernel a widget is a broken picture; what it puts beside itself stays.
+            # Without its kernel a widget is a broken picture; its static alternative stays.
             output.get("data", {}).pop(WIDGET, None)
             plain = output.get("data", {}).get("text/plain")
-            if plain:  # an object's address says nothing and changes with every run
+            if plain:  # an object's address is meaningless and changes with every run
                 output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", plain)
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = in_256_colours(output.data["image/png"])
@@ -80,8 +80,8 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def in_256_colours(png: str) -> str:
-    """A PNG (base64) with a palette of its own: photographs and hundreds of translucent points take
-    a third of the bytes. Smaller than ``LARGE_IMAGE`` it stays as it is."""
+    """A PNG (base64) with an optimised palette: photographs and hundreds of translucent points
+    shrink to a third. Pictures below ``LARGE_IMAGE`` are not changed."""
     from PIL import Image
 
     if len(png) <= LARGE_IMAGE:
@@ -118,7 +118,8 @@ def publish(profile: str, items: Sequence[Item]) -> None:
 
 
 def run_again(profile: str, items: Sequence[Item], **parameters: Any) -> None:
-    """Run what needs the results of others. Raises ``ConfigError`` for a notebook that fails."""
+    """Run notebooks that need the results of others. Raises ``ConfigError`` for a notebook that
+    fails."""
     for result in Runner(profile).run(items, {i.id: parameters for i in items}):
         if not result.ok:
             raise ConfigError(f"{result.item.id} failed for {profile}:\n{result.error}")
@@ -141,7 +142,7 @@ def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
         machine = [d for d in MACHINE_FOLDERS if d in text]
         if machine or '"output_type": "error"' in text:
             raise ConfigError(
-                f"{item.id}: it shows {machine or 'an error'}; mend the notebook before publishing."
+                f"{item.id}: it shows {machine or 'an error'}; fix the notebook before publishing."
             )
         paths.write_whole(item.path, text.encode())
         written.append(item.path)
@@ -149,10 +150,10 @@ def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
 
 
 def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> bool:
-    """Write a cold run's minutes into the manifest; a warm run's say nothing and are left alone.
-    Whether it wrote.
+    """Write a cold run's minutes into the manifest; a warm run's are meaningless and ignored.
+    Returns whether it wrote.
 
-    All minutes of a profile come from one run, in the manifest's order: the first notebook carries
+    All minutes of a profile come from one run, in the manifest's order: the first notebook includes
     the training that the others share.
     """
     if not timings["cold"]:
