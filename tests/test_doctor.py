@@ -246,4 +246,4 @@ def test_a_broken_lock_file_is_named(capsys, tmp_path):
     (tmp_path / "lock.json").write_text("{")
     code = cli.main(["doctor", "--profile", "paper"])
     said = capsys.readouterr()
-    assert code and "is no lock file" in said.out + said.err
+    assert code and "is not a lock file" in said.out + said.err

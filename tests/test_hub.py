@@ -152,7 +152,7 @@ class TestFiles:
         server.models["org/dead"] = {OLD: {"first.pth": b"first", "dead.pth": BYTES}}
         server.cuts["dead.pth"] = [0] * 20
         answer = get(client, "dead", locks)
-        refused(answer, "OfflineError", "files that were complete are kept")
+        refused(answer, "OfflineError", "complete files are kept")
         assert cached(folder, "org/dead") == ["first.pth"]
         del server.cuts["dead.pth"]
         server.models["org/dead"][NEW] = {"first.pth": b"other", "dead.pth": b"other"}
@@ -181,7 +181,7 @@ class TestFiles:
             ("two", "2 files x/ag.pth, y/ag.pth that end in ag.pth"),
             ("lost", "lists a file that it does not have"),
             ("missing", "no such repository"),
-            ("gone", "revision is gone"),
+            ("gone", "revision no longer exists"),
         ):
             refused(get(client, name, locks), "DataError", part)
 
@@ -345,7 +345,7 @@ def test_lock_file(lock_file, tmp_path, monkeypatch):
         lock.locked(t5.model_copy(update={"id": "somebody/t5"}))
     for broken in ("{", "[]", '{"ag": {}}', '{"ag": 3}', '{"ag": {"id": "x", "revision": "main"}}'):
         lock_file.write_text(broken)
-        with pytest.raises(DataError, match="is no lock file"):
+        with pytest.raises(DataError, match="is not a lock file"):
             lock.locked(t5)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MERGELIB_HUB_LOCK", str(tmp_path / "file" / "lock.json"))

@@ -561,7 +561,7 @@ def test_another_numbering_is_an_error_that_prints_the_mapping(paper, make):
         study.expert("ag")
     assert "4 ->" not in str(error.value)
     with pytest.raises(
-        DataError, match="numbers classes otherwise"
+        DataError, match="numbers its classes differently"
     ):  # and again: no expert is kept
         study.scores(["task_arithmetic"], ["current"])
     assert study.expert("dbpedia").head.weight.shape[0] == 14

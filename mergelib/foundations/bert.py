@@ -33,13 +33,13 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def build_tokenizer(corpus: Sequence[str]):
-    """A lower-casing tokenizer whose pieces are the corpus' words and single characters."""
+    """A lower-casing tokenizer whose pieces are the corpus's words and single characters."""
     return tokenizer_from_vocab([*SPECIAL, *corpus_pieces(corpus)])
 
 
 def words_by_frequency(texts: Sequence[str]) -> list[str]:
-    """The words of texts in lower case, as BERT splits them, the most frequent first, equals in the
-    order of the alphabet."""
+    """The words of texts in lower case, as BERT splits them, the most frequent first, ties in
+    alphabetical order."""
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()
     for text, n in Counter(texts).items():  # captions repeat
@@ -52,8 +52,8 @@ def corpus_pieces(corpus: Sequence[str]) -> list[str]:
     """The words of a corpus in lower case, most frequent first, then single characters, at the
     beginning of a word and inside one.
 
-    From counts, not trained: equal corpora give equal vocabularies everywhere, and any other word
-    still splits into characters.
+    Built from counts, not trained: the same corpus gives the same vocabulary everywhere, and any
+    other word still splits into characters.
     """
     words = words_by_frequency(corpus)
     characters = sorted(
@@ -113,7 +113,8 @@ class MaskedLM(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask
         ).last_hidden_state
         masked = labels != -100
-        # The vocabulary projection dominates a small model's cost: apply it where the loss looks.
+        # The vocabulary projection dominates a small model's cost: apply it only where the loss
+        # needs it.
         logits = self.model.cls(hidden[masked])
         return {"loss": nn.functional.cross_entropy(logits.float(), labels[masked])}
 
@@ -180,14 +181,14 @@ def pretrain(
         encoder: The architecture and tokenizer.
         corpus: Texts.
         config: Steps, batch and rate.
-        objective: Makes the whole model with its loss, ``MaskedLM`` or ``SpanCorruption``.
+        objective: Makes the complete model with its loss, ``MaskedLM`` or ``SpanCorruption``.
         corrupt: Makes its batches, ``masked_batch`` or ``corrupted_batch``.
-        rate: Share of the tokens that is corrupted.
+        rate: Share of tokens to corrupt.
         options: ``device``, ``scratch`` and ``desc`` of ``train``.
 
     Returns:
-        The encoder's state (float32, CPU) and training info; what else the objective trained has
-        served its purpose.
+        The encoder's state (float32, CPU) and training info; other parts that the objective trained
+            are discarded.
     """
     generator = torch.Generator().manual_seed(config.seed)
     with seeded(config.seed):
@@ -204,7 +205,7 @@ def pretrain(
 
 
 def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    """What decides a text encoder that is pre-trained here: corpus, corruption, shape."""
+    """Everything that determines a text encoder pre-trained here: corpus, corruption, shape."""
     from ..tasks.miniature import WORLD_VERSION
 
     settings = profile.encoder
@@ -233,9 +234,9 @@ def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tens
             encoder, module = hub_teacher(teacher)
         except OfflineError as error:
             raise OfflineError(
-                f"f_b of this recipe is not shipped, and its teacher cannot be had: {error} Leave "
-                "encoder and its pretraining as they are, or set encoder.pretraining.teacher to '' "
-                "to pre-train f_b without a teacher."
+                f"This recipe's f_b is not shipped, and its teacher cannot be loaded: {error} "
+                f"Keep encoder and its pretraining unchanged, or set encoder.pretraining.teacher "
+                f"to '' to pre-train f_b without a teacher."
             ) from error
     return sentence_vectors(encoder, module, corpus, device=device)
 
@@ -255,7 +256,7 @@ def text_recipe(
     """The recipe of a text encoder that a teacher, or else ``pretrain`` with ``objective`` and
     ``corrupt``, makes of the miniature corpus.
 
-    ``start`` readies a student's random weights. The store keeps weights and vocabulary.
+    ``start`` prepares a student's random weights. The store keeps weights and vocabulary.
     """
 
     def shape(profile: Profile) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""``python -m mergelib pretrain``: make the shipped foundations anew. For maintainers; the reader
-needs no teacher."""
+"""``python -m mergelib pretrain``: make the shipped foundations again. For maintainers; readers
+need no teacher."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PROBE_SHOTS = 100  # training inputs per class
 def planned(profile_name: str) -> dict[str, Profile]:
     """Every foundation of a profile: name -> the profile whose recipe makes it.
 
-    The names are the profile's and the variant's; ``ext03_nonlocal`` adds a longer and another
-    foundation to the text encoder and to the ViT.
+    The names are the profile's and the variant's; ``ext03_nonlocal`` needs two more foundations for
+    the text encoder and for the ViT: one trained longer, and one from another start.
     """
     found = {}
     for variant in ("", *variant_names(profile_name)):
@@ -53,7 +53,8 @@ def probe_rows(task: Task) -> Split:
 
 
 def linear_probe(z: Tensor, labels: Tensor, z_test: Tensor, test_labels: Tensor) -> float:
-    """Percent right on ``z_test`` of a logistic regression on the standardised features ``z``."""
+    """Accuracy on ``z_test``, in percent, of a logistic regression on the standardised features
+    ``z``."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -64,7 +65,7 @@ def linear_probe(z: Tensor, labels: Tensor, z_test: Tensor, test_labels: Tensor)
 
 
 def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str, float]:
-    """How much of each task's classes an encoder's features carry: test accuracy of a linear probe.
+    """How well an encoder's features separate each task's classes: test accuracy of a linear probe.
 
     Args:
         encoder: Architecture and preprocessing.
@@ -88,7 +89,7 @@ def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
     Args:
         name: Of the file.
         profile: Whose recipe it is.
-        teacher: Folder that stands in for the recipe's teacher, a hub id, where no hub is reached.
+        teacher: Folder with the recipe's teacher, which is a hub id, for machines without the hub.
 
     Returns:
         The file.

@@ -1,9 +1,9 @@
 """Distil a real sentence encoder into a miniature one: the f_b of the text profiles.
 
-The student reads the documents of a corpus; a linear map of its mean-pooled output is turned
-towards the teacher's sentence vector of the same document. Nothing else is learned, no label is
-seen, and the map is thrown away. What the student then knows of these sentences is what the teacher
-knew; masked language modelling on a corpus of templates teaches it the templates instead.
+The student reads the documents of a corpus; a linear map of its mean-pooled output is trained to
+point at the teacher's sentence vector of the same document. Nothing else is learned, no label is
+seen, and the map is discarded. The student then knows about these sentences what the teacher knew;
+masked language modelling on a corpus of templates would teach it the templates instead.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..encoders.features import extract
 from ..training.config import TrainConfig
 from ..training.loop import train
 
-TEACHER_LENGTH = 64  # tokens that the teacher reads of a document
+TEACHER_LENGTH = 64  # tokens of a document that the teacher reads
 
 
 def sentence_vectors(
     encoder: Encoder, module: nn.Module, texts: Sequence[str], *, device: torch.device
 ) -> Tensor:
-    """What a student is turned towards: the teacher's unit sentence vectors, less their mean.
+    """The student's targets: the teacher's unit sentence vectors, minus their mean.
 
     Args:
         encoder: The teacher's architecture and tokenizer, with mean pooling.

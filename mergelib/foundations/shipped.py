@@ -1,11 +1,9 @@
-"""f_b as every real project has it: a file that is there, not something that the reader trains
-first.
+"""f_b as in real projects: an existing file, not something that the reader trains first.
 
 ``mergelib/foundations`` holds one safetensors file (float16) for each f_b of the profiles `mini`
-and `quick`, and beside it a JSON
-sidecar: the recipe it was made by, its vocabulary, the file's sha256, and what its maker measured.
-A profile finds its file by the recipe. With any other recipe f_b is pre-trained here, as ``python
--m mergelib pretrain`` makes the files.
+and `quick`, and a JSON sidecar with its recipe, vocabulary, sha256 and measurements. A profile
+finds its file by the recipe. With any other recipe f_b is pre-trained here, in the way that
+``python -m mergelib pretrain`` makes the files.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_
 
 
 def recipe_of(profile: Profile) -> dict[str, Any]:
-    """What decides f_b, up to the machine's rounding: its shape, its pre-training, its seed, its
-    corpus, the world's version."""
+    """Everything that determines f_b, up to the machine's rounding: its shape, pre-training, seed
+    and corpus, and the world's version."""
     from ..tasks.miniature import WORLD_VERSION
     from ..tasks.miniature.images import IMAGE_WORLD_VERSION
 
@@ -45,7 +43,7 @@ def recipe_of(profile: Profile) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """What is shipped."""
+    """The shipped foundations."""
     return sorted(p.stem for p in FOLDER.glob("*.json"))
 
 
@@ -80,20 +78,21 @@ def read(name: str) -> Artifact:
     content = (FOLDER / f"{name}.safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != known["sha256"]:
         raise StoreError(
-            f"mergelib/foundations/{name}.safetensors is damaged: its sha256 is not the sidecar's. "
+            f"mergelib/foundations/{name}.safetensors is damaged: its sha256 differs from the "
+            f"sidecar's. "
             f"Restore it with `git checkout mergelib/foundations`."
         )
     return Artifact({n: t.float() for n, t in load(content).items()}, known["info"])
 
 
 def write(name: str, profile: Profile, made: Artifact, measured: dict[str, Any]) -> Path:
-    """Ship what a recipe made: tensors in float16, sidecar beside them.
+    """Ship a recipe's result: tensors in float16, with a sidecar.
 
     Args:
         name: Of the file.
         profile: Whose recipe made it.
         made: The recipe's artifact.
-        measured: What the sidecar says beside the recipe, such as the probe's accuracy.
+        measured: Further entries of the sidecar, such as the probe's accuracy.
 
     Returns:
         The file.

@@ -2,8 +2,8 @@
 the variants t5_a and t5_b.
 
 The corruption follows Raffel et al. (2020, section 3.1.4): 15 % of the tokens, in spans of three on
-average, each span replaced by a sentinel of its own; the decoder writes the sentinels with what
-stood behind them, and one more sentinel to close.
+average, each span replaced by its own sentinel; the decoder writes the sentinels, each followed by
+the replaced tokens, and a closing sentinel.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def sentinels_needed(max_length: int, rate: float) -> int:
 
 
 def build_t5_tokenizer(corpus: Sequence[str], n_sentinels: int):
-    """T5's special tokens around the pieces of the miniature BERT: the corpus' words and single
+    """T5's special tokens around the pieces of the miniature BERT: the corpus's words and single
     characters, lower case.
 
     Built from counts, not trained. Sentinels have the last ids, the first sentinel the very last,
@@ -103,7 +103,7 @@ def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Tokens to corrupt and spans to put them in, per text: ``lengths [B]`` (without ``</s>``) ->
     two ``[B]``.
 
-    A text of one token is left whole: nothing would remain to rebuild it from.
+    A text of one token is not corrupted: nothing would remain to reconstruct it from.
     """
     noise = torch.minimum((lengths.double() * rate).round().long().clamp(min=1), lengths - 1).clamp(
         min=0

@@ -148,7 +148,7 @@ class MergingSettings(_Section):
 
 
 class ZooSettings(MergingSettings):
-    """What ``ext01_method_zoo`` merges, those that the paper names first, and the shots per class
+    """The methods of ``ext01_method_zoo``, those named by the paper first, and the shots per class
     of its fits."""
 
     methods: tuple[str, ...] = (
@@ -182,8 +182,9 @@ class ZooSettings(MergingSettings):
 
 
 class NonLocalSettings(MergingSettings):
-    """What ``ext03_nonlocal`` merges, by how much its second foundation differs from f_b, and on
-    how many inputs. Few inputs: it scores some dozen encoders that no other notebook has."""
+    """The methods of ``ext03_nonlocal``, how its second foundation differs from f_b, and its
+    numbers of inputs. These are small, because it scores dozens of encoders that no other notebook
+    uses."""
 
     methods: tuple[str, ...] = (
         "weight_averaging",
@@ -193,10 +194,8 @@ class NonLocalSettings(MergingSettings):
         "consensus",
     )
     semi_local_steps: int = Field(gt=0)  # of pre-training, from f_b's own start
-    non_local_seed: int  # of pre-training, which draws another start and other batches
-    n_validation: int = Field(
-        gt=0
-    )  # the first so many rows of a task's split; lambda is chosen on them
+    non_local_seed: int  # seed of pre-training, which gives another start and other batches
+    n_validation: int = Field(gt=0)  # the first rows of a task's split; lambda is chosen on them
     n_test: int = Field(gt=0)
     pool_per_class: int = Field(
         gt=0
@@ -242,9 +241,11 @@ class Profile(_Section):
     threads: int = Field(2, gt=0)
     processes: int = Field(
         1, gt=0, exclude_if=lambda v: v == 1
-    )  # that fine-tune together under torchrun; the store's key says so
+    )  # processes that fine-tune together under torchrun; part of the store's key
     judged: bool = (
-        True  # quick prints its claims without a verdict: it is too small to mean anything
+        # False for quick, which prints its claims without a verdict: it is too small to mean
+        # anything
+        True
     )
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
     # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never
@@ -258,7 +259,7 @@ class Profile(_Section):
     )  # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
     note: str = Field(
         "", exclude_if=lambda v: not v
-    )  # what a reader of any number from it must know
+    )  # a caveat that readers of its numbers must know
     tasks: TaskSettings
     encoder: EncoderSettings
     fine_tuning: TrainSettings
@@ -302,7 +303,7 @@ class Profile(_Section):
 
     def of_non_local(self) -> Profile:
         """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps.
-        Raises ``ConfigError`` where there is none."""
+        Raises ``ConfigError`` if there is none."""
         own = self.non_local
         if own is None:
             raise ConfigError(f"Profile '{self.name}' has no section non_local.")
@@ -318,8 +319,8 @@ class Profile(_Section):
     def train_config(
         self, settings: TrainSettings, device: Any, *, steps_factor: int = 1
     ) -> TrainConfig:
-        """``settings`` as one run on ``device``: its precision is resolved, so it is part of what a
-        result is known by."""
+        """``settings`` as one run on ``device``: with its precision resolved, so that it is part of
+        a result's identity."""
         own = settings.seed if isinstance(settings, PretrainSettings) else None
         return TrainConfig(
             settings.steps * steps_factor,
@@ -336,8 +337,8 @@ class Profile(_Section):
 def with_shortcuts(
     overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = ""
 ) -> dict[str, Any]:
-    """``overrides`` plus what the notebook parameters ``text_dir``, ``base`` and ``image_dir``
-    stand for; empty ones stand for nothing. Raises ``ConfigError`` where they are no mapping."""
+    """``overrides`` plus those that the notebook parameters ``text_dir``, ``base`` and
+    ``image_dir`` mean, unless empty. Raises ``ConfigError`` if they are not a mapping."""
     if not isinstance(overrides, dict):
         raise ConfigError(
             f"overrides: got {shortened(repr(overrides))}; give a dict such as "
@@ -358,7 +359,7 @@ def profile_names() -> list[str]:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``, section by section."""
+    """``above`` merged over ``below``, section by section."""
     both = {
         k: _merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
         for k, v in above.items()
@@ -375,14 +376,14 @@ def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def variant_names(name: str) -> list[str]:
-    """A profile's variants: partial profiles that are laid over the rest of it. Raises
+    """A profile's variants: partial profiles that override the rest of it. Raises
     ``UnknownNameError``."""
     return sorted(_raw(name)[1])
 
 
 def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: str = "") -> Profile:
-    """The named profile, with a variant laid over it and dotted overrides such as
-    ``{"fine_tuning.steps": 100}`` applied, validated.
+    """The named profile, validated, with a variant and dotted overrides such as
+    ``{"fine_tuning.steps": 100}`` applied.
 
     Raises ``UnknownNameError`` for an unknown profile, variant or key (naming the nearest),
     ``ConfigError`` for a bad value.
@@ -395,7 +396,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
             raise ConfigError(
-                f"overrides: {shortened(dotted)} is no key; write texts such as "
+                f"overrides: {shortened(dotted)} is not a key; write texts such as "
                 f"'fine_tuning.steps'."
             )
         *path, last = dotted.split(".")
@@ -437,7 +438,7 @@ def parse_profile(raw: Any, what: str) -> Profile:
 
 
 def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:
-    """The model class of section ``part``; refuses names that are no section."""
+    """The model class of section ``part``; refuses names that are not sections."""
     field = model.model_fields.get(part)
     if field is None:
         raise UnknownNameError(f"key '{dotted}' of a profile:", part, model.model_fields)

@@ -1,7 +1,7 @@
-"""From tidy scores to the tables that people read.
+"""From tidy scores to tables.
 
-Here is what every notebook uses. ``ladder``, ``controls``, ``ranking``, ``unlabelled`` and
-``report`` each serve one notebook and are imported from there.
+This module exports what every notebook uses. ``ladder``, ``controls``, ``ranking``, ``unlabelled``
+and ``report`` each serve one notebook and are imported from there.
 """
 
 from .clusters import alt_clusters, cluster_panels

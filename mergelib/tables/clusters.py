@@ -17,16 +17,17 @@ from .labels import short_label, task_label
 def cluster_panels(
     study: Study, tasks: Sequence[str], methods: Sequence[str], n: int = 400
 ) -> tuple[dict[tuple[str, str], dict[str, Any]], pd.DataFrame]:
-    """How the outputs of merges and experts cluster, on all test inputs of each task.
+    """How the outputs of merges and experts cluster, measured on all test inputs of each task.
 
     Args:
         study: Where features come from.
         tasks: Tasks shown.
         methods: Merging methods shown.
-        n: Test inputs of a panel's t-SNE map.
+        n: Number of test inputs in a panel's t-SNE map.
 
     Returns:
-        Panels for ``figures.plot_clusters``, and the table of the numbers below them, in R^d: label
+        Panels for ``figures.plot_clusters``, and the table of the numbers below them, measured in
+            R^d: label
         purity (10-NN, leave-one-out) and silhouette of f_t and f_m, and the source purity of both.
     """
     panels, rows = {}, []

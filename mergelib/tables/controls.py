@@ -1,4 +1,5 @@
-"""Controls on alignment that the paper lacks (``ext02``): recovered, rebuilt, learned by heart?
+"""Controls on alignment that the paper lacks (``ext02``): is information recovered, rebuilt or
+memorised?
 
 Every control gives rows (fit, condition, method, accuracy): averages over tasks in percent.
 """
@@ -60,7 +61,7 @@ HEADINGS = ("What stands", "What needs a condition", "What does not hold", "Open
 
 
 def map_label(rung: str) -> str:
-    """How tables name the map of a rung, as distinct from the protocol "Orthogonal classifier"."""
+    """The name of a rung's map in tables, unlike that of the protocol "Orthogonal classifier"."""
     return f"{RUNG_LABELS[rung]} map"
 
 
@@ -84,7 +85,7 @@ def _mean_percent(correct: Sequence[torch.Tensor]) -> float:
 
 
 def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
-    """Each alignment fitted on training inputs and on scored test inputs, beside no alignment."""
+    """No alignment, and each alignment fitted on training inputs and on scored test inputs."""
     few = ("ft_classifier", "orthogonal_classifier", "surgery")
     splits = ("train", "test")
     none = {e: a for (e, _), a in _scores(study, encoders, ["current"], k).items()}
@@ -100,7 +101,7 @@ def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
 
 
 def _few(study: Study, encoder: str, protocol: str, k: int, fit_on: str) -> float:
-    # One k alone: a test split may be too small for the largest.
+    # A single k: a test split may be too small for the largest.
     how = {"k": k, "draw": "uniform", "fit_on": fit_on}
     return _mean_percent([study.correct(encoder, t, protocol, **how) for t in study.tasks])
 
@@ -120,9 +121,9 @@ def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 
 
 def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFrame:
-    """FT-Classifier with stratified and uniform draws, and as the released code runs it.
+    """FT-Classifier with stratified draws, with uniform draws, and as in the released code.
 
-    The released code keeps dropout on while fitting, and takes batches of one.
+    The released code keeps dropout on while it fits, and uses batches of one.
     """
     name = "ft_classifier"
     drawn = {
@@ -138,7 +139,7 @@ def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFram
 
 
 def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
-    """Every protocol for every encoder, the un-merged and the untrained among them.
+    """Every protocol for every encoder, including the un-merged and the untrained one.
 
     Maps are fitted on training inputs.
     """
@@ -152,7 +153,7 @@ def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
 
 
 def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
-    """Ladder (from a random start) and FT-Classifier with the teacher's outputs shuffled."""
+    """The ladder (from a random start) and FT-Classifier, fitted to shuffled teacher outputs."""
     rows = []
     for rung in ("linear", "orthogonal"):
         found = _ladder(study, encoders, rung, fit_on="train", permuted_teacher=True)
@@ -221,7 +222,7 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
 
 
 def _claim_line(claim: str, parts: list[Verdict], by_claim: dict[str, str], judged: bool) -> str:
-    """One claim: its verdict, the part furthest to the failing side, and what its controls say."""
+    """One claim: its verdict, the part nearest to failing, and the verdicts of its controls."""
     says = load_claims()[claim].says
     if not parts:
         return f"- `{claim}`, {says}: not measured with these ks."
@@ -239,7 +240,8 @@ def _claim_line(claim: str, parts: list[Verdict], by_claim: dict[str, str], judg
 
 
 def _leaks(fitted: pd.DataFrame) -> list[str]:
-    """Per fit, what scored inputs add over training inputs, and what the fit gives each encoder."""
+    """Per fit, the gain of scored inputs over training inputs, and the fit's gain for each
+    encoder."""
     at = fitted.pivot(index=["fit", "method"], columns="condition", values="accuracy")
     merges = [m for m in dict.fromkeys(fitted.method) if m not in (BASE, RANDOM)]
     few = next(f for f in fitted.fit if f.startswith("FT-Classifier"))

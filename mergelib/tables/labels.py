@@ -1,4 +1,4 @@
-"""What tables and figures call tasks, encoders, protocols and rungs."""
+"""The names of tasks, encoders, protocols and rungs in tables and figures."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ RUNG_LABELS = {
 
 
 def task_label(task: str) -> str:
-    """A task's name in print; an unknown one as it is."""
+    """A task's printed name; unknown ones are unchanged."""
     return TASK_LABELS.get(task, task)
 
 
 def _told_apart(found: Method | Protocol, part: str, known: Mapping[str, Any]) -> str:
-    """A label of the user's own with its name, where another one reads the same."""
+    """A user's label, with its name added if another label is the same."""
     said = getattr(found, part)
     twins = sum(getattr(other, part) == said for other in known.values())
     return said if twins < 2 or is_ours(found.function) else f"{said} ({found.name})"
 
 
 def encoder_label(encoder: str) -> str:
-    """A merging method or reference encoder in tables: its label, and what sets a merge apart.
+    """A merging method or reference encoder in tables: its label, with marks.
 
-    Marked are merges that give one encoder per task, and those that saw inputs of the test set.
+    Marks show merges that give one encoder per task, and those that saw inputs of the test set.
     """
     if encoder not in METHODS:
         return ENCODER_LABELS.get(encoder, (encoder,))[0]
@@ -82,7 +82,7 @@ def protocol_label(protocol: str) -> str:
 
 
 def rung_label(rung: str) -> str:
-    """A rung of the ladder in print; an unknown one as it is."""
+    """A rung's printed name; unknown ones are unchanged."""
     return RUNG_LABELS.get(rung, rung)
 
 
@@ -107,7 +107,7 @@ HEADINGS = {
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` with tasks, methods and protocols in print; methods by their short label."""
+    """``frame`` with the printed names of tasks, methods (short) and protocols."""
     names = COLUMN_LABELS | {"method": short_label}
     known = [c for c in ("task", "method", "protocol", "rung") if c in frame]
     return frame.assign(**{c: frame[c].map(names[c]) for c in known}).reset_index(drop=True)

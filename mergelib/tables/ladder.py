@@ -46,8 +46,8 @@ def variance_steps(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     """What each step adds to the held-out R^2, averaged over tasks: method, step, increment.
 
-    Identity and translation are one step: a constant offset makes R^2 before it as negative as one
-    likes, so the chain starts at f_t's mean (R^2 = 0).
+    Identity and translation are one step: a constant offset can make R^2 before it arbitrarily
+    negative, so the chain starts at f_t's mean (R^2 = 0).
     """
     steps = variance_steps(study, encoders)
     means = steps.groupby(["method", "step"], sort=False).r2.mean().unstack("step")
@@ -60,8 +60,8 @@ def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
     """The ladder per rung and encoder, averaged over tasks.
 
-    The identity rung is Current Eval. The invertible rung is the linear map; a singular one would
-    be flagged by its condition number.
+    The identity rung is Current Eval. The invertible rung is the linear map; its condition number
+    would reveal a singular one.
 
     Args:
         study: Where features come from.

@@ -1,4 +1,4 @@
-"""Which notebook makes what: ``manifest.yaml``."""
+"""Notebooks and their outputs, from ``manifest.yaml``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Item:
 
     @property
     def outputs(self) -> list[str]:
-        """Files that the notebook must leave in figures/<profile>/; a solution leaves none."""
+        """Files that the notebook must write to figures/<profile>/; a solution writes none."""
         return (
             []
             if self.group == SOLUTIONS

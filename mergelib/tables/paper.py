@@ -1,4 +1,4 @@
-"""Our numbers beside the paper's printed ones."""
+"""Our numbers next to the paper's printed ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def published_table3() -> pd.DataFrame:
 
 
 def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:
-    """Average over the tasks at hand, "paper | here", of every cell that Table 2 has too.
+    """The average over the study's tasks, "paper | here", of every cell that Table 2 has, too.
 
     The paper's backbone and data differ from those of every profile but ``paper``.
     """
@@ -90,10 +90,10 @@ def table3(summary: pd.DataFrame, methods: Sequence[str], k: int) -> pd.DataFram
 def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.DataFrame:
     """Cell by cell: paper | here | difference | inside the paper's ± | verdict.
 
-    Judged where the experts are the released ones: *reproduced* inside the paper's ±, *undecided*
-    outside, but less than both ± away, *not reproduced* beyond. A cell printed without ± is
-    reproduced within ``NO_SPREAD`` points. Few-shot cells are those of the paper's k. Averages are
-    compared over all of the paper's tasks only.
+    Judged only for the released experts: *reproduced* inside the paper's ±, *undecided* outside but
+    closer than both ± together, *not reproduced* beyond. A cell printed without ± is reproduced
+    within ``NO_SPREAD`` points. Few-shot cells are those of the paper's k. Averages are compared
+    over all of the paper's tasks only.
 
     Args:
         summary: Ours, as from ``mean_and_std``.
@@ -132,7 +132,7 @@ def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.
 
 
 def _within(apart: float, theirs: float, ours: float) -> str:
-    """The verdict on two means that lie ``apart``, given each one's ±."""
+    """The verdict on two means at a distance ``apart``, from each one's ±."""
     theirs = NO_SPREAD if pd.isna(theirs) else theirs
     if apart <= theirs:
         return REPRODUCED

@@ -1,4 +1,4 @@
-"""What made a notebook's numbers."""
+"""The settings behind a notebook's numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .labels import short_label
 from .scores import show
 
 PRIVATE = ("tasks.text_dir", "tasks.image_dir", "encoder.base", "released_dir")
-"""Overrides that say where files lie on this machine; they are nobody else's business."""
+"""Overrides with paths of this machine, which stay private."""
 
 
 def versions() -> str:
-    """What computed a notebook's numbers, in one line."""
+    """The versions behind a notebook's numbers, in one line."""
     return (
         f"mergelib {__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}"
@@ -29,12 +29,13 @@ def versions() -> str:
 
 
 def public_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides without the places of files on this machine."""
+    """Overrides without paths of this machine."""
     return {k: v for k, v in overrides.items() if k not in PRIVATE}
 
 
 def provenance(study: Study, methods: Sequence[str] | None = None) -> Styler:
-    """What made a notebook's numbers: profile, device, versions, seeds, lambda of ``methods``."""
+    """The settings behind a notebook's numbers: profile, device, versions, seeds, lambda of
+    ``methods``."""
     p = study.profile
     lams = {short_label(m): study.lam(m) for m in methods or study.methods}
     checked = "released checkpoints, their classes' order checked on validation rows"

@@ -31,11 +31,11 @@ ORDERS = {
     (0, 1): "gained",
     (0, 0): "open",
 }
-"""(clear under Current Eval, clear under the other: the same way or not) -> what became of it."""
+"""(order under Current Eval, order under the other protocol: 1, -1 or 0 if unclear) -> its name."""
 
 
 def methods(study: Study) -> list[str]:
-    """The profile's methods, and those that a notebook has registered itself."""
+    """The profile's methods, and those that the notebook has registered."""
     own = [m.name for m in METHODS.values() if m.function.__module__ == "__main__"]
     return list(dict.fromkeys([*study.methods, *own]))
 
@@ -58,7 +58,7 @@ def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
     for name in names:
         method, options = get_method(name), study.profile.merging.options.get(name, {})
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the column says it
+            warnings.simplefilter("ignore")  # the column shows it
             lams = list(study.lams(name).values())
         lams = lams if len(set(lams)) > 1 else lams[:1]
         said = {k: f"{v:g}" if isinstance(v, float) else v for k, v in options.items()}
@@ -77,11 +77,11 @@ def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
 
 
 def cost_table(study: Study, names: Sequence[str], means: pd.DataFrame) -> pd.DataFrame:
-    """What one merge costs, its lambda given, and what it scores.
+    """The cost of one merge with a fixed lambda, and its score.
 
     Returns:
         Columns method, seconds, peak_mb, ft_classifier. Measured when the merge was made; missing
-        for merges that were stored before.
+            for merges that were stored earlier.
     """
     rows = [{"seconds": None, "peak_mb": None, **study.merge_cost(m)} for m in names]
     frame = pd.DataFrame(rows).astype({"seconds": float, "peak_mb": float})
@@ -119,7 +119,7 @@ def resampled(study: Study, names: Sequence[str]) -> dict[str, Tensor]:
 def kendall_tau(a: Tensor, b: Tensor) -> Tensor:
     """Kendall's tau-b of the rankings in each column of ``a, b [M, R]``: ``[R]``.
 
-    NaN where one of them has no order.
+    NaN if one of them has no order.
     """
     rows, columns = torch.triu_indices(len(a), len(a), 1)
     sign_a, sign_b = (a[rows] - a[columns]).sign(), (b[rows] - b[columns]).sign()
@@ -136,7 +136,7 @@ def tau_table(samples: dict[str, Tensor]) -> pd.DataFrame:
 
 
 def order(difference: Tensor) -> int:
-    """1 or -1 when the whole 95 % interval of ``[1 + B]`` lies on one side of 0, else 0."""
+    """1 or -1 if the whole 95 % interval of ``[1 + B]`` lies on one side of 0, else 0."""
     low, high = interval(difference)
     return (low > 0) - (high < 0)
 
@@ -169,7 +169,8 @@ def _headline(means: pd.DataFrame, taus: pd.DataFrame) -> tuple[dict[str, str], 
 
 
 def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tuned: float) -> str:
-    """One paragraph, written by the numbers: does a better protocol change which method to use?"""
+    """One paragraph, computed from the numbers: does a better protocol change which method to
+    use?"""
     best, tau = _headline(means, taus)
     current, ft = (encoder_label(m) for m in best.values())
     spread = {p: means[p].max() - means[p].min() for p in best}
@@ -179,7 +180,7 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
     if best["current"] != best["ft_classifier"]:
         head = (
             f"**Another method wins.** Current Eval puts {current} first, FT-Classifier Eval {ft}; "
-            f"whoever follows Current Eval gives away "
+            f"following Current Eval costs "
             f"{top - means.loc[best['current'], 'ft_classifier']:.1f} points under FT-Classifier "
             "Eval."
         )

@@ -1,7 +1,7 @@
-"""From tidy scores to tables that people read: averages over tasks, means over seeds, cells.
+"""From tidy scores to tables: averages over tasks, means over seeds, formatted cells.
 
 A score is a row (task, method, protocol, k or share, draw, fit_on, seed, accuracy in percent), as
-from ``Study.scores``; a summary is what ``mean_and_std`` makes of scores.
+from ``Study.scores``; a summary is the result of ``mean_and_std``.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from ..core.types import digest
 from .labels import COLUMN_LABELS, HEADINGS, protocol_label, short_label
 
 SETTINGS = ("method", "protocol", "k", "share", "draw", "fit_on")
-"""The columns that say how a score came about, beside its task and its seed."""
+"""The columns that describe a score, besides its task and seed."""
 
 
 def stack(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Several score tables as one; an empty one for none."""
-    # A frame without rows has no dtypes to give.
+    """Concatenate score tables; without any, an empty table."""
+    # A frame without rows has no dtypes to contribute.
     return pd.concat([pd.DataFrame(), *(f for f in frames if len(f))], ignore_index=True)
 
 
 def at_k(scores: pd.DataFrame, k: int) -> pd.DataFrame:
-    """The rows of k shots, and those of protocols without shots."""
+    """The rows with k shots, and those of protocols without shots."""
     return scores[scores.k.isna() | (scores.k == k)]
 
 
 def with_average(scores: pd.DataFrame) -> pd.DataFrame:
     """``scores`` plus rows of task ``average``: per seed, the unweighted mean over tasks.
 
-    Where every input is drawn, k is the smallest of the tasks' numbers per class.
+    If every input is drawn, k is the smallest of the tasks' numbers per class.
     """
     by = [c for c in ("backbone", *SETTINGS, "seed") if c in scores]
     extra = {"k": ("k", "min")} if "k" in scores else {}
@@ -83,7 +83,7 @@ def average_of(
 
 
 def mean_std_cell(mean: float, std: float) -> str:
-    """ "71.8 ± 0.2"; the mean alone where there is no deviation."""
+    """ "71.8 ± 0.2", or only the mean if there is no deviation."""
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 
 
@@ -100,13 +100,13 @@ def wide(
     columns: str = "task",
     values: str = "",
 ) -> pd.DataFrame:
-    """A tidy frame as a table: names in print, rows in the order in which they first appear.
+    """A tidy frame as a table with printed names, and rows in order of appearance.
 
     Args:
         frame: A row per cell, such as a summary or the rows of a control.
         rows: The column, or columns, that name a table's row.
         columns: The column whose values become the table's columns; numbers are sorted.
-        values: The column shown; by default "71.8 ± 0.2", or the mean where there is no deviation.
+        values: The column shown; by default "71.8 ± 0.2", or the mean if there is no deviation.
     """
     rows = [rows] if isinstance(rows, str) else list(rows)
     values = values or "cell"
@@ -202,7 +202,7 @@ def alt_shots(
 
 
 def show(frame: pd.DataFrame, precision: int = 2) -> Styler:
-    """A table for a notebook: whole texts, no running numbers, the same bytes every time."""
+    """A table for a notebook: full texts, no index, reproducible bytes."""
     style = (
         frame.style.format(precision=precision)
         .set_uuid(digest(frame.to_csv())[:8])

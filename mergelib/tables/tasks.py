@@ -1,4 +1,4 @@
-"""What a study works on: its tasks, examples, bounds and sizes."""
+"""A study's tasks: examples, bounds and sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def contact_sheet(
     Args:
         study: A study of image tasks.
         classes: Classes shown per task, spread over all of them.
-        each: Images shown per class; fewer where a class has fewer.
+        each: Images shown per class, or all that a class has.
 
     Returns:
         Per task the names of its classes and uint8 images ``[classes, each, 3, H, W]``.

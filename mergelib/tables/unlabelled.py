@@ -1,9 +1,9 @@
 """Protocols with an unlabelled share of the test set (A.2.4, Figure 11), and their controls.
 
-A share is n inputs as they come, 0.5 % to 10 % of the test set's size. ``fit_on="test"`` draws them
-from the scored inputs, as the paper does; ``fit_on="train"`` draws as many training inputs.
-FT-Classifier sees no label. KNN Eval names its anchors by their class, and a class of which the
-share holds no input can never be predicted: ``coverage`` counts that.
+A share is n randomly drawn inputs, 0.5 % to 10 % of the test set's size. ``fit_on="test"`` draws
+them from the scored inputs, as the paper does; ``fit_on="train"`` draws the same number of training
+inputs. FT-Classifier sees no label. KNN Eval's anchors have classes, and a class without an input
+in the share can never be predicted: ``coverage`` counts these.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def scores(
         study: Whose profile names the shares.
         encoders: Merges or reference encoders.
         protocols: One without shots has no share, drawn, fit_on and seed.
-        fit_on: ``test`` draws a share from the scored inputs, ``train`` as many from the pool.
+        fit_on: ``test`` draws a share from the scored inputs, ``train`` the same number from the
+            pool.
 
     Returns:
         Columns as of ``Study.scores``, with the share in percent and the number of inputs
@@ -59,7 +60,7 @@ def scores(
 
 
 def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
-    """Which classes a share's anchors leave out.
+    """How many classes a share's anchors cover.
 
     Returns:
         A row per (task, share): the inputs drawn, classes C, ``covered`` percent of classes with an

@@ -1,4 +1,4 @@
-"""Verdicts on claims, for people."""
+"""Verdicts on claims as tables."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ORDER = (NOT_REPRODUCED, UNDECIDED, REPRODUCED, NOT_JUDGED, NOT_RUN)  # failing 
 
 
 def pretty(threshold: str) -> str:
-    """A threshold for people: ">= 0.90" as "≥ 0.90"."""
+    """A readable threshold: ">= 0.90" becomes "≥ 0.90"."""
     return threshold.replace(">=", "≥").replace("<=", "≤")
 
 
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per part of a claim, with the fields of ``Verdict`` and what the claim says."""
+    """A row per part of a claim, with the fields of ``Verdict`` and the claim's wording."""
     fields = list(Verdict.__dataclass_fields__)
     frame = pd.DataFrame([asdict(v) for v in verdicts], columns=fields)
     return frame.assign(says=[load_claims()[c].says for c in frame.claim])

@@ -36,14 +36,13 @@ def hub_splits(
 
     Args:
         name: The task's name in the registry.
-        n_train: Rows to keep, drawn by a seeded permutation that looks at no label; None is all
+        n_train: Rows to keep, drawn by a seeded permutation, without using labels; None keeps all
             rows in their order.
-        n_test: The same of the test split.
+        n_test: The same for the test split.
 
     Raises:
         UnknownNameError: The registry has no such task.
-        DataError: The data are not what the registry says: format, columns, class names, labels
-            or rows.
+        DataError: The data differ from the registry: format, columns, class names, labels or rows.
         MergelibError: As :func:`mergelib.core.hub.fetch` does.
     """
     for what, n in (("n_train", n_train), ("n_test", n_test)):
@@ -66,12 +65,12 @@ def _refused(entry: Repository, why: str) -> DataError:
     variants = "; ".join(entry.table.variants)
     return DataError(
         f"Task '{entry.name}': {entry.id} {why}. Known variants: {variants}. "
-        f"Correct the registry after a look at {entry.card}, or use --text-dir."
+        f"Check {entry.card} and correct the registry, or use --text-dir."
     )
 
 
 def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
-    """One split, mapped from the copy that ``datasets`` makes of its files."""
+    """One split, memory-mapped from the copy that ``datasets`` makes of its files."""
     from datasets import Dataset
 
     read = (
@@ -133,12 +132,12 @@ def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Ten
 
 
 def _plain(class_name: str) -> str:
-    """A class name without the spellings in which copies differ: case, spaces, plural."""
+    """A class name without differences in spelling between copies: case, spaces, plural."""
     return re.sub(r"[\W_]", "", class_name).lower().rstrip("s")
 
 
 def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, *, seed: int) -> Split:
-    """All rows with text in their order, or n by a seeded permutation, drawn before any is read."""
+    """All rows with text in their order, or n of a seeded permutation, drawn before any is read."""
     whole = n is None or n >= len(data)
     generator = torch.Generator().manual_seed(seed)
     order = torch.arange(len(data)) if whole else torch.randperm(len(data), generator=generator)
@@ -162,5 +161,5 @@ def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, *, 
 
 
 def join_parts(parts: Sequence[str | None]) -> str:
-    """Return the parts that are left after stripping, joined by one space."""
+    """Return the stripped, non-empty parts, joined by one space."""
     return " ".join(p for part in parts if part and (p := part.strip()))

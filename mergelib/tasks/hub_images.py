@@ -49,7 +49,7 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
     names, repository, sizes = class_names(name), registry()[name], profile.tasks
     key = {
         "version": IMAGES_VERSION,
-        "revision": pin(repository),  # once decoded, its files are not needed
+        "revision": pin(repository),  # once it is decoded, its files are not needed
         "classes": digest(*names),
         "size": profile.encoder.image_size,
         "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
@@ -65,7 +65,7 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
             }
         )
 
-    # Of several processes one decodes, and the others wait for its lock.
+    # One of several processes decodes; the others wait for its lock.
     store = Store(store.root)
     if store.peek("images", key) is None:
         store.get("images", key, make)
@@ -107,9 +107,9 @@ def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Pr
 def check_names(
     name: str, names: tuple[str, ...], stored: tuple[str, ...] | None, highest: int, path: Path
 ) -> None:
-    """Raise ``DataError`` where a file has other classes than ``names``, or in another order.
+    """Raise ``DataError`` if a file's classes differ from ``names``, or have another order.
 
-    Other spellings ("AnnualCrop") are not compared: ``names`` are made for prompts.
+    Spellings ("AnnualCrop") are not compared: ``names`` are worded for prompts.
     """
     n = len(stored) if stored else highest + 1
     if (stored and n != len(names)) or n > len(names):

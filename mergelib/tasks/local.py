@@ -35,11 +35,11 @@ def find_csv(folder: Path, split: str) -> Path:
 def local_splits(
     text_dir: Path | str, name: str, *, text_column: int | None = None
 ) -> tuple[tuple[str, ...], Split, Split]:
-    """Label names, train and test split of task ``name`` under ``text_dir``. The classes of a name
-    that is not among ``LABEL_NAMES`` are those of its train file.
+    """Label names, train and test split of task ``name`` under ``text_dir``. For a name that is not
+    among ``LABEL_NAMES``, the classes are those of its train file.
 
-    Raises ``DataError`` for a missing folder or file (naming what is there), and what ``read_csv``
-    and ``named_splits`` raise.
+    Raises ``DataError`` for a missing folder or file (listing what exists), and whatever
+    ``read_csv`` and ``named_splits`` raise.
     """
     folder = task_folder(text_dir, name)
     train, test = (

@@ -21,14 +21,14 @@ from ..core.progress import progress
 from ..core.types import Split
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
-# Decoders of plain pixels: Pillow has others that start programs.
+# Decoders of plain pixels; others in Pillow start programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 # 8 bits a channel: wider ones would be clipped, not scaled.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more, and take the memory for it
-MAX_ROWS = 10_000_000  # run lengths can stand for far more in a few bytes
-MAX_CLASSES = 10_000  # a larger label is a typing error, and would cost memory for names
+MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more pixels, and use up the memory
+MAX_ROWS = 10_000_000  # run-length encoding can represent far more rows in a few bytes
+MAX_CLASSES = 10_000  # a larger label is a typo, and its names would use up memory
 ROWS_AT_A_TIME = 256
 SUBSAMPLE_SEED = 20_241_220
 
@@ -63,9 +63,8 @@ def decode_image(x: Any, size: int, where: str) -> Tensor:
 
 def open_image(x: Any, where: str) -> Any:
     """A file, its bytes, a ``{"bytes", "path"}`` of datasets, a PIL image or a uint8 array (``[H,
-    W]``, ``[H, W, 3]`` or ``[3, H, W]``) as a PIL image in RGB, upright. A text is a file's name
-    and
-    nothing else: no address is fetched. Raises ``DataError`` that begins with ``where``."""
+    W]``, ``[H, W, 3]`` or ``[3, H, W]``) as a PIL image in RGB, upright. A text is always a file's
+    name: no URL is fetched. Raises ``DataError`` that begins with ``where``."""
     from PIL import Image
 
     if isinstance(x, Mapping):
@@ -99,7 +98,7 @@ def _upright(image: Any, where: str) -> Any:
     """A PIL image in RGB: grey becomes three equal channels, transparency is dropped."""
     from PIL import ImageOps
 
-    width, height = image.size  # from a file's head: no pixel has been decoded yet
+    width, height = image.size  # from the file's header: no pixel has been decoded yet
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{where}: an image of {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded. "
@@ -113,8 +112,8 @@ def _upright(image: Any, where: str) -> Any:
 def read_image(file: BinaryIO | Path, where: str) -> Any:
     """One image file as a PIL image in RGB, upright.
 
-    Raises ``DataError`` that begins with ``where`` (file and row): bytes that are no image of
-    ``FORMATS``, a truncated one, more than ``MAX_PIXELS``, channels of more than 8 bits.
+    Raises ``DataError`` that begins with ``where`` (file and row): bytes that are not an image of
+    ``FORMATS``, a truncated image, more than ``MAX_PIXELS``, channels with more than 8 bits.
     """
     from PIL import Image
 
@@ -129,7 +128,7 @@ def read_image(file: BinaryIO | Path, where: str) -> Any:
         raise DataError(
             f"{where}: {error} At most {MAX_PIXELS:,} pixels are decoded; store it smaller."
         ) from error
-    except Exception as error:  # Pillow's decoders raise what they meet, of no common class
+    except Exception as error:  # Pillow's decoders raise errors without a common class
         raise DataError(
             f"{where}: the image cannot be decoded as {', '.join(FORMATS)} ({error}); "
             "replace it or remove the row."
@@ -150,12 +149,12 @@ def read_parquet(
     Column ``image`` holds the bytes of an image file, by themselves or as the field ``bytes`` of a
     struct; column ``label`` holds integers from 0. Names are those of the ``ClassLabel`` in the
     schema's metadata. Inputs are uint8 ``[N, 3, size, size]`` (see ``decode_image``). ``limit``
-    keeps that many rows, drawn with ``seed`` and without a look at their labels, in the files'
-    order; the others are not decoded. ``desc`` switches a progress line on.
+    keeps that many rows, drawn with ``seed`` and without using labels, in the files' order; the
+    others are not decoded. ``desc`` turns on a progress line.
 
-    Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is no Parquet, a
-    missing column or one of another type, an absent image, an absent label or one outside the
-    stored names' range, files with different names.
+    Raises ``DataError`` with file, row (counted from 0) and remedy: a file that is not Parquet, a
+    column that is missing or has another type, a missing image, a label that is missing or outside
+    the stored names' range, files with different names.
     """
     paths = [path] if isinstance(path, Path) else list(path)
     found = []
@@ -191,7 +190,7 @@ def read_parquet(
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A Parquet file. What its reader raises in the block becomes a ``DataError``."""
+    """An open Parquet file. Errors of its reader in the block become ``DataError``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -203,7 +202,7 @@ def opened(path: Path) -> Iterator[Any]:
         OSError,
         ValueError,
         MemoryError,
-    ) as error:  # ValueError: a schema whose names are no UTF-8
+    ) as error:  # ValueError: a schema whose names are not UTF-8
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -261,7 +260,7 @@ def parquet_splits(
 
     ``n_train`` and ``n_test`` keep that many rows, drawn by fixed seeds. Without stored names
     classes are numbered. Raises ``DataError`` for a missing folder or file (naming what is there),
-    two halves that name their classes differently, and whatever ``read_parquet`` refuses.
+    splits that name their classes differently, and whatever ``read_parquet`` refuses.
     """
     folder = task_folder(image_dir, name, f" Expected {LAYOUT}.")
     (train, names), (test, test_names) = (
@@ -288,7 +287,7 @@ def _holds_bytes(kind: Any) -> bool:
         place = kind.get_field_index("bytes")
         if place < 0:
             return False
-        kind = kind.field(place).type  # a struct inside is no image
+        kind = kind.field(place).type  # a nested struct is not an image
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -22,7 +22,8 @@ UNREAD = (
     "pooler.dense.weight",
     "pooler.dense.bias",
 )
-"""What a checkpoint may hold beyond this encoder: buffers of older transformers, and the pooler."""
+"""What a checkpoint may contain in addition to this encoder: buffers of older transformers, and the
+pooler."""
 
 
 def released_checkpoint(task: str, folder: str) -> Path:
@@ -47,8 +48,8 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     """Label names, train and test split of a released task, from ``folder`` or, without one, from
     the hub.
 
-    Labels are 1-based, the text stands in column 2 (counted from 0), empty texts are kept. Classes
-    are numbers here: the files number them by first appearance and carry no names. Raises
+    Labels are 1-based, the text is in column 2 (counted from 0), empty texts are kept. Classes are
+    only numbers: the files number them by first appearance and contain no names. Raises
     ``DataError`` for a file that is missing or cannot be read and a label outside the task's range,
     and what ``mergelib.core.hub.fetch_file`` raises.
     """
@@ -77,11 +78,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); fetch it "
             "again."
         ) from error
-    except Exception as error:  # the unpickler's own, which refuses whatever is no tensor
+    except Exception as error:  # raised by the unpickler, which refuses anything but tensors
         raise UnsafeFileError(
             f"{path.name} holds more than plain tensors, or is no file of torch.save. It was not "
-            "run. Fetch it again; if it "
-            "stays so, it is not the published checkpoint."
+            f"run. Fetch it again; if that does not help, it is not the published checkpoint."
         ) from error
     if (
         not isinstance(state, dict)
@@ -141,10 +141,10 @@ def load_checkpoint(path: Path, task: str, base: State, width: int, n_classes: i
 
 
 def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int, ...]:
-    """For each class of a classifier the class of the data that it stands for, both 0-based: of all
-    one-to-one assignments the one under which most of ``predicted [N]`` are right, the identity
-    where none is better."""
-    # Half a second, which every study would wait for.
+    """For each class of a classifier the class of the data that it stands for, both 0-based: the
+    one-to-one assignment under which most of ``predicted [N]`` are right; the identity, unless
+    another one is better."""
+    # This import takes half a second, which other studies should not wait for.
     from scipy.optimize import linear_sum_assignment
 
     confusion = (
@@ -171,10 +171,10 @@ def check_label_order(predicted: Tensor, labels: Tensor, task: Task, split: str)
         f"{i + 1} -> {c + 1} ({task.label_names[c]})" for i, c in enumerate(order) if i != c
     )
     raise DataError(
-        f"Task '{task.name}': the checkpoint numbers classes otherwise than the data. Of "
+        f"Task '{task.name}': the checkpoint numbers its classes differently from the data. Of "
         f"{len(labels)} {split} rows the fine-tuned model "
         f"gets {as_is:.1f} % right as numbered, {mapped:.1f} % with its class -> the data's class: "
-        f"{moved}. Take the released CSV files, or "
-        f"renumber the labels of yours. (If {mapped:.1f} % is poor, too, then checkpoint, "
+        f"{moved}. Use the released CSV files, or renumber the labels in yours. (If {mapped:.1f} "
+        f"% is poor, too, then checkpoint, "
         "preprocessing or texts do not belong together.)"
     )

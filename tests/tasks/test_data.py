@@ -129,7 +129,7 @@ def test_every_shape_gives_the_same_rows(shape, labels):
         (pd.DataFrame({"topic": LABELS, "body": TEXTS}), "it has topic, body"),
         (pd.DataFrame({"text": TEXTS, "review": TEXTS, "label": LABELS}), "it has text, review"),
         (pd.DataFrame({"question": TEXTS, "sentence": TEXTS, "label": LABELS}), "needs a column"),
-        (pd.DataFrame([TEXTS, LABELS, LABELS], ["text", "label", "label"]).T, "of one name"),
+        (pd.DataFrame([TEXTS, LABELS, LABELS], ["text", "label", "label"]).T, "with the same name"),
         (datasets.DatasetDict({"test": dataset()}), r"choose one: data\['test'\]"),
         ((TEXTS, LABELS[:3]), "4 inputs but 3 labels"),
         ({"text": "bad", "label": "pos"}, "Column 'text' is str"),
@@ -251,7 +251,7 @@ def test_whole_numbers_of_any_library_are_numbers():
 @pytest.mark.parametrize(
     ("names", "labels", "right"),
     [
-        (("other", "other", "pos"), ["other"], "bear this name"),
+        (("other", "other", "pos"), ["other"], "have this name"),
         (("other", "other", "pos"), ["pos"], [2]),
         (("other", "other", "pos"), [1], [1]),
         (("Sport", "FILM"), ["sport", "film "], [0, 1]),
@@ -298,7 +298,7 @@ def test_a_task_numbers_both_splits_alike(tmp_path):
     for train, test, says in (
         (PAIRS, [("a", "opera")], "'opera' is not among train's"),
         (PAIRS, [("a", 0)], "'0' is not among"),
-        ([(y, t) for t, y in PAIRS], PAIRS, "each other's place"),
+        ([(y, t) for t, y in PAIRS], PAIRS, "seem to be swapped"),
         ([("a", "x"), ("b", "x")], [("c", "x")], "only one class"),
     ):
         with pytest.raises(DataError, match=says):
@@ -454,7 +454,7 @@ def test_a_first_line_is_header_or_row_or_refused(tmp_path):
     refused(path, "line 1: 'target' is a class, too", ("target", "other"))
     rows = "".join(f"{'pos' if i % 2 else 'neg'},text {i}\n" for i in range(6))
     path.write_text("sentiment,review\n" + rows)
-    with pytest.raises(DataError, match="line 1: class 'sentiment' has this row alone"):
+    with pytest.raises(DataError, match="line 1: class 'sentiment' has only this row"):
         mergelib.task("t", path, [("a", "pos")], n_validation=1)
     path.write_text("label,text\n" + rows)
     refused(path, "holds the labels", ("neg", "pos"), text_column="label")
@@ -610,6 +610,6 @@ def test_names_that_count_otherwise_and_keys_that_stand_twice_are_refused(tmp_pa
             {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["1", "0"])}
         ),
     )
-    refused(data, "told by name", names=("LABEL_0", "LABEL_1"))
+    refused(data, "matched by name", names=("LABEL_0", "LABEL_1"))
     (file := tmp_path / "x.jsonl").write_text('{"text": "a", "label": 0, "label": 1}\n')
     refused(str(file), "stands twice")

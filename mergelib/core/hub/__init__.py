@@ -1,4 +1,4 @@
-"""Between the Hugging Face hub and this disk: one pinned download, verified."""
+"""The Hugging Face hub: pinned and verified downloads."""
 
 from .download import cached_files, check, fetch, fetch_file, fetch_model, locked_revision, pin
 from .lock import lock_path

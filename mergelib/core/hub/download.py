@@ -1,8 +1,7 @@
-"""One pinned download: huggingface_hub fetches, resumes and lists; here bytes are compared.
+"""Pinned downloads: huggingface_hub fetches, resumes and lists; this module compares the bytes.
 
-The client names what lies behind a file of its cache after the hash that the hub gave for it
-(sha256 of large files, git's sha1 of small ones). A file counts as fetched when its bytes have
-that hash.
+In its cache, the client names each blob after the hash that the hub reported (sha256 of large
+files, git's sha1 of small ones). A file counts as fetched when its bytes have that hash.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .repository import BESIDE, NEEDED, REGISTRY, Repository, base_model, regist
 
 
 def locked_revision(id: str) -> str | None:
-    """Return the commit at which a base model was fetched; None before that, and for a folder."""
+    """Return the commit at which a base model was fetched; None if it was not, or for a folder."""
     return locked(base_model(id))
 
 
@@ -47,10 +46,12 @@ def fetch_file(name: str, key: str) -> Path:
 
 
 def pin(repository: Repository) -> str:
-    """Return a repository's commit, from the lock file or, at first, from the hub, and lock it.
+    """Return a repository's commit, from the lock file or, the first time, from the hub, and lock
+    it.
 
     Raises:
-        OfflineError: The hub does not answer, and the client's cache does not know the newest.
+        OfflineError: The hub does not answer, and the client's cache does not have the newest
+            commit.
         DataError: The hub refuses, or the lock file contradicts the registry.
         StoreError: The lock file cannot be written.
     """
@@ -58,7 +59,7 @@ def pin(repository: Repository) -> str:
 
     if commit := locked(repository):
         return commit
-    try:  # what the client raises has no common base class but Exception
+    try:  # the client's errors have no common base class except Exception
         commit = (
             repository.revision
             or HfApi().resolve_revision(repository.id, repo_type=repository.kind).resolved
@@ -70,18 +71,18 @@ def pin(repository: Repository) -> str:
 
 
 def fetch(repository: Repository) -> dict[str, Path]:
-    """Return a repository's files, whole and verified, from the client's cache or from the hub.
+    """Return a repository's files, complete and verified, from the client's cache or from the hub.
 
     What is cached at the locked commit is used without network.
 
     Returns:
-        Our name of a file, or its path in the repository, with its place in the cache.
+        Our name for a file, or its path in the repository -> its path in the cache.
 
     Raises:
         OfflineError: The hub does not answer and the cache does not have all files.
-        StoreError: There is no room, or cache or lock file cannot be written.
-        DataError: There is no such repository, revision or file, or bytes are not those that the
-            hub lists; such a file is deleted.
+        StoreError: There is no space, or the cache or the lock file cannot be written.
+        DataError: There is no such repository, revision or file, or a file's bytes do not match the
+            hub's hash; such a file is deleted.
     """
     commit = pin(repository)
     files = _files(repository, commit)
@@ -92,7 +93,8 @@ def fetch(repository: Repository) -> dict[str, Path]:
 
 
 def cached_files(repository: Repository) -> dict[str, Path]:
-    """Return all files at the locked commit without network and unread; none where one lacks.
+    """Return all files at the locked commit, without network and without reading them; none if one
+    is missing.
 
     Raises:
         DataError: The lock file does not parse.
@@ -105,12 +107,12 @@ def cached_files(repository: Repository) -> dict[str, Path]:
 
 
 def check(repository: Repository) -> dict[str, str]:
-    """Return what is wrong with each cached file ("" where nothing is), without network."""
+    """Return what is wrong with each cached file ("" for nothing), without network."""
     if not locked(repository):
         return {"": "never fetched"}
     if not (files := cached_files(repository)):
-        return {"": "not in the cache, or not all of it"}
-    wrong = "its bytes are not those that the hub listed"
+        return {"": "not completely in the cache"}
+    wrong = "its bytes do not match the hash that the hub listed"
     return {name: wrong if damaged(path) else "" for name, path in files.items()}
 
 
@@ -132,12 +134,12 @@ def check_room(what: str, need: int, folder: Path) -> None:
     if (free := shutil.disk_usage(folder).free) < need:
         raise StoreError(
             f"'{what}' needs {need / 1e9:.2f} GB more and {folder} has {free / 1e9:.2f} GB left. "
-            "Make room, or set HF_HOME to a larger disk."
+            "Free some space, or set HF_HOME to a larger disk."
         )
 
 
 def damaged(path: Path) -> bool:
-    """Return whether a file's bytes are not those whose hash its blob is named after."""
+    """Return whether a file's bytes do not match the hash in its blob's name."""
     blob = path.resolve().name
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob):
         return False  # a file system without links: the client kept no hash
@@ -149,9 +151,9 @@ def damaged(path: Path) -> bool:
 
 
 def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any]:
-    """Name -> path of all wanted files, or with ``dry_run`` what the client says of them.
+    """Name -> path of all wanted files, or with ``dry_run``, the client's information about them.
 
-    Raises ``DataError`` unless the repository has all that is asked for.
+    Raises ``DataError`` unless the repository has all wanted files.
     """
     from huggingface_hub import snapshot_download
 
@@ -161,7 +163,7 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
         needed = NEEDED.get(repository.files, [repository.files])
     beside = BESIDE if repository.is_base_model else ()
     for patterns in needed:
-        try:  # what the client raises has no common base class but Exception
+        try:  # the client's errors have no common base class except Exception
             found = snapshot_download(
                 repository.id,
                 repo_type=repository.kind,
@@ -179,7 +181,7 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
             found = {p.relative_to(found).as_posix(): p for p in paths}
         fitting = [[f for f in found if fnmatch(f, pattern)] for pattern in patterns]
         if isinstance(repository.files, dict):
-            # A name's two patterns, of which only one can fit, and that one file.
+            # A name's two patterns, of which only one can match, and only one file.
             ends = [[*a, *b] for a, b in zip(fitting[::2], fitting[1::2], strict=True)]
             names = dict(zip(repository.files, ends, strict=True))
             if lacking := {repository.files[n]: f for n, f in names.items() if len(f) != 1}:
@@ -199,7 +201,7 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
 
 
 def _replace(repository: Repository, commit: str, path: Path) -> None:
-    """Download one file again, and delete it where that does not help."""
+    """Download one file again, and delete it if that does not help."""
     from huggingface_hub import hf_hub_download
 
     name = path.relative_to(next(p for p in path.parents if p.name == commit)).as_posix()

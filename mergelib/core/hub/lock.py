@@ -18,7 +18,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def lock_path() -> Path:
-    """Return ``hub.lock.json`` in the project's folder, or what ``MERGELIB_HUB_LOCK`` names."""
+    """Return ``hub.lock.json`` in the project's folder, or the path in ``MERGELIB_HUB_LOCK``."""
     return Path(os.environ.get("MERGELIB_HUB_LOCK") or paths.root() / "hub.lock.json")
 
 
@@ -34,7 +34,8 @@ def read(path: Path) -> dict[str, dict[str, str]]:
         return entries
     except (ConfigError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} is no lock file ({shortened(str(error), 200)}). Restore it, or delete it and "
+            f"{path} is not a lock file ({shortened(str(error), 200)}). Restore it, or delete it "
+            f"and "
             "connect once."
         ) from error
 
@@ -51,15 +52,16 @@ def locked(repository: Repository) -> str | None:
         return None
     if entry["id"] != repository.id or repository.revision not in (None, entry["revision"]):
         raise DataError(
-            f"'{repository.name}': {path} has {entry['id']} at {entry['revision']}, asked for is "
-            f"{repository.id} at {repository.revision or 'any revision'}. Delete the lock file's "
+            f"'{repository.name}': {path} has {entry['id']} at {entry['revision']}, but "
+            f"{repository.id} is requested at {repository.revision or 'any revision'}. Delete the "
+            f"lock file's "
             "entry to accept that."
         )
     return entry["revision"]
 
 
 def lock(repository: Repository, commit: str) -> None:
-    """Write down the commit of a repository; several processes may do so at once.
+    """Record the commit of a repository; several processes may do so at once.
 
     Raises:
         StoreError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""What the hub has for us: the repositories of ``registry.yaml``."""
+"""Repositories on the hub, as listed in ``registry.yaml``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Repository(BaseModel):
 
     @property
     def is_base_model(self) -> bool:
-        """Whether it is a model that is read from the folder of its files."""
+        """Whether it is a model that is loaded from a folder."""
         return self.files in ("transformers", "clip")
 
 
@@ -63,7 +63,7 @@ def registry() -> dict[str, Repository]:
 def base_model(
     id: str, revision: str | None = None, kind: Literal["transformers", "clip"] = "transformers"
 ) -> Repository:
-    """Return the base model with this hub id; one that the registry lacks is named by its id."""
+    """Return the base model with this hub id; if the registry lacks it, the id is its name."""
     for repository in registry().values():
         if repository.id == id and repository.is_base_model:
             return repository.model_copy(update={"revision": repository.revision or revision})

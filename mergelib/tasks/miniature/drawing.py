@@ -1,9 +1,9 @@
-"""A batch of small pictures and the few shapes they are made of.
+"""A batch of small pictures and the basic shapes that they consist of.
 
 Everything is numpy on ``[n, 32, 32]`` float32 with additions, products, quotients, square roots,
-minima and maxima only. These are exact to the last bit on every machine, unlike sines and
-exponentials, so equal seeds give equal pictures everywhere. Shapes are signed distances in pixels,
-negative inside; ``edge`` turns a distance into a cover in 0..1, which also smooths the outline.
+minima and maxima only. Unlike sines and exponentials, these are exact to the last bit on every
+machine, so the same seed gives the same pictures everywhere. Shapes are signed distances in pixels,
+negative inside; ``edge`` turns a distance into a coverage in 0..1, which also smooths the outline.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def corners(text: str) -> list[list[float]]:
 
 
 class Draws:
-    """Random numbers for n pictures: one value per picture, as ``[n, 1, 1]``, ready to meet
+    """Random numbers for n pictures: one value per picture, as ``[n, 1, 1]``, to broadcast over
     pixels."""
 
     def __init__(self, rng: np.random.Generator, n: int):
@@ -119,7 +119,7 @@ def turned(
 ) -> tuple[Array, Array]:
     """Coordinates (u, v) of pixels in a frame at (cx, cy), turned by ``turn`` (in turns of 360
     degrees) and scaled."""
-    # Rounded, so that the last bits of a platform's sine cannot change a picture.
+    # Rounded, so that the last bits of a platform's sine function cannot change a picture.
     angle = 2 * np.pi * np.asarray(turn, dtype=np.float64)
     c, s = (
         np.round(np.cos(angle), 6).astype(np.float32),

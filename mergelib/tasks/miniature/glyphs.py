@@ -1,4 +1,4 @@
-"""Digits and letters as strokes, so that no font of a system decides how they look."""
+"""Digits and letters as strokes, so that they do not depend on the system's fonts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Grammar of the miniature text world: ``text.yaml``, which explains itself, and its odds."""
+"""The grammar of the miniature text world (``text.yaml``, which documents itself) and its
+probabilities."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ COMMON_OFFSET = 0.5
 
 @cache
 def read() -> dict[str, dict[str, Any]]:
-    """Return the grammar of every task, as it stands in ``text.yaml``."""
+    """Return the grammar of every task, as written in ``text.yaml``."""
     text = Path(__file__).with_name("text.yaml").read_text("utf-8")
-    # libyaml is 20 times faster, where it is there.
+    # libyaml, if available, is 20 times faster.
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text).get_single_data()
 
 
@@ -43,6 +44,6 @@ def group_odds(task: str, label: int) -> dict[str, float]:
 
 
 def phrase_odds(count: int) -> list[float]:
-    """Return P(phrase | group) along a group's list: earlier phrases are commoner."""
+    """Return P(phrase | group) along a group's list: earlier phrases are more frequent."""
     weights = [1 / (rank + COMMON_OFFSET) for rank in range(count)]
     return [weight / sum(weights) for weight in weights]

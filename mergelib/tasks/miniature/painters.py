@@ -1,8 +1,8 @@
 """How each family of pictures is painted: one function per place, body, ground, structure, pattern,
 sign or medium.
 
-A painter gets the random numbers of n pictures and the attributes that their name says; everything
-else that it draws is nuisance. Colours and outlines go by names of ``images.yaml``.
+A painter gets the random numbers of n pictures and the attributes in its signature; everything else
+that it draws is nuisance variation. Colours and outlines go by names of ``images.yaml``.
 """
 
 from __future__ import annotations

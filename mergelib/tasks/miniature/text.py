@@ -146,7 +146,7 @@ def _polish(text: str) -> str:
 
 
 def _document(world: _World, label: int, rng: random.Random) -> tuple[str, list[str]]:
-    """Return one document of a class and the cue phrases in it."""
+    """Return one document of a class, and its cue phrases."""
     templates = [position[_index(rng, len(position))] for position in world.positions]
     slots = [slot for template in templates for slot in template[1::2]]
     cue_slots = [slot for slot in slots if slot not in world.fillers]
@@ -178,7 +178,7 @@ def _fresh(world: _World, label: int, rng: random.Random, taken: set[str]) -> tu
         if key not in taken:
             taken.add(key)
             return text, cues
-    raise RuntimeError("the miniature world has run out of unused documents")
+    raise RuntimeError("the miniature world has no unused documents left")
 
 
 def _labels(classes: int, n: int, rng: random.Random) -> list[int]:
