@@ -1,4 +1,4 @@
-"""The plain types that travel along the road from task to score."""
+"""The plain types between a task and its scores."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def not_finite(state: State) -> list[str]:
     names = [n for n, t in state.items() if t.is_floating_point() and t.numel()]
     if not names:
         return []
-    # NaN and inf carry over to the extremes, which one pass finds without new memory; a device
-    # answers once for all tensors.
+    # NaN and inf show up in the minimum or maximum, which one pass finds without new memory; a
+    # device is asked once for all tensors.
     extremes = torch.stack(
         [bound.to(state[names[0]].device) for n in names for bound in state[n].detach().aminmax()]
     )
@@ -57,7 +57,7 @@ def all_finite(t: Tensor) -> bool:
 
 
 def place(t: Tensor) -> tuple:
-    """Where a tensor lies in memory, and how: equal for two names of one tied tensor."""
+    """A tensor's location and layout in memory: equal for two names of one tied tensor."""
     return t.const_data_ptr(), tuple(t.shape), t.stride()
 
 
@@ -115,7 +115,7 @@ class Split:
         return len(self.inputs)
 
     def subset(self, rows: Tensor | Sequence[int]) -> Split:
-        """The given rows, in the given order."""
+        """These rows, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.long)
         if isinstance(self.inputs, Tensor):
             return Split(self.inputs[rows], self.labels[rows])
@@ -129,7 +129,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """Identity of inputs and labels together; not remembered, for labels can be written to."""
+        """Identity of inputs and labels together; not cached, because labels can be modified."""
         return digest(self.inputs_digest, self.labels.numpy().tobytes())
 
 
@@ -172,8 +172,8 @@ class Task:
         self._check_overlap()
 
     def _check_overlap(self) -> None:
-        """Say, or where it is all of them refuse, that test inputs are training inputs: their
-        accuracy is no test."""
+        """Warn about test inputs that are also training inputs, and refuse if all of them are:
+        their accuracy is not a test."""
 
         def seen(split: Split) -> Iterable[str | int]:
             if isinstance(split.inputs, Tensor):
@@ -187,9 +187,9 @@ class Task:
             "validation rows"
         )
         if known == len(self.test):
-            raise DataError(f"{said}; a test needs rows of its own.")
+            raise DataError(f"{said}; test on rows that were not trained on.")
         if known:
-            warnings.warn(f"{said}; they make accuracies look better.", UserWarning, stacklevel=5)
+            warnings.warn(f"{said}; they inflate the accuracy.", UserWarning, stacklevel=5)
 
     @property
     def n_classes(self) -> int:
@@ -227,7 +227,7 @@ def head_digest(head: Head) -> str:
 
 
 def is_whole(n: object) -> bool:
-    """Whether ``n`` is a whole number, numpy's too; True and False are none."""
+    """Whether ``n`` is an integer, of numpy's types, too; True and False are not."""
     return isinstance(n, Integral) and not isinstance(n, bool)
 
 

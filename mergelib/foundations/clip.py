@@ -1,9 +1,9 @@
-"""Pre-train a miniature CLIP by contrast of captioned drawings: the f_b of the vision variants, and
-every W_t with it.
+"""Pre-train a miniature CLIP contrastively on captioned drawings: the f_b of the vision variants,
+and every W_t with it.
 
 Image and text tower are those of transformers. Captions and class names are made of the same words,
-but no caption holds the words of one class together, so zero-shot accuracy rests on what the words
-mean. Settings are chosen by zero-shot and fine-tuned accuracy, never by a merge.
+but no caption holds the words of one class together, so zero-shot accuracy depends on the words'
+meanings. Settings are chosen by zero-shot and fine-tuned accuracy, never by a merge.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ PROMPTS: dict[str, list[str]] = yaml.safe_load(
 
 
 def caption_vocab(captions: Sequence[str]) -> list[str]:
-    """Special tokens, then the captions' words from the most frequent on; built from counts, so
-    equal captions give equal ids."""
+    """Special tokens, then the captions' words from the most frequent on; built from counts, so the
+    same captions give the same ids."""
     return [*SPECIAL, *words_by_frequency(captions)]
 
 
 def word_tokenizer(vocab: Sequence[str]) -> Any:
     """A lower-casing tokenizer of whole words that sets a text between [BOS] and [EOS], as CLIP's
-    text tower wants it."""
+    text tower expects."""
     words = Tokenizer(WordLevel({w: i for i, w in enumerate(vocab)}, unk_token=SPECIAL[UNK]))
     words.normalizer, words.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
     words.post_processor = TemplateProcessing(
@@ -89,7 +89,7 @@ def clip_config(profile: Profile, vocab_size: int) -> Any:
             "projection_dim": shape.projection,
         }
 
-    # Any eos id but 2: with that one transformers pools at the largest id of a text instead of at
+    # Any eos id except 2: with that one, transformers pools at a text's largest id instead of at
     # [EOS].
     text = tower(TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS) | {
         "vocab_size": vocab_size,
@@ -108,9 +108,9 @@ def clip_config(profile: Profile, vocab_size: int) -> Any:
 class CaptionContrast(nn.Module):
     """CLIP's symmetric contrastive loss, in which equal captions of a batch share their targets.
 
-    Captions of few words repeat within a batch; to tell their pictures apart would be to learn
-    noise. Without repetition the loss is CLIP's. The logit scale is learned and held at 100 or
-    less, as CLIP's.
+    Short captions repeat within a batch, and telling their pictures apart would mean learning
+    noise. Without repetition the loss is CLIP's. The logit scale is learned and kept at 100 or
+    less, as in CLIP.
     """
 
     def __init__(self, config: Any):
@@ -138,9 +138,9 @@ def check_words(task: Task, captions: Sequence[str]) -> None:
     unknown = sorted(set(words_by_frequency(task.label_names)) - set(words_by_frequency(captions)))
     if unknown:
         raise DataError(
-            f"Task '{task.name}': no caption holds the words {', '.join(unknown[:5])} of its class "
-            "names; its zero-shot head "
-            "would be noise. Pre-train on captions with these words."
+            f"Task '{task.name}': no caption contains the words {', '.join(unknown[:5])} of its "
+            f"class names; its zero-shot head would be noise. Pre-train on captions with these "
+            f"words."
         )
 
 
@@ -177,9 +177,9 @@ def pretrain_clip(
         info = train(model, range(len(captions)), collate, config, **options)
     clip = model.clip.cpu().eval().requires_grad_(False)
     learned = min(100.0, float(clip.logit_scale.exp()))
-    # Where CLIP's scale arrives after long training, and the scale of its published heads. At rates
-    # around 1e-3 a few hundred steps move it little; no prediction of the zero-shot head depends on
-    # it, the experts' training does.
+    # The scale that CLIP reaches after long training, and that of its published heads. At rates
+    # around 1e-3 a few hundred steps hardly change it; predictions of the zero-shot head do not
+    # depend on it, but the experts' training does.
     clip.logit_scale.fill_(MAX_SCALE)
     return clip, vocab, {**info, "learned_logit_scale": learned}
 
@@ -225,7 +225,7 @@ def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch
     )
     tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
     tokenize = as_batches(word_tokenizer(vocab), MAX_WORDS)
-    # Stored, not made anew at each opening: every expert is known by the bytes of its head.
+    # Stored, not recomputed at each opening: an expert's identity includes the bytes of its head.
     heads = {t.name: zero_shot_head(clip, tokenize, t.label_names, prompts(t.name)) for t in tasks}
     return Artifact(
         tensors | {f"head.{n}": h.weight for n, h in heads.items()},
@@ -234,7 +234,7 @@ def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch
 
 
 def open_clip(profile: Profile, made: Artifact) -> ClipParts:
-    """The pre-trained CLIP whole, with its text tower: for prompts of one's own."""
+    """The complete pre-trained CLIP with its text tower, for your own prompts."""
     from transformers import CLIPModel
 
     vocab = made.info["vocab"]

@@ -1,5 +1,5 @@
-"""What the notebook ``ext04_your_models`` needs beside the library: small ordinary models to begin
-with, and its figure."""
+"""What the notebook ``ext04_your_models`` needs besides the library: small ordinary models to start
+from, and its figure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def save_base(study: Study, folder: Path) -> Path:
 
 def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> Path:
     """``AutoModelForSequenceClassification`` fine-tuned from ``base`` on a task's training split
-    with the profile's settings, saved in ``folder`` as anybody would save it.
+    with the profile's settings, saved in ``folder`` in the usual way.
 
     The study's store keeps its weights, for the next run.
     """
@@ -92,7 +92,7 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
 
 
 def unlabelled(study: Study, task: str, k: int, seed: int = 0) -> list[str]:
-    """k * C texts from the task's pool, drawn without looking at classes."""
+    """k * C texts from the task's pool, drawn without using the classes."""
     pool = study.pool(task)
     return [
         pool.inputs[i]
@@ -160,8 +160,8 @@ def alt(scores: pd.DataFrame) -> str:
 
 
 def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """What was promised beside what came out: largest difference of logits between here and the
-    saved folders, and room on disk."""
+    """Promises and results: the largest difference in logits between this process and the saved
+    folders, and the space on disk."""
     from transformers import AutoModelForSequenceClassification
 
     largest = 0.0
@@ -201,7 +201,7 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
 
 
 def provenance(study: Study, merged: Merged, k: int) -> Styler:
-    """What made the numbers of the notebook."""
+    """The settings behind the notebook's numbers."""
     p = study.profile
     rows: dict[str, Any] = {
         "profile": p.name,

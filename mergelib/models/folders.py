@@ -1,4 +1,4 @@
-"""Folders and files that are written whole, and never over what mergelib did not write."""
+"""Write folders and files atomically, and never over anything that mergelib did not write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..core.documents import MAX_NAME, read_json, user_path
 from ..core.errors import ConfigError, StoreError, first_five, shortened
 
 RECORD = "mergelib.json"
-SMALL = 1 << 20  # bytes; of larger files (weights) the time is compared, not the content
+SMALL = 1 << 20  # bytes; for larger files (weights), the time is compared instead of the content
 
 
 def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
@@ -26,8 +26,8 @@ def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
         source = user_path(given)
         if source.exists() and (target == source.resolve() or target in source.resolve().parents):
             raise ConfigError(
-                f"'{target}' is or holds an input ('{given}'), which writing there would remove; "
-                "choose another place."
+                f"'{target}' is or contains an input ('{given}'), which writing there would "
+                f"delete; choose another place."
             )
 
 
@@ -38,17 +38,17 @@ def free_folder(
 ) -> Path:
     """``folder`` as an absolute path, symbolic links followed.
 
-    Raises ``ConfigError`` when it is no folder, when it is an input or lies above one, and when it
-    holds something: with ``overwrite`` only something that mergelib did not write.
+    Raises ``ConfigError`` if it is not a folder, if it is or contains an input, or if it is not
+    empty; with ``overwrite``, only if it contains something that mergelib did not write.
     """
     target = user_path(folder).resolve()
     if len(target.name.encode()) > 2 * MAX_NAME:  # a temporary name is longer
         raise ConfigError(
-            f"'{shortened(target.name)}' is too long a name for a folder; take a shorter one."
+            f"'{shortened(target.name)}' is too long for a folder's name; choose a shorter one."
         )
     check_inputs(target, inputs)
     if target.exists() and not target.is_dir():
-        raise ConfigError(f"'{folder}' is no folder; choose another name.")
+        raise ConfigError(f"'{folder}' is not a folder; choose another name.")
     entries = _entries(target) if target.exists() else []
     if entries and not overwrite:
         raise ConfigError(
@@ -60,19 +60,19 @@ def free_folder(
         if foreign:
             raise ConfigError(
                 f"'{folder}' holds {first_five(foreign)}, which mergelib did not write or which "
-                "was changed since; only what it wrote is overwritten. Choose another folder, or "
-                "empty this one yourself."
+                f"has changed since; mergelib overwrites only its own files. Choose another "
+                f"folder, or empty this one yourself."
             )
     return target
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, but for what writers left that were killed."""
+    """The contents of a folder, except what killed writers left behind."""
     return sorted(p for p in folder.iterdir() if not _is_left(p, folder.name))
 
 
 def _is_left(path: Path, name: str) -> bool:
-    """Whether a writer of the folder ``name`` made and left this, and not somebody else."""
+    """Whether this was left behind by a writer of the folder ``name``."""
     return (
         path.name.startswith(f".{name}.partial-")
         and path.is_dir()
@@ -82,7 +82,7 @@ def _is_left(path: Path, name: str) -> bool:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """What a folder holds beyond the files that its record lists, unchanged."""
+    """The contents of a folder, apart from the unchanged files that its record lists."""
     try:
         listed = read_json(folder / RECORD, RECORD).get("files")
     except ConfigError:
@@ -103,8 +103,8 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _mark(path: Path) -> str:
-    """What tells a changed file: its length, and its content, or where that is long to read the
-    time at which it was written."""
+    """A file's fingerprint: its length and its content or, if it is large, its modification
+    time."""
     if not path.is_file():
         return ""
     now = path.stat()
@@ -114,8 +114,8 @@ def _mark(path: Path) -> str:
 
 
 def _list_files(folder: Path) -> None:
-    """Add to the record which files were written with it, and give them its mode: safetensors
-    writes for its owner alone, whatever the umask."""
+    """Add the files written with the record to it, and give them its mode: safetensors writes files
+    for their owner only, whatever the umask."""
     record = folder / RECORD
     if record.is_file():
         for path in folder.rglob("*"):
@@ -136,12 +136,12 @@ def whole_folder(
     overwrite: bool = False,
     inputs: Iterable[str | os.PathLike] = (),
 ) -> Iterator[Path]:
-    """A temporary folder that takes the name ``folder`` when the block ends, and vanishes when it
+    """A temporary folder that is renamed to ``folder`` when the block ends, and deleted if it
     fails.
 
-    It lies beside ``folder``, or in it where that is empty or its parent cannot be written to (a
-    volume of a container). Raises as ``free_folder``, again when the block ends, and
-    ``StoreError`` where the disk refuses.
+    It lies next to ``folder``, or inside it if that is empty or its parent is not writable (a
+    container's volume). Raises like ``free_folder``, again when the block ends, and ``StoreError``
+    if the disk refuses.
     """
     inputs = tuple(inputs)
     target = free_folder(folder, overwrite, inputs)
@@ -161,7 +161,8 @@ def whole_folder(
             _list_files(out)
             free_folder(folder, overwrite, inputs)
             _take_name(out, target, scratch)
-    except Exception as error:  # tokenizers and safetensors report a full disk by errors of theirs
+    # tokenizers and safetensors report a full disk by errors of their own
+    except Exception as error:
         if not paths.refused_by_disk(error):
             raise
         raise StoreError(
@@ -173,7 +174,7 @@ def whole_folder(
 
 
 def _scratch(place: Path, name: str) -> Path:
-    """A new temporary folder; those that killed processes left there go."""
+    """A new temporary folder; those that killed processes left are removed."""
     prefix = f".{name}.partial-"
     for left in place.glob(glob.escape(prefix) + "*"):
         with suppress(OSError), paths.held(left, wait=False) as nobodys:
@@ -183,8 +184,8 @@ def _scratch(place: Path, name: str) -> Path:
 
 
 def _take_name(out: Path, target: Path, scratch: Path) -> None:
-    """Put ``out`` in ``target``'s place: by two renames, or entry by entry in a folder that cannot
-    be renamed, what is loaded last coming last."""
+    """Put ``out`` in ``target``'s place: by two renames or, in a folder that cannot be renamed,
+    entry by entry, with the file that makes it loadable last."""
     if not target.exists():
         out.replace(target)
         return
@@ -200,7 +201,7 @@ def _take_name(out: Path, target: Path, scratch: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target) as room:
         new, old = Path(room, "new"), Path(room, "old")
         old.mkdir()
-        shutil.move(out, new)  # copies where the target is another disk
+        shutil.move(out, new)  # copies if the target is on another disk
         for entry in sorted(_entries(target), key=lambda p: p.name != "config.json"):
             entry.replace(old / entry.name)
         for entry in sorted(new.iterdir(), key=lambda p: (p.name == "config.json", p.name)):

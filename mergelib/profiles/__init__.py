@@ -287,8 +287,8 @@ class Profile(_Section):
         return self
 
     def of_zoo(self) -> Profile:
-        """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError``
-        where there is none."""
+        """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError`` if
+        there is none."""
         if self.zoo is None:
             raise ConfigError(f"Profile '{self.name}' has no section zoo.")
         merging = MergingSettings(**self.zoo.model_dump(exclude={"k"}))

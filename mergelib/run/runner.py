@@ -53,26 +53,25 @@ def select(only: Sequence[str]) -> list[Item]:
 
 
 def lacking(item: Item, profile: str) -> list[str]:
-    """What a notebook needs and ``profile`` does not have: variants, or a section."""
+    """The variants and sections that a notebook needs and ``profile`` does not have."""
     if not item.needs:  # most notebooks: no need to read the profile
         return []
     has = {
         *variant_names(profile),
         *load_profile(profile).model_dump(),
-    }  # an absent section is not in the dump
+    }  # the dump leaves out absent sections
     return [need for need in item.needs if need not in has]
 
 
 def variants_of(item: Item, profile: str) -> list[str]:
-    """The variants of ``profile`` that a notebook is about; most are about the profile as it is,
-    ``[""]``."""
+    """The variants of ``profile`` that a notebook uses; most use the profile itself, ``[""]``."""
     return [need for need in item.needs if need in variant_names(profile)] or [""]
 
 
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
-    """Why a run of all notebooks goes without ``item``; an empty text where it does not: what
-    ``profile`` lacks, or, where the run names one kind of local data only, the folder of the other
-    kind."""
+    """Why a run of all notebooks leaves ``item`` out, or an empty text: because of what ``profile``
+    lacks or, if the run names only one kind of local data, because the other kind's folder is
+    missing."""
     if lacks := lacking(item, profile):
         return f"it needs {', '.join(lacks)}, which profile '{profile}' does not have."
     if bool(text_dir) == bool(image_dir):
@@ -108,7 +107,7 @@ def solutions(items: Sequence[Item]) -> list[Item]:
 
 
 def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
-    """Name -> (type, default) of a notebook's parameters cell, as papermill sees it."""
+    """Name -> (type, default) from a notebook's parameters cell, as papermill reads it."""
     from papermill import inspect_notebook
 
     found = {}
@@ -136,7 +135,7 @@ def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, d
         if not separator:
             raise ConfigError(f"-p {shortened(pair)}: write it as name=value.")
         if not pair.isascii() and pair.encode(errors="replace").decode() != pair:
-            raise ConfigError(f"-p {shortened(name)}: its value is no UTF-8 text.")
+            raise ConfigError(f"-p {shortened(name)}: its value is not UTF-8 text.")
         if name == "profile":
             raise ConfigError("-p profile=...: choose the profile with --profile.")
         takers = [i for i, known in declared.items() if name in known]
@@ -162,7 +161,7 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
             if wanted is bool
             else ast.literal_eval(text)
         )
-        json.dumps(value)  # how it travels to the notebook: no sets, no bytes
+        json.dumps(value)  # it is passed to the notebook as JSON: no sets, no bytes
     except (
         ValueError,
         SyntaxError,
@@ -170,7 +169,7 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
         TypeError,
         MemoryError,
         RecursionError,
-    ):  # all of which literal_eval raises
+    ):  # literal_eval raises all of these
         value = None
     if wanted is float and type(value) is int:
         value = float(value)
@@ -183,7 +182,7 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
 
 @dataclass
 class Result:
-    """How one notebook went."""
+    """The outcome of one notebook."""
 
     item: Item
     ok: bool = False
@@ -193,8 +192,7 @@ class Result:
 
 
 def default_jobs(profile: Profile) -> int:
-    """Notebooks at a time: as many as have ``threads`` cores each, at most 4 (a kernel takes about
-    1 GB)."""
+    """Notebooks at a time: one per ``threads`` cores, at most 4 (a kernel takes about 1 GB)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(4, (cores or 1) // profile.threads))
 
@@ -273,7 +271,8 @@ class Runner:
             ]
             threads = str(load_profile(self.profile).threads)
             env = os.environ | {
-                # One number for every product, so that how many run at a time changes no byte.
+                # One number of threads for every product, so that results do not depend on how many
+                # notebooks run at a time.
                 **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads),
                 "PYTHONUNBUFFERED": "1",
                 "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -323,7 +322,7 @@ class Runner:
 
     def _relay(self, item: Item, process: subprocess.Popen) -> None:
         for line in process.stdout:
-            # The kernel's own start-up remark goes to the terminal past papermill.
+            # The kernel's start-up message bypasses papermill on its way to the terminal.
             if line.strip() and "[IPKernelApp]" not in line and not self.stopping.is_set():
                 self.echo(f"   {item.id.split('_')[0]} | {line.rstrip()[:160]}")
 
@@ -386,8 +385,8 @@ def closing_table(
 
 
 def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> None:
-    """Seconds per notebook, in a file of their own: they never take part in a comparison. ``cold``:
-    the store was empty."""
+    """Seconds per notebook, in a separate file: they are never compared. ``cold``: the store was
+    empty."""
     text = json.dumps(
         {"cold": cold, "seconds": {r.item.id: round(r.seconds, 1) for r in results if r.ok}},
         indent=1,
@@ -404,8 +403,8 @@ def overrides_of(given: dict[str, Any]) -> dict[str, Any]:
 def check_before(
     profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]
 ) -> None:
-    """Refuse what would fail later: the profile with every notebook's overrides, and data that is
-    not there."""
+    """Refuse what would fail later: a profile that does not fit a notebook's overrides, or missing
+    data."""
     from ..merging import get_method
     from ..tasks.local import find_csv
     from ..tasks.parquet import LAYOUT, find_parquet
@@ -423,7 +422,8 @@ def check_before(
                 get_method(method).try_options(loaded.merging.options.get(method, {}))
             if tasks.source != "local":
                 continue
-            if tasks.modality == "text" and "text_dir" in declared:  # the report reads no texts
+            # the report does not read texts
+            if tasks.modality == "text" and "text_dir" in declared:
                 if not tasks.text_dir:
                     raise ConfigError(
                         f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
@@ -447,15 +447,15 @@ def check_before(
 def hub_repositories(
     profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None
 ) -> list[Repository]:
-    """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook as the
-    runner has them."""
+    """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook, as in
+    the runner."""
     from ..profiles.downloads import needed
 
     found: dict[str, Repository] = {}
     for item in items:
         given = (parameters or {}).get(item.id, {})
         if not PLACES & declared_parameters(item.path).keys():
-            continue  # it reads what others left
+            continue  # it reads the others' results
         overrides = overrides_of(given)
         found |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
     return list(found.values())

@@ -74,8 +74,7 @@ def add_study_options(parser: argparse.ArgumentParser, *, one: bool = True) -> N
 
 
 def study_options(given: Any, variant: str) -> list[str]:
-    """``given`` (the parsed options, or the like) as arguments again; those that say nothing are
-    left out."""
+    """``given`` (parsed options, or similar) as command-line arguments again, without defaults."""
     flags = {
         "--profile": given.profile,
         "--variant": variant,
@@ -107,15 +106,15 @@ def asked_study(args: argparse.Namespace, **changed: Any) -> Any:
 
 
 def write_stamp(path: str, store: Any) -> None:
-    """Say in a file which artifacts of the store this process asked for, in order; nothing without
-    a path."""
+    """Write to a file which artifacts of the store this process requested, in order; without a
+    path, do nothing."""
     if target := stamp_place(path):
         text = json.dumps({"artifacts": list(store.asked)}, indent=1)
         write_file(target, f"{text}\n")
 
 
 def stamp_place(path: str) -> Path | None:
-    """Where a stamp goes. Raises ``ConfigError`` where something else lies there."""
+    """The path of a stamp. Raises ``ConfigError`` if something else is there."""
     return free_file(path, True) if path else None
 
 
@@ -125,14 +124,14 @@ def parse_overrides(text: str) -> dict[str, Any]:
     overrides = parse_json(text, f"--overrides {shortened(text)} ({example})")
     if not isinstance(overrides, dict):
         raise ConfigError(
-            f"--overrides {shortened(text)}: an object of dotted profile values is needed; "
+            f"--overrides {shortened(text)}: this must be an object of dotted profile values; "
             f"{example}."
         )
     return overrides
 
 
 def command_train(args: argparse.Namespace) -> int:
-    from ..core import distributed  # imports torch, which the other subcommands need not wait for
+    from ..core import distributed  # imports torch, which other subcommands should not wait for
 
     try:
         code = _train(args)
@@ -141,7 +140,7 @@ def command_train(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(
             "\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; "
-            "run the same command to go on.",
+            "run the same command to continue.",
             file=sys.stderr,
         )
         return 130
@@ -169,7 +168,7 @@ def _train(args: argparse.Namespace) -> int:
     for turn in (
         True,
         False,
-    ):  # what comes from the hub is fetched by the first; the others find it in the client's cache
+    ):  # the first process downloads; the others find the files in the client's cache
         if first is turn:
             _ = study.tasks, study.profile.encoder.base and study.encoder
         distributed.wait_for_all()
@@ -191,8 +190,8 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _pretrain_alone(args: argparse.Namespace) -> int:
-    """f_b in the store, made by a child process without torchrun's variables; its exit status.
-    SIGTERM ends the child, too."""
+    """Make f_b in the store, in a child process without torchrun's variables; returns its exit
+    status. SIGTERM ends the child, too."""
     from ..core import distributed
 
     command = [

@@ -1,7 +1,7 @@
-"""One way in for data: tables, lists, files and folders, for tasks, scores and alignment alike.
+"""Reads data in every form (tables, lists, files, folders), for tasks, scores and alignment alike.
 
-Files are foreign: they are read within bounds, and what is odd is refused with file and line. (csv
-and json of the standard library read them: pandas fills and joins ragged rows without a word.)
+Files are untrusted: they are read within limits, and anything irregular is refused with file and
+line. (The standard library's csv and json read them: pandas silently fills and joins ragged rows.)
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from .rows import (
     told_names,
 )
 
-# Long reviews exceed csv's limit of 128 KiB; an open quote, or a bomb, would take the whole file.
+# Long reviews exceed csv's limit of 128 KiB; an unclosed quote, or a bomb, would swallow the whole
+# file.
 MAX_TEXT = 16 << 20  # characters
 csv.field_size_limit(MAX_TEXT)
-# A file may not unfold into more than MAX_GROWTH times its bytes, beyond MAX_PLAIN; prose takes
-# 2-5.
+# A file may not expand to more than MAX_GROWTH times its bytes, beyond MAX_PLAIN; prose expands 2-5
+# times.
 MAX_GROWTH = 50
 MAX_PLAIN = 32 << 20
 LIMIT_SEED = 11
@@ -57,11 +58,10 @@ def rows_of(
     text_column: str | int | None = None,
     where: str = "The data",
 ) -> Rows:
-    """Whatever holds inputs, and labels if ``labelled``: a list of pairs, a pair of lists, a
-    DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder.
+    """Inputs, and labels if ``labelled``, from any form of data: a list of pairs, a pair of lists,
+    a DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder.
 
-    Raises ``DataError`` for everything that cannot be read as such, see ``from_python`` and
-    ``read_file``.
+    Raises ``DataError`` for anything else, see ``from_python`` and ``read_file``.
     """
     if isinstance(data, Rows):
         return data
@@ -73,7 +73,7 @@ def rows_of(
 
 
 def unlabelled(data: Any, is_image: bool, text_column: str | int | None = None) -> list[Any]:
-    """The inputs of ``rows_of``; labels are not looked at."""
+    """The inputs of ``rows_of``, ignoring labels."""
     return list(rows_of(data, labelled=False, is_image=is_image, text_column=text_column).inputs)
 
 
@@ -87,10 +87,10 @@ def labelled(
     first_label: int | None = None,
     limit: int = 0,
 ) -> Split:
-    """``rows_of`` with the classes of ``owner``, see ``numbered``; ``limit`` keeps so many rows,
-    drawn by a fixed seed. Raises ``DataError``."""
+    """``rows_of`` with the classes of ``owner``, see ``numbered``; ``limit`` keeps that many rows,
+    drawn with a fixed seed. Raises ``DataError``."""
     found = rows_of(data, is_image=is_image, text_column=text_column)
-    if isinstance(data, Split):  # 0-based by its type, whatever the names
+    if isinstance(data, Split):  # 0-based by definition, whatever the names
         found = Rows(found.inputs, found.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
         odd = next((y for y in found.labels if not 0 <= y < len(names)), None)
         if odd is not None:
@@ -150,8 +150,8 @@ def read_file(
 
 @contextmanager
 def _open(path: Path, newline: str = "\n") -> Iterator[TextIO]:
-    """A UTF-8 file, plain or gzipped, without its byte-order mark. What reading it raises in the
-    block becomes a ``DataError``."""
+    """A UTF-8 file, plain or gzipped, without its byte-order mark. Errors while reading in the
+    block become ``DataError``."""
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline=newline) as f:
@@ -176,18 +176,18 @@ def _lines(f: TextIO, path: Path) -> Iterator[str]:
         if len(line) > MAX_TEXT:
             raise DataError(
                 f"{path}: a line of more than {MAX_TEXT >> 20} million characters; "
-                "this is no file of texts, or a quote is never closed."
+                "this is not a file of texts, or a quote is never closed."
             )
         if total > most:
             raise DataError(
-                f"{path}: unfolds into more than {MAX_GROWTH} times its size; "
-                "unpack it and look at what it holds."
+                f"{path}: expands to more than {MAX_GROWTH} times its size; unpack it and check "
+                f"its contents."
             )
         yield line.lstrip(MARK)
 
 
 def _text_lines(path: Path) -> Rows:
-    """A text per line feed; blank lines are left out."""
+    """One text per line; blank lines are skipped."""
     texts: list[str] = []
     numbers = array("q")
     with _open(path) as f:
@@ -196,8 +196,8 @@ def _text_lines(path: Path) -> Rows:
                 text = line.removesuffix("\n").removesuffix("\r")
                 if "\r" in text:
                     raise DataError(
-                        f"{path}, line {i}: a carriage return within a line; save it with lines "
-                        "that end in a line feed."
+                        f"{path}, line {i}: a carriage return within a line; save the file with "
+                        f"lines that end in a line feed."
                     )
                 texts.append(text)
                 numbers.append(i)
@@ -251,10 +251,9 @@ def read_csv(
 ) -> Rows:
     """Labels and texts of one CSV or TSV, plain or gzipped.
 
-    A header names the columns (see ``columns_of``). Without one the label stands first, the text
-    in column 2 (counted from 0) of three, in column 1 of two; other numbers of columns need
-    ``text_column``. Texts such as "null" or "NA" are texts. Quotes in a TSV are text, unless they
-    enclose a cell.
+    A header names the columns (see ``columns_of``). Without one, the label is in the first column
+    and the text in the last, of two or three; other numbers of columns need ``text_column``. Texts
+    such as "null" or "NA" are texts. Quotes in a TSV are text, unless they enclose a cell.
 
     Raises ``DataError`` with file and line for an empty or unreadable row, a missing column or,
     unless ``keep_empty``, an empty text; and for a first of three or more columns that holds
@@ -266,7 +265,7 @@ def read_csv(
     )
     texts: list[str] = []
     labels: list[Any] = []
-    told: list[str] = []  # what the labels are called, where a column says that
+    told: list[str] = []  # the labels' names, if there is a column of them
     numbers = array("q")
     header: list[str] = []
     index: set[str] | None = None  # the first column, while it may count the rows
@@ -346,8 +345,8 @@ def _unquoted(cell: str) -> str:
 
 
 def _is_header(row: Sequence[str], labelled: bool) -> bool:
-    """Whether a first row names columns: one of them is a label's usual name, or, where labels are
-    not needed, a text's."""
+    """Whether a first row is a header: one cell is a usual name for labels or, if labels are not
+    needed, for texts."""
     cells = [cell.strip().lower() for cell in row]
     known = [c for c in cells if c in LABEL_COLUMNS or c in TEXT_COLUMNS]
     of_labels = any(c in LABEL_COLUMNS for c in cells) and (len(known) > 1 or len(row) == 2)
@@ -362,8 +361,8 @@ def _places(
         if width in (2, 3) or (width == 1 and not labelled):
             return width - 1, 0 if labelled else None
         raise DataError(
-            f"{where}: {width} columns; say which holds the text with --text-column (counted from "
-            "0). Columns are parted by commas, in a .tsv by tabs."
+            f"{where}: {width} columns; name the text column with --text-column (counted from 0). "
+            f"Columns are separated by commas, in a .tsv by tabs."
         )
     first = int(labelled)
     if not str(text_column).isdigit() or not first <= int(text_column) < width:
@@ -393,11 +392,11 @@ def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | i
         for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=wanted):
             for c in wanted:
                 column = batch.column(c)
-                if hasattr(column, "dictionary_decode"):  # one text can stand for many
+                if hasattr(column, "dictionary_decode"):  # a repeated text may be stored once
                     column = column.dictionary_decode()
                 room -= column.nbytes
                 if room < 0:
-                    raise DataError(f"{path}: unfolds into more than {MAX_GROWTH} times its size.")
+                    raise DataError(f"{path}: expands to more than {MAX_GROWTH} times its size.")
                 values[c] += column.to_pylist()
         names = label_names(file.schema_arrow, path, wanted[1]) if labelled else None
     if names_at is not None and not names:
@@ -407,8 +406,8 @@ def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | i
 
 
 def _images(folder: Path) -> list[Path]:
-    """Image files at any depth. Hidden ones are none, such as macOS's "._name". Raises
-    ``DataError`` for an image in a form that is not read."""
+    """Image files at any depth, except hidden ones such as macOS's "._name". Raises ``DataError``
+    for an image in an unsupported format."""
     found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
@@ -418,7 +417,8 @@ def _images(folder: Path) -> list[Path]:
             found.append(path)
         elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
             raise DataError(
-                f"{path}: images are read as {', '.join(sorted(IMAGE_SUFFIXES))}; convert it."
+                f"{path}: supported image formats are {', '.join(sorted(IMAGE_SUFFIXES))}; "
+                f"convert it."
             )
     return found
 
@@ -442,5 +442,5 @@ def _image_folder(folder: Path, labelled: bool) -> Rows:
     if all(t.isascii() and t.isdigit() for t in labels) and len(set(map(int, labels))) == len(
         set(labels)
     ):
-        labels = [str(int(t)) for t in labels]  # 00000, 00001, ... are numbers, too
+        labels = [str(int(t)) for t in labels]  # 00000, 00001, ... count as numbers, too
     return rows([p for p, _ in found], labels, is_image=True, where=str(folder), first=None)

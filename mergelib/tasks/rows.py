@@ -1,4 +1,4 @@
-"""Inputs and labels as anybody holds them in Python, and the one rule by which labels become
+"""Inputs and labels in the usual Python forms, and the single rule by which labels become
 classes."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..core.types import Split
 LABEL_COLUMNS = ("label", "labels", "class", "class index", "category", "target")
 TEXT_COLUMNS = ("text", "texts", "sentence", "content", "description", "review", "document", "body")
 IMAGE_COLUMNS = ("image", "img")
-PAIR_COLUMNS = {  # a text beside one of these is half of an input
+PAIR_COLUMNS = {  # a text next to one of these is half of an input
     *("premise", "hypothesis", "question", "question1", "question2"),
     *("sentence1", "sentence2", "text_pair", "text1", "text2"),
 }
@@ -29,12 +29,12 @@ NUL = "it holds NUL characters, as UTF-16 does when it is read as UTF-8"
 
 @dataclass(frozen=True)
 class Rows:
-    """N inputs with what is said of their classes, before they meet a model's or a task's.
+    """N inputs with their labels, before these are matched with a model's or a task's classes.
 
     ``inputs`` are texts, or images as files, bytes, PIL images or arrays. ``labels`` are all names
     or all numbers, empty without labels. ``names`` are the data's own names of the numbers 0, 1,
-    ... (a ``ClassLabel``). ``first`` is the number of the first class; None: the file does not say.
-    ``where`` and ``lines`` (of the file) are for messages.
+    ... (a ``ClassLabel``). ``first`` is the number of the first class; None if the file does not
+    say. ``where`` and ``lines`` (of the file) are for messages.
     """
 
     inputs: Sequence[Any]
@@ -45,11 +45,11 @@ class Rows:
     lines: Sequence[int] = ()
 
     def at(self, i: int) -> str:
-        """Where input ``i`` stands, in words."""
+        """The place of input ``i``, for messages."""
         return f"{self.where}, " + (f"line {self.lines[i]}" if self.lines else f"row {i}")
 
     def texts(self) -> list[str]:
-        """The labels as names: the data's own, or the numbers written out."""
+        """The labels as names: the data's own, or the numbers as text."""
         return [self.names[y] if self.names else str(y) for y in self.labels]
 
 
@@ -61,8 +61,8 @@ def rows(
     keep_empty: bool = False,
     **more: Any,
 ) -> Rows:
-    """``Rows`` after a look at every input and label; ``more`` are its fields. A byte-order mark
-    before a text or label is left out.
+    """Checked ``Rows``; ``more`` are its fields. A byte-order mark before a text or label is left
+    out.
 
     Raises ``DataError`` naming the row: an input of another kind, an empty text or one that is no
     Unicode or holds a NUL, a missing label, one that is neither name nor whole number, names among
@@ -109,7 +109,7 @@ def rows(
 
 
 def _odd_text(x: Any, keep_empty: bool) -> str:
-    """Why ``x`` cannot be an input; empty if it can."""
+    """Why ``x`` cannot be an input; an empty text if it can."""
     if not isinstance(x, str):
         return f"a text model takes texts, not {_kind(x)}"
     if not (keep_empty or x.strip()):
@@ -117,7 +117,7 @@ def _odd_text(x: Any, keep_empty: bool) -> str:
     try:
         x.encode()
     except UnicodeEncodeError as error:
-        return f"the text holds half a character ({x[error.start]!r}); decode its file anew"
+        return f"the text contains half a character ({x[error.start]!r}); decode its file again"
     return f"{NUL}; decode its file anew, with encoding='utf-16'" if "\0" in x else ""
 
 
@@ -128,7 +128,7 @@ def _odd_image(x: Any) -> str:
 
 
 def _label(y: Any) -> str | int | None:
-    """A name or a number; None for what is neither."""
+    """A name or a number; None for anything else."""
     if hasattr(y, "as_py"):  # Arrow
         y = y.as_py()
     elif hasattr(y, "item") and getattr(y, "ndim", 1) == 0:  # numpy, torch
@@ -146,8 +146,8 @@ def _label(y: Any) -> str | int | None:
 
 
 def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Rows:
-    """``Rows`` of what a session holds: a list of pairs (also a generator or zip), a pair of lists,
-    a table with named columns (DataFrame, ``datasets.Dataset``, dict of lists, list of dicts), or,
+    """``Rows`` from Python objects: a list of pairs (also a generator or zip), a pair of lists, a
+    table with named columns (DataFrame, ``datasets.Dataset``, dict of lists, list of dicts), or,
     without labels, a list of inputs.
 
     Raises ``DataError`` that shows the shape it got and one that works.
@@ -205,13 +205,14 @@ def _is_column(x: Any) -> bool:
 
 
 def _are_two_columns(data: Any, is_image: bool, more: Mapping[str, Any]) -> bool:
-    """Whether two things are all inputs and all labels; not two rows, each an input and its label.
+    """Whether two items are all inputs and all labels, rather than two rows of an input and its
+    label.
 
-    Raises ``DataError`` where they could be both.
+    Raises ``DataError`` if they could be both.
     """
     if not isinstance(data, list | tuple) or len(data) != 2 or not all(map(_is_column, data)):
         return False
-    if any(hasattr(r, "_fields") for r in data):  # rows that say what is what
+    if any(hasattr(r, "_fields") for r in data):  # rows with named fields
         return False
     if any(hasattr(c, "columns") or hasattr(c, "column_names") for c in data):
         raise _wrong_shape(data, True, is_image, more)
@@ -229,7 +230,7 @@ def _are_two_columns(data: Any, is_image: bool, more: Mapping[str, Any]) -> bool
     kinds = (type(data), *map(type, data))
     if as_columns and kinds not in ((list, tuple, tuple), (tuple, list, list)):
         raise DataError(
-            f"{more['where']}: two by two, so rows or columns? Two rows are "
+            f"{more['where']}: this is two by two: rows or columns? Two rows are "
             "[(input, label), (input, label)], two columns ([input, input], [label, label])."
         )
     return kinds == (tuple, list, list)
@@ -250,7 +251,7 @@ def columns_of(
     if labelled and len(found) > 1 and (found[0] != "label" or found[1] == "labels"):
         raise DataError(
             f"{where}: {found[0]} and {found[1]} may both hold the labels; it has "
-            f"{_listed(names)}. Call the one that does 'label'."
+            f"{_listed(names)}. Rename the right one to 'label'."
         )
     others = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
     usual = [plain.index(n) for n in (IMAGE_COLUMNS if is_image else TEXT_COLUMNS) if n in plain]
@@ -270,7 +271,9 @@ def columns_of(
     elif not usual and len(others) == 1:
         usual = others
     if len(set(plain)) < len(plain):
-        raise DataError(f"{where}: two columns of one name among {_listed(names)}; rename one.")
+        raise DataError(
+            f"{where}: two columns with the same name among {_listed(names)}; rename one."
+        )
     if len(usual) != 1 or (labelled and label is None):
         lacks = ("label" if labelled and label is None else "") or ("image" if is_image else "text")
         raise DataError(
@@ -312,14 +315,14 @@ def _from_table(
 
 
 def names_column(columns: Sequence[Any]) -> int | None:
-    """The place of a column that says what the numbers beside it are called."""
+    """The place of a column with names for the numbers in the label column."""
     plain = [str(c).strip().lower() for c in columns]
     return next((i for i, c in enumerate(plain) if c in NAMES_OF_NUMBERS), None)
 
 
 def told_names(labels: Sequence[Any], told: Sequence[Any], where: str) -> tuple[str, ...]:
-    """The names of the numbers 0, 1, ..., where a column beside them says what each is called, and
-    none of them twice. Raises ``DataError`` for a number of two names."""
+    """The names of the numbers 0, 1, ..., if another column names each of them uniquely. Raises
+    ``DataError`` for a number with two names."""
     numbers = [_label(int(y) if isinstance(y, str) and _counts(y) else y) for y in labels]
     if not all(isinstance(y, int) and y >= 0 for y in numbers):
         return ()
@@ -349,7 +352,7 @@ def _is_image_file(x: Mapping) -> bool:
 
 
 def _kind(x: Any) -> str:
-    """What something is, for a message."""
+    """A description of something, for messages."""
     if isinstance(x, tuple | list):
         inner = ", ".join(_kind(v) for v in x[:3]) + (", ..." if len(x) > 3 else "")
         return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
@@ -397,13 +400,13 @@ def numbered(
 ) -> list[int]:
     """The 0-based class of every row among ``names``, those of ``owner``.
 
-    By name where both sides have names (letter case and blanks may differ). Names such as LABEL_0,
-    LABEL_1, ... only count; then, and for data without names, numbers count: from 0 in Python and
-    wherever a 0 is, from ``first_label`` where that is given, from 1 where a file's numbers fit
-    no other way.
+    Labels are matched by name if both sides have names (ignoring case and blanks). Names such as
+    LABEL_0, LABEL_1, ... are only numbers; then, and for data without names, labels are numbers:
+    from 0 in Python and if a 0 occurs, from ``first_label`` if given, and from 1 if a file's
+    numbers fit in no other way.
 
     Raises ``DataError`` for a label that ``owner`` does not have and for everything ambiguous: two
-    classes of one name, numbers that would fit in two ways.
+    classes with the same name, numbers that fit in two ways.
     """
     labels: Sequence[Any] = data.labels
     names, n = tuple(map(str, names)), len(names)
@@ -415,7 +418,7 @@ def numbered(
         else:
             raise DataError(
                 f"{data.where}: {len(data.names)} classes ({_few(data.names)}), and '{owner}' has "
-                f"{n} ({_few(names)}); they cannot be told by name."
+                f"{n} ({_few(names)}); they cannot be matched by name."
             )
     of_names = isinstance(labels[0], str)
     texts = {str(y): y for y in labels}
@@ -442,7 +445,7 @@ def numbered(
     if any(-1 in places.values() for places in readings):
         odd = next(t for t, place in readings[0].items() if place == -1)
         raise DataError(
-            f"{data.where}: label {odd!r}, and two classes of '{owner}' bear this name "
+            f"{data.where}: label {odd!r}, and two classes of '{owner}' have this name "
             f"({_few(names)}); give numbers from 0 instead."
         )
     if any(places != readings[0] for places in readings):
@@ -457,7 +460,7 @@ def numbered(
 
 
 def _counts_otherwise(names: Sequence[str]) -> bool:
-    """Whether classes are called by numbers that do not rise with their places."""
+    """Whether the classes' names are numbers in another order."""
     numbers = [int(n) for n in names if _counts(n)]
     return len(numbers) == len(names) and numbers != sorted(numbers)
 
@@ -467,7 +470,7 @@ def _counts(label: str) -> bool:
 
 
 def _odd(texts: Iterable[str], names: Sequence[str]) -> str:
-    """The label to name in a message: one that is no name, or the highest number."""
+    """The label to show in a message: one that is not a name, or the highest number."""
     numbers = [t for t in texts if _counts(t)]
     others = [t for t in texts if not _counts(t)]
     if not others:
@@ -478,7 +481,7 @@ def _odd(texts: Iterable[str], names: Sequence[str]) -> str:
 
 
 def _has_names(names: Sequence[str]) -> bool:
-    """Whether names say more than a number: not LABEL_0, LABEL_1, ... or 1, 2, ... in order."""
+    """Whether names are more than numbers: not LABEL_0, LABEL_1, ... or 1, 2, ... in order."""
     plain = [re.sub(r"(?i)^(label|class)[_ ]?", "", str(n).strip()) for n in names]
     return plain not in ([str(i + first) for i in range(len(plain))] for first in (0, 1))
 
@@ -488,7 +491,7 @@ def _folded(name: str) -> str:
 
 
 def _by_name(texts: Iterable[str], names: Sequence[str]) -> dict[str, int] | None:
-    """Label -> class, -1 where two bear the name; None if there is a label that nobody bears."""
+    """Label -> class, -1 for a name of two classes; None if a label belongs to no class."""
     alike: tuple[Callable[[str], str], ...] = (str, _folded)
     for plain in alike:
         places: dict[str, int] = {}
@@ -509,7 +512,7 @@ def named_splits(
     train: Rows, test: Rows, owner: str, names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[int], list[int]]:
     """Label names and both splits' classes. Without ``names``, classes are train's, in the order of
-    its ``ClassLabel``, else sorted; both splits are then told by name.
+    its ``ClassLabel``, else sorted; both splits are then matched by name.
 
     Raises ``DataError`` for a label that train does not have, and what ``numbered`` raises.
     """
@@ -535,8 +538,8 @@ def named_splits(
         )
     if isinstance(train.inputs[0], str) and len(known) > len(set(train.inputs)):
         raise DataError(
-            f"{train.where}: {len(known)} classes, more than different inputs; "
-            "text and label stand in each other's place."
+            f"{train.where}: {len(known)} classes, more than different inputs; text and label "
+            f"seem to be swapped."
         )
     names = sorted(known, key=lambda t: (len(t), t) if digits == known else (0, t))
     if train.names:
