@@ -185,7 +185,7 @@ class TestFiles:
         ):
             refused(get(client, name, locks), "DataError", part)
 
-    @pytest.mark.parametrize(("status", "part"), [(200, "not the hub"), (404, "404"), (503, "503")])
+    @pytest.mark.parametrize(("status", "part"), [(200, "does not come from the hub"), (404, "404"), (503, "503")])
     def test_a_page_in_place_of_the_hub(self, client, server, locks, status, part):
         server.pages["org/away"] = status
         refused(get(client, "away", locks), "OfflineError", part)
@@ -341,7 +341,7 @@ def test_lock_file(lock_file, tmp_path, monkeypatch):
     lock.lock(t5, OLD)
     lock.lock(registry()["ag"], NEW)
     assert locked_revision(t5.id) == OLD and locked_revision("bert-base-uncased") is None
-    with pytest.raises(DataError, match=r"google-t5/t5-base at a+, asked for is somebody/t5"):
+    with pytest.raises(DataError, match=r"google-t5/t5-base at a+, but somebody/t5"):
         lock.locked(t5.model_copy(update={"id": "somebody/t5"}))
     for broken in ("{", "[]", '{"ag": {}}', '{"ag": 3}', '{"ag": {"id": "x", "revision": "main"}}'):
         lock_file.write_text(broken)

@@ -118,7 +118,7 @@ def test_units_make_what_tables_begin_with_and_nothing_else(computed):
     assert {"features", "predict", "merge"} <= steps
     with pytest.raises(UnknownNameError, match="multi_task"):
         jobs.compute(study, "extract", "multi_task")
-    with pytest.raises(ConfigError, match="f_b is no merge"):
+    with pytest.raises(ConfigError, match="f_b is not a merge"):
         jobs.compute(study, "merge", "f_b")
 
 

@@ -526,7 +526,7 @@ def named_splits(
     if train.first is None and counts[texts[0]] == 1 and len(known) > 2:
         if all(n > 1 for label, n in counts.items() if label != texts[0]):
             raise DataError(
-                f"{train.at(0)}: class {texts[0]!r} has this row alone. If it is a header, call "
+                f"{train.at(0)}: class {texts[0]!r} has only this row. If it is a header, name "
                 "its columns label and text; else give the class more rows."
             )
     digits = set(filter(_counts, known))
