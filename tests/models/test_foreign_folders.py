@@ -201,7 +201,7 @@ def test_running_statistics_are_no_weights(tmp_path):
         model = hf.ResNetForImageClassification(config).train()
         model(torch.randn(4, 3, 16, 16))
         model.save_pretrained(tmp_path / name)
-    with pytest.raises(StateDictError, match="running_mean, which is no weight"):
+    with pytest.raises(StateDictError, match="running_mean, which is not a weight"):
         average(tmp_path)
     shutil.copytree(tmp_path / "x", tmp_path / "y", dirs_exist_ok=True)
     assert torch.equal(
@@ -416,7 +416,7 @@ def test_no_padding_token_and_a_token_beyond_the_embedding(trio):
     more = tokenizer()
     more.add_tokens(["zebra"])
     more.save_pretrained(trio / "y")
-    with pytest.raises(DataError, match=r"'zebra' the number 14.*14 rows"):
+    with pytest.raises(DataError, match=r"'zebra' the id 14.*14 rows"):
         features(expert_classifier(trio / "y"), ["zebra"], device="cpu")
     with pytest.raises(StateDictError, match="numbers tokens up to 14"):
         mergelib.merge("weight_averaging", experts={"y": trio / "y"})

@@ -466,7 +466,7 @@ def test_a_file_that_is_not_what_its_config_says_is_refused(family, tmp_path):
         "bert.embeddings.word_embeddings.weight"
     ][:-3].clone()
     save_file(state, odd / "model.safetensors")
-    with pytest.raises(StateDictError, match="in the shape of"):
+    with pytest.raises(StateDictError, match="other shapes"):
         mergelib.merge(
             "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
         )
@@ -523,7 +523,7 @@ def test_a_pickle_with_code_is_never_run(family, tmp_path, beside):
     else:
         (odd / "model.safetensors").unlink()
         with pytest.raises(
-            UnsafeFileError, match=r"pytorch_model.bin is a pickle with more than plain tensors"
+            UnsafeFileError, match=r"pytorch_model.bin is a pickle that holds more than plain tensors"
         ):
             mergelib.merge(
                 "ties",
