@@ -1,5 +1,5 @@
-"""Where f_b comes from: pre-trained here, one file per kind of encoder, or loaded from a folder or
-the hub."""
+"""Sources of f_b: pre-trained here (one module per kind of encoder), or loaded from a folder or the
+hub."""
 
 from . import bert, clip, t5, vit
 from .recipe import Foundation, Recipe, load_text

@@ -43,8 +43,7 @@ SCORE_COLUMNS = ["task", "method", "protocol", "k", "draw", "fit_on", "seed", "a
 def expert_classifier(
     source: Any, *, name: str = "", encoder: Sequence[str] = (), head: str = ""
 ) -> Classifier:
-    """Any fine-tuned classifier (hub id, folder, loaded model) as a ``Classifier``, whole and
-    unchanged."""
+    """Any fine-tuned classifier (hub id, folder, loaded model) as a ``Classifier``, unchanged."""
     if isinstance(source, Classifier):
         return source
     parent = open_parent(source, name)
@@ -56,12 +55,12 @@ def expert_classifier(
 
 
 def _encoded(classifier: Classifier, inputs: Sequence[str], max_length: int) -> dict[str, list]:
-    """Token ids and masks of texts, cut to what the model takes.
+    """Token ids and masks of texts, cut to the model's maximum length.
 
-    Raises ``DataError`` for a token whose number is beyond the embedding.
+    Raises ``DataError`` for a token id beyond the embedding.
     """
     processor = classifier.processor
-    # Some architectures have no limit and say so by -1; of others some positions are not for use.
+    # Some architectures have no limit and say -1; others reserve some positions.
     limits = (max_length, getattr(classifier.head.config, "max_position_embeddings", 0))
     length = min([n for n in limits if n and n > 0] + [10**6, processor.model_max_length])
     encoded = dict(processor(list(inputs), truncation=True, max_length=length))
@@ -75,23 +74,25 @@ def _encoded(classifier: Classifier, inputs: Sequence[str], max_length: int) -> 
     if highest >= rows:
         token = processor.convert_ids_to_tokens([highest])[0]
         raise DataError(
-            f"The tokenizer of '{classifier.head.task}' gives {token!r} the number {highest}; the "
-            f"model's embedding has {rows} rows. Use the tokenizer that it was fine-tuned with."
+            f"The tokenizer of '{classifier.head.task}' gives {token!r} the id {highest}, but the "
+            f"model's embedding has {rows} rows. Use the tokenizer that the model was fine-tuned "
+            f"with."
         )
     return encoded
 
 
 def _usable_length(classifier: Classifier, text: str, length: int) -> int:
-    """The largest number of tokens up to ``length`` that the model takes, by trying it: positions
-    may count from behind the padding index, or not all be for use."""
-    classifier.model.to("cpu")  # where an index out of range is an error that can be caught
+    """The largest number of tokens up to ``length`` that the model accepts, found by trying:
+    positions may start after the padding index, or some may be reserved."""
+    # on the CPU, where an index out of range is an error that can be caught
+    classifier.model.to("cpu")
 
     def takes(n: int) -> bool:
         try:
             classifier.model(
                 **classifier.processor([text], truncation=True, max_length=n, return_tensors="pt")
             )
-        except Exception:  # of the tokenizer too, for a length below its special tokens
+        except Exception:  # the tokenizer fails, too, if the length is below its special tokens
             return False
         return True
 
@@ -101,7 +102,7 @@ def _usable_length(classifier: Classifier, text: str, length: int) -> int:
     while high - low > 1:
         middle = length - 1 if high == length else (low + high) // 2
         low, high = (middle, high) if takes(middle) else (low, middle)
-    return low or length  # where nothing fits, length is not the reason
+    return low or length  # if nothing fits, length is not the reason
 
 
 def _text_batches(
@@ -117,9 +118,9 @@ def _text_batches(
             continue
         if classifier.processor.pad_token is None:
             raise DataError(
-                f"The tokenizer of '{classifier.head.task}' has no padding token, which texts of "
-                "different lengths in one batch need. Name one in its tokenizer_config.json "
-                "(pad_token), or take a batch size of 1 (batch_size=1, --batch-size 1)."
+                f"The tokenizer of '{classifier.head.task}' has no padding token, which a batch "
+                f"of texts with different lengths needs. Name one in its tokenizer_config.json "
+                f"(pad_token), or use a batch size of 1 (batch_size=1, --batch-size 1)."
             )
         yield rows, classifier.processor.pad(batch, return_tensors="pt")
 
@@ -133,7 +134,7 @@ def _image_batches(
         yield rows, processor(images, return_tensors="pt")
 
 
-@torch.no_grad()  # not inference mode: heads are fitted on what comes out
+@torch.no_grad()  # not inference mode: heads are fitted on the result
 def features(
     classifier: Classifier,
     inputs: Sequence[Any],
@@ -150,14 +151,14 @@ def features(
         inputs: N texts, batched by length; or files, PIL images or arrays.
         device: where the model runs.
         batch_size: inputs at a time.
-        max_length: cut texts to so many tokens; default: what the model takes.
-        desc: label of a bar; none without.
+        max_length: cut texts to this many tokens; default: the model's maximum.
+        desc: label of the progress bar; without it there is none.
 
     Returns:
         ``[N, d]`` float32 on the CPU.
 
     Raises:
-        DataError: inputs of the wrong kind, or that tokenizer or model do not take.
+        DataError: inputs of the wrong kind, or that the tokenizer or the model does not accept.
         ConfigError: the model's output is not that linear layer's.
     """
     batch_size = _whole("batch_size", batch_size, 1)
@@ -192,15 +193,15 @@ def features(
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise DataError(
-                    f"The model of '{task}' does not take its inputs ({first_line(error)}). Are "
-                    "they too long (--max-length), too many at once (--batch-size 1), or of "
-                    "another kind than it was trained on?"
+                    f"The model of '{task}' does not accept its inputs ({first_line(error)}). Are "
+                    f"they too long (--max-length), too many at once (--batch-size 1), or of "
+                    f"another kind than the model was trained on?"
                 ) from error
             shape = (len(rows), z.shape[1])
             if len(seen) != 1 or (seen[0].shape[0], seen[0].shape[-1]) != shape:
                 raise ConfigError(
-                    f"'{module}' of '{task}' is not applied once to one feature per input; name "
-                    "the last linear layer with head=."
+                    f"'{module}' of '{task}' is not applied exactly once, to one feature per "
+                    f"input; name the last linear layer with head=."
                 )
             feature = seen[0]
             if feature.ndim == 3 and "attention_mask" in batch:  # a head on every token
@@ -214,9 +215,9 @@ def features(
                 and torch.allclose(through, logits, rtol=1e-3, atol=1e-4)
             ):
                 raise ConfigError(
-                    f"The logits of '{task}' are not what '{module}' gives for the feature of an "
-                    "input (or of its last token); name the last linear layer with head=, and see "
-                    "that config.json's pad_token_id is the tokenizer's."
+                    f"The logits of '{task}' are not what '{module}' computes from the feature of "
+                    f"an input (or of its last token); name the last linear layer with head=, and "
+                    f"check that config.json's pad_token_id is the tokenizer's."
                 )
     finally:
         hook.remove()
@@ -225,7 +226,7 @@ def features(
 
 def _whole(name: str, value: Any, least: int) -> int:
     if not is_whole(value) or value < least:
-        raise ConfigError(f"{name} is a whole number, at least {least}, not {shortened(value)}.")
+        raise ConfigError(f"{name} must be an integer of at least {least}, not {shortened(value)}.")
     return int(value)
 
 
@@ -235,17 +236,17 @@ def _check_softmax(head: TaskHead) -> None:
         or head.config.num_labels < 2
     ):
         raise ConfigError(
-            f"'{head.task}' is no single-label classifier ({head.config.problem_type}, "
+            f"'{head.task}' is not a single-label classifier ({head.config.problem_type}, "
             f"{head.config.num_labels} outputs); Eq. 8 "
             "compares distributions over classes."
         )
 
 
 def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
-    """The merged encoder under the expert's own neck and head. ``merged``: a ``Merged``, its
-    folder, or any model of the expert's architecture whose encoder is to be used.
+    """The merged encoder with the expert's neck and head. ``merged``: a ``Merged``, its folder, or
+    any model of the expert's architecture whose encoder is used.
 
-    Raises ``ConfigError`` when the merged model's head for this task has other labels than the
+    Raises ``ConfigError`` if the merged model's head for this task has different labels from the
     expert's.
     """
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
@@ -256,8 +257,8 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         if held is not None and held.labels != expert.head.labels:
             raise ConfigError(
                 f"The merged model's head for '{task}' has the labels {_few(held.labels)}, the "
-                f"expert {_few(expert.head.labels)}. Give the expert that this head came from, or "
-                "another task name."
+                f"expert {_few(expert.head.labels)}. Give the expert that this head comes from, "
+                f"or another task name."
             )
         encoder, record, inputs = merged.encoder, merged.record, merged.inputs
         processor = merged.processors.get(task, merged.processor)
@@ -276,7 +277,7 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         odd += [n for n in encoder if n not in loaded.fills]
     if odd or not filled:
         raise ConfigError(
-            f"The merged encoder is not of '{task}'s architecture: "
+            f"The merged encoder's architecture is not that of '{task}': "
             f"{first_five(odd) or 'nothing in common'}."
         )
     encoder = {n: t for n, t in encoder.items() if filled & {*loaded.fills[n]}}
@@ -285,7 +286,7 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         raise ConfigError(
             f"The tokenizers of the merged model and of the expert for '{task}' differ in {differ}."
         )
-    # What the merge left to the task (a neck) is the expert's own; so is how it reads inputs.
+    # The neck, which is not merged, and the way inputs are read are the expert's.
     whole = {**expert.encoder, **expert.head.tensors}
     places = plan(model_class, config, layout_of(whole)).fills
     tensors = {n: t for n, t in whole.items() if not filled & {*places.get(n, ())}}
@@ -314,12 +315,12 @@ def align_classifier(
 ) -> Classifier:
     """Re-align an expert's head to the merged encoder with a few unlabelled inputs.
 
-    The head solves Eq. 8. Warns when there are fewer inputs than classes.
+    The head solves Eq. 8. Warns if there are fewer inputs than classes.
 
     Args:
         merged: what ``merge`` gave, its folder, or any model with the encoder to use.
-        expert: the fine-tuned model (hub id, folder, loaded), or the name of one that ``merged``
-            still knows; its outputs on ``inputs`` are the targets.
+        expert: the fine-tuned model (hub id, folder, loaded), or the name of an expert that
+            ``merged`` still holds; its outputs on ``inputs`` are the targets.
         inputs: texts, or files, PIL images or arrays.
         task: the head's name; default: the expert's.
         protocol: "ft_classifier", "orthogonal_classifier" or "orthogonal_procrustes".
@@ -347,7 +348,7 @@ def align_classifier(
     teacher = expert_classifier(merged.experts[expert] if known else expert, name=task)
     task = task or teacher.head.task
     _check_softmax(teacher.head)
-    teacher.head.with_linear(teacher.head.linear, {})  # refused before any work where it cannot be
+    teacher.head.with_linear(teacher.head.linear, {})  # refused before any work if it is unknown
     student = student_of(merged, teacher, task)
     if processor is not None or teacher.processor is None:
         teacher = replace(teacher, processor=processor or student.processor)
@@ -357,9 +358,8 @@ def align_classifier(
     n_classes = teacher.head.config.num_labels
     if len(inputs) < n_classes:
         warnings.warn(
-            f"'{task}': {len(inputs)} inputs for {n_classes} classes; some class is certainly "
-            f"unseen. About five per class is what "
-            "the paper uses.",
+            f"'{task}': {len(inputs)} inputs for {n_classes} classes; at least one class is "
+            f"unseen. The paper uses about five per class.",
             UserWarning,
             stacklevel=2,
         )
@@ -410,7 +410,7 @@ def scoring(
     method: str = "",
     show_progress: bool = False,
 ) -> Callable[[], pd.DataFrame]:
-    """Accuracy in percent of one classifier under the given protocols; the columns are those of
+    """Accuracy in percent of one classifier under ``protocols``; the columns are those of
     ``Study.scores``.
 
     ``evaluate`` gives the rows. ``scoring`` reads and checks everything, and gives the function
@@ -458,7 +458,7 @@ def scoring(
     for p in found:
         if p.few_shot and draw not in p.draws:
             raise ConfigError(
-                f"{p.label} needs a stratified draw: its anchors stand for their class."
+                f"{p.label} needs a stratified draw: each anchor stands for its class."
             )
         if p.few_shot and p.name != "knn" and expert is None:
             raise ConfigError(f"{p.label} learns from the expert's outputs: give expert=.")
@@ -535,21 +535,21 @@ evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation=pd
 
 
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
-    """Say that rows are both fitted on and scored, which the column ``fit_on`` does not."""
+    """Warn that rows are both fitted on and scored, which the column ``fit_on`` does not show."""
     known = {x for x in fit.inputs if isinstance(x, str | os.PathLike)}
     n = sum(x in known for x in scored.inputs if isinstance(x, str | os.PathLike))
     if n:
         warnings.warn(
-            f"'{name}': {n} of {len(scored)} scored inputs are also among those to draw from "
-            "(fit); their accuracy is no test.",
+            f"'{name}': {n} of {len(scored)} scored inputs are also in the data to draw from "
+            f"(fit); their accuracy is not a test.",
             UserWarning,
             stacklevel=4,
         )
 
 
 def as_classifier(model: Any, task: str = "") -> Classifier:
-    """Whatever ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged model
-    without ``task``."""
+    """Any model that ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged
+    model without ``task``."""
     if (
         isinstance(model, str | os.PathLike)
         and (user_path(model) / RECORD).is_file()
@@ -558,7 +558,9 @@ def as_classifier(model: Any, task: str = "") -> Classifier:
         model = load_merged(model)
     if isinstance(model, Merged):
         if not task and len(model.heads) > 1:
-            raise ConfigError(f"Which head? Give task=, one of {', '.join(model.heads)}.")
+            raise ConfigError(
+                f"The model has several heads: give task=, one of {', '.join(model.heads)}."
+            )
         return model.classifier(task or next(iter(model.heads)))
     classifier = expert_classifier(model)
     return replace(classifier, head=replace(classifier.head, task=task)) if task else classifier

@@ -1,4 +1,4 @@
-"""What a merge gives: one encoder, a head per task, and the folders they are saved in."""
+"""The result of a merge: one encoder, a head per task, and the folders they are saved in."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TaskHead:
         if bad:
             raise StateDictError(
                 f"'{parent.name}' holds NaN or inf in {bad[0]}. Its training diverged or its file "
-                "is damaged; make it again."
+                f"is damaged; create it again."
             )
         return cls(
             parent.name,
@@ -80,8 +80,8 @@ class TaskHead:
         return class_name(self.config).endswith("ForImageClassification")
 
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
-        """The same with another last layer ``W' [C, d]``, ``b' [C]``. Raises ``ConfigError`` where
-        the architecture has no bias to hold b'."""
+        """The same head with another last layer ``W' [C, d]``, ``b' [C]``. Raises ``ConfigError``
+        if the architecture has no bias to hold b'."""
         if not self.has_bias:
             raise ConfigError(
                 f"'{self.task}': the last layer of a {class_name(self.config)} has no bias, so it "
@@ -100,7 +100,7 @@ class TaskHead:
 class Classifier:
     """One task's classifier: encoder weights (names as in the file) and head.
 
-    ``inputs`` are folders that were read for it and that no output may replace.
+    ``inputs`` are the folders that it was read from, which no output may replace.
     """
 
     encoder: Mapping[str, Tensor]
@@ -114,7 +114,7 @@ class Classifier:
         """An ordinary transformers classifier in evaluation mode, which may be trained further; its
         weights are its own.
 
-        Raises ``StateDictError`` when tensors are missing or would not be loaded.
+        Raises ``StateDictError`` if tensors are missing or would not be loaded.
         """
         import transformers
 
@@ -122,7 +122,7 @@ class Classifier:
         model_class = getattr(transformers, named, None)
         if model_class is None or not named.endswith(CLASSIFIERS):
             raise ConfigError(
-                f"'{self.head.task}': '{shortened(named)}' is no classifier of transformers."
+                f"'{self.head.task}': '{shortened(named)}' is not a classifier of transformers."
             )
         try:
             with quiet():
@@ -132,7 +132,7 @@ class Classifier:
                     state_dict=spare({**self.encoder, **self.head.tensors}),
                     output_loading_info=True,
                 )
-        except Exception as error:  # wherever the model first notices sizes that contradict
+        except Exception as error:  # raised wherever the model first notices contradictory sizes
             raise StateDictError(
                 f"'{self.head.task}': its configuration and its weights make no "
                 f"{model_class.__name__} ({first_line(error)})."
@@ -142,7 +142,7 @@ class Classifier:
         if odd:
             raise StateDictError(
                 f"'{self.head.task}': no weights, or no place, for {first_five(odd)}; encoder and "
-                f"head do not make a whole {model_class.__name__}."
+                f"head do not make a complete {model_class.__name__}."
             )
         return model.eval()
 
@@ -158,10 +158,9 @@ class Classifier:
         Args:
             folder: a new or empty folder. An interrupted write leaves nothing under this name.
             scores: rows of ``evaluate`` for the card.
-            overwrite: whether what mergelib wrote may be replaced.
+            overwrite: whether mergelib's own files may be replaced.
 
-        Raises:
-            ConfigError: the folder holds something else, or is or holds an input.
+            Raises: ConfigError: the folder holds something else, or is or contains an input.
         """
         with whole_folder(folder, overwrite, self.inputs) as out:
             self._write(out, scores)
@@ -175,7 +174,7 @@ class Classifier:
             card.single(record, self.head.task, self.head.labels, self.is_image, scores)
         )
         (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        self.head.config.save_pretrained(out)  # last: without it nothing loads
+        self.head.config.save_pretrained(out)  # last: nothing loads without it
 
     @property
     def is_image(self) -> bool:
@@ -186,9 +185,9 @@ class Classifier:
 class Merged:
     """One merged encoder with T heads.
 
-    ``processors`` has each task's tokenizer or image processor, one object where tasks share it;
-    ``experts`` the parents where they are at hand (not after loading from a folder), and
-    ``inputs`` the folders that were read and that no output may replace.
+    ``processors`` has each task's tokenizer or image processor, the same object if tasks share it;
+    ``experts`` holds the parents, unless the model was loaded from a folder, and ``inputs`` the
+    folders that were read, which no output may replace.
     """
 
     encoder: dict[str, Tensor]
@@ -206,7 +205,7 @@ class Merged:
 
     @property
     def processor(self) -> Any:
-        """The tokenizer or image processor that all tasks share, ``None`` where they do not."""
+        """The tokenizer or image processor that all tasks share, ``None`` if they differ."""
         shared = {id(self.processors.get(task)): self.processors.get(task) for task in self.heads}
         return next(iter(shared.values())) if len(shared) == 1 else None
 
@@ -218,7 +217,8 @@ class Merged:
         return Classifier(self.encoder, self.heads[task], self.record, processor, self.inputs)
 
     def with_heads(self, *classifiers: Classifier) -> Merged:
-        """The same encoder with these classifiers' heads instead of, or beside, the old ones."""
+        """The same encoder with these classifiers' heads instead of, or in addition to, the old
+        ones."""
         return replace(
             self,
             heads=self.heads | {c.head.task: c.head for c in classifiers},
@@ -277,7 +277,8 @@ class Merged:
 
 
 class Record(BaseModel):
-    """``mergelib.json`` of a folder with heads: what ``card`` and ``load_merged`` rely on."""
+    """``mergelib.json`` of a folder with heads: checked for what ``card`` and ``load_merged`` rely
+    on."""
 
     model_config = ConfigDict(extra="allow")
     modules: dict[str, str] = Field(min_length=1)
@@ -313,7 +314,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
         record.pop("files", None)
     except (ConfigError, ValidationError) as error:
         raise ConfigError(
-            f"'{folder}' is no folder that `mergelib merge` wrote: {RECORD} with heads is missing "
+            f"'{folder}' was not written by `mergelib merge`: {RECORD} with heads is missing "
             f"or damaged ({first_line(error)})."
         ) from error
     parent = open_parent(path)

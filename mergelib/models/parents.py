@@ -267,7 +267,8 @@ class Parent:
         if content.get("quantization_config"):
             raise ConfigError(
                 f"'{self.name}' is quantised (config.json: quantization_config): quantised "
-                f"quantised quantised quantised codes cannot be averaged. Give the model in "
+                f"quantised quantised quantised quantised codes cannot be averaged. Give the "
+                f"model in "
                 f"float32, "
                 f"float16 or "
                 f"bfloat16 "

@@ -1,9 +1,9 @@
 """Which part of a classifier is the encoder, which part is the head.
 
-``encoder``: what the base has too; it is merged. ``head``: the last linear layer, (W_t, b_t); a
-feature is its input. ``neck``: whatever lies between them and was made anew in fine-tuning
-(RoBERTa's dense layer, DistilBERT's pre_classifier, DeBERTa-v2's pooler; BERT's pooler only where
-the base has none). It has no task vector, so it stays with its task.
+``encoder``: the part that the base has, too; it is merged. ``head``: the last linear layer, (W_t,
+b_t); its input is the feature. ``neck``: anything between them that fine-tuning created (RoBERTa's
+dense layer, DistilBERT's pre_classifier, DeBERTa-v2's pooler; BERT's pooler only if the base has
+none). It has no task vector, so it stays with its task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..core.errors import ConfigError, StateDictError, first_five, shortened
 from .parents import Parent
 from .plan import function_of
 
-# Where several matrices could be the last one, the first of these that exists is.
+# If several matrices could be the last layer, the first of these that exists is taken.
 HEAD_NAMES = ("classifier.out_proj", "classifier", "score", "head")
 
 
@@ -39,11 +39,11 @@ class Parts:
         return (*self.neck, *self.linear)
 
     def describe(self) -> str:
-        """One line for people."""
+        """A one-line summary."""
         roots = ", ".join(sorted({n.split(".")[0] for n in self.encoder}))
         neck = ", ".join(sorted({n.rpartition(".")[0] for n in self.neck}))
         return f"encoder: {len(self.encoder)} tensors under {roots}; head: {self.head}" + (
-            f"; with each task stays its own {neck} (the base has none)" if neck else ""
+            f"; each task keeps its own {neck} (the base has none)" if neck else ""
         )
 
 
@@ -74,13 +74,14 @@ def find_parts(
 
     Args:
         expert: a classifier.
-        base: the model that it was fine-tuned from; what it lacks is no encoder.
-        encoder: patterns such as ``"bert.*"`` that override what is told by the architecture.
-        head: a module's name that does.
+        base: the model that it was fine-tuned from; tensors that it lacks are not part of the
+            encoder.
+        encoder: patterns such as ``"bert.*"`` that override the architecture's default.
+        head: a module's name that overrides it.
 
     Raises:
-        ConfigError: the head cannot be told, or an override matches nothing.
-        StateDictError: the base lacks parts of the encoder, or the expert's files are not whole.
+        ConfigError: the head cannot be determined, or an override matches nothing. StateDictError:
+            the base lacks parts of the encoder, or the expert's files are incomplete.
     """
     prefix = expert.model_class.base_model_prefix + "."
     fills = expert.plan.fills
@@ -96,8 +97,8 @@ def find_parts(
         encoder = [encoder] if isinstance(encoder, str) else encoder
         inside = [n for n in rest if any(fnmatchcase(n, p) for p in encoder)]
     else:
-        # CLIP's classifier carries its vision tower under a name that is not its prefix: then all
-        # but the head is encoder.
+        # CLIP's classifier stores its vision tower under another name than its prefix: then
+        # everything but the head is the encoder.
         inside = [n for n in rest if n in in_model] or rest
     if not inside:
         raise ConfigError(
@@ -126,13 +127,13 @@ def find_parts(
 
 
 def names_in_base(expert: Parent, base: Parent) -> dict[str, str]:
-    """Expert's name -> base's name, for the tensors that fine-tuning began with."""
+    """Expert's name -> base's name, for the tensors that fine-tuning started from."""
     return expert.plan.names_in(base.plan_as(expert.model_class, expert.config))
 
 
 def check_same_architecture(first: str, first_config: Any, other: str, other_config: Any) -> None:
     """Raises ``StateDictError`` naming what differs between two configurations, unless it is known
-    to change nothing that a trained model computes. A token's number that only one states is no
+    not to affect what a trained model computes. A token id that only one of them states is no
     difference."""
     a, b = function_of(first_config), function_of(other_config)
     differ = sorted(
@@ -147,13 +148,13 @@ def check_same_architecture(first: str, first_config: Any, other: str, other_con
             f"{key} {shortened(a.get(key))} and {shortened(b.get(key))}" for key in differ[:5]
         )
         raise StateDictError(
-            f"'{first}' and '{other}' are of different architecture: {values}. Only models "
+            f"'{first}' and '{other}' have different architectures: {values}. Only models "
             "fine-tuned from one base, with one configuration, can be merged."
         )
 
 
 def vocabulary_differs(a: Any, b: Any) -> str:
-    """In words, where two tokenizers number tokens differently; empty where they do not."""
+    """How two tokenizers' ids differ, in words; empty if they agree."""
     if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
         return ""
     x, y = a.get_vocab(), b.get_vocab()
@@ -162,10 +163,10 @@ def vocabulary_differs(a: Any, b: Any) -> str:
 
 
 def processors_of(parents: Sequence[Parent]) -> list[Any]:
-    """Each parent's tokenizer or image processor, the same object where two do the same.
+    """Each parent's tokenizer or image processor, the same object if two behave alike.
 
-    Raises ``StateDictError`` where two number the tokens differently, or one has numbers beyond
-    its model's embedding.
+    Raises ``StateDictError`` if two number tokens differently, or if one has ids beyond its model's
+    embedding.
     """
     by_files: dict[Any, Any] = {}
     by_meaning: dict[str, Any] = {}
@@ -184,12 +185,13 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
         if differ:
             raise StateDictError(
                 f"The tokenizers of '{parents[first].name}' and '{parent.name}' differ in {differ}"
-                ": the same row of the embedding means different words."
+                ": the same row of the embedding stands for different words."
             )
         rows = getattr(parent.config, "vocab_size", None)
         if not isinstance(rows, int) or not hasattr(processor, "get_vocab"):
             continue
-        # Special tokens that a class of tokenizers adds by itself do no harm until a text has one.
+        # Special tokens that a tokenizer class adds by itself are harmless until a text contains
+        # one.
         harmless = {*processor.all_special_ids}
         highest = max((i for i in processor.get_vocab().values() if i not in harmless), default=-1)
         if highest >= rows:
@@ -202,7 +204,8 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
 
 
 def _processor_files(parent: Parent) -> frozenset[tuple[str, bytes]]:
-    """What may belong to a tokenizer or image processor: all small files but model and card."""
+    """Files that may belong to a tokenizer or image processor: all small ones except model and
+    card."""
     return frozenset(
         (p.name, p.read_bytes())
         for p in parent.folder.iterdir()
@@ -214,7 +217,7 @@ def _processor_files(parent: Parent) -> frozenset[tuple[str, bytes]]:
 
 
 def _meaning(processor: Any, files: frozenset[tuple[str, bytes]]) -> str:
-    """What a processor does, as text: equal for two that give the same ids or pixels."""
+    """A processor's behaviour as text, equal for two that give the same ids or pixels."""
     if processor is None:
         return ""
     settings = processor.to_dict() if hasattr(processor, "to_dict") else processor.init_kwargs
@@ -225,9 +228,9 @@ def _meaning(processor: Any, files: frozenset[tuple[str, bytes]]) -> str:
     }
     rules: Any = None
     if getattr(processor, "backend_tokenizer", None) is not None:
-        # What each call sets anew takes no part.
+        # State that every call resets is left out.
         rules = json.loads(processor.backend_tokenizer.to_str())
         rules = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
-    elif hasattr(processor, "get_vocab"):  # a slow one's rules are its files
+    elif hasattr(processor, "get_vocab"):  # a slow tokenizer is defined by its files
         rules = sorted((n, sha256(b).hexdigest()) for n, b in files if not n.endswith(".json"))
     return json.dumps([type(processor).__name__, settings, rules], default=str)

@@ -1,4 +1,4 @@
-"""Tables of several foundations, and what they say."""
+"""Tables about several foundations, and summaries in words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def averages(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def wide(means: pd.DataFrame) -> pd.DataFrame:
-    """``averages`` for the eye: a row per setting and method, a column per repair, percent."""
+    """``averages`` as a table: a row per setting and method, a column per repair, percent."""
     table = table_of(means, ("setting", "method"), "repair", "accuracy")
     experts = means.groupby(["setting", "method"], sort=False).expert.first().to_numpy()
     table = table.assign(experts=experts).rename(columns=REPAIR_LABELS)
@@ -47,9 +47,9 @@ def wide(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def lams_table(cells: Nonlocality) -> pd.DataFrame:
-    """The lambda that validation data chose, a row per stage and a column per method.
+    """The lambda chosen on validation data, a row per stage and a column per method.
 
-    Several where each task has its own (a mask's threshold).
+    There are several if each task has its own (a mask's threshold).
     """
     rows = []
     for stage, (setting, permuted) in STAGES.items():
@@ -86,7 +86,7 @@ def _cosine(a: State, b: State) -> float:
 
 
 def samples_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """``Nonlocality.samples`` for the eye: a row per repair, a column per k with the inputs per
+    """``Nonlocality.samples`` as a table: a row per repair, a column per k with the inputs per
     task, cells "71.8 ± 0.2" over draws."""
     columns = {}
     for (k, inputs), rows in frame.groupby(["k", "inputs"], sort=False):
@@ -105,8 +105,8 @@ def samples_needed(frame: pd.DataFrame, within: float = 1.0) -> pd.Series:
 
 
 def beside_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """What the authors' notebooks print for other networks and tasks, and our TALL-masks, the
-    nearest of our methods (what was merged -> ``averages``)."""
+    """The numbers in the authors' notebooks, for other networks and tasks, next to TALL-masks, our
+    most similar method (what was merged -> ``averages``)."""
     rows = [dict(row) for row in published()["non_local"]]
     for name, setting in [(n, s) for n in means for s in (NON_LOCAL, LOCAL)]:
         mine = means[name].query("setting == @setting and method == 'tall_masks'")
@@ -127,7 +127,7 @@ def beside_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def numbers_stored(cells: Nonlocality) -> pd.DataFrame:
-    """What each repair stores for all tasks beside one merged encoder, in numbers.
+    """How many numbers each repair stores for all tasks, in addition to one merged encoder.
 
     Folded TACT is an encoder per task instead.
     """
@@ -143,8 +143,8 @@ def numbers_stored(cells: Nonlocality) -> pd.DataFrame:
 
 
 def answer(means: Mapping[str, pd.DataFrame]) -> str:
-    """Markdown by the numbers (what was merged -> ``averages``): does an aligned classifier or an
-    activation correction give back more, and do they add up?"""
+    """Markdown computed from the numbers (what was merged -> ``averages``): does an aligned
+    classifier or an activation correction recover more, and do their gains add up?"""
     lines = []
     for name, setting, mine in [
         (n, s, rows) for n, f in means.items() for s, rows in f.groupby("setting", sort=False)

@@ -37,9 +37,9 @@ class Evidence:
     ``student_test [N, d]``: f_m on the test inputs. ``student_fit``, ``teacher_fit [P, d]``: f_m
     and f_t on the inputs that may be used for fitting. ``head``: (W_t, b_t). ``draws [S, C,
     k_max]``: rows of the fit inputs, for seed s and k the rows ``draws[s, :, :k]``; a stratified
-    draw has class c's rows in row c, a uniform draw has them in no order. A share is one row ``[S,
-    1, n_max]``, of which ``ks`` are the numbers of inputs, and ``classes [S, n_max]`` what KNN
-    Eval's anchors are named by; no other protocol looks at them.
+    draw has the rows of class c in row c, a uniform draw has them in random order. A share is one
+    row ``[S, 1, n_max]``; ``ks`` are then the numbers of inputs, and ``classes [S, n_max]`` are the
+    classes of KNN Eval's anchors, which no other protocol uses.
     """
 
     student_test: Tensor
@@ -70,8 +70,8 @@ class Protocol:
     draws: tuple[str, ...] = DRAWS
 
     def __call__(self, evidence: Evidence, *, where: str = "") -> Tensor:
-        """Predicted classes of one encoder's test inputs. A protocol of the user's own gets
-        evidence that it may write to.
+        """Predicted classes of one encoder's test inputs. A user's protocol receives a copy of the
+        evidence, which it may modify.
 
         Args:
             evidence: What the protocol may look at.
@@ -81,7 +81,7 @@ class Protocol:
             ``[K, S, N]`` int64, each in 0..C-1.
 
         Raises:
-            ConfigError: Where the function gives something else.
+            ConfigError: The function returns something else.
         """
         ours = is_ours(self.function)
         try:
@@ -101,23 +101,22 @@ class Protocol:
                 raise TypeError("sparse")
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ConfigError(
-                f"{who} gave {shortened(given)}; class numbers {wanted} ([K, S, N]) are wanted, "
-                f"as a tensor, an array "
-                "of numpy's or nested lists."
+                f"{who} returned {shortened(given)}; return class numbers {wanted} ([K, S, N]) as "
+                f"a tensor, a numpy array or nested lists."
             ) from error
         form = f"{str(predicted.dtype).removeprefix('torch.')} {list(predicted.shape)}"
         if predicted.is_floating_point() or predicted.is_complex() or predicted.dtype is torch.bool:
             raise ConfigError(
-                f"{who} gave {form}; whole class numbers {wanted} ([K, S, N]) are wanted. Of "
-                f"logits take argmax(-1)."
+                f"{who} returned {form}; return integer class numbers {wanted} ([K, S, N]). For "
+                f"logits, take argmax(-1)."
             )
         if list(predicted.shape) != wanted:
-            raise ConfigError(f"{who} gave {form}; [K, S, N] here is {wanted}.")
+            raise ConfigError(f"{who} returned {form}; [K, S, N] here is {wanted}.")
         predicted, n_classes = predicted.long(), evidence.head.weight.shape[-2]
         if predicted.numel() and not 0 <= predicted.min() <= predicted.max() < n_classes:
             odd = predicted[(predicted < 0) | (predicted >= n_classes)][0]
             raise ConfigError(
-                f"{who} gave class {odd}; the head has the classes 0..{n_classes - 1}."
+                f"{who} returned class {odd}; the head has classes 0..{n_classes - 1}."
             )
         return predicted
 
@@ -183,7 +182,8 @@ def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
 
 
 def _surgery(evidence: Evidence) -> Tensor:
-    # As many steps as FT-Classifier takes, full batches here whatever the preset's batch size.
+    # As many steps as FT-Classifier takes, but always full batches, whatever the preset's batch
+    # size.
     modules = [
         surgery(
             evidence.student_fit[rows],
@@ -220,16 +220,16 @@ def protocol(
     draws: tuple[str, ...] = DRAWS,
     replace: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Register the decorated function as protocol ``name``; it then works wherever a protocol's
-    name does.
+    """Register the decorated function as protocol ``name``; its name then works like that of any
+    other protocol.
 
     It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``, integers in a tensor, an
     array or nested lists: for each number of shots in ``evidence.ks``, each seed and each test
-    input; ``[1, 1, N]`` when it is not ``few_shot``. A name of one's own may be registered again.
+    input; ``[1, 1, N]`` when it is not ``few_shot``. You may register your own name again.
 
     Raises:
-        ConfigError: For a draw that does not exist, and the name of one of mergelib's own
-            protocols, unless ``replace``.
+        ConfigError: A draw does not exist, or, unless ``replace``, the name is that of a built-in
+            protocol.
 
     Example:
         >>> @mergelib.protocol("no_bias", label="Without bias", few_shot=False)
@@ -244,7 +244,8 @@ def protocol(
     unknown = set(draws) - set(DRAWS)
     if unknown or not draws:
         raise ConfigError(
-            f"Protocol '{name}': draws are 'stratified', 'uniform', 'share' and 'all', not "
+            f"Protocol '{name}': draws must be among 'stratified', 'uniform', 'share' and 'all', "
+            f"not "
             f"{sorted(unknown) or 'none'}."
         )
 
@@ -258,7 +259,7 @@ def protocol(
 
 
 def get_protocol(name: str) -> Protocol:
-    """The registered protocol. Raises ``UnknownNameError`` naming the nearest one."""
+    """The registered protocol. Raises ``UnknownNameError``, which suggests the nearest name."""
     if name not in PROTOCOLS:
         raise UnknownNameError("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]

@@ -1,5 +1,5 @@
-"""``python -m mergelib``: run notebooks, look after the store and what comes from the hub, merge
-and re-align models of one's own."""
+"""``python -m mergelib``: run notebooks, manage the store and downloads from the hub, merge and
+re-align your own models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .doctor import register as register_doctor
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags that are given twice add up or are refused, in every command."""
+    """In every command, repeated flags add up or are refused."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(function=command_run)
 
-    store = commands.add_parser("store", help="look after computed artifacts")
+    store = commands.add_parser("store", help="list, verify or prune stored results")
     store.add_argument(
         "action",
         choices=["ls", "verify", "prune"],
@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     register_data(commands)
     register_doctor(commands)
     register_models(commands)
-    pretrain = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b anew")
+    pretrain = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b again")
     pretrain.add_argument("names", nargs="*", metavar="NAME", help="mini_bert ...; default: all")
     pretrain.add_argument("--profile", default="mini", help="whose sizes; mini by default")
     pretrain.add_argument("--teacher", default="", metavar="FOLDER", help="all-MiniLM-L6-v2")
@@ -123,7 +123,7 @@ def command_run(args: argparse.Namespace) -> int:
                 print(f"{name} is left out: {reason}")
         items = [i for i in items if not reasons[i.id]]
     if at_a_time < 1:
-        raise SystemExit("mergelib: --jobs needs a number of at least 1.")
+        raise SystemExit("mergelib: --jobs must be at least 1.")
     if args.list:
         for item in items:
             parameters = ", ".join(
@@ -144,11 +144,11 @@ def command_run(args: argparse.Namespace) -> int:
     pairs = list(args.parameters)
     for name in ("text_dir", "image_dir", "base"):
         if value := getattr(args, name):
-            # Notebooks run in their own folder: a path given here must not depend on where that is.
+            # Notebooks run in their own folder, so a relative path must be resolved here.
             given = user_path(value)
             pairs.append(f"{name}={given.resolve() if given.exists() or name != 'base' else value}")
     if args.publish and args.parameters:
-        raise ConfigError("--publish goes with a profile as it is; leave -p out.")
+        raise ConfigError("--publish takes a profile without changes; leave -p out.")
     parameters = runner.parse_parameters(pairs, items)
     if args.text_column is not None:
         for given in parameters.values():
@@ -166,7 +166,7 @@ def command_run(args: argparse.Namespace) -> int:
         results = running.run(items, parameters)
     except KeyboardInterrupt:
         print(
-            "\nInterrupted. Finished artifacts are kept; run the same command to go on.",
+            "\nInterrupted. Finished artifacts are kept; run the same command to continue.",
             file=sys.stderr,
         )
         return 130
@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.function(args)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read along has enough, as in `data list | head`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except MergelibError as error:

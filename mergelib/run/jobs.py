@@ -1,8 +1,8 @@
 """``python -m mergelib units`` and ``compute``: a study as small commands with files as results,
-for an engine outside (``cluster/Snakefile``).
+for an external engine (``cluster/Snakefile``).
 
-Nothing here runs several commands: ``units`` says which there are and what each waits for,
-``compute`` is one of them.
+Nothing here runs several commands: ``units`` lists them and what each waits for, ``compute`` runs
+one of them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
 @dataclass(frozen=True)
 class Unit:
-    """One command. ``output`` is the file that it leaves, below one folder for all; ``needs`` are
-    those of the units before it.
+    """One command. ``output`` is the file that it leaves, below one common folder; ``needs`` are
+    the outputs of the units before it.
 
-    ``identity`` stands for everything behind the command that could change its result: profile,
-    versions of the steps, a notebook's code.
+    ``identity`` changes with everything that could change the result: profile, versions of the
+    steps, a notebook's code.
     """
 
     rule: str
@@ -52,7 +52,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What ``units`` was asked for."""
+    """The arguments of ``units``."""
 
     profile: str
     only: tuple[str, ...] = ()
@@ -65,8 +65,8 @@ class Wanted:
 
 
 def units(wanted: Wanted) -> list[Unit]:
-    """All units in an order in which they could run one after another. Raises ``UnknownNameError``
-    and ``ConfigError`` as a run does."""
+    """All units, in an order in which they could run one after another. Raises ``UnknownNameError``
+    and ``ConfigError`` like a run."""
     from ..profiles import variant_names
     from .runner import refuse_lacking, select, why_left_out
 
@@ -90,7 +90,7 @@ def units(wanted: Wanted) -> list[Unit]:
         return ours[-1].output
 
     for item in (i for i in items if i.group != "report"):
-        # Studies of several foundations are made by their notebook; it begins with the profile's
+        # Studies of several foundations are made by their notebook, which starts from the profile's
         # experts.
         before[item.id] = tuple(
             scored(*which)
@@ -193,7 +193,7 @@ def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
 
 
 def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
-    """``mergelib run`` of one notebook, with those of the options that it declares."""
+    """``mergelib run`` for one notebook, with those options that it declares."""
     from .runner import declared_parameters
 
     declared, command = (
@@ -219,7 +219,7 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
     from ..study.study import STEP_VERSIONS
 
     cells = []
-    if notebook is not None:  # its code alone: saving a notebook with outputs changes nothing
+    if notebook is not None:  # only its code: saving a notebook with outputs changes nothing
         cells = [
             c["source"]
             for c in json.loads(notebook.read_text())["cells"]
@@ -233,8 +233,8 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
 
 
 def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
-    """Have one step's artifacts in the store: of one encoder, or all scores that tables and figures
-    begin with."""
+    """Compute one step's artifacts into the store: those of one encoder, or all scores that tables
+    and figures start from."""
     from ..core.names import BASE, FINE_TUNED, MULTI_TASK
     from ..tables import ranking, unlabelled
 
@@ -243,7 +243,7 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
         raise UnknownNameError("encoder", encoder, known)
     if step == "merge":
         if encoder not in study.methods:
-            raise ConfigError(f"{encoder} is no merge; give one of {', '.join(study.methods)}.")
+            raise ConfigError(f"{encoder} is not a merge; give one of {', '.join(study.methods)}.")
         for name in study.merges(encoder):
             study.merged_state(name)
     elif step == "extract":
@@ -269,7 +269,7 @@ def command_compute(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*lies on the edge of the grid.*"
-        )  # the notebook that shows it says so
+        )  # the notebook that shows it warns
         compute(study, args.step, args.encoder, zoo=args.zoo)
     write_stamp(args.stamp, study.store)
     print(f"{args.step} {args.encoder}: {len(study.store.asked)} artifacts in {study.store.root}")
@@ -302,7 +302,7 @@ def command_units(args: argparse.Namespace) -> int:
 
 
 def _place(base: str) -> str:
-    """A folder as it is called from anywhere; a hub id as it is."""
+    """A folder as an absolute path; a hub id unchanged."""
     return str(user_path(base).resolve()) if base and user_path(base).exists() else base
 
 
@@ -310,7 +310,7 @@ def register(commands: Any) -> None:
     """Add both subcommands to the parser of ``mergelib.run.cli``."""
     listing = commands.add_parser(
         "units",
-        help="a profile as commands with files between them, as JSON; cluster/Snakefile runs them",
+        help="list a profile's commands and their files, as JSON; cluster/Snakefile runs them",
     )
     add_study_options(listing, one=False)
     listing.add_argument(

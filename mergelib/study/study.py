@@ -1,4 +1,5 @@
-"""The one object a notebook holds: it asks the store, and computes what is missing."""
+"""The object that notebooks work with: it reads results from the store, and computes what is
+missing."""
 
 from __future__ import annotations
 
@@ -88,8 +89,8 @@ STEP_VERSIONS = {
     "variance": VARIANCE_VERSION,
     "classifier": CLASSIFIER_VERSION,
 }
-"""The version of each step's meaning. Raise one when its results change; every artifact it made is
-then computed anew."""
+"""The version of each step's meaning. Raise one when its results change; every artifact that it
+made is then computed again."""
 
 POOL_SEED = 7
 REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
@@ -108,21 +109,21 @@ SCORE_COLUMNS = [
 
 
 def _code(method: Method) -> list[str | None]:
-    """What a method's functions compute; nothing for those of mergelib, which the step's version
-    stands for."""
+    """The identity of a user's method; nothing for built-in methods, which the step's version
+    covers."""
     functions = [f for f in (method.function, method.direction) if f is not None]
     return [None if is_ours(f) else code_identity(f) for f in functions]
 
 
 def at_edge(lams: Iterable[float], curve: pd.DataFrame) -> list[float]:
-    """Those of ``lams`` that lie at an end of a ``lam_curve``'s grid, sorted; none where the grid
-    has one value."""
+    """Those of ``lams`` that lie at an end of a ``lam_curve``'s grid, sorted; none if the grid has
+    a single value."""
     grid = set(curve.lam)
     return sorted({lam for lam in lams if lam in (min(grid), max(grid))}) if len(grid) > 1 else []
 
 
 def check_tasks(tasks: Any, modality: str) -> None:
-    """Raises ``ConfigError`` for what is no dict of tasks under their own names, all of the
+    """Raises ``ConfigError`` for anything but a dict of tasks under their own names, all of the
     profile's modality."""
     if not isinstance(tasks, dict) or not tasks:
         raise ConfigError(
@@ -133,12 +134,13 @@ def check_tasks(tasks: Any, modality: str) -> None:
     for name, task in tasks.items():
         if not isinstance(task, Task):
             raise ConfigError(
-                f"tasks['{shortened(name)}'] is no Task but {type(task).__name__}; make it with "
+                f"tasks['{shortened(name)}'] is {type(task).__name__}, not a Task; create it with "
                 f"mergelib.task."
             )
         if name != task.name:
             raise ConfigError(
-                f"tasks['{shortened(name)}'] is the task '{task.name}'; the key is the task's name."
+                f"tasks['{shortened(name)}'] is the task '{task.name}'; the key must be the "
+                f"task's name."
             )
         if name in REFERENCES or "/" in name:
             raise ConfigError(
@@ -156,9 +158,9 @@ class Study:
     """Tasks, f_b, experts, merges, features and scores of one profile, each computed at most once.
 
     Methods go by their registered name; ``"f_b"``, ``"f_t"``, ``"multi_task"`` and ``"random"``
-    (f_b's architecture, untrained) name the reference encoders. A random method's merges go by its
-    name and a seed, ``"della#2"``; its plain name stands for all of them in scores and for the
-    first elsewhere.
+    (f_b's architecture, untrained) name the reference encoders. A random method's merges are named
+    by it and a seed, ``"della#2"``; its plain name means all of them in scores, and the first
+    elsewhere.
 
     Args:
         profile: quick, mini, real or paper: sizes and sources.
@@ -235,10 +237,10 @@ class Study:
         tasks: dict[str, Task],
         profile: Profile,
     ) -> Study:
-        """A study on this store whose f_b and experts are given, one per task in the tasks' order,
-        instead of trained; everything behind them goes its usual way. ``profile`` says what it
-        merges and on how many inputs of ``tasks``. Raises ``ConfigError`` for experts that are not
-        the tasks'."""
+        """A study on this store with existing f_b and experts, one per task in the tasks' order,
+        instead of trained ones; everything else works as usual. ``profile`` says what it merges and
+        on how many inputs of ``tasks``. Raises ``ConfigError`` for experts that are not the
+        tasks'."""
         if [e.task for e in experts] != list(tasks):
             raise ConfigError(
                 f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are "
@@ -257,9 +259,9 @@ class Study:
         return study
 
     def adopt(self, encoder: str, task: str, identity: str, make: Callable[[], nn.Module]) -> None:
-        """Let an encoder that was made elsewhere be scored on a task under the name ``encoder``.
-        ``make()`` gives its module; ``identity`` stands for it in the store and must hold all that
-        decides its features. Raises ``ConfigError`` for a name that is taken."""
+        """Register an encoder made elsewhere, to be scored on a task under the name ``encoder``.
+        ``make()`` returns its module; ``identity`` identifies it in the store and must contain
+        everything that determines its features. Raises ``ConfigError`` if the name is taken."""
         if encoder in (BASE, FINE_TUNED, MULTI_TASK, RANDOM) or encoder in METHODS:
             raise ConfigError(f"'{encoder}' already names an encoder; choose another name.")
         self._adopted[encoder, task] = identity, make
@@ -274,7 +276,7 @@ class Study:
 
     @staticmethod
     def label(method: str) -> str:
-        """How tables name a merging method."""
+        """A merging method's name in tables."""
         return get_method(method).label
 
     # ---- left of the features: tasks and encoders ------------------------------------------------
@@ -308,15 +310,15 @@ class Study:
         recipe = RECIPES[settings.kind]
         if settings.pretraining is None or recipe.corpus not in ("", self.profile.tasks.source):
             raise ConfigError(
-                f"Profile '{self.profile.name}' names no base model: give --base with a hub id "
-                f"or folder."
+                f"Profile '{self.profile.name}' has no base model: give --base with a hub id or "
+                f"folder."
             )
         return self.training_key(recipe.step, settings.pretraining) | recipe.key(
             self.profile, tasks
         )
 
     def has_base(self) -> bool:
-        """Whether f_b is there without pre-training: in the store, or as a hub id or folder."""
+        """Whether f_b is available without pre-training: in the store, or as a hub id or folder."""
         settings = self.profile.encoder
         return (
             bool(settings.base)
@@ -329,7 +331,7 @@ class Study:
         found = self._loaded_or_made()
         if (
             self.profile.encoder.preprocessing == "released"
-        ):  # of miniature encoders, too: pre-trained as ever, then read otherwise
+        ):  # for miniature encoders, too: pre-trained as usual, then read differently
             return replace(found, encoder=released_encoder(found.encoder))
         return found
 
@@ -345,7 +347,7 @@ class Study:
         def make() -> Artifact:
             if (
                 distributed.world_size() > 1
-                # shares of a masked or contrastive batch do not add up to its gradient
+                # the shares of a masked or contrastive batch do not add up to the batch's gradient
             ):
                 raise ConfigError(
                     f"f_b is pre-trained by one process: run `{self._train_command([BASE])}` "
@@ -364,7 +366,7 @@ class Study:
 
     @property
     def base_state(self) -> State:
-        """theta_b; like all weights that a study gives, a copy that may be written to."""
+        """theta_b; like all weights from a study, a copy that you may modify."""
         return spare(self._foundation.state)
 
     @cached_property
@@ -398,8 +400,8 @@ class Study:
             key["heads"] = [head_digest(self._foundation.heads[n]) for n in names]
         if (
             self.profile.processes > 1
-            # equal pins give equal bytes; another number of processes is another rounding and other
-            # dropout
+            # identical settings give bit-identical results; the number of processes changes
+            # rounding and dropout
         ):
             key["processes"] = self.profile.processes
         return key
@@ -449,8 +451,8 @@ class Study:
 
     def train(self, name: str) -> Path:
         """Fine-tune a task's expert, or ``"multi_task"``, unless the store has it; returns its
-        folder there and keeps no weights in memory. Under torchrun every process must call it, in
-        the same order."""
+        folder there, without keeping weights in memory. Under torchrun every process must call it,
+        in the same order."""
         if self.profile.experts == "released" and name != MULTI_TASK:
             raise ConfigError(
                 f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts "
@@ -472,7 +474,7 @@ class Study:
 
     def expert(self, task: str) -> Expert:
         """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released
-        checkpoint where the profile says so."""
+        checkpoint if the profile says so."""
         return spare(self._expert(task))
 
     def _expert(self, task: str) -> Expert:
@@ -484,8 +486,8 @@ class Study:
         return self._experts[task]
 
     def _take_released(self, task: Task) -> None:
-        """A released checkpoint as the task's expert. Raises ``DataError`` where it numbers its
-        classes otherwise than the data."""
+        """A released checkpoint as the task's expert. Raises ``DataError`` if it numbers its
+        classes differently from the data."""
         path = released_checkpoint(task.name, self.profile.released_dir)
         expert = load_checkpoint(
             path, task.name, self._foundation.state, self.encoder.width, task.n_classes
@@ -522,7 +524,7 @@ class Study:
     def _check_multi_task(self) -> None:
         if not self.baselines:
             raise ConfigError(
-                "Multi-task learning is paper only in this profile: no checkpoint of it was "
+                "Multi-task learning is 'paper only' in this profile: no checkpoint of it was "
                 "published. Set multi_task to "
                 "trained."
             )
@@ -533,8 +535,8 @@ class Study:
         return self._fine_tuned("multi_task", list(self.tasks), steps_factor=len(self.tasks))
 
     def head(self, encoder: str, task: str) -> Head:
-        """The head an encoder is scored with: the expert's, except that multi-task learning has
-        heads of its own."""
+        """The head an encoder is scored with: the expert's, except that multi-task learning has its
+        own heads."""
         if encoder == MULTI_TASK:
             return spare(self._unpack(self._multi_task, task).head)
         return spare(self._expert(task).head)
@@ -543,8 +545,8 @@ class Study:
         return dict(self.profile.merging.options.get(method, {}))
 
     def merges(self, encoder: str) -> tuple[str, ...]:
-        """The encoders that stand behind a name: ``merge_seeds`` merges of a random method whose
-        seed the profile leaves open, else the one."""
+        """The encoders that a name refers to: ``merge_seeds`` merges for a random method whose seed
+        the profile leaves open, else one."""
         seeds = self.profile.merging.merge_seeds
         found = METHODS.get(encoder)
         if (
@@ -580,8 +582,8 @@ class Study:
 
     @property
     def _merge_device(self) -> torch.device:
-        """Where a method that needs data runs; MPS has no float64, which RegMean and Model Tailor
-        solve in."""
+        """The device for methods that need data; MPS lacks float64, which RegMean and Model Tailor
+        need."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @staticmethod
@@ -589,8 +591,7 @@ class Study:
         return "test" if "test inputs" in method.needs else "pool"
 
     def _merge_inputs(self, method: Method) -> tuple:
-        """What the method is called with: base and experts, and a ``Context`` where it needs
-        data."""
+        """The method's arguments: base and experts, and a ``Context`` if it needs data."""
         base, experts = self._foundation.state, [e.state for e in self._all_experts()]
         if not method.needs:
             return base, experts
@@ -667,11 +668,12 @@ class Study:
         return self.store.get("lam", key, make)
 
     def lams(self, method: str) -> dict[str, float]:
-        """The method's lambda per task: best Current Eval on validation, the smallest of equals;
-        empty without lambda.
+        """The method's lambda per task: the best Current Eval on validation data, the smallest one
+        in a tie; empty without lambda.
 
-        One that gives one encoder has one lambda, best on the mean over tasks; one per task may
-        have as many. Warns, once, when a best value lies at an edge of the grid.
+        A method that gives one encoder has one lambda, the best on the mean over tasks; one that
+        gives an encoder per task may have several. Warns, once, if a best value lies at an edge of
+        the grid.
         """
         fixed = self._method_options(method).get("lam")
         if fixed is not None:
@@ -710,27 +712,27 @@ class Study:
         return self.weights(method, task or next(iter(self.tasks)))
 
     def merge_cost(self, method: str) -> dict[str, float]:
-        """Wall seconds and peak megabytes of tensors when the method's (first) merge was made on
-        this machine; empty for a merge stored before costs were."""
+        """Wall seconds and peak megabytes of tensors of the method's (first) merge on this machine;
+        empty for a merge that was stored before costs were recorded."""
         return self._merge_info(self.merges(method)[0]).get("cost", {})
 
     @staticmethod
     def _made_by(encoder: str) -> tuple[str, ...]:
-        # By what the method computes, not its name: a re-run notebook cell may have registered
+        # Keyed by what the method computes, not by its name: a notebook cell may have registered
         # another function under it.
         method = get_method(encoder.partition("#")[0])
         return encoder, method.gives, *method.needs, *map(str, _code(method))
 
     def _merge_info(self, encoder: str) -> dict[str, Any]:
-        """What is kept in memory of every merge: its lambda, digests and cost."""
+        """What stays in memory for every merge: its lambda, digests and cost."""
         made_by = self._made_by(encoder)
         if made_by not in self._merge_infos:
             self._merge_infos[made_by] = self._merge(encoder).info
         return self._merge_infos[made_by]
 
     def _merge(self, encoder: str) -> Artifact:
-        """A merge with its weights. The last one asked for is held, the others stay in the store: a
-        zoo of them is large."""
+        """A merge with its weights. Only the last one requested is kept in memory; the others stay
+        in the store, since a zoo of them is large."""
         made_by = self._made_by(encoder)
         if self._last_merge is None or self._last_merge[0] != made_by:
             self._last_merge = made_by, self._merged(encoder)
@@ -741,7 +743,7 @@ class Study:
         method, options, lams = get_method(name), self._method_options(name), self.lams(name)
         if method.is_random:
             options.setdefault("seed", int(seed or 0))
-        options.pop("lam", None)  # one of the options is what ``lams`` gives back
+        options.pop("lam", None)  # one of the options is the result of ``lams``
         different = sorted(set(lams.values()))
         chosen = lams if len(different) > 1 else (different[0] if different else None)
         key = {
@@ -752,11 +754,12 @@ class Study:
         def make() -> Artifact:
             inputs = self._merge_inputs(method)
             states: dict[str, State] = {}
-            # Measuring slows every operation: of several seeds' merges the first tells the cost.
+            # Measuring slows every operation, so of several seeds' merges only the first is
+            # measured.
             with Meter() if encoder == self.merges(name)[0] else nullcontext() as meter:
                 for lam in progress(different or [None], desc=f"merge {encoder}"):
                     merged = method(*inputs, **options, **({} if lam is None else {"lam": lam}))
-                    if method.gives == PER_TASK:  # of several lambdas each serves its own tasks
+                    if method.gives == PER_TASK:  # with several lambdas, each serves its own tasks
                         again = len(different) > 1 and not is_ours(method.function)
                         states |= {
                             t: spare(merged[i]) if again else merged[i]  # it may write there again
@@ -796,7 +799,7 @@ class Study:
         return self.encoder.module(self._identified(encoder, task)[1]())
 
     def _identified(self, encoder: str, task: str) -> tuple[str, Callable[[], State]]:
-        """The digest of an encoder's weights for a task, and how to get them."""
+        """The digest of an encoder's weights for a task, and a function that loads them."""
         if encoder == BASE:
             return self._base_digest, lambda: self._foundation.state
         if encoder == FINE_TUNED:
@@ -848,8 +851,8 @@ class Study:
         return self.pool(task) if split == "pool" else getattr(self.task(task), split)
 
     def _prepared(self, inputs: Inputs) -> Sequence[Any]:
-        """``encoder.prepare(inputs)``; of texts the last are remembered, because every encoder of
-        the study reads the same."""
+        """``encoder.prepare(inputs)``; the last texts are cached, because every encoder of the
+        study reads the same ones."""
         if self.profile.tasks.modality != "text":
             return self.encoder.prepare(inputs)
         key = self.encoder.digest, inputs_digest(inputs)
@@ -939,7 +942,7 @@ class Study:
         ks: Sequence[int] | None = None,
     ) -> tuple[tuple[int, ...], Tensor | None]:
         """The numbers of shots and the draws ``[S, C, k_max]`` of a cell of scores, none without
-        shots; refuses, before anything is trained, what cannot be scored. Raises
+        shots; what cannot be scored is refused before anything is trained. Raises
         ``UnknownNameError``, ``ConfigError`` and ``DataError``."""
         found = get_protocol(protocol)
         self.task(task)
@@ -949,18 +952,19 @@ class Study:
         elif encoder not in REFERENCES and (encoder, task) not in self._adopted:
             if mark and not (get_method(name).is_random and seed.isdecimal()):
                 raise ConfigError(
-                    f"'{encoder}': behind # stands the seed of a random method, a whole number."
+                    f"'{encoder}': # must be followed by a seed, an integer, and go with a random "
+                    f"method."
                 )
             get_method(name)
         if not found.few_shot:
             return (), None
         if draw not in found.draws:
             raise ConfigError(
-                f"{found.label} takes no {draw} draw, but {' or '.join(found.draws)}."
+                f"{found.label} does not take the draw {draw}; use {' or '.join(found.draws)}."
             )
         if encoder == MULTI_TASK and protocol != "knn":
             raise ConfigError(
-                f"{found.label} aligns an expert's head; multi-task learning has heads of its own."
+                f"{found.label} aligns an expert's head; multi-task learning has its own heads."
             )
         ks = tuple(ks or self._ks(task, draw, fit_on))
         try:
@@ -975,7 +979,7 @@ class Study:
 
     @staticmethod
     def fit_split(fit_on: str) -> str:
-        """The split that draws for ``fit_on`` come from: "train" means its pool."""
+        """The split that draws for ``fit_on`` come from; "train" means the pool."""
         if fit_on not in ("train", "test"):
             raise UnknownNameError("fit_on", fit_on, ("train", "test"))
         return "pool" if fit_on == "train" else "test"
@@ -1008,7 +1012,7 @@ class Study:
             "head": head_digest(self.head(encoder, task)),
             **self.precision_key,
         }
-        if not is_ours(found.function):  # a protocol of one's own: its body is its version
+        if not is_ours(found.function):  # a user's protocol: its body is its version
             key["code"] = code_identity(found.function)
         if draws is not None:
             classes = self._share_classes(protocol, task, draw, fit_on, draws)
@@ -1041,7 +1045,7 @@ class Study:
         fit_on: str = "train",
         ks: Sequence[int] | None = None,
     ) -> Evidence:
-        """What the protocol sees, on the study's device. Raises ``ConfigError`` for a fit of
+        """The protocol's evidence, on the study's device. Raises ``ConfigError`` for a fit of
         multi-task learning's heads: no expert can teach them, because they are not the expert's."""
         ks, draws = self._shots(encoder, task, protocol, draw, fit_on, ks)
         to, head = self.device, self.head(encoder, task).to(self.device)
@@ -1064,8 +1068,7 @@ class Study:
     def _share_classes(
         self, protocol: str, task: str, draw: str, fit_on: str, draws: Tensor
     ) -> Tensor | None:
-        # The classes of a share's rows [S, n_max]: KNN Eval's anchors have names, nothing else gets
-        # to see them.
+        # The classes of a share's rows [S, n_max], for KNN Eval's anchors only.
         if draw != "share" or protocol != "knn" or not is_ours(get_protocol(protocol).function):
             return None
         return self.split(task, self.fit_split(fit_on)).labels[draws[:, 0]]
@@ -1097,10 +1100,10 @@ class Study:
         draw: str = "stratified",
         fit_on: str = "train",
     ) -> Tensor:
-        """Which test inputs are right: bool ``[S, N]`` for one k (S = 1 and no k for a protocol
-        without shots).
+        """Which test inputs are classified correctly: bool ``[S, N]`` for one k (S = 1 and no k for
+        a protocol without shots).
 
-        Of a random method draw s is scored with merge s mod M; without shots there is a row per
+        For a random method, draw s is scored with merge s mod M; without shots there is a row per
         merge. For ``draw="share"`` ``k`` is the share in percent of the test set.
         """
         ks = self.profile.protocols.shares if draw == "share" else self.profile.protocols.ks
@@ -1139,16 +1142,16 @@ class Study:
         """Tidy accuracies (percent): a row per (backbone, task, method, protocol, k, draw, fit_on,
         seed), with n.
 
-        k, draw, fit_on and seed are missing for a protocol without shots; of a random method with
-        several merges each has a row, and seed is the merge's. Every table and figure reads these
-        rows; shares of the test set have rows of their own, ``unlabelled.scores``. Raises
+        k, draw, fit_on and seed are missing for a protocol without shots; for a random method with
+        several merges, each merge has a row, and seed is the merge's. Every table and figure reads
+        these rows; shares of the test set have other rows, see ``unlabelled.scores``. Raises
         ``ConfigError`` for such a draw.
         """
         if draw == "share":
-            raise ConfigError("Shares are no shots: take mergelib.tables.unlabelled.scores.")
+            raise ConfigError("Shares are not shots: use mergelib.tables.unlabelled.scores.")
         for names in (encoders, protocols):
             if isinstance(names, str):
-                raise ConfigError(f"scores takes lists of names: ['{names}'].")
+                raise ConfigError(f"scores takes lists of names, such as ['{names}'].")
         for task, name, encoder in product(self.tasks, protocols, encoders):
             self._shots(encoder, task, name, draw, fit_on)
         rows = []

@@ -1,4 +1,5 @@
-"""What is classified. Each source gives label names, a train and a test split: here, a ``Task``."""
+"""Tasks. Each source gives label names, a train and a test split; this module makes a ``Task`` of
+them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def task(
     image_size: int = 0,
     source: str = "rows given in Python",
 ) -> Task:
-    """A ``Task`` of one's own.
+    """A ``Task`` from your own data.
 
     Args:
         name: the task's name.
@@ -45,8 +46,8 @@ def task(
         The task. Its classes are train's, in a ``ClassLabel``'s order or that of sorted names.
 
     Raises:
-        DataError: an input or label that cannot be used, a label that ``train`` does not have, one
-            class only, or ``n_validation`` rows that cannot be had.
+        DataError: an input or label that cannot be used, a label that ``train`` does not have, a
+            single class, or fewer than ``n_validation`` spare rows.
 
     Example:
         >>> train = [("a fine film", "+"), ("no good", "-"), ("a joy", "+"), ("poor", "-")]
@@ -56,7 +57,7 @@ def task(
         (('+', '-'), 3, 1, 2)
     """
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{name!r} cannot name a task; give a text.")
+        raise DataError(f"{name!r} cannot name a task; use a text.")
     if not is_whole(image_size) or image_size < 0:
         raise DataError(f"Task '{name}': image_size is a whole number, not {image_size!r}.")
     read = [
@@ -146,8 +147,8 @@ def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
 
 
 def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
-    """The task as the profile wants it, from whichever source the profile names; ``store``, by
-    default the machine's, keeps decoded images."""
+    """The profile's task, from the source that the profile names; ``store``, by default the
+    machine's, keeps decoded images."""
     sizes = profile.tasks
     is_image = sizes.modality == "image"
     if sizes.source == "miniature" and is_image:

@@ -1,5 +1,5 @@
-"""The one place where weights are trained: AdamW, clipped gradients, a rate that rises and falls
-linearly, and checkpoints from which an interrupted run goes on."""
+"""The training loop: AdamW, clipped gradients, a learning rate that rises and falls linearly, and
+checkpoints from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ..core.progress import progress
 from ..core.store import REMEDY
 from .config import TrainConfig
 
-MAX_NORM = 1.0  # of all gradients together
+MAX_NORM = 1.0  # norm of all gradients together
 
 
 @contextmanager
 def pinned_threads(n: int):
-    """Run with n intra-op threads: equal pins give equal bytes on one machine."""
+    """Run with n intra-op threads, so that results on one machine are reproducible."""
     before = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
@@ -39,7 +39,7 @@ def pinned_threads(n: int):
 
 @contextmanager
 def seeded(seed: int):
-    """A block with a random state of its own: it must not depend on what ran before."""
+    """Run a block with its own random state, so that it does not depend on what ran before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -49,11 +49,11 @@ def seeded(seed: int):
 
 
 def shuffled_batches(n: int, config: TrainConfig, start: int) -> Iterator[list[int]]:
-    """The row numbers, out of n, of batch ``start`` and all that follow, without end; every epoch
-    has an order of its own.
+    """Yield the row numbers, out of n, of batch ``start`` and all later ones, endlessly; every
+    epoch has a new order.
 
-    One process takes an epoch's last batch short. Of several, each takes its share, and the last
-    batch is filled up from the epoch's beginning.
+    A single process takes an epoch's last batch short. Several processes each take their share, and
+    the last batch is filled up from the epoch's beginning.
     """
     processes, per_epoch = distributed.world_size(), math.ceil(n / config.batch_size)
     first_epoch, place = divmod(start, per_epoch)
@@ -61,7 +61,8 @@ def shuffled_batches(n: int, config: TrainConfig, start: int) -> Iterator[list[i
         order = torch.randperm(n, generator=torch.Generator().manual_seed(config.seed + epoch))
         if processes > 1:
             order = order[torch.arange(per_epoch * config.batch_size) % n]
-        if place == 0:  # as a DataLoader draws: stored weights come of one, and dropout follows it
+        # as a DataLoader draws: stored weights were trained with one, and dropout depends on it
+        if place == 0:
             torch.empty((), dtype=torch.int64).random_()
         for rows in order.split(config.batch_size)[place:]:
             yield rows.tensor_split(processes)[distributed.rank()].tolist()
@@ -69,7 +70,8 @@ def shuffled_batches(n: int, config: TrainConfig, start: int) -> Iterator[list[i
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of a step, counted from 0: up from 0 during the warm-up, then down towards 0."""
+    """The learning rate of a step, counted from 0: it rises from 0 during the warm-up, then falls
+    towards 0."""
     warmup = int(config.warmup * config.steps)
     if step < warmup:
         return config.lr * (step / warmup)
@@ -77,8 +79,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def backward(model: nn.Module, batch: dict[str, Any], pieces: int, precision: str) -> Tensor:
-    """Add the gradients of a batch's mean loss, which goes through ``model`` in ``pieces``; returns
-    the loss."""
+    """Add the gradients of a batch's mean loss, computed in ``pieces``; returns the loss."""
     first = tree_leaves(batch)[0]
     total = torch.zeros((), device=first.device)
     for part in torch.arange(len(first)).tensor_split(min(pieces, len(first))):
@@ -101,8 +102,8 @@ def backward_in_memory(
     can_be_cut: bool,
     desc: str,
 ) -> tuple[Tensor, int]:
-    """``backward``, in more pieces where memory wants it: the loss, and the pieces that fitted.
-    Raises ``DeviceMemoryError`` where nothing more can be cut."""
+    """``backward``, in more pieces if memory is short: the loss, and the number of pieces that
+    worked. Raises ``DeviceMemoryError`` if the batch cannot be cut further."""
     first = tree_leaves(batch)[0]
     rows, device = len(first), first.device
     while True:
@@ -115,14 +116,14 @@ def backward_in_memory(
                 raise DeviceMemoryError(
                     f"{desc}: {math.ceil(rows / pieces)} of a batch's {rows} rows do not fit into "
                     f"the memory of {device} at once. Lower batch_size in the profile's section "
-                    "for it, free memory, or take another device or more processes."
+                    "for it, free memory, or use another device or more processes."
                 ) from error
         pieces = min(2 * pieces, rows)
-        model.zero_grad()  # what the failed step had added
+        model.zero_grad()  # gradients from the failed attempt
         free_device_memory()
         warnings.warn(
-            f"{desc}: out of memory on {device} with a batch of {rows} rows; it goes through in "
-            f"{pieces} pieces from now on, whose gradients are added.",
+            f"{desc}: out of memory on {device} with a batch of {rows} rows; from now on it is "
+            f"split into {pieces} pieces, whose gradients are added.",
             UserWarning,
             stacklevel=3,
         )
@@ -137,18 +138,19 @@ def checkpoints(scratch: Path) -> list[Path]:
 
 
 def newest_checkpoint(scratch: Path) -> Path | None:
-    """The newest whole checkpoint under ``scratch``; damaged ones are removed, with a warning."""
+    """The newest intact checkpoint under ``scratch``; damaged ones are removed, with a warning."""
     for file in reversed(checkpoints(scratch)):
         try:
-            # torch files are zip archives: their checksums tell damage without unpickling anything.
+            # torch files are zip archives: their checksums reveal damage without unpickling
+            # anything.
             with zipfile.ZipFile(file) as archive:
                 if archive.testzip() is None:
                     return file
-        except Exception:  # damaged bytes meet zipfile in many ways
+        except Exception:  # zipfile fails on damaged bytes in many ways
             pass
         warnings.warn(
-            f"{file.name} is damaged and cannot be resumed; it is removed, training goes on from "
-            "the checkpoint before it, or from the beginning.",
+            f"{file.name} is damaged; it is removed, and training resumes from the checkpoint "
+            f"before it, or from the beginning.",
             UserWarning,
             stacklevel=2,
         )
@@ -157,7 +159,7 @@ def newest_checkpoint(scratch: Path) -> Path | None:
 
 
 def write_checkpoint(scratch: Path, step: int, state: dict[str, Any]) -> None:
-    """A checkpoint is whole or not there; older ones than the newest go. Raises ``StoreError``."""
+    """Write a checkpoint atomically, and remove old ones. Raises ``StoreError``."""
     file = scratch / f"checkpoint-{step:07}.pt"
     half = file.with_suffix(".tmp")
     try:
@@ -167,7 +169,8 @@ def write_checkpoint(scratch: Path, step: int, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         half.unlink(missing_ok=True)
         raise StoreError(f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}") from error
-    for old in checkpoints(scratch)[:-2]:  # should the newest be damaged, there is one before it
+    # one older checkpoint is kept, in case the newest is damaged
+    for old in checkpoints(scratch)[:-2]:
         old.unlink()
 
 
@@ -187,34 +190,34 @@ def train(
     mean_over_rows: bool = False,
 ) -> dict[str, Any]:
     """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged
-    loss. ``optional_parts``: some rows pass by some of its parameters. ``mean_over_rows``: the loss
-    is a mean over the batch's rows, along which every tensor of it can be cut.
+    loss. ``optional_parts``: some rows do not use some of its parameters. ``mean_over_rows``: the
+    loss is a mean over the batch's rows, along which every tensor of it can be cut.
 
     With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the
-    newest whole one. Raises ``StoreError`` where they cannot be written.
+    newest intact one. Raises ``StoreError`` if they cannot be written.
 
-    Where the device runs out of memory and the loss is a mean over rows, a batch goes through the
-    model in halves, quarters and so on, whose gradients are added, with a warning; the returned
-    ``pieces`` says so. The result is that of whole batches up to rounding and to what dropout
-    draws. Elsewhere, or where one row is too much, ``DeviceMemoryError`` names the remedy.
+    If the device runs out of memory and the loss is a mean over rows, a batch is split into halves,
+    quarters and so on, whose gradients are added, with a warning; the returned ``pieces`` records
+    it. The result is that of whole batches up to rounding and dropout. In other cases, or if one
+    row is too much, ``DeviceMemoryError`` names the remedy.
 
     Under torchrun every process calls this and takes its share of each batch of
     ``config.batch_size`` rows; gradients are averaged, and all end with equal weights. These are
     the weights of one process up to rounding, where the loss is a mean over rows, no layer draws
     dropout (each process draws its own), and ``batch_size`` divides the rows (else an epoch's last
     batch is filled up with rows from its beginning; one process takes a short batch). ``scratch``
-    must be one folder for all. Raises ``ConfigError`` for a batch that cannot be shared evenly, or
-    a device that cannot take part.
+    must be the same folder for all. Raises ``ConfigError`` for a batch that cannot be shared
+    evenly, or a device that does not support it.
     """
     rank, together = distributed.rank(), distributed.world_size() > 1
     distributed.share_of_batch(config.batch_size)
     if together and device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"Several processes cannot train on '{device.type}' together: start mergelib without "
-            "torchrun, or take cpu or cuda."
+            "torchrun, or use cpu or cuda."
         )
     if together:
-        distributed.wait_for_all()  # from here on each process has a GPU of its own
+        distributed.wait_for_all()  # from here on each process has its own GPU
         device = torch.device(device.type)
     generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
     losses, pieces, start = torch.zeros(config.steps), 1, 0
@@ -226,12 +229,12 @@ def train(
         gpu,
         within_memory(
             f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of "
-            f"{device}. Free some of it, or take a smaller encoder or another device."
+            f"{device}. Free some of it, or use a smaller encoder or another device."
         ),
     ):
         parallel = model.to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
-        torch.manual_seed(config.seed + rank)  # what dropout draws is each process's own
+        torch.manual_seed(config.seed + rank)  # each process draws its own dropout
         newest = newest_checkpoint(scratch) if config.save_every and rank == 0 else None
         if newest := distributed.from_first(newest):
             saved = torch.load(newest, map_location="cpu", weights_only=True)

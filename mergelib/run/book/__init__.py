@@ -45,10 +45,10 @@ MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
 
 def build_book(profile: str) -> tuple[Path, list[str]]:
-    """Render the notebooks of ``profile``, a committed one where none was executed; returns
-    ``index.html`` and Sphinx's warnings.
+    """Render the executed notebooks of ``profile``, or the committed ones; returns ``index.html``
+    and Sphinx's warnings.
 
-    Raises ``ConfigError`` when the extra ``book`` is not installed.
+    Raises ``ConfigError`` if the extra ``book`` is not installed.
     """
     for name in ("myst_nb", "furo", "bokeh", "sphinx-mathjax-offline"):
         if importlib.util.find_spec(name) is None:
@@ -64,7 +64,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
     source.mkdir(parents=True)
     stage(profile, source)
     warnings = io.StringIO()
-    # From Python, with no conf.py: the settings cannot be picked up by anything else.
+    # From Python, without a conf.py that other tools might pick up.
     app = Sphinx(
         source,
         None,
@@ -86,8 +86,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
 
 
 def settings() -> dict[str, Any]:
-    """Sphinx's configuration. Nothing is executed, and nothing is loaded from elsewhere when a page
-    is read."""
+    """Sphinx's configuration. Nothing is executed, and pages load nothing from the network."""
     return {
         "project": "mergelib",
         "author": "the mergelib authors",
@@ -125,7 +124,7 @@ def settings() -> dict[str, Any]:
 
 
 def mathjax_file() -> Path:
-    """MathJax in one file, from the package that ships it."""
+    """MathJax as a single file, from the package that ships it."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     return Path(spec.origin).parent / "static" / "mathjax" / MATHJAX
 
@@ -208,8 +207,8 @@ def keep_links(text: str, place: Path, files: set[Path]) -> str:
 
 
 def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> None:
-    """Alt text for the pictures that cells drew: what an output says of itself (the sliders' stills
-    do), the saved figure's own, which its sidecar holds, else what can be said of any."""
+    """Alt text for the pictures that cells drew: the output's own (the sliders' stills have one),
+    else that of the saved figure's sidecar, else a generic one."""
     sidecar = next(
         (
             p
