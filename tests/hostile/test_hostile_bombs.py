@@ -25,7 +25,8 @@ import json, resource, sys, time, warnings
 from pathlib import Path
 import pyarrow.parquet, torch, transformers
 from transformers import AutoConfig, AutoTokenizer
-from mergelib import Study, claims, documents
+from mergelib import Study, claims
+from mergelib.core import documents
 from mergelib.run import runner
 from mergelib.core.errors import MergelibError
 from mergelib.models import parents, recipes
