@@ -289,5 +289,5 @@ def test_the_answer_follows_the_numbers(same):
     pairs = pd.DataFrame({"order": ["same" if same else "reversed"]})
     said = ranking.answer(means, taus, pairs, 70.0)
     assert ("The same method wins" in said) == same
-    assert ("gives away 10.0 points" in said) == (not same)
+    assert ("costs 10.0 points" in said) == (not same)
     assert ("1 keep a clear order, 0 turn around" in said) == same

@@ -555,7 +555,7 @@ def test_another_numbering_is_an_error_that_prints_the_mapping(paper, make):
     study.tasks = renumbered(paper, [2, 0, 1, 3])
     with pytest.raises(
         DataError,
-        match=r"Task 'ag': .* 1 -> 3 \(class 3\), 2 -> 1 \(class 1\), 3 -> 2 \(class 2\)\. Take "
+        match=r"Task 'ag': .* 1 -> 3 \(class 3\), 2 -> 1 \(class 1\), 3 -> 2 \(class 2\)\. Use "
         r"the released",
     ) as error:
         study.expert("ag")
