@@ -121,8 +121,9 @@ def magprune(rows: Tensor, drop: float, window: float, generator: torch.Generato
 def della(
     base: State, experts: Sequence[State], *, drop: float = 0.3, window: float = 0.14, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The elected mean of MAGPRUNE(tau_t): per entry, of those that carry the sign of their sum (0
-    counts as positive).
+    """The elected mean of MAGPRUNE(tau_t).
+
+    Per entry, of those that carry the sign of their sum (0 counts as positive).
 
     (mergekit rescales to the former L1 norm instead of dividing by the keep probability.)
     """

@@ -204,6 +204,7 @@ def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., M
         raise ConfigError("A function that takes lam scales by itself: leave lam= out of @method.")
     parameters = sorted([scale, *taken.parameters.values()], key=lambda p: p.kind)
     merged.__signature__ = taken.replace(parameters=parameters)
+    merged.__doc__ = f"theta_m = theta_b + lam * tau_m; tau_m: {direction.__doc__ or 'its own.'}"
     return merged
 
 

@@ -65,7 +65,7 @@ def tsv(tau: Tensor) -> Tensor:
 def tsv_merge(
     base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
-    """TSV-Merge's tau_m.
+    """``tsv`` of each task matrix, the mean of what is none.
 
     (The original pads to rank r with zero columns, whose singular value is 0: the same product. It
     excludes only the text projection; embedding tables are averaged here.)
@@ -86,7 +86,7 @@ def iso_common(tau: Tensor) -> Tensor:
 def iso_c(
     base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
-    """Iso-C's tau_m.
+    """``iso_common`` of each task matrix, the mean of what is none.
 
     Embedding tables are averaged: rows that no task uses would be blown up to the mean singular
     value.
@@ -122,7 +122,10 @@ def iso_cts(
     common: float = 0.8,
     exclude: Sequence[str] = ("embed",),
 ) -> dict[str, Tensor]:
-    """Iso-CTS's tau_m; ``common`` is the fraction of directions shared by all tasks."""
+    """``iso_common_and_specific`` of each task matrix, the mean of what is none.
+
+    ``common`` is the fraction of directions shared by all tasks.
+    """
     check_fraction("Iso-CTS", "common", common)
     return _by_matrix(
         base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1

@@ -531,6 +531,9 @@ def evaluate(*args: Any, **options: Any) -> pd.DataFrame:
     return scoring(*args, **options)()
 
 
+evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation="pd.DataFrame")
+
+
 evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation=pd.DataFrame)
 
 
