@@ -16,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from ..core.names import BASE, FINE_TUNED
 from ..tables import (
@@ -184,15 +184,20 @@ def _regained(
     return f"Lost accuracy regained at k = {k}: {', '.join(said)}"
 
 
+def _row(panels: int, height: float, width: float = PAGE) -> tuple[Figure, Sequence[Axes]]:
+    """Panels side by side with one vertical axis."""
+    fig, axes = plt.subplots(1, panels, figsize=(width, height), sharey=True, squeeze=False)
+    return fig, axes[0]
+
+
 def plot_shots(
     scores: pd.DataFrame,
     encoders: Sequence[str],
     protocols: Sequence[str],
     *,
-    task: str = "average",
     fine_tuned: float | None = None,
 ) -> Figure:
-    """Accuracy against k, a panel per encoder, a line per few-shot protocol.
+    """Average accuracy against k, a panel per encoder, a line per few-shot protocol.
 
     Bands are one standard deviation over seeds. Current Eval and the fine-tuned models are
     horizontal.
@@ -201,13 +206,12 @@ def plot_shots(
         scores: As from ``Study.scores``.
         encoders: A panel each.
         protocols: A line each.
-        task: A task's name, or ``average``.
         fine_tuned: Accuracy of the fine-tuned models, in percent.
     """
     rows = with_average(scores)
-    rows = rows[(rows.task == task) & rows.protocol.isin(protocols)]
-    fig, axes = plt.subplots(1, len(encoders), figsize=(PAGE, 3.1), sharey=True, squeeze=False)
-    for ax, encoder in zip(axes[0], encoders, strict=True):
+    rows = rows[(rows.task == "average") & rows.protocol.isin(protocols)]
+    fig, axes = _row(len(encoders), 3.1)
+    for ax, encoder in zip(axes, encoders, strict=True):
         mine = rows[rows.method == encoder]
         if fine_tuned is not None:
             ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
@@ -221,18 +225,16 @@ def plot_shots(
         whole = set(mine[mine.draw == "all"].k.dropna().astype(int))
         _log_ticks(ax, {k: "\nall" if k in whole else str(k) for k in ks})
         ax.set(title=short_label(encoder), xlabel="k, shots per class", ylabel="", ylim=(0, 100))
-    axes[0][0].set_ylabel(ACCURACY if task == "average" else f"{task_label(task)} accuracy (%)")
-    name_lines(axes[0][-1])
-    few, title = [p for p in protocols if p != "current"], ""
-    if task == "average" and "current" in protocols and fine_tuned is not None:
-        drawn = scores[scores.protocol.isin(few) & (scores.draw == "stratified")]
-        ks = set(drawn.k.dropna().astype(int))
+    axes[0].set_ylabel(ACCURACY)
+    name_lines(axes[-1])
+    few, title, summary = [p for p in protocols if p != "current"], "", mean_and_std(scores)
+    if "current" in protocols and fine_tuned is not None:
+        ks = scores[scores.protocol.isin(few) & (scores.draw == "stratified")].k.unique()
         k = 5 if 5 in ks else max(ks)
-        title = _regained(mean_and_std(scores), encoders, few, k, fine_tuned)
-        for ax, encoder in zip(axes[0], encoders, strict=True):
-            means = [average_of(mean_and_std(scores), encoder)]
-            means += [average_of(mean_and_std(scores), encoder, p, k) for p in few[:1]]
-            said = f"k = {k}: {means[0]:.0f} → {means[-1]:.0f} %"
+        title = _regained(summary, encoders, few, k, fine_tuned)
+        for ax, encoder in zip(axes, encoders, strict=True):
+            old, new = average_of(summary, encoder), average_of(summary, encoder, few[0], k)
+            said = f"k = {k}: {old:.0f} → {new:.0f} %"
             ax.text(0.5, 0.2, said, ha="center", transform=ax.transAxes)
     head(fig, title)
     return fig
@@ -244,7 +246,6 @@ def plot_protocols(
     tasks: Sequence[str],
     *,
     k: int,
-    references: Sequence[str] = (FINE_TUNED,),
 ) -> Figure:
     """Average accuracy (left, a dot per protocol) and what a protocol gains per task (right).
 
@@ -253,7 +254,6 @@ def plot_protocols(
         encoders: A row each.
         tasks: A column each, on the right.
         k: Shots of the few-shot protocols.
-        references: Encoders whose Current Eval accuracy is a vertical line.
     """
     rows = with_average(at_k(scores, k))
     protocols = [p for p in dict.fromkeys(rows.protocol) if p in set(scores.protocol)]
@@ -262,23 +262,20 @@ def plot_protocols(
     size = (PAGE, 1.3 + 0.34 * len(encoders))
     fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
     average = rows[rows.task == "average"]
-    for encoder in references:
-        bound = average[(average.method == encoder) & (average.protocol == "current")]
-        name = "Fine-tuned models" if encoder == FINE_TUNED else short_label(encoder)
-        left.axvline(bound.accuracy.mean(), label=name, **BOUND)
+    summary = mean_and_std(at_k(scores, k))
+    left.axvline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
     looks = looks_of(protocols, protocol_style, protocol_label)
     dots(left, named(average[average.method.isin(encoders)]), order, looks, "protocol")
     left.set(xlabel=f"{ACCURACY}, k = {k}")
     means = named(rows).groupby(["protocol", "method", "task"]).accuracy.mean()
     gains = (means[protocol_label(best)] - means[protocol_label("current")]).unstack()
-    gains = gains.loc[order, [task_label(t) for t in tasks]]
+    gains = gains.loc[order, [task_label(t) for t in tasks]].round() + 0.0  # no "-0"
     _heat(right, gains, protocol_style(best)["color"], "+.0f")
     right.set_title(f"points from Current to {protocol_label(best)}")
     right.set_yticks([])
     title = f"Accuracy under {len(protocols)} protocols, k = {k}"
     if best == "ft_classifier":
-        gain = _gain(mean_and_std(at_k(scores, k)), [e for e in encoders if e != BASE], best, k)
-        gain = range_of(gain)
+        gain = range_of(_gain(summary, [e for e in encoders if e != BASE], best, k))
         title = f"{k} unlabelled inputs per class re-align the classifier: {gain} points gained"
     head(fig, title, [left], 3)
     return fig
@@ -288,11 +285,11 @@ def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
     """Mean validation accuracy under Current Eval against lambda; the chosen values are ringed."""
     fig, ax = plt.subplots(figsize=(COLUMN, 2.5))
     mean = curves.groupby(["method", "lam"], sort=False).accuracy.mean().mul(100).reset_index()
-    for method, rows in mean.groupby("method", sort=False):
-        style = method_style(method)
-        sns.lineplot(rows, x="lam", y="accuracy", ax=ax, label=short_label(method), **style)
-        ring = rows[rows.lam == chosen[method]]
-        ax.scatter(ring.lam, ring.accuracy, s=110, facecolors="none", edgecolors=style["color"])
+    looks = looks_of(list(chosen), method_style, short_label)
+    how = {"hue": "method", "style": "method", "style_order": looks["hue_order"], "dashes": False}
+    sns.lineplot(named(mean), x="lam", y="accuracy", ax=ax, **how, **looks)
+    ring = mean[mean.lam == mean.method.map(chosen)]
+    ax.scatter(ring.lam, ring.accuracy, s=110, facecolors="none", edgecolors="0.3")
     ax.set(xlabel=r"$\lambda$", ylabel="mean validation accuracy (%)", ylim=(0, 100))
     ax.legend()
     return fig
@@ -314,12 +311,11 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
     for (task, method), panel in panels.items():
         ax = grid[tasks.index(task)][methods.index(method)]
         hues = np.asarray(class_colours(panel["classes"]))[np.asarray(panel["labels"])]
-        grey = np.ptp(hues, axis=1) == 0
-        for points, marker, colours in zip(
+        order = np.argsort(np.ptp(hues, axis=1) > 0)  # colours lie above grey
+        for points, marker, shades in zip(
             panel["points"], "o^", (0.35 * hues + 0.65, hues), strict=True
         ):
-            for which in (grey, ~grey):
-                ax.scatter(*points[which].T, c=colours[which], marker=marker, s=11, lw=0)
+            ax.scatter(*points[order].T, c=shades[order], marker=marker, s=11, lw=0)
         ax.set_title(f"{task_label(task)}, {short_label(method)} ({panel['accuracy']:.0f} %)")
         said = f"label purity {panel['purity_t']:.2f} → {panel['purity_m']:.2f}"
         said += f"\nsource purity {panel['source']:.2f}"
@@ -349,14 +345,11 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
     for ax in axes.flat[len(sheets) :]:
         ax.set_axis_off()
     for ax, (task, (names, images)) in zip(axes.flat, sheets.items(), strict=False):
-        rows, each, _, height, width = np.asarray(images).shape
+        rows, _, _, height, _ = np.asarray(images).shape
         gap = max(1, height // 16)
         edge = ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap))
-        padded = np.pad(np.asarray(images), edge, constant_values=255)
-        sheet = padded.transpose(0, 3, 1, 4, 2).reshape(
-            rows * (height + gap), each * (width + gap), 3
-        )
-        ax.imshow(sheet, interpolation="nearest")
+        sheet = np.pad(images, edge, constant_values=255).transpose(0, 3, 1, 4, 2)
+        ax.imshow(sheet.reshape(rows * (height + gap), -1, 3), interpolation="nearest")
         centres = [r * (height + gap) + height / 2 for r in range(rows)]
         ax.set_yticks(centres, [textwrap.fill(n, 16) for n in names])
         ax.set_xticks([])
@@ -445,13 +438,13 @@ def plot_ladder(
     left.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
     methods = list(dict.fromkeys(accuracies.method))
     rungs, ring = list(dict.fromkeys(accuracies.rung)), {"facecolors": "none", "s": 60}
+    closed_form = accuracies[:0] if closed_form is None else closed_form
     for i, method in enumerate(methods):
         rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
         y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.2
-        if closed_form is not None:
-            closed = closed_form[closed_form.method == method].set_index("rung").accuracy
-            colour = method_style(method)["color"]
-            left.scatter(closed.reindex(rungs), y, edgecolors=colour, zorder=1, **ring)
+        closed = closed_form[closed_form.method == method].set_index("rung").accuracy
+        colour = method_style(method)["color"]
+        left.scatter(closed.reindex(rungs), y, edgecolors=colour, zorder=1, **ring)
         error = {"xerr": rows["std"].fillna(0), "elinewidth": 1.0, "linestyle": "none"}
         left.errorbar(rows.accuracy, y, label=short_label(method), **error, **method_style(method))
     left.set(xlim=(0, 100), ylim=(len(rungs) - 0.5, -0.5), xlabel=ACCURACY)
@@ -471,7 +464,7 @@ def plot_ladder(
 
     rung = "orthogonal" if "orthogonal" in rungs else rungs[-1]
     title = f"{rung_label(rung)} map: merges stay {missing(accuracies)} points below $f_t$"
-    if closed_form is not None:
+    if len(closed_form):
         left.scatter([], [], edgecolors="0.3", label="in closed form", **ring)
         title += f" ({missing(closed_form)} in closed form)"
     head(fig, title, [left], 4)
@@ -485,6 +478,7 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     Args:
         rows: Columns fit, condition, method, accuracy, as from ``controls.fitted_on``.
     """
+    rows = rows.assign(fit=rows.fit.map(lambda fit: textwrap.fill(fit, 20)))
     methods, fits = list(dict.fromkeys(rows.method)), list(dict.fromkeys(rows.fit))
     first = rows[(rows.fit == fits[0]) & (rows.condition == "none")].assign(fit="no alignment")
     train, test = (rows[rows.condition == c] for c in ("train", "test"))
@@ -494,10 +488,8 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
     looks = looks_of(methods, method_style, short_label)
     for ax, drawn in zip(axes, (pd.concat([first, train]), leak), strict=True):
-        wrapped = named(drawn).assign(fit=drawn.fit.map(lambda f: textwrap.fill(f, 20)))
-        order = [textwrap.fill(f, 20) for f in ["no alignment", *fits]]
-        how = {"order": order, "dodge": 0.5, "ax": ax}
-        sns.pointplot(wrapped, x="accuracy", y="fit", hue="method", **how, **looks, **DOTS)
+        how = {"order": ["no alignment", *fits], "dodge": 0.5, "ax": ax}
+        sns.pointplot(named(drawn), x="accuracy", y="fit", hue="method", **how, **looks, **DOTS)
         ax.set(xlabel="", ylabel="")
     axes[0].set(xlim=(0, 100), title=f"{ACCURACY}, fitted on training inputs")
     axes[1].set_title("points that scored inputs add")
@@ -529,9 +521,8 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
         word = "up" if moved[method] > 0 else "down"
         how = {"color": "black", "linewidth": 1.8} if far else {"color": "0.7", "linewidth": 0.9}
         how |= {"linestyle": "--" if far and word == "down" else "-", "markersize": 3.5}
-        label = f"{word} by {mark:g} or more"
-        seen = label in left.get_legend_handles_labels()[1]
-        left.plot([0, 1], place, marker="o", label=label if far and not seen else None, **how)
+        label = f"{word} by {mark:g} or more" if far else None
+        left.plot([0, 1], place, marker="o", label=label, **how)
         left.text(-0.06, place[first], short_label(method), ha="right", va="center", size=9)
         left.text(1.06, place[last], short_label(method), va="center", size=9)
     left.set(xlim=(-0.75, 1.75), ylim=(len(ranks) + 0.6, 0.4), yticks=[])
@@ -568,13 +559,12 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
         "seconds": "seconds for one merge",
         "peak_mb": "peak MB of tensors",
     }
-    fig, axes = plt.subplots(1, 3, figsize=(PAGE, 1.4 + 0.21 * len(rows)), sharey=True)
+    fig, axes = _row(len(columns), 1.4 + 0.21 * len(rows))
     every = list(dict.fromkeys(kinds.values()))
-    looks = {"hue_order": every, "style_order": every, "s": 36}
+    looks = {"style": "kind", "style_order": every, "color": "0.25", "s": 36}
     looks["markers"] = dict(zip(every, "os^DvP", strict=False))
-    looks["palette"] = dict(zip(every, sns.color_palette("Greys_r", len(every) + 2), strict=False))
     for ax, (column, label) in zip(axes, columns.items(), strict=True):
-        sns.scatterplot(rows, x=column, y="place", hue="kind", style="kind", ax=ax, **looks)
+        sns.scatterplot(rows, x=column, y="place", ax=ax, **looks)
         if rows.below.any():
             ax.axhline((~rows.below).sum() + 0.5, color="black", linewidth=0.8)
         ax.set(xlabel=label, ylabel="")
@@ -584,8 +574,8 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
         ax.set_xscale("log")
         wide = rows[column].max() > 30 * rows[column].min()
         ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
     axes[0].set_yticks(rows.place, [short_label(m) for m in rows.method])
     axes[0].set_ylim(len(rows) + 0.6, 0.4)
     best = rows[~rows.below].iloc[0]
@@ -608,10 +598,9 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     """
     settings = list(dict.fromkeys(means.setting))
     methods = [short_label(m) for m in dict.fromkeys(means.method)]
-    size = (PAGE, 1.3 + 0.3 * len(methods))
-    fig, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
+    fig, axes = _row(len(settings), 1.3 + 0.3 * len(methods))
     looks = looks_of([r for r in COMPARED if r in set(means.repair)], REPAIR_STYLE.get, labels.get)
-    for ax, setting in zip(axes[0], settings, strict=True):
+    for ax, setting in zip(axes, settings, strict=True):
         mine = named(means[(means.setting == setting) & means.repair.isin(COMPARED)])
         ax.axvline(mine.expert.mean(), label="experts", **BOUND)
         dots(ax, mine.assign(repair=mine.repair.map(labels)), methods, looks, "repair")
@@ -625,7 +614,7 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         gains = {labels[r]: range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact")}
         said = ", ".join(f"{name} {points}" for name, points in gains.items())
         title = f"Points regained by {settings[-1]} merges: {said}"
-    head(fig, title, axes[0], 5)
+    head(fig, title, axes, 5)
     return fig
 
 
@@ -637,11 +626,11 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
     """
     ends = frame[frame.kind.isin(("embeddings", "block"))]
     methods, stages = list(dict.fromkeys(ends.method)), list(dict.fromkeys(ends.stage))
-    fig, axes = plt.subplots(1, len(methods), figsize=(PAGE, 2.8), sharey=True, squeeze=False)
+    fig, axes = _row(len(methods), 2.8)
     plain = {"color": "black", "marker": "o", "linestyle": "-"}
     looks = (plain, plain | {"color": "0.45", "marker": "D", "linestyle": "-."})
     looks += (REPAIR_STYLE["raw"], REPAIR_STYLE["permuted"])
-    for ax, method in zip(axes[0], methods, strict=True):
+    for ax, method in zip(axes, methods, strict=True):
         ax.axhline(1.0, label="as in the experts", **BOUND)
         for stage, look in zip(stages, looks, strict=False):
             rows = ends[(ends.method == method) & (ends.stage == stage)]
@@ -649,10 +638,10 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
         blocks = sorted(ends.block.unique())
         ax.set_xticks(blocks, ["emb." if b == 0 else str(b) for b in blocks])
         ax.set(title=short_label(method), xlabel="end of block", ylabel="")
-    axes[0][0].set_ylabel("variance, merged over expert")
+    axes[0].set_ylabel("variance over experts'")
     last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
     said = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
-    head(fig, f"Last block, times the experts' variance: {', '.join(said)}", axes[0], 3)
+    head(fig, f"Last block, times the experts' variance: {', '.join(said)}", axes, 3)
     return fig
 
 
@@ -698,11 +687,11 @@ def plot_sizes(
         k: Shots of the few-shot protocols.
         chance: Accuracy of guessing, in percent.
     """
-    size = (PAGE if len(panels) > 1 else WIDTHS[2], 3.1)
-    fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    width, columns = (PAGE, 5) if len(panels) > 1 else (WIDTHS[2], 2)
+    fig, axes = _row(len(panels), 3.1, width)
     gains, base = [], []
     colours = {protocol_label(p): protocol_style(p)["color"] for p in protocols}
-    for ax, (title, scores) in zip(axes[0], panels.items(), strict=True):
+    for ax, (title, scores) in zip(axes, panels.items(), strict=True):
         rows, summary = with_average(at_k(scores, k)), mean_and_std(at_k(scores, k))
         rows = rows[(rows.task == "average") & rows.protocol.isin(protocols)]
         rows = pd.concat([rows[rows.method == e] for e in encoders])
@@ -715,5 +704,5 @@ def plot_sizes(
         gains += found.values()
     title = f"{protocol_label(protocols[-1])}: merges gain {range_of(gains)} points"
     title += f", f_b {range_of(base)}" if base else ""
-    head(fig, title, axes[0], 5 if len(panels) > 1 else 2)
+    head(fig, title, axes, columns)
     return fig
