@@ -101,7 +101,7 @@ def settings() -> dict[str, Any]:
         ],
         "autosummary_generate": False,
         "add_module_names": False,
-        "maximum_signature_line_length": 60,
+        "maximum_signature_line_length": 80,
         "toc_object_entries_show_parents": "hide",
         "exclude_patterns": [".doctrees"],
         "nb_execution_mode": "off",
