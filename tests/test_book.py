@@ -374,7 +374,8 @@ def test_gallery_and_reference_lead_to_what_they_show(site, browser):
         assert "/notebooks/" in picture.get_attribute("href")
         assert [Path(a.get_attribute("href")).suffix for a in (png, pdf)] == [".png", ".pdf"]
     browser.get((site[0] / "api" / "index.html").as_uri())
-    browser.find_element(By.CSS_SELECTOR, 'a[href="functions.html#mergelib.merge"]').click()
+    link = browser.find_element(By.CSS_SELECTOR, 'a[href="functions.html#mergelib.merge"]')
+    browser.get(link.get_attribute("href"))
     example = browser.find_element(By.CSS_SELECTOR, "dl:has(> dt[id='mergelib.merge']) .highlight")
     assert "mergelib.merge(" in example.text
 
