@@ -107,8 +107,6 @@ def methods() -> list[str]:
         options = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         plainly = signature.replace(parameters=options, return_annotation=signature.empty)
         about = f"{m.label}. Needs {', '.join(('weights', *m.needs))}; gives {m.gives}."
-        if hasattr(m.function, "__wrapped__"):
-            about += " theta_m = theta_b + lam * the direction below."
         said = f"{about}\n\n{inspect.getdoc(m.function)}".replace("\n", "\n   ")
         lines += [f".. py:function:: {name}{plainly}", "   :single-line-parameter-list:", ""]
         lines += [f"   {said}", ""]
