@@ -534,9 +534,6 @@ def evaluate(*args: Any, **options: Any) -> pd.DataFrame:
 evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation="pd.DataFrame")
 
 
-evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation=pd.DataFrame)
-
-
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
     """Warn that rows are both fitted on and scored, which the column ``fit_on`` does not show."""
     known = {x for x in fit.inputs if isinstance(x, str | os.PathLike)}
