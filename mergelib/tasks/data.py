@@ -256,8 +256,8 @@ def read_csv(
     such as "null" or "NA" are texts. Quotes in a TSV are text, unless they enclose a cell.
 
     Raises ``DataError`` with file and line for an empty or unreadable row, a missing column or,
-    unless ``keep_empty``, an empty text; and for a first of three or more columns that holds
-    another number in every row, where no header says whether it is an index or the label.
+    unless ``keep_empty``, an empty text; and, without a header, where the first of three or more
+    columns holds a different number in every row: it may be an index or the label.
     """
     tabs = ".tsv" in [s.lower() for s in path.suffixes[-2:]]
     style: dict[str, Any] = (
@@ -323,9 +323,8 @@ def read_csv(
         raise DataError(f"{path}: no rows{' below the header' if header else ''}.")
     if index and (len(index) > 1 or "0" in index):
         raise DataError(
-            f"{path}: its first column holds another number in every row, so is it an index "
-            "(index,text,label) or the label (label,title,text)? Give the file a header that "
-            "says so."
+            f"{path}: its first column holds a different number in every row: is it an index "
+            "(index,text,label) or the label (label,title,text)? Give the file a header."
         )
     if header and labels and header[label].strip() in labels:
         raise DataError(
