@@ -33,7 +33,7 @@ def read_text(path: str | os.PathLike, what: str) -> str:
                 f"{what}: the file has more than {MAX_BYTES >> 20} MB; give the right one."
             )
         return raw.decode("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, NUL in a name
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, NUL in a name
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(

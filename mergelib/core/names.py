@@ -1,4 +1,4 @@
-"""What the encoders are called that are no merges."""
+"""Names of the encoders that are not merges."""
 
 REFERENCES = ("f_b", "f_t", "multi_task", "random")
 BASE, FINE_TUNED, MULTI_TASK, RANDOM = REFERENCES

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 COLUMN, PAGE = 3.25, 6.75  # inches: one column, full width
-WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend beside it
+WIDTHS = (COLUMN, PAGE, COLUMN + 0.6)  # the last: one column with its legend next to it
 STYLE_FILE = Path(__file__).parent / "mergelib.mplstyle"
 
 Style = dict[str, Any]
@@ -64,14 +64,14 @@ def class_colours(classes: int) -> list[tuple[float, float, float]]:
 
 
 def method_style(method: str) -> Style:
-    """Colour and marker of a method; methods of one's own get the next free ones."""
+    """Colour and marker of a method; a user's methods get the next free ones."""
     if method not in METHOD_STYLE:
         METHOD_STYLE[method] = OTHER_STYLES[(len(METHOD_STYLE) - 7) % len(OTHER_STYLES)]
     return METHOD_STYLE[method]
 
 
 def protocol_style(protocol: str) -> Style:
-    """Colour, marker and line of a protocol; protocols of one's own get the next free ones."""
+    """Colour, marker and line of a protocol; a user's protocols get the next free ones."""
     if protocol not in PROTOCOL_STYLE:
         used = {style["marker"] for style in PROTOCOL_STYLE.values()}
         free = [style for style in OTHER_STYLES if style["marker"] not in used] or OTHER_STYLES

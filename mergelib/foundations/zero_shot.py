@@ -147,8 +147,8 @@ def load_clip(source: str | Parent) -> ClipParts:
     Weights are read as tensors only (safetensors, or a ``.bin`` under ``weights_only=True``); no
     code of a folder runs. Mean and std come from ``preprocessor_config.json``; resizing to S x S is
     left to whoever reads the images. Raises ``StateDictError`` listing every missing and unexpected
-    name, ``ConfigError`` for a folder that is no whole CLIP, ``OfflineError`` for an id that cannot
-    be had.
+    name, ``ConfigError`` for a folder without a complete CLIP, ``OfflineError`` for an id that
+    cannot be had.
     """
     # Modelling files take a second, which many a run does not need.
     from transformers import CLIPModel

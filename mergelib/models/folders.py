@@ -238,7 +238,8 @@ def free_file(
 
 
 def write_file(target: Path, text: str) -> None:
-    """Write a file of results, and beside it, hidden, the mark by which ``free_file`` knows it."""
+    """Write a file of results and, next to it, a hidden file by which ``free_file`` recognises
+    it."""
     paths.write_whole(target, text.encode())
     paths.write_whole(_record_of(target), _mark(target).encode())
 

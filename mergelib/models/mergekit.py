@@ -1,4 +1,4 @@
-"""mergekit's YAML as a recipe of ours, for the methods that both know."""
+"""Converts mergekit's YAML to our recipes, for the methods that both have."""
 
 from __future__ import annotations
 

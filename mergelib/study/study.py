@@ -169,7 +169,7 @@ class Study:
             ``tasks.image_dir``.
         device: auto, cpu, cuda or mps.
         store: where results are kept; default: the machine's.
-        tasks: tasks of one's own by name, instead of the profile's.
+        tasks: your own tasks by name, instead of the profile's.
         variant: one of the profile's variants, that is other encoders or other tasks.
         zoo: whether to take methods, grids and options from the profile's section ``zoo``.
 
@@ -301,7 +301,7 @@ class Study:
 
     @property
     def precision_key(self) -> dict[str, str]:
-        """What the key of a result of features says beside the encoder's weights; nothing for
+        """What the key of features holds in addition to the encoder's weights; nothing for
         float32."""
         return {} if self.precision == "float32" else {"dtype": self.precision}
 
@@ -374,8 +374,8 @@ class Study:
         return state_digest(self._foundation.state)
 
     def training_key(self, step: str, settings: Any) -> dict[str, Any]:
-        """What the key of a training with ``settings`` says beside model and data: training is the
-        one place where device, threads and library decide the bytes."""
+        """What the key of a training with ``settings`` holds in addition to model and data:
+        training is the one place where device, threads and library decide the bytes."""
         return {
             "version": STEP_VERSIONS[step],
             "torch": torch.__version__,
@@ -517,8 +517,8 @@ class Study:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """The encoders that are trained beside the experts, that is multi-task learning, or none
-        where the profile leaves it to the paper."""
+        """Encoders that are trained in addition to the experts: multi-task learning, or none where
+        the profile leaves it to the paper."""
         return (MULTI_TASK,) if self.profile.multi_task == "trained" else ()
 
     def _check_multi_task(self) -> None:

@@ -99,7 +99,7 @@ def rewritten() -> int:
 
 @dataclass(frozen=True)
 class Compared:
-    """One notebook's numbers beside the committed ones.
+    """One notebook's numbers, compared with the committed ones.
 
     ``tables`` says of every table that differs in what, ``points`` is the largest difference of an
     accuracy, ``verdicts`` claim -> (committed, here) of those that changed, and ``parts`` the

@@ -193,7 +193,7 @@ def _counts(verdicts: pd.Series) -> str:
 
 
 def compared(runs: Sequence[Run]) -> list[Compared] | None:
-    """The runs' numbers beside the committed ones; None where nothing knows these."""
+    """The runs' numbers next to the committed ones; None if there are no committed ones."""
     known = committed_files()
     if known is None:
         return None
@@ -249,7 +249,7 @@ def _bold(verdict: str) -> str:
 
 
 def averages_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Averages of Table 2 as printed in each profile's CSV, the paper's beside them."""
+    """Averages of Table 2 as printed in each profile's CSV, next to the paper's."""
     paper = averages_of(published_table2())
     printed = {
         PAPER: {

@@ -88,8 +88,8 @@ def _from_array(x: Any, where: str) -> Any:
     fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
     if pixels.dtype != np.uint8 or not fits or not pixels.size:
         raise DataError(
-            f"{where}: {type(x).__name__} {pixels.dtype} {list(pixels.shape)} is no image; "
-            "give a file, a PIL image, or uint8 [H, W, 3]."
+            f"{where}: {type(x).__name__} {pixels.dtype} {list(pixels.shape)} is not an image; "
+            f"give a file, a PIL image, or uint8 [H, W, 3]."
         )
     return Image.fromarray(pixels)
 

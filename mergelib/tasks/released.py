@@ -80,7 +80,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # raised by the unpickler, which refuses anything but tensors
         raise UnsafeFileError(
-            f"{path.name} holds more than plain tensors, or is no file of torch.save. It was not "
+            f"{path.name} holds more than plain tensors, or is not a file of torch.save. It was "
+            f"not "
             f"run. Fetch it again; if that does not help, it is not the published checkpoint."
         ) from error
     if (
@@ -124,7 +125,8 @@ def load_checkpoint(path: Path, task: str, base: State, width: int, n_classes: i
     if any(odd.values()):
         said = "; ".join(f"{what}: {first_five(names)}" for what, names in odd.items() if names)
         raise StateDictError(
-            f"{path.name} is no checkpoint of '{task}' ({n_classes} classes) for this base model. "
+            f"{path.name} is not a checkpoint of '{task}' ({n_classes} classes) for this base "
+            f"model. "
             f"{said}. Names must begin "
             f"with {ENCODER} or {HEAD}; check the file, the task and the base model."
         )

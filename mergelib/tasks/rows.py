@@ -118,7 +118,7 @@ def _odd_text(x: Any, keep_empty: bool) -> str:
         x.encode()
     except UnicodeEncodeError as error:
         return f"the text contains half a character ({x[error.start]!r}); decode its file again"
-    return f"{NUL}; decode its file anew, with encoding='utf-16'" if "\0" in x else ""
+    return f"{NUL}; decode its file again, with encoding='utf-16'" if "\0" in x else ""
 
 
 def _odd_image(x: Any) -> str:

@@ -598,7 +598,7 @@ def test_an_image_task_from_every_shape(tmp_path):
         assert task.modality == "image" and task.test.inputs.shape == (3, 3, 4, 4)
         assert task.test.inputs[:, 0, 0, 0].tolist() == [0, 40, 80]
         assert task.test.labels.tolist() == [0, 1, 2]
-    for odd, says in ((1, "an image is"), (np.zeros(3), "is no image")):
+    for odd, says in ((1, "an image is"), (np.zeros(3), "is not an image")):
         with pytest.raises(DataError, match=says):
             mergelib.task("t", ([odd] * 3, ["a", "b", "c"]), root, n_validation=1, image_size=4)
 

@@ -18,7 +18,7 @@ words mean.
     mnist     digits              glyphs    10      handwritten number four
     dtd       textures            textures  20      coarse dotted texture
 
-What varies beside the class: place, scale, turn, hue, lighting, colour cast, noise, blur, clutter
+What varies besides the class: place, scale, turn, hue, lighting, colour cast, noise, blur, clutter
 behind and in front.
 
 The world is frozen as ``IMAGE_WORLD_VERSION``. Its constants were chosen by fine-tuned,
