@@ -185,7 +185,7 @@ def site(tmp_path_factory):
         patch.setenv("MERGELIB_OUTPUT", str(out))
         patch.setattr(paths, "root", lambda: root)
         shutil.copytree(root / "figures", out / "figures")
-        index, warnings = book.build_book("mini")
+        index, warnings = book.build_book("mini", build_parser())
     return index.parent, warnings
 
 

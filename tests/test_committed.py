@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from mergelib.core import paths
+from mergelib.core.manifest import Item
 from mergelib.run import runner
 from mergelib.run.cli import main
 from mergelib.tables import committed
-from mergelib.tables.manifest import Item
 
 TABLE = (
     "task,method,k,seed,accuracy,n\nag,ties,5,0,80,1000\nag,ties,5,1,81,1000\nag,wa,,,70.5,1000\n"

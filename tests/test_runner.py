@@ -16,6 +16,7 @@ import pytest
 
 from mergelib.core import paths
 from mergelib.core.errors import ConfigError, DataError, MergelibError, UnknownNameError
+from mergelib.core.manifest import manifest
 from mergelib.profiles import variant_names
 from mergelib.run import runner
 from mergelib.run.cli import main
@@ -28,7 +29,6 @@ from mergelib.run.runner import (
     parse_value,
     select,
 )
-from mergelib.tables.manifest import manifest
 
 PARAMETERS = (
     'profile: str = "mini"  # which profile\nn: int = 3  # how many of them\nrate: float = 0.5  '

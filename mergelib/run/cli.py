@@ -17,7 +17,8 @@ from ..core.errors import ConfigError, MergelibError
 from ..core.version import __version__
 from ..models.command import register as register_models
 from ..models.recipes import AddUp
-from . import jobs, torchrun
+from ..profiles import load_profile
+from . import jobs, runner, torchrun
 from .data import before_run as data_before_run
 from .data import register as register_data
 from .doctor import register as register_doctor
@@ -104,9 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def command_run(args: argparse.Namespace) -> int:
-    from ..profiles import load_profile
     from ..tables import committed
-    from . import runner
 
     profile = load_profile(args.profile)
     at_a_time = runner.default_jobs(profile) if args.jobs is None else args.jobs
@@ -138,7 +137,7 @@ def command_run(args: argparse.Namespace) -> int:
     if args.html:
         from .book import build_book
 
-        page, warnings = build_book(args.profile)
+        page, warnings = build_book(args.profile, build_parser())
         print("\n".join([*warnings, f"The book: {page}"]))
         return 0
     pairs = list(args.parameters)

@@ -15,6 +15,8 @@ from ..core.errors import MergelibError, OfflineError
 from ..core.hub.download import cached_files, check, check_room, fetch, plan
 from ..core.hub.lock import locked
 from ..core.hub.repository import Repository
+from ..profiles.downloads import named
+from .runner import hub_repositories, select
 
 
 def register(commands: Any) -> None:
@@ -50,12 +52,8 @@ def register(commands: Any) -> None:
 def command_data(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
     if args.only and not args.names:
-        from .runner import hub_repositories, select  # imports torch
-
         repositories = hub_repositories(args.profile, select(args.only))
     else:
-        from ..profiles.downloads import named  # imports torch
-
         repositories = named(args.names, args.profile)
     if not repositories:
         print(f"Profile '{args.profile}' needs nothing from the hub.")

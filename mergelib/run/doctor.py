@@ -18,6 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core import paths
+from ..core.errors import DataError, MergelibError, OfflineError
+from ..core.hub import cached_files, lock_path
+from ..core.hub.download import plan
+from ..profiles import load_profile, profile_names, variant_names
+from ..profiles.downloads import needed
+from .data import size
+from .runner import hub_repositories, lacking, manifest
 
 FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 or more parameters, on full-size data
 MARKS = {"ok": " ", "note": "?", "problem": "!"}
@@ -55,8 +62,6 @@ def command_doctor(args: argparse.Namespace) -> int:
     found = versions(paths.root())
     tables: list[str] = []
     try:
-        from ..profiles import load_profile, profile_names  # imports torch
-
         profiles = [args.profile] if args.profile else profile_names()
         for name in profiles:
             load_profile(name)
@@ -172,8 +177,6 @@ def machine(profiles: Sequence[str]) -> list[Finding]:
     import psutil
     import torch
 
-    from ..profiles import load_profile
-
     memory = psutil.virtual_memory()
     findings = [
         Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available")
@@ -245,10 +248,6 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
     from huggingface_hub import constants
 
-    from ..core.errors import DataError
-    from ..core.hub import cached_files, lock_path
-    from ..profiles.downloads import needed
-
     wanted = {
         "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
         "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder"),
@@ -291,12 +290,6 @@ def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Findi
     """What the profiles need from the hub and whether it is cached; with ``online``, also whether
     the hub has it."""
     from huggingface_hub import constants, get_token
-
-    from ..core.errors import MergelibError, OfflineError
-    from ..core.hub import cached_files
-    from ..core.hub.download import plan
-    from ..profiles.downloads import needed
-    from .data import size
 
     findings = []
     for profile in profiles:
@@ -352,11 +345,6 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
     import pandas as pd
     from huggingface_hub import constants
 
-    from ..core.hub import cached_files
-    from ..profiles import load_profile, variant_names
-    from ..profiles.downloads import needed
-    from .runner import hub_repositories, lacking, manifest
-
     items = manifest()
     cells: dict[str, dict[str, str]] = {}
     below = []
@@ -400,8 +388,7 @@ def notebooks(profiles: Sequence[str]) -> list[str]:
         below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
     return [
         pd.DataFrame(cells).rename_axis(columns="notebook").to_string(),
-        "Minutes from an empty store on two cores (mergelib/tables/manifest.yaml); ?: not "
-        "measured.",
+        "Minutes from an empty store on two cores (mergelib/core/manifest.yaml); ?: not measured.",
         "",
         *below,
     ]

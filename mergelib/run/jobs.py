@@ -17,7 +17,10 @@ from typing import Any
 
 from ..core.documents import user_path
 from ..core.errors import ConfigError, UnknownNameError
+from ..core.names import BASE, FINE_TUNED, MULTI_TASK
 from ..models.folders import free_file, write_file
+from ..profiles import load_profile, variant_names
+from .runner import declared_parameters, refuse_lacking, select, why_left_out
 from .torchrun import (
     add_study_options,
     asked_study,
@@ -67,9 +70,6 @@ class Wanted:
 def units(wanted: Wanted) -> list[Unit]:
     """All units, in an order in which they could run one after another. Raises ``UnknownNameError``
     and ``ConfigError`` like a run."""
-    from ..profiles import variant_names
-    from .runner import refuse_lacking, select, why_left_out
-
     items = select(wanted.only)
     if wanted.only:
         refuse_lacking(wanted.profile, items)
@@ -127,9 +127,6 @@ def _sidecar(wanted: Wanted, notebook: str) -> str:
 def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
     """The units of one study, scores last. The zoo's f_b and experts are those of the profile
     without it."""
-    from ..core.names import BASE, FINE_TUNED, MULTI_TASK
-    from ..profiles import load_profile
-
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
     profile = loaded.of_zoo() if zoo else loaded
     trained, own = (
@@ -194,8 +191,6 @@ def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
 
 def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
     """``mergelib run`` for one notebook, with those options that it declares."""
-    from .runner import declared_parameters
-
     declared, command = (
         declared_parameters(item.path),
         ["run", "--profile", wanted.profile, "--only", item.id],
@@ -215,7 +210,6 @@ def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
 
 def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -> str:
     from ..core.types import digest
-    from ..profiles import load_profile
     from ..study.study import STEP_VERSIONS
 
     cells = []
@@ -235,7 +229,6 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
 def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
     """Compute one step's artifacts into the store: those of one encoder, or all scores that tables
     and figures start from."""
-    from ..core.names import BASE, FINE_TUNED, MULTI_TASK
     from ..tables import ranking, unlabelled
 
     known = (BASE, FINE_TUNED, *study.baselines, *study.methods)

@@ -15,7 +15,7 @@ import yaml
 
 from ..core import paths
 from ..core.errors import ConfigError
-from ..tables.manifest import MANIFEST_FILE, Item, manifest
+from ..core.manifest import MANIFEST_FILE, Item, manifest
 from ..tables.report import REPORT_ID, readme_part
 from .runner import Runner, solutions
 

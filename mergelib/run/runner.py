@@ -16,18 +16,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core import paths
 from ..core.documents import user_path
 from ..core.errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
+from ..core.hub import Repository
+from ..core.manifest import SOLUTIONS, Item, manifest
 from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
-from ..tables.committed import Compared
-from ..tables.manifest import SOLUTIONS, Item, manifest
+from ..profiles.downloads import needed
 from .execute import NO_ROOM
-
-if TYPE_CHECKING:
-    from ..core.hub import Repository
 
 REPORT = "report"
 PLACES = {"text_dir", "image_dir", "base"}  # parameters that say where data lie
@@ -363,7 +361,7 @@ def failing_cell(notebook: Path) -> str:
 
 
 def closing_table(
-    results: Sequence[Result], seconds: float, compared: Sequence[Compared] = ()
+    results: Sequence[Result], seconds: float, compared: Sequence[Any] = ()
 ) -> str:
     """notebook | minutes | numbers | verdicts, as text; at the end the ``seconds`` from start to
     end. ``compared`` says how numbers and verdicts differ from the committed ones."""
@@ -449,8 +447,6 @@ def hub_repositories(
 ) -> list[Repository]:
     """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook, as in
     the runner."""
-    from ..profiles.downloads import needed
-
     found: dict[str, Repository] = {}
     for item in items:
         given = (parameters or {}).get(item.id, {})

@@ -14,7 +14,9 @@ from typing import Any
 
 from ..core.documents import parse_json
 from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.names import BASE, MULTI_TASK
 from ..models.folders import free_file, write_file
+from ..profiles import with_shortcuts
 
 
 def register(commands: Any) -> None:
@@ -89,8 +91,6 @@ def study_options(given: Any, variant: str) -> list[str]:
 
 def given_overrides(given: Any) -> dict[str, Any]:
     """The profile values that the options change."""
-    from ..profiles import with_shortcuts
-
     return with_shortcuts(
         parse_overrides(given.overrides), given.text_dir, given.base, given.image_dir
     )
@@ -148,7 +148,6 @@ def command_train(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from ..core import distributed
-    from ..core.names import BASE, MULTI_TASK
 
     stamp_place(args.stamp)  # refused before any work
     together, first = distributed.world_size() > 1, distributed.rank() == 0

@@ -20,10 +20,10 @@ import pandas as pd
 
 from ..claims import overall_of_parts
 from ..core import paths
+from ..core.manifest import Item
 from ..merging import METHODS
 from ..protocols import PROTOCOLS
 from .labels import ENCODER_LABELS, TASK_LABELS, protocol_label, short_label
-from .manifest import Item
 from .scores import markdown
 
 Files = Mapping[str, str]

@@ -17,11 +17,11 @@ import pandas as pd
 from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
 from ..core import paths
 from ..core.errors import DataError
+from ..core.manifest import manifest
 from ..core.names import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .committed import AS_COMMITTED, Compared, committed_files, compare
 from .labels import encoder_label, protocol_label, short_label
-from .manifest import manifest
 from .paper import THREE, published_table2, published_table3
 from .readings import load_readings, names_in, paragraph, symbols
 from .scores import at_k, markdown, mean_and_std

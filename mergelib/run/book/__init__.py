@@ -8,6 +8,7 @@ extra ``book``; ``./run_all.sh --html`` installs them.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import io
 import json
@@ -20,9 +21,8 @@ import nbformat
 
 from ...core import paths
 from ...core.errors import ConfigError
+from ...core.manifest import Item, manifest
 from ...core.version import __version__
-from ...tables.manifest import Item, manifest
-from ..cli import build_parser
 from ..publish import normalise
 from . import api, gallery, plane, slides
 
@@ -44,8 +44,9 @@ placeholder="Search this book" aria-label="Search this book"></form>"""
 MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
 
-def build_book(profile: str) -> tuple[Path, list[str]]:
-    """Render the executed notebooks of ``profile``, or the committed ones; returns ``index.html``
+def build_book(profile: str, commands: argparse.ArgumentParser) -> tuple[Path, list[str]]:
+    """Render the executed notebooks of ``profile``, or the committed ones, and the reference of the
+    ``commands``; returns ``index.html``
     and Sphinx's warnings.
 
     Raises ``ConfigError`` if the extra ``book`` is not installed.
@@ -62,7 +63,7 @@ def build_book(profile: str) -> tuple[Path, list[str]]:
     for folder in (source, target):
         shutil.rmtree(folder, ignore_errors=True)
     source.mkdir(parents=True)
-    stage(profile, source)
+    stage(profile, source, commands)
     warnings = io.StringIO()
     # From Python, without a conf.py that other tools might pick up.
     app = Sphinx(
@@ -132,7 +133,7 @@ def mathjax_file() -> Path:
 # ---- what Sphinx reads ---------------------------------------------------------------------------
 
 
-def stage(profile: str, source: Path) -> None:
+def stage(profile: str, source: Path, commands: argparse.ArgumentParser) -> None:
     """Copy notebooks, figures and pages to ``source`` in the project's own layout, so that their
     relative links hold."""
     root, executed = paths.root(), paths.build(profile) / "notebooks"
@@ -179,7 +180,7 @@ def stage(profile: str, source: Path) -> None:
         else:
             shutil.copyfile(origin, source / place)
     (source / "gallery.md").write_text(gallery.page(drawn))
-    reference = api.pages(build_parser())
+    reference = api.pages(commands)
     for place, text in reference.items():
         (source / place).parent.mkdir(exist_ok=True)
         (source / f"{place}.rst").write_text(text)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...core import paths
-from ...tables.manifest import Item, manifest
+from ...core.manifest import Item, manifest
 
 Figure = tuple[Item, Path]
 """A notebook, and the sidecar of a figure that it draws."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter
 
-from ..core import paths
+from . import paths
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
 # folder and group of the notebooks that solve exercises; the manifest does not list them
