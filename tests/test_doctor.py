@@ -218,9 +218,7 @@ def test_what_is_not_cached(capsys, monkeypatch):
 
 
 def test_online_asks(capsys, monkeypatch):
-    from mergelib.core.hub import download
-
-    monkeypatch.setattr(download, "plan", lambda repository: (2, 3_000_000, 1_000_000))
+    monkeypatch.setattr(doctor, "plan", lambda repository: (2, 3_000_000, 1_000_000))
     _, out = run(capsys, "--profile", "paper", "--online")
     assert out.count("2 files, 3.00 MB, of which 1.00 MB to be downloaded") == len(needed("paper"))
 
