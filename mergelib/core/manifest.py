@@ -13,6 +13,8 @@ from pydantic import ConfigDict, TypeAdapter
 from . import paths
 
 MANIFEST_FILE = Path(__file__).parent / "manifest.yaml"
+NO_ROOM = 74
+"""Exit code if the executed notebook cannot be written to disk (EX_IOERR of sysexits.h)."""
 # folder and group of the notebooks that solve exercises; the manifest does not list them
 SOLUTIONS = "solutions"
 

@@ -20,9 +20,8 @@ from pathlib import Path
 import nbformat
 
 from ..core import paths
+from ..core.manifest import NO_ROOM
 
-NO_ROOM = 74
-"""Exit code if the executed notebook cannot be written to disk (EX_IOERR of sysexits.h)."""
 PROGRESS = re.compile(r"\d+(?:\.\d+)?(?:it/s|s/it)")
 EVERY = 10.0  # seconds between two progress lines
 

@@ -22,10 +22,9 @@ from ..core import paths
 from ..core.documents import user_path
 from ..core.errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
 from ..core.hub import Repository
-from ..core.manifest import SOLUTIONS, Item, manifest
+from ..core.manifest import NO_ROOM, SOLUTIONS, Item, manifest
 from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 from ..profiles.downloads import needed
-from .execute import NO_ROOM
 
 REPORT = "report"
 PLACES = {"text_dir", "image_dir", "base"}  # parameters that say where data lie
@@ -360,9 +359,7 @@ def failing_cell(notebook: Path) -> str:
     return "No cell failed; the kernel may have died."
 
 
-def closing_table(
-    results: Sequence[Result], seconds: float, compared: Sequence[Any] = ()
-) -> str:
+def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[Any] = ()) -> str:
     """notebook | minutes | numbers | verdicts, as text; at the end the ``seconds`` from start to
     end. ``compared`` says how numbers and verdicts differ from the committed ones."""
     width = max(len(r.item.id) for r in results)
