@@ -276,12 +276,11 @@ def finding(tables: Mapping[str, pd.DataFrame]) -> str:
         current, aligned = (protocol_label(p) for p in ("current", "ft_classifier"))
         average = encoder_label("weight_averaging")
         said.append(
-            f"In `{profile}` the average of the fine-tuned models' weights has "
-            f"{means[average, current]} % with their classifiers as they are and "
-            f"{means[average, aligned]} % with re-aligned ones, where the fine-tuned models have "
+            f"{average} has {means[average, current]} % in `{profile}` with the old classifiers and "
+            f"{means[average, aligned]} % with re-aligned ones; the fine-tuned models have "
             f"{means[encoder_label(FINE_TUNED), current]} %."
         )
-    return " ".join(said)
+    return " ".join([*said, "The un-merged base gains, too: read every gain beside its."])
 
 
 def claims_markdown(rows: pd.DataFrame) -> list[str]:
@@ -317,7 +316,7 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
     more = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
     lines += [
         f"{where} A claim *asks* that all its numbers meet a threshold; in brackets stands the one "
-        f"that decides{more}. What they mean, claim by claim: [the report](REPORT.md).",
+        f"that decides{more}. What they mean, claim by claim: [REPORT.md](REPORT.md).",
         "",
     ]
     if len(rows):
