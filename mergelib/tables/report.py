@@ -276,8 +276,8 @@ def finding(tables: Mapping[str, pd.DataFrame]) -> str:
         current, aligned = (protocol_label(p) for p in ("current", "ft_classifier"))
         average = encoder_label("weight_averaging")
         said.append(
-            f"{average} has {means[average, current]} % in `{profile}` with the old classifiers and "
-            f"{means[average, aligned]} % with re-aligned ones; the fine-tuned models have "
+            f"{average} has {means[average, current]} % in `{profile}` with the old classifiers "
+            f"and {means[average, aligned]} % with re-aligned ones; the fine-tuned models have "
             f"{means[encoder_label(FINE_TUNED), current]} %."
         )
     return " ".join([*said, "The un-merged base gains, too: read every gain beside its."])
