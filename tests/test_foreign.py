@@ -135,6 +135,32 @@ def test_what_is_only_read_is_not_copied():
     assert meter.cost["peak_mb"] == 2, "what is given, and what is made of it"
 
 
+def test_tensors_that_are_made_when_asked_for_are_not_mixed_up():
+    class Lazy(dict):
+        def items(self):
+            return ((k, torch.full((300,), float(k))) for k in self)
+
+    copies = []
+    call(lambda given: copies.append(given), Lazy.fromkeys(range(50)))
+    for copied in (*copies, spare(Lazy.fromkeys(range(50)))):
+        assert all((t == k).all() for k, t in copied.items())
+
+
+def test_other_things_are_copied_too():
+    complex_ = torch.tensor([1 + 2j]).conj()
+    given = {
+        "array": np.ones(2),
+        "sparse": torch.eye(2).to_sparse(),
+        "negative": complex_.imag,
+        "empty": torch.empty(0, 3),
+    }
+    copied = spare(given)
+    copied["array"].fill(0)
+    copied["sparse"].zero_()
+    assert given["array"].all() and given["sparse"].to_dense().sum() == 2
+    assert torch.equal(copied["negative"], given["negative"]) and copied["empty"].shape == (0, 3)
+
+
 def test_parts_that_are_one_stay_one():
     module = nn.Linear(4, 3)
     other, inner, states = spare((nn.Sequential(module), module, [{"w": module.weight}]))
@@ -190,6 +216,52 @@ def test_a_method_may_ruin_all_it_gets(alias):
     assert torch.equal(first["a"], second["a"]), "one lambda's call ruined the next one's weights"
     first["b"].fill_(3)
     assert [state_digest(s) for s in kept] == before
+
+
+def from_numpy(room, n, t):
+    room.setdefault(n, t.numpy().copy())[:] = t.numpy()
+    return torch.from_numpy(room[n])
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda room, n, t: room.setdefault(n, t.clone()).copy_(t),
+        from_numpy,
+        lambda room, n, t: room.setdefault(n, t).copy_(t),
+        lambda room, n, t: room.setdefault(n, [t])[0].copy_(t).view(2, -1).view_as(t),
+    ],
+)
+def test_what_a_method_writes_later_changes_no_result(made):
+    room = {}
+
+    @mergelib.method("again", label="A", short="A")
+    def again(base, experts, *, lam=1.0):
+        return {n: made(room, n, base[n] + lam * (experts[0][n] - base[n])) for n in base}
+
+    states = weights(0, 1, 2)
+    results = [METHODS["again"](states[0], [e]) for e in states[1:]]
+    half, whole = METHODS["again"].scan(states[0], states[1:2], [0.5, 1.0])
+    for n, b in states[0].items():
+        torch.testing.assert_close([r[n] for r in results], [e[n] for e in states[1:]])
+        torch.testing.assert_close([half[n], whole[n]], [(b + whole[n]) / 2, states[1][n]])
+
+
+def test_options_and_base_are_whole_for_every_lambda():
+    @mergelib.method("shares", label="S", short="S", lam=0.5)
+    def shares(base, experts, *, shares=(1,)):
+        tau = {n: sum(shares) * (experts[0][n] - base[n]) for n in base}
+        for t in base.values():
+            t.zero_()
+        shares.clear()
+        return tau
+
+    (base, expert), given = weights(0, 1), [2, 3]
+    wanted = [{n: b + lam * 5 * (expert[n] - b) for n, b in base.items()} for lam in (0.5, 1.0)]
+    found = METHODS["shares"].scan(base, [expert], [0.5, 1.0], shares=given)
+    torch.testing.assert_close(list(found), wanted)
+    torch.testing.assert_close(METHODS["shares"](base, [expert], shares=given), wanted[0])
+    assert given == [2, 3]
 
 
 def test_what_a_method_gives_is_refused_by_its_name():
@@ -465,7 +537,10 @@ def own_task(name="own", **change):
         (lambda s: s("a").scores(["della#x"], ["current"]), "'della#x'"),
         (lambda s: s("a").scores(["ties"], ["curent"]), "Nearest: 'current'"),
         (lambda s: s("a").scores(["ties"], "current"), r"\['current'\]"),
-        (lambda s: s("a").scores(["ties"], ["knn"], draw="uniform"), "KNN Eval does not take the draw uniform"),
+        (
+            lambda s: s("a").scores(["ties"], ["knn"], draw="uniform"),
+            "KNN Eval does not take the draw uniform",
+        ),
         (lambda s: s("a").scores(["multi_task"], ["surgery"]), "its own heads"),
         (lambda s: s("a", options={"ties": {"keep": 7}}), "keep must be a fraction"),
         (lambda s: s([own_task()]), "dict.*list"),

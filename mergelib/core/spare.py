@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,24 +22,31 @@ def spare(thing: T) -> T:
     Tensors that share storage still do so, and none requires a gradient.
 
     Args:
-        thing: Tensors, modules, mappings, lists, tuples and dataclasses of them, in any nesting;
-        the rest is passed on.
+        thing: Tensors, arrays, modules, mappings, lists, tuples and dataclasses of them, in any
+        nesting; the rest is passed on.
     """
     return _spare(thing, torch.UntypedStorage.clone, {}, {})
 
 
 def call(function: Callable[..., Any], /, *given: Any, **options: Any) -> Any:
-    """What ``function`` gives for copies of ``given`` that it may ruin.
+    """What ``function`` gives for copies of ``given`` and ``options`` that it may ruin; what it
+    keeps of the result, it may ruin later.
 
     A tensor is copied when it is written to or its address is asked for (``numpy()``), not before;
     what outlives the call is then copied, too.
     """
-    storages: dict[int, torch.UntypedStorage] = {}
-    copies = _spare(given, _on_write, storages, {})
-    held = [weakref.ref(s) for s in storages.values()]
+    storages: Storages = {}
+    copies, options = _spare((given, options), _on_write, storages, {})
+    held = [weakref.ref(copied) for _, copied in storages.values()]
+    shared = {copied._cdata for _, copied in storages.values()}
     del storages
-    made = function(*copies, **options)
-    del copies
+    own: Storages = {}
+    made = _spare(function(*copies, **options), _on_write, own, {})
+    for storage, copied in own.values():
+        if storage._cdata in shared:  # with ``given``
+            copied.data_ptr()
+    storage = None
+    del copies, options, own
     for storage in filter(None, (ref() for ref in held)):
         storage.data_ptr()
     return made
@@ -54,7 +62,8 @@ def _on_write(storage: torch.UntypedStorage) -> torch.UntypedStorage:
         return storage.clone()
 
 
-Storages = dict[int, torch.UntypedStorage]
+Storages = dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]]
+"""Address -> original (kept alive, so that no other one gets its address) and copy."""
 Copy = Callable[[torch.UntypedStorage], torch.UntypedStorage]
 
 
@@ -62,7 +71,11 @@ def _spare(x: Any, clone: Copy, storages: Storages, memo: dict[int, Any]) -> Any
     if isinstance(x, PLAIN):
         return x
     if isinstance(x, Tensor):
-        return _tensor(x.detach(), clone, storages)
+        if x.layout is not torch.strided or x.is_quantized:
+            return x.detach().clone()
+        return _tensor(x.detach().resolve_conj().resolve_neg(), clone, storages)
+    if isinstance(x, np.ndarray):
+        return x.copy()
     if id(x) in memo:
         return memo[id(x)]
     if isinstance(x, nn.Module):
@@ -81,12 +94,13 @@ def _spare(x: Any, clone: Copy, storages: Storages, memo: dict[int, Any]) -> Any
     else:
         return x
     memo[id(x)] = made
+    memo.setdefault(id(memo), []).append(x)  # kept alive, as deepcopy does
     return made
 
 
 def _tensor(t: Tensor, clone: Copy, storages: Storages) -> Tensor:
     known = t.untyped_storage()._cdata
     if known not in storages:
-        storages[known] = clone(t.untyped_storage())
+        storages[known] = t.untyped_storage(), clone(t.untyped_storage())
     shared = torch.empty(0, dtype=t.dtype, device=t.device)
-    return shared.set_(storages[known], t.storage_offset(), t.shape, t.stride())
+    return shared.set_(storages[known][1], t.storage_offset(), t.shape, t.stride())

@@ -196,7 +196,10 @@ def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., M
 
     @functools.wraps(direction)
     def merged(base: State, experts: Sequence[State], *context: Context, lam=lam, **options: Any):
-        return add_scaled(base, direction(base, experts, *context, **options), lam)
+        given = base, experts, *context
+        ours = is_ours(direction)
+        tau = direction(*given, **options) if ours else call(direction, *given, **options)
+        return add_scaled(base, tau, lam)
 
     scale = inspect.Parameter("lam", inspect.Parameter.KEYWORD_ONLY, default=lam)
     taken = inspect.signature(direction)

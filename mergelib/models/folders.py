@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,25 @@ def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
             )
 
 
+def _resolved(given: str | os.PathLike) -> Path:
+    """An absolute path, symbolic links followed, whose last name leaves room for a temporary one's.
+
+    Raises ``ConfigError``.
+    """
+    try:
+        target = user_path(given).resolve()
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"'{given}' is a link that leads nowhere; choose another name."
+        ) from error
+    if len(os.fsencode(target.name)) > 2 * MAX_NAME:
+        raise ConfigError(
+            f"'{shortened(target.name)}' is too long for the name of a file or folder; choose a "
+            "shorter one."
+        )
+    return target
+
+
 def free_folder(
     folder: str | os.PathLike,
     overwrite: bool = False,
@@ -41,11 +61,7 @@ def free_folder(
     Raises ``ConfigError`` if it is not a folder, if it is or contains an input, or if it is not
     empty; with ``overwrite``, only if it contains something that mergelib did not write.
     """
-    target = user_path(folder).resolve()
-    if len(target.name.encode()) > 2 * MAX_NAME:  # a temporary name is longer
-        raise ConfigError(
-            f"'{shortened(target.name)}' is too long for a folder's name; choose a shorter one."
-        )
+    target = _resolved(folder)
     check_inputs(target, inputs)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"'{folder}' is not a folder; choose another name.")
@@ -102,13 +118,13 @@ def _foreign(folder: Path) -> list[str]:
     ]
 
 
-def _mark(path: Path) -> str:
-    """A file's fingerprint: its length and its content or, if it is large, its modification
-    time."""
+def _mark(path: Path, whole: bool = False) -> str:
+    """A file's fingerprint: its length and its content or, unless ``whole``, if it is large, its
+    modification time."""
     if not path.is_file():
         return ""
     now = path.stat()
-    small = now.st_size <= SMALL
+    small = whole or now.st_size <= SMALL
     content = hashlib.sha256(path.read_bytes()).hexdigest() if small else now.st_mtime_ns
     return f"{now.st_size} {content}"
 
@@ -216,16 +232,28 @@ def free_file(
     """A path for a file of results.
 
     Raises ``ConfigError`` when it is a folder, an input, or exists: with ``overwrite`` only when
-    it is not what ``write_file`` left there, or was changed since.
+    it is not what ``write_file`` left there, or was changed since; and when its record would
+    replace something else. Raises ``StoreError`` for a folder that is not writable.
     """
-    target = user_path(file).resolve()
+    target = _resolved(file)
     if target.is_dir():
         raise ConfigError(f"'{file}' is a folder; give the name of a file to write.")
     check_inputs(target, inputs)
+    record = _record_of(target)
+    if os.path.lexists(record) and not (
+        record.is_file()
+        and not record.is_symlink()
+        and record.stat().st_size < 100
+        and re.fullmatch(rb"\d+ [0-9a-f]{64}", record.read_bytes())
+    ):
+        raise ConfigError(
+            f"'{file}' needs '{record.name}' beside it, and mergelib did not write what is there; "
+            "choose another name."
+        )
     if target.exists():
         ours = False
         with suppress(OSError):  # without a record, for example
-            ours = _record_of(target).read_bytes() == _mark(target).encode()
+            ours = record.read_bytes() == _mark(target, whole=True).encode()
         if not overwrite or not ours:
             raise ConfigError(
                 f"'{file}' exists"
@@ -233,7 +261,8 @@ def free_file(
                 + "choose another name"
                 + ("." if overwrite or not ours else ", or replace it with --overwrite.")
             )
-    paths.make_folder(target.parent)
+    if not os.access(paths.make_folder(target.parent), os.W_OK):
+        raise StoreError(f"'{target.parent}' is not writable for you; choose another folder.")
     return target
 
 
@@ -241,7 +270,7 @@ def write_file(target: Path, text: str) -> None:
     """Write a file of results and, next to it, a hidden file by which ``free_file`` recognises
     it."""
     paths.write_whole(target, text.encode())
-    paths.write_whole(_record_of(target), _mark(target).encode())
+    paths.write_whole(_record_of(target), _mark(target, whole=True).encode())
 
 
 def _record_of(target: Path) -> Path:

@@ -760,9 +760,8 @@ class Study:
                 for lam in progress(different or [None], desc=f"merge {encoder}"):
                     merged = method(*inputs, **options, **({} if lam is None else {"lam": lam}))
                     if method.gives == PER_TASK:  # with several lambdas, each serves its own tasks
-                        again = len(different) > 1 and not is_ours(method.function)
                         states |= {
-                            t: spare(merged[i]) if again else merged[i]  # it may write there again
+                            t: merged[i]
                             for i, t in enumerate(self.tasks)
                             if lam is None or lams[t] == lam
                         }

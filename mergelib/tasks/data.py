@@ -248,6 +248,7 @@ def read_csv(
     text_column: str | int | None = None,
     labelled: bool = True,
     keep_empty: bool = False,
+    label_first: bool = False,
 ) -> Rows:
     """Labels and texts of one CSV or TSV, plain or gzipped.
 
@@ -256,8 +257,9 @@ def read_csv(
     such as "null" or "NA" are texts. Quotes in a TSV are text, unless they enclose a cell.
 
     Raises ``DataError`` with file and line for an empty or unreadable row, a missing column or,
-    unless ``keep_empty``, an empty text; and, without a header, where the first of three or more
-    columns holds a different number in every row: it may be an index or the label.
+    unless ``keep_empty``, an empty text; and, without a header, unless ``label_first``, where the
+    first of three or more columns holds a different number in every row: it may be an index or the
+    label.
     """
     tabs = ".tsv" in [s.lower() for s in path.suffixes[-2:]]
     style: dict[str, Any] = (
@@ -290,7 +292,7 @@ def read_csv(
                         names_at = names_column(row) if labelled else None
                         continue
                     at, label = _places(width, text_column, labelled, where)
-                    if width > 2 and (labelled or text_column is None):
+                    if width > 2 and not label_first and (labelled or text_column is None):
                         index = set()
                 if len(row) != width:
                     raise DataError(
@@ -346,7 +348,7 @@ def _unquoted(cell: str) -> str:
 def _is_header(row: Sequence[str], labelled: bool) -> bool:
     """Whether a first row is a header: one cell is a usual name for labels or, if labels are not
     needed, for texts."""
-    cells = [cell.strip().lower() for cell in row]
+    cells = [cell.lstrip(MARK).strip().lower() for cell in row]
     known = [c for c in cells if c in LABEL_COLUMNS or c in TEXT_COLUMNS]
     of_labels = any(c in LABEL_COLUMNS for c in cells) and (len(known) > 1 or len(row) == 2)
     return not any(c.isdigit() for c in cells) and (of_labels or bool(known and not labelled))

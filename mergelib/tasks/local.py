@@ -43,7 +43,8 @@ def local_splits(
     """
     folder = task_folder(text_dir, name)
     train, test = (
-        read_csv(find_csv(folder, split), text_column=text_column) for split in ("train", "test")
+        read_csv(find_csv(folder, s), text_column=text_column, label_first=name in LABEL_NAMES)
+        for s in ("train", "test")
     )
     names, *labels = named_splits(train, test, name, LABEL_NAMES.get(name, ()))
     splits = [as_split(r.inputs, y) for r, y in zip((train, test), labels, strict=True)]

@@ -60,7 +60,7 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     names = tuple(f"class {c + 1}" for c in range(len(LABEL_NAMES[task])))
     splits = []
     for path in paths.values():
-        rows = read_csv(path, text_column=TEXT_COLUMN, keep_empty=True)
+        rows = read_csv(path, text_column=TEXT_COLUMN, keep_empty=True, label_first=True)
         splits.append(as_split(rows.inputs, numbered(rows, names, task, first_label=1)))
     return names, *splits
 

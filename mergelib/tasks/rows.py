@@ -316,7 +316,7 @@ def _from_table(
 
 def names_column(columns: Sequence[Any]) -> int | None:
     """The place of a column with names for the numbers in the label column."""
-    plain = [str(c).strip().lower() for c in columns]
+    plain = [str(c).lstrip(MARK).strip().lower() for c in columns]
     return next((i for i, c in enumerate(plain) if c in NAMES_OF_NUMBERS), None)
 
 

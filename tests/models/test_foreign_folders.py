@@ -16,9 +16,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import mergelib
-from mergelib.core.errors import ConfigError, DataError, MergelibError, StateDictError
+from mergelib.core.errors import (
+    ConfigError,
+    DataError,
+    MergelibError,
+    StateDictError,
+    StoreError,
+)
 from mergelib.merging import get_method
 from mergelib.models import folders, load_merged
+from mergelib.models.folders import free_file, free_folder, write_file
 from mergelib.models.heads import expert_classifier, features
 from mergelib.models.recipes import build, pairs
 from mergelib.run import cli, runner
@@ -566,6 +573,32 @@ def test_scores_go_to_a_new_file_or_over_scores(trio, rows, capsys):
     assert run(out, "--overwrite") == 2
     out.with_name("kept").rename(record)
     assert run(out, "--overwrite") == 0
+
+
+def test_a_file_of_results_is_refused_before_any_work(tmp_path, monkeypatch):
+    def refused(name, said, error=ConfigError):
+        with pytest.raises(error, match=said):
+            free_file(tmp_path / name, True)
+
+    large = "x" * (2 << 20)
+    write_file(free_file(tmp_path / "large", True), large)
+    write_file(free_file(tmp_path / "large", True), large)
+    now = (tmp_path / "large").stat()
+    (tmp_path / "large").write_text("y" + large[1:])
+    os.utime(tmp_path / "large", ns=(now.st_atime_ns, now.st_mtime_ns))
+    refused("large", "no longer, what mergelib wrote")
+    (tmp_path / ".a.mergelib").write_text("my notes")
+    (tmp_path / ".b.mergelib").mkdir()
+    (tmp_path / ".c.mergelib").symlink_to(tmp_path / ".large.mergelib")
+    for name in "abc":
+        refused(name, rf"'\.{name}\.mergelib' beside it")
+    refused("n" * 220, "too long")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused("loop", "leads nowhere|exists")
+    with pytest.raises(ConfigError, match=r"leads nowhere|not a folder"):
+        free_folder(tmp_path / "loop", True)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    refused("new", "not writable", StoreError)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

@@ -23,6 +23,7 @@ from mergelib.core.errors import DataError
 from mergelib.core.types import Split
 from mergelib.tasks.data import labelled, read_csv, rows_of, unlabelled
 from mergelib.tasks.local import LABEL_NAMES, local_splits
+from mergelib.tasks.released import released_splits
 from mergelib.tasks.rows import rows
 
 NAMES = ("sport", "film", "news")
@@ -419,6 +420,27 @@ def test_an_index_is_never_read_as_labels(folder, index, columns, suffix):
     again.to_csv(header=False, **to)
     if len(columns) == 2:
         assert rows_of(path).texts() == [str(i) for i in again.index]
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_of_a_known_layout_the_first_column_is_the_label(tmp_path, n):
+    for split, rows_ in (("train", 4), ("test", n)):
+        path = tmp_path / "ag" / f"{split}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f'"{i}","title {i}","text {i}"\n' for i in range(1, rows_ + 1)))
+    for splits in (released_splits("ag", str(tmp_path)), local_splits(tmp_path, "ag")):
+        for split, rows_ in zip(splits[1:], (4, n), strict=True):
+            assert split.labels.tolist() == list(range(rows_))
+            assert split.inputs == tuple(f"text {i}" for i in range(1, rows_ + 1))
+
+
+def test_a_mark_before_a_columns_name_hides_no_column(tmp_path):
+    table = {MARK + "label_text": ["b", "a"], "label": [0, 1], "text": ["x x", "y y"]}
+    for data in (table, pd.DataFrame(table)):
+        assert rows_of(data).texts() == ["b", "a"]
+    path = tmp_path / "x.csv"
+    path.write_text(f"text,{MARK}label\nx x,b\n")
+    assert rows_of(path).texts() == ["b"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
