@@ -766,7 +766,8 @@ def test_the_tables_notebooks_run_on_the_stand_in(folder, make, tmp_path, monkey
         (tmp_path / "build" / "paper" / "notebooks" / f"{item.id}.ipynb").read_text(),
     ]
     assert str(folder) not in written[0], "a place of this machine"
-    assert "not reproduced" in written[1]
+    assert "reproduced" in written[1] or "undecided" in written[1]
+    assert name == "tab03" or "paper only" in written[1]
 
 
 def test_the_benchmark_runs(monkeypatch, capsys):
