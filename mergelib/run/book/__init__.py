@@ -118,6 +118,7 @@ def settings() -> dict[str, Any]:
         "html_static_path": [str(HERE / "static"), str(mathjax_file())],
         "html_css_files": ["book.css"],
         "html_copy_source": False,
+        "html_domain_indices": False,
         "html_show_sourcelink": False,
         # summaries are fetched, which browsers refuse for local files
         "html_show_search_summary": False,
