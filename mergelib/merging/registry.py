@@ -110,10 +110,9 @@ class Method:
         **options: Any,
     ) -> Any:
         try:
-            if not is_ours(function):
-                return call(function, base, experts, *context, **options)
-            base, *experts = [detached(state) for state in (base, *experts)]
-            return function(base, experts, *context, **options)
+            if is_ours(function):
+                base, *experts = [detached(state) for state in (base, *experts)]
+            return call(function, base, experts, *context, **options)
         except torch.linalg.LinAlgError as error:  # task vectors whose products overflow float32
             raise StateDictError(
                 f"Method '{self.name}': these weights are too large or too similar for a "
@@ -196,10 +195,7 @@ def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., M
 
     @functools.wraps(direction)
     def merged(base: State, experts: Sequence[State], *context: Context, lam=lam, **options: Any):
-        given = base, experts, *context
-        ours = is_ours(direction)
-        tau = direction(*given, **options) if ours else call(direction, *given, **options)
-        return add_scaled(base, tau, lam)
+        return add_scaled(base, call(direction, base, experts, *context, **options), lam)
 
     scale = inspect.Parameter("lam", inspect.Parameter.KEYWORD_ONLY, default=lam)
     taken = inspect.signature(direction)

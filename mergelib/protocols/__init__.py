@@ -83,11 +83,10 @@ class Protocol:
         Raises:
             ConfigError: The function returns something else.
         """
-        ours = is_ours(self.function)
         try:
-            given = self.function(evidence) if ours else call(self.function, evidence)
+            given = call(self.function, evidence)
         except Exception as error:
-            if not ours:
+            if not is_ours(self.function):
                 error.add_note(f"(in protocol '{self.name}'{where and f', {where}'})")
             raise
         who = f"Protocol '{self.name}'{where and f' ({where})'}"
