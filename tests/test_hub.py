@@ -185,7 +185,9 @@ class TestFiles:
         ):
             refused(get(client, name, locks), "DataError", part)
 
-    @pytest.mark.parametrize(("status", "part"), [(200, "does not come from the hub"), (404, "404"), (503, "503")])
+    @pytest.mark.parametrize(
+        ("status", "part"), [(200, "does not come from the hub"), (404, "404"), (503, "503")]
+    )
     def test_a_page_in_place_of_the_hub(self, client, server, locks, status, part):
         server.pages["org/away"] = status
         refused(get(client, "away", locks), "OfflineError", part)

@@ -159,7 +159,7 @@ def meaning() -> dict[str, list[Any]]:
     }
     if "images" in study.STEP_VERSIONS:
         from mergelib.tasks import hub_images, miniature_images, parquet
-        from mergelib.tasks.build import build_task, cut
+        from mergelib.tasks.build import build_task, cut, kept_images
 
         found["images"] = [
             *defined_in(hub_images),
@@ -167,6 +167,7 @@ def meaning() -> dict[str, list[Any]]:
             parquet.SUBSAMPLE_SEED,
             build_task,
             cut,
+            kept_images,
             miniature_images,
         ]
     if "tsne" in study.STEP_VERSIONS:

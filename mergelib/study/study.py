@@ -52,7 +52,7 @@ from ..protocols import (
     uniform_order,
 )
 from ..tasks import load_task
-from ..tasks.hub_images import IMAGES_VERSION
+from ..tasks.build import IMAGES_VERSION
 from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
 from ..training.config import resolve_precision
 from ..training.experts import FINE_TUNE_VERSION, fine_tune

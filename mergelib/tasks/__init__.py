@@ -10,10 +10,10 @@ import torch
 
 from ..core import paths
 from ..core.errors import DataError
-from ..core.store import Artifact, Store
+from ..core.store import Store
 from ..core.types import Split, Task, is_whole
 from ..profiles import Profile
-from .build import build_task
+from .build import build_task, kept_images
 from .data import rows_of
 from .local import local_splits
 from .parquet import LAYOUT, decode_image, parquet_splits
@@ -110,32 +110,30 @@ def miniature_task(name: str, profile: Profile) -> Task:
 def miniature_images(name: str, profile: Profile, store: Store) -> Task:
     """A task of the miniature image world (``mergelib.tasks.miniature.images``), drawn once:
     ``store`` keeps the pictures."""
-    from .hub_images import IMAGES_VERSION
     from .miniature import images
 
-    sizes, seeds = profile.tasks, {"train": 2, "test": 1}
-    rows = {"train": sizes.n_train + sizes.n_validation, "test": sizes.n_test}
+    sizes, names = profile.tasks, images.IMAGE_TASKS[name]
+    source = f"miniature image world {images.IMAGE_WORLD_VERSION}"
     key = {
-        "version": IMAGES_VERSION,
         "world": images.IMAGE_WORLD_VERSION,
         "task": name,
-        "rows": rows,
+        "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
     }
 
-    def make() -> Artifact:
-        drawn = {s: images.generate(name, n, seed=seeds[s]) for s, n in rows.items()}
-        parts = {f"{s}.inputs": x for s, (x, _) in drawn.items()}
-        return Artifact(parts | {f"{s}.labels": y for s, (_, y) in drawn.items()})
+    def make() -> Task:
+        train = images.generate(name, sizes.n_train + sizes.n_validation, seed=2)
+        test = images.generate(name, sizes.n_test, seed=1)
+        return build_task(
+            name,
+            names,
+            Split(*train),
+            Split(*test),
+            n_validation=sizes.n_validation,
+            source=source,
+            modality="image",
+        )
 
-    found = store.get("images", key, make).tensors
-    return build_task(
-        name,
-        images.IMAGE_TASKS[name],
-        *(Split(found[f"{s}.inputs"], found[f"{s}.labels"]) for s in rows),
-        n_validation=sizes.n_validation,
-        source=f"miniature image world {images.IMAGE_WORLD_VERSION}",
-        modality="image",
-    )
+    return kept_images(name, names, source, store, key, make)
 
 
 def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:

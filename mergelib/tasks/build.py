@@ -1,15 +1,19 @@
-"""Splits to a ``Task``: a seeded validation split, seeded subsamples."""
+"""Splits to a ``Task``: a seeded validation split, seeded subsamples, images kept in the store."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from ..core.errors import DataError
+from ..core.store import Artifact, Store
 from ..core.types import Split, Task, is_whole
 
 SPLIT_SEED = 20_241_218
+IMAGES_VERSION = 1
+SPLITS = ("train", "validation", "test")
 
 
 def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
@@ -50,3 +54,35 @@ def build_task(
     if n_test is not None and len(test) > n_test:
         test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
     return Task(name, tuple(label_names), rest, validation, test, source, modality)
+
+
+def kept_images(
+    name: str,
+    label_names: Sequence[str],
+    source: str,
+    store: Store,
+    key: Mapping[str, Any],
+    make: Callable[[], Task],
+) -> Task:
+    """The image task that ``make()`` gives, made once; its images ``[N, 3, S, S]`` stay in the
+    store's file until they are read."""
+
+    def artifact() -> Artifact:
+        task = make()
+        return Artifact(
+            {
+                f"{split}.{part}": getattr(getattr(task, split), part)
+                for split in SPLITS
+                for part in ("inputs", "labels")
+            }
+        )
+
+    key = {"version": IMAGES_VERSION, **key}
+    # One of several processes makes them; the others wait for its lock.
+    store = Store(store.root)
+    if store.peek("images", key) is None:
+        store.get("images", key, artifact)
+    # Mapped from its file: what was made is in memory, which eight sets at 224 pixels may not fit.
+    made = store.peek("images", key).tensors
+    splits = [Split(made[f"{split}.inputs"], made[f"{split}.labels"]) for split in SPLITS]
+    return Task(name, tuple(label_names), *splits, source, "image")

@@ -13,15 +13,13 @@ import yaml
 
 from ..core.errors import DataError, UnknownNameError
 from ..core.hub import fetch, pin, registry
-from ..core.store import Artifact, Store
-from ..core.types import Split, Task, digest
+from ..core.store import Store
+from ..core.types import Task, digest
 from ..profiles import Profile
-from .build import build_task
+from .build import build_task, kept_images
 from .parquet import SUBSAMPLE_SEED, read_parquet
 
 NAMES = Path(__file__).with_name("images.yaml")
-IMAGES_VERSION = 1
-SPLITS = ("train", "validation", "test")
 
 
 def class_names(name: str) -> tuple[str, ...]:
@@ -48,33 +46,16 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
     """
     names, repository, sizes = class_names(name), registry()[name], profile.tasks
     key = {
-        "version": IMAGES_VERSION,
         "revision": pin(repository),  # once it is decoded, its files are not needed
         "classes": digest(*names),
         "size": profile.encoder.image_size,
         "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
     }
 
-    def make() -> Artifact:
-        task = _read(name, names, fetch(repository), profile)
-        return Artifact(
-            {
-                f"{split}.{part}": getattr(getattr(task, split), part)
-                for split in SPLITS
-                for part in ("inputs", "labels")
-            }
-        )
+    def make() -> Task:
+        return _read(name, names, fetch(repository), profile)
 
-    # One of several processes decodes; the others wait for its lock.
-    store = Store(store.root)
-    if store.peek("images", key) is None:
-        store.get("images", key, make)
-    # Mapped from its file: what was made is in memory, which eight sets at 224 pixels may not fit.
-    made = store.peek("images", key)
-    splits = [
-        Split(made.tensors[f"{split}.inputs"], made.tensors[f"{split}.labels"]) for split in SPLITS
-    ]
-    return Task(name, names, *splits, source="hub", modality="image")
+    return kept_images(name, names, "hub", store, key, make)
 
 
 def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Profile) -> Task:

@@ -288,7 +288,9 @@ def test_the_split_can_be_overridden(family):
 def test_a_layer_that_is_not_the_last_is_noticed(family):
     found = family("roberta")
     wrong = expert_classifier(found["ag"], head="classifier.dense")
-    with pytest.raises(ConfigError, match=r"not what 'classifier.dense' computes|not applied exactly once"):
+    with pytest.raises(
+        ConfigError, match=r"not what 'classifier.dense' computes|not applied exactly once"
+    ):
         features(wrong, texts("ag", 5, 0)[0])
 
 
@@ -523,7 +525,8 @@ def test_a_pickle_with_code_is_never_run(family, tmp_path, beside):
     else:
         (odd / "model.safetensors").unlink()
         with pytest.raises(
-            UnsafeFileError, match=r"pytorch_model.bin is a pickle that holds more than plain tensors"
+            UnsafeFileError,
+            match=r"pytorch_model.bin is a pickle that holds more than plain tensors",
         ):
             mergelib.merge(
                 "ties",

@@ -609,7 +609,11 @@ def test_what_does_not_fit_is_refused_and_leaves_no_hook_behind():
         (ConfigError, "eval", lambda: measure(copy.deepcopy(merged).train(), sites, batches)),
         (ConfigError, "No sites", lambda: measure(merged, [], batches)),
         (DataError, "at least one batch", lambda: measure(merged, sites, [])),
-        (ConfigError, "no module 'encoder.embed_tokens'", lambda: measure(merged, t5_sites, batches)),
+        (
+            ConfigError,
+            "no module 'encoder.embed_tokens'",
+            lambda: measure(merged, t5_sites, batches),
+        ),
         (DataError, "not finite", lambda: measure(nan, sites, batches)),
         (DataError, "not finite", lambda: tact(nan, sites, [joined(batches)], expert)),
         (ConfigError, "target lacks encoder", lambda: tact(merged, sites, batches, less)),
