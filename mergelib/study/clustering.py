@@ -74,6 +74,11 @@ def tsne(features: Tensor, seed: int = 0) -> Tensor:
     with threadpool_limits(1):
         perplexity = min(30, (len(features) - 1) / 3)
         points = TSNE(
-            n_components=2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1
+            n_components=2,
+            perplexity=perplexity,
+            init="pca",
+            max_iter=500,  # 250 of them exaggerated; a thousand draw the same clusters
+            random_state=seed,
+            n_jobs=1,
         ).fit_transform(features.numpy())
     return torch.from_numpy(points).float()
