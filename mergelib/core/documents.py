@@ -41,6 +41,13 @@ def read_text(path: str | os.PathLike, what: str) -> str:
         ) from error
 
 
+def own_yaml(file: str, name: str) -> Any:
+    """The content of the package's own YAML file ``name`` beside its module ``file``; libyaml, if
+    available, reads it 20 times faster."""
+    text = Path(file).with_name(name).read_text("utf-8")
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, but 1e-1 is a number, as everywhere else."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from ..core.documents import own_yaml
 from ..core.errors import DataError
 from ..core.types import Split
 from .data import read_csv
@@ -13,10 +12,7 @@ from .parquet import task_folder
 from .rows import as_split, named_splits
 
 LABEL_NAMES: dict[str, tuple[str, ...]] = {
-    task: tuple(names)
-    for task, names in yaml.safe_load(
-        Path(__file__).with_name("texts.yaml").read_text("utf-8")
-    ).items()
+    task: tuple(names) for task, names in own_yaml(__file__, "texts.yaml").items()
 }
 """Label names of the five text sets in the order of their published numbering."""
 

@@ -11,18 +11,16 @@ from collections import Counter
 
 import pytest
 
-from mergelib.tasks.miniature import (
-    TEXT_TASKS,
-    WORLD_VERSION,
+from benchmarks.text_world import (
+    DRAWS,
     best_accuracy,
-    corpus,
     find_cues,
-    generate,
-    grammar,
+    likelihoods,
+    matcher,
+    naive_bayes_accuracy,
     posterior,
-    text,
 )
-from mergelib.tasks.miniature.__main__ import DRAWS, naive_bayes_accuracy
+from mergelib.tasks.miniature import TEXT_TASKS, WORLD_VERSION, corpus, generate, grammar, text
 
 TASKS = list(TEXT_TASKS)
 TARGETS = {"ag": 0.92, "yelp": 0.60, "amazon": 0.58, "yahoo": 0.73, "dbpedia": 0.98}
@@ -85,12 +83,10 @@ def test_balance_duplicates_and_exclusion(task: str) -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="ag, yelp, amazon, yahoo, dbpedia"):
+    with pytest.raises(ValueError, match="ag, amazon, dbpedia, yahoo, yelp"):
         generate("imdb", 5, seed=0)
     with pytest.raises(ValueError, match="negative"):
         generate("ag", -1, seed=0)
-    with pytest.raises(ValueError, match="positive"):
-        best_accuracy("ag", n=0)
 
 
 def phrase_shares(task: str, label: int) -> dict[str, dict[str, float]]:
@@ -167,8 +163,7 @@ def test_cues_are_found_exactly(task: str) -> None:
         plain.update(words(re.sub(r"\{\w+\}", " ", template)))
     for listing in grammar.read()[task]["fillers"].values():
         plain.update(words(listing))
-    world = text._world(task)
-    cues = list(world.slot_of)
+    cues = list(likelihoods(task))
     for cue in cues:
         assert words(cue)[0] not in plain, cue
         for longer in cues:
@@ -176,7 +171,7 @@ def test_cues_are_found_exactly(task: str) -> None:
                 assert words(longer[len(cue) :])[0] not in plain, (cue, longer)
     rng = random.Random(0)
     for _ in range(2000):
-        line, drawn = text._document(world, rng.randrange(world.classes), rng)
+        line, drawn = text.document(task, rng.randrange(len(TEXT_TASKS[task])), rng)
         assert find_cues(task, line) == drawn
 
 
@@ -185,7 +180,7 @@ def test_rest_of_the_text_is_independent_of_the_class(task: str, documents: dict
     classes = len(TEXT_TASKS[task])
     counts: dict[str, list[int]] = {}
     for line, label in documents[task]:
-        rest = text._world(task).matcher.sub(" ", line.lower())
+        rest = matcher(task).sub(" ", line.lower())
         # "a" and "an" follow the sound of the next word, which may be a cue.
         for word in set(words(rest)) - {"a", "an"}:
             counts.setdefault(word, [0] * classes)[label] += 1

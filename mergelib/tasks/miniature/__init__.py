@@ -4,8 +4,7 @@ AG News, Yelp, Amazon, Yahoo Answers and DBpedia-14 are too large for a notebook
 writes short English documents with the same label names and about the same difficulty from a
 seeded grammar. A document holds two to five *cues*. Every cue first draws a cue group given
 the class, then a phrase from the group; templates, fillers and names never see the class. So
-P(class | text) is known exactly (:func:`posterior`), and with it the best accuracy that any
-classifier can reach (:func:`best_accuracy`).
+P(class | text) is known exactly, and with it the best accuracy that any classifier can reach.
 
 Where the ambiguity comes from, per task:
 
@@ -19,7 +18,7 @@ Where the ambiguity comes from, per task:
 - dbpedia (encyclopaedia): one cue in six is related or general; "tracks", "wings", "scales",
   "branches", "plots" belong to two classes.
 
-As printed by ``python -m mergelib.tasks.miniature`` (best reachable accuracy; naive Bayes
+As printed by ``python -m benchmarks.text_world`` (best reachable accuracy; naive Bayes
 trained on 4000 and tested on 1000 documents, mean of five draws; mean words; vocabulary)::
 
     task     classes    best naive Bayes  words  vocab
@@ -35,22 +34,7 @@ Bayes accuracy alone, never by anything about model merging. Any later change to
 generated bumps the version, and the report must list its claims before and after.
 """
 
-from mergelib.tasks.miniature.grammar import WORLD_VERSION
-from mergelib.tasks.miniature.text import (
-    TEXT_TASKS,
-    best_accuracy,
-    corpus,
-    find_cues,
-    generate,
-    posterior,
-)
+from .grammar import WORLD_VERSION
+from .text import TEXT_TASKS, corpus, generate
 
-__all__ = [
-    "TEXT_TASKS",
-    "WORLD_VERSION",
-    "best_accuracy",
-    "corpus",
-    "find_cues",
-    "generate",
-    "posterior",
-]
+__all__ = ["TEXT_TASKS", "WORLD_VERSION", "corpus", "generate"]

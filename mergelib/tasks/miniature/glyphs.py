@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import yaml
 
+from ...core.documents import own_yaml
 from .drawing import Array, Draws, corners, segment
 
 # Strokes as corners in a box of width and height 1, y pointing down.
 STROKES: dict[str, list[list[list[float]]]] = {
     name: [corners(stroke) for stroke in strokes.split("|")]
-    for name, strokes in yaml.safe_load(
-        Path(__file__).with_name("glyphs.yaml").read_text("utf-8")
-    ).items()
+    for name, strokes in own_yaml(__file__, "glyphs.yaml").items()
 }
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-LETTERS = tuple(name for name in STROKES if name not in DIGITS)
-GLYPHS = DIGITS + LETTERS
+GLYPHS = DIGITS + tuple(name for name in STROKES if name not in DIGITS)
 
 
-def _tables() -> tuple[Array, Array]:
-    """Return centred corners ``[G, P, 2]`` and segments ``[G, S, 2]``, which are pairs of corners.
-
-    Short rows repeat their last entry.
-    """
-    points, pairs = [], []
-    for name in GLYPHS:
-        ends = [p for stroke in STROKES[name] for p in stroke]
-        starts = np.cumsum([0, *(len(s) for s in STROKES[name])])
-        joins = [
-            (a + i, a + i + 1)
-            for a, stroke in zip(starts, STROKES[name], strict=False)
-            for i in range(len(stroke) - 1)
-        ]
-        points.append(ends)
-        pairs.append(joins)
-    n_points, n_pairs = max(map(len, points)), max(map(len, pairs))
-    centred = np.array(
-        [p + [p[-1]] * (n_points - len(p)) for p in points], dtype=np.float32
-    ) - np.float32(0.5)
-    return centred, np.array([s + [s[-1]] * (n_pairs - len(s)) for s in pairs])
+def _padded(rows: list[list]) -> Array:
+    """Rows as an array; short ones repeat their last entry."""
+    longest = max(map(len, rows))
+    return np.array([row + [row[-1]] * (longest - len(row)) for row in rows])
 
 
-CORNERS, SEGMENTS = _tables()
+def _segments(strokes: list[list[list[float]]]) -> list[tuple[int, int]]:
+    """Pairs of neighbouring corners, counted over all strokes of a glyph."""
+    starts = np.cumsum([0, *map(len, strokes)])
+    return [
+        (a + i, a + i + 1)
+        for a, stroke in zip(starts, strokes, strict=False)
+        for i in range(len(stroke) - 1)
+    ]
+
+
+# Centred corners [G, P, 2], and segments [G, S, 2], which are pairs of corners.
+CORNERS = _padded([[c for stroke in STROKES[g] for c in stroke] for g in GLYPHS])
+CORNERS = CORNERS.astype(np.float32) - np.float32(0.5)
+SEGMENTS = _padded([_segments(STROKES[g]) for g in GLYPHS])
 
 
 def glyph(
@@ -74,10 +65,8 @@ def glyph(
     y = moved[:, :, 1] * height[:, :, 0]
     x = moved[:, :, 0] * width[:, :, 0] - slant[:, :, 0] * y
     rows = np.arange(len(which))
-    nearest = None
-    for s in range(SEGMENTS.shape[1]):
-        a, b = SEGMENTS[which, s, 0], SEGMENTS[which, s, 1]
+    nearest = np.float32(np.inf)
+    for a, b in SEGMENTS[which].transpose(1, 2, 0):
         ends = [values[rows, i][:, None, None] for i in (a, b) for values in (x, y)]
-        squared = segment(u, v, *ends)
-        nearest = squared if nearest is None else np.minimum(nearest, squared)
+        nearest = np.minimum(nearest, segment(u, v, *ends))
     return np.sqrt(nearest)
