@@ -1,27 +1,23 @@
 """Merging in pieces equals the formulas on whole tensors, whatever the size of a piece; Ties'
 thresholds are exact by either way."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mergelib.merging import get_method, states
 from mergelib.merging import ties as ties_module
 from mergelib.merging.states import add_scaled, flat_task_vectors, float_names, unflatten
+from mergelib.merging.streaming import stream
 from mergelib.merging.ties import (
     counted_thresholds,
-    merge_piece,
     thresholds,
     thresholds_between,
-    trimmed_and_elected,
 )
 
 
-def trim(tau: Tensor, keep: float) -> Tensor:
+def trim(tau, keep):
     """``tau [D]`` with all but the int(D * keep) largest magnitudes, and what ties, set to 0."""
     n_keep = int(tau.numel() * keep)
     if n_keep == 0:
@@ -31,7 +27,7 @@ def trim(tau: Tensor, keep: float) -> Tensor:
     return torch.where(magnitude >= threshold, tau, 0.0)
 
 
-def agreeing(trimmed: Tensor) -> Tensor:
+def agreeing(trimmed):
     """The entries of ``[T, D]`` that carry the elected sign: of the column's sum, or of all
     signs."""
     signs = trimmed.sum(0).sign()
@@ -39,7 +35,7 @@ def agreeing(trimmed: Tensor) -> Tensor:
     return torch.where(signs > 0, trimmed > 0, trimmed < 0)
 
 
-def merged_vector(taus: list[Tensor], keep: float, combine: str) -> Tensor:
+def merged_vector(taus, keep, combine):
     """The T task vectors ``[D]`` merged; added up one after the other."""
     trimmed = torch.stack([trim(tau, keep) for tau in taus])
     agrees = agreeing(trimmed)
@@ -81,7 +77,7 @@ def make(kind, seed, dtype=torch.float32, n_experts=5):
 @pytest.mark.parametrize("kind", ["random", "whole"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
-    ("name", "options"),
+    "name, options",
     [
         ("weight_averaging", {}),
         ("task_arithmetic", {"lam": 0.7}),
@@ -135,7 +131,7 @@ def test_both_ways_to_a_threshold_find_the_value_of_a_sort(seed, size, keep, kin
     )  # not strictly between
 
 
-@pytest.mark.parametrize(("share", "sampled"), [(1.0, True), (0.1, False)])
+@pytest.mark.parametrize("share, sampled", [(1.0, True), (0.1, False)])
 def test_a_sample_brackets_the_threshold_or_it_is_counted(monkeypatch, share, sampled):
     """With nine of ten entries equal to the base the threshold is 0, and no bracket lies strictly
     around it."""
@@ -166,40 +162,21 @@ def test_a_sample_brackets_the_threshold_or_it_is_counted(monkeypatch, share, sa
 def test_cancelled_columns_of_an_early_piece_wait_for_the_overall_sign(
     monkeypatch, towards, combine
 ):
-    """The first pieces cancel; only the last one says which way the network points."""
+    """The first pieces cancel; only the last one says which way the network points. In memory as
+    from disk."""
     monkeypatch.setattr(states, "PIECE", 16)
     g = torch.Generator().manual_seed(0)
     a = torch.randn(100, generator=g)
     b = torch.cat([-a[:70], a[70:]])
     a[70:], b[70:] = a[70:].abs() * towards, b[70:].abs() * towards
     base, experts = {"w": torch.zeros(100)}, [{"w": a}, {"w": b}]
-    merged = get_method("ties")(base, experts, lam=1.0, keep=0.8, combine=combine)["w"]
-    assert torch.equal(
-        merged, reference("ties", base, experts, lam=1.0, keep=0.8, combine=combine)["w"]
-    )
+    options = {"lam": 1.0, "keep": 0.8, "combine": combine}
+    merged = get_method("ties")(base, experts, **options)["w"]
+    assert torch.equal(merged, reference("ties", base, experts, **options)["w"])
     assert ((merged[:70] * towards) >= 0).all() and (merged[:70] != 0).any()
-
-
-@pytest.mark.parametrize("combine", ["sum", "mean"])
-def test_a_piece_is_trimmed_and_merged_as_the_whole(combine):
-    """At an infinite threshold nothing is left, at 0 everything."""
-    tau = torch.tensor([[3.0, -2.0, 0.5, 1.0], [-1.0, -2.5, 2.0, -1.0]])
-
-    def merged(*smallest):
-        return merge_piece(torch.zeros(4), list(tau), smallest, -1, combine)[0].tolist()
-
-    half = 2 if combine == "mean" else 1
-    assert merged(1.0, 2.0) == [3.0, -4.5 / half, 2.0, 1.0]
-    assert merged(0.0, float("inf")) == tau[0].tolist()
-    assert merged(0.0, 0.0) == [3.0, -4.5 / half, 2.5 / half, -1.0]
-
-
-def test_what_is_summed_is_trimmed_and_agrees():
-    g = torch.Generator().manual_seed(0)
-    base, *experts = torch.randn(4, 500, generator=g)
-    trimmed = torch.stack([trim(e - base, 0.3) for e in experts])
-    expected = torch.where(agreeing(trimmed), trimmed, 0.0)
-    assert torch.equal(trimmed_and_elected(base, experts, 0.3), expected)
+    rows = torch.stack([base["w"], a, b]).split(7, dim=1)
+    streamed = stream(get_method("ties"), lambda: ((r[0], [r[1], r[2]]) for r in rows), **options)
+    assert torch.equal(torch.cat(list(streamed)), merged)
 
 
 @pytest.mark.parametrize("name", ["weight_averaging", "task_arithmetic", "ties"])

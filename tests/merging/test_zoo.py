@@ -1,8 +1,6 @@
 """The zoo on weights alone: closed forms, slow references from the formulas (methods.md A7-A20),
 chance, broken options."""
 
-from __future__ import annotations
-
 import math
 from itertools import combinations
 
@@ -17,10 +15,8 @@ from mergelib.core.identity import is_ours
 from mergelib.merging import METHODS, get_method, method
 from mergelib.merging.dropping import dare, magprune
 from mergelib.merging.masks import tall_mask
-from mergelib.merging.spectral import polar
 
 ON_WEIGHTS = sorted(n for n, m in METHODS.items() if not m.needs)
-RANDOM = ["dare_average", "dare_task_arithmetic", "dare_ties", "della"]
 SEEDS = range(3)
 
 
@@ -32,7 +28,7 @@ def as_list(merged):
     return merged if isinstance(merged, list) else [merged]
 
 
-def make_state(seed: int) -> dict[str, torch.Tensor]:
+def make_state(seed):
     """Matrices, one of them a vocabulary and tied, a vector, a scalar, an image kernel, empty and
     integer tensors."""
     g = torch.Generator().manual_seed(seed)
@@ -61,7 +57,7 @@ FLOATS = [
 MATRICES = ["b.weight", "c.weight"]
 
 
-def make_states(seed: int, n_experts: int = 3):
+def make_states(seed, n_experts=3):
     return make_state(100 * seed), [make_state(100 * seed + t) for t in range(1, n_experts + 1)]
 
 
@@ -77,7 +73,7 @@ def assert_states_close(a, b, atol=1e-5):
         )
 
 
-def on_two_tensors(taus: list[list[float]]):
+def on_two_tensors(taus):
     """Base (all ones) and experts whose task vectors, cut into two tensors, are ``taus``: what is
     global must span the cut."""
     cut = len(taus[0]) // 2
@@ -85,7 +81,7 @@ def on_two_tensors(taus: list[list[float]]):
     return base, [{"x": 1 + torch.tensor(t[:cut]), "y": 1 + torch.tensor(t[cut:])} for t in taus]
 
 
-def tau_of(merged) -> list[float]:
+def tau_of(merged):
     """The merged task vector, for bases from ``on_two_tensors``."""
     return (torch.cat([merged["x"], merged["y"]]) - 1).tolist()
 
@@ -107,47 +103,6 @@ def columns(taus):
 
 # ---- closed forms (methods.md G1, G2, G4, G5) ----------------------------------------------------
 
-# Options under which T copies of one checkpoint give that checkpoint, and under which a single
-# expert comes back.
-COPIES = [
-    ("dare_average", {"drop": 0.0}),
-    ("dare_task_arithmetic", {"drop": 0.0, "lam": 1 / 3}),
-    ("model_stock", {}),
-    ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0, "combine": "mean"}),
-    ("magmax", {"lam": 1.0}),
-    ("emr_merging", {}),
-    ("della", {"drop": 0.0, "window": 0.0}),
-    ("model_breadcrumbs", {"lam": 1 / 3, "keep": 1.0, "drop_top": 0.0}),
-]
-ALONE = [
-    ("dare_task_arithmetic", {"drop": 0.0, "lam": 1.0}),
-    ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0}),
-    ("dare_average", {"drop": 0.0}),
-    ("magmax", {"lam": 1.0}),
-    ("model_stock", {}),
-    ("emr_merging", {}),
-    ("tall_masks", {}),
-    ("tsv_merge", {}),
-    ("tsv_merge", {"exclude": ()}),
-    ("della", {"drop": 0.0, "window": 0.0}),
-    ("consensus", {"lam": 1.0, "agree": 1}),
-    ("model_breadcrumbs", {"lam": 1.0, "keep": 1.0, "drop_top": 0.0}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), COPIES)
-def test_identical_experts_merge_to_themselves(name, options):
-    base, experts = make_states(0)
-    for merged in as_list(merge(name, base, experts[:1] * 3, **options)):
-        assert_states_close(merged, experts[0] | {"position_ids": base["position_ids"]})
-
-
-@pytest.mark.parametrize(("name", "options"), ALONE)
-def test_a_single_expert_comes_back(name, options):
-    base, experts = make_states(1, n_experts=1)
-    for merged in as_list(merge(name, base, experts, **options)):
-        assert_states_close(merged, experts[0] | {"position_ids": base["position_ids"]})
-
 
 @pytest.mark.parametrize("name", ["iso_c", "iso_cts", "tsv_merge"])
 def test_copies_do_not_come_back_from_the_spectral_methods(name):
@@ -165,7 +120,7 @@ def test_experts_that_never_moved_leave_the_base(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "wrapped", "options"),
+    "name, wrapped, options",
     [
         ("dare_average", "weight_averaging", {}),
         ("dare_task_arithmetic", "task_arithmetic", {"lam": 0.4}),
@@ -188,16 +143,6 @@ def test_without_dropping_a_method_is_the_one_it_wraps(name, wrapped, options):
         )
 
 
-@pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if n not in RANDOM])
-def test_order_of_experts_does_not_matter(name):
-    """But for equal magnitudes in MagMax; what is given per task comes in the order of the
-    experts."""
-    base, experts = make_states(4)
-    there, back = as_list(merge(name, base, experts)), as_list(merge(name, base, experts[::-1]))
-    for a, b in zip(there, back[::-1], strict=True):
-        assert_states_close(a, b, atol=3e-5)  # Iso-CTS: three SVDs in float32
-
-
 @pytest.mark.parametrize("name", ON_WEIGHTS)
 def test_only_differences_count(name):
     """The same shift of base and experts shifts the merge. Weights lie on a grid, so that task
@@ -215,30 +160,11 @@ def test_only_differences_count(name):
         assert_states_close(a, {n: t + 8 for n, t in b.items()})
 
 
-@pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if METHODS[n].has_lam])
-def test_a_scan_equals_separate_merges(name):
-    base, experts = make_states(6)
-    lams = [0.1, 0.5, 1.0]
-    for lam, scanned in zip(lams, get_method(name).scan(base, experts, lams), strict=True):
-        for a, b in zip(
-            as_list(scanned), as_list(merge(name, base, experts, lam=lam)), strict=True
-        ):
-            assert all(torch.equal(a[n], b[n]) for n in base)
-
-
 # ---- DARE and DELLA: chance ----------------------------------------------------------------------
 
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_a_seed_fixes_the_bytes(name):
-    base, experts = make_states(7)
-    first, again, other = (merge(name, base, experts, seed=s) for s in (1, 1, 2))
-    assert all(torch.equal(first[n], again[n]) for n in base)
-    assert any(not torch.equal(first[n], other[n]) for n in MATRICES)
 
 
 def test_dare_drops_that_share_and_rescales_the_rest():
@@ -251,22 +177,6 @@ def test_dare_drops_that_share_and_rescales_the_rest():
         assert float((~kept).float().mean()) == pytest.approx(
             drop, abs=5 * math.sqrt(drop * (1 - drop) / 10_000)
         )
-
-
-@pytest.mark.parametrize(
-    ("name", "wrapped", "scale"),
-    [("dare_average", "weight_averaging", 1 / 3), ("dare_task_arithmetic", "task_arithmetic", 0.3)],
-)
-def test_dare_on_average_changes_nothing(name, wrapped, scale):
-    """Over seeds, the mean tends to the wrapped method: here within five standard errors of each
-    entry."""
-    base, *experts = [{"w": torch.randn(50, generator=seeded(s))} for s in range(4)]
-    runs, drop = 300, 0.5
-    mean = torch.stack(
-        [merge(name, base, experts, drop=drop, seed=s)["w"] for s in range(runs)]
-    ).mean(0)
-    spread = scale * (sum((e["w"] - base["w"]) ** 2 for e in experts) * drop / (1 - drop)).sqrt()
-    assert ((mean - merge(wrapped, base, experts)["w"]).abs() <= 5 * spread / math.sqrt(runs)).all()
 
 
 def test_each_expert_is_dropped_by_its_own_draw():
@@ -287,14 +197,14 @@ def test_dare_ties_drops_before_it_trims():
     assert torch.equal(merged[kept], 2 * expert["w"][kept])
 
 
-def magprune_probabilities(row: list[float], drop: float, window: float) -> list[float]:
+def magprune_probabilities(row, drop, window):
     """density - eps + 2 eps rho, rho the rank of the magnitude, 0 for the smallest and 1 for the
     largest."""
     ranks = [sum(abs(other) < abs(v) for other in row) for v in row]
     return [1 - drop - window / 2 + window * r / (len(row) - 1) for r in ranks]
 
 
-@pytest.mark.parametrize(("drop", "window"), [(0.3, 0.14), (0.5, 0.6), (0.4, 0.0), (0.3, 0.6)])
+@pytest.mark.parametrize("drop, window", [(0.3, 0.14), (0.5, 0.6), (0.4, 0.0), (0.3, 0.6)])
 def test_magprune_keeps_by_rank_and_rescales_by_its_own_chance(drop, window):
     row = [0.5, -3.0, 0.1, 2.0, -1.0]
     chances = magprune_probabilities(row, drop, window)
@@ -356,7 +266,7 @@ def test_magmax_equals_the_slow_reference(taus):
     assert tau_of(merged) == pytest.approx([0.5 * v for v in slow_magmax(taus)], abs=1e-6)
 
 
-def slow_breadcrumbs_row(row: list[float], keep: float, drop_top: float) -> list[float]:
+def slow_breadcrumbs_row(row, keep, drop_top):
     order = sorted(range(len(row)), key=lambda j: -abs(row[j]))
     first = int(drop_top * len(row))
     kept = order[first : first + max(1, int(keep * len(row)))]
@@ -364,7 +274,7 @@ def slow_breadcrumbs_row(row: list[float], keep: float, drop_top: float) -> list
 
 
 @pytest.mark.parametrize(
-    ("keep", "drop_top"),
+    "keep, drop_top",
     [(0.15, 0.006), (0.5, 0.2), (0.25, 0.5), (0.34, 0.0), (1.0, 0.3), (0.01, 0.99)],
 )
 @pytest.mark.parametrize("seed", SEEDS)
@@ -386,26 +296,10 @@ def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
         np.testing.assert_allclose(merged[n].numpy(), expected, atol=1e-5)
 
 
-def test_breadcrumbs_by_hand():
-    """Of ten entries the largest goes as an outlier, the next two stay. A row too short for its
-    share keeps one entry."""
-    base = {"long": torch.zeros(10), "short": torch.zeros(2, 3), "scalar": torch.tensor(0.0)}
-    expert = {
-        "long": torch.tensor([1.0, -9, 2, 8, 3, -7, 4, 6, 5, 0]),
-        "short": torch.tensor([[1.0, -3, 2], [5, 4, 6]]),
-        "scalar": torch.tensor(2.0),
-    }
-    merged = merge("model_breadcrumbs", base, [expert], lam=1.0, keep=0.2, drop_top=0.1)
-    assert merged["long"].tolist() == [0, 0, 0, 8, 0, -7, 0, 0, 0, 0]
-    assert merged["short"].tolist() == [[0, -3, 0], [0, 0, 6]]
-    assert merged["scalar"].item() == 2
-
-
 # ---- TALL-masks, Consensus, EMR ------------------------------------------------------------------
 
-QUARTERS = st.sampled_from(
-    [0.0, 0.25, 0.5, 1.0, 2.0]
-)  # exact in binary, so that the strict comparison is tested
+# Exact in binary, so that the strict comparison is tested.
+THRESHOLDS = st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 2.0**20])
 
 
 def slow_tall_masks(taus, lam):
@@ -415,7 +309,7 @@ def slow_tall_masks(taus, lam):
     ]
 
 
-@given(taus=task_vectors(), lam=QUARTERS)
+@given(taus=task_vectors(), lam=THRESHOLDS)
 def test_tall_masks_equal_the_slow_reference(taus, lam):
     totals = [sum(c) for c in columns(taus)]
     given_back = merge("tall_masks", *on_two_tensors(taus), lam=lam)
@@ -425,20 +319,7 @@ def test_tall_masks_equal_the_slow_reference(taus, lam):
         assert tau_of(merged) == [m * s for m, s in zip(mask, totals, strict=True)]
 
 
-def test_a_huge_threshold_masks_everything_and_none_keeps_all_that_moved():
-    base, experts = on_two_tensors([[1.0, 0.0, -2.0, 4.0], [2.0, 3.0, 1.0, 0.0]])
-    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=0.0)] == [
-        [3, 0, -1, 4],
-        [3, 3, -1, 0],
-    ]
-    # An entry that no other expert touches is kept at any threshold.
-    assert [tau_of(m) for m in merge("tall_masks", base, experts, lam=1e6)] == [
-        [0, 0, 0, 4],
-        [0, 3, 0, 0],
-    ]
-
-
-@given(taus=task_vectors(), threshold=QUARTERS, agree=st.integers(0, 5))
+@given(taus=task_vectors(), threshold=THRESHOLDS, agree=st.integers(0, 5))
 def test_consensus_equals_the_slow_reference(taus, threshold, agree):
     votes = [sum(c) for c in columns(slow_tall_masks(taus, threshold))]
     expected = [
@@ -529,7 +410,7 @@ def test_pcb_is_not_diluted_by_an_expert_that_never_moved():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "clamp"), [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)]
+    "ratio, clamp", [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)]
 )
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pcb_equals_the_slow_reference(seed, ratio, clamp):
@@ -602,10 +483,11 @@ def slow_iso_cts(taus, common):
 
 
 @pytest.mark.parametrize(
-    ("name", "slow", "options"),
+    "name, slow, options",
     [("tsv_merge", slow_tsv, {}), ("iso_c", slow_iso_c, {})]
     + [
-        ("iso_cts", lambda taus, c=c: slow_iso_cts(taus, c), {"common": c}) for c in (0.8, 0.5, 0.2)
+        ("iso_cts", lambda taus, c=c: slow_iso_cts(taus, c), {"common": c})
+        for c in (1.0, 0.8, 0.5, 0.2)
     ],
 )
 @pytest.mark.parametrize("seed", SEEDS)
@@ -653,21 +535,6 @@ def test_more_experts_than_directions_are_averaged():
     )
 
 
-def test_iso_c_is_isotropic_and_iso_cts_with_all_directions_common_is_iso_c():
-    for seed in SEEDS:
-        base, experts = make_states(seed)
-        merged = merge("iso_c", base, experts, lam=1.0)
-        for n in MATRICES:
-            summed = torch.linalg.svdvals(sum(e[n] - base[n] for e in experts))
-            torch.testing.assert_close(
-                torch.linalg.svdvals(merged[n] - base[n]),
-                summed.mean().expand(len(summed)),
-                atol=1e-4,
-                rtol=0,
-            )
-        assert_states_close(merge("iso_cts", base, experts, common=1.0), merged, atol=1e-4)
-
-
 @pytest.mark.parametrize("common", [0.0, 0.3, 0.8])
 def test_iso_cts_is_isotropic_however_the_directions_are_shared_out(common):
     """Also where rounding would give the tasks more directions than there are: rank 5 for three
@@ -679,20 +546,6 @@ def test_iso_cts_is_isotropic_however_the_directions_are_shared_out(common):
         torch.testing.assert_close(
             spectrum, spectrum.mean().expand(len(spectrum)), atol=1e-4, rtol=0
         )
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4), (1, 6)])
-def test_the_polar_factor_is_the_nearest_orthonormal_matrix(shape):
-    """Orthonormal along the short side, and M = Q P with P symmetric and without negative
-    eigenvalues."""
-    for seed in SEEDS:
-        matrix = torch.randn(shape, generator=seeded(seed))
-        q = polar(matrix)
-        tall, q_tall = (matrix, q) if shape[0] >= shape[1] else (matrix.mT, q.mT)
-        torch.testing.assert_close(q_tall.mT @ q_tall, torch.eye(min(shape)), atol=1e-5, rtol=0)
-        p = q_tall.mT @ tall
-        torch.testing.assert_close(p, p.mT, atol=1e-4, rtol=0)
-        assert torch.linalg.eigvalsh((p + p.mT) / 2).min() > -1e-4
 
 
 # ---- Model Stock ---------------------------------------------------------------------------------
@@ -740,40 +593,7 @@ def test_experts_that_disagree_leave_model_stock_at_the_base():
     ]
 
 
-# ---- broken options ------------------------------------------------------------------------------
-
-NAN = float("nan")
-OUT_OF_RANGE = (
-    [(n, {"drop": d}, "drop") for n in RANDOM for d in (-0.1, 1.0, 1.5, NAN)]
-    + [
-        (n, {"keep": k}, "keep")
-        for n in ("dare_ties", "model_breadcrumbs")
-        for k in (0, -0.1, 1.01, NAN)
-    ]
-    + [("dare_ties", {"combine": "max"}, "combine")]
-    + [("model_breadcrumbs", {"drop_top": d}, "drop_top") for d in (-0.1, 1.0, NAN)]
-    + [("pcb_merging", {"ratio": r}, "ratio") for r in (0, -0.1, 1.01, NAN)]
-    + [("pcb_merging", {"clamp": c}, "clamp") for c in (-0.01, 0.5, NAN)]
-    + [
-        ("della", {"drop": d, "window": w}, "window")
-        for d, w in ((0.0, 0.14), (0.05, 0.2), (0.9, 0.2), (0.9, 0.4), (0.5, -0.1), (0.5, NAN))
-    ]
-    + [("iso_cts", {"common": c}, "common") for c in (-0.1, 1.1, NAN)]
-)
-
-
-@pytest.mark.parametrize(("name", "options", "said"), OUT_OF_RANGE)
-def test_options_outside_their_range_are_refused_by_name_and_range(name, options, said):
-    with pytest.raises(ConfigError, match=rf"\b{said}\b") as error:
-        merge(name, *make_states(0), **options)
-    assert (
-        "'sum' or 'mean'" in str(error.value)
-        if said == "combine"
-        else any(b in str(error.value) for b in ("[", "]", "(", ")", "finite number"))
-    )
-    assert name == "della" or any(
-        str(v) in str(error.value) for v in options.values()
-    )  # DELLA's bounds are on a sum
+# ---- a method of one's own -----------------------------------------------------------------------
 
 
 def test_a_direction_of_ones_own_is_scaled_and_no_method_of_ours(monkeypatch):
