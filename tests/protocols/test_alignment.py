@@ -1,8 +1,6 @@
 """The ladder: planted maps come back, constraints hold, batches equal single fits, nothing depends
 on conventions."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,17 +26,17 @@ RUNGS = tuple(TABLE_1)
 ORTHOGONAL = [r.name for r in TABLE_1.values() if r.constraint == "orthogonal"]
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def rotation(d: int, seed: int = 0, size: float = 0.5) -> torch.Tensor:
+def rotation(d, seed=0, size=0.5):
     """A rotation that is far from symmetric, so that A and A^T cannot be confused."""
     skew = size * normal(d, d, seed=seed)
     return torch.matrix_exp(skew - skew.mT)
 
 
-def planted(rung: str, n: int = 200, d: int = 8, n_fits: int = 3) -> tuple[torch.Tensor, ...]:
+def planted(rung, n=200, d=8, n_fits=3):
     """X [B, n, d] with a mean, Y = A x + b written without matrix conventions, and the rung's map
     (A, b)."""
     spec = TABLE_1[rung]
@@ -67,21 +65,15 @@ def test_closed_form_recovers_a_planted_map(rung, dtype):
     torch.testing.assert_close(found.apply(X), Y, atol=3e-5 * float(X.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_l1_fit_recovers_a_planted_map_to_two_hundredths(rung):
+@pytest.mark.parametrize(
+    "rung, exact", [(r, False) for r in RUNGS] + [(r, True) for r in ORTHOGONAL]
+)
+def test_l1_fit_recovers_a_planted_map_to_two_hundredths(rung, exact):
     X, Y, A, b = planted(rung)
-    found = fit_l1(X, Y, rung)
+    found = fit_l1(X, Y, rung, exact=exact)
     assert (found.A - A).abs().max() < 0.02
     assert (found.b - b).abs().max() < 0.02
-
-
-@pytest.mark.parametrize("rung", ORTHOGONAL)
-def test_exact_l1_fit_recovers_a_planted_map_and_is_orthogonal(rung):
-    X, Y, A, b = planted(rung)
-    found = fit_l1(X, Y, rung, exact=True)
-    assert (found.A - A).abs().max() < 0.02
-    assert (found.b - b).abs().max() < 0.02
-    assert diagnose(found, X, Y)["orthogonality_max"].max() < 1e-5
+    assert not exact or diagnose(found, X, Y)["orthogonality_max"].max() < 1e-5
 
 
 def test_a_reflection_is_recovered_too():
@@ -103,7 +95,7 @@ def test_l1_fit_crosses_to_the_other_sign_of_det():
         assert (found.A - A).abs().max() < 0.03, seed
 
 
-def constraint_holds(found: AffineMap, rung: str, tolerance: float) -> None:
+def constraint_holds(found, rung, tolerance):
     spec = TABLE_1[rung]
     assert torch.isfinite(found.A).all() and torch.isfinite(found.b).all()
     assert spec.shift or not found.b.any()
@@ -170,14 +162,6 @@ def test_equal_features_give_the_identity_in_closed_form(rung, n):
     torch.testing.assert_close(found.b, torch.zeros(2, 10), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_equal_features_give_nearly_the_identity_in_l1(rung):
-    X = normal(1, 100, 8) + 1
-    found = fit_l1(X, X.clone(), rung)
-    assert (found.A - torch.eye(8)).abs().max() < 0.02
-    assert found.b.abs().max() < 0.02
-
-
 def test_fewer_inputs_than_dimensions_leave_unseen_directions_alone():
     """n = 3 in R^10, all in the first four axes: the other axes are neither turned nor shrunk."""
     X, Y = torch.zeros(2, 3, 10), torch.zeros(2, 3, 10)
@@ -186,23 +170,6 @@ def test_fewer_inputs_than_dimensions_leave_unseen_directions_alone():
         A = fit_closed_form(X, Y, rung).A
         torch.testing.assert_close(A[:, 4:, 4:], torch.eye(6).expand(2, 6, 6), atol=1e-5, rtol=0)
         torch.testing.assert_close(A[:, :4, 4:], torch.zeros(2, 4, 6), atol=1e-5, rtol=0)
-
-
-def test_nested_rungs_have_ordered_squared_residuals():
-    """Only nested pairs: the ladder is no chain (Euclidean has a shift that linear lacks)."""
-    X, Y = normal(3, 80, 6, seed=1) + 1, normal(3, 80, 6, seed=2) - 1
-    left = {r: (fit_closed_form(X, Y, r).apply(X) - Y).square().sum((-2, -1)) for r in RUNGS}
-    pairs = [
-        ("affine", "linear"),
-        ("affine", "euclidean"),
-        ("linear", "orthogonal"),
-        ("euclidean", "orthogonal"),
-        ("linear", "scaling"),
-    ]
-    for wide, narrow in pairs:
-        assert (left[wide] <= left[narrow] * (1 + 1e-5)).all(), (wide, narrow)
-    assert torch.equal(left["linear"], left["invertible"])
-    assert (left["orthogonal"] <= (X - Y).square().sum((-2, -1)) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("rung", RUNGS)
@@ -270,19 +237,6 @@ def test_a_batch_equals_single_fits(rung, dtype):
             torch.testing.assert_close(alone.b[0], whole.b[i], atol=tolerance, rtol=0)
             single = diagnose(alone, X[i : i + 1], Y[i : i + 1])["l1_after"][0]
             torch.testing.assert_close(single, distance[i], atol=0, rtol=2e-3)
-
-
-@pytest.mark.parametrize("rung", ORTHOGONAL)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_long_exact_fit_comes_equally_near_in_a_batch_and_alone(rung, dtype):
-    """After 200 steps rounding has grown to where A differs in the fifth digit; how near it comes
-    does not."""
-    X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
-    distance = diagnose(fit_l1(X, Y, rung, steps=200, exact=True), X, Y)["l1_after"]
-    for i in range(4):
-        x, y = X[i : i + 1], Y[i : i + 1]
-        alone = diagnose(fit_l1(x, y, rung, steps=200, exact=True), x, y)["l1_after"][0]
-        torch.testing.assert_close(alone, distance[i], atol=0, rtol=2e-3)
 
 
 @pytest.mark.parametrize("rung", RUNGS)

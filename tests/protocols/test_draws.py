@@ -1,7 +1,5 @@
 """Draws: nested in k, balanced, fixed by the seed alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

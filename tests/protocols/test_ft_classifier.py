@@ -1,7 +1,5 @@
 """FT-Classifier: gradient in closed form, a plain torch reference, and fits that share nothing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given
@@ -45,13 +43,6 @@ def test_kl_is_the_double_precision_sum_and_never_negative(pairs):
     assert found == pytest.approx(slow, abs=1e-4, rel=1e-4)
     assert found >= -1e-6
     assert float(kl_to_teacher(teacher, teacher)) == 0
-
-
-def test_kl_has_the_teacher_first():
-    """p = (1/2, 1/2), q = (3/4, 1/4): KL(p || q) = ln(2 / sqrt 3); the other direction is another number."""
-    p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.75, 0.25]).log()
-    assert float(kl_to_teacher(q, p)) == pytest.approx(0.143841, abs=1e-6)
-    assert float(kl_to_teacher(p, q)) == pytest.approx(0.130812, abs=1e-6)
 
 
 class Recorder:
@@ -108,41 +99,30 @@ def test_an_aligned_student_keeps_its_head(preset):
     assert (one_step.weight - head.weight).abs().max() <= 1.001e-3
 
 
-@pytest.mark.parametrize("preset", ["default", "released"])
-def test_a_batch_equals_single_fits(preset):
-    z, teacher, head = example(n_fits=4)
-    together = ft_classifier(z, teacher, head, get_preset(preset), seed=3)
-    for i in range(4):
-        alone = ft_classifier(z[i : i + 1], teacher[i : i + 1], head, get_preset(preset), seed=3)
-        torch.testing.assert_close(together.weight[i], alone.weight[0], atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(together.bias[i], alone.bias[0], atol=2e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     "preset",
     [get_preset("default"), FTPreset(5e-3, 3, batch_size=5), FTPreset(5e-4, 5, batch_size=1)],
 )
 def test_equals_a_plain_training_loop(preset):
-    """nn.Linear, torch.optim.Adam and torch's own kl_div, with the same order of minibatches."""
-    z, teacher, head = example(n_fits=1, n=12)
-    linear = nn.Linear(6, 4)
-    linear.load_state_dict({"weight": head.weight, "bias": head.bias})
-    adam = torch.optim.Adam(linear.parameters(), lr=preset.lr)
-    orders = torch.Generator().manual_seed(9)
-    for _ in range(preset.epochs):
-        order = torch.randperm(12, generator=orders) if preset.batch_size else torch.arange(12)
-        for rows in order.split(preset.batch_size or 12):
-            loss = nn.functional.kl_div(
-                linear(z[0, rows]).log_softmax(-1),
-                teacher[0, rows].softmax(-1),
-                reduction="batchmean",
-            )
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
+    """nn.Linear, torch.optim.Adam and torch's own kl_div for each fit of a batch, with the same
+    order of minibatches."""
+    z, teacher, head = example(n_fits=3, n=12)
     fitted = ft_classifier(z, teacher, head, preset, seed=9)
-    torch.testing.assert_close(fitted.weight[0], linear.weight.detach(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(fitted.bias[0], linear.bias.detach(), atol=1e-4, rtol=1e-4)
+    for i in range(3):
+        linear = nn.Linear(6, 4)
+        linear.load_state_dict({"weight": head.weight, "bias": head.bias})
+        adam = torch.optim.Adam(linear.parameters(), lr=preset.lr)
+        orders = torch.Generator().manual_seed(9)
+        for _ in range(preset.epochs):
+            order = torch.randperm(12, generator=orders) if preset.batch_size else torch.arange(12)
+            for rows in order.split(preset.batch_size or 12):
+                student, target = linear(z[i, rows]).log_softmax(-1), teacher[i, rows].softmax(-1)
+                loss = nn.functional.kl_div(student, target, reduction="batchmean")
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+        torch.testing.assert_close(fitted.weight[i], linear.weight.detach(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(fitted.bias[i], linear.bias.detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_it_leaves_the_head_it_starts_from_alone_and_lowers_the_loss():

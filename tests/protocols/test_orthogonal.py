@@ -1,10 +1,7 @@
 """The orthogonal classifier turns W_t and does nothing else to it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 
 from mergelib.core.errors import DataError, UnknownNameError
 from mergelib.core.types import Head
@@ -16,20 +13,20 @@ PRESET = PRESETS["default"]
 SHAPES = [(3, 8), (8, 8), (11, 8)]  # C below, at and above d
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def head(C: int = 3, d: int = 8, seed: int = 10) -> Head:
+def head(C=3, d=8, seed=10):
     return Head(normal(C, d, seed=seed), normal(C, seed=seed + 1))
 
 
-def rotation(d: int, size: float = 0.15) -> Tensor:
+def rotation(d, size=0.15):
     skew = size * normal(d, d, seed=3)
     return torch.matrix_exp(skew - skew.mT)
 
 
-def loss(found: Head, X: Tensor, Y: Tensor, start: Head) -> Tensor:
+def loss(found, X, Y, start):
     return kl_to_teacher(found.logits(X), start.logits(Y)).mean(-1)
 
 
@@ -60,15 +57,6 @@ def test_a_head_of_lower_rank_is_no_exception(fit):
     ).weight[0]
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found[3], found[0] + found[1], atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("C, d", SHAPES)
-def test_kl_fit_starts_at_the_fine_tuned_head(C, d):
-    start = head(C, d)
-    found = orthogonal_classifier(
-        normal(2, 9, d, seed=1), normal(2, 9, d, seed=2), start, FTPreset(lr=1.0, epochs=0)
-    )
-    torch.testing.assert_close(found.weight, start.weight.expand(2, C, d), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -122,7 +110,7 @@ def test_kl_fit_minimises_kl_of_the_teachers_own_logits():
     assert (loss(found, X, Y, start) < loss(closed, X, Y, start)).all()
 
 
-def slow_fit(X: Tensor, Y: Tensor, start: Head, preset: FTPreset, seed: int) -> Head:
+def slow_fit(X, Y, start, preset, seed):
     """One fit by autograd: W' = L Q A, the gradient's tangent part, back by an SVD's polar
     factor."""
     columns, upper = torch.linalg.qr(start.weight.mT)

@@ -1,7 +1,5 @@
 """Surgery starts exactly at Current Eval and trains as a plain loop over nn.Linear layers would."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -11,7 +9,7 @@ from mergelib.protocols import current_eval
 from mergelib.protocols.surgery import SurgeryModule, start, surgery, trainable_parameters
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -38,9 +36,7 @@ def test_down_is_drawn_as_a_linear_layer_is():
     assert not torch.equal(down[0], start(2, 400, rank=64, seed=1).down[0])
 
 
-def reference(
-    x: torch.Tensor, y: torch.Tensor, steps: int, rank: int, lr: float
-) -> tuple[torch.Tensor, list[float]]:
+def reference(x, y, steps, rank, lr):
     """One fit the ordinary way: two layers, L1Loss, Adam."""
     down, up = nn.Linear(x.shape[1], rank, bias=False), nn.Linear(rank, x.shape[1], bias=False)
     with torch.no_grad():
