@@ -19,6 +19,10 @@ from . import (
     arithmetic,
     dropping,
     fisher,
+    gradient_matching,
+    grafting,
+    karcher,
+    lines,
     lm_cocktail,
     masks,
     model_stock,
@@ -27,6 +31,7 @@ from . import (
     regmean,
     spectral,
     ties,
+    wudi,
 )
 from .context import Context, TaskData
 from .registry import METHODS, NEEDS, ONE, PER_TASK, Method, get_method, method
@@ -46,6 +51,10 @@ __all__ = [
     "dropping",
     "fisher",
     "get_method",
+    "gradient_matching",
+    "grafting",
+    "karcher",
+    "lines",
     "lm_cocktail",
     "masks",
     "method",
@@ -55,4 +64,5 @@ __all__ = [
     "regmean",
     "spectral",
     "ties",
+    "wudi",
 ]

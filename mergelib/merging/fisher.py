@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> 
     return {n: f / n_inputs for n, f in fisher.items()}
 
 
+def fisher_diagonals(
+    base: State, experts: Sequence[State], context: Context, n_examples: int
+) -> Iterator[dict[str, Tensor]]:
+    """``fisher_diagonal`` of one expert after the other, which are large; the base determines which
+    tensors are tied."""
+    names = float_names(base)
+    for t, expert in enumerate(experts):
+        yield fisher_diagonal(context, t, complete(base, {n: expert[n] for n in names}), n_examples)
+
+
 @method("fisher_merging", label="Fisher Merging", short="Fisher", needs=("inputs", "gradients"))
 def fisher_merging(
     base: State,
@@ -63,11 +73,8 @@ def fisher_merging(
             f"{floor}."
         )
     weighted, weights = {}, {}
-    for t, expert in enumerate(experts):
-        tied = complete(
-            base, {n: expert[n] for n in float_names(base)}
-        )  # the base determines which tensors are tied
-        fisher = fisher_diagonal(context, t, tied, n_examples)
+    fishers = fisher_diagonals(base, experts, context, n_examples)
+    for expert, fisher in zip(experts, fishers, strict=True):
         norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(
             min=torch.finfo(torch.float32).tiny
         )

@@ -24,7 +24,7 @@ def polar(M: Tensor) -> Tensor:
     return P @ Qh
 
 
-def _by_matrix(
+def by_matrix(
     base: State,
     experts: Sequence[State],
     exclude: Sequence[str],
@@ -70,7 +70,7 @@ def tsv_merge(
     (The original pads to rank r with zero columns, whose singular value is 0: the same product. It
     excludes only the text projection; embedding tables are averaged here.)
     """
-    return _by_matrix(base, experts, exclude, tsv, smallest=len(experts))
+    return by_matrix(base, experts, exclude, tsv, smallest=len(experts))
 
 
 # ---- Isotropic merging: Marczak et al., 2025 (arXiv 2502.04959) ----
@@ -91,7 +91,7 @@ def iso_c(
     Embedding tables are averaged: rows that no task uses would be blown up to the mean singular
     value.
     """
-    return _by_matrix(base, experts, exclude, iso_common, smallest=1)
+    return by_matrix(base, experts, exclude, iso_common, smallest=1)
 
 
 def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
@@ -127,6 +127,6 @@ def iso_cts(
     ``common`` is the fraction of directions shared by all tasks.
     """
     check_fraction("Iso-CTS", "common", common)
-    return _by_matrix(
+    return by_matrix(
         base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1
     )

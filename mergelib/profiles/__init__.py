@@ -177,6 +177,11 @@ class ZooSettings(MergingSettings):
         "emr_merging",
         "della",
         "pcb_merging",
+        "gradient_matching",
+        "grafting",
+        "karcher",
+        "lines",
+        "wudi",
     )
     k: int = Field(5, gt=0)
 

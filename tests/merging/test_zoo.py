@@ -143,10 +143,10 @@ def test_without_dropping_a_method_is_the_one_it_wraps(name, wrapped, options):
         )
 
 
-@pytest.mark.parametrize("name", ON_WEIGHTS)
+@pytest.mark.parametrize("name", [n for n in ON_WEIGHTS if n != "karcher"])
 def test_only_differences_count(name):
-    """The same shift of base and experts shifts the merge. Weights lie on a grid, so that task
-    vectors stay exact."""
+    """But for the Karcher mean of whole weights: the same shift of base and experts shifts the
+    merge. Weights lie on a grid, so that task vectors stay exact."""
     base, *experts = [
         {n: (t * 4096).round() / 4096 for n, t in s.items()}
         for s in only_floats(make_state(5), make_state(6), make_state(7))

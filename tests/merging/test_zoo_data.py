@@ -271,6 +271,9 @@ COPIES = [
     ("dare_task_arithmetic", {"drop": 0.0, "lam": 1 / 3}),
     ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0, "combine": "mean"}),
     ("model_stock", {}),
+    ("karcher", {}),
+    ("lines", {}),
+    ("grafting", {"lam": 1 / 3, "keep": 1.0, "steps": 0}),
     ("magmax", {"lam": 1.0}),
     ("emr_merging", {}),
     ("della", {"drop": 0.0, "window": 0.0}),
@@ -282,6 +285,7 @@ COPIES = [
     *((n, {"prior": 1 / 3, "steps": 0} | ({"keep": 1.0} if "pp" in n else {})) for n in ADA),
 ]
 ALONE = [
+    ("wudi", {}),
     ("ties", {"lam": 1.0, "keep": 1.0}),
     ("dare_ties", {"drop": 0.0, "lam": 1.0, "keep": 1.0}),
     ("tall_masks", {}),
@@ -344,6 +348,7 @@ def test_order_of_tasks_does_not_matter(name):
         ("fisher_merging", "n_examples"),
         ("regmean", "n_examples"),
         ("model_tailor", "n_examples"),
+        ("gradient_matching", "n_examples"),
         ("lm_cocktail", "shots"),
     ],
 )

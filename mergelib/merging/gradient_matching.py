@@ -1,0 +1,57 @@
+"""Merging by uncertainty-based gradient matching: Daheim et al., 2024 (arXiv 2310.12808)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.types import State
+from .context import Context
+from .fisher import fisher_diagonals
+from .registry import method
+from .states import add_scaled, float_names
+
+
+@method(
+    "gradient_matching",
+    label="Gradient Matching",
+    short="GradMatch",
+    needs=("inputs", "gradients"),
+)
+def gradient_matching(
+    base: State,
+    experts: Sequence[State],
+    context: Context,
+    *,
+    alpha: float = 1.0,
+    prior: float = 1.0,
+    n_examples: int = 64,
+) -> dict[str, Tensor]:
+    """theta_m = theta_b + sum_t alpha (H_0 + F_t) tau_t / (H_0 + alpha sum_s F_s), elementwise.
+
+    F_t is expert t's diagonal Fisher. H_0 stands for the curvature that pre-training left: the same
+    number everywhere, ``prior`` times the mean of all F_t. A huge prior gives Task Arithmetic with
+    lambda = alpha; entries that only one task is sure of keep that task's change.
+    """
+    if n_examples < 1 or not prior > 0 or not alpha > 0:
+        raise ConfigError(
+            "Gradient Matching: n_examples must be at least 1, prior and alpha above 0, not "
+            f"{n_examples}, {prior} and {alpha}."
+        )
+    moved = {n: torch.zeros(base[n].shape, device=base[n].device) for n in float_names(base)}
+    sure, surely_moved = ({n: t.clone() for n, t in moved.items()} for _ in range(2))
+    fishers = fisher_diagonals(base, experts, context, n_examples)
+    for expert, fisher in zip(experts, fishers, strict=True):
+        for n, f in fisher.items():
+            tau = expert[n].float() - base[n].float()
+            moved[n] += tau
+            sure[n] += f
+            surely_moved[n] += f * tau
+    entries = len(experts) * sum(f.numel() for f in sure.values())
+    mean = sum(float(f.double().sum()) for f in sure.values()) / entries
+    h_0 = prior * (mean or 1.0)  # without any curvature all entries count alike
+    direction = {n: (h_0 * moved[n] + surely_moved[n]) / (h_0 + alpha * sure[n]) for n in sure}
+    return add_scaled(base, direction, alpha)

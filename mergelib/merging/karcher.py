@@ -1,0 +1,60 @@
+"""Karcher mean: models averaged along arcs instead of chords (Goddard et al., 2024, arXiv
+2403.13257; for two models it is SLERP at one half: Shoemake, 1985)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.types import State
+from .registry import method
+from .states import complete, float_names
+
+CLOSE = 1e-6  # length of a step, in radians, that changes nothing any more
+
+
+def karcher_mean(directions: Tensor, steps: int) -> Tensor:
+    """The unit vector ``[D]`` with the least sum of squared angles to unit vectors ``[T, D]``.
+
+    Each step goes along the mean of the arcs towards them. It starts at their mean, and stays there
+    if they cancel.
+    """
+    centre = F.normalize(directions.mean(0), dim=0)
+    for _ in range(steps):
+        cosine = directions @ centre
+        tangent = directions - cosine[:, None] * centre
+        sine = tangent.norm(dim=1)  # exact for small angles, where arccos is not
+        arcs = torch.atan2(sine, cosine) / sine.clamp(min=torch.finfo(sine.dtype).tiny)
+        step = (arcs[:, None] * tangent).mean(0)
+        length = step.norm()
+        if length < CLOSE:
+            break
+        centre = F.normalize(length.cos() * centre + length.sin() * step / length, dim=0)
+    return centre
+
+
+@method("karcher", label="Karcher mean", short="Karcher")
+def karcher(base: State, experts: Sequence[State], *, steps: int = 10) -> dict[str, Tensor]:
+    """Per tensor, the Karcher mean of the experts' directions at their mean length.
+
+    A tensor of zeros has no direction: it counts towards the length alone. ``base`` contributes
+    only its integer tensors.
+    """
+    if steps < 1:
+        raise ConfigError(f"Karcher mean: steps must be at least 1, not {steps}.")
+    merged = {}
+    for name in float_names(base):
+        weights = torch.stack([e[name].reshape(-1).float() for e in experts])
+        lengths = weights.norm(dim=1)
+        moving = lengths > 0
+        if moving.any():
+            directions = weights[moving] / lengths[moving, None]
+            weights = karcher_mean(directions, steps) * lengths.mean()
+        else:
+            weights = weights[0]
+        merged[name] = weights.view(base[name].shape).to(base[name].dtype)
+    return complete(base, merged)

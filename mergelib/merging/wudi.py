@@ -1,0 +1,61 @@
+"""WUDI-Merging: Cheng et al., 2025 (arXiv 2503.08099)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ConfigError
+from ..core.types import State
+from .registry import method
+from .spectral import by_matrix
+from .states import add_scaled
+
+
+def least_interference(tau: Tensor, steps: int, lr: float) -> Tensor:
+    """Task matrices ``[T, m, n] -> [m, n]``: Adam from their sum on
+    sum_t |(X - tau_t) tau_t^T|^2 / |tau_t|^2.
+
+    The rows of tau_t span what task t's inputs look like, so the loss is what the other tasks
+    change in the layer's answers to these inputs. Its gradient needs two matrices, whatever T is.
+    """
+    tau = tau.double()  # Adam divides by the gradient's size: it would take rounding for a slope
+    power = tau.square().sum((1, 2))
+    scaled = tau / power.clamp(min=torch.finfo(tau.dtype).tiny)[:, None, None]
+    gram = (scaled.mT @ tau).sum(0)
+    target = (tau @ (scaled.mT @ tau)).sum(0)
+    merged = tau.sum(0)
+    optimizer = torch.optim.Adam([merged], lr=lr)
+    for _ in range(steps):
+        merged.grad = 2 * (merged @ gram - target)
+        optimizer.step()
+    return merged.float()
+
+
+@method("wudi", label="WUDI-Merging", short="WUDI")
+def wudi(
+    base: State,
+    experts: Sequence[State],
+    *,
+    steps: int = 300,
+    lr: float = 1e-5,
+    exclude: Sequence[str] = ("embed",),
+) -> dict[str, Tensor]:
+    """theta_b + ``least_interference`` of each task matrix, the mean of tau_t for what is none.
+
+    Without lambda, as the authors have it. The loss is quadratic, and its minimum is known in
+    closed form; few small steps from the sum are part of the method.
+    """
+    if steps < 0 or not lr > 0:
+        raise ConfigError(
+            f"WUDI-Merging: steps must be at least 0 and lr above 0, not {steps} and {lr}."
+        )
+    return add_scaled(
+        base,
+        by_matrix(
+            base, experts, exclude, lambda tau: least_interference(tau, steps, lr), smallest=1
+        ),
+        1.0,
+    )
