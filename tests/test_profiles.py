@@ -1,16 +1,11 @@
 """Profiles: every file loads, and whatever is wrong with one is said in a typed error."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.profiles import (
     FOLDER,
-    Profile,
     load_profile,
     parse_profile,
     profile_names,
@@ -19,6 +14,7 @@ from mergelib.profiles import (
 
 QUICK = yaml.safe_load((FOLDER / "quick.yaml").read_text())
 VARIANTS = QUICK.pop("variants")
+PRETRAINING = QUICK["encoder"]["pretraining"]
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -32,17 +28,8 @@ def test_every_profile_loads(name):
     )
 
 
-def test_the_profiles_of_the_design_are_there():
-    assert {"quick", "mini", "real", "paper"} <= set(profile_names())
-    assert (
-        not load_profile("quick").judged
-        and load_profile("mini").judged
-        and load_profile("real").judged
-    )
-
-
 @pytest.mark.parametrize(
-    ("call", "nearest"),
+    "call, nearest",
     [
         (lambda: load_profile("mimi"), "mini"),
         (lambda: load_profile("quick", {"fine_tuning.step": 1}), "steps"),
@@ -52,24 +39,13 @@ def test_the_profiles_of_the_design_are_there():
         (lambda: parse_profile(QUICK | {"protocol": {}}, "x"), "protocols"),
         (lambda: parse_profile(QUICK | {"encoder": QUICK["encoder"] | {"widht": 3}}, "x"), "width"),
         (
-            lambda: load_profile(
-                "quick",
-                {
-                    "encoder.pretraining": {
-                        "documents": 9,
-                        "steps": 1,
-                        "batch_size": 1,
-                        "lr": 1,
-                        "sped": 1,
-                    }
-                },
-            ),
-            None,
+            lambda: load_profile("quick", {"encoder.pretraining": PRETRAINING | {"stpes": 1}}),
+            "steps",
         ),
     ],
 )
 def test_unknown_names_name_the_nearest(call, nearest):
-    with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'" if nearest else "sped"):
+    with pytest.raises(UnknownNameError, match=f"Nearest: '{nearest}'"):
         call()
 
 
@@ -96,7 +72,7 @@ def test_every_variant_is_valid(profile):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "key, value",
     [
         ("fine_tuning.steps", "many"),
         ("fine_tuning.steps", 0),
@@ -167,56 +143,3 @@ def test_overrides_reach_their_place_and_leave_the_rest():
 def test_overrides_that_lead_nowhere_are_refused(overrides):
     with pytest.raises(MergelibError):
         load_profile("quick", overrides)
-
-
-scalars = st.none() | st.booleans() | st.integers(-10, 10**6) | st.floats() | st.text(max_size=8)
-yamlish = st.recursive(
-    scalars,
-    lambda x: (
-        st.lists(x, max_size=4)
-        | st.dictionaries(st.text(max_size=8) | st.integers(0, 3), x, max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-def field_names(model=Profile, found=None):
-    found = set() if found is None else found
-    for name, field in model.model_fields.items():
-        found.add(name)
-        if hasattr(field.annotation, "model_fields"):
-            field_names(field.annotation, found)
-    return found
-
-
-known_keys = st.sampled_from(sorted(field_names()))
-
-
-@given(
-    st.one_of(
-        yamlish,
-        st.dictionaries(
-            known_keys,
-            st.one_of(yamlish, st.dictionaries(known_keys, yamlish, max_size=5)),
-            max_size=6,
-        ),
-    )
-)
-def test_no_document_raises_anything_but_our_errors(raw):
-    try:
-        parse_profile(raw, "fuzz")
-    except MergelibError:
-        pass
-
-
-@given(
-    section=st.sampled_from(sorted(k for k, v in QUICK.items() if isinstance(v, dict))),
-    key=known_keys,
-    value=yamlish,
-)
-def test_no_single_change_of_a_good_profile_raises_anything_but_our_errors(section, key, value):
-    for raw in (QUICK | {section: {**QUICK[section], key: value}}, QUICK | {key: value}):
-        try:
-            assert isinstance(parse_profile(raw, "fuzz"), Profile)
-        except MergelibError:
-            pass

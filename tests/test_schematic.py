@@ -1,8 +1,6 @@
 """Figure 3: nothing overlaps, nothing is clipped, grey print works, and drawing and table say the
 same."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -134,16 +132,3 @@ def test_the_table_has_the_five_protocols_and_agrees_with_the_drawing():
         assert ("f_t" in names) == row["needs f_t to fit"].startswith("yes")
         assert ("labelled inputs" in notes) == (row["uses labels"] == "yes")
         assert "style" not in panel or PROTOCOLS[panel["style"]].label == row["protocol"]
-
-
-def test_what_is_fitted_passes_through_both_encoders_and_teaches_what_is_trained():
-    ft = next(p for p in schematic.PANELS if p.get("style") == "ft_classifier")
-    assert schematic.arrows(ft) == [
-        ((0, 0), (1, 0), "", False),
-        ((1, 0), (3, 0), "z", False),
-        ((3, 0), (4, 0), "", False),
-        ((0, 1), (1, 1), "", True),
-        ((1, 1), (3, 1), "", True),
-        ((3, 1), (3, 0), "KL divergence", True),
-        ((0, 1), (1, 0), "", True),
-    ]

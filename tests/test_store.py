@@ -1,14 +1,9 @@
 """The store: whole or not at all, damage is noticed and repaired, two processes share the work."""
 
-from __future__ import annotations
-
 import json
-import multiprocessing
 import os
 import shutil
-import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,17 +16,17 @@ from mergelib.core.store import META, TENSORS, Artifact, Store, StoreWarning, ke
 KEY = {"version": 1, "what": "x"}
 
 
-def artifact(value: float = 1.0) -> Artifact:
+def artifact(value=1.0):
     return Artifact({"t": torch.full((50,), value)}, {"value": value})
 
 
 class Counting:
     """A ``make`` that counts its calls."""
 
-    def __init__(self, value: float = 1.0):
+    def __init__(self, value=1.0):
         self.calls, self.value = 0, value
 
-    def __call__(self) -> Artifact:
+    def __call__(self):
         self.calls += 1
         return artifact(self.value)
 
@@ -41,7 +36,7 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-def leftovers(store) -> list[Path]:
+def leftovers(store):
     return [p for p in store.root.rglob("*") if p.is_file() and ".locks" not in p.parts]
 
 
@@ -221,32 +216,6 @@ def test_an_unwritable_root_names_the_remedy(tmp_path):
         closed.mkdir(mode=0o500)
         with pytest.raises(StoreError, match="MERGELIB_STORE"):
             Store(closed).get("step", KEY, Counting())
-
-
-def _compute(root: str, log: str, barrier) -> None:
-    def make():
-        with open(log, "a") as f:
-            f.write("x")
-        time.sleep(0.5)
-        return artifact()
-
-    barrier.wait()
-    assert Store(root).get("step", KEY, make).info == {"value": 1.0}
-
-
-def test_two_processes_compute_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
-    processes = [
-        context.Process(target=_compute, args=(str(tmp_path / "s"), str(tmp_path / "log"), barrier))
-        for _ in range(2)
-    ]
-    for p in processes:
-        p.start()
-    for p in processes:
-        p.join(60)
-    assert [p.exitcode for p in processes] == [0, 0]
-    assert (tmp_path / "log").read_text() == "x"
 
 
 json_values = st.recursive(

@@ -1,25 +1,24 @@
 """The study: no label or test input leaks, lambda comes from validation, keys hold what matters,
 one source of numbers."""
 
-from __future__ import annotations
-
-import dataclasses
+import itertools
 import random
 import shutil
 import warnings
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from near import ROUNDING, apart
 
-from mergelib import Study, method, tables
-from mergelib.core.errors import ConfigError, DataError, UnknownNameError
-from mergelib.core.identity import code_identity
+from mergelib import Study, method
+from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.core.types import Split, state_digest
 from mergelib.encoders import TextEncoder
 from mergelib.encoders.features import extract
 from mergelib.foundations import Foundation
+from mergelib.foundations.bert import tokenizer_from_vocab
 from mergelib.merging import METHODS
 from mergelib.protocols import fit_heads
 from mergelib.study import BASE, FINE_TUNED
@@ -33,20 +32,16 @@ PROTOCOLS = ["current", "knn", "ft_classifier"]
 
 def with_test(tasks, change):
     """The same tasks with another test split."""
-    return {n: dataclasses.replace(t, test=change(t.test)) for n, t in tasks.items()}
+    return {n: replace(t, test=change(t.test)) for n, t in tasks.items()}
 
 
-def garbage(split: Split) -> Split:
+def garbage(split):
     rng = random.Random(0)
-    return Split(
-        tuple(
-            "".join(rng.choices("qxz jkv 0123", k=rng.randint(1, 200))) + "." for _ in split.inputs
-        ),
-        split.labels,
-    )
+    texts = ("".join(rng.choices("qxz jkv 0123", k=rng.randint(1, 200))) for _ in split.inputs)
+    return Split(tuple(f"{text}." for text in texts), split.labels)
 
 
-def everything_fitted(study) -> dict[str, torch.Tensor | float | None]:
+def everything_fitted(study):
     """All that a study chooses or fits: lambdas, draws, anchors, aligned heads."""
     found = {}
     for m in study.methods:
@@ -61,15 +56,11 @@ def everything_fitted(study) -> dict[str, torch.Tensor | float | None]:
     return found
 
 
-def assert_same(a: dict, b: dict) -> None:
+def assert_same(a, b):
     assert a.keys() == b.keys()
-    for name in a:
-        same = (
-            torch.equal(a[name], b[name])
-            if isinstance(a[name], torch.Tensor)
-            else a[name] == b[name]
-        )
-        assert same, name
+    for name, value in a.items():
+        same = torch.equal if isinstance(value, torch.Tensor) else lambda x, y: x == y
+        assert same(value, b[name]), name
 
 
 @pytest.fixture(scope="session")
@@ -84,36 +75,27 @@ def fitted(study):
 def test_label_canary(study, make_study, fitted, tmp_path, start):
     """Permuted test labels change accuracies and nothing else, on a finished store and when all is
     computed anew."""
-    permuted = with_test(
-        study.tasks,
-        lambda s: Split(
-            s.inputs, s.labels[torch.randperm(len(s), generator=torch.Generator().manual_seed(5))]
-        ),
-    )
+
+    def permuted(split):
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(5))
+        return Split(split.inputs, split.labels[order])
+
+    def stored():
+        return sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
+
+    tasks, store = with_test(study.tasks, permuted), tmp_path / "store"
     if start == "copied store":
-        shutil.copytree(study.store.root, tmp_path / "store")
-
-        def steps():
-            return sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
-
-        before = steps()
-        other = make_study(tmp_path / "store", permuted)
-    else:
-        other = make_study(None, permuted)
+        shutil.copytree(study.store.root, store)
+    before, other = stored(), make_study(store, tasks)
     assert_same(everything_fitted(other), fitted)
-    changed = 0
-    for e in ENCODERS:
-        for t, task in permuted.items():
-            for p in PROTOCOLS:
-                predicted = other.predictions(e, t, p)
-                assert torch.equal(predicted, study.predictions(e, t, p))
-                k = None if p == "current" else 5
-                right = other.correct(e, t, p, k=k)
-                assert torch.equal(right, predicted[-1] == task.test.labels)
-                changed += int((right != study.correct(e, t, p, k=k)).any())
-    assert changed == len(ENCODERS) * len(permuted) * len(PROTOCOLS)
+    for e, t, p in itertools.product(ENCODERS, tasks, PROTOCOLS):
+        predicted, k = other.predictions(e, t, p), None if p == "current" else 5
+        assert torch.equal(predicted, study.predictions(e, t, p))
+        right = other.correct(e, t, p, k=k)
+        assert torch.equal(right, predicted[-1] == tasks[t].test.labels)
+        assert (right != study.correct(e, t, p, k=k)).any()
     if start == "copied store":
-        assert steps() == before, "a label of a scored input is part of some key"
+        assert stored() == before, "a label of a scored input is part of some key"
 
 
 def test_input_canary(study, make_study, fitted):
@@ -127,44 +109,30 @@ def test_input_canary(study, make_study, fitted):
     assert not torch.equal(other.features("ties", "ag"), study.features("ties", "ag"))
 
 
-def test_lambda_comes_from_validation(study, make_study, monkeypatch):
+def test_lambda_comes_from_validation(study, monkeypatch):
     """The largest mean of the curve, which is the accuracy of Current Eval on validation rows;
     frozen for all protocols."""
     for m in ("task_arithmetic", "ties"):
-        curve = study.lam_curve(m)
-        assert list(curve.lam.unique()) == list(study.profile.merging.lams)
-        mean = {lam: rows.accuracy.mean() for lam, rows in curve.groupby("lam")}
-        best = max(mean.values())
-        assert study.lam(m) == min(lam for lam, a in mean.items() if a == best)
-        merged = {n: v for n, v in study.merged_state(m).items()}
-        again = METHODS[m](study.base_state, [e.state for e in study.experts()], lam=study.lam(m))
-        assert state_digest(merged) == state_digest(again)
+        curve, chosen = study.lam_curve(m), study.lam(m)
+        mean = curve.groupby("lam").accuracy.mean()
+        assert list(mean.index) == list(study.profile.merging.lams)
+        assert chosen == mean[mean == mean.max()].index.min()
+        again = METHODS[m](study.base_state, [e.state for e in study.experts()], lam=chosen)
+        assert state_digest(study.merged_state(m)) == state_digest(again)
+        at = curve[curve.lam == chosen].set_index("task").accuracy
         for t, task in study.tasks.items():
-            z = study.features(m, t, "validation")
-            accuracy = float(
-                (study.expert(t).head.logits(z).argmax(-1) == task.validation.labels).float().mean()
-            )
-            assert accuracy == pytest.approx(
-                curve[(curve.lam == study.lam(m)) & (curve.task == t)].accuracy.item(), abs=1e-6
-            )
+            predicted = study.expert(t).head.logits(study.features(m, t, "validation")).argmax(-1)
+            right = (predicted == task.validation.labels).float().mean()
+            assert float(right) == pytest.approx(at[t], abs=1e-6)
     assert study.lam("weight_averaging") is None and study.lam_curve("weight_averaging").empty
-    monkeypatch.setattr(
-        Study,
-        "lam_curve",
-        lambda *_: pd.DataFrame(
-            {
-                "method": "ties",
-                "lam": [0.1, 0.2, 0.3, 0.1, 0.2, 0.3],
-                "task": list("aaabbb"),
-                "accuracy": [0.5, 0.9, 0.7, 0.5, 0.5, 0.7],
-            }
-        ),
-    )
+    tied = {"lam": [0.1, 0.2, 0.3] * 2, "task": list("aaabbb")}
+    tied |= {"method": "ties", "accuracy": [0.5, 0.9, 0.7, 0.5, 0.5, 0.7]}
+    monkeypatch.setattr(Study, "lam_curve", lambda *_: pd.DataFrame(tied))
     assert study.lam("ties") == 0.2, "the smallest of equally good ones"
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "warns"),
+    "accuracies, warns",
     [([0.9, 0.5, 0.1], True), ([0.1, 0.5, 0.9], True), ([0.1, 0.9, 0.5], False)],
 )
 def test_an_optimum_on_the_edge_warns(study, make_study, monkeypatch, accuracies, warns):
@@ -226,31 +194,15 @@ def test_features_do_not_depend_on_company(study, module):
     )
 
 
-def test_pooling_is_the_mean_over_real_tokens(study, module):
-    ids = study.encoder.prepare(
-        ["A first text.", "Another, rather longer text than the first one."]
-    )
-    batch = study.encoder.collate(ids)
-    with torch.no_grad():
-        hidden = module.transformer(**batch).last_hidden_state
-        for row, i in enumerate(ids):
-            assert apart(module(**batch)[row], hidden[row, : len(i)].mean(0)) < ROUNDING
-
-
 def test_features_through_the_head_are_the_complete_models_logits(study):
     """Bias included, dropout off."""
     for name, task in study.tasks.items():
-        expert = study.expert(name)
-        model = EncoderWithHeads(
-            study.encoder.module(expert.state), study.encoder.width, [task.n_classes]
-        )
+        expert, encoder = study.expert(name), study.encoder
+        model = EncoderWithHeads(encoder.module(expert.state), encoder.width, [task.n_classes])
         model.heads[0].load_state_dict({"weight": expert.head.weight, "bias": expert.head.bias})
-        model.eval()
-        rows = task.test.inputs[:9]
+        batch = encoder.collate(encoder.prepare(task.test.inputs[:9]))
         with torch.no_grad():
-            logits = model.heads[0](
-                model.encoder(**study.encoder.collate(study.encoder.prepare(rows)))
-            )
+            logits = model.heads[0](model.eval().encoder(**batch))
         assert apart(expert.head.logits(study.features(FINE_TUNED, name)[:9]), logits) < ROUNDING
         assert expert.head.bias.abs().max() > 0
 
@@ -258,24 +210,17 @@ def test_features_through_the_head_are_the_complete_models_logits(study):
 def test_heads_and_merging_do_not_know_each_other(study, make_study):
     """Merging leaves every head bitwise as it was; another head leaves f_m as it was."""
     other = make_study(study.store.root)
-    before = {
-        t: (other.expert(t).head.weight.clone(), other.expert(t).head.bias.clone())
-        for t in other.tasks
-    }
+    heads = {t: other.expert(t).head for t in other.tasks}
+    before = {t: (head.weight.clone(), head.bias.clone()) for t, head in heads.items()}
     merged = {m: state_digest(other._merged(m).tensors) for m in other.methods}
     for t, (weight, bias) in before.items():
-        assert torch.equal(other.expert(t).head.weight, weight) and torch.equal(
-            other.expert(t).head.bias, bias
-        )
-        other.expert(t).head.weight.mul_(-3)
-    for m in ("weight_averaging",):
-        assert state_digest(other._merged(m).tensors) == merged[m]
+        assert torch.equal(heads[t].weight, weight) and torch.equal(heads[t].bias, bias)
+        heads[t].weight.mul_(-3)
+    assert state_digest(other._merged("weight_averaging").tensors) == merged["weight_averaging"]
     experts = [e.state for e in other.experts()]
     assert not any("head" in key for s in experts for key in s)
-    assert (
-        state_digest(METHODS["ties"](other.base_state, experts, lam=study.lam("ties")))
-        == merged["ties"]
-    )
+    again = METHODS["ties"](other.base_state, experts, lam=study.lam("ties"))
+    assert state_digest(again) == merged["ties"]
 
 
 def test_the_encoder_refuses_weights_of_another(study):
@@ -299,23 +244,6 @@ def test_scores_are_the_accuracies_of_the_predictions(study):
         assert row.accuracy == pytest.approx(
             100 * sum(int(a == b) for a, b in zip(predicted, labels, strict=True)) / row.n
         )
-
-
-def test_an_average_and_its_deviation_come_from_the_same_table(study):
-    """± of the average column is the deviation over seeds of the averages, ddof 1, not a mean of
-    deviations."""
-    scores = study.scores(["ties"], ["ft_classifier", "current"])
-    summary = tables.mean_and_std(tables.at_k(scores, 5)).set_index(["protocol", "task"])
-    few = (
-        scores[(scores.k == 5)].pivot(index="seed", columns="task", values="accuracy").mean(axis=1)
-    )
-    assert summary.loc[("ft_classifier", "average"), "mean"] == pytest.approx(few.mean())
-    assert summary.loc[("ft_classifier", "average"), "std"] == pytest.approx(
-        (((few - few.mean()) ** 2).sum() / 2) ** 0.5
-    )
-    current = scores[scores.protocol == "current"]
-    assert summary.loc[("current", "average"), "mean"] == pytest.approx(current.accuracy.mean())
-    assert pd.isna(summary.loc[("current", "average"), "std"])
 
 
 # ---- keys of the store (methods.md H14) ----------------------------------------------------------
@@ -351,68 +279,49 @@ def features_key(study, encoder=BASE):
     return key_of(study, "features", lambda s: s.features(encoder, "ag"))
 
 
-def twin(study, make_study, tasks=None, base=None):
-    """A second study on the same store, with other tasks or another (encoder, weights)."""
-    other = make_study(study.store.root, tasks or study.tasks)
-    other.__dict__["_foundation"] = Foundation(*base) if base else study._foundation
-    return other
+@pytest.fixture
+def twin(study, make_study):
+    """``twin(test, base)``: a second study on the same store, with other test splits or another
+    (encoder, weights)."""
+
+    def make(test=lambda split: split, base=None):
+        other = make_study(study.store.root, with_test(study.tasks, test))
+        other.__dict__["_foundation"] = Foundation(*base) if base else study._foundation
+        return other
+
+    return make
 
 
-def test_what_changes_the_key_of_features(study, make_study):
-    encoder, state = study.encoder, study.base_state
-    same = features_key(twin(study, make_study))
-    assert features_key(study) == same
-    name = next(iter(state))
+def other_labels(split):
+    return Split(split.inputs, split.labels.flip(0))
+
+
+def test_what_changes_the_key_of_features(study, twin):
+    encoder, state, same = study.encoder, study.base_state, features_key(study)
+    assert features_key(twin()) == features_key(twin(other_labels)) == same
     nudged = {n: t.clone() for n, t in state.items()}
-    nudged[name].view(-1)[0] = torch.nextafter(nudged[name].view(-1)[0], torch.tensor(9.0))
-    words = sorted(encoder.tokenizer.get_vocab().items(), key=lambda kv: kv[1])
-    from mergelib.foundations.bert import tokenizer_from_vocab
-
-    swapped = [w for w, _ in words]
-    swapped[10], swapped[11] = swapped[11], swapped[10]
-    changes = {
-        "one bit of the weights": twin(study, make_study, base=(encoder, nudged)),
-        "the tokenizer": twin(
-            study,
-            make_study,
-            base=(dataclasses.replace(encoder, tokenizer=tokenizer_from_vocab(swapped)), state),
-        ),
-        "the length": twin(
-            study, make_study, base=(dataclasses.replace(encoder, max_length=12), state)
-        ),
-        "one input": twin(
-            study,
-            make_study,
-            with_test(study.tasks, lambda s: Split((*s.inputs[:-1], "Other."), s.labels)),
-        ),
-        "the order of inputs": twin(
-            study, make_study, with_test(study.tasks, lambda s: Split(s.inputs[::-1], s.labels))
-        ),
-    }
-    keys = {what: features_key(s) for what, s in changes.items()}
-    assert len({same, *keys.values()}) == 1 + len(changes), keys
-    labels = twin(
-        study, make_study, with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0)))
-    )
-    assert features_key(labels) == same
+    numbers = next(iter(nudged.values())).view(-1)
+    numbers[0] = torch.nextafter(numbers[0], torch.tensor(9.0))
+    known = encoder.tokenizer.get_vocab()
+    words = sorted(known, key=known.get)
+    words[10], words[11] = words[11], words[10]
+    changed = [
+        twin(base=(encoder, nudged)),
+        twin(base=(replace(encoder, tokenizer=tokenizer_from_vocab(words)), state)),
+        twin(base=(replace(encoder, max_length=12), state)),
+        twin(lambda s: Split((*s.inputs[:-1], "Other."), s.labels)),
+        twin(lambda s: Split(s.inputs[::-1], s.labels)),
+    ]
+    assert len({same, *map(features_key, changed)}) == 1 + len(changed)
 
 
-def test_what_changes_the_key_of_predictions(study, make_study):
-    def look(s):
-        return key_of(s, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier"))
+def test_what_changes_the_key_of_predictions(study, make_study, twin):
+    def look(s, protocol="ft_classifier", **draw):
+        return key_of(s, "predict", lambda s: s.predictions("ties", "ag", protocol, **draw))
 
     same = look(study)
-    assert (
-        look(
-            twin(
-                study,
-                make_study,
-                with_test(study.tasks, lambda s: Split(s.inputs, s.labels.flip(0))),
-            )
-        )
-        == same
-    )
-    different = [
+    assert look(twin(other_labels)) == same
+    changed = [
         make_study(study.store.root, overrides=o)
         for o in (
             {"protocols.ks": [1, 2]},
@@ -422,12 +331,7 @@ def test_what_changes_the_key_of_predictions(study, make_study):
             {"merging.options": {"ties": {"keep": 0.5}}},
         )
     ]
-    keys = {look(s) for s in different} | {
-        key_of(study, "predict", lambda s: s.predictions("ties", "ag", "knn")),
-        key_of(
-            study, "predict", lambda s: s.predictions("ties", "ag", "ft_classifier", draw="uniform")
-        ),
-    }
+    keys = {*map(look, changed), look(study, "knn"), look(study, draw="uniform")}
     assert len(keys) == 7 and same not in keys
 
 
@@ -448,22 +352,6 @@ def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
             assert key_of(fresh, step, call) != before, step
 
 
-def test_a_comment_is_no_change_of_meaning(tmp_path, monkeypatch):
-    import importlib
-
-    monkeypatch.syspath_prepend(tmp_path)
-    bodies = [
-        "def f(x):\n    return x + 1\n",
-        "def f(x):\n    '''Adds.'''\n    # one\n    return x + 1  # more\n",
-        "def f(x):\n    return x + 2\n",
-    ]
-    digests = []
-    for i, body in enumerate(bodies):
-        (tmp_path / f"body_{i}.py").write_text(body)
-        digests.append(code_identity(importlib.import_module(f"body_{i}").f))
-    assert digests[0] == digests[1] != digests[2]
-
-
 # ---- a method of one's own -----------------------------------------------------------------------
 
 
@@ -481,26 +369,6 @@ def own_method():
     register(half_way)
     yield register
     del METHODS["half_way"]
-
-
-def test_a_users_method_takes_part(study, make_study, own_method):
-    mine = make_study(study.store.root, overrides={"merging.methods": ["half_way", "ties"]})
-    scores = mine.scores(mine.methods, PROTOCOLS)
-    assert set(scores.method) == {"half_way", "ties"} and scores.accuracy.between(0, 100).all()
-    assert mine.lam("half_way") in mine.profile.merging.lams
-    table = tables.wide(tables.mean_and_std(tables.at_k(scores, 5)))
-    assert ("Half way", "KNN Eval") in table.index
-
-
-def test_another_body_is_another_key(study, make_study, own_method):
-    def look(s):
-        return key_of(s, "merge", lambda s: s._merged("half_way"))
-
-    mine = make_study(study.store.root, overrides={"merging.methods": ["half_way"]})
-    before = look(mine)
-    assert look(mine) == before
-    own_method(half_way_changed)
-    assert look(mine) != before
 
 
 def test_a_study_sees_a_method_that_was_changed_under_it(study, make_study, own_method):
@@ -548,12 +416,6 @@ def test_unknown_names_are_refused_with_the_nearest(study):
 def test_knn_needs_a_stratified_draw(study):
     with pytest.raises(ConfigError, match="stratified"):
         study.predictions("ties", "ag", "knn", draw="uniform")
-
-
-def test_more_shots_than_the_pool_holds_are_refused(study, make_study):
-    other = make_study(study.store.root, overrides={"protocols.ks": [1, 40]})
-    with pytest.raises(DataError, match="k = 40 is larger than class"):
-        other.draws("ag", "stratified")
 
 
 def test_a_device_that_is_not_there_is_refused():
