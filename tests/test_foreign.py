@@ -16,6 +16,7 @@ from torch import nn
 import mergelib
 from mergelib.core.errors import ConfigError, DataError, StateDictError
 from mergelib.core.identity import code_identity
+from mergelib.core.meter import Meter
 from mergelib.core.spare import call, spare
 from mergelib.core.types import Head, Task, place, state_digest
 from mergelib.merging import METHODS, Context, TaskData
@@ -23,7 +24,6 @@ from mergelib.nonlocality.correction import Correction, fold
 from mergelib.nonlocality.sites import sites_for
 from mergelib.protocols import PROTOCOLS
 from mergelib.run import cli
-from mergelib.study.meter import Meter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 WRITES = {

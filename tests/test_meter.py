@@ -2,7 +2,7 @@
 
 import torch
 
-from mergelib.study.meter import Meter
+from mergelib.core.meter import Meter
 
 
 def test_what_is_alive_at_once_counts():

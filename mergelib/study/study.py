@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core import distributed, paths
 from ..core.errors import ConfigError, DataError, MissingShotsError, UnknownNameError, shortened
 from ..core.identity import code_identity, is_ours
+from ..core.meter import Meter
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK, RANDOM, REFERENCES
 from ..core.progress import progress
 from ..core.spare import spare
@@ -41,6 +42,7 @@ from ..encoders import Encoder, encoder_state, load_state, released_encoder
 from ..encoders.features import FEATURES_VERSION, extract_prepared, pick_device
 from ..foundations import RECIPES, Foundation, shipped
 from ..merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
+from ..models.compare import COMPARE_VERSION
 from ..profiles import Profile, load_profile, with_shortcuts
 from ..protocols import (
     DRAWS,
@@ -58,7 +60,6 @@ from ..training.config import resolve_precision
 from ..training.experts import FINE_TUNE_VERSION, fine_tune
 from ..training.loop import seeded
 from .clustering import tsne
-from .meter import Meter
 
 MERGE_VERSION = 2
 LAM_VERSION = 2
@@ -88,6 +89,7 @@ STEP_VERSIONS = {
     "statistics": STATISTICS_VERSION,
     "variance": VARIANCE_VERSION,
     "classifier": CLASSIFIER_VERSION,
+    "compare": COMPARE_VERSION,
 }
 """The version of each step's meaning. Raise one when its results change; every artifact that it
 made is then computed again."""
