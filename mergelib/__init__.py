@@ -10,6 +10,7 @@ __all__ = [
     "Study",
     "__version__",
     "align_classifier",
+    "compare",
     "evaluate",
     "merge",
     "method",
@@ -19,6 +20,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .merging import method
+    from .models.compare import compare
     from .models.heads import align_classifier, evaluate
     from .models.merging import merge
     from .protocols import protocol
@@ -33,6 +35,7 @@ WHERE = {
     "merge": "models.merging",
     "align_classifier": "models.heads",
     "evaluate": "models.heads",
+    "compare": "models.compare",
 }
 
 

@@ -224,6 +224,18 @@ def meaning() -> dict[str, list[Any]]:
         from mergelib.lesson.demo import fine_tune_classifier
 
         found["classifier"] = [fine_tune_classifier, *trained]
+    if "compare" in study.STEP_VERSIONS:
+        from mergelib.models import compare, heads, merging
+
+        found["compare"] = [
+            compare.Cells._made,
+            compare.Cells._outputs,
+            compare._rows,
+            heads.features,
+            heads.student_of,
+            merging.Reader,
+            *(f for module in families for f in defined_in(module)),
+        ]
     return found
 
 

@@ -68,8 +68,9 @@ def key_digest(step: str, key: Mapping[str, Any]) -> str:
     return _text_sha256([step, dict(key)])
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -246,7 +247,7 @@ class Store:
             return None
         try:
             with readable(folder / TENSORS):
-                if _sha256(folder / TENSORS) != meta["tensors_sha256"]:
+                if file_sha256(folder / TENSORS) != meta["tensors_sha256"]:
                     return None
                 if _text_sha256(meta["info"]) != meta["info_sha256"]:
                     return None
@@ -266,7 +267,7 @@ class Store:
             # safetensors would make it readable only for us
             (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)
             info = json.loads(_canonical(made.info))
-            sha = _sha256(tmp / TENSORS)
+            sha = file_sha256(tmp / TENSORS)
             meta = {
                 "step": step,
                 "key": dict(key),

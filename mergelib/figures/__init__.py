@@ -1,5 +1,6 @@
 """Figures: tidy scores in, a ``Figure`` out, in one style; and the files that they are saved as."""
 
+from .comparison import plot_comparison, report_table
 from .plots import (
     plot_clusters,
     plot_contact_sheet,
@@ -29,6 +30,7 @@ __all__ = [
     "alt_drawing",
     "draw_protocols",
     "plot_clusters",
+    "plot_comparison",
     "plot_contact_sheet",
     "plot_controls",
     "plot_cost",
@@ -44,6 +46,7 @@ __all__ = [
     "plot_sizes",
     "plot_variance",
     "protocol_table",
+    "report_table",
     "save_figure",
     "save_files",
     "save_report",

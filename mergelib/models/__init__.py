@@ -2,9 +2,9 @@
 
 ``parents`` reads checkpoints tensor by tensor, ``plan`` determines which tensors transformers would
 load, ``parts`` separates encoder and head, ``merging`` merges, ``merged`` holds the result,
-``folders`` writes folders, ``heads`` computes features and fits heads, ``recipes``, ``mergekit``
-and ``command`` are the command line. The merging functions are those of ``mergelib.merging``, the
-fits those of ``mergelib.protocols``.
+``folders`` writes folders, ``heads`` computes features and fits heads, ``compare`` tries several
+methods, ``recipes``, ``mergekit`` and ``command`` are the command line. The merging functions are
+those of ``mergelib.merging``, the fits those of ``mergelib.protocols``.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ WHERE = {
     "load_merged": "merged",
     "align_classifier": "heads",
     "evaluate": "heads",
+    "Comparison": "compare",
     "features": "heads",
     "find_parts": "parts",
     "Parts": "parts",

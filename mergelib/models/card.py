@@ -35,6 +35,7 @@ def _how(record: Mapping[str, Any]) -> str:
     rows = [
         ("method", f"{record.get('label', 'unknown')} ({options})"),
         ("formula", f"`{formula}`" if formula else ""),
+        ("lambda", record.get("lam_curve", "")),
         ("base", record.get("base") or "none"),
         *(("expert", f"{task}: {source}") for task, source in record.get("experts", {}).items()),
         ("parts", record.get("parts", "")),

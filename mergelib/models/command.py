@@ -1,4 +1,4 @@
-"""``python -m mergelib merge | align | evaluate``: your own models on the command line.
+"""``python -m mergelib merge | align | evaluate | compare``: your own models on the command line.
 
 Results on stdout, progress on stderr.
 """
@@ -6,23 +6,27 @@ Results on stdout, progress on stderr.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..core.documents import check_folder_name, user_path
-from .recipes import COMMANDS, add_flags, build, read_yaml
+from .recipes import COMMANDS, add_flags, as_command, build, read_yaml
 
-NOT_OPTIONS = {"recipe", "command", "function"}
+NOT_OPTIONS = {"recipe", "command", "function", "write_report"}
 
 
-def register(commands: Any) -> None:
-    """Add the three subcommands to the parser of ``mergelib.run.cli``."""
+def register(commands: Any, write_report: Callable[..., str]) -> None:
+    """Add the subcommands to the parser of ``mergelib.run.cli``; ``write_report`` draws, which
+    nothing here can."""
     for name, kind in COMMANDS.items():
         parser = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
         add_flags(parser, kind)
-        parser.set_defaults(function=run)
+        parser.set_defaults(function=run, write_report=write_report)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,14 +37,17 @@ def run(args: argparse.Namespace) -> int:
         )
         file = getattr(args, "recipe", None)
         recipe = build(args.command, read_yaml(file) if file else {}, flags)
-        {"merge": run_merge, "align": run_align, "evaluate": run_evaluate}[args.command](recipe)
+        runs = {"merge": run_merge, "align": run_align, "evaluate": run_evaluate}
+        runs["compare"] = partial(run_compare, write_report=args.write_report)
+        runs[args.command](recipe)
     return 0
 
 
 def _inputs(recipe: Any) -> list[str]:
     """Every path or id that a recipe reads."""
     single = (getattr(recipe, name, "") for name in ("base", "merged", "model"))
-    several = (getattr(recipe, name, {}).values() for name in ("experts", "inputs", "data", "fit"))
+    names = ("experts", "inputs", "data", "fit", "validation", "test")
+    several = (getattr(recipe, name, {}).values() for name in names)
     return [*filter(None, single), *(path for paths in several for path in paths)]
 
 
@@ -62,6 +69,7 @@ def run_merge(recipe: Any) -> None:
     from .merging import merge
 
     _need_out(recipe)
+    options, chosen = choose_lam(recipe)
     merged = merge(
         recipe.method,
         base=recipe.base or None,
@@ -71,8 +79,9 @@ def run_merge(recipe: Any) -> None:
         dtype=recipe.dtype,
         device=recipe.device,
         show_progress=True,
-        **recipe.options,
+        **options,
     )
+    merged = replace(merged, record=merged.record | chosen)
     merged.save_pretrained(recipe.out, single=recipe.single, overwrite=recipe.overwrite)
     heads = ", ".join(f"{t} ({len(h.labels)} classes)" for t, h in merged.heads.items())
     size = sum(t.numel() for t in merged.encoder.values()) / 1e6
@@ -84,14 +93,42 @@ def run_merge(recipe: Any) -> None:
     )
 
 
+def choose_lam(recipe: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The method's options with ``--lam``, and for the card how ``auto`` chose it."""
+    from ..core.errors import ConfigError
+    from ..merging import get_method
+    from .compare import compare
+
+    if recipe.lam != "auto":
+        return recipe.options | ({} if recipe.lam is None else {"lam": recipe.lam}), {}
+    if not get_method(recipe.method).has_lam:
+        raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
+    merging = {"out", "overwrite", "base", "method", "options", "lam", "dtype", "single"}
+    found = compare(
+        base=recipe.base or None,
+        methods=[recipe.method],
+        options={recipe.method: recipe.options},
+        show_progress=True,
+        **recipe.model_dump(exclude=merging),
+    )
+    protocol = "ft_classifier" if recipe.k else "current"
+    curve = found.curve(recipe.method, protocol)
+    lam = found.table.set_index(["method", "protocol"]).lam[recipe.method, protocol]
+    split, measure = next(iter(found.measures.items()))
+    rows = [[f"{lam:g}", f"{score:.1f}"] for lam, score in curve.items()]
+    print_table(["lambda", f"{measure} (%), {split}"], rows)
+    points = ", ".join(f"{at}: {score} %" for at, score in rows)
+    said = f"{lam:g}, by {measure} under {protocol} on {split} rows ({points})"
+    return recipe.options | {"lam": lam}, {"lam_curve": said}
+
+
 def run_align(recipe: Any) -> None:
     """Re-align every head that has inputs, score before and after, and save."""
     import pandas as pd
 
-    from ..core.errors import ConfigError, DataError, UnknownNameError
+    from ..core.errors import ConfigError, UnknownNameError
     from ..core.progress import progress
-    from ..protocols import uniform_order
-    from .data import read_inputs
+    from .data import draw_inputs, read_inputs
     from .heads import align_classifier, evaluate, expert_classifier
     from .merged import load_merged
     from .parents import open_parent
@@ -116,13 +153,7 @@ def run_align(recipe: Any) -> None:
         parent = open_parent(recipe.experts[task], task)
         given[task] = inputs = read_inputs(file, parent.is_image, recipe.text_column)
         if recipe.k:
-            try:
-                n = recipe.k * len(parent.labels)
-                given[task] = [
-                    inputs[i] for i in uniform_order(len(inputs), n, recipe.seed).tolist()
-                ]
-            except DataError as error:
-                raise DataError(f"'{task}': {error}") from error
+            given[task] = draw_inputs(inputs, len(parent.labels), recipe.k, recipe.seed, task)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
     for task in progress(list(given), desc="align"):
@@ -231,6 +262,38 @@ def run_evaluate(recipe: Any) -> None:
         rows = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_file(free_file(recipe.out, recipe.overwrite, inputs), rows)
         print(f"rows in {recipe.out}")
+
+
+def run_compare(recipe: Any, write_report: Callable[..., str]) -> None:
+    """Compare, and write the report with the commands that make the chosen model."""
+    from .compare import compare
+    from .folders import RECORD, whole_folder
+
+    read = _need_out(recipe)
+    options = recipe.model_dump(exclude={"out", "overwrite", "base"})
+    try:
+        found = compare(base=recipe.base or None, show_progress=True, **options)
+    except KeyboardInterrupt:
+        print("Interrupted. Finished merges are kept; the same command goes on.", file=sys.stderr)
+        raise SystemExit(130) from None
+    with whole_folder(recipe.out, recipe.overwrite, read) as out:
+        print(write_report(found, out, list(map(as_command, making(recipe, found.best)))))
+        (out / RECORD).write_text(json.dumps({"command": as_command(recipe)}))
+    print(f"report in {recipe.out}")
+
+
+def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
+    """The recipes that make the model that a comparison chose."""
+    aligned, lam = best["protocol"] == "ft_classifier", best["lam"]
+    same = {n: getattr(recipe, n) for n in ("experts", "base", "encoder", "head", "device")}
+    options = {} if lam is None else {"lam": lam}
+    made = {"method": best["method"], "options": options, "out": "merged", "single": not aligned}
+    recipes = [COMMANDS["merge"](**same, **made)]
+    if aligned:
+        names = ("experts", "inputs", "k", "seed", "preset", "text_column", "max_length")
+        same = {n: getattr(recipe, n) for n in (*names, "batch_size", "device")}
+        recipes.append(COMMANDS["align"](**same, merged="merged", out="aligned", single=True))
+    return recipes
 
 
 def print_accuracies(table: Any) -> None:

@@ -1,4 +1,4 @@
-"""The options of merge, align and evaluate, from flags, a YAML recipe, or mergekit's YAML.
+"""The options of merge, align, evaluate and compare, from flags, a YAML recipe, or mergekit's YAML.
 
 One class per command lists its options, and the flags are generated from it: recipes and flags have
 the same options.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +21,8 @@ from .mergekit import from_mergekit
 
 Names = dict[str, str]
 Value = bool | int | float | str
+LAMS = (0.2, 0.4, 0.7, 1.0, 1.4)
+"""The grid of lambda on one's own models."""
 
 
 class Recipe(BaseModel):
@@ -27,27 +30,6 @@ class Recipe(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     out: str = Field("", description="folder to write")
     overwrite: bool = Field(False, description="replace what mergelib wrote there")
-
-
-class MergeRecipe(Recipe):
-    """Merge the encoders of fine-tuned classifiers into one; every task keeps its head."""
-
-    method: str = Field(description="weight_averaging, task_arithmetic, ties, ...")
-    base: str = Field(
-        "", description="hub id or folder of the model that the experts were fine-tuned from"
-    )
-    experts: Names = Field(description="task=MODEL, or MODEL: hub ids or folders", min_length=1)
-    options: dict[str, Value] = Field({}, description="options of the method: lam=1.0 keep=0.2")
-    encoder: list[str] = Field(
-        [],
-        description="patterns for the encoder's tensors, for example 'bert.*' (default: those "
-        "that the base has)",
-    )
-    head: str = Field(
-        "", description="name of the last linear layer (default: from the architecture)"
-    )
-    dtype: str = Field("", description="float32, bfloat16 or float16 (default: the base's)")
-    single: bool = Field(False, description="also write an ordinary folder per task")
 
 
 class ScoringRecipe(Recipe):
@@ -63,6 +45,35 @@ class ScoringRecipe(Recipe):
         0, ge=0, description="cut texts to N tokens (default: the model's maximum)"
     )
     batch_size: int = Field(64, ge=1, description="inputs at a time")
+
+
+class MergeRecipe(ScoringRecipe):
+    """Merge the encoders of fine-tuned classifiers into one; every task keeps its head."""
+
+    method: str = Field(description="weight_averaging, task_arithmetic, ties, ...")
+    base: str = Field(
+        "", description="hub id or folder of the model that the experts were fine-tuned from"
+    )
+    experts: Names = Field(description="task=MODEL, or MODEL: hub ids or folders", min_length=1)
+    options: dict[str, Value] = Field({}, description="options of the method: lam=1.0 keep=0.2")
+    lam: float | Literal["auto"] | None = Field(
+        None, description="lambda: a number, or auto, which needs --validation or --inputs"
+    )
+    validation: Names = Field({}, description="task=FILE with labels, for --lam auto")
+    inputs: Names = Field({}, description="task=FILE of unlabelled inputs, for --lam auto")
+    k: int = Field(
+        0, ge=0, description="choose lambda for heads re-aligned with k inputs per class"
+    )
+    encoder: list[str] = Field(
+        [],
+        description="patterns for the encoder's tensors, for example 'bert.*' (default: those "
+        "that the base has)",
+    )
+    head: str = Field(
+        "", description="name of the last linear layer (default: from the architecture)"
+    )
+    dtype: str = Field("", description="float32, bfloat16 or float16 (default: the base's)")
+    single: bool = Field(False, description="also write an ordinary folder per task")
 
 
 class AlignRecipe(ScoringRecipe):
@@ -115,10 +126,31 @@ class EvaluateRecipe(ScoringRecipe):
     draw: str = Field("stratified", description="stratified or uniform")
 
 
+class CompareRecipe(ScoringRecipe):
+    """Compare merging methods, lambdas and heads on your own models, and write a report."""
+
+    experts: Names = MergeRecipe.model_fields["experts"]
+    base: str = MergeRecipe.model_fields["base"]
+    inputs: Names = Field(
+        {}, description="task=FILE: unlabelled inputs; k per class re-align, the others score"
+    )
+    validation: Names = Field(
+        {}, description="task=FILE with labels: choose on them, not on agreement with the experts"
+    )
+    test: Names = Field({}, description="task=FILE with labels: report on them")
+    methods: list[str] = Field(["fast"], description="fast, all or names", min_length=1)
+    lams: list[float] = Field(list(LAMS), description="the grid of lambda", min_length=1)
+    k: int = Field(5, ge=0, description="inputs per class to re-align with; 0: old heads only")
+    seed: int = Field(0, description="of their draw")
+    encoder: list[str] = MergeRecipe.model_fields["encoder"]
+    head: str = MergeRecipe.model_fields["head"]
+
+
 COMMANDS: dict[str, type[Recipe]] = {
     "merge": MergeRecipe,
     "align": AlignRecipe,
     "evaluate": EvaluateRecipe,
+    "compare": CompareRecipe,
 }
 R = TypeVar("R", bound=Recipe)
 
@@ -141,7 +173,6 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
     """One flag per field; a flag that is not given stays out of the namespace, so that the recipe's
     value counts."""
     for name, info in kind.model_fields.items():
-        flag = "-k" if name == "k" else "--" + name.replace("_", "-")
         options: dict[str, Any] = {"help": info.description, "default": argparse.SUPPRESS}
         is_mapping = info.annotation in (Names, dict[str, Value])
         if info.annotation is bool:
@@ -149,9 +180,9 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
         else:
             metavar = "name=value" if is_mapping else name.upper()
             options |= {"action": AddUp, "metavar": metavar}
-        if is_mapping or info.annotation in (list[str], list[int]):
+        if is_mapping or info.annotation in (list[str], list[int], list[float]):
             options["nargs"] = "+"
-        parser.add_argument(flag, dest=name, **options)
+        parser.add_argument(_flag(name), dest=name, **options)
     parser.add_argument(
         "--recipe",
         metavar="FILE",
@@ -250,6 +281,25 @@ def build(
             for e in error.errors(include_input=False)[:3]
         )
         raise ConfigError(f"{command}: {wrong}.") from error
+
+
+def as_command(recipe: Recipe) -> str:
+    """The command line that gives this recipe, without what is the default anyway."""
+    command = next(name for name, kind in COMMANDS.items() if type(recipe) is kind)
+    words = ["python", "-m", "mergelib", command]
+    for name, info in type(recipe).model_fields.items():
+        value = getattr(recipe, name)
+        if value == info.default:
+            continue
+        if isinstance(value, dict):
+            value = [f"{k}={v}" for k, v in value.items()]
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [_flag(name), *map(str, values)]
+    return shlex.join(words)
+
+
+def _flag(name: str) -> str:
+    return "-k" if name == "k" else "--" + name.replace("_", "-")
 
 
 def _mappings(kind: type[Recipe], content: Mapping[str, Any]) -> dict[str, Any]:

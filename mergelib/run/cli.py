@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.register(commands)
     register_data(commands)
     register_doctor(commands)
-    register_models(commands)
+    register_models(commands, write_comparison)
     pretrain = commands.add_parser("pretrain", help="for maintainers: make the shipped f_b again")
     pretrain.add_argument("names", nargs="*", metavar="NAME", help="mini_bert ...; default: all")
     pretrain.add_argument("--profile", default="mini", help="whose sizes; mini by default")
@@ -196,6 +196,12 @@ def command_run(args: argparse.Namespace) -> int:
 
         publish.publish(args.profile, items)
     return 0
+
+
+def write_comparison(*args: Any) -> str:
+    from ..figures.comparison import write_comparison as write
+
+    return write(*args)
 
 
 def command_pretrain(args: argparse.Namespace) -> int:

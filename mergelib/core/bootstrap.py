@@ -1,0 +1,38 @@
+"""The bootstrap: inputs and seeds drawn again with replacement, and 95 % intervals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 1000
+AT_A_TIME = 1 << 24  # numbers
+
+
+def counts(resamples: int, n: int, generator: torch.Generator) -> Tensor:
+    """How often each of n items is drawn in each resample of n: ``[B, n]``, rows sum to n."""
+    picked = torch.randint(n, (resamples, n), generator=generator)
+    return torch.zeros(resamples, n).scatter_add_(1, picked, torch.ones(resamples, n))
+
+
+def resampled_means(values: Tensor, resamples: int = RESAMPLES) -> Tensor:
+    """The mean of ``values [S, N]`` over S seeds and N inputs, then over B resamples of both:
+    ``[1 + B]``.
+
+    Equal N give equal resamples, so the difference of two results is paired.
+    """
+    n_seeds, n = values.shape
+    generator = torch.Generator().manual_seed(n)
+    seeds = counts(resamples, n_seeds, torch.Generator().manual_seed(n_seeds))
+    sums = [
+        counts(len(part), n, generator) @ values.T.float()
+        for part in torch.arange(resamples).split(max(1, AT_A_TIME // n))
+    ]
+    resampled = (torch.cat(sums) * seeds).sum(1) / values.numel()
+    return torch.cat([values.float().mean()[None], resampled])
+
+
+def interval(values: Tensor) -> tuple[float, float]:
+    """The 95 % interval of ``values [1 + B]``, leaving out the first, measured one."""
+    low, high = (float(torch.quantile(values[1:], q)) for q in (0.025, 0.975))
+    return low, high

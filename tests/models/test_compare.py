@@ -1,0 +1,261 @@
+"""``compare``: what it chooses on, what it scores, what it keeps, and the model that it names."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TASKS, texts
+from transformers import pipeline
+
+import mergelib
+from mergelib.core.errors import ConfigError, DataError
+from mergelib.core.store import Store
+from mergelib.models import compare as module
+from mergelib.models.compare import HELD_OUT, TEST, VALIDATION, compare, rank_correlation
+from mergelib.models.parents import open_parent
+from mergelib.run import cli
+from mergelib.tasks.rows import as_split
+
+K = 3
+QUICK = {"methods": ["weight_averaging", "task_arithmetic"], "lams": [0.3, 1.0], "k": K}
+
+
+def data(n=60):
+    """Inputs, validation and test of each task; no text stands in two of them."""
+    rows = {t: texts(t, 3 * n, 77) for t in TASKS}
+    part = lambda a: {t: (x[a : a + n], y[a : a + n]) for t, (x, y) in rows.items()}  # noqa: E731
+    return {t: x[:n] for t, (x, _) in rows.items()}, part(n), part(2 * n)
+
+
+@pytest.fixture
+def experts(family):
+    return {t: family("bert")[t] for t in TASKS}
+
+
+@pytest.fixture(scope="module")
+def found(family, tmp_path_factory):
+    made = family("bert")
+    experts = {t: made[t] for t in TASKS}
+    store = Store(tmp_path_factory.mktemp("store"))
+    return compare(experts, made["base"], *data(), store=store, **QUICK), store
+
+
+def test_every_number_is_that_of_merge_align_and_evaluate(found, family, experts):
+    comparison, _ = found
+    inputs, _, test = data()
+    assert set(comparison.table.method) == {"f_t", "f_b", *QUICK["methods"]}
+    lam = comparison.table.set_index(["method", "protocol"]).lam["task_arithmetic", "ft_classifier"]
+    merged = mergelib.merge(
+        "task_arithmetic", base=family("bert")["base"], experts=experts, lam=lam
+    )
+    scores = []
+    for task in TASKS:
+        drawn = module.draw_inputs(inputs[task], TASKS[task], K, 0, task)
+        aligned = mergelib.align_classifier(merged, task, drawn)
+        scores.append(mergelib.evaluate(aligned, test[task]).accuracy.item())
+    rows = comparison.table.set_index(["method", "protocol"])
+    row = rows.loc["task_arithmetic", "ft_classifier"]
+    assert row.score == pytest.approx(sum(scores) / 2) and row.n == 120
+    assert row.score_low < row.score < row.score_high
+    old = rows.loc["task_arithmetic", "current"]
+    assert row.gain == pytest.approx(row.score - old.score) and old.gain_high == 0
+
+
+def test_the_measured_row_of_the_experts_agrees_with_itself(found):
+    rows = found[0].rows
+    own = rows[(rows.method == "f_t") & (rows.protocol == "current")]
+    assert (own.agreement == 100).all() and own.kl.abs().max() < 1e-5
+    assert rows[rows.protocol == "knn"].kl.isna().all()
+
+
+def test_test_rows_choose_nothing_and_labels_change_no_prediction(found, family, experts):
+    """With every test label wrong, the same is chosen, and nothing is computed again."""
+    comparison, store = found
+    inputs, validation, test = data()
+    wrong = {t: (x, [(label + 1) % TASKS[t] for label in y]) for t, (x, y) in test.items()}
+    before = len(store.entries())
+    other = compare(
+        experts, family("bert")["base"], inputs, validation, wrong, store=store, **QUICK
+    )
+    assert len(store.entries()) == before
+    assert other.best == comparison.best
+    choice = ["method", "protocol", "lam", "chosen"]
+    pd.testing.assert_frame_equal(other.table[choice], comparison.table[choice])
+    assert not other.table.score.equals(comparison.table.score)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_no_row_serves_twice(experts, labelled):
+    inputs, validation, test = data()
+    parent = open_parent(experts["ag"])
+    pool = inputs["ag"] + test["ag"][0][:10] + validation["ag"][0][:10]  # given again
+    held = validation["ag"]
+    tested = tuple(a + b[:5] for a, b in zip(test["ag"], held, strict=True))
+    given = {TEST: tested, VALIDATION: held} if labelled else {TEST: tested}
+    splits = {n: as_split(*rows) for n, rows in given.items()}
+    with pytest.warns(UserWarning, match="left out"):
+        rows = module._rows("ag", parent, pool, splits, 10, 0, 0)
+    used = [set(rows.fit), set(rows.anchors), *(set(s.inputs) for s in rows.splits.values())]
+    assert sum(map(len, used)) == len(set.union(*used)) and len(rows.fit) == 40
+    assert (HELD_OUT in rows.splits) != labelled
+
+
+def test_the_draw_is_that_of_align(experts):
+    """The report's command makes the head that was scored."""
+    pool = data()[0]["ag"]
+    rows = module._rows("ag", open_parent(experts["ag"]), pool, {}, K, 5, 0)
+    assert rows.fit == module.draw_inputs(pool, 4, K, 5, "ag")
+
+
+def test_an_interrupted_comparison_goes_on(family, experts, tmp_path, monkeypatch):
+    merges, merge = [], module.merge
+
+    def until(limit):
+        def counted(method, **options):
+            if len(merges) == limit:
+                raise KeyboardInterrupt
+            merges.append((method, options.get("lam")))
+            return merge(method, **options)
+
+        monkeypatch.setattr(module, "merge", counted)
+
+    call = lambda: compare(  # noqa: E731
+        experts, family("bert")["base"], data()[0], store=Store(tmp_path), **QUICK
+    )
+    until(2)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    until(9)
+    first = call()
+    assert len(merges) == len(set(merges)) == 3
+    assert call().table.equals(first.table) and len(merges) == 3
+
+
+def test_without_labels_agreement_with_the_experts_ranks(family, experts, tmp_path):
+    store = Store(tmp_path)
+    found = compare(experts, family("bert")["base"], data()[0], store=store, **QUICK)
+    assert found.measures == {HELD_OUT: "agreement"} and found.rows.accuracy.isna().all()
+    assert set(found.rows.protocol) == {"current", "ft_classifier"}
+    merges = found.table[found.table.method.isin(QUICK["methods"])]
+    assert merges.score.is_monotonic_decreasing
+    assert merges.score.to_numpy() == pytest.approx(merges.chosen.to_numpy())
+    assert found.rows[found.rows.task == "ag"].n.unique().item() == 60 - 4 * K
+
+
+@pytest.mark.filterwarnings("ignore:.*streaming form")
+def test_a_method_that_fails_is_reported_and_the_rest_goes_on(family, experts, tmp_path):
+    @mergelib.method("broken", label="Broken", short="Broken")
+    def broken(base, experts):
+        raise ValueError("no\nway")
+
+    try:
+        call = lambda *names: compare(  # noqa: E731
+            experts, family("bert")["base"], data()[0], methods=names, k=K, store=Store(tmp_path)
+        )
+        found = call("broken", "weight_averaging")
+        assert found.best["method"] == "weight_averaging" and found.best["lam"] is None
+        assert "ValueError" in found.failed["broken"]
+        with pytest.raises(ConfigError, match=r"No method worked\. broken: ValueError"):
+            call("broken")
+    finally:
+        mergelib.merging.METHODS.pop("broken")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"inputs": None}, ConfigError, "inputs: given for no task"),
+        ({"inputs": {"ag": ["a"], "yelps": ["b"]}}, ConfigError, "yelps.*give every task's"),
+        ({"validation": {"ag": (["a"], [0])}}, ConfigError, "validation: given for ag"),
+        ({"k": 20}, DataError, "'ag': 80 rows requested"),
+        ({"k": 12}, DataError, "'yelp' has no held-out rows beside the 60 inputs"),
+        ({"methods": ["tie"]}, mergelib.core.errors.UnknownNameError, "ties"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_work(
+    family, experts, tmp_path, change, error, said, monkeypatch
+):
+    monkeypatch.setattr(module, "features", None)
+    arguments = {"inputs": data()[0], "store": Store(tmp_path)} | QUICK | change
+    with pytest.raises(error, match=said):
+        compare(experts, family("bert")["base"], **arguments)
+
+
+def test_rank_correlation_is_kendalls_tau_over_merges():
+    accuracy, agreement, kl = [10, 20, 30, 40], [1, 3, 2, 4], [4, 3, 2, 1]
+    rows = pd.DataFrame({"accuracy": accuracy, "agreement": agreement, "kl": kl})
+    rows = rows.assign(method=list("abcd"), lam=float("nan"), protocol="current")
+    references = rows.assign(method="f_b", agreement=[9, 8, 7, 6])
+    (row,) = rank_correlation(pd.concat([rows, references])).to_dict("records")
+    assert row == {"protocol": "current", "merges": 4, "agreement": pytest.approx(2 / 3), "kl": 1.0}
+
+
+def test_the_reports_commands_make_the_model_that_it_scores(
+    family, experts, tmp_path, monkeypatch, capsys
+):
+    """The whole road from files: compare, the two commands of the report, evaluate."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
+    given = {name: [] for name in ("experts", "inputs", "validation", "test")}
+    inputs, validation, test = data()
+    for task in TASKS:
+        given["experts"].append(f"{task}={experts[task]}")
+        (tmp_path / f"{task}.txt").write_text("\n".join(inputs[task]) + "\n")
+        given["inputs"].append(f"{task}={task}.txt")
+        for name, rows in (("validation", validation), ("test", test)):
+            frame = pd.DataFrame({"text": rows[task][0], "label": rows[task][1]})
+            frame.to_csv(f"{task}_{name}.csv", index=False)
+            given[name].append(f"{task}={task}_{name}.csv")
+    flags = [word for name, values in given.items() for word in (f"--{name}", *values)]
+    flags += ["--first-label", "0", "--base", str(family("bert")["base"]), "-k", str(K)]
+    flags += ["--methods", "task_arithmetic", "--lams", "0.3", "1.0", "--device", "cpu"]
+    assert cli.main(["compare", *flags, "--out", "report"]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert page in capsys.readouterr().out
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "data:image/png;base64" in html and "<table" in html and "{{" not in html + page
+    commands = page.partition("```bash\n")[2].partition("\n```")[0].splitlines()
+    assert [c.split()[3] for c in commands] in (["merge", "align"], ["merge"])
+    for command in commands:
+        assert cli.main(command.split()[3:]) == 0
+    summary = pd.read_csv(tmp_path / "report" / "summary.csv")
+    best = summary[summary.method == "task_arithmetic"].iloc[0]
+    folder = "aligned" if len(commands) == 2 else "merged"
+    right = [
+        [a["label"] for a in pipeline("text-classification", f"{folder}/tasks/{t}")(x)]
+        == pd.Series([list(open_parent(experts[t]).labels)[i] for i in y])
+        for t, (x, y) in test.items()
+    ]
+    assert 100 * sum(r.mean() for r in right) / 2 == pytest.approx(best.score, abs=1e-3)
+
+
+def test_lambda_is_chosen_on_ones_own_data_and_the_card_shows_how(
+    family, experts, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
+    flags = ["--base", str(family("bert")["base"]), "--method", "ties", "--lam", "auto", "--inputs"]
+    for task in TASKS:
+        (tmp_path / f"{task}.txt").write_text("\n".join(data()[0][task]) + "\n")
+        flags.append(f"{task}={tmp_path / f'{task}.txt'}")
+    flags += ["--experts", *(f"{t}={f}" for t, f in experts.items()), "--out"]
+    assert cli.main(["merge", *flags, str(tmp_path / "merged")]) == 0
+    record = json.loads((tmp_path / "merged" / "mergelib.json").read_text())
+    said = capsys.readouterr().out
+    assert "agreement (%), held-out" in said
+    assert record["lam_curve"].startswith(f"{record['options']['lam']:g}, by agreement under")
+    assert record["lam_curve"] in (tmp_path / "merged" / "README.md").read_text()
+    wrong = [*flags[:2], "--method", "weight_averaging", *flags[4:], str(tmp_path / "x")]
+    assert cli.main(["merge", *wrong]) == 2 and "no lambda to choose" in capsys.readouterr().err
+
+
+def test_images_are_told_apart_by_what_they_show(tmp_path):
+    from PIL import Image
+
+    pixels = torch.zeros(4, 4, 3, dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    assert len({module._content(tmp_path / f"{n}.png", True) for n in "ab"}) == 1
+    assert module._content(pixels, True) != module._content(pixels + 1, True)
