@@ -1,12 +1,11 @@
 """Weight Averaging, Task Arithmetic and Ties: closed forms, hand-worked columns, a slow reference,
 broken input."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ties_reference import merged_vector
 
 from mergelib.core.errors import StateDictError, UnknownNameError
 from mergelib.merging import Method, get_method
@@ -75,7 +74,10 @@ def ties_columns(*taus, keep=1.0, combine="sum"):
     ],
 )
 def test_columns_by_hand(taus, options, expected):
-    assert ties_columns(*torch.tensor(taus).float().tolist(), **options) == expected
+    rows = torch.tensor(taus).float()
+    assert ties_columns(*rows.tolist(), **options) == expected
+    given = {"keep": 1.0, "combine": "sum"} | options
+    assert merged_vector(list(rows), **given).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -102,27 +104,6 @@ def test_tied_tensors_count_once_in_the_global_top_k():
 # ---- Ties against a slow reference ---------------------------------------------------------------
 
 
-def slow_ties(taus, keep, combine):
-    """Eq. 3 entry by entry, from methods.md A3, with exactly-int(D * keep) trimming and threshold
-    ties kept."""
-    d = len(taus[0])
-    trimmed = []
-    for row in taus:
-        n_keep = math.floor(d * keep)
-        ranked = sorted((abs(v) for v in row), reverse=True)
-        trimmed.append([v if n_keep and abs(v) >= ranked[n_keep - 1] else 0.0 for v in row])
-    sums = [sum(row[j] for row in trimmed) for j in range(d)]
-    elected = [(s > 0) - (s < 0) for s in sums]
-    votes = sum(elected)
-    network = (votes > 0) - (votes < 0)
-    merged = []
-    for j in range(d):
-        sign = elected[j] or network
-        kept = [row[j] for row in trimmed if (row[j] > 0 if sign > 0 else row[j] < 0)]
-        merged.append(sum(kept) if combine == "sum" else sum(kept) / max(1, len(kept)))
-    return merged
-
-
 @st.composite
 def task_vectors(draw):
     """Small integers, so that threshold ties and exact cancellations are common."""
@@ -144,8 +125,8 @@ def test_ties_equals_the_slow_reference(taus, keep, combine):
     base = {"x": torch.ones(cut), "y": torch.ones(len(taus[0]) - cut)}
     experts = [{"x": 1 + torch.tensor(t[:cut]), "y": 1 + torch.tensor(t[cut:])} for t in taus]
     merged = ties(base, experts, lam=0.5, keep=keep, combine=combine)
-    expected = [1 + 0.5 * v for v in slow_ties(taus, keep, combine)]
-    assert torch.cat([merged["x"], merged["y"]]).tolist() == pytest.approx(expected, abs=1e-6)
+    expected = 1 + 0.5 * merged_vector([torch.tensor(t) for t in taus], keep, combine)
+    torch.testing.assert_close(torch.cat([merged["x"], merged["y"]]), expected)
 
 
 # ---- broken input --------------------------------------------------------------------------------

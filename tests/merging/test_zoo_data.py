@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ties_reference import agreeing, trim
 from torch import nn
 
 from mergelib.core.errors import ConfigError
@@ -568,25 +569,14 @@ def test_padding_is_no_input(name):
 
 
 def slow_ties_vectors(base, experts, keep=0.2):
-    """A3's trimmed and sign-filtered vectors before summation, as flat numpy rows cut into the
-    tensors again."""
+    """A3's trimmed and sign-filtered vectors before summation, cut into the tensors again."""
     names = float_names(base)
-    taus = np.stack(
-        [
-            np.concatenate([(e[n].double() - base[n].double()).reshape(-1).numpy() for n in names])
-            for e in experts
-        ]
-    )
-    for row in taus:
-        row[np.argsort(-np.abs(row))[int(keep * len(row)) :]] = 0
-    taus[np.sign(taus) != np.sign(taus.sum(0))] = 0
-    cuts = np.cumsum([base[n].numel() for n in names])[:-1]
+    taus = [torch.cat([(e[n] - base[n]).double().flatten() for n in names]) for e in experts]
+    trimmed = torch.stack([trim(tau, keep) for tau in taus])
+    kept, sizes = torch.where(agreeing(trimmed), trimmed, 0.0), [base[n].numel() for n in names]
     return [
-        {
-            n: torch.from_numpy(p).reshape(base[n].shape)
-            for n, p in zip(names, np.split(row, cuts), strict=True)
-        }
-        for row in taus
+        {n: part.view(base[n].shape) for n, part in zip(names, row.split(sizes), strict=True)}
+        for row in kept
     ]
 
 

@@ -1,8 +1,6 @@
 """Merges of several foundations: a planted second foundation, keys, equal inputs for every repair,
 the claims' numbers, no leaks."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import warnings
@@ -11,15 +9,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from tiny import TINY
 
 from mergelib import Study, figures, nonlocality
 from mergelib.claims import interval, load_claims
 from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.core.store import Store
 from mergelib.core.types import Expert, Split, percent, state_digest
-from mergelib.figures import style
 from mergelib.foundations import Foundation
-from mergelib.merging import METHODS
 from mergelib.nonlocality import Nonlocality, Resampled, settings
 from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.permute import apply, permute_head, random_permutations
@@ -38,17 +35,8 @@ from mergelib.nonlocality.settings import (
 from mergelib.profiles import load_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
-PRETRAINING = {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3}
-OVERRIDES = {
-    "tasks.names": ["ag", "yelp"],
-    "tasks.n_train": 160,
-    "tasks.n_validation": 40,
-    "tasks.n_test": 60,
-    "tasks.pool_per_class": 12,
-    "resamples": 200,
-    "threads": 1,
-    "fine_tuning.steps": 12,
-    "encoder.pretraining": PRETRAINING,
+PRETRAINING = TINY["encoder.pretraining"]
+OVERRIDES = TINY | {
     "non_local.semi_local_steps": 8,
     "non_local.n_test": 50,
     "non_local.n_validation": 30,
@@ -127,61 +115,42 @@ def test_two_foundations_meet_in_the_middle(cells, setting):
 def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(cells, tmp_path):
     """Planted: permuting undoes it, so every merge is the local one; raw, the same experts make
     another merge."""
-    mine = make(tmp_path)
-    mine.first = cells.first
-    spec, g = spec_for(cells.first.encoder.config), torch.Generator().manual_seed(3)
-    planted = random_permutations(spec, g)
+    first, mine = cells.first, make(tmp_path)
+    mine.first, spec = first, spec_for(first.encoder.config)
+    planted = random_permutations(spec, torch.Generator().manual_seed(3))
     experts = [
         Expert(e.task, apply(spec, planted, e.state), permute_head(e.head, spec, planted), e.info)
-        for e in cells.first.experts()
+        for e in first.experts()
     ]
-    foundation = Foundation(cells.first.encoder, apply(spec, planted, cells.first.base_state))
-    mine.__dict__["_others"] = {
-        NON_LOCAL: cells.first.given(
-            foundation, experts, tasks=cells.first.tasks, profile=cells.first.profile
-        )
-    }
-    local, far, raw = (
-        mine.study(LOCAL),
-        mine.study(NON_LOCAL),
-        mine.study(NON_LOCAL, permuted=False),
-    )
+    foundation = Foundation(first.encoder, apply(spec, planted, first.base_state))
+    other = first.given(foundation, experts, tasks=first.tasks, profile=first.profile)
+    mine.__dict__["_others"] = {NON_LOCAL: other}
+    local, far = mine.study(LOCAL), mine.study(NON_LOCAL)
+    raw = mine.study(NON_LOCAL, permuted=False)
     for task in mine.tasks:
         for name, t in far.weights("ties", task).items():
             torch.testing.assert_close(t, local.weights("ties", task)[name], rtol=0, atol=1e-6)
         assert torch.equal(far.head("ties", task).weight, local.head("ties", task).weight)
-        assert not torch.allclose(
-            raw.features("ties", task), local.features("ties", task), atol=1e-3
-        )
-    moved = sum(
-        int((p != torch.arange(len(p))).sum()) for p in mine.permutation(NON_LOCAL).values()
-    )
-    assert moved > 0
+        features = [s.features("ties", task) for s in (raw, local)]
+        assert not torch.allclose(*features, atol=1e-3)
+    found = mine.permutation(NON_LOCAL).values()
+    assert any(not torch.equal(p, torch.arange(len(p))) for p in found)
 
 
 def test_foundations_are_known_by_what_made_them(cells):
-    first, longer, other = cells.first, cells.second(SEMI_LOCAL), cells.second(NON_LOCAL)
-    assert (longer.profile.encoder.pretraining.steps, other.profile.encoder.pretraining.seed) == (
-        8,
-        1,
+    three = cells.first, cells.second(SEMI_LOCAL), cells.second(NON_LOCAL)
+    trains, tuned = (
+        [s.profile.train_config(part(s.profile), s.device) for s in three]
+        for part in (lambda p: p.encoder.pretraining, lambda p: p.fine_tuning)
     )
-    trains = [
-        s.profile.train_config(s.profile.encoder.pretraining, s.device)
-        for s in (first, longer, other)
-    ]
     assert [(t.steps, t.seed) for t in trains] == [(4, 0), (8, 0), (4, 1)]
-    tuned = [
-        s.profile.train_config(s.profile.fine_tuning, s.device) for s in (first, longer, other)
-    ]
     assert tuned[0] == tuned[1] == tuned[2], "only the foundations differ"
-    assert (
-        "seed" not in first.profile.encoder.pretraining.model_dump()
-        and "non_local" not in first.profile.model_dump()
+    first = cells.first.profile
+    assert "seed" not in first.encoder.pretraining.model_dump()
+    assert "non_local" not in first.model_dump()
+    assert PRETRAINING.keys() == {"documents", "steps", "batch_size", "lr"}, (
+        "the caller's overrides were written into"
     )
-    assert (
-        PRETRAINING.keys() == {"documents", "steps", "batch_size", "lr"}
-        and PRETRAINING["steps"] == 4
-    ), "the caller's overrides were written into"
 
 
 def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
@@ -205,20 +174,6 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
             cells.study(LOCAL).adopt(taken, "ag", "x", lambda: None)
     with pytest.raises(MergelibError, match="pool_per_class"):
         load_profile("quick", {"non_local.ks": [1, 200]})
-
-
-@pytest.mark.parametrize("profile", ["quick", "mini"])
-@pytest.mark.parametrize("variant", ["", "vit"])
-def test_the_profiles_section_is_whole(profile, variant):
-    own = load_profile(profile, variant=variant).of_non_local()
-    assert own.merging.methods == own.non_local.methods and set(own.merging.grids) <= set(
-        own.merging.methods
-    ) <= set(METHODS)
-    assert (
-        own.non_local.semi_local_steps > own.encoder.pretraining.steps
-        and own.non_local.non_local_seed != own.seed
-    )
-    assert load_profile(profile).of_zoo().non_local is None
 
 
 # ---- repairs -------------------------------------------------------------------------------------
@@ -264,40 +219,33 @@ def test_every_repair_sees_the_same_inputs(cells, scores):
         assert set(cells.rows("ag", 1, seed).tolist()) < set(cells.rows("ag", 2, seed).tolist())
 
 
-def test_no_label_and_no_test_input_reaches_a_repair(cells, tmp_path):
-    def shuffled(split, seed):
-        return Split(
-            split.inputs,
-            split.labels[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))],
-        )
+def test_no_label_and_no_test_input_reaches_a_repair(cells):
+    def with_test(tasks, change):
+        return {n: dataclasses.replace(t, test=change(t.test)) for n, t in tasks.items()}
 
-    mine = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
-    tasks = {
-        n: dataclasses.replace(t, test=shuffled(t.test, 1)) for n, t in cells.first.tasks.items()
-    }
+    def shuffled(split):
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1))
+        return Split(split.inputs, split.labels[order])
+
+    first, local = cells.first, cells.study(LOCAL)
+    mine = make(first.store.root)
     for study in (mine.first, *mine._others.values()):
-        study.tasks = tasks
-    for task in tasks:
+        study.tasks = with_test(first.tasks, shuffled)
+    for task in first.tasks:
         assert mine.study(NON_LOCAL).lams("tall_masks") == cells.study(NON_LOCAL).lams("tall_masks")
         for kind in (TACT, REPAIR):
             a, b = (
                 c.correction(NON_LOCAL, "tall_masks", task, kind).tensors() for c in (mine, cells)
             )
             assert state_digest(a) == state_digest(b)
-    changed = {
-        n: dataclasses.replace(t, test=Split(tuple("zz" for _ in t.test.inputs), t.test.labels))
-        for n, t in cells.tasks.items()
-    }
-    study = cells.study(LOCAL).given(
-        Foundation(cells.first.encoder, cells.first.base_state),
-        cells.first.experts(),
-        tasks=changed,
+    study = local.given(
+        Foundation(first.encoder, first.base_state),
+        first.experts(),
+        tasks=with_test(cells.tasks, lambda s: Split(("zz",) * len(s), s.labels)),
         profile=cells.profile,
     )
-    assert (
-        study.weights_digest("ties", "ag") == cells.study(LOCAL).weights_digest("ties", "ag")
-        and study.pool("ag").inputs == cells.study(LOCAL).pool("ag").inputs
-    )
+    assert study.weights_digest("ties", "ag") == local.weights_digest("ties", "ag")
+    assert study.pool("ag").inputs == local.pool("ag").inputs
 
 
 def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch):
@@ -307,10 +255,9 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
     for name in ("tact", "repair", "weight_matching"):
         monkeypatch.setattr(settings, name, forbidden)
     monkeypatch.setattr("mergelib.study.study.extract_prepared", forbidden)
-    again = Nonlocality("quick", overrides=OVERRIDES, device="cpu", store=cells.first.store)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert again.scores().equals(scores)
+        assert make(cells.first.store.root).scores().equals(scores)
 
 
 def test_images_take_the_same_road(images):
@@ -410,38 +357,27 @@ def test_the_needed_number_of_inputs_is_the_smallest_near_the_best():
 
 def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
     means, samples = nonlocality.averages(scores), cells.samples("ties")
-    variance = cells.variances("ties")
+    variance, labels = cells.variances("ties"), nonlocality.REPAIR_LABELS
     assert nonlocality.wide(means).shape == (15, len(REPAIRS) + 1)
     assert nonlocality.samples_table(samples).shape == (3, len(cells.settings.ks))
-    for text in (
-        nonlocality.alt(means),
-        nonlocality.alt_variance(variance),
-        nonlocality.alt_samples(samples),
-        nonlocality.answer({"text": means}),
-    ):
+    both = {"text": means, "images": means}
+    told = [nonlocality.alt_variance(variance), nonlocality.alt_samples(samples)]
+    for text in (*told, alt := nonlocality.alt(means), nonlocality.answer({"text": means})):
         assert "nan" not in text and text.endswith(".")
-    assert nonlocality.answer({"text": means, "images": means}).count("**Images, ") == 3
-    beside = nonlocality.beside_published({"text": means, "images": means})
+    assert nonlocality.answer(both).count("**Images, ") == 3
+    beside = nonlocality.beside_published(both)
     assert beside.network.tolist()[-4:] == ["here, text"] * 2 + ["here, images"] * 2
-    value = means[
-        (means.setting == NON_LOCAL) & (means.method == "ties") & (means.repair == TACT_FT)
-    ].accuracy.iloc[0]
-    assert f"both {value:.1f}" in nonlocality.alt(means)
-    labels = nonlocality.REPAIR_LABELS
-    drawn = [
+    value = means.set_index(["setting", "method", "repair"]).accuracy[NON_LOCAL, "ties", TACT_FT]
+    assert f"both {value:.1f}" in alt
+    for fig in (
         figures.plot_non_locality(means, labels),
         figures.plot_variance(variance),
         figures.plot_samples(samples, labels, start=10, experts=90),
-    ]
-    for fig in drawn:
+    ):
         assert fig.axes[0].lines
         plt.close(fig)
-    assert set(style.REPAIR_STYLE) == set(REPAIRS)
     stored = nonlocality.numbers_stored(cells).set_index("repair").numbers
-    assert (
-        stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2
-        and stored["REPAIR"] * 2 == stored["TACT"]
-    )
+    assert stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2 == 2 * stored["REPAIR"]
 
 
 def test_the_study_of_others_is_untouched():

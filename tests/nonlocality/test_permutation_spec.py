@@ -1,7 +1,5 @@
 """Every permutation of a spec leaves the function; a spec with one axis less does not."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -58,18 +56,6 @@ def test_any_composition_leaves_features_and_logits(network, seed):
     assert apart(permute_head(W, spec, permutations).logits(after), W.logits(before)) < ROUNDING
 
 
-def test_every_family_alone_leaves_features(network):
-    spec, state, all_of_them = network.spec, network.state(0), drawn(network.spec, 1)
-    before = network.features(state)
-    for family in spec.families.values():
-        permutations = identity(spec) | {g: all_of_them[g] for g in family}
-        moved = apply(spec, permutations, state)
-        assert not equal(moved, state)
-        assert (
-            apart(network.features(moved), before[:, feature_index(spec, permutations)]) < ROUNDING
-        ), family[0]
-
-
 def test_no_axis_of_a_spec_is_idle(network):
     """Whichever axis is left out, the function changes: only the bias of the keys adds the same to
     every score of a softmax."""
@@ -93,26 +79,6 @@ def test_features_move_with_the_residual_stream_unless_projected(networks):
         permutations = drawn(network.spec, 0)
         wanted = torch.arange(10) if name == "clip" else permutations["residual"]
         assert torch.equal(feature_index(network.spec, permutations), wanted)
-
-
-@pytest.mark.parametrize("name", ["t5", "t5_gated"])
-def test_t5_blocks_share_one_order_of_heads(networks, name):
-    """The first block's position bias serves all blocks: a second block with an order of its own
-    computes something else."""
-    network = networks[name]
-    spec, state = network.spec, network.state(0)
-    assert [root for root in spec.families if "head" in root] == ["heads"]
-    own = {
-        g: replace(group, within="heads.1") if g in ("qk.1", "vo.1") else group
-        for g, group in spec.groups.items()
-    } | {"heads.1": Group(3)}
-    loose = replace(spec, groups=own)
-    order, size = torch.tensor([1, 2, 0]), 6
-    index = (order[:, None] * size + torch.arange(size)).flatten()
-    permutations = identity(loose) | {"heads.1": order, "qk.1": index, "vo.1": index}
-    assert (
-        apart(network.features(apply(loose, permutations, state)), network.features(state)) > 1e-3
-    )
 
 
 # ---- permutations as such ------------------------------------------------------------------------
