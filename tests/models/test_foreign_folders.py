@@ -1,7 +1,5 @@
 """What users' folders hold: what is loaded is what transformers loads, or a refusal in words."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -24,7 +22,7 @@ from mergelib.core.errors import (
     StoreError,
 )
 from mergelib.merging import get_method
-from mergelib.models import folders, load_merged
+from mergelib.models import folders, heads, load_merged
 from mergelib.models.folders import free_file, free_folder, write_file
 from mergelib.models.heads import expert_classifier, features
 from mergelib.models.recipes import build, pairs
@@ -58,7 +56,7 @@ def tokenizer(lower=True, **special):
     )
 
 
-def make(folder: Path, kind="Bert", base_class="Model", **config) -> Path:
+def make(folder, kind="Bert", base_class="Model", **config):
     """``base``, ``x`` and ``y`` of one architecture, with a tokenizer each."""
     of_kind = getattr(hf, f"{kind}Config")(**(SIZE | config))
     torch.manual_seed(0)
@@ -170,7 +168,7 @@ def test_other_names_for_the_same_weights_change_nothing(trio, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "change, said",
     [
         (lambda s: s.pop(f"{LAYER}.bias"), "model.safetensors lacks"),
         (lambda s: s.pop("classifier.bias"), "model.safetensors lacks"),
@@ -273,8 +271,11 @@ def test_one_pattern_of_names_is_one_pattern(trio):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "key, value",
     [
+        ("vocab_size", 17),
+        ("hidden_size", 64),
+        ("num_attention_heads", 4),
         ("hidden_act", "relu"),
         ("layer_norm_eps", 1e-3),
         ("is_decoder", True),
@@ -389,7 +390,7 @@ LONG = " ".join(WORDS * 4)
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"),
+    "kind, config",
     [
         ("Bert", {}),
         ("MPNet", {"pad_token_id": 1}),
@@ -616,21 +617,17 @@ def test_written_files_have_the_umasks_mode(trio, rows, umask):
 
 
 def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypatch, capsys):
-    from mergelib.models import heads
-
     def computes(*_, **__):
         raise AssertionError("a model computes")
 
     monkeypatch.setattr(heads, "features", computes)
     data, pool = (["good", "bad"] * 3, [0, 1] * 3), (["film"] * 2, [0, 1])
     knn = {"protocols": ["knn"]}
+    surgery = {"protocols": ["surgery"], "draw": "uniform", "expert": trio / "x"}
     for said, options in (
         ("'x': k = 4 is larger than class 0", {**knn, "k": 4}),
         ("'x': k = 2 is larger than class 0", {**knn, "k": 2, "fit": pool}),
-        (
-            "'x': 8 rows requested, but only 6",
-            {"protocols": ["surgery"], "k": 4, "draw": "uniform", "expert": trio / "x"},
-        ),
+        ("'x': 8 rows requested, but only 6", {**surgery, "k": 4}),
         ("at least 1, not 2.5", {**knn, "k": 2.5}),
         ("at least 1, not True", {**knn, "k": True}),
         ("at least one seed", {**knn, "seeds": []}),
@@ -638,39 +635,22 @@ def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypat
     ):
         with pytest.raises(MergelibError, match=said):
             mergelib.evaluate(trio / "x", data, **options)
-    merged = str(trio / "merged")
+    merged, few, texts = trio / "merged", trio / "few.csv", trio / "texts.txt"
     average(trio).save_pretrained(merged)
-    texts = trio / "texts.txt"
     texts.write_text("good\nbad\n")
-    one, two = [f"{n}={rows}" for n in "xy"], [f"{n}={trio / n}" for n in "xy"]
-    small = ["--inputs", f"x={rows}", f"y={texts}"]
+    few.write_text("label,text\n0,good\n1,bad\n")
+    evaluate = f"evaluate --model {merged} --data x={rows}"
+    align = f"align --merged {merged} --experts x={trio / 'x'} y={trio / 'y'} --out {trio / 'o'}"
+    small = f"{align} --inputs x={rows} y={texts}"
     for said, command in (
-        (
-            "'y': k = 3 is larger",
-            [
-                "evaluate",
-                "--data",
-                one[0],
-                f"y={trio / 'few.csv'}",
-                "--protocols",
-                "knn",
-                "-k",
-                "3",
-            ],
-        ),
-        ("no file", ["evaluate", "--data", one[0], "y=none.csv"]),
-        ("Unknown task of fit 'y'", ["evaluate", "--data", one[0], "--fit", one[1]]),
-        ("'y': 4 rows requested, but only 2", ["align", *small, "-k", "2"]),
-        ("no file", ["align", *small, "--data", "y=none.csv"]),
-        ("'y' has no inputs", ["align", "--inputs", one[0], "--data", one[1]]),
+        ("'y': k = 3 is larger", f"{evaluate} y={few} --protocols knn -k 3"),
+        ("no file", f"{evaluate} y=none.csv"),
+        ("Unknown task of fit 'y'", f"{evaluate} --fit y={rows}"),
+        ("'y': 4 rows requested, but only 2", f"{small} -k 2"),
+        ("no file", f"{small} --data y=none.csv"),
+        ("'y' has no inputs", f"{align} --inputs x={rows} --data y={rows}"),
     ):
-        (trio / "few.csv").write_text("label,text\n0,good\n1,bad\n")
-        place = (
-            ["--model", merged]
-            if command[0] == "evaluate"
-            else ["--merged", merged, "--experts", *two, "--out", str(trio / "o")]
-        )
-        assert cli.main([*command, *place]) == 2
+        assert cli.main(command.split()) == 2
         assert said in capsys.readouterr().err
 
 
