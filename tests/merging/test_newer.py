@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_zoo_data import assert_states_close, float_names, setting
 
 from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.merging import get_method
@@ -16,8 +17,6 @@ from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.grafting import START, skill_mask
 from mergelib.merging.karcher import karcher_mean
 from mergelib.merging.wudi import least_interference
-
-from test_zoo_data import assert_states_close, float_names, setting
 
 NAN = float("nan")
 
