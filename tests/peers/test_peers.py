@@ -1,13 +1,17 @@
-"""Merging methods against two public implementations on random weights; where they are known to
-differ, the difference itself.
+"""Merging methods against two public implementations on random weights.
+
+They differ from ours where they are wrong or leave a case open; what ours does there is tested in
+``tests/merging``. FusionBench keeps one entry more in Ties, counts tied tensors twice, adds in the
+weights' precision, squares sums in Fisher Merging, inverts singular Gram matrices, and gives NaN
+for experts that did not move (EMR-Merging) and 0 for more tasks than the rank (TSV-Merge). mergekit
+works tensor by tensor, restores L1 norms instead of dividing by a probability, and counts a
+cancelled column as positive in Ties.
 
 Runs where FusionBench and mergekit are installed: ``pip install -e ".[test,peers]"``. Neither has
 PCB-Merging, Model Tailor or LM-Cocktail; Iso-CTS, TSV-Merge, EMR-Merging, MagMax, TALL-masks,
 Fisher Merging, RegMean and AdaMerging are FusionBench's alone, Model Breadcrumbs and DELLA
 mergekit's.
 """
-
-from __future__ import annotations
 
 from copy import deepcopy
 from types import SimpleNamespace
@@ -30,21 +34,18 @@ from fusion_bench.method.fisher_merging import fisher_merging as fb_fisher
 from fusion_bench.method.isotropic_merging.iso_utils import iso_c, iso_cts
 from fusion_bench.method.magmax.magmax import magmax_merge
 from fusion_bench.method.model_stock.model_stock import (
-    ModelStock,
     compute_angle,
     compute_ratio,
     merge_weights,
 )
-from fusion_bench.method.regmean.regmean import merging_with_regmean_weights, regmean_merging
+from fusion_bench.method.regmean.regmean import regmean_merging
 from fusion_bench.method.simple_average import simple_average
-from fusion_bench.method.tall_mask import TallMaskTaskArithmeticAlgorithm
 from fusion_bench.method.tall_mask import utils as fb_tall
 from fusion_bench.method.task_arithmetic import TaskArithmeticAlgorithm, task_arithmetic_merge
 from fusion_bench.method.task_singular_vector.utils.TSVM_utils import (
     compute_and_sum_svd_mem_reduction,
 )
 from fusion_bench.method.ties_merging.ties_merging_utils import (
-    state_dict_to_vector,
     ties_merging,
     ties_merging_split,
 )
@@ -52,18 +53,15 @@ from mergekit import sparsify
 from mergekit.merge_methods import merge_state_dicts
 from omegaconf import OmegaConf
 
-from mergelib.core.errors import ConfigError
 from mergelib.core.types import Head
 from mergelib.merging import Context, TaskData, get_method
 from mergelib.merging.adamerging import combine, mean_entropy, ties_vectors
-from mergelib.merging.dropping import breadcrumbs, dare, magprune
+from mergelib.merging.dropping import magprune
 from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.masks import tall_mask
-from mergelib.merging.regmean import regmean_weight
 from mergelib.merging.states import flatten, float_names
 
 SEEDS = range(3)
-MATRICES = ("b_square", "c_wide", "d_tall")
 
 
 def random_state(seed, scale=1.0):
@@ -108,10 +106,6 @@ def minus(a, b):
 
 def vectors(base, experts):
     return [minus(e, base) for e in experts]
-
-
-def zeros(state):
-    return {n: torch.zeros_like(t) for n, t in state.items()}
 
 
 def module(state):
@@ -183,27 +177,6 @@ def test_task_arithmetic(seed, lam):
     close(ours, mergekit("task_arithmetic", base, experts, **{"lambda": lam}))
 
 
-def test_half_precision_deviates():
-    """FusionBench adds up in the weights' own precision and leaves the range of float16; ours is
-    float32 inside."""
-    states = [{"w": torch.full((3,), 60000.0, dtype=torch.float16)} for _ in range(3)]
-    assert simple_average(states)["w"].isinf().all()
-    assert torch.equal(merge("weight_averaging", states[0], states)["w"], states[0]["w"])
-
-
-def test_integer_tensors_deviate():
-    """Ours copies the base's; FusionBench's average cannot take them, mergekit refuses those that
-    differ."""
-    states = [{"position_ids": torch.arange(3) + t, "w": torch.randn(3)} for t in range(2)]
-    assert torch.equal(
-        merge("weight_averaging", states[0], states)["position_ids"], torch.arange(3)
-    )
-    with pytest.raises(RuntimeError, match="Float"):
-        simple_average(states)
-    with pytest.raises(ValueError, match="position_ids"):
-        merge_state_dicts(states, "linear", parameters={"weight": 1.0})
-
-
 # ---- Ties (A3) -----------------------------------------------------------------------------------
 
 
@@ -230,39 +203,10 @@ def one_more(base, keep):
 def test_ties_keeps_one_entry_more_upstream_and_is_the_same_otherwise(seed, keep, combine):
     base, experts = make_states(seed)
     names, theirs = float_names(base), fb_ties(base, experts, keep, combine)
-    torch.testing.assert_close(
-        flatten(
-            minus(
-                merge(
-                    "ties",
-                    zeros(base),
-                    vectors(base, experts),
-                    lam=1.0,
-                    keep=one_more(base, keep),
-                    combine=combine,
-                ),
-                zeros(base),
-            ),
-            names,
-        ),
-        theirs,
-        atol=1e-6,
-        rtol=1e-6,
-    )
-    torch.testing.assert_close(
-        flatten(
-            merge("ties", base, experts, lam=0.3, keep=one_more(base, keep), combine=combine), names
-        ),
-        flatten(base, names) + 0.3 * theirs,
-        atol=1e-5,
-        rtol=1e-5,
-    )
-    # Deviation: at the same keep the largest dropped entry of each task makes a difference.
-    assert (
-        flatten(merge("ties", base, experts, lam=1.0, keep=keep, combine=combine), names)
-        - flatten(base, names)
-        - theirs
-    ).abs().max() > 1e-2
+    for kept, same in ((one_more(base, keep), True), (keep, False)):
+        ours = merge("ties", base, experts, lam=0.3, keep=kept, combine=combine)
+        wanted = flatten(base, names) + 0.3 * theirs
+        assert torch.allclose(flatten(ours, names), wanted, atol=1e-5, rtol=1e-5) == same
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -271,27 +215,6 @@ def test_ties_resolves_ties_and_cancellations_as_upstream(seed, combine):
     base, experts = whole_states(seed)
     ours = merge("ties", base, experts, lam=1.0, keep=one_more(base, 0.4), combine=combine)
     assert torch.equal(ours["w"], base["w"] + fb_ties(base, experts, 0.4, combine))
-
-
-def test_ties_counts_deviate():
-    """int(D * keep) entries here, one more upstream; "keep all" breaks upstream, as 1 and as 100
-    %."""
-    base, experts = {"w": torch.zeros(1000)}, [{"w": torch.randperm(1000) + 1.0}]
-    assert int((merge("ties", base, experts, lam=1.0, keep=0.2)["w"] != 0).sum()) == 200
-    assert int((fb_ties(base, experts, 20, "sum") != 0).sum()) == 201
-    assert torch.equal(merge("ties", base, experts, lam=1.0, keep=1.0)["w"], experts[0]["w"])
-    for everything in (1, 100):
-        with pytest.raises((RuntimeError, IndexError)):
-            fb_ties(base, experts, everything, "sum")
-
-
-def test_tied_tensors_deviate():
-    """FusionBench flattens a tied tensor once per name, so it counts double in the top k; ours
-    takes each storage once."""
-    shared = torch.randn(4)
-    state = {"embed": shared, "other": torch.randn(3), "tied": shared}
-    assert flatten(state, float_names(state)).numel() == 7
-    assert state_dict_to_vector(state).numel() == 11
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -306,30 +229,6 @@ def test_ties_of_mergekit_is_ours_tensor_by_tensor(seed, combine):
     close(one_by_one("ties", base, experts, lam=0.7, keep=0.4, combine=combine), theirs)
     # Deviation: ours ranks the whole encoder at once.
     assert furthest(merge("ties", base, experts, lam=0.7, keep=0.4, combine=combine), theirs) > 0.1
-
-
-def test_ties_of_mergekit_deviates_on_cancellation_and_at_the_threshold():
-    base, experts = (
-        {"w": torch.zeros(3)},
-        [{"w": torch.tensor([3.0, -1.0, -1.0])}, {"w": torch.tensor([-3.0, -1.0, -1.0])}],
-    )
-    assert merge("ties", base, experts, lam=1.0, keep=1.0)["w"].tolist() == [
-        -3,
-        -2,
-        -2,
-    ]  # the network's sign decides
-    assert mergekit("ties", base, experts, normalize=False)["w"].tolist() == [
-        3,
-        -2,
-        -2,
-    ]  # 0 counts as positive
-    base, experts = {"w": torch.zeros(4)}, [{"w": torch.tensor([2.0, 2.0, 2.0, 1.0])}]
-    assert (
-        int((merge("ties", base, experts, lam=1.0, keep=0.5)["w"] != 0).sum()) == 3
-    )  # all that tie
-    assert (
-        int((mergekit("ties", base, experts, density=0.5)["w"] != 0).sum()) == 2
-    )  # the first of them
 
 
 # ---- DARE (A7) -----------------------------------------------------------------------------------
@@ -375,46 +274,6 @@ def shared_bernoulli(monkeypatch, seed):
 
     monkeypatch.setattr(torch, "bernoulli", draw)
     return asked
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_dare_of_mergekit_deviates_by_a_factor_per_tensor(monkeypatch, seed):
-    """mergekit gives each tensor its former L1 norm back; 1 / (1 - drop) keeps the norm on average
-    only."""
-    tau = torch.randn(400, generator=torch.Generator().manual_seed(seed))
-    # Ours keeps where u >= drop, mergekit where u < 1 - drop: with 1 - u for u, the same entries.
-    generator = torch.Generator().manual_seed(seed)
-    monkeypatch.setattr(
-        torch,
-        "bernoulli",
-        lambda p: (torch.rand(p.shape, generator=generator) >= 1 - p).to(p.dtype),
-    )
-    theirs = sparsify.bernoulli(tau, 0.25, sparsify.RescaleNorm.l1)
-    ours = dare(tau, 0.75, torch.Generator().manual_seed(seed))
-    assert torch.equal(ours != 0, theirs != 0)
-    torch.testing.assert_close(theirs.abs().sum(), tau.abs().sum())
-    factor = tau.abs().sum() / ours.abs().sum()
-    assert abs(factor - 1) > 1e-3
-    torch.testing.assert_close(theirs, ours * factor)
-    # Without its rescaling, and with weights 1 / (1 - drop), the whole method agrees.
-    base, experts = {"w": torch.zeros(400)}, [{"w": tau}, {"w": tau.flip(0)}]
-    generator.manual_seed(seed)
-    close(
-        merge("dare_task_arithmetic", base, experts, lam=0.3, drop=0.75, seed=seed),
-        mergekit(
-            "dare_linear", base, experts, density=0.25, weight=4.0, rescale=False, **{"lambda": 0.3}
-        ),
-    )
-
-
-def test_dare_that_drops_all_deviates():
-    base, experts = make_states(0)
-    theirs = DareTaskArithmetic(
-        scaling_factor=0.3, sparsity_ratio=1.0, only_on_linear_weights=False
-    ).run(pool(base, experts))
-    assert detached(theirs)["b_square"].isnan().all()
-    with pytest.raises(ConfigError, match="drop"):
-        merge("dare_task_arithmetic", base, experts, drop=1.0)
 
 
 # ---- MagMax, TALL-masks, Consensus, EMR-Merging (A8, A9, A10, A18) -------------------------------
@@ -465,38 +324,12 @@ def test_tall_masks_and_consensus(monkeypatch, seed, lam):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_tall_masks_of_the_whole_algorithm_deviate(seed):
-    """FusionBench hands its mask rule task vectors but the base's weights: right only when the base
-    is 0."""
-    base, experts = make_states(seed)
-    for b, right in ((zeros(base), True), (base, False)):
-        theirs = TallMaskTaskArithmeticAlgorithm(tall_mask_lambda=0.4).run(
-            pool(b, experts, buffers)
-        )["models"]
-        for t, ours in enumerate(merge("tall_masks", b, experts, lam=0.4)):
-            assert (furthest(ours, detached(theirs[f"e{t}"])) < 1e-5) == right
-
-
-@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("n_experts", [1, 2, 4])
 def test_emr_merging(seed, n_experts):
     base, experts = make_states(seed, n_experts)
     unified, masks, rescale = emr_merge(vectors(base, experts))
     for t, merged in enumerate(merge("emr_merging", base, experts)):
         close(merged, {n: base[n] + rescale[t] * masks[n][t] * unified[n] for n in base})
-
-
-def test_emr_merging_deviates_where_it_divides_zero_by_zero():
-    """An expert that never moved, or an empty tensor, makes FusionBench's factor NaN."""
-    base, experts = make_states(0)
-    assert emr_merge([*vectors(base, experts), zeros(base)])[2][-1].isnan()
-    close(merge("emr_merging", base, [*experts, base])[-1], base)
-    empty = [s | {"none": torch.empty(0, 3)} for s in (base, *experts)]
-    assert emr_merge(vectors(empty[0], empty[1:]))[2].isnan().all()
-    close(
-        {n: t for n, t in merge("emr_merging", empty[0], empty[1:])[0].items() if n != "none"},
-        merge("emr_merging", base, experts)[0],
-    )
 
 
 # ---- singular values (A15, A16, A17) -------------------------------------------------------------
@@ -514,18 +347,6 @@ def test_tsv_merge(seed, n_experts, excluded):
     close(
         merge("tsv_merge", base, experts, lam=0.8, exclude=excluded),
         {n: base[n] + 0.8 * theirs[n] for n in base},
-    )
-
-
-def test_tsv_merge_with_more_tasks_than_rank_deviates():
-    """FusionBench's matrix comes out as 0; ours is the mean."""
-    base, experts = make_states(0, n_experts=5)
-    theirs = compute_and_sum_svd_mem_reduction(vectors(base, experts), accelerator="cpu")
-    ours = merge("tsv_merge", base, experts)
-    assert not theirs["d_tall"].any()
-    torch.testing.assert_close(ours["d_tall"], merge("weight_averaging", base, experts)["d_tall"])
-    torch.testing.assert_close(
-        ours["b_square"], base["b_square"] + theirs["b_square"], atol=1e-5, rtol=1e-5
     )
 
 
@@ -548,18 +369,6 @@ def test_isotropic_merging(seed, n_experts, excluded):
             merge("iso_cts", base, experts, lam=1.5, common=common, exclude=excluded),
             {n: base[n] + 1.5 * theirs[n] for n in base},
         )
-
-
-def test_iso_cts_with_more_directions_than_the_rank_deviates():
-    """Rank 5, nothing common, 3 tasks: rounding asks for 3 * 2 directions. FusionBench fails; ours
-    gives each task one."""
-    taus = [{"w": torch.randn(5, 9, generator=torch.Generator().manual_seed(t))} for t in range(3)]
-    with pytest.raises(RuntimeError, match="size"):
-        iso_cts(taus, common_space_fraction=0.0, accelerator="cpu")
-    singular = torch.linalg.svdvals(
-        merge("iso_cts", {"w": torch.zeros(5, 9)}, taus, common=0.0)["w"]
-    )
-    torch.testing.assert_close(singular, singular.mean().expand(5))
 
 
 # ---- Model Stock (A12) ---------------------------------------------------------------------------
@@ -599,34 +408,17 @@ def test_model_stock_of_three(seed):
         n: base[n] + 0.4 * (experts[2][n] - base[n]) + 2 * random_state(seed)[n] for n in base
     }
     ours, theirs = merge("model_stock", base, experts), mergekit_stock(base, experts)
-    fb = detached(ModelStock().run(pool(base, experts)))
     forward = [n for n, c in zip(base, cosines(base, experts), strict=True) if c > 0.05]
     assert len(forward) >= 2
     for name in forward:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
-    assert max(float((ours[n] - fb[n]).abs().max()) for n in forward) > 1e-3
-
-
-def test_model_stock_of_opposed_experts_deviates():
-    """A negative cosine gives a ratio outside [0, 1]: both peers step away from the base, ours
-    stays on it."""
-    base, experts = (
-        {"w": torch.zeros(2)},
-        [{"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([1.0, -2.0])}],
-    )
-    assert torch.equal(merge("model_stock", base, experts)["w"], base["w"])
-    assert mergekit_stock(base, experts)["w"].tolist()[0] < -0.5
-    assert (
-        merge_weights(*experts, base, compute_ratio(compute_angle(*experts, base)))["w"].tolist()[0]
-        < -0.5
-    )
 
 
 # ---- Model Breadcrumbs and DELLA (A14, A19) ------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("keep", "drop_top"), [(0.15, 0.006), (0.5, 0.05), (0.3, 0.0)])
+@pytest.mark.parametrize("keep, drop_top", [(0.15, 0.006), (0.5, 0.05), (0.3, 0.0)])
 def test_breadcrumbs_of_vectors(seed, keep, drop_top):
     base, *experts = [
         {
@@ -641,50 +433,16 @@ def test_breadcrumbs_of_vectors(seed, keep, drop_top):
     )
 
 
-def test_breadcrumbs_deviate():
-    g = torch.Generator().manual_seed(0)
-    # mergekit flattens a matrix, ours ranks each row.
-    tau = torch.randn(6, 50, generator=g) * torch.arange(1, 7)[:, None]
-    theirs = sparsify.magnitude_outliers(tau, density=0.2, gamma=0.04)
-    assert (breadcrumbs(tau, 0.2, 0.04) != 0).sum(1).tolist() == [10] * 6
-    assert (theirs != 0).sum() == 60 and (theirs != 0).sum(1).tolist() != [10] * 6
-    # int(keep * n) = 0: mergekit keeps nothing, ours one entry.
-    short = torch.tensor([1.0, -3.0, 2.0])
-    assert not sparsify.magnitude_outliers(short, density=0.15, gamma=0.006).any()
-    assert breadcrumbs(short, 0.15, 0.006).tolist() == [0, -3, 0]
-    # Fewer left than are to be kept: mergekit takes outliers back in, ours never does.
-    tau = torch.arange(1.0, 11.0)
-    assert sparsify.magnitude_outliers(tau, density=0.9, gamma=0.2).tolist() == [*range(1, 10), 0]
-    assert breadcrumbs(tau, 0.9, 0.2).tolist() == [*range(1, 9), 0, 0]
-
-
-def test_breadcrumbs_bug_of_older_mergekit_is_gone():
-    """Where int(gamma * n) is 0 older releases kept nothing (methods.md A14); this one is right,
-    and equal to ours."""
-    tau = torch.randn(40, generator=torch.Generator().manual_seed(1))
-    theirs = sparsify.magnitude_outliers(tau, density=0.25, gamma=0.01)
-    assert (theirs != 0).sum() == 10
-    assert torch.equal(breadcrumbs(tau, 0.25, 0.01), theirs)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("shape", [(40,), (5, 30)])
 def test_della_with_a_shared_mask(monkeypatch, seed, shape):
-    """Equal ranks, probabilities and kept entries; ours divides by the probability, mergekit
-    restores the L1 norm or nothing."""
+    """Equal ranks, probabilities and kept entries; ours divides by the probability."""
     tau = torch.randn(shape, generator=torch.Generator().manual_seed(10 + seed))
     asked = shared_bernoulli(monkeypatch, seed)
-    plain = sparsify.della_magprune(tau, density=0.7, epsilon=0.1)
-    shared_bernoulli(monkeypatch, seed)
-    rescaled = sparsify.della_magprune(
-        tau, density=0.7, epsilon=0.1, rescale_norm=sparsify.RescaleNorm.l1
-    )
+    theirs = sparsify.della_magprune(tau, density=0.7, epsilon=0.1)
     ours = magprune(tau, drop=0.3, window=0.2, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(ours != 0, plain != 0)
-    torch.testing.assert_close(ours * asked[0].view(shape), plain)
-    torch.testing.assert_close(rescaled.abs().sum(), tau.abs().sum())
-    factors = (rescaled / ours)[ours != 0]
-    assert factors.max() / factors.min() > 1.1  # no common factor: small entries weigh too little
+    assert torch.equal(ours != 0, theirs != 0)
+    torch.testing.assert_close(ours * asked[0].view(shape), theirs)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -699,44 +457,16 @@ def test_della_without_dropping_is_the_elected_mean(seed):
         )
 
 
-def test_della_deviates_on_single_entries_and_on_kernels(monkeypatch):
-    asked = shared_bernoulli(monkeypatch, 0)
-    sparsify.della_magprune(torch.ones(1), density=0.7, epsilon=0.07)
-    assert asked[0].isnan().all()  # the rank over n - 1 is 0 / 0
-    assert magprune(torch.ones(1), drop=0.0, window=0.0, generator=torch.Generator()).item() == 1
-    kernel = torch.arange(1.0, 9.0).view(2, 2, 2)
-    sparsify.della_magprune(kernel, density=0.5, epsilon=0.1)
-    torch.testing.assert_close(
-        asked[1], torch.tensor([0.4, 0.6]).view(1, 2, 1).expand(2, 2, 2)
-    )  # ranked along the second axis
-    ours = magprune(kernel, drop=0.5, window=0.2, generator=torch.Generator().manual_seed(0))
-    probability = (kernel / ours)[ours != 0]  # ranked along the last
-    assert len(probability) > 2
-    torch.testing.assert_close(probability, torch.tensor([0.4, 0.6]).expand(2, 2, 2)[ours != 0])
-
-
 # ---- what needs data: Fisher Merging, RegMean, AdaMerging (A4, A5, A6) ---------------------------
 
 
 class Encoder(nn.Module):
-    def __init__(self, width=5):
+    def __init__(self):
         super().__init__()
-        self.first, self.norm, self.second = (
-            nn.Linear(4, width),
-            nn.LayerNorm(width),
-            nn.Linear(width, 3),
-        )
+        self.first, self.norm, self.second = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
 
     def forward(self, x):
         return self.second(self.norm(self.first(x)).tanh())
-
-
-class WithDeadEntry(Encoder):
-    """Has a parameter that no output depends on."""
-
-    def __init__(self):
-        super().__init__()
-        self.dead = nn.Parameter(torch.zeros(2))
 
 
 class Classifier(nn.Module):
@@ -767,33 +497,24 @@ class Loader:
         return batch
 
 
-def make_task(seed, n_inputs=12, n_experts=2, n_classes=4, make=Encoder, more=0):
-    """A base, experts near it, and a context with each expert's inputs (``more`` for each next
-    task) and head."""
+def make_task(seed, n_inputs=12, more=0):
+    """A base, two experts near it, and a context with each expert's inputs (``more`` for the
+    second task) and head."""
     torch.manual_seed(seed)
-    encoder = make()
+    encoder = Encoder()
     base = {n: t.clone() for n, t in encoder.state_dict().items()}
-    experts = [
-        {n: t + 0.3 * torch.randn_like(t) if n != "dead" else t.clone() for n, t in base.items()}
-        for _ in range(n_experts)
-    ]
+    experts = [{n: t + 0.3 * torch.randn_like(t) for n, t in base.items()} for _ in range(2)]
     tasks = tuple(
         TaskData(
-            torch.randn(n_inputs + more * t, 4) + t,
-            Head(2 * torch.randn(n_classes, 3), torch.randn(n_classes)),
+            torch.randn(n_inputs + more * t, 4) + t, Head(2 * torch.randn(4, 3), torch.randn(4))
         )
-        for t in range(n_experts)
+        for t in range(2)
     )
-    return (
-        base,
-        experts,
-        Context(
-            encoder,
-            encoder,
-            lambda rows: {"x": rows if isinstance(rows, torch.Tensor) else torch.stack(rows)},
-            tasks,
-        ),
-    )
+
+    def collate(rows):
+        return {"x": rows if isinstance(rows, torch.Tensor) else torch.stack(rows)}
+
+    return base, experts, Context(encoder, encoder, collate, tasks)
 
 
 def as_trainers(experts, context, size):
@@ -831,42 +552,6 @@ def test_fisher_merging_of_the_same_fishers(seed):
     )
 
 
-def test_fisher_merging_deviates_where_no_expert_has_a_gradient():
-    """FusionBench divides floor and Fisher by the norm together, so a dead entry leans to the
-    expert of the smaller norm."""
-    base, experts, context = make_task(0, make=WithDeadEntry)
-    experts[0]["dead"] += 1
-    fishers = [fisher_diagonal(context, t, e, 12) for t, e in enumerate(experts)]
-    fishers[0] = {n: 100 * f for n, f in fishers[0].items()}
-    assert merge("fisher_merging", base, experts, context)["dead"].tolist() == [0.5, 0.5]
-    assert (
-        fb_fisher.merging_with_fisher_weights(stacked(experts), fishers, torch.ones(2))["dead"]
-        < 0.1
-    ).all()
-    # Its estimator cannot even be asked: a parameter without a gradient has no square.
-    models, trainers = as_trainers(experts, context, 4)
-    with pytest.raises((AttributeError, TypeError)):
-        fb_fisher.fisher_merging(models, trainers, [], [12, 12])
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("size", [1, 4])
-def test_fisher_shortcut_deviates(monkeypatch, seed, size):
-    """FusionBench squares after summing over classes and batch; ours squares each gradient, which
-    is the Fisher."""
-    _, experts, context = make_task(seed)
-    caught = {}
-    monkeypatch.setattr(
-        fb_fisher, "merging_with_fisher_weights", lambda **given: caught.update(given)
-    )
-    models, trainers = as_trainers(experts, context, size)
-    fb_fisher.fisher_merging(models, trainers, [], [12, 12])
-    for t, theirs in enumerate(caught["models_to_merge_fisher_weights_list"]):
-        ours, theirs = fisher_diagonal(context, t, experts[t], 12), unprefixed(theirs)
-        ratio = flatten(theirs, sorted(ours)) / flatten(ours, sorted(ours))
-        assert ratio.max() / ratio.min() > 3  # nor are they proportional
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("off_diagonal", [0.9, 0.1])
 def test_regmean(seed, off_diagonal):
@@ -883,50 +568,10 @@ def test_regmean(seed, off_diagonal):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_regmean_on_fewer_rows_than_columns_deviates(seed):
-    """The sum of Gram matrices is singular: FusionBench inverts it all the same, ours still solves
-    the normal equations."""
-    g = torch.Generator().manual_seed(seed)
-    weights, rows = [
-        [torch.randn(3 if what else 2, 8, generator=g) for _ in range(2)] for what in (1, 0)
-    ]
-    grams = [(x.T @ x / len(x)).double() for x in rows]
-
-    def residual(w):
-        right = sum(gram @ each.double().T for gram, each in zip(grams, weights, strict=True))
-        return float((sum(grams) @ w.double().T - right).norm() / right.norm())
-
-    def theirs():
-        return merging_with_regmean_weights(
-            {"m.weight": weights}, [{"m": gram.float()} for gram in grams]
-        )["m.weight"]
-
-    assert residual(regmean_weight(grams, weights)) < 1e-8
-    try:
-        assert residual(theirs()) > 1e-3
-    except torch.linalg.LinAlgError as error:
-        assert "singular" in str(error)
-    grams = [
-        gram * torch.outer(alive, alive)
-        for alive in [(torch.arange(8) > 0).double()]
-        for gram in grams
-    ]  # a dead input
-    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
-        theirs()
-    assert residual(regmean_weight(grams, weights)) < 1e-8
-
-
-@pytest.mark.parametrize("seed", SEEDS)
 def test_mean_entropy(seed):
     logits = 4 * torch.randn(20, 6, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(mean_entropy(logits), entropy_loss(logits), atol=1e-6, rtol=1e-6)
-
-
-def test_entropy_of_certainty_deviates():
-    """FusionBench adds 1e-8 inside its logarithm: below 0 where ours is 0."""
-    logits = torch.tensor([[200.0, 0.0]])
-    assert mean_entropy(logits) == 0
-    assert entropy_loss(logits) <= 0
+    assert mean_entropy(torch.tensor([[200.0, 0.0]])) == 0
 
 
 class OneBatch:
@@ -953,7 +598,7 @@ class TaskWise(OneBatch, TaskWiseAdaMergingAlgorithm):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    ("name", "theirs"), [("adamerging_layer", LayerWise), ("adamerging_task", TaskWise)]
+    "name, theirs", [("adamerging_layer", LayerWise), ("adamerging_task", TaskWise)]
 )
 def test_adamerging(seed, name, theirs):
     """The whole adaptation, on one input per task: 15 steps of Adam on the coefficients lead to the
