@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 OLD, NEW = "a" * 40, "b" * 40
 PAGE = b"<!DOCTYPE html><html><body>Sign in to this network</body></html>"
@@ -144,7 +143,6 @@ class Answer(BaseHTTPRequestHandler):
         self.reply(200, body, "application/octet-stream", cut=cut, **headers)
 
     def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         path = self.path.split("?")[0]
         self.server.asked.append(path)
         if self.headers.get("Authorization"):
@@ -153,7 +151,7 @@ class Answer(BaseHTTPRequestHandler):
             return self.send_file(*self.server.blobs[path.removeprefix("/storage/")])
         found = re.fullmatch(
             r"(?:/api/(datasets|models)|/(datasets))?/([^/]+(?:/[^/]+?)?)"
-            r"(?:/(revision|tree|paths-info|resolve)/([^/]+)(?:/(.*))?)?",
+            r"(?:/(revision|tree|resolve)/([^/]+)(?:/(.*))?)?",
             path,
         )
         if not found:
@@ -182,60 +180,18 @@ class Answer(BaseHTTPRequestHandler):
         files = commits[commit]
 
         def listed(path: str) -> dict:
-            if path not in files:
-                return {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
             content = read(files[path])
-            large = (
-                {"lfs": {"oid": sha256(content), "size": len(content), "pointerSize": 130}}
-                if path.endswith(LARGE)
-                else {}
-            )
-            return {
-                "type": "file",
-                "path": path,
-                "size": len(content),
-                "oid": git_sha1(content),
-                **large,
-            }
+            size = {"size": len(content)}
+            large = {"lfs": {"oid": sha256(content), "pointerSize": 130, **size}}
+            found = {"type": "file", "path": path, "oid": git_sha1(content), **size}
+            return found | (large if path.endswith(LARGE) else {})
 
         if verb in (None, "revision"):
-            siblings = []
-            for one in map(listed, files):
-                large = (
-                    {"lfs": {"sha256": one["lfs"]["oid"], "size": one["size"], "pointerSize": 130}}
-                    if "lfs" in one
-                    else {}
-                )
-                siblings.append(
-                    {"rfilename": one["path"], "size": one["size"], "blobId": one["oid"], **large}
-                )
-            info = {
-                "id": name,
-                "sha": commit,
-                "private": False,
-                "gated": False,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
-                "siblings": siblings,
-            }
+            info = {"id": name, "sha": commit, "private": False, "disabled": False}
+            info |= {"gated": False, "downloads": 0, "likes": 0, "tags": [], "siblings": []}
             return self.reply(200, json.dumps(info).encode())
         if verb == "tree":
-            below = [
-                f[len(rest) :].lstrip("/") for f in files if not rest or f.startswith(rest + "/")
-            ]
-            deep = "recursive=True" in self.path or "recursive=true" in self.path
-            entries = sorted(
-                {f"{rest}/{f if deep else f.split('/')[0]}".lstrip("/") for f in below}
-            )
-            if not entries:
-                return self.reply(404, X_Error_Code="EntryNotFound")
-            return self.reply(200, json.dumps([listed(e) for e in entries]).encode())
-        if verb == "paths-info":
-            asked = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-            known = [p for p in asked if p in files or any(f.startswith(p + "/") for f in files)]
-            return self.reply(200, json.dumps([listed(p) for p in known]).encode())
+            return self.reply(200, json.dumps([listed(path) for path in files]).encode())
         if rest not in files or rest in self.server.lost:
             return self.reply(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         content = read(files[rest])
@@ -253,7 +209,7 @@ class Answer(BaseHTTPRequestHandler):
             )
         self.send_file(rest, files[rest], X_Repo_Commit=commit, ETag=f'"{git_sha1(content)}"')
 
-    do_GET = do_HEAD = do_POST = answer
+    do_GET = do_HEAD = answer
 
 
 @contextmanager

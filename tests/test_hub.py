@@ -1,7 +1,5 @@
 """The hub: real clients against a hub on the loopback, and what can go wrong on the way."""
 
-from __future__ import annotations
-
 import errno
 import json
 from pathlib import Path
@@ -26,7 +24,7 @@ ROWS = {"text": ["war", " ball \n", "", "stock", "chip"], "label": [0, 1, 1, 2, 
 TEST_ROWS = {"text": ["goal", "bank"], "label": [1, 2]}
 
 
-def entry(id: str, *files: str, kind: str = "model", **more) -> dict:
+def entry(id, *files, kind="model", **more):
     """One repository of a registry, its files given as key=path."""
     named = dict(file.split("=") for file in files)
     return {"id": id, "kind": kind, "files": named or "transformers", **more}
@@ -66,11 +64,11 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("hub")
 
 
-def make_client(folder: Path, endpoint: str, **environment: str) -> Client:
+def make_client(folder, endpoint, **environment):
     file, entries = folder / "registry.yaml", yaml.safe_load(repository.REGISTRY.read_text())
     for raw in entries.values():
         raw.get("table", {}).pop("rows", None)  # ours have five
@@ -94,11 +92,11 @@ def offline(server, folder):
 
 
 @pytest.fixture(scope="module")
-def locks(folder) -> Path:
+def locks(folder):
     return folder / "lock.json"
 
 
-def get(client: Client, name: str, lock: Path) -> dict:
+def get(client, name, lock):
     """The bytes of each file of a repository, or the error."""
     answer = client("tests.paper_road.fetched", name, lock=lock)
     if "value" in answer:
@@ -106,13 +104,13 @@ def get(client: Client, name: str, lock: Path) -> dict:
     return answer
 
 
-def cached(folder: Path, id: str) -> list[str]:
+def cached(folder, id):
     """Names of the files that the client's cache shows of a repository."""
     top = folder / "home" / "hub" / f"models--{id.replace('/', '--')}" / "snapshots"
     return sorted(p.name for p in top.rglob("*") if p.is_file())
 
 
-def refused(answer: dict, kind: str, *parts: str) -> None:
+def refused(answer, kind, *parts):
     assert answer.get("error") == kind and answer["seconds"] < 120, answer
     for part in parts:
         assert part in answer["message"], answer["message"]
@@ -186,7 +184,7 @@ class TestFiles:
             refused(get(client, name, locks), "DataError", part)
 
     @pytest.mark.parametrize(
-        ("status", "part"), [(200, "does not come from the hub"), (404, "404"), (503, "503")]
+        "status, part", [(200, "does not come from the hub"), (404, "404"), (503, "503")]
     )
     def test_a_page_in_place_of_the_hub(self, client, server, locks, status, part):
         server.pages["org/away"] = status
@@ -331,7 +329,7 @@ def test_a_base_model_ahead_of_a_run(client, offline, server, tmp_path):
 
 
 @pytest.fixture
-def lock_file(monkeypatch, tmp_path) -> Path:
+def lock_file(monkeypatch, tmp_path):
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("MERGELIB_HUB_LOCK", str(tmp_path / "lock.json"))
     return tmp_path / "lock.json"
