@@ -1,15 +1,13 @@
 """Merged, aligned, saved, reloaded: three architectures from disk to a process that has no
 mergelib."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import TASKS, config_of, is_image, make_family, pictures, texts
+from conftest import TASKS, is_image, make_family, pictures, texts
 from safetensors.torch import load_file, save_file
 
 import mergelib
@@ -19,7 +17,6 @@ from mergelib.core.errors import (
     DataError,
     StateDictError,
     UnknownNameError,
-    UnsafeFileError,
 )
 from mergelib.merging import get_method
 from mergelib.models import find_parts, load_merged
@@ -298,7 +295,7 @@ def test_a_layer_that_is_not_the_last_is_noticed(family):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    "method, options",
     [
         ("weight_averaging", {}),
         ("task_arithmetic", {"lam": 0.7}),
@@ -323,30 +320,6 @@ def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
     assert streamed.keys() == whole.keys()
     for name, tensor in whole.items():
         assert torch.equal(streamed[name], tensor), name
-
-
-def test_zero_columns_take_the_overall_sign_in_pieces_too():
-    """Two experts whose task vectors cancel in some columns: which of them stays depends on the
-    whole network's sign."""
-    from mergelib.merging.streaming import stream
-
-    g = torch.Generator().manual_seed(0)
-    base = torch.zeros(1000)
-    a, b = torch.randn(1000, generator=g), torch.randn(1000, generator=g)
-    b[:300] = -a[:300]
-
-    def pieces():
-        return iter([(base[i : i + 7], [a[i : i + 7], b[i : i + 7]]) for i in range(0, 1000, 7)])
-
-    for shift in (-0.5, 0.5):  # the overall sign, once minus, once plus
-        a[300:], b[300:] = a[300:].abs() * shift, b[300:].abs() * shift
-        got = torch.cat(list(stream(get_method("ties"), pieces, keep=0.9)))
-        torch.testing.assert_close(
-            got,
-            get_method("ties")({"x": base}, [{"x": a}, {"x": b}], keep=0.9)["x"],
-            rtol=0,
-            atol=0,
-        )
 
 
 def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
@@ -442,47 +415,14 @@ def test_parents_of_different_architecture_are_refused(family):
         mergelib.merge("ties", base=roberta["base"], experts={"a": bert["ag"]})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("vocab_size", 17), ("hidden_size", 64), ("num_attention_heads", 4)]
-)
-def test_parents_of_other_vocabulary_width_or_heads_are_refused(
-    tmp_path, tokenizer, family, key, value
-):
-    from transformers import BertForSequenceClassification
-
-    config = config_of("bert", len(tokenizer))
-    setattr(config, key, value)
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "odd")
-    with pytest.raises(StateDictError, match=f"{key} .*{value}"):
-        mergelib.merge(
-            "ties",
-            base=family("bert")["base"],
-            experts={"ag": family("bert")["ag"], "odd": tmp_path / "odd"},
-        )
-
-
-def test_a_file_that_is_not_what_its_config_says_is_refused(family, tmp_path):
-    odd = copied(family("bert")["ag"], tmp_path / "odd")
+def test_weights_that_are_not_finite_are_refused(family, tmp_path):
+    found, name = family("bert"), "bert.encoder.layer.0.output.dense.bias"
+    odd = copied(found["ag"], tmp_path / "odd")
     state = load_file(odd / "model.safetensors")
-    state["bert.embeddings.word_embeddings.weight"] = state[
-        "bert.embeddings.word_embeddings.weight"
-    ][:-3].clone()
+    state[name][0] = torch.nan
     save_file(state, odd / "model.safetensors")
-    with pytest.raises(StateDictError, match="other shapes"):
-        mergelib.merge(
-            "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
-        )
-    state["bert.embeddings.word_embeddings.weight"] = load_file(
-        family("bert")["ag"] / "model.safetensors"
-    )["bert.embeddings.word_embeddings.weight"]
-    state["bert.encoder.layer.0.output.dense.bias"][0] = torch.nan
-    save_file(state, odd / "model.safetensors")
-    with pytest.raises(
-        StateDictError, match=r"'odd' holds NaN or inf in bert.encoder.layer.0.output.dense.bias"
-    ):
-        mergelib.merge(
-            "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
-        )
+    with pytest.raises(StateDictError, match=f"'odd' holds NaN or inf in {name}"):
+        mergelib.merge("ties", base=found["base"], experts={"ag": found["ag"], "odd": odd})
 
 
 def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
@@ -496,63 +436,6 @@ def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
         mergelib.merge(
             "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
         )
-
-
-class Planted:
-    """Unpickling it would make a folder."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_pickle_with_code_is_never_run(family, tmp_path, beside):
-    """Alone it is refused; beside a safetensors file it is not even opened."""
-    odd, trap = copied(family("bert")["ag"], tmp_path / "odd"), tmp_path / "trapped"
-    state = load_file(odd / "model.safetensors")
-    torch.save({**state, "x": Planted(str(trap))}, odd / "pytorch_model.bin")
-    if beside:
-        mergelib.merge(
-            "task_arithmetic",
-            base=family("bert")["base"],
-            experts={"ag": family("bert")["ag"], "odd": odd},
-        )
-    else:
-        (odd / "model.safetensors").unlink()
-        with pytest.raises(
-            UnsafeFileError,
-            match=r"pytorch_model.bin is a pickle that holds more than plain tensors",
-        ):
-            mergelib.merge(
-                "ties",
-                base=family("bert")["base"],
-                experts={"ag": family("bert")["ag"], "odd": odd},
-            )
-        torch.save(state, odd / "pytorch_model.bin")  # plain tensors are welcome
-        mergelib.merge(
-            "task_arithmetic",
-            base=family("bert")["base"],
-            experts={"ag": family("bert")["ag"], "odd": odd},
-        )
-    assert not trap.exists()
-
-
-def test_a_model_with_code_of_its_own_is_refused(family, tmp_path):
-    odd = copied(
-        family("bert")["ag"],
-        tmp_path / "odd",
-        model_type="unheard_of",
-        auto_map={"AutoConfig": "code.Config"},
-    )
-    (odd / "code.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')\n")
-    with pytest.raises(ConfigError, match="without running the model's own code"):
-        mergelib.merge("ties", base=family("bert")["base"], experts={"odd": odd})
-    assert not (tmp_path / "trapped").exists()
 
 
 def test_what_is_no_model_is_said_in_words(family, tmp_path):
@@ -664,13 +547,10 @@ def test_reading_does_not_keep_files_mapped(family, monkeypatch):
     assert parent.weights._handle("model.safetensors") is not first
 
 
-def test_pieces_cover_every_number_once(family, monkeypatch):
+def test_pieces_are_no_larger_than_asked(family, monkeypatch):
     monkeypatch.setattr("mergelib.models.merging.PIECE", 100)
-    found = family("bert")
-    parents = [open_parent(f) for f in experts(found).values()]
+    parents = [open_parent(f) for f in experts(family("bert")).values()]
     names = find_parts(parents[0]).encoder
     sources = [(p, {n: n for n in names}) for p in parents]
     reader = Reader(sources, sources[0], torch.device("cpu"))
-    total = sum(b.numel() for b, _ in reader.pieces())
-    assert total == sum(torch.Size(parents[0].weights.shape(n)).numel() for n in names)
-    assert max(b.numel() for b, _ in reader.pieces()) <= max(100, 48)
+    assert max(b.numel() for b, _ in reader.pieces()) <= 100
