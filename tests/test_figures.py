@@ -1,8 +1,6 @@
 """Figures: what is committed (fonts, width, alt text), and whether series stay apart in grey and
 for colour-blind readers."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -132,97 +130,65 @@ def test_the_check_can_fail():
     assert_distinguishable([("a", ("#D55E00", "o")), ("b", ("#009E73", "s"))])
 
 
+def grid(**levels):
+    """A row for every combination."""
+    return pd.DataFrame(itertools.product(*levels.values()), columns=list(levels))
+
+
 def scores():
     """Tidy rows of every encoder and protocol with a style."""
-    rows = []
-    for e, encoder in enumerate(style.METHOD_STYLE):
-        for p, protocol in enumerate(style.PROTOCOL_STYLE):
-            for k, seed in (
-                itertools.product((1, 5), (0, 1)) if protocol != "current" else [(None, None)]
-            ):
-                rows.append(
-                    [
-                        "b",
-                        "ag",
-                        encoder,
-                        protocol,
-                        k,
-                        "stratified",
-                        "train",
-                        seed,
-                        10.0 + e + p + (seed or 0),
-                        10,
-                    ]
-                )
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS).astype({"k": "Int64", "seed": "Int64"})
+    encoders, protocols = list(style.METHOD_STYLE), list(style.PROTOCOL_STYLE)
+    fitted = [p for p in protocols if p != "current"]
+    rows = pd.concat(
+        [
+            grid(method=encoders, protocol=["current"]),
+            grid(method=encoders, protocol=fitted, k=(1, 5), seed=(0, 1)),
+        ]
+    )
+    rows["accuracy"] = (
+        10.0
+        + rows.method.map(encoders.index)
+        + rows.protocol.map(protocols.index)
+        + rows.seed.fillna(0)
+    )
+    rows = rows.assign(backbone="b", task="ag", draw="stratified", fit_on="train", n=10)
+    return rows[SCORE_COLUMNS].astype({"k": "Int64", "seed": "Int64"})
 
 
 def figures():
-    methods, protocols = (
-        [m for m in style.METHOD_STYLE if m != "multi_task"],
-        list(style.PROTOCOL_STYLE),
-    )
+    methods = [m for m in style.METHOD_STYLE if m != "multi_task"]
+    protocols, repairs = list(style.PROTOCOL_STYLE), list(style.REPAIR_STYLE)
     three = ["weight_averaging", "task_arithmetic", "ties"]
-    accuracies = pd.DataFrame(
-        [(m, r, 50.0, 1.0) for m in [*three, "f_b"] for r in ("identity", "affine")],
-        columns=["method", "rung", "accuracy", "std"],
+    accuracies = grid(method=[*three, "f_b"], rung=["identity", "affine"]).assign(
+        accuracy=50.0, std=1.0
     )
-    r2 = pd.DataFrame(
-        [(m, s, 0.2) for m in three for s in ("translation", "rotation", "scaling", "general")],
-        columns=["method", "step", "increment"],
+    steps = ["translation", "rotation", "scaling", "general"]
+    r2 = grid(method=three, step=steps).assign(increment=0.2)
+    curves = grid(method=three, lam=(0.1, 0.2)).assign(task="ag", accuracy=lambda c: c.lam)
+    controls = grid(
+        fit=["one fit", "another"], condition=["none", "train", "test"], method=methods
+    ).assign(accuracy=50.0)
+    means = grid(setting=["local", "non-local"], method=three, repair=repairs).assign(
+        accuracy=50.0, expert=80.0
     )
-    curves = pd.DataFrame(
-        [(m, lam, "ag", lam) for m in three for lam in (0.1, 0.2)],
-        columns=["method", "lam", "task", "accuracy"],
+    stages = ["local", "semi-local, permuted", "non-local, raw", "non-local, permuted"]
+    places = pd.DataFrame(
+        {"place": range(3), "kind": ["embeddings", "hidden", "block"], "block": [0, 1, 1]}
     )
-    controls = pd.DataFrame(
-        [
-            (f, c, m, 50.0)
-            for f in ("one fit", "another")
-            for c in ("none", "train", "test")
-            for m in methods
-        ],
-        columns=["fit", "condition", "method", "accuracy"],
-    )
-    repairs, stages = (
-        list(style.REPAIR_STYLE),
-        ("local", "semi-local, permuted", "non-local, raw", "non-local, permuted"),
-    )
-    means = pd.DataFrame(
-        [(s, m, r, 50.0, 80.0) for m in three for s in ("local", "non-local") for r in repairs],
-        columns=["setting", "method", "repair", "accuracy", "expert"],
-    )
-    variance = pd.DataFrame(
-        [
-            (m, s, i, k, b, 0.5)
-            for m in three
-            for s in stages
-            for i, (k, b) in enumerate((("embeddings", 0), ("hidden", 1), ("block", 1)))
-        ],
-        columns=["method", "stage", "place", "kind", "block", "ratio"],
-    )
-    samples = pd.DataFrame(
-        [(r, n, 50.0 + s) for r in repairs[3:] for n in (4.0, 8.0) for s in (0, 1)],
-        columns=["repair", "inputs", "accuracy"],
-    )
+    variance = grid(method=three, stage=stages).assign(ratio=0.5).merge(places, how="cross")
+    samples = grid(repair=repairs[3:], inputs=(4.0, 8.0), accuracy=(50.0, 51.0))
+    labels, shown = {r: r for r in repairs}, ["current", "knn", "ft_classifier"]
+    sizes = {"(a) small": scores(), "(b) large": scores()}
     return {
-        "non-locality": lambda: drawn.plot_non_locality(means, {r: r for r in repairs}),
+        "non-locality": lambda: drawn.plot_non_locality(means, labels),
         "variance": lambda: drawn.plot_variance(variance),
-        "samples": lambda: drawn.plot_samples(
-            samples, {r: r for r in repairs}, start=40.0, experts=80.0
-        ),
+        "samples": lambda: drawn.plot_samples(samples, labels, start=40.0, experts=80.0),
         "shots": lambda: drawn.plot_shots(scores(), three, protocols, fine_tuned=70.0),
         "protocols": lambda: drawn.plot_protocols(scores(), three, ["ag"], k=5),
         "lam": lambda: drawn.plot_lam(curves, dict.fromkeys(three, 0.2)),
         "ladder": lambda: drawn.plot_ladder(accuracies, r2, fine_tuned=70.0),
         "controls": lambda: drawn.plot_controls(controls),
-        "sizes": lambda: drawn.plot_sizes(
-            {"(a) small": scores(), "(b) large": scores()},
-            three,
-            ["current", "knn", "ft_classifier"],
-            k=5,
-            chance=20.0,
-        ),
+        "sizes": lambda: drawn.plot_sizes(sizes, three, shown, k=5, chance=20.0),
     }
 
 
@@ -261,7 +227,7 @@ def cluster_panel(classes):
     )
 
 
-@pytest.mark.parametrize(("classes", "coloured"), [(4, 4), (10, 10), (25, 10)])
+@pytest.mark.parametrize("classes, coloured", [(4, 4), (10, 10), (25, 10)])
 def test_of_many_classes_ten_have_a_colour_and_the_merge_is_the_stronger(classes, coloured):
     fig = drawn.plot_clusters({("ag", "ties"): cluster_panel(classes)})
     seen_t, seen_m = (

@@ -1,8 +1,6 @@
 """The lesson: the toy against closed forms, checks against right and wrong answers, what remains of
 sliders without a kernel."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -33,20 +31,12 @@ matplotlib.use("agg")
 # ---- the toy -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("angle", [0.0, 37.0, 80.0, 130.0])
-def test_half_way_the_merge_bisects_the_experts_and_shrinks(angle):
-    """(R(a) + R(b)) / 2 = cos((a - b) / 2) R((a + b) / 2)."""
-    b = toy_module.TURN_B
-    merged = lesson.make_toy(angle).merge(0.5)["theta"]
-    expected = math.cos(math.radians((angle - b) / 2)) * lesson.turn((angle + b) / 2)
-    torch.testing.assert_close(merged, expected)
-
-
-@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
-def test_merge_in_complex_numbers(lam):
+@pytest.mark.parametrize("angle, lam", [(80, 0.0), (80, 0.3), (80, 1.0), (0, 0.5), (130, 0.5)])
+def test_merge_in_complex_numbers(angle, lam):
     """A turn with a stretch is a complex number: m = 1 + lam (e^ia + e^ib - 2)."""
-    m = 1 + lam * (np.exp(1j * np.radians(80)) + np.exp(1j * np.radians(toy_module.TURN_B)) - 2)
-    made = lesson.make_toy(80).merge(lam)["theta"]
+    turns = np.exp(1j * np.radians([angle, toy_module.TURN_B]))
+    m = 1 + lam * (turns.sum() - 2)
+    made = lesson.make_toy(angle).merge(lam)["theta"]
     assert np.allclose(made.numpy(), [[m.real, -m.imag], [m.imag, m.real]], atol=1e-6)
 
 
@@ -195,7 +185,7 @@ def test_what_is_no_number_is_named(check):
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "word"),
+    "answer, right, word",
     [
         (-50, True, "W_A"),
         (-49.0, True, "-50"),
@@ -226,7 +216,7 @@ def test_check_turn_follows_the_toy():
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "word"),
+    "answer, right, word",
     [
         (45, True, "45"),
         (90, False, "all are wrong"),
@@ -259,7 +249,7 @@ def test_half_breaks_where_the_check_says():
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "words"),
+    "answer, right, words",
     [
         (W @ lesson.turn(-50).T, True, ["No label"]),
         (3.0 * W @ lesson.turn(-51).T, True, ["% equal"]),
@@ -290,7 +280,7 @@ KL = torch.nn.functional.kl_div(S, T, log_target=True, reduction="batchmean")
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "word"),
+    "answer, right, word",
     [
         (KL, True, "FT-Classifier"),
         (KL.item(), True, "FT-Classifier"),
@@ -339,7 +329,7 @@ SUMMARY = made_scores((90, 60), (30, 50), (72, 51))  # averages 75, 40, 61.5
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "word"),
+    "answer, right, word",
     [
         (61.5, True, "61.5"),
         (59, True, "40.0"),
@@ -463,7 +453,7 @@ def test_the_glossary_is_the_readmes():
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "says"),
+    "answer, right, says",
     [
         (None, None, "Open."),
         (41.5, True, "42 percent"),
@@ -480,7 +470,7 @@ def test_a_computed_number_is_checked(answer, right, says):
 
 
 @pytest.mark.parametrize(
-    ("answer", "right", "says"),
+    "answer, right, says",
     [
         (None, None, "Open."),
         ("ag", True, "ag"),
@@ -491,29 +481,3 @@ def test_a_computed_number_is_checked(answer, right, says):
 def test_a_choice_is_checked(answer, right, says):
     found = lesson.check_choice(answer, "ag", ["ag", "yelp"])
     assert found.right is right and says in str(found)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SOLVED)
-def test_solutions_run_and_are_right(name, tmp_path):
-    """Through papermill, as the runner does it; the notebook's own last cell insists on right
-    answers."""
-    from papermill import execute_notebook
-
-    execute_notebook(
-        FOLDER / "solutions" / f"{name}.ipynb",
-        tmp_path / "out.ipynb",
-        cwd=tmp_path,
-        kernel_name="python3",
-        parameters={"profile": "quick", "overrides": {"threads": 1}, "device": "cpu"},
-        progress_bar=False,
-    )
-    done = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    said = [
-        o.data["text/plain"]
-        for c in done.cells
-        if c.id.startswith("answer-")
-        for o in c.outputs
-        if o.output_type == "execute_result"
-    ]
-    assert len(said) >= 3 and all(s.startswith("Right.") for s in said)

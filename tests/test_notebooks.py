@@ -1,6 +1,4 @@
-"""Every notebook of the manifest, executed on ``quick`` through the runner."""
-
-from __future__ import annotations
+"""Every notebook of the manifest and every solution, executed on ``quick`` through the runner."""
 
 import json
 import math
@@ -16,6 +14,7 @@ from mergelib.run.runner import Runner
 
 pytestmark = pytest.mark.slow
 ITEMS = runner.manifest()
+SOLUTIONS = runner.solutions(ITEMS)
 
 
 AGAIN = [i for i in ITEMS if i.id in ("tab02_main", "fig05_ft_classifier", "fig01_clusters")]
@@ -46,7 +45,7 @@ def run(items, folder):
 
 @pytest.fixture(scope="session")
 def first(tmp_path_factory):
-    return run(ITEMS, tmp_path_factory.mktemp("first"))
+    return run([*ITEMS, *SOLUTIONS], tmp_path_factory.mktemp("first"))
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +91,17 @@ def test_its_sidecar_says_what_made_it(first, item):
     ) <= {claims.NOT_JUDGED}
     assert all(math.isfinite(v["here"]) for v in main["verdicts"])
     assert results[item.id].claims == main["claims"]
+
+
+@pytest.mark.parametrize("item", SOLUTIONS, ids=lambda i: i.id)
+def test_solutions_are_right(first, item):
+    """The notebook's own last cell insists on right answers, too."""
+    results, _, build, _ = first
+    assert results[item.id].ok, results[item.id].error
+    done = nbformat.read(build / f"{item.id}.ipynb", as_version=4)
+    outputs = [o for c in done.cells if c.id.startswith("answer-") for o in c.outputs]
+    said = [o.data["text/plain"] for o in outputs if o.output_type == "execute_result"]
+    assert len(said) >= 3 and all(s.startswith("Right.") for s in said)
 
 
 @pytest.mark.parametrize("item", AGAIN, ids=lambda i: i.id)

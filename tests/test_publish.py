@@ -3,6 +3,7 @@
 import nbformat
 import pytest
 import yaml
+from tiny import write_notebook
 
 from mergelib.core import paths
 from mergelib.core.errors import ConfigError
@@ -49,7 +50,7 @@ def test_normalise_keeps_results_and_drops_the_rest():
 
 
 @pytest.mark.parametrize(
-    ("profile", "refreshed"),
+    "profile, refreshed",
     [
         ("mini", ["fig02_knn_eval", "00_start_here", "solutions/00_start_here", "99_report"]),
         ("real", ["99_report"]),
@@ -81,7 +82,6 @@ def test_solutions_are_refreshed_with_their_notebook(profile, refreshed, tmp_pat
 def test_a_solution_runs_like_any_notebook_and_leaves_no_figure(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
     monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path / "out"))
-    (tmp_path / "notebooks" / "solutions").mkdir(parents=True)
     (solution,) = runner.solutions(
         [write_solution(tmp_path, "2 * profile"), runner.Item("two", "Figure 2", "Another", "text")]
     )
@@ -103,19 +103,7 @@ def test_a_solution_runs_like_any_notebook_and_leaves_no_figure(tmp_path, monkey
 
 def write_solution(root, source):
     """Solutions to notebook ``one``; returns that notebook's item."""
-    cells = [
-        nbformat.v4.new_code_cell(
-            'profile: str = "mini"  # which profile', metadata={"tags": ["parameters"]}
-        ),
-        nbformat.v4.new_code_cell(source),
-    ]
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=cells,
-            metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}},
-        ),
-        root / "notebooks" / "solutions" / "one.ipynb",
-    )
+    write_notebook(root / "notebooks" / "solutions" / "one.ipynb", source)
     return runner.Item("one", "Figure 1", "A title", "text")
 
 
@@ -175,7 +163,7 @@ def test_large_pictures_are_kept_in_256_colours_and_small_ones_as_they_are():
     import numpy as np
     from PIL import Image
 
-    def png(side: int) -> str:
+    def png(side):
         ramp = np.arange(side, dtype=np.float64)[:, None] * 200 / side + np.random.default_rng(
             0
         ).uniform(0, 50, (side, side))

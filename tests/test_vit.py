@@ -1,8 +1,6 @@
 """The ViT of real images: its pre-training sees no label, its views are views, its contrast is
 NT-Xent."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import ViTConfig
@@ -19,7 +17,7 @@ CPU = torch.device("cpu")
 SIZE, CLASSES = 16, 4
 
 
-def tiny(patch: int = 4) -> ImageEncoder:
+def tiny(patch=4):
     return ImageEncoder(
         ViTConfig(
             hidden_size=32,
@@ -33,7 +31,7 @@ def tiny(patch: int = 4) -> ImageEncoder:
     )
 
 
-def gratings(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def gratings(n, seed):
     """Stripes of one of four directions, with random phase, pitch, colours and noise: class and
     mean colour are independent."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,11 +54,11 @@ def gratings(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (255 * pixels.clamp(0, 1)).to(torch.uint8), labels
 
 
-def config(steps: int = 3, save_every: int = 0) -> TrainConfig:
+def config(steps=3, save_every=0):
     return TrainConfig(steps=steps, batch_size=64, lr=2e-3, threads=1, save_every=save_every)
 
 
-def pretrain(tmp_path, images, steps: int = 3, save_every: int = 0, seed: int = 0):
+def pretrain(tmp_path, images, steps=3, save_every=0, seed=0):
     torch.manual_seed(seed)  # whatever ran before must not matter
     return vit.pretrain_vit(
         tiny(), images, config(steps, save_every), device=CPU, scratch=tmp_path, desc="t"
@@ -172,7 +170,7 @@ def test_an_interrupted_run_draws_the_views_of_the_whole_one(tmp_path, monkeypat
     assert all(torch.allclose(whole[k], resumed[k], atol=1e-6) for k in whole)
 
 
-def image_tasks(shift: int = 0) -> list[Task]:
+def image_tasks(shift=0):
     tasks = []
     for t in range(2):
         splits = []
@@ -223,7 +221,7 @@ def test_the_recipe_makes_a_foundation_with_trained_heads_to_come(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    "overrides, says",
     [({"encoder.patch_size": 5}, "patches of 5"), ({"encoder.heads": 5}, "5 heads")],
 )
 def test_shapes_that_do_not_fit_are_refused(overrides, says):
@@ -234,20 +232,3 @@ def test_shapes_that_do_not_fit_are_refused(overrides, says):
 def test_a_base_model_is_refused_with_the_remedy():
     with pytest.raises(ConfigError, match="leave the base model out"):
         RECIPES["vit"].load(tiny_profile(**{"encoder.base": "some/vit"}), image_tasks())
-
-
-def test_real_images_come_in_two_patch_sizes_and_only_the_pre_training_is_shorter():
-    a, b = (load_profile("real", variant=v) for v in ("vision_a", "vision_b"))
-    assert a.encoder.patch_size > b.encoder.patch_size and a.backbone != b.backbone
-    one, two = (
-        p.model_copy(
-            update={
-                "encoder": p.encoder.model_copy(update={"patch_size": 0, "pretraining": None}),
-                "backbone": "",
-            }
-        )
-        for p in (a, b)
-    )
-    assert one == two
-    assert "SVHN" in a.note and "EuroSAT" in a.note
-    assert a.tasks.pool_per_class > max(a.protocols.ks)

@@ -1,8 +1,6 @@
 """The miniature image world: the same pictures everywhere, classes that no caption gives away, and
 nothing that pixels alone decide."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -46,12 +44,12 @@ def content_words(text):
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def drawn():
     return {t: generate(t, 500, 3) for t in TASKS}
 
 
 @pytest.fixture(scope="module")
-def captions() -> list[str]:
+def captions():
     return captioned(6000, 3)[1]
 
 
@@ -163,7 +161,7 @@ def test_unknown_tasks_are_refused():
             call()
 
 
-def simple_features(images: torch.Tensor) -> torch.Tensor:
+def simple_features(images):
     """Mean colours of an 8 x 8 grid, and how strong the four orientations of edges are in a 4 x 4
     grid."""
     x = images.float() / 255

@@ -1,7 +1,5 @@
 """The miniature text world: reproducible, honest about its ambiguity, and clean."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math
@@ -35,17 +33,17 @@ PINNED_CORPUS = "91e7bb3674d364969f550f430b5eba5ac21eadeebce1518a14bfa6d3f8e9d5f
 WORD = re.compile(r"[a-z]+(?:['-][a-z]+)*")
 
 
-def words(string: str) -> list[str]:
+def words(string):
     return WORD.findall(string.lower())
 
 
 @pytest.fixture(scope="module")
-def documents() -> dict[str, list[tuple[str, int]]]:
+def documents():
     return {task: generate(task, 6000, seed=11) for task in TASKS}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_world_is_frozen(task: str) -> None:
+def test_world_is_frozen(task):
     joined = "\n".join(f"{label}\t{line}" for line, label in generate(task, 50, seed=0))
     digest = hashlib.sha256(joined.encode()).hexdigest()
     assert (WORLD_VERSION, digest) == (1, PINNED[task]), (
@@ -54,7 +52,7 @@ def test_world_is_frozen(task: str) -> None:
     )
 
 
-def test_corpus_is_a_deterministic_equal_mix() -> None:
+def test_corpus_is_a_deterministic_equal_mix():
     first = corpus(500, seed=3, exclude=[])
     digest = hashlib.sha256("\n".join(first).encode()).hexdigest()
     assert digest == PINNED_CORPUS, "the mix of tasks has changed: bump WORLD_VERSION"
@@ -68,7 +66,7 @@ def test_corpus_is_a_deterministic_equal_mix() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_balance_duplicates_and_exclusion(task: str) -> None:
+def test_balance_duplicates_and_exclusion(task):
     classes = len(TEXT_TASKS[task])
     first = generate(task, 500 + 3, seed=1)
     counts = Counter(label for _, label in first)
@@ -82,16 +80,16 @@ def test_balance_duplicates_and_exclusion(task: str) -> None:
     assert not lines & {line.lower() for line, _ in rest}
 
 
-def test_wrong_arguments_are_refused() -> None:
+def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="ag, amazon, dbpedia, yahoo, yelp"):
         generate("imdb", 5, seed=0)
     with pytest.raises(ValueError, match="negative"):
         generate("ag", -1, seed=0)
 
 
-def phrase_shares(task: str, label: int) -> dict[str, dict[str, float]]:
+def phrase_shares(task, label):
     """P(phrase | class) per slot, straight from the grammar's data."""
-    shares: dict[str, Counter[str]] = {}
+    shares = {}
     odds = grammar.group_odds(task, label)
     for group, slots in grammar.read()[task]["cues"].items():
         for slot, listing in slots.items():
@@ -104,13 +102,13 @@ def phrase_shares(task: str, label: int) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_posterior_matches_enumeration(task: str) -> None:
+def test_posterior_matches_enumeration(task):
     """Bayes' rule from the grammar, with the no-repetition rule counted out by brute force."""
     classes = range(len(TEXT_TASKS[task]))
     tables = [phrase_shares(task, label) for label in classes]
     for line, _ in generate(task, 4, seed=21):
         cues = find_cues(task, line)
-        by_slot: dict[str, list[str]] = {}
+        by_slot = {}
         for cue in cues:
             by_slot.setdefault(next(s for s in tables[0] if cue in tables[0][s]), []).append(cue)
         likelihoods = []
@@ -129,13 +127,13 @@ def test_posterior_matches_enumeration(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_posterior_is_calibrated(task: str, documents: dict) -> None:
+def test_posterior_is_calibrated(task, documents):
     """Class frequencies agree with the posterior, both for its argmax and bin by bin."""
     rows = [(posterior(task, line), label) for line, label in documents[task]]
     gain = [max(row) - (row.index(max(row)) == label) for row, label in rows]
     spread = math.sqrt(sum(max(row) * (1 - max(row)) for row, _ in rows)) / len(rows)
     assert abs(sum(gain) / len(gain)) < 3 * spread
-    bins: dict[int, list[tuple[float, bool]]] = {}
+    bins = {}
     for row, label in rows:
         for candidate, share in enumerate(row):
             bins.setdefault(min(int(share * 10), 9), []).append((share, candidate == label))
@@ -146,7 +144,7 @@ def test_posterior_is_calibrated(task: str, documents: dict) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_accuracies(task: str) -> None:
+def test_accuracies(task):
     best = best_accuracy(task)
     assert abs(best - TARGETS[task]) <= 0.02
     naive = sum(naive_bayes_accuracy(task, seed) for seed in range(DRAWS)) / DRAWS
@@ -156,9 +154,9 @@ def test_accuracies(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_cues_are_found_exactly(task: str) -> None:
+def test_cues_are_found_exactly(task):
     """By construction: no template or filler word begins, or lengthens, a cue phrase."""
-    plain: set[str] = set()
+    plain = set()
     for template in itertools.chain.from_iterable(grammar.read()[task]["sentences"]):
         plain.update(words(re.sub(r"\{\w+\}", " ", template)))
     for listing in grammar.read()[task]["fillers"].values():
@@ -176,9 +174,9 @@ def test_cues_are_found_exactly(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_rest_of_the_text_is_independent_of_the_class(task: str, documents: dict) -> None:
+def test_rest_of_the_text_is_independent_of_the_class(task, documents):
     classes = len(TEXT_TASKS[task])
-    counts: dict[str, list[int]] = {}
+    counts = {}
     for line, label in documents[task]:
         rest = matcher(task).sub(" ", line.lower())
         # "a" and "an" follow the sound of the next word, which may be a cue.
@@ -196,7 +194,7 @@ def test_rest_of_the_text_is_independent_of_the_class(task: str, documents: dict
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_form_of_the_documents(task: str, documents: dict) -> None:
+def test_form_of_the_documents(task, documents):
     for line, _ in documents[task]:
         assert 12 <= len(words(line)) <= 36, line
         assert re.fullmatch(r"[A-Za-z .,?!'-]+", line), line
@@ -207,6 +205,6 @@ def test_form_of_the_documents(task: str, documents: dict) -> None:
         assert not re.search(r"\b([a-z]+) \1\b", line.lower()), line
 
 
-def test_vocabulary_size(documents: dict) -> None:
+def test_vocabulary_size(documents):
     vocabulary = {word for rows in documents.values() for line, _ in rows for word in words(line)}
     assert 1500 <= len(vocabulary) <= 2500

@@ -1,7 +1,5 @@
 """Text sets of the hub: the registry, columns, labels, class names, subsamples."""
 
-from __future__ import annotations
-
 import re
 
 import datasets
@@ -39,7 +37,7 @@ def test_registry_and_what_a_profile_needs():
 def fake(monkeypatch, tmp_path):
     """``fake(task, train, test)`` reads these columns as if they had come from the hub."""
 
-    def load(task: str, train: dict, test: dict | None = None, *, features=None, **arguments):
+    def load(task, train, test=None, *, features=None, **arguments):
         monkeypatch.setattr(text_sets, "fetch", lambda entry: {})
         parts = {
             split: datasets.Dataset.from_dict(rows, features=features)
@@ -67,7 +65,7 @@ def test_parts_of_a_text(fake):
 
 
 @pytest.mark.parametrize(
-    ("task", "rows", "problem"),
+    "task, rows, problem",
     [
         ("dbpedia", {"label": [0], "text": ["x"]}, "no column title"),
         ("ag", {"label": [0], "text": [1]}, "int64 in column text"),
