@@ -1,18 +1,16 @@
 """Disks that are full or closed to writing: one line names file and remedy, nothing half-written is
 believed, a rerun completes."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
-import transformers
 from matplotlib import pyplot as plt
+from tiny import write_berts, write_notebook
 from toy import run
 
 import mergelib
@@ -20,11 +18,9 @@ from mergelib.core import paths
 from mergelib.core.errors import StoreError
 from mergelib.core.store import Artifact, Store
 from mergelib.figures import save_files
-from mergelib.foundations.bert import build_tokenizer
 from mergelib.models.folders import RECORD
 from mergelib.run import runner
 from mergelib.run.cli import main
-from mergelib.tasks import miniature
 from mergelib.training.loop import checkpoints
 
 from .disks import PAGE, Disk, on_a_disk
@@ -34,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts as Linux
 KEY = {"version": 1}
 
 
-def names(line: str, file: Path | str, *remedies: str) -> None:
+def names(line, file, *remedies):
     """That a message is one line, names the file, and says what to do."""
     assert (
         "\n" not in line.strip()
@@ -44,7 +40,7 @@ def names(line: str, file: Path | str, *remedies: str) -> None:
     ), line
 
 
-def files(place: Path) -> dict[str, bytes]:
+def files(place):
     """Content by name of all files below ``place`` but the store's locks, which stay, and what the
     disk is filled with."""
     return {
@@ -54,7 +50,7 @@ def files(place: Path) -> dict[str, bytes]:
     }
 
 
-def until_it_fits(disk: Disk, attempt, step: int, after_refusal) -> int:
+def until_it_fits(disk, attempt, step, after_refusal):
     """Call ``attempt`` with 0 bytes left, ``step`` more, and so on until nothing is refused;
     returns how often it was."""
     refused = 0
@@ -72,7 +68,7 @@ def until_it_fits(disk: Disk, attempt, step: int, after_refusal) -> int:
 # ---- the store -----------------------------------------------------------------------------------
 
 
-def made() -> Artifact:
+def made():
     return Artifact({"a": torch.arange(5000.0), "b": torch.ones(3)}, {"said": ["x" * 50] * 100})
 
 
@@ -202,79 +198,50 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
 
 @on_a_disk
 def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
-    import pandas as pd
-
-    disk = Disk(tmp_path / "disk")
-    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place))
+    disk, alone, whole = Disk(tmp_path / "disk"), tmp_path / "alone", []
     fig, ax = plt.subplots(figsize=(2, 1))
     ax.plot([0, 1])
 
-    def save(n):
-        save_files(
-            fig,
-            "fig00",
-            "quick",
-            alt="A line that rises from nought to one.",
-            sidecar={"claims": {}},
-            data={"": pd.DataFrame({"n": [n] * 2000})},
-        )
+    def save(n, output=disk.place):
+        monkeypatch.setenv("MERGELIB_OUTPUT", str(output))
+        data, alt = {"": pd.DataFrame({"n": [n] * 2000})}, "A line that rises from nought to one."
+        save_files(fig, "fig00", "quick", alt=alt, sidecar={"claims": {}}, data=data)
 
-    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path / "alone"))
-    whole = []
     for n in (1, 2):
-        save(n)
-        whole.append(files(tmp_path / "alone"))
-    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place))
+        save(n, alone)
+        whole.append(files(alone))
 
     def after(line):
         names(line, disk.place / "figures", "MERGELIB_OUTPUT")
         assert temporary(disk.place) == []
-        assert all(
-            content in (whole[0].get(name), whole[1].get(name))
-            for name, content in files(disk.place).items()
-        ), "half a file"
+        for name, content in files(disk.place).items():
+            assert content in (whole[0].get(name), whole[1].get(name)), "half a file"
 
     assert until_it_fits(disk, lambda: save(1), PAGE, after) >= 3
     assert files(disk.place) == whole[0]
-    assert (
-        until_it_fits(disk, lambda: save(2), PAGE, after) >= 1
-    )  # what is there is replaced, or kept
+    # What is there is replaced, or kept.
+    assert until_it_fits(disk, lambda: save(2), PAGE, after) >= 1
     assert files(disk.place) == whole[1]
     disk.close()
-    with pytest.raises(StoreError) as caught:
-        save(1)
-    names(str(caught.value), disk.place / "figures", "MERGELIB_OUTPUT")
-    monkeypatch.setenv("MERGELIB_OUTPUT", str(disk.place / "new"))
-    with pytest.raises(StoreError) as caught:
-        save(1)
-    names(str(caught.value), disk.place / "new" / "figures", "MERGELIB_OUTPUT")
+    for output in (disk.place, disk.place / "new"):
+        with pytest.raises(StoreError) as caught:
+            save(1, output)
+        names(str(caught.value), output / "figures", "MERGELIB_OUTPUT")
 
 
 # ---- notebooks -----------------------------------------------------------------------------------
 
 
-def a_notebook(root: Path, monkeypatch) -> runner.Item:
+def a_notebook(root, monkeypatch):
     """A project with one notebook, whose output is long."""
-    cells = [
-        nbformat.v4.new_code_cell('profile: str = "mini"', metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell('print("0123456789" * 50_000)'),
-    ]
-    (root / "notebooks").mkdir(parents=True)
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=cells,
-            metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}},
-        ),
-        root / "notebooks" / "long.ipynb",
-    )
+    write_notebook(root / "notebooks" / "long.ipynb", 'print("0123456789" * 50_000)')
     item = runner.Item("long", "Item", "A title", runner.SOLUTIONS)  # which leaves no figures
     monkeypatch.setattr(paths, "root", lambda: root)
     monkeypatch.setattr(runner, "manifest", lambda: (item,))
     monkeypatch.setenv("MERGELIB_OUTPUT", str(root / "output"))
-    return item
 
 
-def run_quick(capsys) -> tuple[int, str]:
+def run_quick(capsys):
     """Exit code of ``mergelib run``, and what it said on stderr."""
     code = main(["run", "--profile", "quick"])
     return code, capsys.readouterr().err
@@ -326,37 +293,20 @@ def test_a_read_only_folder_for_outputs_is_refused_before_a_notebook_starts(
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> dict[str, Path]:
-    """A base and two experts, tiny and untrained."""
-    folder = tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer([t for t, _ in miniature.generate("ag", 100, seed=0)])
-    size = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    for seed, (name, n) in enumerate({"base": 0, "ag": 4, "yelp": 5}.items()):
-        torch.manual_seed(seed)
-        config = transformers.BertConfig(**size, **({"num_labels": n} if n else {}))
-        model = (transformers.BertForSequenceClassification if n else transformers.BertModel)(
-            config
-        )
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    return {name: folder / name for name in ("base", "ag", "yelp")}
+def models(tmp_path_factory):
+    """A base and two experts."""
+    return write_berts(tmp_path_factory.mktemp("models"), {"ag": "abcd", "yelp": "abcde"})
 
 
-def experts(models: dict[str, Path]) -> dict[str, Path]:
-    return {name: folder for name, folder in models.items() if name != "base"}
+def experts(models):
+    return {name: models / name for name in ("ag", "yelp")}
 
 
 @on_a_disk
 def test_a_full_disk_while_a_merged_model_is_written(tmp_path, models):
     disk = Disk(tmp_path / "disk")
     out, alone = disk.place / "out", tmp_path / "alone"
-    merged = mergelib.merge("task_arithmetic", base=models["base"], experts=experts(models))
+    merged = mergelib.merge("task_arithmetic", base=models / "base", experts=experts(models))
     merged.save_pretrained(alone, single=True)
     wanted = files(alone)
     step = sum(map(len, wanted.values())) // 12
@@ -390,7 +340,7 @@ def test_merging_on_the_command_line_onto_a_disk_that_refuses(tmp_path, models, 
         "--method",
         "task_arithmetic",
         "--base",
-        str(models["base"]),
+        str(models / "base"),
         "--experts",
         *(f"{t}={f}" for t, f in experts(models).items()),
         "--out",

@@ -1,13 +1,10 @@
 """Kills at random moments of a program over store and study, and at every line of the store:
 nothing finished is lost, nothing is left."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def start_short(place: Path) -> int:
+def start_short(place):
     return start_program(place, SHORT)
 
 
@@ -92,15 +89,15 @@ def test_two_programs_at_once_on_one_store_share_the_work(tmp_path):
 # ---- every line of the store ---------------------------------------------------------------------
 
 
-def make_with_scratch(kept: Store):
-    def make() -> Artifact:
+def make_with_scratch(kept):
+    def make():
         (kept.scratch("step", KEY) / "checkpoint").write_text("half way")
         return Artifact({"t": torch.arange(5.0)}, {"value": 1})
 
     return make
 
 
-def at_line(n: int, act):
+def at_line(n, act):
     """Call ``act`` before the n-th line that runs in store.py."""
     lines = 0
 
@@ -164,7 +161,7 @@ def test_stopped_at_every_line_of_the_store(tmp_path, act, before):
     assert n > 40 and kept_whole, "the trace saw no store at work"
 
 
-def artifacts_of(kept: Store) -> dict[str, tuple]:
+def artifacts_of(kept):
     return {} if kept.verify() else artifacts(kept.root)
 
 

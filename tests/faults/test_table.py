@@ -1,7 +1,5 @@
 """The table of faults names commands that exist."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

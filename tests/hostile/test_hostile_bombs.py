@@ -1,8 +1,6 @@
 """Small files that stand for huge ones: each is refused in a process that may use little memory,
 and soon."""
 
-from __future__ import annotations
-
 import gzip
 import itertools
 import json
@@ -94,7 +92,7 @@ print(json.dumps(found))
 """
 
 
-def members(path: Path, first: bytes, again: bytes, times: int) -> None:
+def members(path, first, again, times):
     """A gzip file of one member and another many times: as long as it likes, for a few
     kilobytes."""
     path.write_bytes(gzip.compress(first, mtime=0) + gzip.compress(again, mtime=0) * times)

@@ -1,8 +1,6 @@
 """Files that are truncated, flipped, foreign or made to mislead: CSV, Parquet, safetensors,
 configurations, records, lock file, store."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import hashlib
@@ -37,7 +35,7 @@ edits = st.tuples(
 )
 
 
-def edited(raw: bytes, edit, insert: bool = False) -> bytes:
+def edited(raw, edit, insert=False):
     changes, keep = edit
     for at, new in changes:
         i = int(at * len(raw))
@@ -139,7 +137,7 @@ def test_any_name_of_a_task_below_the_text_folder(folder, name):
 # ---- Parquet -------------------------------------------------------------------------------------
 
 
-def png(seed: int) -> bytes:
+def png(seed):
     from PIL import Image
 
     file = io.BytesIO()
@@ -149,7 +147,7 @@ def png(seed: int) -> bytes:
     return file.getvalue()
 
 
-def parquet(**columns) -> bytes:
+def parquet(**columns):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -229,11 +227,11 @@ TENSORS = {
 GOOD = save(TENSORS, {"format": "pt"})
 
 
-def header(announced: int, text: bytes, data: bytes = bytes(64)) -> bytes:
+def header(announced, text, data=bytes(64)):
     return struct.pack("<Q", announced) + text + data
 
 
-def with_header(parsed, data: bytes = bytes(64)) -> bytes:
+def with_header(parsed, data=bytes(64)):
     text = json.dumps(parsed).encode()
     return header(len(text), text, data)
 
@@ -276,7 +274,7 @@ honest = st.lists(
 )
 
 
-def honest_file(tensors) -> bytes:
+def honest_file(tensors):
     at, parsed = 0, {}
     for i, ((dtype, width), shape) in enumerate(tensors):
         n = width

@@ -1,7 +1,5 @@
 """State dicts that are wrong in every way, into every method that takes weights alone."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import example, given

@@ -1,8 +1,6 @@
 """Nothing foreign is run, nothing is read or written outside its folder, and no secret gets into
 what is written."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from committed import committed
+from tiny import write_berts, write_notebook
 
 import mergelib
 from mergelib import claims
@@ -36,34 +35,8 @@ LABELS = {"ag": ("a", "b", "c"), "yelp": ("d", "e")}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The smallest BERT there is: a base and two classifiers, as transformers saves them."""
-    from transformers import BertConfig, BertForSequenceClassification, BertModel
-
-    from mergelib.foundations.bert import build_tokenizer
-
-    root = tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer(["one two three four five six seven"] * 9)
-    size = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 8,
-        "max_position_embeddings": 32,
-    }
-    torch.manual_seed(0)
-    BertModel(BertConfig(**size)).save_pretrained(root / "base")
-    for task, labels in LABELS.items():
-        BertForSequenceClassification(
-            BertConfig(
-                **size,
-                id2label=dict(enumerate(labels)),
-                label2id={n: i for i, n in enumerate(labels)},
-            )
-        ).save_pretrained(root / task)
-    for name in ("base", *LABELS):
-        tokenizer.save_pretrained(root / name)
-    return root
+    """A base and two classifiers."""
+    return write_berts(tmp_path_factory.mktemp("models"), LABELS)
 
 
 @pytest.fixture
@@ -73,7 +46,7 @@ def copies(models, tmp_path):
     return tmp_path / "models"
 
 
-def use(folder: Path) -> None:
+def use(folder):
     """Everything that reads a folder of a model."""
     named = {
         "base": folder.parent / "base",
@@ -122,7 +95,7 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    ("name", "read"),
+    "name, read",
     [
         ("train.csv", read_csv),
         ("train.csv.gz", read_csv),
@@ -261,51 +234,31 @@ NAMES = ["../up", "/etc/up", "a/b", "..", ".", ".hidden", "a\0b", "x" * 300, "a\
 def test_no_name_of_a_task_leads_out_of_the_folder(models, tmp_path, name, capsys):
     """By a recipe of merge or align, by a folder that somebody else wrote, and by an aligned head;
     nothing is left anywhere."""
-    (tmp_path / "in").mkdir()
-    merged = mergelib.merge(
-        "task_arithmetic", base=models / "base", experts={t: models / t for t in LABELS}
-    )
-    merged.save_pretrained(tmp_path / "in" / "good")
+    good, out, written = tmp_path / "in" / "good", tmp_path / "in" / "out", tmp_path / "recipe.yaml"
+    good.parent.mkdir()
+    named = {"base": models / "base", "experts": {t: models / t for t in LABELS}}
+    merged = mergelib.merge("task_arithmetic", **named)
+    merged.save_pretrained(good)
     before = sorted(tmp_path.rglob("*"))
+    odd = {"experts": {name: str(models / "ag")}}
+    inputs = {name: str(models / "ag" / "vocab.txt")}
     for command, recipe in (
-        (
-            "merge",
-            {"method": "ties", "base": str(models / "base"), "experts": {name: str(models / "ag")}},
-        ),
-        (
-            "align",
-            {
-                "merged": str(tmp_path / "in" / "good"),
-                "experts": {name: str(models / "ag")},
-                "inputs": {name: str(models / "ag" / "vocab.txt")},
-            },
-        ),
+        ("merge", {"method": "ties", "base": str(models / "base"), **odd}),
+        ("align", {"merged": str(good), "inputs": inputs, **odd}),
     ):
-        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-        assert (
-            cli.main(
-                [
-                    command,
-                    "--recipe",
-                    str(tmp_path / "recipe.yaml"),
-                    "--out",
-                    str(tmp_path / "in" / "out"),
-                ]
-            )
-            == 2
-        )
+        written.write_text(json.dumps(recipe))
+        assert cli.main([command, "--recipe", str(written), "--out", str(out)]) == 2
         assert "cannot name a task" in capsys.readouterr().err
-        (tmp_path / "recipe.yaml").unlink()
+        written.unlink()
+    texts = ["one", "two", "three"]
     with pytest.raises(ConfigError, match="cannot name a task"):
-        merged.with_heads(
-            mergelib.align_classifier(merged, models / "ag", ["one", "two", "three"], task=name)
-        ).save_pretrained(tmp_path / "in" / "out")
+        head = mergelib.align_classifier(merged, models / "ag", texts, task=name)
+        merged.with_heads(head).save_pretrained(out)
     assert sorted(tmp_path.rglob("*")) == before
-    record = json.loads((tmp_path / "in" / "good" / "mergelib.json").read_text())
-    record["modules"] = {name: "classifier"}
-    (tmp_path / "in" / "good" / "mergelib.json").write_text(json.dumps(record))
+    record = json.loads((good / "mergelib.json").read_text())
+    (good / "mergelib.json").write_text(json.dumps(record | {"modules": {name: "classifier"}}))
     with pytest.raises(ConfigError, match="cannot name a task"):
-        load_merged(tmp_path / "in" / "good")
+        load_merged(good)
 
 
 @pytest.mark.parametrize("target", ["../ag/model.safetensors", "/etc/hostname", ".."])
@@ -357,8 +310,6 @@ for end in ("pdf", "png", "csv"):
 def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
     """A merge, an alignment, a study, a figure and a notebook with HF_TOKEN set and everything read
     from a home folder."""
-    import nbformat
-
     home, root, out = tmp_path / "home" / "secretuser", tmp_path / "project", tmp_path / "out"
     shutil.copytree(models, home / "models")
     shutil.copytree(
@@ -371,17 +322,7 @@ def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
             (home / task / f"{split}.csv").write_text(
                 "".join(f"{i % classes + 1},{split} text number {i}\n" for i in range(300))
             )
-    cells = [
-        nbformat.v4.new_code_cell(
-            'profile: str = "mini"  # which', metadata={"tags": ["parameters"]}
-        ),
-        nbformat.v4.new_code_cell(CELL),
-    ]
-    (root / "notebooks").mkdir()
-    kernel = {"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=kernel), root / "notebooks" / "one.ipynb"
-    )
+    write_notebook(root / "notebooks" / "one.ipynb", CELL)
     env = os.environ | {
         "HF_TOKEN": MARKER,
         "HUGGING_FACE_HUB_TOKEN": MARKER,
