@@ -1,8 +1,6 @@
 """A profile as single commands: what they are, that they make what notebooks ask for, and what
 Snakemake's side says about them."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -31,46 +29,35 @@ def by_output(made):
 
 
 def test_units_of_a_profile_stand_in_order_and_are_commands_that_exist():
-    made = jobs.units(Wanted("quick"))
-    seen = set()
+    made, seen = jobs.units(Wanted("quick")), set()
     for unit in made:
         assert set(unit.needs) <= seen and unit.output not in seen and unit.rule in jobs.RULES
         seen.add(unit.output)
-        args = cli.build_parser().parse_args(unit.command)
-        assert args.profile == "quick" and (
-            "--stamp" in unit.command or unit.rule in ("notebook", "report")
-        )
+        assert cli.build_parser().parse_args(unit.command).profile == "quick"
+        assert ("--stamp" in unit.command) == (unit.rule not in ("notebook", "report"))
+
+    def of(rule):
+        return [u for u in made if u.rule == rule]
+
     report = by_output(made)["figures/quick/99_report.json"]
-    assert set(report.needs) == {u.output for u in made if u.rule == "notebook"}
-    assert {u.study for u in made if u.rule == "score"} == {
-        "quick",
-        "quick-zoo",
-        *(f"quick-{v}" for v in ("t5_a", "t5_b", "vision_a", "vision_b")),
-    }
-    assert not [
-        u for u in made if u.study == "quick-zoo" and u.rule in ("pretrain", "fine_tune")
-    ], "the zoo's experts are the profile's"
-    assert sum(u.rule == "fine_tune" for u in made) == 6 + 2 * 5 + 2 * 8, (
-        "multi-task learning is Table 2's alone"
-    )
+    assert set(report.needs) == {u.output for u in of("notebook")}
+    variants = ("", "-zoo", "-t5_a", "-t5_b", "-vision_a", "-vision_b")
+    assert {u.study for u in of("score")} == {f"quick{v}" for v in variants}
+    trained = {u.study for rule in ("pretrain", "fine_tune") for u in of(rule)}
+    assert "quick-zoo" not in trained, "the zoo's experts are the profile's"
+    assert len(of("fine_tune")) == 6 + 2 * 5 + 2 * 8, "multi-task learning is Table 2's alone"
 
 
 def test_units_carry_what_they_were_asked_for():
-    overrides = {"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"]}
-    made = jobs.units(
-        Wanted("quick", ("tab03", "report"), device="cpu", overrides=json.dumps(overrides))
-    )
+    overrides = json.dumps({"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"]})
+    made = jobs.units(Wanted("quick", ("tab03", "report"), device="cpu", overrides=overrides))
     assert {u.name for u in made if u.rule == "fine_tune"} == {"ag", "yelp", "multi_task"}
     for unit in made:
-        words = shlex.join(unit.command)
-        assert unit.rule == "report" or "cpu" in words
-        assert ("--overrides" in words or "overrides=" in words) is (unit.rule != "report"), (
-            "the report declares none"
-        )
-    released = jobs.units(Wanted("paper", ("tab02",)))
-    assert {u.rule for u in released} == {"pretrain", "merge", "extract", "score", "notebook"}, (
-        "released experts are not trained"
-    )
+        words, is_report = shlex.join(unit.command), unit.rule == "report"  # it declares none
+        assert is_report or "cpu" in words
+        assert ("--overrides" in words or "overrides=" in words) is not is_report
+    released = {u.rule for u in jobs.units(Wanted("paper", ("tab02",)))}
+    assert "fine_tune" not in released and {"pretrain", "merge", "extract", "score"} < released
     with pytest.raises(UnknownNameError, match="notebook"):
         jobs.units(Wanted("quick", ("tab99",)))
     with pytest.raises(ConfigError, match="needs t5_a"):
@@ -123,43 +110,29 @@ def test_units_make_what_tables_begin_with_and_nothing_else(computed):
 
 
 def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, monkeypatch, capsys):
-    study, n = computed
-    monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
+    (study, n), store = computed, tmp_path / "store"
+    monkeypatch.setenv("MERGELIB_STORE", str(store))
     monkeypatch.chdir(tmp_path)
     words = ["--profile", "quick", "--device", "cpu", "--overrides", json.dumps(study.overrides)]
-    assert (
-        cli.main(
-            ["compute", "extract", "--encoder", "ties", *words, "--stamp", "stamps/a/ties.json"]
-        )
-        == 0
-    )
-    assert cli.main(["train", "--only", "ag", *words, "--stamp", "stamps/a/ag.json"]) == 0
-    named = {
-        name: json.loads((tmp_path / "stamps" / "a" / f"{name}.json").read_text())["artifacts"]
-        for name in ("ties", "ag")
-    }
-    assert all(
-        (tmp_path / "store" / artifact).is_dir() for found in named.values() for artifact in found
-    )
-    assert (
-        sum(a.startswith("features/") for a in named["ties"]) == 2 * 2
-        and sum(a.startswith("fine_tune/") for a in named["ag"]) == 1
-    )
-    assert len(Store(tmp_path / "store").entries()) == n
+    extract = ["compute", "extract", "--encoder", "ties", *words, "--stamp"]
+    train = ["train", "--only", "ag", *words, "--stamp"]
+    for command, step, made in ((extract, "features/", 2 * 2), (train, "fine_tune/", 1)):
+        stamp = tmp_path / "stamps" / "a" / f"{command[0]}.json"
+        assert cli.main([*command, str(stamp.relative_to(tmp_path))]) == 0
+        named = json.loads(stamp.read_text())["artifacts"]
+        assert all((store / artifact).is_dir() for artifact in named)
+        assert sum(artifact.startswith(step) for artifact in named) == made
+    assert len(Store(store).entries()) == n
     out = tmp_path / "some" / "jobs.json"
     assert cli.main(["units", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
     made = [asdict(unit) for unit in jobs.units(Wanted("quick", ("tab03",)))]
     assert json.loads(out.read_text()) == json.loads(json.dumps(made))
-    units = ["units", "--profile", "quick", "--out", str(out)]
-    assert cli.main(units) == 0, "what it wrote itself is replaced"
+    units = ["units", "--profile", "quick", "--out"]
+    assert cli.main([*units, str(out)]) == 0, "what it wrote itself is replaced"
     for theirs in ("my notes", "[\n]", out.read_text() + "\n", '{\n "artifacts": []\n}\n'):
         out.write_text(theirs)
-        for command in (
-            units,
-            ["compute", "extract", "--encoder", "ties", *words, "--stamp", str(out)],
-            ["train", "--only", "ag", *words, "--stamp", str(out)],
-        ):
-            assert cli.main(command) == 2 and out.read_text() == theirs
+        for command in (units, extract, train):
+            assert cli.main([*command, str(out)]) == 2 and out.read_text() == theirs
             assert "no longer, what mergelib wrote" in capsys.readouterr().err
 
 
@@ -178,15 +151,16 @@ def test_every_rule_has_its_resources():
 
 
 def test_jobs_of_one_machine_take_turns_on_its_gpus(tmp_path):
-    job = f"echo $CUDA_VISIBLE_DEVICES begins >> {tmp_path}/log; sleep 0.3; echo $CUDA_VISIBLE_DEVICES ends >> {tmp_path}/log"
+    say = f"echo $CUDA_VISIBLE_DEVICES %s >> {tmp_path}/log"
+    job = f"{say % 'begins'}; sleep 0.3; {say % 'ends'}"
     environment = os.environ | {"MERGELIB_SLOTS": str(tmp_path / "slots")}
+
+    def start(gpus, *command):
+        slot = ["bash", str(CLUSTER / "gpu_slot.sh"), gpus, *command]
+        return subprocess.Popen(slot, env=environment)
+
     started = time.monotonic()
-    jobs = [
-        subprocess.Popen(
-            ["bash", str(CLUSTER / "gpu_slot.sh"), "2", "bash", "-c", job], env=environment
-        )
-        for _ in range(4)
-    ]
+    jobs = [start("2", "bash", "-c", job) for _ in range(4)]
     assert [j.wait(60) for j in jobs] == [0] * 4 and time.monotonic() - started > 0.6
     busy, uses = set(), []
     for gpu, what in map(str.split, (tmp_path / "log").read_text().splitlines()):
@@ -194,12 +168,7 @@ def test_jobs_of_one_machine_take_turns_on_its_gpus(tmp_path):
         busy ^= {gpu}
         uses.append(gpu)
     assert set(uses) == {"0", "1"} and len(uses) == 8
-    assert (
-        subprocess.run(
-            ["bash", str(CLUSTER / "gpu_slot.sh"), "1", "false"], env=environment, check=False
-        ).returncode
-        == 1
-    )
+    assert start("1", "false").wait(60) == 1
 
 
 # ---- a plan on paper -----------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """The profile `paper`, as far as it can be tested without its GPU and its network: what it refuses,
 and a road on stand-ins."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import warnings
@@ -11,6 +9,7 @@ import nbformat
 import pytest
 from committed import committed
 from test_t5 import write_folder
+from tiny import TINY
 
 from mergelib import Study
 from mergelib.core.errors import ConfigError, MergelibError, OfflineError, UnknownNameError
@@ -19,20 +18,14 @@ from mergelib.foundations import t5
 from mergelib.profiles import load_profile, profile_names, variant_names
 from mergelib.run import runner
 
-TINY = {
+SMALL = TINY | {
     "tasks.source": "miniature",
-    "tasks.names": ["ag", "yelp"],
-    "tasks.n_train": 96,
-    "tasks.n_validation": 32,
-    "tasks.n_test": 48,
-    "tasks.pool_per_class": 12,
     "protocols.ks": [1, 5],
     "protocols.seeds": [0],
-    "resamples": 100,
-    "threads": 1,
     "fine_tuning.steps": 4,
     "fine_tuning.precision": "float32",
     "encoder.max_length": 24,
+    "encoder.pretraining": None,
 }
 
 
@@ -92,7 +85,7 @@ def test_without_network_the_hub_is_named(tmp_path):
         eurosat = {"tasks.names": ["eurosat"]}
         Study("paper", variant="vision_a", overrides=eurosat, store=Store(tmp_path)).tasks  # noqa: B018
     with pytest.raises(MergelibError, match="google-t5/t5-large"):
-        Study("paper", variant="t5_b", overrides=TINY, store=Store(tmp_path)).encoder  # noqa: B018
+        Study("paper", variant="t5_b", overrides=SMALL, store=Store(tmp_path)).encoder  # noqa: B018
 
 
 def test_every_expert_of_paper_can_be_killed_and_resumed():
@@ -105,21 +98,12 @@ def test_every_expert_of_paper_can_be_killed_and_resumed():
         )
 
 
-def test_the_two_t5s_differ_in_nothing_but_size():
-    a, b = (load_profile("paper", variant=v) for v in ("t5_a", "t5_b"))
-    assert (a.tasks, a.fine_tuning, a.protocols) == (
-        b.tasks,
-        b.fine_tuning,
-        b.protocols,
-    ) and a.encoder.base != b.encoder.base
-
-
 def test_the_road_of_figure_6_on_a_t5_in_the_hubs_layout(tmp_path):
     write_folder(tmp_path / "t5")
     study = Study(
         "paper",
         variant="t5_a",
-        overrides=TINY | {"encoder.base": str(tmp_path / "t5")},
+        overrides=SMALL | {"encoder.base": str(tmp_path / "t5")},
         store=Store(tmp_path / "store"),
         device="cpu",
     )
@@ -139,7 +123,7 @@ def test_figure_6_runs_in_paper(tmp_path, monkeypatch):
     monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
     write_folder(tmp_path / "t5")
     (item,) = runner.select(["fig06"])
-    overrides = TINY | {"encoder.base": str(tmp_path / "t5")}
+    overrides = SMALL | {"encoder.base": str(tmp_path / "t5")}
     (result,) = runner.Runner("paper", echo=lambda line: None).run(
         [item], {item.id: {"overrides": overrides, "device": "cpu"}}
     )
@@ -162,7 +146,7 @@ def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "other", "stays", "goes"),
+    "given, other, stays, goes",
     [
         ("--text-dir", "--image-dir", "fig02_knn_eval", "fig11_vision_protocols"),
         ("--image-dir", "--text-dir", "fig11_vision_protocols", "fig02_knn_eval"),

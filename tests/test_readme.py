@@ -1,14 +1,13 @@
 """The README's code blocks, run as they stand, on a study small enough for a test; and what its
 bash blocks promise."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex
 
 import pytest
 from committed import committed
+from tiny import TINY
 
 from mergelib import merging, profiles, protocols, tables
 from mergelib.core import paths
@@ -22,15 +21,7 @@ PAGES += sorted((paths.root() / "docs").glob("*.md"))
 BLOCKS = re.findall(
     r"```python\n(.*?)```", (paths.root() / "docs/extending.md").read_text(), flags=re.S
 )
-SMALL = {
-    "tasks.n_train": 160,
-    "tasks.n_validation": 40,
-    "tasks.n_test": 60,
-    "tasks.pool_per_class": 12,
-    "threads": 1,
-    "fine_tuning.steps": 4,
-    "encoder.pretraining": {"documents": 120, "steps": 2, "batch_size": 16, "lr": 2.0e-3},
-}
+SMALL = {k: v for k, v in TINY.items() if k != "tasks.names"} | {"fine_tuning.steps": 4}
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The runner: refusals before anything runs, failures that stay alone, Ctrl-C that leaves
 nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from tiny import write_notebook
 
 from mergelib.core import paths
 from mergelib.core.errors import ConfigError, DataError, MergelibError, UnknownNameError
@@ -46,14 +45,8 @@ for end in ("pdf", "png", "csv"):
 SLEEP = 'import os, pathlib, time\npathlib.Path(os.environ["PID_FILE"]).write_text(str(os.getpid()))\ntime.sleep(600)'
 
 
-def write_notebook(root: Path, name: str, *cells: str) -> Item:
-    first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    notebook = nbformat.v4.new_notebook(
-        cells=[first, *map(nbformat.v4.new_code_cell, cells)],
-        metadata={"kernelspec": {"name": "python3", "display_name": "x", "language": "python"}},
-    )
-    (root / "notebooks").mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+def item_of(root, name, *cells):
+    write_notebook(root / "notebooks" / f"{name}.ipynb", *cells, parameters=PARAMETERS)
     return Item(name, f"Item {name}", "A title", "mine")
 
 
@@ -66,7 +59,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "manifest", lambda: tuple(items))
 
     def add(name, *cells):
-        items.append(write_notebook(tmp_path, name, *cells))
+        items.append(item_of(tmp_path, name, *cells))
         return items[-1]
 
     add.root = tmp_path
@@ -89,7 +82,7 @@ def test_select_by_id_beginning_or_group():
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "value"),
+    "kind, text, value",
     [
         ("int", "3", 3),
         ("int", "-1", -1),
@@ -110,7 +103,7 @@ def test_values_take_the_declared_type(kind, text, value):
 
 
 @pytest.mark.parametrize(
-    ("kind", "text"),
+    "kind, text",
     [
         ("int", "3.0"),
         ("int", "true"),
@@ -177,7 +170,7 @@ def test_bad_overrides_are_refused_before_anything_runs():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    "arguments, says",
     [
         (["--profile", "quik"], "Nearest: 'quick'"),
         (["--only", "tab2"], "Nearest: 'tab02_main'"),
@@ -254,7 +247,7 @@ sys.exit(main(["run", "--profile", "quick", "--jobs", "1"]))
 """
 
 
-def alive(pid: int) -> bool:
+def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
     except FileNotFoundError:
@@ -272,8 +265,8 @@ def wait_for(condition, seconds):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path, number):
-    write_notebook(tmp_path, "sleepy", SLEEP)
-    write_notebook(tmp_path, "later", SLEEP)
+    item_of(tmp_path, "sleepy", SLEEP)
+    item_of(tmp_path, "later", SLEEP)
     env = os.environ | {"MERGELIB_OUTPUT": str(tmp_path / "out"), "PID_FILE": str(tmp_path / "pid")}
     process = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(tmp_path)],

@@ -4,8 +4,6 @@ artifact, nothing left behind.
 Run as a script this file is what torchrun starts.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import TINY
 
 from mergelib import Study
 from mergelib.core import distributed, paths
@@ -29,16 +28,9 @@ from mergelib.run import cli, torchrun
 from mergelib.training import experts
 from mergelib.training import loop as training
 
-OVERRIDES = {
-    "tasks.names": ["ag", "yelp"],
-    "tasks.n_train": 160,
-    "tasks.n_validation": 40,
-    "tasks.n_test": 60,
-    "tasks.pool_per_class": 12,
-    "threads": 1,
+OVERRIDES = TINY | {
     "fine_tuning.steps": 6,
     "fine_tuning.save_every": 2,  # a batch of 32: the sixth step lies in the second epoch
-    "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
 }
 ONE_ROW_EACH = {
     "fine_tuning.batch_size": 2,
@@ -75,7 +67,7 @@ def without_dropout(config):
     return made
 
 
-def worker(mode: str, other_store: str) -> None:
+def worker(mode, other_store):
     """One of two processes. ``killed``: the second dies in its fifth step. ``whole``: resumes, then
     trains other things in another store."""
     bert.bert_config = without_dropout(bert.bert_config)
