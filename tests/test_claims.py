@@ -26,6 +26,7 @@ from mergelib.claims import (
     interval,
     overall,
 )
+from mergelib.core.bootstrap import resampled_means
 from mergelib.core.errors import UnknownNameError
 from mergelib.run import runner
 from mergelib.tables import paper as paper_numbers
@@ -96,6 +97,18 @@ def condition(words):
 
 def test_the_interval_leaves_two_and_a_half_percent_on_each_side():
     assert interval(torch.cat([torch.zeros(1), torch.arange(1001.0)])) == (25.0, 975.0)
+
+
+def test_means_are_resampled_over_inputs_and_seeds_and_in_pairs():
+    g = torch.Generator().manual_seed(2)
+    one, draws = torch.rand(1, 400, generator=g), torch.rand(5, 400, generator=g)
+    means = resampled_means(one)
+    assert means[0] == one.mean() and means.shape == (1001,)
+    assert means[1:].std() * 20 / one.std() == pytest.approx(1, rel=0.1)
+    seeds = torch.arange(5.0)[:, None].expand(5, 400)  # nothing but the seeds differs
+    assert resampled_means(seeds)[1:].std() == pytest.approx((2 / 5) ** 0.5, rel=0.1)
+    gain = resampled_means(draws + 0.1) - resampled_means(draws)
+    torch.testing.assert_close(gain, torch.full((1001,), 0.1))
 
 
 def test_an_undefined_ratio_is_undecided():

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ..core.bootstrap import counts, interval
 from ..core.documents import parse_yaml, read_text
 from ..core.errors import ConfigError, MissingShotsError, UnknownNameError, shortened
 from ..core.names import BASE, FINE_TUNED
@@ -111,15 +112,11 @@ class Bootstrap:
         generator = torch.Generator().manual_seed(seed)
         n_seeds = len(study.profile.protocols.seeds)
         self._cache: dict[Any, Tensor] = {
-            ("seed weights", n_seeds): self._resampled_seeds(n_seeds, generator)
+            ("seed weights", n_seeds): counts(self.n, n_seeds, generator) / n_seeds
         }
         self._counts = {}
         for name, task in study.tasks.items():
-            n = len(task.test)
-            picked = torch.randint(n, (self.n, n), generator=generator)
-            self._counts[name] = torch.zeros(self.n, n).scatter_add_(
-                1, picked, torch.ones(self.n, n)
-            )
+            self._counts[name] = counts(self.n, len(task.test), generator)
 
     def average(self, per_task: dict[str, Tensor]) -> Tensor:
         """Mean over inputs, seeds and tasks ``[1 + B]`` of ``{task: values [S, N]}``."""
@@ -134,12 +131,9 @@ class Bootstrap:
     def _seed_weights(self, n: int) -> Tensor:
         """How often each of n seeds is drawn in each resample: ``[B, n]``, rows sum to 1."""
         return self.cached(
-            ("seed weights", n), lambda: self._resampled_seeds(n, torch.Generator().manual_seed(n))
+            ("seed weights", n),
+            lambda: counts(self.n, n, torch.Generator().manual_seed(n)) / n,
         )
-
-    def _resampled_seeds(self, n: int, generator: torch.Generator) -> Tensor:
-        picked = torch.randint(n, (self.n, n), generator=generator)
-        return torch.zeros(self.n, n).scatter_add_(1, picked, torch.ones(self.n, n)) / n
 
     def accuracy(
         self,
@@ -434,12 +428,6 @@ class Verdict:
     threshold: str
     verdict: str
     note: str = ""
-
-
-def interval(values: Tensor) -> tuple[float, float]:
-    """The 95 % interval of ``values [1 + B]``, leaving out the first, measured one."""
-    low, high = (float(torch.quantile(values[1:], q)) for q in (0.025, 0.975))
-    return low, high
 
 
 def verdict_of(low: float, high: float, claim: Condition) -> str:

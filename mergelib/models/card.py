@@ -65,19 +65,25 @@ def _scores(scores: pd.DataFrame | None) -> str:
         return "## Scores\n\nNot evaluated when this folder was written."
     means = (
         scores.groupby(["task", "method", "protocol"], sort=False)
-        .agg(accuracy=("accuracy", "mean"), n=("n", "first"))
+        .agg(
+            accuracy=("accuracy", "mean"),
+            low=("low", "first"),
+            high=("high", "first"),
+            n=("n", "first"),
+        )
         .reset_index()
     )
     rows = [
-        f"| {r.task} | {r.method} | {_protocol(r.protocol)} | {r.accuracy:.1f} | {r.n} |"
+        f"| {r.task} | {r.method} | {_protocol(r.protocol)} | {r.accuracy:.1f} | "
+        f"{r.low:.1f} to {r.high:.1f} | {r.n} |"
         for r in means.itertuples()
     ]
     return "\n".join(
         [
             "## Scores",
             "",
-            "| task | model | protocol | accuracy (%) | scored inputs |",
-            "|---|---|---|---|---|",
+            "| task | model | protocol | accuracy (%) | 95 % interval | scored inputs |",
+            "|---|---|---|---|---|---|",
             *rows,
         ]
     )

@@ -297,20 +297,22 @@ def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
 
 
 def print_accuracies(table: Any) -> None:
-    """A row per (task, model, protocol): mean over seeds with its standard deviation."""
+    """A row per (task, model, protocol): mean over seeds with its standard deviation, and the
+    mean's 95 % interval."""
     groups = (
-        table.groupby(["task", "method", "protocol", "n"], sort=False)
+        table.groupby(["task", "method", "protocol", "n", "low", "high"], sort=False)
         .accuracy.agg(["mean", "std", "count"])
         .reset_index()
     )
     print_table(
-        ["task", "model", "protocol", "accuracy (%)", "n"],
+        ["task", "model", "protocol", "accuracy (%)", "95 % interval", "n"],
         [
             [
                 r.task,
                 r.method,
                 r.protocol,
                 f"{r.mean:.1f}" + (f" ± {r.std:.1f} ({r.count} draws)" if r.count > 1 else ""),
+                f"{r.low:.1f} to {r.high:.1f}",
                 r.n,
             ]
             for r in groups.itertuples()

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..core.bootstrap import interval, resampled_means
 from ..core.documents import user_path
 from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened
 from ..core.progress import progress
@@ -37,7 +38,9 @@ from .parts import check_same_architecture, find_parts, processors_of, vocabular
 from .plan import first_line, layout_of, plan
 
 ALIGNMENTS = ("ft_classifier", "orthogonal_classifier", "orthogonal_procrustes")
-SCORE_COLUMNS = ["task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "n"]
+SCORE_COLUMNS = (
+    *("task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "low", "high", "n"),
+)
 
 
 def expert_classifier(
@@ -411,7 +414,8 @@ def scoring(
     show_progress: bool = False,
 ) -> Callable[[], pd.DataFrame]:
     """Accuracy in percent of one classifier under ``protocols``; the columns are those of
-    ``Study.scores``.
+    ``Study.scores``, and ``low`` and ``high``: the 95 % interval of a protocol's mean over its
+    seeds, by resampling inputs and seeds.
 
     ``evaluate`` gives the rows. ``scoring`` reads and checks everything, and gives the function
     that computes features and rows.
@@ -511,15 +515,16 @@ def scoring(
             evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), get_preset(preset))
         common = {"task": name, "method": method or _method_name(classifier), "n": len(scored)}
         shots = {"k": k, "draw": draw, "fit_on": "test" if fit is None else "train"}
-        rows = [
-            common
-            | {"protocol": p.name, "accuracy": percent(predicted == scored.labels)}
-            | (shots | {"seed": seed} if p.few_shot else {})
-            for p in sorted(found, key=lambda p: p.few_shot)
-            for seed, predicted in zip(
-                seeds, p(evidence if p.few_shot else once, where=name)[0], strict=p.few_shot
-            )
-        ]
+        rows = []
+        for p in sorted(found, key=lambda p: p.few_shot):
+            right = p(evidence if p.few_shot else once, where=name)[0] == scored.labels
+            low, high = interval(100 * resampled_means(right))
+            rows += [
+                common
+                | {"protocol": p.name, "accuracy": percent(one), "low": low, "high": high}
+                | (shots | {"seed": seed} if p.few_shot else {})
+                for seed, one in zip(seeds, right, strict=p.few_shot)
+            ]
         frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
         return frame.astype({"k": "Int64", "seed": "Int64"})
 

@@ -187,7 +187,7 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
         "--recipe",
         metavar="FILE",
         action=AddUp,
-        help="YAML with the same names (flags win); merge also reads mergekit's formatatatatat",
+        help="YAML with the same names (flags win); merge also reads mergekit's format",
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..claims import Bootstrap, Verdict, judge
+from ..core.bootstrap import counts
 from ..core.names import FINE_TUNED
 from .settings import LOCAL, Nonlocality
 
@@ -63,9 +64,7 @@ class Resampled:
             total = torch.zeros(1 + n, dtype=torch.float64)
             for task in self.cells.tasks:
                 size = len(self.cells.rows(task))
-                picked = torch.randint(size, (n, size), generator=generator)
-                counts = torch.zeros(n, size).scatter_add_(1, picked, torch.ones(n, size))
-                weights = torch.cat([torch.ones(1, size), counts])
+                weights = torch.cat([torch.ones(1, size), counts(n, size, generator)])
                 total += self.cells.variance(setting, method, task, weights)
             return total / len(self.cells.tasks)
 
