@@ -1,13 +1,30 @@
 #!/usr/bin/env bash
-# ./run_all.sh [options]        run the notebooks; see ./run_all.sh --help
-# ./run_all.sh test [options]   run the tests (options go to pytest)
-# ./run_all.sh lab              open JupyterLab in notebooks/
-# ./run_all.sh --html           render the notebooks to a static site
+# ./run_all.sh [OPTIONS]              run the notebooks
+# ./run_all.sh test [OPTIONS]         run the tests; options go to pytest
+# ./run_all.sh lab [OPTIONS]          open the notebooks in JupyterLab
+# ./run_all.sh --wheelhouse DIR ...   with any of them: install from a folder of wheels, without network
 #
-# Uses the active virtual or conda environment when it holds the pinned packages, else makes .venv here.
-# --wheelhouse DIR (first): install from a folder of wheels, without network.
+# Options of a run (python -m mergelib run --help says more):
+#   --profile NAME            quick, mini (default), real or paper
+#   --only NAME ...           notebooks or groups: lesson tab02 text
+#   --list                    list the notebooks, their parameters and minutes
+#   --html                    render the executed notebooks to a book: build/PROFILE/html/index.html
+#   -p NAME=VALUE             set a notebook's parameter
+#   --text-dir DIR, --image-dir DIR, --base MODEL, --text-column N    your own files and base model
+#   --jobs N                  notebooks at a time
+#   --publish                 for maintainers: refresh notebooks, figures, report and README
+#
+# Your own models: python -m mergelib --help.
+# Uses the active virtual or conda environment when it holds the pinned packages, else makes .venv here (once, a few minutes).
 set -euo pipefail
 cd "$(dirname "$0")"
+
+for argument in "$@"; do
+  case "$argument" in
+    test | lab) break ;;  # pytest and JupyterLab have a --help of their own
+    -h | --help) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' run_all.sh; exit ;;
+  esac
+done
 
 pip_options=()
 if [ "${1:-}" = "--wheelhouse" ]; then
@@ -39,6 +56,22 @@ if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && holds_pins python test; then
 elif [ -x .venv/bin/python ] && holds_pins .venv/bin/python test; then
   python=.venv/bin/python
 else
+  # The list alone is not worth an installation: JSON and regular expressions read the notebooks and their manifest.
+  if [ "$*" = "--list" ] && command -v python3 >/dev/null; then
+    exec python3 - <<'PY'
+import ast, json, re, signal
+from pathlib import Path
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in: ./run_all.sh --list | head
+for block in re.split(r"(?m)^- ", Path("mergelib/core/manifest.yaml").read_text("utf-8"))[1:]:
+    item = dict(re.findall(r"(?m)^ *(\w+): (.*)$", block))
+    cells = json.loads(Path(f"notebooks/{item['id']}.ipynb").read_text("utf-8"))["cells"]
+    code = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
+    named = ", ".join(f"{n.target.id}: {ast.unparse(n.annotation).split('[')[0]}" for n in ast.parse(code).body)
+    took = re.search(r"mini: ([\d.]+)", item.get("minutes", ""))
+    took = f", {float(took[1]):g} min" if took else ""
+    print(f"{item['id']:<24} {item['item']:<10} group {item['group']:<8} {item['title']}{took}\n{'':<24} -p {named}")
+PY
+  fi
   creator=""
   for candidate in python3 python3.13 python3.12 python3.11; do
     if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

@@ -1,5 +1,15 @@
-"""mergelib: how good is a merged encoder? Task -> f_b -> experts -> merge -> features -> protocol
--> scores."""
+"""How good is a merged encoder? Task -> f_b -> experts -> merge -> features -> protocol -> scores.
+
+    Study               a profile's tasks, experts, merges and scores; what is computed is kept
+    task                a task from your own rows or files, texts or images, for Study(tasks=...)
+    method, protocol    decorators that add your own merging method or evaluation protocol
+    merge               fine-tuned classifiers to one encoder with a head per task
+    align_classifier    a head re-aligned to the merged encoder with a few unlabelled inputs
+    compare             methods, lambdas and heads on your own models, chosen and reported apart
+    evaluate            accuracies of a classifier under protocols, with 95 % intervals
+
+``python -m mergelib --help`` lists the commands.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -37,6 +47,10 @@ WHERE = {
     "evaluate": "models.heads",
     "compare": "models.compare",
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@ process of their own."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -209,7 +210,73 @@ class Answer(BaseHTTPRequestHandler):
             )
         self.send_file(rest, files[rest], X_Repo_Commit=commit, ETag=f'"{git_sha1(content)}"')
 
+    def take(self) -> None:
+        """What a client that uploads asks: a repository, which files are large, and a commit."""
+        path, hub = self.path.split("?")[0], self.server
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
+        large = path.endswith(".git/info/lfs/objects/batch")
+        if not (found or large or path in ("/api/repos/create", "/api/validate-yaml")):
+            return self.reply(404)
+        hub.asked.append(path)
+        sent = self.sent()
+        if path.endswith("validate-yaml"):
+            return self.reply(200)
+        if large:
+            objects = [
+                o | {"actions": {"upload": {"href": f"{hub.url}/storage/{o['oid']}"}}}
+                for o in json.loads(sent)["objects"]
+            ]
+            return self.reply(200, json.dumps({"objects": objects, "transfer": "basic"}).encode())
+        if path.endswith("create"):
+            asked = json.loads(sent)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            if name in hub.gated:
+                return self.reply(403)
+            status = 409 if name in hub.models else 200
+            hub.models.setdefault(name, {OLD: {".gitattributes": b""}})
+            return self.reply(status, json.dumps({"url": f"{hub.url}/{name}"}).encode())
+        if found[2] == "preupload":
+            files = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in json.loads(sent)["files"]
+            ]
+            return self.reply(200, json.dumps({"files": files}).encode())
+        commits = hub.models[found[1]]
+        files = dict(commits[list(commits)[-1]])
+        for entry in map(json.loads, sent.splitlines()):
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = hub.blobs[value["oid"]][1]
+        commit = f"{len(commits):040x}"
+        commits[commit] = files
+        url = f"{hub.url}/{found[1]}/commit/{commit}"
+        self.reply(200, json.dumps({"commitUrl": url, "commitOid": commit}).encode())
+
+    def sent(self) -> bytes:
+        if length := self.headers.get("Content-Length"):
+            return self.rfile.read(int(length))
+        parts = []  # in chunks, each after its length
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def keep(self) -> None:
+        digest = self.path.removeprefix("/storage/")
+        content = self.sent()
+        assert sha256(content) == digest
+        self.server.blobs[digest] = digest, content
+        self.reply(200)
+
     do_GET = do_HEAD = answer
+    do_POST, do_PUT = take, keep
 
 
 @contextmanager

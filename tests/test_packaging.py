@@ -94,6 +94,15 @@ def test_names_of_errors_come_without_torch():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+def test_dir_and_help_show_the_public_names_and_nothing_else():
+    import mergelib
+
+    assert dir(mergelib) == sorted(mergelib.__all__)
+    for name in dir(mergelib):
+        assert name == "__version__" or f"{name} " in mergelib.__doc__.replace(",", " "), name
+        assert getattr(mergelib, name)
+
+
 CALLS_TO_THE_HOST = {"cpu", "numpy", "item", "tolist"}
 
 

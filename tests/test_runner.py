@@ -3,6 +3,7 @@ nothing."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from mergelib.core.errors import ConfigError, DataError, MergelibError, UnknownN
 from mergelib.core.manifest import manifest
 from mergelib.profiles import variant_names
 from mergelib.run import runner
-from mergelib.run.cli import main
+from mergelib.run.cli import build_parser, main
 from mergelib.run.runner import (
     Item,
     check_before,
@@ -238,7 +239,7 @@ import sys
 from pathlib import Path
 from mergelib.core import paths
 from mergelib.run import runner
-from mergelib.run.cli import main
+from mergelib.run.cli import build_parser, main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a shell's background job starts with it ignored
 root = Path(sys.argv[1])
 paths.root = lambda: root
@@ -318,3 +319,36 @@ def test_beside_the_lesson_runs_what_needs_none_of_its_experts():
     assert second.needs and {*second.needs} <= {*variant_names("mini")}
     minutes = [i.minutes["mini"] for i in rest]
     assert minutes == sorted(minutes, reverse=True)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A checkout without an environment, and the call of a command in it."""
+    root = paths.root()
+    for name in ("run_all.sh", "pyproject.toml", "mergelib/core/manifest.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    (tmp_path / "notebooks").symlink_to(root / "notebooks")
+
+    def call(*arguments):
+        done = subprocess.run(
+            [tmp_path / "run_all.sh", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": os.defpath},
+        )
+        assert done.returncode == 0 and not (tmp_path / ".venv").exists(), done.stderr
+        return done.stdout
+
+    return call
+
+
+def test_help_and_list_need_no_installation(bare, capsys):
+    said = bare("--help")
+    run = next(a for a in build_parser()._actions if a.dest == "command").choices["run"]
+    flags = {a.option_strings[-1] for a in run._actions} - {"--help"}
+    for word in (*flags, "test", "lab", "--wheelhouse"):
+        assert f"{word} " in said, word
+    assert main(["run", "--list"]) == 0
+    assert bare("--list") == capsys.readouterr().out

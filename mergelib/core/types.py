@@ -12,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from .errors import DataError, first_five
 
 State = Mapping[str, Tensor]
 """A state dict: parameter name -> tensor."""
@@ -114,6 +114,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} {'images' if isinstance(self.inputs, Tensor) else 'texts'})"
+
     def subset(self, rows: Tensor | Sequence[int]) -> Split:
         """These rows, in this order."""
         rows = torch.as_tensor(rows, dtype=torch.long)
@@ -171,6 +174,11 @@ class Task:
             )
         self._check_overlap()
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{s}: {getattr(self, s)}" for s in ("train", "validation", "test"))
+        names = first_five(self.label_names)
+        return f"Task('{self.name}', {self.n_classes} classes: {names}; {splits})"
+
     def _check_overlap(self) -> None:
         """Warn about test inputs that are also training inputs, and refuse if all of them are:
         their accuracy is not a test."""
@@ -203,6 +211,9 @@ class Head:
     weight: Tensor
     bias: Tensor
 
+    def __repr__(self) -> str:
+        return f"Head(W_t {list(self.weight.shape)}, b_t {list(self.bias.shape)})"
+
     def logits(self, features: Tensor) -> Tensor:
         """``features [..., N, d] -> [..., N, C]``, that is Z W^T + b."""
         return features @ self.weight.mT + self.bias.unsqueeze(-2)
@@ -219,6 +230,10 @@ class Expert:
     state: State
     head: Head
     info: dict = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        n = sum(t.numel() for t in self.state.values())
+        return f"Expert('{self.task}', {n / 1e6:.1f} M parameters, {self.head})"
 
 
 def head_digest(head: Head) -> str:

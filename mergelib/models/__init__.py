@@ -2,8 +2,9 @@
 
 ``parents`` reads checkpoints tensor by tensor, ``plan`` determines which tensors transformers would
 load, ``parts`` separates encoder and head, ``merging`` merges, ``merged`` holds the result,
-``folders`` writes folders, ``heads`` computes features and fits heads, ``compare`` tries several
-methods, ``recipes``, ``mergekit`` and ``command`` are the command line. The merging functions are
+``folders`` writes folders, ``push`` uploads them, ``heads`` computes features, fits heads and
+predicts, ``compare`` tries several methods, ``recipes``, ``mergekit`` and ``command`` are the
+command line. The merging functions are
 those of ``mergelib.merging``, the fits those of ``mergelib.protocols``.
 """
 
@@ -19,6 +20,8 @@ WHERE = {
     "evaluate": "heads",
     "Comparison": "compare",
     "features": "heads",
+    "predict": "heads",
+    "push_folder": "push",
     "find_parts": "parts",
     "Parts": "parts",
 }

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import yaml
+from huggingface_hub import ModelCardData
 
 from ..merging import METHODS
 from ..protocols import PROTOCOLS
 
 PAPER = "[arXiv 2412.13526](https://arxiv.org/abs/2412.13526)"
+LICENCE = (
+    "## Licence\n\nNot stated. Those of base, experts and data apply; choose one that they "
+    "allow, and name it at the top of this file (`license:`)."
+)
 REALIGNED = f"The method of re-alignment is that of {PAPER}."
 
 
@@ -20,12 +24,18 @@ def _front(record: Mapping[str, Any], is_image: bool) -> str:
     parents = [
         p for p in [record.get("base"), *record.get("experts", {}).values()] if p and "/" in p
     ]
-    head = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-classification" if is_image else "text-classification",
-        "tags": ["merge", "mergelib"],
-    } | ({"base_model": sorted({p.partition("@")[0] for p in parents})} if parents else {})
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=_pipeline(is_image),
+        tags=["merge", "mergelib"],
+        base_model=sorted({p.partition("@")[0] for p in parents}) or None,
+        base_model_relation="merge" if parents else None,
+    )
+    return f"---\n{data}\n---\n"
+
+
+def _pipeline(is_image: bool) -> str:
+    return "image-classification" if is_image else "text-classification"
 
 
 def _how(record: Mapping[str, Any]) -> str:
@@ -54,9 +64,11 @@ def alignment_text(alignment: Mapping[str, Any]) -> str:
     if not alignment:
         return "the expert's own head, not re-aligned"
     label = _protocol(alignment["protocol"])
+    cut = alignment.get("max_length")
     return (
         f"re-aligned by {label} (preset {alignment['preset']}) with {alignment['n']} unlabelled "
         f"inputs, {alignment['n'] / alignment['classes']:.3g} per class"
+        + (f", of at most {cut} tokens" if isinstance(cut, int) else "")
     )
 
 
@@ -97,7 +109,7 @@ def single(
     scores: pd.DataFrame | None,
 ) -> str:
     """Card of an ordinary single-task folder."""
-    auto = "image-classification" if is_image else "text-classification"
+    cut = "" if is_image else ", truncation=True"  # the tokenizer says after how many tokens
     return "\n".join(
         [
             _front(record, is_image),
@@ -117,8 +129,10 @@ def single(
             "```python",
             "from transformers import pipeline",
             "",
-            f'pipeline("{auto}", "THIS FOLDER")',
+            f'pipeline("{_pipeline(is_image)}", "THIS FOLDER"{cut})',
             "```",
+            "",
+            LICENCE,
             "",
         ]
     )
@@ -161,7 +175,11 @@ def several(
             f"model = load({next(iter(labels))!r})",
             "```",
             "",
-            "`python load_merged.py TASK OUT` writes an ordinary single-task folder.",
+            "`python load_merged.py TASK OUT` writes an ordinary single-task folder. With "
+            "mergelib, `python -m mergelib predict --model THIS_FOLDER --inputs FILE` lets all "
+            "heads answer.",
+            "",
+            LICENCE,
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""``python -m mergelib merge | align | evaluate | compare``: your own models on the command line.
+"""``python -m mergelib merge | align | evaluate | ...``: your own models on the command line.
 
 Results on stdout, progress on stderr.
 """
@@ -6,6 +6,7 @@ Results on stdout, progress on stderr.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import warnings
@@ -15,6 +16,8 @@ from functools import partial
 from typing import Any
 
 from ..core.documents import check_folder_name, user_path
+from ..core.errors import ConfigError, UnknownNameError
+from .folders import RECORD, free_file, free_folder, whole_folder, write_file
 from .recipes import COMMANDS, add_flags, as_command, build, read_yaml
 
 NOT_OPTIONS = {"recipe", "command", "function", "write_report"}
@@ -38,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         file = getattr(args, "recipe", None)
         recipe = build(args.command, read_yaml(file) if file else {}, flags)
         runs = {"merge": run_merge, "align": run_align, "evaluate": run_evaluate}
+        runs |= {"predict": run_predict, "push": run_push}
         runs["compare"] = partial(run_compare, write_report=args.write_report)
         runs[args.command](recipe)
     return 0
@@ -47,16 +51,14 @@ def _inputs(recipe: Any) -> list[str]:
     """Every path or id that a recipe reads."""
     single = (getattr(recipe, name, "") for name in ("base", "merged", "model"))
     names = ("experts", "inputs", "data", "fit", "validation", "test")
-    several = (getattr(recipe, name, {}).values() for name in names)
-    return [*filter(None, single), *(path for paths in several for path in paths)]
+    several = (getattr(recipe, name, {}) for name in names)
+    listed = ([given] if isinstance(given, str) else given.values() for given in several)
+    return [*filter(None, single), *(path for paths in listed for path in paths)]
 
 
 def _need_out(recipe: Any) -> list[str]:
     """The paths and ids that are read. Raises ``ConfigError``, before any work, if the output may
     not be written."""
-    from ..core.errors import ConfigError
-    from .folders import free_folder
-
     if not recipe.out:
         raise ConfigError("No output folder: give --out FOLDER.")
     inputs = _inputs(recipe)
@@ -95,7 +97,6 @@ def run_merge(recipe: Any) -> None:
 
 def choose_lam(recipe: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """The method's options with ``--lam``, and for the card how ``auto`` chose it."""
-    from ..core.errors import ConfigError
     from ..merging import get_method
     from .compare import compare
 
@@ -126,7 +127,6 @@ def run_align(recipe: Any) -> None:
     """Re-align every head that has inputs, score before and after, and save."""
     import pandas as pd
 
-    from ..core.errors import ConfigError, UnknownNameError
     from ..core.progress import progress
     from .data import draw_inputs, read_inputs
     from .heads import align_classifier, evaluate, expert_classifier
@@ -214,18 +214,14 @@ def run_evaluate(recipe: Any) -> None:
     """Score the model's tasks that have data; ``out`` receives the rows as CSV."""
     import pandas as pd
 
-    from ..core.errors import UnknownNameError
-    from .folders import free_file, write_file
-    from .heads import as_classifier, expert_classifier, scoring
-    from .merged import load_merged
+    from .heads import as_classifier, opened, scoring
 
     inputs = _inputs(recipe)
     if recipe.out:
         free_file(recipe.out, recipe.overwrite, inputs)
     if unused := recipe.fit.keys() - recipe.data.keys():
         raise UnknownNameError("task of fit", min(unused), recipe.data)
-    several = (user_path(recipe.model) / "heads").is_dir()
-    model = (load_merged if several else expert_classifier)(recipe.model)
+    model = opened(recipe.model)
     ready = []
     for task, file in recipe.data.items():  # all files, before any model computes
         classifier = as_classifier(model, task)
@@ -267,7 +263,6 @@ def run_evaluate(recipe: Any) -> None:
 def run_compare(recipe: Any, write_report: Callable[..., str]) -> None:
     """Compare, and write the report with the commands that make the chosen model."""
     from .compare import compare
-    from .folders import RECORD, whole_folder
 
     read = _need_out(recipe)
     options = recipe.model_dump(exclude={"out", "overwrite", "base"})
@@ -294,6 +289,50 @@ def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
         same = {n: getattr(recipe, n) for n in (*names, "batch_size", "device")}
         recipes.append(COMMANDS["align"](**same, merged="merged", out="aligned", single=True))
     return recipes
+
+
+def run_predict(recipe: Any) -> None:
+    """Every head's answers, as CSV or JSON lines."""
+    from .heads import predict
+
+    inputs, lines = _inputs(recipe), recipe.out.lower().endswith(".jsonl")
+    if recipe.out:
+        free_file(recipe.out, recipe.overwrite, inputs)
+        if not lines and not recipe.out.lower().endswith(".csv"):
+            raise ConfigError(f"'{recipe.out}': predictions are written to a .csv or .jsonl file.")
+    table = predict(
+        recipe.model,
+        recipe.inputs,
+        recipe.tasks,
+        top=recipe.top,
+        text_column=recipe.text_column,
+        device=recipe.device,
+        batch_size=recipe.batch_size,
+        max_length=recipe.max_length,
+        show_progress=True,
+    )
+    if lines:
+        rows = table.to_json(orient="records", lines=True, force_ascii=False, double_precision=6)
+    else:  # quoted, because a text may hold a carriage return
+        rows = table.to_csv(
+            index=False, float_format="%.6g", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+        )
+    if not recipe.out:
+        print(rows, end="")
+        return
+    write_file(free_file(recipe.out, recipe.overwrite, inputs), rows)
+    print(f"{len(table)} rows in {recipe.out}")
+
+
+def run_push(recipe: Any) -> None:
+    """Upload a folder."""
+    from .push import push_folder
+
+    print(
+        push_folder(
+            recipe.model, recipe.to, private=recipe.private or None, overwrite=recipe.overwrite
+        )
+    )
 
 
 def print_accuracies(table: Any) -> None:

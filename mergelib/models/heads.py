@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -18,7 +19,7 @@ from ..core.bootstrap import interval, resampled_means
 from ..core.documents import user_path
 from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened
 from ..core.progress import progress
-from ..core.types import Head, Split, is_whole, percent
+from ..core.types import Head, Split, is_whole, percent, state_digest
 from ..encoders.features import pick_device
 from ..protocols import (
     Evidence,
@@ -31,12 +32,12 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
-from .folders import RECORD
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
 from .parts import check_same_architecture, find_parts, processors_of, vocabulary_differs
 from .plan import first_line, layout_of, plan
 
+UNLIMITED = 10**6  # tokens
 ALIGNMENTS = ("ft_classifier", "orthogonal_classifier", "orthogonal_procrustes")
 SCORE_COLUMNS = (
     *("task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "low", "high", "n"),
@@ -57,15 +58,20 @@ def expert_classifier(
     return Classifier(tensors, task, {}, parent.processor(), (parent.folder,))
 
 
+def _limit(classifier: Classifier, max_length: int) -> int:
+    """After how many tokens texts are cut."""
+    # Some architectures have no limit and say -1; others reserve some positions.
+    limits = (max_length, getattr(classifier.head.config, "max_position_embeddings", 0))
+    known = [n for n in limits if n and n > 0]
+    return min([*known, UNLIMITED, classifier.processor.model_max_length])
+
+
 def _encoded(classifier: Classifier, inputs: Sequence[str], max_length: int) -> dict[str, list]:
     """Token ids and masks of texts, cut to the model's maximum length.
 
     Raises ``DataError`` for a token id beyond the embedding.
     """
-    processor = classifier.processor
-    # Some architectures have no limit and say -1; others reserve some positions.
-    limits = (max_length, getattr(classifier.head.config, "max_position_embeddings", 0))
-    length = min([n for n in limits if n and n > 0] + [10**6, processor.model_max_length])
+    processor, length = classifier.processor, _limit(classifier, max_length)
     encoded = dict(processor(list(inputs), truncation=True, max_length=length))
     longest = max(range(len(inputs)), key=lambda i: len(encoded["input_ids"][i]))
     n_tokens = len(encoded["input_ids"][longest])
@@ -382,6 +388,8 @@ def align_classifier(
             settings,
             fit="kl" if protocol == "orthogonal_classifier" else "procrustes",
         )
+    if not student.is_image and (length := _limit(student, max_length)) < UNLIMITED:
+        student = replace(student, processor=_cut_at(student.processor, length))
     said = {
         "protocol": protocol,
         "preset": preset,
@@ -392,6 +400,93 @@ def align_classifier(
     return replace(
         student, head=student.head.with_linear(Head(fitted.weight[0], fitted.bias[0]), said)
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _cut_at(tokenizer: Any, length: int) -> Any:
+    """A tokenizer that knows after how many tokens it cuts, in its folder, too; tasks that share
+    one still do."""
+    if tokenizer.model_max_length == length:
+        return tokenizer
+    changed = copy.deepcopy(tokenizer)
+    changed.model_max_length = length
+    return changed
+
+
+def predict(
+    model: Any,
+    inputs: Any,
+    tasks: Sequence[str] = (),
+    *,
+    top: int = 1,
+    text_column: str | int | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    max_length: int = 0,
+    show_progress: bool = False,
+) -> pd.DataFrame:
+    """The classes that a model's heads predict; features that heads share are computed once.
+
+    Args:
+        model: what ``evaluate`` takes; a ``Merged``, or its folder, answers with every head.
+        inputs: N unlabelled texts or images, in any form that ``tasks.rows_of`` takes.
+        tasks: heads to ask; default: all.
+        top: how many classes of each input, best first. Of heads with several labels or
+            values, all.
+        text_column: column of the text in tables.
+        device, batch_size, max_length: as of ``features``.
+        show_progress: whether to show bars.
+
+    Returns:
+        Rows (task, row, input, label, score): ``row`` counts inputs from 0, ``input`` is the text
+        or the image's file, ``score`` the class's probability, of a regression its value.
+
+    Raises:
+        DataError, ConfigError, UnknownNameError: what cannot be used, before features are computed.
+    """
+    top = _whole("top", top, 1)
+    model = opened(model)
+    known = [*model.heads] if isinstance(model, Merged) else [model.head.task]
+    for task in tasks:
+        if task not in known:
+            raise UnknownNameError("task", task, known)
+    is_image = as_classifier(model, known[0]).is_image
+    inputs = unlabelled(inputs, is_image, text_column)
+    shown = [str(x) if isinstance(x, str | os.PathLike) else "" for x in inputs]
+    z: dict[Any, Tensor] = {}
+    frames = []
+    for task in tasks or known:
+        classifier = as_classifier(model, task)
+        head = classifier.head
+        neck = {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
+        same = id(classifier.processor), state_digest(neck)
+        if same not in z:
+            z[same] = features(
+                classifier,
+                inputs,
+                device=device,
+                batch_size=batch_size,
+                max_length=max_length,
+                desc=f"features {task}" if show_progress else "",
+            )
+        logits, kind = head.linear.logits(z[same]), head.config.problem_type
+        several = {"multi_label_classification": logits.sigmoid(), "regression": logits}
+        one = len(head.labels) == 1
+        scores = several.get("regression" if one else kind, logits.softmax(-1))
+        k = len(head.labels) if kind in several else min(top, len(head.labels))
+        best, classes = scores.topk(k)
+        frames.append(
+            pd.DataFrame(
+                {
+                    "task": task,
+                    "row": torch.arange(len(inputs)).repeat_interleave(k).numpy(),
+                    "input": [x for x in shown for _ in range(k)],
+                    "label": [head.labels[c] for c in classes.flatten().tolist()],
+                    "score": best.flatten().numpy(),
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
 
 
 def scoring(
@@ -552,23 +647,26 @@ def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
         )
 
 
+def opened(model: Any) -> Merged | Classifier:
+    """A hub id, folder or loaded model; what is one already stays as it is."""
+    if isinstance(model, Merged | Classifier):
+        return model
+    parent = open_parent(model)
+    several = (parent.folder / "heads").is_dir()
+    return load_merged(parent.folder) if several else expert_classifier(parent)
+
+
 def as_classifier(model: Any, task: str = "") -> Classifier:
     """Any model that ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged
     model without ``task``."""
-    if (
-        isinstance(model, str | os.PathLike)
-        and (user_path(model) / RECORD).is_file()
-        and (user_path(model) / "heads").is_dir()
-    ):
-        model = load_merged(model)
+    model = opened(model)
     if isinstance(model, Merged):
         if not task and len(model.heads) > 1:
             raise ConfigError(
                 f"The model has several heads: give task=, one of {', '.join(model.heads)}."
             )
         return model.classifier(task or next(iter(model.heads)))
-    classifier = expert_classifier(model)
-    return replace(classifier, head=replace(classifier.head, task=task)) if task else classifier
+    return replace(model, head=replace(model.head, task=task)) if task else model
 
 
 def _method_name(classifier: Classifier) -> str:

@@ -26,6 +26,7 @@ from .folders import RECORD, whole_folder
 from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent
 from .parts import Parts
 from .plan import first_line, quiet
+from .push import Pushed
 
 LOADER = "load_merged.py"
 SHARD = "5GB"
@@ -59,6 +60,9 @@ class TaskHead:
             {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()},
             parts.head,
         )
+
+    def __repr__(self) -> str:
+        return f"TaskHead('{self.task}', {len(self.labels)} classes: {first_five(self.labels)})"
 
     @property
     def has_bias(self) -> bool:
@@ -97,7 +101,7 @@ class TaskHead:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class Classifier(Pushed):
     """One task's classifier: encoder weights (names as in the file) and head.
 
     ``inputs`` are the folders that it was read from, which no output may replace.
@@ -108,6 +112,10 @@ class Classifier:
     record: dict[str, Any] = field(default_factory=dict)
     processor: Any = None
     inputs: tuple[Path, ...] = ()
+
+    def __repr__(self) -> str:
+        n = sum(t.numel() for t in self.encoder.values())
+        return f"Classifier({n / 1e6:.1f} M parameters in the encoder, {self.head})"
 
     @cached_property
     def model(self) -> Any:
@@ -182,7 +190,7 @@ class Classifier:
 
 
 @dataclass(frozen=True)
-class Merged:
+class Merged(Pushed):
     """One merged encoder with T heads.
 
     ``processors`` has each task's tokenizer or image processor, the same object if tasks share it;

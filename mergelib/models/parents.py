@@ -464,6 +464,6 @@ def open_parent(source: Any, name: str = "") -> Parent:
         )
     if str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ConfigError(f"There is no folder '{source}'.")
-    return Parent(
-        name or str(source).partition("@")[0].rsplit("/")[-1], str(source), _download(str(source))
-    )
+    folder, hub_id = _download(str(source)), str(source).partition("@")[0]
+    # A snapshot's folder is named after its commit.
+    return Parent(name or hub_id.rsplit("/")[-1], f"{hub_id}@{folder.name}", folder)

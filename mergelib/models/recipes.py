@@ -1,4 +1,4 @@
-"""The options of merge, align, evaluate and compare, from flags, a YAML recipe, or mergekit's YAML.
+"""The options of the commands, from flags, a YAML recipe, or mergekit's YAML.
 
 One class per command lists its options, and the flags are generated from it: recipes and flags have
 the same options.
@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,26 +25,32 @@ LAMS = (0.2, 0.4, 0.7, 1.0, 1.4)
 """The grid of lambda on one's own models."""
 
 
-class Recipe(BaseModel):
+class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recipe(Options):
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     out: str = Field("", description="folder to write")
     overwrite: bool = Field(False, description="replace what mergelib wrote there")
 
 
-class ScoringRecipe(Recipe):
-    preset: str = Field("default", description="FT-Classifier's preset: default or released")
-    limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
+class ReadingRecipe(Recipe):
     text_column: int | str | None = Field(
         None, description="column of the text in tables: its name, or its number from 0"
-    )
-    first_label: int | None = Field(
-        None, ge=0, le=1, description="number of the first class in files (default: inferred)"
     )
     max_length: int = Field(
         0, ge=0, description="cut texts to N tokens (default: the model's maximum)"
     )
     batch_size: int = Field(64, ge=1, description="inputs at a time")
+
+
+class ScoringRecipe(ReadingRecipe):
+    preset: str = Field("default", description="FT-Classifier's preset: default or released")
+    limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
+    first_label: int | None = Field(
+        None, ge=0, le=1, description="number of the first class in files (default: inferred)"
+    )
 
 
 class MergeRecipe(ScoringRecipe):
@@ -146,13 +152,38 @@ class CompareRecipe(ScoringRecipe):
     head: str = MergeRecipe.model_fields["head"]
 
 
-COMMANDS: dict[str, type[Recipe]] = {
+class PredictRecipe(ReadingRecipe):
+    """Predict the classes of new texts or images, with all heads of a model or some."""
+
+    out: str = Field("", description="file to write, .csv or .jsonl (default: CSV on stdout)")
+    model: str = Field(
+        description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"
+    )
+    inputs: str = Field(
+        description="FILE: .txt (a text per line), a table (.csv, .tsv, .jsonl, .parquet) or a "
+        "folder of images"
+    )
+    tasks: list[str] = Field([], description="heads to ask (default: all)")
+    top: int = Field(1, ge=1, description="how many classes of each input, best first")
+
+
+class PushRecipe(Options):
+    """Upload a folder that `merge` or `align` wrote to the hub."""
+
+    model: str = Field(description="the folder; its README.md is the model card")
+    to: str = Field(description="hub id: user/name")
+    private: bool = Field(False, description="make a new repository private")
+    overwrite: bool = Field(False, description="add a commit to a repository that holds files")
+
+
+COMMANDS: dict[str, type[Options]] = {
     "merge": MergeRecipe,
     "align": AlignRecipe,
     "evaluate": EvaluateRecipe,
     "compare": CompareRecipe,
+    "predict": PredictRecipe,
+    "push": PushRecipe,
 }
-R = TypeVar("R", bound=Recipe)
 
 
 class AddUp(argparse.Action):
@@ -169,7 +200,7 @@ class AddUp(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type[Recipe]) -> None:
+def add_flags(parser: argparse.ArgumentParser, kind: type[Options]) -> None:
     """One flag per field; a flag that is not given stays out of the namespace, so that the recipe's
     value counts."""
     for name, info in kind.model_fields.items():
@@ -240,7 +271,7 @@ def parse_yaml(text: str, where: str = "recipe") -> dict[str, Any]:
 
 def build(
     command: str, content: Mapping[str, Any], flags: Mapping[str, Any] | None = None
-) -> Recipe:
+) -> Options:
     """A recipe from a YAML mapping, or its section named after the command, and flags.
 
     A flag overrides the recipe's value; if both are mappings (options, experts, ...), it overrides
@@ -283,7 +314,7 @@ def build(
         raise ConfigError(f"{command}: {wrong}.") from error
 
 
-def as_command(recipe: Recipe) -> str:
+def as_command(recipe: Options) -> str:
     """The command line that gives this recipe, without what is the default anyway."""
     command = next(name for name, kind in COMMANDS.items() if type(recipe) is kind)
     words = ["python", "-m", "mergelib", command]
@@ -302,7 +333,7 @@ def _flag(name: str) -> str:
     return "-k" if name == "k" else "--" + name.replace("_", "-")
 
 
-def _mappings(kind: type[Recipe], content: Mapping[str, Any]) -> dict[str, Any]:
+def _mappings(kind: type[Options], content: Mapping[str, Any]) -> dict[str, Any]:
     """The content with lists of ``name=value`` as mappings, and options as values."""
     values = dict(content)
     for name, info in kind.model_fields.items():

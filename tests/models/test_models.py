@@ -195,9 +195,9 @@ def test_the_card_states_where_it_comes_from(aligned):
     assert str(folder.parent) not in text + (folder / "mergelib.json").read_text()
     rows = mergelib.evaluate(merged, data("bert", "ag", 20, 3), task="ag")
     merged.save_pretrained(folder.parent / "scored", scores=rows)
-    assert (
-        f"| {rows.accuracy[0]:.1f} | 20 |" in (folder.parent / "scored" / "README.md").read_text()
-    )
+    interval = f"{rows.low[0]:.1f} to {rows.high[0]:.1f}"
+    text = (folder.parent / "scored" / "README.md").read_text()
+    assert f"| {rows.accuracy[0]:.1f} | {interval} | 20 |" in text
 
 
 # ---- which part is what --------------------------------------------------------------------------

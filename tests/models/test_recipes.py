@@ -194,7 +194,7 @@ def test_from_folders_to_scores_on_the_command_line(family, files, tmp_path, cap
     assert (tmp_path / "rows.csv").read_text().count("\n") == 1 + 1 + 2 + 2
     # The same number by the single-task folder, and in the card.
     said = run(capsys, f"evaluate --model {aligned / 'tasks' / 'ag'} --data ag={tables['ag']}")
-    assert f" {accuracy['current']}" in said and f"| {accuracy['current']} | 40 |" in card
+    assert f" {accuracy['current']}" in said and f"| {accuracy['current']} | " in card
 
 
 def test_mergekits_recipe_on_the_command_line(family, tmp_path, capsys):
