@@ -1,7 +1,5 @@
 """The suites of benchmarks/ count what they say they count; tiny sizes, no time is judged."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

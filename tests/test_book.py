@@ -1,8 +1,6 @@
 """The book: what it is made from, and, in headless Chromium, that it reads well on a phone and on a
 desk."""
 
-from __future__ import annotations
-
 import base64
 import doctest
 import importlib.util
@@ -336,7 +334,7 @@ def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
 @pytest.mark.browser
 @pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
 @pytest.mark.parametrize(
-    ("words", "place"),
+    "words, place",
     [("surgery", "notebooks/fig07_surgery.html"), ("align_classifier", "api/functions.html")],
 )
 def test_search_works_from_the_first_page(site, browser, words, place):

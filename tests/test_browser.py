@@ -5,8 +5,6 @@ Needs Debian's ``chromium`` and ``chromium-driver`` (or the same from elsewhere 
 extra ``browser`` (selenium). Screenshots go to ``build/browser/``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Claims: the file is as given, verdicts follow its rule, intervals are paired and cover."""
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import json
@@ -63,7 +61,7 @@ def test_every_metric_belongs_to_a_claim_and_every_need_is_measured():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "threshold", "verdict"),
+    "low, high, threshold, verdict",
     [
         (1, 2, "> 0", REPRODUCED),
         (-2, -1, "> 0", NOT_REPRODUCED),
@@ -209,7 +207,7 @@ def test_a_failing_precondition_leaves_a_claim_undecided():
 
 
 @pytest.mark.parametrize(
-    ("claim", "expected"),
+    "claim, expected",
     [
         ("P3.2-knn", 10),
         ("P5-one-shot", 20),
@@ -242,7 +240,7 @@ def test_unknown_claims_and_claims_without_a_metric_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("parts", "expected"),
+    "parts, expected",
     [
         ([REPRODUCED, REPRODUCED], REPRODUCED),
         ([REPRODUCED, NOT_REPRODUCED, UNDECIDED], NOT_REPRODUCED),

@@ -1,7 +1,5 @@
 """Cluster numbers of Section 3.1 against slow loops, in R^d."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Did it reproduce: what a run says about its numbers beside the committed ones."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 
@@ -58,7 +56,7 @@ def compared(changed=()):
 
 
 @pytest.mark.parametrize(
-    ("here", "points", "said"),
+    "here, points, said",
     [
         (TABLE.replace("81", "80.6"), 0.4, "0.4 points"),
         (TABLE.replace("70.5", "73"), 2.5, "2.5 points"),

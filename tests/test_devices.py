@@ -1,7 +1,5 @@
 """CUDA equals the CPU to 1e-4 (methods.md H17). Skipped without a GPU."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,8 +1,6 @@
 """The doctor: planted problems are found and named with their remedy, and nothing is asked of the
 network."""
 
-from __future__ import annotations
-
 import errno
 import json
 import re
@@ -37,17 +35,17 @@ def own(monkeypatch, tmp_path):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def run(capsys, *arguments: str) -> tuple[int, str]:
+def run(capsys, *arguments):
     code = cli.main(["doctor", *arguments])
     return code, capsys.readouterr().out
 
 
-def line(out: str, topic: str) -> str:
+def line(out, topic):
     """The line of a topic, its mark included."""
     return next(text for text in out.splitlines() if text[2:14].strip() == topic)
 
 
-def project(folder: Path, *dependencies: str, python: str = ">=3.11", **extras: list[str]) -> Path:
+def project(folder, *dependencies, python=">=3.11", **extras):
     options = "".join(f"{name} = {json.dumps(pins)}\n" for name, pins in extras.items())
     (folder / "pyproject.toml").write_text(
         f'[project]\nname = "x"\nrequires-python = "{python}"\ndependencies = '
@@ -57,14 +55,14 @@ def project(folder: Path, *dependencies: str, python: str = ">=3.11", **extras: 
     return folder
 
 
-def by_topic(findings) -> dict:
+def by_topic(findings):
     return {f.topic: f for f in findings}
 
 
 def test_pins(tmp_path, monkeypatch):
     have = {"torch": "2.13.0+cpu", "numpy": "2.0.0", "pytest": "9.0"}
 
-    def version(name: str) -> str:
+    def version(name):
         if name not in have:
             raise doctor.PackageNotFoundError(name)
         return have[name]
@@ -129,7 +127,7 @@ def test_a_missing_package_does_not_silence_the_doctor(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
     true = doctor.version
 
-    def version(name: str) -> str:
+    def version(name):
         if name == "ipykernel":
             raise doctor.PackageNotFoundError(name)
         return true(name)

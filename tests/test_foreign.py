@@ -391,23 +391,26 @@ def test_other_meanings_have_other_identities_without_any_source_file():
     assert code_identity(run(said)) == code_identity(run(BODIES[1]))
 
 
-def test_a_script_from_stdin_finds_its_own_results_again_and_no_others(tmp_path):
+def test_a_script_from_stdin_finds_its_own_results_again_and_no_others():
     script = """
 import mergelib, torch
 from mergelib.core.identity import code_identity
-@mergelib.method("own", label="O", short="O")
+@mergelib.method("twice", label="O", short="O")
 def own(base, experts):
-    return {{n: base[n] * {factor} for n in base}}
-print(code_identity(own))
+    return {n: base[n] * 2 for n in base}
+@mergelib.method("thrice", label="O", short="O")
+def other(base, experts):
+    return {n: base[n] * 3 for n in base}
+print(code_identity(own), code_identity(other))
 """
 
-    def identity(factor):
-        program = script.format(factor=factor)
-        done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True)
+    def identities():
+        done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        return done.stdout.split()
 
-    assert identity(2) == identity(2) != identity(3)
+    own, other = identities()
+    assert own != other and identities() == [own, other]
 
 
 # ---- a study -------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """The ladder on a study: one batch for everything, starts counted, maps scored where the figure
 says."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

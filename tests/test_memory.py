@@ -31,7 +31,7 @@ class Small(nn.Module):
     """Stands for an encoder on a small device: more than ``room`` rows at once end with ``error``.
     Means over real tokens, like ours."""
 
-    def __init__(self, room: int, error: Exception = MESSAGES["CUDA"]):
+    def __init__(self, room, error=MESSAGES["CUDA"]):
         super().__init__()
         torch.manual_seed(0)
         self.room, self.error, self.seen = room, error, []

@@ -1,8 +1,6 @@
 """The committed notebooks, without running them: one shape, nothing of this machine, prose for the
 code."""
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re

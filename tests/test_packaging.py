@@ -1,7 +1,5 @@
 """What a user installs, and what the library must not do: static checks."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess
@@ -17,7 +15,7 @@ PACKAGE = ROOT / "mergelib"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-def pins() -> list[str]:
+def pins():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 
 
@@ -39,7 +37,7 @@ def test_conda_gets_the_same_pins():
     assert set(pip) - {"-e ."} == set(pins())
 
 
-def imports(path: Path) -> set[str]:
+def imports(path):
     """Top-level packages that a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

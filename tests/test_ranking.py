@@ -1,8 +1,6 @@
 """The zoo: methods with data and with chance inside a study, no leaks, ranks and their statistics
 against slow references."""
 
-from __future__ import annotations
-
 import shutil
 import warnings
 from itertools import combinations
@@ -245,7 +243,7 @@ def test_kendalls_tau_is_scipys():
 
 
 @pytest.mark.parametrize(
-    ("now", "then", "said"),
+    "now, then, said",
     [
         ((2, 3), (1, 2), "same"),
         ((2, 3), (-2, -1), "reversed"),

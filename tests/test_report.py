@@ -1,8 +1,6 @@
 """The report: what it reads, how it orders, and what the page looks like for other profiles than
 ours."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

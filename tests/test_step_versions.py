@@ -8,8 +8,6 @@ meaning raise the step's version in ``mergelib`` and run ``python tests/test_ste
 version: ``--update --same-meaning``.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import inspect
@@ -17,9 +15,9 @@ import json
 import pkgutil
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any
+from types import FunctionType
 
 import pytest
 
@@ -29,7 +27,8 @@ FILE = Path(__file__).with_name("step_versions.json")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def function_digest(function: Any) -> str:
+@cache
+def function_digest(function):
     """Digest of a function's or class's syntax tree without comments and docstrings."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     for node in ast.walk(tree):
@@ -38,7 +37,7 @@ def function_digest(function: Any) -> str:
     return digest(ast.dump(tree))
 
 
-def defined_in(module: ModuleType) -> list[Any]:
+def defined_in(module):
     """Functions and classes that a module defines itself."""
     return [
         v
@@ -47,7 +46,7 @@ def defined_in(module: ModuleType) -> list[Any]:
     ]
 
 
-def constants(module: ModuleType) -> list[Any]:
+def constants(module):
     """A module's plain values in capitals."""
     return [
         v
@@ -56,7 +55,7 @@ def constants(module: ModuleType) -> list[Any]:
     ]
 
 
-def meaning() -> dict[str, list[Any]]:
+def meaning():
     """Step -> the functions and classes (or plain values) that define what it computes."""
     from mergelib import encoders, merging, protocols
     from mergelib.core import types
@@ -239,7 +238,7 @@ def meaning() -> dict[str, list[Any]]:
     return found
 
 
-def measured() -> dict[str, dict[str, Any]]:
+def measured():
     from mergelib.study.study import STEP_VERSIONS
 
     digests = {
@@ -292,7 +291,7 @@ def test_an_update_refuses_to_keep_an_old_version(tmp_path):
     assert json.loads(path.read_text())["steps"] == measured()
 
 
-def update(path: Path, *, same_meaning: bool) -> list[str]:
+def update(path, *, same_meaning):
     """Write the file; returns the steps that forbid it: changed code under an unchanged version."""
     old = json.loads(path.read_text())["steps"] if path.exists() else {}
     new = measured()

@@ -1,7 +1,5 @@
 """Tables: deviations over seeds, the paper's numbers as printed."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 

@@ -5,8 +5,6 @@ Like ``tests.faults.kill``, but what dies is a machine: everything that its node
 once, and Slurm gives the job back to the queue.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -41,7 +39,7 @@ pytestmark = [
 ]
 
 
-def environment(place: Path, **more: str) -> dict[str, str]:
+def environment(place, **more):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return (
         os.environ
@@ -58,7 +56,7 @@ def environment(place: Path, **more: str) -> dict[str, str]:
     )
 
 
-def mergelib(place: Path, *words: str) -> None:
+def mergelib(place, *words):
     done = subprocess.run(
         [sys.executable, "-m", "mergelib", *words],
         env=environment(place),
@@ -70,7 +68,7 @@ def mergelib(place: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def snakemake(place: Path, profile: str, *words: str, env: dict[str, str]) -> subprocess.Popen:
+def snakemake(place, profile, *words, env):
     """Snakemake over ``units.json``, everything below ``place``; what it says goes to said.log."""
     command = [
         SNAKEMAKE,
@@ -101,11 +99,11 @@ def snakemake(place: Path, profile: str, *words: str, env: dict[str, str]) -> su
         )
 
 
-def stamps(place: Path, rule: str = "*") -> list[Path]:
+def stamps(place, rule="*"):
     return sorted(place.glob(f"stamps/*/{rule}/*.json"))
 
 
-def check_whole(place: Path) -> None:
+def check_whole(place):
     """Every unit left its file; every stamp names artifacts that are there; nothing half-made lies
     about."""
     units = json.loads((place / "units.json").read_text())
@@ -139,7 +137,7 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
         )
         try:
 
-            def at_work() -> list[str]:
+            def at_work():
                 assert driver.poll() is None, (place / "said.log").read_text()[-4000:]
                 return slurm.running_jobs(3, 6) if len(stamps(place, "fine_tune")) >= 2 else []
 
