@@ -102,6 +102,8 @@ class EncoderSettings(_Section):
     precision: Literal["float32", "bf16", "bf16_weights", "auto"] = Field(
         "float32", exclude_if=lambda v: v == "float32"
     )  # of features; auto as in training
+    # Linearised in its weights at f_b, mergelib/encoders/tangent.py.
+    tangent: bool = Field(False, exclude_if=lambda v: not v)
     max_length: int = Field(gt=2)
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)

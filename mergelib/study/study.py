@@ -39,6 +39,7 @@ from ..core.types import (
     state_digest,
 )
 from ..encoders import Encoder, encoder_state, load_state, released_encoder
+from ..encoders.tangent import TangentEncoder
 from ..encoders.features import FEATURES_VERSION, extract_prepared, pick_device
 from ..foundations import RECIPES, Foundation, shipped
 from ..merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
@@ -334,7 +335,9 @@ class Study:
         if (
             self.profile.encoder.preprocessing == "released"
         ):  # for miniature encoders, too: pre-trained as usual, then read differently
-            return replace(found, encoder=released_encoder(found.encoder))
+            found = replace(found, encoder=released_encoder(found.encoder))
+        if self.profile.encoder.tangent:
+            found = replace(found, encoder=TangentEncoder(found.encoder, found.state))
         return found
 
     def _loaded_or_made(self) -> Foundation:
