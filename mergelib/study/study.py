@@ -39,8 +39,8 @@ from ..core.types import (
     state_digest,
 )
 from ..encoders import Encoder, encoder_state, load_state, released_encoder
-from ..encoders.tangent import TangentEncoder
 from ..encoders.features import FEATURES_VERSION, extract_prepared, pick_device
+from ..encoders.tangent import TangentEncoder
 from ..foundations import RECIPES, Foundation, shipped
 from ..merging import METHODS, PER_TASK, Context, Method, TaskData, get_method
 from ..models.compare import COMPARE_VERSION
