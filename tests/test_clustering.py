@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-clusters = pytest.importorskip("mergelib.study.study.clustering")
+from mergelib.study import clustering as clusters
 
 
 def nearest(points, i, forbidden):

@@ -75,37 +75,31 @@ def test_pins(tmp_path, monkeypatch):
                 "torch==2.13.0",
                 "numpy==2.4.6",
                 "scipy==1.17.1",
-                test=["pytest==9.2.0"],
+                test=["pytest==9.2.0", "torch==2.13.0"],
                 book=["sphinx==9.0.4"],
             )
         )
     )
-    assert found["packages"].level == "problem" and "./run_all.sh" in found["packages"].remedy
-    assert (
-        "2 of 3 differ from their pins: numpy 2.0.0 instead of 2.4.6, scipy missing instead of 1.17.1"
-        in found["packages"].text
+    assert found["packages"].problem and "./run_all.sh" in found["packages"].remedy
+    assert found["packages"].text == (
+        "differ from their pins: numpy 2.0.0 instead of 2.4.6, scipy missing instead of 1.17.1"
     )
-    assert (
-        found["extra test"].level == "note"
-        and "pytest 9.0 instead of 9.2.0" in found["extra test"].text
-    )
-    assert "not installed: book" in found["extras"].text and found["extras"].level == "ok"
+    assert found["extra test"].text.endswith("pytest 9.0 instead of 9.2.0")
+    assert not found["extra test"].problem and found["extra test"].remedy
+    assert "extra book" not in found, "it is not installed"
     have |= {"numpy": "2.4.6", "scipy": "1.17.1"}
-    assert by_topic(doctor.versions(tmp_path))["packages"].level == "ok"
+    assert not by_topic(doctor.versions(tmp_path))["packages"].problem
 
 
-def test_python_and_a_folder_without_pins(tmp_path):
+def test_an_old_python(tmp_path):
     found = by_topic(doctor.versions(project(tmp_path, python=">=99.1")))
-    assert found["Python"].level == "problem" and ">=99.1" in found["Python"].text
-    assert doctor.versions(tmp_path / "elsewhere")[0].level == "problem"
+    assert found["Python"].problem and ">=99.1" in found["Python"].text
 
 
 def test_a_healthy_machine(capsys, monkeypatch):
-    monkeypatch.setattr(
-        doctor, "versions", lambda root: [doctor.Finding("packages", "22 as pinned")]
-    )
+    monkeypatch.setattr(doctor, "versions", lambda root: [doctor.Finding("packages", "as pinned")])
     code, out = run(capsys, "--profile", "mini")
-    assert code == 0 and out.rstrip().endswith("0 problems")
+    assert code == 0 and out.rstrip().endswith("0 problems: none")
     for topic in ("memory", "device", "threads", "store", "output"):
         assert line(out, topic)
     assert "hub" not in out, "mini needs nothing from it"
@@ -123,22 +117,12 @@ def test_a_violated_pin_is_the_exit_status(capsys, monkeypatch):
     )
 
 
-def test_a_missing_package_does_not_silence_the_doctor(capsys, monkeypatch):
+def test_a_missing_package_is_named_with_the_remedy(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "psutil", None)
-    true = doctor.version
-
-    def version(name):
-        if name == "ipykernel":
-            raise doctor.PackageNotFoundError(name)
-        return true(name)
-
-    monkeypatch.setattr(doctor, "version", version)
-    code, out = run(capsys, "--profile", "mini")
-    assert (
-        code == 1
-        and "ipykernel missing instead of" in line(out, "packages")
-        and "psutil" in line(out, "the rest")
-    )
+    monkeypatch.delitem(sys.modules, "mergelib.run.doctor")
+    assert cli.main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert "psutil" in said and "./run_all.sh" in said
 
 
 def test_folders_that_cannot_be_written(capsys, monkeypatch, tmp_path):
@@ -148,7 +132,7 @@ def test_folders_that_cannot_be_written(capsys, monkeypatch, tmp_path):
     assert (
         code == 1
         and line(out, "store").startswith("! ")
-        and "is a file" in line(out, "store")
+        and "Not a directory" in line(out, "store")
         and "MERGELIB_STORE" in line(out, "store")
     )
     assert not line(out, "output").startswith("! ")
@@ -197,7 +181,7 @@ def test_room_in_the_hub_cache(monkeypatch):
         doctor.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 2 * 10**9})
     )
     found = by_topic(doctor.folders(["paper"]))["hub cache"]
-    assert found.level == "ok" and "2.0 GB free" in found.text
+    assert not found.remedy and "2.0 GB free" in found.text
     assert "hub cache" not in by_topic(doctor.folders(["mini"])), "it needs nothing of it"
 
 
@@ -206,13 +190,11 @@ def test_what_is_not_cached(capsys, monkeypatch):
 
     _, out = run(capsys, "--profile", "paper")
     assert f"paper needs {len(needed('paper'))} things from the hub, 0 cached" in line(out, "hub")
-    assert "data fetch --profile paper" in out and re.search(r"^tab02_main +\?$", out, re.M)
+    assert "data fetch --profile paper" in out and "without HF_HUB_OFFLINE" in line(out, "hub")
+    assert "not cached, and offline" not in out
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     _, out = run(capsys, "--profile", "paper")
-    assert "without HF_HUB_OFFLINE" in line(out, "hub") and re.search(
-        r"^tab02_main +no$", out, re.M
-    )
-    assert re.search(r"^  not cached, and offline mode is on: .*\btab02\b", out, re.M)
+    assert re.search(r"^ +not cached, and offline mode is on: .*\btab02_main\b", out, re.M)
 
 
 def test_online_asks(capsys, monkeypatch):
@@ -223,19 +205,13 @@ def test_online_asks(capsys, monkeypatch):
 
 def test_notebooks_and_minutes(capsys):
     _, out = run(capsys)
-    head, *rows = [r for r in out.splitlines() if re.match(r"notebook |\w+_\w+ ", r)]
-    assert head.split()[1:] == profile_names() and [r.split()[0] for r in rows] == [
-        i.id for i in runner.manifest()
-    ]
-    for item, row in zip(runner.manifest(), rows, strict=True):
-        for profile, cell in zip(profile_names(), row.split()[1:], strict=True):
-            lacks = runner.lacking(item, profile)
-            assert cell == (
-                "no" if lacks else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
-            ), (item.id, profile)
-    assert "give --text-dir DIR and --image-dir DIR" in next(
-        r for r in out.splitlines() if r.startswith("real:")
-    )
+    for profile in profile_names():
+        able = [i for i in runner.manifest() if not runner.lacking(i, profile)]
+        minutes = sum(i.minutes.get(profile, 0) for i in able)
+        told = line(out, profile)
+        assert f"{len(able)} of {len(runner.manifest())} notebooks" in told
+        assert f"{minutes:.0f} min" in told or "not measured" in told
+    assert "give --image-dir DIR and --text-dir DIR" in out
 
 
 def test_a_broken_lock_file_is_named(capsys, tmp_path):

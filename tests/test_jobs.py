@@ -17,7 +17,7 @@ from mergelib.core import paths
 from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.core.store import Store
 from mergelib.profiles import load_profile
-from mergelib.run import cli, jobs, torchrun
+from mergelib.run import cli, jobs, options
 from mergelib.run.jobs import Unit, Wanted
 
 CLUSTER = paths.root() / "cluster"
@@ -220,4 +220,4 @@ def test_the_guides_commands_are_known():
     assert len(words) >= 3
     for command in words:
         cli.build_parser().parse_args(command)
-    torchrun.parse_overrides('{"zoo.k": 5}')
+    options.parse_overrides('{"zoo.k": 5}')

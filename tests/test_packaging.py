@@ -50,7 +50,7 @@ def imports(path):
 
 def test_what_is_imported_is_declared():
     """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow and
-    huggingface_hub (datasets), nbclient (papermill), psutil (ipykernel)."""
+    huggingface_hub (datasets), nbclient (papermill), psutil (ipykernel), packaging (transformers)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
     declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
         "mergelib",
@@ -61,6 +61,7 @@ def test_what_is_imported_is_declared():
         "nbclient",
         "jupyter_client",
         "psutil",
+        "packaging",
     }
     for path in SOURCES:
         extra = {"sphinx", "bokeh"} if path.parent.name == "book" else set()  # the book's own extra

@@ -62,8 +62,8 @@ def meaning():
     from mergelib.encoders import features
     from mergelib.foundations import bert, clip, t5, vit, zero_shot
     from mergelib.protocols import current
-    from mergelib.study import Study, study
-    from mergelib.training import experts
+    from mergelib.study import Study, experts, merges, scores, versions
+    from mergelib.training import experts as trainers
     from mergelib.training import loop as training
 
     tokens = [
@@ -83,9 +83,10 @@ def meaning():
         training.MAX_NORM,
     ]
     fine_tune = [
-        experts.EncoderWithHeads,
-        experts.TrainRows,
-        experts.fine_tune,
+        trainers.EncoderWithHeads,
+        trainers.TrainRows,
+        trainers.fine_tune,
+        experts.trained,
         *trained,
         encoders.encoder_state,
         *pooled,
@@ -107,12 +108,12 @@ def meaning():
     extract = [encoders.load_state, features.extract, features.extract_prepared, *pooled]
     # Data that a method sees passes through the pool, the tokenizer and the pooled encoder.
     merging_code = [f for module in families for f in defined_in(module)] + [
-        Study._merge_inputs,
-        Study._merged,
+        merges.arguments,
+        merges._merge,
         Study.pool,
         Study.split,
         Study.merges,
-        study.POOL_SEED,
+        versions.POOL_SEED,
         *pooled,
     ]
     found = {
@@ -151,12 +152,12 @@ def meaning():
         "fine_tune": fine_tune,
         "multi_task": fine_tune,
         "merge": merging_code,
-        "lam": [Study._lam_artifact, *merging_code, *extract, current.current_eval],
+        "lam": [merges.lam_scan, *merging_code, *extract, current.current_eval],
         "features": extract,
         "predict": [f for module in (protocols, *files.values()) for f in defined_in(module)]
-        + [types.Head, Study.pool, Study.draws, Study.evidence, study.POOL_SEED],
+        + [types.Head, Study.pool, Study.draws, scores.seen_of, versions.POOL_SEED],
     }
-    if "images" in study.STEP_VERSIONS:
+    if "images" in versions.STEP_VERSIONS:
         from mergelib.tasks import hub_images, miniature_images, parquet
         from mergelib.tasks.build import build_task, cut, kept_images
 
@@ -169,19 +170,19 @@ def meaning():
             kept_images,
             miniature_images,
         ]
-    if "tsne" in study.STEP_VERSIONS:
+    if "tsne" in versions.STEP_VERSIONS:
         from mergelib.study import clustering
 
         found["tsne"] = [clustering.tsne, Study.embedding]
-    if "align" in study.STEP_VERSIONS:
+    if "align" in versions.STEP_VERSIONS:
         from mergelib.study import aligned
 
         found["align"] = [*defined_in(ladder), aligned.aligned, aligned._fitted]
-    if "dropout" in study.STEP_VERSIONS:
+    if "dropout" in versions.STEP_VERSIONS:
         from mergelib.study.aligned import released_mode
 
         found["dropout"] = [*extract, *defined_in(files["ft_classifier"]), released_mode]
-    if "match" in study.STEP_VERSIONS:
+    if "match" in versions.STEP_VERSIONS:
         from mergelib.nonlocality.architectures import DATA
         from mergelib.nonlocality.settings import ONE_BATCH, Nonlocality
 
@@ -219,7 +220,7 @@ def meaning():
         found["statistics"], found["variance"] = (
             [*found["correct"], own] for own in (Nonlocality._statistics, Nonlocality.variance)
         )
-    if "classifier" in study.STEP_VERSIONS:
+    if "classifier" in versions.STEP_VERSIONS:
         from mergelib.lesson.demo import fine_tune_classifier
 
         found["classifier"] = [fine_tune_classifier, *trained]
@@ -239,7 +240,7 @@ def meaning():
 
 
 def measured():
-    from mergelib.study.study import STEP_VERSIONS
+    from mergelib.study.versions import STEP_VERSIONS
 
     digests = {
         step: digest(*sorted(function_digest(f) if callable(f) else repr(f) for f in functions))
@@ -252,7 +253,7 @@ def measured():
 
 
 def test_every_step_is_covered_by_functions_of_ours():
-    from mergelib.study.study import STEP_VERSIONS
+    from mergelib.study.versions import STEP_VERSIONS
 
     assert meaning().keys() == STEP_VERSIONS.keys() == json.loads(FILE.read_text())["steps"].keys()
     for functions in meaning().values():

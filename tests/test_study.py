@@ -21,7 +21,7 @@ from mergelib.foundations import Foundation
 from mergelib.foundations.bert import tokenizer_from_vocab
 from mergelib.merging import METHODS
 from mergelib.protocols import fit_heads
-from mergelib.study import BASE, FINE_TUNED
+from mergelib.study import BASE, FINE_TUNED, experts, merges
 from mergelib.study.aligned import aligned
 from mergelib.training.experts import EncoderWithHeads
 
@@ -212,11 +212,13 @@ def test_heads_and_merging_do_not_know_each_other(study, make_study):
     other = make_study(study.store.root)
     heads = {t: other.expert(t).head for t in other.tasks}
     before = {t: (head.weight.clone(), head.bias.clone()) for t, head in heads.items()}
-    merged = {m: state_digest(other._merged(m).tensors) for m in other.methods}
+    merged = {m: state_digest(merges.merge(other, m).tensors) for m in other.methods}
     for t, (weight, bias) in before.items():
         assert torch.equal(heads[t].weight, weight) and torch.equal(heads[t].bias, bias)
         heads[t].weight.mul_(-3)
-    assert state_digest(other._merged("weight_averaging").tensors) == merged["weight_averaging"]
+    assert (
+        state_digest(merges.merge(other, "weight_averaging").tensors) == merged["weight_averaging"]
+    )
     experts = [e.state for e in other.experts()]
     assert not any("head" in key for s in experts for key in s)
     again = METHODS["ties"](other.base_state, experts, lam=study.lam("ties"))
@@ -336,14 +338,14 @@ def test_what_changes_the_key_of_predictions(study, make_study, twin):
 
 
 def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
-    from mergelib.study import study as module
+    from mergelib.study import versions as module
 
     for step, call in (
-        ("merge", lambda s: s._merged("ties")),
+        ("merge", lambda s: merges._merge(s, "ties")),
         ("features", lambda s: s.features(BASE, "ag")),
         ("predict", lambda s: s.predictions(BASE, "ag", "current")),
         ("lam", lambda s: s.lam_curve("ties")),
-        ("fine_tune", lambda s: s._fine_tuned("fine_tune", ["ag"])),
+        ("fine_tune", lambda s: experts.trained(s, "ag")),
     ):
         before = key_of(study, step, call)
         with monkeypatch.context() as patch:

@@ -24,7 +24,7 @@ from mergelib.core.errors import ConfigError
 from mergelib.core.store import Store
 from mergelib.foundations import bert
 from mergelib.profiles import load_profile
-from mergelib.run import cli, torchrun
+from mergelib.run import cli, options
 from mergelib.training import experts
 from mergelib.training import loop as training
 
@@ -275,7 +275,7 @@ def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
 @pytest.mark.parametrize("text", ["{", "[1]", "fine_tuning.steps=3"])
 def test_overrides_that_are_no_object_are_refused(text):
     with pytest.raises(ConfigError, match="--overrides"):
-        torchrun.parse_overrides(text)
+        options.parse_overrides(text)
 
 
 def test_the_commands_in_the_text_are_known():

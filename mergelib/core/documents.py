@@ -65,67 +65,37 @@ def parse_yaml(text: str, where: str) -> Any:
     ``MAX_NODES`` values."""
     try:
         if len(text) > MAX_BYTES:
-            raise ConfigError(
-                f"{where}: the text has more than {MAX_BYTES >> 20} MB; give the right file."
-            )
+            raise ValueError(f"the text has more than {MAX_BYTES >> 20} MB")
         loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if _unfolded(node, {}) > MAX_NODES:
-                raise ConfigError(
-                    f"{where}: its aliases (*name) expand to more than {MAX_NODES:,} values, "
-                    "or to themselves; write the values out."
-                )
-            twice = _twice(node, set())
-            if twice is not None:
-                raise ConfigError(f"{where}: '{shortened(twice)}' is given twice.")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except ConfigError:
-        raise
-    # PyYAML's constructors raise what they meet: ValueError, KeyError, IndexError, OverflowError,
-    # RecursionError
-    except Exception as error:
-        raise ConfigError(
-            f"{where}: invalid YAML "
-            f"({shortened(' '.join(str(error).split()) or type(error).__name__, 200)})."
-        ) from error
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node, {}) > MAX_NODES:
+            raise ValueError(
+                f"its aliases (*name) expand to more than {MAX_NODES:,} values, or to themselves; "
+                "write the values out"
+            )
+        return loader.construct_document(node)
+    except Exception as error:  # PyYAML's constructors raise half a dozen kinds
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{where}: invalid YAML ({shortened(said, 200)}).") from error
 
 
-def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
     """The number of values below a node with all aliases expanded; infinite for a node that
-    contains itself."""
+    contains itself. Raises ``ValueError`` for a key that occurs twice in a mapping, of which PyYAML
+    would silently take the last."""
     if id(node) not in known:
         known[id(node)] = float("inf")
-        children = (
-            [part for pair in node.value for part in pair]
-            if isinstance(node, yaml.MappingNode)
-            else (node.value if isinstance(node, yaml.SequenceNode) else [])
-        )
-        known[id(node)] = 1.0 + sum(_unfolded(child, known) for child in children)
+        children = [] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            keys = [str(key.value) for key, _ in node.value if key.value != "<<"]
+            for key in set(keys):
+                if keys.count(key) > 1:
+                    raise ValueError(f"'{shortened(key)}' is given twice")
+            children = [part for pair in node.value for part in pair]
+        known[id(node)] = 1.0 + sum(_values(child, known) for child in children)
     return known[id(node)]
-
-
-def _twice(node: yaml.Node, seen: set[int]) -> str | None:
-    """A key that occurs twice in one mapping (PyYAML would silently take the last)."""
-    if id(node) in seen or not isinstance(node, yaml.MappingNode | yaml.SequenceNode):
-        return None
-    seen.add(id(node))
-    keys: set[str] = set()
-    for child in node.value:
-        if isinstance(child, tuple):
-            key, child = child
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in keys:
-                    return key.value
-                keys.add(key.value)
-        twice = _twice(child, seen)
-        if twice is not None:
-            return twice
-    return None
 
 
 def parse_json(text: str, where: str) -> Any:

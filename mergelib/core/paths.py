@@ -40,6 +40,13 @@ def build(profile: str) -> Path:
     return output_root() / "build" / profile
 
 
+def existing(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
 def make_folder(path: Path) -> Path:
     """Create the folder if it is missing. Raises ``StoreError`` if that fails."""
     try:

@@ -91,6 +91,15 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Raise ``StoreError`` for what the system refuses to write at ``path``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # which safetensors raises for a full disk
+        raise StoreError(f"Cannot write to the store at {path}: {error}. {REMEDY}") from error
+
+
 class Store:
     """Artifacts under ``root``. Safe for several processes at once; the module's docstring
     describes the layout."""
@@ -140,14 +149,10 @@ class Store:
         """Exclusive right to one key, across processes; released by the system if the holder
         dies."""
         path = self.root / ".locks" / f"{key_digest(step, key)}.lock"
-        try:
+        lock = FileLock(path)
+        with writable(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
             lock.acquire()
-        except OSError as error:
-            raise StoreError(
-                f"Cannot write to the store at {self.root}: {error}. {REMEDY}"
-            ) from error
         try:
             yield
         finally:
@@ -157,45 +162,40 @@ class Store:
         """A folder that outlives an interrupted computation of ``key`` (training checkpoints);
         ``get`` removes it."""
         path = self.root / ".scratch" / key_digest(step, key)
-        try:
+        with writable(self.root):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"Cannot write to the store at {self.root}: {error}. {REMEDY}"
-            ) from error
         return path
 
     def entries(self) -> list[dict[str, Any]]:
         """A row per artifact: step, digest, bytes, seconds since it was made; ``ok=False`` where
         the meta file is damaged (``verify`` checks the tensors too)."""
         rows = []
-        for meta_path in sorted(self.root.glob(f"*/*/{META}")):
-            folder = meta_path.parent
-            if folder.parent.name.startswith(".") or not DIGEST.fullmatch(folder.name):
-                continue
-            size = sum(p.stat().st_size for p in folder.iterdir())
-            meta = self._meta(folder)
-            rows.append(
-                {
-                    "step": folder.parent.name,
-                    "digest": folder.name,
-                    "bytes": size,
-                    "ok": meta is not None,
-                    "key": meta["key"] if meta else {},
-                    "modified": meta_path.stat().st_mtime,
-                }
-            )
+        for folder in self._folders():
+            if (folder / META).exists():
+                meta = self._meta(folder)
+                rows.append(
+                    {
+                        "step": folder.parent.name,
+                        "digest": folder.name,
+                        "bytes": sum(p.stat().st_size for p in folder.iterdir()),
+                        "ok": meta is not None,
+                        "key": meta["key"] if meta else {},
+                        "modified": (folder / META).stat().st_mtime,
+                    }
+                )
         return rows
 
-    def verify(self) -> list[Path]:
-        """Folders whose checksum or key is wrong."""
-        # Only folders named by a digest are checked: the root may contain other folders.
-        ours = [
+    def _folders(self) -> list[Path]:
+        # Only folders named by a digest are ours: the root may contain others.
+        return [
             p
             for p in sorted(self.root.glob("*/*"))
             if DIGEST.fullmatch(p.name) and p.is_dir() and not p.parent.name.startswith(".")
         ]
-        return [p for p in ours if self._load(p) is None]
+
+    def verify(self) -> list[Path]:
+        """Folders whose checksum or key is wrong."""
+        return [p for p in self._folders() if self._load(p) is None]
 
     def prune(self, keep_steps: Mapping[str, int]) -> list[Path]:
         """Remove damaged artifacts, those of unknown steps or older step versions, left-over
@@ -205,17 +205,16 @@ class Store:
         for row in self.entries():
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
                 doomed.add(self.root / row["step"] / row["digest"])
-        doomed.update(
-            p
-            for p in self.root.glob("*/.tmp-*")
-            if p.is_dir() and DIGEST.fullmatch(p.name.removeprefix(".tmp-"))
-        )
-        doomed.update(
-            p
-            for name in (".scratch", ".locks")
-            for p in self.root.glob(f"{name}/*")
-            if DIGEST.fullmatch(p.name.removesuffix(".lock"))
-        )
+        for pattern, start, end in (
+            ("*/.tmp-*", ".tmp-", ""),
+            (".scratch/*", "", ""),
+            (".locks/*.lock", "", ".lock"),
+        ):
+            doomed.update(
+                p
+                for p in self.root.glob(pattern)
+                if DIGEST.fullmatch(p.name.removeprefix(start).removesuffix(end))
+            )
         for path in doomed:
             self._remove(path)
         return sorted(doomed)
@@ -259,32 +258,28 @@ class Store:
     def _save(self, folder: Path, step: str, key: Mapping[str, Any], made: Artifact) -> Artifact:
         # The key's lock is held: anything under this name was left by a killed process.
         tmp = folder.parent / f".tmp-{folder.name}"
+        shutil.rmtree(tmp, ignore_errors=True)
         try:
+            with writable(folder):
+                tmp.mkdir(parents=True)
+                tensors = {
+                    k: t.detach().cpu().contiguous().clone() for k, t in made.tensors.items()
+                }
+                save_file(tensors, tmp / TENSORS)
+                # safetensors would make it readable only for us
+                (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)
+                info = json.loads(_canonical(made.info))
+                sha = file_sha256(tmp / TENSORS)
+                meta = {
+                    "step": step,
+                    "key": dict(key),
+                    "info": info,
+                    "tensors_sha256": sha,
+                    "info_sha256": _text_sha256(info),
+                    "torch": torch.__version__,
+                }
+                (tmp / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
+                os.replace(tmp, folder)
+        finally:
             shutil.rmtree(tmp, ignore_errors=True)
-            tmp.mkdir(parents=True)
-            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in made.tensors.items()}
-            save_file(tensors, tmp / TENSORS)
-            # safetensors would make it readable only for us
-            (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)
-            info = json.loads(_canonical(made.info))
-            sha = file_sha256(tmp / TENSORS)
-            meta = {
-                "step": step,
-                "key": dict(key),
-                "info": info,
-                "tensors_sha256": sha,
-                "info_sha256": _text_sha256(info),
-                "torch": torch.__version__,
-            }
-            (tmp / META).write_text(json.dumps(meta, indent=1, sort_keys=True))
-            os.replace(tmp, folder)
-        except (
-            OSError,
-            SafetensorError,
-        ) as error:  # safetensors reports a full disk by its own error
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise StoreError(f"Cannot write {folder}: {error}. {REMEDY}") from error
-        except BaseException:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise
         return Artifact(tensors, info, sha)

@@ -23,6 +23,7 @@ from ..models.merged import Merged
 from ..models.parents import quiet
 from ..protocols import uniform_order
 from ..study import Study
+from ..study.experts import training_key
 from ..tables import TASK_LABELS, show, versions
 from ..training.loop import seeded, train
 
@@ -80,7 +81,7 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
             )
             return Artifact(dict(model.to("cpu").state_dict()))
 
-        key = study.training_key("classifier", study.profile.fine_tuning) | {
+        key = training_key(study, "classifier", study.profile.fine_tuning) | {
             "start": state_digest(model.state_dict()),
             "encoder": study.encoder.digest,
             "train_rows": rows.digest,

@@ -30,7 +30,7 @@ from ..foundations import Foundation
 from ..merging.arithmetic import weight_averaging
 from ..profiles import NonLocalSettings, load_profile
 from ..study import Study
-from ..study.study import STEP_VERSIONS
+from ..study.versions import STEP_VERSIONS
 from .architectures import spec_for
 from .correction import Correction, attach, fold
 from .matching import weight_matching

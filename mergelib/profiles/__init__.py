@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from ..core.documents import MAX_NAME
 from ..core.errors import ConfigError, UnknownNameError, shortened
@@ -24,13 +30,38 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _quiet(default: Any, **limits: Any) -> Any:
+    """A field that dumps leave out where it has its default, so that a figure's sidecar names only
+    what shaped it."""
+    return Field(default, exclude_if=lambda value: value == default, **limits)
+
+
+def _once(values: tuple) -> tuple:
+    if not values or len(set(values)) != len(values):
+        raise ValueError("at least one, each once")
+    return values
+
+
+def _ascending(values: tuple) -> tuple:
+    if list(values) != sorted(values):
+        raise ValueError("ascending")
+    return _once(values)
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_once)]
+Lams = Annotated[tuple[float, ...], Field(min_length=1)]
+Ks = Annotated[tuple[PositiveInt, ...], AfterValidator(_ascending)]
+Percents = Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], AfterValidator(_ascending)]
+Seeds = Annotated[tuple[int, ...], AfterValidator(_once)]
+
+
 class TaskSettings(_Section):
     """Where tasks come from and how many rows each split has."""
 
     source: Literal[
         "miniature", "local", "hub", "released"
     ]  # released: the authors' own CSV files, mergelib/tasks/released.py
-    names: tuple[str, ...] = TASK_NAMES
+    names: Names = TASK_NAMES
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
     n_test: int = Field(gt=0)
@@ -41,13 +72,11 @@ class TaskSettings(_Section):
     text_column: int | None = None
     # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped
     # it.
-    modality: Literal["text", "image"] = Field("text", exclude_if=lambda v: v == "text")
-    image_dir: str = Field("", exclude_if=lambda v: not v)
+    modality: Literal["text", "image"] = _quiet("text")
+    image_dir: str = _quiet("")
 
     @model_validator(mode="after")
     def _names(self):
-        if not self.names or len(set(self.names)) != len(self.names):
-            raise ValueError("names: at least one task, each once")
         for name in self.names:
             # A name becomes a folder below text_dir and part of messages; it must not climb out.
             if (
@@ -81,36 +110,31 @@ class PretrainSettings(TrainSettings):
     )  # of a generated corpus; a vit takes the tasks' training images
     mask_rate: float = Field(0.15, gt=0, lt=1)
     # A sentence encoder to distil a text encoder from: a shipped one's name, a hub id or a folder.
-    teacher: str = Field("", exclude_if=lambda v: not v)
-    seed: int | None = Field(
-        None, exclude_if=lambda v: v is None
-    )  # of this foundation alone; the profile's where it is absent
+    teacher: str = _quiet("")
+    seed: int | None = _quiet(None)  # of this foundation alone; the profile's where it is absent
 
 
 class EncoderSettings(_Section):
     """``base`` is a hub id or folder; without it a miniature encoder of the given kind and shape is
     pre-trained here."""
 
-    kind: Literal["bert", "t5", "clip", "vit"] = Field("bert", exclude_if=lambda v: v == "bert")
+    kind: Literal["bert", "t5", "clip", "vit"] = _quiet("bert")
     base: str = ""
     revision: str | None = None
     # released: as the authors' code reads texts, mergelib/encoders/released.py. Absent from dumps
     # where it says nothing.
-    preprocessing: Literal["default", "released"] = Field(
-        "default", exclude_if=lambda v: v == "default"
-    )
-    precision: Literal["float32", "bf16", "bf16_weights", "auto"] = Field(
-        "float32", exclude_if=lambda v: v == "float32"
-    )  # of features; auto as in training
+    preprocessing: Literal["default", "released"] = _quiet("default")
+    # of features; auto as in training
+    precision: Literal["float32", "bf16", "bf16_weights", "auto"] = _quiet("float32")
     # Linearised in its weights at f_b, mergelib/encoders/tangent.py.
-    tangent: bool = Field(False, exclude_if=lambda v: not v)
+    tangent: bool = _quiet(False)
     max_length: int = Field(gt=2)
     layers: int = Field(4, gt=0)
     width: int = Field(128, gt=0)
     heads: int = Field(4, gt=0)
-    image_size: int = Field(0, ge=0, exclude_if=lambda v: not v)  # pixels a side; 0 for texts
-    patch_size: int = Field(0, ge=0, exclude_if=lambda v: not v)
-    projection: int = Field(0, ge=0, exclude_if=lambda v: not v)  # d of a clip
+    image_size: int = _quiet(0, ge=0)  # pixels a side; 0 for texts
+    patch_size: int = _quiet(0, ge=0)
+    projection: int = _quiet(0, ge=0)  # d of a clip
     pretraining: PretrainSettings | None = None
     batch_size: int = Field(128, gt=0)  # inputs per forward pass when features are extracted
 
@@ -127,26 +151,13 @@ class EncoderSettings(_Section):
 
 class MergingSettings(_Section):
     methods: tuple[str, ...] = ("weight_averaging", "task_arithmetic", "ties")
-    lams: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(1, 11))
+    lams: Lams = tuple(round(0.1 * i, 1) for i in range(1, 11))
     options: dict[str, dict[str, Any]] = {}
     # Absent from dumps where they say nothing, so that a figure's sidecar names only what shaped
     # it.
-    grids: dict[str, tuple[float, ...]] = Field(
-        {}, exclude_if=lambda v: not v
-    )  # method -> its own lams
-    merge_seeds: int = Field(
-        1, gt=0, exclude_if=lambda v: v == 1
-    )  # merges of a random method; draw s is scored with merge s mod this
-
-    @model_validator(mode="after")
-    def _finite(self):
-        for name, lams in {
-            "lams": self.lams,
-            **{f"grids.{m}": g for m, g in self.grids.items()},
-        }.items():
-            if not lams or not all(math.isfinite(lam) for lam in lams):
-                raise ValueError(f"{name}: at least one, all finite")
-        return self
+    grids: dict[str, Lams] = _quiet({})  # method -> its own lams
+    # merges of a random method; draw s is scored with merge s mod this
+    merge_seeds: int = _quiet(1, gt=0)
 
 
 class ZooSettings(MergingSettings):
@@ -207,13 +218,13 @@ class NonLocalSettings(MergingSettings):
     pool_per_class: int = Field(
         gt=0
     )  # times C: a task's unlabelled inputs for every correction and alignment
-    ks: tuple[int, ...]  # of the fits with k * C of those inputs
-    seeds: tuple[int, ...] = (0, 1, 2)
+    ks: Ks  # of the fits with k * C of those inputs
+    seeds: Seeds = (0, 1, 2)
 
     @model_validator(mode="after")
     def _fits(self):
-        if not self.ks or max(self.ks) > self.pool_per_class:
-            raise ValueError("ks: at least one, none above pool_per_class")
+        if max(self.ks) > self.pool_per_class:
+            raise ValueError("ks: none above pool_per_class")
         return self
 
 
@@ -221,24 +232,10 @@ SHARES = (0.5, 1.0, 2.5, 5.0, 10.0)  # percent of the test set, as in the paper'
 
 
 class ProtocolSettings(_Section):
-    ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    shares: tuple[float, ...] = Field(SHARES, exclude_if=lambda v: v == SHARES)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    ks: Ks = (1, 2, 5, 10, 20, 50)
+    shares: Percents = _quiet(SHARES)
+    seeds: Seeds = (0, 1, 2, 3, 4)
     ft_preset: Literal["default", "clip", "released"] = "default"
-
-    @model_validator(mode="after")
-    def _positive(self):
-        if not self.ks or min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)):
-            raise ValueError("ks: positive, ascending, each once")
-        if (
-            not self.shares
-            or not 0 < min(self.shares) <= max(self.shares) <= 100
-            or list(self.shares) != sorted(set(self.shares))
-        ):
-            raise ValueError("shares: percent between 0 and 100, ascending, each once")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: at least one, each once")
-        return self
 
 
 class Profile(_Section):
@@ -246,9 +243,8 @@ class Profile(_Section):
     backbone: str  # how tables name f_b
     seed: int = Field(0, ge=-(2**63), lt=2**63)  # what torch takes
     threads: int = Field(2, gt=0)
-    processes: int = Field(
-        1, gt=0, exclude_if=lambda v: v == 1
-    )  # processes that fine-tune together under torchrun; part of the store's key
+    # processes that fine-tune together under torchrun; part of the store's key
+    processes: int = _quiet(1, gt=0)
     judged: bool = (
         # False for quick, which prints its claims without a verdict: it is too small to mean
         # anything
@@ -257,22 +253,17 @@ class Profile(_Section):
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
     # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never
     # published. Absent from dumps by default.
-    experts: Literal["trained", "released"] = Field("trained", exclude_if=lambda v: v == "trained")
-    multi_task: Literal["trained", "paper only"] = Field(
-        "trained", exclude_if=lambda v: v == "trained"
-    )
-    released_dir: str = Field(
-        "", exclude_if=lambda v: not v
-    )  # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
-    note: str = Field(
-        "", exclude_if=lambda v: not v
-    )  # a caveat that readers of its numbers must know
+    experts: Literal["trained", "released"] = _quiet("trained")
+    multi_task: Literal["trained", "paper only"] = _quiet("trained")
+    # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
+    released_dir: str = _quiet("")
+    note: str = _quiet("")  # a caveat that readers of its numbers must know
     tasks: TaskSettings
     encoder: EncoderSettings
     fine_tuning: TrainSettings
     merging: MergingSettings = MergingSettings()
-    zoo: ZooSettings | None = Field(None, exclude_if=lambda v: v is None)
-    non_local: NonLocalSettings | None = Field(None, exclude_if=lambda v: v is None)
+    zoo: ZooSettings | None = _quiet(None)
+    non_local: NonLocalSettings | None = _quiet(None)
     protocols: ProtocolSettings = ProtocolSettings()
 
     @model_validator(mode="after")
@@ -449,12 +440,7 @@ def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:
     field = model.model_fields.get(part)
     if field is None:
         raise UnknownNameError(f"key '{dotted}' of a profile:", part, model.model_fields)
-    kinds = (
-        get_args(field.annotation)
-        if get_origin(field.annotation) in (Union, types.UnionType)
-        else (field.annotation,)
-    )
-    for kind in kinds:
+    for kind in get_args(field.annotation) or (field.annotation,):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     raise ConfigError(f"'{dotted}': '{part}' is a value, not a section.")

@@ -9,7 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from huggingface_hub import constants
 
 from ..core.errors import MergelibError, OfflineError
 from ..core.hub.download import cached_files, check, check_room, fetch, plan
@@ -17,36 +18,6 @@ from ..core.hub.lock import locked
 from ..core.hub.repository import Repository
 from ..profiles.downloads import named
 from .runner import hub_repositories, select
-
-
-def register(commands: Any) -> None:
-    """Add the subcommand to the parser of ``mergelib.run.cli``."""
-    parser = commands.add_parser(
-        "data",
-        help="downloads from the Hugging Face hub: list, fetch ahead, check",
-        description="list: source, revision, files, licence, citation (unverified: nobody has "
-        "checked), cached or not. fetch: download, verify, complete the lock file. "
-        "check: compare "
-        "cached files with the hashes that the hub listed, without network.",
-    )
-    parser.add_argument("action", choices=["list", "fetch", "check"], help="see above")
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="data sets and repositories; all that the profile needs by default",
-    )
-    parser.add_argument(
-        "--profile", default="paper", help="whose data and models; paper by default"
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="what these notebooks or groups need: tab02, text, vision",
-    )
-    parser.set_defaults(function=command_data)
 
 
 def command_data(args: argparse.Namespace) -> int:
@@ -98,8 +69,6 @@ def _list(repositories: Sequence[Repository]) -> int:
 
 
 def _fetch(repositories: Sequence[Repository]) -> int:
-    from huggingface_hub import constants
-
     failed: dict[str, MergelibError] = {}
     missing = 0
     for repository in repositories:

@@ -6,16 +6,19 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import shutil
-import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+
+import psutil
+import torch
+from huggingface_hub import constants
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from ..core import paths
 from ..core.errors import DataError, MergelibError, OfflineError
@@ -24,238 +27,107 @@ from ..core.hub.download import plan
 from ..profiles import load_profile, profile_names, variant_names
 from ..profiles.downloads import needed
 from .data import size
-from .runner import hub_repositories, lacking, manifest
+from .runner import hub_repositories, lacking, manifest, usable_cores
 
 FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 or more parameters, on full-size data
-MARKS = {"ok": " ", "note": "?", "problem": "!"}
 # free bytes below which a run may well end early; the store of a whole mini run is a tenth of this
 LITTLE = 1e9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. A problem makes the exit status 1; a note does not."""
+    """The result of one check. A problem makes the exit status 1; a remedy alone is a note."""
 
     topic: str
     text: str
-    level: Literal["ok", "note", "problem"] = "ok"
     remedy: str = ""
+    problem: bool = False
 
-
-def register(commands: Any) -> None:
-    """Add the subcommand to the parser of ``mergelib.run.cli``."""
-    parser = commands.add_parser(
-        "doctor",
-        help="versions, device, memory, disk, what is cached, which notebooks run here and how "
-        "long",
-    )
-    parser.add_argument("--profile", default="", help="one profile only; all by default")
-    parser.add_argument(
-        "--online",
-        action="store_true",
-        help="also ask the hub: does it answer, and how much is to be downloaded",
-    )
-    parser.set_defaults(function=command_doctor)
+    def __str__(self) -> str:
+        mark = "!" if self.problem else "?" if self.remedy else " "
+        return ". ".join(filter(None, (f"{mark} {self.topic:<12} {self.text}", self.remedy)))
 
 
 def command_doctor(args: argparse.Namespace) -> int:
-    found = versions(paths.root())
-    tables: list[str] = []
-    try:
-        profiles = [args.profile] if args.profile else profile_names()
-        for name in profiles:
-            load_profile(name)
-        found += [
-            *machine(profiles),
-            *folders(profiles),
-            *hub_findings(profiles, online=args.online),
-        ]
-        tables = notebooks(profiles)
-    except ImportError as error:  # missing packages were reported already
-        found.append(
-            Finding(
-                "the rest", f"cannot be checked: {error}", "problem", "Install the packages first"
-            )
-        )
-    for f in found:
-        print(f"{MARKS[f.level]} {f.topic:<12} {f.text}{f'. {f.remedy}' if f.remedy else ''}")
-    print("\n".join(["", *tables]))
-    problems = [f.topic for f in found if f.level == "problem"]
-    print(
-        f"\n{len(problems)} "
-        f"problem{'s' * (len(problems) != 1)}{': ' if problems else ''}{', '.join(problems)}"
-    )
+    """Run the subcommand and return its exit status."""
+    profiles = [args.profile] if args.profile else profile_names()
+    for name in profiles:
+        load_profile(name)
+    found = [
+        *versions(paths.root()),
+        *machine(profiles),
+        *folders(profiles),
+        *hub(profiles, online=args.online),
+        *(Finding(name, notebooks(name)) for name in profiles),
+    ]
+    problems = [f.topic for f in found if f.problem]
+    plural = "s" * (len(problems) != 1)
+    print(*found, f"\n{len(problems)} problem{plural}: {', '.join(problems) or 'none'}", sep="\n")
     return 1 if problems else 0
-
-
-# ---- versions ------------------------------------------------------------------------------------
 
 
 def differing(pins: Sequence[str]) -> list[str]:
     """The pins such as "torch==2.13.0" that this environment violates, as "torch 2.12.0 instead of
     2.13.0". A local part of a version, such as torch's "+cpu", is not compared."""
     found = []
-    for pin in pins:
-        name, _, wanted = pin.partition("==")
+    for pin in map(Requirement, pins):
         try:
-            here = version(re.sub(r"\[.*", "", name)).split("+")[0]
+            here = version(pin.name)
         except PackageNotFoundError:
             here = "missing"
-        if here != wanted:
-            found.append(f"{name} {here} instead of {wanted}")
+        if here == "missing" or here not in pin.specifier:
+            found.append(f"{pin.name} {here} instead of {str(pin.specifier).strip('=')}")
     return found
 
 
 def versions(root: Path) -> list[Finding]:
     """Python and packages against ``pyproject.toml`` in ``root``."""
-    file = root / "pyproject.toml"
-    if not file.is_file():
-        return [
-            Finding(
-                "packages",
-                f"there is no {file}, which contains the pins",
-                "problem",
-                "Run from a checkout of the project",
-            )
-        ]
-    project = tomllib.loads(file.read_text("utf-8"))["project"]
-    least = tuple(map(int, re.findall(r"\d+", project["requires-python"])))
-    said = f"{platform.python_version()}, {project['requires-python']} is needed"
-    old = sys.version_info[: len(least)] < least
-    findings = [
-        Finding(
-            "Python",
-            said,
-            "problem" if old else "ok",
-            "Install a newer one; ./run_all.sh finds it" if old else "",
-        )
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    here, wanted, pins = platform.python_version(), project["requires-python"], "as pinned"
+    old = here not in SpecifierSet(wanted)
+    found = [
+        Finding("Python", f"{here}, {wanted} is needed", "Install a newer one" * old, problem=old)
     ]
-    pins = project["dependencies"]
-    if wrong := differing(pins):
-        findings.append(
-            Finding(
-                "packages",
-                f"{len(wrong)} of {len(pins)} differ from their pins: {', '.join(wrong)}",
-                "problem",
-                "Use ./run_all.sh, which makes .venv, or `pip install -e .`",
-            )
-        )
-    else:
-        findings.append(Finding("packages", f"{len(pins)} as pinned"))
-    extras = {
-        name: differing(pins) for name, pins in project.get("optional-dependencies", {}).items()
-    }
-    missing = [
-        n for n, wrong in extras.items() if wrong and all(" missing instead" in w for w in wrong)
-    ]
-    for name, wrong in extras.items():
-        if wrong and name not in missing:
-            findings.append(
-                Finding(
-                    f"extra {name}",
-                    f"differ from their pins: {', '.join(wrong)}",
-                    "note",
-                    f'`pip install -e ".[{name}]"`',
-                )
-            )
-    whole = [n for n, wrong in extras.items() if not wrong]
-    findings.append(
-        Finding(
-            "extras",
-            f"as pinned: {', '.join(whole) or 'none'}; not installed: "
-            f"{', '.join(missing) or 'none'}",
-        )
-    )
-    return findings
+    wrong = differing(project["dependencies"])
+    remedy = "Use ./run_all.sh, which makes .venv, or `pip install -e .`" * bool(wrong)
+    text = f"differ from their pins: {', '.join(wrong)}" if wrong else pins
+    found.append(Finding("packages", text, remedy, problem=bool(wrong)))
+    for name, extra in project.get("optional-dependencies", {}).items():
+        if 0 < len(wrong := differing(extra)) < len(extra):  # else whole, or not installed
+            text = f"differ from their pins: {', '.join(wrong)}"
+            found.append(Finding(f"extra {name}", text, f'`pip install -e ".[{name}]"`'))
+    return found
 
 
-# ---- machine -------------------------------------------------------------------------------------
-
-
-def machine(profiles: Sequence[str]) -> list[Finding]:
+def machine(profiles: Sequence[str]) -> Iterator[Finding]:
     """Device, memory, threads."""
-    import psutil
-    import torch
-
     memory = psutil.virtual_memory()
-    findings = [
-        Finding("memory", f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available")
-    ]
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            about = torch.cuda.get_device_properties(i)
-            findings.append(
-                Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB")
-            )
-    elif torch.backends.mps.is_available():
-        findings.append(Finding("device", "mps (Apple silicon), which uses the memory above"))
-    else:
-        heavy = [p for p in profiles if p in FOR_GPU]
-        findings.append(
-            Finding(
-                "device",
-                f"CPU ({platform.processor() or platform.machine()}), no GPU that torch "
-                f"{torch.__version__} can use",
-                "note" if heavy else "ok",
-                f"Profile {', '.join(heavy)} is meant for a GPU" if heavy else "",
-            )
-        )
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    wanted = {p: load_profile(p).threads for p in profiles}
-    short = {p: n for p, n in wanted.items() if n > usable}
-    said = f"{usable} usable cores of {os.cpu_count()}, torch takes {torch.get_num_threads()}"
-    findings.append(
-        Finding(
-            "threads",
-            said,
-            "note" if short else "ok",
-            f"Training takes {max(short.values())} in {', '.join(short)}, as it is part of "
-            "the result; it is only slower"
-            if short
-            else "",
-        )
-    )
-    return findings
+    text = f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available"
+    yield Finding("memory", text)
+    for i in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(i)
+        yield Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB")
+    if torch.backends.mps.is_available():
+        yield Finding("device", "mps (Apple silicon), which uses the memory above")
+    elif not torch.cuda.is_available():
+        text = f"CPU ({platform.machine()}), no GPU that torch {torch.__version__} can use"
+        heavy = ", ".join(p for p in profiles if p in FOR_GPU)
+        yield Finding("device", text, f"Profile {heavy} is meant for a GPU" if heavy else "")
+    wanted = max(load_profile(p).threads for p in profiles)
+    slow = f"Training takes {wanted} threads, as it is part of the result; it is only slower"
+    text = f"{usable_cores()} usable cores of {os.cpu_count()}"
+    yield Finding("threads", text, slow if wanted > usable_cores() else "")
 
 
-# ---- folders -------------------------------------------------------------------------------------
-
-
-def nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
-def unwritable(folder: Path) -> str:
-    """Why ``folder`` cannot be written, or created and written; an empty text if it can."""
-    near = nearest(folder)
-    if not near.is_dir():
-        return f"{near} is a file"
-    try:
-        with tempfile.TemporaryFile(dir=near) as f:
-            f.write(bytes(65536))
-            f.flush()
-    except OSError as error:
-        return f"{near}: {error.strerror or error}"
-    return ""
-
-
-def folders(profiles: Sequence[str]) -> list[Finding]:
+def folders(profiles: Sequence[str]) -> Iterator[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
-    from huggingface_hub import constants
-
     wanted = {
         "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
         "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder"),
     }
-    sources = {s.name: s for p in profiles for s in needed(p)}
     try:
-        fetched = all(cached_files(s) for s in sources.values())
-    except DataError:  # from a broken lock file, which ``hub_findings`` reports
+        fetched = all(cached_files(s) for p in profiles for s in needed(p))
+    except DataError:  # from a broken lock file, which ``hub`` reports
         fetched = False
     if not fetched:  # cached files are only read
         wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
@@ -263,132 +135,70 @@ def folders(profiles: Sequence[str]) -> list[Finding]:
             lock_path().parent,
             "Set MERGELIB_HUB_LOCK to a file in another folder",
         )
-    findings = []
     for topic, (folder, remedy) in wanted.items():
-        if why := unwritable(folder):
-            findings.append(
-                Finding(topic, f"{folder} cannot be written ({why})", "problem", remedy)
-            )
+        near = paths.existing(folder)
+        try:  # what matters is whether bytes arrive, not what permissions say
+            with tempfile.TemporaryFile(dir=near) as f:
+                f.write(bytes(65536))
+                f.flush()
+        except OSError as error:
+            text = f"{folder} cannot be written ({near}: {error.strerror or error})"
+            yield Finding(topic, text, remedy, problem=True)
             continue
-        free = shutil.disk_usage(nearest(folder)).free
-        tight = free < LITTLE
-        findings.append(
-            Finding(
-                topic,
-                f"{folder}, {free / 1e9:.1f} GB free",
-                "note" if tight else "ok",
-                f"This is little: free some space. {remedy}" if tight else "",
-            )
-        )
-    return findings
+        free = shutil.disk_usage(near).free
+        tight = f"This is little: free some space. {remedy}" if free < LITTLE else ""
+        yield Finding(topic, f"{folder}, {free / 1e9:.1f} GB free", tight)
 
 
-# ---- hub -----------------------------------------------------------------------------------------
-
-
-def hub_findings(profiles: Sequence[str], *, online: bool = False) -> list[Finding]:
+def hub(profiles: Sequence[str], *, online: bool = False) -> Iterator[Finding]:
     """What the profiles need from the hub and whether it is cached; with ``online``, also whether
     the hub has it."""
-    from huggingface_hub import constants, get_token
-
-    findings = []
     for profile in profiles:
+        sources = needed(profile)
         try:
-            sources = needed(profile)
-            lacking = [s.name for s in sources if not cached_files(s)]
+            waits = [s.name for s in sources if not cached_files(s)]
         except MergelibError as error:
-            findings.append(Finding("hub", str(error), "problem"))
+            yield Finding("hub", str(error), problem=True)
             continue
-        if not sources:
-            continue
-        said = (
-            f"{profile} needs {len(sources)} things from the hub, "
-            f"{len(sources) - len(lacking)} cached"
-        )
         remedy = (
-            f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(lacking)}"
-            if lacking
-            else ""
+            f"`python -m mergelib data fetch --profile {profile}` gets {', '.join(waits)}, with a "
+            "network and without HF_HUB_OFFLINE"
         )
-        if lacking and constants.is_offline_mode():
-            remedy += ", with a network and without HF_HUB_OFFLINE"
-        findings.append(Finding("hub", said, "note" if lacking else "ok", remedy))
+        if sources:
+            text = f"{profile} needs {len(sources)} things from the hub, {{}} cached"
+            yield Finding("hub", text.format(len(sources) - len(waits)), remedy if waits else "")
         for source in sources if online else ():
             try:
                 n, total, missing = plan(source)
-                findings.append(
-                    Finding(
-                        "online",
-                        f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to "
-                        "be downloaded",
-                    )
-                )
-            except OfflineError as error:
-                findings.append(Finding("online", str(error), "note"))
-                break  # the next one would wait just as long
+                text = f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to be"
+                yield Finding("online", f"{text} downloaded")
             except MergelibError as error:
-                findings.append(Finding("online", str(error), "note"))
-    if findings:
-        findings.append(
-            Finding(
-                "hub token", "set" if get_token() else "none, which is fine for public repositories"
-            )
-        )
-    return findings
+                yield Finding("online", f"{source.name}: not found", str(error))
+                if isinstance(error, OfflineError):
+                    break  # the next one would wait just as long
 
 
-# ---- notebooks -----------------------------------------------------------------------------------
-
-
-def notebooks(profiles: Sequence[str]) -> list[str]:
-    """Measured minutes by notebook and profile, and what each profile still needs, as lines."""
-    import pandas as pd
-    from huggingface_hub import constants
-
-    items = manifest()
-    cells: dict[str, dict[str, str]] = {}
-    below = []
-    for profile in profiles:
-        waits = [s.name for s in needed(profile) if not cached_files(s)]
-        offline = constants.is_offline_mode()
-        local = {
-            t.modality
-            for v in ("", *variant_names(profile))
-            if (t := load_profile(profile, variant=v).tasks).source == "local"
-        }
-        cells[profile], cannot = {}, {}
-        for item in items:
-            stuck = (
-                waits
-                and offline
-                and any(s.name in waits for s in hub_repositories(profile, [item]))
-            )
-            why = (
-                f"without {', '.join(short)}"
-                if (short := lacking(item, profile))
-                else "not cached, and offline mode is on"
-                if stuck
-                else ""
-            )
-            if why:
-                cannot.setdefault(why, []).append(item.id.split("_")[0])
-            cells[profile][item.id] = (
-                "no" if why else f"{item.minutes[profile]:g}" if profile in item.minutes else "?"
-            )
-        able = [i for i in items if cells[profile][i.id] != "no"]
-        timed = [i.minutes[profile] for i in able if profile in i.minutes]
-        line = f"{profile}: {len(able)} of {len(items)} notebooks" + (
-            f", {sum(timed):.0f} min for the {len(timed)} measured" if timed else ", not measured"
-        )
-        if local:
-            flags = {"text": "--text-dir DIR", "image": "--image-dir DIR"}
-            line += f"; give {' and '.join(flags[m] for m in sorted(local, reverse=True))}"
-        if waits and not offline:
-            line += f"; first downloads {', '.join(waits)}"
-        below += [line, *(f"  {why}: {', '.join(names)}" for why, names in cannot.items())]
-    return [
-        pd.DataFrame(cells).rename_axis(columns="notebook").to_string(),
-        "Minutes from an empty store on two cores (mergelib/core/manifest.yaml); ?: not measured.",
-        "",
-        *below,
-    ]
+def notebooks(profile: str) -> str:
+    """How many notebooks run in a profile and how long, and what the others lack."""
+    waits = {s.name for s in needed(profile) if not cached_files(s)}
+    why: dict[str, list[str]] = {}
+    able = []
+    for item in manifest():
+        if lacks := lacking(item, profile):
+            why.setdefault(f"without {', '.join(lacks)}", []).append(item.id)
+        elif (
+            waits
+            and constants.is_offline_mode()
+            and any(s.name in waits for s in hub_repositories(profile, [item]))
+        ):
+            why.setdefault("not cached, and offline mode is on", []).append(item.id)
+        else:
+            able.append(item)
+    timed = [i.minutes[profile] for i in able if profile in i.minutes]
+    minutes = f"{sum(timed):.0f} min for the {len(timed)} measured" if timed else "not measured"
+    lines = [f"{len(able)} of {len(manifest())} notebooks, {minutes} on two cores"]
+    tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
+    if local := sorted({f"--{t.modality}-dir DIR" for t in tasks if t.source == "local"}):
+        lines.append(f"give {' and '.join(local)}")
+    lines += [f"{reason}: {', '.join(names)}" for reason, names in why.items()]
+    return "\n               ".join(lines)

@@ -18,6 +18,9 @@ import time
 from pathlib import Path
 
 import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from papermill import PapermillExecutionError, execute_notebook
 
 from ..core import paths
 from ..core.manifest import NO_ROOM
@@ -66,9 +69,6 @@ def end_with(parent: int, grace: float = 10.0) -> None:
 def own_kernel() -> type:
     """A manager whose kernel uses this interpreter, whatever kernels the user's Jupyter has under
     that name."""
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
     class OwnKernel(AsyncKernelManager):
@@ -82,8 +82,6 @@ def own_kernel() -> type:
 def main(source: str, target: str, parameters_file: str) -> int:
     """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or
     ``NO_ROOM``."""
-    from papermill import PapermillExecutionError, execute_notebook
-
     parent = os.getppid()
     end_with(parent)
     cells = nbformat.read(source, as_version=4).cells

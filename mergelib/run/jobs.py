@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from typing import Any
 from ..core.documents import user_path
 from ..core.errors import ConfigError, UnknownNameError
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK
+from ..core.types import digest
 from ..models.folders import free_file, write_file
 from ..profiles import load_profile, variant_names
-from .runner import declared_parameters, refuse_lacking, select, why_left_out
-from .torchrun import (
-    add_study_options,
+from ..study.versions import STEP_VERSIONS
+from ..tables import ranking, unlabelled
+from .options import (
     asked_study,
     given_overrides,
     parse_overrides,
@@ -30,8 +31,9 @@ from .torchrun import (
     study_options,
     write_stamp,
 )
+from .parser import STEPS
+from .runner import REPORT, declared_parameters, refuse_lacking, select, why_left_out
 
-STEPS = ("merge", "extract", "score")
 RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
 
@@ -74,45 +76,35 @@ def units(wanted: Wanted) -> list[Unit]:
     if wanted.only:
         refuse_lacking(wanted.profile, items)
     else:
-        items = [
-            i
-            for i in items
-            if not why_left_out(
-                i, wanted.profile, text_dir=wanted.text_dir, image_dir=wanted.image_dir
-            )
-        ]
+        places = {"text_dir": wanted.text_dir, "image_dir": wanted.image_dir}
+        items = [i for i in items if not why_left_out(i, wanted.profile, **places)]
     variants, made = variant_names(wanted.profile), {}
-    before: dict[str, tuple[str, ...]] = {}
 
     def scored(variant: str, zoo: bool) -> str:
         ours = _study_units(wanted, variant, zoo)
         made.update((u.output, u) for u in ours)
         return ours[-1].output
 
-    for item in (i for i in items if i.group != "report"):
+    before = {}
+    for item in items:
         # Studies of several foundations are made by their notebook, which starts from the profile's
         # experts.
-        before[item.id] = tuple(
-            scored(*which)
-            for which in dict.fromkeys(
-                (need if need in variants else "", need == "zoo")
-                for need in (item.needs if item.needs and "non_local" not in item.needs else ("",))
-            )
-        )
+        names = item.needs if item.needs and "non_local" not in item.needs else ("",)
+        which = dict.fromkeys((n if n in variants else "", n == "zoo") for n in names)
+        if item.group != REPORT:
+            before[item.id] = tuple(scored(*study) for study in which)
     if wanted.zoo:
         scored("", True)
+    sidecars = {i.id: f"figures/{wanted.profile}/{i.id}.json" for i in items}
     for item in items:
-        reports = item.group == "report"
-        needs = (
-            tuple(_sidecar(wanted, i.id) for i in items if i.id in before)
-            if reports
-            else before[item.id]
-        )
-        made[_sidecar(wanted, item.id)] = Unit(
-            "report" if reports else "notebook",
+        rule, needs = "notebook", before.get(item.id, ())
+        if item.group == REPORT:
+            rule, needs = "report", tuple(sidecars[name] for name in before)
+        made[sidecars[item.id]] = Unit(
+            rule,
             item.id,
             wanted.profile,
-            _sidecar(wanted, item.id),
+            sidecars[item.id],
             needs,
             _run_command(wanted, item),
             _identity(wanted, notebook=item.path),
@@ -120,98 +112,59 @@ def units(wanted: Wanted) -> list[Unit]:
     return list(made.values())
 
 
-def _sidecar(wanted: Wanted, notebook: str) -> str:
-    return f"figures/{wanted.profile}/{notebook}.json"
-
-
 def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
     """The units of one study, scores last. The zoo's f_b and experts are those of the profile
     without it."""
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
     profile = loaded.of_zoo() if zoo else loaded
-    trained, own = (
-        "-".join(filter(None, (wanted.profile, variant))),
-        "-".join(filter(None, (wanted.profile, variant, "zoo" * zoo))),
-    )
-    identity, made = _identity(wanted, variant), []
+    options, identity, made = study_options(wanted, variant), _identity(wanted, variant), []
 
-    def add(rule: str, name: str, needs: Sequence[str], *command: str) -> str:
-        study = trained if rule in ("pretrain", "fine_tune") else own
+    def add(rule: str, name: str, *needs: str) -> str:
+        study = "-".join(filter(None, (wanted.profile, variant)))
+        if rule in ("pretrain", "fine_tune"):
+            command = ["train", "--only", name, *options]
+        else:
+            encoder = [] if rule == "score" else ["--encoder", name]
+            command = ["compute", rule, *encoder, *options, *["--zoo"] * zoo]
+            study += "-zoo" * zoo
         output = f"stamps/{study}/{rule}/{name}.json"
-        made.append(
-            Unit(
-                rule,
-                name,
-                study,
-                output,
-                tuple(needs),
-                (
-                    *command,
-                    *study_options(wanted, variant),
-                    *(["--zoo"] if study == own and zoo else []),
-                    "--stamp",
-                    output,
-                ),
-                identity,
-            )
-        )
+        command += ["--stamp", output]
+        made.append(Unit(rule, name, study, output, needs, tuple(command), identity))
         return output
 
-    base = add("pretrain", BASE, (), "train", "--only", BASE)
-    experts = (
-        [base]
-        if profile.experts == "released"
-        else [add("fine_tune", t, [base], "train", "--only", t) for t in profile.tasks.names]
-    )
-    extracted = [
-        add("extract", name, needs, "compute", "extract", "--encoder", name)
-        for name, needs in ((BASE, [base]), (FINE_TUNED, experts))
-    ]
+    base = add("pretrain", BASE)
+    experts = [base]
+    if profile.experts == "trained":
+        experts = [add("fine_tune", task, base) for task in profile.tasks.names]
+    extracted = [add("extract", BASE, base), add("extract", FINE_TUNED, *experts)]
     if profile.multi_task == "trained" and not variant and not zoo:  # Table 2's
-        trained_together = add("fine_tune", MULTI_TASK, [base], "train", "--only", MULTI_TASK)
-        extracted.append(
-            add(
-                "extract",
-                MULTI_TASK,
-                [*experts, trained_together],
-                "compute",
-                "extract",
-                "--encoder",
-                MULTI_TASK,
-            )
-        )
+        together = add("fine_tune", MULTI_TASK, base)
+        extracted.append(add("extract", MULTI_TASK, *experts, together))
     for method in profile.merging.methods:
-        merged = add("merge", method, experts, "compute", "merge", "--encoder", method)
-        extracted.append(
-            add("extract", method, [merged], "compute", "extract", "--encoder", method)
-        )
-    add("score", "scores", extracted, "compute", "score")
+        extracted.append(add("extract", method, add("merge", method, *experts)))
+    add("score", "scores", *extracted)
     return made
 
 
 def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
     """``mergelib run`` for one notebook, with those options that it declares."""
-    declared, command = (
-        declared_parameters(item.path),
-        ["run", "--profile", wanted.profile, "--only", item.id],
-    )
-    for name in ("text_dir", "image_dir", "base"):
-        if name in declared and getattr(wanted, name):
-            command += [f"--{name.replace('_', '-')}", getattr(wanted, name)]
+    command = ["run", "--profile", wanted.profile, "--only", item.id]
     overrides = parse_overrides(wanted.overrides)
-    for name, value, default in (
-        ("device", wanted.device, "auto"),
-        ("overrides", repr(overrides), "{}"),
-    ):
-        if name in declared and value != default:
-            command += ["-p", f"{name}={value}"]
+    options = {
+        "text_dir": ["--text-dir", wanted.text_dir],
+        "image_dir": ["--image-dir", wanted.image_dir],
+        "base": ["--base", wanted.base],
+        "device": ["-p", wanted.device.removeprefix("auto") and f"device={wanted.device}"],
+        "overrides": ["-p", overrides and f"overrides={overrides!r}"],
+    }
+    declared = declared_parameters(item.path)
+    for name, (flag, value) in options.items():
+        if name in declared and value:
+            command += [flag, value]
     return tuple(command)
 
 
 def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -> str:
-    from ..core.types import digest
-    from ..study.study import STEP_VERSIONS
-
     cells = []
     if notebook is not None:  # only its code: saving a notebook with outputs changes nothing
         cells = [
@@ -229,8 +182,6 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
 def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
     """Compute one step's artifacts into the store: those of one encoder, or all scores that tables
     and figures start from."""
-    from ..tables import ranking, unlabelled
-
     known = (BASE, FINE_TUNED, *study.baselines, *study.methods)
     if step != "score" and encoder not in known:
         raise UnknownNameError("encoder", encoder, known)
@@ -255,8 +206,7 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
 
 
 def command_compute(args: argparse.Namespace) -> int:
-    import warnings
-
+    """Run the subcommand ``compute`` and return its exit status."""
     stamp_place(args.stamp)  # refused before any work
     study = asked_study(args, zoo=args.zoo)
     with warnings.catch_warnings():
@@ -270,6 +220,7 @@ def command_compute(args: argparse.Namespace) -> int:
 
 
 def command_units(args: argparse.Namespace) -> int:
+    """Run the subcommand ``units`` and return its exit status."""
     wanted = Wanted(
         args.profile,
         tuple(args.only),
@@ -297,37 +248,3 @@ def command_units(args: argparse.Namespace) -> int:
 def _place(base: str) -> str:
     """A folder as an absolute path; a hub id unchanged."""
     return str(user_path(base).resolve()) if base and user_path(base).exists() else base
-
-
-def register(commands: Any) -> None:
-    """Add both subcommands to the parser of ``mergelib.run.cli``."""
-    listing = commands.add_parser(
-        "units",
-        help="list a profile's commands and their files, as JSON; cluster/Snakefile runs them",
-    )
-    add_study_options(listing, one=False)
-    listing.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="notebooks or groups, as for run"
-    )
-    listing.add_argument(
-        "--zoo",
-        action="store_true",
-        help="also merge and score every method of the zoo where no notebook of the profile "
-        "shows them",
-    )
-    listing.add_argument(
-        "--out", default="", metavar="FILE", help="where to write them; the terminal by default"
-    )
-    listing.set_defaults(function=command_units)
-    one = commands.add_parser(
-        "compute", help="one unit: a merge, an encoder's features, or the scores, into the store"
-    )
-    one.add_argument("step", choices=STEPS, help="what to compute")
-    add_study_options(one)
-    one.add_argument(
-        "--encoder", default="", metavar="NAME", help="f_b, f_t, multi_task or a merging method"
-    )
-    one.add_argument(
-        "--zoo", action="store_true", help="take methods and grids from the profile's section zoo"
-    )
-    one.set_defaults(function=command_compute)

@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 import yaml
+from PIL import Image
 
 from ..core import paths
 from ..core.errors import ConfigError
@@ -82,8 +83,6 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def in_256_colours(png: str) -> str:
     """A PNG (base64) with an optimised palette: photographs and hundreds of translucent points
     shrink to a third. Pictures below ``LARGE_IMAGE`` are not changed."""
-    from PIL import Image
-
     if len(png) <= LARGE_IMAGE:
         return png
     image, file = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
@@ -190,8 +189,7 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
     """The README's table of notebooks: thumbnail, what it answers for, measured minutes per
     profile."""
     profiles = sorted({p for i in items for p in i.minutes})
-    head = ["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    rows = [["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]]
     for item in items:
         picture = f"{COMMITTED}/{item.id}.png"
         thumbnail = (
@@ -200,22 +198,13 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
             else ""
         )
         minutes = [f"{item.minutes[p]:g}" if p in item.minutes else "–" for p in profiles]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    thumbnail,
-                    f"[{item.id}](notebooks/{item.id}.ipynb)",
-                    f"{item.item}: {item.title}",
-                    *minutes,
-                ]
-            )
-            + " |"
-        )
-    totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]
+        link = f"[{item.id}](notebooks/{item.id}.ipynb)"
+        rows.append([thumbnail, link, f"{item.item}: {item.title}", *minutes])
     if profiles:
-        lines.append("| " + " | ".join(["", "sum of those measured", "", *totals]) + " |")
-    return "\n".join(lines)
+        totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]
+        rows.append(["", "sum of those measured", "", *totals])
+    head, *lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
 
 
 def readme_parts(folder: Path | None = None) -> dict[str, str]:

@@ -14,20 +14,32 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from papermill import inspect_notebook
 
 from ..core import paths
 from ..core.documents import user_path
 from ..core.errors import ConfigError, MissingShotsError, StoreError, UnknownNameError, shortened
 from ..core.hub import Repository
 from ..core.manifest import NO_ROOM, SOLUTIONS, Item, manifest
+from ..merging import get_method
 from ..profiles import Profile, load_profile, profile_names, variant_names, with_shortcuts
 from ..profiles.downloads import needed
+from ..tasks.local import find_csv
+from ..tasks.parquet import LAYOUT, find_parquet
 
 REPORT = "report"
 PLACES = {"text_dir", "image_dir", "base"}  # parameters that say where data lie
+LOCAL = {
+    "text": ("text_dir", find_csv, "<task>/{train,test}.csv[.gz]"),
+    "image": ("image_dir", find_parquet, LAYOUT.partition("/")[2]),
+}
+"""Modality -> the parameter that names the folder, how a task's file is found there, the layout."""
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
 
@@ -74,13 +86,10 @@ def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> 
     if bool(text_dir) == bool(image_dir):
         return ""
     waits = "image" if text_dir else "text"
-    if f"{waits}_dir" in declared_parameters(item.path):
-        tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
-        if any(t.source == "local" and t.modality == waits for t in tasks):
-            return (
-                f"profile '{profile}' reads its data from a folder, and --{waits}-dir was not "
-                "given."
-            )
+    tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
+    reads = any(t.source == "local" and t.modality == waits for t in tasks)
+    if reads and f"{waits}_dir" in declared_parameters(item.path):
+        return f"profile '{profile}' reads its data from a folder, and --{waits}-dir was not given."
     return ""
 
 
@@ -105,13 +114,11 @@ def solutions(items: Sequence[Item]) -> list[Item]:
 
 def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
     """Name -> (type, default) from a notebook's parameters cell, as papermill reads it."""
-    from papermill import inspect_notebook
-
     found = {}
     for name, p in inspect_notebook(str(notebook)).items():
         try:
             found[name] = p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"])
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        except Exception as error:  # literal_eval raises half a dozen kinds
             raise ConfigError(
                 f"{notebook.name}, parameters cell: the default of {name} is "
                 f"{shortened(p['default'])}; write a plain value."
@@ -159,14 +166,7 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
             else ast.literal_eval(text)
         )
         json.dumps(value)  # it is passed to the notebook as JSON: no sets, no bytes
-    except (
-        ValueError,
-        SyntaxError,
-        KeyError,
-        TypeError,
-        MemoryError,
-        RecursionError,
-    ):  # literal_eval raises all of these
+    except Exception:  # literal_eval raises half a dozen kinds
         value = None
     if wanted is float and type(value) is int:
         value = float(value)
@@ -188,10 +188,14 @@ class Result:
     claims: dict[str, str] = field(default_factory=dict)
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_jobs(profile: Profile) -> int:
     """Notebooks at a time: one per ``threads`` cores, at most 4 (a kernel takes about 1 GB)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(4, (cores or 1) // profile.threads))
+    return max(1, min(4, usable_cores() // profile.threads))
 
 
 def in_parallel(items: Sequence[Item], profile: str) -> list[Item]:
@@ -342,10 +346,8 @@ class Runner:
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def failing_cell(notebook: Path) -> str:
@@ -400,43 +402,28 @@ def check_before(
 ) -> None:
     """Refuse what would fail later: a profile that does not fit a notebook's overrides, or missing
     data."""
-    from ..merging import get_method
-    from ..tasks.local import find_csv
-    from ..tasks.parquet import LAYOUT, find_parquet
-
     refuse_lacking(profile, items)
     for item in items:
         given, declared = parameters[item.id], declared_parameters(item.path)
         overrides = overrides_of(given)
         for variant in variants_of(item, profile):
             loaded = load_profile(profile, overrides, variant)
-            tasks = loaded.tasks
             if "k" in given and given["k"] not in loaded.protocols.ks:
                 raise MissingShotsError(given["k"], loaded.protocols.ks)
             for method in (*loaded.merging.methods, *loaded.merging.options):
                 get_method(method).try_options(loaded.merging.options.get(method, {}))
-            if tasks.source != "local":
+            place, find, layout = LOCAL[loaded.tasks.modality]
+            # the report does not read the data
+            if loaded.tasks.source != "local" or place not in declared:
                 continue
-            # the report does not read texts
-            if tasks.modality == "text" and "text_dir" in declared:
-                if not tasks.text_dir:
-                    raise ConfigError(
-                        f"Profile '{profile}' reads local files: give --text-dir FOLDER with "
-                        "<task>/{train,test}.csv[.gz]."
-                    )
-                for name in tasks.names:
-                    for split in ("train", "test"):
-                        find_csv(user_path(tasks.text_dir) / name, split)
-            if tasks.modality == "image" and "image_dir" in declared:
-                if not tasks.image_dir:
-                    raise ConfigError(
-                        f"Profile '{profile}' reads local images for {item.id}: give --image-dir "
-                        "FOLDER with "
-                        f"{LAYOUT.partition('/')[2]}, or choose other notebooks with --only."
-                    )
-                for name in tasks.names:
-                    for split in ("train", "test"):
-                        find_parquet(user_path(tasks.image_dir) / name, split)
+            if not (folder := getattr(loaded.tasks, place)):
+                raise ConfigError(
+                    f"Profile '{profile}' reads local files for {item.id}: give "
+                    f"--{place.replace('_', '-')} FOLDER with {layout}, or choose other notebooks "
+                    "with --only."
+                )
+            for name, split in product(loaded.tasks.names, ("train", "test")):
+                find(user_path(folder) / name, split)
 
 
 def hub_repositories(

@@ -2,6 +2,7 @@
 
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK, RANDOM
 from ..core.types import percent
-from .study import SCORE_COLUMNS, Study
+from .scores import SCORE_COLUMNS
+from .study import Study
 
 __all__ = ["BASE", "FINE_TUNED", "MULTI_TASK", "RANDOM", "SCORE_COLUMNS", "Study", "percent"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from ..protocols.alignment import (
     get_rung,
 )
 from ..training.loop import seeded
-from .study import POOL_SEED, STEP_VERSIONS, Study
+from .features import precision_key
+from .study import Study
+from .versions import POOL_SEED, STEP_VERSIONS
 
 N_STARTS = 3  # random starts of the paper's fit; the cost of a rung grows with their number
 
@@ -80,7 +83,7 @@ def aligned(
         "permuted": permuted_teacher,
         "seeds": list(seeds),
         "encoder": study.encoder.digest,
-        **study.precision_key,
+        **precision_key(study),
     }
     sizes = {t: len(study.split(t, split)) for t in study.tasks}
     sizes = {t: min(n or size, size) for t, size in sizes.items()}
@@ -99,8 +102,7 @@ def aligned(
     }
 
     def make(cells: list[Cell]) -> dict[Cell, Artifact]:
-        size = sizes[cells[0][1]]
-        return _fitted(study, cells, how["rung"], split, size, fit, seeds, permuted_teacher)
+        return _fitted(study, cells, split, sizes[cells[0][1]], how)
 
     missing = [c for c, key in keys.items() if study.store.peek("align", key) is None]
     made: dict[Cell, Artifact] = {}
@@ -115,24 +117,23 @@ def aligned(
 def _fitted(
     study: Study,
     cells: list[Cell],
-    rung: str,
     split: str,
     size: int,
-    fit: str,
-    seeds: Sequence[int],
-    permuted: bool,
+    how: Mapping[str, Any],
 ) -> dict[Cell, Artifact]:
-    """The maps of all ``cells`` in one batch, from the first ``size`` inputs of ``split``."""
+    """The maps of all ``cells`` in one batch, from the first ``size`` inputs of ``split``; ``how``
+    holds the rung, the fit and its seeds as keys of the store do."""
+    seeds = how["seeds"]
     x = torch.stack([study.features(e, t, split)[:size] for e, t in cells]).to(study.device)
     y = torch.stack([study.features(FINE_TUNED, t, split)[:size] for _, t in cells])
     y = y.to(study.device)
-    if permuted:
+    if how["permuted"]:
         y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
     x, y = (z.repeat_interleave(len(seeds), 0) for z in (x, y))
-    if fit == "closed_form":
-        mapping = fit_closed_form(x, y, rung)
+    if how["fit"] == "closed_form":
+        mapping = fit_closed_form(x, y, how["rung"])
     else:
-        mapping = FITS[fit](x, y, rung, seed=seeds * len(cells))
+        mapping = FITS[how["fit"]](x, y, how["rung"], seed=seeds * len(cells))
     found = {name: v.view(len(cells), -1).cpu() for name, v in diagnose(mapping, x, y).items()}
     made = {}
     for i, (e, t) in enumerate(cells):

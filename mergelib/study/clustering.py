@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 ROWS_AT_A_TIME = 2048
@@ -60,7 +61,7 @@ def source_purity(first: Tensor, second: Tensor) -> Tensor:
 
 def silhouette(features: Tensor, labels: Tensor) -> float:
     """Mean silhouette coefficient of the label clusters in R^d, in [-1, 1]."""
-    from sklearn.metrics import silhouette_score
+    from sklearn.metrics import silhouette_score  # half a second of start-up
 
     return float(silhouette_score(features.numpy(), labels.numpy()))
 
@@ -68,8 +69,7 @@ def silhouette(features: Tensor, labels: Tensor) -> float:
 def tsne(features: Tensor, seed: int = 0) -> Tensor:
     """t-SNE ``[N, d] -> [N, 2]``, for pictures only; initialised by PCA and run on one thread, so
     that it is reproducible."""
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from sklearn.manifold import TSNE  # half a second of start-up
 
     with threadpool_limits(1):
         perplexity = min(30, (len(features) - 1) / 3)

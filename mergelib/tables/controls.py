@@ -26,7 +26,7 @@ from ..core.names import BASE, RANDOM
 from ..protocols import current_eval, fit_heads
 from ..study import Study
 from ..study.aligned import accuracies, aligned, released_mode
-from ..study.study import POOL_SEED
+from ..study.versions import POOL_SEED
 from .labels import RUNG_LABELS, protocol_label, short_label
 from .scores import alt as alt_text
 from .scores import average_of, mean_and_std

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..claims import Bootstrap, interval
 from ..merging import METHODS, ONE, get_method
 from ..study import Study
-from ..study.study import at_edge
+from ..study.merges import at_edge
 from .labels import encoder_label, protocol_label
 from .scores import averages, mean_and_std, stack
 

@@ -16,6 +16,7 @@ from ..core.names import FINE_TUNED
 from ..core.types import percent
 from ..protocols import get_protocol
 from ..study import SCORE_COLUMNS, Study
+from ..study.scores import fit_split
 from .labels import short_label
 from .scores import alt as alt_text
 from .scores import averages, wide
@@ -68,7 +69,7 @@ def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
     """
     rows = []
     for task in study.tasks.values():
-        labels = study.split(task.name, study.fit_split(fit_on)).labels
+        labels = study.split(task.name, fit_split(fit_on)).labels
         draws = study.draws(task.name, "share", fit_on)[:, 0]
         for share, drawn in study.share_counts(task.name).items():
             seen = [labels[row[:drawn]].bincount(minlength=task.n_classes) > 0 for row in draws]

@@ -254,7 +254,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
 
     for name in ("tact", "repair", "weight_matching"):
         monkeypatch.setattr(settings, name, forbidden)
-    monkeypatch.setattr("mergelib.study.study.extract_prepared", forbidden)
+    monkeypatch.setattr("mergelib.study.features.extract_prepared", forbidden)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert make(cells.first.store.root).scores().equals(scores)

@@ -13,7 +13,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub  # its functions are imported when they are first used
+
 from ..errors import DataError, OfflineError, StoreError, UnknownNameError, first_five
+from ..paths import existing
 from .errors import translated
 from .lock import lock, locked
 from .repository import BESIDE, NEEDED, REGISTRY, Repository, base_model, registry
@@ -55,14 +58,14 @@ def pin(repository: Repository) -> str:
         DataError: The hub refuses, or the lock file contradicts the registry.
         StoreError: The lock file cannot be written.
     """
-    from huggingface_hub import HfApi
-
     if commit := locked(repository):
         return commit
     try:  # the client's errors have no common base class except Exception
         commit = (
             repository.revision
-            or HfApi().resolve_revision(repository.id, repo_type=repository.kind).resolved
+            or huggingface_hub.HfApi()
+            .resolve_revision(repository.id, repo_type=repository.kind)
+            .resolved
         )
     except Exception as error:
         raise translated(repository, None, error) from error
@@ -129,9 +132,7 @@ def plan(repository: Repository) -> tuple[int, int, int]:
 
 def check_room(what: str, need: int, folder: Path) -> None:
     """Raise ``StoreError`` when fewer than ``need`` bytes are free where ``folder`` will be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if (free := shutil.disk_usage(folder).free) < need:
+    if (free := shutil.disk_usage(existing(folder)).free) < need:
         raise StoreError(
             f"'{what}' needs {need / 1e9:.2f} GB more and {folder} has {free / 1e9:.2f} GB left. "
             "Free some space, or set HF_HOME to a larger disk."
@@ -155,8 +156,6 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
 
     Raises ``DataError`` unless the repository has all wanted files.
     """
-    from huggingface_hub import snapshot_download
-
     if isinstance(repository.files, dict):
         needed = [tuple(p for end in repository.files.values() for p in (end, f"*/{end}"))]
     else:
@@ -164,7 +163,7 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
     beside = BESIDE if repository.is_base_model else ()
     for patterns in needed:
         try:  # the client's errors have no common base class except Exception
-            found = snapshot_download(
+            found = huggingface_hub.snapshot_download(
                 repository.id,
                 repo_type=repository.kind,
                 revision=commit,
@@ -202,11 +201,9 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
 
 def _replace(repository: Repository, commit: str, path: Path) -> None:
     """Download one file again, and delete it if that does not help."""
-    from huggingface_hub import hf_hub_download
-
     name = path.relative_to(next(p for p in path.parents if p.name == commit)).as_posix()
     try:
-        hf_hub_download(
+        huggingface_hub.hf_hub_download(
             repository.id, name, repo_type=repository.kind, revision=commit, force_download=True
         )
     except Exception as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
 
 from ..errors import DataError, MergelibError, OfflineError, StoreError
 from .repository import Repository
@@ -30,14 +29,6 @@ REFUSED = {
 }
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def translated(
     repository: Repository, commit: str | None, error: Exception, detail: str = ""
 ) -> MergelibError:
@@ -52,7 +43,9 @@ def translated(
     Returns:
         ``StoreError`` for a disk, ``OfflineError`` if no hub answered, else ``DataError``.
     """
-    chain = list(_chain(error))
+    chain: list[BaseException] = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
     kinds = {c.__name__ for e in chain for c in type(e).__mro__}
     where = f"'{repository.name}': {repository.id} at {commit or 'its newest revision'}"
     if any(isinstance(e, OSError) and e.errno in DISK for e in chain):

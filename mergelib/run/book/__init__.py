@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ from ...core.errors import ConfigError
 from ...core.manifest import Item, manifest
 from ...core.version import __version__
 from ..publish import normalise
-from . import api, gallery, plane, slides
+from . import api, gallery, slides
 
 HERE = Path(__file__).parent
 GROUPS = {
@@ -58,6 +59,8 @@ def build_book(profile: str, commands: argparse.ArgumentParser) -> tuple[Path, l
                 "does it)."
             )
     from sphinx.application import Sphinx
+
+    from . import plane  # both belong to the extra
 
     source, target = paths.build(profile) / "book", paths.build(profile) / "html"
     for folder in (source, target):
@@ -200,10 +203,7 @@ def keep_links(text: str, place: Path, files: set[Path]) -> str:
         target = found[2].split("#")[0]
         if re.match(r"[a-z]+:", target) or not target:
             return found[0]
-        parts: list[str] = []
-        for part in (*place.parent.parts, *Path(target).parts):
-            parts = parts[:-1] if part == ".." else [*parts, part]
-        return found[0] if Path(*parts) in files else found[1]
+        return found[0] if Path(os.path.normpath(place.parent / target)) in files else found[1]
 
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", link, text)
 
@@ -211,37 +211,21 @@ def keep_links(text: str, place: Path, files: set[Path]) -> str:
 def name_pictures(notebook: nbformat.NotebookNode, profile: str, stem: str) -> None:
     """Alt text for the pictures that cells drew: the output's own (the sliders' stills have one),
     else that of the saved figure's sidecar, else a generic one."""
-    sidecar = next(
-        (
-            p
-            for p in (
-                paths.figures(profile) / f"{stem}.json",
-                paths.root() / "figures" / "mini" / f"{stem}.json",
-            )
-            if p.is_file()
-        ),
-        None,
-    )
-    saved = next(
-        (n for n, c in enumerate(notebook.cells) if c.cell_type == "code" and "save_" in c.source),
-        len(notebook.cells),
-    )
-    drawing = [
-        n
-        for n, c in enumerate(notebook.cells)
-        if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))
-    ]
-    for n in drawing:
-        said = [
-            o.metadata["image/png"]["alt"]
-            for o in notebook.cells[n].outputs
-            if "alt" in o.get("metadata", {}).get("image/png", {})
-        ]
-        own = sidecar and n == max((d for d in drawing if d <= saved), default=None)
-        alt = " ".join(said) or (
-            json.loads(sidecar.read_text())["alt"] if own else "Plot drawn by the code above it"
-        )
-        notebook.cells[n].metadata["mystnb"] = {"image": {"alt": alt.replace("\n", " ")}}
+    figure, saved = None, False  # the last picture up to the first cell that saves one
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        pictures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        said = [o.get("metadata", {}).get("image/png", {}).get("alt", "") for o in pictures]
+        if pictures:
+            _describe(cell, " ".join(filter(None, said)) or "Plot drawn by the code above it")
+            if not saved:
+                figure = None if any(said) else cell
+        saved = saved or "save_" in cell.source
+    if figure and (sidecar := gallery.sidecar(profile, stem)):
+        _describe(figure, json.loads(sidecar.read_text())["alt"])
+
+
+def _describe(cell: nbformat.NotebookNode, alt: str) -> None:
+    cell.metadata["mystnb"] = {"image": {"alt": alt.replace("\n", " ")}}
 
 
 def add_sliders(notebook: nbformat.NotebookNode) -> None:

@@ -14,16 +14,21 @@ Figure = tuple[Item, Path]
 
 
 def figures(profile: str) -> list[Figure]:
-    """Every figure in the notebooks' order: the run's own, else the profile's committed one, else
-    that of ``mini``."""
-    committed = paths.root() / "figures"
-    folders = (paths.figures(profile), committed / profile, committed / "mini")
+    """Every figure in the notebooks' order, as ``sidecar`` finds it."""
     return [
-        (item, found[0])
+        (item, found)
         for item in manifest()
         for stem in (item.id, *item.extra_figures)
-        if (found := [f / f"{stem}.json" for f in folders if (f / f"{stem}.json").is_file()])
+        if (found := sidecar(profile, stem))
     ]
+
+
+def sidecar(profile: str, stem: str) -> Path | None:
+    """A figure's sidecar: the run's own, else the profile's committed one, else that of
+    ``mini``."""
+    committed = paths.root() / "figures"
+    folders = (paths.figures(profile), committed / profile, committed / "mini")
+    return next((p for f in folders if (p := f / f"{stem}.json").is_file()), None)
 
 
 def told(figure: Figure) -> tuple[str, str]:

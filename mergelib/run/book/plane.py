@@ -10,6 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bokeh.document import Document
+from bokeh.embed import file_html
+from bokeh.events import DocumentReady
+from bokeh.layouts import column
+from bokeh.models import CheckboxButtonGroup, ColumnDataSource, CustomJS, Div, Range1d, Slider
+from bokeh.plotting import figure
+from bokeh.resources import INLINE
+
 from ...lesson.toy import CLASSES, SPREAD, TURN_B, centres, make_toy
 from ...lesson.view import CLASS_STYLE, LIMIT, NEW, OLD
 
@@ -40,14 +48,6 @@ def world() -> dict[str, Any]:
 
 def page() -> str:
     """The complete page: HTML with data, program and library."""
-    from bokeh.document import Document
-    from bokeh.embed import file_html
-    from bokeh.events import DocumentReady
-    from bokeh.layouts import column
-    from bokeh.models import CheckboxButtonGroup, ColumnDataSource, CustomJS, Div, Range1d, Slider
-    from bokeh.plotting import figure
-    from bokeh.resources import INLINE
-
     wide = {"sizing_mode": "stretch_width"}
     angle = Slider(
         start=0, end=140, step=5, value=80, title="A's turn (degrees)", name="angle", **wide

@@ -1,0 +1,140 @@
+"""``python -m mergelib run`` and ``store``: notebooks, and the results that they leave."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..core import paths
+from ..core.documents import user_path
+from ..core.errors import ConfigError
+from ..core.manifest import Item
+from ..core.store import Store
+from ..profiles import load_profile
+from ..study.versions import STEP_VERSIONS
+from ..tables import committed
+from . import publish, runner
+from .book import build_book
+from .data import before_run
+from .parser import build_parser
+
+
+def command_run(args: argparse.Namespace) -> int:
+    """Run the subcommand and return its exit status."""
+    profile = load_profile(args.profile)
+    at_a_time = runner.default_jobs(profile) if args.jobs is None else args.jobs
+    if at_a_time < 1:
+        raise SystemExit("mergelib: --jobs must be at least 1.")
+    items = _chosen(args)
+    if args.list:
+        for item in items:
+            _list(item, args.profile)
+        return 0
+    if args.html:
+        page, warnings = build_book(args.profile, build_parser())
+        print("\n".join([*warnings, f"The book: {page}"]))
+        return 0
+    if args.publish and args.parameters:
+        raise ConfigError("--publish takes a profile without changes; leave -p out.")
+    parameters = _parameters(args, items)
+    runner.check_before(args.profile, items, parameters)
+    before_run(args.profile, runner.hub_repositories(args.profile, items, parameters))
+    cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
+    committed.keep()
+    running = runner.Runner(args.profile, jobs=at_a_time, echo=lambda line: print(line, flush=True))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
+    try:
+        results = running.run(items, parameters)
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. Finished artifacts are kept; run the same command to continue.",
+            file=sys.stderr,
+        )
+        return 130
+    took = time.monotonic() - started
+    runner.write_timings(args.profile, results, cold=cold)
+    known, compared = committed.committed_files(), None
+    if known is not None:
+        ran = [r.item for r in results if r.ok and r.item.outputs]
+        own = [name for name, given in parameters.items() if given.keys() - runner.PLACES]
+        compared = committed.compare(args.profile, ran, known, own)
+    print("\n" + runner.closing_table(results, took, compared or ()))
+    print(f"\n{committed.compared_text(compared)}")
+    if (n := committed.rewritten()) and not args.publish:
+        print(
+            f"{n} files under figures/ now hold what this machine made; `git checkout figures` "
+            "brings the published ones back."
+        )
+    print(
+        f"\nFigures: {paths.figures(args.profile)}\nExecuted notebooks: "
+        f"{paths.build(args.profile) / 'notebooks'}"
+    )
+    failed = [r.item.id for r in results if not r.ok]
+    if failed:
+        print(f"\nFailed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    if args.publish:
+        publish.publish(args.profile, items)
+    return 0
+
+
+def _chosen(args: argparse.Namespace) -> list[Item]:
+    """The notebooks of ``--only``, or all that can run."""
+    items = runner.select(args.only)
+    if args.only:
+        return items
+    places = {"text_dir": args.text_dir, "image_dir": args.image_dir}
+    reasons = {i.id: runner.why_left_out(i, args.profile, **places) for i in items}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"{name} is left out: {reason}")
+    return [i for i in items if not reasons[i.id]]
+
+
+def _list(item: Item, profile: str) -> None:
+    declared = runner.declared_parameters(item.path).items()
+    took = f", {item.minutes[profile]:g} min" if profile in item.minutes else ""
+    print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{took}")
+    print(f"{'':<24} -p {', '.join(f'{name}: {kind}' for name, (kind, _) in declared)}")
+
+
+def _parameters(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+    """The parameters of each notebook, from ``-p`` and the flags that stand for one."""
+    pairs = list(args.parameters)
+    for name in ("text_dir", "image_dir", "base"):
+        if value := getattr(args, name):
+            # Notebooks run in their own folder, so a relative path must be resolved here.
+            given = user_path(value)
+            pairs.append(f"{name}={given.resolve() if given.exists() or name != 'base' else value}")
+    parameters = runner.parse_parameters(pairs, items)
+    if args.text_column is not None:
+        for given in parameters.values():
+            column = {"tasks.text_column": args.text_column}
+            given["overrides"] = given.get("overrides", {}) | column
+    return parameters
+
+
+def command_store(args: argparse.Namespace) -> int:
+    """Run the subcommand and return its exit status."""
+    store = Store(paths.store_root())
+    if args.action == "prune":
+        removed = store.prune(STEP_VERSIONS)
+        print(f"removed {len(removed)} files and folders from {store.root}")
+        return 0
+    rows = store.entries()
+    if args.action == "verify":
+        damaged = store.verify()
+        for path in damaged:
+            print(f"damaged: {path} (it is computed again when next asked for; prune removes it)")
+        print(f"{len(rows)} artifacts checked, {len(damaged)} damaged")
+        return 1 if damaged else 0
+    for row in rows:
+        flag = "" if row["ok"] else "DAMAGED"
+        print(f"{row['step']:<12} {row['digest'][:12]}  {row['bytes'] / 1e6:9.2f} MB  {flag}")
+    print(f"{len(rows)} artifacts, {sum(r['bytes'] for r in rows) / 1e6:.1f} MB in {store.root}")
+    return 0
