@@ -224,7 +224,7 @@ def meaning():
         from mergelib.lesson.demo import fine_tune_classifier
 
         found["classifier"] = [fine_tune_classifier, *trained]
-    if "compare" in study.STEP_VERSIONS:
+    if "compare" in versions.STEP_VERSIONS:
         from mergelib.models import compare, heads, merging
 
         found["compare"] = [
