@@ -22,7 +22,7 @@ import mergelib
 from mergelib import lesson, merging, models, protocols, tasks
 from mergelib.core import paths
 from mergelib.run import book, runner
-from mergelib.run.book import plane, slides
+from mergelib.run.book import slides
 from mergelib.run.cli import build_parser
 
 PUBLIC = [name for name in mergelib.__all__ if name != "__version__"]
@@ -410,6 +410,7 @@ def turn_the_plane(browser):
 @pytest.mark.browser
 @pytest.mark.parametrize("browser", [390], indirect=True, ids=["phone"])
 def test_the_plane_turns_on_a_phone_by_the_numbers_of_the_lesson(browser, tmp_path):
+    plane = pytest.importorskip("mergelib.run.book.plane", exc_type=ImportError)
     (tmp_path / "plane.html").write_text(plane.page())
     browser.get((tmp_path / "plane.html").as_uri())
     turn_the_plane(browser)
