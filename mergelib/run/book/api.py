@@ -13,7 +13,16 @@ from ...merging import METHODS
 from ...protocols import PROTOCOLS
 from ...study import Study
 
-EXAMPLES = ("Study", "task", "merge", "align_classifier", "evaluate", "method", "protocol")
+EXAMPLES = (
+    "Study",
+    "task",
+    "merge",
+    "align_classifier",
+    "evaluate",
+    "compare",
+    "method",
+    "protocol",
+)
 """The names of ``mergelib`` in the order in which their examples are read, and run."""
 TITLES = {
     "study": "Study",
