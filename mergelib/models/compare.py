@@ -192,6 +192,13 @@ def compare(
     Raises:
         ConfigError, DataError, UnknownNameError: before any model computes; ``ConfigError`` also if
             every method fails.
+
+    Example:
+        >>> try:  # everything is checked before any model computes
+        ...     mergelib.compare({"news": "no/such/folder"}, inputs={"news": ["a text"]})
+        ... except Exception as error:
+        ...     print(type(error).__name__)
+        ConfigError
     """
     names, parents = method_names(methods), {p.name: p for p in named_experts(experts)}
     lams = [float(lam) for lam in dict.fromkeys(lams)]
