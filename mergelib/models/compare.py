@@ -195,10 +195,10 @@ def compare(
 
     Example:
         >>> try:  # everything is checked before any model computes
-        ...     mergelib.compare({"news": "no/such/folder"}, inputs={"news": ["a text"]})
+        ...     mergelib.models.compare({"news": "m"}, inputs={"news": ["a text"]}, methods="tie")
         ... except Exception as error:
         ...     print(type(error).__name__)
-        ConfigError
+        UnknownNameError
     """
     names, parents = method_names(methods), {p.name: p for p in named_experts(experts)}
     lams = [float(lam) for lam in dict.fromkeys(lams)]
