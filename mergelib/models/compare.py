@@ -132,8 +132,11 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
     Raises ``UnknownNameError``.
     """
     given = [methods] if isinstance(methods, str) else list(methods)
-    groups = {"all": list(METHODS), "fast": [m.name for m in METHODS.values() if can_stream(m)]}
-    names = [name for g in given for name in groups.get(g, [g])]
+    groups = {
+        "all": lambda: list(METHODS),
+        "fast": lambda: [m.name for m in METHODS.values() if can_stream(m)],
+    }
+    names = [name for g in given for name in (groups[g]() if g in groups else [g])]
     for name in names:
         get_method(name)
     return list(dict.fromkeys(names))
@@ -195,7 +198,7 @@ def compare(
 
     Example:
         >>> try:  # everything is checked before any model computes
-        ...     mergelib.models.compare({"news": "m"}, inputs={"news": ["a text"]}, methods="tie")
+        ...     mergelib.compare({"news": "m"}, inputs={"news": ["a text"]}, methods="tie")
         ... except Exception as error:
         ...     print(type(error).__name__)
         UnknownNameError
