@@ -45,11 +45,6 @@ class Draws:
         """``[n, 1, 1]`` of 0 and 1, 1 with probability p."""
         return (self.rng.random((self.n, 1, 1)) < p).astype(np.float32)
 
-    def specks(self, p: float) -> Array:
-        """``[n, 32, 32]`` of 0 and 1, 1 with probability p."""
-        drawn = self.rng.random((self.n, SIZE, SIZE), dtype=np.float32)
-        return (drawn < p).astype(np.float32)
-
     def sign(self) -> Array:
         """``[n, 1, 1]`` of -1 and 1."""
         return 2 * self.chance(0.5) - 1
@@ -126,7 +121,10 @@ def turned(
     degrees) and scaled."""
     # Rounded, so that the last bits of a platform's sine function cannot change a picture.
     angle = 2 * np.pi * np.asarray(turn, dtype=np.float64)
-    c, s = (np.round(f(angle), 6).astype(np.float32) for f in (np.cos, np.sin))
+    c, s = (
+        np.round(np.cos(angle), 6).astype(np.float32),
+        np.round(np.sin(angle), 6).astype(np.float32),
+    )
     dx, dy = x - cx, y - cy
     return (c * dx + s * dy) / scale, (c * dy - s * dx) / scale
 
@@ -145,14 +143,15 @@ def block(u: Array, half_width: Number, above: Array, below: Array) -> Array:
 
 
 def convex(u: Array, v: Array, polygon: str) -> Array:
-    """A convex polygon, by its name in ``images.yaml`` or by its corners, in clockwise order as
-    seen with v pointing down."""
-    ends = corners(DATA["polygons"].get(polygon, polygon))
-    distance = np.float32(-np.inf)
+    """A convex polygon of ``images.yaml``: corners in clockwise order as seen with v pointing
+    down."""
+    ends = corners(polygon)
+    distance = None
     for (x0, y0), (x1, y1) in zip(ends, [*ends[1:], ends[0]], strict=True):
         length = float(np.round(np.sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2), 6))
         a, b = np.float32((y1 - y0) / length), np.float32((x0 - x1) / length)
-        distance = np.maximum(distance, a * (u - np.float32(x0)) + b * (v - np.float32(y0)))
+        side = a * (u - np.float32(x0)) + b * (v - np.float32(y0))
+        distance = side if distance is None else np.maximum(distance, side)
     return distance
 
 
@@ -177,26 +176,22 @@ def lines(u: Array, v: Array, name: str) -> Array:
 class Canvas:
     """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers."""
 
-    def __init__(self, draws: Draws):
+    def __init__(self, draws: Draws, colour: str | Array):
         self.draws = draws
-        self.begin(np.zeros((draws.n, 3)))
+        rgb = self.colour(colour).astype(np.float32)[:, :, None, None]
+        self.rgb = np.repeat(np.repeat(rgb, SIZE, 2), SIZE, 3)
 
     def colour(self, colour: str | Array) -> Array:
         """``[n, 3]`` of a name, or as they are given."""
         return self.draws.colour(colour) if isinstance(colour, str) else colour
 
-    def begin(self, colour: str | Array) -> None:
-        """Cover the whole canvas."""
-        rgb = self.colour(colour).astype(np.float32)[:, :, None, None]
-        self.rgb = np.tile(rgb, (1, 1, SIZE, SIZE))
-
     def fill(
-        self, colour: str | Array, inside: Array, strength: Number = 1.0, soft: float = 1.0
+        self, distance: Array, colour: str | Array, strength: Number = 1.0, soft: float = 1.0
     ) -> None:
         """Put a colour inside a shape, which is given as a distance."""
-        self.paint(colour, edge(inside, soft) * strength)
+        self.paint(edge(distance, soft) * strength, colour)
 
-    def paint(self, colour: str | Array, cover: Array) -> None:
+    def paint(self, cover: Array, colour: str | Array) -> None:
         """Put a colour on, where ``cover [n, 32, 32]`` says."""
         self.rgb += cover[:, None] * (self.colour(colour)[:, :, None, None] - self.rgb)
 
