@@ -16,8 +16,9 @@ from torch import nn
 import mergelib
 from mergelib.core.errors import ConfigError, DataError, StateDictError
 from mergelib.core.identity import code_identity
+from mergelib.core.meter import Meter
 from mergelib.core.spare import call, spare
-from mergelib.core.types import Head, Task, state_digest
+from mergelib.core.types import Head, Task, place, state_digest
 from mergelib.merging import METHODS, Context, TaskData
 from mergelib.nonlocality.correction import Correction, fold
 from mergelib.nonlocality.sites import sites_for
@@ -43,6 +44,17 @@ WRITES = {
     "statistics": lambda t: nn.functional.batch_norm(torch.ones(5, 4), t[0], t[1], training=True),
     "max_norm": lambda t: nn.functional.embedding(torch.arange(2), t, max_norm=0.1),
     "shared": lambda t: t.share_memory_().zero_(),
+}
+READS = {
+    "add": lambda t: t + 1,
+    "stack": lambda t: torch.stack([t, t]).mean(0),
+    "cast": lambda t: t.double().bfloat16(),
+    "svd": lambda t: torch.linalg.svd(t),
+    "order": lambda t: t.abs().flatten().kthvalue(3),
+    "where": lambda t: torch.where(t > 0, t, 0.0),
+    "foreach": lambda t: torch._foreach_add([t], 1.0),
+    "place": place,
+    "copy": lambda t: torch.empty_like(t).copy_(t),
 }
 
 
@@ -90,6 +102,16 @@ def test_what_outlives_a_call_shares_nothing():
     made = call(lambda given: kept.append(given) or given["t"][2:], {"t": t})
     t.fill_(2)
     assert (array == 2).all() and (made == 1).all() and (kept[0]["t"] == 1).all()
+
+
+def test_what_is_only_read_is_not_copied():
+    """Else a guarded Weight Averaging takes 2.8 times as long."""
+    for read in READS.values():
+        t = torch.arange(24.0).reshape(6, 4)
+        assert call(lambda given, read=read: (read(given), torch._C._is_cow_tensor(given))[1], t)
+    with Meter() as meter:
+        call(lambda t: t + 1, torch.zeros(250_000))
+    assert meter.cost["peak_mb"] == 2, "what is given, and what is made of it"
 
 
 def test_tensors_that_are_made_when_asked_for_are_not_mixed_up():

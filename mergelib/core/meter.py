@@ -21,7 +21,7 @@ class Meter(TorchDispatchMode):
 
     It counts the storages of tensors created inside the block, on every device, from their first
     appearance as an operation's result until they are freed; it does not count a kernel's scratch
-    space, sparse tensors, or what existed before.
+    space, sparse tensors, copies that are deferred to the first write, or what existed before.
     Unlike the process's memory, the count is the same in every run. Metering slows each operation
     by some microseconds, which are included in the seconds.
     """
@@ -47,7 +47,7 @@ class Meter(TorchDispatchMode):
         before = {t.untyped_storage()._cdata for t in _strided((args, kwargs))}
         made = function(*args, **(kwargs or {}))
         for t in _strided(made):
-            if t.untyped_storage()._cdata not in before:
+            if t.untyped_storage()._cdata not in before and not torch._C._is_cow_tensor(t):
                 self._count(t.untyped_storage())
         return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -26,47 +27,85 @@ def spare(thing: T) -> T:
         thing: Tensors, arrays, modules, mappings, lists, tuples and dataclasses of them, in any
         nesting; the rest is passed on.
     """
-    return _spare(thing, {})
+    return _spare(thing, torch.UntypedStorage.clone, {}, {})
 
 
 def call(function: Callable[..., Any], /, *given: Any, **options: Any) -> Any:
     """What ``function`` gives for copies of ``given`` and ``options`` that it may ruin; what it
     keeps of the result, it may ruin later. A function of ours, which ruins nothing, gets them as
-    they are."""
+    they are.
+
+    A tensor is copied when it is written to or its address is asked for (``numpy()``), not before;
+    what outlives the call is then copied, too.
+    """
     if is_ours(function):
         return function(*given, **options)
-    given, options = spare((given, options))
-    return spare(function(*given, **options))
+    storages: Storages = {}
+    copies, options = _spare((given, options), _on_write, storages, {})
+    held = [weakref.ref(copied) for _, copied in storages.values()]
+    shared = {copied._cdata for _, copied in storages.values()}
+    del storages
+    own: Storages = {}
+    made = _spare(function(*copies, **options), _on_write, own, {})
+    for storage, copied in own.values():
+        if storage._cdata in shared:  # with ``given``
+            copied.data_ptr()
+    storage = None
+    del copies, options, own
+    for storage in filter(None, (ref() for ref in held)):
+        storage.data_ptr()
+    return made
 
 
-def _spare(x: Any, memo: dict[int, Any]) -> Any:
-    """A copy of ``x``; ``memo`` is that of ``copy.deepcopy``: the copies so far, by the id of their
-    originals, and the originals themselves, so that no other object gets their id."""
+def _on_write(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A copy that torch makes when the first of the two is written to; a real one of memory that
+    torch did not allocate (a file's, numpy's)."""
+    try:
+        whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        return torch._lazy_clone(whole).untyped_storage()
+    except RuntimeError:
+        return storage.clone()
+
+
+Storages = dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]]
+"""Address -> original (kept alive, so that no other one gets its address) and copy."""
+Copy = Callable[[torch.UntypedStorage], torch.UntypedStorage]
+
+
+def _spare(x: Any, clone: Copy, storages: Storages, memo: dict[int, Any]) -> Any:
     if isinstance(x, PLAIN):
         return x
     if isinstance(x, Tensor):
         if x.layout is not torch.strided or x.is_quantized:
             return x.detach().clone()
-        return copy.deepcopy(x.detach().resolve_conj().resolve_neg(), memo)
+        return _tensor(x.detach().resolve_conj().resolve_neg(), clone, storages)
     if isinstance(x, np.ndarray):
         return x.copy()
     if id(x) in memo:
         return memo[id(x)]
     if isinstance(x, nn.Module):
-        for t in [*x.parameters(), *x.buffers()]:  # deepcopy alone would untie them from states
-            own = _spare(t, memo)
-            is_parameter = isinstance(t, nn.Parameter)
-            memo[id(t)] = nn.Parameter(own, t.requires_grad) if is_parameter else own
-        return copy.deepcopy(x, memo)
-    if isinstance(x, Mapping):
-        made = {k: _spare(v, memo) for k, v in x.items()}
+        for t in [*x.parameters(), *x.buffers()]:
+            own = _tensor(t.detach(), clone, storages)
+            own = nn.Parameter(own, t.requires_grad) if isinstance(t, nn.Parameter) else own
+            memo[id(t)] = own
+        return copy.deepcopy(x, memo)  # which also records its parts
+    elif isinstance(x, Mapping):
+        made = {k: _spare(v, clone, storages, memo) for k, v in x.items()}
     elif type(x) in (list, tuple):
-        made = type(x)(_spare(v, memo) for v in x)
+        made = type(x)(v if type(v) in PLAIN else _spare(v, clone, storages, memo) for v in x)
     elif is_dataclass(x) and not isinstance(x, type):
-        parts = {f.name: _spare(getattr(x, f.name), memo) for f in fields(x) if f.init}
-        made = replace(x, **parts)
+        parts = {f.name: getattr(x, f.name) for f in fields(x) if f.init}
+        made = replace(x, **{n: _spare(v, clone, storages, memo) for n, v in parts.items()})
     else:
         return x
     memo[id(x)] = made
-    memo.setdefault(id(memo), []).append(x)
+    memo.setdefault(id(memo), []).append(x)  # kept alive, as deepcopy does
     return made
+
+
+def _tensor(t: Tensor, clone: Copy, storages: Storages) -> Tensor:
+    known = t.untyped_storage()._cdata
+    if known not in storages:
+        storages[known] = t.untyped_storage(), clone(t.untyped_storage())
+    shared = torch.empty(0, dtype=t.dtype, device=t.device)
+    return shared.set_(storages[known][1], t.storage_offset(), t.shape, t.stride())

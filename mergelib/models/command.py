@@ -97,11 +97,11 @@ def run_merge(recipe: Any) -> None:
 
 def choose_lam(recipe: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """The method's options with ``--lam``, and for the card how ``auto`` chose it."""
+    if recipe.lam != "auto":
+        return recipe.options | ({} if recipe.lam is None else {"lam": recipe.lam}), {}
     from ..merging import get_method
     from .compare import compare
 
-    if recipe.lam != "auto":
-        return recipe.options | ({} if recipe.lam is None else {"lam": recipe.lam}), {}
     if not get_method(recipe.method).has_lam:
         raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
     merging = {"out", "overwrite", "base", "method", "options", "lam", "dtype", "single"}
