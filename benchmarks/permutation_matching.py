@@ -19,6 +19,28 @@ import time
 from functools import partial
 
 import torch
+from torch import Tensor
+
+from mergelib.nonlocality.permute import Permutations
+from mergelib.nonlocality.spec import PermutationSpec
+
+
+def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random permutations; every composition of the symmetries is equally likely."""
+    drawn: dict[str, Tensor] = {}
+    for root, family in spec.families.items():
+        n = spec.groups[root].size
+        drawn[root] = torch.randperm(n, generator=generator)
+        for name in family[1:]:
+            w = spec.groups[name].size // n
+            inside = torch.stack([torch.randperm(w, generator=generator) for _ in range(n)])
+            drawn[name] = (drawn[root][:, None] * w + inside).flatten()
+    return {name: drawn[name] for name in spec.groups}
+
+
+def inverse(permutations: Permutations) -> dict[str, Tensor]:
+    """The inverse of ``permutations``."""
+    return {name: index.argsort() for name, index in permutations.items()}
 
 
 def main() -> None:
@@ -35,7 +57,7 @@ def main() -> None:
     from mergelib.core.progress import progress
     from mergelib.nonlocality.architectures import spec_for
     from mergelib.nonlocality.matching import weight_matching
-    from mergelib.nonlocality.permute import apply, identity, inverse, random_permutations
+    from mergelib.nonlocality.permute import apply, identity
 
     torch.manual_seed(args.seed)
     config = BertConfig(num_hidden_layers=args.layers)

@@ -72,14 +72,12 @@ def meaning():
         encoders.TextEncoder.module,
         encoders.encoder_class,
     ]
-    pooled = [encoders.PooledEncoder, encoders.ReleasedPooling, encoders.ReleasedEncoder, *tokens]
+    pooled = [encoders.PooledEncoder, encoders.ReleasedEncoder, *tokens]
     trained = [
         training.train,
         training.TrainConfig,
         training.shuffled_batches,
         training.learning_rate,
-        training.backward,
-        training.backward_in_memory,
         training.MAX_NORM,
     ]
     fine_tune = [

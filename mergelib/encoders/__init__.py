@@ -4,7 +4,7 @@ Architecture and preprocessing live here; weights are kept separately.
 """
 
 from .image import ImageEncoder, ImageFeatures
-from .released import ReleasedEncoder, ReleasedPooling, released_encoder
+from .released import ReleasedEncoder, released_encoder
 from .text import (
     Encoder,
     PooledEncoder,
@@ -23,7 +23,6 @@ __all__ = [
     "ImageFeatures",
     "PooledEncoder",
     "ReleasedEncoder",
-    "ReleasedPooling",
     "TextEncoder",
     "architecture",
     "encoder_class",

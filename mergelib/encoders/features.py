@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, DeviceMemoryError
-from ..core.memory import free_device_memory, out_of_memory, within_memory
+from ..core.memory import out_of_memory, within_memory
 from ..core.progress import progress
 from ..core.types import Inputs
 from . import Encoder
@@ -75,7 +75,6 @@ def extract_prepared(
             f"Precision '{precision}' is unknown; choose from {', '.join(PRECISIONS)}."
         )
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
-    features = torch.empty(len(prepared), encoder.width)
     with within_memory(
         f"The encoder's weights do not fit into the memory of {device}: free some of it, or take "
         "device 'cpu'."
@@ -83,57 +82,42 @@ def extract_prepared(
         if precision == "bf16_weights":
             model = copy.deepcopy(model).to(torch.bfloat16)
         model = model.to(device).train(dropout)
-    dtype, done = next(model.parameters()).dtype, 0
-    waiting: tuple[list[int], Tensor] | None = (
-        # the last batch's features, still on the device; they are fetched once the next batch is
-        # under way
-        None
-    )
-    products = torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"
-    )
+    dtype, device = next(model.parameters()).dtype, torch.device(device)
+    features, done = [torch.empty(0, encoder.width, device=device)], 0
+    products = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar, products:
         while done < len(order):
             rows = order[done : done + batch_size]
+            batch = encoder.collate([prepared[i] for i in rows])
             try:
-                batch = encoder.collate([prepared[i] for i in rows])
-                found = model(
-                    **{k: _sent(v, device, dtype) for k, v in batch.items()}
-                ).float()  # no variable keeps a failed batch on the device
+                features.append(model(**_sent(batch, device, dtype)).float())
+                done += len(rows)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
                 if len(rows) == 1:
                     raise DeviceMemoryError(
                         f"One input alone does not fit into the memory of {device}: free some of "
-                        f"it, shorten inputs "
-                        "(encoder.max_length), or take device 'cpu'."
+                        "it, shorten inputs (encoder.max_length), or take device 'cpu'."
                     ) from error
-            else:
-                if waiting:
-                    features[waiting[0]] = waiting[1].cpu()
-                waiting = rows, found
-                done += len(rows)
-                if bar is not None:
-                    bar.update(len(rows))
-                continue
-            batch_size = (len(rows) + 1) // 2
-            warnings.warn(
-                f"Out of memory on {device} with {len(rows)} inputs at once; continuing with "
-                f"{batch_size}. Set encoder.batch_size to {batch_size} to avoid this warning.",
-                UserWarning,
-                stacklevel=3,
-            )
-            free_device_memory()
-        if waiting:
-            features[waiting[0]] = waiting[1].cpu()
-    return features
+                batch_size = (len(rows) + 1) // 2
+                warnings.warn(
+                    f"Out of memory on {device} with {len(rows)} inputs at once; continuing with "
+                    f"{batch_size}. Set encoder.batch_size to {batch_size} to avoid this warning.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            if bar is not None:
+                bar.update(done - bar.n)
+    return torch.cat(features).cpu()[torch.tensor(order).argsort()]
 
 
-def _sent(values: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    """Copy a batch to the device without waiting for running computations; floating-point values
-    take the model's dtype."""
-    to = torch.device(device)
-    if to.type == "cuda":
-        values = values.pin_memory()
-    return values.to(to, dtype if values.is_floating_point() else None, non_blocking=True)
+def _sent(batch: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The batch on the device, sent without waiting for running computations; floating-point
+    values in the model's dtype."""
+    if device.type == "cuda":
+        batch = {name: values.pin_memory() for name, values in batch.items()}
+    return {
+        name: values.to(device, dtype if values.is_floating_point() else None, non_blocking=True)
+        for name, values in batch.items()
+    }

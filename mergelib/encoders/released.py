@@ -12,32 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..core.types import Inputs, State, digest
-from .text import TextEncoder, architecture
-
-
-class ReleasedPooling(nn.Module):
-    """A transformer and the mean of its outputs: ``input_ids, attention_mask [B, L] -> [B, d]``.
-
-    Without ``mask`` every position is attended to; with ``padding_in_mean`` every position is
-    averaged.
-    """
-
-    def __init__(self, transformer: nn.Module, *, mask: bool, padding_in_mean: bool):
-        super().__init__()
-        self.transformer, self.mask, self.padding_in_mean = transformer, mask, padding_in_mean
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.transformer(
-            input_ids=input_ids, attention_mask=attention_mask if self.mask else None
-        ).last_hidden_state
-        if self.padding_in_mean:
-            return hidden.mean(1)
-        real = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * real).sum(1) / real.sum(1)
+from .text import PooledEncoder, TextEncoder, architecture
 
 
 @dataclass(frozen=True)
@@ -59,9 +38,9 @@ class ReleasedEncoder(TextEncoder):
             how,
         )
 
-    def module(self, state: State | None = None) -> ReleasedPooling:
+    def module(self, state: State | None = None) -> PooledEncoder:
         """See ``TextEncoder.module``."""
-        return ReleasedPooling(
+        return PooledEncoder(
             super().module(state).transformer, mask=self.mask, padding_in_mean=self.padding_in_mean
         ).eval()
 

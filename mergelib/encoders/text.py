@@ -64,18 +64,24 @@ def architecture(config: Any, *also: str) -> str:
 
 class PooledEncoder(nn.Module):
     """A transformer followed by the mean over real tokens: ``input_ids, attention_mask [B, L] ->
-    [B, d]``."""
+    [B, d]``.
 
-    def __init__(self, transformer: nn.Module):
+    Without ``mask`` every position is attended to; with ``padding_in_mean`` every position is
+    averaged.
+    """
+
+    def __init__(self, transformer: nn.Module, *, mask: bool = True, padding_in_mean: bool = False):
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.mask, self.padding_in_mean = transformer, mask, padding_in_mean
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.transformer(
-            input_ids=input_ids, attention_mask=attention_mask
+            input_ids=input_ids, attention_mask=attention_mask if self.mask else None
         ).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1)
+        if self.padding_in_mean:
+            return hidden.mean(1)
+        real = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * real).sum(1) / real.sum(1)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.names import FINE_TUNED
-from ..core.types import Head, State, percent
+from ..core.types import Head, percent
 from ..figures import plots
-from ..figures.style import CLASS_COLOURS, CLASS_MARKERS, OTHER_STYLES, PAGE, PROTOCOL_STYLE
+from ..figures.style import CLASS_COLOURS, CLASS_MARKERS, OTHER_STYLES, PAGE, PROTOCOL_STYLE, Style
 from ..protocols import PROTOCOLS, current_eval, fit_heads
 from ..tables import average_of, protocol_label, short_label
 from .toy import CLASSES, RADIUS, SPREAD, Toy, make_toy, turned_by
@@ -34,7 +33,7 @@ OLD, NEW = PROTOCOL_STYLE["current"], PROTOCOL_STYLE["ft_classifier"]
 MERGED = OTHER_STYLES[0]["color"]
 LIMIT = RADIUS + 3 * SPREAD
 TASKS = tuple(CLASSES)
-LAMS, ANGLES = (0.0, 1.0, 0.1), (0, 140, 10)  # minimum, maximum and step of the sliders
+ANGLES = (0, 140, 10)  # minimum, maximum and step of the slider
 STILLS = ((80, 0.5), (80, 0.2))  # (angle, lambda) of the frames on a static page
 
 
@@ -62,133 +61,78 @@ def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
 def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
     """Where each encoder sends (1, 0), which is theta's first column, and f_m's image of the
     circle."""
-
-    def at(state: State) -> np.ndarray:
-        return state["theta"][:, 0].numpy()
-
-    theta_m = toy.merge(lam)
-    merged = at(theta_m)
-    angles = np.linspace(0, 2 * np.pi, 200)
+    merged, angles = toy.merge(lam), np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(angles), np.sin(angles)])
     ax.plot(*circle, color="0.8", linewidth=0.8)
-    ax.plot(*(theta_m["theta"].numpy() @ circle), color=MERGED, linewidth=0.9, alpha=0.6)
-    places = {"f_b": at(toy.base), **{f"f_{e.task}": at(e.state) for e in toy.experts}}
-    for name, place in places.items():
-        if name != "f_b":
-            ax.annotate(
-                "",
-                place,
-                places["f_b"],
-                arrowprops={"arrowstyle": "->", "color": "0.4", "linewidth": 0.9},
-            )
-        ax.plot(*place, marker="o", color="black", markersize=4)
-        ax.annotate(f"${name}$", 1.25 * place, ha="center", va="center")
-    ax.annotate(
-        "",
-        merged,
-        places["f_b"],
-        arrowprops={"arrowstyle": "->", "color": MERGED, "linewidth": 1.6},
-    )
-    ax.plot(*merged, marker="*", color=MERGED, markersize=8, linestyle="none")
-    ax.annotate(
-        "$f_m$",
-        merged,
-        xytext=(-9, -9),
-        textcoords="offset points",
-        ha="center",
-        va="center",
-        color=MERGED,
-    )
-    mirrored = ", B mirrors" if toy.mirrored else ""
-    _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{mirrored}, $\lambda$ = {lam:.1f}")
+    ax.plot(*(merged["theta"].numpy() @ circle), color=MERGED, linewidth=0.9, alpha=0.6)
+    start = toy.base["theta"][:, 0].tolist()
+    ax.plot(*start, marker="o", color="black", markersize=4)
+    ax.annotate("$f_b$", np.multiply(1.25, start), ha="center", va="center")
+    experts = {f"f_{e.task}": e.state for e in toy.experts}
+    for name, state in {**experts, "f_m": merged}.items():
+        marker, colour, grey, width = ("o", "black", "0.4", 0.9)
+        if name == "f_m":
+            marker, colour, grey, width = ("*", MERGED, MERGED, 1.6)
+        end = state["theta"][:, 0].tolist()
+        arrow = {"arrowstyle": "->", "color": grey, "linewidth": width}
+        ax.annotate("", end, start, arrowprops=arrow)
+        ax.plot(*end, marker=marker, color=colour, markersize=8 if marker == "*" else 4)
+        ax.annotate(f"${name}$", np.multiply(1.25, end), ha="center", va="center", color=colour)
+    _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{_mirrored(toy)}, $\lambda$ = {lam:.1f}")
+
+
+def _mirrored(toy: Toy) -> str:
+    return ", B mirrors" if toy.mirrored else ""
+
+
+def _bare(ax: Axes, title: str) -> None:
+    ax.set(aspect="equal", xticks=[], yticks=[], title=title)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
 
 
 def _square(ax: Axes, limit: float, title: str) -> None:
-    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
-    ax.set_title(title)
+    _bare(ax, title)
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit))
 
 
-def tie_lines(head: Head, reach: float = LIMIT) -> list[Tensor]:
-    """The lines where two classes tie and no third wins: ``[n, 2]`` per pair, NaN beyond their
-    ends."""
-    W, b = head.weight.double(), head.bias.double()
-    along, lines = torch.linspace(-reach, reach, 801).double(), []
-    for i, j in itertools.combinations(range(len(W)), 2):
-        normal, offset = W[i] - W[j], b[i] - b[j]
-        foot = -offset * normal / normal.square().sum()
-        across = torch.stack([-normal[1], normal[0]]) / normal.norm()
-        line = foot + along[:, None] * across
-        logits = line @ W.mT + b
-        tied = (logits.amax(-1) - logits[:, i] < 1e-6) & (line.norm(dim=-1) < reach)
-        if tied.any():
-            lines.append(line.masked_fill(~tied[:, None], torch.nan))
-    return lines
-
-
-def _draw_head(ax: Axes, head: Head, style: dict[str, Any]) -> None:
+def _draw_head(ax: Axes, head: Head, style: Style) -> None:
     """Draw where two classes tie (lines) and where each class vector points (its marker on the
     rim)."""
-    for line in tie_lines(head):
-        ax.plot(*line.mT, color=style["color"], linestyle=style["linestyle"], zorder=1)
-    for c, vector in enumerate(head.weight):
+    side = torch.linspace(-LIMIT, LIMIT, 600)
+    points = torch.cartesian_prod(side, side)
+    classes = current_eval(points, head).double()
+    classes[points.norm(dim=-1) > LIMIT] = torch.nan
+    ties = np.arange(len(head.bias) - 1) + 0.5
+    lines = {"colors": style["color"], "linestyles": style["linestyle"], "zorder": 1}
+    ax.contour(side, side, classes.view(len(side), -1).mT, ties, **lines)
+    for vector, (hue, marker) in zip(head.weight, CLASS_STYLE, strict=False):
         tip = 0.94 * LIMIT * vector / vector.norm()
-        hue, marker = CLASS_STYLE[c]
-        ax.plot(
-            *tip.tolist(),
-            marker=marker,
-            color=hue,
-            markersize=8,
-            markeredgecolor="black",
-            zorder=3,
-            clip_on=False,
-        )
+        dot = {"markersize": 8, "markeredgecolor": "black", "zorder": 3, "clip_on": False}
+        ax.plot(*tip.tolist(), marker=marker, color=hue, **dot)
 
 
 def _draw_clouds(ax: Axes, z: Tensor, labels: Tensor, right: Tensor) -> None:
     """Draw the points ``[N, 2]`` of the first classes, hollow if misclassified."""
+    how = {"s": 9, "linewidths": 0.7, "zorder": 2, "clip_on": False}
     for c, (hue, marker) in enumerate(CLASS_STYLE):
         for mine, face in ((right, hue), (~right, "none")):
-            ax.scatter(
-                *z[(labels == c) & mine].mT,
-                s=9,
-                marker=marker,
-                facecolors=face,
-                edgecolors=hue,
-                linewidths=0.7,
-                zorder=2,
-                clip_on=False,
-            )
+            points = z[(labels == c) & mine].mT
+            ax.scatter(*points, marker=marker, facecolors=face, edgecolors=hue, **how)
 
 
-def _draw_features(
-    ax: Axes, z: Tensor, labels: Tensor, head: Head, title: str, *, fitted: bool = False
-) -> None:
-    """Draw features ``[N, 2]`` by class, hollow if ``head`` is wrong, and the head itself."""
+def _draw_task(ax: Axes, toy: Toy, lam: float, task: str, k: int | None, title: str) -> None:
+    """Draw a task's merged features by class, hollow where the head is wrong, and the head: W_t, or
+    what FT-Classifier fits to k inputs per class."""
+    merged, head = toy.merge(lam), toy.expert(task).head
+    if k:
+        fitted = fit_heads(toy.evidence(merged, task, k))[0]
+        head = Head(fitted.weight[0], fitted.bias[0])
+    z, labels = toy.features(merged, task), toy.labels(task)
     right = current_eval(z, head) == labels
-    _draw_head(ax, head, NEW if fitted else OLD)
+    _draw_head(ax, head, NEW if k else OLD)
     _draw_clouds(ax, z, labels, right)
     _square(ax, 1.05 * LIMIT, f"{title} {percent(right):.0f} %")
-
-
-def _draw_task(ax: Axes, toy: Toy, lam: float, task: str, k: int | None) -> None:
-    merged, head = toy.merge(lam), toy.expert(task).head
-    if k is not None:
-        head = _refitted(toy, merged, task, k)
-    _draw_features(
-        ax,
-        toy.features(merged, task),
-        toy.labels(task),
-        head,
-        f"task {task}, {'new' if k else 'old'} $W$:",
-        fitted=k is not None,
-    )
-
-
-def _refitted(toy: Toy, encoder: State, task: str, k: int) -> Head:
-    batch = fit_heads(toy.evidence(encoder, task, k))[0]
-    return Head(batch.weight[0], batch.bias[0])
 
 
 def draw_frames(
@@ -202,7 +146,7 @@ def draw_frames(
         toy = make_toy(angle, mirrored)
         _draw_weights(row[0], toy, lam)
         for ax, task in zip(row[1:], TASKS, strict=True):
-            _draw_task(ax, toy, lam, task, k)
+            _draw_task(ax, toy, lam, task, k, f"task {task}, {'new' if k else 'old'} $W$:")
     return fig
 
 
@@ -216,22 +160,26 @@ def _png(fig: Figure) -> str:
 
 def describe(angle: float, lam: float, k: int | None = None, mirrored: bool = False) -> str:
     """Alt text of one frame, from the numbers themselves."""
-    protocol = protocol_label("ft_classifier" if k else "current")
+    toy, protocol = make_toy(angle, mirrored), protocol_label("ft_classifier" if k else "current")
     said = [
         f"task {row['task']}: "
         + ("" if mirrored else f"features turned by {row['turn (degrees)']:.0f} degrees, ")
         + f"{protocol} {row[protocol]:.0f} %, best possible {row['best possible']:.0f} %"
-        for _, row in score_toy(make_toy(angle, mirrored), lam, k or 1).iterrows()
+        for _, row in score_toy(toy, lam, k or 1).iterrows()
     ]
-    mirror = ", B mirrors" if mirrored else ""
-    return f"A's turn {angle:.0f} degrees{mirror}, lambda {lam:.1f}. {'; '.join(said)}."
+    return f"A's turn {angle:.0f} degrees{_mirrored(toy)}, lambda {lam:.1f}. {'; '.join(said)}."
 
 
 class Explorer(widgets.VBox):
-    """A slider for the angle, one for lambda, and a frame that follows them.
+    """Sliders for the angle and lambda of the toy, and a frame that follows them.
 
     Its output also holds a static picture of a few frames, which a notebook shows when no kernel
     runs.
+
+    Args:
+        k: Show FT-Classifier's head for k inputs per class; without it, the old one.
+        stills: The (angle, lambda) of the static frames; the sliders start at the first.
+        mirrored: Show the toy whose f_B mirrors the plane.
     """
 
     def __init__(
@@ -241,15 +189,11 @@ class Explorer(widgets.VBox):
         mirrored: bool = False,
     ):
         self.stills, self.world = tuple(stills), {"k": k, "mirrored": mirrored}
-        angle, lam = self.stills[0]
         wide = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="34em")}
-        low, high, step = ANGLES
-        self.angle = widgets.IntSlider(
-            angle, low, high, step, description="A's turn (degrees)", **wide
-        )
-        low, high, step = LAMS
+        angle, lam = self.stills[0]
+        self.angle = widgets.IntSlider(angle, *ANGLES, description="A's turn (degrees)", **wide)
         self.lam = widgets.FloatSlider(
-            lam, min=low, max=high, step=step, description="lambda", readout_format=".1f", **wide
+            lam, min=0.0, max=1.0, step=0.1, description="lambda", readout_format=".1f", **wide
         )
         self.picture = widgets.HTML()
         super().__init__([self.angle, self.lam, self.picture])
@@ -259,9 +203,9 @@ class Explorer(widgets.VBox):
 
     def redraw(self, change: Any = None) -> None:
         """Draw the frame of the sliders' values."""
-        angle, lam = self.angle.value, self.lam.value
-        picture = _png(draw_frames([(angle, lam)], **self.world))
-        alt = html.escape(describe(angle, lam, **self.world), quote=True)
+        frame = self.angle.value, self.lam.value
+        alt = html.escape(describe(*frame, **self.world), quote=True)
+        picture = _png(draw_frames([frame], **self.world))
         self.picture.value = (
             f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'
         )
@@ -272,15 +216,7 @@ class Explorer(widgets.VBox):
         return super()._repr_mimebundle_(**kwargs) | static, {"image/png": {"alt": said}}
 
 
-def explore(
-    k: int | None = None,
-    stills: Sequence[tuple[float, float]] = STILLS,
-    mirrored: bool = False,
-) -> Explorer:
-    """Sliders for the angle and lambda of the toy. ``k`` shows FT-Classifier's head for k inputs
-    per class, else the old one; ``mirrored`` the toy whose f_B mirrors the plane. ``stills`` are
-    the (angle, lambda) of the frames that a static page shows; the sliders start at the first."""
-    return Explorer(k, stills, mirrored)
+explore = Explorer
 
 
 def draw_real(
@@ -299,20 +235,12 @@ def draw_real(
     drawn = labels < len(CLASS_STYLE)
     centre = features[reference][drawn].mean(0)
     plane = torch.linalg.svd(features[reference][drawn] - centre, full_matrices=False)[2][:2]
-    flat = {name: (z - centre) @ plane.mT for name, z in features.items()}
-    corners = torch.cat([points[drawn] for points in flat.values()])
-    fig, axes = plt.subplots(1, len(features), figsize=(PAGE, 2.2), squeeze=False)
-    for ax, (name, points) in zip(axes[0], flat.items(), strict=True):
-        right = current_eval(features[name], head) == labels
-        _draw_clouds(ax, points, labels, right)
-        _square(ax, 1.0, f"{name}: {percent(right):.0f} %")
-        ax.set(
-            **{
-                f"{a}lim": (corners[:, i].min().item(), corners[:, i].max().item())
-                for i, a in enumerate("xy")
-            }
-        )
-    fig.suptitle(finding, x=0.01, ha="left", weight="bold", size=10)
+    fig, axes = plt.subplots(1, len(features), figsize=(PAGE, 2.2), sharex=True, sharey=True)
+    for ax, (name, z) in zip(np.ravel(axes), features.items(), strict=True):
+        right = current_eval(z, head) == labels
+        _draw_clouds(ax, (z - centre) @ plane.mT, labels, right)
+        _bare(ax, f"{name}: {percent(right):.0f} %")
+    plots.head(fig, finding)
     return fig
 
 
@@ -357,42 +285,25 @@ def draw_summary(
     """The lesson in four panels: a toy and lambda whose merged features are intact, behind the old
     and the re-aligned head; one where they are destroyed; and the average accuracies of real
     encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
-    fig, axes = plt.subplots(1, 4, figsize=(PAGE, 2.6), width_ratios=(1, 1, 1, 1.2))
-    for ax, (toy, lam), fitted, title in zip(
-        axes,
-        (intact, intact, destroyed),
-        (False, True, True),
-        ("misaligned:", "re-aligned:", "destroyed:"),
-        strict=False,
-    ):
-        merged = toy.merge(lam)
-        head = _refitted(toy, merged, task, k) if fitted else toy.expert(task).head
-        z, labels = toy.features(merged, task), toy.labels(task)
-        _draw_features(ax, z, labels, head, title, fitted=fitted)
-    bars, top = axes[3], average_of(summary, FINE_TUNED)
+    fig, (*panels, bars) = plt.subplots(1, 4, figsize=(PAGE, 2.6), width_ratios=(1, 1, 1, 1.2))
+    _draw_task(panels[0], *intact, task, None, "misaligned:")
+    _draw_task(panels[1], *intact, task, k, "re-aligned:")
+    _draw_task(panels[2], *destroyed, task, k, "destroyed:")
+    colours = {"old classifier": OLD["color"], "re-aligned classifier": NEW["color"]}
+    rows = [
+        (short_label(e), head, average_of(summary, e, *protocol))
+        for head, protocol in zip(colours, [("current",), ("ft_classifier", k)], strict=True)
+        for e in encoders
+    ]
+    heights = pd.DataFrame(rows, columns=["encoder", "head", "accuracy"])
+    plots.bars(bars, heights, "encoder", "head", colours)
+    top = average_of(summary, FINE_TUNED)
     bars.axhline(top, color="black", linestyle=":", linewidth=1.0)
     bars.text(-0.45, top + 1.5, f"fine-tuned models: {top:.0f}", fontsize=9)
-    for i, (protocol, style) in enumerate((("current", OLD), ("ft_classifier", NEW))):
-        heights = [
-            average_of(summary, e, protocol, None if protocol == "current" else k) for e in encoders
-        ]
-        places = np.arange(len(encoders)) + (i - 0.5) * 0.4
-        drawn = bars.bar(places, heights, 0.4, color=style["color"])
-        colour = ("black", "white")[i]
-        bars.bar_label(drawn, fmt="%.0f", label_type="center", fontsize=9, color=colour)
-    bars.set_xticks(range(len(encoders)), [short_label(e) for e in encoders])
-    bars.set_ylim(0, 100)
-    bars.set_title("BERT: accuracy (%)")
-    bars.grid(axis="x", visible=False)
-    for style, label in ((OLD, "old classifier"), (NEW, "re-aligned classifier")):
-        line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 3}
-        bars.plot([], [], label=label, **line)
+    bars.set(title="BERT: accuracy (%)", ylabel="")
     hollow = {"linestyle": "none", "marker": "o", "color": "black", "markerfacecolor": "none"}
     bars.plot([], [], markersize=4, label="classified wrongly", **hollow)
-    old, new = (
-        average_of(summary, encoders[-1]),
-        average_of(summary, encoders[-1], "ft_classifier", k),
-    )
+    old, new = heights[heights.encoder == short_label(encoders[-1])].accuracy
     title = f"Of the {top - old:.0f} points that {short_label(encoders[-1])} loses, a re-aligned "
     plots.head(fig, f"{title}classifier regains {new - old:.0f}", [bars], 3)
     return fig

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.types import State
 from .registry import method
-from .states import add_scaled, check_fraction, float_names, task_vectors, total
+from .states import add_scaled, check_range, float_names, task_vectors, total
 from .ties import ties_direction
 
 # ---- DARE: Yu et al., 2024 (arXiv 2311.03099) ----
@@ -28,7 +28,7 @@ def dare(tau: Tensor, drop: float, generator: torch.Generator) -> Tensor:
 def _dare_vectors(
     base: State, experts: Sequence[State], drop: float, seed: int
 ) -> list[dict[str, Tensor]]:
-    check_fraction("DARE", "drop", drop, open_high=True)
+    check_range("DARE", "drop", drop, "[0, 1)")
     generator = torch.Generator().manual_seed(seed)
     return task_vectors(base, experts, lambda tau: dare(tau, drop, generator))
 
@@ -94,8 +94,8 @@ def model_breadcrumbs(
     The authors' search has ``keep`` 0.05..0.2 and ``drop_top`` 0.001..0.01. (A row too short to
     keep int(keep * n) entries keeps one, where the original keeps none.)
     """
-    check_fraction("Model Breadcrumbs", "keep", keep, open_low=True)
-    check_fraction("Model Breadcrumbs", "drop_top", drop_top, open_high=True)
+    check_range("Model Breadcrumbs", "keep", keep, "(0, 1]")
+    check_range("Model Breadcrumbs", "drop_top", drop_top, "[0, 1)")
     return total(task_vectors(base, experts, lambda tau: breadcrumbs(tau, keep, drop_top)))
 
 
@@ -127,9 +127,9 @@ def della(
 
     (mergekit rescales to the former L1 norm instead of dividing by the keep probability.)
     """
-    check_fraction("DELLA", "drop + window / 2", drop + window / 2, open_high=True)
-    check_fraction("DELLA", "drop - window / 2", drop - window / 2)
-    check_fraction("DELLA", "window", window)
+    check_range("DELLA", "drop + window / 2", drop + window / 2, "[0, 1)")
+    check_range("DELLA", "drop - window / 2", drop - window / 2)
+    check_range("DELLA", "window", window)
     generator = torch.Generator().manual_seed(seed)
     pruned = task_vectors(base, experts, lambda tau: magprune(tau, drop, window, generator))
     merged = {}

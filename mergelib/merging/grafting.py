@@ -13,7 +13,7 @@ from ..core.types import State
 from .context import Context
 from .registry import method
 from .states import (
-    check_fraction,
+    check_range,
     complete,
     flatten,
     float_names,
@@ -74,7 +74,7 @@ def grafting(
     The authors graft one task at a time, with masks of 0.01 % of a much larger model; adding up the
     grafts of all tasks is how they combine skills.
     """
-    check_fraction("Grafting", "keep", keep, open_low=True)
+    check_range("Grafting", "keep", keep, "(0, 1]")
     if n_examples < 1 or steps < 0 or not lr > 0:
         raise ConfigError(
             "Grafting: n_examples must be at least 1, steps at least 0 and lr above 0, not "

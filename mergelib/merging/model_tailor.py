@@ -12,7 +12,7 @@ from ..core.types import State
 from .context import Context
 from .registry import method
 from .regmean import gram_matrices
-from .states import check_fraction, float_names, total
+from .states import check_range, float_names, total
 
 DAMPING = 0.01
 
@@ -77,8 +77,8 @@ def model_tailor(
     model to one task without forgetting; adding up several tailored task vectors is our
     interpretation.
     """
-    check_fraction("Model Tailor", "keep", keep, open_low=True)
-    check_fraction("Model Tailor", "omega", omega)
+    check_range("Model Tailor", "keep", keep, "(0, 1]")
+    check_range("Model Tailor", "omega", omega)
     if n_examples < 1 or block < 1:
         raise ConfigError(
             f"Model Tailor: n_examples and block must be at least 1, not {n_examples} and {block}."

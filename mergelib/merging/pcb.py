@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.types import State
 from .registry import method
-from .states import check_fraction, flat_task_vectors, float_names, unflatten
+from .states import check_range, flat_task_vectors, float_names, unflatten
 
 
 def _quantile(row: Tensor, q: float) -> Tensor:
@@ -48,8 +48,8 @@ def pcb_merging(
     inter-task term; this is that of their root script and language experiments, tanh(tau_t * sum_s
     tau_s), with one lambda for all tasks instead of an evolutionary search over T of them.
     """
-    check_fraction("PCB-Merging", "ratio", ratio, open_low=True)
-    check_fraction("PCB-Merging", "clamp", clamp, high=0.5, open_high=True)
+    check_range("PCB-Merging", "ratio", ratio, "(0, 1]")
+    check_range("PCB-Merging", "clamp", clamp, "[0, 0.5)")
     names = float_names(base)
     tau_sum = sum(flat_task_vectors(base, experts, names))
     weighted, weights = torch.zeros_like(tau_sum), torch.zeros_like(tau_sum)

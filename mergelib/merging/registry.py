@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from ..core.names import REFERENCES
 from ..core.spare import call
 from ..core.types import State
 from .context import Context
-from .states import add_scaled, check_direction, check_merged, check_states, detached, untied
+from .states import add_scaled, check_like, check_states, detached, untied
 
 MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
 ONE, PER_TASK = "one encoder", "one per task"
-# for an option: beyond it, torch accepts no integer and float32 overflows in products
-LARGEST = 2.0**63
+RETURN = "Return the base's names, shapes and dtypes."
+NUMBER = (Real, "a finite number")
+KINDS = {int: NUMBER, float: NUMBER, str: (str, "a word"), tuple: (list | tuple, "a list")}
+LARGEST = 2.0**63  # beyond it, torch accepts no integer and float32 overflows in products
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,22 @@ class Method:
     gives: str = ONE
 
     @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.function).parameters
+
+    @property
     def has_lam(self) -> bool:
-        return "lam" in inspect.signature(self.function).parameters
+        return "lam" in self.parameters
 
     @property
     def is_random(self) -> bool:
-        return "seed" in inspect.signature(self.function).parameters
+        return "seed" in self.parameters
 
     @property
     def options(self) -> tuple[str, ...]:
         return tuple(
-            p.name
-            for p in inspect.signature(self.function).parameters.values()
+            name
+            for name, p in self.parameters.items()
             if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
         )
 
@@ -66,10 +73,8 @@ class Method:
         not match the base, ``UnknownNameError`` for an unknown option and ``ConfigError`` for
         missing data that the method needs.
         """
-        data = self._data(base, experts, context, options)
-        base = untied(base, experts)
-        merged = self._computed(self.function, base, experts, *data, **options)
-        return self._checked(base, experts, merged)
+        given = self._given(base, experts, context, options)
+        return self._checked(given, self._computed(self.function, given, options))
 
     def scan(
         self,
@@ -81,38 +86,46 @@ class Method:
     ) -> Iterator[Any]:
         """Yield the merge for each lambda in turn; a method's direction, if it has one, is computed
         once."""
-        data = self._data(base, experts, context, options)
-        base = untied(base, experts)
+        given = self._given(base, experts, context, options)
         for lam in lams:
             self.check_options({"lam": lam})
         if self.direction is None:
-            yield from (
-                self._checked(
-                    base,
-                    experts,
-                    self._computed(self.function, base, experts, *data, lam=lam, **options),
-                )
-                for lam in lams
-            )
-        else:
-            direction = self._computed(self.direction, base, experts, *data, **options)
-            check_direction(f"Method '{self.name}'", base, direction)
-            yield from (
-                self._checked(base, experts, add_scaled(base, direction, lam)) for lam in lams
-            )
+            for lam in lams:
+                merged = self._computed(self.function, given, options | {"lam": lam})
+                yield self._checked(given, merged)
+            return
+        direction = self._computed(self.direction, given, options)
+        who = f"The direction that method '{self.name}' returned"
+        check_like(who, direction, given[0], RETURN, is_direction=True)
+        for lam in lams:
+            yield self._checked(given, add_scaled(given[0], direction, lam))
 
-    def _computed(
+    def _given(
         self,
-        function: Callable[..., Any],
         base: State,
         experts: Sequence[State],
-        *context: Context,
-        **options: Any,
+        context: Context | None,
+        options: dict[str, Any],
+    ) -> tuple[Any, ...]:
+        """The function's arguments, checked."""
+        self.check_options(options)
+        check_states(base, experts)
+        given = detached(untied(base, experts)), [detached(e) for e in experts]
+        if not self.needs:
+            return given
+        if context is None:
+            raise ConfigError(
+                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the "
+                "third argument."
+            )
+        context.check(self.name, self.needs, len(experts))
+        return (*given, context)
+
+    def _computed(
+        self, function: Callable[..., Any], given: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         try:
-            if is_ours(function):
-                base, *experts = [detached(state) for state in (base, *experts)]
-            return call(function, base, experts, *context, **options)
+            return call(function, *given, **options)
         except torch.linalg.LinAlgError as error:  # task vectors whose products overflow float32
             raise StateDictError(
                 f"Method '{self.name}': these weights are too large or too similar for a "
@@ -123,31 +136,19 @@ class Method:
                 error.add_note(f"(in merging method '{self.name}')")
             raise
 
-    def _checked(self, base: State, experts: Sequence[State], merged: Any) -> Any:
-        given = merged if self.gives == PER_TASK else [merged]
-        n = len(experts) if self.gives == PER_TASK else 1
-        check_merged(f"Method '{self.name}'", base, given, n)
-        given = [detached(state) for state in given]
-        return given if self.gives == PER_TASK else given[0]
-
-    def _data(
-        self,
-        base: State,
-        experts: Sequence[State],
-        context: Context | None,
-        options: dict[str, Any],
-    ) -> tuple[Context, ...]:
-        self.check_options(options)
-        check_states(base, experts)
-        if not self.needs:
-            return ()
-        if context is None:
-            raise ConfigError(
-                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the "
-                "third argument."
+    def _checked(self, given: tuple[Any, ...], merged: Any) -> Any:
+        """The result, detached. Raises ``StateDictError`` if it does not match the base."""
+        base, experts = given[:2]
+        if self.gives == ONE:
+            check_like(f"What method '{self.name}' returned", merged, base, RETURN)
+            return detached(merged)
+        if not isinstance(merged, list | tuple) or len(merged) != len(experts):
+            raise StateDictError(
+                f"Method '{self.name}' must return {len(experts)} state dicts, one per expert."
             )
-        context.check(self.name, self.needs, len(experts))
-        return (context,)
+        for t, state in enumerate(merged):
+            check_like(f"What method '{self.name}' returned for task {t}", state, base, RETURN)
+        return [detached(state) for state in merged]
 
     def try_options(self, options: dict[str, Any]) -> None:
         """Check the options by ``check_options`` and, for built-in methods that need only weights,
@@ -158,36 +159,23 @@ class Method:
             self({"w": few}, [{"w": few + 1}, {"w": few.T}], **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value of the
-        wrong kind: a word, NaN or infinity for a number, or a number for a word.
+        """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value of another
+        kind than the option's default: a word, NaN or infinity for a number, or a number for a
+        word.
         """
         for name, value in options.items():
             if name not in self.options:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
-            wanted = _wanted(inspect.signature(self.function).parameters[name], value)
-            if wanted:
+            parameter = self.parameters[name]
+            kind, wanted = KINDS.get(type(parameter.default), (object, ""))
+            if parameter.annotation in (int, "int"):
+                kind, wanted = Integral, "a whole number"
+            if not isinstance(value, kind) or (
+                kind in (Real, Integral) and (isinstance(value, bool) or not abs(value) < LARGEST)
+            ):
                 raise ConfigError(
                     f"Method '{self.name}': {name} is {wanted}, not {shortened(repr(value))}."
                 )
-
-
-def _wanted(parameter: inspect.Parameter, value: Any) -> str:
-    """What kind of value an option takes, judged by its default, if ``value`` is not of that kind;
-    else an empty text."""
-    default = parameter.default
-    if type(default) in (int, float):
-        if isinstance(value, bool | str | bytes | list | tuple | dict | set | None) or (
-            isinstance(value, int | float) and not abs(value) < LARGEST
-        ):
-            return "a finite number"
-        return (
-            "a whole number"
-            if parameter.annotation in (int, "int") and isinstance(value, float)
-            else ""
-        )
-    if isinstance(default, str):
-        return "" if isinstance(value, str) else "a word"
-    return "a list" if isinstance(default, tuple) and not isinstance(value, list | tuple) else ""
 
 
 def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., MergedState]:

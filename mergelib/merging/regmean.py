@@ -12,7 +12,7 @@ from ..core.types import State
 from .arithmetic import weight_averaging
 from .context import Context
 from .registry import method
-from .states import as_float32, check_fraction
+from .states import as_float32, check_range
 
 BATCH = 16
 
@@ -94,7 +94,7 @@ def regmean(
 ) -> dict[str, Tensor]:
     """Every ``nn.Linear`` weight by least squares on its own inputs, everything else the plain
     mean. Entries of G_t off the diagonal are multiplied by ``off_diagonal``."""
-    check_fraction("RegMean", "off_diagonal", off_diagonal)
+    check_range("RegMean", "off_diagonal", off_diagonal)
     if n_examples < 1:
         raise ConfigError(f"RegMean: n_examples must be at least 1, not {n_examples}.")
     merged = weight_averaging(base, experts)

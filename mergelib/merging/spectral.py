@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.types import State
 from .registry import method
-from .states import check_fraction, float_names, stacked_task_vectors
+from .states import check_range, float_names, stacked_task_vectors
 
 
 def polar(M: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def iso_cts(
 
     ``common`` is the fraction of directions shared by all tasks.
     """
-    check_fraction("Iso-CTS", "common", common)
+    check_range("Iso-CTS", "common", common)
     return by_matrix(
         base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1
     )

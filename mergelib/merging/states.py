@@ -18,154 +18,84 @@ DEVICE_PIECE = 1 << 24  # on other devices; not more, because float32 counts exa
 
 
 def check_states(base: State, experts: Sequence[State]) -> None:
-    """Refuse weights that cannot be merged: other keys, shapes or dtypes than the base, NaN or inf.
+    """Refuse weights that cannot be merged.
 
-    Raises ``StateDictError`` naming the expert (0-based position) and the first five offending
-    keys.
+    Raises:
+        StateDictError: The base holds what cannot be added (sparse or complex tensors, 8-bit
+            floats), an expert (its 0-based position is named) differs from it, or values are not
+            finite.
     """
     if not isinstance(experts, list | tuple) or not experts:
         raise StateDictError("Nothing to merge: give a list of at least one expert.")
-    for i, state in enumerate([base, *experts]):
-        who = "The base" if i == 0 else f"Expert {i - 1}"
-        _check_kind(who, state)
-        missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
-        if missing or extra:
-            said = [f"lacks {first_five(missing)}"] * bool(missing) + [
-                f"has extra {first_five(extra)}"
-            ] * bool(extra)
-            raise StateDictError(
-                f"{who} {' and '.join(said)} compared with the base. Merge encoders of one "
-                "architecture, "
-                "without their heads and with the same key prefix."
-            )
-        for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype)):
-            wrong = [
-                f"{k} ({of(state[k])}, base {of(base[k])})"
-                for k in sorted(base)
-                if of(state[k]) != of(base[k])
-            ]
-            if wrong:
-                raise StateDictError(
-                    f"{who} differs from the base in {what} at {first_five(wrong)}. Fine-tune "
-                    f"from this base, or convert first."
-                )
-        bad = not_finite(state)
-        if bad:
-            raise StateDictError(
-                f"{who} holds NaN or inf in {first_five(sorted(bad))}. Its training diverged or "
-                f"its file is damaged; create it again."
-            )
+    remedy = "Merge encoders of one architecture, fine-tuned from this base, without their heads."
+    check_like("The base", base, base, remedy)
+    if not any(t.is_floating_point() and t.numel() for t in base.values()):
+        raise StateDictError("The base has no floating-point numbers; there is nothing to merge.")
+    for i, state in enumerate(experts):
+        check_like(f"Expert {i}", state, base, remedy)
 
 
-def _check_kind(who: str, state: State) -> None:
-    """Refuse anything but a state dict of dense tensors that can be added: other objects, complex
-    numbers, 8-bit floats."""
-    if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
-        raise StateDictError(f"{who} is not a state dict (parameter name -> tensor).")
-    odd = [
-        k
-        for k, t in sorted(state.items())
-        if not isinstance(t, Tensor)
-        or t.layout is not torch.strided
-        or t.is_meta
-        or t.is_quantized
-        or t.is_complex()
-        or (t.is_floating_point() and t.dtype not in FLOATS)
-    ]
-    if odd:
-        raise StateDictError(
-            f"{who} needs dense float64, float32, float16, bfloat16 or integer tensors in "
-            f"{first_five(odd)}. Convert first."
-        )
-    if not any(t.is_floating_point() and t.numel() for t in state.values()):
-        raise StateDictError(f"{who} has no floating-point numbers; there is nothing to merge.")
+def check_like(
+    who: str, state: Any, base: State, remedy: str, *, is_direction: bool = False
+) -> None:
+    """Refuse anything but a state dict with the base's names, shapes and dtypes, all finite. A
+    direction may have fewer names and other dtypes.
 
-
-def check_merged(who: str, base: State, merged: Sequence[State], n: int) -> None:
-    """Refuse anything but a list of ``n`` encoders with the base's keys, shapes and dtypes, all
-    finite.
-
-    Raises ``StateDictError``.
+    Raises ``StateDictError`` naming the first five offending tensors.
     """
-    if (
-        not isinstance(merged, list | tuple)
-        or len(merged) != n
-        or not all(isinstance(state, Mapping) for state in merged)
-    ):
-        raise StateDictError(
-            f"{who} must return {n} state dict{'s' * (n > 1)}; its function returned something "
-            f"else."
-        )
-    for state in merged:
-        if state.keys() != base.keys():
-            raise StateDictError(
-                f"{who} returned keys that differ from the base's: "
-                f"{first_five(sorted(state.keys() ^ base.keys()))}."
-            )
-        wrong = [
-            f"{k} ({_form(state[k])}, base {_form(t)})"
-            for k, t in sorted(base.items())
-            if _form(state[k]) != _form(t)
-        ]
-        if wrong:
-            raise StateDictError(
-                f"{who} returned shapes or dtypes that differ from the base's in "
-                f"{first_five(wrong)}."
-            )
-        bad = not_finite(state)
-        if bad:
-            raise StateDictError(f"{who} returned NaN or inf in {first_five(sorted(bad))}.")
-
-
-def check_direction(who: str, base: State, direction: Any) -> None:
-    """Refuse what cannot be scaled and added to the base, tensor by tensor. Raises
-    ``StateDictError``."""
-    if not isinstance(direction, Mapping) or not direction:
-        raise StateDictError(f"{who}: its direction must return one state dict.")
+    if not isinstance(state, Mapping) or not state or not all(isinstance(n, str) for n in state):
+        raise StateDictError(f"{who} is not a state dict (parameter name -> tensor). {remedy}")
+    missing = [] if is_direction else sorted(base.keys() - state.keys())
+    for says, names in (("lacks", missing), ("has extra", sorted(state.keys() - base.keys()))):
+        if names:
+            raise StateDictError(f"{who}, unlike the base, {says} {first_five(names)}. {remedy}")
     wrong = [
-        f"{k} ({_form(t)}, base {_form(base.get(k))})"
-        for k, t in direction.items()
-        if _form(t).partition(" ")[2] != _form(base.get(k)).partition(" ")[2]
+        f"{n} ({_form(t)}, base {_form(base[n])})"
+        for n, t in sorted(state.items())
+        if not (_can_be_added(t) and t.shape == base[n].shape)
+        or not (is_direction or t.dtype == base[n].dtype)
     ]
     if wrong:
         raise StateDictError(
-            f"{who}: its direction differs in shape or dtype from the base in {first_five(wrong)}."
+            f"{who} must hold dense tensors of the base's shape and dtype, which is float64, "
+            f"float32, float16, bfloat16 or integer; not {first_five(wrong)}. {remedy}"
+        )
+    if bad := not_finite(state):
+        raise StateDictError(
+            f"{who} holds NaN or inf in {first_five(sorted(bad))}. Training diverged, a file is "
+            f"damaged, or an option is too large."
         )
 
 
 def _form(t: Any) -> str:
-    """Dtype and shape for a message, or the type of what is not a tensor."""
-    if not isinstance(t, Tensor):
-        return f"{type(t).__name__}, not a tensor"
+    """A tensor's dtype and shape for a message, or the type of what is not a dense tensor."""
+    if not isinstance(t, Tensor) or t.layout is not torch.strided or t.is_meta:
+        return f"{type(t).__name__}, not a dense tensor"
     return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
 
 
-def detached(state: State) -> State:
-    """The state detached from any graph; unchanged if no tensor requires a gradient."""
-    if not any(t.requires_grad for t in state.values()):
-        return state
+def _can_be_added(t: Any) -> bool:
+    """Whether ``t`` is a dense tensor of whole numbers or of the floats that torch adds."""
+    return (
+        isinstance(t, Tensor)
+        and t.layout is torch.strided
+        and not (t.is_meta or t.is_quantized or t.is_complex())
+        and (t.dtype in FLOATS or not t.is_floating_point())
+    )
+
+
+def detached(state: State) -> dict[str, Tensor]:
+    """The state detached from any graph."""
     return {n: t.detach() for n, t in state.items()}
 
 
-def check_fraction(
-    method_name: str,
-    option: str,
-    value: float,
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> None:
-    """Raises ``ConfigError`` unless ``value`` lies in the range, which NaN never does."""
-    if not (
-        (value > low if open_low else value >= low)
-        and (value < high if open_high else value <= high)
-    ):
-        raise ConfigError(
-            f"{method_name}: {option} must lie in {'(' if open_low else '['}{low:g}, "
-            f"{high:g}{')' if open_high else ']'}, not {value}."
-        )
+def check_range(method: str, option: str, value: float, interval: str = "[0, 1]") -> None:
+    """Raises ``ConfigError`` unless ``value`` lies in the interval, which NaN never does; "(0, 1]"
+    is without 0."""
+    low, high = map(float, interval[1:-1].split(","))
+    ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
+    if not (low < value < high or value in ends):
+        raise ConfigError(f"{method}: {option} must lie in {interval}, not {value}.")
 
 
 def float_names(state: State) -> list[str]:

@@ -13,67 +13,25 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.types import State
 from .registry import method
-from .states import cut, direction_of, merged_by, piece_size
+from .states import check_range, cut, direction_of, merged_by, piece_size
 
 Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]
 """Yields the same pieces at every call: a part of theta_b ``[n]``, the same of the T experts."""
 
-LOW_BITS = 16
-SAMPLE = 1 << 18
-GROUP = 8
+STEP = 401  # every so-many-th number is sampled; no width of a layer is a multiple of it
 DEVIATIONS = 5  # for a sample's rank: one threshold in two million lies outside
+GROUP = 8
 
 
-def _from_top(counts: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bin of the ``wanted``-th largest entry, and its rank in that bin: ``[T, bins], [T]``."""
-    reached = counts.flip(-1).cumsum(-1)
-    place = torch.searchsorted(reached, wanted.unsqueeze(-1))
-    above = (reached - counts.flip(-1)).gather(-1, place)
-    return counts.shape[-1] - 1 - place.squeeze(-1), wanted - above.squeeze(-1)
-
-
-def counted_thresholds(pieces: Pieces, keep: float) -> Tensor:
-    """The int(D * keep)-th largest \\|tau_t\\| of each expert, ``[T]`` float32; inf for none.
-
-    Two passes. Magnitudes of floats order like their bits: a histogram of the high bits finds the
-    bin, one of the low bits inside that bin the value itself, so nothing is sorted and memory does
-    not grow with D.
-    """
-
-    def bits(base: Tensor, expert: Tensor) -> Tensor:
-        return (expert.float() - base.float()).abs().view(torch.int32)
-
-    high, n = 0, 0
-    for base, experts in pieces():
-        n += base.numel()
-        rows = [(bits(base, e) >> LOW_BITS).bincount(minlength=1 << 15) for e in experts]
-        high = high + torch.stack(rows)
-    n_keep = int(n * keep)
-    if n_keep == 0:
-        return high.new_full((len(high),), torch.inf, dtype=torch.float32)
-    bins, rank = _from_top(high, high.new_full((len(high),), n_keep))
-    low = high.new_zeros(len(high), 1 << LOW_BITS)
-    for base, experts in pieces():
-        for t, expert in enumerate(experts):
-            found = bits(base, expert)
-            inside = found[found >> LOW_BITS == bins[t]] & ((1 << LOW_BITS) - 1)
-            low[t] += inside.bincount(minlength=1 << LOW_BITS)
-    return ((bins << LOW_BITS) + _from_top(low, rank)[0]).to(torch.int32).view(torch.float32)
-
-
-def thresholds_between(
+def select(
     pieces: Pieces, n_keep: int, low: Sequence[float], high: Sequence[float]
 ) -> list[float] | None:
     """The ``n_keep``-th largest \\|tau_t\\| of each expert, None unless strictly between bounds."""
     above, between = [0] * len(low), [[] for _ in low]
-    room = None
     for base, experts in pieces():
-        theta_b = base.float()
-        if room is None or room.shape[1] < len(base):
-            room = torch.empty(3, len(base), device=base.device)
-        magnitude, reaches, inside = room[:, : len(base)]
+        magnitude, reaches, inside = torch.empty(3, len(base), device=base.device)
         for t, expert in enumerate(experts):
-            torch.sub(expert.float(), theta_b, out=magnitude).abs_()
+            torch.sub(expert.float(), base.float(), out=magnitude).abs_()
             # Numbers 1 and 0 in place, and sums of them, are far quicker than masks, and a mask of
             # few far quicker than one of all.
             above[t] += reaches.copy_(magnitude).ge_(high[t]).sum().long()
@@ -82,58 +40,38 @@ def thresholds_between(
             if len(base) % GROUP == 0:
                 some = magnitude.view(GROUP, -1)[:, inside.view(GROUP, -1).sum(0) > 0]
             between[t].append(some[(some > low[t]) & (some < high[t])])
-    result = []
+    found = []
     for count, values in zip(above, map(torch.cat, between), strict=True):
         rank = n_keep - int(count)
         if not 1 <= rank <= len(values):
             return None
-        result.append(float(values.kthvalue(len(values) - rank + 1).values))
-    return result
+        found.append(float(values.kthvalue(len(values) - rank + 1).values))
+    return found
 
 
-def thresholds(
-    base: State, experts: Sequence[State], keep: float, names: Sequence[str]
-) -> list[float]:
-    """The int(D * keep)-th largest \\|tau_t\\| of each expert over the whole encoder; inf for none.
+def thresholds(pieces: Pieces, keep: float) -> list[float]:
+    """The int(D * keep)-th largest \\|tau_t\\| of each expert, D numbers in all; inf for none.
 
-    A sample says between which magnitudes it lies; one pass counts those above and keeps those
-    between. Where the sample errs, or many magnitudes are equal, ``counted_thresholds`` finds it.
+    A sample says between which magnitudes it lies; a second pass counts those above and sorts those
+    between. Where the sample errs, or many magnitudes are equal, all are sorted: the result is
+    exact, whatever the sample, but memory then grows with D.
     """
-    total = sum(base[n].numel() for n in names)
-    n_keep = int(total * keep)
+    total, sample = 0, []
+    for base, experts in pieces():
+        total += len(base)
+        sample.append(torch.stack([e[::STEP].float() for e in experts]) - base[::STEP].float())
+    magnitudes, n_keep = torch.cat(sample, 1).abs_(), int(total * keep)
+    n_experts, size = magnitudes.shape
     if n_keep == 0:
-        return [math.inf] * len(experts)
-    # Every so-many-th entry; odd, so that it does not fall on the same columns of every row.
-    step = total // SAMPLE | 1
-    states = [[s[n].detach().reshape(-1)[::step].float() for n in names] for s in (base, *experts)]
-    theta_b, *thetas = map(torch.cat, states)
-    sample = (torch.stack(thetas) - theta_b).abs_()
-    size = sample.shape[1]
-    if size == total:
-        return sample.kthvalue(total - n_keep + 1).values.tolist()
-    rank = size * n_keep / total
-    spread = DEVIATIONS * math.sqrt(rank * (1 - n_keep / total)) + 1
+        return [math.inf] * n_experts
+    share = n_keep / total
+    middle, spread = size * (1 - share), DEVIATIONS * math.sqrt(size * share * (1 - share)) + 1
     low, high = (
-        [end] * len(experts) if not 1 <= r <= size else sample.kthvalue(r).values.tolist()
-        for r, end in ((int(size - rank - spread), -1.0), (int(size - rank + spread) + 1, math.inf))
+        magnitudes.kthvalue(rank).values.tolist() if 1 <= rank <= size else [end] * n_experts
+        for rank, end in ((int(middle - spread), -1.0), (int(middle + spread) + 1, math.inf))
     )
-
-    def pieces() -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-        return ((b, parts) for b, *parts in cut([base, *experts], names))
-
-    result = thresholds_between(pieces, n_keep, low, high)
-    return counted_thresholds(pieces, keep).tolist() if result is None else result
-
-
-def trim(base: Tensor, experts: Sequence[Tensor], smallest: Sequence[float], out: Tensor) -> Tensor:
-    """``out [T, n]``, overwritten with tau_t where it is at least ``smallest[t]`` in magnitude."""
-    theta_b = base.float()
-    for row, expert, least in zip(out, experts, smallest, strict=True):
-        if not math.isinf(least):
-            least = float(torch.tensor(least).nextafter(torch.tensor(-1.0)))
-        # 0 in [-least, least]
-        torch.ops.aten.hardshrink.out(torch.sub(expert.float(), theta_b, out=row), least, out=row)
-    return out
+    everything = [-1.0] * n_experts, [math.inf] * n_experts
+    return select(pieces, n_keep, low, high) or select(pieces, n_keep, *everything)
 
 
 def add_up(rows: Tensor, out: Tensor) -> Tensor:
@@ -145,16 +83,30 @@ def add_up(rows: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def elect(trimmed: Tensor, overall: float, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs in {-1, 1} of the columns of ``trimmed [T, n]``, and the sum of those not 0.
+def trim_and_elect(
+    base: Tensor,
+    experts: Sequence[Tensor],
+    smallest: Sequence[float],
+    overall: float,
+    room: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """tau_t where it is at least ``smallest[t]`` in magnitude, else 0, ``[T, n]``; the elected
+    signs ``[n]``, -1 or 1; and the sum of those not 0. The first two lie in ``room [T + 1, >= n]``.
 
     The sign is that of the summed values, not a vote. A column that sums to exactly 0 takes the
     sign of ``overall``, the sum of all elected signs, and is negative if that is 0, too (as in the
     original).
     """
-    signs = add_up(trimmed, out).sign_()
+    if room is None:
+        room = torch.empty(len(experts) + 1, len(base), device=base.device)
+    *trimmed, _ = rows = room[:, : len(base)]
+    theta_b, below = base.float(), torch.tensor(smallest).nextafter(torch.tensor(-1.0)).tolist()
+    for row, expert, largest in zip(trimmed, experts, below, strict=True):
+        # 0 in [-largest, largest]
+        torch.ops.aten.hardshrink.out(torch.sub(expert.float(), theta_b, out=row), largest, out=row)
+    signs = add_up(rows[:-1], rows[-1]).sign_()
     votes = signs.sum()
-    return signs.add_(0.5 if overall > 0 else -0.5).sign_(), votes
+    return rows[:-1], signs.add_(0.5 if overall > 0 else -0.5).sign_(), votes
 
 
 def merge_piece(
@@ -162,14 +114,11 @@ def merge_piece(
     experts: Sequence[Tensor],
     smallest: Sequence[float],
     overall: float,
-    combine: Literal["sum", "mean"],
+    combine: str,
     room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A piece ``[n]`` of the merged task vector, in ``room [T + 1, >= n]``, and ``elect``'s sum."""
-    if room is None:
-        room = torch.empty(len(experts) + 1, len(base), device=base.device)
-    trimmed = trim(base, experts, smallest, room[:-1, : len(base)])
-    signs, votes = elect(trimmed, overall, room[-1, : len(base)])
+    """A piece ``[n]`` of the merged task vector, in ``room``, and the sum of elected signs."""
+    trimmed, signs, votes = trim_and_elect(base, experts, smallest, overall, room)
     agreeing = trimmed.mul_(signs).clamp_(min=0)
     kept = agreeing.sign().sum(0).clamp_(min=1) if combine == "mean" else None
     total = add_up(agreeing, agreeing[0])
@@ -179,12 +128,7 @@ def merge_piece(
 
 
 def merged_vectors(
-    base: State,
-    experts: Sequence[State],
-    target: State,
-    *,
-    keep: float,
-    combine: Literal["sum", "mean"],
+    base: State, experts: Sequence[State], target: State, *, keep: float, combine: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ties' merged task vector piece by piece (``states.Summed``).
 
@@ -192,7 +136,7 @@ def merged_vectors(
     overall sign turns out to be positive, their pieces are done again.
     """
     names = list(target)
-    smallest = thresholds(base, experts, keep, names)
+    smallest = thresholds(lambda: ((b, e) for b, *e in cut([base, *experts], names)), keep)
     room = torch.empty(len(experts) + 1, piece_size(target, names), device=target[names[0]].device)
     all_votes, cancelled = [], []
     for b, *parts, out in cut([base, *experts, target], names):
@@ -211,29 +155,11 @@ def ties_streamed(
     pieces: Pieces, *, lam: float = 0.3, keep: float = 0.2, combine: str = "sum"
 ) -> Iterator[Tensor]:
     """``ties`` of weights on disk, in four passes: thresholds (two), overall sign, merge."""
-
-    def parts(base: Tensor, experts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-        return ((b, rest) for b, *rest in cut([{"": t} for t in (base, *experts)], [""]))
-
-    def all_parts() -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-        return (part for piece in pieces() for part in parts(*piece))
-
-    smallest = counted_thresholds(all_parts, keep).tolist()
-    overall = sum(int(merge_piece(*part, smallest, -1, combine)[1]) for part in all_parts())
-    for piece in pieces():
-        yield torch.cat(
-            [
-                merge_piece(b, rest, smallest, overall, combine)[0].mul_(lam).add_(b)
-                for b, rest in parts(*piece)
-            ]
-        )
-
-
-def _checked(keep: float, combine: str) -> None:
-    if combine not in ("sum", "mean"):
-        raise ConfigError(f"Ties: combine must be 'sum' or 'mean', not '{combine}'.")
-    if not 0 < keep <= 1:
-        raise ConfigError(f"Ties: keep must be a fraction in (0, 1], not {keep}.")
+    smallest = thresholds(pieces, keep)
+    overall = sum(int(merge_piece(*piece, smallest, -1, combine)[1]) for piece in pieces())
+    for base, experts in pieces():
+        total, _ = merge_piece(base, experts, smallest, overall, combine)
+        yield total.mul_(lam).add_(base)
 
 
 def trimmed_and_elected(base: Tensor, experts: Sequence[Tensor], keep: float) -> Tensor:
@@ -248,12 +174,17 @@ def trimmed_and_elected(base: Tensor, experts: Sequence[Tensor], keep: float) ->
     Raises:
         ConfigError: ``keep`` lies outside (0, 1].
     """
-    _checked(keep, "sum")
-    smallest = thresholds({"": base}, [{"": e} for e in experts], keep, [""])
-    trimmed = trim(base, experts, smallest, base.new_empty(len(experts), len(base)))
-    votes = elect(trimmed, 0, torch.empty_like(base))[1]
-    signs = elect(trimmed, float(votes), torch.empty_like(base))[0]
+    _check(keep)
+    smallest = thresholds(lambda: iter([(base, experts)]), keep)
+    votes = trim_and_elect(base, experts, smallest, 0)[2]
+    trimmed, signs, _ = trim_and_elect(base, experts, smallest, float(votes))
     return torch.where(trimmed * signs > 0, trimmed, 0.0)
+
+
+def _check(keep: float, combine: str = "sum") -> None:
+    check_range("Ties", "keep", keep, "(0, 1]")
+    if combine not in ("sum", "mean"):
+        raise ConfigError(f"Ties: combine must be 'sum' or 'mean', not '{combine}'.")
 
 
 def ties_direction(
@@ -277,7 +208,7 @@ def ties_direction(
     Raises:
         ConfigError: An option is out of range.
     """
-    _checked(keep, combine)
+    _check(keep, combine)
     return direction_of(merged_vectors, base, experts, keep=keep, combine=combine)
 
 
@@ -291,5 +222,5 @@ def ties(
     combine: Literal["sum", "mean"] = "sum",
 ) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * sum_t tau_t^Ties. Eq. 3; options as of ``ties_direction``."""
-    _checked(keep, combine)
+    _check(keep, combine)
     return merged_by(merged_vectors, base, experts, lam, keep=keep, combine=combine)

@@ -27,6 +27,7 @@ from ..protocols import (
     get_preset,
     get_protocol,
     orthogonal_classifier,
+    procrustes_head,
     stratified_order,
     uniform_order,
 )
@@ -380,14 +381,10 @@ def align_classifier(
     linear = teacher.head.linear
     if protocol == "ft_classifier":
         fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings)
+    elif protocol == "orthogonal_classifier":
+        fitted = orthogonal_classifier(z_m, z_t, linear, settings)
     else:
-        fitted = orthogonal_classifier(
-            z_m,
-            z_t,
-            linear,
-            settings,
-            fit="kl" if protocol == "orthogonal_classifier" else "procrustes",
-        )
+        fitted = procrustes_head(z_m, z_t, linear)
     if not student.is_image and (length := _limit(student, max_length)) < UNLIMITED:
         student = replace(student, processor=_cut_at(student.processor, length))
     said = {

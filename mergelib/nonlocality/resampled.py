@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..claims import Bootstrap, Verdict, judge
 from ..core.bootstrap import counts
 from ..core.names import FINE_TUNED
-from .settings import LOCAL, Nonlocality
+from .settings import LOCAL, PERMUTED, Nonlocality
 
 COLLAPSE_RESAMPLES = 1000  # all channels of all sites are resampled with the inputs
 
@@ -24,19 +23,19 @@ class Resampled:
         self.cells = cells
         self.bootstrap = Bootstrap(cells.study(LOCAL))
 
-    def _per_task(self, what: tuple[str, ...], task: str, right: Any) -> Tensor:
-        return self.bootstrap.cached((*what, task), lambda: self.bootstrap.average({task: right()}))
-
-    def _accuracies(self, setting: str, method: str, repaired: str) -> Tensor:
+    def _accuracies(self, setting: str, method: str, repaired: str = PERMUTED) -> Tensor:
         """Per task ``[T, 1 + B]``, over test inputs that are the same for every cell."""
-        what, correct = (setting, method, repaired), self.cells.correct
-        tasks = self.cells.tasks
-        return torch.stack([self._per_task(what, t, lambda t=t: correct(*what, t)) for t in tasks])
 
-    def _experts(self, setting: str) -> Tensor:
-        what, expert = (setting, FINE_TUNED), self.cells.expert
-        tasks = self.cells.tasks
-        return torch.stack([self._per_task(what, t, lambda t=t: expert(setting, t)) for t in tasks])
+        def resampled(task: str) -> Tensor:
+            right = self.cells.correct(setting, method, repaired, task)
+            return self.bootstrap.average({task: right})
+
+        return torch.stack(
+            [
+                self.bootstrap.cached((setting, method, repaired, t), lambda t=t: resampled(t))
+                for t in self.cells.tasks
+            ]
+        )
 
     def accuracy(self, setting: str, method: str, repaired: str) -> Tensor:
         """Average over tasks, 0 to 1."""
@@ -44,11 +43,14 @@ class Resampled:
 
     def normalised(self, setting: str, method: str, repaired: str) -> Tensor:
         """Mean over tasks of the merge's accuracy over the expert's."""
-        return (self._accuracies(setting, method, repaired) / self._experts(setting)).mean(0)
+        return (
+            self._accuracies(setting, method, repaired) / self._accuracies(setting, FINE_TUNED)
+        ).mean(0)
 
     def gap_closed(self, setting: str, method: str, before: str, after: str) -> Tensor:
         """The share of the gap to the experts ``before`` that is closed ``after``."""
-        expert, start = self._experts(setting).mean(0), self.accuracy(setting, method, before)
+        expert = self.accuracy(setting, FINE_TUNED, PERMUTED)
+        start = self.accuracy(setting, method, before)
         return (self.accuracy(setting, method, after) - start) / (expert - start)
 
     def variance(self, setting: str, method: str) -> Tensor:

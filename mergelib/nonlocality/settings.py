@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError, UnknownNameError
 from ..core.names import FINE_TUNED
 from ..core.progress import progress
-from ..core.store import Artifact, Store, key_digest
+from ..core.store import Artifact, Store
 from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
 from ..foundations import Foundation
 from ..merging.arithmetic import weight_averaging
@@ -37,7 +38,7 @@ from .matching import weight_matching
 from .permute import apply, permute_head
 from .sites import Site, sites_for
 from .statistics import Statistics, input_moments, measure, resampled_ratio, variance_ratio
-from .tact import repair, tact
+from .tact import match_statistics, mean_statistics
 
 LOCAL, SEMI_LOCAL, NON_LOCAL = SETTINGS = ("local", "semi-local", "non-local")
 RAW, PERMUTED, REPAIR, TACT = ("raw", "permuted", "repair", "tact")
@@ -63,6 +64,7 @@ STAGES = {
     },
 }
 """Table label -> setting, and whether B is permuted."""
+FOLLOWED = tuple(s for s in STAGES if s != f"{SEMI_LOCAL}, {RAW}")
 ONE_BATCH = 2048  # inputs per forward pass; with more than one batch, TACT needs a pass per site
 
 
@@ -101,8 +103,6 @@ class Nonlocality:
                 "model (encoder.base)."
             )
         self._studies: dict[tuple[str, bool], Study] = {}
-        self._measured: dict[str, Statistics] = {}
-        self._corrected: set[tuple[str, str]] = set()
 
     def _foundation(self, pretraining: dict[str, Any]) -> Study:
         # A copy, because overrides are applied to a dict that they may contain themselves.
@@ -120,12 +120,13 @@ class Nonlocality:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks with only the first rows of validation and test."""
-        own = self.settings
         return {
             n: replace(
                 t,
-                validation=t.validation.subset(range(min(own.n_validation, len(t.validation)))),
-                test=t.test.subset(range(min(own.n_test, len(t.test)))),
+                validation=t.validation.subset(
+                    range(len(t.validation))[: self.settings.n_validation]
+                ),
+                test=t.test.subset(range(len(t.test))[: self.settings.n_test]),
             )
             for n, t in self.first.tasks.items()
         }
@@ -154,11 +155,6 @@ class Nonlocality:
         """The permutations that bring B's units into the order of A's, from the foundations'
         weights alone."""
         a, b = self.first, self.second(setting)
-        if a.encoder.digest != b.encoder.digest:
-            raise ConfigError(
-                "The two foundations differ in architecture or vocabulary; only foundations with "
-                "the same architecture can be matched."
-            )
         key = {
             "version": STEP_VERSIONS["match"],
             "encoder": a.encoder.digest,
@@ -176,37 +172,34 @@ class Nonlocality:
                 progress=functools.partial(progress, desc=f"match {setting}"),
             )
             return Artifact(
-                dict(matching.permutations),
+                matching.permutations,
                 {"objective": list(matching.objective), "converged": matching.converged},
             )
 
-        return self.first.store.get("match", key, make).tensors
+        return a.store.get("match", key, make).tensors
 
     def study(self, setting: str, *, permuted: bool = True) -> Study:
         """The setting as a study: the common base as f_b, an expert and a head per task."""
-        at = setting, permuted or setting == LOCAL
-        if at not in self._studies:
-            self._studies[at] = self._made(*at)
-        return self._studies[at]
-
-    def _made(self, setting: str, permuted: bool) -> Study:
-        a, b = self.first, self.second(setting)
-        common, experts = a.base_state, {}
-        if setting != LOCAL:
-            base, experts = b.base_state, {t: b.expert(t) for t in self.from_b}
-            if permuted:
-                spec, order = spec_for(a.encoder.config), self.permutation(setting)
-                base = apply(spec, order, base)
-                for t, e in experts.items():
-                    state, head = apply(spec, order, e.state), permute_head(e.head, spec, order)
-                    experts[t] = Expert(t, state, head, e.info)
-            common = weight_averaging(a.base_state, [a.base_state, base])
-        return a.given(
-            Foundation(a.encoder, common),
-            [experts.get(t) or a.expert(t) for t in self.tasks],
-            tasks=self.tasks,
-            profile=self.profile,
-        )
+        known = setting, permuted or setting == LOCAL
+        if known not in self._studies:
+            a, b = self.first, self.second(setting)
+            common, experts = a.base_state, {}
+            if setting != LOCAL:
+                base, experts = b.base_state, {t: b.expert(t) for t in self.from_b}
+                if permuted:
+                    spec, order = spec_for(a.encoder.config), self.permutation(setting)
+                    base = apply(spec, order, base)
+                    for t, e in experts.items():
+                        state, head = apply(spec, order, e.state), permute_head(e.head, spec, order)
+                        experts[t] = Expert(t, state, head, e.info)
+                common = weight_averaging(a.base_state, [a.base_state, base])
+            self._studies[known] = a.given(
+                Foundation(a.encoder, common),
+                [experts.get(t) or a.expert(t) for t in self.tasks],
+                tasks=self.tasks,
+                profile=self.profile,
+            )
+        return self._studies[known]
 
     # ---- corrections ----
 
@@ -241,38 +234,34 @@ class Nonlocality:
     def _module(self, study: Study, encoder: str, task: str) -> nn.Module:
         return study.module(encoder, task).to(self._device).requires_grad_(False)
 
+    def _stored(
+        self,
+        step: str,
+        study: Study,
+        rows: Mapping[str, Tensor],
+        make: Callable[[], dict[str, Tensor]],
+        **key: Any,
+    ) -> dict[str, Tensor]:
+        """What ``make`` computes from these rows of each task's pool, by the store."""
+        pool = self.study(LOCAL).pool
+        key |= {
+            "version": STEP_VERSIONS[step],
+            "encoder": study.encoder.digest,
+            "inputs": [inputs_digest(pool(t).subset(mine).inputs) for t, mine in rows.items()],
+            "device": self._device.type,
+        }
+        return study.store.get(step, key, lambda: Artifact(make())).tensors
+
     def _statistics(
         self, study: Study, encoder: str, task: str, rows: Mapping[str, Tensor]
     ) -> Statistics:
-        key = {
-            "version": STEP_VERSIONS["statistics"],
-            "encoder": study.encoder.digest,
-            "weights": study.weights_digest(encoder, task),
-            "inputs": self._inputs(rows),
-            "device": self._device.type,
-        }
+        def make() -> dict[str, Tensor]:
+            return measure(
+                self._module(study, encoder, task), self.sites, self.batches(rows)
+            ).tensors()
 
-        def make() -> Artifact:
-            found = measure(self._module(study, encoder, task), self.sites, self.batches(rows))
-            return Artifact(
-                {f"mean.{n}": x for n, x in found.mean.items()}
-                | {f"std.{n}": x for n, x in found.std.items()},
-                {"tokens": found.tokens},
-            )
-
-        if (name := key_digest("statistics", key)) not in self._measured:
-            kept = study.store.get("statistics", key, make)
-            mean, std = (
-                {s.name: kept.tensors[f"{part}.{s.name}"].to(self._device) for s in self.sites}
-                for part in ("mean", "std")
-            )
-            self._measured[name] = Statistics(mean, std, kept.info["tokens"])
-        return self._measured[name]
-
-    def _inputs(self, rows: Mapping[str, Tensor]) -> list[str]:
-        """Which inputs these rows of each task's pool are, for a key of the store."""
-        pool = self.study(LOCAL).pool
-        return [inputs_digest(pool(t).subset(mine).inputs) for t, mine in rows.items()]
+        weights = study.weights_digest(encoder, task)
+        return Statistics.of(self._stored("statistics", study, rows, make, weights=weights))
 
     def statistics(
         self, setting: str, encoder: str, task: str, *, permuted: bool = True
@@ -291,99 +280,85 @@ class Nonlocality:
         study = self.study(setting)
         over = list(self.tasks) if kind == REPAIR else [task]
         rows = {t: self.rows(t, k, seed) for t in over}
-        key = {
-            "version": STEP_VERSIONS["correct"],
-            "kind": kind,
-            "encoder": study.encoder.digest,
-            "merged": study.weights_digest(method, task),
-            "experts": [study.weights_digest(FINE_TUNED, t) for t in over],
-            "device": self._device.type,
-            "inputs": self._inputs(rows),
-        }
 
-        def make() -> Artifact:
-            merged, batches = self._module(study, method, task), self.batches(rows)
+        def make() -> dict[str, Tensor]:
             experts = [self._statistics(study, FINE_TUNED, t, rows) for t in over]
-            if kind == REPAIR:
-                return Artifact(repair(merged, self.sites, batches, experts).tensors())
-            last = kind == TACT_LAST
-            correction = tact(merged, self.sites, batches, experts[0], last_layer_only=last)
-            return Artifact(correction.tensors())
+            sites = self.sites[-1:] if kind == TACT_LAST else self.sites
+            return match_statistics(
+                self._module(study, method, task),
+                sites,
+                self.batches(rows),
+                mean_statistics(experts),
+            ).tensors()
 
-        return Correction.of(study.store.get("correct", key, make).tensors)
+        return Correction.of(
+            self._stored(
+                "correct",
+                study,
+                rows,
+                make,
+                kind=kind,
+                merged=study.weights_digest(method, task),
+                experts=[study.weights_digest(FINE_TUNED, t) for t in over],
+            )
+        )
 
     def corrected(
-        self, setting: str, method: str, kind: str, k: int | None = None, seed: int = 0
+        self, setting: str, method: str, task: str, kind: str, k: int | None = None, seed: int = 0
     ) -> str:
-        """The name under which the setting's study scores a corrected merge."""
+        """The name under which the setting's study scores a corrected merge on a task."""
         study, name = self.study(setting), f"{method} {kind}" + (f" k={k} seed={seed}" if k else "")
-        if (setting, name) in self._corrected:
-            return name
-        for task in self.tasks:
-            found = self.correction(setting, method, task, kind, k, seed)
-            identity = digest(
-                "corrected",
-                str(STEP_VERSIONS["correct"]),
-                study.weights_digest(method, task),
-                state_digest(found.tensors()),
-            )
+        correction = self.correction(setting, method, task, kind, k, seed)
 
-            def make(task: str = task, found: Correction = found) -> nn.Module:
-                state, rest = fold(found, self.sites, study.weights(method, task))
-                module = study.encoder.module(state)
-                if len(rest):
-                    attach(module, self.sites, rest)
-                return module
+        def make() -> nn.Module:
+            state, rest = fold(correction, self.sites, study.weights(method, task))
+            module = study.encoder.module(state)
+            if len(rest):
+                attach(module, self.sites, rest)
+            return module
 
-            study.adopt(name, task, identity, make)
-        self._corrected.add((setting, name))
+        identity = digest(
+            "corrected",
+            str(STEP_VERSIONS["correct"]),
+            study.weights_digest(method, task),
+            state_digest(correction.tensors()),
+        )
+        study.adopt(name, task, identity, make)
         return name
 
     # ---- scores ----
 
     def correct(self, setting: str, method: str, repaired: str, task: str) -> Tensor:
         """Which test inputs are classified correctly, bool ``[1, N]``, after a repair fitted on the
-        whole pool.
+        whole pool. The experts are the method ``f_t``.
 
         Raises ``UnknownNameError`` for an unknown repair.
         """
         if repaired not in REPAIR_LABELS:
             raise UnknownNameError("repair", repaired, REPAIR_LABELS)
-        study = self.study(setting, permuted=repaired != RAW)
+        study, encoder = self.study(setting, permuted=repaired != RAW), method
         kind = TACT if repaired == TACT_FT else repaired
-        fits = kind in (REPAIR, TACT, TACT_LAST)
-        encoder = self.corrected(setting, method, kind) if fits else method
+        if kind in (REPAIR, TACT, TACT_LAST):
+            encoder = self.corrected(setting, method, task, kind)
         if repaired in (FT, TACT_FT):
             return study.correct(encoder, task, "ft_classifier", draw="all")
         return study.correct(encoder, task, "current")
-
-    def expert(self, setting: str, task: str) -> Tensor:
-        """Which test inputs the expert classifies correctly, ``[1, N]``."""
-        return self.study(setting).correct(FINE_TUNED, task, "current")
 
     def scores(
         self, repairs: Sequence[str] = REPAIRS, settings: Sequence[str] = SETTINGS
     ) -> pd.DataFrame:
         """A row per setting, method, repair and task: accuracy of merge and expert, percent."""
-        cells = [
-            (s, m, r, t)
-            for s in settings
-            for m in self.methods
-            for r in repairs
-            for t in self.tasks
+        cells = list(itertools.product(settings, self.methods, repairs, self.tasks))
+        rows = [
+            (
+                *(s, m, r, t),
+                percent(self.correct(s, m, r, t)[0]),
+                percent(self.correct(s, FINE_TUNED, PERMUTED, t)[0]),
+            )
+            for s, m, r, t in progress(cells, desc="merges and repairs")
         ]
         return pd.DataFrame(
-            [
-                {
-                    "setting": s,
-                    "method": m,
-                    "repair": r,
-                    "task": t,
-                    "accuracy": percent(self.correct(s, m, r, t)[0]),
-                    "expert": percent(self.expert(s, t)[0]),
-                }
-                for s, m, r, t in progress(cells, desc="merges and repairs")
-            ]
+            rows, columns=["setting", "method", "repair", "task", "accuracy", "expert"]
         )
 
     def samples(self, method: str, setting: str = NON_LOCAL) -> pd.DataFrame:
@@ -391,40 +366,29 @@ class Nonlocality:
 
         Repairs are fitted to k * C unlabelled inputs per task.
         """
-        study, rows = self.study(setting), []
+        study, protocols, rows = self.study(setting), self.profile.protocols, []
         n_classes = sum(t.n_classes for t in self.tasks.values())
-        for k in progress(self.profile.protocols.ks, desc="unlabelled inputs"):
-            for s, seed in enumerate(self.profile.protocols.seeds):
-                name = self.corrected(setting, method, TACT, k, seed)
-                for repaired, encoder in ((TACT, name), (FT, method), (TACT_FT, name)):
-                    right = [
-                        study.correct(encoder, t, "current")[0]
-                        if repaired == TACT
-                        else study.predictions(
-                            encoder, t, "ft_classifier", draw="uniform", ks=(k,)
-                        )[0, s]
-                        == task.test.labels
-                        for t, task in self.tasks.items()
-                    ]
-                    rows.append(
-                        {
-                            "method": method,
-                            "repair": repaired,
-                            "k": k,
-                            "seed": seed,
-                            "inputs": k * n_classes / len(self.tasks),
-                            "accuracy": sum(map(percent, right)) / len(right),
-                        }
-                    )
-        return pd.DataFrame(rows)
+
+        def accuracy(repaired: str, k: int, s: int, task: str) -> float:
+            encoder = method
+            if repaired != FT:
+                encoder = self.corrected(setting, method, task, TACT, k, protocols.seeds[s])
+            if repaired == TACT:
+                return percent(study.correct(encoder, task, "current")[0])
+            predicted = study.predictions(encoder, task, "ft_classifier", draw="uniform", ks=(k,))
+            return percent(predicted[0, s] == self.tasks[task].test.labels)
+
+        for k in progress(protocols.ks, desc="unlabelled inputs"):
+            for s, seed in enumerate(protocols.seeds):
+                for repaired in (TACT, FT, TACT_FT):
+                    each = [accuracy(repaired, k, s, t) for t in self.tasks]
+                    inputs = k * n_classes / len(self.tasks)
+                    rows.append((method, repaired, k, seed, inputs, sum(each) / len(each)))
+        return pd.DataFrame(rows, columns=["method", "repair", "k", "seed", "inputs", "accuracy"])
 
     # ---- variance ----
 
-    def variances(
-        self,
-        method: str,
-        stages: Sequence[str] = tuple(s for s in STAGES if s != f"{SEMI_LOCAL}, {RAW}"),
-    ) -> pd.DataFrame:
+    def variances(self, method: str, stages: Sequence[str] = FOLLOWED) -> pd.DataFrame:
         """A row per stage (of ``STAGES``) and site: variance of the merge over the expert's.
 
         Averaged over channels and tasks.
@@ -434,19 +398,11 @@ class Nonlocality:
             setting, permuted = STAGES[stage]
             at = functools.partial(self.statistics, setting, permuted=permuted)
             ratios = [variance_ratio(at(method, t), at(FINE_TUNED, t)) for t in self.tasks]
-            rows += [
-                {
-                    "method": method,
-                    "stage": stage,
-                    "site": s.name,
-                    "kind": s.kind,
-                    "block": s.block,
-                    "place": i,
-                    "ratio": sum(r[s.name] for r in ratios) / len(ratios),
-                }
-                for i, s in enumerate(self.sites)
-            ]
-        return pd.DataFrame(rows)
+            for i, s in enumerate(self.sites):
+                ratio = sum(r[s.name] for r in ratios) / len(ratios)
+                rows.append((method, stage, s.name, s.kind, s.block, i, ratio))
+        columns = ["method", "stage", "site", "kind", "block", "place", "ratio"]
+        return pd.DataFrame(rows, columns=columns)
 
     def variance(self, setting: str, method: str, task: str, weights: Tensor) -> Tensor:
         """Variance of the permuted merge over the expert's, mean over channels and sites.
@@ -461,22 +417,21 @@ class Nonlocality:
             ``[B]`` float64.
         """
         study, rows = self.study(setting), {task: self.rows(task)}
-        key = {
-            "version": STEP_VERSIONS["variance"],
-            "encoder": study.encoder.digest,
-            "merged": study.weights_digest(method, task),
-            "expert": study.weights_digest(FINE_TUNED, task),
-            "inputs": self._inputs(rows),
-            "weights": state_digest({"weights": weights}),
-            "device": self._device.type,
-        }
 
-        def make() -> Artifact:
+        def make() -> dict[str, Tensor]:
             batches = self.batches(rows)
             merged, expert = (
                 input_moments(self._module(study, e, task), self.sites, batches)
                 for e in (method, FINE_TUNED)
             )
-            return Artifact({"ratio": resampled_ratio(merged, expert, weights.to(self._device))})
+            return {"ratio": resampled_ratio(merged, expert, weights.to(self._device))}
 
-        return study.store.get("variance", key, make).tensors["ratio"]
+        return self._stored(
+            "variance",
+            study,
+            rows,
+            make,
+            merged=study.weights_digest(method, task),
+            expert=study.weights_digest(FINE_TUNED, task),
+            weights=state_digest({"weights": weights}),
+        )["ratio"]

@@ -19,15 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, DataError, first_five
+from ..core.errors import DataError, first_five
+from ..core.types import State, below
 from .correction import watched
 from .sites import Site
 
 Batch = Mapping[str, Tensor]
 EPS = 1e-10  # at most this variance: the channel is dead
-DIFFERENT_SITES = (
-    "Merged encoder and expert were measured at different sites; use the same sites for both."
-)
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,15 @@ class Statistics:
 
     mean: Mapping[str, Tensor]
     std: Mapping[str, Tensor]
-    tokens: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """One flat dict, ``mean.<site>`` and ``std.<site>``."""
+        return {f"{part}.{n}": t for part, ts in vars(self).items() for n, t in ts.items()}
+
+    @classmethod
+    def of(cls, tensors: State) -> Statistics:
+        """The statistics that ``tensors()`` came from."""
+        return cls(below(tensors, "mean."), below(tensors, "std."))
 
 
 def real_tokens(batch: Batch, values: Tensor) -> Tensor:
@@ -45,19 +51,6 @@ def real_tokens(batch: Batch, values: Tensor) -> Tensor:
     if mask is None:
         return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
     return mask.bool()
-
-
-def check_ready(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) -> None:
-    """Raises ``ConfigError`` in training mode or without sites, ``DataError`` without inputs."""
-    if module.training:
-        raise ConfigError(
-            "The encoder is in training mode, where dropout changes its activations; call .eval() "
-            "first."
-        )
-    if not sites:
-        raise ConfigError("No sites to measure; take sites_for(config).")
-    if not batches:
-        raise DataError("No inputs to measure activations on; give at least one batch.")
 
 
 def check_finite(names: Iterable[str]) -> None:
@@ -107,15 +100,14 @@ def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) 
     """Statistics of an encoder over all batches; memory does not grow with their number.
 
     Args:
-        module: Takes ``module(**batch)``; its part ``transformer`` has the sites.
+        module: Takes ``module(**batch)``, in evaluation mode; its part ``transformer`` has the
+            sites.
         sites: Where to measure.
         batches: Inputs.
 
     Raises:
-        ConfigError: The module is in training mode, or does not have the sites.
-        DataError: There are no inputs, or activations are not finite.
+        DataError: Activations are not finite.
     """
-    check_ready(module, sites, batches)
     moments = {s.name: _Moments() for s in sites}
     for batch in batches:
 
@@ -128,7 +120,6 @@ def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) 
     return Statistics(
         {n: m.mean for n, m in moments.items()},
         {n: (m.m2 / m.n).sqrt() for n, m in moments.items()},
-        moments[sites[0].name].n,
     )
 
 
@@ -155,8 +146,7 @@ class InputMoments:
 def input_moments(
     module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]
 ) -> InputMoments:
-    """``InputMoments`` of an encoder, inputs in the order of ``batches``. Raises as ``measure``."""
-    check_ready(module, sites, batches)
+    """``InputMoments`` of an encoder, inputs in the order of ``batches``."""
     parts: dict[str, list[tuple[Tensor, ...]]] = {s.name: [] for s in sites}
     for batch in batches:
 
@@ -190,11 +180,8 @@ def variance_ratio(merged: Statistics, expert: Statistics) -> dict[str, float]:
     Channels that are dead in the expert (variance at most ``EPS``) are left out.
 
     Raises:
-        ConfigError: The two were measured at different sites.
         DataError: No channel of the expert is alive.
     """
-    if merged.std.keys() != expert.std.keys():
-        raise ConfigError(DIFFERENT_SITES)
     return {
         n: float(_mean_over_live(merged.std[n].square(), expert.std[n].square(), n))
         for n in merged.std
@@ -204,15 +191,8 @@ def variance_ratio(merged: Statistics, expert: Statistics) -> dict[str, float]:
 def resampled_ratio(merged: InputMoments, expert: InputMoments, weights: Tensor) -> Tensor:
     """``variance_ratio``, averaged over sites, when input i counts ``weights [B, N]`` times.
 
-    Returns ``[B]`` float64. Raises as ``variance_ratio``, and ``DataError`` for different inputs.
+    Both measured on the same inputs. Returns ``[B]`` float64. Raises as ``variance_ratio``.
     """
-    if merged.total.keys() != expert.total.keys():
-        raise ConfigError(DIFFERENT_SITES)
-    if not torch.equal(merged.tokens, expert.tokens):
-        raise DataError(
-            "Merged encoder and expert were measured on different inputs; measure both on the "
-            "same inputs."
-        )
     weights = weights.to(merged.tokens)
     ratios = [
         _mean_over_live(merged.variance(n, weights), expert.variance(n, weights), n)

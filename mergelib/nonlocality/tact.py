@@ -18,15 +18,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, first_five
-from .correction import Correction, chosen, watched
+from .correction import Correction, watched
 from .sites import Site
 from .statistics import (
     EPS,
     Batch,
     Statistics,
     check_finite,
-    check_ready,
     mean_and_deviation,
     measure,
     real_tokens,
@@ -34,7 +32,7 @@ from .statistics import (
 
 
 def channel_affine(
-    mean_m: Tensor, std_m: Tensor, mean: Tensor, std: Tensor, eps: float = EPS
+    mean_m: Tensor, std_m: Tensor, mean: Tensor, std: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Scale and shift ``[c]`` from channels with ``mean_m, std_m`` to ``mean, std``; all float64.
 
@@ -42,8 +40,8 @@ def channel_affine(
     nothing but rounding to scale, and sigma_t / sqrt(eps) would blow up the activations of other
     inputs. A channel that is dead in the expert gets scale 0.
     """
-    dead = std_m.square() <= eps
-    scale = torch.where(dead, torch.ones_like(std), std / (std_m.square() + eps).sqrt())
+    dead = std_m.square() <= EPS
+    scale = torch.where(dead, torch.ones_like(std), std / (std_m.square() + EPS).sqrt())
     return scale, mean - scale * mean_m
 
 
@@ -53,8 +51,6 @@ def match_statistics(
     sites: Sequence[Site],
     batches: Sequence[Batch],
     target: Statistics,
-    *,
-    eps: float = EPS,
 ) -> Correction:
     """The sequential correction that gives ``module`` the target's mean and std at each site.
 
@@ -63,27 +59,16 @@ def match_statistics(
         sites: Where to correct, in its submodule ``transformer``.
         batches: Unlabelled inputs, for ``module(**batch)``.
         target: Statistics of the sites.
-        eps: Of the formula.
 
     Raises:
-        ConfigError: The target lacks a site or is of another size; and as ``measure``.
+        DataError: Activations are not finite.
     """
-    check_ready(module, sites, batches)
-    if missing := [s.name for s in sites if s.name not in target.mean]:
-        raise ConfigError(
-            f"The target lacks {first_five(missing)}; measure the expert at the corrected sites."
-        )
     fitted = Correction()
 
     def fit(site: Site, mean: Tensor, std: Tensor) -> None:
         nonlocal fitted
-        wanted = (target.mean[site.name].to(mean), target.std[site.name].to(std))
-        if wanted[0].shape != mean.shape:
-            raise ConfigError(
-                f"The target has {len(wanted[0])} channels at {site.name}, the merged encoder "
-                f"{len(mean)}; they are of different sizes."
-            )
-        scale, shift = channel_affine(mean, std, *wanted, eps)
+        wanted = target.mean[site.name].to(mean), target.std[site.name].to(std)
+        scale, shift = channel_affine(mean, std, *wanted)
         check_finite([site.name] * (not torch.isfinite(scale + shift).all()))
         fitted = fitted.with_site(site.name, scale.float(), shift.float())
 
@@ -97,38 +82,17 @@ def match_statistics(
             module(**batches[0])
         return fitted
     for site in sites:
-        with watched(module.transformer, chosen(sites, fitted), fitted.apply):
+        corrected = [s for s in sites if s.name in fitted.scale]
+        with watched(module.transformer, corrected, fitted.apply):
             seen = measure(module, [site], batches)
         fit(site, seen.mean[site.name], seen.std[site.name])
     return fitted
 
 
-def tact(
-    module: nn.Module,
-    sites: Sequence[Site],
-    batches: Sequence[Batch],
-    expert: Statistics,
-    *,
-    last_layer_only: bool = False,
-) -> Correction:
-    """``match_statistics`` with f_t on one task's inputs; ``last_layer_only`` is an ablation."""
-    return match_statistics(module, sites[-1:] if last_layer_only else sites, batches, expert)
-
-
-def shared_target(experts: Sequence[Statistics]) -> Statistics:
+def mean_statistics(experts: Sequence[Statistics]) -> Statistics:
     """REPAIR's target: the mean over experts of means and of deviations (not of variances)."""
     mean, std = (
         {n: torch.stack([getattr(e, part)[n] for e in experts]).mean(0) for n in experts[0].mean}
         for part in ("mean", "std")
     )
-    return Statistics(mean, std, sum(e.tokens for e in experts))
-
-
-def repair(
-    module: nn.Module,
-    sites: Sequence[Site],
-    batches: Sequence[Batch],
-    experts: Sequence[Statistics],
-) -> Correction:
-    """``match_statistics`` with ``shared_target`` on the pooled inputs of all tasks."""
-    return match_statistics(module, sites, batches, shared_target(experts))
+    return Statistics(mean, std)

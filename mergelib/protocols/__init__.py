@@ -24,7 +24,7 @@ from .current import current_eval
 from .draws import stratified_order, uniform_order
 from .ft_classifier import PRESETS, FTPreset, ft_classifier, get_preset, kl_to_teacher, nested_fits
 from .knn import knn_eval, knn_of_share
-from .orthogonal import nested_orthogonal, orthogonal_classifier
+from .orthogonal import nested_orthogonal, orthogonal_classifier, procrustes_head
 from .surgery import surgery
 
 DRAWS = ("stratified", "uniform", "share", "all")
@@ -89,35 +89,23 @@ class Protocol:
             if not is_ours(self.function):
                 error.add_note(f"(in protocol '{self.name}'{where and f', {where}'})")
             raise
-        who = f"Protocol '{self.name}'{where and f' ({where})'}"
         k, s = (len(evidence.ks), len(evidence.draws)) if self.few_shot else (1, 1)
-        wanted = [k, s, len(evidence.student_test)]
+        wanted, n_classes = [k, s, len(evidence.student_test)], evidence.head.weight.shape[-2]
+        form = ""
         try:
             predicted = torch.as_tensor(given).detach()
-            if hasattr(given, "mask") or predicted.is_meta or predicted.is_quantized:
-                raise TypeError("masked, without data or quantised")
-            if predicted.layout is not torch.strided:
-                raise TypeError("sparse")
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ConfigError(
-                f"{who} returned {shortened(given)}; return class numbers {wanted} ([K, S, N]) as "
-                f"a tensor, a numpy array or nested lists."
-            ) from error
-        form = f"{str(predicted.dtype).removeprefix('torch.')} {list(predicted.shape)}"
-        if predicted.is_floating_point() or predicted.is_complex() or predicted.dtype is torch.bool:
-            raise ConfigError(
-                f"{who} returned {form}; return integer class numbers {wanted} ([K, S, N]). For "
-                f"logits, take argmax(-1)."
-            )
-        if list(predicted.shape) != wanted:
-            raise ConfigError(f"{who} returned {form}; [K, S, N] here is {wanted}.")
-        predicted, n_classes = predicted.long(), evidence.head.weight.shape[-2]
-        if predicted.numel() and not 0 <= predicted.min() <= predicted.max() < n_classes:
-            odd = predicted[(predicted < 0) | (predicted >= n_classes)][0]
-            raise ConfigError(
-                f"{who} returned class {odd}; the head has classes 0..{n_classes - 1}."
-            )
-        return predicted
+            form = f"{predicted.dtype} {list(predicted.shape)}: ".removeprefix("torch.")
+            is_right = not (predicted.is_floating_point() or predicted.dtype is torch.bool)
+            is_right = is_right and list(predicted.shape) == wanted
+            if is_right and ((predicted >= 0) & (predicted < n_classes)).all():
+                return predicted.long()
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            pass  # no tensor can be made or compared
+        raise ConfigError(
+            f"Protocol '{self.name}'{where and f' ({where})'} returned {form}{shortened(given)}; "
+            f"return integer class numbers in 0..{n_classes - 1}, {wanted} ([K, S, N]), as a "
+            "tensor, a numpy array or nested lists. For logits, take argmax(-1)."
+        )
 
 
 def _current(evidence: Evidence) -> Tensor:
@@ -154,46 +142,32 @@ def _ft_classifier(evidence: Evidence) -> Tensor:
 
 
 def _orthogonal_classifier(evidence: Evidence) -> Tensor:
-    student, teacher = evidence.student_fit, evidence.teacher_fit
     draws = evidence.draws
-    return _predictions(
-        evidence,
-        nested_orthogonal(
-            student[draws], teacher[draws], evidence.head, evidence.preset, evidence.ks
-        ),
+    heads = nested_orthogonal(
+        evidence.student_fit[draws],
+        evidence.teacher_fit[draws],
+        evidence.head,
+        evidence.preset,
+        evidence.ks,
     )
+    return _predictions(evidence, heads)
 
 
 def _orthogonal_procrustes(evidence: Evidence) -> Tensor:
-    return _predictions(
-        evidence,
-        [
-            orthogonal_classifier(
-                evidence.student_fit[rows],
-                evidence.teacher_fit[rows],
-                evidence.head,
-                evidence.preset,
-                fit="procrustes",
-            )
-            for rows in map(evidence.rows, evidence.ks)
-        ],
-    )
+    student, teacher, head = evidence.student_fit, evidence.teacher_fit, evidence.head
+    rows = map(evidence.rows, evidence.ks)
+    return _predictions(evidence, [procrustes_head(student[r], teacher[r], head) for r in rows])
 
 
 def _surgery(evidence: Evidence) -> Tensor:
     # As many steps as FT-Classifier takes, but always full batches, whatever the preset's batch
     # size.
-    modules = [
-        surgery(
-            evidence.student_fit[rows],
-            evidence.teacher_fit[rows],
-            steps=evidence.preset.steps(rows.shape[1]),
-        )
-        for rows in (evidence.rows(k) for k in evidence.ks)
-    ]
-    return torch.stack(
-        [current_eval(module.apply(evidence.student_test), evidence.head) for module in modules]
-    )
+    predictions = []
+    for rows in map(evidence.rows, evidence.ks):
+        steps = evidence.preset.steps(rows.shape[1])
+        module = surgery(evidence.student_fit[rows], evidence.teacher_fit[rows], steps=steps)
+        predictions.append(current_eval(module.apply(evidence.student_test), evidence.head))
+    return torch.stack(predictions)
 
 
 PROTOCOLS = {
@@ -240,13 +214,8 @@ def protocol(
         >>> mergelib.protocols.get_protocol("no_bias")(evidence)
         tensor([[[0, 1]]])
     """
-    unknown = set(draws) - set(DRAWS)
-    if unknown or not draws:
-        raise ConfigError(
-            f"Protocol '{name}': draws must be among 'stratified', 'uniform', 'share' and 'all', "
-            f"not "
-            f"{sorted(unknown) or 'none'}."
-        )
+    if not draws or set(draws) - set(DRAWS):
+        raise ConfigError(f"Protocol '{name}': draws must be among {DRAWS}, not {draws}.")
 
     def register(function: Callable) -> Callable:
         refuse_built_in("protocol", name, PROTOCOLS.get(name), function, replace)
@@ -280,6 +249,7 @@ __all__ = [
     "knn_of_share",
     "nested_fits",
     "orthogonal_classifier",
+    "procrustes_head",
     "protocol",
     "stratified_order",
     "surgery",

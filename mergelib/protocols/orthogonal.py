@@ -13,13 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, UnknownNameError
 from ..core.types import Head
 from .adam import Adam
 from .alignment import fit_closed_form
 from .ft_classifier import Fits, FTPreset, nested_fits, with_bias
-
-FITS = ("kl", "procrustes")
 
 
 def _orthonormal(M: Tensor) -> Tensor:
@@ -91,46 +88,30 @@ def nested_orthogonal(
 
 
 def orthogonal_classifier(
-    features: Tensor,
-    teacher_features: Tensor,
-    head: Head,
-    preset: FTPreset,
-    *,
-    fit: str = "kl",
-    seed: int = 0,
+    features: Tensor, teacher_features: Tensor, head: Head, preset: FTPreset, *, seed: int = 0
 ) -> Head:
-    """Fit W' = W_t A with A orthogonal, one per leading index.
-
-    "kl" minimises the mean KL(teacher || student) of Eq. 8 from A = I, see ``OrthogonalFits``.
-    "procrustes" is the orthogonal A that takes f_m's outputs closest to f_t's, folded into the
-    head; it ignores ``preset``. With fewer than 2 d inputs it is kept near the identity, see
-    ``fit_closed_form``.
+    """Fit W' = W_t A with A orthogonal: minimise the mean KL(teacher || student) of Eq. 8 from
+    A = I, see ``OrthogonalFits``.
 
     Args:
         features: f_m's outputs, ``[B, n, d]``.
         teacher_features: f_t's on the same inputs, ``[B, n, d]``; no labels.
         head: (W_t, b_t), ``[C, d]`` and ``[C]``.
         preset: Rate, steps and minibatches of FT-Classifier.
-        fit: "kl" or "procrustes".
         seed: Orders minibatches.
 
     Returns:
         W' ``[B, C, d]`` and b' = b_t ``[B, C]``.
-
-    Raises:
-        UnknownNameError: There is no such fit.
-        DataError: The features have different shapes.
     """
-    if fit not in FITS:
-        raise UnknownNameError("fit of the orthogonal classifier", fit, FITS)
-    if features.dim() != 3 or features.shape != teacher_features.shape:
-        raise DataError(
-            "f_m's and f_t's features are the same inputs' [B, n, d]; got "
-            f"{list(features.shape)} and {list(teacher_features.shape)}."
-        )
-    if fit == "procrustes":
-        return fit_closed_form(features.detach(), teacher_features.detach(), "orthogonal").fold(
-            head
-        )
     groups = features.unsqueeze(1), teacher_features.unsqueeze(1)
     return nested_orthogonal(*groups, head, preset, [features.shape[1]], seed)[0]
+
+
+def procrustes_head(features: Tensor, teacher_features: Tensor, head: Head) -> Head:
+    """The orthogonal A that takes f_m's outputs closest to f_t's, folded into the head; features
+    and result as of ``orthogonal_classifier``.
+
+    With fewer than 2 d inputs A is kept near the identity, see ``fit_closed_form``.
+    """
+    mapping = fit_closed_form(features.detach(), teacher_features.detach(), "orthogonal")
+    return mapping.fold(head)

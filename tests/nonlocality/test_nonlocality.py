@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import TINY
 
+from benchmarks.permutation_matching import random_permutations
 from mergelib import Study, figures, nonlocality
 from mergelib.claims import interval, load_claims
 from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
@@ -19,7 +20,7 @@ from mergelib.core.types import Expert, Split, percent, state_digest
 from mergelib.foundations import Foundation
 from mergelib.nonlocality import Nonlocality, Resampled, settings
 from mergelib.nonlocality.architectures import spec_for
-from mergelib.nonlocality.permute import apply, permute_head, random_permutations
+from mergelib.nonlocality.permute import apply, permute_head
 from mergelib.nonlocality.settings import (
     FT,
     LOCAL,
@@ -181,8 +182,8 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
 
 def test_a_corrected_merge_has_the_experts_statistics(cells):
     for setting, method in ((LOCAL, "weight_averaging"), (NON_LOCAL, "tall_masks")):
-        name = cells.corrected(setting, method, TACT)
         for task in cells.tasks:
+            name = cells.corrected(setting, method, task, TACT)
             found, expert = (cells.statistics(setting, e, task) for e in (name, "f_t"))
             raw = cells.statistics(setting, method, task)
             for site in (
@@ -252,7 +253,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
     def forbidden(*args, **kwargs):
         raise AssertionError("computed again")
 
-    for name in ("tact", "repair", "weight_matching"):
+    for name in ("match_statistics", "weight_matching"):
         monkeypatch.setattr(settings, name, forbidden)
     monkeypatch.setattr("mergelib.study.features.extract_prepared", forbidden)
     with warnings.catch_warnings():
@@ -270,7 +271,7 @@ def test_images_take_the_same_road(images):
         far.head("f_t", task).logits(far.features("f_t", task)), own, rtol=1e-3, atol=1e-3
     )
     assert far.weights_digest("f_t", task) != b.weights_digest("f_t", task), "nothing was permuted"
-    name = images.corrected(NON_LOCAL, "task_arithmetic", TACT)
+    name = images.corrected(NON_LOCAL, "task_arithmetic", task, TACT)
     assert len(far.module(name, task).corrections) == sum(s.fold is None for s in images.sites) > 0
     found, expert, raw = (
         images.statistics(NON_LOCAL, e, task) for e in (name, "f_t", "task_arithmetic")

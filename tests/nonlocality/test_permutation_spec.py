@@ -8,18 +8,11 @@ import pytest
 import torch
 from near import ROUNDING, apart
 
-from mergelib.core.errors import ConfigError, StateDictError, UnknownNameError
+from benchmarks.permutation_matching import inverse, random_permutations
+from mergelib.core.errors import StateDictError, UnknownNameError
 from mergelib.core.types import Head
 from mergelib.nonlocality.architectures import spec_for
-from mergelib.nonlocality.permute import (
-    apply,
-    check_permutations,
-    feature_index,
-    identity,
-    inverse,
-    permute_head,
-    random_permutations,
-)
+from mergelib.nonlocality.permute import apply, feature_index, identity, permute_head
 from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
 
 SEEDS = range(3)
@@ -121,7 +114,6 @@ def test_inverse_and_identity(network, seed):
     spec, state, p = network.spec, network.state(seed), drawn(network.spec, 10 * seed)
     assert equal(apply(spec, identity(spec), state), state)
     assert equal(apply(spec, inverse(p), apply(spec, p, state)), state)
-    check_permutations(spec, inverse(p))
 
 
 def test_random_permutations_reach_every_order_equally_often():
@@ -133,8 +125,6 @@ def test_random_permutations_reach_every_order_equally_often():
         min(rows.values()) > 140 and max(rows.values()) < 260
     )  # 200 expected, standard deviation 13
     assert len({tuple(d["in"].tolist()) for d in draws}) == 6
-    for d in draws[:20]:
-        check_permutations(TINY, d)
 
 
 def test_the_state_given_stays_as_it_was(network):
@@ -166,64 +156,12 @@ def test_states_of_another_network_are_refused_by_name(networks):
     network = networks["bert"]
     spec, state, nothing = network.spec, network.state(0), identity(network.spec)
     name = "encoder.layer.1.attention.self.key.weight"
-    with pytest.raises(StateDictError, match=f"lacks {name}.*encoder_state"):
+    with pytest.raises(StateDictError, match=f"differ in {name}.*encoder_state"):
         apply(spec, nothing, {n: t for n, t in state.items() if n != name})
-    with pytest.raises(StateDictError, match=r"unknown pooler\.dense\.weight"):
+    with pytest.raises(StateDictError, match=r"differ in pooler\.dense\.weight"):
         apply(spec, nothing, {**state, "pooler.dense.weight": torch.zeros(24, 24)})
-    with pytest.raises(StateDictError, match=r"key\.weight \(24, 23\), not \(24, 24\)"):
-        apply(spec, nothing, {**state, name: state[name][:, 1:]})
-    with pytest.raises(StateDictError, match=r"key\.weight \(24,\), not"):
-        apply(spec, nothing, {**state, name: state[name][0]})
-    with pytest.raises(StateDictError, match=r"lacks embeddings.*unknown encoder\.block"):
-        apply(spec, nothing, networks["t5"].state(0))
     with pytest.raises(StateDictError, match="wi_0"):
         apply(networks["t5"].spec, identity(networks["t5"].spec), networks["t5_gated"].state(0))
-
-
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        ({"order": torch.tensor([0, 0])}, "'order' must hold each of 0..1 once"),
-        ({"in": torch.tensor([0, 1])}, "'in' must hold each of 0..2"),
-        ({"in": torch.tensor([0, 1, 3])}, "'in' must hold each of 0..2"),
-        ({"in": torch.tensor([0.0, 1.0, 2.0])}, "float32"),
-        ({"rows": torch.tensor([0, 2, 1, 3])}, "'rows' does not follow 'order'"),
-        ({"order": torch.tensor([1, 0])}, "'rows' does not follow 'order'"),
-        ({"units": torch.tensor([0])}, "units"),
-    ],
-)
-def test_what_is_no_permutation_of_the_spec_is_refused(change, said):
-    with pytest.raises(ConfigError, match=said):
-        apply(TINY, identity(TINY) | change, tiny_state())
-
-
-def test_missing_groups_and_other_specs_are_refused(networks):
-    with pytest.raises(ConfigError, match=r"one index per group.*rows"):
-        apply(TINY, {n: i for n, i in identity(TINY).items() if n != "rows"}, tiny_state())
-    with pytest.raises(StateDictError, match=r"features of 7 numbers.*gives 24"):
-        permute_head(head(7), networks["bert"].spec, identity(networks["bert"].spec))
-
-
-@pytest.mark.parametrize(
-    "change, said",
-    [
-        ({"axes": {"w": ("rows", "columns")}}, "uses columns"),
-        ({"feature": "out"}, "uses out"),
-        (
-            {"groups": {"in": Group(3), "order": Group(2), "rows": Group(5, within="order")}},
-            "'rows'.*whole blocks",
-        ),
-        (
-            {"groups": {"in": Group(3), "order": Group(2), "rows": Group(4, within="gone")}},
-            "'rows'",
-        ),
-        ({"axes": {"w": ("rows", "order")}}, "Two axes of 'w' move with the group 'order'"),
-        ({"axes": {"w": ("in", "in")}}, "Two axes of 'w'"),
-    ],
-)
-def test_specs_that_contradict_themselves_are_refused(change, said):
-    with pytest.raises(ConfigError, match=said):
-        replace(TINY, **change)
 
 
 def test_unknown_architectures_are_named():
