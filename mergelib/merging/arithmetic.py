@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.types import State
 from .registry import method
-from .states import complete, cut, direction_of, empty, float_names, merged_by, piece_size
+from .states import assembled, complete, cut, empty, float_names
 
 
 @method("weight_averaging", label="Weight Averaging", short="WA")
@@ -19,14 +19,11 @@ def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]
     Eq. 1; Wortsman et al., 2022. ``base`` contributes only its integer tensors.
     """
     names = float_names(base)
-    mean, room = (
-        empty(base, names),
-        torch.empty(piece_size(base, names), device=base[names[0]].device),
-    )
+    mean = empty(base, names)
     for first, *others, out in cut([*experts, mean], names):
-        total = room[: len(out)].copy_(first)
-        for piece in others:
-            total += piece.float()
+        total = first.to(torch.float32, copy=True)
+        for theta in others:
+            total += theta.float()
         out.copy_(total.div_(len(experts)))
     return complete(base, mean)
 
@@ -35,21 +32,17 @@ def summed_vectors(
     base: State, experts: Sequence[State], target: State
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """sum_t tau_t with tau_t = theta_t - theta_b, piece by piece (``states.Summed``)."""
-    room = torch.empty(
-        2, piece_size(target, list(target)), device=next(iter(target.values())).device
-    )
     for b, first, *others, out in cut([base, *experts, target], list(target)):
-        total, tau = room[:, : len(out)]
         theta_b = b.float()
-        torch.sub(first.float(), theta_b, out=total)
-        for piece in others:
-            total += torch.sub(piece.float(), theta_b, out=tau)
+        total = first.float() - theta_b
+        for theta in others:
+            total += theta.float() - theta_b
         yield b, total, out
 
 
 def task_vector_sum(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """sum_t tau_t, float32, for every floating-point tensor."""
-    return direction_of(summed_vectors, base, experts)
+    return assembled(summed_vectors, base, experts)
 
 
 @method("task_arithmetic", label="Task Arithmetic", short="TA", direction=task_vector_sum)
@@ -60,4 +53,4 @@ def task_arithmetic(
 
     Eq. 2; Ilharco et al., 2022. lam = 1/T gives Weight Averaging.
     """
-    return merged_by(summed_vectors, base, experts, lam)
+    return assembled(summed_vectors, base, experts, lam)

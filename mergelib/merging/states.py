@@ -84,8 +84,10 @@ def _can_be_added(t: Any) -> bool:
     )
 
 
-def detached(state: State) -> dict[str, Tensor]:
-    """The state detached from any graph."""
+def detached(state: State) -> State:
+    """The state detached from any graph; unchanged if no tensor requires a gradient."""
+    if not any(t.requires_grad for t in state.values()):
+        return state
     return {n: t.detach() for n, t in state.items()}
 
 
@@ -155,14 +157,6 @@ def empty(like: State, names: Sequence[str], dtype: torch.dtype | None = None) -
     }
 
 
-def piece_size(like: State, names: Sequence[str]) -> int:
-    """Length of the longest piece that ``cut`` gives for the named tensors."""
-    return min(
-        max(like[n].numel() for n in names),
-        max(PIECE if like[n].is_cpu else DEVICE_PIECE for n in names),
-    )
-
-
 def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor, ...]]:
     """Pieces ``[n]`` of the named tensors, the same piece of each state at a time, in their dtypes.
 
@@ -184,13 +178,9 @@ def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor,
 def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
     """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in
     the base's dtype."""
-    names = list(direction)
-    merged, room = (
-        empty(base, names),
-        torch.empty(piece_size(base, names), device=base[names[0]].device),
-    )
-    for b, change, out in cut([base, direction, merged], names):
-        out.copy_(torch.mul(change, lam, out=room[: len(out)]).add_(b.float()))
+    merged = empty(base, list(direction))
+    for b, change, out in cut([base, direction, merged], list(direction)):
+        out.copy_(torch.mul(change, lam).add_(b.float()))
     return complete(base, merged)
 
 
@@ -199,25 +189,15 @@ Summed = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]
 may be overwritten) and of ``target``. If a piece comes twice, the last one counts."""
 
 
-def direction_of(
-    summed: Summed, base: State, experts: Sequence[State], **options: Any
+def assembled(
+    summed: Summed, base: State, experts: Sequence[State], lam: float | None = None, **options: Any
 ) -> dict[str, Tensor]:
-    """The merged task vector, float32."""
-    target = empty(base, float_names(base), torch.float32)
-    for _, total, out in summed(base, experts, target, **options):
-        out.copy_(total)
-    return target
-
-
-def merged_by(
-    summed: Summed, base: State, experts: Sequence[State], lam: float, **options: Any
-) -> dict[str, Tensor]:
-    """theta_b + lam * the merged task vector, which is never in memory all at once: ``add_scaled``
-    of ``direction_of``."""
-    target = empty(base, float_names(base))
+    """theta_b + lam * the merged task vector, which is never in memory all at once; without ``lam``
+    that vector itself, float32."""
+    target = empty(base, float_names(base), torch.float32 if lam is None else None)
     for b, total, out in summed(base, experts, target, **options):
-        out.copy_(total.mul_(lam).add_(b.float()))
-    return complete(base, target)
+        out.copy_(total if lam is None else total.mul_(lam).add_(b.float()))
+    return target if lam is None else complete(base, target)
 
 
 def task_vectors(

@@ -13,12 +13,12 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.types import State
 from .registry import method
-from .states import check_range, cut, direction_of, merged_by, piece_size
+from .states import assembled, check_range, cut
 
 Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]
 """Yields the same pieces at every call: a part of theta_b ``[n]``, the same of the T experts."""
 
-STEP = 401  # every so-many-th number is sampled; no width of a layer is a multiple of it
+STEP = 199  # every so-many-th number is sampled; no width of a layer is a multiple of it
 DEVIATIONS = 5  # for a sample's rank: one threshold in two million lies outside
 GROUP = 8
 
@@ -88,20 +88,17 @@ def trim_and_elect(
     experts: Sequence[Tensor],
     smallest: Sequence[float],
     overall: float,
-    room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """tau_t where it is at least ``smallest[t]`` in magnitude, else 0, ``[T, n]``; the elected
-    signs ``[n]``, -1 or 1; and the sum of those not 0. The first two lie in ``room [T + 1, >= n]``.
+    signs ``[n]``, -1 or 1; and the sum of those not 0.
 
     The sign is that of the summed values, not a vote. A column that sums to exactly 0 takes the
     sign of ``overall``, the sum of all elected signs, and is negative if that is 0, too (as in the
     original).
     """
-    if room is None:
-        room = torch.empty(len(experts) + 1, len(base), device=base.device)
-    *trimmed, _ = rows = room[:, : len(base)]
+    rows = torch.empty(len(experts) + 1, len(base), device=base.device)
     theta_b, below = base.float(), torch.tensor(smallest).nextafter(torch.tensor(-1.0)).tolist()
-    for row, expert, largest in zip(trimmed, experts, below, strict=True):
+    for row, expert, largest in zip(rows[:-1], experts, below, strict=True):
         # 0 in [-largest, largest]
         torch.ops.aten.hardshrink.out(torch.sub(expert.float(), theta_b, out=row), largest, out=row)
     signs = add_up(rows[:-1], rows[-1]).sign_()
@@ -115,10 +112,9 @@ def merge_piece(
     smallest: Sequence[float],
     overall: float,
     combine: str,
-    room: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A piece ``[n]`` of the merged task vector, in ``room``, and the sum of elected signs."""
-    trimmed, signs, votes = trim_and_elect(base, experts, smallest, overall, room)
+    """A piece ``[n]`` of the merged task vector, and the sum of elected signs."""
+    trimmed, signs, votes = trim_and_elect(base, experts, smallest, overall)
     agreeing = trimmed.mul_(signs).clamp_(min=0)
     kept = agreeing.sign().sum(0).clamp_(min=1) if combine == "mean" else None
     total = add_up(agreeing, agreeing[0])
@@ -137,10 +133,9 @@ def merged_vectors(
     """
     names = list(target)
     smallest = thresholds(lambda: ((b, e) for b, *e in cut([base, *experts], names)), keep)
-    room = torch.empty(len(experts) + 1, piece_size(target, names), device=target[names[0]].device)
     all_votes, cancelled = [], []
     for b, *parts, out in cut([base, *experts, target], names):
-        total, votes = merge_piece(b, parts, smallest, -1, combine, room)
+        total, votes = merge_piece(b, parts, smallest, -1, combine)
         all_votes.append(votes)
         # Of columns that sum to 0, something is left only if entries cancelled.
         cancelled.append(total.sign().sum() - votes)
@@ -148,7 +143,7 @@ def merged_vectors(
     if int(torch.stack(all_votes).long().sum()) > 0:
         again = torch.stack(cancelled).tolist()
         for b, *parts, out in compress(cut([base, *experts, target], names), again):
-            yield b, merge_piece(b, parts, smallest, 1, combine, room)[0], out
+            yield b, merge_piece(b, parts, smallest, 1, combine)[0], out
 
 
 def ties_streamed(
@@ -209,7 +204,7 @@ def ties_direction(
         ConfigError: An option is out of range.
     """
     _check(keep, combine)
-    return direction_of(merged_vectors, base, experts, keep=keep, combine=combine)
+    return assembled(merged_vectors, base, experts, keep=keep, combine=combine)
 
 
 @method("ties", label="Ties", short="Ties", direction=ties_direction)
@@ -223,4 +218,4 @@ def ties(
 ) -> dict[str, Tensor]:
     """theta_m = theta_b + lam * sum_t tau_t^Ties. Eq. 3; options as of ``ties_direction``."""
     _check(keep, combine)
-    return merged_by(merged_vectors, base, experts, lam, keep=keep, combine=combine)
+    return assembled(merged_vectors, base, experts, lam, keep=keep, combine=combine)
