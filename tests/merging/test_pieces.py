@@ -1,5 +1,5 @@
 """Merging in pieces equals the formulas on whole tensors, whatever the size of a piece; Ties'
-thresholds are exact by either way."""
+thresholds are exact, whatever the sample."""
 
 import pytest
 import torch
@@ -11,11 +11,7 @@ from mergelib.merging import get_method, states
 from mergelib.merging import ties as ties_module
 from mergelib.merging.states import add_scaled, flat_task_vectors, float_names, unflatten
 from mergelib.merging.streaming import stream
-from mergelib.merging.ties import (
-    counted_thresholds,
-    thresholds,
-    thresholds_between,
-)
+from mergelib.merging.ties import select, thresholds
 
 
 def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
@@ -65,9 +61,9 @@ def make(kind, seed, dtype=torch.float32, n_experts=5):
 def test_pieces_equal_the_formula_to_the_bit(monkeypatch, kind, dtype, name, options):
     base, experts = make(kind, 1, dtype)
     expected = reference(name, base, experts, **options)
-    for piece, sample in ((states.PIECE, ties_module.SAMPLE), (64, ties_module.SAMPLE), (64, 100)):
+    for piece, step in ((states.PIECE, ties_module.STEP), (64, ties_module.STEP), (64, 3)):
         monkeypatch.setattr(states, "PIECE", piece)
-        monkeypatch.setattr(ties_module, "SAMPLE", sample)
+        monkeypatch.setattr(ties_module, "STEP", step)
         merged = get_method(name)(base, experts, **options)
         for n, tensor in expected.items():
             assert torch.equal(merged[n], tensor), n
@@ -79,7 +75,7 @@ def test_pieces_equal_the_formula_to_the_bit(monkeypatch, kind, dtype, name, opt
     keep=st.floats(0.01, 1.0),
     kind=st.sampled_from(["normal", "whole", "zeros"]),
 )
-def test_both_ways_to_a_threshold_find_the_value_of_a_sort(seed, size, keep, kind):
+def test_a_threshold_is_the_value_of_a_sort(seed, size, keep, kind):
     g = torch.Generator().manual_seed(seed)
     tau = torch.randn(2, size, generator=g)
     tau = {
@@ -98,37 +94,25 @@ def test_both_ways_to_a_threshold_find_the_value_of_a_sort(seed, size, keep, kin
     def pieces():
         return ((base[i : i + 37], [t[i : i + 37] for t in tau]) for i in range(0, size, 37))
 
-    assert counted_thresholds(pieces, keep).tolist() == expected
-    everything = thresholds_between(pieces, n_keep, [-1.0] * 2, [float("inf")] * 2)
-    assert everything == expected
-    assert (
-        thresholds_between(pieces, n_keep, expected, [float("inf")] * 2) is None
-    )  # not strictly between
+    assert thresholds(pieces, keep) == expected
+    assert select(pieces, n_keep, [-1.0] * 2, [float("inf")] * 2) == expected
+    assert select(pieces, n_keep, expected, [float("inf")] * 2) is None  # not strictly between
 
 
-@pytest.mark.parametrize("share, sampled", [(1.0, True), (0.1, False)])
-def test_a_sample_brackets_the_threshold_or_it_is_counted(monkeypatch, share, sampled):
+@pytest.mark.parametrize("share, passes", [(1.0, 1), (0.1, 2)])
+def test_a_sample_brackets_the_threshold_or_all_are_sorted(monkeypatch, share, passes):
     """With nine of ten entries equal to the base the threshold is 0, and no bracket lies strictly
     around it."""
-    g = torch.Generator().manual_seed(0)
-    base = {"a": torch.randn(300, 100, generator=g), "b": torch.randn(20_000, generator=g)}
+    g, n, asked = torch.Generator().manual_seed(0), 50_000, []
+    base = torch.randn(n, generator=g)
     experts = [
-        {
-            n: t + torch.randn(t.shape, generator=g) * (torch.rand(t.shape, generator=g) < share)
-            for n, t in base.items()
-        }
-        for _ in range(3)
+        base + torch.randn(n, generator=g) * (torch.rand(n, generator=g) < share) for _ in range(3)
     ]
-    monkeypatch.setattr(ties_module, "SAMPLE", 1000)
-    asked = []
-    monkeypatch.setattr(
-        ties_module,
-        "counted_thresholds",
-        lambda *given: asked.append(1) or counted_thresholds(*given),
-    )
-    found = thresholds(base, experts, 0.2, ["a", "b"])
-    assert asked == ([] if sampled else [1])
-    for tau, value in zip(flat_task_vectors(base, experts, ["a", "b"]), found, strict=True):
+    monkeypatch.setattr(ties_module, "STEP", 50)
+    monkeypatch.setattr(ties_module, "select", lambda *given: asked.append(1) or select(*given))
+    found = thresholds(lambda: iter([(base, experts)]), 0.2)
+    assert len(asked) == passes
+    for tau, value in zip([e - base for e in experts], found, strict=True):
         assert torch.equal(torch.where(tau.abs() >= value, tau, 0.0), trim(tau, 0.2))
 
 
