@@ -248,8 +248,8 @@ def test_what_a_method_gives_is_refused_by_its_name():
         ),
         (lambda b, e: {n: t.numpy() for n, t in b.items()}, "ndarray, not a dense tensor"),
         (lambda b, e: {n: t / 0 for n, t in b.items()}, "NaN or inf"),
-        (lambda b, e: {"a": b["a"]}, "keys that differ"),
-        (lambda b, e: [dict(b)], "must return 1 state dict"),
+        (lambda b, e: {"a": b["a"]}, "lacks b"),
+        (lambda b, e: [dict(b)], "not a state dict"),
         (lambda b, e: None, "not a state dict"),
     ):
         mergelib.method("odd", label="O", short="O")(wrong)

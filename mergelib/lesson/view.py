@@ -77,7 +77,8 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
         arrow = {"arrowstyle": "->", "color": grey, "linewidth": width}
         ax.annotate("", end, start, arrowprops=arrow)
         ax.plot(*end, marker=marker, color=colour, markersize=8 if marker == "*" else 4)
-        ax.annotate(f"${name}$", np.multiply(1.25, end), ha="center", va="center", color=colour)
+        place = np.multiply(0.7 if name == "f_m" else 1.25, end)
+        ax.annotate(f"${name}$", place, ha="center", va="center", color=colour)
     _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{_mirrored(toy)}, $\lambda$ = {lam:.1f}")
 
 
@@ -104,7 +105,7 @@ def _draw_head(ax: Axes, head: Head, style: Style) -> None:
     classes = current_eval(points, head).double()
     classes[points.norm(dim=-1) > LIMIT] = torch.nan
     ties = np.arange(len(head.bias) - 1) + 0.5
-    lines = {"colors": style["color"], "linestyles": style["linestyle"], "zorder": 1}
+    lines = {"colors": style["color"], "linestyles": [style["linestyle"]], "zorder": 1}
     ax.contour(side, side, classes.view(len(side), -1).mT, ties, **lines)
     for vector, (hue, marker) in zip(head.weight, CLASS_STYLE, strict=False):
         tip = 0.94 * LIMIT * vector / vector.norm()
