@@ -3,7 +3,6 @@ checkpoints from which an interrupted run resumes."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import warnings
@@ -17,10 +16,10 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from ..core import distributed
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, StoreError
 from ..core.memory import within_memory
-from ..core.paths import make_folder, write_whole
 from ..core.progress import progress
+from ..core.store import REMEDY
 from .config import TrainConfig
 
 MAX_NORM = 1.0  # norm of all gradients together
@@ -94,9 +93,14 @@ def read_checkpoint(file: Path) -> dict[str, Any] | None:
 
 def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint as a whole. Raises ``StoreError``."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    write_whole(make_folder(file.parent) / file.name, content.getvalue())
+    half = file.with_suffix(".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, half)
+        half.replace(file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        half.unlink(missing_ok=True)
+        raise StoreError(f"Cannot write {file}: {error}. {REMEDY}") from error
 
 
 # ---- the loop ------------------------------------------------------------------------------------
