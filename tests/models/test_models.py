@@ -388,7 +388,7 @@ def test_loaded_models_and_a_method_of_ones_own(family):
         mergelib.align_classifier(merged, "ag", ["a text"] * 5)
     with pytest.raises(UnknownNameError, match="option of method"):
         mergelib.merge("ties", base=found["base"], experts=experts(found), density=0.2)
-    with pytest.raises(ConfigError, match="keep must be a fraction"):
+    with pytest.raises(ConfigError, match="keep must lie in"):
         mergelib.merge("ties", base=found["base"], experts=experts(found), keep=2.0)
     with pytest.raises(ConfigError, match="needs base="):
         mergelib.merge("ties", experts=experts(found))
