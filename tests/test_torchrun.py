@@ -131,7 +131,7 @@ def two(tmp_path_factory):
     )
     assert not (store / "fine_tune").exists() or not list((store / "fine_tune").iterdir())
     (left,) = (store / ".scratch").iterdir()
-    assert (left / "checkpoint.pt").exists()
+    assert len(training.checkpoints(left)) == 2
     shutil.copytree(store / "pretrain", other / "pretrain")
     whole = start("whole", store, other)
     assert whole.returncode == 0, whole.stderr

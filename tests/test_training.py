@@ -8,7 +8,7 @@ import torch
 from toy import CONFIG, ROWS, Toy, collate, run
 
 from mergelib.training.config import TrainConfig
-from mergelib.training.loop import shuffled_batches
+from mergelib.training.loop import checkpoints, shuffled_batches
 
 
 def test_the_loop_is_that_of_the_trainer_of_transformers(tmp_path):
@@ -67,7 +67,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, stop):
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "b", interrupted)
-    assert torch.load(tmp_path / "b" / "checkpoint.pt")["step"] == stop // 5 * 5
+    assert len(checkpoints(tmp_path / "b")) == stop // 5
     resumed, same_info = run(tmp_path / "b")
     assert torch.equal(resumed, undisturbed) and same_info == info
 
@@ -80,11 +80,11 @@ def test_global_random_state_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b"not weights", lambda b: b[:-9], lambda b: b""])
-def test_a_damaged_checkpoint_is_said_and_training_starts_again(tmp_path, damage):
+def test_a_damaged_checkpoint_is_removed_and_said(tmp_path, damage):
     undisturbed, _ = run(tmp_path)
-    checkpoint = tmp_path / "checkpoint.pt"
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.warns(UserWarning, match=f"{checkpoint.name} is damaged"):
+    _, newest = checkpoints(tmp_path)  # of three, the two newest are kept
+    newest.write_bytes(damage(newest.read_bytes()))
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged"):
         resumed, _ = run(tmp_path)
     assert torch.equal(resumed, undisturbed)
 

@@ -1,7 +1,8 @@
-"""Recognise that a device ran out of memory."""
+"""Recognise that a device ran out of memory, and free what it caches."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,16 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(says in str(error) for says in SAYS)
     )
+
+
+def free_device_memory() -> None:
+    """Return cached memory to the device. Call it outside the ``except`` block: the error's
+    traceback holds tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 @contextmanager

@@ -106,6 +106,7 @@ def fine_tune(
             scratch=scratch,
             desc=desc,
             optional_parts=len(tasks) > 1,
+            mean_over_rows=True,
         )
     state = encoder_state(model.encoder)
     bad = not_finite(state)

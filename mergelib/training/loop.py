@@ -6,18 +6,19 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core import distributed
-from ..core.errors import ConfigError, StoreError
-from ..core.memory import within_memory
+from ..core.errors import ConfigError, DeviceMemoryError, StoreError
+from ..core.memory import free_device_memory, out_of_memory, within_memory
 from ..core.progress import progress
 from ..core.store import REMEDY
 from .config import TrainConfig
@@ -77,30 +78,100 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * ((config.steps - step) / (config.steps - warmup))
 
 
+def backward(model: nn.Module, batch: dict[str, Any], pieces: int, precision: str) -> Tensor:
+    """Add the gradients of a batch's mean loss, computed in ``pieces``; returns the loss."""
+    first = tree_leaves(batch)[0]
+    total = torch.zeros((), device=first.device)
+    for part in torch.arange(len(first)).tensor_split(min(pieces, len(first))):
+        inputs = batch
+        if pieces > 1:
+            inputs = tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], batch)
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**inputs)["loss"]
+        loss = loss.float() * (len(part) / len(first))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def backward_in_memory(
+    model: nn.Module,
+    batch: dict[str, Any],
+    pieces: int,
+    precision: str,
+    can_be_cut: bool,
+    desc: str,
+) -> tuple[Tensor, int]:
+    """``backward``, in more pieces if memory is short: the loss, and the number of pieces that
+    worked. Raises ``DeviceMemoryError`` if the batch cannot be cut further."""
+    first = tree_leaves(batch)[0]
+    rows, device = len(first), first.device
+    while True:
+        try:
+            return backward(model, batch, pieces, precision), pieces
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if not can_be_cut or pieces >= rows:
+                raise DeviceMemoryError(
+                    f"{desc}: {math.ceil(rows / pieces)} of a batch's {rows} rows do not fit into "
+                    f"the memory of {device} at once. Lower batch_size in the profile's section "
+                    "for it, free memory, or use another device or more processes."
+                ) from error
+        pieces = min(2 * pieces, rows)
+        model.zero_grad()  # gradients from the failed attempt
+        free_device_memory()
+        warnings.warn(
+            f"{desc}: out of memory on {device} with a batch of {rows} rows; from now on it is "
+            f"split into {pieces} pieces, whose gradients are added.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def read_checkpoint(file: Path) -> dict[str, Any] | None:
-    """What ``write_checkpoint`` wrote; None, with a warning, for a damaged file."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # torch fails on damaged bytes in many ways
+def checkpoints(scratch: Path) -> list[Path]:
+    """The checkpoints under ``scratch``, the newest last."""
+    return sorted(scratch.glob("checkpoint-*.pt"))
+
+
+def newest_checkpoint(scratch: Path) -> Path | None:
+    """The newest intact checkpoint under ``scratch``; damaged ones are removed, with a warning."""
+    for file in reversed(checkpoints(scratch)):
+        try:
+            # torch files are zip archives: their checksums reveal damage without unpickling
+            # anything.
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:
+                    return file
+        except Exception:  # zipfile fails on damaged bytes in many ways
+            pass
         warnings.warn(
-            f"{file} is damaged; training starts from the beginning.", UserWarning, stacklevel=3
+            f"{file.name} is damaged; it is removed, and training resumes from the checkpoint "
+            f"before it, or from the beginning.",
+            UserWarning,
+            stacklevel=2,
         )
-        return None
+        file.unlink(missing_ok=True)
+    return None
 
 
-def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint as a whole. Raises ``StoreError``."""
+def write_checkpoint(scratch: Path, step: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically, and remove old ones. Raises ``StoreError``."""
+    file = scratch / f"checkpoint-{step:07}.pt"
     half = file.with_suffix(".tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)
         torch.save(state, half)
         half.replace(file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         half.unlink(missing_ok=True)
-        raise StoreError(f"Cannot write {file}: {error}. {REMEDY}") from error
+        raise StoreError(f"Cannot write a checkpoint to {scratch}: {error}. {REMEDY}") from error
+    # one older checkpoint is kept, in case the newest is damaged
+    for old in checkpoints(scratch)[:-2]:
+        old.unlink()
 
 
 # ---- the loop ------------------------------------------------------------------------------------
@@ -116,47 +187,40 @@ def train(
     scratch: Path,
     desc: str,
     optional_parts: bool = False,
+    mean_over_rows: bool = False,
 ) -> dict[str, Any]:
-    """Train ``model`` in place.
+    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged
+    loss. ``optional_parts``: some rows do not use some of its parameters. ``mean_over_rows``: the
+    loss is a mean over the batch's rows, along which every tensor of it can be cut.
 
-    With ``save_every``, an interrupted run resumes from its last checkpoint.
+    With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the
+    newest intact one. Raises ``StoreError`` if they cannot be written.
+
+    If the device runs out of memory and the loss is a mean over rows, a batch is split into halves,
+    quarters and so on, whose gradients are added, with a warning; the returned ``pieces`` records
+    it. The result is that of whole batches up to rounding and dropout. In other cases, or if one
+    row is too much, ``DeviceMemoryError`` names the remedy.
 
     Under torchrun every process calls this and takes its share of each batch of
     ``config.batch_size`` rows; gradients are averaged, and all end with equal weights. These are
     the weights of one process up to rounding, where the loss is a mean over rows, no layer draws
     dropout (each process draws its own), and ``batch_size`` divides the rows (else an epoch's last
-    batch is filled up with rows from its beginning; one process takes a short batch).
-
-    Args:
-        model: Its forward returns ``{"loss": ...}``.
-        dataset: Rows.
-        collate: Makes a list of rows the model's arguments.
-        config: Steps, rate, precision, seed.
-        device: Where to train.
-        scratch: A folder for checkpoints, the same for all processes.
-        desc: What is trained, for the progress line and for messages.
-        optional_parts: Some rows do not use some of the parameters.
-
-    Returns:
-        The number of steps and the last logged loss.
-
-    Raises:
-        ConfigError: A batch cannot be shared evenly, or several processes cannot use the device.
-        DeviceMemoryError: A step does not fit into the device's memory.
-        StoreError: A checkpoint cannot be written.
+    batch is filled up with rows from its beginning; one process takes a short batch). ``scratch``
+    must be the same folder for all. Raises ``ConfigError`` for a batch that cannot be shared
+    evenly, or a device that does not support it.
     """
     rank, together = distributed.rank(), distributed.world_size() > 1
     distributed.share_of_batch(config.batch_size)
+    if together and device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"Several processes cannot train on '{device.type}' together: start mergelib without "
+            "torchrun, or use cpu or cuda."
+        )
     if together:
-        if device.type not in ("cpu", "cuda"):
-            raise ConfigError(
-                f"Several processes cannot train on '{device.type}' together: start mergelib "
-                "without torchrun, or use cpu or cuda."
-            )
         distributed.wait_for_all()  # from here on each process has its own GPU
         device = torch.device(device.type)
     generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
-    losses, start, checkpoint = torch.zeros(config.steps), 0, scratch / "checkpoint.pt"
+    losses, pieces, start = torch.zeros(config.steps), 1, 0
     # the GPU whose random state ``generators`` read
     gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with (
@@ -164,16 +228,16 @@ def train(
         progress(desc=desc, total=config.steps) as bar,
         gpu,
         within_memory(
-            f"{desc}: a step does not fit into the memory of {device}. Lower batch_size in the "
-            "profile's section for it, free memory, or use a smaller encoder, another device or "
-            "more processes."
+            f"{desc}: weights, gradients and the optimizer's state do not fit into the memory of "
+            f"{device}. Free some of it, or use a smaller encoder or another device."
         ),
     ):
         parallel = model.to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         torch.manual_seed(config.seed + rank)  # each process draws its own dropout
-        resumes = distributed.from_first(config.save_every > 0 and checkpoint.exists())
-        if resumes and (saved := read_checkpoint(checkpoint)):
+        newest = newest_checkpoint(scratch) if config.save_every and rank == 0 else None
+        if newest := distributed.from_first(newest):
+            saved = torch.load(newest, map_location="cpu", weights_only=True)
             start = saved["step"]
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
@@ -185,18 +249,18 @@ def train(
             parallel = nn.parallel.DistributedDataParallel(
                 model, find_unused_parameters=optional_parts
             )
+        model.zero_grad()
         batches = shuffled_batches(len(dataset), config, start)
         for step in range(start, config.steps):
             batch = collate([dataset[i] for i in next(batches)])
             batch = tree_map(lambda t: t.to(device), batch)
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss = parallel(**batch)["loss"].float()
-            loss.backward()
-            losses[step] = loss.detach()
+            losses[step], pieces = backward_in_memory(
+                parallel, batch, pieces, config.precision, mean_over_rows and not together, desc
+            )
             nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
             optimizer.param_groups[0]["lr"] = learning_rate(step, config)
             optimizer.step()
+            model.zero_grad()
             bar.update()
             done = step + 1
             if config.save_every and (done % config.save_every == 0 or done == config.steps):
@@ -207,8 +271,12 @@ def train(
                     "own": distributed.from_all([losses, *(g.get_rng_state() for g in generators)]),
                 }
                 if rank == 0:
-                    write_checkpoint(checkpoint, state)
+                    write_checkpoint(scratch, done, state)
     window = max(1, config.steps // 10)
     end = config.steps - config.steps % window
     means = distributed.from_all(float(sum(losses[end - window : end])) / window)
-    return {"steps": config.steps, "last_loss": round(sum(means) / len(means), 4)}
+    return {
+        "steps": config.steps,
+        "last_loss": round(sum(means) / len(means), 4),
+        **({"pieces": pieces} if pieces > 1 else {}),
+    }

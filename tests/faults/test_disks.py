@@ -21,6 +21,7 @@ from mergelib.figures import save_files
 from mergelib.models.folders import RECORD
 from mergelib.run import runner
 from mergelib.run.cli import main
+from mergelib.training.loop import checkpoints
 
 from .disks import PAGE, Disk, on_a_disk
 from .kill import csvs, temporary, tensors
@@ -173,19 +174,23 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
     """Room for half of the first checkpoint, or of the second: what is whole is gone on from, to
     the same bytes."""
     wanted, _ = run(tmp_path / "alone")
-    size = -(-(tmp_path / "alone" / "checkpoint.pt").stat().st_size // PAGE) * PAGE
-    for part, left in ((0.5, []), (1.5, ["checkpoint.pt"])):
+    newest = checkpoints(tmp_path / "alone")[-1]
+    size = -(-newest.stat().st_size // PAGE) * PAGE
+    left = []
+    for part in (0.5, 1.5):
         disk = Disk(tmp_path / f"disk{part}")
         scratch = disk.place / "scratch"
         disk.leave(int(part * size))
         with pytest.raises(StoreError) as caught:
             run(scratch)
         names(str(caught.value), scratch, "MERGELIB_STORE")
-        assert [file.name for file in scratch.iterdir()] == left
+        assert sorted(scratch.iterdir()) == checkpoints(scratch)
+        left.append(len(checkpoints(scratch)))
         disk.open()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # it is not damaged
+            warnings.simplefilter("error")  # none of them is damaged
             assert torch.equal(run(scratch)[0], wanted)
+    assert left == [0, 1]
 
 
 # ---- figures and their numbers -------------------------------------------------------------------
