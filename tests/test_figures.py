@@ -221,15 +221,14 @@ def test_text_is_large_enough_and_a_title_states_the_numbers(name):
 
 def cluster_panel(classes):
     points = np.random.default_rng(0).normal(size=(2, 4 * classes, 2))
-    numbers = {"accuracy": 50.0, "purity_t": 0.8, "purity_m": 0.6, "source": 1.0}
-    return {"points": points, "labels": np.arange(4 * classes) % classes, "classes": classes} | (
-        numbers
-    )
+    numbers = {"Current Eval (%)": 50.0, "label purity f_t": 0.8, "label purity f_m": 0.6}
+    table = pd.DataFrame([{"task": "ag", "method": "ties", "source purity": 1.0} | numbers])
+    return {("ag", "ties"): (points, np.arange(4 * classes) % classes, classes)}, table
 
 
 @pytest.mark.parametrize("classes, coloured", [(4, 4), (10, 10), (25, 10)])
 def test_of_many_classes_ten_have_a_colour_and_the_merge_is_the_stronger(classes, coloured):
-    fig = drawn.plot_clusters({("ag", "ties"): cluster_panel(classes)})
+    fig = drawn.plot_clusters(*cluster_panel(classes))
     seen_t, seen_m = (
         {tuple(c[:3]) for c in dots.get_facecolors()} for dots in fig.axes[0].collections[:2]
     )

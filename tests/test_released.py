@@ -25,7 +25,6 @@ from mergelib.encoders.features import extract
 from mergelib.profiles import load_profile
 from mergelib.protocols import fit_heads
 from mergelib.run import runner
-from mergelib.tables import released
 from mergelib.tasks import released as files
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
@@ -233,37 +232,6 @@ def test_a_tokenizer_without_separators_is_refused(paper):
 
     with pytest.raises(ConfigError, match="'gpt' has no cls_token"):
         released_encoder(TextEncoder(paper.encoder.config, NoCls(), 40, "gpt"))
-
-
-def test_the_effects_table_starts_with_the_studys_own_scores(paper):
-    def chosen_and_merged():
-        return sorted(p for step in ("lam", "merge") for p in (paper.store.root / step).glob("*"))
-
-    encoders = ("f_t", "task_arithmetic")
-    own = paper.scores(encoders, ["current"]).groupby("method").accuracy.mean()
-    before = chosen_and_merged()
-    table = released.effects(paper, encoders)
-    assert chosen_and_merged() == before, "nothing is chosen or merged anew"
-    variants = list(itertools.product((False, True), (True, False)))
-    said = list(zip(table["attention mask"], table["padding in the mean"], strict=True))
-    assert said == [tuple("yes" if v else "no" for v in variant) for variant in variants]
-    assert table.loc[0, "Fine-tuned"] == own["f_t"] and table.loc[0, "TA"] == own["task_arithmetic"]
-    for i, (mask, padding) in enumerate(variants):
-        encoder, right = replace(paper.encoder, mask=mask, padding_in_mean=padding), []
-        for task, found in paper.tasks.items():
-            expert = paper.expert(task)
-            with torch.no_grad():
-                batch = encoder.collate(encoder.prepare(found.test.inputs))
-                predicted = expert.head.logits(encoder.module(expert.state)(**batch)).argmax(-1)
-            right.append(float((predicted == found.test.labels).float().mean()))
-        near_tie = 100 / ROWS / 2 + 1e-6
-        wanted = 100 * sum(right) / len(right)
-        assert table.loc[i, "Fine-tuned"] == pytest.approx(wanted, abs=near_tie)
-
-
-def test_effects_need_the_released_preprocessing(make):
-    with pytest.raises(ConfigError, match=r"set encoder\.preprocessing"):
-        released.effects(make(encoder__preprocessing="default"))
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -491,7 +459,7 @@ def test_a_miniature_encoder_can_be_trained_and_read_the_released_way(make_study
         }
     )
     assert study.scores(["f_t", "task_arithmetic"], ["current"]).accuracy.notna().all()
-    assert isinstance(study.encoder, ReleasedEncoder) and len(released.effects(study)) == 4
+    assert isinstance(study.encoder, ReleasedEncoder)
 
 
 # ---- paper | here, cell by cell ------------------------------------------------------------------

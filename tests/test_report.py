@@ -84,18 +84,18 @@ def test_the_deciding_part_is_the_worst_of_those_that_decide(folder):
     rows = report.verdict_rows(report.read_runs(folder))
 
     def decides(claim, profile):
-        return report.deciding_part(rows[(rows.claim == claim) & (rows.profile == profile)]).part
+        return verdicts.deciding(rows[(rows.claim == claim) & (rows.profile == profile)]).part
 
     assert decides("P5-over-knn", "one") == "TA"  # holds for both, more narrowly for TA
     assert decides("P5-over-knn", "two") == "TA"  # fails for two, most for TA
     high = pd.DataFrame(
         [verdict("P6.4-no-gain", "a", 7.0, N, "<= 5"), verdict("P6.4-no-gain", "b", 9.0, N, "<= 5")]
     )
-    assert report.deciding_part(high).part == "b"  # an upper bound fails above
+    assert verdicts.deciding(high).part == "b"  # an upper bound fails above
     undefined = verdict("P5-over-knn", "a", 1.0, U) | {"low": float("nan"), "high": float("nan")}
-    assert pd.isna(report.deciding_part(pd.DataFrame([undefined])).low)
+    assert pd.isna(verdicts.deciding(pd.DataFrame([undefined])).low)
     unmeasured = pd.DataFrame([verdict("P5-over-knn", "all", None, U)])
-    assert report.deciding_part(unmeasured).part == "all"
+    assert verdicts.deciding(unmeasured).part == "all"
 
 
 def test_quick_is_told_of_only_when_nothing_was_judged(folder):
@@ -195,7 +195,7 @@ def test_verdict_cells_differ_without_colour():
 
 # ---- what is said about each claim ---------------------------------------------------------------
 
-READINGS = {r.claim: r for g in readings.load_readings().groups for r in g.claims}
+READINGS = readings.readings()
 
 
 def shown():
@@ -205,7 +205,7 @@ def shown():
 
 
 def test_every_claim_stands_in_one_group():
-    listed = [r.claim for g in readings.load_readings().groups for r in g.claims]
+    listed = [r["claim"] for g in readings.load_readings()["groups"] for r in g["claims"]]
     assert sorted(listed) == sorted(claims.load_claims())
 
 

@@ -176,17 +176,12 @@ def test_the_figure_has_a_panel_per_size_and_method(study):
         unlabelled.scores(study, study.methods, ["knn", "ft_classifier"]),
         unlabelled.scores(study, study.methods, ["ft_classifier"], fit_on="train"),
     ]
-    summary, covered = tables.mean_and_std(pd.concat(rows)), unlabelled.coverage(study)
-    panels = {"(a)": summary, "(b)": summary}
+    scores, covered = pd.concat(rows), unlabelled.coverage(study)
+    panels = {"(a)": scores, "(b)": scores}
     fig = figures.plot_shares(
         panels, study.methods, unlabelled.counted(covered), too_few=unlabelled.too_few(covered)
     )
     assert len(fig.axes) == 2 * len(study.methods)
     assert fig.axes[-1].get_xticklabels()[0].get_text() == "0.5"
-    said = unlabelled.alt(panels, study.methods)
-    average = tables.averages(summary)
-    value = average[
-        (average.method == "ties") & (average.protocol == "knn") & (average.share == 2.5)
-    ]["mean"].iloc[0]
-    assert f", {value:.1f}, " in said and said.endswith(".")
+    summary = tables.mean_and_std(scores)
     assert list(unlabelled.table(summary).columns) == ["0.5 %", "1 %", "2.5 %", "5 %", "10 %"]

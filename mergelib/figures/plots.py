@@ -23,6 +23,7 @@ from ..tables import (
     at_k,
     average_of,
     averages,
+    labelled,
     mean_and_std,
     protocol_label,
     short_label,
@@ -35,6 +36,7 @@ from .style import (
     COLUMN,
     PAGE,
     REPAIR_STYLE,
+    STAGE_STYLES,
     WIDTHS,
     Style,
     class_colours,
@@ -45,14 +47,11 @@ from .style import (
 BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
 """The line of the fine-tuned models, or of another upper bound."""
 ACCURACY = "average accuracy (%)"
-DOTS = {
-    "linestyle": "none",
-    "errorbar": "sd",
-    "err_kws": {"linewidth": 1.0},
-    "markersize": 6,
-    "markeredgecolor": "white",
-    "markeredgewidth": 0.5,
-}
+WHISKERS = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}}
+EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+
+
+# ---- parts of figures ----------------------------------------------------------------------------
 
 
 def looks_of(
@@ -67,18 +66,11 @@ def looks_of(
     }
 
 
-def named(scores: pd.DataFrame) -> pd.DataFrame:
-    """``scores`` with protocols and methods in print, methods in short."""
-    names = {"protocol": protocol_label, "method": short_label, "task": task_label}
-    return scores.assign(**{c: scores[c].map(f) for c, f in names.items() if c in scores})
-
-
 def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns: int = 4) -> None:
     """What is seen, and below it one legend of what is labelled in ``axes``."""
     handles: dict[str, Any] = {}
     for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if ax.legend_:
             ax.legend_.remove()
     title = title.replace(" %", "\N{NO-BREAK SPACE}%")
@@ -101,35 +93,83 @@ def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns
 def name_lines(ax: Axes, gap: float = 9.0) -> None:
     """Name every labelled line of a 0-100 axis at its right end, ``gap`` apart, for a legend."""
     lines = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    lines = sorted(lines.items(), key=lambda line: line[1].get_ydata()[-1])
-    ends, steps = np.array([y.get_ydata()[-1] for _, y in lines]), gap * np.arange(len(lines))
-    places = np.maximum.accumulate(ends - steps) + steps
+    ends = {label: line.get_ydata()[-1] for label, line in lines.items()}
+    ends = pd.Series(ends).sort_values(kind="stable")
+    steps = gap * np.arange(len(ends))
+    places = (ends - steps).cummax() + steps
     places -= (places - ends).mean()
-    for (label, line), y, place in zip(lines, ends, places, strict=True):
-        leader = {"arrowstyle": "-", "color": line.get_color(), "relpos": (0, 0.5), "shrinkB": 0}
-        across = {"xycoords": ax.get_yaxis_transform(), "textcoords": ax.get_yaxis_transform()}
-        ax.annotate(label, (1, y), (1.12, place), va="center", size=9, arrowprops=leader, **across)
+    across = dict.fromkeys(("xycoords", "textcoords"), ax.get_yaxis_transform())
+    for label, y in ends.items():
+        leader = {"arrowstyle": "-", "color": lines[label].get_color()}
+        leader |= {"relpos": (0, 0.5), "shrinkB": 0}
+        place = {"xytext": (1.12, places[label]), "va": "center", "size": 9}
+        ax.annotate(label, (1, y), arrowprops=leader, **place, **across)
     if ax.legend_:
         ax.legend_.remove()
 
 
-def dots(ax: Axes, rows: pd.DataFrame, order: Sequence[str], looks: Mapping, hue: str) -> None:
-    """A row per method in ``order``, a dot per ``hue``, a grey line from the first to the last."""
-    ends = rows.groupby(["method", hue]).accuracy.mean().groupby("method").agg(["min", "max"])
-    ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
-    sns.pointplot(rows, x="accuracy", y="method", hue=hue, order=order, ax=ax, **looks, **DOTS)
+def dots(
+    ax: Axes,
+    rows: pd.DataFrame,
+    order: Sequence[str],
+    looks: Mapping,
+    hue: str,
+    y: str = "method",
+    *,
+    dodge: float = 0,
+    **how,
+) -> None:
+    """A row per ``y`` in ``order``, a dot per ``hue``; in one line they are joined in grey."""
+    if not dodge:
+        ends = rows.groupby([y, hue]).accuracy.mean().groupby(y).agg(["min", "max"])
+        ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
+    how = (
+        {"markersize": 6, "dodge": dodge, "linestyle": "none"} | WHISKERS | EDGE | dict(looks) | how
+    )
+    sns.pointplot(rows, x="accuracy", y=y, hue=hue, order=order, ax=ax, **how)
     ax.set(xlabel="", ylabel="", xlim=(0, 100))
     ax.grid(axis="y", visible=False)
 
 
 def bars(ax: Axes, rows: pd.DataFrame, x: str, hue: str, colours: Mapping[str, str]) -> None:
     """A group of bars per ``x``, a bar per ``hue`` with its height inside, whiskers over rows."""
-    how = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}, "saturation": 1, "ax": ax}
-    sns.barplot(rows, x=x, y="accuracy", hue=hue, hue_order=colours, palette=colours, **how)
+    how = {"hue_order": colours, "palette": colours, "saturation": 1, "ax": ax} | WHISKERS
+    sns.barplot(rows, x=x, y="accuracy", hue=hue, **how)
     for i, group in enumerate(ax.containers):
         ax.bar_label(group, fmt="%.0f", padding=-11, color="white" if i else "black")
     ax.set(xlabel="", ylim=(0, 100))
     ax.grid(axis="x", visible=False)
+
+
+def curves(
+    ax: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    ticks: Mapping[float, str],
+    by: str = "protocol",
+    style: Callable[[str], Style] = protocol_style,
+    label: Callable[[str], str] = protocol_label,
+) -> None:
+    """A line per ``by`` against a log ``x``, with a band of one standard deviation over the rows;
+    a horizontal one for what does not depend on ``x``."""
+    for name, mine in rows.groupby(by, sort=False):
+        look = {"label": label(name), **style(name)}
+        if mine[x].isna().all():
+            ax.axhline(mine.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})
+            continue
+        band = {"errorbar": "sd", "err_kws": {"linewidth": 0}}
+        sns.lineplot(mine.astype({x: float}), x=x, y="accuracy", ax=ax, **band, **look)
+        ax.legend_.remove()
+    ax.set_xscale("log")
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    ax.minorticks_off()
+    ax.set(xlabel="", ylabel="", ylim=(0, 100))
+
+
+def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, hue: str, looks: Mapping) -> None:
+    """A line per ``hue`` against ``x``."""
+    how = {"style_order": looks["hue_order"], "dashes": False, "errorbar": None}
+    sns.lineplot(rows, x=x, y=y, hue=hue, style=hue, ax=ax, **how, **looks)
 
 
 def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
@@ -140,48 +180,16 @@ def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
     ax.tick_params(rotation=0)
 
 
-def _line(ax: Axes, data: pd.DataFrame, x: str, style: Style, label: str) -> None:
-    """Mean over seeds against a log ``x``, with a band of one standard deviation."""
-    how = {"errorbar": "sd", "err_kws": {"linewidth": 0}, "label": label, "ax": ax}
-    sns.lineplot(data, x=x, y="accuracy", **how, **style)
-    ax.legend_.remove()
-
-
-def _level(ax: Axes, y: float, style: Style, label: str) -> None:
-    """What does not depend on x."""
-    ax.axhline(y, label=label, color=style["color"], linestyle=style["linestyle"])
-
-
-def _log_ticks(ax: Axes, ticks: Mapping[float, str]) -> None:
-    ax.set_xscale("log")
-    ax.set_xticks(list(ticks), list(ticks.values()))
-    ax.minorticks_off()
-
-
 def range_of(values: pd.Series | Sequence[float]) -> str:
     """ "9 to 21", or "9" where both ends round to it."""
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
 
 
-def _gain(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> list[float]:
+def _gains(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> pd.Series:
     """Points that a protocol at k shots is above Current Eval, per method."""
-    return [average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods]
-
-
-def _regained(
-    summary: pd.DataFrame, methods: Sequence[str], protocols: Sequence[str], k: int, top: float
-) -> str:
-    """Which part of the accuracy that merging cost each protocol gives back."""
-    lost = np.array([top - average_of(summary, m) for m in methods])
-    if lost.min() <= 0:
-        return ""
-    said = [
-        f"{protocol_label(p).removesuffix(' Eval')} "
-        f"{range_of(100 * np.array(_gain(summary, methods, p, k)) / lost)} %"
-        for p in protocols
-    ]
-    return f"Lost accuracy regained at k = {k}: {', '.join(said)}"
+    gain = {m: average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods}
+    return pd.Series(gain)
 
 
 def _row(panels: int, height: float, width: float = PAGE) -> tuple[Figure, Sequence[Axes]]:
@@ -190,14 +198,17 @@ def _row(panels: int, height: float, width: float = PAGE) -> tuple[Figure, Seque
     return fig, axes[0]
 
 
+# ---- figures -------------------------------------------------------------------------------------
+
+
 def plot_shots(
     scores: pd.DataFrame,
     encoders: Sequence[str],
     protocols: Sequence[str],
     *,
-    fine_tuned: float | None = None,
+    fine_tuned: float,
 ) -> Figure:
-    """Average accuracy against k, a panel per encoder, a line per few-shot protocol.
+    """Average accuracy against k, a panel per encoder, a line per protocol.
 
     Bands are one standard deviation over seeds. Current Eval and the fine-tuned models are
     horizontal.
@@ -205,47 +216,39 @@ def plot_shots(
     Args:
         scores: As from ``Study.scores``.
         encoders: A panel each.
-        protocols: A line each.
+        protocols: Current Eval, then those with shots.
         fine_tuned: Accuracy of the fine-tuned models, in percent.
     """
-    rows = with_average(scores)
-    rows = rows[(rows.task == "average") & rows.protocol.isin(protocols)]
+    rows, summary = averages(with_average(scores)), mean_and_std(scores)
     fig, axes = _row(len(encoders), 3.1)
+    few = [p for p in protocols if p != "current"]
+    shots = rows[rows.protocol.isin(few)]
+    ks = sorted(shots.k[shots.draw == "stratified"].unique())
+    k = 5 if 5 in ks else max(ks)
+    whole = dict.fromkeys(shots.k[shots.draw == "all"], "\nall")
     for ax, encoder in zip(axes, encoders, strict=True):
-        mine = rows[rows.method == encoder]
-        if fine_tuned is not None:
-            ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
-        for protocol in protocols:
-            drawn, style = mine[mine.protocol == protocol], protocol_style(protocol)
-            if drawn.k.isna().all():
-                _level(ax, drawn.accuracy.mean(), style, protocol_label(protocol))
-            else:
-                _line(ax, drawn.astype({"k": float}), "k", style, protocol_label(protocol))
-        ks = sorted(mine.k.dropna().astype(int).unique())
-        whole = set(mine[mine.draw == "all"].k.dropna().astype(int))
-        _log_ticks(ax, {k: "\nall" if k in whole else str(k) for k in ks})
-        ax.set(title=short_label(encoder), xlabel="k, shots per class", ylabel="", ylim=(0, 100))
+        ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
+        mine = rows[(rows.method == encoder) & rows.protocol.isin(protocols)]
+        curves(ax, mine, "k", {k: str(k) for k in ks} | whole)
+        ax.set(title=short_label(encoder), xlabel="k, shots per class")
+        old, new = average_of(summary, encoder), average_of(summary, encoder, few[0], k)
+        said = f"k = {k}: {old:.0f} → {new:.0f} %"
+        ax.text(0.5, 0.2, said, ha="center", transform=ax.transAxes)
     axes[0].set_ylabel(ACCURACY)
     name_lines(axes[-1])
-    few, title, summary = [p for p in protocols if p != "current"], "", mean_and_std(scores)
-    if "current" in protocols and fine_tuned is not None:
-        ks = scores[scores.protocol.isin(few) & (scores.draw == "stratified")].k.unique()
-        k = 5 if 5 in ks else max(ks)
-        title = _regained(summary, encoders, few, k, fine_tuned)
-        for ax, encoder in zip(axes, encoders, strict=True):
-            old, new = average_of(summary, encoder), average_of(summary, encoder, few[0], k)
-            said = f"k = {k}: {old:.0f} → {new:.0f} %"
-            ax.text(0.5, 0.2, said, ha="center", transform=ax.transAxes)
-    head(fig, title)
+    lost = fine_tuned - pd.Series({m: average_of(summary, m) for m in encoders})
+    said = [
+        f"{protocol_label(p).removesuffix(' Eval')} "
+        f"{range_of(100 * _gains(summary, encoders, p, k) / lost)} %"
+        for p in few
+    ]
+    regained = f"Lost accuracy regained at k = {k}: {', '.join(said)}"
+    head(fig, regained if lost.min() > 0 else "")
     return fig
 
 
 def plot_protocols(
-    scores: pd.DataFrame,
-    encoders: Sequence[str],
-    tasks: Sequence[str],
-    *,
-    k: int,
+    scores: pd.DataFrame, encoders: Sequence[str], tasks: Sequence[str], *, k: int
 ) -> Figure:
     """Average accuracy (left, a dot per protocol) and what a protocol gains per task (right).
 
@@ -255,19 +258,24 @@ def plot_protocols(
         tasks: A column each, on the right.
         k: Shots of the few-shot protocols.
     """
-    rows = with_average(at_k(scores, k))
-    protocols = [p for p in dict.fromkeys(rows.protocol) if p in set(scores.protocol)]
+    rows, summary = with_average(at_k(scores, k)), mean_and_std(at_k(scores, k))
+    protocols = list(rows.protocol.unique())
     best = "ft_classifier" if "ft_classifier" in protocols else protocols[-1]
     order = [short_label(e) for e in encoders]
     size = (PAGE, 1.3 + 0.34 * len(encoders))
     fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
-    average = rows[rows.task == "average"]
-    summary = mean_and_std(at_k(scores, k))
     left.axvline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
-    looks = looks_of(protocols, protocol_style, protocol_label)
-    dots(left, named(average[average.method.isin(encoders)]), order, looks, "protocol")
+    drawn = averages(rows)
+    drawn = drawn[drawn.method.isin(encoders)]
+    dots(
+        left,
+        labelled(drawn),
+        order,
+        looks_of(protocols, protocol_style, protocol_label),
+        "protocol",
+    )
     left.set(xlabel=f"{ACCURACY}, k = {k}")
-    means = named(rows).groupby(["protocol", "method", "task"]).accuracy.mean()
+    means = labelled(rows).pivot_table("accuracy", ["method", "task"], "protocol")
     gains = (means[protocol_label(best)] - means[protocol_label("current")]).unstack()
     gains = gains.loc[order, [task_label(t) for t in tasks]].round() + 0.0  # no "-0"
     _heat(right, gains, protocol_style(best)["color"], "+.0f")
@@ -275,7 +283,7 @@ def plot_protocols(
     right.set_yticks([])
     title = f"Accuracy under {len(protocols)} protocols, k = {k}"
     if best == "ft_classifier":
-        gain = range_of(_gain(summary, [e for e in encoders if e != BASE], best, k))
+        gain = range_of(_gains(summary, encoders, best, k).drop(BASE, errors="ignore"))
         title = f"{k} unlabelled inputs per class re-align the classifier: {gain} points gained"
     head(fig, title, [left], 3)
     return fig
@@ -286,8 +294,7 @@ def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
     fig, ax = plt.subplots(figsize=(COLUMN, 2.5))
     mean = curves.groupby(["method", "lam"], sort=False).accuracy.mean().mul(100).reset_index()
     looks = looks_of(list(chosen), method_style, short_label)
-    how = {"hue": "method", "style": "method", "style_order": looks["hue_order"], "dashes": False}
-    sns.lineplot(named(mean), x="lam", y="accuracy", ax=ax, **how, **looks)
+    lines(ax, labelled(mean), "lam", "accuracy", "method", looks)
     ring = mean[mean.lam == mean.method.map(chosen)]
     ax.scatter(ring.lam, ring.accuracy, s=110, facecolors="none", edgecolors="0.3")
     ax.set(xlabel=r"$\lambda$", ylabel="mean validation accuracy (%)", ylim=(0, 100))
@@ -295,7 +302,7 @@ def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
     return fig
 
 
-def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure:
+def plot_clusters(panels: Mapping[tuple[str, str], tuple], table: pd.DataFrame) -> Figure:
     """t-SNE of f_t (pale circles) and f_m (triangles) outputs together, a colour per class.
 
     A row per task, a column per method, without axes: t-SNE has no units. Of more than ten classes
@@ -303,30 +310,30 @@ def plot_clusters(panels: Mapping[tuple[str, str], Mapping[str, Any]]) -> Figure
 
     Args:
         panels: As from ``tables.cluster_panels``.
+        table: The numbers from there.
     """
-    tasks, methods = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
-    fig, grid = plt.subplots(
-        len(tasks), len(methods), figsize=(PAGE, 0.6 + 2.3 * len(tasks)), squeeze=False
-    )
-    for (task, method), panel in panels.items():
-        ax = grid[tasks.index(task)][methods.index(method)]
-        hues = np.asarray(class_colours(panel["classes"]))[np.asarray(panel["labels"])]
+    tasks, methods = table.task.unique(), table.method.unique()
+    size = (PAGE, 0.6 + 2.3 * len(tasks))
+    fig, axes = plt.subplots(len(tasks), len(methods), figsize=size, squeeze=False)
+    for ax, row in zip(axes.flat, table.to_dict("records"), strict=True):
+        points, labels, classes = panels[row["task"], row["method"]]
+        hues = np.asarray(class_colours(classes))[np.asarray(labels)]
         order = np.argsort(np.ptp(hues, axis=1) > 0)  # colours lie above grey
-        for points, marker, shades in zip(
-            panel["points"], "o^", (0.35 * hues + 0.65, hues), strict=True
-        ):
-            ax.scatter(*points[order].T, c=shades[order], marker=marker, s=11, lw=0)
-        ax.set_title(f"{task_label(task)}, {short_label(method)} ({panel['accuracy']:.0f} %)")
-        said = f"label purity {panel['purity_t']:.2f} → {panel['purity_m']:.2f}"
-        said += f"\nsource purity {panel['source']:.2f}"
+        for z, marker, shades in zip(points, "o^", (0.35 * hues + 0.65, hues), strict=True):
+            ax.scatter(*z[order].T, c=shades[order], marker=marker, s=11, lw=0)
+        names = f"{task_label(row['task'])}, {short_label(row['method'])}"
+        ax.set_title(f"{names} ({row['Current Eval (%)']:.0f} %)")
+        said = f"label purity {row['label purity f_t']:.2f} → {row['label purity f_m']:.2f}"
+        said += f"\nsource purity {row['source purity']:.2f}"
         ax.text(0.5, -0.02, said, ha="center", va="top", transform=ax.transAxes, color="0.3")
         ax.set_axis_off()
-    most = max(p["classes"] for p in panels.values())
+    most = max(classes for *_, classes in panels.values())
     some = f", {len(CLASS_COLOURS)} of up to {most} classes in colour" * (most > len(CLASS_COLOURS))
-    names = ("fine-tuned outputs $f_t$", f"merged outputs $f_m$ (colour: class{some})")
-    for marker, colour, name in zip("o^", ("0.75", "0.25"), names, strict=True):
-        ax.scatter([], [], marker=marker, color=colour, label=name)
-    kept = range_of([100 * p["purity_m"] / p["purity_t"] for p in panels.values()])
+    ax.scatter([], [], marker="o", color="0.75", label="fine-tuned outputs $f_t$")
+    ax.scatter(
+        [], [], marker="^", color="0.25", label=f"merged outputs $f_m$ (colour: class{some})"
+    )
+    kept = range_of(100 * table["label purity f_m"] / table["label purity f_t"])
     head(fig, f"Merged outputs keep {kept} % of the label purity of fine-tuned ones", [ax], 2)
     return fig
 
@@ -371,48 +378,38 @@ def plot_shares(
     Inputs are drawn from the test set; bands are one standard deviation over seeds.
 
     Args:
-        panels: Title -> summary of ``unlabelled.scores``.
+        panels: Title -> ``unlabelled.scores``.
         methods: A column each.
         counts: Share -> number of inputs, named below the axis.
         too_few: Up to this share some task has more classes than inputs, which is shaded.
     """
-    size = (PAGE, 0.9 + 2.0 * len(panels))
-    fig, axes = plt.subplots(
-        len(panels), len(methods), figsize=size, sharex=True, sharey=True, squeeze=False
-    )
+    size, sharing = (PAGE, 0.9 + 2.0 * len(panels)), {"sharex": True, "sharey": True}
+    fig, axes = plt.subplots(len(panels), len(methods), figsize=size, squeeze=False, **sharing)
     middle, gains = sorted(counts)[len(counts) // 2], []
-    for row, (title, summary) in zip(axes, panels.items(), strict=True):
-        rows, bound = averages(summary), average_of(summary, FINE_TUNED)
+    left, right = min(counts) / 1.3, max(counts) * 1.3
+    for row, (title, scores) in zip(axes, panels.items(), strict=True):
+        rows = averages(with_average(scores[scores.fit_on != "train"]))
         for ax, method in zip(row, methods, strict=True):
-            mine = rows[(rows.method == method) & (rows.fit_on != "train")]
-            ax.axhline(bound, label="Fine-tuned models", **BOUND)
-            for protocol, drawn in mine.groupby("protocol", sort=False):
-                style, label = protocol_style(protocol), protocol_label(protocol)
-                if drawn.share.isna().all():
-                    _level(ax, drawn["mean"].iloc[0], style, label)
-                    continue
-                sns.lineplot(drawn, x="share", y="mean", ax=ax, label=label, **style)
-                low, high = drawn["mean"] - drawn["std"], drawn["mean"] + drawn["std"]
-                ax.fill_between(drawn.share, low, high, color=style["color"], alpha=0.2, lw=0)
-                if protocol == "ft_classifier":
-                    here = drawn.set_index("share")["mean"][middle]
-                    gains.append(here - average_of(summary, method))
-            _log_ticks(ax, {s: f"{s:g}" for s in counts})
+            top = rows.accuracy[rows.method == FINE_TUNED].mean()
+            ax.axhline(top, label="Fine-tuned models", **BOUND)
+            mine = rows[rows.method == method]
+            curves(ax, mine, "share", {s: f"{s:g}" for s in counts})
             if too_few:
-                ax.axvspan(min(counts) / 1.3, too_few * 1.15, color="0.93", zorder=0)
-            ax.set(xlim=(min(counts) / 1.3, max(counts) * 1.3), ylim=(0, 100), xlabel="")
+                ax.axvspan(left, too_few * 1.15, color="0.93", zorder=0)
+            ax.set_xlim(left, right)
+            at = (
+                mine[mine.share.isna() | (mine.share == middle)].groupby("protocol").accuracy.mean()
+            )
+            gains.append(at.ft_classifier - at.current)
         row[0].set_ylabel(title.replace(" (", "\n("))
         name_lines(row[-1], 11)
-        for ax in row[:-1]:
-            ax.legend_.remove()
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
     few, *_, many = counts.values()
     grey = "; grey: in some task fewer than classes" if too_few else ""
     fig.supxlabel(f"share of the test set in % ({few} to {many} inputs per task{grey})")
     fig.supylabel(ACCURACY)
-    title = f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained"
-    head(fig, title if gains else "")
+    head(fig, f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained")
     return fig
 
 
@@ -427,7 +424,7 @@ def plot_ladder(
     """The ladder: accuracy per rung (left), and what each step explains of f_t's variance (right).
 
     Args:
-        accuracies: Columns method, rung, accuracy and std over random starts.
+        accuracies: Columns method, rung and accuracy.
         r2: Columns method, step, increment.
         fine_tuned: Accuracy of the fine-tuned models, in percent.
         closed_form: The same columns for maps in least squares, drawn as rings.
@@ -436,37 +433,30 @@ def plot_ladder(
     fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.3), width_ratios=(1.35, 1))
     left.axvspan(fine_tuned - margin, fine_tuned, color="0.88", label=f"{margin:g} points below")
     left.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
-    methods = list(dict.fromkeys(accuracies.method))
-    rungs, ring = list(dict.fromkeys(accuracies.rung)), {"facecolors": "none", "s": 60}
-    closed_form = accuracies[:0] if closed_form is None else closed_form
-    for i, method in enumerate(methods):
-        rows = accuracies[accuracies.method == method].set_index("rung").loc[rungs]
-        y = np.arange(len(rungs)) + (i - (len(methods) - 1) / 2) * 0.2
-        closed = closed_form[closed_form.method == method].set_index("rung").accuracy
-        colour = method_style(method)["color"]
-        left.scatter(closed.reindex(rungs), y, edgecolors=colour, zorder=1, **ring)
-        error = {"xerr": rows["std"].fillna(0), "elinewidth": 1.0, "linestyle": "none"}
-        left.errorbar(rows.accuracy, y, label=short_label(method), **error, **method_style(method))
-    left.set(xlim=(0, 100), ylim=(len(rungs) - 0.5, -0.5), xlabel=ACCURACY)
-    left.set_yticks(range(len(rungs)), map(rung_label, rungs))
-    left.grid(axis="y", visible=False)
-    table = r2.assign(method=r2.method.map(short_label)).pivot(
-        index="step", columns="method", values="increment"
+    looks, rows = (
+        looks_of(accuracies.method.unique(), method_style, short_label),
+        labelled(accuracies),
     )
-    table = table.loc[r2.step.unique(), [short_label(m) for m in r2.method.unique()]]
-    table.loc["together"] = table.sum()
-    _heat(right, table, "0.2", ".2f")
-    right.set_title("held-out $R^2$ of $f_t$ by step")
+    place = (rows.rung.unique(), looks, "method", "rung")
+    rung = "orthogonal" if "orthogonal" in set(accuracies.rung) else accuracies.rung.iloc[-1]
 
     def missing(found: pd.DataFrame) -> str:
         mapped = found[(found.rung == rung) & (found.method != BASE)].accuracy
         return range_of(fine_tuned - mapped)
 
-    rung = "orthogonal" if "orthogonal" in rungs else rungs[-1]
     title = f"{rung_label(rung)} map: merges stay {missing(accuracies)} points below $f_t$"
-    if len(closed_form):
-        left.scatter([], [], edgecolors="0.3", label="in closed form", **ring)
+    if closed_form is not None:
+        ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": None}
+        closed = labelled(closed_form[closed_form.rung != "identity"])
+        dots(left, closed, *place, dodge=0.6, markers="o", legend=False, **ring)
+        left.plot([], [], "o", color="0.3", label="in closed form", **ring)
         title += f" ({missing(closed_form)} in closed form)"
+    dots(left, rows, *place, dodge=0.6)
+    left.set_xlabel(ACCURACY)
+    table = labelled(r2).pivot_table("increment", "step", "method", sort=False)
+    table.loc["together"] = table.sum()
+    _heat(right, table, "0.2", ".2f")
+    right.set_title("held-out $R^2$ of $f_t$ by step")
     head(fig, title, [left], 4)
     return fig
 
@@ -479,25 +469,22 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
         rows: Columns fit, condition, method, accuracy, as from ``controls.fitted_on``.
     """
     rows = rows.assign(fit=rows.fit.map(lambda fit: textwrap.fill(fit, 20)))
-    methods, fits = list(dict.fromkeys(rows.method)), list(dict.fromkeys(rows.fit))
-    first = rows[(rows.fit == fits[0]) & (rows.condition == "none")].assign(fit="no alignment")
-    train, test = (rows[rows.condition == c] for c in ("train", "test"))
-    keys = ["fit", "method"]
-    leak = (test.set_index(keys).accuracy - train.set_index(keys).accuracy).dropna().reset_index()
+    fits, first = rows.fit.unique(), "no alignment"
+    at = rows.pivot_table("accuracy", ["fit", "method"], "condition", sort=False)
+    none, train = at.none[fits[0]], at.train.reset_index(name="accuracy")
+    drawn = pd.concat([none.reset_index(name="accuracy").assign(fit=first), train])
+    leak = (at.test - at.train).reset_index(name="accuracy")
     size = (PAGE, 1.4 + 0.36 * len(fits))
     fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
-    looks = looks_of(methods, method_style, short_label)
-    for ax, drawn in zip(axes, (pd.concat([first, train]), leak), strict=True):
-        how = {"order": ["no alignment", *fits], "dodge": 0.5, "ax": ax}
-        sns.pointplot(named(drawn), x="accuracy", y="fit", hue="method", **how, **looks, **DOTS)
-        ax.set(xlabel="", ylabel="")
-    axes[0].set(xlim=(0, 100), title=f"{ACCURACY}, fitted on training inputs")
-    axes[1].set_title("points that scored inputs add")
+    looks = looks_of(rows.method.unique(), method_style, short_label)
+    for ax, part in zip(axes, (drawn, leak), strict=True):
+        dots(ax, labelled(part), [first, *fits], looks, "method", "fit", dodge=0.5)
+    axes[0].set_title(f"{ACCURACY}, fitted on training inputs")
+    axes[1].set(title="points that scored inputs add", xlim=(None, None))
+    axes[1].autoscale(axis="x")
     axes[1].axvline(0, **BOUND)
-    title = ""
-    if len(leak):
-        most = leak.accuracy.max()
-        title = f"Fitting on the scored inputs flatters an alignment by up to {most:.0f} points"
+    most = leak.accuracy.max()
+    title = f"Fitting on the scored inputs flatters an alignment by up to {most:.0f} points"
     head(fig, title, axes, 5)
     return fig
 
@@ -511,34 +498,33 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
         mark: Methods that move by as many ranks or more are drawn in black.
     """
     first, last = "current", "ft_classifier"
-    size = (PAGE, 1.5 + 0.21 * len(means))
+    size, n = (PAGE, 1.5 + 0.21 * len(means)), len(means)
     fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1, 1.35))
     # Equal ranks would lie on one line.
-    ranks = means[[first, last]].rank(ascending=False).rank(method="first")
-    moved = ranks[first] - ranks[last]
-    for method, place in ranks.iterrows():
-        far = abs(moved[method]) >= mark
-        word = "up" if moved[method] > 0 else "down"
-        how = {"color": "black", "linewidth": 1.8} if far else {"color": "0.7", "linewidth": 0.9}
-        how |= {"linestyle": "--" if far and word == "down" else "-", "markersize": 3.5}
-        label = f"{word} by {mark:g} or more" if far else None
-        left.plot([0, 1], place, marker="o", label=label, **how)
-        left.text(-0.06, place[first], short_label(method), ha="right", va="center", size=9)
-        left.text(1.06, place[last], short_label(method), va="center", size=9)
-    left.set(xlim=(-0.75, 1.75), ylim=(len(ranks) + 0.6, 0.4), yticks=[])
+    ranks = means[[first, last]].rank(ascending=False).rank(method="first") - 1
+    for method, (start, end) in ranks.iterrows():
+        how, name = {"color": "0.7", "linewidth": 0.9}, short_label(method)
+        if abs(start - end) >= mark:
+            up = start > end
+            how = {"color": "black", "linewidth": 1.8, "linestyle": "-" if up else "--"}
+            how["label"] = f"{'up' if up else 'down'} by {mark:g} or more"
+        left.plot([0, 1], [start, end], marker="o", markersize=3.5, **how)
+        left.text(-0.06, start, name, ha="right", va="center", size=9)
+        left.text(1.06, end, name, va="center", size=9)
+    left.set(xlim=(-0.75, 1.75), ylim=(n - 0.5, -0.5), yticks=[])
     left.set_xticks([0, 1], ["rank under\nCurrent Eval", "rank under\nFT-Classifier"])
     left.grid(visible=False)
     sns.despine(ax=left, left=True, bottom=True)
-    for protocol in means:
-        style = protocol_style(protocol) | {"linestyle": "none"}
-        right.plot(means[protocol], ranks[last], label=protocol_label(protocol), **style)
+    rows = means.melt(ignore_index=False, var_name="protocol", value_name="accuracy").reset_index()
+    order = [short_label(m) for m in ranks[last].sort_values().index]
+    looks = looks_of(list(means), protocol_style, protocol_label)
+    dots(right, labelled(rows), order, looks, "protocol")
     right.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
-    right.set_yticks(ranks[last], [])
-    right.set(xlim=(0, 100), ylim=(len(means) + 0.6, 0.4), xlabel=ACCURACY)
+    right.set(xlabel=ACCURACY, yticks=[])
     best = [short_label(means[p].idxmax()) for p in (first, last)]
     same = best[0] == best[1]
     won = f"{best[0]} is first" if same else f"{best[0]} is first, or {best[1]} once re-aligned,"
-    head(fig, f"{won} of {len(means)} merging methods", (left, right), 3)
+    head(fig, f"{won} of {n} merging methods", (left, right), 3)
     return fig
 
 
@@ -550,10 +536,8 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
         kinds: Method -> what it needs, a marker each.
         apart: Methods in a block of their own, below a line.
     """
-    rows = costs.assign(below=costs.method.isin(apart), kind=costs.method.map(kinds)).sort_values(
-        ["below", "ft_classifier"], ascending=[True, False], ignore_index=True
-    )
-    rows = rows.assign(place=rows.index + 1)
+    rows = costs.assign(below=costs.method.isin(apart), kind=costs.method.map(kinds))
+    rows = rows.sort_values(["below", "ft_classifier"], ascending=[True, False])
     columns = {
         "ft_classifier": "FT-Classifier accuracy (%)",
         "seconds": "seconds for one merge",
@@ -564,21 +548,18 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
     looks = {"style": "kind", "style_order": every, "color": "0.25", "s": 36}
     looks["markers"] = dict(zip(every, "os^DvP", strict=False))
     for ax, (column, label) in zip(axes, columns.items(), strict=True):
-        sns.scatterplot(rows, x=column, y="place", ax=ax, **looks)
+        sns.scatterplot(labelled(rows), x=column, y="method", ax=ax, **looks)
         if rows.below.any():
-            ax.axhline((~rows.below).sum() + 0.5, color="black", linewidth=0.8)
+            ax.axhline((~rows.below).sum() - 0.5, color="black", linewidth=0.8)
         ax.set(xlabel=label, ylabel="")
-        if column == "ft_classifier":
-            ax.set_xlim(0, 100)
-            continue
-        ax.set_xscale("log")
-        wide = rows[column].max() > 30 * rows[column].min()
-        ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
-    axes[0].set_yticks(rows.place, [short_label(m) for m in rows.method])
-    axes[0].set_ylim(len(rows) + 0.6, 0.4)
-    best = rows[~rows.below].iloc[0]
+        if column != "ft_classifier":
+            ax.set_xscale("log")
+            wide = rows[column].max() > 30 * rows[column].min()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.minorticks_off()
+    axes[0].set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
+    best = rows.iloc[0]
     title = f"{short_label(best.method)}, the most accurate single merge, takes "
     title += f"{best.seconds:.1f} s, the slowest {rows.seconds.max():.0f} s"
     head(fig, title, axes, 3)
@@ -596,19 +577,18 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         means: Columns setting, method, repair, accuracy, expert.
         labels: Repair -> its name; ``COMPARED`` are drawn, the others are for the table.
     """
-    settings = list(dict.fromkeys(means.setting))
-    methods = [short_label(m) for m in dict.fromkeys(means.method)]
+    drawn = means[means.repair.isin(COMPARED)]
+    methods = [short_label(m) for m in drawn.method.unique()]
+    settings = means.setting.unique()
     fig, axes = _row(len(settings), 1.3 + 0.3 * len(methods))
-    looks = looks_of([r for r in COMPARED if r in set(means.repair)], REPAIR_STYLE.get, labels.get)
+    looks = looks_of([r for r in COMPARED if r in set(drawn.repair)], REPAIR_STYLE.get, labels.get)
     for ax, setting in zip(axes, settings, strict=True):
-        mine = named(means[(means.setting == setting) & means.repair.isin(COMPARED)])
+        mine = labelled(drawn[drawn.setting == setting])
         ax.axvline(mine.expert.mean(), label="experts", **BOUND)
         dots(ax, mine.assign(repair=mine.repair.map(labels)), methods, looks, "repair")
         ax.set_title(setting)
     fig.supxlabel(ACCURACY)
-    last = means[means.setting == settings[-1]].pivot(
-        index="method", columns="repair", values="accuracy"
-    )
+    last = drawn[drawn.setting == settings[-1]].pivot_table("accuracy", "method", "repair")
     title = ""
     if set(COMPARED) <= set(last):
         gains = {labels[r]: range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact")}
@@ -625,20 +605,16 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
         frame: Columns method, stage, kind, block, ratio; a panel per method, a line per stage.
     """
     ends = frame[frame.kind.isin(("embeddings", "block"))]
-    methods, stages = list(dict.fromkeys(ends.method)), list(dict.fromkeys(ends.stage))
+    methods, stages = ends.method.unique(), ends.stage.unique()
     fig, axes = _row(len(methods), 2.8)
-    plain = {"color": "black", "marker": "o", "linestyle": "-"}
-    looks = (plain, plain | {"color": "0.45", "marker": "D", "linestyle": "-."})
-    looks += (REPAIR_STYLE["raw"], REPAIR_STYLE["permuted"])
+    styles = dict(zip(stages, STAGE_STYLES, strict=False))
+    blocks = {b: str(b) if b else "emb." for b in sorted(ends.block.unique())}
     for ax, method in zip(axes, methods, strict=True):
         ax.axhline(1.0, label="as in the experts", **BOUND)
-        for stage, look in zip(stages, looks, strict=False):
-            rows = ends[(ends.method == method) & (ends.stage == stage)]
-            sns.lineplot(rows, x="block", y="ratio", ax=ax, errorbar=None, label=stage, **look)
-        blocks = sorted(ends.block.unique())
-        ax.set_xticks(blocks, ["emb." if b == 0 else str(b) for b in blocks])
-        ax.set(title=short_label(method), xlabel="end of block", ylabel="")
-    axes[0].set_ylabel("variance over experts'")
+        mine = ends[ends.method == method]
+        lines(ax, mine, "block", "ratio", "stage", looks_of(stages, styles.get, str))
+        ax.set_xticks(list(blocks), blocks.values())
+        ax.set(title=short_label(method), xlabel="end of block", ylabel="variance over experts'")
     last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
     said = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
     head(fig, f"Last block, times the experts' variance: {', '.join(said)}", axes, 3)
@@ -658,11 +634,11 @@ def plot_samples(
     """
     fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.6))
     ax.axhline(experts, label="experts", **BOUND)
-    _level(ax, start, REPAIR_STYLE["permuted"], labels["permuted"])
-    for repair, rows in frame.groupby("repair", sort=False):
-        _line(ax, rows, "inputs", REPAIR_STYLE[repair], labels[repair])
-    _log_ticks(ax, {n: f"{n:.0f}" for n in sorted(set(frame.inputs))})
-    ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY, ylim=(0, 100))
+    level = pd.DataFrame({"repair": ["permuted"], "inputs": np.nan, "accuracy": start})
+    ticks = {n: f"{n:.0f}" for n in sorted(frame.inputs.unique())}
+    rows = pd.concat([level, frame])
+    curves(ax, rows, "inputs", ticks, "repair", REPAIR_STYLE.get, labels.get)
+    ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY)
     name_lines(ax)
     most = frame[frame.inputs == frame.inputs.max()].groupby("repair", sort=False).accuracy.mean()
     said = ", ".join(f"{labels[r]} {most[r]:.0f}" for r in most.index)
@@ -689,20 +665,19 @@ def plot_sizes(
     """
     width, columns = (PAGE, 5) if len(panels) > 1 else (WIDTHS[2], 2)
     fig, axes = _row(len(panels), 3.1, width)
-    gains, base = [], []
-    colours = {protocol_label(p): protocol_style(p)["color"] for p in protocols}
+    colours, gains = {protocol_label(p): protocol_style(p)["color"] for p in protocols}, []
     for ax, (title, scores) in zip(axes, panels.items(), strict=True):
-        rows, summary = with_average(at_k(scores, k)), mean_and_std(at_k(scores, k))
-        rows = rows[(rows.task == "average") & rows.protocol.isin(protocols)]
-        rows = pd.concat([rows[rows.method == e] for e in encoders])
-        bars(ax, named(rows), "method", "protocol", colours)
+        summary = mean_and_std(at_k(scores, k))
+        rows = averages(with_average(at_k(scores, k))).set_index("method").loc[list(encoders)]
+        rows = rows[rows.protocol.isin(protocols)].reset_index()
+        bars(ax, labelled(rows), "method", "protocol", colours)
         ax.axhline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
         ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--", "zorder": 0.5})
-        ax.set(title=title, ylabel="" if gains else f"{ACCURACY}, k = {k}")
-        found = dict(zip(encoders, _gain(summary, encoders, protocols[-1], k), strict=True))
-        base += [found.pop(BASE)] if BASE in found else []
-        gains += found.values()
-    title = f"{protocol_label(protocols[-1])}: merges gain {range_of(gains)} points"
-    title += f", f_b {range_of(base)}" if base else ""
+        ax.set(title=title, ylabel=f"{ACCURACY}, k = {k}")
+        gains.append(_gains(summary, encoders, protocols[-1], k))
+    gains = pd.concat(gains)
+    merges = range_of(gains.drop(BASE, errors="ignore"))
+    title = f"{protocol_label(protocols[-1])}: merges gain {merges} points"
+    title += f", f_b {range_of(gains[[BASE]])}" if BASE in gains else ""
     head(fig, title, axes, columns)
     return fig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -13,13 +14,13 @@ from matplotlib.figure import Figure, SubFigure
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from ..core import paths
 from ..core.names import BASE, FINE_TUNED
-from ..tables import protocol_label, short_label
+from ..tables import labelled, protocol_label, short_label
 from ..tables.committed import AS_COMMITTED
 from ..tables.paper import THREE
 from ..tables.readings import load_readings
 from ..tables.report import Run, alt, claim_grid, figures_folder, report_markdown
 from ..tables.verdicts import NOT_RUN, ORDER
-from .plots import BOUND, dots, head, looks_of, named, range_of
+from .plots import BOUND, dots, head, looks_of, range_of
 from .save import save_files
 from .style import PAGE, protocol_style
 
@@ -38,33 +39,31 @@ def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figur
 
     ``means`` as from ``averages``, ``rows`` as from ``verdict_rows``.
     """
-    grid = claim_grid(rows)
-    groups = {
-        group.title.removeprefix("The ").capitalize(): mine
-        for group in load_readings().groups
-        if len(mine := grid.loc[[r.claim for r in group.claims if r.claim in grid.index]])
-    }
+    grid, groups = claim_grid(rows), {}
+    for group in load_readings()["groups"]:
+        claims = [r["claim"] for r in group["claims"] if r["claim"] in grid.index]
+        if claims:
+            groups[group["title"].removeprefix("The ").capitalize()] = grid.loc[claims]
     tallest = max(map(len, groups.values()), default=1)
-    fig = plt.figure(figsize=(PAGE, 2.9 + 0.24 * tallest))
-    upper, lower = fig.subfigures(2, 1, height_ratios=(2.2, 0.7 + 0.24 * tallest))
+    fig = plt.figure(figsize=(PAGE, 3.0 + 0.26 * tallest))
+    upper, lower = fig.subfigures(2, 1, height_ratios=(2.2, 0.8 + 0.26 * tallest))
     drawn = means[means.protocol.isin(THREE)].rename(columns={"mean": "accuracy"})
-    encoders = drawn[drawn.protocol == "ft_classifier"].method.unique()
-    profiles = list(dict.fromkeys(means.profile))
+    table = drawn.pivot_table("accuracy", ["profile", "method"], "protocol", sort=False)
+    profiles = list(means.profile.unique())
+    encoders = [
+        short_label(e) for e in table.dropna(subset="ft_classifier").droplevel(0).index.unique()
+    ]
     axes = upper.subplots(1, len(profiles), sharey=True, squeeze=False)[0]
-    looks = looks_of(THREE, protocol_style, protocol_label)
+    looks, said = looks_of(THREE, protocol_style, protocol_label), []
     for ax, profile in zip(axes, profiles, strict=True):
-        mine = drawn[drawn.profile == profile]
-        bound = mine[(mine.method == FINE_TUNED) & (mine.protocol == "current")].accuracy
-        ax.axvline(bound.mean(), label="Fine-tuned models", **BOUND)
-        shown = named(mine[mine.method.isin(encoders)])
-        dots(ax, shown, [short_label(e) for e in encoders], looks, "protocol")
+        cells, top = table.loc[profile], table.current[profile, FINE_TUNED]
+        ax.axvline(top, label="Fine-tuned models", **BOUND)
+        dots(ax, labelled(drawn[drawn.profile == profile]), encoders, looks, "protocol")
         ax.set_title(profile)
+        merges = cells.drop([BASE, FINE_TUNED], errors="ignore").dropna(subset="ft_classifier")
+        back = 100 * (merges.ft_classifier - merges.current) / (top - merges.current)
+        said += [f"{profile.split(' ')[0]} {range_of(back)} %"] if len(back) else []
     upper.supxlabel(f"average accuracy (%), k = {k}")
-    table = drawn.pivot_table(index=["profile", "method"], columns="protocol", values="accuracy")
-    merges = table.drop(index=[BASE, FINE_TUNED], level="method", errors="ignore").dropna()
-    lost = merges.index.get_level_values("profile").map(table.current.xs(FINE_TUNED, level=1))
-    back = 100 * (merges.ft_classifier - merges.current) / (lost - merges.current)
-    said = [f"{p.split(' ')[0]} {range_of(back[p])} %" for p in profiles if p in back]
     title = f"Lost accuracy regained by FT-Classifier, k = {k}: {', '.join(said)}"
     head(upper, title if said else "", axes, 4)
     _draw_grid(lower, groups, tallest)
@@ -77,19 +76,19 @@ def _draw_grid(fig: SubFigure, groups: Mapping[str, pd.DataFrame], tallest: int)
     if not groups:
         axes[0].set_axis_off()
         axes[0].text(0, 0.5, "No claim has been judged yet.")
-    look = {"cmap": ListedColormap([CELL_STYLE[v][0] for v in ORDER]), "cbar": False, "fmt": ""}
+    faces, signs = ({v: style[i] for v, style in CELL_STYLE.items()} for i in (0, 1))
+    look = {"cmap": ListedColormap([faces[v] for v in ORDER]), "cbar": False, "fmt": ""}
     look |= {"vmin": -0.5, "vmax": len(ORDER) - 0.5, "linewidths": 1, "linecolor": "0.6"}
     for ax, (name, grid) in zip(axes, groups.items(), strict=False):
-        signs = grid.map(lambda verdict: CELL_STYLE[verdict][1])
-        ink = {"annot": signs, "annot_kws": {"color": "black"}}
-        sns.heatmap(grid.map(ORDER.index), ax=ax, **look, **ink)
+        annotated = {"annot": grid.map(signs.get), "annot_kws": {"color": "black"}}
+        sns.heatmap(grid.map(ORDER.index), ax=ax, **look, **annotated)
         ax.set(xlabel="", ylabel="", ylim=(tallest, 0))
+        ax.set_yticklabels([fill(claim, 16) for claim in grid.index])  # wraps at hyphens
         ax.set_title(name, loc="right")
         ax.grid(visible=False)
         ax.tick_params(rotation=0, labelbottom=False, labeltop=True)
-        sns.despine(ax=ax, left=True, bottom=True)
     seen = [v for v in ORDER if any((grid == v).any(axis=None) for grid in groups.values())]
-    fig.supxlabel("     ".join(f"{CELL_STYLE[v][1]}  {v}" for v in seen))
+    fig.supxlabel("     ".join(f"{signs[v]}  {v}" for v in seen))
 
 
 def save_report(

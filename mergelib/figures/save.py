@@ -37,7 +37,7 @@ def save_figure(
     Args:
         fig: What is drawn.
         stem: The files' name.
-        alt: A sentence that says what the figure shows.
+        alt: A sentence that says what the figure shows; the finding is added.
         study: Whose settings go into the sidecar. If there are several (panel -> study), the first
             one's are used, and all are listed under ``panels``.
         data: Suffix -> frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``.
@@ -62,6 +62,8 @@ def save_figure(
     }
     if panels:
         sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
+    said = finding(fig)
+    alt = f"{alt} {said}." if said else alt
     return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
 
 

@@ -48,6 +48,13 @@ REPAIR_STYLE: dict[str, Style] = {
     "ft_classifier": PROTOCOL_STYLE["ft_classifier"],
     "tact_ft_classifier": {"color": "#AA4499", "linestyle": (0, (5, 1)), "marker": "X"},
 }
+STAGE_STYLES: tuple[Style, ...] = (
+    {"color": "#000000", "marker": "s"},
+    {"color": "#707070", "marker": "D"},
+    REPAIR_STYLE["raw"],
+    REPAIR_STYLE["permuted"],
+)
+"""From experts of one base to permuted ones of two."""
 CLASS_COLOURS = ("#3346CC", "#59930D", "#F25993", "#2CCFE0", "#7F4620")
 CLASS_COLOURS += ("#A67FF2", "#CCCC0D", "#337F6C", "#7F206C", "#6CDF93")
 CLASS_MARKERS = "os^D"

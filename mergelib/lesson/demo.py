@@ -24,7 +24,7 @@ from ..models.parents import quiet
 from ..protocols import uniform_order
 from ..study import Study
 from ..study.experts import training_key
-from ..tables import TASK_LABELS, show, versions
+from ..tables import TASK_LABELS, labelled, show, versions
 from ..training.loop import seeded, train
 
 EXPERT, OLD, NEW = "expert", "merged, old head", "merged, re-aligned head"
@@ -124,7 +124,7 @@ def plot_before_after(scores: pd.DataFrame) -> Figure:
         OLD: PROTOCOL_STYLE["current"]["color"],
         NEW: PROTOCOL_STYLE["ft_classifier"]["color"],
     }
-    rows = plots.named(scores.drop(columns="method")).assign(method=scores.method)
+    rows = labelled(scores.drop(columns="method")).assign(method=scores.method)
     plots.bars(ax, rows[rows.method != EXPERT], "task", "method", colours)
     tops = rows[rows.method == EXPERT].accuracy
     ends = {"xmin": np.arange(len(tops)) - 0.42, "xmax": np.arange(len(tops)) + 0.42}

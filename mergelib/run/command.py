@@ -58,12 +58,10 @@ def command_run(args: argparse.Namespace) -> int:
         return 130
     took = time.monotonic() - started
     runner.write_timings(args.profile, results, cold=cold)
-    known, compared = committed.committed_files(), None
-    if known is not None:
-        ran = [r.item for r in results if r.ok and r.item.outputs]
-        own = [name for name, given in parameters.items() if given.keys() - runner.PLACES]
-        compared = committed.compare(args.profile, ran, known, own)
-    print("\n" + runner.closing_table(results, took, compared or ()))
+    ran = [r.item for r in results if r.ok and r.item.outputs]
+    own = [name for name, given in parameters.items() if given.keys() - runner.PLACES]
+    compared = committed.compare(args.profile, ran, own)
+    print("\n" + runner.closing_table(results, took, compared))
     print(f"\n{committed.compared_text(compared)}")
     if (n := committed.rewritten()) and not args.publish:
         print(

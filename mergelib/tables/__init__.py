@@ -4,7 +4,7 @@ This module exports what every notebook uses. ``ladder``, ``controls``, ``rankin
 and ``report`` each serve one notebook and are imported from there.
 """
 
-from .clusters import alt_clusters, cluster_panels
+from .clusters import cluster_panels
 from .labels import (
     TASK_LABELS,
     encoder_label,
@@ -23,9 +23,6 @@ from .paper import (
 )
 from .provenance import provenance, public_overrides, versions
 from .scores import (
-    alt,
-    alt_protocols,
-    alt_shots,
     at_k,
     average_of,
     averages,
@@ -39,7 +36,6 @@ from .scores import (
     stack,
     wide,
     with_average,
-    with_cells,
 )
 from .tasks import (
     beside_base,
@@ -55,10 +51,6 @@ from .verdicts import verdict_table
 
 __all__ = [
     "TASK_LABELS",
-    "alt",
-    "alt_clusters",
-    "alt_protocols",
-    "alt_shots",
     "at_k",
     "average_of",
     "averages",
@@ -96,5 +88,4 @@ __all__ = [
     "versions",
     "wide",
     "with_average",
-    "with_cells",
 ]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import product
 
 import pandas as pd
+from torch import Tensor
 
 from ..core.names import FINE_TUNED
 from ..core.types import percent
 from ..study import Study
 from ..study.clustering import label_purity, silhouette, source_purity
-from .labels import short_label, task_label
 
 
 def cluster_panels(
     study: Study, tasks: Sequence[str], methods: Sequence[str], n: int = 400
-) -> tuple[dict[tuple[str, str], dict[str, Any]], pd.DataFrame]:
+) -> tuple[dict[tuple[str, str], tuple[Tensor, Tensor]], pd.DataFrame]:
     """How the outputs of merges and experts cluster, measured on all test inputs of each task.
 
     Args:
@@ -26,53 +26,26 @@ def cluster_panels(
         n: Number of test inputs in a panel's t-SNE map.
 
     Returns:
-        Panels for ``figures.plot_clusters``, and the table of the numbers below them, measured in
-            R^d: label
-        purity (10-NN, leave-one-out) and silhouette of f_t and f_m, and the source purity of both.
+        Per (task, method) the map's points ``[2, n, 2]`` of f_t and f_m, and their labels ``[n]``;
+            and the table of the numbers below them, measured in R^d: label purity (10-NN,
+            leave-one-out) and silhouette of f_t and f_m, and the source purity of both.
     """
     panels, rows = {}, []
-    for task in tasks:
+    for task, method in product(tasks, methods):
         labels = study.task(task).test.labels
-        z_t = study.features(FINE_TUNED, task)
-        purity_t, silhouette_t = float(label_purity(z_t, labels).mean()), silhouette(z_t, labels)
-        for method in methods:
-            z_m = study.features(method, task)
-            purity_m = float(label_purity(z_m, labels).mean())
-            source = float(source_purity(z_t, z_m).mean())
-            points, shown = study.embedding(method, task, n)
-            accuracy = percent(study.correct(method, task, "current")[0])
-            panels[task, method] = {
-                "points": points.numpy(),
-                "labels": shown.numpy(),
-                "classes": study.task(task).n_classes,
-                "accuracy": accuracy,
-                "purity_t": purity_t,
-                "purity_m": purity_m,
-                "source": source,
+        z_t, z_m = (study.features(e, task) for e in (FINE_TUNED, method))
+        panels[task, method] = study.embedding(method, task, n)
+        rows.append(
+            {
+                "task": task,
+                "method": method,
+                "Current Eval (%)": percent(study.correct(method, task, "current")[0]),
+                "label purity f_t": float(label_purity(z_t, labels).mean()),
+                "label purity f_m": float(label_purity(z_m, labels).mean()),
+                "silhouette f_t": silhouette(z_t, labels),
+                "silhouette f_m": silhouette(z_m, labels),
+                "source purity": float(source_purity(z_t, z_m).mean()),
+                "n": len(labels),
             }
-            rows.append(
-                {
-                    "task": task,
-                    "method": method,
-                    "Current Eval (%)": accuracy,
-                    "label purity f_t": purity_t,
-                    "label purity f_m": purity_m,
-                    "silhouette f_t": silhouette_t,
-                    "silhouette f_m": silhouette(z_m, labels),
-                    "source purity": source,
-                    "n": len(labels),
-                }
-            )
+        )
     return panels, pd.DataFrame(rows)
-
-
-def alt_clusters(table: pd.DataFrame) -> str:
-    """Alt text of a cluster figure, from the table of ``cluster_panels``."""
-    said = [
-        f"{task_label(r['task'])} with {short_label(r['method'])}, label purity "
-        f"{r['label purity f_m']:.2f} (fine-tuned {r['label purity f_t']:.2f}), source purity "
-        f"{r['source purity']:.2f}"
-        for _, r in table.iterrows()
-    ]
-    shows = "t-SNE maps of fine-tuned and merged outputs together, coloured by class"
-    return f"{shows}. {'; '.join(said)}."

@@ -6,15 +6,15 @@ git, what lay in the project before its first run, of which that run keeps a cop
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
-import zipfile
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,20 +23,12 @@ from ..core import paths
 from ..core.manifest import Item
 from ..merging import METHODS
 from ..protocols import PROTOCOLS
-from .labels import ENCODER_LABELS, TASK_LABELS, protocol_label, short_label
+from .labels import COLUMN_LABELS, ENCODER_LABELS, TASK_LABELS, protocol_label, short_label
 from .scores import markdown
 
-Files = Mapping[str, str]
-"""Place in the project -> text, of every CSV and sidecar under ``figures/``."""
-IDENTICAL, DIGITS, NEW, MISSING = "identical", "other digits", "new", "missing here"
+IDENTICAL, DIGITS, ROWS, MISSING = "identical", "other digits", "other rows", "in one of them only"
 UNKNOWN, SETTINGS = "not published", "other settings"
 AS_COMMITTED = "Numbers and verdicts are those published with this project, to the last digit."
-NOTHING = (
-    "Whether these are the published numbers cannot be told: there is no git here, and no run has "
-    "kept a copy of them."
-)
-NUMBERED = ("k", "share", "seed", "lam")  # numbers that name a row
-MEASURED = ("order", "verdict", "note")  # texts that do not
 
 
 def git(*arguments: str) -> bytes | None:
@@ -51,39 +43,23 @@ def git(*arguments: str) -> bytes | None:
 
 
 def _copy() -> Path:
-    return paths.output_root() / "build" / "committed.zip"
-
-
-def _archive() -> bytes | None:
-    places = (":(glob)figures/**/*.csv", ":(glob)figures/**/*.json")
-    return git("archive", "--format=zip", "HEAD", "--", *places)
+    return paths.output_root() / "build" / "committed"
 
 
 def keep() -> None:
-    """Before a run: where no git knows the committed numbers, copy them, once."""
-    if _copy().is_file() or _archive() is not None:
-        return
-    folder, content = paths.root() / "figures", io.BytesIO()
-    found = [p for p in sorted(folder.glob("*/*")) if p.suffix in (".csv", ".json")]
-    if not found:
-        return
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in found:
-            archive.write(path, path.relative_to(paths.root()).as_posix())
-    paths.make_folder(_copy().parent)
-    paths.write_whole(_copy(), content.getvalue())
+    """Before a run: where there is no git, copy the numbers that came with the project, once."""
+    figures = paths.root() / "figures"
+    if git("rev-parse", "HEAD") is None and figures.is_dir() and not _copy().exists():
+        pictures = shutil.ignore_patterns("*.png", "*.pdf", "*.md")
+        shutil.copytree(figures, _copy() / "figures", ignore=pictures)
 
 
-def committed_files() -> Files | None:
-    """The committed numbers; None where nothing knows them."""
-    archive = _archive()
-    if archive is None and _copy().is_file():
-        archive = _copy().read_bytes()
-    if archive is None:
-        return None
-    with zipfile.ZipFile(io.BytesIO(archive)) as files:
-        names = [n for n in files.namelist() if not n.endswith("/")]
-        return {name: files.read(name).decode() for name in names}
+def committed(place: str) -> str | None:
+    """The committed text of a file, by its place in the project; None for an unknown one."""
+    if (content := git("show", f"HEAD:{place}")) is not None:
+        return content.decode()
+    path = _copy() / place
+    return path.read_text() if path.is_file() else None
 
 
 def rewritten() -> int:
@@ -102,8 +78,8 @@ class Compared:
     """One notebook's numbers, compared with the committed ones.
 
     ``tables`` says of every table that differs in what, ``points`` is the largest difference of an
-    accuracy, ``verdicts`` claim -> (committed, here) of those that changed, and ``parts`` the
-    number of parts of claims whose verdict changed. ``why`` says why nothing was compared.
+    accuracy, ``verdicts`` claim -> (committed, here) of those that changed. ``why`` says why
+    nothing was compared.
     """
 
     profile: str
@@ -111,7 +87,6 @@ class Compared:
     tables: dict[str, str] = field(default_factory=dict)
     points: float = 0.0
     verdicts: dict[str, tuple[str, str]] = field(default_factory=dict)
-    parts: int = 0
     why: str = ""
 
     @property
@@ -122,95 +97,69 @@ class Compared:
         return f"{self.points:.2g} points" if self.points else DIGITS
 
 
-def compare(
-    profile: str, items: Sequence[Item], committed: Files, changed: Collection[str] = ()
-) -> list[Compared]:
+def compare(profile: str, items: Sequence[Item], changed: Collection[str] = ()) -> list[Compared]:
     """Compare what notebooks left with what is committed.
 
     Args:
         profile: Whose folder under ``figures/``.
         items: The notebooks that ran.
-        committed: As from ``committed_files``.
         changed: Ids of notebooks that ran with parameters of their own.
     """
-    return [_compare(profile, item, committed, item.id in changed) for item in items]
+    return [_compare(profile, item, item.id in changed) for item in items]
 
 
-def _compare(profile: str, item: Item, committed: Files, changed: bool) -> Compared:
-    place, folder = f"figures/{profile}", paths.figures(profile)
-    if f"{place}/{item.id}.json" not in committed:
+def _compare(profile: str, item: Item, changed: bool) -> Compared:
+    def read(name: str) -> tuple[str | None, str | None]:
+        path = paths.figures(profile) / name
+        here = path.read_text() if path.is_file() else None
+        return here, committed(f"figures/{profile}/{name}")
+
+    sidecars = [read(f"{stem}.json") for stem in (item.id, *item.extra_figures)]
+    if sidecars[0][1] is None:
         return Compared(profile, item.id, why=UNKNOWN)
-    here, there = (
-        json.loads(text)
-        for text in ((folder / f"{item.id}.json").read_text(), committed[f"{place}/{item.id}.json"])
-    )
+    here, there = map(json.loads, sidecars[0])
     if changed or any(here.get(x) != there.get(x) for x in ("profile", "overrides", "sources")):
         return Compared(profile, item.id, why=SETTINGS)
-    tables, largest = {}, 0.0
-    names = {"here": set(here["data"]), "committed": set(there["data"])}
-    for stem in item.extra_figures:
-        names["here"] |= set(json.loads((folder / f"{stem}.json").read_text())["data"])
-        names["committed"] |= set(
-            json.loads(committed.get(f"{place}/{stem}.json", '{"data": []}'))["data"]
-        )
-    for name in sorted(names["here"] | names["committed"]):
-        new, old = folder / name, committed.get(f"{place}/{name}")
-        if name not in names["here"] or not new.is_file():
-            tables[name] = MISSING
-        elif old is None:
-            tables[name] = NEW
-        elif (text := new.read_text()) != old:
-            points, tables[name] = difference(text, old)
-            largest = max(largest, points)
-    before, now = (_verdicts(sidecar) for sidecar in (there, here))
-    claims = {c: tuple(_overall(v, c) for v in (before, now)) for c, _ in {**before, **now}}
+    names = {
+        name for pair in sidecars for text in pair if text for name in json.loads(text)["data"]
+    }
+    texts = {Path(name).stem: read(name) for name in sorted(names)}
+    found = {stem: difference(*pair) for stem, pair in texts.items() if pair[0] != pair[1]}
+    old, new = _overall(there), _overall(here)
     return Compared(
         profile,
         item.id,
-        {Path(name).stem: said for name, said in tables.items()},
-        largest,
-        {claim: pair for claim, pair in claims.items() if len(set(pair)) > 1},
-        sum(before.get(part) != now.get(part) for part in {**before, **now}),
+        {stem: said for stem, (_, said) in found.items()},
+        max((points for points, _ in found.values()), default=0.0),
+        {c: (old[c], new[c]) for c in old if c in new and old[c] != new[c]},
     )
 
 
-def _verdicts(sidecar: Mapping) -> dict[tuple[str, str], str]:
-    return {(v["claim"], v["part"]): v["verdict"] for v in sidecar["verdicts"]}
+def _overall(sidecar: dict[str, Any]) -> dict[str, str]:
+    rows = pd.DataFrame(sidecar["verdicts"], columns=["claim", "verdict"])
+    return {c: overall_of_parts(parts.verdict) for c, parts in rows.groupby("claim", sort=False)}
 
 
-def _overall(verdicts: Mapping[tuple[str, str], str], claim: str) -> str:
-    parts = [v for (c, _), v in verdicts.items() if c == claim]
-    return overall_of_parts(parts) if parts else "not judged here"
-
-
-def difference(here: str, committed: str) -> tuple[float, str]:
+def difference(here: str | None, there: str | None) -> tuple[float, str]:
     """How two versions of a CSV differ.
 
     Returns:
-        The largest difference of an accuracy, in points, over the rows that both have; and, in
-        words, that and what else differs.
+        The largest difference of an accuracy, in points, and, in words, that or what else differs.
     """
-    try:
-        texts = {"dtype": str, "keep_default_na": False}  # as written: 5 and 5.0 are two names
-        new, old = (pd.read_csv(io.StringIO(text), **texts) for text in (here, committed))
-    except (pd.errors.EmptyDataError, pd.errors.ParserError):
-        return 0.0, "no table"
-    if list(new) != list(old):
-        return 0.0, "other columns"
+    if here is None or there is None:
+        return 0.0, MISSING
+    new, old = (pd.read_csv(StringIO(text), dtype=str) for text in (here, there))
+    names = [c for c in old if c in COLUMN_LABELS]
+    if list(new) != list(old) or len(new) != len(old) or not new[names].equals(old[names]):
+        return 0.0, ROWS
     accuracies = [c for c in old if _is_accuracy(c)]
-    names = [c for c in old if c in NUMBERED or (_is_text(old[c]) and c not in MEASURED)]
-    names = [c for c in names if c not in accuracies]
-    new, old = (_by_name(frame, names, accuracies) for frame in (new, old))
-    both = old.index.intersection(new.index)
+    # Of "70.6 ± 0.7" the mean counts.
+    new, old = (
+        f[accuracies].apply(lambda c: c.str.split().str[0].astype(float)) for f in (new, old)
+    )
     scale = old.abs().max().le(1).map({True: 100, False: 1})  # shares become percent
-    apart = ((new.loc[both] - old.loc[both]).abs() * scale).max().max() if accuracies else 0.0
-    points = 0.0 if pd.isna(apart) else float(apart)
-    empty = int((new.loc[both].isna() != old.loc[both].isna()).sum().sum())
-    said = [f"{points:.2g} points"] if points else []
-    said += [f"cells empty in one: {empty}"] if empty else []
-    said += [f"rows added: {n}"] if (n := len(new) - len(both)) else []
-    said += [f"rows missing: {n}"] if (n := len(old) - len(both)) else []
-    return points, ", ".join(said) or DIGITS
+    apart = ((new - old).abs() * scale).max().max()
+    return (float(apart), f"{apart:.2g} points") if apart > 0 else (0.0, DIGITS)
 
 
 def _is_accuracy(column: str) -> bool:
@@ -220,30 +169,13 @@ def _is_accuracy(column: str) -> bool:
     return column in names or column.endswith("(%)")
 
 
-def _is_text(column: pd.Series) -> bool:
-    """Whether a column of texts holds more than numbers."""
-    return bool(pd.to_numeric(column[column != ""], errors="coerce").isna().any())
-
-
-def _by_name(frame: pd.DataFrame, names: list[str], accuracies: list[str]) -> pd.DataFrame:
-    """The accuracies as numbers, "70.6 ± 0.7" among them, under the names of their rows."""
-    keys = frame[names]
-    keys = keys.assign(copy=keys.groupby(names).cumcount() if names else range(len(keys)))
-    numbers = frame[accuracies].apply(
-        lambda c: pd.to_numeric(c.str.split(" ").str[0], errors="coerce")
-    )
-    return numbers.set_index(pd.MultiIndex.from_frame(keys))
-
-
 # ---- saying so -----------------------------------------------------------------------------------
 
 
-def summary(compared: Sequence[Compared] | None) -> str:
-    """How a run's numbers and the committed ones compare; None where nothing knows these."""
-    if not compared:
-        return NOTHING if compared is None else "No notebook left numbers to compare."
+def summary(compared: Sequence[Compared]) -> str:
+    """How a run's numbers and the committed ones compare."""
     known = [c for c in compared if not c.why]
-    if known and len(known) == len(compared) and not any(c.tables or c.parts for c in known):
+    if known and len(known) == len(compared) and not any(c.tables or c.verdicts for c in known):
         return AS_COMMITTED
     said = []
     if known:
@@ -256,27 +188,26 @@ def summary(compared: Sequence[Compared] | None) -> str:
         verdicts = (v for c in known for v in c.verdicts.items())
         changed = dict.fromkeys(f"{claim} is {now}, not {was}" for claim, (was, now) in verdicts)
         said.append("; ".join(changed) or "Every claim has the published verdict")
-        parts = sum(c.parts for c in known)
-        said += [f"Parts of claims with another verdict: {parts}"] if parts else []
     skipped = Counter(f"{c.profile}, {c.why}" for c in compared if c.why)
-    if skipped:
-        said.append(f"Not compared: {'; '.join(f'{n} of {why}' for why, n in skipped.items())}")
+    if skipped or not known:
+        counts = "; ".join(f"{n} of {why}" for why, n in skipped.items())
+        said.append(f"Not compared: {counts or 'no notebook left numbers'}")
     return ". ".join(said) + "."
 
 
-def differences(compared: Sequence[Compared] | None) -> pd.DataFrame:
+def differences(compared: Sequence[Compared]) -> pd.DataFrame:
     """A row per table that differs: profile, notebook, table, difference."""
-    rows = [(c.profile, c.notebook, t, d) for c in compared or [] for t, d in c.tables.items()]
+    rows = [(c.profile, c.notebook, *pair) for c in compared for pair in c.tables.items()]
     return pd.DataFrame(rows, columns=["profile", "notebook", "table", "difference"])
 
 
-def compared_markdown(compared: Sequence[Compared] | None) -> str:
+def compared_markdown(compared: Sequence[Compared]) -> str:
     """The summary and, where tables differ, a table of them."""
     rows = differences(compared)
     return "\n".join([summary(compared), *(["", *markdown(rows)] if len(rows) else [])])
 
 
-def compared_text(compared: Sequence[Compared] | None) -> str:
+def compared_text(compared: Sequence[Compared]) -> str:
     """The same for a terminal."""
     rows = differences(compared)
     lines = [f"  {row.table}: {row.difference}" for row in rows.itertuples()]

@@ -6,49 +6,24 @@ Every control gives rows (fit, condition, method, accuracy): averages over tasks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from statistics import fmean
 
 import pandas as pd
 import torch
 
-from ..claims import (
-    NOT_REPRODUCED,
-    REPRODUCED,
-    Verdict,
-    deciding,
-    judge,
-    load_claims,
-    overall,
-)
+from ..claims import NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall_of_parts
 from ..core.names import BASE, RANDOM
+from ..core.types import percent
 from ..protocols import current_eval, fit_heads
 from ..study import Study
 from ..study.aligned import accuracies, aligned, released_mode
 from ..study.versions import POOL_SEED
-from .labels import RUNG_LABELS, protocol_label, short_label
-from .scores import alt as alt_text
-from .scores import average_of, mean_and_std
+from .labels import RUNG_LABELS, protocol_label
+from .verdicts import deciding, verdict_frame
 
 COLUMNS = ["fit", "condition", "method", "accuracy"]
-ALIGNMENT_CLAIMS = (
-    "P3.1-bias",
-    "P3.1-clusters",
-    "P3.2-knn",
-    "P4.1-ladder",
-    "C4.1-held-out",
-    "C4.1-base",
-    "P4.2-gap",
-    "P5-one-shot",
-    "P5-over-knn",
-    "P5-gap-closed",
-    "C5-uniform",
-    "S0-orthogonal-classifier",
-    "P6.4-base",
-    "P6.4-no-gain",
-    "P6.5-surgery",
-)
 CONTROLS = {
     "P4.1-ladder": ("C4.1-held-out", "C4.1-base"),
     "P4.2-gap": ("C4.1-base",),
@@ -56,8 +31,12 @@ CONTROLS = {
     "S0-orthogonal-classifier": ("C4.1-base",),
 }
 """Paper claim -> the controls that it needs to mean what it says."""
+FEW = ("ft_classifier", "orthogonal_classifier", "surgery")
 RUNGS = ("orthogonal", "affine")
+SPLITS = ("train", "test")
 HEADINGS = ("What stands", "What needs a condition", "What does not hold", "Open")
+Accuracies = dict[str, float]
+"""Encoder -> average accuracy over tasks, percent."""
 
 
 def map_label(rung: str) -> str:
@@ -65,59 +44,62 @@ def map_label(rung: str) -> str:
     return f"{RUNG_LABELS[rung]} map"
 
 
-def _scores(
-    study: Study, encoders: Sequence[str], protocols: Sequence[str], k: int, **where: str
-) -> dict[tuple[str, str], float]:
-    """(encoder, protocol) -> average accuracy at k shots."""
-    summary = mean_and_std(study.scores(encoders, protocols, **where))
-    draw = where.get("draw", "stratified")
-    return {(e, p): average_of(summary, e, p, k, draw) for e in encoders for p in protocols}
+def _rows(found: Mapping[tuple[str, str], Accuracies], *, by_encoder: bool = False) -> pd.DataFrame:
+    """Rows of (fit, condition) -> accuracies, in this order or encoder by encoder."""
+    cells = [(*name, e, accuracy) for name, by in found.items() for e, accuracy in by.items()]
+    rows = pd.DataFrame(cells, columns=COLUMNS)
+    if not by_encoder:
+        return rows
+    return pd.concat([rows[rows.method == e] for e in rows.method.unique()], ignore_index=True)
 
 
-def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> dict[str, float]:
-    """Encoder -> average accuracy after an alignment of the ladder."""
+def _behind(
+    study: Study, encoders: Sequence[str], protocol: str, k: int | None = None, **where: str
+) -> Accuracies:
+    """Accuracies under a protocol, at k shots."""
+
+    def average(encoder: str) -> float:
+        cells = [study.correct(encoder, t, protocol, k=k, **where) for t in study.tasks]
+        return fmean(percent(right.flatten()) for right in cells)
+
+    return {e: average(e) for e in encoders}
+
+
+def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> Accuracies:
+    """Accuracies after an alignment of the ladder."""
     cells = aligned(study, encoders, rung, **how)
     return {e: accuracies(study, cells, e).mean().item() for e in encoders}
 
 
-def _mean_percent(correct: Sequence[torch.Tensor]) -> float:
-    return 100 * sum(c.float().mean().item() for c in correct) / len(correct)
-
-
 def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     """No alignment, and each alignment fitted on training inputs and on scored test inputs."""
-    few = ("ft_classifier", "orthogonal_classifier", "surgery")
-    splits = ("train", "test")
-    none = {e: a for (e, _), a in _scores(study, encoders, ["current"], k).items()}
-    rows = []
-    for e, p in product(encoders, few):
-        fit = f"{protocol_label(p)}, k = {k}"
-        rows += [(fit, "none", e, none[e]), *((fit, s, e, _few(study, e, p, k, s)) for s in splits)]
+    none = {"none": _behind(study, encoders, "current")}
+    few, maps = {}, []
+    for p in FEW:
+        how = {"k": k, "draw": "uniform"}
+        fits = {s: _behind(study, encoders, p, fit_on=s, **how) for s in SPLITS}
+        few |= {(f"{protocol_label(p)}, k = {k}", c): a for c, a in (none | fits).items()}
     for rung in RUNGS:
-        fits, fit = {s: _ladder(study, encoders, rung, fit_on=s) for s in splits}, map_label(rung)
-        for e in encoders:
-            rows += [(fit, "none", e, none[e]), *((fit, s, e, fits[s][e]) for s in splits)]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _few(study: Study, encoder: str, protocol: str, k: int, fit_on: str) -> float:
-    # A single k: a test split may be too small for the largest.
-    how = {"k": k, "draw": "uniform", "fit_on": fit_on}
-    return _mean_percent([study.correct(encoder, t, protocol, **how) for t in study.tasks])
+        fits = {s: _ladder(study, encoders, rung, fit_on=s) for s in SPLITS}
+        maps.append({(map_label(rung), c): a for c, a in (none | fits).items()})
+    return pd.concat([_rows(f, by_encoder=True) for f in (few, *maps)], ignore_index=True)
 
 
 def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     """Closed-form maps from d/2, 2 d and all inputs, on training and on test inputs."""
     d = study.encoder.width
     largest = min(len(t.test) for t in study.tasks.values())
-    rows = []
-    for rung in RUNGS:
-        for n in sorted({min(d // 2, largest), min(2 * d, largest), largest}):
-            for s in ("train", "test"):
-                found = _ladder(study, encoders, rung, fit_on=s, fit="closed_form", n=n)
-                fit, condition = f"{map_label(rung)}, closed form", f"{s}, n = {n}"
-                rows += [(fit, condition, e, a) for e, a in found.items()]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    how = {"fit": "closed_form"}
+    return _rows(
+        {
+            (f"{map_label(rung)}, closed form", f"{split}, n = {n}"): _ladder(
+                study, encoders, rung, fit_on=split, n=n, **how
+            )
+            for rung in RUNGS
+            for n in sorted({min(n, largest) for n in (d // 2, 2 * d, largest)})
+            for split in SPLITS
+        }
+    )
 
 
 def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFrame:
@@ -126,16 +108,15 @@ def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFram
     The released code keeps dropout on while it fits, and uses batches of one.
     """
     name = "ft_classifier"
-    drawn = {
-        draw: _scores(study, methods, [name], k, draw=draw) for draw in ("stratified", "uniform")
+    found = {
+        f"{draw} draw": _behind(study, methods, name, k, draw=draw)
+        for draw in ("stratified", "uniform")
     }
-    rows = []
-    for m in methods:
-        rows += [(f"{draw} draw", m, found[m, name]) for draw, found in drawn.items()]
-        released = [released_mode(study, m, t, k) for t in study.tasks]
-        rows.append(("released mode", m, _mean_percent(released)))
-    rows = [(protocol_label(name), *row) for row in rows]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    released = {m: [released_mode(study, m, t, k) for t in study.tasks] for m in methods}
+    found["released mode"] = {
+        m: fmean(percent(right.flatten()) for right in cells) for m, cells in released.items()
+    }
+    return _rows({(protocol_label(name), c): a for c, a in found.items()}, by_encoder=True)
 
 
 def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
@@ -143,117 +124,90 @@ def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
 
     Maps are fitted on training inputs.
     """
-    protocols = ("current", "knn", "ft_classifier", "orthogonal_classifier", "surgery")
-    found = _scores(study, encoders, protocols, k)
-    rows = [("protocol", protocol_label(p), e, accuracy) for (e, p), accuracy in found.items()]
-    for rung in RUNGS:
-        fits = _ladder(study, encoders, rung, fit_on="train")
-        rows += [("protocol", map_label(rung), e, accuracy) for e, accuracy in fits.items()]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    shots = {"current": None, "knn": k} | dict.fromkeys(FEW, k)
+    found = {protocol_label(p): _behind(study, encoders, p, n) for p, n in shots.items()}
+    maps = {map_label(r): _ladder(study, encoders, r, fit_on="train") for r in RUNGS}
+    parts = [_rows({("protocol", c): a for c, a in found.items()}, by_encoder=True)]
+    parts.append(_rows({("protocol", c): a for c, a in maps.items()}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     """The ladder (from a random start) and FT-Classifier, fitted to shuffled teacher outputs."""
-    rows = []
-    for rung in ("linear", "orthogonal"):
-        found = _ladder(study, encoders, rung, fit_on="train", permuted_teacher=True)
-        rows += [(map_label(rung), e, accuracy) for e, accuracy in found.items()]
-    current = _scores(study, encoders, ["current"], k)
-    for encoder in encoders:
-        correct = []
+
+    def average(encoder: str) -> float:
+        found = []
         for name, task in study.tasks.items():
             evidence = study.evidence(encoder, name)
             generator = torch.Generator().manual_seed(POOL_SEED)
             shuffled = torch.randperm(len(evidence.teacher_fit), generator=generator)
             evidence = replace(evidence, teacher_fit=evidence.teacher_fit[shuffled], ks=(k,))
-            predicted = current_eval(evidence.student_test, fit_heads(evidence)[0])
-            correct.append(predicted.cpu() == task.test.labels)
-        rows.append((protocol_label("ft_classifier"), encoder, _mean_percent(correct)))
-        rows.append(("no alignment (Current Eval)", encoder, current[encoder, "current"]))
-    return pd.DataFrame([("permuted teacher", *row) for row in rows], columns=COLUMNS)
+            predicted = current_eval(evidence.student_test, fit_heads(evidence)[0]).cpu()
+            found.append(percent((predicted == task.test.labels).flatten()))
+        return fmean(found)
+
+    how = {"fit_on": "train", "permuted_teacher": True}
+    maps = {map_label(r): _ladder(study, encoders, r, **how) for r in ("linear", "orthogonal")}
+    found = {
+        protocol_label("ft_classifier"): {e: average(e) for e in encoders},
+        "no alignment (Current Eval)": _behind(study, encoders, "current"),
+    }
+    parts = [_rows({("permuted teacher", c): a for c, a in maps.items()})]
+    parts.append(_rows({("permuted teacher", c): a for c, a in found.items()}, by_encoder=True))
+    return pd.concat(parts, ignore_index=True)
 
 
 def chance_check(permuted: pd.DataFrame, chance: float, tolerance: float = 3.0) -> pd.DataFrame:
     """Whether each ladder fit to a permuted teacher ends within ``tolerance`` points of chance."""
-    ladder = permuted[permuted.condition.str.endswith("map")].reset_index(drop=True)
-    return ladder.drop(columns="fit").assign(
-        method=ladder.method.map(short_label),
-        chance=round(chance, 1),
-        accuracy=ladder.accuracy.round(1),
-        passes=(ladder.accuracy - chance).abs() <= tolerance,
-    )
-
-
-def alt(fitted: pd.DataFrame) -> str:
-    """Alt text of the figure, from the rows of ``fitted_on``."""
-    at = fitted.set_index(["fit", "condition", "method"]).accuracy[map_label("orthogonal")]
-    values = {
-        short_label(e): [at[s, e] for s in ("none", "train", "test")]
-        for e in dict.fromkeys(fitted.method)
-    }
-    return alt_text(
-        "Average accuracy without alignment, fitted on training inputs and fitted on the scored "
-        "test inputs, a row per fit and a dot per encoder; for the orthogonal map",
-        values,
-    )
+    ladder = permuted[permuted.condition.str.endswith("map")]
+    return ladder.assign(passes=(ladder.accuracy - chance).abs() <= tolerance)
 
 
 def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chance: float) -> str:
     """Markdown: claims by verdict and by the verdicts of their controls, with deciding numbers."""
-    verdicts = judge(study, ALIGNMENT_CLAIMS)
-    by_claim = overall(verdicts)
+    text_claims = [c for c in load_claims() if not c.startswith(("P6.3", "PA", "N-"))]
+    rows = verdict_frame(judge(study, text_claims))
+    overall = rows.groupby("claim", sort=False).verdict.agg(overall_of_parts)
     groups: dict[str, list[str]] = {title: [] for title in HEADINGS}
-    for claim, verdict in by_claim.items():
-        shaky = any(by_claim[c] != REPRODUCED for c in CONTROLS.get(claim, ()))
-        title = HEADINGS[shaky] if verdict == REPRODUCED else "Open"
-        groups[HEADINGS[2] if verdict == NOT_REPRODUCED else title].append(claim)
+    for claim, parts in rows.groupby("claim", sort=False):
+        controls = {c: overall[c] for c in CONTROLS.get(claim, ())}
+        shaky = any(verdict != REPRODUCED for verdict in controls.values())
+        titles = {REPRODUCED: HEADINGS[shaky], NOT_REPRODUCED: HEADINGS[2]}
+        part, line = deciding(parts), f"- `{claim}`, {parts.says.iloc[0]}: {overall[claim]}"
+        if pd.notna(part.here):
+            line += (
+                f"; decided by {part.part}, {part.here:.2f} (interval {part.low:.2f} to "
+                f"{part.high:.2f}, asked {part.threshold})"
+            )
+        line += f", {part.note}." if part.note else "."
+        said = " and ".join(f"its control `{c}` is {verdict}" for c, verdict in controls.items())
+        groups[titles.get(overall[claim], HEADINGS[3])].append(
+            line + f" Note that {said}." * bool(said)
+        )
     lines = []
     for title, claims in groups.items():
-        parts = {c: [v for v in verdicts if v.claim == c and v.here is not None] for c in claims}
-        said = [_claim_line(c, parts[c], by_claim, study.profile.judged) for c in claims]
-        lines += [f"### {title}", "", *(said or ["- none"]), ""]
+        lines += [f"### {title}", "", *(claims or ["- none"]), ""]
     lines += ["### What the controls add", "", *_leaks(fitted)]
-    check = chance_check(permuted, chance)
+    check = chance_check(permuted, chance).passes
     lines.append(
-        f"- **Permuted teacher.** {int(check.passes.sum())} of {len(check)} ladder fits end within "
-        f"3 points of chance ({chance:.1f} %)."
+        f"- **Permuted teacher.** {check.sum()} of {len(check)} ladder fits end within 3 points of "
+        f"chance ({chance:.1f} %)."
     )
     return "\n".join(lines)
-
-
-def _claim_line(claim: str, parts: list[Verdict], by_claim: dict[str, str], judged: bool) -> str:
-    """One claim: its verdict, the part nearest to failing, and the verdicts of its controls."""
-    says = load_claims()[claim].says
-    if not parts:
-        return f"- `{claim}`, {says}: not measured with these ks."
-    worst = deciding(parts)
-    failing = [v.part for v in parts if v.verdict != REPRODUCED]
-    note = f" ({worst.note})" if worst.note else ""
-    line = (
-        f"- `{claim}`, {says}: {by_claim[claim]}; worst value {worst.here:.2f} for {worst.part} "
-        f"(interval {worst.low:.2f} to {worst.high:.2f}, asked {worst.threshold}){note}."
-    )
-    if 0 < len(failing) < len(parts) and judged:
-        line += f" Not for: {', '.join(failing)}."
-    controls = [f"its control `{c}` is {by_claim[c]}" for c in CONTROLS.get(claim, ())]
-    return line + (f" Note that {' and '.join(controls)}." if controls else "")
 
 
 def _leaks(fitted: pd.DataFrame) -> list[str]:
     """Per fit, the gain of scored inputs over training inputs, and the fit's gain for each
     encoder."""
     at = fitted.pivot(index=["fit", "method"], columns="condition", values="accuracy")
-    merges = [m for m in dict.fromkeys(fitted.method) if m not in (BASE, RANDOM)]
-    few = next(f for f in fitted.fit if f.startswith("FT-Classifier"))
+    leaks, lifts = at.test - at.train, at.train - at.none
     lines = []
-    for fit in (few, *map(map_label, RUNGS)):
-        leak = (at.test - at.train)[fit][merges]
-        lift = (at.train - at.none)[fit]
-        what = "k C of the scored inputs" if fit == few else "all scored inputs"
+    for fit in (fitted.fit[0], *map(map_label, RUNGS)):
+        leak, lift = (of[fit].drop([BASE, RANDOM]) for of in (leaks, lifts))
         lines.append(
-            f"- **{fit}.** Fitting on {what} instead of training inputs changes the merges by "
-            f"{leak.min():+.1f} to {leak.max():+.1f} points. Fitted on training inputs it lifts "
-            f"the merges by {lift[merges].min():+.1f} to {lift[merges].max():+.1f} points, the "
-            f"base model by {lift[BASE]:+.1f} and an untrained encoder by {lift[RANDOM]:+.1f}."
+            f"- **{fit}.** Fitting on scored inputs instead of training inputs changes the merges "
+            f"by {leak.min():+.1f} to {leak.max():+.1f} points. Fitted on training inputs it lifts "
+            f"the merges by {lift.min():+.1f} to {lift.max():+.1f} points, the base model by "
+            f"{lifts[fit, BASE]:+.1f} and an untrained encoder by {lifts[fit, RANDOM]:+.1f}."
         )
     return lines

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import product
 
 import pandas as pd
 import torch
 
 from ..core.names import FINE_TUNED
-from ..core.types import percent
-from ..protocols.alignment import free_parameters, increments
+from ..protocols.alignment import TABLE_1, free_parameters
 from ..protocols.alignment import variance_steps as variance_explained
 from ..study import Study
 from ..study.aligned import accuracies, aligned
-from .labels import RUNG_LABELS, short_label
-from .scores import alt as alt_text
+from .scores import average_of, mean_and_std, wide
 
 ORTHOGONAL_FITS = {
     "l1": "L1, penalty",
@@ -30,16 +28,12 @@ def variance_steps(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 
     Fitted on training inputs, measured on test inputs. Columns method, task, step, r2.
     """
-    rows = []
-    for encoder in encoders:
-        for task in study.tasks:
-            z = [
-                study.features(e, task, split)[None]
-                for split in ("fit", "test")
-                for e in (encoder, FINE_TUNED)
-            ]
-            steps = variance_explained(*z).items()
-            rows += [(encoder, task, step, float(r2[0])) for step, r2 in steps]
+    rows, splits = [], ("fit", "test")
+    for encoder, task in product(encoders, study.tasks):
+        pairs = product(splits, (encoder, FINE_TUNED))
+        z = [study.features(e, task, split)[None] for split, e in pairs]
+        r2 = variance_explained(*z)
+        rows += [(encoder, task, step, float(r2[step])) for step in r2]
     return pd.DataFrame(rows, columns=["method", "task", "step", "r2"])
 
 
@@ -50,11 +44,10 @@ def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     negative, so the chain starts at f_t's mean (R^2 = 0).
     """
     steps = variance_steps(study, encoders)
-    means = steps.groupby(["method", "step"], sort=False).r2.mean().unstack("step")
-    means = means.loc[list(encoders)].drop(columns="identity")
-    added = increments({s: torch.tensor(means[s].to_numpy()) for s in means})
-    rows = [(m, s, float(added[s][i])) for i, m in enumerate(encoders) for s in means]
-    return pd.DataFrame(rows, columns=["method", "step", "increment"])
+    steps = steps[steps.step != "identity"]
+    means = steps.groupby(["method", "step"], sort=False, as_index=False).r2.mean()
+    added = means.groupby("method", sort=False).r2.diff().fillna(means.r2)
+    return means.drop(columns="r2").assign(increment=added)
 
 
 def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
@@ -73,61 +66,42 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
         ddof 1), n_seeds, max|A^T A - I| and condition (worst task and start), det > 0 (share of
         tasks and starts), L1 before, L1 after, free parameters per task.
     """
-    rows = []
-    for rung in RUNG_LABELS:
-        cells = {} if rung == "identity" else aligned(study, encoders, rung, **how)
+    current = mean_and_std(study.scores(encoders, ["current"]))
+    start = {"method": "", "rung": "identity", "accuracy": 0.0, "n_seeds": 1, "free parameters": 0}
+    rows = [start | {"method": e, "accuracy": average_of(current, e)} for e in encoders]
+    for rung in TABLE_1:
+        cells = aligned(study, encoders, rung, **how)
         for encoder in encoders:
-            row = {"method": encoder, "rung": rung}
-            if rung == "identity":
-                found = [percent(study.correct(encoder, t, "current")[0]) for t in study.tasks]
-                row |= {"accuracy": sum(found) / len(found), "n_seeds": 1, "free parameters": 0}
-                rows.append(row)
-                continue
-            names = ("orthogonality_max", "condition", "det_sign", "l1_before", "l1_after")
-            of = {
-                name: torch.stack([cells[encoder, t][name] for t in study.tasks])  # [T, S]
-                for name in names
-            }
-            accuracy = accuracies(study, cells, encoder)
-            row |= {
-                "accuracy": accuracy.mean().item(),
-                "std": accuracy.std().item() if len(accuracy) > 1 else math.nan,
-                "n_seeds": len(accuracy),
-                "max|A^T A - I|": of["orthogonality_max"].max().item(),
-                "condition": of["condition"].max().item(),
-                "det > 0": (of["det_sign"] > 0).double().mean().item(),
-                "L1 before": of["l1_before"].mean().item(),
-                "L1 after": of["l1_after"].mean().item(),
-                "free parameters": free_parameters(rung, study.encoder.width),
-            }
-            rows.append(row)
+            mine = [cells[encoder, t] for t in study.tasks]
+            found = {n: torch.stack([c[n] for c in mine]) for n in mine[0] if n != "predicted"}
+            accuracy = pd.Series(accuracies(study, cells, encoder).numpy())
+            rows.append(
+                {
+                    "method": encoder,
+                    "rung": rung,
+                    "accuracy": accuracy.mean(),
+                    "std": accuracy.std(),
+                    "n_seeds": len(accuracy),
+                    "max|A^T A - I|": found["orthogonality_max"].max().item(),
+                    "condition": found["condition"].max().item(),
+                    "det > 0": (found["det_sign"] > 0).double().mean().item(),
+                    "L1 before": found["l1_before"].mean().item(),
+                    "L1 after": found["l1_after"].mean().item(),
+                    "free parameters": free_parameters(rung, study.encoder.width),
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def orthogonal_fits(study: Study, encoders: Sequence[str], fit_on: str = "train") -> pd.DataFrame:
     """The two orthogonal rungs by three fits: accuracy per encoder, the worst max|A^T A - I|."""
-    rows = []
-    for rung in ("euclidean", "orthogonal"):
-        for fit, label in ORTHOGONAL_FITS.items():
-            cells = aligned(study, encoders, rung, fit_on=fit_on, fit=fit)
-            row = {"rung": RUNG_LABELS[rung], "fit": label}
-            row |= {
-                short_label(e): round(accuracies(study, cells, e).mean().item(), 1)
-                for e in encoders
-            }
-            worst = max(c["orthogonality_max"].max().item() for c in cells.values())
-            rows.append(row | {"max|A^T A - I|": worst})
-    return pd.DataFrame(rows)
-
-
-def alt(frame: pd.DataFrame, fine_tuned: float) -> str:
-    """Alt text of Figure 4, from the rows of ``table``."""
-    values = {
-        short_label(m): [rows.accuracy.iloc[0], rows.set_index("rung").accuracy["orthogonal"]]
-        for m, rows in frame.groupby("method", sort=False)
-    }
-    shows = "Average accuracy before alignment and after each transformation of the ladder"
-    return alt_text(
-        f"{shows}; before and after the orthogonal one",
-        values | {"fine-tuned models": [fine_tuned]},
-    )
+    rows, worst = [], "max|A^T A - I|"
+    for rung, (fit, label) in product(("euclidean", "orthogonal"), ORTHOGONAL_FITS.items()):
+        cells = aligned(study, encoders, rung, fit_on=fit_on, fit=fit)
+        row = {"rung": rung, "fit": label}
+        row[worst] = max(c["orthogonality_max"].max().item() for c in cells.values())
+        for e in encoders:
+            accuracy = accuracies(study, cells, e).mean().item()
+            rows.append(row | {"method": e, "accuracy": accuracy})
+    table = wide(pd.DataFrame(rows), ("rung", "fit", worst), "method", "accuracy")
+    return table.round(1).reset_index()

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, K
 from ..core.names import BASE
 from ..study import Study
-from .labels import encoder_label, protocol_label, short_label, task_label
-from .scores import average_of, averages, mean_std_cell
+from .labels import encoder_label, protocol_label, task_label
+from .scores import average_of, averages, mean_std_cell, wide
 
 PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
 THREE = ("current", "knn", "ft_classifier")
@@ -33,25 +34,20 @@ def published() -> dict:
 def published_table2() -> pd.DataFrame:
     """Table 2 as printed, in the shape of a summary: columns method, protocol, task, mean, std."""
     table, rows = published()["table2"], []
+    tasks = [*table["tasks"], "average"]
     for row in table["rows"]:
-        name = {"method": row["method"], "protocol": row["protocol"]}
-        stds = row.get("std", [None] * len(table["tasks"]))
-        for task, mean, std in zip(table["tasks"], row["mean"], stds, strict=True):
-            rows.append(name | {"task": task, "mean": mean, "std": std})
-        mean, std = row["average"], row.get("average_std")
-        rows.append(name | {"task": "average", "mean": mean, "std": std})
-    return pd.DataFrame(rows)
+        stds = [*row.get("std", [None] * len(table["tasks"])), row.get("average_std")]
+        cells = {"task": tasks, "mean": [*row["mean"], row["average"]], "std": stds}
+        rows.append(pd.DataFrame({"method": row["method"], "protocol": row["protocol"], **cells}))
+    return pd.concat(rows, ignore_index=True).astype({"std": float})
 
 
 def published_table3() -> pd.DataFrame:
     """Table 3 as printed, averages only, in the same shape; ± where Table 2 has the same cell."""
-    rows = [
-        {"method": row["method"], "protocol": p, "task": "average", "mean": row[p]}
-        for row in published()["table3"]
-        for p in THREE
-    ]
+    table = pd.DataFrame(published()["table3"]).set_index("method")[list(THREE)]
+    rows = table.stack().rename_axis(["method", "protocol"]).rename("mean").reset_index()
     known = averages(published_table2())[["method", "protocol", "std"]]
-    return pd.DataFrame(rows).merge(known, how="left")
+    return rows.assign(task="average").merge(known, how="left")
 
 
 def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:
@@ -59,32 +55,30 @@ def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:
 
     The paper's backbone and data differ from those of every profile but ``paper``.
     """
-    paper, tasks = published_table2(), set(summary.task)
+    paper, tasks, name = published_table2(), set(summary.task), ["method", "protocol"]
     whole = tasks == set(paper.task)
     cells = averages(paper) if whole else paper[paper.task.isin(tasks - {"average"})]
-    theirs = cells.groupby(["method", "protocol"])["mean"].mean().round(1).rename("paper")
-    both = averages(summary).merge(theirs.reset_index(), on=["method", "protocol"])
+    theirs = cells.groupby(name, as_index=False)["mean"].mean()
+    both = averages(summary).merge(theirs, on=name, suffixes=("", "_paper")).round(1)
     return pd.DataFrame(
         {
             "Model": both.method.map(encoder_label),
             "Protocol": both.protocol.map(protocol_label),
-            "paper (BERT-base, real data)": both.paper,
-            "here": both["mean"].round(1),
+            "paper (BERT-base, real data)": both.mean_paper,
+            "here": both["mean"],
         }
     )
 
 
 def table3(summary: pd.DataFrame, methods: Sequence[str], k: int) -> pd.DataFrame:
     """Table 3, ours and the paper's: a row per protocol, a column per encoder, averages."""
-    paper, rows = {row["method"]: row for row in published()["table3"]}, []
-    for source in ("here", "paper"):
-        for p in THREE:
-            row = {"": source, "Protocol": protocol_label(p)}
-            for e in (BASE, *methods):
-                ours = round(average_of(summary, e, p, k), 1)
-                row[short_label(e)] = ours if source == "here" else paper.get(e, {}).get(p)
-            rows.append(row)
-    return pd.DataFrame(rows).set_index(["", "Protocol"])
+    encoders, paper = [BASE, *methods], published_table3()
+    here = [(e, p, average_of(summary, e, p, k)) for p in THREE for e in encoders]
+    here = pd.DataFrame(here, columns=["method", "protocol", "mean"])
+    rows = pd.concat(
+        [here.assign(by="here"), paper[paper.method.isin(encoders)].assign(by="paper")]
+    )
+    return wide(rows, ("by", "protocol"), "method", "mean").round(1).rename_axis(["", "Protocol"])
 
 
 def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -102,38 +96,35 @@ def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.
     """
     judged = study.profile.experts == "released" and study.profile.judged
     few = (summary.k == K) & (summary.draw == "stratified")
-    here = {(r.task, r.method, r.protocol): r for r in summary[summary.k.isna() | few].itertuples()}
-    whole = set(published()["table2"]["tasks"]) == set(study.tasks)
-    rows = []
-    for cell in paper.itertuples():
-        if cell.task not in study.tasks and not (cell.task == "average" and whole):
-            continue
-        row = {
-            "Task": task_label(cell.task),
-            "Model": encoder_label(cell.method),
-            "Protocol": protocol_label(cell.protocol),
-            "paper": mean_std_cell(cell.mean, cell.std),
-            "here": "",
-            "difference": "",
-            "inside the paper's ±": "",
-            "verdict": PAPER_ONLY,
+    tasks = [*study.tasks]
+    tasks += ["average"] * (set(published()["table2"]["tasks"]) == set(tasks))
+    cells = paper[paper.task.isin(tasks)].merge(
+        summary[summary.k.isna() | few],
+        how="left",
+        on=["task", "method", "protocol"],
+        suffixes=("", "_here"),
+    )
+    difference = cells["mean_here"] - cells["mean"]
+    apart, theirs = difference.abs(), cells["std"].fillna(NO_SPREAD)
+    both, missing = theirs + cells["std_here"].fillna(0), apart.isna()
+    inside = np.select([missing, cells["std"].isna(), apart <= theirs], ["", "no ±", "yes"], "no")
+    verdict = np.select(
+        [missing, [not judged] * len(cells), apart <= theirs, apart <= both],
+        [PAPER_ONLY, NOT_JUDGED, REPRODUCED, UNDECIDED],
+        NOT_REPRODUCED,
+    )
+    table = pd.DataFrame(
+        {
+            "Task": cells.task.map(task_label),
+            "Model": cells.method.map(encoder_label),
+            "Protocol": cells.protocol.map(protocol_label),
+            "paper": list(map(mean_std_cell, cells["mean"], cells["std"])),
+            "here": list(map(mean_std_cell, cells["mean_here"], cells["std_here"])),
+            "difference": difference.map("{:+.1f}".format),
+            "inside the paper's ±": inside,
+            "verdict": verdict,
         }
-        ours = here.get((cell.task, cell.method, cell.protocol))
-        if ours is not None:
-            apart, printed = abs(ours.mean - cell.mean), not pd.isna(cell.std)
-            row |= {
-                "here": mean_std_cell(ours.mean, ours.std),
-                "difference": f"{ours.mean - cell.mean:+.1f}",
-                "inside the paper's ±": ("no", "yes")[apart <= cell.std] if printed else "no ±",
-                "verdict": _within(apart, cell.std, ours.std) if judged else NOT_JUDGED,
-            }
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _within(apart: float, theirs: float, ours: float) -> str:
-    """The verdict on two means at a distance ``apart``, from each one's ±."""
-    theirs = NO_SPREAD if pd.isna(theirs) else theirs
-    if apart <= theirs:
-        return REPRODUCED
-    return UNDECIDED if apart <= theirs + (0 if pd.isna(ours) else ours) else NOT_REPRODUCED
+    )
+    unmeasured = table.verdict == PAPER_ONLY
+    table.loc[unmeasured, ["here", "difference"]] = ""
+    return table

@@ -59,17 +59,17 @@ def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
         method, options = get_method(name), study.profile.merging.options.get(name, {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the column shows it
-            lams = list(study.lams(name).values())
-        lams = lams if len(set(lams)) > 1 else lams[:1]
-        said = {k: f"{v:g}" if isinstance(v, float) else v for k, v in options.items()}
+            lams = study.lams(name).values()
+        lams = list(lams) if len(set(lams)) > 1 else list(lams)[:1]
+        edge = "yes" if at_edge(lams, study.lam_curve(name)) else ""
         rows.append(
             {
                 "Method": method.label,
                 "needs": ", ".join(method.needs) or "nothing",
                 "gives": method.gives,
                 "lambda": ", ".join(f"{lam:g}" for lam in lams),
-                "at the grid's edge": "yes" if at_edge(lams, study.lam_curve(name)) else "",
-                "other settings": ", ".join(f"{k} {v}" for k, v in said.items()),
+                "at the grid's edge": edge,
+                "other settings": ", ".join(f"{k} {v}" for k, v in options.items()),
                 "merges": len(study.merges(name)),
             }
         )
@@ -83,10 +83,9 @@ def cost_table(study: Study, names: Sequence[str], means: pd.DataFrame) -> pd.Da
         Columns method, seconds, peak_mb, ft_classifier. Measured when the merge was made; missing
             for merges that were stored earlier.
     """
-    rows = [{"seconds": None, "peak_mb": None, **study.merge_cost(m)} for m in names]
-    frame = pd.DataFrame(rows).astype({"seconds": float, "peak_mb": float})
-    frame.insert(0, "method", list(names))
-    return frame.assign(ft_classifier=means.ft_classifier.loc[list(names)].to_numpy())
+    costs = pd.DataFrame([study.merge_cost(m) for m in names], index=list(names))
+    costs = costs.reindex(columns=["seconds", "peak_mb"]).astype(float)
+    return costs.join(means.ft_classifier).rename_axis("method").reset_index()
 
 
 # ---- ranks and what they are worth --------------------------------------------------------------
@@ -97,11 +96,6 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
     cells = averages(mean_and_std(rows)).pivot(index="method", columns="protocol", values="mean")
     cells = cells.loc[list(dict.fromkeys(rows.method)), list(PROTOCOL_DRAWS)]
     return cells.rename_axis(columns=None)
-
-
-def ranks(means: pd.DataFrame) -> pd.DataFrame:
-    """Rank per protocol, 1 the best; equal averages share a mean rank."""
-    return means.rank(ascending=False)
 
 
 def resampled(study: Study, names: Sequence[str]) -> dict[str, Tensor]:
@@ -160,66 +154,29 @@ def pair_table(
     return pd.DataFrame(rows, columns=["first", "second", "current", to, "order"])
 
 
-def _headline(means: pd.DataFrame, taus: pd.DataFrame) -> tuple[dict[str, str], pd.Series]:
-    """The best method under Current and FT-Classifier Eval, and the row of their tau."""
-    names = ("current", "ft_classifier")
-    of, then = map(protocol_label, names)
-    tau = taus[(taus["of"] == of) & (taus["and"] == then)].iloc[0]
-    return {p: means[p].idxmax() for p in names}, tau
-
-
 def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tuned: float) -> str:
     """One paragraph, computed from the numbers: does a better protocol change which method to
     use?"""
-    best, tau = _headline(means, taus)
-    current, ft = (encoder_label(m) for m in best.values())
-    spread = {p: means[p].max() - means[p].min() for p in best}
+    first, last = means.current.idxmax(), means.ft_classifier.idxmax()
+    spread = means.max() - means.min()
     counts = pairs.order.value_counts().reindex(ORDERS.values(), fill_value=0)
-    top = means["ft_classifier"].max()
-    head = f"**The same method wins.** {current} is first under Current and FT-Classifier Eval."
-    if best["current"] != best["ft_classifier"]:
+    both = protocol_label("current"), protocol_label("ft_classifier")
+    tau = taus.set_index(["of", "and"]).loc[both]
+    head = f"**The same method wins.** {encoder_label(first)} is first under both protocols."
+    if first != last:
+        cost = means.ft_classifier[last] - means.ft_classifier[first]
         head = (
-            f"**Another method wins.** Current Eval puts {current} first, FT-Classifier Eval {ft}; "
-            f"following Current Eval costs "
-            f"{top - means.loc[best['current'], 'ft_classifier']:.1f} points under FT-Classifier "
-            "Eval."
+            f"**Another method wins.** Current Eval puts {encoder_label(first)} first, "
+            f"FT-Classifier Eval {encoder_label(last)}; following Current Eval costs {cost:.1f} "
+            "points under FT-Classifier Eval."
         )
+    below = fine_tuned - means.ft_classifier[last]
     return (
         f"{head} Between the best and the worst of {len(means)} methods lie "
-        f"{spread['current']:.1f} points under Current Eval and {spread['ft_classifier']:.1f} "
-        f"under FT-Classifier Eval; the best is {fine_tuned - top:.1f} points below the fine-tuned "
-        f"models. Kendall's tau of the two rankings is {tau.tau:.2f} [{tau.low:.2f}, "
-        f"{tau.high:.2f}]. Of {len(pairs)} pairs of methods {counts.same} keep a clear order, "
-        f"{counts.reversed} turn around, {counts.lost} are clear under Current Eval alone, "
-        f"{counts.gained} under FT-Classifier Eval alone, and {counts.open} under neither."
-    )
-
-
-def alt(means: pd.DataFrame, taus: pd.DataFrame, fine_tuned: float) -> str:
-    """Alt text of the figure, from the numbers themselves."""
-    best, tau = _headline(means, taus)
-    firsts = "; ".join(
-        f"first under {protocol_label(p)}: {encoder_label(m)}, {means[p].max():.1f} %"
-        for p, m in best.items()
-    )
-    return (
-        f"Ranks of {len(means)} merging methods from Current Eval to FT-Classifier Eval, and each "
-        f"one's accuracy under four protocols beside the fine-tuned models ({fine_tuned:.1f} %). "
-        f"{firsts.capitalize()}. Kendall's tau {tau.tau:.2f}."
-    )
-
-
-def alt_cost(costs: pd.DataFrame) -> str:
-    """Alt text of the cost figure, from the numbers themselves."""
-    timed = costs.dropna(subset=["seconds"])
-    shows = "Seconds of one merge against average FT-Classifier accuracy"
-    if timed.empty:
-        return f"{shows}; no merge was timed; {len(costs)} methods."
-    one = costs[costs.method.isin(of_kind(costs.method))]
-    best = one.loc[one.ft_classifier.idxmax()]
-    quick, slow = (timed.method[i] for i in (timed.seconds.idxmin(), timed.seconds.idxmax()))
-    return (
-        f"{shows}, {len(timed)} methods. Quickest {encoder_label(quick)}, slowest "
-        f"{encoder_label(slow)}; of those that give one encoder most accurate "
-        f"{encoder_label(best.method)}, {best.ft_classifier:.1f} %."
+        f"{spread.current:.1f} points under Current Eval and {spread.ft_classifier:.1f} "
+        f"under FT-Classifier Eval; the best is {below:.1f} points below the fine-tuned models. "
+        f"Kendall's tau of the two rankings is {tau.tau:.2f} [{tau.low:.2f}, {tau.high:.2f}]. "
+        f"Of {len(pairs)} pairs of methods {counts.same} keep a clear order, {counts.reversed} "
+        f"turn around, {counts.lost} are clear under Current Eval alone, {counts.gained} under "
+        f"FT-Classifier Eval alone, and {counts.open} under neither."
     )

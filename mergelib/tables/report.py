@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ..claims import NOT_REPRODUCED, Verdict, claims_hash, deciding, load_claims, overall_of_parts
+from ..claims import NOT_REPRODUCED, claims_hash, overall_of_parts
 from ..core import paths
 from ..core.errors import DataError
 from ..core.manifest import manifest
 from ..core.names import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
-from .committed import AS_COMMITTED, Compared, committed_files, compare
-from .labels import encoder_label, protocol_label, short_label
+from .committed import AS_COMMITTED, Compared, compare
+from .labels import short_label
 from .paper import THREE, published_table2, published_table3
-from .readings import load_readings, names_in, paragraph, symbols
-from .scores import at_k, markdown, mean_and_std
+from .readings import asks, load_readings, names_in, paragraph, symbols
+from .scores import at_k, markdown, mean_and_std, wide
 from .scores import averages as averages_of
-from .verdicts import NOT_RUN, ORDER, pretty
+from .verdicts import NOT_RUN, ORDER, deciding, failing_first, with_words
 
 REPORT_ID = "99_report"
 PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, too
@@ -113,33 +113,20 @@ def verdict_rows(runs: Sequence[Run]) -> pd.DataFrame:
         Columns profile, claim, says, part, here, low, high, threshold, verdict, note, notebook. A
         claim that several notebooks judge is named once, with the first of them.
     """
-    rows: dict[tuple, dict] = {}
-    for run in runs:
-        for notebook, sidecar in run.sidecars.items():
-            for v in sidecar["verdicts"]:
-                row = {"profile": run.profile, **v, "notebook": notebook}
-                rows.setdefault((run.profile, v["claim"], v["part"]), row)
-    frame = pd.DataFrame(rows.values(), columns=[c for c in ROWS if c != "says"])
-    frame = frame.assign(says=[load_claims()[c].says for c in frame.claim])[ROWS]
-    place = {claim: i for i, claim in enumerate(claim_grid(frame).index)}
-    return frame.sort_values("claim", key=lambda c: c.map(place), kind="stable", ignore_index=True)
-
-
-def deciding_part(parts: pd.DataFrame) -> Verdict:
-    """The part that decides a claim, of its rows of ``verdict_rows`` for one profile."""
-    fields = list(Verdict.__dataclass_fields__)
-    rows = [Verdict(*row) for row in parts[fields].itertuples(index=False)]
-    return deciding([replace(v, here=None) if pd.isna(v.here) else v for v in rows])
+    rows = [
+        {"profile": run.profile, **verdict, "notebook": notebook}
+        for run in runs
+        for notebook, sidecar in run.sidecars.items()
+        for verdict in sidecar["verdicts"]
+    ]
+    frame = pd.DataFrame(rows, columns=ROWS).drop_duplicates(["profile", "claim", "part"])
+    return failing_first(with_words(frame))
 
 
 def claim_grid(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per claim, those that fail anywhere first, a column per profile with its verdict."""
+    """A row per claim, in the order of ``rows``, a column per profile with its verdict."""
     cells = rows.groupby(["claim", "profile"], sort=False).verdict.agg(overall_of_parts)
-    profiles, claims = dict.fromkeys(rows.profile), dict.fromkeys(rows.claim)
-    grid = {p: [cells.get((c, p), NOT_RUN) for c in claims] for p in profiles}
-    grid = pd.DataFrame(grid, index=pd.Index(list(claims), name="claim"), columns=list(profiles))
-    worst = [min(map(ORDER.index, verdicts)) for verdicts in grid.itertuples(index=False)]
-    return grid.iloc[pd.Series(worst, dtype=int).argsort(kind="stable")]
+    return cells.unstack(sort=False, fill_value=NOT_RUN).rename_axis(columns=None)
 
 
 def averages(runs: Sequence[Run], k: int = 5) -> pd.DataFrame:
@@ -163,19 +150,17 @@ def averages(runs: Sequence[Run], k: int = 5) -> pd.DataFrame:
 
 def alt(means: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Alt text of the one-page figure, from the numbers themselves."""
-    mean = means.set_index(["profile", "method", "protocol"])["mean"]
+    table = means.pivot_table("mean", ["profile", "method"], "protocol", sort=False)
     said = []
-    for profile in dict.fromkeys(means.profile):
+    for profile, cells in table.groupby("profile", sort=False):
+        cells = cells.droplevel("profile")
+        merges = cells.drop([BASE, FINE_TUNED], errors="ignore").dropna(subset="ft_classifier")
         moves = ", ".join(
-            f"{short_label(m)} from {mean[profile, m, 'current']:.1f} to "
-            f"{mean[profile, m, 'ft_classifier']:.1f}"
-            for m in dict.fromkeys(means[means.profile == profile].method)
-            if m != BASE and (PAPER, m, "ft_classifier") in mean
-            if (profile, m, "ft_classifier") in mean
+            f"{short_label(m)} from {cell.current:.1f} to {cell.ft_classifier:.1f}"
+            for m, cell in merges.iterrows()
         )
         name = {PAPER: "paper", "paper": "profile paper"}.get(profile, profile)
-        upper = mean[profile, FINE_TUNED, "current"]
-        said.append(f"{name}: {moves}, fine-tuned models {upper:.1f}")
+        said.append(f"{name}: {moves}, fine-tuned models {cells.current[FINE_TUNED]:.1f}")
     grid = claim_grid(rows)
     counts = "; ".join(f"{p}: {_counts(grid[p])}" for p in grid)
     return (
@@ -192,16 +177,10 @@ def _counts(verdicts: pd.Series) -> str:
 # ---- REPORT.md ----------------------------------------------------------------------------------
 
 
-def compared(runs: Sequence[Run]) -> list[Compared] | None:
-    """The runs' numbers next to the committed ones; None if there are no committed ones."""
-    known = committed_files()
-    if known is None:
-        return None
-    return [
-        c
-        for run in runs
-        for c in compare(run.profile, [i for i in manifest() if i.id in run.sidecars], known)
-    ]
+def compared(runs: Sequence[Run]) -> list[Compared]:
+    """The runs' numbers next to the committed ones."""
+    ran = {r.profile: [i for i in manifest() if i.id in r.sidecars] for r in runs}
+    return [c for profile, items in ran.items() for c in compare(profile, items)]
 
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -219,7 +198,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
                 "data": run.data,
                 "notebooks": len(sidecars),
                 "overrides": overrides or "none",
-                "claims": (_counts(grid[run.profile]) if run.profile in grid else "") or "none",
+                "claims": _counts(grid[run.profile]) if run.profile in grid else "none",
                 "claims file": "this one" if ours else "another: run it again",
             }
         )
@@ -228,72 +207,48 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per claim with its verdict and deciding number in each profile, in Markdown."""
-    grid, table = claim_grid(rows), []
-    for claim, verdicts in grid.iterrows():
-        mine = rows[rows.claim == claim]
-        cells = {}
-        for profile, verdict in verdicts.items():
-            cells[profile] = _bold(verdict)
-            parts = mine[mine.profile == profile]
-            part = deciding_part(parts) if len(parts) else None
-            if part and part.here is not None:
-                cells[profile] += f" ({part.part}: {part.here:.2f})"
-        words = {"says": mine.says.iloc[0], "asks": pretty(mine.threshold.iloc[0])}
-        notebook = {"notebook": f"`{mine.notebook.iloc[0]}`"}
-        table.append({"claim": f"`{claim}`"} | words | cells | notebook)
-    return pd.DataFrame(table)
+
+    def cell(parts: pd.DataFrame) -> str:
+        part = deciding(parts)
+        verdict = f"**{part.verdict}**" if part.verdict == NOT_REPRODUCED else part.verdict
+        return verdict + ("" if pd.isna(part.here) else f" ({part.part}: {part.here:.2f})")
+
+    cells = {c: cell(parts) for c, parts in rows.groupby(["claim", "profile"], sort=False)}
+    cells = pd.Series(cells).unstack(sort=False, fill_value=NOT_RUN)
+    words = rows.assign(asks=asks(rows)).drop_duplicates("claim").set_index("claim")
+    table = words[["says", "asks"]].join(cells).join("`" + words[["notebook"]] + "`")
+    return table.rename_axis("claim").reset_index()
 
 
-def _bold(verdict: str) -> str:
-    return f"**{verdict}**" if verdict == NOT_REPRODUCED else verdict
+def averages_table(means: pd.DataFrame) -> pd.DataFrame:
+    """``averages`` as a table: a row per model and protocol, the paper beside each profile."""
+    table = wide(means[means.profile != PAPER], columns="profile")
+    paper = wide(means[means.profile == PAPER], columns="profile")
+    table = paper.reindex(table.index).join(table).fillna("").reset_index()
+    return table.rename(columns={"Model": "model", "Protocol": "protocol"})
 
 
-def averages_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Averages of Table 2 as printed in each profile's CSV, next to the paper's."""
-    paper = averages_of(published_table2())
-    printed = {
-        PAPER: {
-            (encoder_label(r.method), protocol_label(r.protocol)): r.mean
-            for r in paper.itertuples()
-        }
-    }
-    for profile, table in tables.items():
-        keys = table[["Model", "Protocol"]].itertuples(index=False, name=None)
-        printed[profile] = dict(zip(keys, table.Average, strict=True))
-    rows = dict.fromkeys(key for profile in tables for key in printed[profile])
-    return pd.DataFrame(
-        {"model": model, "protocol": protocol}
-        | {p: cells.get((model, protocol), "") for p, cells in printed.items()}
-        for model, protocol in rows
-    )
-
-
-def finding(tables: Mapping[str, pd.DataFrame]) -> str:
+def finding(means: pd.DataFrame) -> str:
     """The finding in one sentence per profile: Weight Averaging behind old and behind new heads."""
-    said = []
-    for profile, table in tables.items():
-        means = table.set_index(["Model", "Protocol"]).Average.map(lambda cell: cell.split(" ")[0])
-        current, aligned = (protocol_label(p) for p in ("current", "ft_classifier"))
-        average = encoder_label("weight_averaging")
-        said.append(
-            f"{average} has {means[average, current]} % in `{profile}` with the old classifiers "
-            f"and {means[average, aligned]} % with re-aligned ones; the fine-tuned models have "
-            f"{means[encoder_label(FINE_TUNED), current]} %."
-        )
+    at = means.set_index(["profile", "method", "protocol"])["mean"]
+    said = [
+        f"Weight Averaging has {at[p, 'weight_averaging', 'current']:.1f} % in `{p}` with the old "
+        f"classifiers and {at[p, 'weight_averaging', 'ft_classifier']:.1f} % with re-aligned ones; "
+        f"the fine-tuned models have {at[p, FINE_TUNED, 'current']:.1f} %."
+        for p in means.profile.unique()
+        if p != PAPER
+    ]
     return " ".join([*said, "The un-merged base gains, too: read every gain beside its."])
 
 
 def claims_markdown(rows: pd.DataFrame) -> list[str]:
     """The claims with their verdicts, a table per group, failing ones first in each."""
-    table = claims_table(rows)
-    names = table.claim.str.strip("`")
-    groups = {f"**{g.title}**": [r.claim for r in g.claims] for g in load_readings().groups}
-    grouped = [claim for claims in groups.values() for claim in claims]
-    groups["**Other claims**"] = [claim for claim in names if claim not in grouped]
-    lines = []
-    for heading, claims in groups.items():
-        mine = table[names.isin(claims)]
-        lines += [heading, "", *markdown(mine), ""] if len(mine) else []
+    table, lines = claims_table(rows), []
+    for group in load_readings()["groups"]:
+        mine = table[table.claim.isin([r["claim"] for r in group["claims"]])]
+        if len(mine):
+            mine = mine.assign(claim="`" + mine.claim + "`")
+            lines += [f"**{group['title']}**", "", *markdown(mine), ""]
     return lines
 
 
@@ -305,33 +260,26 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
         figure: The one-page figure, in Markdown.
         csv: Where every part of every claim stands, seen from the report.
     """
-    rows = verdict_rows(runs)
+    rows, means = verdict_rows(runs), averages(runs)
     where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
-    lines = ["## What reproduces, what does not", ""]
-    lines += [figure, ""] if figure else []
-    files = {r.profile: r.folder / "tab02_main.csv" for r in runs}
-    tables = {profile: pd.read_csv(path) for profile, path in files.items() if path.is_file()}
-    if tables:
-        lines += [finding(tables), ""]
     more = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
-    lines += [
+    legend = (
         f"{where} A claim *asks* that all its numbers meet a threshold; in brackets stands the one "
-        f"that decides{more}. What they mean, claim by claim: [REPORT.md](REPORT.md).",
-        "",
-    ]
-    if len(rows):
-        claims = claims_markdown(rows)
-        names = names_in("\n".join(claims))
-        lines += [*([names, ""] if names else []), *claims]
-    else:
-        lines += ["No claim has been judged yet.", ""]
-    if tables:
-        caption = (
+        f"that decides{more}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
+    )
+    claims = claims_markdown(rows) if len(rows) else ["No claim has been judged yet.", ""]
+    blocks = ["## What reproduces, what does not", figure, "", legend, names_in("\n".join(claims))]
+    tables = []
+    if len(set(means.profile)) > 1:
+        blocks[2] = finding(means)
+        tables = [
             "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
-            "draws' seeds (Table 2):"
-        )
-        lines += [caption, "", *markdown(averages_table(tables))]
-    return "\n".join(lines).rstrip()
+            "draws' seeds (Table 2):",
+            "",
+            *markdown(averages_table(means)),
+        ]
+    head = [line for block in blocks if block for line in (block, "")]
+    return "\n".join([*head, *claims, *tables]).rstrip()
 
 
 def claim_by_claim(runs: Sequence[Run]) -> list[str]:
@@ -339,15 +287,13 @@ def claim_by_claim(runs: Sequence[Run]) -> list[str]:
     rows = verdict_rows(runs)
     grid, by_profile = claim_grid(rows), {r.profile: r for r in runs}
     blocks = []
-    for group in load_readings().groups:
+    for group in load_readings()["groups"]:
         said = [
-            paragraph(
-                reading, by_profile, rows[rows.claim == reading.claim], grid.loc[reading.claim]
-            )
-            for reading in group.claims
-            if reading.claim in grid.index
+            paragraph(reading, by_profile, rows[rows.claim == claim], grid.loc[claim])
+            for reading in group["claims"]
+            if (claim := reading["claim"]) in grid.index
         ]
-        blocks += [f"### {group.title}", group.text, *said] if said else []
+        blocks += [f"### {group['title']}", group["text"], *said] if said else []
     blocks = ["## Claim by claim", RULE, *blocks] if blocks else []
     return [line for block in blocks for line in (block, "")]
 

@@ -6,14 +6,13 @@ from ``Study.scores``; a summary is the result of ``mean_and_std``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ..core.names import FINE_TUNED
 from ..core.types import digest
-from .labels import COLUMN_LABELS, HEADINGS, protocol_label, short_label
+from .labels import COLUMN_LABELS, HEADINGS, short_label
 
 SETTINGS = ("method", "protocol", "k", "share", "draw", "fit_on")
 """The columns that describe a score, besides its task and seed."""
@@ -35,15 +34,15 @@ def with_average(scores: pd.DataFrame) -> pd.DataFrame:
 
     If every input is drawn, k is the smallest of the tasks' numbers per class.
     """
+    least = scores
+    if "k" in scores:
+        every = scores.draw == "all"
+        least = scores.assign(k=scores.k.mask(every, scores.k[every].min()))
     by = [c for c in ("backbone", *SETTINGS, "seed") if c in scores]
-    extra = {"k": ("k", "min")} if "k" in scores else {}
-    if extra:
-        scores = scores.assign(shots=scores.k.mask(scores.draw == "all"))
-        by[by.index("k")] = "shots"
-    groups = scores.groupby(by, dropna=False, sort=False, as_index=False)
-    mean = groups.agg(accuracy=("accuracy", "mean"), n=("n", "sum"), **extra)
-    columns = [c for c in scores if c not in ("shots", "drawn")]
-    return pd.concat([scores, mean.assign(task="average")], ignore_index=True)[columns]
+    groups = least.groupby(by, dropna=False, sort=False, as_index=False)
+    mean = groups.agg(accuracy=("accuracy", "mean"), n=("n", "sum")).assign(task="average")
+    columns = [c for c in scores if c != "drawn"]
+    return pd.concat([scores, mean], ignore_index=True)[columns]
 
 
 def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +62,7 @@ def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def averages(summary: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a summary that are averages over tasks."""
+    """The rows of a summary, or of scores ``with_average``, that are averages over tasks."""
     return summary[summary.task == "average"]
 
 
@@ -87,18 +86,11 @@ def mean_std_cell(mean: float, std: float) -> str:
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 
 
-def with_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """``frame`` plus a column ``cell``, "71.8 ± 0.2", of its std and its mean (or accuracy)."""
-    means = frame["mean" if "mean" in frame else "accuracy"]
-    cells = [mean_std_cell(m, s) for m, s in zip(means, frame["std"], strict=True)]
-    return frame.assign(cell=cells)
-
-
 def wide(
     frame: pd.DataFrame,
     rows: str | Sequence[str] = ("method", "protocol"),
     columns: str = "task",
-    values: str = "",
+    values: str = "cell",
 ) -> pd.DataFrame:
     """A tidy frame as a table with printed names, and rows in order of appearance.
 
@@ -109,20 +101,19 @@ def wide(
         values: The column shown; by default "71.8 ± 0.2", or the mean if there is no deviation.
     """
     rows = [rows] if isinstance(rows, str) else list(rows)
-    values = values or "cell"
-    frame = with_cells(frame) if values == "cell" and "cell" not in frame else frame
-    heads = frame[columns].drop_duplicates().tolist()
-    heads = sorted(heads) if pd.api.types.is_numeric_dtype(frame[columns]) else heads
+    if values not in frame:
+        means = frame["mean" if "mean" in frame else "accuracy"]
+        frame = frame.assign(cell=list(map(mean_std_cell, means, frame["std"])))
+    printed = {c: f for c, f in COLUMN_LABELS.items() if c in rows}
+    named = frame.assign(**{c: frame[c].map(f) for c, f in printed.items()})
+    table = named.pivot_table(values, rows, columns, aggfunc="first", sort=False)
+    table = table.loc[named.set_index(rows).index.unique()]
+    if pd.api.types.is_numeric_dtype(frame[columns]):
+        table = table.sort_index(axis=1)
     across = short_label if columns == "method" else COLUMN_LABELS.get(columns, str)
-    down = {c: f for c, f in COLUMN_LABELS.items() if c in rows and c != "k"}
-    named = frame.assign(**{c: frame[c].map(f) for c, f in down.items()})
-    order = list(dict.fromkeys(named[rows].itertuples(index=False, name=None)))
-    table = named.pivot(index=rows, columns=columns, values=values)[heads]
-    table = table.loc[order if len(rows) > 1 else [row for (row,) in order]]
     table = table.fillna("") if values == "cell" else table
-    return table.rename(columns=across).rename_axis(
-        index=[HEADINGS.get(c, c) for c in rows], columns=None
-    )
+    index = [HEADINGS.get(c, c) for c in rows]
+    return table.rename(columns=across).rename_axis(index=index, columns=None)
 
 
 def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -133,72 +124,21 @@ def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 def knn_gain(summary: pd.DataFrame, k: int) -> pd.DataFrame:
     """KNN Eval minus Current Eval in points, a row per method, a column per task."""
-    cells = at_k(summary, k).set_index(["method", "task", "protocol"])["mean"].unstack("protocol")
-    gain = (cells.knn - cells.current).rename("gain")
-    order = summary[["method", "task"]].drop_duplicates()
-    table = wide(order.merge(gain.reset_index()), "method", values="gain").round(1)
-    return table.rename_axis(index="KNN - Current (points)")
+    tables = {p: rows for p, rows in at_k(summary, k).groupby("protocol")}
+    knn, current = (wide(tables[p], "method", values="mean") for p in ("knn", "current"))
+    return (knn - current).loc[current.index].round(1).rename_axis("KNN - Current (points)")
 
 
 def lead_table(summary: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """One protocol's average minus another's in points, a row per method, a column per k; "tie"
     where they are no further apart than the larger of their deviations over the seeds."""
     rows = averages(summary)
-    rows = rows[rows.draw == "stratified"].set_index(["method", "k", "protocol"])
-    mean, std = (rows[c].unstack(sort=False) for c in ("mean", "std"))
-    lead = mean[first] - mean[second]
-    tie = lead.abs() <= std[[first, second]].max(axis=1)
-    return wide(
-        lead.map("{:+.1f}".format).mask(tie, "tie").rename("cell").reset_index(), "method", "k"
-    )
-
-
-def alt(shows: str, values: Mapping[str, Sequence[float]]) -> str:
-    """Alt text of a figure, from the numbers themselves.
-
-    Args:
-        shows: What is drawn, and what each entry of ``values`` lists, in order.
-        values: Name of a series, or of a bound -> its numbers, in percent.
-    """
-    said = [f"{name} {', '.join(f'{v:.1f}' for v in row)}" for name, row in values.items()]
-    return f"{shows}. In percent: {'; '.join(said)}."
-
-
-def alt_protocols(
-    summaries: pd.DataFrame | Mapping[str, pd.DataFrame],
-    encoders: Sequence[str],
-    k: int,
-    **bounds: float,
-) -> str:
-    """Alt text of a figure of three protocols at k shots; ``summaries`` may be one per panel."""
-    panels = summaries if isinstance(summaries, Mapping) else {"": summaries}
-    values = {}
-    for title, summary in panels.items():
-        protocols = ("current", "knn", "ft_classifier")
-        rows = {short_label(e): [average_of(summary, e, p, k) for p in protocols] for e in encoders}
-        rows["fine-tuned models"] = [average_of(summary, FINE_TUNED)]
-        values |= {f"{title} {name}".strip(): row for name, row in rows.items()}
-    values |= {name: [value] for name, value in bounds.items()}
-    return alt(f"Average accuracy under Current, KNN and FT-Classifier Eval, k = {k}", values)
-
-
-def alt_shots(
-    summary: pd.DataFrame, encoders: Sequence[str], protocol: str, ks: Sequence[int]
-) -> str:
-    """Alt text of a figure of one protocol over ``ks``, from the first to the last of them."""
-    values = {
-        short_label(e): [
-            average_of(summary, e),
-            *(average_of(summary, e, protocol, k) for k in (ks[0], ks[-1])),
-        ]
-        for e in encoders
-    }
-    values["fine-tuned models"] = [average_of(summary, FINE_TUNED)]
-    label = protocol_label(protocol)
-    shows = (
-        f"Average accuracy against the samples per class, a panel per merge: Current Eval, {label}"
-    )
-    return alt(f"{shows} at k = {ks[0]} and at k = {ks[-1]}", values)
+    rows = rows[rows.draw == "stratified"]
+    one, other = (rows[rows.protocol == p].set_index(["method", "k"]) for p in (first, second))
+    lead = one["mean"] - other["mean"]
+    tie = lead.abs() <= one["std"].clip(other["std"])
+    cells = lead.map("{:+.1f}".format).mask(tie, "tie")
+    return wide(cells.rename("cell").reset_index(), "method", "k")
 
 
 def show(frame: pd.DataFrame, precision: int = 2) -> Styler:

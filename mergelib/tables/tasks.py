@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from textwrap import shorten
 
 import pandas as pd
 import torch
@@ -14,7 +14,7 @@ from ..core.names import BASE, FINE_TUNED
 from ..core.types import percent
 from ..protocols.surgery import trainable_parameters
 from ..study import Study
-from .labels import protocol_label, task_label
+from .labels import labelled, task_label
 from .scores import mean_and_std, show, wide
 
 
@@ -40,10 +40,9 @@ def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
     """One test input per task with its label, cut to ``width`` characters."""
     rows = []
     for t in study.tasks.values():
-        text, label = t.test.inputs[row], t.label_names[int(t.test.labels[row])]
-        text = text[:width] + "…" * (len(text) > width)
-        rows.append({"task": task_label(t.name), "label": label, "text": text})
-    return show(pd.DataFrame(rows))
+        text = shorten(t.test.inputs[row], width, placeholder=" …")
+        rows.append((task_label(t.name), t.label_names[t.test.labels[row]], text))
+    return show(pd.DataFrame(rows, columns=["task", "label", "text"]))
 
 
 def contact_sheet(
@@ -62,10 +61,10 @@ def contact_sheet(
     sheets = {}
     for task in study.tasks.values():
         steps = torch.linspace(0, task.n_classes - 1, min(classes, task.n_classes))
-        chosen = sorted(set(steps.round().int().tolist()))
+        chosen = steps.round().int().unique().tolist()
         rows = [(task.test.labels == c).nonzero().flatten()[:each] for c in chosen]
         fewest = min(map(len, rows))
-        images = torch.stack([task.test.inputs[r[:fewest]] for r in rows])
+        images = task.test.inputs[torch.stack([r[:fewest] for r in rows])]
         sheets[task.name] = ([task.label_names[c] for c in chosen], images)
     return sheets
 
@@ -82,17 +81,13 @@ def bounds_table(study: Study) -> pd.DataFrame:
     """
     rows = []
     for task in study.tasks.values():
-        base, tuned = (
-            percent(study.correct(e, task.name, "current")[0]) for e in (BASE, FINE_TUNED)
-        )
-        row = {"task": task_label(task.name), "classes": task.n_classes}
-        row |= {"chance": 100 / task.n_classes, "f_b": base, "f_t": tuned}
-        rows.append(row | {"f_b / f_t": base / tuned if tuned else math.nan})
-    frame = pd.DataFrame(rows)
-    mean = {c: frame[c].mean() for c in ("chance", "f_b", "f_t")}
-    mean |= {"task": "Average", "classes": "", "f_b / f_t": mean["f_b"] / mean["f_t"]}
-    frame = frame.astype({"classes": object})
-    return pd.concat([frame, pd.DataFrame([mean])], ignore_index=True)[frame.columns]
+        f_b, f_t = (percent(study.correct(e, task.name, "current")[0]) for e in (BASE, FINE_TUNED))
+        rows.append((task_label(task.name), task.n_classes, 100 / task.n_classes, f_b, f_t))
+    frame = pd.DataFrame(rows, columns=["task", "classes", "chance", "f_b", "f_t"])
+    mean = frame[["chance", "f_b", "f_t"]].mean()
+    frame = pd.concat([frame.astype({"classes": object}), mean.to_frame().T], ignore_index=True)
+    frame = frame.fillna({"task": "Average", "classes": ""})
+    return frame.assign(**{"f_b / f_t": frame.f_b / frame.f_t})
 
 
 def beside_base(study: Study) -> pd.DataFrame:
@@ -110,18 +105,18 @@ def size_table(studies: Mapping[str, Study]) -> pd.DataFrame:
     rows = []
     for panel, study in studies.items():
         count = sum(t.numel() for t in study.base_state.values())
-        vocabulary = study.encoder.module().transformer.get_input_embeddings().weight.numel()
-        row = {"": panel, "base model": study.profile.backbone, "d": study.encoder.width}
-        share = {"in the vocabulary (%)": 100 * vocabulary / count}
-        rows.append(row | {"weights": count} | share)
-    return pd.DataFrame(rows)
+        words = study.encoder.module().transformer.get_input_embeddings().weight.numel()
+        size = study.profile.backbone, study.encoder.width, count, 100 * words / count
+        rows.append((panel, *size))
+    names = ["", "base model", "d", "weights", "in the vocabulary (%)"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def trained_table(study: Study) -> pd.DataFrame:
     """Numbers trained and added, summed over the tasks, for FT-Classifier and Surgery."""
     d = study.encoder.width
     heads = sum(t.n_classes * (d + 1) for t in study.tasks.values())
-    module = len(study.tasks) * trainable_parameters(d)
-    rows = [("ft_classifier", heads, 0), ("surgery", module, module)]
+    modules = len(study.tasks) * trainable_parameters(d)
+    rows = [("ft_classifier", heads, 0), ("surgery", modules, modules)]
     frame = pd.DataFrame(rows, columns=["protocol", "trained", "added to the model"])
-    return frame.assign(protocol=frame.protocol.map(protocol_label))
+    return labelled(frame)

@@ -9,16 +9,15 @@ in the share can never be predicted: ``coverage`` counts these.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import pandas as pd
+from torch.nn.functional import one_hot
 
-from ..core.names import FINE_TUNED
 from ..core.types import percent
 from ..protocols import get_protocol
 from ..study import SCORE_COLUMNS, Study
 from ..study.scores import fit_split
-from .labels import short_label
-from .scores import alt as alt_text
 from .scores import averages, wide
 
 COLUMNS = [c for c in SCORE_COLUMNS if c not in ("k", "draw")] + ["share", "drawn"]
@@ -41,22 +40,18 @@ def scores(
         ``drawn`` in place of k and draw.
     """
     rows = []
-    cells = [(e, t, p) for e in encoders for t in study.tasks.values() for p in protocols]
-    for encoder, task, name in cells:
-        row = {"backbone": study.profile.backbone, "task": task.name, "n": len(task.test)}
-        row |= {"method": encoder, "protocol": name}
+    for encoder, task, name in product(encoders, study.tasks.values(), protocols):
+        cell = {"backbone": study.profile.backbone, "task": task.name, "n": len(task.test)}
+        cell |= {"method": encoder, "protocol": name}
         if not get_protocol(name).few_shot:
             right = study.correct(encoder, task.name, name)
-            rows += [row | {"accuracy": percent(r)} for r in right]
+            rows += [cell | {"accuracy": percent(r)} for r in right]
             continue
         for share, drawn in study.share_counts(task.name).items():
-            how = {"k": share, "draw": "share", "fit_on": fit_on}
-            right = study.correct(encoder, task.name, name, **how)
-            row |= {"share": share, "drawn": drawn, "fit_on": fit_on}
-            rows += [
-                row | {"seed": seed, "accuracy": percent(r)}
-                for seed, r in zip(study.profile.protocols.seeds, right, strict=True)
-            ]
+            right = study.correct(encoder, task.name, name, k=share, draw="share", fit_on=fit_on)
+            cell |= {"share": share, "drawn": drawn, "fit_on": fit_on}
+            seeds = zip(study.profile.protocols.seeds, right, strict=True)
+            rows += [cell | {"seed": seed, "accuracy": percent(r)} for seed, r in seeds]
     return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"drawn": "Int64", "seed": "Int64"})
 
 
@@ -70,11 +65,10 @@ def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
     rows = []
     for task in study.tasks.values():
         labels = study.split(task.name, fit_split(fit_on)).labels
-        draws = study.draws(task.name, "share", fit_on)[:, 0]
         for share, drawn in study.share_counts(task.name).items():
-            seen = [labels[row[:drawn]].bincount(minlength=task.n_classes) > 0 for row in draws]
-            covered = sum(percent(s) for s in seen) / len(seen)
-            reachable = sum(percent(s[task.test.labels]) for s in seen) / len(seen)
+            anchors = study.draws(task.name, "share", fit_on)[:, 0, :drawn]
+            seen = one_hot(labels[anchors].long(), task.n_classes).amax(1).bool()  # [S, C]
+            covered, reachable = (percent(s.flatten()) for s in (seen, seen[:, task.test.labels]))
             rows.append((task.name, share, drawn, task.n_classes, covered, reachable))
     names = ["task", "share", "drawn", "classes", "covered", "reachable"]
     return pd.DataFrame(rows, columns=names)
@@ -109,28 +103,9 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
 def gains(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """FT-Classifier, aligned on test inputs, minus Current Eval in points: a row per panel and
     method, a column per share."""
-    parts = []
-    for panel, summary in summaries.items():
-        rows = averages(summary)
-        current = rows[rows.protocol == "current"].set_index("method")["mean"]
-        new = rows[(rows.protocol == "ft_classifier") & (rows.fit_on == "test")]
-        gain = new["mean"] - new.method.map(current)
-        parts.append(new.assign(panel=panel, gain=gain))
-    return wide(pd.concat(parts), ("panel", "method"), "share", "gain").round(1)
-
-
-def alt(panels: Mapping[str, pd.DataFrame], methods: Sequence[str]) -> str:
-    """Alt text of the figure over shares, at the middle one; ``panels``: title -> summary."""
-    values, share = {}, 0.0
-    for title, summary in panels.items():
-        rows = averages(summary)
-        shares = sorted(rows.share.dropna().unique())
-        share = shares[len(shares) // 2]
-        rows = rows[rows.share.isna() | ((rows.share == share) & (rows.fit_on == "test"))]
-        mean = rows.set_index(["method", "protocol"])["mean"]
-        for m in methods:
-            protocols = ("current", "knn", "ft_classifier")
-            values[f"{title} {short_label(m)}"] = [mean[m, p] for p in protocols]
-        values[f"{title} fine-tuned models"] = [mean[FINE_TUNED, "current"]]
-    shows = "Average accuracy against the unlabelled share of the test set"
-    return alt_text(f"{shows}: Current, KNN and FT-Classifier Eval at {share:g} %", values)
+    rows = averages(pd.concat(summaries, names=["panel"]).reset_index("panel"))
+    name = ["panel", "method"]
+    current = rows[rows.protocol == "current"].set_index(name)["mean"]
+    new = rows[(rows.protocol == "ft_classifier") & (rows.fit_on == "test")].set_index(name)
+    gain = (new["mean"] - current.reindex(new.index)).rename("gain")
+    return wide(new.assign(gain=gain).reset_index(), name, "share", "gain").round(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pandas as pd
 
@@ -16,30 +16,39 @@ from ..claims import (
     load_claims,
     overall_of_parts,
 )
+from .readings import asks
 
 NOT_RUN = "not run"
 ORDER = (NOT_REPRODUCED, UNDECIDED, REPRODUCED, NOT_JUDGED, NOT_RUN)  # failing first
-
-
-def pretty(threshold: str) -> str:
-    """A readable threshold: ">= 0.90" becomes "≥ 0.90"."""
-    return threshold.replace(">=", "≥").replace("<=", "≤")
+NUMBERS = ("here", "low", "high")
 
 
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """A row per part of a claim, with the fields of ``Verdict`` and the claim's wording."""
-    fields = list(Verdict.__dataclass_fields__)
-    frame = pd.DataFrame([asdict(v) for v in verdicts], columns=fields)
-    return frame.assign(says=[load_claims()[c].says for c in frame.claim])
+    frame = pd.DataFrame(map(asdict, verdicts), columns=[f.name for f in fields(Verdict)])
+    return with_words(frame)
+
+
+def with_words(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with the wording of their claims, and numbers as numbers."""
+    says = {claim.id: claim.says for claim in load_claims().values()}
+    return rows.assign(says=rows.claim.map(says)).astype(dict.fromkeys(NUMBERS, float))
 
 
 def failing_first(rows: pd.DataFrame) -> pd.DataFrame:
     """``rows`` by the verdict on their whole claim, failing claims first."""
-    rank = {
-        claim: ORDER.index(overall_of_parts(parts.verdict))
-        for claim, parts in rows.groupby("claim", sort=False)
-    }
-    return rows.sort_values("claim", key=lambda c: c.map(rank), kind="stable", ignore_index=True)
+    worst = rows.verdict.map(ORDER.index).groupby(rows.claim).transform("min")
+    ranked = rows.assign(worst=worst, first=rows.groupby("claim", sort=False).ngroup())
+    return ranked.sort_values(["worst", "first"], ignore_index=True)[list(rows)]
+
+
+def deciding(parts: pd.DataFrame) -> pd.Series:
+    """The row that decides a claim: of those with its verdict, the one nearest to failing."""
+    same = parts[parts.verdict == overall_of_parts(parts.verdict)]
+    if same.here.isna().all():
+        return same.iloc[0]
+    above = load_claims()[same.claim.iloc[0]].op.startswith(">")
+    return same.loc[same.here.idxmin() if above else same.here.idxmax()]
 
 
 def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
@@ -53,21 +62,16 @@ def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
         Columns (profile,) claim, says, for, here, 95 % interval, threshold, verdict (, notebook).
     """
     rows = verdicts if isinstance(verdicts, pd.DataFrame) else verdict_frame(verdicts)
-    parts = [rows] if "profile" not in rows else [r for _, r in rows.groupby("profile", sort=False)]
-    rows = pd.concat([failing_first(part) for part in parts or [rows]], ignore_index=True)
-    here, low, high = (
-        rows[c].astype(float).map("{:.2f}".format).astype(str).where(rows.here.notna(), "")
-        for c in ("here", "low", "high")
+    parts = rows.groupby("profile", sort=False) if "profile" in rows else [("", rows)]
+    rows = pd.concat([rows[:0], *(failing_first(part) for _, part in parts)], ignore_index=True)
+    here, low, high = (rows[c].map("{:.2f}".format).where(rows.here.notna(), "") for c in NUMBERS)
+    table = rows.assign(
+        here=here,
+        interval=low + (" .. " + high).where(rows.here.notna(), ""),
+        threshold=asks(rows),
+        verdict=rows.verdict + rows.note.map(lambda note: f" ({note})" if note else ""),
     )
-    table = {
-        "claim": rows.claim,
-        "says": rows.says,
-        "for": rows.part,
-        "here": here,
-        "95 % interval": (low + " .. " + high).where(rows.here.notna(), ""),
-        "threshold": rows.threshold.map(pretty),
-        "verdict": rows.verdict + rows.note.map(lambda note: f" ({note})" if note else ""),
-    }
-    first = {"profile": rows.profile} if "profile" in rows else {}
-    last = {"notebook": rows.notebook} if "notebook" in rows else {}
-    return pd.DataFrame(first | table | last)
+    names = {"part": "for", "interval": "95 % interval"}
+    wanted = ["profile", "claim", "says", "part", "here", "interval", "threshold", "verdict"]
+    shown = [c for c in (*wanted, "notebook") if c in table]
+    return table[shown].rename(columns=names)

@@ -23,7 +23,7 @@ import json, resource, sys, time, warnings
 from pathlib import Path
 import pyarrow.parquet, torch, transformers
 from transformers import AutoConfig, AutoTokenizer
-from mergelib import Study, claims
+from mergelib import Study
 from mergelib.core import documents
 from mergelib.run import runner
 from mergelib.core.errors import MergelibError
@@ -58,7 +58,6 @@ CASES = {{
     "aliases": lambda: recipes.read_yaml(root / "aliases.yaml"), "merge_keys": lambda: recipes.read_yaml(root / "merge_keys.yaml"),
     "endless": lambda: recipes.read_yaml("/dev/zero"), "option": lambda: recipes.build("merge", {{"options": {{"lam": bytes_of("aliases.yaml")}}, "method": "ties"}}),
     "method": lambda: recipes.build("merge", {{"merge_method": unfolding()}}),
-    "claims": lambda: claims.read_claims(bytes_of("merge_keys.yaml")),
     "profile": lambda: parse_profile(documents.parse_yaml(bytes_of("aliases.yaml"), "p"), "p"),
     "shared": lambda: parse_profile(unfolding(), "p"), "override": lambda: load_profile("quick", {{"tasks.names": unfolding()}}),
     "parameter": lambda: runner.parse_value("p", "9**9**9", "int"), "repeated": lambda: runner.parse_value("p", "'a' * 10**10", "list"),

@@ -15,7 +15,6 @@ from committed import committed
 from tiny import write_berts, write_notebook
 
 import mergelib
-from mergelib import claims
 from mergelib.core import documents
 from mergelib.core.errors import ConfigError, MergelibError, UnsafeFileError
 from mergelib.core.store import Artifact, Store
@@ -154,11 +153,7 @@ def test_the_trap_works(tmp_path):
 )
 def test_no_tag_of_yaml_is_run(tmp_path, tag):
     text = "method: " + tag.format(trap=tmp_path / "trap")
-    for read in (
-        recipes.parse_yaml,
-        lambda t: documents.parse_yaml(t, "x"),
-        claims.read_claims,
-    ):
+    for read in (recipes.parse_yaml, lambda t: documents.parse_yaml(t, "x")):
         with pytest.raises(ConfigError):
             read(text)
     assert (
