@@ -120,18 +120,20 @@ def _compare(profile: str, item: Item, changed: bool) -> Compared:
     here, there = map(json.loads, sidecars[0])
     if changed or any(here.get(x) != there.get(x) for x in ("profile", "overrides", "sources")):
         return Compared(profile, item.id, why=SETTINGS)
-    names = {
-        name for pair in sidecars for text in pair if text for name in json.loads(text)["data"]
-    }
-    texts = {Path(name).stem: read(name) for name in sorted(names)}
-    found = {stem: difference(*pair) for stem, pair in texts.items() if pair[0] != pair[1]}
-    old, new = _overall(there), _overall(here)
+    new, old = (
+        {name for text in texts if text for name in json.loads(text)["data"]}
+        for texts in zip(*sidecars, strict=True)
+    )
+    found = {name: (0.0, MISSING) for name in new ^ old}
+    texts = {name: read(name) for name in new & old}
+    found |= {name: difference(*pair) for name, pair in texts.items() if pair[0] != pair[1]}
+    was, now = _overall(there), _overall(here)
     return Compared(
         profile,
         item.id,
-        {stem: said for stem, (_, said) in found.items()},
+        {Path(name).stem: said for name, (_, said) in sorted(found.items())},
         max((points for points, _ in found.values()), default=0.0),
-        {c: (old[c], new[c]) for c in old if c in new and old[c] != new[c]},
+        {c: (was[c], now[c]) for c in was if c in now and was[c] != now[c]},
     )
 
 

@@ -64,7 +64,8 @@ def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
     rows = verdicts if isinstance(verdicts, pd.DataFrame) else verdict_frame(verdicts)
     parts = rows.groupby("profile", sort=False) if "profile" in rows else [("", rows)]
     rows = pd.concat([rows[:0], *(failing_first(part) for _, part in parts)], ignore_index=True)
-    here, low, high = (rows[c].map("{:.2f}".format).where(rows.here.notna(), "") for c in NUMBERS)
+    texts = rows[list(NUMBERS)].map("{:.2f}".format).astype(str)
+    here, low, high = (texts[c].where(rows.here.notna(), "") for c in NUMBERS)
     table = rows.assign(
         here=here,
         interval=low + (" .. " + high).where(rows.here.notna(), ""),
