@@ -352,15 +352,14 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
     for ax in axes.flat[len(sheets) :]:
         ax.set_axis_off()
     for ax, (task, (names, images)) in zip(axes.flat, sheets.items(), strict=False):
-        rows, _, _, height, _ = np.asarray(images).shape
-        gap = max(1, height // 16)
+        gap = max(1, images.shape[-1] // 16)
         edge = ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap))
-        sheet = np.pad(images, edge, constant_values=255).transpose(0, 3, 1, 4, 2)
-        ax.imshow(sheet.reshape(rows * (height + gap), -1, 3), interpolation="nearest")
-        centres = [r * (height + gap) + height / 2 for r in range(rows)]
-        ax.set_yticks(centres, [textwrap.fill(n, 16) for n in names])
-        ax.set_xticks([])
-        ax.set_title(task_label(task))
+        padded = np.pad(images, edge, constant_values=255)
+        rows, each, _, height, width = padded.shape
+        sheet = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, each * width, 3)
+        ax.imshow(sheet, interpolation="nearest")
+        ax.set_yticks(height * (np.arange(rows) + 0.5), [textwrap.fill(n, 16) for n in names])
+        ax.set(title=task_label(task), xticks=[])
         ax.grid(visible=False)
         sns.despine(ax=ax, left=True, bottom=True)
     return fig

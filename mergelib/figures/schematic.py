@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend_handler import HandlerBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 
@@ -27,6 +27,7 @@ COLUMNS, KINDS, BOXES, PANELS = (DRAWING[k] for k in ("columns", "kinds", "boxes
 ROW, HEIGHT, STRIP = 0.56, 0.39, 0.075  # distance of rows, height of a box, width of its strip
 MARGIN = 0.03  # above and below the boxes of a panel
 BIG, SMALL = 10, 8.5  # points
+HATCH = "////////"
 DASHES = (0, (3, 1.6))  # the line of what happens once
 FACTS = ["trained", "extra parameters", "uses labels", "inputs for fitting", "needs f_t to fit"]
 
@@ -49,11 +50,7 @@ def draw_protocols() -> Figure:
     """Figure 3: a strip per protocol; white boxes with a strip are frozen, dark ones trained."""
     heights = [ROW * (1 + ("below" in panel)) + 2 * MARGIN for panel in PANELS]
     fig, axes = plt.subplots(
-        len(PANELS),
-        1,
-        figsize=(PAGE, sum(heights) + 0.9),
-        layout="constrained",
-        gridspec_kw={"height_ratios": heights},
+        len(PANELS), figsize=(PAGE, sum(heights) + 0.9), layout="constrained", height_ratios=heights
     )
     fig.get_layout_engine().set(h_pad=0.03, w_pad=0.02, hspace=0, wspace=0)
     for letter, ax, panel, height in zip("abcde", axes, PANELS, heights, strict=True):
@@ -68,22 +65,11 @@ def draw_protocols() -> Figure:
     trained = sum(panel["facts"][0] != "nothing" for panel in PANELS)
     head(fig, f"{len(PANELS)} protocols freeze the merged encoder; {trained} train something small")
     line = {"color": "black", "linewidth": 0.8}
-    fig.legend(
-        handles=[
-            *(Patch(label=kind) for kind in KINDS),
-            Line2D([], [], label="per test input", **line),
-            Line2D([], [], label="once, beforehand", linestyle=DASHES, **line),
-        ],
-        loc="outside lower center",
-        ncols=6,
-        fontsize=SMALL,
-        frameon=False,
-        handlelength=2,
-        handleheight=1.1,
-        handletextpad=0.5,
-        columnspacing=1.2,
-        handler_map={Patch: _BoxHandler()},
-    )
+    boxes = [Patch(label=kind, **_paint(kind), hatch=HATCH * (kind == "frozen")) for kind in KINDS]
+    per_input = Line2D([], [], label="per test input", **line)
+    once = Line2D([], [], label="once, beforehand", linestyle=DASHES, **line)
+    how = {"loc": "outside lower center", "ncols": 6, "fontsize": SMALL}
+    fig.legend(handles=[*boxes, per_input, once], handlelength=2, handleheight=1.1, **how)
     return fig
 
 
@@ -123,57 +109,40 @@ def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
     if "style" in panel:
         marker = {k: v for k, v in PROTOCOL_STYLE[panel["style"]].items() if k != "linestyle"}
         ax.plot([0.06], [middle - 0.085], markersize=5, **marker)
-    for name, x, y, width in places.values():
+    boxes = {}
+    for cell, (name, x, y, width) in places.items():
         kind, text, note = BOXES[name]
-        for patch in _box(kind, x - width / 2, y - HEIGHT / 2, width, HEIGHT):
-            ax.add_patch(patch)
+        boxes[cell] = _draw_box(ax, kind, x - width / 2, y - HEIGHT / 2, width)
         x += STRIP / 2 * (kind == "frozen")
         ink = {"color": KINDS[kind]["ink"], "ha": "center", "va": "center", "zorder": 4}
         ax.text(x, y + 0.075, text, size=BIG, **ink)
         ax.text(x, y - 0.09, note, size=SMALL, **ink)
-    for start, end, label, once in arrows(panel):
-        _draw_arrow(ax, places[start], places[end], label, once=once)
-
-
-def _box(kind: str, x: float, y: float, width: float, height: float, unit: float = 1) -> list:
-    """A box, and the strip of a frozen one, so that it is told from a white one in any print."""
-    look = KINDS[kind]
-    corner = min(unit * look["corner"], height / 2)
-    line = {"edgecolor": look["edge"], "linewidth": look["linewidth"]}
-    style = f"round,pad=0,rounding_size={corner}"
-    box = FancyBboxPatch(
-        (x, y), width, height, boxstyle=style, facecolor=look["face"], zorder=2, **line
-    )
-    strip = Rectangle((x, y), unit * STRIP, height, facecolor="white", hatch="////////", zorder=3)
-    strip.set(edgecolor=look["edge"], linewidth=0.5)
-    return [box, strip] if kind == "frozen" else [box]
-
-
-def _draw_arrow(ax: Axes, start: tuple, end: tuple, label: str, *, once: bool) -> None:
-    (_, x0, y0, width0), (_, x1, y1, width1) = start, end
-    up = y1 > y0
-    if up and abs(x0 - x1) < width1:  # the box above may be wider
-        tail, head = (x0, y0 + HEIGHT / 2), (x0, y1 - HEIGHT / 2)
-        place = {"x": x0 + 0.05, "y": (tail[1] + head[1]) / 2, "va": "center"}
-    else:
-        slope = 0.07 * up  # an arrow from the lower row leaves high and arrives low
-        tail, head = (x0 + width0 / 2, y0 + slope), (x1 - width1 / 2, y1 - slope)
-        place = {"x": tail[0] + 0.1, "y": y0 + 0.03, "ha": "center", "style": "italic"}
     arrow = {"arrowstyle": "-|>,head_length=2.6,head_width=1.4", "mutation_scale": 1.4}
     arrow |= {"shrinkA": 0, "shrinkB": 0.6, "color": "black", "linewidth": 0.8, "zorder": 1}
-    ax.add_patch(FancyArrowPatch(tail, head, linestyle=DASHES if once else "-", **arrow))
-    if label:
-        ax.text(s=label, size=SMALL, **place)
+    for start, end, label, once in arrows(panel):
+        (_, x0, y0, width), (_, x1, y1, _) = places[start], places[end]
+        upright = start[0] == end[0]  # the box above may be wider
+        tip, ends = (x0 if upright else x1, y1), {"patchA": boxes[start], "patchB": boxes[end]}
+        dashes = DASHES if once else "-"
+        ax.add_patch(FancyArrowPatch((x0, y0), tip, linestyle=dashes, **ends, **arrow))
+        if upright:
+            ax.text(x0 + 0.05, (y0 + y1) / 2, label, va="center", size=SMALL)
+        elif label:
+            ax.text(x0 + width / 2 + 0.1, y0 + 0.03, label, ha="center", style="italic", size=SMALL)
 
 
-class _BoxHandler(HandlerBase):
-    """A small box of the kind that the handle's label names."""
+def _paint(kind: str) -> dict[str, Any]:
+    look = KINDS[kind]
+    names = {"facecolor": "face", "edgecolor": "edge", "linewidth": "linewidth"}
+    return {name: look[key] for name, key in names.items()}
 
-    def create_artists(
-        self, legend, orig_handle, xdescent, ydescent, width, height, fontsize, trans
-    ) -> list[Patch]:
-        """As matplotlib calls it; lengths are in points here."""
-        artists = _box(orig_handle.get_label(), -xdescent, -ydescent, width, height, unit=72)
-        for artist in artists:
-            artist.set_transform(trans)
-        return artists
+
+def _draw_box(ax: Axes, kind: str, x: float, y: float, width: float) -> FancyBboxPatch:
+    """A box; a frozen one has a strip, so that it is told from a white one in any print."""
+    style = f"round,pad=0,rounding_size={KINDS[kind]['corner']}"
+    box = FancyBboxPatch((x, y), width, HEIGHT, boxstyle=style, zorder=2, **_paint(kind))
+    if kind == "frozen":
+        line = {"edgecolor": KINDS[kind]["edge"], "linewidth": 0.5}
+        look = {"facecolor": "white", "hatch": HATCH, "zorder": 3}
+        ax.add_patch(Rectangle((x, y), STRIP, HEIGHT, **look, **line))
+    return ax.add_patch(box)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -111,3 +111,8 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     names = COLUMN_LABELS | {"method": short_label}
     known = [c for c in ("task", "method", "protocol", "rung") if c in frame]
     return frame.assign(**{c: frame[c].map(names[c]) for c in known}).reset_index(drop=True)
+
+
+def printed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """These columns of a tidy frame as a table prints them, under their headings."""
+    return pd.DataFrame({HEADINGS[c]: frame[c].map(COLUMN_LABELS[c]) for c in columns})

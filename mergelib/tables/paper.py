@@ -12,7 +12,7 @@ import yaml
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, K
 from ..core.names import BASE
 from ..study import Study
-from .labels import encoder_label, protocol_label, task_label
+from .labels import printed
 from .scores import average_of, averages, mean_std_cell, wide
 
 PUBLISHED_FILE = Path(__file__).parent / "published.yaml"
@@ -60,14 +60,8 @@ def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:
     cells = averages(paper) if whole else paper[paper.task.isin(tasks - {"average"})]
     theirs = cells.groupby(name, as_index=False)["mean"].mean()
     both = averages(summary).merge(theirs, on=name, suffixes=("", "_paper")).round(1)
-    return pd.DataFrame(
-        {
-            "Model": both.method.map(encoder_label),
-            "Protocol": both.protocol.map(protocol_label),
-            "paper (BERT-base, real data)": both.mean_paper,
-            "here": both["mean"],
-        }
-    )
+    numbers = {"paper (BERT-base, real data)": both.mean_paper, "here": both["mean"]}
+    return printed(both, name).assign(**numbers)
 
 
 def table3(summary: pd.DataFrame, methods: Sequence[str], k: int) -> pd.DataFrame:
@@ -96,35 +90,23 @@ def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.
     """
     judged = study.profile.experts == "released" and study.profile.judged
     few = (summary.k == K) & (summary.draw == "stratified")
-    tasks = [*study.tasks]
-    tasks += ["average"] * (set(published()["table2"]["tasks"]) == set(tasks))
-    cells = paper[paper.task.isin(tasks)].merge(
-        summary[summary.k.isna() | few],
-        how="left",
-        on=["task", "method", "protocol"],
-        suffixes=("", "_here"),
+    whole = set(published()["table2"]["tasks"]) == set(study.tasks)
+    tasks, name = [*study.tasks, *["average"] * whole], ["task", "method", "protocol"]
+    ours = summary[summary.k.isna() | few].set_index(name)[["mean", "std"]]
+    cells = paper[paper.task.isin(tasks)].join(ours, on=name, rsuffix="_here")
+    difference, inside = cells.mean_here - cells["mean"], cells["std"].fillna(NO_SPREAD)
+    apart, close = difference.abs(), inside + cells.std_here.fillna(0)
+    missing, within = apart.isna(), np.where(apart <= inside, "yes", "no")
+    verdict = np.select([apart <= inside, apart <= close], [REPRODUCED, UNDECIDED], NOT_REPRODUCED)
+    table = printed(cells, name).assign(
+        paper=list(map(mean_std_cell, cells["mean"], cells["std"])),
+        here=list(map(mean_std_cell, cells.mean_here, cells.std_here)),
+        difference=difference.map("{:+.1f}".format),
+        **{"inside the paper's ±": np.where(cells["std"].isna(), "no ±", within)},
+        verdict=verdict if judged else NOT_JUDGED,
     )
-    difference = cells["mean_here"] - cells["mean"]
-    apart, theirs = difference.abs(), cells["std"].fillna(NO_SPREAD)
-    both, missing = theirs + cells["std_here"].fillna(0), apart.isna()
-    inside = np.select([missing, cells["std"].isna(), apart <= theirs], ["", "no ±", "yes"], "no")
-    verdict = np.select(
-        [missing, [not judged] * len(cells), apart <= theirs, apart <= both],
-        [PAPER_ONLY, NOT_JUDGED, REPRODUCED, UNDECIDED],
-        NOT_REPRODUCED,
-    )
-    table = pd.DataFrame(
-        {
-            "Task": cells.task.map(task_label),
-            "Model": cells.method.map(encoder_label),
-            "Protocol": cells.protocol.map(protocol_label),
-            "paper": list(map(mean_std_cell, cells["mean"], cells["std"])),
-            "here": list(map(mean_std_cell, cells["mean_here"], cells["std_here"])),
-            "difference": difference.map("{:+.1f}".format),
-            "inside the paper's ±": inside,
-            "verdict": verdict,
-        }
-    )
-    unmeasured = table.verdict == PAPER_ONLY
-    table.loc[unmeasured, ["here", "difference"]] = ""
-    return table
+    table.loc[missing, ["here", "difference", "inside the paper's ±", "verdict"]] = [
+        *3 * [""],
+        PAPER_ONLY,
+    ]
+    return table.reset_index(drop=True)
