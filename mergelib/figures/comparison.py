@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from ..core.names import FINE_TUNED
 from ..core.version import __version__
 from ..models.compare import HEADS, Comparison, rank_correlation
-from ..tables import encoder_label, markdown, protocol_label, short_label
-from .plots import BOUND, dots, head, looks_of, named
+from ..tables import encoder_label, labelled, markdown, protocol_label, short_label
+from .plots import BOUND, dots, head, looks_of
 from .save import finding
 from .style import PAGE, protocol_style, use_style
 
@@ -34,7 +34,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     shown = [p for p in HEADS if p in set(merges.protocol)]
     bound = table[(table.method == FINE_TUNED) & (table.protocol == "current")].score.item()
     ax.axvline(bound, label="Fine-tuned models", **BOUND)
-    dots(ax, named(merges), order, looks_of(shown, protocol_style, protocol_label), "protocol")
+    dots(ax, labelled(merges), order, looks_of(shown, protocol_style, protocol_label), "protocol")
     ax.set_xlabel(f"mean {list(comparison.measures.values())[-1]} (%)")
     scores = table[table.method == best["method"]].set_index("protocol").score
     label, old, new = short_label(best["method"]), scores["current"], scores[best["protocol"]]
