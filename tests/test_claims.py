@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -289,10 +290,7 @@ def test_altered_thresholds_change_verdicts_and_nothing_else(study, monkeypatch)
     study_judged = SimpleNamespace(profile=SimpleNamespace(judged=True))
     b = Bootstrap(study)
     before = claims.judge(study_judged, names, bootstrap=b)
-    poisoned = {
-        c: v.model_copy(update={"op": ">", "value": 1000.0})
-        for c, v in claims.load_claims().items()
-    }
+    poisoned = {c: replace(v, op=">", value=1000.0) for c, v in claims.load_claims().items()}
     monkeypatch.setattr(claims, "load_claims", lambda: poisoned)
     after = claims.judge(study_judged, names, bootstrap=b)
     assert {v.verdict for v in after} == {NOT_REPRODUCED}

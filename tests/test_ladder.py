@@ -10,7 +10,7 @@ from mergelib import claims
 from mergelib.core.errors import UnknownNameError
 from mergelib.protocols.alignment import fit_closed_form, fit_l1
 from mergelib.study import aligned
-from mergelib.tables import ladder
+from mergelib.tables import labels, ladder
 
 ENCODERS = ["weight_averaging", "task_arithmetic", "ties", "f_b"]
 
@@ -82,7 +82,7 @@ def test_the_table_says_how_far_starts_spread(study):
     assert table.accuracy["linear"] == pytest.approx(100 * mean)
     assert table["std"]["linear"] == pytest.approx(100 * std, abs=1e-9)
     assert table.n_seeds.to_dict() == {
-        r: 1 if r == "identity" else len(per_start) for r in ladder.RUNG_LABELS
+        r: 1 if r == "identity" else len(per_start) for r in labels.RUNG_LABELS
     }
     assert (table.loc[["euclidean", "orthogonal"], "max|A^T A - I|"] < 2e-2).all()
 
