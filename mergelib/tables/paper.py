@@ -93,7 +93,7 @@ def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.
     whole = set(published()["table2"]["tasks"]) == set(study.tasks)
     tasks, name = [*study.tasks, *["average"] * whole], ["task", "method", "protocol"]
     ours = summary[summary.k.isna() | few].set_index(name)[["mean", "std"]]
-    cells = paper[paper.task.isin(tasks)].join(ours, on=name, rsuffix="_here")
+    cells = paper[paper.task.isin(tasks)].join(ours, on=name, suffixes=("", "_here"))
     difference, inside = cells.mean_here - cells["mean"], cells["std"].fillna(NO_SPREAD)
     apart, close = difference.abs(), inside + cells.std_here.fillna(0)
     missing, within = apart.isna(), np.where(apart <= inside, "yes", "no")
