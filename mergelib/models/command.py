@@ -312,11 +312,10 @@ def run_predict(recipe: Any) -> None:
         show_progress=True,
     )
     if lines:
-        rows = table.to_json(orient="records", lines=True, force_ascii=False, double_precision=6)
-    else:  # quoted, because a text may hold a carriage return
-        rows = table.to_csv(
-            index=False, float_format="%.6g", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
-        )
+        said = (json.dumps(row, ensure_ascii=False) for row in table.to_dict("records"))
+        rows = "".join(f"{line}\n" for line in said)
+    else:  # texts are quoted, because they may hold a carriage return
+        rows = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if not recipe.out:
         print(rows, end="")
         return

@@ -479,7 +479,7 @@ def predict(
                     "row": torch.arange(len(inputs)).repeat_interleave(k).numpy(),
                     "input": [x for x in shown for _ in range(k)],
                     "label": [head.labels[c] for c in classes.flatten().tolist()],
-                    "score": best.flatten().numpy(),
+                    "score": best.flatten().double().numpy().round(6),
                 }
             )
         )

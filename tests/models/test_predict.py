@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -97,6 +98,7 @@ def test_files_of_predictions_give_back_every_text(aligned, tmp_path, capsys, en
         if end == "jsonl"
         else pd.read_csv(out, dtype=str)
     )
+    assert r"\/" not in out.read_text() and not re.search(r'"0\.\d+"', out.read_text())
     assert read.input.tolist() == AWKWARD and read.task.unique().tolist() == ["ag"]
     assert cli.main([*command, "--out", str(out)]) == 2  # it exists
     assert cli.main([*command, "--out", str(out), "--overwrite"]) == 0
