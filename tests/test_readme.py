@@ -87,7 +87,7 @@ def test_the_protocols_block(run):
         .replace("[None, None]", "")
         .replace('study.scores(["ties"], ["current", "cosine"])', "")
     )
-    with pytest.raises(ConfigError, match=r"\[K, S, N\] here is \[1, 1, 60\]"):
+    with pytest.raises(ConfigError, match=r"returned int64 \[60\].* in 0\.\.3, \[1, 1, 60\]"):
         s.predictions("ties", "ag", "cosine")
 
 

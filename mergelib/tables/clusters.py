@@ -16,7 +16,7 @@ from ..study.clustering import label_purity, silhouette, source_purity
 
 def cluster_panels(
     study: Study, tasks: Sequence[str], methods: Sequence[str], n: int = 400
-) -> tuple[dict[tuple[str, str], tuple[Tensor, Tensor]], pd.DataFrame]:
+) -> tuple[dict[tuple[str, str], tuple[Tensor, Tensor, int]], pd.DataFrame]:
     """How the outputs of merges and experts cluster, measured on all test inputs of each task.
 
     Args:
@@ -26,15 +26,16 @@ def cluster_panels(
         n: Number of test inputs in a panel's t-SNE map.
 
     Returns:
-        Per (task, method) the map's points ``[2, n, 2]`` of f_t and f_m, and their labels ``[n]``;
-            and the table of the numbers below them, measured in R^d: label purity (10-NN,
-            leave-one-out) and silhouette of f_t and f_m, and the source purity of both.
+        Per (task, method) the map's points ``[2, n, 2]`` of f_t and f_m, their labels ``[n]`` and
+            the number of classes; and the table of the numbers below them, measured in R^d: label
+            purity (10-NN, leave-one-out) and silhouette of f_t and f_m, and the source purity of
+            both.
     """
     panels, rows = {}, []
     for task, method in product(tasks, methods):
         labels = study.task(task).test.labels
         z_t, z_m = (study.features(e, task) for e in (FINE_TUNED, method))
-        panels[task, method] = study.embedding(method, task, n)
+        panels[task, method] = (*study.embedding(method, task, n), study.task(task).n_classes)
         rows.append(
             {
                 "task": task,
