@@ -101,9 +101,9 @@ def merged_with(
 
 def register(per: Literal["task", "layer"]) -> None:
     """AdaMerging and AdaMerging++ with a lambda per task, or per task and tensor."""
-    needs = ("test inputs", "gradients")
+    common = {"needs": ("test inputs", "gradients"), "paper": "2310.02575"}
 
-    @method(f"adamerging_{per}", label=f"AdaMerging, {per}-wise", short=f"Ada-{per}", needs=needs)
+    @method(f"adamerging_{per}", label=f"AdaMerging, {per}-wise", short=f"Ada-{per}", **common)
     def adamerging(
         base: State,
         experts: Sequence[State],
@@ -122,7 +122,7 @@ def register(per: Literal["task", "layer"]) -> None:
         return merged_with(base, vectors, context, per, steps, lr, batch_size, prior, seed)
 
     @method(
-        f"adamerging_{per}_pp", label=f"AdaMerging++, {per}-wise", short=f"Ada-{per}++", needs=needs
+        f"adamerging_{per}_pp", label=f"AdaMerging++, {per}-wise", short=f"Ada-{per}++", **common
     )
     def adamerging_pp(
         base: State,
@@ -136,7 +136,7 @@ def register(per: Literal["task", "layer"]) -> None:
         keep: float = 0.2,
         seed: int = 0,
     ) -> dict[str, Tensor]:
-        """The same on the task vectors as Ties leaves them before it adds them up."""
+        """AdaMerging on the task vectors as Ties leaves them before it adds them up."""
         vectors = ties_vectors(base, experts, keep)
         return merged_with(base, vectors, context, per, steps, lr, batch_size, prior, seed)
 

@@ -12,7 +12,7 @@ from .registry import method
 from .states import assembled, complete, cut, empty, float_names
 
 
-@method("weight_averaging", label="Weight Averaging", short="WA")
+@method("weight_averaging", label="Weight Averaging", short="WA", paper="2203.05482")
 def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """theta_m = (1/T) sum_t theta_t.
 
@@ -45,7 +45,13 @@ def task_vector_sum(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     return assembled(summed_vectors, base, experts)
 
 
-@method("task_arithmetic", label="Task Arithmetic", short="TA", direction=task_vector_sum)
+@method(
+    "task_arithmetic",
+    label="Task Arithmetic",
+    short="TA",
+    direction=task_vector_sum,
+    paper="2212.04089",
+)
 def task_arithmetic(
     base: State, experts: Sequence[State], *, lam: float = 0.3
 ) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def _dare_vectors(
     return task_vectors(base, experts, lambda tau: dare(tau, drop, generator))
 
 
-@method("dare_average", label="DARE + Weight Averaging", short="DARE-WA")
+@method("dare_average", label="DARE + Weight Averaging", short="DARE-WA", paper="2311.03099")
 def dare_average(
     base: State, experts: Sequence[State], *, drop: float = 0.5, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -41,7 +41,13 @@ def dare_average(
     return add_scaled(base, total(_dare_vectors(base, experts, drop, seed)), 1 / len(experts))
 
 
-@method("dare_task_arithmetic", label="DARE + Task Arithmetic", short="DARE-TA", lam=0.3)
+@method(
+    "dare_task_arithmetic",
+    label="DARE + Task Arithmetic",
+    short="DARE-TA",
+    lam=0.3,
+    paper="2311.03099",
+)
 def dare_task_arithmetic(
     base: State, experts: Sequence[State], *, drop: float = 0.5, seed: int = 0
 ) -> dict[str, Tensor]:
@@ -53,7 +59,7 @@ def dare_task_arithmetic(
     return total(_dare_vectors(base, experts, drop, seed))
 
 
-@method("dare_ties", label="DARE + Ties", short="DARE-Ties", lam=0.3)
+@method("dare_ties", label="DARE + Ties", short="DARE-Ties", lam=0.3, paper="2311.03099")
 def dare_ties(
     base: State,
     experts: Sequence[State],
@@ -85,7 +91,13 @@ def breadcrumbs(tau: Tensor, keep: float, drop_top: float) -> Tensor:
     return torch.zeros_like(tau).scatter(-1, kept, tau.gather(-1, kept))
 
 
-@method("model_breadcrumbs", label="Model Breadcrumbs", short="Breadcrumbs", lam=0.3)
+@method(
+    "model_breadcrumbs",
+    label="Model Breadcrumbs",
+    short="Breadcrumbs",
+    lam=0.3,
+    paper="2312.06795",
+)
 def model_breadcrumbs(
     base: State, experts: Sequence[State], *, keep: float = 0.15, drop_top: float = 0.006
 ) -> dict[str, Tensor]:
@@ -117,7 +129,7 @@ def magprune(rows: Tensor, drop: float, window: float, generator: torch.Generato
     return (flat * kept / probability).view(rows.shape)
 
 
-@method("della", label="DELLA", short="DELLA", lam=1.0)
+@method("della", label="DELLA", short="DELLA", lam=1.0, paper="2406.11617")
 def della(
     base: State, experts: Sequence[State], *, drop: float = 0.3, window: float = 0.14, seed: int = 0
 ) -> dict[str, Tensor]:

@@ -50,7 +50,13 @@ def fisher_diagonals(
         yield fisher_diagonal(context, t, complete(base, {n: expert[n] for n in names}), n_examples)
 
 
-@method("fisher_merging", label="Fisher Merging", short="Fisher", needs=("inputs", "gradients"))
+@method(
+    "fisher_merging",
+    label="Fisher Merging",
+    short="Fisher",
+    needs=("inputs", "gradients"),
+    paper="2111.09832",
+)
 def fisher_merging(
     base: State,
     experts: Sequence[State],

@@ -20,6 +20,7 @@ from .states import add_scaled, float_names
     label="Gradient Matching",
     short="GradMatch",
     needs=("inputs", "gradients"),
+    paper="2310.12808",
 )
 def gradient_matching(
     base: State,

@@ -57,7 +57,12 @@ def skill_mask(
 
 
 @method(
-    "grafting", label="Grafting", short="Graft", needs=("inputs", "labels", "gradients"), lam=1.0
+    "grafting",
+    label="Grafting",
+    short="Graft",
+    needs=("inputs", "labels", "gradients"),
+    lam=1.0,
+    paper="2302.06600",
 )
 def grafting(
     base: State,

@@ -37,7 +37,7 @@ def karcher_mean(directions: Tensor, steps: int) -> Tensor:
     return centre
 
 
-@method("karcher", label="Karcher mean", short="Karcher")
+@method("karcher", label="Karcher mean", short="Karcher", paper="2403.13257")
 def karcher(base: State, experts: Sequence[State], *, steps: int = 10) -> dict[str, Tensor]:
     """Per tensor, the Karcher mean of the experts' directions at their mean length.
 

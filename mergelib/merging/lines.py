@@ -21,7 +21,7 @@ def blocks(names: Sequence[str]) -> dict[str, int]:
     return {n: int(at[1]) for n, at in found.items() if at}
 
 
-@method("lines", label="LiNeS", short="LiNeS")
+@method("lines", label="LiNeS", short="LiNeS", paper="2410.17146")
 def lines(
     base: State, experts: Sequence[State], *, lam: float = 0.3, of: str = "task_arithmetic"
 ) -> dict[str, Tensor]:

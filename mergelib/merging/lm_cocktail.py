@@ -33,7 +33,12 @@ def cocktail_weights(
 
 
 @method(
-    "lm_cocktail", label="LM-Cocktail", short="Cocktail", needs=("inputs", "labels"), gives=PER_TASK
+    "lm_cocktail",
+    label="LM-Cocktail",
+    short="Cocktail",
+    needs=("inputs", "labels"),
+    gives=PER_TASK,
+    paper="2311.13534",
 )
 def lm_cocktail(
     base: State,

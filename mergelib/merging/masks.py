@@ -17,7 +17,7 @@ from .states import add_scaled, float_names, stacked_task_vectors
 # ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ----
 
 
-@method("magmax", label="MagMax", short="MagMax", lam=0.5)
+@method("magmax", label="MagMax", short="MagMax", lam=0.5, paper="2407.06322")
 def magmax(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """Per entry, the tau_t of largest magnitude; in a tie, the later expert's.
 
@@ -42,7 +42,7 @@ def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
     return tau.abs() > lam * (tau_sum - tau).abs()
 
 
-@method("tall_masks", label="TALL-masks", short="TALL", gives=PER_TASK)
+@method("tall_masks", label="TALL-masks", short="TALL", gives=PER_TASK, paper="2405.07813")
 def tall_masks(
     base: State, experts: Sequence[State], *, lam: float = 0.4
 ) -> list[dict[str, Tensor]]:
@@ -61,7 +61,7 @@ def tall_masks(
     ]
 
 
-@method("consensus", label="Consensus", short="Consensus", lam=0.3)
+@method("consensus", label="Consensus", short="Consensus", lam=0.3, paper="2405.07813")
 def consensus(
     base: State, experts: Sequence[State], *, threshold: float = 0.4, agree: int = 2
 ) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def _mean_per_expert(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1).mean(1)
 
 
-@method("emr_merging", label="EMR-Merging", short="EMR", gives=PER_TASK)
+@method("emr_merging", label="EMR-Merging", short="EMR", gives=PER_TASK, paper="2405.17461")
 def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]]:
     """Elect, Mask, Rescale; one encoder per task: theta_b + rescale_t * mask_t * tau_uni.
 

@@ -27,7 +27,7 @@ def stock_ratio(tau: Tensor) -> Tensor:
     return n_experts * cosine / (1 + (n_experts - 1) * cosine)
 
 
-@method("model_stock", label="Model Stock", short="Stock")
+@method("model_stock", label="Model Stock", short="Stock", paper="2403.19522")
 def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     """Per tensor theta_m = t * mean_t theta_t + (1 - t) * theta_b, with t from the angle between
     task vectors.

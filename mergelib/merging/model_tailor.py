@@ -60,7 +60,14 @@ def tailor(
     return W
 
 
-@method("model_tailor", label="Model Tailor", short="Tailor", needs=("inputs",), lam=0.3)
+@method(
+    "model_tailor",
+    label="Model Tailor",
+    short="Tailor",
+    needs=("inputs",),
+    lam=0.3,
+    paper="2402.12048",
+)
 def model_tailor(
     base: State,
     experts: Sequence[State],

@@ -38,7 +38,7 @@ def competition_weight(
     return _min_max(balance.clamp(min=_quantile(balance, 1 - ratio))) * (tau_t != 0).any()
 
 
-@method("pcb_merging", label="PCB-Merging", short="PCB", lam=1.0)
+@method("pcb_merging", label="PCB-Merging", short="PCB", lam=1.0, paper="2410.02396")
 def pcb_merging(
     base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01
 ) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ LARGEST = 2.0**63  # beyond it, torch accepts no integer and float32 overflows i
 class Method:
     """A registered merging method.
 
-    ``needs``: data beyond weights, from ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``.
+    ``needs``: data beyond weights, from ``NEEDS``; ``gives``: ``ONE`` or ``PER_TASK``; ``paper``:
+    its number on arXiv.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method:
     direction: Callable[..., MergedState] | None = None
     needs: tuple[str, ...] = ()
     gives: str = ONE
+    paper: str = ""
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -63,6 +65,12 @@ class Method:
             for name, p in self.parameters.items()
             if p.kind is p.KEYWORD_ONLY or p.default is not p.empty
         )
+
+    @property
+    def about(self) -> str:
+        """The first sentence of the function's docstring, which is usually a formula."""
+        first = (self.function.__doc__ or "").strip().partition("\n\n")[0]
+        return " ".join(first.replace("``", "").split()).partition(". ")[0].rstrip(".")
 
     def __call__(
         self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any
@@ -207,6 +215,7 @@ def method(
     direction: Callable[..., MergedState] | None = None,
     needs: tuple[str, ...] = (),
     gives: str = ONE,
+    paper: str = "",
     replace: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Register the decorated function as merging method ``name``; every table and figure then
@@ -219,6 +228,7 @@ def method(
         direction: The direction of a method that adds it to theta_b itself.
         needs: Data beyond weights, out of ``NEEDS``.
         gives: ``ONE`` or ``PER_TASK``.
+        paper: Its number on arXiv.
         replace: Whether the name of one of mergelib's own methods may be taken.
 
     Raises:
@@ -254,7 +264,7 @@ def method(
         refuse_built_in("merging method", name, METHODS.get(name), function, replace)
         check_call("method", name, function, "base", "experts", *["context"] * bool(needs))
         parts = (function, direction) if lam is None else (scaled(function, lam), function)
-        METHODS[name] = Method(name, label, short, *parts, tuple(needs), gives)
+        METHODS[name] = Method(name, label, short, *parts, tuple(needs), gives, paper)
         return function
 
     return register

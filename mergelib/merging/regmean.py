@@ -83,7 +83,7 @@ def regmean_weight(grams: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
     return mean + (torch.linalg.pinv(sum(grams), hermitian=True) @ right).T
 
 
-@method("regmean", label="RegMean", short="RegMean", needs=("inputs",))
+@method("regmean", label="RegMean", short="RegMean", needs=("inputs",), paper="2212.09849")
 def regmean(
     base: State,
     experts: Sequence[State],

@@ -61,7 +61,7 @@ def tsv(tau: Tensor) -> Tensor:
     return (polar(left) * S[:, :rank].reshape(-1)) @ polar(right)
 
 
-@method("tsv_merge", label="TSV-Merge", short="TSV", lam=1.0)
+@method("tsv_merge", label="TSV-Merge", short="TSV", lam=1.0, paper="2412.00081")
 def tsv_merge(
     base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def iso_common(tau: Tensor) -> Tensor:
     return S.mean() * (U @ Vh)
 
 
-@method("iso_c", label="Iso-C", short="Iso-C", lam=1.0)
+@method("iso_c", label="Iso-C", short="Iso-C", lam=1.0, paper="2502.04959")
 def iso_c(
     base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
 ) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
     return torch.cat([St.reshape(-1), S]).mean() * (polar(left) @ polar(right))
 
 
-@method("iso_cts", label="Iso-CTS", short="Iso-CTS", lam=1.0)
+@method("iso_cts", label="Iso-CTS", short="Iso-CTS", lam=1.0, paper="2502.04959")
 def iso_cts(
     base: State,
     experts: Sequence[State],

@@ -207,7 +207,7 @@ def ties_direction(
     return assembled(merged_vectors, base, experts, keep=keep, combine=combine)
 
 
-@method("ties", label="Ties", short="Ties", direction=ties_direction)
+@method("ties", label="Ties", short="Ties", direction=ties_direction, paper="2306.01708")
 def ties(
     base: State,
     experts: Sequence[State],

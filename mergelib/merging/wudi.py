@@ -34,7 +34,7 @@ def least_interference(tau: Tensor, steps: int, lr: float) -> Tensor:
     return merged.float()
 
 
-@method("wudi", label="WUDI-Merging", short="WUDI")
+@method("wudi", label="WUDI-Merging", short="WUDI", paper="2503.08099")
 def wudi(
     base: State,
     experts: Sequence[State],

@@ -40,7 +40,7 @@ def _pipeline(is_image: bool) -> str:
 
 def _how(record: Mapping[str, Any]) -> str:
     method = METHODS.get(record.get("method", ""))
-    formula = (method.function.__doc__ or "").strip().splitlines()[0] if method else ""
+    formula = method.about if method else ""
     options = ", ".join(f"{k} = {v}" for k, v in record.get("options", {}).items()) or "defaults"
     rows = [
         ("method", f"{record.get('label', 'unknown')} ({options})"),

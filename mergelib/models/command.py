@@ -1,4 +1,5 @@
-"""``python -m mergelib merge | align | evaluate | ...``: your own models on the command line.
+"""``python -m mergelib merge | align | evaluate | ...``: your own models on the command line;
+``methods`` and ``protocols`` list what there is.
 
 Results on stdout, progress on stderr.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import inspect
 import json
 import sys
 import warnings
@@ -30,6 +32,48 @@ def register(commands: Any, write_report: Callable[..., str]) -> None:
         parser = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
         add_flags(parser, kind)
         parser.set_defaults(function=run, write_report=write_report)
+    for name, function in (("methods", list_methods), ("protocols", list_protocols)):
+        parser = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        parser.set_defaults(function=function)
+
+
+def list_methods(_: argparse.Namespace) -> int:
+    """List the merging methods: formula, needs, options with defaults, paper."""
+    from ..merging import METHODS
+
+    for m in METHODS.values():
+        defaults = inspect.signature(m.function).parameters
+        _entry(
+            f"{m.name}: {m.label}",
+            m.about,
+            f"needs {' and '.join(('weights', *m.needs))}, gives {m.gives}",
+            "options: " + (" ".join(f"{o}={defaults[o].default}" for o in m.options) or "none"),
+            m.paper,
+        )
+    return 0
+
+
+def list_protocols(_: argparse.Namespace) -> int:
+    """List the evaluation protocols: what each learns from, draws, paper."""
+    from ..protocols import PROTOCOLS
+
+    for p in PROTOCOLS.values():
+        source = "k labelled inputs per class"
+        if p.name != "knn":
+            source = "the expert's outputs for k inputs per class"
+        _entry(
+            f"{p.name}: {p.label}",
+            f"learns from {source if p.few_shot else 'nothing'}",
+            f"draws: {', '.join(p.draws)}" if p.few_shot else "",
+            p.paper,
+        )
+    return 0
+
+
+def _entry(name: str, *said: str) -> None:
+    *lines, paper = said
+    lines.append(f"arXiv {paper}" if paper else "")
+    print("\n    ".join([name, *filter(None, lines)]))
 
 
 def run(args: argparse.Namespace) -> int:

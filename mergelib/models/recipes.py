@@ -56,7 +56,7 @@ class ScoringRecipe(ReadingRecipe):
 class MergeRecipe(ScoringRecipe):
     """Merge the encoders of fine-tuned classifiers into one; every task keeps its head."""
 
-    method: str = Field(description="weight_averaging, task_arithmetic, ties, ...")
+    method: str = Field(description="its name: `python -m mergelib methods` lists all")
     base: str = Field(
         "", description="hub id or folder of the model that the experts were fine-tuned from"
     )
@@ -121,7 +121,9 @@ class EvaluateRecipe(ScoringRecipe):
         min_length=1,
     )
     protocols: list[str] = Field(
-        ["current"], description="current, knn, ft_classifier, ...", min_length=1
+        ["current"],
+        description="their names: `python -m mergelib protocols` lists all",
+        min_length=1,
     )
     experts: Names = Field({}, description="task=MODEL, for protocols that learn from the expert")
     fit: Names = Field(

@@ -60,7 +60,8 @@ class Evidence:
 class Protocol:
     """A registered protocol.
 
-    ``few_shot`` ones are run for every k and seed; ``draws`` says which draws make sense.
+    ``few_shot`` ones are run for every k and seed; ``draws`` says which draws make sense;
+    ``paper`` is its number on arXiv.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Protocol:
     function: Callable[[Evidence], Tensor]
     few_shot: bool = True
     draws: tuple[str, ...] = DRAWS
+    paper: str = "2412.13526"
 
     def __call__(self, evidence: Evidence, *, where: str = "") -> Tensor:
         """Predicted classes of one encoder's test inputs. A user's protocol receives a copy of the
@@ -180,7 +182,7 @@ PROTOCOLS = {
         Protocol(
             "orthogonal_procrustes", "Orthogonal classifier (Procrustes)", _orthogonal_procrustes
         ),
-        Protocol("surgery", "Surgery", _surgery),
+        Protocol("surgery", "Surgery", _surgery, paper="2402.02705"),
     )
 }
 
@@ -220,7 +222,7 @@ def protocol(
     def register(function: Callable) -> Callable:
         refuse_built_in("protocol", name, PROTOCOLS.get(name), function, replace)
         check_call("protocol", name, function, "evidence")
-        PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws))
+        PROTOCOLS[name] = Protocol(name, label, function, few_shot, tuple(draws), paper="")
         return function
 
     return register
