@@ -27,7 +27,7 @@ def for_each_linear_input(
     inputs share a batch.
 
     Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections never run as an
-    ``nn.Linear``.
+    ``nn.Linear``, and where no ``nn.Linear`` is merged.
     """
     fused = [n for n, m in context.inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if fused:
@@ -40,6 +40,11 @@ def for_each_linear_input(
         for n, m in context.inner.named_modules()
         if isinstance(m, nn.Linear)
     }
+    if not {*names.values()} & {*state}:
+        raise ConfigError(
+            f"a {type(context.inner).__name__} has no nn.Linear among the weights that are merged "
+            f"(GPT-2 has Conv1D); use a method that does not need one."
+        )
     real = None
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import ModelCardData
 
-from ..merging import METHODS
+from ..merging import METHODS, PER_TASK
 from ..protocols import PROTOCOLS
 
 PAPER = "[arXiv 2412.13526](https://arxiv.org/abs/2412.13526)"
@@ -145,6 +145,7 @@ def several(
     scores: pd.DataFrame | None,
 ) -> str:
     """Card of a folder with one encoder and T heads."""
+    own = record.get("gives") == PER_TASK
     heads = [
         f"| {t} | {len(names)} | {alignment_text(record['heads'][t])} |"
         for t, names in labels.items()
@@ -152,10 +153,10 @@ def several(
     return "\n".join(
         [
             _front(record, is_image),
-            f"# One encoder, {len(labels)} tasks",
+            f"# {'An encoder per task' if own else 'One encoder'}, {len(labels)} tasks",
             "",
-            "The encoder is merged once and shared; `heads/` holds what belongs to each task. "
-            + REALIGNED,
+            f"{'Each task has its own' if own else 'All tasks share one'} merged encoder; `heads/` "
+            f"holds what belongs to each task. {REALIGNED}",
             "",
             _how(record),
             "",

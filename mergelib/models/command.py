@@ -112,9 +112,17 @@ def _need_out(recipe: Any) -> list[str]:
 
 def run_merge(recipe: Any) -> None:
     """Merge and save."""
+    from ..merging import get_method
     from .merging import merge
 
     _need_out(recipe)
+    needs, given = get_method(recipe.method).needs, {}
+    for task, file in recipe.inputs.items() if needs else ():
+        labels = "labels" in needs
+        expert = _expert(recipe, task)
+        given[task] = (
+            _labelled(recipe, file, expert, task) if labels else _unlabelled(recipe, file, expert)
+        )
     options, chosen = choose_lam(recipe)
     merged = merge(
         recipe.method,
@@ -124,17 +132,19 @@ def run_merge(recipe: Any) -> None:
         head=recipe.head,
         dtype=recipe.dtype,
         device=recipe.device,
+        inputs=given,
+        max_length=recipe.max_length,
         show_progress=True,
         **options,
     )
     merged = replace(merged, record=merged.record | chosen)
     merged.save_pretrained(recipe.out, single=recipe.single, overwrite=recipe.overwrite)
     heads = ", ".join(f"{t} ({len(h.labels)} classes)" for t, h in merged.heads.items())
-    size = sum(t.numel() for t in merged.encoder.values()) / 1e6
+    size = sum(t.numel() for t in merged.encoder_of(next(iter(merged.heads))).values()) / 1e6
     print(f"{merged.record['label']} of {len(merged.heads)} experts: {heads}")
     print(merged.record["parts"])
     print(
-        f"saved in {recipe.out}: one encoder ({size:.1f} M parameters, "
+        f"saved in {recipe.out}: {merged.record['gives']} ({size:.1f} M parameters, "
         f"{merged.record['dtype']}), {len(merged.heads)} heads"
     )
 
@@ -172,18 +182,15 @@ def run_align(recipe: Any) -> None:
     import pandas as pd
 
     from ..core.progress import progress
-    from .data import draw_inputs, read_inputs
     from .heads import align_classifier, evaluate, expert_classifier
     from .merged import load_merged
-    from .parents import open_parent
 
     read = _need_out(recipe)
     merged = load_merged(recipe.merged)
     merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
-        if name not in recipe.experts:
-            raise UnknownNameError("expert", name, recipe.experts)
+        _expert(recipe, name)
     options = {
         "device": recipe.device,
         "batch_size": recipe.batch_size,
@@ -194,10 +201,8 @@ def run_align(recipe: Any) -> None:
         raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
     given, labelled, aligned, scores = {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
-        parent = open_parent(recipe.experts[task], task)
-        given[task] = inputs = read_inputs(file, parent.is_image, recipe.text_column)
-        if recipe.k:
-            given[task] = draw_inputs(inputs, len(parent.labels), recipe.k, recipe.seed, task)
+        parent = _expert(recipe, task)
+        given[task] = _unlabelled(recipe, file, parent)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
     for task in progress(list(given), desc="align"):
@@ -236,6 +241,25 @@ def run_align(recipe: Any) -> None:
         print()
         print_accuracies(table)
     print(f"saved in {recipe.out}")
+
+
+def _expert(recipe: Any, task: str) -> Any:
+    """The ``Parent`` of a task. Raises ``UnknownNameError``."""
+    from .parents import open_parent
+
+    if task not in recipe.experts:
+        raise UnknownNameError("expert", task, recipe.experts)
+    return open_parent(recipe.experts[task], task)
+
+
+def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
+    """A file's inputs, or k per class of them."""
+    from .data import draw_inputs, read_inputs
+
+    inputs = read_inputs(file, expert.is_image, recipe.text_column)
+    if not recipe.k:
+        return inputs
+    return draw_inputs(inputs, len(expert.labels), recipe.k, recipe.seed, expert.name)
 
 
 def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> Any:
@@ -323,14 +347,20 @@ def run_compare(recipe: Any, write_report: Callable[..., str]) -> None:
 
 def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
     """The recipes that make the model that a comparison chose."""
+    from ..merging import get_method
+
     aligned, lam = best["protocol"] == "ft_classifier", best["lam"]
     same = {n: getattr(recipe, n) for n in ("experts", "base", "encoder", "head", "device")}
     options = {} if lam is None else {"lam": lam}
     made = {"method": best["method"], "options": options, "out": "merged", "single": not aligned}
-    recipes = [COMMANDS["merge"](**same, **made)]
+    drawn = {n: getattr(recipe, n) for n in ("inputs", "k", "seed", "text_column", "max_length")}
+    recipes = [
+        COMMANDS["merge"](**same, **made, **(drawn if get_method(best["method"]).needs else {}))
+    ]
     if aligned:
-        names = ("experts", "inputs", "k", "seed", "preset", "text_column", "max_length")
-        same = {n: getattr(recipe, n) for n in (*names, "batch_size", "device")}
+        same = drawn | {
+            n: getattr(recipe, n) for n in ("experts", "preset", "batch_size", "device")
+        }
         recipes.append(COMMANDS["align"](**same, merged="merged", out="aligned", single=True))
     return recipes
 

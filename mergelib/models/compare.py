@@ -45,7 +45,8 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from .data import draw_inputs
-from .heads import _check_softmax, expert_classifier, features, student_of
+from .heads import expert_classifier, features, student_of
+from .kinds import check_single
 from .merged import Classifier
 from .merging import merge, named_experts
 from .parents import PROCESSOR_FILES, Parent, open_parent
@@ -171,7 +172,8 @@ def compare(
     With ``validation``, lambda and method are chosen by accuracy on it; without, by agreement with
     the experts on those ``inputs`` that no head is aligned with. Every finished cell is kept in the
     store, so an interrupted call continues. A method that fails is reported, and the rest goes on.
-    A method with a streaming form needs the memory of the base and two models.
+    A method with a streaming form needs the memory of the base and two models. Methods that need
+    inputs get those that re-align heads; those that need labels are not compared.
 
     Args:
         experts: as of ``merge``.
@@ -322,14 +324,25 @@ class Cells:
     def _options(self, model: str, lam: float | None) -> dict[str, Any]:
         return {**self.given.get(model, {}), **({} if lam is None else {"lam": lam})}
 
+    def _inputs(self, model: str) -> dict[str, list[Any]]:
+        """What re-aligns heads is also what a method may see."""
+        method, given = METHODS[model], {task: rows.fit for task, rows in self.rows.items()}
+        if method.needs and ("labels" in method.needs or not all(given.values())):
+            raise ConfigError(
+                f"{method.label} needs {' and '.join(method.needs)}; a comparison has k unlabelled "
+                f"inputs per class for it."
+            )
+        return given if method.needs else {}
+
     def _made(self, model: str, lam: float | None, split: str) -> Artifact:
         start, info, tensors = time.perf_counter(), {}, {}
         teacher = {} if model == FINE_TUNED else self.get(FINE_TUNED, None, split).tensors
         if model in METHODS:
+            both = {"base": self.base, "experts": self.parents, "inputs": self._inputs(model)}
+            reading = {name: self.reading[name] for name in ("device", "max_length")}
             options = self._options(model, lam)
-            both = {"base": self.base, "experts": self.parents, "device": self.reading["device"]}
             with Meter() as meter:
-                merged = merge(model, **both, **self.parts, **options)
+                merged = merge(model, **both, **reading, **self.parts, **options)
             info = {"merge_seconds": meter.cost["seconds"], "peak_mb": meter.cost["peak_mb"]}
         for task, rows in self.rows.items():
             if model in METHODS:
@@ -346,7 +359,7 @@ class Cells:
         self, classifier: Classifier, rows: Rows, split: str, teacher: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """One task's predictions under every protocol; no label of a scored row is at hand."""
-        _check_softmax(classifier.head)
+        check_single(classifier.head.config, classifier.head.task)
         groups = (rows.fit, rows.anchors, rows.splits[split].inputs)
         z = features(classifier, [*chain(*groups)], **self.reading)
         z_fit, z_anchors, z = z.split([*map(len, groups)])

@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
+from .kinds import check_single
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
 from .parts import check_same_architecture, find_parts, processors_of, vocabulary_differs
@@ -67,12 +68,22 @@ def _limit(classifier: Classifier, max_length: int) -> int:
     return min([*known, UNLIMITED, classifier.processor.model_max_length])
 
 
-def _encoded(classifier: Classifier, inputs: Sequence[str], max_length: int) -> dict[str, list]:
-    """Token ids and masks of texts, cut to the model's maximum length.
+def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> list[Any]:
+    """Images with their numbers, or of each text its token ids and masks, cut to the model's
+    maximum length. ``collated`` makes a batch of some.
 
-    Raises ``DataError`` for a token id beyond the embedding.
+    Raises ``DataError`` without a tokenizer or image processor, and for a token id beyond the
+    embedding.
     """
-    processor, length = classifier.processor, _limit(classifier, max_length)
+    processor = classifier.processor
+    if processor is None:
+        raise DataError(
+            f"'{classifier.head.task}' has no tokenizer or image processor in its folder; give "
+            f"processor=."
+        )
+    if classifier.is_image:
+        return list(enumerate(inputs))
+    length = _limit(classifier, max_length)
     encoded = dict(processor(list(inputs), truncation=True, max_length=length))
     longest = max(range(len(inputs)), key=lambda i: len(encoded["input_ids"][i]))
     n_tokens = len(encoded["input_ids"][longest])
@@ -88,7 +99,7 @@ def _encoded(classifier: Classifier, inputs: Sequence[str], max_length: int) -> 
             f"model's embedding has {rows} rows. Use the tokenizer that the model was fine-tuned "
             f"with."
         )
-    return encoded
+    return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
 def _usable_length(classifier: Classifier, text: str, length: int) -> int:
@@ -115,33 +126,40 @@ def _usable_length(classifier: Classifier, text: str, length: int) -> int:
     return low or length  # if nothing fits, length is not the reason
 
 
-def _text_batches(
-    classifier: Classifier, encoded: dict[str, list], batch_size: int
-) -> Iterator[tuple[list[int], Any]]:
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = {key: [values[i] for i in rows] for key, values in encoded.items()}
-        if lengths[rows[0]] == lengths[rows[-1]]:
-            yield rows, {key: torch.tensor(values) for key, values in batch.items()}
-            continue
-        if classifier.processor.pad_token is None:
-            raise DataError(
-                f"The tokenizer of '{classifier.head.task}' has no padding token, which a batch "
-                f"of texts with different lengths needs. Name one in its tokenizer_config.json "
-                f"(pad_token), or use a batch size of 1 (batch_size=1, --batch-size 1)."
-            )
-        yield rows, classifier.processor.pad(batch, return_tensors="pt")
+def collated(classifier: Classifier, items: Sequence[Any]) -> dict[str, Tensor]:
+    """A batch of what ``prepared`` gave. Raises ``DataError`` for an image that cannot be read, and
+    where texts need padding and the tokenizer has no token for it."""
+    processor = classifier.processor
+    if classifier.is_image:
+        return dict(processor([open_image(x, f"Image {i}") for i, x in items], return_tensors="pt"))
+    batch = {key: [item[key] for item in items] for key in items[0]}
+    if len({len(ids) for ids in batch["input_ids"]}) == 1:
+        return {key: torch.tensor(values) for key, values in batch.items()}
+    if processor.pad_token is None:
+        raise DataError(
+            f"The tokenizer of '{classifier.head.task}' has no padding token, which a batch of "
+            f"texts with different lengths needs. Name one in its tokenizer_config.json "
+            f"(pad_token), or use a batch size of 1 (batch_size=1, --batch-size 1)."
+        )
+    return dict(processor.pad(batch, return_tensors="pt"))
 
 
-def _image_batches(
-    processor: Any, inputs: Sequence[Any], batch_size: int
-) -> Iterator[tuple[list[int], Any]]:
-    for start in range(0, len(inputs), batch_size):
-        rows = list(range(start, min(len(inputs), start + batch_size)))
-        images = [open_image(inputs[i], f"Image {i}") for i in rows]
-        yield rows, processor(images, return_tensors="pt")
+def into_layer(model: Any, module: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What ``module`` receives, a row per input (where it runs on every token, that of the last
+    token that is no padding), and the model's logits. Empty unless it runs exactly once."""
+    seen: list[Tensor] = []
+    hook = model.get_submodule(module).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    try:
+        logits = model(**batch, return_dict=True).logits
+    finally:
+        hook.remove()
+    feature = seen[0] if len(seen) == 1 else logits.new_empty(0)
+    if feature.ndim == 3 and "attention_mask" in batch:
+        last = batch["attention_mask"].cumsum(1).argmax(1)
+        feature = feature[torch.arange(len(last), device=last.device), last]
+    return feature, logits
 
 
 @torch.no_grad()  # not inference mode: heads are fitted on the result
@@ -175,62 +193,43 @@ def features(
     max_length = _whole("max_length", max_length, 0)
     inputs = unlabelled(inputs, classifier.is_image)
     task, module = classifier.head.task, classifier.head.module
-    if classifier.processor is None:
-        raise DataError(
-            f"'{task}' has no tokenizer or image processor in its folder; give processor=."
-        )
-    model = classifier.model
-    batches = (
-        _image_batches(classifier.processor, inputs, batch_size)
-        if classifier.is_image
-        else _text_batches(classifier, _encoded(classifier, inputs, max_length), batch_size)
-    )
+    items = prepared(classifier, inputs, max_length)
+    order = range(len(items))
+    if not classifier.is_image:
+        order = sorted(order, key=lambda i: len(items[i]["input_ids"]))
     to = pick_device(device)
-    model.to(to)
-    seen: list[Tensor] = []
-    layer = model.get_submodule(module)
-    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model = classifier.model.to(to)
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
-    try:
-        for rows, batch in (
-            progress(batches, desc=desc, total=-(-len(inputs) // batch_size)) if desc else batches
+    starts = range(0, len(order), batch_size)
+    for start in progress(starts, desc=desc) if desc else starts:
+        rows = list(order[start : start + batch_size])
+        batch = collated(classifier, [items[i] for i in rows])
+        batch = {k: v.to(to) for k, v in batch.items()}
+        try:
+            feature, logits = into_layer(model, module, batch)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise DataError(
+                f"The model of '{task}' does not accept its inputs ({first_line(error)}). Are "
+                f"they too long (--max-length), too many at once (--batch-size 1), or of another "
+                f"kind than the model was trained on?"
+            ) from error
+        if feature.shape != (len(rows), z.shape[1]):
+            raise ConfigError(
+                f"'{module}' of '{task}' is not applied exactly once, to one feature per input; "
+                f"name the last linear layer with head=."
+            )
+        z[rows] = feature.float().cpu()
+        through = model.get_submodule(module)(feature)
+        if through.shape != logits.shape or not torch.allclose(
+            through, logits, rtol=1e-3, atol=1e-4
         ):
-            seen.clear()
-            batch = {k: v.to(to) for k, v in batch.items()}
-            try:
-                logits = model(**batch, return_dict=True).logits
-            except (IndexError, RuntimeError, ValueError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                raise DataError(
-                    f"The model of '{task}' does not accept its inputs ({first_line(error)}). Are "
-                    f"they too long (--max-length), too many at once (--batch-size 1), or of "
-                    f"another kind than the model was trained on?"
-                ) from error
-            shape = (len(rows), z.shape[1])
-            if len(seen) != 1 or (seen[0].shape[0], seen[0].shape[-1]) != shape:
-                raise ConfigError(
-                    f"'{module}' of '{task}' is not applied exactly once, to one feature per "
-                    f"input; name the last linear layer with head=."
-                )
-            feature = seen[0]
-            if feature.ndim == 3 and "attention_mask" in batch:  # a head on every token
-                last = batch["attention_mask"].cumsum(1).argmax(1)
-                feature = feature[torch.arange(len(rows), device=to), last]
-            if feature.shape == shape:
-                z[rows] = feature.float().cpu()
-                through = layer(feature)
-            if feature.shape != shape or not (
-                through.shape == logits.shape
-                and torch.allclose(through, logits, rtol=1e-3, atol=1e-4)
-            ):
-                raise ConfigError(
-                    f"The logits of '{task}' are not what '{module}' computes from the feature of "
-                    f"an input (or of its last token); name the last linear layer with head=, and "
-                    f"check that config.json's pad_token_id is the tokenizer's."
-                )
-    finally:
-        hook.remove()
+            raise ConfigError(
+                f"The logits of '{task}' are not what '{module}' computes from the feature of an "
+                f"input (or of its last token); name the last linear layer with head=, and check "
+                f"that config.json's pad_token_id is the tokenizer's."
+            )
     return z
 
 
@@ -238,18 +237,6 @@ def _whole(name: str, value: Any, least: int) -> int:
     if not is_whole(value) or value < least:
         raise ConfigError(f"{name} must be an integer of at least {least}, not {shortened(value)}.")
     return int(value)
-
-
-def _check_softmax(head: TaskHead) -> None:
-    if (
-        head.config.problem_type in ("regression", "multi_label_classification")
-        or head.config.num_labels < 2
-    ):
-        raise ConfigError(
-            f"'{head.task}' is not a single-label classifier ({head.config.problem_type}, "
-            f"{head.config.num_labels} outputs); Eq. 8 "
-            "compares distributions over classes."
-        )
 
 
 def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
@@ -270,7 +257,7 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
                 f"expert {_few(expert.head.labels)}. Give the expert that this head comes from, "
                 f"or another task name."
             )
-        encoder, record, inputs = merged.encoder, merged.record, merged.inputs
+        encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
         processor = merged.processors.get(task, merged.processor)
         loaded = plan(model_class, config, layout_of(encoder))
     else:
@@ -357,7 +344,7 @@ def align_classifier(
     known = isinstance(merged, Merged) and isinstance(expert, str) and expert in merged.experts
     teacher = expert_classifier(merged.experts[expert] if known else expert, name=task)
     task = task or teacher.head.task
-    _check_softmax(teacher.head)
+    check_single(teacher.head.config, task)
     teacher.head.with_linear(teacher.head.linear, {})  # refused before any work if it is unknown
     student = student_of(merged, teacher, task)
     if processor is not None or teacher.processor is None:
@@ -561,7 +548,7 @@ def scoring(
     classifier = as_classifier(model, task)
     if processor is not None:
         classifier = replace(classifier, processor=processor)
-    _check_softmax(classifier.head)
+    check_single(classifier.head.config, classifier.head.task)
     classes = (classifier.head.labels, classifier.head.task)
     scored = labelled(dataset, *classes, is_image=classifier.is_image)
     name, n_classes = classifier.head.task, len(classifier.head.labels)

@@ -21,6 +21,7 @@ from ..core.documents import check_folder_name, read_json, user_path
 from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
 from ..core.spare import spare
 from ..core.types import Head, not_finite
+from ..merging import PER_TASK
 from . import card
 from .folders import RECORD, whole_folder
 from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent
@@ -193,6 +194,7 @@ class Classifier(Pushed):
 class Merged(Pushed):
     """One merged encoder with T heads.
 
+    ``encoder`` is empty if the method gives one per task: then they are among the heads' tensors.
     ``processors`` has each task's tokenizer or image processor, the same object if tasks share it;
     ``experts`` holds the parents, unless the model was loaded from a folder, and ``inputs`` the
     folders that were read, which no output may replace.
@@ -217,6 +219,13 @@ class Merged(Pushed):
         shared = {id(self.processors.get(task)): self.processors.get(task) for task in self.heads}
         return next(iter(shared.values())) if len(shared) == 1 else None
 
+    def encoder_of(self, task: str) -> dict[str, Tensor]:
+        """The encoder that ``task`` uses, the shared one or its own (with its neck)."""
+        if self.encoder:
+            return self.encoder
+        head = self.classifier(task).head
+        return {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
+
     def classifier(self, task: str) -> Classifier:
         """The merged encoder with one task's head. Raises ``UnknownNameError``."""
         if task not in self.heads:
@@ -227,9 +236,12 @@ class Merged(Pushed):
     def with_heads(self, *classifiers: Classifier) -> Merged:
         """The same encoder with these classifiers' heads instead of, or in addition to, the old
         ones."""
+        heads = [c.head for c in classifiers]
+        if not self.encoder:
+            heads = [replace(c.head, tensors={**c.encoder, **c.head.tensors}) for c in classifiers]
         return replace(
             self,
-            heads=self.heads | {c.head.task: c.head for c in classifiers},
+            heads=self.heads | {h.task: h for h in heads},
             processors=self.processors | {c.head.task: c.processor for c in classifiers},
         )
 
@@ -269,7 +281,8 @@ class Merged(Pushed):
                     self.classifier(task)._write(
                         alone, None if scores is None else scores[scores.task == task]
                     )
-            _save_weights(self.encoder, out)
+            if self.encoder:
+                _save_weights(self.encoder, out)
             _save_processor(shared, out)
             shutil.copyfile(Path(__file__).with_name("standalone.py"), out / LOADER)
             record = self.record | {
@@ -343,7 +356,8 @@ def load_merged(folder: str | os.PathLike) -> Merged:
             alignments.get(task, {}),
         )
         processors[task] = place.processor() or shared
-    encoder = {n: parent.weights.tensor(n).clone() for n in parent.weights}
+    names = parent.weights if record.get("gives") != PER_TASK else ()
+    encoder = {n: parent.weights.tensor(n).clone() for n in names}
     return Merged(encoder, heads, record, processors, inputs=(path,))
 
 

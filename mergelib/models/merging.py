@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from ..core.progress import progress
 from ..core.types import all_finite
 from ..core.version import __version__
 from ..encoders.features import pick_device
-from ..merging import ONE, Method, get_method
+from ..merging import PER_TASK, Context, Method, get_method
 from ..merging.streaming import can_stream, stream
+from .context import context_of, read_inputs
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
 from .parts import (
@@ -68,6 +70,8 @@ def merge(
     dtype: str = "",
     device: str = "cpu",
     processor: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+    max_length: int = 0,
     show_progress: bool = False,
     **options: Any,
 ) -> Merged:
@@ -79,7 +83,8 @@ def merge(
     images differently each keep their own tokenizer or image processor.
 
     Args:
-        method: a registered method that needs nothing but weights.
+        method: a registered method; ``python -m mergelib methods`` lists all. One that gives an
+            encoder per task makes a ``Merged`` whose heads hold them.
         base: the model that the experts were fine-tuned from: a hub id, a folder or a loaded
             transformers model. ``weight_averaging`` needs none.
         experts: a list of such models, or a dict task -> model.
@@ -88,6 +93,9 @@ def merge(
         dtype: float32, bfloat16 or float16; default: the base's.
         device: where pieces are merged.
         processor: tokenizer or image processor of every task, instead of the parents'.
+        inputs: for a method that needs more than weights: task -> inputs, or rows with labels if it
+            needs labels, in any form that ``tasks.rows_of`` takes.
+        max_length: cut texts among them to this many tokens; default: the model's maximum.
         show_progress: whether to show a progress bar.
         options: the method's.
 
@@ -108,12 +116,6 @@ def merge(
     """
     chosen = get_method(method)
     chosen.check_options(options)
-    if chosen.needs or chosen.gives != ONE:
-        raise ConfigError(
-            f"{chosen.label} needs {' and '.join(('weights', *chosen.needs))} and gives "
-            f"{chosen.gives}; files can be merged only by methods that need nothing but weights "
-            f"and give one encoder."
-        )
     if base is None and method not in NEEDS_NO_BASE:
         raise ConfigError(
             f"{chosen.label} needs base=, the model that the experts were fine-tuned from."
@@ -122,6 +124,7 @@ def merge(
     root = None if base is None else open_parent(base, "base")
     for parent in parents:
         _ = parent.model_class
+    read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
     first = parents[0]
     for other in [*parents[1:], *([root] if root else [])]:
         check_same_architecture(first.name, first.config, other.name, other.config)
@@ -139,23 +142,35 @@ def merge(
     dtype = dtype or DTYPE_NAMES[lender[0].weights.dtypes[lender[1][reader.floats[0]]]]
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
-    state = reader.merge(chosen, options, DTYPES[dtype], show_progress)
+    by_task = _by_task(parents, processors, root)
+    data = ()
+    if chosen.needs:
+        if reader.device.type == "mps":  # it lacks float64
+            reader.device = torch.device("cpu")
+        data = context_of(parents, parts, by_task, read, reader.device, max_length)
+    states = reader.merge(chosen, options, DTYPES[dtype], show_progress, *data)
     record = {
         "mergelib": __version__,
         "method": method,
         "label": chosen.label,
         "options": options,
+        "gives": chosen.gives,
         "dtype": dtype,
         "base": None if root is None else root.source,
         "experts": {p.name: p.source for p in parents},
         "parts": parts[0].describe(),
         "streamed": can_stream(chosen),
     }
+    heads = [TaskHead.of(p, q, DTYPES[dtype]) for p, q in zip(parents, parts, strict=True)]
+    state = states[0]
+    if chosen.gives == PER_TASK:
+        state = {}
+        heads = [replace(h, tensors=h.tensors | own) for h, own in zip(heads, states, strict=True)]
     return Merged(
         state,
-        {p.name: TaskHead.of(p, q, DTYPES[dtype]) for p, q in zip(parents, parts, strict=True)},
+        {h.task: h for h in heads},
         record,
-        _by_task(parents, processors, root),
+        by_task,
         {p.name: p for p in parents},
         tuple(p.folder for p in everyone),
     )
@@ -281,9 +296,16 @@ class Reader:
         }
 
     def merge(
-        self, method: Method, options: dict[str, Any], dtype: torch.dtype, show: bool
-    ) -> dict[str, Tensor]:
-        """The merged encoder on the CPU."""
+        self,
+        method: Method,
+        options: dict[str, Any],
+        dtype: torch.dtype,
+        show: bool,
+        context: Context | None = None,
+        places: Mapping[str, str] | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """The merged encoder, or one per task, on the CPU. ``places``: the names by which the
+        context's module knows the weights."""
         parent, source = self.base
         floats = set(self.floats)
         out = {n: parent.weights.tensor(r).clone() for n, r in source.items() if n not in floats}
@@ -294,10 +316,16 @@ class Reader:
                 UserWarning,
                 stacklevel=3,
             )
-            merged = method(
-                self.whole(*self.base), [self.whole(*e) for e in self.experts], **options
+            names = places or {n: n for n in self.floats}
+            base, *experts = (
+                {names[n]: t for n, t in self.whole(*source).items()}
+                for source in (self.base, *self.experts)
             )
-            return out | {n: _finite(n, merged[n].to("cpu", dtype)) for n in self.floats}
+            merged = method(base, experts, context, **options)
+            return [
+                out | {n: _finite(n, state[names[n]].to("cpu", dtype)) for n in self.floats}
+                for state in (merged if method.gives == PER_TASK else [merged])
+            ]
         out |= {n: torch.empty(self._shape(n), dtype=dtype) for n in self.floats}
         spans = list(self.spans())
         merged = stream(method, self.pieces, **options)
@@ -306,7 +334,7 @@ class Reader:
         ):
             target = out[name] if start is None else out[name][start:stop]
             _finite(name, target.copy_(piece.view(target.shape)))
-        return out
+        return [out]
 
 
 def _finite(name: str, merged: Tensor) -> Tensor:

@@ -66,10 +66,18 @@ class MergeRecipe(ScoringRecipe):
         None, description="lambda: a number, or auto, which needs --validation or --inputs"
     )
     validation: Names = Field({}, description="task=FILE with labels, for --lam auto")
-    inputs: Names = Field({}, description="task=FILE of unlabelled inputs, for --lam auto")
-    k: int = Field(
-        0, ge=0, description="choose lambda for heads re-aligned with k inputs per class"
+    inputs: Names = Field(
+        {},
+        description="task=FILE of inputs, for --lam auto (unlabelled) and for methods that need "
+        "more than weights",
     )
+    k: int = Field(
+        0,
+        ge=0,
+        description="of the inputs, a method gets k per class, and --lam auto re-aligns heads "
+        "with them (default: all, and old heads)",
+    )
+    seed: int = Field(0, description="of that draw")
     encoder: list[str] = Field(
         [],
         description="patterns for the encoder's tensors, for example 'bert.*' (default: those "

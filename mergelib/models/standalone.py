@@ -1,4 +1,4 @@
-"""Load one task's classifier from this folder: the shared encoder and the task's own head.
+"""Load one task's classifier from this folder: the encoder and the task's own head.
 
 Needs torch, transformers, safetensors only.
 
@@ -32,7 +32,7 @@ def load(task, folder=HERE):
     files = (
         sorted(set(json.loads(index.read_text())["weight_map"].values()))
         if index.exists()
-        else ["model.safetensors"]
+        else ["model.safetensors"] * (folder / "model.safetensors").exists()
     )
     state = {name: tensor for file in files for name, tensor in load_file(folder / file).items()}
     state.update(load_file(folder / "heads" / task / "head.safetensors"))
