@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,13 @@ def counts(resamples: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.zeros(resamples, n).scatter_add_(1, picked, torch.ones(resamples, n))
 
 
+def resampled_inputs(n: int, resamples: int = RESAMPLES) -> Iterator[Tensor]:
+    """How often each of n inputs is drawn in each of B resamples, some resamples at a time."""
+    generator = torch.Generator().manual_seed(n)
+    for part in torch.arange(resamples).split(max(1, AT_A_TIME // n)):
+        yield counts(len(part), n, generator)
+
+
 def resampled_means(values: Tensor, resamples: int = RESAMPLES) -> Tensor:
     """The mean of ``values [S, N]`` over S seeds and N inputs, then over B resamples of both:
     ``[1 + B]``.
@@ -22,12 +31,8 @@ def resampled_means(values: Tensor, resamples: int = RESAMPLES) -> Tensor:
     Equal N give equal resamples, so the difference of two results is paired.
     """
     n_seeds, n = values.shape
-    generator = torch.Generator().manual_seed(n)
     seeds = counts(resamples, n_seeds, torch.Generator().manual_seed(n_seeds))
-    sums = [
-        counts(len(part), n, generator) @ values.T.float()
-        for part in torch.arange(resamples).split(max(1, AT_A_TIME // n))
-    ]
+    sums = [drawn @ values.T.float() for drawn in resampled_inputs(n, resamples)]
     resampled = (torch.cat(sums) * seeds).sum(1) / values.numel()
     return torch.cat([values.float().mean()[None], resampled])
 

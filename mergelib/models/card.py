@@ -10,6 +10,7 @@ from huggingface_hub import ModelCardData
 
 from ..merging import METHODS, PER_TASK
 from ..protocols import PROTOCOLS
+from .kinds import score_table
 
 PAPER = "[arXiv 2412.13526](https://arxiv.org/abs/2412.13526)"
 LICENCE = (
@@ -75,30 +76,10 @@ def alignment_text(alignment: Mapping[str, Any]) -> str:
 def _scores(scores: pd.DataFrame | None) -> str:
     if scores is None or scores.empty:
         return "## Scores\n\nNot evaluated when this folder was written."
-    means = (
-        scores.groupby(["task", "method", "protocol"], sort=False)
-        .agg(
-            accuracy=("accuracy", "mean"),
-            low=("low", "first"),
-            high=("high", "first"),
-            n=("n", "first"),
-        )
-        .reset_index()
-    )
-    rows = [
-        f"| {r.task} | {r.method} | {_protocol(r.protocol)} | {r.accuracy:.1f} | "
-        f"{r.low:.1f} to {r.high:.1f} | {r.n} |"
-        for r in means.itertuples()
-    ]
-    return "\n".join(
-        [
-            "## Scores",
-            "",
-            "| task | model | protocol | accuracy (%) | 95 % interval | scored inputs |",
-            "|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
+    heading, rows = score_table(scores)
+    rows = [[*row[:2], _protocol(row[2]), *row[3:]] for row in rows]
+    table = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(["## Scores", "", *(f"| {' | '.join(row)} |" for row in table)])
 
 
 def single(

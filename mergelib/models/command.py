@@ -183,6 +183,7 @@ def run_align(recipe: Any) -> None:
 
     from ..core.progress import progress
     from .heads import align_classifier, evaluate, expert_classifier
+    from .kinds import score_table
     from .merged import load_merged
 
     read = _need_out(recipe)
@@ -239,7 +240,7 @@ def run_align(recipe: Any) -> None:
     )
     if table is not None:
         print()
-        print_accuracies(table)
+        print_table(*score_table(table))
     print(f"saved in {recipe.out}")
 
 
@@ -263,9 +264,10 @@ def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
 
 
 def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> Any:
-    """A file as a ``Split``, with the classes of ``model`` (which has ``labels`` and
+    """A file as a ``Split``, with the classes of ``model`` (which has ``config``, ``labels`` and
     ``is_image``)."""
     from ..tasks.data import labelled
+    from .kinds import kind_of
 
     return labelled(
         file,
@@ -275,6 +277,7 @@ def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> 
         text_column=recipe.text_column,
         first_label=recipe.first_label,
         limit=limit,
+        problem=kind_of(model.config).name,
     )
 
 
@@ -283,6 +286,7 @@ def run_evaluate(recipe: Any) -> None:
     import pandas as pd
 
     from .heads import as_classifier, opened, scoring
+    from .kinds import score_table
 
     inputs = _inputs(recipe)
     if recipe.out:
@@ -321,7 +325,7 @@ def run_evaluate(recipe: Any) -> None:
     while ready:  # each with its model, which is freed when it is done
         frames.append(ready.pop(0)())
     table = pd.concat(frames, ignore_index=True)
-    print_accuracies(table)
+    print_table(*score_table(table))
     if recipe.out:
         rows = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_file(free_file(recipe.out, recipe.overwrite, inputs), rows)
@@ -405,30 +409,6 @@ def run_push(recipe: Any) -> None:
         push_folder(
             recipe.model, recipe.to, private=recipe.private or None, overwrite=recipe.overwrite
         )
-    )
-
-
-def print_accuracies(table: Any) -> None:
-    """A row per (task, model, protocol): mean over seeds with its standard deviation, and the
-    mean's 95 % interval."""
-    groups = (
-        table.groupby(["task", "method", "protocol", "n", "low", "high"], sort=False)
-        .accuracy.agg(["mean", "std", "count"])
-        .reset_index()
-    )
-    print_table(
-        ["task", "model", "protocol", "accuracy (%)", "95 % interval", "n"],
-        [
-            [
-                r.task,
-                r.method,
-                r.protocol,
-                f"{r.mean:.1f}" + (f" ± {r.std:.1f} ({r.count} draws)" if r.count > 1 else ""),
-                f"{r.low:.1f} to {r.high:.1f}",
-                r.n,
-            ]
-            for r in groups.itertuples()
-        ],
     )
 
 

@@ -38,7 +38,6 @@ from ..protocols import (
     FTPreset,
     ft_classifier,
     get_preset,
-    kl_to_teacher,
     knn_eval,
     stratified_order,
     uniform_order,
@@ -46,7 +45,7 @@ from ..protocols import (
 from ..tasks.data import labelled, unlabelled
 from .data import draw_inputs
 from .heads import expert_classifier, features, student_of
-from .kinds import check_single
+from .kinds import REGRESSION, kind_of
 from .merged import Classifier
 from .merging import merge, named_experts
 from .parents import PROCESSOR_FILES, Parent, open_parent
@@ -79,11 +78,12 @@ class Comparison:
     """What ``compare`` found.
 
     ``rows``: a row per (method, lam, protocol, task, split) with accuracy, agreement with the
-    expert (both in percent) and kl to it. ``table``: a row per (method, protocol), best first, with
-    its lambda, the score by which that was ``chosen``, and on the rows to report on ``score`` and
-    ``gain`` over the old head, means over tasks with 95 % intervals. ``best``: the chosen method,
-    lam and protocol. ``failed``: method -> why. ``measures``: split -> accuracy or agreement, first
-    the split to choose on, last the one to report on. ``k``: inputs per class that re-align.
+    expert (both in percent, of a multi-label head's C answers) and kl to it. ``table``: a row per
+    (method, protocol), best first, with its lambda, the score by which that was ``chosen``, and on
+    the rows to report on ``score`` and ``gain`` over the old head, means over tasks with 95 %
+    intervals. ``best``: the chosen method, lam and protocol. ``failed``: method -> why.
+    ``measures``: split -> accuracy or agreement, first the split to choose on, last the one to
+    report on. ``k``: inputs per class that re-align.
     """
 
     rows: pd.DataFrame
@@ -219,6 +219,9 @@ def compare(
     for task, parent in parents.items():  # all files, before any model computes
         how = {"is_image": parent.is_image, "text_column": text_column}
         told = how | {"first_label": first_label, "limit": limit}
+        told["problem"] = kind_of(parent.config).name
+        if told["problem"] == REGRESSION:
+            raise ConfigError(f"'{task}' predicts numbers; compare is for heads that classify.")
         splits = {n: labelled(r[task], parent.labels, task, **told) for n, r in labels.items()}
         pool = unlabelled(inputs[task], **how) if needed else []
         rows[task] = _rows(task, parent, pool, splits, k, seed, limit)
@@ -269,7 +272,8 @@ def _rows(
         order = uniform_order(len(rows), min(limit or len(rows), len(rows)), seed)
         kept[name] = split.subset(torch.tensor(rows)[order])
     whole = kept.get(VALIDATION)
-    if whole and k and whole.labels.bincount(minlength=n_classes).min() >= 2 * k:
+    one = whole and whole.labels.ndim == 1
+    if one and k and whole.labels.bincount(minlength=n_classes).min() >= 2 * k:
         drawn = stratified_order(whole.labels, n_classes, k, seed).flatten().tolist()
         anchors = [whole.inputs[i] for i in drawn]
         kept[VALIDATION] = whole.subset(sorted({*range(len(whole))} - {*drawn}))
@@ -279,9 +283,9 @@ def _rows(
 
 
 def _content(x: Any, is_image: bool) -> str:
-    """The identity of an input: a text, or what an image shows."""
+    """The identity of an input: a text, a pair's both, or what an image shows."""
     if not is_image:
-        return x
+        return "\0".join(x) if isinstance(x, tuple) else x
     return file_sha256(x) if isinstance(x, str | os.PathLike) else digest(np.asarray(x).tobytes())
 
 
@@ -359,21 +363,22 @@ class Cells:
         self, classifier: Classifier, rows: Rows, split: str, teacher: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """One task's predictions under every protocol; no label of a scored row is at hand."""
-        check_single(classifier.head.config, classifier.head.task)
         groups = (rows.fit, rows.anchors, rows.splits[split].inputs)
         z = features(classifier, [*chain(*groups)], **self.reading)
         z_fit, z_anchors, z = z.split([*map(len, groups)])
-        head = classifier.head.linear
+        head, kind = classifier.head.linear, kind_of(classifier.head.config)
         heads, made = {"current": head}, {}
         if not teacher:
             made = teacher = {"fit": head.logits(z_fit), "logits": head.logits(z)}
         elif rows.fit:
-            fitted = ft_classifier(z_fit[None], teacher["fit"][None], head, self.preset)
+            fitted = ft_classifier(
+                z_fit[None], teacher["fit"][None], head, self.preset, loss=kind.loss
+            )
             heads["ft_classifier"] = Head(fitted.weight[0], fitted.bias[0])
         for protocol, used in heads.items():
             logits = used.logits(z)
-            kl = kl_to_teacher(logits, teacher["logits"])
-            made = made | {protocol: logits.argmax(-1), f"{protocol}/kl": kl}
+            kl = kind.loss(logits, teacher["logits"])
+            made = made | {protocol: kind.predict(logits), f"{protocol}/kl": kl}
         if rows.anchors:
             anchors = z_anchors.view(1, len(head.bias), -1, z.shape[1])
             made["knn"] = knn_eval(z, anchors, (anchors.shape[2],))[0, 0]
@@ -388,13 +393,18 @@ class Cells:
         for protocol, (task, rows) in product(HEADS, self.rows.items()):
             if all(f"{t}/{protocol}" in made for t in self.rows):
                 predicted, labels = made[f"{task}/{protocol}"], rows.splits[split].labels
-                unknown = torch.full(labels.shape, math.nan)
+                unknown = torch.full(labels.shape[:1], math.nan)
                 found[protocol, task] = {
-                    "accuracy": unknown if split == HELD_OUT else 100.0 * (predicted == labels),
-                    "agreement": 100.0 * (predicted == experts[f"{task}/current"]),
+                    "accuracy": unknown if split == HELD_OUT else _same(predicted, labels),
+                    "agreement": _same(predicted, experts[f"{task}/current"]),
                     "kl": made.get(f"{task}/{protocol}/kl", unknown),
                 }
         return found
+
+
+def _same(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Percent ``[N]`` of each row's answers, of several where a head has several, that agree."""
+    return 100.0 * (predicted == wanted).float().view(len(wanted), -1).mean(1)
 
 
 def _identity(parent: Parent) -> str:

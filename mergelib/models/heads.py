@@ -33,7 +33,7 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
-from .kinds import check_single
+from .kinds import METRICS, check_single, kind_of
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
 from .parts import check_same_architecture, find_parts, processors_of, vocabulary_differs
@@ -69,8 +69,8 @@ def _limit(classifier: Classifier, max_length: int) -> int:
 
 
 def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> list[Any]:
-    """Images with their numbers, or of each text its token ids and masks, cut to the model's
-    maximum length. ``collated`` makes a batch of some.
+    """Images with their numbers, or of each text (or pair) its token ids and masks, cut to the
+    model's maximum length. ``collated`` makes a batch of some.
 
     Raises ``DataError`` without a tokenizer or image processor, and for a token id beyond the
     embedding.
@@ -84,12 +84,12 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     if classifier.is_image:
         return list(enumerate(inputs))
     length = _limit(classifier, max_length)
-    encoded = dict(processor(list(inputs), truncation=True, max_length=length))
+    encoded = _tokens(processor, inputs, length)
     longest = max(range(len(inputs)), key=lambda i: len(encoded["input_ids"][i]))
     n_tokens = len(encoded["input_ids"][longest])
     if n_tokens > length - 8:
         usable = _usable_length(classifier, inputs[longest], n_tokens)
-        encoded = dict(processor(list(inputs), truncation=True, max_length=usable))
+        encoded = _tokens(processor, inputs, usable)
     rows = classifier.model.get_input_embeddings().weight.shape[0]
     highest = max(max(ids, default=0) for ids in encoded["input_ids"])
     if highest >= rows:
@@ -102,7 +102,13 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
-def _usable_length(classifier: Classifier, text: str, length: int) -> int:
+def _tokens(processor: Any, inputs: Sequence[Any], length: int, **options: Any) -> dict[str, Any]:
+    pairs = isinstance(inputs[0], tuple)
+    texts = map(list, zip(*inputs, strict=True)) if pairs else [list(inputs)]
+    return dict(processor(*texts, truncation=True, max_length=length, **options))
+
+
+def _usable_length(classifier: Classifier, text: Any, length: int) -> int:
     """The largest number of tokens up to ``length`` that the model accepts, found by trying:
     positions may start after the padding index, or some may be reserved."""
     # on the CPU, where an index out of range is an error that can be caught
@@ -110,9 +116,7 @@ def _usable_length(classifier: Classifier, text: str, length: int) -> int:
 
     def takes(n: int) -> bool:
         try:
-            classifier.model(
-                **classifier.processor([text], truncation=True, max_length=n, return_tensors="pt")
-            )
+            classifier.model(**_tokens(classifier.processor, [text], n, return_tensors="pt"))
         except Exception:  # the tokenizer fails, too, if the length is below its special tokens
             return False
         return True
@@ -312,7 +316,8 @@ def align_classifier(
 ) -> Classifier:
     """Re-align an expert's head to the merged encoder with a few unlabelled inputs.
 
-    The head solves Eq. 8. Warns if there are fewer inputs than classes.
+    The head solves Eq. 8; for several classes at once with the KL of sigmoids, for numbers with the
+    squared error. Warns if there are fewer inputs than classes.
 
     Args:
         merged: what ``merge`` gave, its folder, or any model with the encoder to use.
@@ -327,7 +332,7 @@ def align_classifier(
 
     Raises:
         DataError: inputs that cannot be used.
-        ConfigError: a head whose labels are not the expert's, or no single-label classifier.
+        ConfigError: a head whose labels are not the expert's, or one that ``protocol`` cannot fit.
         UnknownNameError: a protocol or preset that does not exist.
 
     Example:
@@ -344,7 +349,9 @@ def align_classifier(
     known = isinstance(merged, Merged) and isinstance(expert, str) and expert in merged.experts
     teacher = expert_classifier(merged.experts[expert] if known else expert, name=task)
     task = task or teacher.head.task
-    check_single(teacher.head.config, task)
+    kind = kind_of(teacher.head.config)
+    if protocol == "orthogonal_classifier":
+        check_single(teacher.head.config, task, protocol)
     teacher.head.with_linear(teacher.head.linear, {})  # refused before any work if it is unknown
     student = student_of(merged, teacher, task)
     if processor is not None or teacher.processor is None:
@@ -367,7 +374,7 @@ def align_classifier(
     )
     linear = teacher.head.linear
     if protocol == "ft_classifier":
-        fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings)
+        fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings, loss=kind.loss)
     elif protocol == "orthogonal_classifier":
         fitted = orthogonal_classifier(z_m, z_t, linear, settings)
     else:
@@ -436,7 +443,8 @@ def predict(
             raise UnknownNameError("task", task, known)
     is_image = as_classifier(model, known[0]).is_image
     inputs = unlabelled(inputs, is_image, text_column)
-    shown = [str(x) if isinstance(x, str | os.PathLike) else "" for x in inputs]
+    shown = [" | ".join(x) if isinstance(x, tuple) else x for x in inputs]
+    shown = [str(x) if isinstance(x, str | os.PathLike) else "" for x in shown]
     z: dict[Any, Tensor] = {}
     frames = []
     for task in tasks or known:
@@ -453,12 +461,9 @@ def predict(
                 max_length=max_length,
                 desc=f"features {task}" if show_progress else "",
             )
-        logits, kind = head.linear.logits(z[same]), head.config.problem_type
-        several = {"multi_label_classification": logits.sigmoid(), "regression": logits}
-        one = len(head.labels) == 1
-        scores = several.get("regression" if one else kind, logits.softmax(-1))
-        k = len(head.labels) if kind in several else min(top, len(head.labels))
-        best, classes = scores.topk(k)
+        kind, k = kind_of(head.config), len(head.labels)
+        k = k if kind.scores else min(top, k)
+        best, classes = kind.outputs(head.linear.logits(z[same])).topk(k)
         frames.append(
             pd.DataFrame(
                 {
@@ -494,7 +499,9 @@ def scoring(
 ) -> Callable[[], pd.DataFrame]:
     """Accuracy in percent of one classifier under ``protocols``; the columns are those of
     ``Study.scores``, and ``low`` and ``high``: the 95 % interval of a protocol's mean over its
-    seeds, by resampling inputs and seeds.
+    seeds, by resampling inputs and seeds. A multi-label head has micro and macro F1 in percent
+    instead, one that predicts numbers Pearson's r and the mean squared error; the interval is that
+    of the first.
 
     ``evaluate`` gives the rows. ``scoring`` reads and checks everything, and gives the function
     that computes features and rows.
@@ -548,9 +555,12 @@ def scoring(
     classifier = as_classifier(model, task)
     if processor is not None:
         classifier = replace(classifier, processor=processor)
-    check_single(classifier.head.config, classifier.head.task)
+    kind = kind_of(classifier.head.config)
+    for p in found:
+        if p.name != "current":
+            check_single(classifier.head.config, classifier.head.task, p.label)
     classes = (classifier.head.labels, classifier.head.task)
-    scored = labelled(dataset, *classes, is_image=classifier.is_image)
+    scored = labelled(dataset, *classes, is_image=classifier.is_image, problem=kind.name)
     name, n_classes = classifier.head.task, len(classifier.head.labels)
     pool, draws, teacher = scored, None, None
     if any(p.few_shot for p in found):
@@ -593,6 +603,13 @@ def scoring(
             linear = (teacher or classifier).head.linear
             evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), get_preset(preset))
         common = {"task": name, "method": method or _method_name(classifier), "n": len(scored)}
+        if kind.scores:
+            made = kind.measured(kind.predict(classifier.head.linear.logits(z)), scored.labels)
+            low, high = interval(next(iter(made.values())))
+            common |= {"protocol": "current", "low": low, "high": high}
+            row = common | {name: float(values[0]) for name, values in made.items()}
+            names = [*(c for c in SCORE_COLUMNS if c not in METRICS), *made]
+            return pd.DataFrame([row]).reindex(columns=names)
         shots = {"k": k, "draw": draw, "fit_on": "test" if fit is None else "train"}
         rows = []
         for p in sorted(found, key=lambda p: p.few_shot):
@@ -620,8 +637,9 @@ evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation="p
 
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
     """Warn that rows are both fitted on and scored, which the column ``fit_on`` does not show."""
-    known = {x for x in fit.inputs if isinstance(x, str | os.PathLike)}
-    n = sum(x in known for x in scored.inputs if isinstance(x, str | os.PathLike))
+    kinds = str | tuple | os.PathLike
+    known = {x for x in fit.inputs if isinstance(x, kinds)}
+    n = sum(x in known for x in scored.inputs if isinstance(x, kinds))
     if n:
         warnings.warn(
             f"'{name}': {n} of {len(scored)} scored inputs are also in the data to draw from "

@@ -266,14 +266,9 @@ class Parent:
             )
         if content.get("quantization_config"):
             raise ConfigError(
-                f"'{self.name}' is quantised (config.json: quantization_config): quantised "
-                f"quantised quantised quantised quantised codes cannot be averaged. Give the "
-                f"model in "
-                f"float32, "
-                f"float16 or "
-                f"bfloat16 "
-                f"(transformers: "
-                "model.dequantize().save_pretrained(FOLDER))."
+                f"'{self.name}' is quantised (config.json: quantization_config): quantised codes "
+                f"cannot be averaged. Give the model in float32, float16 or bfloat16 "
+                f"(transformers: model.dequantize().save_pretrained(FOLDER))."
             )
         if content.get("transformers_weights"):
             raise ConfigError(

@@ -117,7 +117,7 @@ class AlignRecipe(ScoringRecipe):
 
 
 class EvaluateRecipe(ScoringRecipe):
-    """Accuracy of a model, a merged folder or an aligned folder."""
+    """Score a model, a merged folder or an aligned folder."""
 
     model: str = Field(
         description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,14 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def ft_classifier(
-    features: Tensor, teacher_logits: Tensor, head: Head, preset: FTPreset, seed: int = 0
+    features: Tensor,
+    teacher_logits: Tensor,
+    head: Head,
+    preset: FTPreset,
+    seed: int = 0,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor] = kl_to_teacher,
+    fit_bias: bool = True,
 ) -> Head:
     """Eq. 8 written out: from (W_t, b_t), minimise the mean KL(teacher || student) by Adam.
 
@@ -72,22 +79,26 @@ def ft_classifier(
         head: (W_t, b_t), ``[C, d]`` and ``[C]``.
         preset: Rate, epochs and batch size.
         seed: Orders minibatches.
+        loss: Of student's and teacher's logits ``[..., C]``, instead of the KL.
+        fit_bias: Whether b' may differ from b_t.
 
     Returns:
         W' ``[B, C, d]`` and b' ``[B, C]``.
     """
     n_fits, n, _ = features.shape[-3:]
     weight = head.weight.repeat(n_fits, 1, 1).requires_grad_()
-    bias = head.bias.repeat(n_fits, 1).requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=preset.lr)
+    bias = head.bias.repeat(n_fits, 1).requires_grad_(fit_bias)
+    fitted = [weight, bias] if fit_bias else [weight]
+    optimizer = torch.optim.Adam(fitted, lr=preset.lr)
     size, generator = preset.batch_size or n, torch.Generator().manual_seed(seed)
     for epoch in range(preset.epochs):
         seen = features[epoch] if features.dim() == 4 else features
         order = torch.randperm(n, generator=generator) if size < n else torch.arange(n)
         for rows in order.to(features.device).split(size):
             student = torch.baddbmm(bias.unsqueeze(1), seen[:, rows], weight.mT)
-            loss = kl_to_teacher(student, teacher_logits[:, rows].detach()).mean(-1).sum()
-            weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
+            total = loss(student, teacher_logits[:, rows].detach()).mean(-1).sum()
+            for part, gradient in zip(fitted, torch.autograd.grad(total, fitted), strict=True):
+                part.grad = gradient
             optimizer.step()
     return Head(weight.detach(), bias.detach())
 

@@ -27,14 +27,16 @@ from .rows import (
     LABEL_COLUMNS,
     MARK,
     NUL,
+    PAIR_COLUMNS,
+    SINGLE,
     TEXT_COLUMNS,
+    Pair,
     Rows,
-    as_split,
     columns_of,
     from_python,
     names_column,
-    numbered,
     rows,
+    targets,
     told_names,
 )
 
@@ -57,19 +59,24 @@ def rows_of(
     is_image: bool = False,
     text_column: str | int | None = None,
     where: str = "The data",
+    problem: str = SINGLE,
 ) -> Rows:
     """Inputs, and labels if ``labelled``, from any form of data: a list of pairs, a pair of lists,
-    a DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder.
+    a DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder. ``problem``
+    says what a label may be, see ``rows.READERS``.
 
     Raises ``DataError`` for anything else, see ``from_python`` and ``read_file``.
     """
     if isinstance(data, Rows):
         return data
     if isinstance(data, Split):
-        return Rows(list(data.inputs), data.labels.tolist(), where=where)
+        labels = data.labels if problem == SINGLE else data.labels.view(len(data), -1)
+        return Rows(list(data.inputs), labels.tolist(), where=where)
     if isinstance(data, str | os.PathLike):
-        return read_file(data, labelled=labelled, is_image=is_image, text_column=text_column)
-    return from_python(data, labelled=labelled, is_image=is_image, where=where)
+        return read_file(
+            data, labelled=labelled, is_image=is_image, text_column=text_column, problem=problem
+        )
+    return from_python(data, labelled=labelled, is_image=is_image, where=where, problem=problem)
 
 
 def unlabelled(data: Any, is_image: bool, text_column: str | int | None = None) -> list[Any]:
@@ -86,22 +93,22 @@ def labelled(
     text_column: str | int | None = None,
     first_label: int | None = None,
     limit: int = 0,
+    problem: str = SINGLE,
 ) -> Split:
-    """``rows_of`` with the classes of ``owner``, see ``numbered``; ``limit`` keeps that many rows,
+    """``rows_of`` with the classes of ``owner``, see ``targets``; ``limit`` keeps that many rows,
     drawn with a fixed seed. Raises ``DataError``."""
-    found = rows_of(data, is_image=is_image, text_column=text_column)
-    if isinstance(data, Split):  # 0-based by definition, whatever the names
+    found = rows_of(data, is_image=is_image, text_column=text_column, problem=problem)
+    if isinstance(data, Split) and problem == SINGLE:  # 0-based by definition, whatever the names
         found = Rows(found.inputs, found.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
         odd = next((y for y in found.labels if not 0 <= y < len(names)), None)
         if odd is not None:
             raise DataError(f"Label {odd} is none of '{owner}'s: 0..{len(names) - 1}.")
-    labels, inputs = numbered(found, names, owner, first_label), found.inputs
-    if limit and limit < len(labels):
+    split = Split(tuple(found.inputs), targets(found, names, owner, problem, first_label))
+    if limit and limit < len(split):
         from ..protocols import uniform_order
 
-        kept = uniform_order(len(labels), limit, LIMIT_SEED).tolist()
-        inputs, labels = [inputs[i] for i in kept], [labels[i] for i in kept]
-    return as_split(inputs, labels)
+        split = split.subset(uniform_order(len(split), limit, LIMIT_SEED))
+    return split
 
 
 def read_file(
@@ -110,6 +117,7 @@ def read_file(
     labelled: bool = True,
     is_image: bool = False,
     text_column: str | int | None = None,
+    problem: str = SINGLE,
 ) -> Rows:
     """Rows of a .csv, .tsv, .jsonl (each also .gz) or .parquet; unlabelled texts also of a .txt, a
     text per line; images of a folder with a folder per class. Suffixes in any letter case.
@@ -121,7 +129,7 @@ def read_file(
         hint = "" if os.path.splitext(found)[1] else " (Texts are given as a list of texts.)"
         raise DataError(f"There is no file or folder '{path}'.{hint}")
     kind = (found.with_suffix("") if found.suffix.lower() == ".gz" else found).suffix.lower()
-    options: dict[str, Any] = {"labelled": labelled, "text_column": text_column}
+    options: dict[str, Any] = {"labelled": labelled, "text_column": text_column, "problem": problem}
     if is_image and found.is_dir():
         return _image_folder(found, labelled)
     if kind == ".parquet" and found.is_file():
@@ -249,6 +257,7 @@ def read_csv(
     labelled: bool = True,
     keep_empty: bool = False,
     label_first: bool = False,
+    problem: str = SINGLE,
 ) -> Rows:
     """Labels and texts of one CSV or TSV, plain or gzipped.
 
@@ -265,13 +274,13 @@ def read_csv(
     style: dict[str, Any] = (
         {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     )
-    texts: list[str] = []
+    texts: list[str | Pair] = []
     labels: list[Any] = []
     told: list[str] = []  # the labels' names, if there is a column of them
     numbers = array("q")
     header: list[str] = []
     index: set[str] | None = None  # the first column, while it may count the rows
-    width, at, label, names_at = 0, 0, None, None
+    width, at, label, second, names_at = 0, 0, None, None, None
     reader = None
     try:
         with _open(path, newline="") as f:
@@ -286,7 +295,7 @@ def read_csv(
                     width = len(row)
                     if _is_header(row, labelled):
                         header = row
-                        at, label = columns_of(
+                        at, label, second = columns_of(
                             row, where, labelled=labelled, text_column=text_column
                         )
                         names_at = names_column(row) if labelled else None
@@ -306,7 +315,7 @@ def read_csv(
                     )
                 if len(texts) == MAX_ROWS // 2:
                     raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")
-                texts.append(row[at])
+                texts.append(row[at] if second is None else Pair(row[at], row[second]))
                 if names_at is not None:
                     told.append(row[names_at])
                 if label is not None:
@@ -336,7 +345,7 @@ def read_csv(
     names = told_names(labels, told, str(path)) if told else ()
     labels = [int(y) for y in labels] if names else labels
     more: dict[str, Any] = {"where": str(path), "lines": numbers, "names": names}
-    more |= {"keep_empty": keep_empty, "first": None}
+    more |= {"keep_empty": keep_empty, "first": None, "problem": problem}
     return rows(texts, labels if labelled else None, **more)
 
 
@@ -349,7 +358,7 @@ def _is_header(row: Sequence[str], labelled: bool) -> bool:
     """Whether a first row is a header: one cell is a usual name for labels or, if labels are not
     needed, for texts."""
     cells = [cell.lstrip(MARK).strip().lower() for cell in row]
-    known = [c for c in cells if c in LABEL_COLUMNS or c in TEXT_COLUMNS]
+    known = [c for c in cells if c in (*LABEL_COLUMNS, *TEXT_COLUMNS, *PAIR_COLUMNS)]
     of_labels = any(c in LABEL_COLUMNS for c in cells) and (len(known) > 1 or len(row) == 2)
     return not any(c.isdigit() for c in cells) and (of_labels or bool(known and not labelled))
 
@@ -377,17 +386,19 @@ def _places(
 # ---- Parquet and images -----------------------------------------------------------------------
 
 
-def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | int | None) -> Rows:
+def _parquet(
+    path: Path, *, labelled: bool, is_image: bool, text_column: str | int | None, problem: str
+) -> Rows:
     """Columns of a Parquet file; its names of classes are those of a ``ClassLabel``."""
     with opened(path) as file:
         columns = file.schema_arrow.names
-        at, label = columns_of(
+        at, label, second = columns_of(
             columns, str(path), labelled=labelled, is_image=is_image, text_column=text_column
         )
         if file.metadata.num_rows > MAX_ROWS:
             raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it.")
         names_at = names_column(columns) if labelled else None
-        wanted = [columns[i] for i in (at, label, names_at) if i is not None]
+        wanted = [columns[i] for i in (at, label, names_at, second) if i is not None]
         room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
         values: dict[str, list[Any]] = {c: [] for c in wanted}
         for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=wanted):
@@ -403,7 +414,10 @@ def _parquet(path: Path, *, labelled: bool, is_image: bool, text_column: str | i
     if names_at is not None and not names:
         names = told_names(values[wanted[1]], values[wanted[2]], str(path))
     more = {"is_image": is_image, "where": str(path), "first": None, "names": names or ()}
-    return rows(values[wanted[0]], values[wanted[1]] if labelled else None, **more)
+    inputs = values[wanted[0]]
+    if second is not None:
+        inputs = map(Pair, inputs, values[wanted[-1]])
+    return rows(inputs, values[wanted[1]] if labelled else None, problem=problem, **more)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -3,38 +3,58 @@ classes."""
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..core.errors import DataError, first_five, shortened
 from ..core.types import Split
 
+SINGLE, MULTI, REGRESSION = (  # what a label may be, in transformers' words
+    "single_label_classification",
+    "multi_label_classification",
+    "regression",
+)
 LABEL_COLUMNS = ("label", "labels", "class", "class index", "category", "target")
 TEXT_COLUMNS = ("text", "texts", "sentence", "content", "description", "review", "document", "body")
 IMAGE_COLUMNS = ("image", "img")
-PAIR_COLUMNS = {  # a text next to one of these is half of an input
-    *("premise", "hypothesis", "question", "question1", "question2"),
-    *("sentence1", "sentence2", "text_pair", "text1", "text2"),
-}
+PAIRS_OF_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text", "text_pair"),
+    ("question", "sentence"),
+    ("question", "passage"),
+)
+# A text next to one of these is half of an input.
+PAIR_COLUMNS = {c for pair in PAIRS_OF_COLUMNS for c in pair} - {"text", "sentence", "passage"}
 NAMES_OF_NUMBERS = ("label_text", "label_name")
 MARK = "\ufeff"  # byte-order mark; what reads a file otherwise than we do may leave it
 NUL = "it holds NUL characters, as UTF-16 does when it is read as UTF-8"
+
+
+class Pair(NamedTuple):
+    """Two texts that are classified together."""
+
+    text: str
+    text_pair: str
 
 
 @dataclass(frozen=True)
 class Rows:
     """N inputs with their labels, before these are matched with a model's or a task's classes.
 
-    ``inputs`` are texts, or images as files, bytes, PIL images or arrays. ``labels`` are all names
-    or all numbers, empty without labels. ``names`` are the data's own names of the numbers 0, 1,
-    ... (a ``ClassLabel``). ``first`` is the number of the first class; None if the file does not
-    say. ``where`` and ``lines`` (of the file) are for messages.
+    ``inputs`` are texts, pairs of them, or images as files, bytes, PIL images or arrays. ``labels``
+    are all names, all numbers or all tuples, empty without labels. ``names`` are the data's own
+    names of the numbers 0, 1, ... (a ``ClassLabel``). ``first`` is the number of the first class;
+    None if the file does not say. ``where`` and ``lines`` (of the file) are for messages.
     """
 
     inputs: Sequence[Any]
@@ -59,31 +79,37 @@ def rows(
     *,
     is_image: bool = False,
     keep_empty: bool = False,
+    problem: str = SINGLE,
     **more: Any,
 ) -> Rows:
     """Checked ``Rows``; ``more`` are its fields. A byte-order mark before a text or label is left
-    out.
+    out. Labels that are not of one class each, see ``problem``, become tuples.
 
     Raises ``DataError`` naming the row: an input of another kind, an empty text or one that is no
     Unicode or holds a NUL, a missing label, one that is neither name nor whole number, names among
     numbers.
     """
+    if labels is not None and not is_image:
+        inputs = (Pair(*x) if isinstance(x, tuple | list) and len(x) == 2 else x for x in inputs)
     found = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], (), **more)
     for i, x in enumerate(found.inputs):
         if reason := _odd_image(x) if is_image else _odd_text(x, keep_empty):
             raise DataError(f"{found.at(i)}: {reason}.")
     if not found.inputs:
         raise DataError(f"{found.where}: no inputs. The data set is empty.")
+    if not is_image and len({type(x) for x in found.inputs}) > 1:
+        raise DataError(f"{found.where}: single texts among pairs of texts; give one or the other.")
     if labels is None:
         return found
     cleaned: list[Any] = []
+    read, what = READERS[problem]
     for i, y in enumerate(labels):
-        label = _label(y)
+        label = read(y)
         if label is None:
             raise DataError(
                 f"{found.at(i) if i < len(found.inputs) else found.where}: label "
-                f"{shortened(y)} ({type(y).__name__}); a label is a class's name or whole number. "
-                "Correct or remove the row."
+                f"{shortened(y)} ({type(y).__name__}); a label is {what}. Correct or remove the "
+                "row."
             )
         cleaned.append(label)
     if len(cleaned) != len(found.inputs):
@@ -98,7 +124,7 @@ def rows(
             "give all of them as names, or all as numbers."
         )
     n = len(found.names)
-    for i, y in enumerate(cleaned if n and not isinstance(cleaned[0], str) else ()):
+    for i, y in enumerate(cleaned if n and isinstance(cleaned[0], int) else ()):
         if not 0 <= y < n:
             raise DataError(
                 f"{found.at(i)}: label {y}; labels run from 0 to {n - 1} (it names {n} classes). "
@@ -110,6 +136,8 @@ def rows(
 
 def _odd_text(x: Any, keep_empty: bool) -> str:
     """Why ``x`` cannot be an input; an empty text if it can."""
+    if isinstance(x, Pair):
+        return next(filter(None, (_odd_text(part, keep_empty) for part in x)), "")
     if not isinstance(x, str):
         return f"a text model takes texts, not {_kind(x)}"
     if not (keep_empty or x.strip()):
@@ -140,6 +168,33 @@ def _label(y: Any) -> str | int | None:
     if isinstance(y, float) and y.is_integer():
         return int(y)
     return y if isinstance(y, int) and abs(y) < 10**9 else None
+
+
+def _parts(y: Any) -> list[Any]:
+    y = y.as_py() if hasattr(y, "as_py") else y
+    y = y.tolist() if hasattr(y, "tolist") else y
+    return [*y] if isinstance(y, list | tuple | set | frozenset) else [y]
+
+
+def _labels(y: Any) -> tuple[str | int, ...] | None:
+    """The names or numbers of several classes; in a text, "|" stands between them."""
+    found = tuple(map(_label, y.split("|") if isinstance(y, str) else _parts(y)))
+    return None if None in found else found
+
+
+def _numbers(y: Any) -> tuple[float, ...] | None:
+    try:
+        found = tuple(map(float, _parts(y)))
+    except (TypeError, ValueError):
+        return None
+    return found if all(map(math.isfinite, found)) else None
+
+
+READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    SINGLE: (_label, "a class's name or whole number"),
+    MULTI: (_labels, "a list of classes' names or whole numbers, in a text 'one|other'"),
+    REGRESSION: (_numbers, "a finite number"),
+}
 
 
 # ---- shapes -----------------------------------------------------------------------------------
@@ -183,7 +238,7 @@ def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Ro
         raise _wrong_shape(data, labelled, is_image, more)
     if not labelled:
         data = list(data)
-        if any(isinstance(x, tuple | list) for x in data):
+        if any(isinstance(x, tuple | list) and not isinstance(x, Pair) for x in data):
             raise _wrong_shape(data, labelled, is_image, more)
         return rows(data, None, is_image=is_image, **more)
     if _are_two_columns(data, is_image, more):
@@ -243,8 +298,9 @@ def columns_of(
     labelled: bool,
     is_image: bool = False,
     text_column: str | int | None = None,
-) -> tuple[int, int | None]:
-    """The places of input and label among named columns. Raises ``DataError`` listing them."""
+) -> tuple[int, int | None, int | None]:
+    """The places of input, label and, for pairs of texts, the second text among named columns.
+    Raises ``DataError`` listing them."""
     plain = [str(n).lstrip(MARK).strip().lower() for n in names]
     found = [n for n in LABEL_COLUMNS if n in plain]
     label = plain.index(found[0]) if found else None
@@ -255,6 +311,8 @@ def columns_of(
         )
     others = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
     usual = [plain.index(n) for n in (IMAGE_COLUMNS if is_image else TEXT_COLUMNS) if n in plain]
+    pairs = [] if is_image else [p for p in PAIRS_OF_COLUMNS if {*p} <= {*plain}]
+    second = None
     if text_column is not None and not is_image:
         wanted = str(text_column).strip().lower()
         usual = [plain.index(wanted)] if wanted in plain else []
@@ -266,6 +324,8 @@ def columns_of(
             raise DataError(
                 f"{where}: --text-column {text_column} does not exist; it has {_listed(names)}."
             )
+    elif len(pairs) == 1:
+        usual, second = [plain.index(pairs[0][0])], plain.index(pairs[0][1])
     elif PAIR_COLUMNS & set(plain):
         usual = []
     elif not usual and len(others) == 1:
@@ -281,7 +341,7 @@ def columns_of(
             f"{' and a column label' if labelled else ''}; it has {_listed(names)}. Rename the one "
             f"that holds the {lacks}, or give lists: (data[...], data[...])."
         )
-    return usual[0], label
+    return usual[0], label, second
 
 
 def _from_table(
@@ -294,7 +354,7 @@ def _from_table(
 ) -> Rows:
     """``Rows`` of named columns, whatever library holds them."""
     text_column = more.pop("text_column", None)
-    at, label = columns_of(
+    at, label, second = columns_of(
         columns, more["where"], labelled=labelled, is_image=is_image, text_column=text_column
     )
     kind = features.get(columns[at]) if isinstance(features, Mapping) else None
@@ -304,6 +364,8 @@ def _from_table(
         table = list(data)
         data = {c: [row.get(c) for row in table] for c in columns}
     inputs = _values(data, columns[at])
+    if second is not None:
+        inputs = list(map(Pair, inputs, _values(data, columns[second])))
     if not labelled:
         return rows(inputs, None, is_image=is_image, **more)
     kind = features.get(columns[label]) if isinstance(features, Mapping) else None
@@ -459,6 +521,37 @@ def numbered(
     return [readings[0][str(y)] for y in labels]
 
 
+def targets(
+    data: Rows, names: Sequence[str], owner: str, problem: str, first_label: int | None = None
+) -> torch.Tensor:
+    """The labels of every row as ``owner``'s head predicts them: classes ``[N]``, see ``numbered``;
+    for several classes (0 or 1) or numbers ``[N, C]`` float32.
+
+    Raises ``DataError``, also for lists of zeros and ones that can be read in two ways.
+    """
+    if problem == SINGLE:
+        return torch.tensor(numbered(data, names, owner, first_label))
+    n, labels = len(names), data.labels
+    hot = all(len(y) == n and {*y} <= {0, 1} for y in labels)
+    if problem == REGRESSION or (hot and not (n == 2 and all({*y} == {0, 1} for y in labels))):
+        odd = next((i for i, y in enumerate(labels) if len(y) != n), None)
+        if odd is not None:
+            raise DataError(f"{data.at(odd)}: {len(labels[odd])} numbers; '{owner}' predicts {n}.")
+        return torch.tensor(labels, dtype=torch.float32)
+    if hot:
+        raise DataError(
+            f"{data.where}: with two classes, [0, 1] can be the classes 0 and 1 or only the "
+            f"second; write the classes' names."
+        )
+    at = [i for i, y in enumerate(labels) for _ in y]
+    inputs, lines = ([part[i] for i in at if part] for part in (data.inputs, data.lines))
+    flat = Rows(inputs, [c for y in labels for c in y], data.names, data.first, data.where, lines)
+    wanted = torch.zeros(len(labels), n)
+    if at:
+        wanted[at, numbered(flat, names, owner, first_label)] = 1.0
+    return wanted
+
+
 def _counts_otherwise(names: Sequence[str]) -> bool:
     """Whether the classes' names are numbers in another order."""
     numbers = [int(n) for n in names if _counts(n)]
@@ -514,8 +607,14 @@ def named_splits(
     """Label names and both splits' classes. Without ``names``, classes are train's, in the order of
     its ``ClassLabel``, else sorted; both splits are then matched by name.
 
-    Raises ``DataError`` for a label that train does not have, and what ``numbered`` raises.
+    Raises ``DataError`` for a label that train does not have, for pairs of texts, which a study's
+    encoder does not read, and what ``numbered`` raises.
     """
+    if isinstance(train.inputs[0], Pair):
+        raise DataError(
+            f"{train.where}: pairs of texts are for models of your own (merge, align, evaluate); a "
+            f"task has single texts."
+        )
     if names:
         said = {*map(str, train.labels), *map(str, test.labels)}
         first = next((f for f, t in ((0, "0"), (1, str(len(names)))) if t in said), None)

@@ -1,0 +1,256 @@
+"""Heads that predict several classes or numbers, pairs of texts: each against
+transformers' own logits or a closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as hf
+from scipy.stats import pearsonr
+from test_foreign_folders import SIZE, WORDS, make, tokenizer
+from sklearn.metrics import f1_score
+from torch.distributions import Bernoulli, kl_divergence
+
+import mergelib
+from mergelib.core.bootstrap import resampled_inputs
+from mergelib.core.errors import ConfigError, DataError
+from mergelib.core.types import Head
+from mergelib.core.store import Store
+from mergelib.models import load_merged
+from mergelib.models.compare import compare
+from mergelib.models.data import draw_inputs
+from mergelib.models.heads import expert_classifier, features
+from mergelib.models.kinds import KINDS, kl_of_sigmoids, squared_error
+from mergelib.protocols import FTPreset, ft_classifier
+from mergelib.tasks.data import labelled, unlabelled
+from mergelib.tasks.rows import MULTI, REGRESSION, Pair
+
+TEXTS = [" ".join(WORDS[i : i + 1 + i % 4]) for i in range(len(WORDS) - 1)]
+
+
+def own_logits(classifier, inputs):
+    """One input at a time, so that nothing is padded."""
+    with torch.no_grad():
+        return torch.cat(
+            [
+                classifier.model(**classifier.processor(*x, return_tensors="pt")).logits
+                for x in ([x] if isinstance(x, str) else x for x in inputs)
+            ]
+        )
+
+
+# ---- losses and scores --------------------------------------------------------------------------
+
+
+def test_losses_are_their_closed_forms():
+    a, b = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)) * 5
+    wanted = kl_divergence(Bernoulli(logits=b), Bernoulli(logits=a)).sum(-1)
+    torch.testing.assert_close(kl_of_sigmoids(a, b), wanted)
+    assert kl_of_sigmoids(a * 100, a * 100).abs().max() < 1e-6
+    torch.testing.assert_close(squared_error(a, b), ((a - b) ** 2).sum(-1) / 3)
+
+
+def test_a_head_of_numbers_becomes_the_least_squares_solution():
+    g = torch.Generator().manual_seed(1)
+    z, teacher = torch.randn(1, 40, 4, generator=g), torch.randn(1, 40, 2, generator=g)
+    start = Head(torch.randn(2, 4, generator=g), torch.zeros(2))
+    for fit_bias in (True, False):
+        found = ft_classifier(
+            z, teacher, start, FTPreset(0.02, 3000), loss=squared_error, fit_bias=fit_bias
+        )
+        x = torch.cat([z[0], torch.ones(40, 1)], 1) if fit_bias else z[0]
+        wanted = torch.linalg.lstsq(x, teacher[0]).solution.T
+        torch.testing.assert_close(found.weight[0], wanted[:, :4], atol=1e-4, rtol=1e-3)
+        bias = wanted[:, 4] if fit_bias else torch.zeros(2)
+        torch.testing.assert_close(found.bias[0], bias, atol=1e-4, rtol=1e-3)
+
+
+def test_scores_of_several_classes_and_of_numbers():
+    """Measured and resampled, against scikit-learn and scipy on the drawn rows."""
+    g = torch.Generator().manual_seed(2)
+    labels, logits = (torch.rand(20, 3, generator=g) > 0.6).float(), torch.randn(20, 3, generator=g)
+    a, b = torch.randn(2, 20, 2, generator=g)
+    numbers = {
+        "pearson": lambda a, b: sum(pearsonr(a[:, i], b[:, i]).statistic for i in (0, 1)) / 2,
+        "mse": lambda a, b: float(((a - b) ** 2).mean()),
+    }
+    f1 = {
+        f"{average}_f1": lambda a, b, average=average: (
+            100 * f1_score(b, a, average=average, zero_division=0)
+        )
+        for average in ("micro", "macro")
+    }
+    predicted = KINDS[MULTI].predict(logits)
+    assert torch.equal(predicted, (logits.sigmoid() > 0.5).float())
+    drawn = [torch.ones(1, 20), *resampled_inputs(20)]
+    rows = [torch.arange(20).repeat_interleave(c.int()) for c in torch.cat(drawn)[:4]]
+    for kind, one, other, wanted in ((MULTI, predicted, labels, f1), (REGRESSION, a, b, numbers)):
+        found = KINDS[kind].measured(one, other)
+        for name, by_hand in wanted.items():
+            assert len(found[name]) == 1001
+            for value, at in zip(found[name], rows, strict=False):
+                assert float(value) == pytest.approx(by_hand(one[at], other[at]), abs=1e-5), name
+
+
+# ---- labels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [["x", "z"], ["y"], []],
+        [[0, 2], [1], []],
+        [[1, 0, 1], [0, 1, 0], [0, 0, 0]],
+        torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]]),
+        [{"z", "x"}, "y", []],
+    ],
+)
+def test_several_classes_are_read_in_every_form(labels):
+    found = labelled((["a", "b", "c"], labels), "xyz", "t", is_image=False, problem=MULTI)
+    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+def test_files_with_several_classes_with_numbers_and_with_pairs(tmp_path):
+    (tmp_path / "m.csv").write_text("text,label\na,x|z\nb,y\n")
+    found = labelled(tmp_path / "m.csv", "xyz", "t", is_image=False, problem=MULTI)
+    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    (tmp_path / "m.jsonl").write_text(
+        '{"premise": "a", "hypothesis": "b", "label": 0.5}\n'
+        '{"premise": "c", "hypothesis": "d", "label": 2}\n'
+    )
+    found = labelled(tmp_path / "m.jsonl", ["LABEL_0"], "t", is_image=False, problem=REGRESSION)
+    assert found.labels.tolist() == [[0.5], [2.0]] and found.inputs == (("a", "b"), ("c", "d"))
+    (tmp_path / "p.csv").write_text("sentence1,sentence2,label\na,b,0\nc,d,1\n")
+    found = labelled(tmp_path / "p.csv", ["no", "yes"], "t", is_image=False)
+    assert found.inputs == (("a", "b"), ("c", "d")) and found.labels.tolist() == [0, 1]
+    assert unlabelled(tmp_path / "p.csv", False) == [Pair("a", "b"), Pair("c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "problem", "said"),
+    [
+        ([[0, 1], [1, 0]], "xy", MULTI, r"only the second; write the classes' names"),
+        ([["x"], ["w"]], "xyz", MULTI, r"row 1: Label 'w' is none of"),
+        ([["x"], [None]], "xyz", MULTI, r"row 1: label \[None\] \(list\); a label is a list"),
+        ([1.0, float("nan")], "x", REGRESSION, r"row 1: label nan \(float\).*finite number"),
+        ([1.0, [1.0, 2.0]], "x", REGRESSION, r"row 1: 2 numbers; 't' predicts 1"),
+        ([0, 0.5], "xy", "single_label_classification", r"row 1: label 0.5 \(float\)"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(labels, names, problem, said):
+    with pytest.raises(DataError, match=said):
+        labelled((["a", "b"], labels), names, "t", is_image=False, problem=problem)
+
+
+# ---- from merge to scores -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of one base: ``x`` predicts three classes at once, ``y`` a number."""
+    found = make(tmp_path_factory.mktemp("kinds"), num_labels=3, problem_type=MULTI)
+    torch.manual_seed(7)
+    hf.BertForSequenceClassification(hf.BertConfig(**SIZE, num_labels=1)).save_pretrained(
+        found / "y"
+    )
+    return found
+
+
+def test_such_heads_are_re_aligned_saved_and_scored(folders, tmp_path, capsys):
+    experts = {n: folders / n for n in "xy"}
+    merged = mergelib.merge(
+        "task_arithmetic", base=folders / "base", experts=experts, lam=0.5, dtype="float32"
+    )
+    labels = {
+        "x": [[i % 2, 0, 1] for i in range(len(TEXTS))],
+        "y": [*map(float, range(len(TEXTS)))],
+    }
+    metrics = {"x": ["micro_f1", "macro_f1"], "y": ["pearson", "mse"]}
+    for task in "xy":
+        expert = expert_classifier(folders / task)
+        wanted = expert.head.linear.logits(features(expert, TEXTS, device="cpu"))
+        loss = KINDS[MULTI if task == "x" else REGRESSION].loss
+
+        def distance(classifier, wanted=wanted, loss=loss):
+            z = features(classifier, TEXTS, device="cpu")
+            return float(loss(classifier.head.linear.logits(z), wanted).mean())
+
+        aligned = mergelib.align_classifier(merged, task, TEXTS, device="cpu")
+        assert distance(aligned) < distance(merged.classifier(task)) / 2
+        with pytest.raises(ConfigError, match="orthogonal_classifier is for"):
+            mergelib.align_classifier(merged, task, TEXTS, protocol="orthogonal_classifier")
+        rows = mergelib.evaluate(aligned, (TEXTS, labels[task]), device="cpu")
+        assert list(rows.columns[-2:]) == metrics[task] and rows.n.item() == len(TEXTS)
+        assert rows.low.item() <= rows[metrics[task][0]].item() <= rows.high.item()
+        with pytest.raises(ConfigError, match="KNN Eval is for"):
+            mergelib.evaluate(aligned, (TEXTS, labels[task]), ["current", "knn"])
+        merged = merged.with_heads(aligned)
+        table = rows
+    merged.save_pretrained(tmp_path / "out", single=True, scores=table)
+    assert "Pearson's r | MSE" in (tmp_path / "out" / "README.md").read_text()
+    plain = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/tasks/y").eval()
+    with torch.no_grad():
+        logits = plain(**tokenizer()(TEXTS[:1], return_tensors="pt")).logits
+    torch.testing.assert_close(logits, own_logits(merged.classifier("y"), TEXTS[:1]))
+
+
+def test_a_comparison_counts_the_answers_of_a_multi_label_head(folders, tmp_path):
+    labels = [[i % 2, 0, 1] for i in range(len(TEXTS))]
+    more = [f"{x} {x}" for x in TEXTS]
+    found = compare(
+        {"x": folders / "x"},
+        folders / "base",
+        {"x": TEXTS},
+        {"x": (more, labels)},
+        methods="task_arithmetic",
+        lams=[0.5],
+        k=2,
+        store=Store(tmp_path),
+    )
+    merged = mergelib.merge(
+        "task_arithmetic", base=folders / "base", experts={"x": folders / "x"}, lam=0.5
+    )
+    fit = draw_inputs(TEXTS, 3, 2, 0, "x")
+    aligned = mergelib.align_classifier(merged, "x", fit)
+    for protocol, classifier in (("current", merged.classifier("x")), ("ft_classifier", aligned)):
+        wanted = torch.tensor([y for x, y in zip(more, labels, strict=True) if x not in fit])
+        given = [x for x in more if x not in fit]
+        said = classifier.head.linear.logits(features(classifier, given)) > 0
+        row = found.rows.query("method == 'task_arithmetic' and protocol == @protocol")
+        assert row.accuracy.item() == pytest.approx(100 * (said == wanted).double().mean().item())
+    with pytest.raises(ConfigError, match="'y' predicts numbers"):
+        compare({"y": folders / "y"}, folders / "base", {"y": TEXTS})
+
+
+# ---- pairs --------------------------------------------------------------------------------------
+
+
+def test_pairs_of_texts_are_read_as_the_tokenizer_reads_them(folders, tmp_path):
+    pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
+    table = {"question1": [a for a, _ in pairs], "question2": [b for _, b in pairs]}
+    classifier = expert_classifier(folders / "x")
+    z = features(classifier, table, device="cpu", batch_size=4)
+    torch.testing.assert_close(
+        classifier.head.linear.logits(z), own_logits(classifier, pairs), atol=1e-5, rtol=1e-4
+    )
+    merged = mergelib.merge("weight_averaging", experts={"x": folders / "x"})
+    aligned = mergelib.align_classifier(merged, "x", table, device="cpu")
+    assert aligned.head.alignment["n"] == len(pairs)
+    rows = [(pair, [0, 2]) for pair in pairs]
+    assert mergelib.evaluate(aligned, rows, device="cpu").n.item() == len(pairs)
+    with pytest.raises(DataError, match="Give a list of texts"):  # rows with labels, perhaps
+        features(classifier, pairs)
+    with pytest.raises(DataError, match="single texts among pairs"):
+        mergelib.evaluate(aligned, [*rows, ("good", [0])])
+    with pytest.raises(DataError, match="models of your own"):
+        single = [(pair, i % 2) for i, pair in enumerate(pairs)]
+        mergelib.task("pairs", single, single, n_validation=1)
+
+
+def test_a_merged_folder_of_such_heads_is_loaded_again(folders, tmp_path):
+    merged = mergelib.merge("weight_averaging", experts={n: folders / n for n in "xy"})
+    merged.save_pretrained(tmp_path / "out")
+    again = load_merged(tmp_path / "out")
+    for task in "xy":
+        a, b = (own_logits(m.classifier(task), TEXTS[:2]) for m in (merged, again))
+        assert torch.equal(a, b)
