@@ -7,15 +7,15 @@ import pytest
 import torch
 import transformers as hf
 from scipy.stats import pearsonr
-from test_foreign_folders import SIZE, WORDS, make, tokenizer
 from sklearn.metrics import f1_score
+from test_foreign_folders import SIZE, WORDS, make, tokenizer
 from torch.distributions import Bernoulli, kl_divergence
 
 import mergelib
 from mergelib.core.bootstrap import resampled_inputs
 from mergelib.core.errors import ConfigError, DataError
-from mergelib.core.types import Head
 from mergelib.core.store import Store
+from mergelib.core.types import Head
 from mergelib.models import load_merged
 from mergelib.models.compare import compare
 from mergelib.models.data import draw_inputs
@@ -216,7 +216,7 @@ def test_a_comparison_counts_the_answers_of_a_multi_label_head(folders, tmp_path
         wanted = torch.tensor([y for x, y in zip(more, labels, strict=True) if x not in fit])
         given = [x for x in more if x not in fit]
         said = classifier.head.linear.logits(features(classifier, given)) > 0
-        row = found.rows.query("method == 'task_arithmetic' and protocol == @protocol")
+        row = found.rows.query(f"method == 'task_arithmetic' and protocol == '{protocol}'")
         assert row.accuracy.item() == pytest.approx(100 * (said == wanted).double().mean().item())
     with pytest.raises(ConfigError, match="'y' predicts numbers"):
         compare({"y": folders / "y"}, folders / "base", {"y": TEXTS})
