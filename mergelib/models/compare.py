@@ -371,9 +371,8 @@ class Cells:
         if not teacher:
             made = teacher = {"fit": head.logits(z_fit), "logits": head.logits(z)}
         elif rows.fit:
-            fitted = ft_classifier(
-                z_fit[None], teacher["fit"][None], head, self.preset, loss=kind.loss
-            )
+            how = {"loss": kind.loss, "fit_bias": classifier.head.has_bias}
+            fitted = ft_classifier(z_fit[None], teacher["fit"][None], head, self.preset, **how)
             heads["ft_classifier"] = Head(fitted.weight[0], fitted.bias[0])
         for protocol, used in heads.items():
             logits = used.logits(z)

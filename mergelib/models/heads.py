@@ -143,7 +143,8 @@ def collated(classifier: Classifier, items: Sequence[Any]) -> dict[str, Tensor]:
         raise DataError(
             f"The tokenizer of '{classifier.head.task}' has no padding token, which a batch of "
             f"texts with different lengths needs. Name one in its tokenizer_config.json "
-            f"(pad_token), or use a batch size of 1 (batch_size=1, --batch-size 1)."
+            f"(pad_token) or in config.json (pad_token_id), or use a batch size of 1 "
+            f"(batch_size=1, --batch-size 1)."
         )
     return dict(processor.pad(batch, return_tensors="pt"))
 
@@ -352,7 +353,6 @@ def align_classifier(
     kind = kind_of(teacher.head.config)
     if protocol == "orthogonal_classifier":
         check_single(teacher.head.config, task, protocol)
-    teacher.head.with_linear(teacher.head.linear, {})  # refused before any work if it is unknown
     student = student_of(merged, teacher, task)
     if processor is not None or teacher.processor is None:
         teacher = replace(teacher, processor=processor or student.processor)
@@ -374,7 +374,8 @@ def align_classifier(
     )
     linear = teacher.head.linear
     if protocol == "ft_classifier":
-        fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings, loss=kind.loss)
+        how = {"loss": kind.loss, "fit_bias": teacher.head.has_bias}
+        fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings, **how)
     elif protocol == "orthogonal_classifier":
         fitted = orthogonal_classifier(z_m, z_t, linear, settings)
     else:

@@ -86,18 +86,15 @@ class TaskHead:
 
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
         """The same head with another last layer ``W' [C, d]``, ``b' [C]``. Raises ``ConfigError``
-        if the architecture has no bias to hold b'."""
-        if not self.has_bias:
+        if the architecture has no bias to hold a b' other than 0."""
+        changed = {f"{self.module}.weight": head.weight, f"{self.module}.bias": head.bias}
+        if not self.has_bias and changed.pop(f"{self.module}.bias").any():
             raise ConfigError(
                 f"'{self.task}': the last layer of a {class_name(self.config)} has no bias, so it "
-                "cannot hold a re-aligned head. evaluate(protocols=['ft_classifier']) scores one; "
-                "to save one, fine-tune a classifier with a bias."
+                "cannot hold a head with one; fit one without (fit_bias=False)."
             )
         dtype = self.tensors[f"{self.module}.weight"].dtype
-        changed = {
-            f"{self.module}.weight": head.weight.detach().cpu().to(dtype).contiguous(),
-            f"{self.module}.bias": head.bias.detach().cpu().to(dtype).contiguous(),
-        }
+        changed = {n: t.detach().cpu().to(dtype).contiguous() for n, t in changed.items()}
         return replace(self, tensors=self.tensors | changed, alignment=alignment)
 
 

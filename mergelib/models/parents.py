@@ -367,7 +367,8 @@ class Parent:
         return self.model_class.__name__.endswith("ForImageClassification")
 
     def processor(self) -> Any:
-        """Tokenizer or image processor, ``None`` when the folder has none."""
+        """Tokenizer or image processor, ``None`` when the folder has none. A tokenizer without a
+        padding token gets that of the configuration, which tells a decoder's last token."""
         if not any((self.folder / name).is_file() for name in PROCESSOR_FILES):
             return None
         from transformers import AutoImageProcessor, AutoTokenizer
@@ -378,11 +379,15 @@ class Parent:
             or not (self.folder / "tokenizer_config.json").is_file()
         )
         image = image and (self.folder / "preprocessor_config.json").is_file()
+        padding = getattr(self.config, "pad_token_id", None)
         try:
             with quiet():
-                return (AutoImageProcessor if image else AutoTokenizer).from_pretrained(
+                processor = (AutoImageProcessor if image else AutoTokenizer).from_pretrained(
                     str(self.folder), trust_remote_code=False
                 )
+            if getattr(processor, "pad_token", "") is None and padding is not None:
+                processor.pad_token = processor.convert_ids_to_tokens(padding)
+            return processor
         except Exception as error:  # the tokenizers library's parser raises a bare Exception
             raise ConfigError(
                 f"'{self.name}': its tokenizer or image processor cannot be loaded "

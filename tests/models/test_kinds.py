@@ -1,4 +1,4 @@
-"""Heads that predict several classes or numbers, pairs of texts: each against
+"""Heads that predict several classes or numbers, decoders, pairs of texts: each against
 transformers' own logits or a closed form."""
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from mergelib.tasks.data import labelled, unlabelled
 from mergelib.tasks.rows import MULTI, REGRESSION, Pair
 
 TEXTS = [" ".join(WORDS[i : i + 1 + i % 4]) for i in range(len(WORDS) - 1)]
+DECODERS = {
+    "GPT2": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20},
+    "Llama": {**SIZE, "num_key_value_heads": 2},
+    "Qwen2": {**SIZE, "num_key_value_heads": 2},
+}
 
 
 def own_logits(classifier, inputs):
@@ -220,6 +225,33 @@ def test_a_comparison_counts_the_answers_of_a_multi_label_head(folders, tmp_path
         assert row.accuracy.item() == pytest.approx(100 * (said == wanted).double().mean().item())
     with pytest.raises(ConfigError, match="'y' predicts numbers"):
         compare({"y": folders / "y"}, folders / "base", {"y": TEXTS})
+
+
+# ---- decoders -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_the_feature_of_a_decoder_is_that_of_the_last_real_token(tmp_path, kind, side):
+    sizes = {k: v for k, v in SIZE.items() if kind != "GPT2" or k in ("vocab_size", "pad_token_id")}
+    config = getattr(hf, f"{kind}Config")(**{**sizes, **DECODERS[kind]}, num_labels=3)
+    torch.manual_seed(0)
+    for name, end in (("base", "Model"), ("x", "ForSequenceClassification")):
+        getattr(hf, kind + end)(config).save_pretrained(tmp_path / name)
+        # Only config.json says which token pads.
+        tokenizer(padding_side=side, pad_token=None).save_pretrained(tmp_path / name)
+    x = expert_classifier(tmp_path / "x")
+    x.processor.model_input_names = ["input_ids", "attention_mask"]
+    z = features(x, TEXTS, device="cpu", batch_size=4)
+    if side == "right":  # padding on the left shifts positions, in transformers, too
+        torch.testing.assert_close(
+            x.head.linear.logits(z), own_logits(x, TEXTS), atol=1e-5, rtol=1e-4
+        )
+    batch = x.processor(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = x.model(**batch).logits
+    whole = features(x, TEXTS, device="cpu")
+    torch.testing.assert_close(x.head.linear.logits(whole), logits, atol=1e-5, rtol=1e-4)
 
 
 # ---- pairs --------------------------------------------------------------------------------------
