@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ DTYPE_CODES = {  # as safetensors writes them
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_LABELS = 100_000  # transformers creates a name for each label that a configuration announces
+ADAPTER = "adapter_config.json"
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
+# If several matrices could be the last layer, the first of these that exists is taken.
+HEAD_NAMES = ("classifier.out_proj", "classifier", "score", "head")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of from_pretrained
 OTHER_WEIGHTS = {".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth", ".ckpt"}
 PROCESSOR_FILES = (
@@ -246,15 +250,9 @@ class Parent:
     @cached_property
     def config(self) -> Any:
         """Raises ``ConfigError`` for a folder whose configuration is missing or unknown to
-        transformers itself, or whose weights are quantised or an adapter's."""
+        transformers itself, or whose weights are quantised."""
         from transformers import AutoConfig
 
-        if (self.folder / "adapter_config.json").is_file():
-            raise ConfigError(
-                f"'{self.name}' is or contains an adapter (adapter_config.json), whose weights "
-                f"are changes to another model. Merge it into that model first (PEFT: "
-                f"model.merge_and_unload().save_pretrained(FOLDER)) and give that folder."
-            )
         content = read_json(
             self.folder / "config.json", f"'{self.name}' has no configuration: config.json"
         )
@@ -395,6 +393,82 @@ class Parent:
             ) from error
 
 
+def _with_adapter(parent: Parent) -> Parent:
+    """The parent; if its folder holds an adapter that peft wrote, the adapter and the head saved
+    with it in the model that ``adapter_config.json`` names.
+
+    Raises:
+        ConfigError: peft is not installed or refuses, or the folder holds a whole model, too.
+        StateDictError: neither the adapter nor its base has a trained head.
+    """
+    folder, name = parent.folder, parent.name
+    if not (folder / ADAPTER).is_file():
+        return parent
+    if any(
+        (folder / f"{file}{end}").is_file() for file in WEIGHT_FILES for end in ("", ".index.json")
+    ):
+        raise ConfigError(
+            f"'{name}' holds a whole model and an adapter ({ADAPTER}); which is meant? Remove one."
+        )
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ConfigError(
+            f"'{name}' is an adapter ({ADAPTER}), which peft merges into its base: pip install "
+            f"'mergelib[lora]'. Or merge it yourself, and give that folder "
+            f"(model.merge_and_unload().save_pretrained(FOLDER))."
+        ) from error
+    import transformers
+
+    said = read_json(folder / ADAPTER, ADAPTER)
+    of, revision = said.get("base_model_name_or_path"), said.get("revision")
+    base = open_parent(f"{of}@{revision}" if revision else of, f"base of {name}")
+    weights = Weights(folder, "adapter_model.safetensors")
+    own = {n.removeprefix("base_model.model."): weights.shape(n) for n in weights}
+    config = (parent if (folder / "config.json").is_file() else base).config
+    for module in HEAD_NAMES:
+        n_labels, *_ = own.get(f"{module}.weight", (config.num_labels,))
+        if n_labels != config.num_labels:
+            config.num_labels = n_labels
+    kinds = (
+        transformers.AutoModelForSequenceClassification,
+        transformers.AutoModelForImageClassification,
+    )
+    kind = next((k for k in kinds if type(config) in k._model_mapping), kinds[0])
+    try:
+        with quiet():
+            model, info = kind._model_mapping[type(config)].from_pretrained(
+                None,
+                config=config,
+                state_dict={n: base.weights.tensor(n) for n in base.weights},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            unset = {*info["missing_keys"], *(k[0] for k in info["mismatched_keys"])}
+            gaps = sorted(unset - own.keys())
+            if gaps:
+                raise StateDictError(
+                    f"'{name}' is an adapter without {first_five(gaps)}, which '{base.source}' "
+                    f"lacks, too. Save the head with the adapter (modules_to_save)."
+                )
+            found = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, StateDictError):
+            raise
+        raise ConfigError(
+            f"'{name}' is an adapter that peft cannot merge into '{base.source}' "
+            f"({first_line(error)})."
+        ) from error
+    found = replace(open_parent(found, name), source=parent.source)
+    lender = folder if any((folder / n).is_file() for n in PROCESSOR_FILES) else base.folder
+    for file in lender.iterdir():
+        if file.suffix in (".json", ".txt", ".model") and not file.name.startswith(
+            ("config.", "adapter_", "model.", "pytorch_model.")
+        ):
+            shutil.copyfile(file, found.folder / file.name)
+    return found
+
+
 def _download(source: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -426,6 +500,7 @@ def _download(source: str) -> Path:
 
 def open_parent(source: Any, name: str = "") -> Parent:
     """A parent from a hub id (``id`` or ``id@revision``), a folder, or a loaded transformers model.
+    An adapter that peft wrote stands for its base with the adapter merged in.
 
     Raises ``ConfigError`` for anything else, ``OfflineError`` for an id that cannot be downloaded.
     """
@@ -457,7 +532,7 @@ def open_parent(source: Any, name: str = "") -> Parent:
     path = user_path(source)
     if path.is_dir():
         path = path.resolve()
-        return Parent(name or path.name, path.name, path)
+        return _with_adapter(Parent(name or path.name, path.name, path))
     if path.exists():
         raise ConfigError(
             f"'{path.name}' is a file; give the folder that holds config.json and the weights."
@@ -466,4 +541,5 @@ def open_parent(source: Any, name: str = "") -> Parent:
         raise ConfigError(f"There is no folder '{source}'.")
     folder, hub_id = _download(str(source)), str(source).partition("@")[0]
     # A snapshot's folder is named after its commit.
-    return Parent(name or hub_id.rsplit("/")[-1], f"{hub_id}@{folder.name}", folder)
+    named = name or hub_id.rsplit("/")[-1]
+    return _with_adapter(Parent(named, f"{hub_id}@{folder.name}", folder))

@@ -16,11 +16,8 @@ from hashlib import sha256
 from typing import Any
 
 from ..core.errors import ConfigError, StateDictError, first_five, shortened
-from .parents import Parent
+from .parents import HEAD_NAMES, Parent
 from .plan import function_of
-
-# If several matrices could be the last layer, the first of these that exists is taken.
-HEAD_NAMES = ("classifier.out_proj", "classifier", "score", "head")
 
 
 @dataclass(frozen=True)

@@ -187,14 +187,10 @@ def test_what_makes_no_whole_model_is_refused_by_file_and_tensor(trio, change, s
             attempt(trio)
 
 
-def test_quantised_models_and_adapters_are_refused_with_the_remedy(trio):
+def test_quantised_models_are_refused_with_the_remedy(trio):
     configure(trio / "x", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(ConfigError, match=r"'x' is quantised.*dequantize"):
         average(trio)
-    (trio / "y" / "config.json").unlink()
-    (trio / "y" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"adapter.*merge_and_unload"):
-        mergelib.merge("weight_averaging", experts={"y": trio / "y"})
 
 
 def test_running_statistics_are_no_weights(tmp_path):
