@@ -127,7 +127,7 @@ def test_every_shape_gives_the_same_rows(shape, labels):
         (3, "got int"),
         (pd.DataFrame({"topic": LABELS, "body": TEXTS}), "it has topic, body"),
         (pd.DataFrame({"text": TEXTS, "review": TEXTS, "label": LABELS}), "it has text, review"),
-        (pd.DataFrame({"question": TEXTS, "sentence": TEXTS, "label": LABELS}), "needs a column"),
+        (pd.DataFrame({"question": TEXTS, "premise": TEXTS, "label": LABELS}), "needs a column"),
         (pd.DataFrame([TEXTS, LABELS, LABELS], ["text", "label", "label"]).T, "with the same name"),
         (datasets.DatasetDict({"test": dataset()}), r"choose one: data\['test'\]"),
         ((TEXTS, LABELS[:3]), "4 inputs but 3 labels"),
