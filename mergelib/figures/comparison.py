@@ -62,7 +62,7 @@ def report_table(comparison: Comparison) -> pd.DataFrame:
             f"{measure} (%)": score,
             "gain": gain.where(table.protocol != "current", ""),
             "merge (s)": said.merge_seconds,
-            "merge (MB)": said.peak_mb,
+            "tensors (MB)": said.peak_mb,
             "all (s)": said.seconds,
         }
     )
