@@ -116,10 +116,10 @@ def run_merge(recipe: Any) -> None:
     from .merging import merge
 
     _need_out(recipe)
-    needs, given = get_method(recipe.method).needs, {}
+    needs, given, opened = get_method(recipe.method).needs, {}, {}
     for task, file in recipe.inputs.items() if needs else ():
         labels = "labels" in needs
-        expert = _expert(recipe, task)
+        opened[task] = expert = _expert(recipe, task)
         given[task] = (
             _labelled(recipe, file, expert, task) if labels else _unlabelled(recipe, file, expert)
         )
@@ -127,7 +127,7 @@ def run_merge(recipe: Any) -> None:
     merged = merge(
         recipe.method,
         base=recipe.base or None,
-        experts=recipe.experts,
+        experts=recipe.experts | opened,
         encoder=recipe.encoder,
         head=recipe.head,
         dtype=recipe.dtype,
@@ -191,7 +191,7 @@ def run_align(recipe: Any) -> None:
     merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
-        _expert(recipe, name)
+        _source(recipe, name)
     options = {
         "device": recipe.device,
         "batch_size": recipe.batch_size,
@@ -200,14 +200,14 @@ def run_align(recipe: Any) -> None:
     unused = next((task for task in recipe.data if task not in recipe.inputs), None)
     if unused is not None:
         raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
-    given, labelled, aligned, scores = {}, {}, [], []
+    parents, given, labelled, aligned, scores = {}, {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
-        parent = _expert(recipe, task)
+        parents[task] = parent = _expert(recipe, task)
         given[task] = _unlabelled(recipe, file, parent)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
     for task in progress(list(given), desc="align"):
-        expert, inputs = expert_classifier(recipe.experts[task], name=task), given[task]
+        expert, inputs = expert_classifier(parents[task]), given[task]
         aligned.append(
             align_classifier(
                 merged,
@@ -244,13 +244,18 @@ def run_align(recipe: Any) -> None:
     print(f"saved in {recipe.out}")
 
 
-def _expert(recipe: Any, task: str) -> Any:
-    """The ``Parent`` of a task. Raises ``UnknownNameError``."""
-    from .parents import open_parent
-
+def _source(recipe: Any, task: str) -> str:
+    """Where the expert of a task is. Raises ``UnknownNameError``."""
     if task not in recipe.experts:
         raise UnknownNameError("expert", task, recipe.experts)
-    return open_parent(recipe.experts[task], task)
+    return recipe.experts[task]
+
+
+def _expert(recipe: Any, task: str) -> Any:
+    """The ``Parent`` of a task, read anew at each call. Raises ``UnknownNameError``."""
+    from .parents import open_parent
+
+    return open_parent(_source(recipe, task), task)
 
 
 def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
