@@ -132,13 +132,14 @@ class Answer(BaseHTTPRequestHandler):
         cut = cuts.pop(0) if cuts and self.command == "GET" else None
         if (asked := self.headers.get("Range")) and self.command == "GET":
             self.server.ranges.append(asked)
-            start = int(re.match(r"bytes=(\d+)-", asked)[1])
+            start, end = re.match(r"bytes=(\d+)-(\d*)", asked).groups()
+            start, end = int(start), min(int(end or len(body)), len(body) - 1)
             return self.reply(
                 206,
-                body[start:],
+                body[start : end + 1],
                 "application/octet-stream",
                 cut=cut,
-                Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}",
+                Content_Range=f"bytes {start}-{end}/{len(body)}",
                 **headers,
             )
         self.reply(200, body, "application/octet-stream", cut=cut, **headers)
@@ -192,7 +193,8 @@ class Answer(BaseHTTPRequestHandler):
             info |= {"gated": False, "downloads": 0, "likes": 0, "tags": [], "siblings": []}
             return self.reply(200, json.dumps(info).encode())
         if verb == "tree":
-            return self.reply(200, json.dumps([listed(path) for path in files]).encode())
+            below = [path for path in files if path.startswith(f"{rest}/" if rest else "")]
+            return self.reply(200, json.dumps([listed(path) for path in below]).encode())
         if rest not in files or rest in self.server.lost:
             return self.reply(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         content = read(files[rest])

@@ -24,12 +24,12 @@ def scores(
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def begin(profile: str, overrides: dict[str, Any]) -> None:
+def begin(profile: str, overrides: dict[str, Any]) -> bool:
     """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
     from mergelib.profiles.downloads import needed
     from mergelib.run.data import before_run
 
-    before_run(profile, needed(profile, overrides))
+    return before_run(profile, needed(profile, overrides))
 
 
 def fetched(name: str) -> dict[str, Any]:
@@ -37,3 +37,19 @@ def fetched(name: str) -> dict[str, Any]:
     from mergelib.core.hub import fetch, registry
 
     return fetch(registry()[name])
+
+
+def task(profile: str, name: str, overrides: dict[str, Any], variant: str = "") -> dict[str, Any]:
+    """A task of ``profile``: its source, classes and splits."""
+    from mergelib.profiles import load_profile
+    from mergelib.tasks import load_task
+
+    task = load_task(name, load_profile(profile, overrides, variant))
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {"source": task.source, "names": task.label_names} | {
+        split: {
+            "inputs": rows.inputs if task.modality == "text" else len(rows.inputs),
+            "labels": rows.labels.tolist(),
+        }
+        for split, rows in splits.items()
+    }

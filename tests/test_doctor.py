@@ -211,7 +211,6 @@ def test_notebooks_and_minutes(capsys):
         told = line(out, profile)
         assert f"{len(able)} of {len(runner.manifest())} notebooks" in told
         assert f"{minutes:.0f} min" in told or "not measured" in told
-    assert "give --image-dir DIR and --text-dir DIR" in out
 
 
 def test_a_broken_lock_file_is_named(capsys, tmp_path):

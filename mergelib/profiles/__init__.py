@@ -58,9 +58,9 @@ Seeds = Annotated[tuple[int, ...], AfterValidator(_once)]
 class TaskSettings(_Section):
     """Where tasks come from and how many rows each split has."""
 
-    source: Literal[
-        "miniature", "local", "hub", "released"
-    ]  # released: the authors' own CSV files, mergelib/tasks/released.py
+    # hub_sample: only as many rows are downloaded, mergelib/core/hub/sample.py; released: the
+    # authors' own CSV files, mergelib/tasks/released.py
+    source: Literal["miniature", "local", "hub", "hub_sample", "released"]
     names: Names = TASK_NAMES
     n_train: int = Field(gt=0)
     n_validation: int = Field(gt=0)
@@ -74,6 +74,12 @@ class TaskSettings(_Section):
     # it.
     modality: Literal["text", "image"] = _quiet("text")
     image_dir: str = _quiet("")
+
+    @property
+    def sample(self) -> tuple[int, int] | None:
+        """Rows of train and test to download of a data set; None: all of them."""
+        rows = self.n_train + self.n_validation, self.n_test
+        return rows if self.source == "hub_sample" else None
 
     @model_validator(mode="after")
     def _names(self):
@@ -381,7 +387,7 @@ def variant_names(name: str) -> list[str]:
 
 def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: str = "") -> Profile:
     """The named profile, validated, with a variant and dotted overrides such as
-    ``{"fine_tuning.steps": 100}`` applied.
+    ``{"fine_tuning.steps": 100}`` applied, and its section ``local`` if they name local files.
 
     Raises ``UnknownNameError`` for an unknown profile, variant or key (naming the nearest),
     ``ConfigError`` for a bad value.
@@ -411,6 +417,9 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         here[last] = value
+    local = raw.pop("local", {})
+    if (overrides or {}).get("tasks.source") == "local":
+        raw = _merged(raw, local)
     return parse_profile(raw, f"profile '{name}'")
 
 

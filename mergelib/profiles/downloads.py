@@ -27,13 +27,15 @@ def needed(
     known, found = registry(), {}
     for variant in ("", *variant_names(profile)) if variants is None else variants:
         loaded = load_profile(profile, overrides, variant)
-        names = list(loaded.tasks.names) if loaded.tasks.source == "hub" else []
+        tasks = loaded.tasks
+        names = list(tasks.names) if tasks.source in ("hub", "hub_sample") else []
         if not loaded.released_dir:
             if loaded.experts == "released":
                 names.append("released_checkpoints")
-            if loaded.tasks.source == "released":
+            if tasks.source == "released":
                 names.append("released_data")
-        found |= {name: known[name] for name in names if name in known}
+        rows = {"sample": tasks.sample}
+        found |= {name: known[name].model_copy(update=rows) for name in names if name in known}
         encoder = loaded.encoder
         if encoder.base and not Path(encoder.base).expanduser().exists():
             kind = "clip" if encoder.kind == "clip" else "transformers"

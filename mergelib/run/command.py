@@ -19,7 +19,7 @@ from ..study.versions import STEP_VERSIONS
 from ..tables import committed
 from . import publish, runner
 from .book import build_book
-from .data import before_run
+from .data import INTERRUPTED, before_run
 from .parser import build_parser
 
 
@@ -42,7 +42,8 @@ def command_run(args: argparse.Namespace) -> int:
         raise ConfigError("--publish takes a profile without changes; leave -p out.")
     parameters = _parameters(args, items)
     runner.check_before(args.profile, items, parameters)
-    before_run(args.profile, runner.hub_repositories(args.profile, items, parameters))
+    if not before_run(args.profile, runner.hub_repositories(args.profile, items, parameters)):
+        return INTERRUPTED
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     committed.keep()
     running = runner.Runner(args.profile, jobs=at_a_time, echo=lambda line: print(line, flush=True))
@@ -55,7 +56,7 @@ def command_run(args: argparse.Namespace) -> int:
             "\nInterrupted. Finished artifacts are kept; run the same command to continue.",
             file=sys.stderr,
         )
-        return 130
+        return INTERRUPTED
     took = time.monotonic() - started
     runner.write_timings(args.profile, results, cold=cold)
     ran = [r.item for r in results if r.ok and r.item.outputs]

@@ -19,6 +19,9 @@ from ..core.hub.repository import Repository
 from ..profiles.downloads import named
 from .runner import hub_repositories, select
 
+INTERRUPTED = 130
+UNSURE = "unverified"  # nobody has looked
+
 
 def command_data(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
@@ -32,14 +35,29 @@ def command_data(args: argparse.Namespace) -> int:
     return {"list": _list, "fetch": _fetch, "check": _check}[args.action](repositories)
 
 
-def before_run(profile: str, repositories: Sequence[Repository]) -> None:
+def before_run(profile: str, repositories: Sequence[Repository]) -> bool:
     """Fetch what a run needs and the caches lack, so that it downloads once, at its beginning.
 
     What cannot be fetched is reported; the notebooks that need it will fail, the others run.
+
+    Returns:
+        Whether the run may begin: not after an interrupt.
+
+    Raises:
+        OfflineError: Nothing at all is there.
     """
+    code = 0
     if lacking := [r for r in repositories if not cached_files(r)]:
         print(f"Profile '{profile}' needs from the hub:", flush=True)
-        _fetch(lacking)
+        code = _fetch(lacking)
+        if code == 1 and not any(map(cached_files, repositories)):
+            raise OfflineError(
+                f"Nothing that profile '{profile}' needs from the hub is on this machine. Connect "
+                f"once (HF_HUB_OFFLINE unset) and run this again, or `python -m mergelib data "
+                f"fetch --profile {profile}`. Local files are given with --text-dir FOLDER, "
+                "--image-dir FOLDER and --base FOLDER."
+            )
+    return code != INTERRUPTED
 
 
 def size(n: int) -> str:
@@ -62,13 +80,29 @@ def _list(repositories: Sequence[Repository]) -> int:
             ("licence", r.licence),
             ("citation", r.citation),
         ):
-            print(f"  {what:<9} {value or 'unverified'}")
+            print(f"  {what:<9} {value or UNSURE}")
+        if r.sample:
+            kept = size(sum(path.stat().st_size for path in files.values()))
+            rows = "{:,} rows of train, {:,} of test".format(*r.sample)
+            print(f"  sample    {rows}, in {len(files)} files with {kept}")
+            continue
         for name, path in files.items():
             print(f"  {name}: {size(path.stat().st_size)}, hash {path.resolve().name}")
     return 0
 
 
 def _fetch(repositories: Sequence[Repository]) -> int:
+    try:
+        return _fetched(repositories)
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. Complete files are kept; run the same command to continue.",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+
+
+def _fetched(repositories: Sequence[Repository]) -> int:
     failed: dict[str, MergelibError] = {}
     missing = 0
     for repository in repositories:
@@ -83,7 +117,7 @@ def _fetch(repositories: Sequence[Repository]) -> int:
         else:
             missing += lacking
             sizes = f"{size(total)}, of which {size(lacking)} to be downloaded"
-            print(f"{repository.name}: {n} files, {sizes}")
+            print(f"{repository.name}: {n} files, {sizes}; licence {repository.licence or UNSURE}")
     print(f"to be downloaded: {size(missing)}, into {constants.HF_HUB_CACHE}", flush=True)
     check_room("data fetch", missing, Path(constants.HF_HUB_CACHE))
     for repository in repositories:
@@ -95,12 +129,6 @@ def _fetch(repositories: Sequence[Repository]) -> int:
             print(f"{repository.name}: verified, commit {locked(repository)}", flush=True)
         except MergelibError as error:
             failed[repository.name] = error
-        except KeyboardInterrupt:
-            print(
-                "\nInterrupted. Complete files are kept; run the same command to continue.",
-                file=sys.stderr,
-            )
-            return 130
     for error in failed.values():
         print(f"mergelib: {error}", file=sys.stderr)
     if failed:

@@ -24,7 +24,7 @@ from ..core import paths
 from ..core.errors import DataError, MergelibError, OfflineError
 from ..core.hub import cached_files, lock_path
 from ..core.hub.download import plan
-from ..profiles import load_profile, profile_names, variant_names
+from ..profiles import load_profile, profile_names
 from ..profiles.downloads import needed
 from .data import size
 from .runner import hub_repositories, lacking, manifest, usable_cores
@@ -197,8 +197,5 @@ def notebooks(profile: str) -> str:
     timed = [i.minutes[profile] for i in able if profile in i.minutes]
     minutes = f"{sum(timed):.0f} min for the {len(timed)} measured" if timed else "not measured"
     lines = [f"{len(able)} of {len(manifest())} notebooks, {minutes} on two cores"]
-    tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
-    if local := sorted({f"--{t.modality}-dir DIR" for t in tasks if t.source == "local"}):
-        lines.append(f"give {' and '.join(local)}")
     lines += [f"{reason}: {', '.join(names)}" for reason, names in why.items()]
     return "\n               ".join(lines)

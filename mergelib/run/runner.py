@@ -87,9 +87,12 @@ def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> 
         return ""
     waits = "image" if text_dir else "text"
     tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
-    reads = any(t.source == "local" and t.modality == waits for t in tasks)
+    reads = any(t.source in ("local", "hub_sample") and t.modality == waits for t in tasks)
     if reads and f"{waits}_dir" in declared_parameters(item.path):
-        return f"profile '{profile}' reads its data from a folder, and --{waits}-dir was not given."
+        return (
+            f"its {waits}s are not in your folder, and --{waits}-dir was not given; --only "
+            f"{item.id.split('_')[0]} runs it on data from the hub."
+        )
     return ""
 
 

@@ -154,14 +154,15 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
     if sizes.source == "miniature":
         return miniature_task(name, profile)
     n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
-    if sizes.source == "hub" and is_image:
+    if sizes.source in ("hub", "hub_sample") and is_image:
         from .hub_images import hub_images
 
         return hub_images(name, profile, store or Store(paths.store_root()))
-    if sizes.source == "hub":
-        from .hub import hub_splits
+    if sizes.source in ("hub", "hub_sample"):
+        from .hub import SOURCES, hub_splits
 
-        source, found = "hub", hub_splits(name, n_train=n_train, n_test=n_test)
+        source = SOURCES[sizes.source]
+        found = hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
     elif sizes.source == "released":
         from .released import released_splits
 

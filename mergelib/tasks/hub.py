@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SUBSAMPLE_SEED = 20_241_219
+SOURCES = {"hub": "hub", "hub_sample": "samples from the hub"}
 BLOCK = 10_000  # rows that become Python strings at a time
 
 
 def hub_splits(
-    name: str, *, n_train: int | None = None, n_test: int | None = None
+    name: str, *, n_train: int | None = None, n_test: int | None = None, sample: bool = False
 ) -> tuple[tuple[str, ...], Split, Split]:
     """Return label names, train and test split of a text task from the hub, or from its cache.
 
@@ -39,6 +40,7 @@ def hub_splits(
         n_train: Rows to keep, drawn by a seeded permutation, without using labels; None keeps all
             rows in their order.
         n_test: The same for the test split.
+        sample: Download only so many rows, see :mod:`mergelib.core.hub.sample`.
 
     Raises:
         UnknownNameError: The registry has no such task.
@@ -51,10 +53,12 @@ def hub_splits(
     known = {task: entry for task, entry in registry().items() if entry.table}
     if name not in known:
         raise UnknownNameError("task on the hub", name, known)
-    entry, files = known[name], fetch(known[name])
+    entry = known[name].model_copy(update={"sample": (n_train, n_test) if sample else None})
+    files = fetch(entry)
     splits = []
     for i, (split, n) in enumerate((("train", n_train), ("test", n_test))):
         paths = [path for path in files.values() if path.name.startswith(split)]
+        n = None if sample else n
         data = _read(entry, split, paths)
         labels = _labels(entry, data, LABEL_NAMES[name])
         splits.append(_sample(entry, data, labels, n, seed=SUBSAMPLE_SEED + i))
@@ -80,7 +84,7 @@ def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
         data = read([str(path) for path in paths])
     except Exception as error:  # Arrow's, pandas' and its own; they have no common base
         raise _refused(entry, f"has a {split} split that cannot be read ({said(error)})") from error
-    wanted = (entry.table.rows or {}).get(split, len(data))
+    wanted = ((not entry.sample and entry.table.rows) or {}).get(split, len(data))
     if len(data) != wanted:
         raise _refused(entry, f"has {len(data):,} rows of {split}, expected {wanted:,}")
     return data

@@ -17,6 +17,7 @@ from ..core.store import Store
 from ..core.types import Task, digest
 from ..profiles import Profile
 from .build import build_task, kept_images
+from .hub import SOURCES
 from .parquet import SUBSAMPLE_SEED, read_parquet
 
 NAMES = Path(__file__).with_name("images.yaml")
@@ -44,18 +45,20 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
         DataError: The set does not number its classes as ``images.yaml`` does.
         MergelibError: As ``mergelib.core.hub.fetch`` and ``read_parquet`` do.
     """
-    names, repository, sizes = class_names(name), registry()[name], profile.tasks
+    names, sizes = class_names(name), profile.tasks
+    repository = registry()[name].model_copy(update={"sample": sizes.sample})
     key = {
         "revision": pin(repository),  # once it is decoded, its files are not needed
         "classes": digest(*names),
         "size": profile.encoder.image_size,
         "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
+        **({"sample": True} if repository.sample else {}),
     }
 
     def make() -> Task:
         return _read(name, names, fetch(repository), profile)
 
-    return kept_images(name, names, "hub", store, key, make)
+    return kept_images(name, names, SOURCES[sizes.source], store, key, make)
 
 
 def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Profile) -> Task:
@@ -80,7 +83,7 @@ def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Pr
         n_train=sizes.n_train,
         n_validation=sizes.n_validation,
         n_test=sizes.n_test,
-        source="hub",
+        source=SOURCES[sizes.source],
         modality="image",
     )
 

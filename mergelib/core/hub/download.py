@@ -17,6 +17,7 @@ import huggingface_hub  # its functions are imported when they are first used
 
 from ..errors import DataError, OfflineError, StoreError, UnknownNameError, first_five
 from ..paths import existing
+from . import sample
 from .errors import translated
 from .lock import lock, locked
 from .repository import BESIDE, NEEDED, REGISTRY, Repository, base_model, registry
@@ -88,6 +89,8 @@ def fetch(repository: Repository) -> dict[str, Path]:
             hub's hash; such a file is deleted.
     """
     commit = pin(repository)
+    if repository.sample:
+        return sample.fetch(repository, commit)
     files = _files(repository, commit)
     for path in files.values():
         if damaged(path):
@@ -103,6 +106,8 @@ def cached_files(repository: Repository) -> dict[str, Path]:
         DataError: The lock file does not parse.
     """
     commit = locked(repository)
+    if repository.sample:
+        return sample.kept(repository, commit) if commit else {}
     try:
         return _files(repository, commit, local_files_only=True) if commit else {}
     except (OfflineError, DataError):
@@ -116,7 +121,11 @@ def check(repository: Repository) -> dict[str, str]:
     if not (files := cached_files(repository)):
         return {"": "not completely in the cache"}
     wrong = "its bytes do not match the hash that the hub listed"
-    return {name: wrong if damaged(path) else "" for name, path in files.items()}
+    if repository.sample:
+        wrong, differs = "its bytes do not match the hash in its name", sample.damaged
+    else:
+        differs = damaged
+    return {name: wrong if differs(path) else "" for name, path in files.items()}
 
 
 def plan(repository: Repository) -> tuple[int, int, int]:
@@ -125,6 +134,8 @@ def plan(repository: Repository) -> tuple[int, int, int]:
     Raises:
         MergelibError: As :func:`fetch` does.
     """
+    if repository.sample:
+        return sample.plan(repository, pin(repository))
     files = _files(repository, pin(repository), dry_run=True).values()
     missing = sum(file.file_size for file in files if file.will_download)
     return len(files), sum(file.file_size for file in files), missing

@@ -42,6 +42,7 @@ class Repository(BaseModel):
     licence: str | None = None
     citation: str | None = None
     table: Table | None = None
+    sample: tuple[int, int] | None = None  # rows of train and test; None: whole files
 
     @property
     def card(self) -> str:
