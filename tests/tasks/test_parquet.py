@@ -342,6 +342,7 @@ def local_profile(image_dir, **sizes):
         "real",
         {
             "tasks.names": ["pets"],
+            "tasks.source": "local",
             "tasks.image_dir": image_dir,
             "tasks.n_train": 12,
             "tasks.n_validation": 6,
