@@ -17,7 +17,6 @@ import huggingface_hub  # its functions are imported when they are first used
 
 from ..errors import DataError, OfflineError, StoreError, UnknownNameError, first_five
 from ..paths import existing
-from . import sample
 from .errors import translated
 from .lock import lock, locked
 from .repository import BESIDE, NEEDED, REGISTRY, Repository, base_model, registry
@@ -90,7 +89,7 @@ def fetch(repository: Repository) -> dict[str, Path]:
     """
     commit = pin(repository)
     if repository.sample:
-        return sample.fetch(repository, commit)
+        return _sample().fetch(repository, commit)
     files = _files(repository, commit)
     for path in files.values():
         if damaged(path):
@@ -107,7 +106,7 @@ def cached_files(repository: Repository) -> dict[str, Path]:
     """
     commit = locked(repository)
     if repository.sample:
-        return sample.kept(repository, commit) if commit else {}
+        return _sample().kept(repository, commit) if commit else {}
     try:
         return _files(repository, commit, local_files_only=True) if commit else {}
     except (OfflineError, DataError):
@@ -122,7 +121,7 @@ def check(repository: Repository) -> dict[str, str]:
         return {"": "not completely in the cache"}
     wrong = "its bytes do not match the hash that the hub listed"
     if repository.sample:
-        wrong, differs = "its bytes do not match the hash in its name", sample.damaged
+        wrong, differs = "its bytes do not match the hash in its name", _sample().damaged
     else:
         differs = damaged
     return {name: wrong if differs(path) else "" for name, path in files.items()}
@@ -135,7 +134,7 @@ def plan(repository: Repository) -> tuple[int, int, int]:
         MergelibError: As :func:`fetch` does.
     """
     if repository.sample:
-        return sample.plan(repository, pin(repository))
+        return _sample().plan(repository, pin(repository))
     files = _files(repository, pin(repository), dry_run=True).values()
     missing = sum(file.file_size for file in files if file.will_download)
     return len(files), sum(file.file_size for file in files), missing
@@ -160,6 +159,12 @@ def damaged(path: Path) -> bool:
             return hashlib.file_digest(f, "sha256").hexdigest() != blob
         start = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
         return hashlib.file_digest(f, lambda: start).hexdigest() != blob
+
+
+def _sample() -> Any:
+    from . import sample  # with pyarrow, which takes a while
+
+    return sample
 
 
 def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from huggingface_hub import constants
 
@@ -85,7 +87,9 @@ def fetch(repository: Repository, commit: str) -> dict[str, Path]:
             with _opened(repository, commit, file) as opened:
                 read = partial(_from_csv, repository, opened)
                 if file.endswith(".parquet"):
-                    read = partial(_from_parquet, repository, _parquet(opened))
+                    read = partial(
+                        _from_parquet, repository, pq.ParquetFile(opened, pre_buffer=True)
+                    )
                 for name, piece in mine.items():
                     content = _as_parquet(read(piece))
                     end = f"{sha256(content).hexdigest()[:16]}.parquet"
@@ -106,8 +110,8 @@ def _told(repository: Repository, commit: str) -> Iterator[None]:
 
 
 def _found(repository: Repository, commit: str) -> dict[str, Path]:
-    paths = folder(repository, commit).glob("*-of-*.*.parquet")
-    return {path.name.split(".")[0]: path for path in sorted(paths)}
+    found = folder(repository, commit).glob("*-of-*.*.parquet")
+    return {path.name.split(".")[0]: path for path in sorted(found)}
 
 
 def _read_plan(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
@@ -163,12 +167,6 @@ def _opened(repository: Repository, commit: str, file: str) -> Iterator[Any]:
 # ---- Parquet ------------------------------------------------------------------------------------
 
 
-def _parquet(file: Any) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(file, pre_buffer=True)
-
-
 def _columns(repository: Repository, schema: Any) -> list[str]:
     table = repository.table
     wanted = (table.label, *table.text) if table else COLUMNS
@@ -184,7 +182,7 @@ def _row_groups(
     classes: list[tuple[int, int] | None] = []
     for name in files:
         with _opened(repository, commit, name) as opened:
-            file = _parquet(opened)
+            file = pq.ParquetFile(opened)
             wanted = set(_columns(repository, file.schema_arrow))
             for g in range(file.num_row_groups):
                 about = file.metadata.row_group(g)
@@ -249,8 +247,6 @@ def _from_parquet(repository: Repository, file: Any, piece: dict[str, Any]) -> A
 
 
 def _as_parquet(table: Any) -> bytes:
-    import pyarrow.parquet as pq
-
     pq.write_table(table, content := io.BytesIO())
     return content.getvalue()
 
@@ -275,8 +271,6 @@ def _blocks(
 
 
 def _from_csv(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
-    import pyarrow as pa
-
     file.seek(0)
     start, table = piece["place"], repository.table
     header = next(
