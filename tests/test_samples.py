@@ -30,6 +30,7 @@ BASE = "sentence-transformers/all-MiniLM-L6-v2"
 N, GROUP = 6000, 20  # rows of a training split, and of its row groups
 IMAGES = load_profile("real", variant="vision_a").tasks.names
 SIZES = {"tasks.n_train": 150, "tasks.n_validation": 10, "tasks.n_test": 40}
+MANY = SIZES | {"tasks.n_train": 900}  # enough for a few of each of 47 classes
 REGISTRY = {
     name: {k: v for k, v in raw.items() if k != "revision"}
     for name, raw in yaml.safe_load(repository.REGISTRY.read_text()).items()
@@ -136,7 +137,7 @@ def test_real_needs_one_command_and_then_no_network(server, user, tmp_path):
     things = f"real needs {len(TASK_NAMES) + len(IMAGES) + 1} things from the hub"
     told = offline(MAIN, ["doctor", "--profile", "real"])["out"]
     assert f"{things}, 0 cached" in told and "data fetch --profile real" in told
-    begun = online(BEGIN, "real", SIZES)
+    begun = online(BEGIN, "real", MANY)
     assert begun["value"] is True and "Everything is cached" in begun["out"], begun
     said, got = begun["out"].split("to be downloaded: ")
     for name in (*TASK_NAMES, *IMAGES, "all-MiniLM-L6-v2"):
@@ -144,13 +145,13 @@ def test_real_needs_one_command_and_then_no_network(server, user, tmp_path):
         assert f"; licence {licence}" in next(s for s in said.splitlines() if f"{name}: " in s)
         assert f"{name}: verified, commit {OLD}" in got
     server.asked.clear()
-    again = offline(BEGIN, "real", SIZES)
+    again = offline(BEGIN, "real", MANY)
     assert again["value"] is True and not again["out"]
     for name in TASK_NAMES:
-        task = offline(TASK, "real", name, SIZES)["value"]
+        task = offline(TASK, "real", name, MANY)["value"]
         assert task["source"] == "samples from the hub"
         assert task["names"] == list(LABEL_NAMES[name])
-        assert [len(task[s]["labels"]) for s in ("train", "validation", "test")] == [150, 10, 40]
+        assert [len(task[s]["labels"]) for s in ("train", "validation", "test")] == [900, 10, 40]
         seen = Counter(task["train"]["labels"])
         assert set(seen) == set(range(len(task["names"])))
         classes, n = len(task["names"]), {"amazon": 4 * N}.get(name, N)
@@ -161,8 +162,8 @@ def test_real_needs_one_command_and_then_no_network(server, user, tmp_path):
                 f'row {row} {c} of {name}\n"quoted", again' for c in REGISTRY[name]["table"]["text"]
             )
     for name in IMAGES:
-        task = offline(TASK, "real", name, SIZES, "vision_a")["value"]
-        assert [len(task[s]["labels"]) for s in ("train", "validation", "test")] == [150, 10, 40]
+        task = offline(TASK, "real", name, MANY, "vision_a")["value"]
+        assert set(task["train"]["labels"]) == set(range(len(task["names"])))
     assert not server.asked
     checked = offline(MAIN, ["data", "check", "--profile", "real"])
     assert checked["value"] == 1, "the profile's own sizes are another sample"
@@ -306,16 +307,17 @@ def test_rows_of_a_block_are_rows_of_the_file():
         ["1", "a\n2,x,y", "é"],
         ["2", "", 'so "so"\n3,"z",w'],
         ["3", "日本", "line\r\nline"],
+        ["4", 'a\n"quoted", again', "as many commas"],
     ] * 4
     writer = csv.writer(file := io.StringIO(), quoting=csv.QUOTE_ALL)
     writer.writerows([["class", "title", "text"], *rows])
     whole = file.getvalue().encode()
-    assert sample.rows_of_block(whole, 3, 0, last=True) == rows
+    assert sample.rows_of_block(whole, 3, 0, first=True, last=True) == rows
     for begin in range(len(whole)):
-        found = sample.rows_of_block(whole[begin:], 3, 0, last=True)
+        found = sample.rows_of_block(whole[begin:], 3, 0, first=False, last=True)
         assert found is None or found == rows[len(rows) - len(found) :]
-        assert found or begin > len(whole) - 40
-    cut = sample.rows_of_block(whole[: len(whole) // 2], 3, 0, last=False)
+        assert found or begin > len(whole) - 80
+    cut = sample.rows_of_block(whole[: len(whole) // 2], 3, 0, first=True, last=False)
     assert cut == rows[: len(cut)] and len(cut) > 3
 
 

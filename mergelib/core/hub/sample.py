@@ -288,6 +288,7 @@ def _from_csv(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
         file.read(piece["bytes"]),
         len(header),
         header.index(table.label),
+        first=not start,
         last=start + piece["bytes"] >= file.size,
     )
     if rows is None:
@@ -307,16 +308,20 @@ def _from_csv(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
     )
 
 
-def rows_of_block(block: bytes, width: int, label: int, *, last: bool) -> list[list[str]] | None:
+def rows_of_block(
+    block: bytes, width: int, label: int, *, first: bool, last: bool
+) -> list[list[str]] | None:
     """Return the whole rows in a part of a CSV file.
 
     A line may begin within a quoted text. Read from there, rows do not have ``width`` columns with
-    a number in column ``label``, and the next line is tried.
+    a number in column ``label``, and the next line is tried. The first row may still do so by
+    chance, and is dropped.
 
     Args:
         block: Its bytes.
         width: Columns of a row.
         label: Which of them is a whole number.
+        first: Whether the file begins with this part, with a header; then its first row is kept.
         last: Whether the file ends with this part; else its last row is cut off, and dropped.
 
     Returns:
@@ -328,7 +333,7 @@ def rows_of_block(block: bytes, width: int, label: int, *, last: bool) -> list[l
             rows = list(csv.reader(io.StringIO(text[begin + 1 :], newline=""), strict=last))
         except csv.Error:
             continue
-        rows = [row for row in (rows if last else rows[:-1]) if row]
+        rows = [row for row in (rows if last else rows[:-1]) if row][not first :]
         if rows and all(len(row) == width and row[label].strip().isdigit() for row in rows):
             return rows
     return None
