@@ -186,7 +186,7 @@ def figures():
         "shots": lambda: drawn.plot_shots(scores(), three, protocols, fine_tuned=70.0),
         "protocols": lambda: drawn.plot_protocols(scores(), three, ["ag"], k=5),
         "lam": lambda: drawn.plot_lam(curves, dict.fromkeys(three, 0.2)),
-        "ladder": lambda: drawn.plot_ladder(accuracies, r2, fine_tuned=70.0),
+        "ladder": lambda: drawn.plot_ladder({"": (accuracies, accuracies, 70.0)}, r2),
         "controls": lambda: drawn.plot_controls(controls),
         "sizes": lambda: drawn.plot_sizes(sizes, three, shown, k=5, chance=20.0),
     }

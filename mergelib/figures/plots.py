@@ -413,50 +413,49 @@ def plot_shares(
 
 
 def plot_ladder(
-    accuracies: pd.DataFrame,
+    ladders: Mapping[str, tuple[pd.DataFrame, pd.DataFrame, float]],
     r2: pd.DataFrame,
     *,
-    fine_tuned: float,
-    closed_form: pd.DataFrame | None = None,
     margin: float = 2.0,
 ) -> Figure:
-    """The ladder: accuracy per rung (left), and what each step explains of f_t's variance (right).
+    """The ladder: accuracy per rung, and (right) what each step explains of f_t's variance.
 
     Args:
-        accuracies: Columns method, rung and accuracy.
-        r2: Columns method, step, increment.
-        fine_tuned: Accuracy of the fine-tuned models, in percent.
-        closed_form: The same columns for maps in least squares, drawn as rings.
+        ladders: A panel per base model: accuracies by the paper's fit (columns method, rung and
+            accuracy), the same in closed form, drawn as rings, and the accuracy of the fine-tuned
+            models in percent.
+        r2: Columns method, step, increment, with the first base model.
         margin: The paper's claim: points below them that an alignment may cost, a grey band.
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.3), width_ratios=(1.35, 1))
-    left.axvspan(fine_tuned - margin, fine_tuned, color="0.88", label=f"{margin:g} points below")
-    left.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
-    looks, rows = (
-        looks_of(accuracies.method.unique(), method_style, short_label),
-        labelled(accuracies),
-    )
-    place = (rows.rung.unique(), looks, "method", "rung")
-    rung = "orthogonal" if "orthogonal" in set(accuracies.rung) else accuracies.rung.iloc[-1]
-
-    def missing(found: pd.DataFrame) -> str:
-        mapped = found[(found.rung == rung) & (found.method != BASE)].accuracy
-        return range_of(fine_tuned - mapped)
-
-    title = f"{rung_label(rung)} map: merges stay {missing(accuracies)} points below $f_t$"
-    if closed_form is not None:
-        ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": None}
-        closed = labelled(closed_form[closed_form.rung != "identity"])
-        dots(left, closed, *place, dodge=0.6, markers="o", legend=False, **ring)
-        left.plot([], [], "o", color="0.3", label="in closed form", **ring)
-        title += f" ({missing(closed_form)} in closed form)"
-    dots(left, rows, *place, dodge=0.6)
-    left.set_xlabel(ACCURACY)
+    n = len(ladders)
+    size, ratios = (PAGE, 2.9 + 0.4 * n), (1.35, *[1.0] * (n - 1), 1)
+    fig, axes = plt.subplots(1, n + 1, figsize=size, width_ratios=ratios)
+    ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": None}
+    titles = []
+    for ax, (base, (paper, closed, fine_tuned)) in zip(axes, ladders.items(), strict=False):
+        ax.axvspan(fine_tuned - margin, fine_tuned, color="0.88", label=f"{margin:g} points below")
+        ax.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
+        rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
+        looks = looks_of(paper.method.unique(), method_style, short_label)
+        place = (rows.rung.unique(), looks, "method", "rung")
+        dots(ax, rings, *place, dodge=0.6, markers="o", legend=False, **ring)
+        ax.plot([], [], "o", color="0.3", label="in closed form", **ring)
+        dots(ax, rows, *place, dodge=0.6)
+        ax.set(xlabel=ACCURACY, title=base if n > 1 else "")
+        rung = "orthogonal" if "orthogonal" in set(paper.rung) else paper.rung.iloc[-1]
+        left, closed_left = (
+            range_of(fine_tuned - f[(f.rung == rung) & (f.method != BASE)].accuracy)
+            for f in (paper, closed)
+        )
+        titles.append(f"{left} points below $f_t$ ({closed_left} in closed form)")
+    for ax in axes[1:-1]:
+        ax.set_yticklabels([])
     table = labelled(r2).pivot_table("increment", "step", "method", sort=False)
     table.loc["together"] = table.sum()
-    _heat(right, table, "0.2", ".2f")
-    right.set_title("held-out $R^2$ of $f_t$ by step")
-    head(fig, title, [left], 4)
+    _heat(axes[-1], table, "0.2", ".2f")
+    axes[-1].set_title("held-out $R^2$ of $f_t$ by step")
+    title = f"{rung_label(rung)} map: merges stay {titles[0]}"
+    head(fig, "; other base: ".join([title, *titles[1:]]), axes[:1], 4)
     return fig
 
 

@@ -31,6 +31,7 @@ def save_figure(
     study: Study | Mapping[str, Study],
     data: Mapping[str, pd.DataFrame],
     verdicts: Sequence[Verdict] = (),
+    other_bases: Mapping[str, Sequence[Verdict]] | None = None,
 ) -> str:
     """Write ``figures/<profile>/<stem>.{pdf,png,json}`` and the numbers behind it as CSV.
 
@@ -42,6 +43,7 @@ def save_figure(
             one's are used, and all are listed under ``panels``.
         data: Suffix -> frame: ``""`` gives ``<stem>.csv``, ``"lam"`` gives ``<stem>_lam.csv``.
         verdicts: On the claims that the notebook judges.
+        other_bases: The same claims with another f_b: base model -> verdicts.
 
     Returns:
         The PNG's path in the project.
@@ -62,6 +64,8 @@ def save_figure(
     }
     if panels:
         sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
+    if other_bases:
+        sidecar["other_bases"] = {b: [asdict(v) for v in vs] for b, vs in other_bases.items()}
     said = finding(fig)
     alt = f"{alt} {said}." if said else alt
     return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)

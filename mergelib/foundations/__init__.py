@@ -1,7 +1,8 @@
 """Sources of f_b: pre-trained here (one module per kind of encoder), or loaded from a folder or the
 hub."""
 
-from . import bert, clip, t5, vit
+from ..profiles import Profile
+from . import bert, clip, further, t5, vit
 from .recipe import Foundation, Recipe, load_text
 
 RECIPES: dict[str, Recipe] = {
@@ -12,4 +13,11 @@ RECIPES: dict[str, Recipe] = {
 }
 """By ``profile.encoder.kind``."""
 
-__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "clip", "load_text", "t5", "vit"]
+
+def recipe_of(profile: Profile) -> Recipe:
+    """What makes a profile's f_b."""
+    encoder = profile.encoder
+    return further.RECIPE if encoder.goes_on else RECIPES[encoder.kind]
+
+
+__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "clip", "load_text", "recipe_of", "t5", "vit"]

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertTokenizer
 
 from ..core.errors import OfflineError
 from ..core.store import Artifact
-from ..core.types import Task
+from ..core.types import State, Task
 from ..encoders import TextEncoder, encoder_state
 from ..profiles import EncoderSettings, Profile
 from ..tasks import miniature_corpus
@@ -158,7 +158,7 @@ def masked_batch(
         padded["input_ids"],
         padded["attention_mask"],
         mask_id=encoder.tokenizer.mask_token_id,
-        n_special=len(SPECIAL),
+        n_special=max(encoder.tokenizer.all_special_ids) + 1,
         vocab_size=len(encoder.tokenizer),
         rate=rate,
         generator=generator,
@@ -173,9 +173,11 @@ def pretrain(
     objective: Callable[[Any], nn.Module],
     corrupt: Callable[..., dict[str, Tensor]],
     rate: float,
+    *,
+    start: State | None = None,
     **options: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train an encoder on a corpus from a random start, without labels.
+    """Train an encoder on a corpus, without labels.
 
     Args:
         encoder: The architecture and tokenizer.
@@ -184,6 +186,7 @@ def pretrain(
         objective: Makes the complete model with its loss, ``MaskedLM`` or ``SpanCorruption``.
         corrupt: Makes its batches, ``masked_batch`` or ``corrupted_batch``.
         rate: Share of tokens to corrupt.
+        start: The encoder's weights at the start; what it lacks starts at random.
         options: ``device``, ``scratch`` and ``desc`` of ``train``.
 
     Returns:
@@ -193,6 +196,7 @@ def pretrain(
     generator = torch.Generator().manual_seed(config.seed)
     with seeded(config.seed):
         whole = objective(encoder.config)
+        whole.model.base_model.load_state_dict(dict(start or {}), strict=False)
         info = train(
             whole,
             encoder.prepare(corpus),
@@ -219,16 +223,19 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
     }
 
 
+def shipped_bert(name: str) -> Foundation:
+    """A BERT that ships with the project. Raises ``UnknownNameError``."""
+    made, shape = shipped.read(name), shipped.sidecar(name)["recipe"]["shape"]
+    tokenizer = tokenizer_from_vocab(made.info["vocab"])
+    return Foundation(bert_encoder(tokenizer, **{n: shape[n] for n in SHAPE}), made.tensors)
+
+
 @functools.lru_cache(maxsize=1)
 def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tensor:
     """``sentence_vectors`` of a teacher: a shipped BERT's name, or a hub id or folder."""
     if teacher in shipped.names():
-        made, shape = shipped.read(teacher), shipped.sidecar(teacher)["recipe"]["shape"]
-        encoder = bert_encoder(
-            tokenizer_from_vocab(made.info["vocab"]),
-            **{n: shape[n] for n in SHAPE},
-        )
-        module = encoder.module(made.tensors)
+        student = shipped_bert(teacher)
+        encoder, module = student.encoder, student.encoder.module(student.state)
     else:
         try:
             encoder, module = hub_teacher(teacher)

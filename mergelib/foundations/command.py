@@ -19,7 +19,7 @@ from ..encoders import Encoder
 from ..encoders.features import extract, pick_device
 from ..profiles import Profile, load_profile, variant_names
 from ..tasks import load_task
-from . import RECIPES, shipped
+from . import recipe_of, shipped
 
 PROBE_SHOTS = 100  # training inputs per class
 
@@ -96,7 +96,7 @@ def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
     """
     device, store, started = pick_device("auto"), Store(tempfile.mkdtemp()), time.monotonic()
     tasks = {n: load_task(n, profile, store) for n in profile.tasks.names}
-    recipe, making = RECIPES[profile.encoder.kind], profile
+    recipe, making = recipe_of(profile), profile
     if teacher and profile.encoder.pretraining.teacher:
         pretraining = profile.encoder.pretraining.model_copy(update={"teacher": teacher})
         encoder = profile.encoder.model_copy(update={"pretraining": pretraining})

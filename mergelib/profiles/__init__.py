@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, UnknownNameError, shortened
 from ..training.config import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
+OTHER_BASE = "masked_lm"  # the variant whose f_b is no sentence encoder
 TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")
 IMAGE_KINDS = ("clip", "vit")
 IMAGE_TASK_NAMES = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
@@ -118,6 +119,10 @@ class PretrainSettings(TrainSettings):
     # A sentence encoder to distil a text encoder from: a shipped one's name, a hub id or a folder.
     teacher: str = _quiet("")
     seed: int | None = _quiet(None)  # of this foundation alone; the profile's where it is absent
+    # Masked language modelling goes on from ``encoder.base``, else from a shipped BERT, ``start``;
+    # so many of its upper layers start anew.
+    fresh_layers: int | None = _quiet(None, ge=0)
+    start: str = _quiet("")
 
 
 class EncoderSettings(_Section):
@@ -144,10 +149,18 @@ class EncoderSettings(_Section):
     pretraining: PretrainSettings | None = None
     batch_size: int = Field(128, gt=0)  # inputs per forward pass when features are extracted
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether f_b is ``base`` after further pre-training."""
+        return self.pretraining is not None and self.pretraining.fresh_layers is not None
+
     @model_validator(mode="after")
     def _whole(self):
-        if self.kind != "vit" and self.pretraining and self.pretraining.documents is None:
+        own = self.pretraining and not self.goes_on
+        if self.kind != "vit" and own and self.pretraining.documents is None:
             raise ValueError("pretraining.documents: say how many documents the corpus has")
+        if self.goes_on and not (self.kind == "bert" and (self.base or self.pretraining.start)):
+            raise ValueError("pretraining.fresh_layers: give the BERT that has the others, as base")
         if self.preprocessing == "released" and (self.kind != "bert" or self.max_length < 4):
             raise ValueError("preprocessing: the released one is a bert's, and needs 4 positions")
         if self.kind in IMAGE_KINDS and not (self.image_size and (self.base or self.patch_size)):

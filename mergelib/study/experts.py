@@ -17,7 +17,7 @@ from ..core.store import Artifact
 from ..core.types import Expert, Head, Task, below, head_digest, state_digest
 from ..encoders import released_encoder
 from ..encoders.tangent import TangentEncoder
-from ..foundations import RECIPES, Foundation, shipped
+from ..foundations import Foundation, recipe_of, shipped
 from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
 from ..training.experts import fine_tune
 from .versions import STEP_VERSIONS
@@ -42,7 +42,7 @@ def training_key(study: Study, step: str, settings: Any) -> dict[str, Any]:
 
 
 def _base_key(study: Study) -> dict[str, Any]:
-    settings, recipe = study.profile.encoder, RECIPES[study.profile.encoder.kind]
+    settings, recipe = study.profile.encoder, recipe_of(study.profile)
     if settings.pretraining is None or recipe.corpus not in ("", study.profile.tasks.source):
         raise ConfigError(
             f"Profile '{study.profile.name}' has no base model: give --base with a hub id or "
@@ -57,17 +57,17 @@ def has_base(study: Study) -> bool:
     """Whether f_b is available without pre-training: in the store, or as a hub id or folder."""
     settings = study.profile.encoder
     return (
-        bool(settings.base)
+        bool(settings.base and not settings.goes_on)
         or shipped.find(study.profile) is not None
-        or study.store.peek(RECIPES[settings.kind].step, _base_key(study)) is not None
+        or study.store.peek(recipe_of(study.profile).step, _base_key(study)) is not None
     )
 
 
 def foundation(study: Study) -> Foundation:
     """f_b of the profile: published, shipped, stored, or else pre-trained."""
     profile, tasks = study.profile, list(study.tasks.values())
-    recipe = RECIPES[profile.encoder.kind]
-    if profile.encoder.base:
+    recipe = recipe_of(profile)
+    if profile.encoder.base and not profile.encoder.goes_on:
         found = recipe.load(profile, tasks)
     elif name := shipped.find(profile):
         found = recipe.open(profile, tasks, shipped.read(name))

@@ -22,7 +22,7 @@ from ..encoders import Encoder, encoder_state
 from ..encoders.features import pick_device
 from ..foundations import Foundation
 from ..merging import get_method
-from ..profiles import Profile, load_profile, with_shortcuts
+from ..profiles import OTHER_BASE, Profile, load_profile, variant_names, with_shortcuts
 from ..protocols import get_preset
 from ..tasks import load_task
 from ..training.config import resolve_precision
@@ -171,6 +171,22 @@ class Study:
         study._foundation = replace(foundation, state=spare(foundation.state))
         study._start({e.task: spare(of_experts.with_digest(e)) for e in experts})
         return study
+
+    def bases(self) -> dict[str, Study]:
+        """This study and, where its profile has a variant ``masked_lm``, the same with that f_b, by
+        the base model's name."""
+        found = {self.profile.backbone: self}
+        if not self.variant and OTHER_BASE in variant_names(self.profile.name):
+            other = Study(
+                self.profile.name,
+                overrides=self.overrides,
+                device=self.device.type,
+                store=self.store,
+                tasks=self.tasks,
+                variant=OTHER_BASE,
+            )
+            found[other.profile.backbone] = other
+        return found
 
     # ---- tasks, f_b and experts ------------------------------------------------------------------
 

@@ -151,6 +151,30 @@ def kept_locally(run: Run) -> dict[str, float]:
     return {f"local {what}": here for what, here in kept.items()}
 
 
+def base_gains(run: Run) -> list[str]:
+    """What re-aligning gives f_b and the merges, a sentence per base model of Table 3."""
+    table = _table(run, "tab03_base_model_bases")
+    if table is None:
+        return []
+    said = []
+    for base, rows in table.groupby("base", sort=False):
+        now = rows.set_index("Protocol").drop(columns="base")
+        gain = now.loc[protocol_label("ft_classifier")] - now.loc[protocol_label("current")]
+        merges = gain.drop(short_label(BASE))
+        said.append(
+            _fill(
+                load_readings()["bases"]["gain"],
+                {
+                    "base": f"`{run.profile}`, {base}",
+                    "f_b": gain[short_label(BASE)],
+                    "least": merges.min(),
+                    "most": merges.max(),
+                },
+            )
+        )
+    return said
+
+
 LOOKED_UP = (
     dict.fromkeys(("P4.1-ladder", "P4.2-gap", "C4.1-base"), rungs)
     | {"PA.2-share": at_one_percent, "P6.4-no-gain": unmerged}

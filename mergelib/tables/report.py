@@ -23,7 +23,7 @@ from ..tasks.miniature import WORLD_VERSION
 from .committed import AS_COMMITTED, Compared, compare
 from .labels import short_label
 from .paper import THREE, published_table2, published_table3
-from .readings import asks, load_readings, names_in, paragraph, symbols
+from .readings import asks, base_gains, load_readings, names_in, paragraph, symbols
 from .scores import at_k, markdown, mean_and_std, wide
 from .scores import averages as averages_of
 from .verdicts import NOT_RUN, ORDER, deciding, failing_first, with_words
@@ -298,6 +298,29 @@ def claim_by_claim(runs: Sequence[Run]) -> list[str]:
     return [line for block in blocks for line in (block, "")]
 
 
+def other_bases(runs: Sequence[Run]) -> list[str]:
+    """Claims that were judged with several base models, a column each, and what f_b gains there."""
+    rows, gains = [], []
+    for run in runs:
+        for notebook, sidecar in run.sidecars.items():
+            others = sidecar.get("other_bases", {})
+            judged = (
+                {sidecar["profile"]["backbone"]: sidecar["verdicts"], **others} if others else {}
+            )
+            for base, verdicts in judged.items():
+                name = f"`{run.profile}`: {base}"
+                rows += [{"profile": name, **v, "notebook": notebook} for v in verdicts]
+        gains += base_gains(run)
+    if not rows:
+        return []
+    frame = with_words(pd.DataFrame(rows, columns=ROWS))
+    said = load_readings()["bases"]
+    table = claims_table(frame)
+    blocks = [said["title"], said["text"], *gains, said["why"]]
+    lines = [line for block in blocks for line in (block, "")]
+    return [*lines, *markdown(table.assign(claim="`" + table.claim + "`")), ""]
+
+
 def world_line(runs: Sequence[Run]) -> str:
     """Which version of the miniature world made the numbers: others cannot be compared with it."""
     used = {int(v) for r in runs for v in re.findall(r"miniature world (\d+)", r.data)}
@@ -346,6 +369,7 @@ def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) ->
         README_PART[1],
         "",
         *claim_by_claim(runs),
+        *other_bases(runs),
         *beyond_the_paper(runs),
         "## The runs behind it",
         "",
