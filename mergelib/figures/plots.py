@@ -427,12 +427,14 @@ def plot_ladder(
         r2: Columns method, step, increment, with the first base model.
         margin: The paper's claim: points below them that an alignment may cost, a grey band.
     """
-    n = len(ladders)
-    size, ratios = (PAGE, 2.9 + 0.4 * n), (1.35, *[1.0] * (n - 1), 1)
-    fig, axes = plt.subplots(1, n + 1, figsize=size, width_ratios=ratios)
+    several = len(ladders) > 1
+    rows = [[*ladders], ["r2"] * len(ladders)] if several else [[*ladders, "r2"]]
+    ratios = {"height_ratios": (3.3, 1.2)} if several else {"width_ratios": (1.35, 1)}
+    fig, axes = plt.subplot_mosaic(rows, figsize=(PAGE, 5.6 if several else 3.3), **ratios)
     ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": None}
     titles = []
-    for ax, (base, (paper, closed, fine_tuned)) in zip(axes, ladders.items(), strict=False):
+    for base, (paper, closed, fine_tuned) in ladders.items():
+        ax = axes[base]
         ax.axvspan(fine_tuned - margin, fine_tuned, color="0.88", label=f"{margin:g} points below")
         ax.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
         rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
@@ -441,21 +443,22 @@ def plot_ladder(
         dots(ax, rings, *place, dodge=0.6, markers="o", legend=False, **ring)
         ax.plot([], [], "o", color="0.3", label="in closed form", **ring)
         dots(ax, rows, *place, dodge=0.6)
-        ax.set(xlabel=ACCURACY, title=base if n > 1 else "")
+        ax.set(xlabel=ACCURACY, title=textwrap.fill(base, 28) if several else "")
         rung = "orthogonal" if "orthogonal" in set(paper.rung) else paper.rung.iloc[-1]
         left, closed_left = (
             range_of(fine_tuned - f[(f.rung == rung) & (f.method != BASE)].accuracy)
             for f in (paper, closed)
         )
         titles.append(f"{left} points below $f_t$ ({closed_left} in closed form)")
-    for ax in axes[1:-1]:
+    drawn = [axes[base] for base in ladders]
+    for ax in drawn[1:]:
         ax.set_yticklabels([])
     table = labelled(r2).pivot_table("increment", "step", "method", sort=False)
     table.loc["together"] = table.sum()
-    _heat(axes[-1], table, "0.2", ".2f")
-    axes[-1].set_title("held-out $R^2$ of $f_t$ by step")
+    _heat(axes["r2"], table.T if several else table, "0.2", ".2f")
+    axes["r2"].set_title("held-out $R^2$ of $f_t$ by step" + ", first base" * several)
     title = f"{rung_label(rung)} map: merges stay {titles[0]}"
-    head(fig, "; other base: ".join([title, *titles[1:]]), axes[:1], 4)
+    head(fig, "; other base: ".join([title, *titles[1:]]), drawn, 4)
     return fig
 
 
