@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 
-from mergelib.core.errors import StoreError, UnknownNameError
+from mergelib import Study
+from mergelib.core.errors import ConfigError, StoreError, UnknownNameError
 from mergelib.core.store import Store
-from mergelib.foundations import RECIPES, shipped
+from mergelib.foundations import bert, further, recipe_of, shipped
 from mergelib.foundations.command import planned
 from mergelib.profiles import load_profile
 from mergelib.tasks import load_task
@@ -32,16 +33,17 @@ def test_sizes():
     assert sum(sizes) < 25e6
 
 
-@pytest.mark.parametrize("name", ["quick_bert", "quick_t5_a", "quick_vision_a", "quick_vit"])
+@pytest.mark.parametrize(
+    "name", ["quick_bert", "quick_masked_lm", "quick_t5_a", "quick_vision_a", "quick_vit"]
+)
 def test_the_recipe_makes_the_file(name, tmp_path):
     profile = PLAN[name]
     tasks = [load_task(t, profile, Store(tmp_path)) for t in profile.tasks.names]
-    recipe = RECIPES[profile.encoder.kind]
+    recipe = recipe_of(profile)
     made = recipe.make(profile, tasks, torch.device("cpu"), tmp_path)
     kept = shipped.read(name)
-    assert made.info["vocab" if "vocab" in kept.info else "images"] == (
-        kept.info.get("vocab") or kept.info["images"]
-    )
+    for what in ("vocab", "images"):
+        assert made.info.get(what) == kept.info.get(what)
     assert made.tensors.keys() == kept.tensors.keys()
     for key, tensor in made.tensors.items():
         # float16 keeps 11 bits; another processor rounds 20 steps of AdamW otherwise.
@@ -58,3 +60,57 @@ def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
         shipped.read("quick_bert")
     with pytest.raises(UnknownNameError, match="mini_bert"):
         shipped.read("mini_bert")
+
+
+# ---- a base that is pre-trained further ----------------------------------------------------------
+
+
+def test_the_upper_layers_start_anew_and_the_rest_is_the_base(tmp_path):
+    """After steps too small to move anything, what differs from the base is what started anew."""
+    changes = {"encoder.pretraining.steps": 2, "encoder.pretraining.lr": 1e-12}
+    profile = load_profile("quick", changes, "masked_lm")
+    tasks = [load_task("ag", profile, Store(tmp_path))]
+    made = further.make(profile, tasks, torch.device("cpu"), tmp_path).tensors
+    base = bert.shipped_bert("quick_bert").state
+    assert made.keys() == base.keys()
+    moved = {n for n in made if not torch.allclose(made[n], base[n], atol=1e-6)}
+    upper = {n for n in base if n.startswith("encoder.layer.1.")}
+    assert moved <= upper and {n for n in upper if n.endswith("dense.weight")} <= moved
+
+
+def test_a_real_vocabulary_keeps_its_special_tokens():
+    """As in BERT's vocabulary, where [CLS], [SEP] and [MASK] stand behind a hundred unused ones."""
+    words = [f"word{i}" for i in range(200)]
+    vocab = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = bert.tokenizer_from_vocab([*vocab, *words])
+    encoder = bert.bert_encoder(tokenizer, layers=1, width=8, heads=2, max_length=32)
+    rows = encoder.prepare([" ".join(words[i : i + 20]) for i in range(0, 180, 20)])
+    batch = bert.masked_batch(encoder, rows, 0.5, torch.Generator().manual_seed(0))
+    chosen = batch["labels"] != -100
+    assert chosen.any() and (batch["labels"][chosen] > 103).all()
+    special = torch.tensor(tokenizer.all_special_ids)
+    assert not torch.isin(batch["labels"], special).any()
+    changed = batch["input_ids"][chosen]
+    assert ((changed == 103) | (changed > 103)).all()
+
+
+def test_what_cannot_go_on_is_refused():
+    def begun(changes):
+        profile = load_profile("quick", changes, "masked_lm")
+        return further.kept(profile, further.begin(profile, []))
+
+    with pytest.raises(ConfigError, match=r"fresh_layers is 3; .* 2 layers"):
+        begun({"encoder.pretraining.fresh_layers": 3})
+    with pytest.raises(ConfigError, match="fresh_layers: give the BERT"):
+        begun({"encoder.pretraining.start": ""})
+    with pytest.raises(ConfigError, match="fresh_layers: give the BERT"):
+        load_profile("quick", {"encoder.pretraining.fresh_layers": 1}, "t5_a")
+
+
+def test_a_study_knows_its_other_base(tmp_path):
+    study = Study("quick", store=tmp_path, overrides={"tasks.n_test": 20})
+    mine, other = study.bases().values()
+    assert mine is study and other.variant == "masked_lm" and other.tasks == study.tasks
+    assert other.base_state.keys() == study.base_state.keys()
+    assert any(not torch.equal(t, study.base_state[n]) for n, t in other.base_state.items())
+    assert list(other.bases().values()) == [other]

@@ -73,6 +73,28 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_claims_with_another_base_stand_side_by_side(folder):
+    assert not report.other_bases(report.read_runs(folder))
+    file = folder / "one" / "tab03_base_model.json"
+    sidecar = json.loads(file.read_text())
+    sidecar["other_bases"] = {"a masked LM": [verdict("P6.4-no-gain", "f_b", 1.5, R, "<= 5")]}
+    file.write_text(json.dumps(sidecar))
+    rows = [("a base model", "Current Eval", 20, 50, 60), ("a base model", "KNN Eval", 0, 0, 0)]
+    rows += [("a base model", "FT-Classifier Eval", 51.25, 62, 64)]
+    rows += [("a masked LM", "Current Eval", 20, 50, 60)]
+    rows += [("a masked LM", "FT-Classifier Eval", 21.5, 50.5, 68)]
+    frame = pd.DataFrame(rows, columns=["base", "Protocol", "f_b", "WA", "TA"])
+    frame.to_csv(folder / "one" / "tab03_base_model_bases.csv", index=False)
+    page = "\n".join(report.other_bases(report.read_runs(folder)))
+    assert "`one`, a base model: FT-Classifier gives f_b 31.2 points" in page
+    assert "`one`, a masked LM: FT-Classifier gives f_b 1.5 points" in page
+    assert "merges 0.5 to 8.0" in page
+    head = next(line for line in page.splitlines() if line.startswith("| claim"))
+    row = next(line for line in page.splitlines() if "`P6.4-no-gain`" in line and "|" in line)
+    assert "`one`: a base model" in head and "`one`: a masked LM" in head
+    assert f"**{N}** (f_b: 9.00)" in row and f"{R} (f_b: 1.50)" in row
+
+
 def test_a_claim_that_fails_anywhere_stands_first(folder):
     grid = report.claim_grid(report.verdict_rows(report.read_runs(folder)))
     assert list(grid.index) == ["P5-over-knn", "P6.4-no-gain", "P3.2-knn"]

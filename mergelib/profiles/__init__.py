@@ -410,6 +410,9 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
         if variant not in variants:
             raise UnknownNameError(f"variant of profile '{name}'", variant, variants)
         raw = _merged(raw, variants[variant])
+    local = raw.pop("local", {})
+    if (overrides or {}).get("tasks.source") == "local":
+        raw = _merged(raw, local)
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
             raise ConfigError(
@@ -430,9 +433,6 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         here[last] = value
-    local = raw.pop("local", {})
-    if (overrides or {}).get("tasks.source") == "local":
-        raw = _merged(raw, local)
     return parse_profile(raw, f"profile '{name}'")
 
 

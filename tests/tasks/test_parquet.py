@@ -375,7 +375,7 @@ def test_a_profile_without_a_folder_names_the_option():
     "overrides, says",
     [
         ({"encoder.kind": "bert", "encoder.pretraining": None}, "does not encode images"),
-        ({"tasks.modality": "text"}, "does not encode texts"),
+        ({"tasks.modality": "text", "tasks.names": ["ag"]}, "does not encode texts"),
         ({"encoder.image_size": 0}, "image_size, patch_size"),
         ({"encoder.patch_size": 0}, "image_size, patch_size"),
     ],
