@@ -60,7 +60,7 @@ def meaning():
     from mergelib import encoders, merging, protocols
     from mergelib.core import types
     from mergelib.encoders import features
-    from mergelib.foundations import bert, clip, t5, vit, zero_shot
+    from mergelib.foundations import bert, clip, further, t5, vit, zero_shot
     from mergelib.protocols import current
     from mergelib.study import Study, experts, merges, scores, versions
     from mergelib.training import experts as trainers
@@ -116,6 +116,7 @@ def meaning():
     ]
     found = {
         "pretrain": [*defined_in(bert), *trained, *tokens],
+        "pretrain_further": [*defined_in(further), *defined_in(bert), *trained, *tokens],
         "pretrain_t5": [
             *defined_in(t5),
             t5.EMBEDDING_SCALE,
