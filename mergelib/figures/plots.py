@@ -674,7 +674,7 @@ def plot_sizes(
         bars(ax, labelled(rows), "method", "protocol", colours)
         ax.axhline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
         ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--", "zorder": 0.5})
-        ax.set(title=title, ylabel=f"{ACCURACY}, k = {k}")
+        ax.set(title=textwrap.fill(title, 30), ylabel=f"{ACCURACY}, k = {k}")
         gains.append(_gains(summary, encoders, protocols[-1], k))
     gains = pd.concat(gains)
     merges = range_of(gains.drop(BASE, errors="ignore"))
