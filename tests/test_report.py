@@ -241,7 +241,7 @@ def test_every_claim_of_the_committed_runs_is_told_with_its_numbers():
 
 
 def test_the_report_can_be_read():
-    """First what `mini` is; below 2,000 words; nothing said over and over."""
+    """First what `mini` is; about 2,000 words; nothing said over and over."""
     _, text = shown()
     lines = [line for line in text.splitlines() if not re.match(r"\||!\[|<!--|#|$", line)]
     assert lines[0] == report.LABORATORY
