@@ -51,6 +51,7 @@ from .merging import merge, named_experts
 from .parents import PROCESSOR_FILES, Parent, open_parent
 from .plan import first_line
 from .recipes import LAMS
+from .tokens import unified
 
 COMPARE_VERSION = 1
 HEADS = ("current", "knn", "ft_classifier")
@@ -205,7 +206,11 @@ def compare(
         ...     print(type(error).__name__)
         UnknownNameError
     """
-    names, parents = method_names(methods), {p.name: p for p in named_experts(experts)}
+    names, found = method_names(methods), named_experts(experts)
+    root = None if base is None else open_parent(base, "base")
+    if root:
+        *found, root = unified(found, root)
+    parents = {p.name: p for p in found}
     lams = [float(lam) for lam in dict.fromkeys(lams)]
     needed = {"inputs": inputs or {}} if k or not validation else {}
     labels = {name: rows for name, rows in ((TEST, test), (VALIDATION, validation)) if rows}
@@ -227,7 +232,7 @@ def compare(
         rows[task] = _rows(task, parent, pool, splits, k, seed, limit)
     cells = Cells(
         parents,
-        None if base is None else open_parent(base, "base"),
+        root,
         rows,
         get_preset(preset),
         {"encoder": list(encoder), "head": head},

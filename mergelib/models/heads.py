@@ -254,8 +254,12 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)
     model_class, config = type(expert.model), expert.head.config
+    own, grown = config, False
     if isinstance(merged, Merged):
         held = merged.heads.get(task)
+        sizes = {getattr(c, "vocab_size", 0) for c in (own, (held or expert.head).config)}
+        if grown := len(sizes) > 1:  # by tokens that another expert added
+            config = held.config
         if held is not None and held.labels != expert.head.labels:
             raise ConfigError(
                 f"The merged model's head for '{task}' has the labels {_few(held.labels)}, the "
@@ -284,17 +288,17 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         )
     encoder = {n: t for n, t in encoder.items() if filled & {*loaded.fills[n]}}
     differ = vocabulary_differs(processor, expert.processor)
-    if differ:
+    if differ and not grown:
         raise ConfigError(
             f"The tokenizers of the merged model and of the expert for '{task}' differ in {differ}."
         )
     # The neck, which is not merged, and the way inputs are read are the expert's.
     whole = {**expert.encoder, **expert.head.tensors}
-    places = plan(model_class, config, layout_of(whole)).fills
+    places = plan(model_class, own, layout_of(whole)).fills
     tensors = {n: t for n, t in whole.items() if not filled & {*places.get(n, ())}}
     if not isinstance(merged, Merged) or processor is None:
         processor = expert.processor or processor
-    head = replace(expert.head, tensors=tensors, task=task)
+    head = replace(expert.head, tensors=tensors, task=task, config=config)
     return Classifier(encoder, head, record, processor, (*inputs, *expert.inputs))
 
 

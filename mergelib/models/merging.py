@@ -29,6 +29,7 @@ from .parts import (
     names_in_base,
     processors_of,
 )
+from .tokens import unified
 
 PIECE = 1 << 21  # numbers read from each parent at a time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,7 +81,8 @@ def merge(
     Weights are merged in float32 and rounded once. Of a model's folder, the tensors that
     ``from_pretrained`` loads are read. Buffers that are not weights (position ids, running
     statistics) are kept if all parents agree, and refused if not. Experts that treat texts or
-    images differently each keep their own tokenizer or image processor.
+    images differently each keep their own tokenizer or image processor. Where experts added tokens,
+    all share the union, see ``tokens.unified``.
 
     Args:
         method: a registered method; ``python -m mergelib methods`` lists all. One that gives an
@@ -124,6 +126,9 @@ def merge(
     root = None if base is None else open_parent(base, "base")
     for parent in parents:
         _ = parent.model_class
+    folders = tuple(p.folder for p in [*parents, *([root] if root else [])])
+    if root:
+        *parents, root = unified(parents, root)
     read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
     first = parents[0]
     for other in [*parents[1:], *([root] if root else [])]:
@@ -172,7 +177,7 @@ def merge(
         record,
         by_task,
         {p.name: p for p in parents},
-        tuple(p.folder for p in everyone),
+        folders,
     )
 
 

@@ -1,0 +1,98 @@
+"""Experts whose tokenizers got tokens of their own: one tokenizer and embedding for all."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import first_five
+from .parents import Parent
+
+
+def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
+    """The experts, then the base, with the base's tokens and those that experts added, if sizes of
+    vocabularies differ.
+
+    A row that an expert lacks is the base's; one that the base lacks, too, is the mean of the
+    experts that have it. Models whose tokens differ otherwise come back as they are: merging says
+    what differs. Warns that all tasks then share the base's tokenizer.
+    """
+    everyone = [*experts, base]
+    if len({getattr(p.config, "vocab_size", None) for p in everyone}) == 1:
+        return everyone
+    tokenizers = [p.processor() for p in everyone]
+    if not all(hasattr(t, "get_vocab") for t in tokenizers):
+        return everyone
+    union, new = copy.deepcopy(tokenizers[-1]), []
+    for tokenizer in tokenizers[:-1]:
+        known, added = union.get_vocab(), tokenizer.added_tokens_decoder
+        lacking = sorted(i for token, i in tokenizer.get_vocab().items() if token not in known)
+        if not added.keys() >= {*lacking}:
+            return everyone
+        new += [added[i] for i in lacking]
+        union.add_tokens([added[i] for i in lacking])
+        for name, token in tokenizer.special_tokens_map.items():
+            if isinstance(token, str) and getattr(union, name, None) is None:
+                setattr(union, name, token)
+    names = [_embedding(p, experts[0].model_class) for p in everyone]
+    if None in names:
+        return everyone
+    warnings.warn(
+        f"Vocabularies differ: all tasks share the tokenizer of '{base.name}' with "
+        f"{first_five([*map(str, new)])}, which experts added.",
+        UserWarning,
+        stacklevel=3,
+    )
+    ids = union.get_vocab()
+    own = []  # of each model: rows in the union, and what stands there
+    for parent, name, tokenizer in zip(everyone, names, tokenizers, strict=True):
+        rows = parent.weights.tensor(name)
+        told = {ids[t]: i for t, i in tokenizer.get_vocab().items() if i < len(rows) and t in ids}
+        own.append((torch.tensor([*told]), rows[torch.tensor([*told.values()])]))
+    common = torch.zeros(max(ids.values()) + 1, own[-1][1].shape[1])
+    n_holders = torch.zeros(len(common), 1)
+    for at, rows in own[:-1]:
+        common.index_add_(0, at, rows.float())
+        n_holders[at] += 1
+    common /= n_holders.clamp(min=1)
+    at, rows = own[-1]
+    common[at] = rows.float()
+    return [
+        _written(p, name, common.index_copy(0, at, rows.float()), tokenizer, union)
+        for p, name, tokenizer, (at, rows) in zip(everyone, names, tokenizers, own, strict=True)
+    ]
+
+
+def _embedding(parent: Parent, model_class: Any) -> str | None:
+    """The name of the embedding in the parent's files; None where its rows are not as announced."""
+    with torch.device("meta"):
+        model = model_class(parent.config)
+    weight = model.get_input_embeddings().weight
+    place = next(name for name, p in model.named_parameters() if p is weight)
+    fills = parent.plan_as(model_class, parent.config).fills
+    return next((name for name, places in fills.items() if place in places), None)
+
+
+def _written(parent: Parent, name: str, rows: Tensor, tokenizer: Any, union: Any) -> Parent:
+    """The parent with another embedding and tokenizer, in a temporary folder."""
+    from safetensors.torch import save_file
+
+    scratch = tempfile.TemporaryDirectory(prefix="mergelib-tokens-")
+    state = {n: parent.weights.tensor(n).contiguous() for n in parent.weights}
+    state[name] = rows.to(state[name].dtype)
+    save_file(state, Path(scratch.name) / "model.safetensors", {"format": "pt"})
+    config, ids = copy.deepcopy(parent.config), union.get_vocab()
+    config.vocab_size = len(rows)
+    for key, value in config.to_dict().items():
+        if key.endswith("_token_id") and isinstance(value, int):
+            setattr(config, key, ids.get(tokenizer.convert_ids_to_tokens(value), value))
+    config.save_pretrained(scratch.name)
+    union.save_pretrained(scratch.name)
+    return Parent(parent.name, parent.source, Path(scratch.name), scratch)

@@ -1,0 +1,116 @@
+"""Experts that added tokens: the merged embedding, token by token, and the models around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as hf
+from test_foreign_folders import make, tokenizer
+
+import mergelib
+from mergelib.core.errors import StateDictError
+from mergelib.core.store import Store
+from mergelib.models import load_merged
+from mergelib.models.compare import compare
+from mergelib.models.heads import expert_classifier, features
+
+TEXTS = ["good <a> film", "bad", "<both> news <b>", "game <a>", "good <b> game", "news film"]
+ADDED = {"x": ["<both>", "<a>"], "y": ["<b>", "<both>"]}
+pytestmark = pytest.mark.filterwarnings("ignore:Vocabularies differ")
+
+
+def grown(folder, kind="Bert", **added):
+    """Each expert with tokens of its own, whose numbers mean something else in the other."""
+    make(folder, kind)
+    for name, tokens in (added or ADDED).items():
+        own = tokenizer()
+        own.add_tokens(tokens)
+        own.save_pretrained(folder / name)
+        model = hf.AutoModelForSequenceClassification.from_pretrained(folder / name)
+        torch.manual_seed(len(name + tokens[0]) + len(tokens))
+        model.resize_token_embeddings(len(own), mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[-len(tokens) :].normal_()
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def row(classifier, token):
+    weight = classifier.model.get_input_embeddings().weight
+    return weight[classifier.processor.convert_tokens_to_ids(token)].detach()
+
+
+def test_the_union_has_the_rows_of_base_and_holders(tmp_path):
+    grown(tmp_path)
+    experts = {n: tmp_path / n for n in "xy"}
+    with pytest.warns(UserWarning, match=r"tokenizer of 'base' with <both>, <a>, <b>"):
+        merged = mergelib.merge(
+            "task_arithmetic", base=tmp_path / "base", experts=experts, lam=0.5, dtype="float32"
+        )
+    x, y = (expert_classifier(f) for f in experts.values())
+    base = hf.AutoModel.from_pretrained(tmp_path / "base").get_input_embeddings().weight
+    both = merged.classifier("x")
+    b = base[tokenizer().convert_tokens_to_ids("film")].detach()
+    wanted = {
+        "film": b + 0.5 * (row(x, "film") + row(y, "film") - 2 * b),
+        "<a>": row(x, "<a>"),
+        "<b>": row(y, "<b>"),
+        "<both>": (row(x, "<both>") + row(y, "<both>")) / 2,
+    }
+    for token, one in wanted.items():
+        torch.testing.assert_close(row(both, token), one, msg=token)
+    for name, expert in (("x", x), ("y", y)):  # renumbered, and the same function
+        texts = [t for t in TEXTS if "<" not in t or (ADDED[name][-1] in t and "<both>" not in t)]
+        again = expert_classifier(merged.experts[name])
+        torch.testing.assert_close(features(again, texts), features(expert, texts))
+    merged.save_pretrained(tmp_path / "out", single=True)
+    for name in "xy":  # from folders, as on the command line
+        loaded = load_merged(tmp_path / "out")
+        aligned = mergelib.align_classifier(loaded, tmp_path / name, TEXTS, device="cpu")
+        torch.testing.assert_close(row(aligned, "<a>"), wanted["<a>"])
+        plain = hf.pipeline("text-classification", str(tmp_path / "out" / "tasks" / name))
+        assert len(plain(TEXTS)) == len(TEXTS)
+
+
+def test_only_one_expert_grew_and_compare_takes_it(tmp_path):
+    grown(tmp_path, x=["<a>"])
+    experts = {n: tmp_path / n for n in "xy"}
+    texts = [*TEXTS, *(f"{t} good" for t in TEXTS), *(f"bad {t}" for t in TEXTS)]
+    found = compare(
+        experts,
+        tmp_path / "base",
+        {n: texts for n in "xy"},
+        methods="weight_averaging",
+        k=1,
+        store=Store(tmp_path / "store"),
+        device="cpu",
+    )
+    assert not found.failed and {"f_b", "f_t"} <= {*found.table.method}
+
+
+def test_a_padding_token_that_was_added_is_the_merged_models(tmp_path):
+    make(tmp_path, "GPT2", pad_token_id=None)
+    for name in ("base", "x", "y"):
+        own = tokenizer(pad_token=None if name == "base" else "<pad>")
+        own.save_pretrained(tmp_path / name)
+        if name != "base":
+            model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / name)
+            model.resize_token_embeddings(len(own), mean_resizing=False)
+            model.config.pad_token_id = own.pad_token_id
+            model.save_pretrained(tmp_path / name)
+    merged = mergelib.merge(
+        "ties", base=tmp_path / "base", experts={n: tmp_path / n for n in "xy"}, lam=0.0
+    )
+    classifier = merged.classifier("x")
+    assert classifier.processor.pad_token_id == classifier.head.config.pad_token_id
+    assert features(classifier, TEXTS, device="cpu").isfinite().all()
+
+
+def test_tokens_that_differ_otherwise_are_refused(tmp_path):
+    grown(tmp_path, x=["<a>"])
+    file = tmp_path / "y" / "tokenizer.json"
+    file.write_text(file.read_text().replace("Film", "Movie"))
+    with pytest.raises(StateDictError, match="different architectures: vocab_size"):
+        mergelib.merge(
+            "task_arithmetic", base=tmp_path / "base", experts={n: tmp_path / n for n in "xy"}
+        )
