@@ -1,7 +1,7 @@
 """How good is a merged encoder? Task -> f_b -> experts -> merge -> features -> protocol -> scores.
 
     Study               a profile's tasks, experts, merges and scores; what is computed is kept
-    task                a task from your own rows or files, texts or images, for Study(tasks=...)
+    task, image_task    a task from your own texts or images, rows or files, for Study(tasks=...)
     method, protocol    decorators that add your own merging method or evaluation protocol
     merge               fine-tuned classifiers to one encoder with a head per task
     align_classifier    a head re-aligned to the merged encoder with a few unlabelled inputs
@@ -22,6 +22,7 @@ __all__ = [
     "align_classifier",
     "compare",
     "evaluate",
+    "image_task",
     "merge",
     "method",
     "protocol",
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from .models.merging import merge
     from .protocols import protocol
     from .study import Study
-    from .tasks import task
+    from .tasks import image_task, task
 
 WHERE = {
     "Study": "study",
     "method": "merging",
     "protocol": "protocols",
     "task": "tasks",
+    "image_task": "tasks",
     "merge": "models.merging",
     "align_classifier": "models.heads",
     "evaluate": "models.heads",

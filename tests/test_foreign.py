@@ -551,6 +551,8 @@ def test_images_are_no_task_of_a_text_study(tiny):
     task = Task("own", ("x", "y"), *splits, modality="image")
     with pytest.raises(ConfigError, match=r"'own' classifies images.*texts"):
         mergelib.Study("quick", overrides=tiny, tasks={"own": task})
+    with pytest.raises(ConfigError, match=r"'own'.*size=32"):
+        mergelib.Study("quick", variant="vision_a", tasks={"own": task})
 
 
 def test_a_task_that_tests_nothing_is_refused_or_said():
@@ -562,14 +564,17 @@ def test_a_task_that_tests_nothing_is_refused_or_said():
     ):
         with pytest.raises(DataError, match=said):
             own_task(**change)
-    for change in ({"n_validation": True}, {"n_validation": 2.5}, {"image_size": 8.5}):
+    for change in ({"n_validation": True}, {"n_validation": 2.5}):
         with pytest.raises(DataError):
             own_task(**change)
     with pytest.raises(DataError, match="cannot name a task"):
         own_task("")
     pictures = [(np.full((4, 4, 3), i, np.uint8), "xy"[i % 2]) for i in range(60)]
     with pytest.raises(DataError, match="20 of 20 test rows are also training"):
-        own_task(train=pictures, test=pictures[:20], image_size=4)
+        mergelib.image_task("own", pictures, pictures[:20], size=4, n_validation=10)
+    for size in (0, 8.5):
+        with pytest.raises(DataError, match="whole number of pixels"):
+            mergelib.image_task("own", pictures, pictures[:20], size=size, n_validation=10)
     with pytest.warns(UserWarning, match="'own': 4 of 34 test rows"):
         own_task(test=rows(90)[56:], n_validation=np.int64(10))
     with warnings.catch_warnings():

@@ -6,7 +6,9 @@ import runpy
 import shlex
 
 import pytest
+import torch
 from committed import committed
+from PIL import Image
 from tiny import TINY
 
 from mergelib import merging, profiles, protocols, tables
@@ -55,7 +57,12 @@ def block(word):
 
 
 def test_there_is_one_block_each_of_at_most_ten_lines():
-    for word in ("@mergelib.method", "@mergelib.protocol", "mergelib.task("):
+    for word in (
+        "@mergelib.method",
+        "@mergelib.protocol",
+        "mergelib.task(",
+        "mergelib.image_task(",
+    ):
         assert len([line for line in block(word).splitlines() if line.strip()]) <= 10
 
 
@@ -103,8 +110,26 @@ def test_the_tasks_block(run):
     assert made["study"].head("f_t", "tickets").weight.shape[0] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*edge of the grid")
+def test_the_image_tasks_block(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("walls", "fences"):
+        for split, shades in (("train", range(150, 250, 2)), ("test", range(151, 191, 2))):
+            for place, colour in enumerate(("red", "blue")):
+                (to := tmp_path / folder / split / colour).mkdir(parents=True)
+                for shade in shades:
+                    pixel = [20, len(folder), 20]
+                    pixel[2 * place] = shade
+                    Image.new("RGB", (40, 32), tuple(pixel)).save(to / f"{shade}.png")
+    made = run(block("mergelib.image_task(").replace("study.scores", "scores = study.scores"))
+    assert {*made["scores"].task} == {"walls", "fences"} and {*made["scores"].n} == {40}
+    old = made["study"].head("f_t", "walls").weight
+    assert old.shape[0] == 2 and not torch.equal(*old)
+
+
 def test_every_python_block_is_one_of_these():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
 def test_the_lesson_plans_numbers_are_printed_where_it_says():

@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from transformers import (
     ViTModel,
 )
 
+import mergelib
 from mergelib.core.errors import ConfigError, DataError, StateDictError, UnsafeFileError
 from mergelib.core.types import Split, Task, head_digest, state_digest
 from mergelib.encoders import ImageEncoder, encoder_state, load_state
@@ -35,6 +38,7 @@ from mergelib.foundations.zero_shot import as_batches, load_clip, zero_shot_head
 from mergelib.tasks.miniature.images import prompts
 from mergelib.training.config import TrainConfig
 
+CPU = torch.device("cpu")
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 SHAPE = {
     "hidden_size": 16,
@@ -419,6 +423,27 @@ def test_a_published_clip_loads_whole(published, images):
     ours = head.logits(extract(parts.encoder, parts.encoder.module(parts.state), images))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
     assert parts.encoder.mean == pytest.approx(MEAN)
+
+
+def test_own_image_tasks_get_zero_shot_heads(published, vision):
+    folder, settings = published[0], vision.profile
+    rows = [(shade, "ab"[shade % 2]) for shade in range(12)]
+    rows = [(np.full((9, 9, 3), s, np.uint8), f"old_{y}_house") for s, y in rows]
+    said = ("a photo of an {}", "the {}")
+    task = mergelib.image_task("own", rows[:8], rows[8:], size=16, n_validation=2, templates=said)
+    profile = settings.model_copy(
+        update={"encoder": settings.encoder.model_copy(update={"base": str(folder)})}
+    )
+    head = RECIPE.load(profile, [task]).heads["own"]
+    wanted = load_clip(str(folder)).head(["old a house", "old b house"], said)
+    assert torch.equal(head.weight, wanted.weight) and not torch.equal(*head.weight)
+    made = RECIPE.make(settings, [*vision.tasks.values()], CPU, vision.store.root / "own")
+    with pytest.raises(DataError, match=r"'own'.*words b.* of .*published CLIP.*'vit'"):
+        RECIPE.open(settings, [task], made)
+    known = replace(task, label_names=("red_triangle", "blue_triangle"))
+    parts = open_clip(settings, made)
+    wanted = parts.head(["red triangle", "blue triangle"], said)
+    assert torch.equal(RECIPE.open(settings, [known], made).heads["own"].weight, wanted.weight)
 
 
 def copied(source, target, *, without=()):

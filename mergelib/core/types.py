@@ -138,7 +138,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task with its three splits; C = ``len(label_names)``."""
+    """One classification task with its three splits; C = ``len(label_names)``.
+
+    ``templates`` are prompts with the place ``{}`` of a class name, for CLIP's zero-shot head of a
+    task of your own.
+    """
 
     name: str
     label_names: tuple[str, ...]
@@ -147,6 +151,7 @@ class Task:
     test: Split
     source: str = ""
     modality: str = "text"
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n_classes < 2:

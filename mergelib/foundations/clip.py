@@ -24,7 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
-from ..core.errors import DataError, UnknownNameError
+from ..core.errors import DataError, UnknownNameError, first_five
 from ..core.hub import fetch_model
 from ..core.store import Artifact
 from ..core.types import Head, Task, below
@@ -132,15 +132,29 @@ class CaptionContrast(nn.Module):
         return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2}
 
 
+def _templates(task: Task) -> Sequence[str]:
+    """The task's own prompts, or those of the miniature image world."""
+    from ..tasks.miniature.images import prompts
+
+    return task.templates or prompts(task.name)
+
+
+def _class_names(task: Task) -> list[str]:
+    """As prompts say them: those of a task of one's own with spaces for underscores."""
+    return [n.replace("_", " ") if task.templates else n for n in task.label_names]
+
+
 def check_words(task: Task, captions: Sequence[str]) -> None:
     """Raises ``DataError`` naming words of class names that no caption has: their embeddings would
     be noise."""
-    unknown = sorted(set(words_by_frequency(task.label_names)) - set(words_by_frequency(captions)))
+    words = words_by_frequency(_class_names(task))
+    unknown = sorted(set(words) - set(words_by_frequency(captions)))
     if unknown:
         raise DataError(
             f"Task '{task.name}': no caption contains the words {', '.join(unknown[:5])} of its "
-            f"class names; its zero-shot head would be noise. Pre-train on captions with these "
-            f"words."
+            f"class names; its zero-shot head would be noise. Use class names of these words: "
+            f"{first_five(captions)}, or an encoder that knows these: a profile with a published "
+            f"CLIP, or with trained heads (variant 'vit')."
         )
 
 
@@ -185,7 +199,7 @@ def pretrain_clip(
 
 
 def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    from ..tasks.miniature.images import IMAGE_WORLD_VERSION, prompts
+    from ..tasks.miniature.images import IMAGE_WORLD_VERSION
 
     shape = profile.encoder
     return {
@@ -200,14 +214,14 @@ def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
             shape.projection,
         ],
         "text": [TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS, MAX_WORDS],
-        "classes": [[t.name, list(t.label_names), list(prompts(t.name))] for t in tasks],
+        "classes": [[t.name, list(t.label_names), list(_templates(t))] for t in tasks],
     }
 
 
 def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
     # No combination of words that is a class of any task is among the captions, so no held-out
     # image needs to be left out.
-    from ..tasks.miniature.images import captioned, prompts
+    from ..tasks.miniature.images import captioned
 
     settings = profile.encoder.pretraining
     pictures, captions = captioned(settings.documents, seed=CAPTION_SEED)
@@ -226,7 +240,7 @@ def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch
     tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
     tokenize = as_batches(word_tokenizer(vocab), MAX_WORDS)
     # Stored, not recomputed at each opening: an expert's identity includes the bytes of its head.
-    heads = {t.name: zero_shot_head(clip, tokenize, t.label_names, prompts(t.name)) for t in tasks}
+    heads = {t.name: zero_shot_head(clip, tokenize, _class_names(t), _templates(t)) for t in tasks}
     return Artifact(
         tensors | {f"head.{n}": h.weight for n, h in heads.items()},
         {"vocab": vocab, "training": info},
@@ -249,7 +263,14 @@ def open_clip(profile: Profile, made: Artifact) -> ClipParts:
 
 def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
     parts = open_clip(profile, made)
-    heads = {t.name: Head(made.tensors[f"head.{t.name}"], torch.zeros(t.n_classes)) for t in tasks}
+    heads = {}
+    for task in tasks:
+        if task.templates:
+            check_words(task, made.info["vocab"])
+            heads[task.name] = parts.head(_class_names(task), task.templates)
+        else:
+            weight = made.tensors[f"head.{task.name}"]
+            heads[task.name] = Head(weight, torch.zeros(task.n_classes))
     return Foundation(parts.encoder, parts.state, heads)
 
 
@@ -260,14 +281,12 @@ def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
             base.rpartition("/")[2], base, fetch_model(base, profile.encoder.revision, kind="clip")
         )
     parts = load_clip(base)
+    heads = {}
     for task in tasks:
-        if task.name not in PROMPTS:
+        if not task.templates and task.name not in PROMPTS:
             raise UnknownNameError("image task with prompts", task.name, PROMPTS)
-    return Foundation(
-        parts.encoder,
-        parts.state,
-        {t.name: parts.head(t.label_names, PROMPTS[t.name]) for t in tasks},
-    )
+        heads[task.name] = parts.head(_class_names(task), task.templates or PROMPTS[task.name])
+    return Foundation(parts.encoder, parts.state, heads)
 
 
 RECIPE = Recipe("pretrain_clip", PRETRAIN_CLIP_VERSION, _key, _make, _open, _load)

@@ -33,9 +33,10 @@ from . import merges as of_merges
 from . import scores as of_scores
 
 
-def _check_tasks(tasks: Any, modality: str) -> None:
+def _check_tasks(tasks: Any, profile: Profile) -> None:
     """Raises ``ConfigError`` for anything but a dict of tasks under their own names, all of the
-    profile's modality."""
+    modality and size that the profile's encoder reads."""
+    modality, size = profile.tasks.modality, profile.encoder.image_size
     if not isinstance(tasks, dict) or not tasks:
         raise ConfigError(
             f"tasks is a dict of at least one task, {{'tickets': mergelib.task('tickets', "
@@ -46,7 +47,8 @@ def _check_tasks(tasks: Any, modality: str) -> None:
         where = f"tasks['{shortened(name)}']"
         if not isinstance(task, Task):
             raise ConfigError(
-                f"{where} is {type(task).__name__}, not a Task; create it with mergelib.task."
+                f"{where} is {type(task).__name__}, not a Task; create it with mergelib.task or "
+                f"mergelib.image_task."
             )
         if name != task.name:
             raise ConfigError(f"{where} is the task '{task.name}'; the key must be its name.")
@@ -59,6 +61,8 @@ def _check_tasks(tasks: Any, modality: str) -> None:
                 f"Task '{name}' classifies {task.modality}s, and the profile's encoder reads "
                 f"{modality}s; choose another profile or variant."
             )
+        if modality == "image" and task.train.inputs.shape[-1] != size:
+            raise ConfigError(f"Task '{name}': the encoder reads {size} pixels; say size={size}.")
 
 
 class Study:
@@ -123,7 +127,7 @@ class Study:
             if not get_method(method).has_lam:
                 raise ConfigError(f"grids: {get_method(method).label} has no lambda; take it out.")
         if tasks is not None:
-            _check_tasks(tasks, self.profile.tasks.modality)
+            _check_tasks(tasks, self.profile)
             self.tasks = dict(tasks)
         self._read: dict[tuple[str, str], Sequence[Any]] = {}
         self._start({})

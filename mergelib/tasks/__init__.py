@@ -17,29 +17,21 @@ from .build import build_task, kept_images
 from .data import rows_of
 from .local import local_splits
 from .parquet import LAYOUT, decode_image, parquet_splits
-from .rows import as_split, named_splits
+from .rows import Rows, as_split, named_splits
 
-__all__ = ["build_task", "load_task", "rows_of", "task"]
+__all__ = ["build_task", "image_task", "load_task", "rows_of", "task"]
 
 
 def task(
-    name: str,
-    train: Any,
-    test: Any,
-    *,
-    n_validation: int,
-    image_size: int = 0,
-    source: str = "rows given in Python",
+    name: str, train: Any, test: Any, *, n_validation: int, source: str = "rows given in Python"
 ) -> Task:
-    """A ``Task`` from your own data.
+    """A ``Task`` from texts of your own.
 
     Args:
         name: the task's name.
         train, test: inputs with labels, names or numbers, in any form that ``tasks.rows_of``
-            takes: pairs (text, label), two lists, a DataFrame, a Dataset, a file, a folder of
-            images.
+            takes: pairs (text, label), two lists, a DataFrame, a Dataset, a file.
         n_validation: rows that are cut from ``train``.
-        image_size: for images, the S of uint8 ``[N, 3, S, S]``.
         source: where the data come from.
 
     Returns:
@@ -56,33 +48,80 @@ def task(
         >>> task.label_names, len(task.train), len(task.validation), len(task.test)
         (('+', '-'), 3, 1, 2)
     """
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{name!r} cannot name a task; use a text.")
-    if not is_whole(image_size) or image_size < 0:
-        raise DataError(f"Task '{name}': image_size is a whole number, not {image_size!r}.")
-    read = [
-        rows_of(data, is_image=image_size > 0, where=f"Task '{name}', {split}")
-        for split, data in (("train", train), ("test", test))
+    read, names, labels = _read(name, train, test, is_image=False)
+    splits = [as_split(r.inputs, y) for r, y in zip(read, labels, strict=True)]
+    return build_task(name, names, *splits, n_validation=n_validation, source=source)
+
+
+def image_task(
+    name: str,
+    train: Any,
+    test: Any,
+    *,
+    size: int,
+    n_validation: int,
+    templates: str | Sequence[str] = "a photo of a {}",
+    source: str = "images given in Python",
+) -> Task:
+    """A ``Task`` from images of your own.
+
+    Args:
+        name, n_validation, source: as for ``task``.
+        train, test: images with labels in any form that ``tasks.rows_of`` takes, such as a folder
+            that holds a folder of images per class.
+        size: S, the pixels a side of what the encoder reads; others are resized.
+        templates: prompts that CLIP's zero-shot head puts each class's name into, with spaces for
+            its underscores; heads of other encoders are trained.
+
+    Returns:
+        The task, its images uint8 ``[N, 3, S, S]``, its classes as ``task`` finds them.
+
+    Raises:
+        DataError: as ``task``, and for an image that cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = [(np.full((9, 9, 3), i, np.uint8), "dark") for i in range(9)]
+        >>> rows += [(255 - image, "light") for image, _ in rows]
+        >>> task = mergelib.image_task("walls", rows[::2], rows[1::2], size=8, n_validation=2)
+        >>> task.label_names, task.train.inputs.shape
+        (('dark', 'light'), torch.Size([7, 3, 8, 8]))
+    """
+    if not is_whole(size) or size < 1:
+        raise DataError(f"Task '{name}': size is a whole number of pixels, not {size!r}.")
+    read, names, labels = _read(name, train, test, is_image=True)
+    splits = [
+        Split(
+            torch.stack([decode_image(x, size, r.at(i)) for i, x in enumerate(r.inputs)]),
+            torch.tensor(y),
+        )
+        for r, y in zip(read, labels, strict=True)
     ]
-    names, *labels = named_splits(*read, name)
-    if len(names) < 2:
-        raise DataError(f"Task '{name}': only one class ({names[0]}); two are needed.")
-    if image_size:
-        images = [
-            torch.stack([decode_image(x, image_size, r.at(i)) for i, x in enumerate(r.inputs)])
-            for r in read
-        ]
-        splits = [Split(x, torch.tensor(y)) for x, y in zip(images, labels, strict=True)]
-    else:
-        splits = [as_split(r.inputs, y) for r, y in zip(read, labels, strict=True)]
     return build_task(
         name,
         names,
         *splits,
         n_validation=n_validation,
         source=source,
-        modality="image" if image_size else "text",
+        modality="image",
+        templates=(templates,) if isinstance(templates, str) else tuple(templates),
     )
+
+
+def _read(
+    name: str, train: Any, test: Any, is_image: bool
+) -> tuple[list[Rows], tuple[str, ...], list[list[int]]]:
+    """Rows of both splits, the classes' names, and the labels as numbers."""
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{name!r} cannot name a task; use a text.")
+    read = [
+        rows_of(data, is_image=is_image, where=f"Task '{name}', {split}")
+        for split, data in (("train", train), ("test", test))
+    ]
+    names, *labels = named_splits(*read, name)
+    if len(names) < 2:
+        raise DataError(f"Task '{name}': only one class ({names[0]}); two are needed.")
+    return read, names, labels
 
 
 def miniature_task(name: str, profile: Profile) -> Task:

@@ -33,6 +33,7 @@ def build_task(
     n_test: int | None = None,
     source: str,
     modality: str = "text",
+    templates: tuple[str, ...] = (),
 ) -> Task:
     """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded
     subsamples.
@@ -53,7 +54,7 @@ def build_task(
         rest = cut(rest, n_train, seed=SPLIT_SEED + 1)[0]
     if n_test is not None and len(test) > n_test:
         test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
-    return Task(name, tuple(label_names), rest, validation, test, source, modality)
+    return Task(name, tuple(label_names), rest, validation, test, source, modality, templates)
 
 
 def kept_images(

@@ -600,13 +600,13 @@ def test_an_image_task_from_every_shape(tmp_path):
         ([f.read_bytes() for f in files], ["a", "b", "c"]),
         ([str(f) for f in files], ["a", "b", "c"]),
     ):
-        task = mergelib.task("t", learned, data, n_validation=1, image_size=4)
+        task = mergelib.image_task("t", learned, data, n_validation=1, size=4)
         assert task.modality == "image" and task.test.inputs.shape == (3, 3, 4, 4)
         assert task.test.inputs[:, 0, 0, 0].tolist() == [0, 40, 80]
         assert task.test.labels.tolist() == [0, 1, 2]
     for odd, says in ((1, "an image is"), (np.zeros(3), "is not an image")):
         with pytest.raises(DataError, match=says):
-            mergelib.task("t", ([odd] * 3, ["a", "b", "c"]), root, n_validation=1, image_size=4)
+            mergelib.image_task("t", ([odd] * 3, ["a", "b", "c"]), root, n_validation=1, size=4)
 
 
 def test_names_that_count_otherwise_and_keys_that_stand_twice_are_refused(tmp_path):
