@@ -48,6 +48,8 @@ class TaskHead:
         """The head that an expert was fine-tuned with."""
         config = copy.deepcopy(parent.config)
         config.architectures, config.dtype = [parent.model_class.__name__], dtype
+        if getattr(config, "pad_token_id", None) is None:  # such as of an adapter on GPT-2
+            config.pad_token_id = getattr(parent.processor(), "pad_token_id", None)
         tensors = {n: parent.weights.tensor(n).clone() for n in parts.own}
         bad = not_finite(tensors)
         if bad:

@@ -21,7 +21,7 @@ TEXTS = ["good film", "bad", "news game film"]
 KINDS = {
     "Bert": (SIZE, ["query", "value"], "classifier"),
     "GPT2": (
-        {"vocab_size": 14, "pad_token_id": 0, "n_embd": 8, "n_layer": 1, "n_head": 2},
+        {"vocab_size": 14, "n_embd": 8, "n_layer": 1, "n_head": 2},
         ["c_attn"],
         "score",
     ),
@@ -49,6 +49,7 @@ def adapter(folder, kind, **options):
         fan_in_fan_out=kind == "GPT2",
         **options,
     )
+    model.config.pad_token_id = 0  # in no file of an adapter's; known from the tokenizer
     made = peft.get_peft_model(model, config)
     torch.manual_seed(1)
     for name, p in made.named_parameters():
