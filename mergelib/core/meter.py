@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+SET = torch.ops.aten.set_
 
 
-def _strided(tree: object) -> list[Tensor]:
-    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.layout == torch.strided]
+def _strided(values: Iterable[object]) -> Iterator[Tensor]:
+    for v in values:
+        if isinstance(v, Tensor):
+            if v.layout == torch.strided:
+                yield v
+        elif isinstance(v, list | tuple):
+            yield from _strided(v)
+
+
+def _storages(args: Sequence[object], kwargs: Mapping[str, object]) -> set[int]:
+    return {t.untyped_storage()._cdata for t in _strided((*args, *kwargs.values()))}
 
 
 class Meter(TorchDispatchMode):
@@ -28,8 +39,14 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._alive: dict[int, int] = {}
+        self._alive: dict[int, weakref.ref] = {}
         self._now = self._peak = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: without this, torch imports its compiler, which takes seconds,
+        and asks it before each operation."""
+        return False
 
     def __enter__(self) -> Meter:
         if torch.cuda.is_available():
@@ -44,21 +61,27 @@ class Meter(TorchDispatchMode):
         self.cost = {"seconds": time.perf_counter() - self._start, "peak_mb": self._peak / 1e6}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        before = {t.untyped_storage()._cdata for t in _strided((args, kwargs))}
-        made = function(*args, **(kwargs or {}))
-        for t in _strided(made):
-            if t.untyped_storage()._cdata not in before and not torch._C._is_cow_tensor(t):
-                self._count(t.untyped_storage())
+        kwargs = kwargs or {}
+        # Storages that were given are looked up late, because most results are new; only ``set_``
+        # gives a tensor another storage.
+        given = _storages(args, kwargs) if function.overloadpacket is SET else None
+        made = function(*args, **kwargs)
+        for t in _strided((made,)):
+            storage = t.untyped_storage()
+            if storage._cdata in self._alive or torch._C._is_cow_tensor(t):
+                continue
+            given = _storages(args, kwargs) if given is None else given
+            if storage._cdata not in given:
+                self._count(storage)
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-        self._alive[key] = size
         self._now += size
         self._peak = max(self._peak, self._now)
-        weakref.finalize(storage, self._freed, key)
 
-    def _freed(self, key: int) -> None:
-        self._now -= self._alive.pop(key, 0)
+        def freed(_: object) -> None:
+            self._now -= size
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, freed)
