@@ -144,7 +144,7 @@ def run_merge(recipe: Any) -> None:
     print(f"{merged.record['label']} of {len(merged.heads)} experts: {heads}")
     print(merged.record["parts"])
     print(
-        f"saved in {recipe.out}: {merged.record['gives']} ({size:.1f} M parameters, "
+        f"saved in {recipe.out}: {merged.record['gives']} ({size:.3g} M parameters, "
         f"{merged.record['dtype']}), {len(merged.heads)} heads"
     )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.bootstrap import interval, resampled_means
-from ..core.documents import user_path
+from ..core.documents import read_json, user_path
 from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened
 from ..core.progress import progress
 from ..core.types import Head, Split, is_whole, percent, state_digest
@@ -33,6 +33,7 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
+from .folders import RECORD
 from .kinds import METRICS, check_single, kind_of
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
@@ -607,7 +608,8 @@ def scoring(
                 z_t = features(teacher, pool.inputs, **options)
             linear = (teacher or classifier).head.linear
             evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), get_preset(preset))
-        common = {"task": name, "method": method or _method_name(classifier), "n": len(scored)}
+        common = {"task": name, "method": method or classifier.record.get("method", "f_t")}
+        common["n"] = len(scored)
         if kind.scores:
             made = kind.measured(kind.predict(classifier.head.linear.logits(z)), scored.labels)
             low, high = interval(next(iter(made.values())))
@@ -659,8 +661,11 @@ def opened(model: Any) -> Merged | Classifier:
     if isinstance(model, Merged | Classifier):
         return model
     parent = open_parent(model)
-    several = (parent.folder / "heads").is_dir()
-    return load_merged(parent.folder) if several else expert_classifier(parent)
+    if (parent.folder / "heads").is_dir():
+        return load_merged(parent.folder)
+    single, file = expert_classifier(parent), parent.folder / RECORD
+    record = read_json(file, RECORD) if file.is_file() else {}  # of a merged model's task
+    return replace(single, record={"method": str(record.get("method", "f_t"))})
 
 
 def as_classifier(model: Any, task: str = "") -> Classifier:
@@ -674,7 +679,3 @@ def as_classifier(model: Any, task: str = "") -> Classifier:
             )
         return model.classifier(task or next(iter(model.heads)))
     return replace(model, head=replace(model.head, task=task)) if task else model
-
-
-def _method_name(classifier: Classifier) -> str:
-    return classifier.record.get("method", "f_t") if classifier.record else "f_t"

@@ -54,6 +54,9 @@ def test_plain_pipelines_say_the_same_and_cut_where_the_alignment_did(aligned):
             assert rows.score.tolist() == pytest.approx([s["score"] for s in said], abs=1e-5)
             assert rows.input.tolist() == [x for x in inputs for _ in range(2)]
     assert (folder / "tokenizer.json").is_file() and not list(folder.glob("heads/*/tokenizer*"))
+    rows = texts("ag", 12, 6)
+    for model in (merged, folder, folder / "tasks" / "ag"):
+        assert mergelib.evaluate(model, rows, task="ag").method.item() == "task_arithmetic"
 
 
 def test_heads_that_share_features_compute_them_once(aligned, monkeypatch):
