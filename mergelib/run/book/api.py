@@ -16,6 +16,7 @@ from ...study import Study
 EXAMPLES = (
     "Study",
     "task",
+    "image_task",
     "merge",
     "align_classifier",
     "evaluate",
