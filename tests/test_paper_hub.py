@@ -281,7 +281,7 @@ def test_names_that_are_only_spelt_otherwise_pass():
         "AnnualCrop Forest HerbaceousVegetation Highway Industrial Pasture PermanentCrop "
         "Residential River SeaLake"
     )
-    for names in (tuple(stored.split()), None):
+    for names in (tuple(stored.split()), ()):
         check_names("eurosat", class_names("eurosat"), names, 9, Path("train.parquet"))
 
 

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 from ..core.documents import user_path
 from ..core.errors import DataError, shortened
 from ..core.types import Split
+from ..protocols import uniform_order
 from .parquet import IMAGE_SUFFIXES, MAX_ROWS, ROWS_AT_A_TIME, label_names, opened
 from .rows import (
     LABEL_COLUMNS,
@@ -30,14 +31,11 @@ from .rows import (
     PAIR_COLUMNS,
     SINGLE,
     TEXT_COLUMNS,
-    Pair,
     Rows,
     columns_of,
     from_python,
-    names_column,
     rows,
     targets,
-    told_names,
 )
 
 # Long reviews exceed csv's limit of 128 KiB; an unclosed quote, or a bomb, would swallow the whole
@@ -49,7 +47,6 @@ csv.field_size_limit(MAX_TEXT)
 MAX_GROWTH = 50
 MAX_PLAIN = 32 << 20
 LIMIT_SEED = 11
-JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 def rows_of(
@@ -105,8 +102,6 @@ def labelled(
             raise DataError(f"Label {odd} is none of '{owner}'s: 0..{len(names) - 1}.")
     split = Split(tuple(found.inputs), targets(found, names, owner, problem, first_label))
     if limit and limit < len(split):
-        from ..protocols import uniform_order
-
         split = split.subset(uniform_order(len(split), limit, LIMIT_SEED))
     return split
 
@@ -130,23 +125,20 @@ def read_file(
         raise DataError(f"There is no file or folder '{path}'.{hint}")
     kind = (found.with_suffix("") if found.suffix.lower() == ".gz" else found).suffix.lower()
     options: dict[str, Any] = {"labelled": labelled, "text_column": text_column, "problem": problem}
-    if is_image and found.is_dir():
-        return _image_folder(found, labelled)
-    if kind == ".parquet" and found.is_file():
-        return _parquet(found, is_image=is_image, **options)
-    if not is_image and found.is_file():
-        if kind in (".csv", ".tsv"):
-            return read_csv(found, **options)
-        if kind in JSON_LINES:
-            return _json_lines(found, **options)
-        if kind == ".txt" and not labelled:
-            return _text_lines(found)
-    wanted = ".csv, .tsv, .jsonl or .parquet" + (
-        "" if labelled else ", or .txt with a text a line,"
-    )
     if is_image:
         wanted = f"a folder {'with a folder of images per class' if labelled else 'of images'}"
         wanted += ", or .parquet,"
+        if found.is_dir():
+            return _image_folder(found, labelled)
+    else:
+        wanted = ".csv, .tsv, .jsonl or .parquet"
+        wanted += "" if labelled else ", or .txt with a text a line,"
+        if kind == ".txt" and not labelled:
+            return _text_lines(found)
+        if kind in READERS and found.is_file():
+            return READERS[kind](found, **options)
+    if kind == ".parquet" and found.is_file():
+        return _parquet(found, is_image=is_image, **options)
     raise DataError(
         f"'{path}' holds no {'labelled ' if labelled else ''}inputs that can be read: "
         f"{wanted} is read."
@@ -200,17 +192,15 @@ def _text_lines(path: Path) -> Rows:
     numbers = array("q")
     with _open(path) as f:
         for i, line in enumerate(_lines(f, path), start=1):
-            if line.strip():
-                text = line.removesuffix("\n").removesuffix("\r")
-                if "\r" in text:
-                    raise DataError(
-                        f"{path}, line {i}: a carriage return within a line; save the file with "
-                        f"lines that end in a line feed."
-                    )
+            text = line.removesuffix("\n").removesuffix("\r")
+            if "\r" in text:
+                raise DataError(
+                    f"{path}, line {i}: a carriage return within a line; save the file with "
+                    f"lines that end in a line feed."
+                )
+            if text.strip():
                 texts.append(text)
                 numbers.append(i)
-    if not texts:
-        raise DataError(f"'{path}' holds no inputs; it has no line with text.")
     return rows(texts, None, where=str(path), lines=numbers)
 
 
@@ -237,16 +227,13 @@ def _json_lines(path: Path, **options: Any) -> Rows:
                 raise DataError(
                     f"{path}, line {i}: no JSON ({error}); give an object per line."
                 ) from error
-            found += value if isinstance(value, list) and not found else [value]
-            numbers += array("q", [i] * (len(found) - len(numbers)))
-    if not found:
-        raise DataError(f"{path}: no rows.")
-    odd = next((i for i, row in enumerate(found) if not isinstance(row, dict)), None)
-    if odd is not None:
-        raise DataError(
-            f"{path}, line {numbers[odd]}: a {type(found[odd]).__name__}; give an object per line: "
-            '{"text": ..., "label": ...}.'
-        )
+            several = value if isinstance(value, list) and not found else [value]
+            if not all(isinstance(row, dict) for row in several):
+                raise DataError(
+                    f'{path}, line {i}: give an object per line: {{"text": ..., "label": ...}}.'
+                )
+            found += several
+            numbers += array("q", [i] * len(several))
     return from_python(found, is_image=False, first=None, where=str(path), lines=numbers, **options)
 
 
@@ -274,13 +261,10 @@ def read_csv(
     style: dict[str, Any] = (
         {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     )
-    texts: list[str | Pair] = []
-    labels: list[Any] = []
-    told: list[str] = []  # the labels' names, if there is a column of them
+    header, width, places = [], 0, (0, None, None, None)  # of text, label, its name, second text
+    cells: tuple[list[str], ...] = ([], [], [], [])  # at these places
     numbers = array("q")
-    header: list[str] = []
     index: set[str] | None = None  # the first column, while it may count the rows
-    width, at, label, second, names_at = 0, 0, None, None, None
     reader = None
     try:
         with _open(path, newline="") as f:
@@ -289,18 +273,14 @@ def read_csv(
                 where = f"{path}, line {reader.line_num}"
                 if not any(cell.strip() for cell in row):
                     raise DataError(f"{where}: the row is empty; remove it.")
-                if tabs:
-                    row = [_unquoted(cell) for cell in row]
+                row = [_unquoted(cell) for cell in row] if tabs else row
                 if not width:
                     width = len(row)
                     if _is_header(row, labelled):
                         header = row
-                        at, label, second = columns_of(
-                            row, where, labelled=labelled, text_column=text_column
-                        )
-                        names_at = names_column(row) if labelled else None
+                        places = columns_of(row, where, labelled=labelled, text_column=text_column)
                         continue
-                    at, label = _places(width, text_column, labelled, where)
+                    places = _places(width, text_column, labelled, where)
                     if width > 2 and not label_first and (labelled or text_column is None):
                         index = set()
                 if len(row) != width:
@@ -308,20 +288,11 @@ def read_csv(
                         f"{where}: {len(row)} columns, the rows before have {width}; "
                         "quote texts that hold commas."
                     )
-                if not (keep_empty or row[at].strip()):
-                    raise DataError(
-                        f"{where}: the text is empty; remove the row or choose another "
-                        "--text-column."
-                    )
-                if len(texts) == MAX_ROWS // 2:
+                if len(numbers) == MAX_ROWS // 2:
                     raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")
-                texts.append(row[at] if second is None else Pair(row[at], row[second]))
-                if names_at is not None:
-                    told.append(row[names_at])
-                if label is not None:
-                    labels.append(sys.intern(row[label].strip()))
-                    if not labels[-1]:
-                        raise DataError(f"{where}: no label; correct or remove the row.")
+                for values, place in zip(cells, places, strict=True):
+                    if place is not None:
+                        values.append(row[place] if values is cells[0] else sys.intern(row[place]))
                 numbers.append(reader.line_num)
                 if index is not None:
                     known, first = len(index), row[0].strip()
@@ -330,23 +301,19 @@ def read_csv(
     except csv.Error as error:
         line = f", near line {reader.line_num}" if reader else ""
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
-    if not texts:
-        raise DataError(f"{path}: no rows{' below the header' if header else ''}.")
     if index and (len(index) > 1 or "0" in index):
         raise DataError(
             f"{path}: its first column holds a different number in every row: is it an index "
             "(index,text,label) or the label (label,title,text)? Give the file a header."
         )
-    if header and labels and header[label].strip() in labels:
+    if header and labelled and header[places[1]].strip() in map(str.strip, cells[1]):
         raise DataError(
-            f"{path}, line 1: '{shortened(header[label].strip())}' is a class, too; is this line a "
-            "row or a header? Give the file a header: label,text."
+            f"{path}, line 1: '{shortened(header[places[1]].strip())}' is a class, too; is this "
+            "line a row or a header? Give the file a header: label,text."
         )
-    names = told_names(labels, told, str(path)) if told else ()
-    labels = [int(y) for y in labels] if names else labels
-    more: dict[str, Any] = {"where": str(path), "lines": numbers, "names": names}
-    more |= {"keep_empty": keep_empty, "first": None, "problem": problem}
-    return rows(texts, labels if labelled else None, **more)
+    given = (None if place is None else values for values, place in zip(cells, places, strict=True))
+    more = {"where": str(path), "lines": numbers, "first": None, "keep_empty": keep_empty}
+    return rows(*given, problem=problem, **more)
 
 
 def _unquoted(cell: str) -> str:
@@ -365,11 +332,11 @@ def _is_header(row: Sequence[str], labelled: bool) -> bool:
 
 def _places(
     width: int, text_column: str | int | None, labelled: bool, where: str
-) -> tuple[int, int | None]:
-    """The columns of text and label without a header."""
+) -> tuple[int, int | None, None, None]:
+    """``columns_of`` without a header."""
     if text_column is None:
         if width in (2, 3) or (width == 1 and not labelled):
-            return width - 1, 0 if labelled else None
+            return width - 1, 0 if labelled else None, None, None
         raise DataError(
             f"{where}: {width} columns; name the text column with --text-column (counted from 0). "
             f"Columns are separated by commas, in a .tsv by tabs."
@@ -380,7 +347,16 @@ def _places(
             f"{where}: --text-column {text_column} does not exist; columns {first}..{width - 1} "
             "can hold text, and no header names them."
         )
-    return int(text_column), 0 if labelled else None
+    return int(text_column), 0 if labelled else None, None, None
+
+
+READERS = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_lines,
+}
 
 
 # ---- Parquet and images -----------------------------------------------------------------------
@@ -390,17 +366,13 @@ def _parquet(
     path: Path, *, labelled: bool, is_image: bool, text_column: str | int | None, problem: str
 ) -> Rows:
     """Columns of a Parquet file; its names of classes are those of a ``ClassLabel``."""
+    form = {"labelled": labelled, "is_image": is_image, "text_column": text_column}
     with opened(path) as file:
         columns = file.schema_arrow.names
-        at, label, second = columns_of(
-            columns, str(path), labelled=labelled, is_image=is_image, text_column=text_column
-        )
-        if file.metadata.num_rows > MAX_ROWS:
-            raise DataError(f"{path}: more than {MAX_ROWS:,} rows; split it.")
-        names_at = names_column(columns) if labelled else None
-        wanted = [columns[i] for i in (at, label, names_at, second) if i is not None]
-        room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
+        places = columns_of(columns, str(path), **form)
+        wanted = [columns[i] for i in places if i is not None]
         values: dict[str, list[Any]] = {c: [] for c in wanted}
+        room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
         for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=wanted):
             for c in wanted:
                 column = batch.column(c)
@@ -410,14 +382,10 @@ def _parquet(
                 if room < 0:
                     raise DataError(f"{path}: expands to more than {MAX_GROWTH} times its size.")
                 values[c] += column.to_pylist()
-        names = label_names(file.schema_arrow, path, wanted[1]) if labelled else None
-    if names_at is not None and not names:
-        names = told_names(values[wanted[1]], values[wanted[2]], str(path))
-    more = {"is_image": is_image, "where": str(path), "first": None, "names": names or ()}
-    inputs = values[wanted[0]]
-    if second is not None:
-        inputs = map(Pair, inputs, values[wanted[-1]])
-    return rows(inputs, values[wanted[1]] if labelled else None, problem=problem, **more)
+        names = label_names(file.schema_arrow, path, wanted[1]) if labelled else ()
+    cells = (None if i is None else values[columns[i]] for i in places)
+    more = {"is_image": is_image, "where": str(path), "first": None, "names": names}
+    return rows(*cells, problem=problem, **more)
 
 
 def _images(folder: Path) -> list[Path]:

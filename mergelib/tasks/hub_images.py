@@ -7,10 +7,10 @@ datasets writes them. Images are decoded and resized once: the store keeps the t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from ..core.documents import own_yaml
 from ..core.errors import DataError, UnknownNameError
 from ..core.hub import fetch, pin, registry
 from ..core.store import Store
@@ -18,14 +18,14 @@ from ..core.types import Task, digest
 from ..profiles import Profile
 from .build import build_task, kept_images
 from .hub import SOURCES
-from .parquet import SUBSAMPLE_SEED, read_parquet
+from .parquet import read_splits
 
-NAMES = Path(__file__).with_name("images.yaml")
+NAMES = "images.yaml"
 
 
 def class_names(name: str) -> tuple[str, ...]:
     """The classes of an image set in the order of their labels. Raises ``UnknownNameError``."""
-    known = yaml.safe_load(NAMES.read_text("utf-8"))
+    known = own_yaml(__file__, NAMES)
     if name not in known:
         raise UnknownNameError("image task on the hub", name, known)
     return tuple(known[name])
@@ -47,49 +47,40 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
     """
     names, sizes = class_names(name), profile.tasks
     repository = registry()[name].model_copy(update={"sample": sizes.sample})
+    size, n_train = profile.encoder.image_size, sizes.n_train + sizes.n_validation
     key = {
         "revision": pin(repository),  # once it is decoded, its files are not needed
         "classes": digest(*names),
-        "size": profile.encoder.image_size,
+        "size": size,
         "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
         **({"sample": True} if repository.sample else {}),
     }
 
     def make() -> Task:
-        return _read(name, names, fetch(repository), profile)
+        files = fetch(repository)
+        parts = {
+            split: [files[p] for p in sorted(files) if Path(p).name.startswith(f"{split}-")]
+            for split in ("train", "test")
+        }
+        stored, *splits = read_splits(parts, size, n_train, sizes.n_test, f"decode {name}")
+        highest = int(max(split.labels.max() for split in splits))
+        check_names(name, names, stored, highest, parts["train"][0])
+        return build_task(
+            name,
+            names,
+            *splits,
+            n_train=sizes.n_train,
+            n_validation=sizes.n_validation,
+            n_test=sizes.n_test,
+            source=SOURCES[sizes.source],
+            modality="image",
+        )
 
     return kept_images(name, names, SOURCES[sizes.source], store, key, make)
 
 
-def _read(name: str, names: tuple[str, ...], files: dict[str, Path], profile: Profile) -> Task:
-    sizes, read = profile.tasks, []
-    for i, (split, limit) in enumerate(
-        (("train", sizes.n_train + sizes.n_validation), ("test", sizes.n_test))
-    ):
-        parts = [files[path] for path in sorted(files) if Path(path).name.startswith(f"{split}-")]
-        rows, stored = read_parquet(
-            parts,
-            profile.encoder.image_size,
-            limit=limit,
-            seed=SUBSAMPLE_SEED + i,
-            desc=f"decode {name} {split}",
-        )
-        check_names(name, names, stored, int(rows.labels.max()), parts[0])
-        read.append(rows)
-    return build_task(
-        name,
-        names,
-        *read,
-        n_train=sizes.n_train,
-        n_validation=sizes.n_validation,
-        n_test=sizes.n_test,
-        source=SOURCES[sizes.source],
-        modality="image",
-    )
-
-
 def check_names(
-    name: str, names: tuple[str, ...], stored: tuple[str, ...] | None, highest: int, path: Path
+    name: str, names: tuple[str, ...], stored: Sequence[str], highest: int, path: Path
 ) -> None:
     """Raise ``DataError`` if a file's classes differ from ``names``, or have another order.
 
@@ -98,15 +89,15 @@ def check_names(
     n = len(stored) if stored else highest + 1
     if (stored and n != len(names)) or n > len(names):
         raise DataError(
-            f"Task '{name}': {path} has {n} classes, {NAMES.name} {len(names)}. It is another data "
-            f"set, or {NAMES.name} is wrong."
+            f"Task '{name}': {path} has {n} classes, {NAMES} {len(names)}. It is another data "
+            f"set, or {NAMES} is wrong."
         )
     place = {_plain(c): i for i, c in enumerate(names)}
-    for i, c in enumerate(stored or ()):
+    for i, c in enumerate(stored):
         if place.get(_plain(c), i) != i:
             raise DataError(
                 f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in "
-                f"{NAMES.name}. Order {NAMES.name} as the files do: heads are made from its names."
+                f"{NAMES}. Order {NAMES} as the files do: heads are made from its names."
             )
 
 

@@ -7,8 +7,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ PAIRS_OF_COLUMNS = (
 # A text next to one of these is half of an input.
 PAIR_COLUMNS = {c for pair in PAIRS_OF_COLUMNS for c in pair} - {"text", "sentence", "passage"}
 NAMES_OF_NUMBERS = ("label_text", "label_name")
+FILE = {"bytes", "path"}  # of an image, as datasets keeps it
 MARK = "\ufeff"  # byte-order mark; what reads a file otherwise than we do may leave it
 NUL = "it holds NUL characters, as UTF-16 does when it is read as UTF-8"
 
@@ -76,22 +77,37 @@ class Rows:
 def rows(
     inputs: Iterable[Any],
     labels: Iterable[Any] | None,
+    told: Sequence[Any] | None = None,
+    second: Iterable[Any] | None = None,
     *,
     is_image: bool = False,
     keep_empty: bool = False,
     problem: str = SINGLE,
     **more: Any,
 ) -> Rows:
-    """Checked ``Rows``; ``more`` are its fields. A byte-order mark before a text or label is left
-    out. Labels that are not of one class each, see ``problem``, become tuples.
+    """Checked ``Rows``. A byte-order mark before a text or label is left out.
 
-    Raises ``DataError`` naming the row: an input of another kind, an empty text or one that is no
-    Unicode or holds a NUL, a missing label, one that is neither name nor whole number, names among
-    numbers.
+    Args:
+        inputs: Texts, pairs of texts or images.
+        labels: Names or numbers; None without labels.
+        told: Names of the numbers, in a column of their own.
+        second: The pairs' second texts, in a column of their own.
+        is_image: Whether inputs are images.
+        keep_empty: Whether a text may be empty.
+        problem: What a label may be, see ``READERS``; those that are not of one class each become
+            tuples.
+        more: Fields of ``Rows``.
+
+    Raises:
+        DataError: Naming the row: an input of another kind, an empty text or one that is no Unicode
+            or holds a NUL, a missing label, one that is neither name nor whole number, names among
+            numbers, a number with two names.
     """
-    if labels is not None and not is_image:
+    if second is not None:
+        inputs = map(Pair, inputs, second)
+    elif labels is not None and not is_image:
         inputs = (Pair(*x) if isinstance(x, tuple | list) and len(x) == 2 else x for x in inputs)
-    found = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], (), **more)
+    found = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], **more)
     for i, x in enumerate(found.inputs):
         if reason := _odd_image(x) if is_image else _odd_text(x, keep_empty):
             raise DataError(f"{found.at(i)}: {reason}.")
@@ -101,37 +117,36 @@ def rows(
         raise DataError(f"{found.where}: single texts among pairs of texts; give one or the other.")
     if labels is None:
         return found
-    cleaned: list[Any] = []
-    read, what = READERS[problem]
-    for i, y in enumerate(labels):
-        label = read(y)
-        if label is None:
-            raise DataError(
-                f"{found.at(i) if i < len(found.inputs) else found.where}: label "
-                f"{shortened(y)} ({type(y).__name__}); a label is {what}. Correct or remove the "
-                "row."
-            )
-        cleaned.append(label)
-    if len(cleaned) != len(found.inputs):
+    given = list(labels)
+    if len(given) != len(found.inputs):
         raise DataError(
-            f"{found.where}: {len(found.inputs)} inputs but {len(cleaned)} labels; "
+            f"{found.where}: {len(found.inputs)} inputs but {len(given)} labels; "
             "give one label per input."
         )
-    other = next((i for i, y in enumerate(cleaned) if type(y) is not type(cleaned[0])), None)
-    if other is not None:
-        raise DataError(
-            f"{found.at(other)}: label {cleaned[other]!r} among labels such as {cleaned[0]!r}; "
-            "give all of them as names, or all as numbers."
-        )
-    n = len(found.names)
-    for i, y in enumerate(cleaned if n and isinstance(cleaned[0], int) else ()):
-        if not 0 <= y < n:
+    names = found.names
+    if told is not None and not names:
+        given, names = _told_names(given, told, found)
+    read, what = READERS[problem]
+    cleaned = [read(y) for y in given]
+    for i, y in enumerate(cleaned):
+        if y is None:
             raise DataError(
-                f"{found.at(i)}: label {y}; labels run from 0 to {n - 1} (it names {n} classes). "
-                "Correct or remove the row."
+                f"{found.at(i)}: label {shortened(given[i])} ({type(given[i]).__name__}); a label "
+                f"is {what}. Correct or remove the row."
             )
-    names = () if isinstance(cleaned[0], str) else found.names
-    return Rows(found.inputs, cleaned, names, found.first, found.where, found.lines)
+        if type(y) is not type(cleaned[0]):
+            raise DataError(
+                f"{found.at(i)}: label {y!r} among labels such as {cleaned[0]!r}; "
+                "give all of them as names, or all as numbers."
+            )
+        if isinstance(y, str):
+            names = ()
+        elif names and isinstance(y, int) and not 0 <= y < len(names):
+            raise DataError(
+                f"{found.at(i)}: label {y}; labels run from 0 to {len(names) - 1} (it names "
+                f"{len(names)} classes). Correct or remove the row."
+            )
+    return replace(found, labels=cleaned, names=names)
 
 
 def _odd_text(x: Any, keep_empty: bool) -> str:
@@ -197,98 +212,116 @@ READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+def _told_names(
+    labels: list[Any], told: Sequence[Any], data: Rows
+) -> tuple[list[Any], tuple[str, ...]]:
+    """Numbers, and the names of 0, 1, ..., if another column names each of them uniquely; else the
+    labels as they are."""
+    numbers = [int(y) if isinstance(y, str) and _counts(y) else y for y in map(_label, labels)]
+    if not all(isinstance(y, int) and y >= 0 for y in numbers):
+        return labels, ()
+    named: dict[int, str] = {}
+    for i, (y, name) in enumerate(zip(numbers, map(_label, told), strict=True)):
+        if name is not None and named.setdefault(y, str(name)) != str(name):
+            raise DataError(
+                f"{data.at(i)}: class {y} is called {str(name)!r}, and before {named[y]!r}; "
+                "correct it, or leave the column of names out."
+            )
+    if len(set(named.values())) < len(named):
+        return labels, ()
+    return numbers, tuple(named.get(c, f"LABEL_{c}") for c in range(max(numbers) + 1))
+
+
 # ---- shapes -----------------------------------------------------------------------------------
 
 
-def from_python(data: Any, *, labelled: bool, is_image: bool, **more: Any) -> Rows:
+def from_python(
+    data: Any,
+    *,
+    labelled: bool,
+    is_image: bool,
+    text_column: str | int | None = None,
+    **more: Any,
+) -> Rows:
     """``Rows`` from Python objects: a list of pairs (also a generator or zip), a pair of lists, a
-    table with named columns (DataFrame, ``datasets.Dataset``, dict of lists, list of dicts), or,
-    without labels, a list of inputs.
+    table with named columns (DataFrame, ``datasets.Dataset``, dict of lists, list of dicts or named
+    tuples), or, without labels, a list of inputs.
 
     Raises ``DataError`` that shows the shape it got and one that works.
     """
-    columns = getattr(data, "column_names", None)
-    if isinstance(columns, Mapping) or (
-        isinstance(data, Mapping)
-        and any(hasattr(v, "column_names") or hasattr(v, "columns") for v in data.values())
-    ):
-        raise DataError(
-            f"{more['where']}: several splits ({first_five(list(map(str, data)))}); "
-            f"choose one: data[{next(iter(data), '')!r}]."
-        )
     features = getattr(data, "features", None)
-    if columns is None and isinstance(features, Mapping):  # an IterableDataset
-        columns = list(features)
-    if columns is None:
-        columns = getattr(data, "columns", None)
-    if columns is None and isinstance(data, Mapping) and not _is_image_file(data):
+    if hasattr(data, "__iter__") and not hasattr(data, "__len__"):
+        data = list(data.decode(False) if hasattr(data, "decode") else data)  # the first: datasets
+    if isinstance(data, list | tuple) and data:
+        records = [r._asdict() if hasattr(r, "_asdict") else r for r in data]
+        if all(isinstance(r, Mapping) and not (is_image and set(r) <= FILE) for r in records):
+            data = {c: [r.get(c) for r in records] for c in records[0]}
+    columns = getattr(data, "columns", getattr(data, "column_names", None))
+    if isinstance(data, Mapping):
         columns = list(data)
+        if any(hasattr(v, "column_names") or hasattr(v, "columns") for v in data.values()):
+            raise DataError(
+                f"{more['where']}: several splits ({_listed(columns)}); "
+                f"choose one: data[{next(iter(data))!r}]."
+            )
     if columns is not None:
-        return _from_table(data, list(columns), features, labelled, is_image, more)
-    if isinstance(data, Iterator) or hasattr(data, "column_names"):  # the latter without features
-        data = list(data)
-    if isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
-        if not (is_image and _is_image_file(data[0])):
-            for i, row in enumerate(data):
-                if not isinstance(row, Mapping):
-                    raise DataError(f"{more['where']}, row {i}: {_kind(row)} among dicts.")
-            table = {c: [row.get(c) for row in data] for c in data[0]}
-            return _from_table(table, list(table), features, labelled, is_image, more)
-    if isinstance(data, str | bytes | Mapping | set | frozenset) or not hasattr(data, "__iter__"):
-        raise _wrong_shape(data, labelled, is_image, more)
-    if not labelled:
-        data = list(data)
-        if any(isinstance(x, tuple | list) and not isinstance(x, Pair) for x in data):
-            raise _wrong_shape(data, labelled, is_image, more)
-        return rows(data, None, is_image=is_image, **more)
-    if _are_two_columns(data, is_image, more):
-        return rows(data[0], data[1], is_image=is_image, **more)
-    if hasattr(data, "tolist") and getattr(data, "ndim", 0) == 2:
+        features = features if isinstance(features, Mapping) else {}
+        form = {"labelled": labelled, "is_image": is_image, "text_column": text_column}
+        return _from_table(data, list(columns), features, form, more)
+    if hasattr(data, "tolist") and not is_image:
         data = data.tolist()
-    data = list(data)
-    fields = getattr(data[0], "_fields", ()) if data else ()
-    if any(f.lower() in LABEL_COLUMNS for f in fields):  # named tuples, such as itertuples gives
-        table = {c: [r[i] for r in data] for i, c in enumerate(fields)}
-        return _from_table(table, list(table), None, labelled, is_image, more)
-    if any(not isinstance(r, tuple | list) or len(r) != 2 for r in data):
-        raise _wrong_shape(data, labelled, is_image, more)
+
+    def fits(row: Any) -> bool:
+        several = isinstance(row, tuple | list) and not isinstance(row, Pair)
+        return several and len(row) == 2 if labelled else not several
+
+    plain = hasattr(data, "__iter__") and not isinstance(data, str | bytes | set | frozenset)
+    if labelled and plain and _are_two_columns(data, is_image, more["where"]):
+        return rows(data[0], data[1], is_image=is_image, **more)
+    odd = next((i for i, row in enumerate(data) if not fits(row)), None) if plain else 0
+    if odd is not None:
+        what, got = "image" if is_image else "text", _kind(data)
+        if plain:
+            got = f"a {got} of {len(data)}, whose item {odd} is {_kind(data[odd], inside=True)}"
+        shapes = (
+            f"[({what}, label), ...], ([{what}, ...], [label, ...]), a DataFrame or Dataset with "
+            f"columns '{what}' and 'label'"
+            if labelled
+            else f"a list of {what}s, a DataFrame or Dataset with a column '{what}'"
+        )
+        files = "a folder of images" if is_image else "a file's name (.csv, ...)"
+        raise DataError(f"{more['where']}: got {got}. Give {shapes}, or {files}.")
+    if not labelled:
+        return rows(data, None, is_image=is_image, **more)
     return rows((x for x, _ in data), [y for _, y in data], is_image=is_image, **more)
 
 
-def _is_column(x: Any) -> bool:
-    return hasattr(x, "__len__") and hasattr(x, "__iter__") and not isinstance(x, str | Mapping)
-
-
-def _are_two_columns(data: Any, is_image: bool, more: Mapping[str, Any]) -> bool:
+def _are_two_columns(data: Any, is_image: bool, where: str) -> bool:
     """Whether two items are all inputs and all labels, rather than two rows of an input and its
-    label.
-
-    Raises ``DataError`` if they could be both.
-    """
-    if not isinstance(data, list | tuple) or len(data) != 2 or not all(map(_is_column, data)):
+    label. Raises ``DataError`` if they could be both."""
+    if not isinstance(data, list | tuple) or len(data) != 2 or any(map(_is_no_column, data)):
         return False
-    if any(hasattr(r, "_fields") for r in data):  # rows with named fields
-        return False
-    if any(hasattr(c, "columns") or hasattr(c, "column_names") for c in data):
-        raise _wrong_shape(data, True, is_image, more)
+    if not all(isinstance(item, list | tuple) and len(item) == 2 for item in data):
+        return True
 
     def fits(inputs: Sequence[Any], labels: Sequence[Any]) -> bool:
         odd = any(_odd_image(x) if is_image else not isinstance(x, str) for x in inputs)
         return not odd and len({type(_label(y)) for y in labels} - {type(None)}) < 2
 
-    two_rows = all(isinstance(r, list | tuple) and len(r) == 2 for r in data)
-    if not two_rows:
-        return True
     as_columns, as_rows = fits(*data), fits(*zip(*data, strict=True))
     if as_columns is not as_rows:
         return as_columns
-    kinds = (type(data), *map(type, data))
-    if as_columns and kinds not in ((list, tuple, tuple), (tuple, list, list)):
+    forms = type(data), *map(type, data)
+    if as_columns and forms not in ((tuple, list, list), (list, tuple, tuple)):
         raise DataError(
-            f"{more['where']}: this is two by two: rows or columns? Two rows are "
+            f"{where}: this is two by two: rows or columns? Two rows are "
             "[(input, label), (input, label)], two columns ([input, input], [label, label])."
         )
-    return kinds == (tuple, list, list)
+    return forms == (tuple, list, list)
+
+
+def _is_no_column(x: Any) -> bool:
+    return isinstance(x, str | Mapping) or hasattr(x, "columns") or not hasattr(x, "__len__")
 
 
 def columns_of(
@@ -298,9 +331,9 @@ def columns_of(
     labelled: bool,
     is_image: bool = False,
     text_column: str | int | None = None,
-) -> tuple[int, int | None, int | None]:
-    """The places of input, label and, for pairs of texts, the second text among named columns.
-    Raises ``DataError`` listing them."""
+) -> tuple[int, int | None, int | None, int | None]:
+    """The places of input, label, the labels' names and, for pairs of texts, the second text among
+    named columns; None where there is none. Raises ``DataError`` listing the columns."""
     plain = [str(n).lstrip(MARK).strip().lower() for n in names]
     found = [n for n in LABEL_COLUMNS if n in plain]
     label = plain.index(found[0]) if found else None
@@ -315,14 +348,12 @@ def columns_of(
     second = None
     if text_column is not None and not is_image:
         wanted = str(text_column).strip().lower()
-        usual = [plain.index(wanted)] if wanted in plain else []
-        if labelled and usual == [label]:
-            raise DataError(f"{where}: --text-column {text_column} holds the labels.")
-        if not usual and wanted.isdigit() and int(wanted) in others:
-            usual = [int(wanted)]
+        usual = [i for i, n in enumerate(plain) if n == wanted and not (labelled and i == label)]
+        usual = usual or [i for i in others if str(i) == wanted]
         if not usual:
             raise DataError(
-                f"{where}: --text-column {text_column} does not exist; it has {_listed(names)}."
+                f"{where}: --text-column {text_column} does not exist or holds the labels; it has "
+                f"{_listed(names)}."
             )
     elif len(pairs) == 1:
         usual, second = [plain.index(pairs[0][0])], plain.index(pairs[0][1])
@@ -335,68 +366,30 @@ def columns_of(
             f"{where}: two columns with the same name among {_listed(names)}; rename one."
         )
     if len(usual) != 1 or (labelled and label is None):
-        lacks = ("label" if labelled and label is None else "") or ("image" if is_image else "text")
         raise DataError(
             f"{where}: a data set needs a column {'image' if is_image else 'text'}"
-            f"{' and a column label' if labelled else ''}; it has {_listed(names)}. Rename the one "
-            f"that holds the {lacks}, or give lists: (data[...], data[...])."
+            f"{' and a column label' if labelled else ''}; it has {_listed(names)}. Rename "
+            "them, or give lists: (data[...], data[...])."
         )
-    return usual[0], label, second
+    told = next((i for i, name in enumerate(plain) if name in NAMES_OF_NUMBERS), None)
+    return usual[0], *((label, told) if labelled else (None, None)), second
 
 
 def _from_table(
     data: Any,
     columns: list[Any],
-    features: Any,
-    labelled: bool,
-    is_image: bool,
-    more: dict[str, Any],
+    features: Mapping[Any, Any],
+    form: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> Rows:
     """``Rows`` of named columns, whatever library holds them."""
-    text_column = more.pop("text_column", None)
-    at, label, second = columns_of(
-        columns, more["where"], labelled=labelled, is_image=is_image, text_column=text_column
-    )
-    kind = features.get(columns[at]) if isinstance(features, Mapping) else None
+    places = columns_of(columns, more["where"], **form)
+    kind, label = features.get(columns[places[0]]), places[1]
     if type(kind).__name__ == "Image" and hasattr(data, "cast_column"):  # decoded here, one by one
-        data = data.cast_column(columns[at], type(kind)(decode=False))
-    if not hasattr(data, "__getitem__"):  # an IterableDataset
-        table = list(data)
-        data = {c: [row.get(c) for row in table] for c in columns}
-    inputs = _values(data, columns[at])
-    if second is not None:
-        inputs = list(map(Pair, inputs, _values(data, columns[second])))
-    if not labelled:
-        return rows(inputs, None, is_image=is_image, **more)
-    kind = features.get(columns[label]) if isinstance(features, Mapping) else None
-    names, labels = tuple(getattr(kind, "names", None) or ()), _values(data, columns[label])
-    told = names_column(columns)
-    if told is not None and not names:
-        names = told_names(labels, _values(data, columns[told]), more["where"])
-    return rows(inputs, labels, is_image=is_image, **{**more, "names": names})
-
-
-def names_column(columns: Sequence[Any]) -> int | None:
-    """The place of a column with names for the numbers in the label column."""
-    plain = [str(c).lstrip(MARK).strip().lower() for c in columns]
-    return next((i for i, c in enumerate(plain) if c in NAMES_OF_NUMBERS), None)
-
-
-def told_names(labels: Sequence[Any], told: Sequence[Any], where: str) -> tuple[str, ...]:
-    """The names of the numbers 0, 1, ..., if another column names each of them uniquely. Raises
-    ``DataError`` for a number with two names."""
-    numbers = [_label(int(y) if isinstance(y, str) and _counts(y) else y) for y in labels]
-    if not all(isinstance(y, int) and y >= 0 for y in numbers):
-        return ()
-    named: dict[int, str] = {}
-    for i, (y, name) in enumerate(zip(numbers, map(_label, told), strict=True)):
-        if name is not None and named.setdefault(y, str(name)) != str(name):
-            raise DataError(
-                f"{where}, row {i}: class {y} is called {str(name)!r}, and before {named[y]!r}; "
-                "correct it, or leave the column of names out."
-            )
-    unique = len({*named.values()}) == len(named)
-    return tuple(named.get(c, f"LABEL_{c}") for c in range(max(numbers) + 1)) if unique else ()
+        data = data.cast_column(columns[places[0]], type(kind)(decode=False))
+    cells = (None if place is None else _values(data, columns[place]) for place in places)
+    names = getattr(features.get(columns[label]), "names", None) if label is not None else None
+    return rows(*cells, is_image=form["is_image"], **more, names=tuple(names or ()))
 
 
 def _values(data: Any, column: Any) -> list[Any]:
@@ -409,49 +402,16 @@ def _values(data: Any, column: Any) -> list[Any]:
     return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
 
 
-def _is_image_file(x: Mapping) -> bool:
-    return bool(x) and set(x) <= {"bytes", "path"}
-
-
-def _kind(x: Any) -> str:
+def _kind(x: Any, inside: bool = False) -> str:
     """A description of something, for messages."""
-    if isinstance(x, tuple | list):
-        inner = ", ".join(_kind(v) for v in x[:3]) + (", ..." if len(x) > 3 else "")
-        return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
-    if isinstance(x, Mapping):
-        return f"dict with {_listed(list(x))}"
+    if inside and isinstance(x, tuple | list):
+        return f"({', '.join(map(_kind, x[:3]))}{', ...' if len(x) > 3 else ''})"
     missing = x is None or (isinstance(x, float) and x != x)
     return "a missing value" if missing else type(x).__name__
 
 
 def _listed(names: Sequence[Any]) -> str:
     return first_five(list(map(str, names))) or "none"
-
-
-def _wrong_shape(data: Any, labelled: bool, is_image: bool, more: Mapping[str, Any]) -> DataError:
-    what = "image" if is_image else "text"
-    shape = getattr(data, "shape", None)
-    if isinstance(data, list | tuple):
-        wanted = (
-            (lambda r: isinstance(r, tuple | list) and len(r) == 2)
-            if labelled
-            else (lambda r: not isinstance(r, tuple | list))
-        )
-        i = next((i for i, r in enumerate(data) if not wanted(r)), 0)
-        got = f"a {type(data).__name__} of {len(data)}, whose item {i} is {_kind(data[i])}"
-    else:
-        got = f"{_kind(data)}{f' {shortened(data)!r}' if isinstance(data, str) else ''}"
-        got += f" of shape {list(shape)}" if isinstance(shape, tuple) else ""
-    shapes = (
-        f"[({what}, label), ...], ([{what}, ...], [label, ...]), a DataFrame or Dataset with "
-        f"columns '{what}' and 'label'"
-        if labelled
-        else f"a list of {what}s, a DataFrame or Dataset with a column '{what}'"
-    )
-    files = (
-        "a folder of images" if is_image else f"a file's name (.csv{'' if labelled else ', .txt'})"
-    )
-    return DataError(f"{more['where']}: got {got}. Give {shapes}, or {files}.")
 
 
 # ---- classes ----------------------------------------------------------------------------------
@@ -564,13 +524,9 @@ def _counts(label: str) -> bool:
 
 def _odd(texts: Iterable[str], names: Sequence[str]) -> str:
     """The label to show in a message: one that is not a name, or the highest number."""
-    numbers = [t for t in texts if _counts(t)]
-    others = [t for t in texts if not _counts(t)]
-    if not others:
-        return max(numbers, key=int)
     known = set(map(_folded, names))
-    unknown = [t for t in others if _folded(t) not in known]
-    return (unknown or numbers or others)[0]
+    unknown = (t for t in texts if not _counts(t) and _folded(t) not in known)
+    return next(unknown, None) or max(filter(_counts, texts), key=int)
 
 
 def _has_names(names: Sequence[str]) -> bool:
@@ -585,8 +541,7 @@ def _folded(name: str) -> str:
 
 def _by_name(texts: Iterable[str], names: Sequence[str]) -> dict[str, int] | None:
     """Label -> class, -1 for a name of two classes; None if a label belongs to no class."""
-    alike: tuple[Callable[[str], str], ...] = (str, _folded)
-    for plain in alike:
+    for plain in (str, _folded):
         places: dict[str, int] = {}
         for i, name in enumerate(map(plain, names)):
             places[name] = -1 if name in places else i

@@ -65,7 +65,7 @@ CASES = {{
     "csv_quote": lambda: data.read_csv(root / "quote.csv.gz"),
     "txt_line": lambda: data.unlabelled(root / "line.txt.gz", False), "json_line": lambda: data.rows_of(root / "line.jsonl.gz"),
     "parquet_texts": lambda: data.rows_of(root / "texts.parquet"),
-    "parquet_rows": lambda: parquet.read_parquet(root / "rows.parquet", 4), "picture": lambda: parquet.read_image(root / "bomb.png", "bomb.png"),
+    "parquet_rows": lambda: parquet.read_parquet(root / "rows.parquet", 4), "picture": lambda: parquet.open_image(root / "bomb.png", "bomb.png"),
     "labels": lambda: parents.Parent("m", "m", root / "labels").config, "lock": lambda: lock.read(root / "lock.json"),
 }}
 

@@ -174,7 +174,7 @@ def test_any_change_of_a_parquet_file(folder, edit, insert, limit):
         assert (
             split.inputs.shape == (len(split), 3, 4, 4)
             and 0 <= int(split.labels.min())
-            and (names is None or int(split.labels.max()) < len(names))
+            and (not names or int(split.labels.max()) < len(names))
         )
 
 

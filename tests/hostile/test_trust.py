@@ -24,7 +24,7 @@ from mergelib.models.data import read_inputs
 from mergelib.models.merged import load_merged
 from mergelib.run import cli
 from mergelib.tasks.data import read_csv, rows_of
-from mergelib.tasks.parquet import read_image, read_parquet
+from mergelib.tasks.parquet import open_image, read_parquet
 
 from .support import Planted, plant, typed
 
@@ -99,7 +99,7 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
         ("train.csv", read_csv),
         ("train.csv.gz", read_csv),
         ("train.parquet", lambda p: read_parquet(p, 4)),
-        ("x.png", lambda p: read_image(p, "x.png")),
+        ("x.png", lambda p: open_image(p, "x.png")),
         ("x.csv", lambda p: rows_of(p)),
         ("x.txt", lambda p: read_inputs(p, False)),
         ("x.yaml", recipes.read_yaml),
@@ -199,7 +199,6 @@ def test_no_code_of_a_models_own_is_run(copies, tmp_path, known):
 
 def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monkeypatch):
     """Pillow hands PostScript to Ghostscript; transformers' loader fetches addresses."""
-    from mergelib.tasks.parquet import open_image
 
     def forbidden(*a, **k):
         raise AssertionError("started or fetched")
