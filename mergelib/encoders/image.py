@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, DataError
@@ -93,15 +94,12 @@ class ImageEncoder:
 
         Raises ``StateDictError`` on other keys.
         """
-        # Importing the model code takes a second, which many runs do not need.
-        from transformers import CLIPVisionModelWithProjection, ViTModel
-
         config = copy.deepcopy(self.config)
         config._attn_implementation = "sdpa"
         transformer = (
-            CLIPVisionModelWithProjection(config)
+            transformers.CLIPVisionModelWithProjection(config)
             if self.pooling == "clip"
-            else ViTModel(config, add_pooling_layer=False)
+            else transformers.ViTModel(config, add_pooling_layer=False)
         )
         # Submodules follow the dtype in a published configuration; features are float32 in any
         # case.

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -165,13 +166,8 @@ class TextEncoder:
 def encoder_class(config: Any) -> Any:
     """The auto class that builds a text encoder from ``config``; for an encoder-decoder such as T5,
     only its encoder."""
-    from transformers import AutoModel, AutoModelForTextEncoding
-
-    return (
-        AutoModelForTextEncoding
-        if type(config) in AutoModelForTextEncoding._model_mapping
-        else AutoModel
-    )
+    encoders = transformers.AutoModelForTextEncoding
+    return encoders if type(config) in encoders._model_mapping else transformers.AutoModel
 
 
 def shared_names(module: nn.Module) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ..core.store import Artifact
 from ..core.types import state_digest
@@ -45,8 +46,6 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
 
     The study's store keeps its weights, for the next run.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     rows, names = study.task(task).train, study.task(task).label_names
     config = study.profile.train_config(study.profile.fine_tuning, study.device)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
@@ -163,8 +162,6 @@ def alt(scores: pd.DataFrame) -> str:
 def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """Promises and results: the largest difference in logits between this process and the saved
     folders, and the space on disk."""
-    from transformers import AutoModelForSequenceClassification
-
     largest = 0.0
     for task, texts in inputs.items():
         batch = aligned.processor(

@@ -3,9 +3,9 @@
 ``parents`` reads checkpoints tensor by tensor, ``plan`` determines which tensors transformers would
 load, ``parts`` separates encoder and head, ``merging`` merges, ``merged`` holds the result,
 ``folders`` writes folders, ``push`` uploads them, ``heads`` computes features, fits heads and
-predicts, ``compare`` tries several methods, ``recipes``, ``mergekit`` and ``command`` are the
-command line. The merging functions are
-those of ``mergelib.merging``, the fits those of ``mergelib.protocols``.
+predicts, ``compare`` tries several methods, ``recipes`` and ``mergekit`` read what ``mergelib.run``
+is asked for. The merging functions are those of ``mergelib.merging``, the fits those of
+``mergelib.protocols``.
 """
 
 from importlib import import_module

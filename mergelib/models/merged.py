@@ -14,7 +14,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+import transformers
+from huggingface_hub import save_torch_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.documents import check_folder_name, read_json, user_path
@@ -124,8 +127,6 @@ class Classifier(Pushed):
 
         Raises ``StateDictError`` if tensors are missing or would not be loaded.
         """
-        import transformers
-
         named = class_name(self.head.config)
         model_class = getattr(transformers, named, None)
         if model_class is None or not named.endswith(CLASSIFIERS):
@@ -362,8 +363,6 @@ def load_merged(folder: str | os.PathLike) -> Merged:
 
 def _encoder_config(config: Any) -> Any:
     """The shared encoder's configuration: an expert's, without its labels."""
-    from transformers import AutoModel
-
     plain = type(config).from_dict(
         {
             k: v
@@ -371,21 +370,19 @@ def _encoder_config(config: Any) -> Any:
             if k not in ("id2label", "label2id", "num_labels", "problem_type")
         }
     )
-    kinds = AutoModel._model_mapping[type(config)]  # Funnel's are two, the whole one first
+    kinds = transformers.AutoModel._model_mapping[
+        type(config)
+    ]  # Funnel's are two, the whole one first
     plain.architectures = [(kinds[0] if isinstance(kinds, tuple) else kinds).__name__]
     return plain
 
 
 def _save_weights(state: Mapping[str, Tensor], out: Path) -> None:
     """``model.safetensors``, in shards with an index where it is larger than 5 GB."""
-    from huggingface_hub import save_torch_state_dict
-
     save_torch_state_dict(dict(state), out, max_shard_size=SHARD)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True)
     save_file(
         {n: t.contiguous() for n, t in tensors.items()},

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..core.documents import read_json, user_path
@@ -159,8 +163,6 @@ class Weights:
         return state
 
     def _handle(self, file: str) -> Any:
-        from safetensors import SafetensorError, safe_open
-
         if file not in self._open or self._read[file] > REOPEN_AFTER:
             try:
                 self._open[file] = safe_open(str(self.folder / file), "pt")
@@ -251,8 +253,6 @@ class Parent:
     def config(self) -> Any:
         """Raises ``ConfigError`` for a folder whose configuration is missing or unknown to
         transformers itself, or whose weights are quantised."""
-        from transformers import AutoConfig
-
         content = read_json(
             self.folder / "config.json", f"'{self.name}' has no configuration: config.json"
         )
@@ -275,7 +275,9 @@ class Parent:
             )
         try:
             with quiet():
-                config = AutoConfig.from_pretrained(str(self.folder), trust_remote_code=False)
+                config = transformers.AutoConfig.from_pretrained(
+                    str(self.folder), trust_remote_code=False
+                )
                 if not all(
                     isinstance(config.id2label.get(i), str | int | float)
                     for i in range(config.num_labels)
@@ -295,8 +297,6 @@ class Parent:
     @cached_property
     def model_class(self) -> Any:
         """Its transformers class. Raises ``ConfigError`` unless it classifies texts or images."""
-        import transformers
-
         named = class_name(self.config)
         if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
             raise ConfigError(
@@ -369,20 +369,17 @@ class Parent:
         padding token gets that of the configuration, which tells a decoder's last token."""
         if not any((self.folder / name).is_file() for name in PROCESSOR_FILES):
             return None
-        from transformers import AutoImageProcessor, AutoTokenizer
-
         # CLIP's folders have both.
         image = (
             class_name(self.config).endswith("ForImageClassification")
             or not (self.folder / "tokenizer_config.json").is_file()
         )
         image = image and (self.folder / "preprocessor_config.json").is_file()
+        reader = transformers.AutoImageProcessor if image else transformers.AutoTokenizer
         padding = getattr(self.config, "pad_token_id", None)
         try:
             with quiet():
-                processor = (AutoImageProcessor if image else AutoTokenizer).from_pretrained(
-                    str(self.folder), trust_remote_code=False
-                )
+                processor = reader.from_pretrained(str(self.folder), trust_remote_code=False)
             if getattr(processor, "pad_token", "") is None and padding is not None:
                 processor.pad_token = processor.convert_ids_to_tokens(padding)
             return processor
@@ -411,15 +408,13 @@ def _with_adapter(parent: Parent) -> Parent:
             f"'{name}' holds a whole model and an adapter ({ADAPTER}); which is meant? Remove one."
         )
     try:
-        from peft import PeftModel
+        from peft import PeftModel  # the extra lora
     except ImportError as error:
         raise ConfigError(
             f"'{name}' is an adapter ({ADAPTER}), which peft merges into its base: pip install "
             f"'mergelib[lora]'. Or merge it yourself, and give that folder "
             f"(model.merge_and_unload().save_pretrained(FOLDER))."
         ) from error
-    import transformers
-
     said = read_json(folder / ADAPTER, ADAPTER)
     of, revision = said.get("base_model_name_or_path"), said.get("revision")
     base = open_parent(f"{of}@{revision}" if revision else of, f"base of {name}")
@@ -470,9 +465,6 @@ def _with_adapter(parent: Parent) -> Parent:
 
 
 def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     name, _, revision = source.partition("@")
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:

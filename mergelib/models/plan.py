@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as hf
 
 from ..core.errors import StateDictError, shortened
 
@@ -64,8 +65,6 @@ Layout = tuple[tuple[str, tuple[int, ...], bool], ...]
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence transformers' progress bars and reports: what matters in them is raised here."""
-    from transformers.utils import logging as hf
-
     verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
     hf.set_verbosity(logging.CRITICAL)
     hf.disable_progress_bar()

@@ -4,20 +4,29 @@ is called."""
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from typing import Any
 
 from ..core.version import __version__
-from ..models.command import register as register_models
-from ..models.recipes import AddUp
+from ..models.recipes import COMMANDS, AddUp, add_flags, build, read_yaml
 
 STEPS = ("merge", "extract", "score")
 
 
-def write_comparison(*args: Any) -> str:
-    """The report of ``compare``; its figures are imported when it is written."""
-    from ..figures.comparison import write_comparison as write
+def run_recipe(args: argparse.Namespace) -> int:
+    """Run a command on models of one's own, with its flags and recipe file."""
+    flags = {k: v for k, v in vars(args).items() if k not in ("recipe", "command", "function")}
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"mergelib: note: {message}", file=sys.stderr
+        )
+        file = getattr(args, "recipe", None)
+        recipe = build(args.command, read_yaml(file) if file else {}, flags)
+        from . import models  # after the refusals, which need not wait for torch
 
-    return write(*args)
+        getattr(models, f"run_{args.command}")(recipe)
+    return 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -165,7 +174,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="also ask the hub: does it answer, and how much is to be downloaded",
     )
 
-    register_models(commands, write_comparison)
+    for name, kind in COMMANDS.items():
+        recipe = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
+        add_flags(recipe, kind)
+        recipe.set_defaults(function=run_recipe)
+    about = "List the merging methods: formula, needs, options with defaults, paper."
+    command("methods", "run.models:list_methods", help=about, description=about)
+    about = "List the evaluation protocols: what each learns from, draws, paper."
+    command("protocols", "run.models:list_protocols", help=about, description=about)
     pretrain = command(
         "pretrain",
         "foundations.command:command",

@@ -13,9 +13,11 @@ from ..core.errors import DataError
 from ..core.store import Store
 from ..core.types import Split, Task, is_whole
 from ..profiles import Profile
+from . import hub, hub_images, miniature, released
 from .build import build_task, kept_images
 from .data import rows_of
 from .local import local_splits
+from .miniature import images
 from .parquet import LAYOUT, decode_image, parquet_splits
 from .rows import Rows, as_split, named_splits
 
@@ -126,8 +128,6 @@ def _read(
 
 def miniature_task(name: str, profile: Profile) -> Task:
     """A task of the miniature world; see ``mergelib.tasks.miniature``."""
-    from . import miniature
-
     sizes = profile.tasks
     test = miniature.generate(name, sizes.n_test, seed=1)
     train = miniature.generate(
@@ -149,8 +149,6 @@ def miniature_task(name: str, profile: Profile) -> Task:
 def miniature_images(name: str, profile: Profile, store: Store) -> Task:
     """A task of the miniature image world (``mergelib.tasks.miniature.images``), drawn once:
     ``store`` keeps the pictures."""
-    from .miniature import images
-
     sizes, names = profile.tasks, images.IMAGE_TASKS[name]
     source = f"miniature image world {images.IMAGE_WORLD_VERSION}"
     key = {
@@ -177,8 +175,6 @@ def miniature_images(name: str, profile: Profile, store: Store) -> Task:
 
 def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
     """The unlabelled pre-training corpus: no document of any validation or test split is in it."""
-    from . import miniature
-
     held_out = {text for t in tasks for split in (t.validation, t.test) for text in split.inputs}
     return miniature.corpus(profile.encoder.pretraining.documents, seed=3, exclude=held_out)
 
@@ -193,19 +189,13 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
     if sizes.source == "miniature":
         return miniature_task(name, profile)
     n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
-    if sizes.source in ("hub", "hub_sample") and is_image:
-        from .hub_images import hub_images
-
-        return hub_images(name, profile, store or Store(paths.store_root()))
-    if sizes.source in ("hub", "hub_sample"):
-        from .hub import SOURCES, hub_splits
-
-        source = SOURCES[sizes.source]
-        found = hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
+    if sizes.source in hub.SOURCES and is_image:
+        return hub_images.hub_images(name, profile, store or Store(paths.store_root()))
+    if sizes.source in hub.SOURCES:
+        source = hub.SOURCES[sizes.source]
+        found = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
     elif sizes.source == "released":
-        from .released import released_splits
-
-        source, found = "released CSV files", released_splits(name, profile.released_dir)
+        source, found = "released CSV files", released.released_splits(name, profile.released_dir)
     elif is_image:
         if not sizes.image_dir:
             raise DataError(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def _refused(entry: Repository, why: str) -> DataError:
 
 def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
     """One split, memory-mapped from the copy that ``datasets`` makes of its files."""
-    from datasets import Dataset
+    from datasets import Dataset  # slow to import, and read here only
 
     read = (
         Dataset.from_csv if ".csv" in "".join(path.name for path in paths) else Dataset.from_parquet
@@ -92,8 +93,6 @@ def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
 
 def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Tensor:
     """0-based labels of all rows, after checks of columns, class names and range."""
-    import pyarrow as pa
-
     table, first = entry.table, entry.table.first_label
     last = first + len(label_names) - 1
     expected = [table.label, *table.text]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..core.errors import DataError, StateDictError, UnsafeFileError, first_five, shortened
@@ -147,8 +148,6 @@ def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int,
     one-to-one assignment under which most of ``predicted [N]`` are right; the identity, unless
     another one is better."""
     # This import takes half a second, which other studies should not wait for.
-    from scipy.optimize import linear_sum_assignment
-
     confusion = (
         torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
         .view(n_classes, n_classes)

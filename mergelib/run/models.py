@@ -11,36 +11,39 @@ import csv
 import inspect
 import json
 import sys
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
+
+import pandas as pd
 
 from ..core.documents import check_folder_name, user_path
 from ..core.errors import ConfigError, UnknownNameError
-from .folders import RECORD, free_file, free_folder, whole_folder, write_file
-from .recipes import COMMANDS, add_flags, as_command, build, read_yaml
-
-NOT_OPTIONS = {"recipe", "command", "function", "write_report"}
-
-
-def register(commands: Any, write_report: Callable[..., str]) -> None:
-    """Add the subcommands to the parser of ``mergelib.run.cli``; ``write_report`` draws, which
-    nothing here can."""
-    for name, kind in COMMANDS.items():
-        parser = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
-        add_flags(parser, kind)
-        parser.set_defaults(function=run, write_report=write_report)
-    for name, function in (("methods", list_methods), ("protocols", list_protocols)):
-        parser = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-        parser.set_defaults(function=function)
+from ..core.progress import progress
+from ..merging import METHODS, get_method
+from ..models.compare import compare
+from ..models.data import draw_inputs, read_inputs
+from ..models.folders import RECORD, free_file, free_folder, whole_folder, write_file
+from ..models.heads import (
+    align_classifier,
+    as_classifier,
+    evaluate,
+    expert_classifier,
+    opened,
+    predict,
+    scoring,
+)
+from ..models.kinds import kind_of, score_table
+from ..models.merged import load_merged
+from ..models.merging import merge
+from ..models.parents import open_parent
+from ..models.push import push_folder
+from ..models.recipes import COMMANDS, as_command
+from ..protocols import PROTOCOLS
+from ..tasks.data import labelled
 
 
 def list_methods(_: argparse.Namespace) -> int:
     """List the merging methods: formula, needs, options with defaults, paper."""
-    from ..merging import METHODS
-
     for m in METHODS.values():
         defaults = inspect.signature(m.function).parameters
         _entry(
@@ -55,8 +58,6 @@ def list_methods(_: argparse.Namespace) -> int:
 
 def list_protocols(_: argparse.Namespace) -> int:
     """List the evaluation protocols: what each learns from, draws, paper."""
-    from ..protocols import PROTOCOLS
-
     for p in PROTOCOLS.values():
         source = "k labelled inputs per class"
         if p.name != "knn":
@@ -74,21 +75,6 @@ def _entry(name: str, *said: str) -> None:
     *lines, paper = said
     lines.append(f"arXiv {paper}" if paper else "")
     print("\n    ".join([name, *filter(None, lines)]))
-
-
-def run(args: argparse.Namespace) -> int:
-    flags = {k: v for k, v in vars(args).items() if k not in NOT_OPTIONS}
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"mergelib: note: {message}", file=sys.stderr
-        )
-        file = getattr(args, "recipe", None)
-        recipe = build(args.command, read_yaml(file) if file else {}, flags)
-        runs = {"merge": run_merge, "align": run_align, "evaluate": run_evaluate}
-        runs |= {"predict": run_predict, "push": run_push}
-        runs["compare"] = partial(run_compare, write_report=args.write_report)
-        runs[args.command](recipe)
-    return 0
 
 
 def _inputs(recipe: Any) -> list[str]:
@@ -112,9 +98,6 @@ def _need_out(recipe: Any) -> list[str]:
 
 def run_merge(recipe: Any) -> None:
     """Merge and save."""
-    from ..merging import get_method
-    from .merging import merge
-
     _need_out(recipe)
     needs, given, opened = get_method(recipe.method).needs, {}, {}
     for task, file in recipe.inputs.items() if needs else ():
@@ -153,8 +136,6 @@ def choose_lam(recipe: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """The method's options with ``--lam``, and for the card how ``auto`` chose it."""
     if recipe.lam != "auto":
         return recipe.options | ({} if recipe.lam is None else {"lam": recipe.lam}), {}
-    from ..merging import get_method
-    from .compare import compare
 
     if not get_method(recipe.method).has_lam:
         raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
@@ -179,13 +160,6 @@ def choose_lam(recipe: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 def run_align(recipe: Any) -> None:
     """Re-align every head that has inputs, score before and after, and save."""
-    import pandas as pd
-
-    from ..core.progress import progress
-    from .heads import align_classifier, evaluate, expert_classifier
-    from .kinds import score_table
-    from .merged import load_merged
-
     read = _need_out(recipe)
     merged = load_merged(recipe.merged)
     merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
@@ -253,15 +227,11 @@ def _source(recipe: Any, task: str) -> str:
 
 def _expert(recipe: Any, task: str) -> Any:
     """The ``Parent`` of a task, read anew at each call. Raises ``UnknownNameError``."""
-    from .parents import open_parent
-
     return open_parent(_source(recipe, task), task)
 
 
 def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
     """A file's inputs, or k per class of them."""
-    from .data import draw_inputs, read_inputs
-
     inputs = read_inputs(file, expert.is_image, recipe.text_column)
     if not recipe.k:
         return inputs
@@ -271,8 +241,6 @@ def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
 def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> Any:
     """A file as a ``Split``, with the classes of ``model`` (which has ``config``, ``labels`` and
     ``is_image``)."""
-    from ..tasks.data import labelled
-    from .kinds import kind_of
 
     return labelled(
         file,
@@ -288,11 +256,6 @@ def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> 
 
 def run_evaluate(recipe: Any) -> None:
     """Score the model's tasks that have data; ``out`` receives the rows as CSV."""
-    import pandas as pd
-
-    from .heads import as_classifier, opened, scoring
-    from .kinds import score_table
-
     inputs = _inputs(recipe)
     if recipe.out:
         free_file(recipe.out, recipe.overwrite, inputs)
@@ -337,9 +300,9 @@ def run_evaluate(recipe: Any) -> None:
         print(f"rows in {recipe.out}")
 
 
-def run_compare(recipe: Any, write_report: Callable[..., str]) -> None:
+def run_compare(recipe: Any) -> None:
     """Compare, and write the report with the commands that make the chosen model."""
-    from .compare import compare
+    from ..figures.comparison import write_comparison  # matplotlib: the others draw nothing
 
     read = _need_out(recipe)
     options = recipe.model_dump(exclude={"out", "overwrite", "base"})
@@ -349,15 +312,13 @@ def run_compare(recipe: Any, write_report: Callable[..., str]) -> None:
         print("Interrupted. Finished merges are kept; the same command goes on.", file=sys.stderr)
         raise SystemExit(130) from None
     with whole_folder(recipe.out, recipe.overwrite, read) as out:
-        print(write_report(found, out, list(map(as_command, making(recipe, found.best)))))
+        print(write_comparison(found, out, list(map(as_command, making(recipe, found.best)))))
         (out / RECORD).write_text(json.dumps({"command": as_command(recipe)}))
     print(f"report in {recipe.out}")
 
 
 def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
     """The recipes that make the model that a comparison chose."""
-    from ..merging import get_method
-
     aligned, lam = best["protocol"] == "ft_classifier", best["lam"]
     same = {n: getattr(recipe, n) for n in ("experts", "base", "encoder", "head", "device")}
     options = {} if lam is None else {"lam": lam}
@@ -376,8 +337,6 @@ def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
 
 def run_predict(recipe: Any) -> None:
     """Every head's answers, as CSV or JSON lines."""
-    from .heads import predict
-
     inputs, lines = _inputs(recipe), recipe.out.lower().endswith(".jsonl")
     if recipe.out:
         free_file(recipe.out, recipe.overwrite, inputs)
@@ -408,8 +367,6 @@ def run_predict(recipe: Any) -> None:
 
 def run_push(recipe: Any) -> None:
     """Upload a folder."""
-    from .push import push_folder
-
     print(
         push_folder(
             recipe.model, recipe.to, private=recipe.private or None, overwrite=recipe.overwrite
