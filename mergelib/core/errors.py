@@ -1,5 +1,7 @@
 """Every error that mergelib raises on purpose: each names the offender and the remedy."""
 
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
@@ -23,6 +25,16 @@ def first_five(names: Sequence[str]) -> str:
     return ", ".join(map(shortened, names[:5])) + (
         f" and {len(names) - 5} more" if len(names) > 5 else ""
     )
+
+
+def warn(message: str, kind: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called mergelib, however deep inside it the reason was found."""
+    frame, level, caller = sys._getframe(), 1, 1
+    while frame := frame.f_back:
+        level += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] == "mergelib":
+            caller = level + 1
+    warnings.warn(message, kind, stacklevel=max(caller, 2))
 
 
 class MergelibError(Exception):

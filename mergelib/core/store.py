@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .errors import StoreError
+from .errors import StoreError, warn
 
 DIGEST = re.compile("[0-9a-f]{64}")
 TENSORS, META = "tensors.safetensors", "meta.json"
@@ -128,10 +127,9 @@ class Store:
                 found = self._load(folder)
                 if found is None:
                     if os.path.lexists(folder):
-                        warnings.warn(
+                        warn(
                             f"{folder} is damaged; it will be removed and computed again.",
                             StoreWarning,
-                            stacklevel=2,
                         )
                         self._remove(folder)
                     found = self._save(folder, step, key, make())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from .errors import DataError, first_five
+from .errors import DataError, first_five, warn
 
 State = Mapping[str, Tensor]
 """A state dict: parameter name -> tensor."""
@@ -202,7 +201,7 @@ class Task:
         if known == len(self.test):
             raise DataError(f"{said}; test on rows that were not trained on.")
         if known:
-            warnings.warn(f"{said}; they inflate the accuracy.", UserWarning, stacklevel=5)
+            warn(f"{said}; they inflate the accuracy.")
 
     @property
     def n_classes(self) -> int:

@@ -4,7 +4,6 @@ computed from."""
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, DeviceMemoryError
+from ..core.errors import ConfigError, DeviceMemoryError, warn
 from ..core.memory import out_of_memory, within_memory
 from ..core.progress import progress
 from ..core.types import Inputs
@@ -101,11 +100,9 @@ def extract_prepared(
                         "it, shorten inputs (encoder.max_length), or take device 'cpu'."
                     ) from error
                 batch_size = (len(rows) + 1) // 2
-                warnings.warn(
+                warn(
                     f"Out of memory on {device} with {len(rows)} inputs at once; continuing with "
-                    f"{batch_size}. Set encoder.batch_size to {batch_size} to avoid this warning.",
-                    UserWarning,
-                    stacklevel=3,
+                    f"{batch_size}. Set encoder.batch_size to {batch_size} to avoid this warning."
                 )
             if bar is not None:
                 bar.update(done - bar.n)

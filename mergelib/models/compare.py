@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from ..core import paths
 from ..core.bootstrap import interval, resampled_means
-from ..core.errors import ConfigError, DataError, StoreError, first_five
+from ..core.errors import ConfigError, DataError, StoreError, first_five, warn
 from ..core.identity import code_identity, is_ours
 from ..core.meter import Meter
 from ..core.names import BASE, FINE_TUNED
@@ -263,11 +262,9 @@ def _rows(
         rows = [i for i, content in enumerate(contents) if content not in seen]
         seen.update(contents)
         if name != HELD_OUT and len(rows) < len(split):
-            warnings.warn(
+            warn(
                 f"'{task}': {len(split) - len(rows)} of {len(split)} {name} rows also serve for "
-                f"alignment or test; they are left out.",
-                UserWarning,
-                stacklevel=3,
+                f"alignment or test; they are left out."
             )
         if not rows:
             raise DataError(

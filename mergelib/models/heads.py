@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ..core.bootstrap import interval, resampled_means
 from ..core.documents import read_json, user_path
-from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened
+from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened, warn
 from ..core.progress import progress
 from ..core.types import Head, Split, is_whole, percent, state_digest
 from ..encoders.features import pick_device
@@ -366,11 +365,9 @@ def align_classifier(
     inputs = unlabelled(inputs, teacher.is_image)
     n_classes = teacher.head.config.num_labels
     if len(inputs) < n_classes:
-        warnings.warn(
+        warn(
             f"'{task}': {len(inputs)} inputs for {n_classes} classes; at least one class is "
-            f"unseen. The paper uses about five per class.",
-            UserWarning,
-            stacklevel=2,
+            f"unseen. The paper uses about five per class."
         )
     options = {"device": device, "batch_size": batch_size, "max_length": max_length}
     z_m, z_t = (
@@ -648,11 +645,9 @@ def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
     known = {x for x in fit.inputs if isinstance(x, kinds)}
     n = sum(x in known for x in scored.inputs if isinstance(x, kinds))
     if n:
-        warnings.warn(
+        warn(
             f"'{name}': {n} of {len(scored)} scored inputs are also in the data to draw from "
-            f"(fit); their accuracy is not a test.",
-            UserWarning,
-            stacklevel=4,
+            f"(fit); their accuracy is not a test."
         )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.errors import ConfigError, UnknownNameError, shortened, warn
 
 PARAMETERS = {
     "linear": {"weight", "normalize"},
@@ -95,7 +94,7 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
         notes.append("tokenizer_source is ignored: the parents must have the same vocabulary")
     if shared.get("int8_mask"):
         notes.append("int8_mask is ignored")
-    warnings.warn(f"mergekit recipe, {name}: {'; '.join(notes)}.", UserWarning, stacklevel=3)
+    warn(f"mergekit recipe, {name}: {'; '.join(notes)}.")
     return recipe
 
 

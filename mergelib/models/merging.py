@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.documents import check_folder_name
-from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
+from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened, warn
 from ..core.progress import progress
 from ..core.types import all_finite
 from ..core.version import __version__
@@ -192,11 +191,9 @@ def _by_task(
     lender = root.name if root and lent == len(parents) else parents[lent].name
     lacking = [p.name for p, own in zip(parents, processors, strict=False) if own is None]
     if lacking:
-        warnings.warn(
+        warn(
             f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
-            f"'{lender}' is used. Give processor= if it was trained with another one.",
-            UserWarning,
-            stacklevel=3,
+            f"'{lender}' is used. Give processor= if it was trained with another one."
         )
     return {
         p.name: processors[lent] if own is None else own
@@ -315,11 +312,9 @@ class Reader:
         floats = set(self.floats)
         out = {n: parent.weights.tensor(r).clone() for n, r in source.items() if n not in floats}
         if not can_stream(method):
-            warnings.warn(
+            warn(
                 f"{method.label} has no streaming form: base and {len(self.experts)} experts are "
-                f"loaded completely.",
-                UserWarning,
-                stacklevel=3,
+                f"loaded completely."
             )
             names = places or {n: n for n in self.floats}
             base, *experts = (

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from ..core.errors import (
     UnsafeFileError,
     first_five,
     shortened,
+    warn,
 )
 from .plan import Plan, first_line, plan, quiet
 
@@ -109,11 +109,9 @@ class Weights:
             index = self.folder / f"{name}.index.json"
             if (self.folder / name).is_file():
                 if index.is_file():
-                    warnings.warn(
+                    warn(
                         f"'{self.folder.name}' holds {name} and {index.name}; the first is read, "
-                        f"as transformers does. Remove the outdated one.",
-                        UserWarning,
-                        stacklevel=2,
+                        f"as transformers does. Remove the outdated one."
                     )
                 return [name]
             if index.is_file():
@@ -332,11 +330,9 @@ class Parent:
                 f"Save the plain model (dequantize(), merge_and_unload())."
             )
         if loaded.unused:
-            warnings.warn(
+            warn(
                 f"'{self.name}': {files} holds {first_five(loaded.unused)}, which a {kind} does "
-                f"not load; it is ignored, as in transformers.",
-                UserWarning,
-                stacklevel=2,
+                f"not load; it is ignored, as in transformers."
             )
         return loaded
 

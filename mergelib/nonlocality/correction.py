@@ -32,7 +32,7 @@ class Correction:
 
     def apply(self, site: Site, y: Tensor) -> Tensor:
         """Corrected activations ``[..., c]`` of a site."""
-        return y * self.scale[site.name].to(y) + self.shift[site.name].to(y)
+        return _affine(y, self.scale[site.name], self.shift[site.name])
 
     def tensors(self) -> dict[str, Tensor]:
         """One flat dict, ``<site>.scale`` and ``<site>.shift``, for safetensors."""
@@ -47,6 +47,15 @@ class Correction:
             for end in (SCALE, SHIFT)
         )
         return cls(scale, shift)
+
+
+def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return y * scale.to(y) + shift.to(y)
+
+
+def _along(axis: int, values: Tensor, t: Tensor) -> Tensor:
+    """A vector, shaped so that it broadcasts along one axis of ``t``."""
+    return values.view([-1 if a == axis else 1 for a in range(t.dim())])
 
 
 def fold(
@@ -75,12 +84,10 @@ def fold(
             shift = folded[site.fold.through].double() @ shift
         for name, axis in site.fold.scaled:
             t = folded[name]
-            along = scale.view([-1 if a == axis else 1 for a in range(t.dim())])
-            folded[name] = (t.double() * along).to(t.dtype)
+            folded[name] = (t.double() * _along(axis, scale, t)).to(t.dtype)
         name, axis = site.fold.shifted
         t = folded[name]
-        along = shift.view([-1 if a == axis else 1 for a in range(t.dim())])
-        folded[name] = (t.double() + along).to(t.dtype)
+        folded[name] = (t.double() + _along(axis, shift, t)).to(t.dtype)
     return folded, rest
 
 
@@ -113,7 +120,7 @@ class ChannelAffine(nn.Module):
         self.register_buffer("shift", shift.clone())
 
     def forward(self, site: Site, y: Tensor) -> Tensor:
-        return y * self.scale.to(y) + self.shift.to(y)
+        return _affine(y, self.scale, self.shift)
 
 
 def attach(module: nn.Module, sites: Sequence[Site], correction: Correction) -> None:

@@ -34,7 +34,7 @@ from ..models.heads import (
 )
 from ..models.kinds import kind_of, score_table
 from ..models.merged import load_merged
-from ..models.merging import merge
+from ..models.merging import merge, named_experts
 from ..models.parents import open_parent
 from ..models.push import push_folder
 from ..models.recipes import COMMANDS, as_command
@@ -99,18 +99,24 @@ def _need_out(recipe: Any) -> list[str]:
 def run_merge(recipe: Any) -> None:
     """Merge and save."""
     _need_out(recipe)
-    needs, given, opened = get_method(recipe.method).needs, {}, {}
-    for task, file in recipe.inputs.items() if needs else ():
-        labels = "labels" in needs
-        opened[task] = expert = _expert(recipe, task)
+    method, auto = get_method(recipe.method), recipe.lam == "auto"
+    if auto and not method.has_lam:
+        raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
+    experts, given = {p.name: p for p in named_experts(recipe.experts)}, {}
+    for task, file in recipe.inputs.items() if method.needs or auto else ():
+        _source(recipe, task)
         given[task] = (
-            _labelled(recipe, file, expert, task) if labels else _unlabelled(recipe, file, expert)
+            _labelled(recipe, file, experts[task], task)
+            if "labels" in method.needs
+            else _unlabelled(recipe, file, experts[task])
         )
-    options, chosen = choose_lam(recipe)
+    options, chosen = choose_lam(recipe, experts, given)
+    if "labels" not in method.needs:
+        given = {t: _drawn(recipe, rows, experts[t]) for t, rows in given.items() if method.needs}
     merged = merge(
         recipe.method,
         base=recipe.base or None,
-        experts=recipe.experts | opened,
+        experts=experts,
         encoder=recipe.encoder,
         head=recipe.head,
         dtype=recipe.dtype,
@@ -132,20 +138,22 @@ def run_merge(recipe: Any) -> None:
     )
 
 
-def choose_lam(recipe: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The method's options with ``--lam``, and for the card how ``auto`` chose it."""
+def choose_lam(
+    recipe: Any, experts: dict[str, Any], inputs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The method's options with ``--lam``, and for the card how ``auto`` chose it; ``experts`` and
+    ``inputs`` are those of the recipe, read."""
     if recipe.lam != "auto":
         return recipe.options | ({} if recipe.lam is None else {"lam": recipe.lam}), {}
-
-    if not get_method(recipe.method).has_lam:
-        raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
-    merging = {"out", "overwrite", "base", "method", "options", "lam", "dtype", "single"}
+    told = {"out", "overwrite", "base", "method", "options", "lam", "dtype", "single"}
     found = compare(
-        base=recipe.base or None,
+        experts,
+        recipe.base or None,
+        inputs,
         methods=[recipe.method],
         options={recipe.method: recipe.options},
         show_progress=True,
-        **recipe.model_dump(exclude=merging),
+        **recipe.model_dump(exclude=told | {"experts", "inputs"}),
     )
     protocol = "ft_classifier" if recipe.k else "current"
     curve = found.curve(recipe.method, protocol)
@@ -177,7 +185,7 @@ def run_align(recipe: Any) -> None:
     parents, given, labelled, aligned, scores = {}, {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
         parents[task] = parent = _expert(recipe, task)
-        given[task] = _unlabelled(recipe, file, parent)
+        given[task] = _drawn(recipe, _unlabelled(recipe, file, parent), parent)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
     for task in progress(list(given), desc="align"):
@@ -231,8 +239,11 @@ def _expert(recipe: Any, task: str) -> Any:
 
 
 def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
-    """A file's inputs, or k per class of them."""
-    inputs = read_inputs(file, expert.is_image, recipe.text_column)
+    return read_inputs(file, expert.is_image, recipe.text_column)
+
+
+def _drawn(recipe: Any, inputs: list[Any], expert: Any) -> list[Any]:
+    """k of a task's inputs per class, or all."""
     if not recipe.k:
         return inputs
     return draw_inputs(inputs, len(expert.labels), recipe.k, recipe.seed, expert.name)
@@ -241,7 +252,6 @@ def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
 def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> Any:
     """A file as a ``Split``, with the classes of ``model`` (which has ``config``, ``labels`` and
     ``is_image``)."""
-
     return labelled(
         file,
         model.labels,

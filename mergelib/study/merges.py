@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core.errors import ConfigError
+from ..core.errors import ConfigError, warn
 from ..core.identity import code_identity, is_ours
 from ..core.meter import Meter
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK, RANDOM, REFERENCES
@@ -189,11 +188,9 @@ def lams(study: Study, method: str) -> dict[str, float]:
     if edge and method not in study._warned:
         study._warned.add(method)
         own = method in study.profile.merging.grids
-        warnings.warn(
+        warn(
             f"{get_method(method).label}: the best lambda, {edge[0]}, lies on the edge of the "
-            f"grid {sorted(set(curve.lam))}; widen merging.{f'grids.{method}' if own else 'lams'}.",
-            UserWarning,
-            stacklevel=3,
+            f"grid {sorted(set(curve.lam))}; widen merging.{f'grids.{method}' if own else 'lams'}."
         )
     return best
 

@@ -251,7 +251,8 @@ def from_python(
     """
     features = getattr(data, "features", None)
     if hasattr(data, "__iter__") and not hasattr(data, "__len__"):
-        data = list(data.decode(False) if hasattr(data, "decode") else data)  # the first: datasets
+        streamed = features and hasattr(data, "decode")  # by datasets: images stay files
+        data = list(data.decode(False) if streamed else data)
     if isinstance(data, list | tuple) and data:
         records = [r._asdict() if hasattr(r, "_asdict") else r for r in data]
         if all(isinstance(r, Mapping) and not (is_image and set(r) <= FILE) for r in records):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core import distributed
-from ..core.errors import ConfigError, DeviceMemoryError, StoreError
+from ..core.errors import ConfigError, DeviceMemoryError, StoreError, warn
 from ..core.memory import free_device_memory, out_of_memory, within_memory
 from ..core.progress import progress
 from ..core.store import REMEDY
@@ -121,11 +120,9 @@ def backward_in_memory(
         pieces = min(2 * pieces, rows)
         model.zero_grad()  # gradients from the failed attempt
         free_device_memory()
-        warnings.warn(
+        warn(
             f"{desc}: out of memory on {device} with a batch of {rows} rows; from now on it is "
-            f"split into {pieces} pieces, whose gradients are added.",
-            UserWarning,
-            stacklevel=3,
+            f"split into {pieces} pieces, whose gradients are added."
         )
 
 
@@ -148,11 +145,9 @@ def newest_checkpoint(scratch: Path) -> Path | None:
                     return file
         except Exception:  # zipfile fails on damaged bytes in many ways
             pass
-        warnings.warn(
+        warn(
             f"{file.name} is damaged; it is removed, and training resumes from the checkpoint "
-            f"before it, or from the beginning.",
-            UserWarning,
-            stacklevel=2,
+            f"before it, or from the beginning."
         )
         file.unlink(missing_ok=True)
     return None

@@ -667,11 +667,7 @@ def test_a_batch_of_no_size_and_a_fit_on_what_is_scored_are_said(trio):
 
 def flags_of(command, *arguments):
     parsed = vars(cli.build_parser().parse_args([command, *arguments]))
-    return {
-        k: v
-        for k, v in parsed.items()
-        if k not in ("command", "function", "recipe", "write_report")
-    }
+    return {k: v for k, v in parsed.items() if k not in ("command", "function", "recipe")}
 
 
 @given(st.lists(st.sampled_from(["a=1", "b=2", "c=3"]), unique=True, min_size=1), st.data())
