@@ -1,5 +1,5 @@
 """How near two ways of computing the same thing must come: by the size of what is compared, not by
-a fixed number."""
+a fixed number. And numbers to compare on."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,11 @@ from torch import Tensor
 # float32, through a dozen layers of sums of some hundred products each: eps is lost once a sum, and
 # not always to one side. What a leak of padding or a wrong unit changes is a hundred times that.
 ROUNDING = 80 * torch.finfo(torch.float32).eps
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    """Standard normal numbers, drawn in float32."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:

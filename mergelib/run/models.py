@@ -104,7 +104,7 @@ def run_merge(recipe: Any) -> None:
         raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
     experts, given = {p.name: p for p in named_experts(recipe.experts)}, {}
     for task, file in recipe.inputs.items() if method.needs or auto else ():
-        _source(recipe, task)
+        _need_expert(recipe, task)
         given[task] = (
             _labelled(recipe, file, experts[task], task)
             if "labels" in method.needs
@@ -173,7 +173,7 @@ def run_align(recipe: Any) -> None:
     merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
-        _source(recipe, name)
+        _need_expert(recipe, name)
     options = {
         "device": recipe.device,
         "batch_size": recipe.batch_size,
@@ -184,7 +184,7 @@ def run_align(recipe: Any) -> None:
         raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
     parents, given, labelled, aligned, scores = {}, {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
-        parents[task] = parent = _expert(recipe, task)
+        parents[task] = parent = open_parent(recipe.experts[task], task)
         given[task] = _drawn(recipe, _unlabelled(recipe, file, parent), parent)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
@@ -226,16 +226,10 @@ def run_align(recipe: Any) -> None:
     print(f"saved in {recipe.out}")
 
 
-def _source(recipe: Any, task: str) -> str:
-    """Where the expert of a task is. Raises ``UnknownNameError``."""
+def _need_expert(recipe: Any, task: str) -> None:
+    """Raises ``UnknownNameError``."""
     if task not in recipe.experts:
         raise UnknownNameError("expert", task, recipe.experts)
-    return recipe.experts[task]
-
-
-def _expert(recipe: Any, task: str) -> Any:
-    """The ``Parent`` of a task, read anew at each call. Raises ``UnknownNameError``."""
-    return open_parent(_source(recipe, task), task)
 
 
 def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:

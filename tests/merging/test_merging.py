@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_zoo import on_two_tensors, task_vectors
 from ties_reference import merged_vector
 
 from mergelib.core.errors import StateDictError, UnknownNameError
@@ -104,27 +105,13 @@ def test_tied_tensors_count_once_in_the_global_top_k():
 # ---- Ties against a slow reference ---------------------------------------------------------------
 
 
-@st.composite
-def task_vectors(draw):
-    """Small integers, so that threshold ties and exact cancellations are common."""
-    t, d = draw(st.integers(1, 4)), draw(st.integers(1, 12))
-    return draw(
-        st.lists(
-            st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t
-        )
-    )
-
-
 @given(
-    taus=task_vectors(),
+    taus=task_vectors(1),
     keep=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, 1.0]),
     combine=st.sampled_from(["sum", "mean"]),
 )
 def test_ties_equals_the_slow_reference(taus, keep, combine):
-    cut = len(taus[0]) // 2  # two tensors, so that trimming must be global
-    base = {"x": torch.ones(cut), "y": torch.ones(len(taus[0]) - cut)}
-    experts = [{"x": 1 + torch.tensor(t[:cut]), "y": 1 + torch.tensor(t[cut:])} for t in taus]
-    merged = ties(base, experts, lam=0.5, keep=keep, combine=combine)
+    merged = ties(*on_two_tensors(taus), lam=0.5, keep=keep, combine=combine)
     expected = 1 + 0.5 * merged_vector([torch.tensor(t) for t in taus], keep, combine)
     torch.testing.assert_close(torch.cat([merged["x"], merged["y"]]), expected)
 

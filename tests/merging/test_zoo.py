@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_zoo_data import as_list
 
 from mergelib.core.errors import ConfigError
 from mergelib.core.identity import is_ours
@@ -22,10 +23,6 @@ SEEDS = range(3)
 
 def merge(name, base, experts, **options):
     return get_method(name)(base, experts, **options)
-
-
-def as_list(merged):
-    return merged if isinstance(merged, list) else [merged]
 
 
 def make_state(seed):
@@ -87,9 +84,9 @@ def tau_of(merged):
 
 
 @st.composite
-def task_vectors(draw, most=12):
+def task_vectors(draw, least=2):
     """Small integers, so that equal magnitudes, zeros and exact cancellations are common."""
-    t, d = draw(st.integers(1, 4)), draw(st.integers(2, most))
+    t, d = draw(st.integers(1, 4)), draw(st.integers(least, 12))
     return draw(
         st.lists(
             st.lists(st.integers(-3, 3).map(float), min_size=d, max_size=d), min_size=t, max_size=t

@@ -830,6 +830,13 @@ OUT_OF_RANGE = [
     (["model_tailor"], "block", (0,)),
     (["lm_cocktail"], "temperature", (0.0, -1.0, NAN)),
     (["lm_cocktail"], "shots", (0,)),
+    (["karcher"], "steps", (0,)),
+    (["wudi", "grafting"], "steps", (-1,)),
+    (["wudi", "grafting"], "lr", (0.0,)),
+    (["gradient_matching"], "alpha", (0.0, -1.0)),
+    (["gradient_matching"], "prior", (0.0, -1.0)),
+    (["gradient_matching", "grafting"], "n_examples", (0,)),
+    (["grafting"], "keep", (0.0, 1.1)),
 ]
 
 

@@ -12,7 +12,7 @@ import torch
 from tiny import TINY
 
 from benchmarks.permutation_matching import random_permutations
-from mergelib import Study, figures, nonlocality
+from mergelib import figures, nonlocality
 from mergelib.claims import interval, load_claims
 from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.core.store import Store
@@ -180,18 +180,20 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
 # ---- repairs -------------------------------------------------------------------------------------
 
 
+def assert_has_the_experts_statistics(cells, setting, method, task):
+    name = cells.corrected(setting, method, task, TACT)
+    found, expert, raw = (cells.statistics(setting, e, task) for e in (name, "f_t", method))
+    # Folded, the others' correction lies behind them.
+    for site in (s.name for s in cells.sites if s.side == "output"):
+        torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
+    assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
+
+
 def test_a_corrected_merge_has_the_experts_statistics(cells):
     for setting, method in ((LOCAL, "weight_averaging"), (NON_LOCAL, "tall_masks")):
         for task in cells.tasks:
-            name = cells.corrected(setting, method, task, TACT)
-            found, expert = (cells.statistics(setting, e, task) for e in (name, "f_t"))
-            raw = cells.statistics(setting, method, task)
-            for site in (
-                s.name for s in cells.sites if s.side == "output"
-            ):  # folded, the others' correction lies behind them
-                torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
-                torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
-            assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
+            assert_has_the_experts_statistics(cells, setting, method, task)
 
 
 def test_repair_is_one_correction_for_all_tasks_of_one_encoder(cells):
@@ -273,13 +275,7 @@ def test_images_take_the_same_road(images):
     assert far.weights_digest("f_t", task) != b.weights_digest("f_t", task), "nothing was permuted"
     name = images.corrected(NON_LOCAL, "task_arithmetic", task, TACT)
     assert len(far.module(name, task).corrections) == sum(s.fold is None for s in images.sites) > 0
-    found, expert, raw = (
-        images.statistics(NON_LOCAL, e, task) for e in (name, "f_t", "task_arithmetic")
-    )
-    for site in (s.name for s in images.sites if s.side == "output"):
-        torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
-        torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
-    assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
+    assert_has_the_experts_statistics(images, NON_LOCAL, "task_arithmetic", task)
 
 
 # ---- what is said --------------------------------------------------------------------------------
@@ -379,7 +375,3 @@ def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
         plt.close(fig)
     stored = nonlocality.numbers_stored(cells).set_index("repair").numbers
     assert stored["TACT"] == 2 * (32 + 2 * (32 + 32 + 128 + 32)) * 2 == 2 * stored["REPAIR"]
-
-
-def test_the_study_of_others_is_untouched():
-    assert "non_local" not in Study("quick").profile.model_dump()

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from near import normal
 
 from benchmarks.permutation_matching import inverse, random_permutations
 from mergelib.nonlocality.matching import assign, best_move, weight_matching
@@ -12,10 +13,6 @@ from mergelib.nonlocality.permute import apply, identity
 from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
 
 SEEDS = range(3)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def drawn(spec, seed):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near import normal
 
 from mergelib.core.errors import ConfigError, DataError, UnknownNameError
 from mergelib.core.types import Head
@@ -24,10 +25,6 @@ from mergelib.protocols.alignment import (
 RUNGS = tuple(TABLE_1)
 
 ORTHOGONAL = [r.name for r in TABLE_1.values() if r.constraint == "orthogonal"]
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def rotation(d, seed=0, size=0.5):

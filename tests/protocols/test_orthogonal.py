@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from near import normal
 
 from mergelib.core.types import Head
 from mergelib.protocols import PRESETS, FTPreset, kl_to_teacher
@@ -13,10 +14,6 @@ from mergelib.protocols.orthogonal import nested_orthogonal, orthogonal_classifi
 PRESET = PRESETS["default"]
 FITS = {"kl": partial(orthogonal_classifier, preset=PRESET), "procrustes": procrustes_head}
 SHAPES = [(3, 8), (8, 8), (11, 8)]  # C below, at and above d
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def head(C=3, d=8, seed=10):

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
+from near import normal
 from torch import nn
 
 from mergelib.core.types import Head
 from mergelib.protocols import current_eval
 from mergelib.protocols.surgery import SurgeryModule, start, surgery, trainable_parameters
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 X, Y = normal(3, 40, 12, seed=1), normal(3, 40, 12, seed=2)
 
