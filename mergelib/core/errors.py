@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
 
+WRAPPERS = ("contextlib", "functools", "torch.utils._contextlib")  # between us and our caller
 _BRIEF = Repr()
 _BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
 
@@ -29,12 +30,14 @@ def first_five(names: Sequence[str]) -> str:
 
 def warn(message: str, kind: type[Warning] = UserWarning) -> None:
     """Warn at the line that called mergelib, however deep inside it the reason was found."""
-    frame, level, caller = sys._getframe(), 1, 1
-    while frame := frame.f_back:
-        level += 1
-        if frame.f_globals.get("__name__", "").partition(".")[0] == "mergelib":
-            caller = level + 1
-    warnings.warn(message, kind, stacklevel=max(caller, 2))
+    frame, names = sys._getframe(1), []
+    while frame:
+        names.append(frame.f_globals.get("__name__", ""))
+        frame = frame.f_back
+    caller = 1 + max(i for i, name in enumerate(names) if name.partition(".")[0] == "mergelib")
+    while names[caller:] and names[caller] in WRAPPERS:
+        caller += 1
+    warnings.warn(message, kind, stacklevel=caller + 2)
 
 
 class MergelibError(Exception):
