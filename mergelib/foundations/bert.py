@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from ..core.types import State, Task
 from ..encoders import TextEncoder, encoder_state
 from ..profiles import EncoderSettings, Profile
 from ..tasks import miniature_corpus
+from ..tasks.miniature import WORLD_VERSION
 from ..training.config import TrainConfig
 from ..training.loop import seeded, train
 from . import shipped
@@ -102,9 +104,7 @@ class MaskedLM(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        from transformers import BertForMaskedLM
-
-        self.model = BertForMaskedLM(config)
+        self.model = transformers.BertForMaskedLM(config)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
@@ -210,8 +210,6 @@ def pretrain(
 
 def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
     """Everything that determines a text encoder pre-trained here: corpus, corruption, shape."""
-    from ..tasks.miniature import WORLD_VERSION
-
     settings = profile.encoder
     return {
         "world": WORLD_VERSION,

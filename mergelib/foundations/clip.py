@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -31,6 +32,7 @@ from ..core.types import Head, Task, below
 from ..encoders import ImageEncoder
 from ..models.parents import Parent
 from ..profiles import Profile
+from ..tasks.miniature.images import IMAGE_WORLD_VERSION, captioned, prompts
 from ..training.config import TrainConfig
 from ..training.loop import seeded, train
 from .bert import words_by_frequency
@@ -115,9 +117,7 @@ class CaptionContrast(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        from transformers import CLIPModel
-
-        self.clip = CLIPModel(config)
+        self.clip = transformers.CLIPModel(config)
 
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
@@ -134,8 +134,6 @@ class CaptionContrast(nn.Module):
 
 def _templates(task: Task) -> Sequence[str]:
     """The task's own prompts, or those of the miniature image world."""
-    from ..tasks.miniature.images import prompts
-
     return task.templates or prompts(task.name)
 
 
@@ -199,8 +197,6 @@ def pretrain_clip(
 
 
 def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    from ..tasks.miniature.images import IMAGE_WORLD_VERSION
-
     shape = profile.encoder
     return {
         "world": IMAGE_WORLD_VERSION,
@@ -221,8 +217,6 @@ def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
 def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
     # No combination of words that is a class of any task is among the captions, so no held-out
     # image needs to be left out.
-    from ..tasks.miniature.images import captioned
-
     settings = profile.encoder.pretraining
     pictures, captions = captioned(settings.documents, seed=CAPTION_SEED)
     known = words_by_frequency(captions)
@@ -249,10 +243,8 @@ def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch
 
 def open_clip(profile: Profile, made: Artifact) -> ClipParts:
     """The complete pre-trained CLIP with its text tower, for your own prompts."""
-    from transformers import CLIPModel
-
     vocab = made.info["vocab"]
-    model = CLIPModel(clip_config(profile, len(vocab))).eval().requires_grad_(False)
+    model = transformers.CLIPModel(clip_config(profile, len(vocab))).eval().requires_grad_(False)
     model.load_state_dict(below(made.tensors, "clip."))
     return ClipParts.of(
         model,

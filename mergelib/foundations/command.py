@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ..core.errors import UnknownNameError
@@ -55,10 +58,6 @@ def probe_rows(task: Task) -> Split:
 def linear_probe(z: Tensor, labels: Tensor, z_test: Tensor, test_labels: Tensor) -> float:
     """Accuracy on ``z_test``, in percent, of a logistic regression on the standardised features
     ``z``."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     predicted = model.fit(z.numpy(), labels.numpy()).predict(z_test.numpy())
     return percent(torch.from_numpy(predicted) == test_labels)

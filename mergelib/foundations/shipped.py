@@ -20,6 +20,8 @@ from ..core.errors import StoreError, UnknownNameError
 from ..core.paths import write_whole
 from ..core.store import Artifact
 from ..profiles import Profile
+from ..tasks.miniature import WORLD_VERSION
+from ..tasks.miniature.images import IMAGE_WORLD_VERSION
 
 FOLDER = Path(__file__).parent
 SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_size", "projection")
@@ -28,9 +30,6 @@ SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_
 def recipe_of(profile: Profile) -> dict[str, Any]:
     """Everything that determines f_b, up to the machine's rounding: its shape, pre-training, seed
     and corpus, and the world's version."""
-    from ..tasks.miniature import WORLD_VERSION
-    from ..tasks.miniature.images import IMAGE_WORLD_VERSION
-
     encoder = profile.encoder
     image = profile.tasks.modality == "image"
     return {

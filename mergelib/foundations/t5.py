@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -218,9 +219,7 @@ class SpanCorruption(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        from transformers import T5ForConditionalGeneration
-
-        self.model = T5ForConditionalGeneration(config)
+        self.model = transformers.T5ForConditionalGeneration(config)
         with torch.no_grad():
             self.model.shared.weight.mul_(EMBEDDING_SCALE)
 

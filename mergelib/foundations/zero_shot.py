@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -150,9 +151,6 @@ def load_clip(source: str | Parent) -> ClipParts:
     name, ``ConfigError`` for a folder without a complete CLIP, ``OfflineError`` for an id that
     cannot be had.
     """
-    # Modelling files take a second, which many a run does not need.
-    from transformers import CLIPModel
-
     parent = open_parent(source)
     if parent.config.model_type != "clip":
         raise ConfigError(
@@ -160,7 +158,7 @@ def load_clip(source: str | Parent) -> ClipParts:
             "could not be made."
         )
     with quiet():
-        model = CLIPModel(parent.config).float().eval()
+        model = transformers.CLIPModel(parent.config).float().eval()
     names = {n: n for n in parent.weights if not n.endswith(BUFFERS)}
     model.load_state_dict(_read(parent, names, model.state_dict()))
     encoder = _encoder(parent, parent.config.vision_config, parent.config.projection_dim)

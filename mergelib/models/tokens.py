@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import first_five
@@ -82,8 +83,6 @@ def _embedding(parent: Parent, model_class: Any) -> str | None:
 
 def _written(parent: Parent, name: str, rows: Tensor, tokenizer: Any, union: Any) -> Parent:
     """The parent with another embedding and tokenizer, in a temporary folder."""
-    from safetensors.torch import save_file
-
     scratch = tempfile.TemporaryDirectory(prefix="mergelib-tokens-")
     state = {n: parent.weights.tensor(n).contiguous() for n in parent.weights}
     state[name] = rows.to(state[name].dtype)
