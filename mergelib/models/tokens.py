@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.errors import first_five
+from ..core.errors import first_five, warn
 from .parents import Parent
 
 
@@ -45,11 +44,9 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
     names = [_embedding(p, experts[0].model_class) for p in everyone]
     if None in names:
         return everyone
-    warnings.warn(
+    warn(
         f"Vocabularies differ: all tasks share the tokenizer of '{base.name}' with "
-        f"{first_five([*map(str, new)])}, which experts added.",
-        UserWarning,
-        stacklevel=3,
+        f"{first_five([*map(str, new)])}, which experts added."
     )
     ids = union.get_vocab()
     own = []  # of each model: rows in the union, and what stands there
