@@ -1,4 +1,4 @@
-"""Unlabelled inputs: ``mergelib.tasks.data`` reads them, and k per class are drawn."""
+"""k unlabelled inputs per class."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..protocols import uniform_order
-from ..tasks.data import unlabelled as read_inputs
-
-__all__ = ["draw_inputs", "read_inputs"]
 
 
 def draw_inputs(inputs: Sequence[Any], n_classes: int, k: int, seed: int, task: str) -> list[Any]:

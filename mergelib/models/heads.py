@@ -32,6 +32,7 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
+from ..tasks.rows import few
 from .folders import RECORD
 from .kinds import METRICS, check_single, kind_of
 from .merged import Classifier, Merged, TaskHead, load_merged
@@ -262,8 +263,8 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
             config = held.config
         if held is not None and held.labels != expert.head.labels:
             raise ConfigError(
-                f"The merged model's head for '{task}' has the labels {_few(held.labels)}, the "
-                f"expert {_few(expert.head.labels)}. Give the expert that this head comes from, "
+                f"The merged model's head for '{task}' has the labels {few(held.labels)}, the "
+                f"expert {few(expert.head.labels)}. Give the expert that this head comes from, "
                 f"or another task name."
             )
         encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
@@ -300,10 +301,6 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         processor = expert.processor or processor
     head = replace(expert.head, tensors=tensors, task=task, config=config)
     return Classifier(encoder, head, record, processor, (*inputs, *expert.inputs))
-
-
-def _few(labels: Sequence[str]) -> str:
-    return ", ".join(map(str, labels[:4])) + (f", ... ({len(labels)})" if len(labels) > 4 else "")
 
 
 def align_classifier(
@@ -585,8 +582,8 @@ def scoring(
     if teacher is not None:
         if teacher.head.labels != classifier.head.labels:
             raise ConfigError(
-                f"'{name}' has the labels {_few(classifier.head.labels)}, the expert "
-                f"{_few(teacher.head.labels)}."
+                f"'{name}' has the labels {few(classifier.head.labels)}, the expert "
+                f"{few(teacher.head.labels)}."
             )
         if processor is not None or teacher.processor is None:
             teacher = replace(teacher, processor=classifier.processor)

@@ -21,7 +21,7 @@ from ..core.errors import ConfigError, UnknownNameError
 from ..core.progress import progress
 from ..merging import METHODS, get_method
 from ..models.compare import compare
-from ..models.data import draw_inputs, read_inputs
+from ..models.data import draw_inputs
 from ..models.folders import RECORD, free_file, free_folder, whole_folder, write_file
 from ..models.heads import (
     align_classifier,
@@ -39,7 +39,7 @@ from ..models.parents import open_parent
 from ..models.push import push_folder
 from ..models.recipes import COMMANDS, as_command
 from ..protocols import PROTOCOLS
-from ..tasks.data import labelled
+from ..tasks.data import labelled, unlabelled
 
 
 def list_methods(_: argparse.Namespace) -> int:
@@ -233,7 +233,7 @@ def _need_expert(recipe: Any, task: str) -> None:
 
 
 def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
-    return read_inputs(file, expert.is_image, recipe.text_column)
+    return unlabelled(file, expert.is_image, recipe.text_column)
 
 
 def _drawn(recipe: Any, inputs: list[Any], expert: Any) -> list[Any]:

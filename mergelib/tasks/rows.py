@@ -440,8 +440,8 @@ def numbered(
             return list(data.labels)
         else:
             raise DataError(
-                f"{data.where}: {len(data.names)} classes ({_few(data.names)}), and '{owner}' has "
-                f"{n} ({_few(names)}); they cannot be matched by name."
+                f"{data.where}: {len(data.names)} classes ({few(data.names)}), and '{owner}' has "
+                f"{n} ({few(names)}); they cannot be matched by name."
             )
     of_names = isinstance(labels[0], str)
     texts = {str(y): y for y in labels}
@@ -461,7 +461,7 @@ def numbered(
         said = shortened(texts[odd]) if isinstance(texts[odd], str) else texts[odd]
         raise DataError(
             f"{data.at(labels.index(texts[odd]))}: Label {said!r} is none of "
-            f"'{owner}'s: {low}..{n - 1 + low} or {_few(names)}."
+            f"'{owner}'s: {low}..{n - 1 + low} or {few(names)}."
             + ("" if _has_names(names) or counted else f" '{owner}' does not name its classes.")
             + (" A header calls its columns label and text." if odd == labels[0] else "")
         )
@@ -469,13 +469,13 @@ def numbered(
         odd = next(t for t, place in readings[0].items() if place == -1)
         raise DataError(
             f"{data.where}: label {odd!r}, and two classes of '{owner}' have this name "
-            f"({_few(names)}); give numbers from 0 instead."
+            f"({few(names)}); give numbers from 0 instead."
         )
     if any(places != readings[0] for places in readings):
         low, high = min(texts, key=int), max(texts, key=int)
         raise DataError(
             f"{data.where}: numbers from {low} to {high} can count '{owner}'s {n} classes "
-            f"({_few(names)}) in two ways, and nothing says which. Write names instead, or say "
+            f"({few(names)}) in two ways, and nothing says which. Write names instead, or say "
             f"what "
             "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
         )
@@ -551,7 +551,8 @@ def _by_name(texts: Iterable[str], names: Sequence[str]) -> dict[str, int] | Non
     return None
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first four names and how many there are, for messages."""
     return ", ".join(map(shortened, names[:4])) + (
         f", ... ({len(names)})" if len(names) > 4 else ""
     )
@@ -602,7 +603,7 @@ def named_splits(
     places = {name: i for i, name in enumerate(names)}
     for i, label in enumerate(test.texts()):
         if label not in places:
-            raise DataError(f"{test.at(i)}: label {label!r} is not among train's {_few(names)}.")
+            raise DataError(f"{test.at(i)}: label {label!r} is not among train's {few(names)}.")
     return tuple(names), [places[t] for t in texts], [places[t] for t in test.texts()]
 
 

@@ -20,10 +20,9 @@ from mergelib.core.errors import ConfigError, MergelibError, UnsafeFileError
 from mergelib.core.store import Artifact, Store
 from mergelib.encoders import load_base
 from mergelib.models import recipes
-from mergelib.models.data import read_inputs
 from mergelib.models.merged import load_merged
 from mergelib.run import cli
-from mergelib.tasks.data import read_csv, rows_of
+from mergelib.tasks.data import read_csv, rows_of, unlabelled
 from mergelib.tasks.parquet import open_image, read_parquet
 
 from .support import Planted, plant, typed
@@ -101,7 +100,7 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
         ("train.parquet", lambda p: read_parquet(p, 4)),
         ("x.png", lambda p: open_image(p, "x.png")),
         ("x.csv", lambda p: rows_of(p)),
-        ("x.txt", lambda p: read_inputs(p, False)),
+        ("x.txt", lambda p: unlabelled(p, False)),
         ("x.yaml", recipes.read_yaml),
     ],
 )
