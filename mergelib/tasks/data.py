@@ -279,8 +279,12 @@ def read_csv(
                     if _is_header(row, labelled):
                         header = row
                         places = columns_of(row, where, labelled=labelled, text_column=text_column)
+                    else:
+                        places = _places(width, text_column, labelled, where)
+                    pairs = zip(cells[1:], places[1:], strict=True)
+                    taken = [(values, place) for values, place in pairs if place is not None]
+                    if header:
                         continue
-                    places = _places(width, text_column, labelled, where)
                     if width > 2 and not label_first and (labelled or text_column is None):
                         index = set()
                 if len(row) != width:
@@ -290,9 +294,9 @@ def read_csv(
                     )
                 if len(numbers) == MAX_ROWS // 2:
                     raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")
-                for values, place in zip(cells, places, strict=True):
-                    if place is not None:
-                        values.append(row[place] if values is cells[0] else sys.intern(row[place]))
+                cells[0].append(row[places[0]])
+                for values, place in taken:
+                    values.append(sys.intern(row[place]))
                 numbers.append(reader.line_num)
                 if index is not None:
                     known, first = len(index), row[0].strip()
