@@ -92,7 +92,7 @@ def features(study: Study, encoder: str, task: str, split: str = "test") -> Tens
 
     def make() -> Artifact:
         desc = f"features {encoder} {task} {split}"
-        z = extracted(study, study.module(encoder, task), inputs, desc)
+        z = extracted(study, study._loaded(encoder, task), inputs, desc)
         return Artifact({"features": z})
 
     return study.store.get("features", key, make).tensors["features"]

@@ -316,6 +316,17 @@ def module(study: Study, encoder: str, task: str) -> nn.Module:
     return study.encoder.module(identified(study, encoder, task)[1]())
 
 
+def loaded(study: Study, encoder: str, task: str) -> nn.Module:
+    """``module``, in memory that the next call may overwrite: to build a module takes as long as
+    dozens of features."""
+    if (encoder, task) in study._adopted:
+        return module(study, encoder, task)
+    if study._scratch is None:
+        study._scratch = study.encoder.module()
+    load_state(study._scratch, identified(study, encoder, task)[1]())
+    return study._scratch
+
+
 def adopt(
     study: Study, encoder: str, task: str, identity: str, make: Callable[[], nn.Module]
 ) -> None:

@@ -139,6 +139,7 @@ class Study:
         self._last_merge: dict[tuple, Artifact] = {}
         self._adopted: dict[tuple[str, str], tuple[str, Callable[[], nn.Module]]] = {}
         self._warned: set[str] = set()
+        self._scratch: nn.Module | None = None
 
     def __repr__(self) -> str:
         p = self.profile
@@ -268,6 +269,7 @@ class Study:
     weights = of_merges.weights
     weights_digest = of_merges.weights_digest
     module = of_merges.module
+    _loaded = of_merges.loaded
     adopt = of_merges.adopt
 
     split = of_features.split
