@@ -53,6 +53,12 @@ def test_computed_once_and_found_again(store):
     assert store.get("other", KEY, Counting(2.0)).info == {"value": 2.0}
 
 
+def test_who_asks_is_told_what_is_being_made(store):
+    assert not store.being_made("step", KEY)
+    store.get("step", KEY, lambda: artifact(Store(store.root).being_made("step", KEY)))
+    assert store.peek("step", KEY).info == {"value": True} and not store.being_made("step", KEY)
+
+
 def test_what_is_read_back_cannot_reach_the_file(store):
     store.get("step", KEY, Counting()).tensors["t"].zero_()
     store.get("step", KEY, Counting()).tensors["t"].zero_()

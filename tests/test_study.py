@@ -131,6 +131,15 @@ def test_lambda_comes_from_validation(study, monkeypatch):
     assert study.lam("ties") == 0.2, "the smallest of equally good ones"
 
 
+def test_an_expert_that_another_process_trains_comes_last(study, make_study, monkeypatch):
+    mine = make_study(study.store.root)
+    first, *others = mine.tasks
+    busy = mine.train(first)
+    monkeypatch.setattr(mine.store, "being_made", lambda *key: mine.store.folder(*key) == busy)
+    assert [e.task for e in mine.experts()] == [first, *others]
+    assert [*mine._experts] == [*others, first]
+
+
 @pytest.mark.parametrize(
     "accuracies, warns",
     [([0.9, 0.5, 0.1], True), ([0.1, 0.5, 0.9], True), ([0.1, 0.9, 0.5], False)],

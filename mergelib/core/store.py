@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,15 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def being_made(self, step: str, key: Mapping[str, Any]) -> bool:
+        """Whether another process computes the artifact of ``key`` at this moment."""
+        path = self.root / ".locks" / f"{key_digest(step, key)}.lock"
+        try:
+            with FileLock(path, timeout=0) if path.exists() else nullcontext():
+                return False
+        except OSError:  # a timeout, or a lock that cannot be opened: ``get`` will say why
+            return True
 
     def scratch(self, step: str, key: Mapping[str, Any]) -> Path:
         """A folder that outlives an interrupted computation of ``key`` (training checkpoints);

@@ -202,12 +202,12 @@ def default_jobs(profile: Profile) -> int:
 
 
 def in_parallel(items: Sequence[Item], profile: str) -> list[Item]:
-    """The order in which several jobs begin: the lesson, whose experts most others share, beside
-    it the longest with experts of its own, then the longest first."""
+    """The order in which several jobs begin: the lesson, beside it the longest with the same
+    experts, which the two then train together, then the longest first."""
     order = sorted(items, key=lambda i: (i.group != "lesson", -i.minutes.get(profile, 0.0)))
     variants = {*variant_names(profile)}
-    apart = [i for i in order[1:] if i.needs and variants.issuperset(i.needs)]
-    return order[:1] + apart[:1] + [i for i in order[1:] if i not in apart[:1]]
+    same = [i for i in order[1:] if variants.isdisjoint(i.needs)]
+    return order[:1] + same[:1] + [i for i in order[1:] if i not in same[:1]]
 
 
 class Runner:

@@ -180,6 +180,19 @@ def own_expert(study: Study, task: str) -> Expert:
     return study._experts[task]
 
 
+def own_experts(study: Study) -> list[Expert]:
+    """``own_expert`` of each task. What another process is training comes last, so that two
+    notebooks at a time share the work instead of waiting for each other."""
+    missing = [t for t in study.tasks if t not in study._experts]
+    # Under torchrun, all processes train the same expert together.
+    alone = study.profile.experts == "trained" and distributed.world_size() == 1
+    while alone and missing:
+        free = (t for t in missing if not study.store.being_made(*_training(study, t)[::2]))
+        own_expert(study, chosen := next(free, missing[0]))
+        missing.remove(chosen)
+    return [own_expert(study, t) for t in study.tasks]
+
+
 def expert(study: Study, task: str) -> Expert:
     """f_t and (W_t, b_t), fine-tuned from f_b on the task's training split, or a released
     checkpoint if the profile says so."""
@@ -188,7 +201,7 @@ def expert(study: Study, task: str) -> Expert:
 
 def experts(study: Study) -> list[Expert]:
     """One expert per task, in the profile's order."""
-    return [study.expert(name) for name in study.tasks]
+    return spare(own_experts(study))
 
 
 def head(study: Study, encoder: str, task: str) -> Head:

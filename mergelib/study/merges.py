@@ -55,10 +55,6 @@ def _code(method: Method) -> list[str | None]:
     return [None if is_ours(f) else code_identity(f) for f in functions]
 
 
-def _experts(study: Study) -> list[Any]:
-    return [experts.own_expert(study, task) for task in study.tasks]
-
-
 # ---- what a method sees --------------------------------------------------------------------------
 
 
@@ -73,7 +69,7 @@ def _split(method: Method) -> str:
 
 
 def _key(study: Study, method: Method, options: dict[str, Any]) -> dict[str, Any]:
-    fine_tuned = _experts(study)
+    fine_tuned = experts.own_experts(study)
     key = {
         "method": method.name,
         "code": _code(method),
@@ -94,7 +90,7 @@ def _key(study: Study, method: Method, options: dict[str, Any]) -> dict[str, Any
 
 def arguments(study: Study, method: Method) -> tuple:
     """The method's arguments: base and experts, and a ``Context`` if it needs data."""
-    fine_tuned = _experts(study)
+    fine_tuned = experts.own_experts(study)
     states = [study._foundation.state, *(e.state for e in fine_tuned)]
     if not method.needs:
         return states[0], states[1:]
@@ -134,7 +130,7 @@ def lam_scan(study: Study, name: str) -> Artifact:
     """The method's curve over its grid, as the store keeps it."""
     method, options = get_method(name), _options(study, name)
     lams = study.profile.merging.grids.get(name, study.profile.merging.lams)
-    heads = [e.head for e in _experts(study)]
+    heads = [e.head for e in experts.own_experts(study)]
     key = {
         "version": STEP_VERSIONS["lam"],
         "merge_version": STEP_VERSIONS["merge"],
