@@ -418,7 +418,8 @@ def plot_ladder(
     *,
     margin: float = 2.0,
 ) -> Figure:
-    """The ladder: accuracy per rung, and (right) what each step explains of f_t's variance.
+    """The ladder: accuracy per rung, and what each step explains of f_t's variance: beside it, or
+    below the panels of several base models.
 
     Args:
         ladders: A panel per base model: accuracies by the paper's fit (columns method, rung and
@@ -449,7 +450,7 @@ def plot_ladder(
             range_of(fine_tuned - f[(f.rung == rung) & (f.method != BASE)].accuracy)
             for f in (paper, closed)
         )
-        titles.append(f"{left} points below $f_t$ ({closed_left} in closed form)")
+        titles.append(f"{left} points below f_t ({closed_left} in closed form)")
     drawn = [axes[base] for base in ladders]
     for ax in drawn[1:]:
         ax.set_yticklabels([])

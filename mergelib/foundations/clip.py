@@ -25,7 +25,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
-from ..core.errors import DataError, UnknownNameError, first_five
+from ..core.errors import DataError, UnknownNameError
 from ..core.hub import fetch_model
 from ..core.store import Artifact
 from ..core.types import Head, Task, below
@@ -150,9 +150,9 @@ def check_words(task: Task, captions: Sequence[str]) -> None:
     if unknown:
         raise DataError(
             f"Task '{task.name}': no caption contains the words {', '.join(unknown[:5])} of its "
-            f"class names; its zero-shot head would be noise. Use class names of these words: "
-            f"{first_five(captions)}, or an encoder that knows these: a profile with a published "
-            f"CLIP, or with trained heads (variant 'vit')."
+            f"class names; its zero-shot head would be noise. Use class names made of the words "
+            f"{', '.join(sorted(captions))}; or a profile with a published CLIP, or trained heads "
+            f"(variant 'vit')."
         )
 
 
@@ -258,7 +258,7 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
     heads = {}
     for task in tasks:
         if task.templates:
-            check_words(task, made.info["vocab"])
+            check_words(task, made.info["vocab"][len(SPECIAL) :])
             heads[task.name] = parts.head(_class_names(task), task.templates)
         else:
             weight = made.tensors[f"head.{task.name}"]

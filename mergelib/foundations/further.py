@@ -1,9 +1,10 @@
-"""f_b of the variants ``masked_lm``: an existing BERT whose upper layers start anew, after masked
-language modelling on the tasks' own texts.
+"""f_b of the variants ``masked_lm``: an existing BERT whose upper layers start anew, all of it then
+trained by masked language modelling on unlabelled texts.
 
 A sentence encoder was trained so that the mean over its tokens separates texts; masked language
-modelling asks nothing of that mean. So this base, like the paper's BERT, was never taught what a
-re-aligned classifier reads.
+modelling asks nothing of that mean. So the output of this base, like that of the paper's BERT, was
+never trained for what a re-aligned classifier reads. Its lower layers come from the sentence
+encoder and may keep some of it.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ def corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
 
 
 def kept(profile: Profile, base: Foundation) -> dict[str, torch.Tensor]:
-    """The base's weights without those of its ``fresh_layers`` upper layers. Raises ``ConfigError``
-    for a base that is not a BERT, or has fewer layers."""
+    """The base's weights but those of its upper ``fresh_layers`` layers. Raises ``ConfigError`` for
+    a base that is not a BERT or has fewer layers."""
     config, fresh = base.encoder.config, profile.encoder.pretraining.fresh_layers
     if config.model_type != "bert":
         raise ConfigError(
-            f"Masked language modelling goes on from BERTs; {profile.encoder.base} is of type "
-            f"'{config.model_type}'. Give another --base."
+            f"The variant masked_lm (Table 3, Figure 4) continues from a BERT; "
+            f"{profile.encoder.base} is of type '{config.model_type}'. Give a BERT as --base."
         )
     if fresh > config.num_hidden_layers:
         raise ConfigError(
-            f"encoder.pretraining.fresh_layers is {fresh}; {profile.encoder.base} has "
-            f"{config.num_hidden_layers} layers."
+            f"encoder.pretraining.fresh_layers is {fresh}; the base has "
+            f"{config.num_hidden_layers} layers. Set it to half of them."
         )
     upper = range(config.num_hidden_layers - fresh, config.num_hidden_layers)
     prefixes = tuple(f"encoder.layer.{i}." for i in upper)

@@ -1,9 +1,9 @@
-"""Samples of large tables: of a split, only some places are downloaded, spread evenly over it.
+"""Samples of large tables: only some places of a split, spread evenly over it, are downloaded.
 
 A place is a row group of a Parquet file or a block of a CSV file. The rows drawn there become one
-small Parquet file, its *piece*, which is there as a whole or not at all and has the beginning of
-its SHA-256 in its name. ``plan.json``, written first, says which rows these are: what was
-interrupted continues, and what is complete needs no network.
+small Parquet file, a *piece*, which is written as a whole or not at all and carries the beginning
+of its SHA-256 in its name. ``plan.json``, written first, lists the pieces and how the rows of each
+are drawn. So an interrupted download continues, and a complete one needs no network.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from .errors import translated
 from .repository import NEEDED, Repository
 
 SEED = 20_241_221
-PLACES = 64  # of a split, or as many as hold enough rows
-BLOCK, LONG_ROW = 64 << 10, 2 << 10  # bytes of a block, and of a row in it
-TRIES = 200  # lines of a block at which a row may begin
+PLACES = 64  # of a split; more where these hold too few rows
+BLOCK, LONG_ROW = 64 << 10, 2 << 10  # bytes: the smallest block, and what a row may need of it
+TRIES = 200  # line breaks of a block after which a first row is sought
 COLUMNS = ("image", "label")  # of image sets
 
 
@@ -47,7 +47,7 @@ def folder(repository: Repository, commit: str) -> Path:
 
 
 def kept(repository: Repository, commit: str) -> dict[str, Path]:
-    """Return every piece by its name, without network; none if one is missing."""
+    """Return every piece by its name, without network; an empty dict if any is missing."""
     pieces = _read_plan(repository, commit)
     found = _found(repository, commit)
     return {name: found[name] for name in pieces} if pieces.keys() <= found.keys() else {}
@@ -59,7 +59,7 @@ def damaged(path: Path) -> bool:
 
 
 def plan(repository: Repository, commit: str) -> tuple[int, int, int]:
-    """Return pieces, bytes to read for them, and bytes of those that are missing."""
+    """Return how many pieces there are, the bytes to read for all, and for those still missing."""
     pieces, found = _planned(repository, commit), _found(repository, commit)
     sizes = {name: piece["bytes"] for name, piece in pieces.items()}
     return len(pieces), sum(sizes.values()), sum(n for p, n in sizes.items() if p not in found)
@@ -151,7 +151,8 @@ def _files(repository: Repository, commit: str, split: str, listed: Sequence[str
             return mine
     raise DataError(
         f"'{repository.name}': {repository.id} at {commit} has no file of {split} in Parquet or "
-        f"plain CSV, of which parts could be read. See {repository.card}, or use a local folder."
+        f"uncompressed CSV, the formats of which parts can be read. See {repository.card}, or use "
+        f"a local folder."
     )
 
 
@@ -213,14 +214,14 @@ def _row_groups(
 def places(
     sizes: Sequence[int], classes: Sequence[tuple[int, int] | None], n: int, seed: int
 ) -> list[int]:
-    """Return the row groups to read, in order: ``PLACES`` evenly spaced over all rows, more if they
-    hold fewer than ``n``; and one for each class that all these lack, in a file sorted by class.
+    """Return the row groups to read, in order: those at ``PLACES`` evenly spaced rows, at more if
+    they hold fewer than ``n`` rows; in a file sorted by class also one for each class they lack.
 
     Args:
         sizes: Rows of each group.
-        classes: Lowest and highest label of each, where the file says.
-        n: Rows that are wanted.
-        seed: Of the first place.
+        classes: Lowest and highest label of each, None where the file does not say.
+        n: How many rows are wanted.
+        seed: Decides where the first place lies.
     """
     shift = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ends, count = torch.tensor(sizes).cumsum(0), PLACES
@@ -259,7 +260,10 @@ def _blocks(
 ) -> list[dict[str, Any]]:
     """The pieces of a split in CSV: the first rows of blocks, or ``n`` of a small file's."""
     if len(files) > 1:
-        raise DataError(f"'{repository.name}': {len(files)} CSV files are one split; name one.")
+        raise DataError(
+            f"'{repository.name}': a split lies in {len(files)} CSV files ({files[0]}, ...), and a "
+            f"sample is read from one. Use a local folder, or set tasks.source to hub."
+        )
     whole, rows = sizes[files[0]], -(-n // PLACES)
     block = max(BLOCK, rows * LONG_ROW)
     count = PLACES if whole > PLACES * block else 1
@@ -294,7 +298,7 @@ def _from_csv(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
     if rows is None:
         raise DataError(
             f"'{repository.name}': {repository.id}: {file.path} cannot be read from byte {start} "
-            f"on. See {repository.card}, or use a local folder."
+            f"on: no whole row was found there. See {repository.card}, or use a local folder."
         )
     wanted, seed = piece["rows"]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:wanted]
@@ -313,19 +317,19 @@ def rows_of_block(
 ) -> list[list[str]] | None:
     """Return the whole rows in a part of a CSV file.
 
-    A line may begin within a quoted text. Read from there, rows do not have ``width`` columns with
-    a number in column ``label``, and the next line is tried. The first row may still do so by
-    chance, and is dropped.
+    A line may begin inside a quoted text. Rows read from there do not all have ``width`` columns
+    with a number in column ``label``, and the next line is tried. The first row may fit by chance,
+    and is dropped.
 
     Args:
-        block: Its bytes.
-        width: Columns of a row.
-        label: Which of them is a whole number.
-        first: Whether the file begins with this part, with a header; then its first row is kept.
-        last: Whether the file ends with this part; else its last row is cut off, and dropped.
+        block: The part's bytes.
+        width: Number of columns.
+        label: Index of the column that holds whole numbers.
+        first: Whether the part begins the file, and so with its header; its first row is then kept.
+        last: Whether the part ends the file; otherwise its last row may be cut off, and is dropped.
 
     Returns:
-        The rows, or None when there is no such line.
+        The rows, or None if no line fits.
     """
     text = block.decode("utf-8", errors="replace")
     for begin in [i for i, c in enumerate(text) if c == "\n"][:TRIES]:
