@@ -192,8 +192,11 @@ def _parts(y: Any) -> list[Any]:
 
 
 def _labels(y: Any) -> tuple[str | int, ...] | None:
-    """The names or numbers of several classes; in a text, "|" stands between them."""
-    found = tuple(map(_label, y.split("|") if isinstance(y, str) else _parts(y)))
+    """The names or numbers of several classes; in a text, "|" stands between them. An empty text
+    means none."""
+    if isinstance(y, str):
+        y = y.split("|") if y.strip() else []
+    found = tuple(map(_label, _parts(y)))
     return None if None in found else found
 
 

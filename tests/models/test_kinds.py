@@ -116,9 +116,11 @@ def test_several_classes_are_read_in_every_form(labels):
 
 
 def test_files_with_several_classes_with_numbers_and_with_pairs(tmp_path):
-    (tmp_path / "m.csv").write_text("text,label\na,x|z\nb,y\n")
+    (tmp_path / "m.csv").write_text("text,label\na,x|z\nb,y\nc,\n")
     found = labelled(tmp_path / "m.csv", "xyz", "t", is_image=False, problem=MULTI)
-    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    with pytest.raises(DataError, match="line 4"):
+        labelled(tmp_path / "m.csv", ["x|z", "y"], "t", is_image=False)
     (tmp_path / "m.jsonl").write_text(
         '{"premise": "a", "hypothesis": "b", "label": 0.5}\n'
         '{"premise": "c", "hypothesis": "d", "label": 2}\n'
