@@ -37,11 +37,12 @@ def plot_comparison(comparison: Comparison) -> Figure:
     dots(ax, labelled(merges), order, looks_of(shown, protocol_style, protocol_label), "protocol")
     ax.set_xlabel(f"mean {list(comparison.measures.values())[-1]} (%)")
     scores = table[table.method == best["method"]].set_index("protocol").score
-    label, old, new = short_label(best["method"]), scores["current"], scores[best["protocol"]]
-    title = f"Re-aligned heads take {label} from {old:.0f} to {new:.0f} %, experts: {bound:.0f} %"
-    if best["protocol"] == "current":
-        title = f"{label} with its old heads is the best merge: {old:.0f} %, experts: {bound:.0f} %"
-    head(fig, title, [ax], 4)
+    label, (old, new) = short_label(best["method"]), scores[["current", best["protocol"]]].round()
+    heads = "old" if best["protocol"] == "current" else "re-aligned"
+    title = f"{label} with its {heads} heads is the best merge: {new:.0f} %"
+    if new != old:
+        title = f"Re-aligned heads take {label} from {old:.0f} to {new:.0f} %"
+    head(fig, f"{title}, experts: {bound:.0f} %", [ax], 4)
     return fig
 
 

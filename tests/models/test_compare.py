@@ -219,6 +219,7 @@ def test_the_reports_commands_make_the_model_that_it_scores(
     assert "data:image/png;base64" in html and "<table" in html and "{{" not in html + page
     commands = page.partition("```bash\n")[2].partition("\n```")[0].splitlines()
     assert [c.split()[3] for c in commands] in (["merge", "align"], ["merge"])
+    assert ("on the un-merged base" in page) == (len(commands) == 2)
     for command in commands:
         assert cli.main(command.split()[3:]) == 0
     summary = pd.read_csv(tmp_path / "report" / "summary.csv")
