@@ -300,8 +300,9 @@ def claim_by_claim(runs: Sequence[Run]) -> list[str]:
 
 def other_bases(runs: Sequence[Run]) -> list[str]:
     """Claims that were judged with several base models, a column each, and what f_b gains there."""
-    rows, gains = [], []
+    rows, gains, apart = [], [], []
     for run in runs:
+        verdicts_of: dict[str, set[str]] = {}
         for notebook, sidecar in run.sidecars.items():
             others = sidecar.get("other_bases", {})
             judged = (
@@ -310,13 +311,19 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
             for base, verdicts in judged.items():
                 name = f"`{run.profile}`: {base}"
                 rows += [{"profile": name, **v, "notebook": notebook} for v in verdicts]
+                for claim in dict.fromkeys(v["claim"] for v in verdicts):
+                    parts = [v["verdict"] for v in verdicts if v["claim"] == claim]
+                    verdicts_of.setdefault(claim, set()).add(overall_of_parts(parts))
         gains += base_gains(run)
+        names = [f"`{claim}`" for claim, found in verdicts_of.items() if len(found) > 1]
+        apart += [f"in `{run.profile}` for {', '.join(names) or 'no claim'}"] if verdicts_of else []
     if not rows:
         return []
     frame = with_words(pd.DataFrame(rows, columns=ROWS))
     said = load_readings()["bases"]
     table = claims_table(frame)
-    blocks = [said["title"], said["text"], *gains, said["why"]]
+    differ = f"The two bases' verdicts differ {'; '.join(apart)}."
+    blocks = [said["title"], said["text"], *gains, f"{differ} {said['why']}"]
     lines = [line for block in blocks for line in (block, "")]
     return [*lines, *markdown(table.assign(claim="`" + table.claim + "`")), ""]
 
