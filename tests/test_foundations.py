@@ -114,3 +114,5 @@ def test_a_study_knows_its_other_base(tmp_path):
     assert other.base_state.keys() == study.base_state.keys()
     assert any(not torch.equal(t, study.base_state[n]) for n, t in other.base_state.items())
     assert list(other.bases().values()) == [other]
+    study.encoder.config.model_type = "distilbert"  # masked language modelling goes on from BERTs
+    assert list(study.bases().values()) == [study]

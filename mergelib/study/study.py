@@ -178,10 +178,11 @@ class Study:
         return study
 
     def bases(self) -> dict[str, Study]:
-        """This study and, where its profile has a variant ``masked_lm``, the same with that f_b, by
-        the base model's name."""
+        """This study and, where its profile has a variant ``masked_lm`` and f_b is a BERT, the same
+        with that f_b, by the base model's name."""
         found = {self.profile.backbone: self}
-        if not self.variant and OTHER_BASE in variant_names(self.profile.name):
+        known = not self.variant and OTHER_BASE in variant_names(self.profile.name)
+        if known and self.encoder.config.model_type == "bert":
             other = Study(
                 self.profile.name,
                 overrides=self.overrides,
