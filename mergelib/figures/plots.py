@@ -436,7 +436,9 @@ def plot_ladder(
     titles = []
     for base, (paper, closed, fine_tuned) in ladders.items():
         ax = axes[base]
-        ax.axvspan(fine_tuned - margin, fine_tuned, color="0.88", label=f"up to {margin:g} points below")
+        ax.axvspan(
+            fine_tuned - margin, fine_tuned, color="0.88", label=f"up to {margin:g} points below"
+        )
         ax.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
         rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
         looks = looks_of(paper.method.unique(), method_style, short_label)
