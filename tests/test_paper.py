@@ -73,7 +73,7 @@ def test_notebooks_name_what_they_need():
 
 
 def test_a_variant_that_is_not_there_is_said_before_anything_runs():
-    with pytest.raises(UnknownNameError, match="Known: vision_a, vision_b"):
+    with pytest.raises(UnknownNameError, match="Known: masked_lm, vision_a, vision_b"):
         Study("real", variant="t5_a")
 
 

@@ -117,7 +117,7 @@ def test_files_of_predictions_give_back_every_text(aligned, tmp_path, capsys, en
         (["--out", "x.xlsx"], ".csv or .jsonl"),
         (["--tasks", "agg"], "Nearest: 'ag'"),
         (["--inputs", "no.txt"], "no file or folder 'no.txt'"),
-        (["--inputs", "empty.txt"], "no line with text"),
+        (["--inputs", "empty.txt"], "empty.txt: no inputs"),
         (["--model", "nowhere/at/all"], "no folder"),
         (["--top", "0"], "top"),
         (["--out", "in.txt"], "is or contains an input"),
