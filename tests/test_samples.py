@@ -40,7 +40,7 @@ for raw in REGISTRY.values():
 
 
 def split(name, n, sorted_by_class=False):
-    """Texts that say their row, in the columns of a set's copy, and one column that nobody wants."""
+    """Texts that say their row, in the columns of a set's copy, and a column that nobody wants."""
     table, classes = REGISTRY[name]["table"], len(LABEL_NAMES[name])
     labels = [i * classes // n if sorted_by_class else i % classes for i in range(n)]
     texts = {

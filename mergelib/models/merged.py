@@ -370,9 +370,8 @@ def _encoder_config(config: Any) -> Any:
             if k not in ("id2label", "label2id", "num_labels", "problem_type")
         }
     )
-    kinds = transformers.AutoModel._model_mapping[
-        type(config)
-    ]  # Funnel's are two, the whole one first
+    # Funnel's are two, the whole one first.
+    kinds = transformers.AutoModel._model_mapping[type(config)]
     plain.architectures = [(kinds[0] if isinstance(kinds, tuple) else kinds).__name__]
     return plain
 

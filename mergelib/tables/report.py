@@ -302,28 +302,25 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
     """Claims that were judged with several base models, a column each, and what f_b gains there."""
     rows, gains, apart = [], [], []
     for run in runs:
-        verdicts_of: dict[str, set[str]] = {}
         for notebook, sidecar in run.sidecars.items():
             others = sidecar.get("other_bases", {})
-            judged = (
-                {sidecar["profile"]["backbone"]: sidecar["verdicts"], **others} if others else {}
-            )
-            for base, verdicts in judged.items():
+            judged = {sidecar["profile"]["backbone"]: sidecar["verdicts"], **others}
+            for base, verdicts in judged.items() if others else ():
                 name = f"`{run.profile}`: {base}"
                 rows += [{"profile": name, **v, "notebook": notebook} for v in verdicts]
-                for claim in dict.fromkeys(v["claim"] for v in verdicts):
-                    parts = [v["verdict"] for v in verdicts if v["claim"] == claim]
-                    verdicts_of.setdefault(claim, set()).add(overall_of_parts(parts))
         gains += base_gains(run)
-        names = [f"`{claim}`" for claim, found in verdicts_of.items() if len(found) > 1]
-        apart += [f"in `{run.profile}` for {', '.join(names) or 'no claim'}"] if verdicts_of else []
     if not rows:
         return []
     frame = with_words(pd.DataFrame(rows, columns=ROWS))
+    grid = claim_grid(frame)
+    for run in runs:
+        mine = grid.filter(like=f"`{run.profile}`: ")
+        differ = ", ".join(f"`{claim}`" for claim in mine.index[mine.nunique(axis=1) > 1])
+        apart += [f"in `{run.profile}` for {differ or 'no claim'}"] if mine.shape[1] else []
     said = load_readings()["bases"]
     table = claims_table(frame)
-    differ = f"The two bases' verdicts differ {'; '.join(apart)}."
-    blocks = [said["title"], said["text"], *gains, f"{differ} {said['why']}"]
+    why = f"The two bases' verdicts differ {'; '.join(apart)}. {said['why']}"
+    blocks = [said["title"], said["text"], *gains, why]
     lines = [line for block in blocks for line in (block, "")]
     return [*lines, *markdown(table.assign(claim="`" + table.claim + "`")), ""]
 
