@@ -5,7 +5,7 @@
 # ./run_all.sh --wheelhouse DIR ...   with any of them: install from a folder of wheels, without network
 #
 # Options of a run (python -m mergelib run --help says more):
-#   --profile NAME            quick, mini (default), real or paper
+#   --profile NAME            quick, mini (default), real, real_mpnet or paper
 #   --only NAME ...           notebooks or groups: lesson tab02 text
 #   --list                    list the notebooks, their parameters and minutes
 #   --html                    render the executed notebooks to a book: build/PROFILE/html/index.html

@@ -54,7 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     run = command("run", "run.command:command_run", help="execute notebooks (./run_all.sh)")
-    run.add_argument("--profile", default="mini", help="quick, mini (default), real or paper")
+    run.add_argument(
+        "--profile", default="mini", help="quick, mini (default), real, real_mpnet or paper"
+    )
     _only(run, "notebooks or groups: tab02, fig05, text")
     run.add_argument(
         "--list", action="store_true", help="list notebooks and their parameters, run nothing"

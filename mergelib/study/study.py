@@ -74,7 +74,7 @@ class Study:
     elsewhere.
 
     Args:
-        profile: quick, mini, real or paper: sizes and sources.
+        profile: quick, mini, real, real_mpnet or paper: sizes and sources.
         overrides: dotted profile values such as ``{"fine_tuning.steps": 100}``.
         text_dir, base, image_dir: short for ``tasks.text_dir``, ``encoder.base`` and
             ``tasks.image_dir``.
