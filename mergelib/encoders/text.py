@@ -115,10 +115,8 @@ class TextEncoder:
 
         Raises ``StateDictError`` on other keys.
         """
-        kwargs: dict[str, Any] = {
-            "attn_implementation": "sdpa",
-            "dtype": torch.float32,
-        }  # a config may name the dtype its file was saved in
+        # A config may name the dtype that its file was saved in.
+        kwargs: dict[str, Any] = {"dtype": torch.float32}
         auto = encoder_class(self.config)
         if (
             "add_pooling_layer"
