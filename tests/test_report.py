@@ -96,6 +96,19 @@ def test_claims_with_another_base_stand_side_by_side(folder):
     assert f"**{N}** (f_b: 9.00)" in row and f"{R} (f_b: 1.50)" in row
 
 
+def test_a_profile_that_checks_another_stands_beside_it_and_nowhere_else(folder):
+    before = report.report_markdown(folder)
+    leave(folder, "check", "tab02_main", [verdict("P5-over-knn", "WA", -1.5, N)])
+    file = folder / "check" / "tab02_main.json"
+    sidecar = json.loads(file.read_text())
+    sidecar["profile"] |= {"compared_with": "one", "backbone": "a larger base"}
+    file.write_text(json.dumps(sidecar))
+    above, title, section = report.report_markdown(folder).partition("## Another size of base")
+    assert title and before.startswith(above) and "`check` repeats `one`" in section
+    row = next(line for line in section.splitlines() if "`P5-over-knn`" in line)
+    assert f"{R} (TA: 2.00) | **{N}** (WA: -1.50)" in row and "`P3.2-knn`" not in section
+
+
 def test_a_claim_that_fails_anywhere_stands_first(folder):
     grid = report.claim_grid(report.verdict_rows(report.read_runs(folder)))
     assert list(grid.index) == ["P5-over-knn", "P6.4-no-gain", "P3.2-knn"]

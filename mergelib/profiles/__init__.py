@@ -277,6 +277,8 @@ class Profile(_Section):
     # <task>/{train,test}.csv and checkpoints/<task>.pth; from the hub where it is empty
     released_dir: str = _quiet("")
     note: str = _quiet("")  # a caveat that readers of its numbers must know
+    # Another profile, of which this one changes a single thing: the report shows the two alone.
+    compared_with: str = _quiet("")
     tasks: TaskSettings
     encoder: EncoderSettings
     fine_tuning: TrainSettings

@@ -65,6 +65,11 @@ class Run:
         return self.settings["judged"]
 
     @property
+    def compared_with(self) -> str:
+        """Of a check, the profile that it repeats with one thing changed; else empty."""
+        return self.settings.get("compared_with", "")
+
+    @property
     def data(self) -> str:
         """Where the tasks came from."""
         sources = [source for s in self.sidecars.values() for source in s["sources"].values()]
@@ -76,8 +81,8 @@ def figures_folder() -> Path:
     return paths.output_root() / "figures"
 
 
-def read_runs(folder: Path | None = None) -> list[Run]:
-    """Every profile with a sidecar under ``folder`` (``figures/``).
+def read_runs(folder: Path | None = None, *, checks: bool = False) -> list[Run]:
+    """Every profile with a sidecar under ``folder`` (``figures/``), or those that check another.
 
     A profile that is not judged is among them only where no other was run.
 
@@ -96,7 +101,8 @@ def read_runs(folder: Path | None = None) -> list[Run]:
         raise DataError(
             f"No notebook has left anything under {folder}; run some first: ./run_all.sh"
         )
-    return [r for r in runs if r.judged] or runs
+    runs = [r for r in runs if r.judged] or runs
+    return [r for r in runs if bool(r.compared_with) == checks] or ([] if checks else runs)
 
 
 def _read(path: Path) -> dict:
@@ -228,17 +234,31 @@ def averages_table(means: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={"Model": "model", "Protocol": "protocol"})
 
 
+def averages_lines(means: pd.DataFrame) -> list[str]:
+    """``averages_table`` in Markdown, under what it shows; nothing where no profile has Table 2."""
+    if len(set(means.profile)) < 2:
+        return []
+    said = (
+        "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the draws' "
+        "seeds (Table 2):"
+    )
+    return [said, "", *markdown(averages_table(means))]
+
+
 def finding(means: pd.DataFrame) -> str:
-    """The finding in one sentence per profile: Weight Averaging behind old and behind new heads."""
+    """The finding in one sentence: Weight Averaging behind old and behind re-aligned heads."""
     at = means.set_index(["profile", "method", "protocol"])["mean"]
     said = [
-        f"Weight Averaging has {at[p, 'weight_averaging', 'current']:.1f} % in `{p}` with the old "
-        f"classifiers and {at[p, 'weight_averaging', 'ft_classifier']:.1f} % with re-aligned ones; "
-        f"the fine-tuned models have {at[p, FINE_TUNED, 'current']:.1f} %."
+        f"{at[p, 'weight_averaging', 'current']:.1f} and "
+        f"{at[p, 'weight_averaging', 'ft_classifier']:.1f} % in `{p}` (fine-tuned models: "
+        f"{at[p, FINE_TUNED, 'current']:.1f} %)"
         for p in means.profile.unique()
         if p != PAPER
     ]
-    return " ".join([*said, "The un-merged base gains, too: read every gain beside its."])
+    return (
+        "With the old classifiers and then with re-aligned ones, Weight Averaging has "
+        f"{', '.join(said)}. The un-merged base gains, too: read every gain beside its."
+    )
 
 
 def claims_markdown(rows: pd.DataFrame) -> list[str]:
@@ -269,15 +289,9 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
     )
     claims = claims_markdown(rows) if len(rows) else ["No claim has been judged yet.", ""]
     blocks = ["## What reproduces, what does not", figure, "", legend, names_in("\n".join(claims))]
-    tables = []
-    if len(set(means.profile)) > 1:
+    tables = averages_lines(means)
+    if tables:
         blocks[2] = finding(means)
-        tables = [
-            "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
-            "draws' seeds (Table 2):",
-            "",
-            *markdown(averages_table(means)),
-        ]
     head = [line for block in blocks if block for line in (block, "")]
     return "\n".join([*head, *claims, *tables]).rstrip()
 
@@ -325,6 +339,22 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
     return [*lines, *markdown(table.assign(claim="`" + table.claim + "`")), ""]
 
 
+def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
+    """Profiles that repeat another with one thing changed, each beside that one."""
+    said = load_readings()["checks"]
+    lines = [said["title"], ""] if checks else []
+    for check in checks:
+        first = next((r for r in runs if r.profile == check.compared_with), check)
+        names = {"check": check.profile, "first": first.profile}
+        backbones = {"here": check.settings["backbone"], "there": first.settings["backbone"]}
+        rows = verdict_rows([first, check])
+        table = claims_table(rows[rows.claim.isin(verdict_rows([check]).claim)])
+        lines += [said["text"].format(**names, **backbones), ""]
+        lines += [*markdown(table.assign(claim="`" + table.claim + "`")), ""]
+        lines += [*averages_lines(averages([first, check]))[2:], ""]  # said above
+    return lines
+
+
 def world_line(runs: Sequence[Run]) -> str:
     """Which version of the miniature world made the numbers: others cannot be compared with it."""
     used = {int(v) for r in runs for v in re.findall(r"miniature world (\d+)", r.data)}
@@ -355,7 +385,7 @@ def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) ->
         compared: How these numbers and the committed ones compare.
     """
     folder = folder or figures_folder()
-    runs = read_runs(folder)
+    runs, checks = read_runs(folder), read_runs(folder, checks=True)
     pages = {r.profile: folder / r.profile / f"{REPORT_ID}.json" for r in runs}
     drawn = next((p for p, page in pages.items() if page.is_file()), None)
     figure = f"![{_read(pages[drawn])['alt']}]({drawn}/{REPORT_ID}.png)" if drawn else ""
@@ -374,10 +404,11 @@ def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) ->
         "",
         *claim_by_claim(runs),
         *other_bases(runs),
+        *checks_markdown(runs, checks),
         *beyond_the_paper(runs),
         "## The runs behind it",
         "",
-        *markdown(runs_table(runs)),
+        *markdown(runs_table([*runs, *checks])),
         "",
         compared,
         "",
