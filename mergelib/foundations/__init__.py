@@ -20,4 +20,15 @@ def recipe_of(profile: Profile) -> Recipe:
     return further.RECIPE if encoder.goes_on else RECIPES[encoder.kind]
 
 
-__all__ = ["RECIPES", "Foundation", "Recipe", "bert", "clip", "load_text", "recipe_of", "t5", "vit"]
+__all__ = [
+    "RECIPES",
+    "Foundation",
+    "Recipe",
+    "bert",
+    "clip",
+    "further",
+    "load_text",
+    "recipe_of",
+    "t5",
+    "vit",
+]

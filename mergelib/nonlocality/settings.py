@@ -1,11 +1,13 @@
 """Merging experts of several foundations: settings, permutation, corrections (``ext03``).
 
-Foundation A is the profile's f_b. Foundation B is the same model, pre-trained much longer
-(semi-local) or from another random start (non-local). Every second task is fine-tuned from B, the
-others from A; in the local setting all are from A. The procedure is that of Sharma et al., 2024
-(arXiv 2410.12766): B's units are matched with A's by the weights of the two foundations alone; the
-permutation is applied to B, to the experts from B and to their heads; task vectors start at the
-common base (A + B) / 2. The rest is an ordinary study.
+Foundation A is the profile's f_b. Foundation B is the same model, pre-trained for another number of
+steps (semi-local) or from another random start (non-local). Where A comes from elsewhere, B goes on
+from it as the variant ``masked_lm`` does: half of its layers (semi-local) or all of them, with
+another seed (non-local), start anew. Every second task is fine-tuned from B, the others from A; in
+the local setting all are from A. The procedure is that of Sharma et al., 2024 (arXiv 2410.12766):
+B's units are matched with A's by the weights of the two foundations alone; the permutation is
+applied to B, to the experts from B and to their heads; task vectors start at the common base
+(A + B) / 2. The rest is an ordinary study.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from ..core.names import FINE_TUNED
 from ..core.progress import progress
 from ..core.store import Artifact, Store
 from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
-from ..foundations import Foundation
+from ..foundations import Foundation, further
 from ..merging.arithmetic import weight_averaging
-from ..profiles import NonLocalSettings, load_profile
+from ..profiles import OTHER_BASE, NonLocalSettings, load_profile, variant_names, with_shortcuts
 from ..study import Study
 from ..study.versions import STEP_VERSIONS
 from .architectures import spec_for
@@ -77,10 +79,13 @@ class Nonlocality:
         device: As of a ``Study``.
         store: As of a ``Study``.
         variant: As of a ``Study``.
+        text_dir: As of a ``Study``.
+        base: As of a ``Study``.
+        image_dir: As of a ``Study``.
 
     Raises:
-        ConfigError: The profile lacks that section, or its base model was pre-trained elsewhere, so
-            that there is no second foundation.
+        ConfigError: The profile lacks that section, or its base model was pre-trained elsewhere and
+            cannot go on, so that there is no second foundation.
     """
 
     def __init__(
@@ -91,23 +96,40 @@ class Nonlocality:
         device: str = "auto",
         store: Store | None = None,
         variant: str = "",
+        text_dir: str = "",
+        base: str = "",
+        image_dir: str = "",
     ):
         self._make = functools.partial(Study, profile, device=device, store=store, variant=variant)
-        self._overrides = dict(overrides or {})
+        self._overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, copy.deepcopy(self._overrides), variant)
         self.profile = loaded.of_non_local()
-        self.first = self._foundation({})
-        if loaded.encoder.base or loaded.encoder.pretraining is None:
+        encoder = loaded.encoder
+        self._goes_on = bool(encoder.base) and not variant and OTHER_BASE in variant_names(profile)
+        if not self._goes_on and (encoder.base or encoder.pretraining is None):
             raise ConfigError(
-                "Second foundations can be pre-trained here only for a profile without a base "
-                "model (encoder.base)."
+                "No second foundation can be made: leave encoder.base out, or give a BERT to a "
+                f"profile with a variant {OTHER_BASE}."
             )
+        self.first = self._make(overrides=copy.deepcopy(self._overrides))
+        if self._goes_on:  # refuses other architectures before any training
+            base = Foundation(self.first.encoder, self.first.base_state)
+            further.kept(self._others[NON_LOCAL].profile, base)
         self._studies: dict[tuple[str, bool], Study] = {}
 
-    def _foundation(self, pretraining: dict[str, Any]) -> Study:
+    def _foundation(self, anew: float, **pretraining: int) -> Study:
+        """Foundation B of these changes; if it goes on, this share of its layers starts anew."""
+        options = {}
+        if self._goes_on:
+            layers = self.first.encoder.config.num_hidden_layers
+            pretraining |= {
+                "steps": self.settings.semi_local_steps,
+                "fresh_layers": int(anew * layers),
+            }
+            options = {"variant": OTHER_BASE}
         # A copy, because overrides are applied to a dict that they may contain themselves.
         changes = {f"encoder.pretraining.{k}": v for k, v in pretraining.items()}
-        return self._make(overrides=copy.deepcopy(self._overrides) | changes)
+        return self._make(overrides=copy.deepcopy(self._overrides) | changes, **options)
 
     @property
     def settings(self) -> NonLocalSettings:
@@ -140,8 +162,8 @@ class Nonlocality:
     @cached_property
     def _others(self) -> dict[str, Study]:
         return {
-            SEMI_LOCAL: self._foundation({"steps": self.settings.semi_local_steps}),
-            NON_LOCAL: self._foundation({"seed": self.settings.non_local_seed}),
+            SEMI_LOCAL: self._foundation(0.5, steps=self.settings.semi_local_steps),
+            NON_LOCAL: self._foundation(1, seed=self.settings.non_local_seed),
         }
 
     def second(self, setting: str) -> Study:

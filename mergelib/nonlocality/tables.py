@@ -63,7 +63,7 @@ def lams_table(cells: Nonlocality) -> pd.DataFrame:
 
 def matching_table(cells: Nonlocality) -> pd.DataFrame:
     """A row per setting: the share of B's units that the matching moves, percent, and the cosine of
-    all weights of A and B before and after it."""
+    A's and B's weights before and after it: all, and those of the blocks."""
     rows, a = [], cells.first.base_state
     for setting in (SEMI_LOCAL, NON_LOCAL):
         b, order = cells.second(setting).base_state, cells.permutation(setting)
@@ -75,13 +75,16 @@ def matching_table(cells: Nonlocality) -> pd.DataFrame:
                 "units moved (%)": 100 * moved / sum(map(len, order.values())),
                 "cosine before": _cosine(a, b),
                 "cosine after": _cosine(a, after),
+                "blocks before": _cosine(a, b, blocks=True),
+                "blocks after": _cosine(a, after, blocks=True),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _cosine(a: State, b: State) -> float:
-    x, y = (flatten(s, float_names(a)).double() for s in (a, b))
+def _cosine(a: State, b: State, *, blocks: bool = False) -> float:
+    names = [n for n in float_names(a) if not blocks or any(map(str.isdigit, n.split(".")))]
+    x, y = (flatten(s, names).double() for s in (a, b))
     return float(x @ y / (x.norm() * y.norm()))
 
 

@@ -230,7 +230,8 @@ class NonLocalSettings(MergingSettings):
         "tall_masks",
         "consensus",
     )
-    semi_local_steps: int = Field(gt=0)  # of pre-training, from f_b's own start
+    # of pre-training, from f_b's own start; of both foundations where f_b comes from elsewhere
+    semi_local_steps: int = Field(gt=0)
     non_local_seed: int  # seed of pre-training, which gives another start and other batches
     n_validation: int = Field(gt=0)  # the first rows of a task's split; lambda is chosen on them
     n_test: int = Field(gt=0)

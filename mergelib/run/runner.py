@@ -73,8 +73,10 @@ def lacking(item: Item, profile: str) -> list[str]:
 
 
 def variants_of(item: Item, profile: str) -> list[str]:
-    """The variants of ``profile`` that a notebook uses; most use the profile itself, ``[""]``."""
-    return [need for need in item.needs if need in variant_names(profile)] or [""]
+    """The variants of ``profile`` that a notebook uses; most use the profile itself, ``""``, and
+    that on several foundations uses both."""
+    used = [need for need in item.needs if need in variant_names(profile)]
+    return [""] * (not used or "non_local" in item.needs) + used
 
 
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:

@@ -145,10 +145,16 @@ def unmerged(run: Run) -> dict[str, float]:
 
 
 def kept_locally(run: Run) -> dict[str, float]:
-    """What Task Arithmetic keeps of the experts' accuracy where all share one base."""
+    """What Task Arithmetic keeps of the experts' accuracy where all share one base, and how alike
+    the blocks of two bases are after matching."""
     verdicts = run.sidecars.get("ext03_nonlocal", {}).get("verdicts", [])
     kept = {v["part"].split()[0]: v["here"] for v in verdicts if v["claim"] == "N-local"}
-    return {f"local {what}": here for what, here in kept.items()}
+    found = {f"local {what}": here for what, here in kept.items()}
+    table = _table(run, "ext03_nonlocal_matching")
+    if table is not None:
+        far = table[table.setting == "non-local"].set_index("of")["blocks after"]
+        found |= {f"alike {what}": cosine for what, cosine in far.items()}
+    return found
 
 
 def base_gains(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 the claims' numbers, no leaks."""
 
 import dataclasses
+import itertools
 import math
 import warnings
 
@@ -10,14 +11,15 @@ import pandas as pd
 import pytest
 import torch
 from tiny import TINY
+from transformers import RobertaConfig, RobertaModel
 
 from benchmarks.permutation_matching import random_permutations
 from mergelib import figures, nonlocality
-from mergelib.claims import interval, load_claims
+from mergelib.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, interval, load_claims
 from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
 from mergelib.core.store import Store
 from mergelib.core.types import Expert, Split, percent, state_digest
-from mergelib.foundations import Foundation
+from mergelib.foundations import Foundation, bert
 from mergelib.nonlocality import Nonlocality, Resampled, settings
 from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.permute import apply, permute_head
@@ -156,9 +158,13 @@ def test_foundations_are_known_by_what_made_them(cells):
 
 def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
     with pytest.raises(ConfigError, match="no section non_local"):
-        Nonlocality("real", store=Store(tmp_path))
-    with pytest.raises(ConfigError, match=r"encoder\.base"):
-        make(tmp_path, OVERRIDES | {"encoder.base": str(tmp_path)})
+        Nonlocality("paper", store=Store(tmp_path))
+    with pytest.raises(ConfigError, match=r"leave encoder\.base out"):
+        make(tmp_path, IMAGE_OVERRIDES | {"encoder.base": str(tmp_path)}, "vit")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    save(RobertaModel(RobertaConfig(**small)), tmp_path)
+    with pytest.raises(ConfigError, match=r"goes on from a BERT; .* is of type 'roberta'"):
+        real(tmp_path)
     with pytest.raises(UnknownNameError, match="Nearest: 'non-local'"):
         cells.study("non_local")
     with pytest.raises(UnknownNameError, match="Nearest: 'tact'"):
@@ -175,6 +181,51 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
             cells.study(LOCAL).adopt(taken, "ag", "x", lambda: None)
     with pytest.raises(MergelibError, match="pool_per_class"):
         load_profile("quick", {"non_local.ks": [1, 200]})
+
+
+def save(module, folder):
+    """A base model of one's own, as transformers saves it, and two tasks."""
+    module.save_pretrained(folder)
+    bert.shipped_bert("quick_bert").encoder.tokenizer.save_pretrained(folder)
+    for task, split in itertools.product(("ag", "yelp"), ("train", "test")):
+        rows = [f'"{1 + i % 4}","good word {i % 4} of {i}"' for i in range(80)]
+        (folder / task).mkdir(exist_ok=True)
+        (folder / task / f"{split}.csv").write_text("\n".join(rows))
+
+
+def real(folder):
+    changes = {
+        "tasks.names": ["ag", "yelp"],
+        "tasks.n_train": 48,
+        "tasks.n_validation": 12,
+        "threads": 1,
+        "resamples": 200,
+        "fine_tuning.steps": 2,
+        "encoder.max_length": 20,
+        "non_local.semi_local_steps": 2,
+        "non_local.methods": ["task_arithmetic", "ties", "tall_masks"],
+    }
+    places = {"text_dir": str(folder), "base": str(folder), "store": Store(folder / "store")}
+    return Nonlocality("real", overrides=changes, device="cpu", **places)
+
+
+def test_a_base_from_elsewhere_goes_on_to_the_second_foundations(tmp_path):
+    """Its lower layers stay near in the semi-local one; in the other only the embeddings do."""
+    first = bert.shipped_bert("quick_bert")
+    save(first.encoder.module(first.state).transformer, tmp_path)
+    cells = real(tmp_path)
+    a = cells.first.base_state
+    for setting, kept in ((SEMI_LOCAL, ("embeddings", "layer.0")), (NON_LOCAL, ("embeddings",))):
+        b = cells.second(setting).base_state
+        for name in (n for n in a if n.endswith("weight") and "Norm" not in n):
+            near = torch.allclose(a[name], b[name], atol=2e-3)
+            assert near == any(part in name for part in kept), (setting, name)
+    table = nonlocality.matching_table(cells).set_index("setting")
+    assert table.at[NON_LOCAL, "blocks after"] < table.at[SEMI_LOCAL, "blocks before"] - 0.1
+    assert (table["cosine after"] >= table["cosine before"]).all()
+    found = nonlocality.verdicts({"text": cells}, ["N-local", "N-fails"])
+    assert [v.part for v in found] == ["text TA", "text TA", "text Ties", "text TALL"]
+    assert {v.verdict for v in found} <= {REPRODUCED, NOT_REPRODUCED, UNDECIDED}
 
 
 # ---- repairs -------------------------------------------------------------------------------------
