@@ -63,7 +63,7 @@ def lams_table(cells: Nonlocality) -> pd.DataFrame:
 
 def matching_table(cells: Nonlocality) -> pd.DataFrame:
     """A row per setting: the share of B's units that the matching moves, percent, and the cosine of
-    A's and B's weights before and after it: all, and those of the blocks."""
+    A's and B's weights before and after it: of all, and of the blocks' matrices."""
     rows, a = [], cells.first.base_state
     for setting in (SEMI_LOCAL, NON_LOCAL):
         b, order = cells.second(setting).base_state, cells.permutation(setting)
@@ -83,7 +83,9 @@ def matching_table(cells: Nonlocality) -> pd.DataFrame:
 
 
 def _cosine(a: State, b: State, *, blocks: bool = False) -> float:
-    names = [n for n in float_names(a) if not blocks or any(map(str.isdigit, n.split(".")))]
+    names = float_names(a)
+    if blocks:  # their matrices: the ones in every norm are no likeness
+        names = [n for n in names if a[n].dim() > 1 and any(map(str.isdigit, n.split(".")))]
     x, y = (flatten(s, names).double() for s in (a, b))
     return float(x @ y / (x.norm() * y.norm()))
 
