@@ -34,7 +34,8 @@ def plot_comparison(comparison: Comparison) -> Figure:
     shown = [p for p in HEADS if p in set(merges.protocol)]
     bound = table[(table.method == FINE_TUNED) & (table.protocol == "current")].score.item()
     ax.axvline(bound, label="Fine-tuned models", **BOUND)
-    dots(ax, labelled(merges), order, looks_of(shown, protocol_style, protocol_label), "protocol")
+    looks = looks_of(shown, protocol_style, protocol_label)
+    dots(ax, labelled(merges), order, looks, "protocol", clip_on=False)  # whole at 0 and 100, too
     ax.set_xlabel(f"mean {list(comparison.measures.values())[-1]} (%)")
     scores = table[table.method == best["method"]].set_index("protocol").score
     label, (old, new) = short_label(best["method"]), scores[["current", best["protocol"]]].round()
@@ -58,7 +59,7 @@ def report_table(comparison: Comparison) -> pd.DataFrame:
         {
             "model": table.method.map(encoder_label),
             "protocol": table.protocol.map(protocol_label),
-            "lambda": said.lam,
+            "lambda": table.lam.map("{:g}".format, na_action="ignore").fillna(""),
             "chosen by": said.chosen,
             f"{measure} (%)": score,
             "gain": gain.where(table.protocol != "current", ""),
@@ -78,13 +79,14 @@ def write_comparison(comparison: Comparison, folder: Path, commands: Sequence[st
     plt.close(fig)
     for name, frame in (("summary", comparison.table), ("rows", comparison.rows)):
         frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
+    studies = json.loads(PROXY.read_text())
     here = rank_correlation(comparison.rows).dropna().to_dict("records")
     keys = zip(comparison.table.method, comparison.table.protocol, strict=True)
     said = {
         "comparison": comparison,
         "splits": list(comparison.measures),
         "rows": dict(zip(keys, table.to_dict("records"), strict=True)),
-        "worth": {"these models": here} | json.loads(PROXY.read_text()),
+        "worth": {"here": here} | {f"in our study {n}": r for n, r in studies.items()},
         "label": protocol_label,
         "version": __version__,
     }

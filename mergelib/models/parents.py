@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -427,7 +428,9 @@ def _with_adapter(parent: Parent) -> Parent:
     )
     kind = next((k for k in kinds if type(config) in k._model_mapping), kinds[0])
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            # peft still asks transformers for a name that is going to be removed.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             model, info = kind._model_mapping[type(config)].from_pretrained(
                 None,
                 config=config,
