@@ -1,5 +1,6 @@
 """Karcher mean: models averaged along arcs instead of chords (Goddard et al., 2024, arXiv
-2403.13257; for two models it is SLERP at one half: Shoemake, 1985)."""
+2403.13257). Of two tensors of one length it is SLERP at one half (Shoemake, 1985); of two lengths,
+SLERP in mergekit and FusionBench pulls the direction towards the longer one."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def lines(
     """theta_m = theta_b + (alpha + lam * (l - 1) / (L - 1)) tau_m in block l of L; alpha tau_m in
     tensors of no block.
 
-    tau_m is the direction of method ``of``, alpha = |sum_t tau_t| / (T |tau_m|): shallow blocks,
-    which all tasks share, stay as near to the base as in Weight Averaging, and deep ones move
-    further.
+    tau_m is the direction of method ``of``, alpha = |sum_t tau_t|_1 / (T |tau_m|_1): shallow
+    blocks, which all tasks share, stay as near to the base as in Weight Averaging, and deep ones
+    move further.
     """
     known = [n for n, m in METHODS.items() if m.direction and not m.needs and not m.is_random]
     if of not in known:
@@ -38,7 +38,7 @@ def lines(
     direction = METHODS[of].direction(base, experts)
     names = list(direction)
     of_sum, of_merge = (
-        flatten(s, names).norm() for s in (task_vector_sum(base, experts), direction)
+        flatten(s, names).norm(p=1) for s in (task_vector_sum(base, experts), direction)
     )
     alpha = float(of_sum / of_merge) / len(experts) if of_merge > 0 else 0.0
     number = blocks(names)
