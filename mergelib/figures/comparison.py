@@ -34,9 +34,8 @@ def plot_comparison(comparison: Comparison) -> Figure:
     shown = [p for p in HEADS if p in set(merges.protocol)]
     bound = table[(table.method == FINE_TUNED) & (table.protocol == "current")].score.item()
     ax.axvline(bound, label="Fine-tuned models", **BOUND)
-    looks = looks_of(shown, protocol_style, protocol_label)
-    dots(ax, labelled(merges), order, looks, "protocol", clip_on=False)  # whole at 0 and 100, too
-    ax.set_xlabel(f"mean {list(comparison.measures.values())[-1]} (%)")
+    dots(ax, labelled(merges), order, looks_of(shown, protocol_style, protocol_label), "protocol")
+    ax.set(xlabel=f"mean {list(comparison.measures.values())[-1]} (%)", xlim=(0, 101))
     scores = table[table.method == best["method"]].set_index("protocol").score
     label, (old, new) = short_label(best["method"]), scores[["current", best["protocol"]]].round()
     heads = "old" if best["protocol"] == "current" else "re-aligned"
@@ -59,7 +58,7 @@ def report_table(comparison: Comparison) -> pd.DataFrame:
         {
             "model": table.method.map(encoder_label),
             "protocol": table.protocol.map(protocol_label),
-            "lambda": table.lam.map("{:g}".format, na_action="ignore").fillna(""),
+            "lambda": ["" if pd.isna(lam) else f"{lam:g}" for lam in table.lam],
             "chosen by": said.chosen,
             f"{measure} (%)": score,
             "gain": gain.where(table.protocol != "current", ""),
