@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -141,7 +142,9 @@ class Weights:
 
     def _load_pickled(self, path: Path) -> dict[str, Tensor]:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, so that many checkpoints can be open; files of the oldest format cannot be.
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # torch raises many kinds, the unpickler's own among them
             raise UnsafeFileError(
                 f"'{self.folder.name}': {path.name} is a pickle that holds more than plain "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pandas as pd
 import pytest
@@ -134,6 +135,28 @@ def test_an_interrupted_comparison_goes_on(family, experts, tmp_path, monkeypatc
     first = call()
     assert len(merges) == len(set(merges)) == 3
     assert call().table.equals(first.table) and len(merges) == 3
+
+
+def test_it_holds_a_merge_and_one_model_however_many_experts_there_are(
+    family, experts, tmp_path, monkeypatch
+):
+    made, most, merge, features = [], [], module.merge, module.features
+
+    def merged(*args, **options):
+        made.append(weakref.ref(result := merge(*args, **options)))
+        return result
+
+    def scored(classifier, *args, **options):
+        made.append(weakref.ref(classifier.model))
+        most.append(sum(ref() is not None for ref in made))
+        return features(classifier, *args, **options)
+
+    monkeypatch.setattr(module, "merge", merged)
+    monkeypatch.setattr(module, "features", scored)
+    many = {f"{task}{i}": experts[task] for task in TASKS for i in range(2)}
+    inputs = {name: data()[0][name[:-1]] for name in many}
+    compare(many, family("bert")["base"], inputs, store=Store(tmp_path), **QUICK)
+    assert len(most) == 5 * len(many) and max(most) == 2
 
 
 def test_without_labels_agreement_with_the_experts_ranks(family, experts, tmp_path):
