@@ -161,6 +161,7 @@ def choose_lam(
     split, measure = next(iter(found.measures.items()))
     rows = [[f"{lam:g}", f"{score:.1f}"] for lam, score in curve.items()]
     print_table(["lambda", f"{measure} (%), {split}"], rows)
+    print(f"chosen: {lam:g}\n")
     points = ", ".join(f"{at}: {score} %" for at, score in rows)
     said = f"{lam:g}, by {measure} under {protocol} on {split} rows ({points})"
     return recipe.options | {"lam": lam}, {"lam_curve": said}

@@ -271,6 +271,7 @@ def test_lambda_is_chosen_on_ones_own_data_and_the_card_shows_how(
     record = json.loads((tmp_path / "merged" / "mergelib.json").read_text())
     said = capsys.readouterr().out
     assert "agreement (%), held-out" in said
+    assert f"chosen: {record['options']['lam']:g}\n" in said
     assert record["lam_curve"].startswith(f"{record['options']['lam']:g}, by agreement under")
     assert record["lam_curve"] in (tmp_path / "merged" / "README.md").read_text()
     wrong = [*flags[:2], "--method", "weight_averaging", *flags[4:], str(tmp_path / "x")]
