@@ -8,9 +8,9 @@ works tensor by tensor, restores L1 norms instead of dividing by a probability, 
 cancelled column as positive in Ties.
 
 Runs where FusionBench and mergekit are installed: ``pip install -e ".[test,peers]"``. Neither has
-PCB-Merging, Model Tailor or LM-Cocktail; Iso-CTS, TSV-Merge, EMR-Merging, MagMax, TALL-masks,
-Fisher Merging, RegMean and AdaMerging are FusionBench's alone, Model Breadcrumbs and DELLA
-mergekit's.
+PCB-Merging, Model Tailor, LM-Cocktail, Gradient Matching, Grafting or LiNeS; Iso-CTS, TSV-Merge,
+EMR-Merging, MagMax, TALL-masks, WUDI-Merging, Fisher Merging, RegMean and AdaMerging are
+FusionBench's alone, Model Breadcrumbs, DELLA and the Karcher mean mergekit's.
 """
 
 from copy import deepcopy
@@ -49,6 +49,7 @@ from fusion_bench.method.ties_merging.ties_merging_utils import (
     ties_merging,
     ties_merging_split,
 )
+from fusion_bench.method.wudi.wudi import wudi_merging
 from mergekit import sparsify
 from mergekit.merge_methods import merge_state_dicts
 from omegaconf import OmegaConf
@@ -368,6 +369,29 @@ def test_isotropic_merging(seed, n_experts, excluded):
         close(
             merge("iso_cts", base, experts, lam=1.5, common=common, exclude=excluded),
             {n: base[n] + 1.5 * theirs[n] for n in base},
+        )
+
+
+# ---- WUDI-Merging, Karcher mean ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wudi(seed):
+    base, experts = make_states(seed)
+    theirs = wudi_merging(vectors(base, experts), accelerator="cpu", exclude_keys=["c_wide"])
+    ours = merge("wudi", base, experts, exclude=("c_wide",))
+    close(ours, {n: base[n] + theirs[n].detach() for n in base}, atol=2e-5)
+    assert furthest(ours, merge("task_arithmetic", base, experts, lam=1.0)) > 1e-3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_karcher(seed):
+    for likeness in (0.0, 5.0):
+        base, experts = make_states(seed, likeness=likeness)
+        close(
+            merge("karcher", base, experts),
+            merge_state_dicts(experts, "karcher"),
+            atol=1e-4,  # theirs takes the arccosine of numbers near 1
         )
 
 
