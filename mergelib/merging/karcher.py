@@ -56,6 +56,6 @@ def karcher(base: State, experts: Sequence[State], *, steps: int = 10) -> dict[s
             directions = weights[moving] / lengths[moving, None]
             weights = karcher_mean(directions, steps) * lengths.mean()
         else:
-            weights = weights[0]
+            weights = weights.mean(0)  # zeros, in memory of their own
         merged[name] = weights.view(base[name].shape).to(base[name].dtype)
     return complete(base, merged)
