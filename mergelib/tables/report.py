@@ -348,7 +348,10 @@ def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
         names = {"check": check.profile, "first": first.profile}
         backbones = {"here": check.settings["backbone"], "there": first.settings["backbone"]}
         rows = verdict_rows([first, check])
-        table = claims_table(rows[rows.claim.isin(verdict_rows([check]).claim)])
+        rows = rows[rows.claim.isin(verdict_rows([check]).claim)]
+        grid, table = claim_grid(rows), claims_table(rows)
+        differ = ", ".join(f"`{c}`" for c in grid.index[grid.nunique(axis=1) > 1])
+        names["differ"] = differ or "no claim"
         lines += [said["text"].format(**names, **backbones), ""]
         lines += [*markdown(table.assign(claim="`" + table.claim + "`")), ""]
         lines += [*averages_lines(averages([first, check]))[2:], ""]  # said above
