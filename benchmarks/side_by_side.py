@@ -1,8 +1,9 @@
 """``python -m benchmarks.side_by_side FOLDER``: the core of the suites ``merge``, ``features`` and
 ``protocols`` here and in FOLDER, a checkout of another commit, in turn.
 
-Each repetition is a process of its own per checkout, in alternating order, and reports the quicker
-of two calls. The encoder of the features has random weights and BERT's shape of ``mini``.
+A process per checkout; they take turns, call by call, so that what else the machine does meets
+both, and pairs of neighbouring calls are compared. The encoder of the features has random weights
+and BERT's shape of ``mini``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from benchmarks.frame import machine, table
@@ -74,50 +76,63 @@ def operations(model: str) -> dict[str, Callable[[], Any]]:
     return calls | {"surgery": partial(surgery, *few, steps=200)}
 
 
-def seconds(model: str) -> dict[str, float]:
-    """The quicker of two calls of each operation, after one that is not counted."""
-    import time
+def serve(model: str) -> None:
+    """Time the operations whose names come in, a line each."""
+    calls = operations(model)
+    print(json.dumps(list(calls)), flush=True)
+    for name in sys.stdin:
+        start = time.perf_counter()
+        calls[name.strip()]()
+        print(time.perf_counter() - start, flush=True)
 
-    found = {}
-    for name, call in operations(model).items():
-        call()
-        took = []
-        for _ in range(2):
-            start = time.perf_counter()
-            call()
-            took.append(time.perf_counter() - start)
-        found[name] = min(took)
-    return found
+
+def worker(tree: Path, model: str) -> subprocess.Popen:
+    """A process that uses the checkout ``tree``."""
+    command = [sys.executable, __file__, str(tree), "--serve", model]
+    pipes = {n: subprocess.PIPE for n in ("stdin", "stdout")} | {"stderr": subprocess.DEVNULL}
+    env = os.environ | {"PYTHONPATH": str(tree)}
+    return subprocess.Popen(command, env=env, cwd=tree, text=True, **pipes)
+
+
+def seconds(process: subprocess.Popen, name: str) -> float:
+    process.stdin.write(f"{name}\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(seconds(args.one)))
+    if args.serve:
+        serve(args.serve)
         return
-    here = Path(__file__).resolve().parents[1]
-    runs: dict[Path, list[dict[str, float]]] = {here: [], args.folder.resolve(): []}
+    lines = []
     with tempfile.TemporaryDirectory() as model:
         write_model(Path(model))
-        for i in range(args.repeats):
-            for tree in (list(runs), list(runs)[::-1])[i % 2]:
-                command = [sys.executable, __file__, str(tree), "--one", model]
-                env = os.environ | {"PYTHONPATH": str(tree)}
-                done = subprocess.run(command, env=env, cwd=tree, check=True, capture_output=True)
-                runs[tree].append(json.loads(done.stdout.splitlines()[-1]))
-    new, old = runs.values()
-    lines = []
-    for name in new[0]:
-        ours, theirs = median(r[name] for r in new), median(r[name] for r in old)
-        ratios = sorted(a[name] / b[name] for a, b in zip(new, old, strict=True))
-        spread = f"{ratios[0]:.2f}–{ratios[-1]:.2f}"
-        lines.append({"operation": name, "there s": theirs, "here s": ours})
-        lines[-1] |= {"here / there": ours / theirs, "spread": spread}
-    print(machine(), table("Here and there", lines, f"n = {args.repeats}; one thread."), sep="\n\n")
+        trees = Path(__file__).resolve().parents[1], args.folder.resolve()
+        workers = [worker(tree, model) for tree in trees]
+        names, _ = [json.loads(w.stdout.readline()) for w in workers]
+        for name in names:
+            took: list[list[float]] = [[], []]
+            for i in range(args.repeats + 1):
+                for which in (0, 1) if i % 2 else (1, 0):
+                    took[which].append(seconds(workers[which], name))
+            ours, theirs = (t[1:] for t in took)  # without the first
+            ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+            line = {"operation": name, "there s": median(theirs), "here s": median(ours)}
+            line |= {"here / there": median(ratios), "middle half": middle_half(ratios)}
+            lines.append(line)
+        for w in workers:
+            w.terminate()
+    note = f"Medians of {args.repeats} pairs; one thread."
+    print(machine(), table("Here and there", lines, note), sep="\n\n")
+
+
+def middle_half(ratios: list[float]) -> str:
+    return "–".join(f"{q:.2f}" for q in quantiles(ratios)[::2])
 
 
 if __name__ == "__main__":
