@@ -106,7 +106,7 @@ def test_a_profile_that_checks_another_stands_beside_it_and_nowhere_else(folder)
     above, title, section = report.report_markdown(folder).partition("## Another size of base")
     assert title and before.startswith(above) and "`check` repeats `one`" in section
     assert "Verdicts differ for `P5-over-knn`." in section
-    row = next(line for line in section.splitlines() if "`P5-over-knn`" in line)
+    row = next(s for s in section.splitlines() if s.startswith("| `P5-over-knn`"))
     assert f"{R} (TA: 2.00) | **{N}** (WA: -1.50)" in row and "`P3.2-knn`" not in section
 
 

@@ -256,7 +256,7 @@ def finding(means: pd.DataFrame) -> str:
         if p != PAPER
     ]
     return (
-        "With the old classifiers and then with re-aligned ones, Weight Averaging has "
+        "With old, then with re-aligned classifiers, Weight Averaging has "
         f"{', '.join(said)}. The un-merged base gains, too: read every gain beside its."
     )
 
