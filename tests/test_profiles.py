@@ -28,6 +28,15 @@ def test_every_profile_loads(name):
     )
 
 
+@pytest.mark.parametrize("name", profile_names())
+def test_a_check_scores_the_rows_and_draws_of_what_it_is_compared_with(name):
+    check = load_profile(name)
+    if check.compared_with:
+        other = load_profile(check.compared_with)
+        assert (check.tasks, check.seed) == (other.tasks, other.seed)
+        assert check.protocols.seeds == other.protocols.seeds
+
+
 @pytest.mark.parametrize(
     "call, nearest",
     [

@@ -113,8 +113,8 @@ class Nonlocality:
             )
         self.first = self._make(overrides=copy.deepcopy(self._overrides))
         if self._goes_on:  # refuses other architectures before any training
-            base = Foundation(self.first.encoder, self.first.base_state)
-            further.kept(self._others[NON_LOCAL].profile, base)
+            a = Foundation(self.first.encoder, self.first.base_state)
+            further.kept(self._others[NON_LOCAL].profile, a)
         self._studies: dict[tuple[str, bool], Study] = {}
 
     def _foundation(self, anew: float, **pretraining: int) -> Study:

@@ -73,10 +73,11 @@ def lacking(item: Item, profile: str) -> list[str]:
 
 
 def variants_of(item: Item, profile: str) -> list[str]:
-    """The variants of ``profile`` that a notebook uses; most use the profile itself, ``""``, and
-    that on several foundations uses both."""
+    """The variants of ``profile`` that a notebook uses; the profile itself, ``""``, is among them
+    where the notebook uses no variant, or a section."""
     used = [need for need in item.needs if need in variant_names(profile)]
-    return [""] * (not used or "non_local" in item.needs) + used
+    sections = Profile.model_fields.keys() & set(item.needs)
+    return [""] * (not used or bool(sections)) + used
 
 
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:

@@ -235,14 +235,18 @@ def averages_table(means: pd.DataFrame) -> pd.DataFrame:
 
 
 def averages_lines(means: pd.DataFrame) -> list[str]:
-    """``averages_table`` in Markdown, under what it shows; nothing where no profile has Table 2."""
-    if len(set(means.profile)) < 2:
-        return []
-    said = (
-        "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the draws' "
-        "seeds (Table 2):"
-    )
-    return [said, "", *markdown(averages_table(means))]
+    """``averages_table`` in Markdown; nothing where no profile has Table 2."""
+    return markdown(averages_table(means)) if len(set(means.profile)) > 1 else []
+
+
+def claims_lines(table: pd.DataFrame) -> list[str]:
+    """``claims_table`` in Markdown."""
+    return [*markdown(table.assign(claim="`" + table.claim + "`")), ""]
+
+
+def differing(grid: pd.DataFrame) -> str:
+    """The claims of ``claim_grid`` whose verdicts differ between its columns, in words."""
+    return ", ".join(f"`{c}`" for c in grid.index[grid.nunique(axis=1) > 1]) or "no claim"
 
 
 def finding(means: pd.DataFrame) -> str:
@@ -267,8 +271,7 @@ def claims_markdown(rows: pd.DataFrame) -> list[str]:
     for group in load_readings()["groups"]:
         mine = table[table.claim.isin([r["claim"] for r in group["claims"]])]
         if len(mine):
-            mine = mine.assign(claim="`" + mine.claim + "`")
-            lines += [f"**{group['title']}**", "", *markdown(mine), ""]
+            lines += [f"**{group['title']}**", "", *claims_lines(mine)]
     return lines
 
 
@@ -292,6 +295,11 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
     tables = averages_lines(means)
     if tables:
         blocks[2] = finding(means)
+        caption = (
+            "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
+            "draws' seeds (Table 2):"
+        )
+        tables = [caption, "", *tables]
     head = [line for block in blocks if block for line in (block, "")]
     return "\n".join([*head, *claims, *tables]).rstrip()
 
@@ -329,14 +337,12 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
     grid = claim_grid(frame)
     for run in runs:
         mine = grid.filter(like=f"`{run.profile}`: ")
-        differ = ", ".join(f"`{claim}`" for claim in mine.index[mine.nunique(axis=1) > 1])
-        apart += [f"in `{run.profile}` for {differ or 'no claim'}"] if mine.shape[1] else []
+        apart += [f"in `{run.profile}` for {differing(mine)}"] if mine.shape[1] else []
     said = load_readings()["bases"]
-    table = claims_table(frame)
     why = f"The two bases' verdicts differ {'; '.join(apart)}. {said['why']}"
     blocks = [said["title"], said["text"], *gains, why]
     lines = [line for block in blocks for line in (block, "")]
-    return [*lines, *markdown(table.assign(claim="`" + table.claim + "`")), ""]
+    return [*lines, *claims_lines(claims_table(frame))]
 
 
 def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
@@ -345,16 +351,17 @@ def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
     lines = [said["title"], ""] if checks else []
     for check in checks:
         first = next((r for r in runs if r.profile == check.compared_with), check)
-        names = {"check": check.profile, "first": first.profile}
-        backbones = {"here": check.settings["backbone"], "there": first.settings["backbone"]}
         rows = verdict_rows([first, check])
         rows = rows[rows.claim.isin(verdict_rows([check]).claim)]
-        grid, table = claim_grid(rows), claims_table(rows)
-        differ = ", ".join(f"`{c}`" for c in grid.index[grid.nunique(axis=1) > 1])
-        names["differ"] = differ or "no claim"
-        lines += [said["text"].format(**names, **backbones), ""]
-        lines += [*markdown(table.assign(claim="`" + table.claim + "`")), ""]
-        lines += [*averages_lines(averages([first, check]))[2:], ""]  # said above
+        words = {
+            "check": check.profile,
+            "first": first.profile,
+            "here": check.settings["backbone"],
+            "there": first.settings["backbone"],
+            "differ": differing(claim_grid(rows)),
+        }
+        lines += [said["text"].format(**words), "", *claims_lines(claims_table(rows))]
+        lines += [*averages_lines(averages([first, check])), ""]
     return lines
 
 
