@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 
+import golden
 import nbformat
 import pandas as pd
 import pytest
@@ -11,16 +13,18 @@ from mergelib import claims
 from mergelib.core import paths
 from mergelib.run import runner
 from mergelib.run.runner import Runner
+from mergelib.study.versions import STEP_VERSIONS
 
 pytestmark = pytest.mark.slow
 ITEMS = runner.manifest()
 SOLUTIONS = runner.solutions(ITEMS)
 
 
+FOUNDATIONS = {step for step in STEP_VERSIONS if step.startswith("pretrain")}  # files are shipped
 AGAIN = [i for i in ITEMS if i.id in ("tab02_main", "fig05_ft_classifier", "fig01_clusters")]
 
 
-def run(items, folder):
+def run(items, folder, store):
     """Notebooks into ``folder``, two at a time; returns their results."""
     wanted = {"overrides": {"threads": 1}, "device": "cpu"}
     given = {
@@ -34,6 +38,7 @@ def run(items, folder):
     said = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MERGELIB_OUTPUT", str(folder))
+        patch.setenv("MERGELIB_STORE", str(store))
         results = Runner("quick", jobs=2, echo=said.append).run(items, given)
         return (
             {r.item.id: r for r in results},
@@ -44,15 +49,20 @@ def run(items, folder):
 
 
 @pytest.fixture(scope="session")
-def first(tmp_path_factory):
-    return run([*ITEMS, *SOLUTIONS], tmp_path_factory.mktemp("first"))
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="session")
-def second(first, tmp_path_factory):
+def first(store, tmp_path_factory):
+    return run([*ITEMS, *SOLUTIONS], tmp_path_factory.mktemp("first"), store)
+
+
+@pytest.fixture(scope="session")
+def second(first, store, tmp_path_factory):
     """Again on the store of the first run: everything is found, only tables and figures are made
     anew."""
-    return run(AGAIN, tmp_path_factory.mktemp("second"))
+    return run(AGAIN, tmp_path_factory.mktemp("second"), store)
 
 
 @pytest.fixture(params=ITEMS, ids=lambda i: i.id)
@@ -139,3 +149,17 @@ def test_one_source_of_numbers(first):
             key = tuple(getattr(row, c) for c in by)
             assert seen.setdefault(key, row.accuracy) == row.accuracy, (path.name, key)
     assert seen
+
+
+def test_golden_outputs_change_only_with_their_steps_version(first, store):
+    now = {"machine": golden.MACHINE, "versions": STEP_VERSIONS, "outputs": golden.outputs(store)}
+    assert {n.split()[0] for n in now["outputs"]} == STEP_VERSIONS.keys() - FOUNDATIONS
+    if os.environ.get("MERGELIB_GOLDEN") == "write":
+        golden.FILE.write_text(json.dumps(now, indent=1) + "\n")
+    written = json.loads(golden.FILE.read_text())
+    assert now["versions"] == written["versions"], golden.__doc__
+    if now["machine"] != written["machine"]:
+        pytest.skip(f"written on {written['machine']}: other processors round otherwise")
+    assert now["outputs"].keys() == written["outputs"].keys(), golden.__doc__
+    for name, output in now["outputs"].items():
+        assert output == pytest.approx(written["outputs"][name], rel=1e-4), (name, golden.__doc__)

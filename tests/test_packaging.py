@@ -10,9 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mergelib.tables.committed import git
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mergelib"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+TOP = """.ci .gitignore CITATION.cff CONTRIBUTING.md LICENSE README.md benchmarks cluster docs
+environment.yml figures mergelib notebooks pyproject.toml run_all.sh tests"""
+
+
+def test_nothing_but_the_project_is_committed():
+    names = (git("ls-tree", "--name-only", "HEAD") or TOP.encode()).decode()
+    assert names.split() == TOP.split()
 
 
 def pins():

@@ -361,7 +361,7 @@ def test_isotropic_merging(seed, n_experts, excluded):
     close(
         merge("iso_c", base, experts, lam=1.5, exclude=excluded),
         {n: base[n] + 1.5 * theirs[n] for n in base},
-        atol=1e-4,  # singular vectors of close values turn with rounding
+        atol=5e-5,  # singular vectors of close values turn with rounding: 2.7e-5 seen
     )
     for common in (0.5, 0.8, 1.0):
         theirs = iso_cts(
@@ -370,7 +370,7 @@ def test_isotropic_merging(seed, n_experts, excluded):
         close(
             merge("iso_cts", base, experts, lam=1.5, common=common, exclude=excluded),
             {n: base[n] + 1.5 * theirs[n] for n in base},
-            atol=1e-4,
+            atol=5e-5,
         )
 
 
