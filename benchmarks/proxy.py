@@ -2,8 +2,9 @@
 merges by accuracy; Kendall's tau over all methods of a profile that give one encoder.
 
 ``--stored`` leaves out what the store does not hold. Agreement is measured on pooled training inputs
-that no head is aligned with, accuracy on test rows,
-which is how ``mergelib.compare`` uses it without labels. Prints the table, and writes it to
+that no head is aligned with, accuracy on test rows, as ``mergelib.compare`` does it without labels.
+Each method has one lambda here, which validation labels chose; ``compare`` orders lambdas, too.
+Prints the table, and writes it to
 ``mergelib/figures/proxy.json``, which the report of ``compare`` quotes.
 """
 

@@ -57,15 +57,19 @@ def list_methods(_: argparse.Namespace) -> int:
 
 
 def list_protocols(_: argparse.Namespace) -> int:
-    """List the evaluation protocols: what each learns from, draws, paper."""
+    """List the evaluation protocols: what each learns from, draws, options with defaults, paper."""
+    fields = COMMANDS["evaluate"].model_fields
     for p in PROTOCOLS.values():
         source = "k labelled inputs per class"
         if p.name != "knn":
             source = "the expert's outputs for k inputs per class"
+        options = ("k", "seeds", "draw") if p.few_shot else ()
+        options += ("preset",) * (p.name == "ft_classifier")
         _entry(
             f"{p.name}: {p.label}",
             f"learns from {source if p.few_shot else 'nothing'}",
             f"draws: {', '.join(p.draws)}" if p.few_shot else "",
+            "options: " + (" ".join(f"{o}={fields[o].default}" for o in options) or "none"),
             p.paper,
         )
     return 0

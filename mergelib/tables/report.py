@@ -339,7 +339,7 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
         mine = grid.filter(like=f"`{run.profile}`: ")
         apart += [f"in `{run.profile}` for {differing(mine)}"] if mine.shape[1] else []
     said = load_readings()["bases"]
-    why = f"The two bases' verdicts differ {'; '.join(apart)}. {said['why']}"
+    why = f"Verdicts differ {'; '.join(apart)}. {said['why']}"
     blocks = [said["title"], said["text"], *gains, why]
     lines = [line for block in blocks for line in (block, "")]
     return [*lines, *claims_lines(claims_table(frame))]
