@@ -34,3 +34,10 @@ def outputs(store):
         tensors = load_file(path.with_name("tensors.safetensors"))
         sizes[name].append(sum(size(t) for t in tensors.values()))
     return {name: [len(s), sum(sorted(s)) / len(s)] for name, s in sorted(sizes.items())}
+
+
+def write(now):
+    """The file, a line per number."""
+    lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in now["outputs"].items())
+    parts = [f' "{k}": {json.dumps(now[k])}' for k in ("machine", "versions")]
+    FILE.write_text("{\n" + ",\n".join(parts) + f',\n "outputs": {{\n{lines}\n }}\n}}\n')

@@ -155,7 +155,7 @@ def test_golden_outputs_change_only_with_their_steps_version(first, store):
     now = {"machine": golden.MACHINE, "versions": STEP_VERSIONS, "outputs": golden.outputs(store)}
     assert {n.split()[0] for n in now["outputs"]} == STEP_VERSIONS.keys() - FOUNDATIONS
     if os.environ.get("MERGELIB_GOLDEN") == "write":
-        golden.FILE.write_text(json.dumps(now, indent=1) + "\n")
+        golden.write(now)
     written = json.loads(golden.FILE.read_text())
     assert now["versions"] == written["versions"], golden.__doc__
     if now["machine"] != written["machine"]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -387,14 +386,4 @@ def variance_steps(
     return {
         name: 1 - (m.apply(X_held) - Y_held).square().sum((-2, -1)) / total
         for name, m in maps.items()
-    }
-
-
-def increments(cumulative: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What each step of ``variance_steps`` adds to the one before it, ``[B]``; the first entry is
-    kept."""
-    first = next(iter(cumulative))
-    return {
-        first: cumulative[first],
-        **{b: cumulative[b] - cumulative[a] for a, b in pairwise(cumulative)},
     }

@@ -1,7 +1,4 @@
-"""FT-Classifier Eval: re-align the head to the merged features with a few unlabelled inputs (Eq.
-
-8).
-"""
+"""FT-Classifier Eval, Eq. 8: a few unlabelled inputs re-align the head to the merged features."""
 
 from __future__ import annotations
 

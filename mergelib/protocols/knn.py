@@ -1,6 +1,6 @@
-"""KNN Eval: the class whose anchors are nearest on average (Eq.
+"""KNN Eval, Eq. 5: the class whose anchors are nearest on average.
 
-5), with k anchors per class, or with those that a share happens to contain.
+It has k anchors per class, or those that a share happens to contain.
 """
 
 from __future__ import annotations

@@ -32,6 +32,11 @@ from . import features as of_features
 from . import merges as of_merges
 from . import scores as of_scores
 
+SHOWN = """adopt base_state baselines bases correct device draws embedding encoder evidence expert
+experts features head label lam lam_curve merged_state methods pool predictions profile scores task
+tasks"""
+"""What ``dir`` and completion show: the rest serves notebooks' tables and other rooms."""
+
 
 def _check_tasks(tasks: Any, profile: Profile) -> None:
     """Raises ``ConfigError`` for anything but a dict of tasks under their own names, all of the
@@ -150,7 +155,7 @@ class Study:
         )
 
     def __dir__(self) -> list[str]:
-        return [name for name in super().__dir__() if not name.startswith("_")]
+        return SHOWN.split()
 
     def given(
         self,

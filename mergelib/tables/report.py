@@ -32,9 +32,8 @@ REPORT_ID = "99_report"
 PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, too
 README_PART = ("<!-- the README shows this part -->", "<!-- /the README shows this part -->")
 LABORATORY = (
-    "`mini` is a laboratory, not a benchmark: generated tasks, and small encoders that hold what a "
-    "real sentence encoder knows of these texts. It tests what happens when such models are "
-    "merged; "
+    "`mini` is a laboratory, not a benchmark: generated tasks, and small encoders; those of texts "
+    "hold what a real sentence encoder knows of them. It tests what happens when they are merged; "
     "its accuracies say nothing about real data."
 )
 RULE = (

@@ -17,7 +17,6 @@ from mergelib.protocols.alignment import (
     fit_closed_form,
     fit_l1,
     free_parameters,
-    increments,
     polar,
     variance_steps,
 )
@@ -348,8 +347,6 @@ def test_variance_steps_name_what_was_planted():
             assert (found[name] < 0.97).all(), (step, name)
         for name in names[names.index(step) :]:
             torch.testing.assert_close(found[name], torch.ones(2), atol=1e-4, rtol=0)
-    gains = increments(found)
-    torch.testing.assert_close(torch.stack(list(gains.values())).sum(0), found["general"])
 
 
 def test_variance_steps_on_held_out_inputs_may_fall():

@@ -26,7 +26,6 @@ class Table(BaseModel):
     label: str
     first_label: Literal[0, 1]
     text: tuple[str, ...]
-    label_names_from: str
     variants: tuple[str, ...]
 
 
