@@ -253,20 +253,34 @@ def correct(
     """
     settings = study.profile.protocols
     ks = settings.shares if draw == "share" else settings.ks
-    shots = get_protocol(protocol).few_shot and draw != "all"
-    if shots and k not in ks:
+    if not get_protocol(protocol).few_shot or draw == "all":
+        ks = (k,)
+    elif k not in ks:
         raise MissingShotsError(k, ks)
-    merges = study.merges(encoder)
-    if len(merges) > 1:
-        rows = [study.correct(m, task, protocol, k=k, draw=draw, fit_on=fit_on) for m in merges]
-        if not shots:
-            return torch.cat(rows)
-        return torch.stack([rows[s % len(rows)][s] for s in range(len(rows[0]))])
-    if shots and fit_on == "test" and draw != "share":
+    elif fit_on == "test" and draw != "share":
         ks = (k,)  # a test split may be too small for the largest k
-    asked = ks if shots and draw != "share" else None
-    predicted = study.predictions(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=asked)
-    return predicted[ks.index(k) if shots else 0] == study.task(task).test.labels
+    return correct_at(study, encoder, task, protocol, ks, draw=draw, fit_on=fit_on)[ks.index(k)]
+
+
+def correct_at(
+    study: Study,
+    encoder: str,
+    task: str,
+    protocol: str,
+    ks: Sequence[float | None],
+    *,
+    draw: str = "stratified",
+    fit_on: str = "train",
+) -> Tensor:
+    """``correct`` of all ``ks``, of shares all that the profile has: bool ``[K, S, N]``."""
+    shots = get_protocol(protocol).few_shot and draw != "all"
+    how = {"draw": draw, "fit_on": fit_on, "ks": ks if shots and draw != "share" else None}
+    found = [study.predictions(m, task, protocol, **how) for m in study.merges(encoder)]
+    if shots:
+        predicted = torch.stack([found[s % len(found)][:, s] for s in range(found[0].shape[1])], 1)
+    else:
+        predicted = torch.cat(found, 1)
+    return predicted == study.task(task).test.labels
 
 
 def scores(
@@ -295,8 +309,12 @@ def scores(
     settings, rows = study.profile.protocols, []
     for encoder, task, protocol in product(encoders, study.tasks.values(), protocols):
         few_shot = get_protocol(protocol).few_shot
-        for k in settings.ks if few_shot and draw != "all" else (None,):
-            right = study.correct(encoder, task.name, protocol, k=k, draw=draw, fit_on=fit_on)
+        ks = settings.ks if few_shot and draw != "all" else (None,)
+        # A test split may be too small for the largest k.
+        parts = [(k,) for k in ks] if fit_on == "test" else [ks]
+        where, how = (study, encoder, task.name, protocol), {"draw": draw, "fit_on": fit_on}
+        found = torch.cat([correct_at(*where, part, **how) for part in parts])
+        for k, right in zip(ks, found, strict=True):
             seeds = settings.seeds
             if not k:  # of a random method the merges'
                 seeds = range(len(right)) if len(right) > 1 else (None,)

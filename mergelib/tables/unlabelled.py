@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from ..core.types import percent
 from ..protocols import get_protocol
 from ..study import SCORE_COLUMNS, Study
-from ..study.scores import fit_split
+from ..study.scores import correct_at, fit_split
 from .scores import averages, wide
 
 COLUMNS = [c for c in SCORE_COLUMNS if c not in ("k", "draw")] + ["share", "drawn"]
@@ -47,8 +47,11 @@ def scores(
             right = study.correct(encoder, task.name, name)
             rows += [cell | {"accuracy": percent(r)} for r in right]
             continue
-        for share, drawn in study.share_counts(task.name).items():
-            right = study.correct(encoder, task.name, name, k=share, draw="share", fit_on=fit_on)
+        counts = study.share_counts(task.name)
+        found = correct_at(
+            study, encoder, task.name, name, tuple(counts), draw="share", fit_on=fit_on
+        )
+        for (share, drawn), right in zip(counts.items(), found, strict=True):
             cell |= {"share": share, "drawn": drawn, "fit_on": fit_on}
             seeds = zip(study.profile.protocols.seeds, right, strict=True)
             rows += [cell | {"seed": seed, "accuracy": percent(r)} for seed, r in seeds]
