@@ -32,15 +32,14 @@ REPORT_ID = "99_report"
 PAPER = "paper (BERT-base)"  # the printed numbers; a profile is called paper, too
 README_PART = ("<!-- the README shows this part -->", "<!-- /the README shows this part -->")
 LABORATORY = (
-    "`mini` is a laboratory, not a benchmark: generated tasks, and small encoders that hold what a "
-    "real sentence encoder knows of these texts. It tests what happens when such models are "
-    "merged; "
-    "its accuracies say nothing about real data."
+    "`mini` is a laboratory, not a benchmark: generated tasks, "
+    "and small encoders that hold what a real sentence encoder knows of these texts. "
+    "It tests what happens when such models are merged; its accuracies say nothing about real data."
 )
 RULE = (
     "*Reproduced*: the whole 95 % bootstrap interval lies on the claim's side of its threshold; "
-    "*not reproduced*: on the other side; *undecided*: neither. A claim about several parts needs "
-    "all of them."
+    "*not reproduced*: on the other side; *undecided*: neither. "
+    "A claim about several parts needs all of them."
 )
 ROWS = ["profile", "claim", "says", "part", "here", "low", "high"]
 ROWS += ["threshold", "verdict", "note", "notebook"]
@@ -260,8 +259,8 @@ def finding(means: pd.DataFrame) -> str:
         if p != PAPER
     ]
     return (
-        "With old, then with re-aligned classifiers, Weight Averaging has "
-        f"{', '.join(said)}. The un-merged base gains, too: read every gain beside its."
+        f"With old, then with re-aligned classifiers, Weight Averaging has {', '.join(said)}. "
+        "The un-merged base gains, too: read every gain beside its."
     )
 
 
@@ -296,8 +295,8 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
     if tables:
         blocks[2] = finding(means)
         caption = (
-            "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
-            "draws' seeds (Table 2):"
+            "Average accuracy over the tasks in percent, k = 5, "
+            "± standard deviation over the draws' seeds (Table 2):"
         )
         tables = [caption, "", *tables]
     head = [line for block in blocks if block for line in (block, "")]
