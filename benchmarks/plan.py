@@ -258,7 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s"
     )
     print(
-        f"{'study':<16}{'rule':<11}{'jobs':>5}{'GPU hours':>11}{'longest, min':>14}{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}"
+        f"{'study':<16}{'rule':<11}{'jobs':>5}{'GPU hours':>11}{'longest, min':>14}"
+        f"{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}"
     )
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for unit in made:
@@ -269,7 +270,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for what in ("seconds", "read", "written", "kept")
         ]
         print(
-            f"{study:<16}{rule:<11}{len(outputs):>5}{total[0] / 3600:>11.1f}{max(seconds[o] for o in outputs) / 60:>14.1f}"
+            f"{study:<16}{rule:<11}{len(outputs):>5}{total[0] / 3600:>11.1f}"
+            f"{max(seconds[o] for o in outputs) / 60:>14.1f}"
             f"{total[1] / 1e9:>10.1f}{total[2] / 1e9:>13.1f}{total[3] / 1e9:>10.1f}"
         )
     chain = max(longest_paths(made, seconds).values(), key=lambda c: sum(seconds[o] for o in c))

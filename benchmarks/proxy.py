@@ -1,11 +1,11 @@
 """``python -m benchmarks.proxy``: how well agreement with the experts, which needs no label, orders
 merges by accuracy; Kendall's tau over all methods of a profile that give one encoder.
 
-``--stored`` leaves out what the store does not hold. Agreement is measured on pooled training inputs
-that no head is aligned with, accuracy on test rows, as ``mergelib.compare`` does it without labels.
-Each method has one lambda here, which validation labels chose; ``compare`` orders lambdas, too.
-Prints the table, and writes it to
-``mergelib/figures/proxy.json``, which the report of ``compare`` quotes.
+``--stored`` leaves out what the store does not hold. Agreement is measured on pooled training
+inputs that no head is aligned with, accuracy on test rows, as ``mergelib.compare`` does it without
+labels. Each method has one lambda here, which validation labels chose; ``compare`` orders lambdas,
+too. Prints the table, and writes it to ``mergelib/figures/proxy.json``, which the report of
+``compare`` quotes.
 """
 
 from __future__ import annotations

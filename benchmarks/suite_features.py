@@ -177,7 +177,10 @@ def speed(
                 }
             )
     waste = padding(lengths, [len(t) for t in texts], batch_size)
-    title = f"Features of {len(texts)} texts, {sum(lengths)} tokens ({min(lengths)} to {max(lengths)} a text), batches of {batch_size}"
+    title = (
+        f"Features of {len(texts)} texts, {sum(lengths)} tokens ({min(lengths)} to {max(lengths)} "
+        f"a text), batches of {batch_size}"
+    )
     return [
         table(
             title,
@@ -276,7 +279,10 @@ def accuracies(
             }
             for ((method, protocol, k), before), after in zip(exact.items(), near, strict=True)
         ]
-    said = f"{len(tasks)} tasks, {steps} steps of fine-tuning each, {n_test} test texts a task, {len(seeds)} seeds; one text of one task is {100 / n_test / len(tasks):.2f} points."
+    said = (
+        f"{len(tasks)} tasks, {steps} steps of fine-tuning each, {n_test} test texts a task, "
+        f"{len(seeds)} seeds; one text of one task is {100 / n_test / len(tasks):.2f} points."
+    )
     return table("Average accuracy (percent) on features of both types", rows, said)
 
 

@@ -181,7 +181,10 @@ def features(
                     }
                 )
     peaks = [{"arithmetic": p, "TFLOP/s": rate / 1e12} for p, rate in rates.items()]
-    said = f"BERT of {shape['layers']} x {shape['width']}, random weights, {rows} inputs of {LENGTH} tokens, none of them padding; ids already on the device"
+    said = (
+        f"BERT of {shape['layers']} x {shape['width']}, random weights, {rows} inputs of {LENGTH} "
+        "tokens, none of them padding; ids already on the device"
+    )
     return [
         table("Measured rate of a product of two square matrices", peaks),
         table("Features", found, f"{said}. Relative error: the largest of all inputs."),

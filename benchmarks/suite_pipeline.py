@@ -181,7 +181,7 @@ def bare_pass(encoder: Encoder, module: nn.Module, inputs: Inputs, batch_size: i
 
 
 def made_by(study: Study) -> list[dict[str, Any]]:
-    """The store's entries of the study's architecture; other sizes may have seen the same inputs."""
+    """The store's entries of the study's architecture; other sizes may have seen its inputs."""
     return [e for e in study.store.entries() if e["key"].get("encoder") == study.encoder.digest]
 
 

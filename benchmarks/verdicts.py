@@ -1,5 +1,4 @@
-"""``python -m benchmarks.verdicts REVISION [--profile real]``: every claim's verdict at REVISION and
-now.
+"""``python -m benchmarks.verdicts REVISION [--profile real]``: claims' verdicts there and now.
 
 Reads ``figures/REPORT.md`` as committed there and as it lies here.
 """

@@ -1,9 +1,9 @@
 """Code cells as ``ruff format`` gives them at the width that ``notebooks/ruff.toml`` sets:
 
-    python tests/format_notebooks.py [NOTEBOOK ...]     # in place; all notebooks and solutions when none is named
+    python tests/format_notebooks.py [NOTEBOOK ...]
 
-The parameters cell stays as it is: papermill reads one definition a line, its help text behind it.
-So do outputs.
+In place; all notebooks and solutions when none is named. The parameters cell stays as it is:
+papermill reads one definition a line, its help text behind it. So do outputs.
 """
 
 from __future__ import annotations

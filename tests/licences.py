@@ -22,8 +22,8 @@ FILE = ROOT / "docs" / "licences.md"
 # Words of licences under which everybody may use, change and combine: permissive ones, and weak
 # copyleft that ends at the package's files.
 GOOD = re.compile(
-    r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software "
-    r"Foundation|Python-2\.0|CNRI|HPND|MIT-CMU|Zlib|0BSD|Unlicense|CC0|MPL|Mozilla|LGPL|Lesser|NCSA|BSL|Boost|OFL)\b",
+    r"\b(MIT|BSD|Apache|ISC|PSF|PSFL|Python Software Foundation|Python-2\.0|CNRI|HPND|MIT-CMU|Zlib"
+    r"|0BSD|Unlicense|CC0|MPL|Mozilla|LGPL|Lesser|NCSA|BSL|Boost|OFL)\b",
     re.I,
 )
 BAD = re.compile(
@@ -112,15 +112,18 @@ def main() -> int:
     if "--update" in sys.argv:
         FILE.write_text(f"""# Licences of what mergelib installs
 
-mergelib is under the [MIT licence](../LICENSE) and ships none of these packages; pip fetches them. Bold: asked for by `pyproject.toml`; the
+mergelib is under the [MIT licence](../LICENSE) and ships none of these packages; \
+pip fetches them. Bold: asked for by `pyproject.toml`; the
 others come with those. Versions of the latter are what was installed where this table was made:
 
 ```bash
 python tests/licences.py --update
 ```
 
-A test compares the bold rows with what is installed, and fails for a package whose licence is a strong copyleft, restricts its use, or is not
-said. MPL and LGPL end at the package's own files. pip's CUDA build of torch adds NVIDIA's run-time libraries under NVIDIA's own terms;
+A test compares the bold rows with what is installed, \
+and fails for a package whose licence is a strong copyleft, restricts its use, or is not
+said. MPL and LGPL end at the package's own files. \
+pip's CUDA build of torch adds NVIDIA's run-time libraries under NVIDIA's own terms;
 the CPU build has none.
 
 {table(found)}

@@ -208,7 +208,8 @@ class Answer(BaseHTTPRequestHandler):
                 X_Linked_ETag=f'"{digest}"',
                 X_Linked_Size=str(len(content)),
                 ETag='"of-the-redirect"',
-                Location=f"http://localhost:{self.server.server_port}/storage/{digest}?Signature=planted",
+                Location=f"http://localhost:{self.server.server_port}/storage/{digest}"
+                "?Signature=planted",
             )
         self.send_file(rest, files[rest], X_Repo_Commit=commit, ETag=f'"{git_sha1(content)}"')
 
@@ -313,7 +314,8 @@ for line in sys.stdin:
             value = function(*asked["args"], **asked["kwargs"])
         if name == "hub_splits":
             names, train, test = value
-            value = {"names": names, "train": train.inputs, "labels": train.labels.tolist(), "test": test.inputs}
+            value = {"names": names, "train": train.inputs, "labels": train.labels.tolist(), \
+"test": test.inputs}
         answer = {"value": value}
         json.dumps(value, default=str)
     except Exception as error:

@@ -33,7 +33,10 @@ needs_book = pytest.mark.skipif(
 
 def test_links_out_of_the_book_become_text():
     files = {Path("notebooks/a.ipynb"), Path("figures/mini/a.png"), Path("docs/b.md")}
-    text = "[A](a.ipynb) [B](../docs/b.md#c) [L](../LICENSE) [W](https://arxiv.org) ![P](../figures/mini/a.png) [H](#here)"
+    text = (
+        "[A](a.ipynb) [B](../docs/b.md#c) [L](../LICENSE) [W](https://arxiv.org) "
+        "![P](../figures/mini/a.png) [H](#here)"
+    )
     kept = book.keep_links(text, Path("notebooks/x.ipynb"), files)
     assert (
         kept == "[A](a.ipynb) [B](../docs/b.md#c) L [W](https://arxiv.org) "
@@ -272,8 +275,10 @@ def settled(driver):
     driver.execute_async_script("""
         const done = arguments[0];
         document.querySelectorAll("img").forEach(i => i.loading = "eager");
-        const maths = window.MathJax && MathJax.startup && MathJax.startup.promise || Promise.resolve();
-        Promise.all([maths, ...[...document.images].map(i => i.decode().catch(() => 0))]).then(() => done());""")
+        const maths = window.MathJax && MathJax.startup && MathJax.startup.promise \
+|| Promise.resolve();
+        Promise.all([maths, ...[...document.images].map(i => i.decode().catch(() => 0))])\
+.then(() => done());""")
 
 
 def shoot(driver, name):
@@ -419,7 +424,8 @@ def test_the_plane_turns_on_a_phone_by_the_numbers_of_the_lesson(browser, tmp_pa
     assert not browser.execute_script("return performance.getEntriesByType('resource').length")
     merged = plane.SCRIPT.read_text() + (
         "const found = merge(...arguments);"
-        "return [found.right_old, found.right_fitted].map(r => 100 * r.filter(Boolean).length / r.length)"
+        "return [found.right_old, found.right_fitted]"
+        ".map(r => 100 * r.filter(Boolean).length / r.length)"
     )
     for mirrored in (False, True):
         for angle, lam in ((80, 0.5), (35, 0.8), (140, 0.5), (80, 0.4)):

@@ -487,8 +487,10 @@ def test_what_a_protocol_gives_is_refused_by_its_name(study, gives, said):
 
 @pytest.mark.parametrize("form", [torch.as_tensor, np.asarray, np.ndarray.tolist, np.uint8])
 def test_classes_in_any_form_are_the_same(study, form):
-    body = lambda e: form((e.student_test @ e.head.weight.T).argmax(-1)[None, None].numpy())  # noqa: E731
-    mergelib.protocol(f"form {form}", label="F", few_shot=False)(body)
+    @mergelib.protocol(f"form {form}", label="F", few_shot=False)
+    def body(e):
+        return form((e.student_test @ e.head.weight.T).argmax(-1)[None, None].numpy())
+
     predicted = study.predictions("f_t", "ag", f"form {form}")
     z, head = study.features("f_t", "ag"), study.head("f_t", "ag")
     assert torch.equal(predicted.long(), (z @ head.weight.T).argmax(-1)[None, None])

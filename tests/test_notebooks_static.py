@@ -156,7 +156,10 @@ def test_code_is_formatted(notebook, path):
 
 
 def test_formatting_keeps_the_parameters_cell_and_the_outputs(tmp_path):
-    long = 'tasks: list = ["ag", "yelp", "dbpedia"]  # a help text that papermill reads from the end of its line'
+    long = (
+        'tasks: list = ["ag", "yelp", "dbpedia"]  '
+        "# a help text that papermill reads from the end of its line"
+    )
     cells = [
         nbformat.v4.new_code_cell(long, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(

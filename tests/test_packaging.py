@@ -61,7 +61,8 @@ def imports(path):
 
 def test_what_is_imported_is_declared():
     """Some come with what is pinned: tokenizers, threadpoolctl (scikit-learn), pyarrow and
-    huggingface_hub (datasets), nbclient (papermill), psutil (ipykernel), packaging (transformers)."""
+    huggingface_hub (datasets), nbclient (papermill), psutil (ipykernel), packaging
+    (transformers)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
     declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
         "mergelib",
@@ -100,7 +101,10 @@ def test_the_core_imports_without_datasets_and_papermill():
 
 def test_names_of_errors_come_without_torch():
     """Refusals of the command line must not wait for torch."""
-    code = "import sys; import mergelib, mergelib.core.errors, mergelib.core.paths, mergelib.run.cli; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; import mergelib, mergelib.core.errors, mergelib.core.paths, mergelib.run.cli; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

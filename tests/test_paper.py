@@ -82,8 +82,8 @@ def test_without_network_the_hub_is_named(tmp_path):
     with pytest.raises(OfflineError):
         Study("paper", store=Store(tmp_path)).tasks  # noqa: B018
     with pytest.raises(OfflineError, match=r"eurosat.*data fetch"):
-        eurosat = {"tasks.names": ["eurosat"]}
-        Study("paper", variant="vision_a", overrides=eurosat, store=Store(tmp_path)).tasks  # noqa: B018
+        one = {"tasks.names": ["eurosat"]}
+        Study("paper", variant="vision_a", overrides=one, store=Store(tmp_path)).tasks  # noqa: B018
     with pytest.raises(MergelibError, match="google-t5/t5-large"):
         Study("paper", variant="t5_b", overrides=SMALL, store=Store(tmp_path)).encoder  # noqa: B018
 

@@ -43,7 +43,10 @@ for end in ("pdf", "png", "csv"):
     (folder / f"{NAME}.{end}").write_text(f"{n}")
 (folder / f"{NAME}.json").write_text(json.dumps({"claims": {"C1": "reproduced"}}))
 """
-SLEEP = 'import os, pathlib, time\npathlib.Path(os.environ["PID_FILE"]).write_text(str(os.getpid()))\ntime.sleep(600)'
+SLEEP = (
+    "import os, pathlib, time\n"
+    'pathlib.Path(os.environ["PID_FILE"]).write_text(str(os.getpid()))\ntime.sleep(600)'
+)
 
 
 def item_of(root, name, *cells):
@@ -241,10 +244,12 @@ from pathlib import Path
 from mergelib.core import paths
 from mergelib.run import runner
 from mergelib.run.cli import build_parser, main
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: a shell's background job starts with it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  \
+# as in a terminal: a shell's background job starts with it ignored
 root = Path(sys.argv[1])
 paths.root = lambda: root
-runner.manifest = lambda: (runner.Item("sleepy", "Item", "A title", "mine"), runner.Item("later", "Item", "A title", "mine"))
+runner.manifest = lambda: (runner.Item("sleepy", "Item", "A title", "mine"), \
+runner.Item("later", "Item", "A title", "mine"))
 sys.exit(main(["run", "--profile", "quick", "--jobs", "1"]))
 """
 

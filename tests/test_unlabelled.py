@@ -155,7 +155,10 @@ def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes():
         study = SimpleNamespace(
             tasks=tasks, share_counts=lambda t: {2.5: 50}, profile=SimpleNamespace(judged=True)
         )
-        accuracy = lambda m, p, k=None, **_: torch.full((11,), 60.0 if p == "current" else 68.0)  # noqa: E731
+
+        def accuracy(m, p, k=None, **_):
+            return torch.full((11,), 60.0 if p == "current" else 68.0)
+
         bootstrap = claims.Bootstrap.__new__(claims.Bootstrap)
         bootstrap.study, bootstrap.accuracy = study, accuracy
         return claims.judge(study, ["PA.2-share"], bootstrap=bootstrap)[0]

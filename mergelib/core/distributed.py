@@ -39,8 +39,8 @@ def share_of_batch(batch_size: int) -> int:
     if rest or not share:
         raise ConfigError(
             f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: "
-            f"start torchrun with a number of "
-            "processes that divides it, or change fine_tuning.batch_size."
+            "start torchrun with a number of processes that divides it, "
+            "or change fine_tuning.batch_size."
         )
     return share
 
@@ -62,8 +62,8 @@ def _control_group() -> Any:
     dist = torch.distributed
     if not (dist.is_available() and dist.is_gloo_available()):
         raise ConfigError(
-            "This build of torch has no torch.distributed with gloo; start mergelib without "
-            "torchrun."
+            "This build of torch has no torch.distributed with gloo; "
+            "start mergelib without torchrun."
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())

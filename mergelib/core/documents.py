@@ -72,8 +72,8 @@ def parse_yaml(text: str, where: str) -> Any:
             return None
         if _values(node, {}) > MAX_NODES:
             raise ValueError(
-                f"its aliases (*name) expand to more than {MAX_NODES:,} values, or to themselves; "
-                "write the values out"
+                f"its aliases (*name) expand to more than {MAX_NODES:,} values, "
+                "or to themselves; write the values out"
             )
         return loader.construct_document(node)
     except Exception as error:  # PyYAML's constructors raise half a dozen kinds

@@ -11,8 +11,8 @@ from pathlib import Path
 from .errors import StoreError
 
 REMEDY = (
-    "Free space, or choose a folder that you can write to: MERGELIB_OUTPUT moves figures/ "
-    "and build/."
+    "Free space, or choose a folder that you can write to: "
+    "MERGELIB_OUTPUT moves figures/ and build/."
 )
 
 

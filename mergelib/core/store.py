@@ -31,8 +31,8 @@ DIGEST = re.compile("[0-9a-f]{64}")
 TENSORS, META = "tensors.safetensors", "meta.json"
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 REMEDY = (
-    "Free space, or set MERGELIB_STORE to a folder that you can write to; artifacts already "
-    "written are kept."
+    "Free space, or set MERGELIB_STORE to a folder that you can write to; "
+    "artifacts already written are kept."
 )
 
 
@@ -84,9 +84,8 @@ def readable(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreError(
-            f"Cannot read {path}: {error}. Nothing was removed: make it readable, remove it, or "
-            f"set MERGELIB_STORE to another "
-            "folder."
+            f"Cannot read {path}: {error}. Nothing was removed: make it readable, "
+            "remove it, or set MERGELIB_STORE to another folder."
         ) from error
 
 
@@ -232,8 +231,8 @@ class Store:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError as error:
             raise StoreError(
-                f"Cannot remove {path}: {error}. Remove it by hand, or set MERGELIB_STORE to "
-                f"another folder."
+                f"Cannot remove {path}: {error}. Remove it by hand, "
+                "or set MERGELIB_STORE to another folder."
             ) from error
 
     def _meta(self, folder: Path) -> dict[str, Any] | None:

@@ -106,8 +106,8 @@ class Split:
             )
         if len(self.inputs) != len(self.labels):
             raise DataError(
-                f"{len(self.inputs)} inputs but {len(self.labels)} labels; give one label per "
-                f"input."
+                f"{len(self.inputs)} inputs but {len(self.labels)} labels; "
+                "give one label per input."
             )
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class Task:
         if self.n_classes < 2:
             raise DataError(
                 f"Task '{self.name}' has {self.n_classes} class; there is nothing to classify. "
-                f"Give rows of at least two."
+                "Give rows of at least two."
             )
         for split_name in ("train", "validation", "test"):
             labels = getattr(self, split_name).labels
@@ -165,16 +165,16 @@ class Task:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.n_classes:
                 raise DataError(
-                    f"Task '{self.name}': label {low if low < 0 else high} (0-based) in "
-                    f"{split_name} is outside "
-                    f"0..{self.n_classes - 1}; it has {self.n_classes} classes."
+                    f"Task '{self.name}': label {low if low < 0 else high} "
+                    f"(0-based) in {split_name} is outside 0..{self.n_classes - 1}; "
+                    f"it has {self.n_classes} classes."
                 )
         missing = sorted(set(range(self.n_classes)) - set(self.train.labels.tolist()))
         if missing:
             names = ", ".join(f"{c} ({self.label_names[c]})" for c in missing[:5])
             raise DataError(
-                f"Task '{self.name}': no training sample for class {names}; add some or drop the "
-                f"class."
+                f"Task '{self.name}': no training sample for class {names}; "
+                "add some or drop the class."
             )
         self._check_overlap()
 
@@ -195,8 +195,8 @@ class Task:
         learned = {*seen(self.train), *seen(self.validation)}
         known = sum(x in learned for x in seen(self.test))
         said = (
-            f"Task '{self.name}': {known} of {len(self.test)} test rows are also training or "
-            "validation rows"
+            f"Task '{self.name}': {known} of {len(self.test)} test rows "
+            "are also training or validation rows"
         )
         if known == len(self.test):
             raise DataError(f"{said}; test on rows that were not trained on.")

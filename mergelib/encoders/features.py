@@ -75,8 +75,8 @@ def extract_prepared(
         )
     order = sorted(range(len(prepared)), key=lambda i: (encoder.length(prepared[i]), i))
     with within_memory(
-        f"The encoder's weights do not fit into the memory of {device}: free some of it, or take "
-        "device 'cpu'."
+        f"The encoder's weights do not fit into the memory of {device}: "
+        "free some of it, or take device 'cpu'."
     ):
         if precision == "bf16_weights":
             model = copy.deepcopy(model).to(torch.bfloat16)

@@ -66,8 +66,8 @@ class ImageEncoder:
             object.__setattr__(self, "pooling", known[0])
         if self.pooling not in known:
             raise ConfigError(
-                f"pooling '{self.pooling}' does not fit {self.config.model_type}; choose from "
-                f"{', '.join(known)}."
+                f"pooling '{self.pooling}' does not fit {self.config.model_type}; "
+                f"choose from {', '.join(known)}."
             )
 
     @property
@@ -126,8 +126,7 @@ class ImageEncoder:
             )
             raise DataError(
                 f"'{self.source}' encodes images as torch.uint8 [N, 3, {self.size}, {self.size}], "
-                f"not {given}; resize and "
-                "convert them first."
+                f"not {given}; resize and convert them first."
             )
         return inputs
 

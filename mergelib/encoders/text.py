@@ -250,6 +250,6 @@ def load_base(
     if apart:
         raise StateDictError(
             f"'{base}': {', '.join(apart)} differs from {tied[apart[0]]}, to which it should be "
-            f"tied; a merge would have to drop one. Save the model again with tied weights."
+            "tied; a merge would have to drop one. Save the model again with tied weights."
         )
     return encoder, {k: found[k].detach().clone() for k in wanted}

@@ -240,8 +240,8 @@ def targets(teacher: str, corpus: tuple[str, ...], device: torch.device) -> Tens
         except OfflineError as error:
             raise OfflineError(
                 f"This recipe's f_b is not shipped, and its teacher cannot be loaded: {error} "
-                f"Keep encoder and its pretraining unchanged, or set encoder.pretraining.teacher "
-                f"to '' to pre-train f_b without a teacher."
+                "Keep encoder and its pretraining unchanged, or set encoder.pretraining.teacher "
+                "to '' to pre-train f_b without a teacher."
             ) from error
     return sentence_vectors(encoder, module, corpus, device=device)
 

@@ -149,10 +149,10 @@ def check_words(task: Task, captions: Sequence[str]) -> None:
     unknown = sorted(set(words) - set(words_by_frequency(captions)))
     if unknown:
         raise DataError(
-            f"Task '{task.name}': no caption contains the words {', '.join(unknown[:5])} of its "
-            f"class names; its zero-shot head would be noise. Use class names made of the words "
-            f"{', '.join(sorted(captions))}; or a profile with a published CLIP, or trained heads "
-            f"(variant 'vit')."
+            f"Task '{task.name}': no caption contains the words {', '.join(unknown[:5])} "
+            "of its class names; its zero-shot head would be noise. "
+            f"Use class names made of the words {', '.join(sorted(captions))}; "
+            "or a profile with a published CLIP, or trained heads (variant 'vit')."
         )
 
 

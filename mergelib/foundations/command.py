@@ -125,8 +125,8 @@ def command(args: argparse.Namespace) -> int:
         path = pretrain(name, plan[name], args.teacher)
         known = shipped.sidecar(name)
         print(
-            f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, probe {known['probe_mean']}, "
-            f"{known['minutes']} min",
+            f"{path.name}: {path.stat().st_size / 1e6:.2f} MB, "
+            f"probe {known['probe_mean']}, {known['minutes']} min",
             flush=True,
         )
     return 0

@@ -46,7 +46,7 @@ def kept(profile: Profile, base: Foundation) -> dict[str, torch.Tensor]:
     config, fresh = base.encoder.config, profile.encoder.pretraining.fresh_layers
     if config.model_type != "bert":
         raise ConfigError(
-            f"Masked language modelling (Table 3, Figure 4, Extension 3) goes on from a BERT; "
+            "Masked language modelling (Table 3, Figure 4, Extension 3) goes on from a BERT; "
             f"{profile.encoder.base} is of type '{config.model_type}'. Give a BERT as --base."
         )
     if fresh > config.num_hidden_layers:

@@ -78,9 +78,8 @@ def read(name: str) -> Artifact:
     content = (FOLDER / f"{name}.safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != known["sha256"]:
         raise StoreError(
-            f"mergelib/foundations/{name}.safetensors is damaged: its sha256 differs from the "
-            f"sidecar's. "
-            f"Restore it with `git checkout mergelib/foundations`."
+            f"mergelib/foundations/{name}.safetensors is damaged: its sha256 differs "
+            "from the sidecar's. Restore it with `git checkout mergelib/foundations`."
         )
     return Artifact({n: t.float() for n, t in load(content).items()}, known["info"])
 

@@ -47,9 +47,8 @@ def vit_config(profile: Profile) -> Any:
     shape = profile.encoder
     if shape.image_size % shape.patch_size or shape.width % shape.heads:
         raise ConfigError(
-            f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, and "
-            f"{shape.heads} heads must divide a "
-            f"width of {shape.width}."
+            f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, "
+            f"and {shape.heads} heads must divide a width of {shape.width}."
         )
     return ViTConfig(
         hidden_size=shape.width,
@@ -186,8 +185,8 @@ def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation
 
 def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
     raise ConfigError(
-        f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; leave the base model "
-        "out."
+        f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; "
+        "leave the base model out."
     )
 
 

@@ -118,9 +118,8 @@ def check_names(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         raise StateDictError(
-            f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. Give the whole "
-            "folder of a CLIP of the "
-            "same architecture."
+            f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. "
+            "Give the whole folder of a CLIP of the same architecture."
         )
 
 
@@ -135,8 +134,8 @@ def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, 
     ]
     if odd:
         raise StateDictError(
-            f"'{parent.name}' is of another size: {'; '.join(odd)}. Give a model of the same "
-            "architecture."
+            f"'{parent.name}' is of another size: {'; '.join(odd)}. "
+            "Give a model of the same architecture."
         )
     return {n: parent.weights.tensor(raw).to(torch.float32).clone() for n, raw in names.items()}
 
@@ -154,8 +153,8 @@ def load_clip(source: str | Parent) -> ClipParts:
     parent = open_parent(source)
     if parent.config.model_type != "clip":
         raise ConfigError(
-            f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; its heads "
-            "could not be made."
+            f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; "
+            "its heads could not be made."
         )
     with quiet():
         model = transformers.CLIPModel(parent.config).float().eval()
@@ -177,13 +176,13 @@ def _encoder(parent: Parent, vision_config: Any, projection_dim: int) -> ImageEn
         mean, std = (tuple(float(x) for x in said[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"'{parent.name}': preprocessor_config.json names no image_mean and image_std "
-            f"({error!r})."
+            f"'{parent.name}': preprocessor_config.json names no image_mean "
+            f"and image_std ({error!r})."
         ) from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ConfigError(
-            f"'{parent.name}': image_mean and image_std need three values each, std above 0; given "
-            f"{mean} and {std}."
+            f"'{parent.name}': image_mean and image_std need three values each, "
+            f"std above 0; given {mean} and {std}."
         )
     config = copy.deepcopy(vision_config)
     # The projection belongs to the whole model; a tower's own config may hold another number and
@@ -198,7 +197,6 @@ def _tokenizer(parent: Parent) -> Tokenize:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"'{parent.name}': its tokenizer cannot be loaded "
-            f"({str(error).splitlines()[0][:200]}); copy the whole "
-            "folder."
+            f"({str(error).splitlines()[0][:200]}); copy the whole folder."
         ) from error
     return as_batches(tokenizer, parent.config.text_config.max_position_embeddings)

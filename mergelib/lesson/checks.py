@@ -58,8 +58,8 @@ def _number(
     if not math.isfinite(answer):
         return Feedback(
             False,
-            f"{answer} is not a finite number: you may have divided by zero or used a "
-            f"value that was never set.",
+            f"{answer} is not a finite number: you may have divided by zero "
+            "or used a value that was never set.",
         )
     if abs(answer - right) <= tolerance:
         return Feedback(True, well)
@@ -71,7 +71,7 @@ def _number(
     return Feedback(
         False,
         f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and this "
-        f"check does not recognise the mistake.",
+        "check does not recognise the mistake.",
     )
 
 
@@ -126,19 +126,19 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
             ),
             (
                 head,
-                f"That is the angle of the old classifier: f_{task}, and W_{task} with it, stand "
-                f"there, seen from f_b. You turned the features, "
+                f"That is the angle of the old classifier: f_{task}, "
+                f"and W_{task} with it, stand there, seen from f_b. You turned the features, "
                 "not W: subtract it from the angle of f_m.",
             ),
             (
                 merged,
-                f"That is f_m seen from f_b. W_{task} does not stand at f_b; it stands where "
-                f"f_{task} does.",
+                f"That is f_m seen from f_b. W_{task} does not stand at f_b; "
+                f"it stands where f_{task} does.",
             ),
             (
                 -between,
-                "That is the whole angle between the two experts. With lambda 1/2 the merge lies "
-                "half-way between them.",
+                "That is the whole angle between the two experts. "
+                "With lambda 1/2 the merge lies half-way between them.",
             ),
             (
                 between,
@@ -148,14 +148,14 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
             (math.radians(right), "That looks like radians; the sliders are in degrees."),
             (
                 0.0,
-                "The clouds have moved in the picture: no turn would leave every one of them on "
-                "its own marker.",
+                "The clouds have moved in the picture: "
+                "no turn would leave every one of them on its own marker.",
             ),
         ],
         tolerance=2.5,
         unit="degrees",
-        well=f"f_m's outputs are turned by {right:.0f} degrees, and W_{task} has not moved with "
-        f"them.",
+        well=f"f_m's outputs are turned by {right:.0f} degrees, "
+        f"and W_{task} has not moved with them.",
     )
 
 
@@ -170,15 +170,15 @@ def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
         [
             (
                 360 / n_classes,
-                f"That is the distance from one of {n_classes} classes to the next. Turned so "
-                f"far, every cloud sits on its neighbour's marker: "
-                "all are wrong. Half of a cloud is across the line when its centre is on the line.",
+                f"That is the distance from one of {n_classes} classes to the next. "
+                "Turned so far, every cloud sits on its neighbour's marker: all are wrong. "
+                "Half of a cloud is across the line when its centre is on the line.",
             ),
             (180 / other, f"That is for {other} classes. How many does task {task} have?"),
             (
                 360 / other,
                 f"That is the distance between {other} classes. How many does task {task} have, "
-                f"and where is the line between two?",
+                "and where is the line between two?",
             ),
             (
                 2 * right + TURN_B,
@@ -197,7 +197,7 @@ def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
         tolerance=1.5,
         unit="degrees",
         well=f"The line between two classes lies {right:.0f} degrees from each. The more "
-        f"classes, the less turn it takes.",
+        "classes, the less turn it takes.",
     )
 
 
@@ -225,16 +225,16 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     if tuple(answer.shape) == tuple(old.T.shape):
         return Feedback(
             False,
-            f"The shape {list(answer.shape)} is W' transposed; its rows are the classes: "
-            f"{list(old.shape)}.",
+            f"The shape {list(answer.shape)} is W' transposed; "
+            f"its rows are the classes: {list(old.shape)}.",
         )
     if tuple(answer.shape) == (2, 2):
         return Feedback(False, "A 2 x 2 matrix turns things; apply it to the rows of W.")
     if tuple(answer.shape) != tuple(old.shape):
         return Feedback(
             False,
-            f"Shape {list(answer.shape)}; W' has a row per class and a column per feature: "
-            f"{list(old.shape)}.",
+            f"Shape {list(answer.shape)}; W' has a row per class "
+            f"and a column per feature: {list(old.shape)}.",
         )
     answer = answer.detach().to(old.dtype)
     if not answer.isfinite().all():
@@ -245,21 +245,20 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
         return Feedback(
             True,
             f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % "
-            f"equal), from a turn alone. No label, no training.",
+            "equal), from a turn alone. No label, no training.",
         )
     delta, done = turned_by(z, z_t), turned_by(answer, old)
     if torch.allclose(answer, old, atol=1e-4):
         return Feedback(
             False,
-            f"That is W_{task} itself: Current Eval. The features are turned against it by "
-            f"{delta:.0f} degrees.",
+            f"That is W_{task} itself: Current Eval. "
+            f"The features are turned against it by {delta:.0f} degrees.",
         )
     if abs(done + delta) <= 2.5:
         return Feedback(
             False,
-            f"You turned W against the features: it stands at {done:.0f} degrees, the features "
-            f"at {delta:.0f}, so they are twice as far apart "
-            "as before. Rows turn as x @ turn(a).T.",
+            f"You turned W against the features: it stands at {done:.0f} degrees, the features at "
+            f"{delta:.0f}, so they are twice as far apart as before. Rows turn as x @ turn(a).T.",
         )
     for shift in range(1, len(old)):
         if (
@@ -267,8 +266,8 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
         ).double().mean().item() >= 0.99:
             return Feedback(
                 False,
-                "The directions are right, but the rows are in another order: row c belongs to "
-                "class c.",
+                "The directions are right, but the rows are in another order: "
+                "row c belongs to class c.",
             )
     return Feedback(
         False,
@@ -297,14 +296,13 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
             (each.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
             (
                 right / s.shape[-1],
-                f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over "
-                f"classes and a mean over inputs "
-                "(torch's kl_div needs reduction='batchmean').",
+                f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over classes "
+                "and a mean over inputs (torch's kl_div needs reduction='batchmean').",
             ),
             (
                 (s.exp() * (s - t)).sum(-1).mean().item(),
-                "That is KL(student || teacher). The teacher's probabilities do the weighting: "
-                "KL(teacher || student).",
+                "That is KL(student || teacher). "
+                "The teacher's probabilities do the weighting: KL(teacher || student).",
             ),
             (-right, "Only the sign is wrong: log teacher minus log student."),
             (
@@ -360,8 +358,8 @@ def check_prediction(summary: pd.DataFrame, method: str, k: int, answer: float |
         tolerance=3.0,
         unit="percent",
         well=f"{new:.1f}, where Current Eval says {old:.1f} and the fine-tuned models {top:.1f}. "
-        f"What came back was misaligned; a linear classifier cannot recover the rest from so few "
-        f"inputs.",
+        "What came back was misaligned; "
+        "a linear classifier cannot recover the rest from so few inputs.",
     )
 
 

@@ -151,8 +151,8 @@ def alt(scores: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     cells = scores.set_index(["task", "method"]).accuracy
     said = [
-        f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} (expert "
-        f"{cells[t, EXPERT]:.1f})"
+        f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} "
+        f"(expert {cells[t, EXPERT]:.1f})"
         for t in dict.fromkeys(scores.task)
     ]
     title = "Accuracy in percent of the merged encoder with the old and with the re-aligned head"
@@ -209,8 +209,8 @@ def provenance(study: Study, merged: Merged, k: int) -> Styler:
         "parts": merged.record["parts"],
         "re-aligned with": f"{k} unlabelled texts per class, one draw",
         "device": study.device.type,
-        "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, {p.threads} "
-        f"threads",
+        "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, "
+        f"{p.threads} threads",
         "versions": versions(),
     }
     return show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))

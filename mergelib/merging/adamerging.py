@@ -53,9 +53,8 @@ def learn_coefficients(
     """
     if steps < 0 or batch_size < 1 or not lr > 0:
         raise ConfigError(
-            f"AdaMerging: steps must be at least 0, batch_size at least 1 and lr above 0; not "
-            f"{steps}, "
-            f"{batch_size}, {lr}."
+            "AdaMerging: steps must be at least 0, batch_size at least 1 and lr above 0; "
+            f"not {steps}, {batch_size}, {lr}."
         )
     coefficients = torch.full(
         (len(vectors), 1 if per == "task" else len(vectors[0])),

@@ -74,9 +74,8 @@ def fisher_merging(
     """
     if n_examples < 1 or not floor > 0:
         raise ConfigError(
-            f"Fisher Merging: n_examples must be at least 1 and floor above 0, not {n_examples} "
-            f"and "
-            f"{floor}."
+            "Fisher Merging: n_examples must be at least 1 and floor above 0, "
+            f"not {n_examples} and {floor}."
         )
     weighted, weights = {}, {}
     fishers = fisher_diagonals(base, experts, context, n_examples)

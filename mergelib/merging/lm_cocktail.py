@@ -55,8 +55,8 @@ def lm_cocktail(
     """
     if not temperature > 0 or shots < 1:
         raise ConfigError(
-            f"LM-Cocktail: temperature must be above 0 and shots at least 1, not {temperature} and "
-            f"{shots}."
+            "LM-Cocktail: temperature must be above 0 and shots at least 1, "
+            f"not {temperature} and {shots}."
         )
     merged = []
     for t in range(len(experts)):

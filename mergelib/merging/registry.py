@@ -123,8 +123,8 @@ class Method:
             return given
         if context is None:
             raise ConfigError(
-                f"Method '{self.name}' needs {' and '.join(self.needs)}; give a Context as the "
-                "third argument."
+                f"Method '{self.name}' needs {' and '.join(self.needs)}; "
+                "give a Context as the third argument."
             )
         context.check(self.name, self.needs, len(experts))
         return (*given, context)

@@ -43,7 +43,7 @@ def for_each_linear_input(
     if not {*names.values()} & {*state}:
         raise ConfigError(
             f"a {type(context.inner).__name__} has no nn.Linear among the weights that are merged "
-            f"(GPT-2 has Conv1D); use a method that does not need one."
+            "(GPT-2 has Conv1D); use a method that does not need one."
         )
     real = None
 

@@ -63,7 +63,7 @@ def check_like(
     if bad := not_finite(state):
         raise StateDictError(
             f"{who} holds NaN or inf in {first_five(sorted(bad))}. Training diverged, a file is "
-            f"damaged, or an option is too large."
+            "damaged, or an option is too large."
         )
 
 

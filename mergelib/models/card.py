@@ -157,9 +157,9 @@ def several(
             f"model = load({next(iter(labels))!r})",
             "```",
             "",
-            "`python load_merged.py TASK OUT` writes an ordinary single-task folder. With "
-            "mergelib, `python -m mergelib predict --model THIS_FOLDER --inputs FILE` lets all "
-            "heads answer.",
+            "`python load_merged.py TASK OUT` writes an ordinary single-task folder. "
+            "With mergelib, `python -m mergelib predict --model THIS_FOLDER "
+            "--inputs FILE` lets all heads answer.",
             "",
             LICENCE,
             "",

@@ -264,12 +264,12 @@ def _rows(
         if name != HELD_OUT and len(rows) < len(split):
             warn(
                 f"'{task}': {len(split) - len(rows)} of {len(split)} {name} rows also serve for "
-                f"alignment or test; they are left out."
+                "alignment or test; they are left out."
             )
         if not rows:
             raise DataError(
                 f"'{task}' has no {name} rows beside the {len(fit)} inputs that re-align its head; "
-                f"give more, or a smaller k."
+                "give more, or a smaller k."
             )
         order = uniform_order(len(rows), min(limit or len(rows), len(rows)), seed)
         kept[name] = split.subset(torch.tensor(rows)[order])
@@ -335,8 +335,8 @@ class Cells:
         method, given = METHODS[model], {task: rows.fit for task, rows in self.rows.items()}
         if method.needs and ("labels" in method.needs or not all(given.values())):
             raise ConfigError(
-                f"{method.label} needs {' and '.join(method.needs)}; a comparison has k unlabelled "
-                f"inputs per class for it."
+                f"{method.label} needs {' and '.join(method.needs)}; "
+                "a comparison has k unlabelled inputs per class for it."
             )
         return given if method.needs else {}
 

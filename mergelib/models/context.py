@@ -61,9 +61,9 @@ def read_inputs(
             check_single(e.config, e.name, method.label)
         if e.plan.converted:
             raise ConfigError(
-                f"transformers rearranges the weights of a {e.model_class.__name__} when it loads "
-                f"them, so {method.label} cannot run what it merges; use a method that needs "
-                f"nothing but weights."
+                f"transformers rearranges the weights of a {e.model_class.__name__} "
+                f"when it loads them, so {method.label} cannot run what it merges; "
+                "use a method that needs nothing but weights."
             )
         data = inputs[e.name]
         read.append(

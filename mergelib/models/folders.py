@@ -28,7 +28,7 @@ def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
         if source.exists() and (target == source.resolve() or target in source.resolve().parents):
             raise ConfigError(
                 f"'{target}' is or contains an input ('{given}'), which writing there would "
-                f"delete; choose another place."
+                "delete; choose another place."
             )
 
 
@@ -45,8 +45,8 @@ def _resolved(given: str | os.PathLike) -> Path:
         ) from error
     if len(os.fsencode(target.name)) > 2 * MAX_NAME:
         raise ConfigError(
-            f"'{shortened(target.name)}' is too long for the name of a file or folder; choose a "
-            "shorter one."
+            f"'{shortened(target.name)}' is too long for the name of a file "
+            "or folder; choose a shorter one."
         )
     return target
 
@@ -76,8 +76,8 @@ def free_folder(
         if foreign:
             raise ConfigError(
                 f"'{folder}' holds {first_five(foreign)}, which mergelib did not write or which "
-                f"has changed since; mergelib overwrites only its own files. Choose another "
-                f"folder, or empty this one yourself."
+                "has changed since; mergelib overwrites only its own files. Choose another "
+                "folder, or empty this one yourself."
             )
     return target
 
@@ -247,8 +247,8 @@ def free_file(
         and re.fullmatch(rb"\d+ [0-9a-f]{64}", record.read_bytes())
     ):
         raise ConfigError(
-            f"'{file}' needs '{record.name}' beside it, and mergelib did not write what is there; "
-            "choose another name."
+            f"'{file}' needs '{record.name}' beside it, "
+            "and mergelib did not write what is there; choose another name."
         )
     if target.exists():
         ours = False

@@ -79,8 +79,8 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     processor = classifier.processor
     if processor is None:
         raise DataError(
-            f"'{classifier.head.task}' has no tokenizer or image processor in its folder; give "
-            f"processor=."
+            f"'{classifier.head.task}' has no tokenizer or image processor "
+            "in its folder; give processor=."
         )
     if classifier.is_image:
         return list(enumerate(inputs))
@@ -96,9 +96,9 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     if highest >= rows:
         token = processor.convert_ids_to_tokens([highest])[0]
         raise DataError(
-            f"The tokenizer of '{classifier.head.task}' gives {token!r} the id {highest}, but the "
-            f"model's embedding has {rows} rows. Use the tokenizer that the model was fine-tuned "
-            f"with."
+            f"The tokenizer of '{classifier.head.task}' gives {token!r} the id {highest}, "
+            f"but the model's embedding has {rows} rows. "
+            "Use the tokenizer that the model was fine-tuned with."
         )
     return [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
@@ -143,9 +143,9 @@ def collated(classifier: Classifier, items: Sequence[Any]) -> dict[str, Tensor]:
     if processor.pad_token is None:
         raise DataError(
             f"The tokenizer of '{classifier.head.task}' has no padding token, which a batch of "
-            f"texts with different lengths needs. Name one in its tokenizer_config.json "
-            f"(pad_token) or in config.json (pad_token_id), or use a batch size of 1 "
-            f"(batch_size=1, --batch-size 1)."
+            "texts with different lengths needs. Name one in its tokenizer_config.json "
+            "(pad_token) or in config.json (pad_token_id), or use a batch size of 1 "
+            "(batch_size=1, --batch-size 1)."
         )
     return dict(processor.pad(batch, return_tensors="pt"))
 
@@ -218,13 +218,13 @@ def features(
                 raise
             raise DataError(
                 f"The model of '{task}' does not accept its inputs ({first_line(error)}). Are "
-                f"they too long (--max-length), too many at once (--batch-size 1), or of another "
-                f"kind than the model was trained on?"
+                "they too long (--max-length), too many at once (--batch-size 1), or of another "
+                "kind than the model was trained on?"
             ) from error
         if feature.shape != (len(rows), z.shape[1]):
             raise ConfigError(
                 f"'{module}' of '{task}' is not applied exactly once, to one feature per input; "
-                f"name the last linear layer with head=."
+                "name the last linear layer with head=."
             )
         z[rows] = feature.float().cpu()
         through = model.get_submodule(module)(feature)
@@ -233,8 +233,8 @@ def features(
         ):
             raise ConfigError(
                 f"The logits of '{task}' are not what '{module}' computes from the feature of an "
-                f"input (or of its last token); name the last linear layer with head=, and check "
-                f"that config.json's pad_token_id is the tokenizer's."
+                "input (or of its last token); name the last linear layer with head=, and check "
+                "that config.json's pad_token_id is the tokenizer's."
             )
     return z
 
@@ -263,9 +263,9 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
             config = held.config
         if held is not None and held.labels != expert.head.labels:
             raise ConfigError(
-                f"The merged model's head for '{task}' has the labels {few(held.labels)}, the "
-                f"expert {few(expert.head.labels)}. Give the expert that this head comes from, "
-                f"or another task name."
+                f"The merged model's head for '{task}' has the labels {few(held.labels)}, "
+                f"the expert {few(expert.head.labels)}. "
+                "Give the expert that this head comes from, or another task name."
             )
         encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
         processor = merged.processors.get(task, merged.processor)
@@ -364,7 +364,7 @@ def align_classifier(
     if len(inputs) < n_classes:
         warn(
             f"'{task}': {len(inputs)} inputs for {n_classes} classes; at least one class is "
-            f"unseen. The paper uses about five per class."
+            "unseen. The paper uses about five per class."
         )
     options = {"device": device, "batch_size": batch_size, "max_length": max_length}
     z_m, z_t = (
@@ -644,7 +644,7 @@ def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
     if n:
         warn(
             f"'{name}': {n} of {len(scored)} scored inputs are also in the data to draw from "
-            f"(fit); their accuracy is not a test."
+            "(fit); their accuracy is not a test."
         )
 
 

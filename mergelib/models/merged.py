@@ -58,7 +58,7 @@ class TaskHead:
         if bad:
             raise StateDictError(
                 f"'{parent.name}' holds NaN or inf in {bad[0]}. Its training diverged or its file "
-                f"is damaged; create it again."
+                "is damaged; create it again."
             )
         return cls(
             parent.name,

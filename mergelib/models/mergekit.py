@@ -63,8 +63,8 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     if name == "linear":
         if not normalize and abs(weight * n - 1) > 1e-6:
             raise _refusal(
-                "linear without normalize and with weights that do not sum to 1 scales the model, "
-                "which is not supported."
+                "linear without normalize and with weights that do not sum to 1 "
+                "scales the model, which is not supported."
             )
         if len(experts) < len(models):
             raise _refusal("linear includes the base, too; here only experts are averaged.")
@@ -77,8 +77,8 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
             "combine": "mean" if normalize else "sum",
         }
         notes += [
-            "the kept fraction is that of the whole encoder at once (mergekit trims each tensor "
-            "by itself)",
+            "the kept fraction is that of the whole encoder at once "
+            "(mergekit trims each tensor by itself)",
             "a column that sums to exactly 0 takes the network's overall sign (mergekit: plus)",
         ]
     recipe = {
@@ -127,8 +127,8 @@ def _same(each: list[dict[str, Any]], name: str, why: str) -> float:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, list | dict):
         raise _refusal(
-            f"'{name}' must be a single number; gradients and filters by layer have no "
-            f"counterpart here."
+            f"'{name}' must be a single number; "
+            "gradients and filters by layer have no counterpart here."
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _refusal(f"'{name}' must be a number, not {shortened(repr(value))}.")

@@ -140,8 +140,8 @@ def merge(
     reader = Reader(list(zip(parents, sources, strict=False)), lender, pick_device(device))
     if not reader.floats:
         raise StateDictError(
-            f"The encoder of '{lender[0].name}' has no floating-point tensors; there is nothing "
-            "to merge."
+            f"The encoder of '{lender[0].name}' has no floating-point tensors; "
+            "there is nothing to merge."
         )
     dtype = dtype or DTYPE_NAMES[lender[0].weights.dtypes[lender[1][reader.floats[0]]]]
     if dtype not in DTYPES:
@@ -234,8 +234,8 @@ def _sources(
             if not torch.equal(parent.weights.tensor(source[n]), first.weights.tensor(n)):
                 raise StateDictError(
                     f"'{parent.name}' and '{first.name}' differ in {n}, which is not a weight but "
-                    f"measured from data (such as BatchNorm's running statistics), so that it "
-                    f"would not fit the merged weights. Merge models without such layers."
+                    "measured from data (such as BatchNorm's running statistics), so that it "
+                    "would not fit the merged weights. Merge models without such layers."
                 )
     return [{n: source[n] for n in names} for source in sources]
 
@@ -285,7 +285,7 @@ class Reader:
                 if not self._checked and not all_finite(piece):
                     raise StateDictError(
                         f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
-                        f"diverged or its file is damaged; create it again."
+                        "diverged or its file is damaged; create it again."
                     )
                 flat.append(piece)
             yield flat[0], flat[1:]
@@ -313,8 +313,8 @@ class Reader:
         out = {n: parent.weights.tensor(r).clone() for n, r in source.items() if n not in floats}
         if not can_stream(method):
             warn(
-                f"{method.label} has no streaming form: base and {len(self.experts)} experts are "
-                f"loaded completely."
+                f"{method.label} has no streaming form: "
+                f"base and {len(self.experts)} experts are loaded completely."
             )
             names = places or {n: n for n in self.floats}
             base, *experts = (
@@ -342,7 +342,7 @@ def _finite(name: str, merged: Tensor) -> Tensor:
     dtype's range is too small for the weights."""
     if not all_finite(merged):
         raise StateDictError(
-            f"The merge has NaN or inf in {shortened(name)}. Use a smaller lambda, or dtype "
-            f"float32 or bfloat16."
+            f"The merge has NaN or inf in {shortened(name)}. "
+            "Use a smaller lambda, or dtype float32 or bfloat16."
         )
     return merged

@@ -97,8 +97,8 @@ class Weights:
         for name in self.files:
             if not (folder / name).is_file():
                 raise ConfigError(
-                    f"'{folder.name}' lacks {name}, which its index names; copy the complete "
-                    f"folder."
+                    f"'{folder.name}' lacks {name}, which its index names; "
+                    "copy the complete folder."
                 )
             if name.endswith(".safetensors"):
                 self._where |= dict.fromkeys(self._handle(name).keys(), name)
@@ -113,7 +113,7 @@ class Weights:
                 if index.is_file():
                     warn(
                         f"'{self.folder.name}' holds {name} and {index.name}; the first is read, "
-                        f"as transformers does. Remove the outdated one."
+                        "as transformers does. Remove the outdated one."
                     )
                 return [name]
             if index.is_file():
@@ -147,9 +147,9 @@ class Weights:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:  # torch raises many kinds, the unpickler's own among them
             raise UnsafeFileError(
-                f"'{self.folder.name}': {path.name} is a pickle that holds more than plain "
-                f"tensors, or is damaged. It was not run. Convert it to safetensors on a machine "
-                f"where you trust it."
+                f"'{self.folder.name}': {path.name} is a pickle that holds more "
+                "than plain tensors, or is damaged. It was not run. "
+                "Convert it to safetensors on a machine where you trust it."
             ) from error
         if not isinstance(state, dict) or not all(
             isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
@@ -159,8 +159,8 @@ class Weights:
         if odd is not None:
             raise StateDictError(
                 f"'{self.folder.name}': tensor {shortened(odd)} of {path.name} is sparse, "
-                "quantised, without data or larger than its data. Save the model again as "
-                "safetensors."
+                "quantised, without data or larger than its data. "
+                "Save the model again as safetensors."
             )
         return state
 
@@ -267,8 +267,8 @@ class Parent:
         if content.get("quantization_config"):
             raise ConfigError(
                 f"'{self.name}' is quantised (config.json: quantization_config): quantised codes "
-                f"cannot be averaged. Give the model in float32, float16 or bfloat16 "
-                f"(transformers: model.dequantize().save_pretrained(FOLDER))."
+                "cannot be averaged. Give the model in float32, float16 or bfloat16 "
+                "(transformers: model.dequantize().save_pretrained(FOLDER))."
             )
         if content.get("transformers_weights"):
             raise ConfigError(
@@ -303,8 +303,8 @@ class Parent:
         if not named.endswith(CLASSIFIERS) or not hasattr(transformers, named):
             raise ConfigError(
                 f"'{self.name}' is a {shortened(named)}, not a ...ForSequenceClassification or "
-                f"...ForImageClassification. Experts are fine-tuned classifiers; a model without "
-                f"a head can only serve as the base."
+                "...ForImageClassification. Experts are fine-tuned classifiers; a model without "
+                "a head can only serve as the base."
             )
         return getattr(transformers, named)
 
@@ -325,18 +325,18 @@ class Parent:
             if places:
                 raise StateDictError(
                     f"'{self.name}': {files} {what} {first_five(places)} of a {kind} with its "
-                    f"configuration. Copy the complete folder, or save the model again."
+                    "configuration. Copy the complete folder, or save the model again."
                 )
         if loaded.foreign:
             raise StateDictError(
                 f"'{self.name}': {files} holds {first_five(loaded.foreign)}, which layers of a "
                 f"{kind} do not use: is this a quantised model, or an adapter that is not merged? "
-                f"Save the plain model (dequantize(), merge_and_unload())."
+                "Save the plain model (dequantize(), merge_and_unload())."
             )
         if loaded.unused:
             warn(
                 f"'{self.name}': {files} holds {first_five(loaded.unused)}, which a {kind} does "
-                f"not load; it is ignored, as in transformers."
+                "not load; it is ignored, as in transformers."
             )
         return loaded
 
@@ -350,8 +350,8 @@ class Parent:
         if codes:
             raise StateDictError(
                 f"'{self.name}': {first_five(codes)} of {first_five(self.weights.files)} is "
-                f"stored as integers, but the model has weights there: a quantised model. Save it "
-                f"in float32, float16 or bfloat16."
+                "stored as integers, but the model has weights there: a quantised model. Save it "
+                "in float32, float16 or bfloat16."
             )
         return loaded.with_ties(lambda a, b: torch.equal(*map(self.weights.tensor, (a, b))))
 
@@ -412,8 +412,8 @@ def _with_adapter(parent: Parent) -> Parent:
     except ImportError as error:
         raise ConfigError(
             f"'{name}' is an adapter ({ADAPTER}), which peft merges into its base: pip install "
-            f"'mergelib[lora]'. Or merge it yourself, and give that folder "
-            f"(model.merge_and_unload().save_pretrained(FOLDER))."
+            "'mergelib[lora]'. Or merge it yourself, and give that folder "
+            "(model.merge_and_unload().save_pretrained(FOLDER))."
         ) from error
     said = read_json(folder / ADAPTER, ADAPTER)
     of, revision = said.get("base_model_name_or_path"), said.get("revision")
@@ -446,15 +446,15 @@ def _with_adapter(parent: Parent) -> Parent:
             if gaps:
                 raise StateDictError(
                     f"'{name}' is an adapter without {first_five(gaps)}, which '{base.source}' "
-                    f"lacks, too. Save the head with the adapter (modules_to_save)."
+                    "lacks, too. Save the head with the adapter (modules_to_save)."
                 )
             found = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, StateDictError):
             raise
         raise ConfigError(
-            f"'{name}' is an adapter that peft cannot merge into '{base.source}' "
-            f"({first_line(error)})."
+            f"'{name}' is an adapter that peft cannot merge "
+            f"into '{base.source}' ({first_line(error)})."
         ) from error
     found = replace(open_parent(found, name), source=parent.source)
     lender = folder if any((folder / n).is_file() for n in PROCESSOR_FILES) else base.folder
@@ -510,7 +510,7 @@ def open_parent(source: Any, name: str = "") -> Parent:
         except Exception as error:  # weights that are quantised, or offloaded
             raise ConfigError(
                 f"'{name or type(source).__name__}' cannot be saved ({first_line(error)}); a "
-                f"model that is quantised or without data cannot be merged."
+                "model that is quantised or without data cannot be merged."
             ) from error
         said = Path(str(getattr(source.config, "_name_or_path", ""))).name
         return Parent(
@@ -518,8 +518,8 @@ def open_parent(source: Any, name: str = "") -> Parent:
         )
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(
-            "A model must be a hub id, a folder or a loaded transformers model, not "
-            f"{type(source).__name__}."
+            "A model must be a hub id, a folder or a loaded transformers model, "
+            f"not {type(source).__name__}."
         )
     if not str(source).strip():
         raise ConfigError("A model's name is empty; give a hub id or a folder.")

@@ -99,8 +99,8 @@ def find_parts(
         inside = [n for n in rest if n in in_model] or rest
     if not inside:
         raise ConfigError(
-            f"'{expert.name}': no tensor matches encoder={list(encoder)}. It has "
-            f"{first_five(rest)}."
+            f"'{expert.name}': no tensor matches encoder={list(encoder)}. "
+            f"It has {first_five(rest)}."
         )
     if base is not None:
         begun = base.plan_as(expert.model_class, expert.config)
@@ -115,9 +115,9 @@ def find_parts(
         ]
         if missing:
             raise StateDictError(
-                f"The base '{base.name}' lacks {first_five(missing)} of the expert "
-                f"'{expert.name}', or has other shapes. Give the model that the expert was "
-                "fine-tuned from."
+                f"The base '{base.name}' lacks {first_five(missing)} "
+                f"of the expert '{expert.name}', or has other shapes. "
+                "Give the model that the expert was fine-tuned from."
             )
         inside = [n for n in inside if n in known]
     return Parts(tuple(inside), tuple(n for n in rest if n not in set(inside)), head, linear)

@@ -149,9 +149,8 @@ class Plan:
         if renamed and (self.converted or other.converted):
             raise StateDictError(
                 f"{shortened(renamed)} and {shortened(names[renamed])} are the same weights, "
-                f"stored in different arrangements. Load both models with one version of "
-                f"transformers and save "
-                "them again."
+                "stored in different arrangements. Load both models with one version "
+                "of transformers and save them again."
             )
         return names
 
@@ -176,8 +175,8 @@ def plan(model_class: Any, config: Any, layout: Layout) -> Plan:
     layers = getattr(config, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > len(layout):
         raise StateDictError(
-            f"The configuration announces {layers} layers, but there are only {len(layout)} "
-            f"tensors."
+            f"The configuration announces {layers} layers, "
+            f"but there are only {len(layout)} tensors."
         )
     whole = json.dumps(config.to_dict() | {"id2label": None, "label2id": None}, default=str)
     return _plan(model_class, whole, config.num_labels, _Unhashed(config), layout)

@@ -68,8 +68,8 @@ class MergeRecipe(ScoringRecipe):
     validation: Names = Field({}, description="task=FILE with labels, for --lam auto")
     inputs: Names = Field(
         {},
-        description="task=FILE of inputs, for --lam auto (unlabelled) and for methods that need "
-        "more than weights",
+        description="task=FILE of inputs, for --lam auto (unlabelled) "
+        "and for methods that need more than weights",
     )
     k: int = Field(
         0,
@@ -80,8 +80,8 @@ class MergeRecipe(ScoringRecipe):
     seed: int = Field(0, description="of that draw")
     encoder: list[str] = Field(
         [],
-        description="patterns for the encoder's tensors, for example 'bert.*' (default: those "
-        "that the base has)",
+        description="patterns for the encoder's tensors, for example 'bert.*' "
+        "(default: those that the base has)",
     )
     head: str = Field(
         "", description="name of the last linear layer (default: from the architecture)"
@@ -123,9 +123,8 @@ class EvaluateRecipe(ScoringRecipe):
         description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"
     )
     data: Names = Field(
-        description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one "
-        "folder "
-        "of images per class",
+        description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, "
+        "or a folder with one folder of images per class",
         min_length=1,
     )
     protocols: list[str] = Field(
@@ -170,8 +169,8 @@ class PredictRecipe(ReadingRecipe):
         description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"
     )
     inputs: str = Field(
-        description="FILE: .txt (a text per line), a table (.csv, .tsv, .jsonl, .parquet) or a "
-        "folder of images"
+        description="FILE: .txt (a text per line), a table (.csv, .tsv, .jsonl, .parquet) "
+        "or a folder of images"
     )
     tasks: list[str] = Field([], description="heads to ask (default: all)")
     top: int = Field(1, ge=1, description="how many classes of each input, best first")
@@ -296,7 +295,7 @@ def build(
         if beside is not None:
             raise ConfigError(
                 f"recipe: '{shortened(beside)}' stands outside the section '{command}'; move it "
-                f"into the section, or use no sections."
+                "into the section, or use no sections."
             )
         content = section
     if command == "merge" and "merge_method" in content:

@@ -57,8 +57,8 @@ def check_finite(names: Iterable[str]) -> None:
     """Raises ``DataError`` if there are sites whose activations are not finite."""
     if bad := list(names):
         raise DataError(
-            f"Activations at {first_five(bad)} are not finite; the encoder's weights or these "
-            "inputs are damaged."
+            f"Activations at {first_five(bad)} are not finite; "
+            "the encoder's weights or these inputs are damaged."
         )
 
 
@@ -168,8 +168,8 @@ def _mean_over_live(merged: Tensor, expert: Tensor, site: str) -> Tensor:
     alive = expert > EPS
     if not alive.any(-1).all():
         raise DataError(
-            f"No channel of the expert varies at {site}, so there is no variance to compare with; "
-            f"use other inputs."
+            f"No channel of the expert varies at {site}, "
+            "so there is no variance to compare with; use other inputs."
         )
     return torch.where(alive, merged / expert, 0.0).sum(-1) / alive.sum(-1)
 

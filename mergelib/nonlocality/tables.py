@@ -206,6 +206,6 @@ def alt_samples(frame: pd.DataFrame) -> str:
         )
     method = short_label(frame.method.iloc[0])
     return (
-        f"Average accuracy in percent of non-local {method} against unlabelled inputs: "
-        f"{'; '.join(parts)}."
+        f"Average accuracy in percent of non-local {method} against "
+        f"unlabelled inputs: {'; '.join(parts)}."
     )

@@ -91,8 +91,8 @@ class TaskSettings(_Section):
                 or len(name.encode(errors="replace")) > MAX_NAME
             ):
                 raise ValueError(
-                    f"names: '{shortened(name)}' is not a plain name of at most {MAX_NAME} "
-                    f"characters"
+                    f"names: '{shortened(name)}' is not a plain name "
+                    f"of at most {MAX_NAME} characters"
                 )
             known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
             if self.source != "local" and name not in known:
@@ -292,8 +292,8 @@ class Profile(_Section):
     def _one_modality(self):
         if (self.tasks.modality == "image") != (self.encoder.kind in IMAGE_KINDS):
             raise ValueError(
-                f"tasks.modality, encoder.kind: a {self.encoder.kind} does not encode "
-                f"{self.tasks.modality}s"
+                f"tasks.modality, encoder.kind: a {self.encoder.kind} "
+                f"does not encode {self.tasks.modality}s"
             )
         return self
 
@@ -301,8 +301,8 @@ class Profile(_Section):
     def _published(self):
         if self.experts == "released" and (self.encoder.kind != "bert" or not self.encoder.base):
             raise ValueError(
-                "experts: the released ones are BERTs and need encoder.base, the model that they "
-                "were fine-tuned from"
+                "experts: the released ones are BERTs and need encoder.base, "
+                "the model that they were fine-tuned from"
             )
         return self
 
@@ -419,8 +419,8 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
     for dotted, value in (overrides or {}).items():
         if not isinstance(dotted, str):
             raise ConfigError(
-                f"overrides: {shortened(dotted)} is not a key; write texts such as "
-                f"'fine_tuning.steps'."
+                f"overrides: {shortened(dotted)} is not a key; "
+                "write texts such as 'fine_tuning.steps'."
             )
         *path, last = dotted.split(".")
         here = raw
@@ -430,8 +430,8 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
                 raise ConfigError(
-                    f"overrides: '{dotted}' lies in '{part}', which another override set to "
-                    f"{shortened(here)}."
+                    f"overrides: '{dotted}' lies in '{part}', "
+                    f"which another override set to {shortened(here)}."
                 )
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)

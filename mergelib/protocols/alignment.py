@@ -102,8 +102,8 @@ def aligned_predictions(features: Tensor, head: Head, mapping: AffineMap) -> Ten
 def _check(X: Tensor, Y: Tensor) -> None:
     if X.dim() != 3 or X.shape != Y.shape:
         raise DataError(
-            f"X and Y are the same inputs' outputs [B, n, d]; got {list(X.shape)} and "
-            f"{list(Y.shape)}."
+            "X and Y are the same inputs' outputs [B, n, d]; "
+            f"got {list(X.shape)} and {list(Y.shape)}."
         )
     if not X.shape[1]:
         raise DataError("A map cannot be fitted to 0 inputs; give at least one.")
@@ -180,8 +180,8 @@ def fit_closed_form(X: Tensor, Y: Tensor, rung: str, *, ridge: float | None = No
         ridge = 1e-2 if X.shape[1] < 2 * X.shape[2] and spec.constraint != "diagonal" else 1e-6
     if not ridge > 0:
         raise ConfigError(
-            f"ridge = {ridge}: must be positive, or directions without data have no answer; try "
-            "1e-6."
+            f"ridge = {ridge}: must be positive, or directions without data "
+            "have no answer; try 1e-6."
         )
     x, y = _wide(X), _wide(Y)
     mean_x, mean_y = (z.mean(-2, keepdim=True) * spec.shift for z in (x, y))
@@ -261,8 +261,8 @@ def fit_l1(
     if exact and not orthogonal:
         known = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
         raise ConfigError(
-            f"exact=True keeps A orthogonal, which does not apply to rung '{rung}'; use it with "
-            f"{known}."
+            "exact=True keeps A orthogonal, which does not apply "
+            f"to rung '{rung}'; use it with {known}."
         )
     n_fits, n, d = X.shape
     unit = X.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)

@@ -23,7 +23,7 @@ def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> T
         if len(members) < k_max:
             raise DataError(
                 f"k = {k_max} is larger than class {c}, which has {len(members)} samples to draw "
-                f"from. Use a smaller k or a larger pool."
+                "from. Use a smaller k or a larger pool."
             )
         # One generator per (seed, class): adding a class does not change the other classes' draws.
         generator = torch.Generator().manual_seed(1_000_003 * seed + c)
@@ -39,8 +39,8 @@ def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
     """
     if n_rows < n_draw:
         raise DataError(
-            f"{n_draw} rows requested, but only {n_rows} to draw from. Use a smaller k or a "
-            f"larger pool."
+            f"{n_draw} rows requested, but only {n_rows} to draw from. "
+            "Use a smaller k or a larger pool."
         )
     return torch.randperm(
         n_rows, generator=torch.Generator().manual_seed(1_000_003 * seed + 999_983)

@@ -154,8 +154,8 @@ def nested_fits(
     """
     if not ks or min(ks) < 1 or max(ks) > features.shape[2]:
         raise DataError(
-            f"ks are {list(ks)}; give numbers of rows between 1 and the {features.shape[2]} "
-            "that there are."
+            f"ks are {list(ks)}; give numbers of rows between 1 "
+            f"and the {features.shape[2]} that there are."
         )
     # Longest first: whatever a fit needs, earlier fits need, too.
     longest_first = sorted(set(ks), reverse=True)

@@ -53,7 +53,7 @@ def before_run(profile: str, repositories: Sequence[Repository]) -> bool:
         if code == 1 and not any(map(cached_files, repositories)):
             raise OfflineError(
                 f"Nothing that profile '{profile}' needs from the hub is on this machine. Connect "
-                f"once (HF_HUB_OFFLINE unset) and run this again, or `python -m mergelib data "
+                "once (HF_HUB_OFFLINE unset) and run this again, or `python -m mergelib data "
                 f"fetch --profile {profile}`. Local files are given with --text-dir FOLDER, "
                 "--image-dir FOLDER and --base FOLDER."
             )

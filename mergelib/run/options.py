@@ -42,8 +42,8 @@ def parse_overrides(text: str) -> dict[str, Any]:
     overrides = parse_json(text, f"--overrides {shortened(text)} ({example})")
     if not isinstance(overrides, dict):
         raise ConfigError(
-            f"--overrides {shortened(text)}: this must be an object of dotted profile values; "
-            f"{example}."
+            f"--overrides {shortened(text)}: this must be an object "
+            f"of dotted profile values; {example}."
         )
     return overrides
 

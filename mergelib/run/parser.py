@@ -85,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--publish",
         action="store_true",
-        help="for maintainers: refresh the committed notebooks, the report and the README; after "
-        "a cold run, the minutes",
+        help="for maintainers: refresh the committed notebooks, the report and the README; "
+        "after a cold run, the minutes",
     )
     run.add_argument(
         "--html",
@@ -106,8 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     train = command(
         "train",
         "run.torchrun:command_train",
-        help="pre-train or load f_b and fine-tune experts; under torchrun by several processes "
-        "together",
+        help="pre-train or load f_b and fine-tune experts; "
+        "under torchrun by several processes together",
     )
     _study(train)
     _one_study(train)
@@ -123,8 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
     units.add_argument(
         "--zoo",
         action="store_true",
-        help="also merge and score every method of the zoo where no notebook of the profile "
-        "shows them",
+        help="also merge and score every method of the zoo where no notebook "
+        "of the profile shows them",
     )
     units.add_argument(
         "--out", default="", metavar="FILE", help="where to write them; the terminal by default"
@@ -149,8 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
         "data",
         "run.data:command_data",
         help="downloads from the Hugging Face hub: list, fetch ahead, check",
-        description="list: source, revision, files, licence, citation (unverified: nobody has "
-        "checked), cached or not. fetch: download, verify, complete the lock file. "
+        description="list: source, revision, files, licence, citation (unverified: "
+        "nobody has checked), cached or not. fetch: download, verify, complete the lock file. "
         "check: compare cached files with the hashes that the hub listed, without network.",
     )
     data.add_argument("action", choices=["list", "fetch", "check"], help="see above")
@@ -166,8 +166,8 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = command(
         "doctor",
         "run.doctor:command_doctor",
-        help="versions, device, memory, disk, what is cached, which notebooks run here and how "
-        "long",
+        help="versions, device, memory, disk, what is cached, "
+        "which notebooks run here and how long",
     )
     doctor.add_argument("--profile", default="", help="one profile only; all by default")
     doctor.add_argument(

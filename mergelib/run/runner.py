@@ -107,8 +107,7 @@ def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
             where = [p for p in profile_names() if not lacking(item, p)]
             raise ConfigError(
                 f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; "
-                f"it runs in {', '.join(where)}. "
-                f"With this profile go: --only {' '.join(able)}."
+                f"it runs in {', '.join(where)}. With this profile go: --only {' '.join(able)}."
             )
 
 
@@ -424,9 +423,9 @@ def check_before(
                 continue
             if not (folder := getattr(loaded.tasks, place)):
                 raise ConfigError(
-                    f"Profile '{profile}' reads local files for {item.id}: give "
-                    f"--{place.replace('_', '-')} FOLDER with {layout}, or choose other notebooks "
-                    "with --only."
+                    f"Profile '{profile}' reads local files for {item.id}: "
+                    f"give --{place.replace('_', '-')} FOLDER with {layout}, "
+                    "or choose other notebooks with --only."
                 )
             for name, split in product(loaded.tasks.names, ("train", "test")):
                 find(user_path(folder) / name, split)

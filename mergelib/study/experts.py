@@ -45,8 +45,8 @@ def _base_key(study: Study) -> dict[str, Any]:
     settings, recipe = study.profile.encoder, recipe_of(study.profile)
     if settings.pretraining is None or recipe.corpus not in ("", study.profile.tasks.source):
         raise ConfigError(
-            f"Profile '{study.profile.name}' has no base model: give --base with a hub id or "
-            f"folder."
+            f"Profile '{study.profile.name}' has no base model: "
+            "give --base with a hub id or folder."
         )
     return training_key(study, recipe.step, settings.pretraining) | recipe.key(
         study.profile, list(study.tasks.values())
@@ -78,8 +78,8 @@ def foundation(study: Study) -> Foundation:
             # the shares of a masked or contrastive batch do not add up to the batch's gradient
             if distributed.world_size() > 1:
                 raise ConfigError(
-                    f"f_b is pre-trained by one process: run `{_train_command(study, [BASE])}` "
-                    f"first, without torchrun."
+                    "f_b is pre-trained by one process: "
+                    f"run `{_train_command(study, [BASE])}` first, without torchrun."
                 )
             return recipe.make(profile, tasks, study.device, study.store.scratch(recipe.step, key))
 
@@ -162,8 +162,8 @@ def train(study: Study, name: str) -> Path:
     in the same order."""
     if study.profile.experts == "released" and name != MULTI_TASK:
         raise ConfigError(
-            f"f_t of {name} is a released checkpoint; there is nothing to train. Set experts "
-            f"to trained to fine-tune it here."
+            f"f_t of {name} is a released checkpoint; there is nothing to train. "
+            "Set experts to trained to fine-tune it here."
         )
     trained(study, name)
     step, _, key = _training(study, name)

@@ -127,8 +127,8 @@ def fit_of(
     elif encoder not in REFERENCES and (encoder, task) not in study._adopted:
         if mark and not (get_method(name).is_random and seed.isdecimal()):
             raise ConfigError(
-                f"'{encoder}': # must be followed by a seed, an integer, and go with a random "
-                f"method."
+                f"'{encoder}': # must be followed by a seed, "
+                "an integer, and go with a random method."
             )
         get_method(name)
     if not known.few_shot:

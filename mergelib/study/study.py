@@ -44,16 +44,15 @@ def _check_tasks(tasks: Any, profile: Profile) -> None:
     modality, size = profile.tasks.modality, profile.encoder.image_size
     if not isinstance(tasks, dict) or not tasks:
         raise ConfigError(
-            f"tasks is a dict of at least one task, {{'tickets': mergelib.task('tickets', "
-            f"...)}}, not "
-            f"{shortened(type(tasks).__name__)}{' without any' * (tasks == {})}."
+            "tasks is a dict of at least one task, {'tickets': mergelib.task('tickets', ...)}, "
+            f"not {shortened(type(tasks).__name__)}{' without any' * (tasks == {})}."
         )
     for name, task in tasks.items():
         where = f"tasks['{shortened(name)}']"
         if not isinstance(task, Task):
             raise ConfigError(
-                f"{where} is {type(task).__name__}, not a Task; create it with mergelib.task or "
-                f"mergelib.image_task."
+                f"{where} is {type(task).__name__}, not a Task; "
+                "create it with mergelib.task or mergelib.image_task."
             )
         if name != task.name:
             raise ConfigError(f"{where} is the task '{task.name}'; the key must be its name.")
@@ -149,9 +148,9 @@ class Study:
     def __repr__(self) -> str:
         p = self.profile
         return (
-            f"Study(profile='{p.name}', base model: {p.backbone}, tasks: "
-            f"{', '.join(p.tasks.names)}, "
-            f"methods: {', '.join(self.methods)}, device: {self.device.type})"
+            f"Study(profile='{p.name}', base model: {p.backbone}, "
+            f"tasks: {', '.join(p.tasks.names)}, methods: {', '.join(self.methods)}, "
+            f"device: {self.device.type})"
         )
 
     def __dir__(self) -> list[str]:

@@ -190,8 +190,8 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
     lines += ["### What the controls add", "", *_leaks(fitted)]
     check = chance_check(permuted, chance).passes
     lines.append(
-        f"- **Permuted teacher.** {check.sum()} of {len(check)} ladder fits end within 3 points of "
-        f"chance ({chance:.1f} %)."
+        f"- **Permuted teacher.** {check.sum()} of {len(check)} ladder fits end within 3 points "
+        f"of chance ({chance:.1f} %)."
     )
     return "\n".join(lines)
 

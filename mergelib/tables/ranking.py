@@ -172,11 +172,11 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
         )
     below = fine_tuned - means.ft_classifier[last]
     return (
-        f"{head} Between the best and the worst of {len(means)} methods lie "
-        f"{spread.current:.1f} points under Current Eval and {spread.ft_classifier:.1f} "
-        f"under FT-Classifier Eval; the best is {below:.1f} points below the fine-tuned models. "
+        f"{head} Between the best and the worst of {len(means)} methods lie {spread.current:.1f} "
+        f"points under Current Eval and {spread.ft_classifier:.1f} under FT-Classifier Eval; "
+        f"the best is {below:.1f} points below the fine-tuned models. "
         f"Kendall's tau of the two rankings is {tau.tau:.2f} [{tau.low:.2f}, {tau.high:.2f}]. "
-        f"Of {len(pairs)} pairs of methods {counts.same} keep a clear order, {counts.reversed} "
-        f"turn around, {counts.lost} are clear under Current Eval alone, {counts.gained} under "
-        f"FT-Classifier Eval alone, and {counts.open} under neither."
+        f"Of {len(pairs)} pairs of methods {counts.same} keep a clear order, "
+        f"{counts.reversed} turn around, {counts.lost} are clear under Current Eval alone, "
+        f"{counts.gained} under FT-Classifier Eval alone, and {counts.open} under neither."
     )

@@ -43,7 +43,7 @@ def build_task(
     if not is_whole(n_validation) or n_validation < 1:
         raise DataError(
             f"Task '{name}': n_validation is {n_validation!r}; lambda is chosen on validation "
-            f"rows, so cut at least one."
+            "rows, so cut at least one."
         )
     if len(train) <= n_validation:
         raise DataError(

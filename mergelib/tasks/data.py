@@ -140,8 +140,8 @@ def read_file(
     if kind == ".parquet" and found.is_file():
         return _parquet(found, is_image=is_image, **options)
     raise DataError(
-        f"'{path}' holds no {'labelled ' if labelled else ''}inputs that can be read: "
-        f"{wanted} is read."
+        f"'{path}' holds no {'labelled ' if labelled else ''}inputs "
+        f"that can be read: {wanted} is read."
     )
 
 
@@ -180,8 +180,8 @@ def _lines(f: TextIO, path: Path) -> Iterator[str]:
             )
         if total > most:
             raise DataError(
-                f"{path}: expands to more than {MAX_GROWTH} times its size; unpack it and check "
-                f"its contents."
+                f"{path}: expands to more than {MAX_GROWTH} times its size; "
+                "unpack it and check its contents."
             )
         yield line.lstrip(MARK)
 
@@ -196,7 +196,7 @@ def _text_lines(path: Path) -> Rows:
             if "\r" in text:
                 raise DataError(
                     f"{path}, line {i}: a carriage return within a line; save the file with "
-                    f"lines that end in a line feed."
+                    "lines that end in a line feed."
                 )
             if text.strip():
                 texts.append(text)
@@ -343,7 +343,7 @@ def _places(
             return width - 1, 0 if labelled else None, None, None
         raise DataError(
             f"{where}: {width} columns; name the text column with --text-column (counted from 0). "
-            f"Columns are separated by commas, in a .tsv by tabs."
+            "Columns are separated by commas, in a .tsv by tabs."
         )
     first = int(labelled)
     if not str(text_column).isdigit() or not first <= int(text_column) < width:
@@ -404,8 +404,8 @@ def _images(folder: Path) -> list[Path]:
             found.append(path)
         elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
             raise DataError(
-                f"{path}: supported image formats are {', '.join(sorted(IMAGE_SUFFIXES))}; "
-                f"convert it."
+                f"{path}: supported image formats are "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}; convert it."
             )
     return found
 
@@ -422,8 +422,8 @@ def _image_folder(folder: Path, labelled: bool) -> Rows:
     if loose or not found:
         raise DataError(
             f"'{folder}' holds "
-            f"{f'{loose} images in no folder of a class' if loose else 'no images'}"
-            "; labelled inputs are images in one folder per class."
+            f"{f'{loose} images in no folder of a class' if loose else 'no images'}; "
+            "labelled inputs are images in one folder per class."
         )
     labels = [label for _, label in found]
     if all(t.isascii() and t.isdigit() for t in labels) and len(set(map(int, labels))) == len(

@@ -197,8 +197,8 @@ def opened(path: Path) -> Iterator[Any]:
     # ValueError: a schema whose names are not UTF-8
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(
-            f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); write it again "
-            f"with datasets."
+            f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); "
+            "write it again with datasets."
         ) from error
 
 
@@ -217,14 +217,14 @@ def _labels_and_names(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
         kind = schema.field("label").type
         if not pa.types.is_integer(kind):
             raise DataError(
-                f"{path}: column 'label' is {kind}; number the classes from 0 and store their "
-                "names as a ClassLabel."
+                f"{path}: column 'label' is {kind}; number the classes from 0 "
+                "and store their names as a ClassLabel."
             )
         n = file.metadata.num_rows
         if not 0 < n <= MAX_ROWS:
             raise DataError(
-                f"{path}: {f'more than {MAX_ROWS:,}' if n else 'no'} rows; keep those that are "
-                "needed."
+                f"{path}: {f'more than {MAX_ROWS:,}' if n else 'no'} rows; "
+                "keep those that are needed."
             )
         names = label_names(schema, path)
         column = file.read(columns=["label"]).column("label")
@@ -249,16 +249,16 @@ def label_names(schema: pa.Schema, path: Path, column: str = "label") -> tuple[s
         names = json.loads(raw)["info"]["features"][column].get("names")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: its 'huggingface' metadata cannot be read ({error!r}); write the file "
-            f"again with datasets."
+            f"{path}: its 'huggingface' metadata cannot be read ({error!r}); "
+            "write the file again with datasets."
         ) from error
     if names is None:
         return ()
     texts = isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
     if not texts or not names or len(set(names)) < len(names):
         raise DataError(
-            f"{path}: its label names are {str(names)[:80]}; a list of different, non-empty "
-            f"texts is needed."
+            f"{path}: its label names are {str(names)[:80]}; "
+            "a list of different, non-empty texts is needed."
         )
     return tuple(names)
 

@@ -76,14 +76,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise StateDictError(
-            f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); fetch it "
-            "again."
+            f"{path.name} is damaged ({shortened(str(error) or type(error).__name__)}); "
+            "fetch it again."
         ) from error
     except Exception as error:  # raised by the unpickler, which refuses anything but tensors
         raise UnsafeFileError(
             f"{path.name} holds more than plain tensors, or is not a file of torch.save. It was "
-            f"not "
-            f"run. Fetch it again; if that does not help, it is not the published checkpoint."
+            "not run. Fetch it again; if that does not help, it is not the published checkpoint."
         ) from error
     if (
         not isinstance(state, dict)
@@ -126,10 +125,9 @@ def load_checkpoint(path: Path, task: str, base: State, width: int, n_classes: i
     if any(odd.values()):
         said = "; ".join(f"{what}: {first_five(names)}" for what, names in odd.items() if names)
         raise StateDictError(
-            f"{path.name} is not a checkpoint of '{task}' ({n_classes} classes) for this base "
-            f"model. "
-            f"{said}. Names must begin "
-            f"with {ENCODER} or {HEAD}; check the file, the task and the base model."
+            f"{path.name} is not a checkpoint of '{task}' ({n_classes} classes) "
+            f"for this base model. {said}. Names must begin with {ENCODER} or {HEAD}; "
+            "check the file, the task and the base model."
         )
     state = {n: t.float() for n, t in state.items()}
     return Expert(
@@ -172,10 +170,9 @@ def check_label_order(predicted: Tensor, labels: Tensor, task: Task, split: str)
         f"{i + 1} -> {c + 1} ({task.label_names[c]})" for i, c in enumerate(order) if i != c
     )
     raise DataError(
-        f"Task '{task.name}': the checkpoint numbers its classes differently from the data. Of "
-        f"{len(labels)} {split} rows the fine-tuned model "
-        f"gets {as_is:.1f} % right as numbered, {mapped:.1f} % with its class -> the data's class: "
-        f"{moved}. Use the released CSV files, or renumber the labels in yours. (If {mapped:.1f} "
-        f"% is poor, too, then checkpoint, "
+        f"Task '{task.name}': the checkpoint numbers its classes differently from the data. "
+        f"Of {len(labels)} {split} rows the fine-tuned model gets {as_is:.1f} % right as numbered, "
+        f"{mapped:.1f} % with its class -> the data's class: {moved}. Use the released CSV files, "
+        f"or renumber the labels in yours. (If {mapped:.1f} % is poor, too, then checkpoint, "
         "preprocessing or texts do not belong together.)"
     )

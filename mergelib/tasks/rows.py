@@ -356,8 +356,8 @@ def columns_of(
         usual = usual or [i for i in others if str(i) == wanted]
         if not usual:
             raise DataError(
-                f"{where}: --text-column {text_column} does not exist or holds the labels; it has "
-                f"{_listed(names)}."
+                f"{where}: --text-column {text_column} does not exist or holds the labels; "
+                f"it has {_listed(names)}."
             )
     elif len(pairs) == 1:
         usual, second = [plain.index(pairs[0][0])], plain.index(pairs[0][1])
@@ -371,9 +371,9 @@ def columns_of(
         )
     if len(usual) != 1 or (labelled and label is None):
         raise DataError(
-            f"{where}: a data set needs a column {'image' if is_image else 'text'}"
-            f"{' and a column label' if labelled else ''}; it has {_listed(names)}. Rename "
-            "them, or give lists: (data[...], data[...])."
+            f"{where}: a data set needs a column "
+            f"{'image' if is_image else 'text'}{' and a column label' if labelled else ''}; "
+            f"it has {_listed(names)}. Rename them, or give lists: (data[...], data[...])."
         )
     told = next((i for i, name in enumerate(plain) if name in NAMES_OF_NUMBERS), None)
     return usual[0], *((label, told) if labelled else (None, None)), second
@@ -400,8 +400,8 @@ def _values(data: Any, column: Any) -> list[Any]:
     values = data[column]
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
         raise DataError(
-            f"Column '{shortened(str(column))}' is {_kind(values)}; give a list per column, or a "
-            "list of dicts."
+            f"Column '{shortened(str(column))}' is {_kind(values)}; "
+            "give a list per column, or a list of dicts."
         )
     return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
 
@@ -478,8 +478,7 @@ def numbered(
         low, high = min(texts, key=int), max(texts, key=int)
         raise DataError(
             f"{data.where}: numbers from {low} to {high} can count '{owner}'s {n} classes "
-            f"({few(names)}) in two ways, and nothing says which. Write names instead, or say "
-            f"what "
+            f"({few(names)}) in two ways, and nothing says which. Write names instead, or say what "
             "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
         )
     return [readings[0][str(y)] for y in labels]
@@ -505,7 +504,7 @@ def targets(
     if hot:
         raise DataError(
             f"{data.where}: with two classes, [0, 1] can be the classes 0 and 1 or only the "
-            f"second; write the classes' names."
+            "second; write the classes' names."
         )
     at = [i for i, y in enumerate(labels) for _ in y]
     inputs, lines = ([part[i] for i in at if part] for part in (data.inputs, data.lines))
@@ -572,8 +571,8 @@ def named_splits(
     """
     if isinstance(train.inputs[0], Pair):
         raise DataError(
-            f"{train.where}: pairs of texts are for models of your own (merge, align, evaluate); a "
-            f"task has single texts."
+            f"{train.where}: pairs of texts are for models of your own (merge, align, evaluate); "
+            "a task has single texts."
         )
     if names:
         said = {*map(str, train.labels), *map(str, test.labels)}
@@ -597,8 +596,8 @@ def named_splits(
         )
     if isinstance(train.inputs[0], str) and len(known) > len(set(train.inputs)):
         raise DataError(
-            f"{train.where}: {len(known)} classes, more than different inputs; text and label "
-            f"seem to be swapped."
+            f"{train.where}: {len(known)} classes, more than different inputs; "
+            "text and label seem to be swapped."
         )
     names = sorted(known, key=lambda t: (len(t), t) if digits == known else (0, t))
     if train.names:

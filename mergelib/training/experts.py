@@ -112,8 +112,8 @@ def fine_tune(
     bad = not_finite(state)
     if bad:
         raise StateDictError(
-            f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: NaN or inf in {bad[:5]}. "
-            "Lower fine_tuning.lr."
+            f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: "
+            f"NaN or inf in {bad[:5]}. Lower fine_tuning.lr."
         )
     trained = [
         Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads

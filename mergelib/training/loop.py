@@ -147,7 +147,7 @@ def newest_checkpoint(scratch: Path) -> Path | None:
             pass
         warn(
             f"{file.name} is damaged; it is removed, and training resumes from the checkpoint "
-            f"before it, or from the beginning."
+            "before it, or from the beginning."
         )
         file.unlink(missing_ok=True)
     return None

@@ -266,7 +266,10 @@ def start_quick_run(place: Path, only: Sequence[str] = ()) -> int:
     }
     with (place / "said.log").open("ab") as said:
         # A shell's background job starts with SIGINT ignored, and so would this one.
-        starter = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from mergelib.run.cli import main; sys.exit(main(sys.argv[1:]))"
+        starter = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from mergelib.run.cli import main; sys.exit(main(sys.argv[1:]))"
+        )
         return subprocess.Popen(
             [
                 sys.executable,
@@ -328,10 +331,10 @@ def main() -> int:
                 by_cpu=start is start_program,
             )
             print(
-                f"{len(trials)} kills of the {what} "
-                f"({', '.join(f'{n} {s}' for s, n in Counter(t['signal'] for t in trials).items())}): all completed, "
-                f"same CSVs, {sum(t['finished'] for t in trials)} finished artifacts kept, 0 "
-                f"made again, nothing temporary left."
+                f"{len(trials)} kills of the {what} ("
+                f"{', '.join(f'{n} {s}' for s, n in Counter(t['signal'] for t in trials).items())}"
+                f"): all completed, same CSVs, {sum(t['finished'] for t in trials)} finished "
+                "artifacts kept, 0 made again, nothing temporary left."
             )
     return 0
 

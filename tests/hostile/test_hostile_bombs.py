@@ -53,20 +53,31 @@ def whole(path):
     raise MergelibError("damaged")
 
 CASES = {{
-    "header": lambda: tensors("header"), "offsets": lambda: tensors("offsets"), "expanded": lambda: tensors("expanded"),
-    "base": lambda: load_base(str(root / "header"), 16), "store": lambda: whole("store"), "store_nested": lambda: whole("store_nested"),
-    "aliases": lambda: recipes.read_yaml(root / "aliases.yaml"), "merge_keys": lambda: recipes.read_yaml(root / "merge_keys.yaml"),
-    "endless": lambda: recipes.read_yaml("/dev/zero"), "option": lambda: recipes.build("merge", {{"options": {{"lam": bytes_of("aliases.yaml")}}, "method": "ties"}}),
+    "header": lambda: tensors("header"), "offsets": lambda: tensors("offsets"), \
+"expanded": lambda: tensors("expanded"),
+    "base": lambda: load_base(str(root / "header"), 16), "store": lambda: whole("store"), \
+"store_nested": lambda: whole("store_nested"),
+    "aliases": lambda: recipes.read_yaml(root / "aliases.yaml"), \
+"merge_keys": lambda: recipes.read_yaml(root / "merge_keys.yaml"),
+    "endless": lambda: recipes.read_yaml("/dev/zero"), \
+"option": lambda: recipes.build("merge", \
+{{"options": {{"lam": bytes_of("aliases.yaml")}}, "method": "ties"}}),
     "method": lambda: recipes.build("merge", {{"merge_method": unfolding()}}),
     "profile": lambda: parse_profile(documents.parse_yaml(bytes_of("aliases.yaml"), "p"), "p"),
-    "shared": lambda: parse_profile(unfolding(), "p"), "override": lambda: load_profile("quick", {{"tasks.names": unfolding()}}),
-    "parameter": lambda: runner.parse_value("p", "9**9**9", "int"), "repeated": lambda: runner.parse_value("p", "'a' * 10**10", "list"),
-    "csv_line": lambda: data.read_csv(root / "line.csv.gz"), "csv_rows": lambda: data.read_csv(root / "rows.csv.gz"),
+    "shared": lambda: parse_profile(unfolding(), "p"), \
+"override": lambda: load_profile("quick", {{"tasks.names": unfolding()}}),
+    "parameter": lambda: runner.parse_value("p", "9**9**9", "int"), \
+"repeated": lambda: runner.parse_value("p", "'a' * 10**10", "list"),
+    "csv_line": lambda: data.read_csv(root / "line.csv.gz"), \
+"csv_rows": lambda: data.read_csv(root / "rows.csv.gz"),
     "csv_quote": lambda: data.read_csv(root / "quote.csv.gz"),
-    "txt_line": lambda: data.unlabelled(root / "line.txt.gz", False), "json_line": lambda: data.rows_of(root / "line.jsonl.gz"),
+    "txt_line": lambda: data.unlabelled(root / "line.txt.gz", False), \
+"json_line": lambda: data.rows_of(root / "line.jsonl.gz"),
     "parquet_texts": lambda: data.rows_of(root / "texts.parquet"),
-    "parquet_rows": lambda: parquet.read_parquet(root / "rows.parquet", 4), "picture": lambda: parquet.open_image(root / "bomb.png", "bomb.png"),
-    "labels": lambda: parents.Parent("m", "m", root / "labels").config, "lock": lambda: lock.read(root / "lock.json"),
+    "parquet_rows": lambda: parquet.read_parquet(root / "rows.parquet", 4), \
+"picture": lambda: parquet.open_image(root / "bomb.png", "bomb.png"),
+    "labels": lambda: parents.Parent("m", "m", root / "labels").config, \
+"lock": lambda: lock.read(root / "lock.json"),
 }}
 
 def unfolding():

@@ -279,12 +279,16 @@ from mergelib.tables import provenance
 folder, home, tiny = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 named = [f"{t}={home / 'models' / t}" for t in ("ag", "yelp")]
 (home / "ag.txt").write_text("one two\\nthree four\\nfive six\\n")
-assert cli.main(["merge", "--method", "ties", "--base", str(home / "models" / "base"), "--experts", *named, "--single", "--out", str(folder / "merged")]) == 0
-assert cli.main(["align", "--merged", str(folder / "merged"), "--experts", *named, "--inputs", f"ag={home / 'ag.txt'}", "--single", "--out", str(folder / "aligned")]) == 0
-study = Study("quick", overrides=tiny | {"tasks.source": "local", "tasks.text_dir": str(home), "encoder.max_length": 16}, base=str(home / "models" / "base"), device="cpu")
+assert cli.main(["merge", "--method", "ties", "--base", str(home / "models" / "base"), \
+"--experts", *named, "--single", "--out", str(folder / "merged")]) == 0
+assert cli.main(["align", "--merged", str(folder / "merged"), "--experts", *named, \
+"--inputs", f"ag={home / 'ag.txt'}", "--single", "--out", str(folder / "aligned")]) == 0
+study = Study("quick", overrides=tiny | {"tasks.source": "local", "tasks.text_dir": str(home), \
+"encoder.max_length": 16}, base=str(home / "models" / "base"), device="cpu")
 scores = study.scores(["ties"], ["current"])
 figure = matplotlib.pyplot.figure()
-save_files(figure, "one", "quick", alt="A figure that shows nothing at all.", data={"": scores}, sidecar={"overrides": provenance(study).data.to_json()})
+save_files(figure, "one", "quick", alt="A figure that shows nothing at all.", data={"": scores}, \
+sidecar={"overrides": provenance(study).data.to_json()})
 items = (runner.Item("one", "Figure 1", "A title", "mine"),)
 (result,) = runner.Runner("quick").run(items, {"one": {}})
 assert result.ok, result.error
@@ -347,7 +351,8 @@ def test_no_token_and_no_home_gets_into_what_is_written(models, tiny, tmp_path):
 
 
 TOKEN = re.compile(
-    r"\b(hf_[A-Za-z]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY)"
+    r"\b(hf_[A-Za-z]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|AKIA[0-9A-Z]{16}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY)"
 )
 HOME = re.compile(r"(?<![\w.:/-])/(home|Users|root)/[\w.-]+")
 

@@ -65,7 +65,8 @@ import json, sys
 sys.modules["mergelib"] = None  # importing it fails
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer, AutoImageProcessor, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, \
+AutoModelForSequenceClassification, AutoTokenizer, AutoImageProcessor, pipeline
 found = {}
 for kind, folder, tasks, texts in json.loads(sys.argv[1]):
     sys.path.insert(0, folder)
@@ -83,7 +84,8 @@ for kind, folder, tasks, texts in json.loads(sys.argv[1]):
         if texts:
             said = pipeline("text-classification", f"{folder}/tasks/{task}")(texts)
             names = single.config.id2label
-            assert [s["label"] for s in said] == [names[int(i)] for i in found[f"{kind}.{task}.single"].argmax(-1)], said
+            assert [s["label"] for s in said] == [names[int(i)] \
+for i in found[f"{kind}.{task}.single"].argmax(-1)], said
     sys.path.remove(folder)
 save_file(found, sys.argv[2])
 """

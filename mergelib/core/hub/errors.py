@@ -21,8 +21,8 @@ NO_ANSWER = {
     "TransportError": "the hub cannot be reached",
 }
 REFUSED = {
-    "RevisionNotFoundError": "that revision no longer exists; delete its lock entry to use the "
-    "newest",
+    "RevisionNotFoundError": "that revision no longer exists; "
+    "delete its lock entry to use the newest",
     "GatedRepoError": "request access at {card}, then run `hf auth login`",
     "RepositoryNotFoundError": "no such repository, or a private one; see {card}",
     "RemoteEntryNotFoundError": "the hub lists a file that it does not have",
@@ -51,7 +51,7 @@ def translated(
     if any(isinstance(e, OSError) and e.errno in DISK for e in chain):
         return StoreError(
             f"{where} cannot be written to the cache ({said(error)}). Free some space or get "
-            f"write access, or set HF_HOME to another folder."
+            "write access, or set HF_HOME to another folder."
         )
     refused = next((why for kind, why in REFUSED.items() if kind in kinds), "")
     reason = next((why for kind, why in NO_ANSWER.items() if kind in kinds), "")

@@ -34,9 +34,8 @@ def read(path: Path) -> dict[str, dict[str, str]]:
         return entries
     except (ConfigError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} is not a lock file ({shortened(str(error), 200)}). Restore it, or delete it "
-            f"and "
-            "connect once."
+            f"{path} is not a lock file ({shortened(str(error), 200)}). "
+            "Restore it, or delete it and connect once."
         ) from error
 
 
@@ -52,10 +51,9 @@ def locked(repository: Repository) -> str | None:
         return None
     if entry["id"] != repository.id or repository.revision not in (None, entry["revision"]):
         raise DataError(
-            f"'{repository.name}': {path} has {entry['id']} at {entry['revision']}, but "
-            f"{repository.id} is requested at {repository.revision or 'any revision'}. Delete the "
-            f"lock file's "
-            "entry to accept that."
+            f"'{repository.name}': {path} has {entry['id']} at {entry['revision']}, "
+            f"but {repository.id} is requested at {repository.revision or 'any revision'}. "
+            "Delete the lock file's entry to accept that."
         )
     return entry["revision"]
 

@@ -150,9 +150,9 @@ def _files(repository: Repository, commit: str, split: str, listed: Sequence[str
         if mine and all(f.endswith((".parquet", ".csv")) for f in mine):
             return mine
     raise DataError(
-        f"'{repository.name}': {repository.id} at {commit} has no file of {split} in Parquet or "
-        f"uncompressed CSV, the formats of which parts can be read. See {repository.card}, or use "
-        f"a local folder."
+        f"'{repository.name}': {repository.id} at {commit} has no file of {split} "
+        "in Parquet or uncompressed CSV, the formats of which parts can be read. "
+        f"See {repository.card}, or use a local folder."
     )
 
 
@@ -262,7 +262,7 @@ def _blocks(
     if len(files) > 1:
         raise DataError(
             f"'{repository.name}': a split lies in {len(files)} CSV files ({files[0]}, ...), and a "
-            f"sample is read from one. Use a local folder, or set tasks.source to hub."
+            "sample is read from one. Use a local folder, or set tasks.source to hub."
         )
     whole, rows = sizes[files[0]], -(-n // PLACES)
     block = max(BLOCK, rows * LONG_ROW)

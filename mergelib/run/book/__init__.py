@@ -55,8 +55,8 @@ def build_book(profile: str, commands: argparse.ArgumentParser) -> tuple[Path, l
     for name in ("myst_nb", "furo", "bokeh", "sphinx-mathjax-offline"):
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
-                "The book needs more packages: pip install -e '.[book]' (./run_all.sh --html "
-                "does it)."
+                "The book needs more packages: pip install -e '.[book]' "
+                "(./run_all.sh --html does it)."
             )
     from sphinx.application import Sphinx
 
