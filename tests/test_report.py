@@ -89,7 +89,7 @@ def test_claims_with_another_base_stand_side_by_side(folder):
     assert "`one`, a base model: FT-Classifier gives f_b 31.2 points" in page
     assert "`one`, a masked LM: FT-Classifier gives f_b 1.5 points" in page
     assert "merges 0.5 to 8.0" in page
-    assert "verdicts differ in `one` for `P6.4-no-gain`." in page
+    assert "Verdicts differ in `one` for `P6.4-no-gain`." in page
     head = next(line for line in page.splitlines() if line.startswith("| claim"))
     row = next(line for line in page.splitlines() if "`P6.4-no-gain`" in line and "|" in line)
     assert "`one`: a base model" in head and "`one`: a masked LM" in head
