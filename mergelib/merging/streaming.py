@@ -38,6 +38,12 @@ def can_stream(method: Method) -> bool:
     return method.function in STREAMED
 
 
+def carries_faults(method: Method) -> bool:
+    """Whether NaN or inf in what the method uses always shows in the merge: looking at that is
+    enough."""
+    return method.function in (weight_averaging, task_arithmetic)
+
+
 def stream(method: Method, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
     """Yield the merged pieces; invalid options raise as in the method, before anything is read."""
     method.check_options(options)

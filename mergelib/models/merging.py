@@ -17,7 +17,7 @@ from ..core.types import all_finite
 from ..core.version import __version__
 from ..encoders.features import pick_device
 from ..merging import PER_TASK, Context, Method, get_method
-from ..merging.streaming import can_stream, stream
+from ..merging.streaming import can_stream, carries_faults, stream
 from .context import context_of, read_inputs
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
@@ -273,23 +273,23 @@ class Reader:
 
     def pieces(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """theta_b ``[n]`` and the T experts' ``[n]``; the first pass refuses values that are not
-        finite."""
-        for name, start, stop in self.spans():
-            flat = []
-            for parent, source in (self.base, *self.experts):
-                piece = (
-                    parent.weights.tensor(source[name], start, stop)
-                    .to(self.device, torch.float32)
-                    .reshape(-1)
-                )
-                if not self._checked and not all_finite(piece):
-                    raise StateDictError(
-                        f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
-                        "diverged or its file is damaged; create it again."
-                    )
-                flat.append(piece)
-            yield flat[0], flat[1:]
+        finite, unless the merge will show them."""
+        for span in self.spans():
+            base, *experts = self._read(*span, check=not self._checked)
+            yield base, experts
         self._checked = True
+
+    def _read(self, name: str, start: int | None, stop: int | None, *, check: bool) -> list[Tensor]:
+        flat = []
+        for parent, source in (self.base, *self.experts):
+            piece = parent.weights.tensor(source[name], start, stop)
+            flat.append(piece.to(self.device, torch.float32).reshape(-1))
+            if check and not all_finite(flat[-1]):
+                raise StateDictError(
+                    f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
+                    "diverged or its file is damaged; create it again."
+                )
+        return flat
 
     def whole(self, parent: Parent, source: Mapping[str, str]) -> dict[str, Tensor]:
         """All weights of one parent, float32."""
@@ -328,12 +328,15 @@ class Reader:
             ]
         out |= {n: torch.empty(self._shape(n), dtype=dtype) for n in self.floats}
         spans = list(self.spans())
+        self._checked = carries_faults(method)
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(
             progress(spans, desc=f"merge {method.name}") if show else spans, merged, strict=True
         ):
             target = out[name] if start is None else out[name][start:stop]
-            _finite(name, target.copy_(piece.view(target.shape)))
+            if not all_finite(target.copy_(piece.view(target.shape))):
+                self._read(name, start, stop, check=True)  # an input's fault is told first
+                _finite(name, target)
         return [out]
 
 
