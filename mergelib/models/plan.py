@@ -178,7 +178,8 @@ def plan(model_class: Any, config: Any, layout: Layout) -> Plan:
             f"The configuration announces {layers} layers, "
             f"but there are only {len(layout)} tensors."
         )
-    whole = json.dumps(config.to_dict() | {"id2label": None, "label2id": None}, default=str)
+    own = dict.fromkeys(("id2label", "label2id", "_name_or_path"))  # experts differ in these alone
+    whole = json.dumps(config.to_dict() | own, default=str)
     return _plan(model_class, whole, config.num_labels, _Unhashed(config), layout)
 
 
