@@ -69,7 +69,7 @@ for block in re.split(r"(?m)^- ", Path("mergelib/core/manifest.yaml").read_text(
     cells = json.loads(Path(f"notebooks/{item['id']}.ipynb").read_text("utf-8"))["cells"]
     code = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
     named = ", ".join(f"{n.target.id}: {ast.unparse(n.annotation).split('[')[0]}" for n in ast.parse(code).body)
-    took = re.search(rf"\b{profile}: ([\d.]+)", item.get("minutes", ""))
+    took = re.search(rf"\b{re.escape(profile)}: ([\d.]+)", item.get("minutes", ""))
     took = f", {float(took[1]):g} min" if took else ""
     print(f"{item['id']:<24} {item['item']:<10} group {item['group']:<8} {item['title']}{took}\n{'':<24} -p {named}")
 PY

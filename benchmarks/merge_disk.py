@@ -24,8 +24,6 @@ from benchmarks.frame import memory, watched
 
 METHODS = {
     "import only": {},
-    "bare": {},
-    "bare, checked": {},
     "weight_averaging": {},
     "task_arithmetic": {"lam": 0.3},
     "ties": {"lam": 1.0, "keep": 0.2},
@@ -57,25 +55,6 @@ def write_models(folder: Path, n: int) -> int:
     return (folder / "expert0" / "model.safetensors").stat().st_size
 
 
-def bare(folder: Path, n: int, *, check: bool) -> None:
-    """The least that a mean of n experts beside a base takes: map, read, average, write; with
-    ``check`` every number is looked at for NaN and infinity first."""
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    names = ["base", *(f"expert{i}" for i in range(n))]
-    base, *experts = (safe_open(folder / m / "model.safetensors", "pt") for m in names)
-    known, mean = set(base.keys()), {}
-    for name in experts[0].keys():
-        states = [e.get_tensor(name) for e in experts]
-        own = name.removeprefix("bert.")
-        for tensor in [*states, *([base.get_tensor(own)] if own in known else [])] if check else ():
-            tensor.aminmax()
-        mean[name] = torch.stack(states).mean(0)
-    save_file(mean, folder / "bare.safetensors")
-
-
 def one(folder: Path, method: str, n: int) -> None:
     """In a process of its own: merge, save, print seconds and peaks as JSON."""
     import mergelib
@@ -86,9 +65,7 @@ def one(folder: Path, method: str, n: int) -> None:
     shutil.rmtree(folder / "out")
     with watched() as highest:
         start = time.perf_counter()
-        if method.startswith("bare"):
-            bare(folder, n, check="checked" in method)
-        elif method != "import only":
+        if method != "import only":
             merged = mergelib.merge(
                 method,
                 base=folder / "base",

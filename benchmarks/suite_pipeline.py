@@ -344,12 +344,12 @@ def run(
         whole = None if after else cold_run(profile, only, folder)
         spent = where_time_went(profile, folder)
         store = Store(folder / "store")
-        of_all = [
-            Study(profile, device="cpu", store=store, variant=v)
-            for v in ("", *variant_names(profile))
-        ]
         # Variants of one architecture share the store's entries: counted once, under the first.
-        studies = list({s.encoder.digest: s for s in reversed(of_all)}.values())[::-1]
+        first_of: dict[str, Study] = {}
+        for variant in ("", *variant_names(profile)):
+            study = Study(profile, device="cpu", store=store, variant=variant)
+            first_of.setdefault(study.encoder.digest, study)
+        studies = list(first_of.values())
         torch.set_num_threads(studies[0].profile.threads)
         entries = [made_by(s) for s in studies]
         bare = [row for s, e in zip(studies, entries, strict=True) for row in floor(s, e)]

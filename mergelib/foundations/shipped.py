@@ -24,7 +24,11 @@ from ..tasks.miniature import WORLD_VERSION
 from ..tasks.miniature.images import IMAGE_WORLD_VERSION
 
 FOLDER = Path(__file__).parent
-TEACHER = {"teacher": "all-MiniLM-L6-v2, Apache-2.0; none of its weights is in the file"}
+TEACHERS = {
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "teacher": "all-MiniLM-L6-v2, Apache-2.0; none of its weights is in the file"
+    }
+}
 SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_size", "projection")
 
 
@@ -101,7 +105,7 @@ def write(name: str, profile: Profile, made: Artifact, measured: dict[str, Any])
     save_file({n: t.contiguous() for n, t in half.items()}, path)
     sidecar = {
         "recipe": recipe_of(profile),
-        **(TEACHER if profile.encoder.pretraining.teacher else {}),
+        **TEACHERS.get(profile.encoder.pretraining.teacher, {}),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         **measured,
         "info": made.info,

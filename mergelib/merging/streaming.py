@@ -38,10 +38,10 @@ def can_stream(method: Method) -> bool:
     return method.function in STREAMED
 
 
-def carries_faults(method: Method) -> bool:
-    """Whether NaN or inf in what the method uses always shows in the merge: looking at that is
-    enough."""
-    return method.function in (weight_averaging, task_arithmetic)
+def hidden(method: Method) -> int | None:
+    """How many of a piece's tensors, theta_b first, may hold NaN or inf that the merge does not
+    show; ``None``: all of them. Weight Averaging does not use theta_b."""
+    return {weight_averaging: 1, task_arithmetic: 0}.get(method.function)
 
 
 def stream(method: Method, pieces: Pieces, **options: Any) -> Iterator[Tensor]:

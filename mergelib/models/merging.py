@@ -17,7 +17,7 @@ from ..core.types import all_finite
 from ..core.version import __version__
 from ..encoders.features import pick_device
 from ..merging import PER_TASK, Context, Method, get_method
-from ..merging.streaming import can_stream, carries_faults, stream
+from ..merging.streaming import can_stream, hidden, stream
 from .context import context_of, read_inputs
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
@@ -254,7 +254,7 @@ class Reader:
         self.floats = [
             n for n, raw in base[1].items() if n not in buffers and base[0].weights.is_float(raw)
         ]
-        self._checked = False
+        self._hidden: int | None = None
 
     def _shape(self, name: str) -> tuple[int, ...]:
         parent, source = self.base
@@ -275,16 +275,19 @@ class Reader:
         """theta_b ``[n]`` and the T experts' ``[n]``; the first pass refuses values that are not
         finite, unless the merge will show them."""
         for span in self.spans():
-            base, *experts = self._read(*span, check=not self._checked)
+            base, *experts = self._read(*span, self._hidden)
             yield base, experts
-        self._checked = True
+        self._hidden = 0
 
-    def _read(self, name: str, start: int | None, stop: int | None, *, check: bool) -> list[Tensor]:
-        flat = []
+    def _read(
+        self, name: str, start: int | None, stop: int | None, look: int | None = None
+    ) -> list[Tensor]:
+        """A span of theta_b and of the experts, of which the first ``look`` must be finite."""
+        flat: list[Tensor] = []
         for parent, source in (self.base, *self.experts):
             piece = parent.weights.tensor(source[name], start, stop)
             flat.append(piece.to(self.device, torch.float32).reshape(-1))
-            if check and not all_finite(flat[-1]):
+            if (look is None or len(flat) <= look) and not all_finite(flat[-1]):
                 raise StateDictError(
                     f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
                     "diverged or its file is damaged; create it again."
@@ -328,14 +331,14 @@ class Reader:
             ]
         out |= {n: torch.empty(self._shape(n), dtype=dtype) for n in self.floats}
         spans = list(self.spans())
-        self._checked = carries_faults(method)
+        self._hidden = hidden(method)
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(
             progress(spans, desc=f"merge {method.name}") if show else spans, merged, strict=True
         ):
             target = out[name] if start is None else out[name][start:stop]
             if not all_finite(target.copy_(piece.view(target.shape))):
-                self._read(name, start, stop, check=True)  # an input's fault is told first
+                self._read(name, start, stop)  # an input's fault is told first
                 _finite(name, target)
         return [out]
 

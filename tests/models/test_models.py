@@ -417,14 +417,19 @@ def test_parents_of_different_architecture_are_refused(family):
         mergelib.merge("ties", base=roberta["base"], experts={"a": bert["ag"]})
 
 
-def test_weights_that_are_not_finite_are_refused(family, tmp_path):
-    found, name = family("bert"), "bert.encoder.layer.0.output.dense.bias"
-    odd = copied(found["ag"], tmp_path / "odd")
+@pytest.mark.parametrize("method", ["weight_averaging", "task_arithmetic", "ties"])
+@pytest.mark.parametrize("who", ["ag", "base"])
+def test_weights_that_are_not_finite_are_refused(family, tmp_path, method, who):
+    """Also theta_b's, which Weight Averaging does not use."""
+    found = family("bert")
+    odd = copied(found[who], tmp_path / "odd")
     state = load_file(odd / "model.safetensors")
+    [name] = [n for n in state if n.endswith("encoder.layer.0.output.dense.bias")]
     state[name][0] = torch.nan
     save_file(state, odd / "model.safetensors")
-    with pytest.raises(StateDictError, match=f"'odd' holds NaN or inf in {name}"):
-        mergelib.merge("ties", base=found["base"], experts={"ag": found["ag"], "odd": odd})
+    folders = {"base": found["base"], "ag": found["ag"], "other": found["ag"], who: odd}
+    with pytest.raises(StateDictError, match=f"'{who}' holds NaN or inf in {name}"):
+        mergelib.merge(method, base=folders.pop("base"), experts=folders)
 
 
 def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
