@@ -48,6 +48,7 @@ BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
 """The line of the fine-tuned models, or of another upper bound."""
 ACCURACY = "average accuracy (%)"
 WHISKERS = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}}
+APART = 1.25  # on a log axis, from one line's marks to the next one's
 EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.5}
 
 
@@ -116,15 +117,15 @@ def dots(
     hue: str,
     y: str = "method",
     *,
-    dodge: float = 0,
+    joined: bool = True,
     **how,
 ) -> None:
-    """A row per ``y`` in ``order``, a dot per ``hue``; in one line they are joined in grey."""
-    if not dodge:
+    """A row per ``y`` in ``order``, a dot per ``hue``; a grey line may join them."""
+    if joined:
         ends = rows.groupby([y, hue]).accuracy.mean().groupby(y).agg(["min", "max"])
         ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
     how = (
-        {"markersize": 6, "dodge": dodge, "linestyle": "none"} | WHISKERS | EDGE | dict(looks) | how
+        {"markersize": 6, "dodge": False, "linestyle": "none"} | WHISKERS | EDGE | dict(looks) | how
     )
     sns.pointplot(rows, x="accuracy", y=y, hue=hue, order=order, ax=ax, **how)
     ax.set(xlabel="", ylabel="", xlim=(0, 100))
@@ -136,7 +137,7 @@ def bars(ax: Axes, rows: pd.DataFrame, x: str, hue: str, colours: Mapping[str, s
     how = {"hue_order": colours, "palette": colours, "saturation": 1, "ax": ax} | WHISKERS
     sns.barplot(rows, x=x, y="accuracy", hue=hue, **how)
     for i, group in enumerate(ax.containers):
-        ax.bar_label(group, fmt="%.0f", padding=-11, color="white" if i else "black")
+        ax.bar_label(group, fmt="%.0f", label_type="center", color="white" if i else "black")
     ax.set(xlabel="", ylim=(0, 100))
     ax.grid(axis="x", visible=False)
 
@@ -151,14 +152,17 @@ def curves(
     label: Callable[[str], str] = protocol_label,
 ) -> None:
     """A line per ``by`` against a log ``x``, with a band of one standard deviation over the rows;
-    a horizontal one for what does not depend on ``x``."""
+    a horizontal one for what does not depend on ``x``. Marks of one ``x`` lie side by side."""
+    sloped = [name for name, mine in rows.groupby(by, sort=False) if mine[x].notna().any()]
     for name, mine in rows.groupby(by, sort=False):
         look = {"label": label(name), **style(name)}
-        if mine[x].isna().all():
+        if name not in sloped:
             ax.axhline(mine.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})
             continue
+        apart = APART ** (sloped.index(name) - (len(sloped) - 1) / 2)
         band = {"errorbar": "sd", "err_kws": {"linewidth": 0}}
-        sns.lineplot(mine.astype({x: float}), x=x, y="accuracy", ax=ax, **band, **look)
+        moved = mine.assign(**{x: mine[x].astype(float) * apart})
+        sns.lineplot(moved, x=x, y="accuracy", ax=ax, **band, **look)
         ax.legend_.remove()
     ax.set_xscale("log")
     ax.set_xticks(list(ticks), list(ticks.values()))
@@ -273,6 +277,7 @@ def plot_protocols(
         order,
         looks_of(protocols, protocol_style, protocol_label),
         "protocol",
+        dodge=0.45,
     )
     left.set(xlabel=f"{ACCURACY}, k = {k}")
     means = labelled(rows).pivot_table("accuracy", ["method", "task"], "protocol")
@@ -322,7 +327,7 @@ def plot_clusters(panels: Mapping[tuple[str, str], tuple], table: pd.DataFrame) 
         for z, marker, shades in zip(points, "o^", (0.35 * hues + 0.65, hues), strict=True):
             ax.scatter(*z[order].T, c=shades[order], marker=marker, s=11, lw=0)
         names = f"{task_label(row['task'])}, {short_label(row['method'])}"
-        ax.set_title(f"{names} ({row['Current Eval (%)']:.0f} %)")
+        ax.set_title(f"{names}: {row['Current Eval (%)']:.0f} %")
         said = f"label purity {row['label purity f_t']:.2f} → {row['label purity f_m']:.2f}"
         said += f"\nsource purity {row['source purity']:.2f}"
         ax.text(0.5, -0.02, said, ha="center", va="top", transform=ax.transAxes, color="0.3")
@@ -333,6 +338,7 @@ def plot_clusters(panels: Mapping[tuple[str, str], tuple], table: pd.DataFrame) 
     ax.scatter(
         [], [], marker="^", color="0.25", label=f"merged outputs $f_m$ (colour: class{some})"
     )
+    ax.scatter([], [], marker=r"$\%$", color="0.25", label="Current Eval of $f_m$")
     kept = range_of(100 * table["label purity f_m"] / table["label purity f_t"])
     head(fig, f"Merged outputs keep {kept} % of the label purity of fine-tuned ones", [ax], 2)
     return fig
@@ -443,9 +449,10 @@ def plot_ladder(
         rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
         looks = looks_of(paper.method.unique(), method_style, short_label)
         place = (rows.rung.unique(), looks, "method", "rung")
-        dots(ax, rings, *place, dodge=0.6, markers="o", legend=False, **ring)
+        apart = {"dodge": 0.6, "joined": False}
+        dots(ax, rings, *place, markers="o", legend=False, **apart, **ring)
         ax.plot([], [], "o", color="0.3", label="in closed form", **ring)
-        dots(ax, rows, *place, dodge=0.6)
+        dots(ax, rows, *place, **apart)
         ax.set(xlabel=ACCURACY, title=textwrap.fill(base, 28) if several else "")
         rung = "orthogonal" if "orthogonal" in set(paper.rung) else paper.rung.iloc[-1]
         left, closed_left = (
@@ -482,7 +489,8 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
     looks = looks_of(rows.method.unique(), method_style, short_label)
     for ax, part in zip(axes, (drawn, leak), strict=True):
-        dots(ax, labelled(part), [first, *fits], looks, "method", "fit", dodge=0.5)
+        place = ([first, *fits], looks, "method", "fit")
+        dots(ax, labelled(part), *place, dodge=0.5, joined=False)
     axes[0].set_title(f"{ACCURACY}, fitted on training inputs")
     axes[1].set(title="points that scored inputs add", xlim=(None, None))
     axes[1].autoscale(axis="x")
@@ -562,7 +570,7 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
             ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
-    axes[0].set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
+    axes[0].set_ylim(len(rows) - 0.4, -0.6)
     best = rows.iloc[0]
     title = f"{short_label(best.method)}, the most accurate single merge, takes "
     title += f"{best.seconds:.1f} s, the slowest {rows.seconds.max():.0f} s"
