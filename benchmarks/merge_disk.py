@@ -68,7 +68,7 @@ def one(folder: Path, method: str, n: int) -> None:
         if method != "import only":
             merged = mergelib.merge(
                 method,
-                base=folder / "base",
+                base=None if method == "weight_averaging" else folder / "base",
                 experts=[folder / f"expert{i}" for i in range(n)],
                 **METHODS[method],
             )

@@ -331,7 +331,9 @@ class Reader:
             ]
         out |= {n: torch.empty(self._shape(n), dtype=dtype) for n in self.floats}
         spans = list(self.spans())
-        self._hidden = hidden(method)
+        # A lender's values are in the merge: it is one of the experts.
+        lent = any(parent is expert for expert, _ in self.experts)
+        self._hidden = 0 if lent else hidden(method)
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(
             progress(spans, desc=f"merge {method.name}") if show else spans, merged, strict=True
