@@ -1,8 +1,8 @@
-"""``python -m benchmarks.plan [--profile paper --zoo --gpus 8]``: a study of many GPUs on paper:
-jobs, hours, bytes, what it waits for.
+"""``python -m benchmarks.plan [--profile paper --every-method --gpus 8]``: a study of many GPUs on
+paper: jobs, hours, bytes, what it waits for.
 
-Sizes come from the profile and from the units that Snakemake would run. Rates are **assumed**, and
-printed as such: they are arguments, so that measured ones can take their place. A unit costs its
+Sizes come from the profile and from the jobs that Snakemake would run. Rates are **assumed**, and
+printed as such: they are arguments, so that measured ones can take their place. A job costs its
 start, the multiplications of the encoder's layers, what it reads and writes, and a flat time for
 what is neither. Every input counts as its longest, as the released preprocessing pads it.
 """
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from mergelib.core.errors import ConfigError
 from mergelib.merging import get_method
 from mergelib.profiles import Profile, load_profile
-from mergelib.run import jobs as cluster_units
-from mergelib.run.jobs import Unit, Wanted
+from mergelib.run import jobs as cluster_jobs
+from mergelib.run.jobs import Job, Wanted
 from mergelib.study import BASE, FINE_TUNED, MULTI_TASK
 from mergelib.tasks import miniature
 from mergelib.tasks.hub_images import class_names
@@ -74,7 +74,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one unit takes."""
+    """What one job takes."""
 
     seconds: float
     read: float  # bytes
@@ -95,11 +95,11 @@ def shape_of(profile: Profile) -> Shape:
     return Shape(settings.layers, settings.width, 4 * settings.width, 0)
 
 
-def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
-    """Seconds and bytes of a unit; ``profile`` is its study's, with the zoo's methods where it
-    belongs to the zoo."""
-    if unit.rule in ("notebook", "report"):
-        return Cost(rates.start_s + rates.score_s * (unit.rule == "notebook"), 0, 0, 0)
+def cost(job: Job, profile: Profile, rates: Rates) -> Cost:
+    """Seconds and bytes of a job; ``profile`` is its study's, with every method where it
+    belongs to that study."""
+    if job.rule in ("notebook", "report"):
+        return Cost(rates.start_s + rates.score_s * (job.rule == "notebook"), 0, 0, 0)
     shape, tasks = shape_of(profile), profile.tasks
     is_image = tasks.modality == "image"
     length, of_input = (
@@ -110,10 +110,10 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
     model = 4.0 * shape.parameters
     classes = [len(class_names(t) if is_image else miniature.TEXT_TASKS[t]) for t in tasks.names]
     forward = train = busy = read = checkpoints = kept = 0.0
-    if unit.rule == "pretrain":
+    if job.rule == "pretrain":
         read = model
-    elif unit.rule == "fine_tune":
-        factor = len(tasks.names) if unit.name == MULTI_TASK else 1
+    elif job.rule == "fine_tune":
+        factor = len(tasks.names) if job.name == MULTI_TASK else 1
         train = 3 * shape.forward(
             profile.fine_tuning.steps * factor * profile.fine_tuning.batch_size * length, length
         )
@@ -124,13 +124,13 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
         )
         read = model + of_input * tasks.n_train * factor
         kept, checkpoints = model, 3 * model * saves  # weights and two moments
-    elif unit.rule == "merge":
-        found, options = get_method(unit.name), profile.merging.options.get(unit.name, {})
+    elif job.rule == "merge":
+        found, options = get_method(job.name), profile.merging.options.get(job.name, {})
         defaults = {
             p.name: p.default for p in inspect.signature(found.function).parameters.values()
         } | options
         lams = (
-            profile.merging.grids.get(unit.name, profile.merging.lams)
+            profile.merging.grids.get(job.name, profile.merging.lams)
             if found.has_lam and "lam" not in options
             else ()
         )
@@ -144,32 +144,30 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
         )
         forward += (
             merges * 3 * shape.forward(len(tasks.names) * seen * length, length)
-        )  # in float32, as the zoo computes it
+        )  # in float32, as ext01 computes it
         results = len(tasks.names) if found.gives != "one encoder" else 1
         busy, read, kept = (
             merges * rates.merge_s,
             merges * model * (len(tasks.names) + 1),
             merges * model * results,
         )
-    elif unit.rule == "extract":
-        pools = 0 if unit.name == MULTI_TASK else tasks.pool_per_class * sum(classes)
-        found = None if unit.name in (BASE, FINE_TUNED, MULTI_TASK) else get_method(unit.name)
+    elif job.rule == "extract":
+        pools = 0 if job.name == MULTI_TASK else tasks.pool_per_class * sum(classes)
+        found = None if job.name in (BASE, FINE_TUNED, MULTI_TASK) else get_method(job.name)
         merges = (
             profile.merging.merge_seeds
-            if found
-            and found.is_random
-            and "seed" not in profile.merging.options.get(unit.name, {})
+            if found and found.is_random and "seed" not in profile.merging.options.get(job.name, {})
             else 1
         )
         rows = merges * (len(tasks.names) * tasks.n_test + pools)
         forward, kept = shape.forward(rows * length, length), 4.0 * rows * shape.width
         models = (
             len(tasks.names)
-            if unit.name == FINE_TUNED or (found and found.gives != "one encoder")
+            if job.name == FINE_TUNED or (found and found.gives != "one encoder")
             else 1
         )
         read = merges * model * models + of_input * rows
-    elif unit.rule == "score":
+    elif job.rule == "score":
         busy = rates.score_s
     written = kept + checkpoints
     seconds = (
@@ -182,30 +180,30 @@ def cost(unit: Unit, profile: Profile, rates: Rates) -> Cost:
     return Cost(seconds, read, written, kept)
 
 
-def longest_paths(made: Sequence[Unit], seconds: Mapping[str, float]) -> dict[str, list[str]]:
+def longest_paths(made: Sequence[Job], seconds: Mapping[str, float]) -> dict[str, list[str]]:
     """Output -> the outputs of the slowest chain that ends with it."""
     chains: dict[str, list[str]] = {}
     length: dict[str, float] = {}
-    for unit in made:  # what a unit needs stands before it
-        before = max(unit.needs, key=lambda n: length[n], default=None)
-        length[unit.output] = seconds[unit.output] + (length[before] if before else 0)
-        chains[unit.output] = [*(chains[before] if before else []), unit.output]
+    for job in made:  # what a job needs stands before it
+        before = max(job.needs, key=lambda n: length[n], default=None)
+        length[job.output] = seconds[job.output] + (length[before] if before else 0)
+        chains[job.output] = [*(chains[before] if before else []), job.output]
     return chains
 
 
-def makespan(made: Sequence[Unit], seconds: Mapping[str, float], gpus: int) -> float:
-    """Seconds until all are done when each of ``gpus`` takes the ready unit with the longest way
+def makespan(made: Sequence[Job], seconds: Mapping[str, float], gpus: int) -> float:
+    """Seconds until all are done when each of ``gpus`` takes the ready job with the longest way
     behind it, as Snakemake might."""
     behind: dict[str, float] = defaultdict(float)
-    for unit in reversed(made):
-        behind[unit.output] += seconds[unit.output]
-        for need in unit.needs:
-            behind[need] = max(behind[need], behind[unit.output])
+    for job in reversed(made):
+        behind[job.output] += seconds[job.output]
+        for need in job.needs:
+            behind[need] = max(behind[need], behind[job.output])
     waits = {u.output: set(u.needs) for u in made}
     then, running, now = defaultdict(list), [], 0.0
-    for unit in made:
-        for need in unit.needs:
-            then[need].append(unit.output)
+    for job in made:
+        for need in job.needs:
+            then[need].append(job.output)
     ready = [(-behind[o], o) for o, needs in waits.items() if not needs]
     heapq.heapify(ready)
     while ready or running:
@@ -220,14 +218,14 @@ def makespan(made: Sequence[Unit], seconds: Mapping[str, float], gpus: int) -> f
     return now
 
 
-def studies(wanted: Wanted, made: Sequence[Unit]) -> dict[str, Profile]:
-    """The profile of every study of the units."""
-    overrides = cluster_units.given_overrides(wanted)
+def studies(wanted: Wanted, made: Sequence[Job]) -> dict[str, Profile]:
+    """The profile of every study of the jobs."""
+    overrides = cluster_jobs.given_overrides(wanted)
     found = {}
     for name in {u.study for u in made}:
         part = name.removeprefix(wanted.profile).removeprefix("-")
-        loaded = load_profile(wanted.profile, overrides, "" if part == "zoo" else part)
-        found[name] = loaded.of_zoo() if part == "zoo" else loaded
+        loaded = load_profile(wanted.profile, overrides, "" if part == "every_method" else part)
+        found[name] = loaded.of_every_method() if part == "every_method" else loaded
     return found
 
 
@@ -238,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="paper")
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--overrides", default="{}", metavar="JSON")
-    parser.add_argument("--zoo", action="store_true", help="with every method of the zoo")
+    parser.add_argument("--every-method", action="store_true", help="with every merging method")
     parser.add_argument("--gpus", type=int, default=8)
     for name, value in vars(Rates()).items():
         parser.add_argument(
@@ -246,13 +244,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     args = parser.parse_args(argv)
     rates = Rates(**{name: getattr(args, name) for name in vars(Rates())})
-    wanted = Wanted(args.profile, tuple(args.only), overrides=args.overrides, zoo=args.zoo)
-    made = cluster_units.units(wanted)
+    wanted = Wanted(
+        args.profile, tuple(args.only), overrides=args.overrides, every_method=args.every_method
+    )
+    made = cluster_jobs.listed(wanted)
     profiles = studies(wanted, made)
     costs = {u.output: cost(u, profiles[u.study], rates) for u in made}
     seconds = {o: c.seconds for o, c in costs.items()}
     print(
-        f"profile {args.profile}{' and the zoo' * args.zoo}, assumed per GPU: "
+        f"profile {args.profile}{', every method' * args.every_method}, assumed per GPU: "
         f"{rates.forward_tflops:g} TFLOP/s forward in float32, {rates.train_tflops:g} "
         f"training in bf16; {rates.disk_gb_s:g} GB/s of disk;\nstart {rates.start_s:g} s a job, "
         f"merge {rates.merge_s:g} s, scores or notebook {rates.score_s:g} s"
@@ -262,8 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{'read, GB':>10}{'written, GB':>13}{'kept, GB':>10}"
     )
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for unit in made:
-        groups[unit.study, unit.rule].append(unit.output)
+    for job in made:
+        groups[job.study, job.rule].append(job.output)
     for (study, rule), outputs in [*groups.items(), (("all", ""), list(seconds))]:
         total = [
             sum(getattr(costs[o], what) for o in outputs)

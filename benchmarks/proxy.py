@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--stored", action="store_true")
     args = parser.parse_args()
     store = (Stored if args.stored else Store)(paths.store_root())
-    study = Study(args.profile, text_dir=args.text_dir, base=args.base, zoo=True, store=store)
+    study = Study(
+        args.profile, text_dir=args.text_dir, base=args.base, every_method=True, store=store
+    )
     rows: list[dict[str, Any]] = []
     for method in ranking.of_kind(study.methods):
         try:

@@ -66,7 +66,7 @@ def make_study(tmp_path_factory):
     from mergelib import Study
     from mergelib.core.store import Store
 
-    def make(store=None, tasks=None, base="", overrides=(), zoo=False, variant=""):
+    def make(store=None, tasks=None, base="", overrides=(), every_method=False, variant=""):
         store = Store(store or tmp_path_factory.mktemp("store"))
         return Study(
             "quick",
@@ -75,7 +75,7 @@ def make_study(tmp_path_factory):
             tasks=tasks,
             base=base,
             device="cpu",
-            zoo=zoo,
+            every_method=every_method,
             variant=variant,
         )
 

@@ -303,7 +303,7 @@ def test_poisoned_published_numbers_reach_no_cell_of_ours(study, monkeypatch, tm
     def cells():
         scores = study.scores(["f_t", *study.methods], ["current", "knn", "ft_classifier"])
         summary = tables.mean_and_std(tables.at_k(scores, 5))
-        beside = tables.beside_paper(summary)
+        beside = tables.with_paper_numbers(summary)
         verdicts = tables.verdict_table(claims.judge(study, ["P3.2-knn", "P5-gap-closed"]))
         paper = [c for c in beside.columns if "paper" in c]
         assert len(paper) == 1 and "here" in beside.columns

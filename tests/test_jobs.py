@@ -18,7 +18,7 @@ from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.core.store import Store
 from mergelib.profiles import load_profile
 from mergelib.run import cli, jobs, options
-from mergelib.run.jobs import Unit, Wanted
+from mergelib.run.jobs import Job, Wanted
 
 CLUSTER = paths.root() / "cluster"
 ALONE = {"multi_task": "paper only"}
@@ -29,44 +29,44 @@ def by_output(made):
 
 
 def test_units_of_a_profile_stand_in_order_and_are_commands_that_exist():
-    made, seen = jobs.units(Wanted("quick")), set()
-    for unit in made:
-        assert set(unit.needs) <= seen and unit.output not in seen and unit.rule in jobs.RULES
-        seen.add(unit.output)
-        assert cli.build_parser().parse_args(unit.command).profile == "quick"
-        assert ("--stamp" in unit.command) == (unit.rule not in ("notebook", "report"))
+    made, seen = jobs.listed(Wanted("quick")), set()
+    for job in made:
+        assert set(job.needs) <= seen and job.output not in seen and job.rule in jobs.RULES
+        seen.add(job.output)
+        assert cli.build_parser().parse_args(job.command).profile == "quick"
+        assert ("--stamp" in job.command) == (job.rule not in ("notebook", "report"))
 
     def of(rule):
         return [u for u in made if u.rule == rule]
 
     report = by_output(made)["figures/quick/99_report.json"]
     assert set(report.needs) == {u.output for u in of("notebook")}
-    variants = ("", "-zoo", "-t5_a", "-t5_b", "-vision_a", "-vision_b")
+    variants = ("", "-every_method", "-t5_a", "-t5_b", "-vision_a", "-vision_b")
     assert {u.study for u in of("score")} == {f"quick{v}" for v in variants}
     trained = {u.study for rule in ("pretrain", "fine_tune") for u in of(rule)}
-    assert "quick-zoo" not in trained, "the zoo's experts are the profile's"
+    assert "quick-every_method" not in trained, "its experts are the profile's"
     assert len(of("fine_tune")) == 6 + 2 * 5 + 2 * 8, "multi-task learning is Table 2's alone"
 
 
 def test_units_carry_what_they_were_asked_for():
     overrides = json.dumps({"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"]})
-    made = jobs.units(Wanted("quick", ("tab03", "report"), device="cpu", overrides=overrides))
+    made = jobs.listed(Wanted("quick", ("tab03", "report"), device="cpu", overrides=overrides))
     assert {u.name for u in made if u.rule == "fine_tune"} == {"ag", "yelp", "multi_task"}
-    for unit in made:
-        words, is_report = shlex.join(unit.command), unit.rule == "report"  # it declares none
+    for job in made:
+        words, is_report = shlex.join(job.command), job.rule == "report"  # it declares none
         assert is_report or "cpu" in words
         assert ("--overrides" in words or "overrides=" in words) is not is_report
-    released = {u.rule for u in jobs.units(Wanted("paper", ("tab02",)))}
+    released = {u.rule for u in jobs.listed(Wanted("paper", ("tab02",)))}
     assert "fine_tune" not in released and {"pretrain", "merge", "extract", "score"} < released
     with pytest.raises(UnknownNameError, match="notebook"):
-        jobs.units(Wanted("quick", ("tab99",)))
+        jobs.listed(Wanted("quick", ("tab99",)))
     with pytest.raises(ConfigError, match="needs t5_a"):
-        jobs.units(Wanted("real", ("fig06",)))
+        jobs.listed(Wanted("real", ("fig06",)))
 
 
 def test_identity_changes_with_the_profile_and_a_notebooks_code_alone(tmp_path):
     one, other = (
-        jobs.units(Wanted("quick", ("tab03",), overrides=text))[0].identity
+        jobs.listed(Wanted("quick", ("tab03",), overrides=text))[0].identity
         for text in ("{}", '{"fine_tuning.steps": 3}')
     )
     assert one != other
@@ -124,14 +124,14 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
         assert sum(artifact.startswith(step) for artifact in named) == made
     assert len(Store(store).entries()) == n
     out = tmp_path / "some" / "jobs.json"
-    assert cli.main(["units", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
-    made = [asdict(unit) for unit in jobs.units(Wanted("quick", ("tab03",)))]
+    assert cli.main(["jobs", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
+    made = [asdict(job) for job in jobs.listed(Wanted("quick", ("tab03",)))]
     assert json.loads(out.read_text()) == json.loads(json.dumps(made))
-    units = ["units", "--profile", "quick", "--out"]
-    assert cli.main([*units, str(out)]) == 0, "what it wrote itself is replaced"
+    again = ["jobs", "--profile", "quick", "--out"]
+    assert cli.main([*again, str(out)]) == 0, "what it wrote itself is replaced"
     for theirs in ("my notes", "[\n]", out.read_text() + "\n", '{\n "artifacts": []\n}\n'):
         out.write_text(theirs)
-        for command in (units, extract, train):
+        for command in (again, extract, train):
             assert cli.main([*command, str(out)]) == 2 and out.read_text() == theirs
             assert "no longer, what mergelib wrote" in capsys.readouterr().err
 
@@ -175,7 +175,7 @@ def test_jobs_of_one_machine_take_turns_on_its_gpus(tmp_path):
 
 
 def unit_of(output, *needs):
-    return Unit("score", output, "s", output, needs, (), "")
+    return Job("score", output, "s", output, needs, (), "")
 
 
 def test_a_plan_is_no_shorter_than_its_chain_nor_than_its_share():
@@ -199,7 +199,7 @@ def test_costs_follow_the_profile():
         109e6, rel=0.01
     )  # benchmarks/RESULTS.md: 109 M
     rates = plan.Rates(start_s=0, merge_s=0, score_s=0, disk_gb_s=1e9)
-    made = by_output(jobs.units(Wanted("paper", ("fig06",))))
+    made = by_output(jobs.listed(Wanted("paper", ("fig06",))))
     profile = load_profile("paper", variant="t5_a")
     twice = load_profile("paper", {"fine_tuning.steps": 2 * profile.fine_tuning.steps}, "t5_a")
     expert = made["stamps/paper-t5_a/fine_tune/ag.json"]
@@ -220,4 +220,4 @@ def test_the_guides_commands_are_known():
     assert len(words) >= 3
     for command in words:
         cli.build_parser().parse_args(command)
-    options.parse_overrides('{"zoo.k": 5}')
+    options.parse_overrides('{"every_method.k": 5}')

@@ -34,7 +34,7 @@ SMALL = TINY | {
 def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profile):
     has = {
         *variant_names(profile),
-        *(n for n in ("zoo", "non_local") if getattr(load_profile(profile), n)),
+        *(n for n in ("every_method", "non_local") if getattr(load_profile(profile), n)),
     }
     if set(item.needs) <= has:
         runner.refuse_lacking(profile, [item])
@@ -67,7 +67,7 @@ def test_notebooks_name_what_they_need():
         code = "\n".join(c.source for c in notebook_of(item).cells if c.cell_type == "code")
         assert all(need in code for need in item.needs), item.id
         named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code} | (
-            {"zoo"} if "zoo=True" in code else set()
+            {"every_method"} if "every_method=True" in code else set()
         )
         assert named <= set(item.needs), item.id
 

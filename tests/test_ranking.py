@@ -1,5 +1,5 @@
-"""The zoo: methods with data and with chance inside a study, no leaks, ranks and their statistics
-against slow references."""
+"""Every method: those with data and with chance inside a study, no leaks, ranks and their
+statistics against slow references."""
 
 import shutil
 import warnings
@@ -29,8 +29,8 @@ CHOSEN = [
     "della",
 ]
 SMALL = {
-    "zoo.methods": CHOSEN,
-    "zoo.options": {
+    "every_method.methods": CHOSEN,
+    "every_method.options": {
         "adamerging_task": {"steps": 3, "lr": 0.05, "seed": 0},
         "fisher_merging": {"n_examples": 3},
         "regmean": {"n_examples": 40},
@@ -41,10 +41,10 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def animals(study, make_study, tmp_path_factory):
-    """A tiny zoo on a copy of the finished tiny study's store."""
-    store = tmp_path_factory.mktemp("zoo") / "store"
+    """A tiny study of many methods on a copy of the finished tiny study's store."""
+    store = tmp_path_factory.mktemp("every_method") / "store"
     shutil.copytree(study.store.root, store)
-    return make_study(store, overrides=SMALL, zoo=True)
+    return make_study(store, overrides=SMALL, every_method=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def rows(animals):
 # ---- one study, other methods --------------------------------------------------------------------
 
 
-def test_the_zoo_is_the_same_study(study, animals, rows):
-    """Equal experts, draws and lambda, so equal scores: Task Arithmetic in the zoo is Task
+def test_every_method_is_scored_in_the_same_study(study, animals, rows):
+    """Equal experts, draws and lambda, so equal scores: Task Arithmetic among all is Task
     Arithmetic in Table 2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,20 +71,20 @@ def test_the_zoo_is_the_same_study(study, animals, rows):
 
 @pytest.mark.parametrize("profile", ["quick", "mini", "real"])
 def test_every_profile_has_every_method_and_its_options(profile):
-    names = Study(profile, zoo=True).methods
+    names = Study(profile, every_method=True).methods
     registered = {m.name for m in METHODS.values() if m.function.__module__.startswith("mergelib.")}
     assert set(names) == registered and len(names) == len(set(names))
-    assert set(load_profile(profile).zoo.grids) <= {n for n in names if METHODS[n].has_lam}
+    assert set(load_profile(profile).every_method.grids) <= {n for n in names if METHODS[n].has_lam}
 
 
-def test_a_profile_without_a_zoo_says_so(monkeypatch):
-    with pytest.raises(ConfigError, match="no section zoo"):
-        load_profile("quick").model_copy(update={"zoo": None}).of_zoo()
+def test_a_profile_without_every_method_says_so(monkeypatch):
+    with pytest.raises(ConfigError, match="no section every_method"):
+        load_profile("quick").model_copy(update={"every_method": None}).of_every_method()
 
 
-def test_sidecars_of_other_figures_do_not_list_the_zoo(study, animals):
+def test_sidecars_of_other_figures_do_not_list_every_method(study, animals):
     assert (
-        "zoo" not in study.profile.model_dump()
+        "every_method" not in study.profile.model_dump()
         and "grids" not in study.profile.model_dump()["merging"]
     )
     assert animals.profile.model_dump()["merging"]["grids"] == {"tall_masks": (0.2, 0.4, 0.6)}
@@ -151,7 +151,7 @@ def test_label_canary(animals, make_study, rows, tmp_path):
             task.validation,
             Split(task.test.inputs, task.test.labels[order]),
         )
-    other = make_study(tmp_path / "store", tasks, overrides=SMALL, zoo=True)
+    other = make_study(tmp_path / "store", tasks, overrides=SMALL, every_method=True)
     before = sorted(p.name for p in (tmp_path / "store").glob("*/*"))
     for name in CHOSEN:
         for task in tasks:
@@ -171,7 +171,9 @@ def test_data_that_a_method_sees_is_part_of_its_key(animals, make_study, tmp_pat
     """RegMean on a smaller pool (24 of the 40 inputs it wants) is another merge; Task Arithmetic is
     not."""
     shutil.copytree(animals.store.root, tmp_path / "store")
-    other = make_study(tmp_path / "store", overrides=SMALL | {"tasks.pool_per_class": 6}, zoo=True)
+    other = make_study(
+        tmp_path / "store", overrides=SMALL | {"tasks.pool_per_class": 6}, every_method=True
+    )
     assert other.weights_digest("regmean", "ag") != animals.weights_digest("regmean", "ag")
     assert other.weights_digest("task_arithmetic", "ag") == animals.weights_digest(
         "task_arithmetic", "ag"

@@ -15,13 +15,13 @@ from .tables import (
     alt_variance,
     answer,
     averages,
-    beside_published,
     lams_table,
     matching_table,
     numbers_stored,
     samples_needed,
     samples_table,
     wide,
+    with_published,
 )
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "alt_variance",
     "answer",
     "averages",
-    "beside_published",
     "lams_table",
     "matching_table",
     "numbers_stored",
@@ -43,4 +42,5 @@ __all__ = [
     "samples_table",
     "verdicts",
     "wide",
+    "with_published",
 ]

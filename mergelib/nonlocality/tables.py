@@ -109,7 +109,7 @@ def samples_needed(frame: pd.DataFrame, within: float = 1.0) -> pd.Series:
     return fewest.rename(index=REPAIR_LABELS).rename_axis(None)
 
 
-def beside_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def with_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The numbers in the authors' notebooks, for other networks and tasks, next to TALL-masks, our
     most similar method (what was merged -> ``averages``)."""
     rows = [dict(row) for row in published()["non_local"]]

@@ -179,7 +179,7 @@ class MergingSettings(_Section):
     merge_seeds: int = _quiet(1, gt=0)
 
 
-class ZooSettings(MergingSettings):
+class EveryMethodSettings(MergingSettings):
     """The methods of ``ext01_method_zoo``, those named by the paper first, and the shots per class
     of its fits."""
 
@@ -284,7 +284,7 @@ class Profile(_Section):
     encoder: EncoderSettings
     fine_tuning: TrainSettings
     merging: MergingSettings = MergingSettings()
-    zoo: ZooSettings | None = _quiet(None)
+    every_method: EveryMethodSettings | None = _quiet(None)
     non_local: NonLocalSettings | None = _quiet(None)
     protocols: ProtocolSettings = ProtocolSettings()
 
@@ -306,17 +306,17 @@ class Profile(_Section):
             )
         return self
 
-    def of_zoo(self) -> Profile:
-        """The same profile with the methods, grids and shots of ``zoo``. Raises ``ConfigError`` if
-        there is none."""
-        if self.zoo is None:
-            raise ConfigError(f"Profile '{self.name}' has no section zoo.")
-        merging = MergingSettings(**self.zoo.model_dump(exclude={"k"}))
+    def of_every_method(self) -> Profile:
+        """The same profile with the methods, grids and shots of ``every_method``. Raises
+        ``ConfigError`` if there is none."""
+        if self.every_method is None:
+            raise ConfigError(f"Profile '{self.name}' has no section every_method.")
+        merging = MergingSettings(**self.every_method.model_dump(exclude={"k"}))
         return self.model_copy(
             update={
                 "merging": merging,
-                "protocols": self.protocols.model_copy(update={"ks": (self.zoo.k,)}),
-                "zoo": None,
+                "protocols": self.protocols.model_copy(update={"ks": (self.every_method.k,)}),
+                "every_method": None,
                 "non_local": None,
             }
         )
@@ -333,7 +333,12 @@ class Profile(_Section):
         )
         protocols = self.protocols.model_copy(update={"ks": own.ks, "seeds": own.seeds})
         return self.model_copy(
-            update={"merging": merging, "tasks": tasks, "protocols": protocols, "zoo": None}
+            update={
+                "merging": merging,
+                "tasks": tasks,
+                "protocols": protocols,
+                "every_method": None,
+            }
         )
 
     def train_config(

@@ -1,7 +1,7 @@
-"""``python -m mergelib units`` and ``compute``: a study as small commands with files as results,
+"""``python -m mergelib jobs`` and ``compute``: a study as small commands with files as results,
 for an external engine (``cluster/Snakefile``).
 
-Nothing here runs several commands: ``units`` lists them and what each waits for, ``compute`` runs
+Nothing here runs several commands: ``jobs`` lists them and what each waits for, ``compute`` runs
 one of them.
 """
 
@@ -38,9 +38,9 @@ RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
 
 @dataclass(frozen=True)
-class Unit:
+class Job:
     """One command. ``output`` is the file that it leaves, below one common folder; ``needs`` are
-    the outputs of the units before it.
+    the outputs of the jobs before it.
 
     ``identity`` changes with everything that could change the result: profile, versions of the
     steps, a notebook's code.
@@ -57,7 +57,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The arguments of ``units``."""
+    """The arguments of ``jobs``."""
 
     profile: str
     only: tuple[str, ...] = ()
@@ -66,11 +66,11 @@ class Wanted:
     base: str = ""
     device: str = "auto"
     overrides: str = "{}"
-    zoo: bool = False  # every method of the zoo, even where no notebook of the profile shows them
+    every_method: bool = False  # all merging methods, even where no notebook shows them
 
 
-def units(wanted: Wanted) -> list[Unit]:
-    """All units, in an order in which they could run one after another. Raises ``UnknownNameError``
+def listed(wanted: Wanted) -> list[Job]:
+    """All jobs, in an order in which they could run one after another. Raises ``UnknownNameError``
     and ``ConfigError`` like a run."""
     items = select(wanted.only)
     if wanted.only:
@@ -80,8 +80,8 @@ def units(wanted: Wanted) -> list[Unit]:
         items = [i for i in items if not why_left_out(i, wanted.profile, **places)]
     variants, made = variant_names(wanted.profile), {}
 
-    def scored(variant: str, zoo: bool) -> str:
-        ours = _study_units(wanted, variant, zoo)
+    def scored(variant: str, every_method: bool) -> str:
+        ours = _study_jobs(wanted, variant, every_method)
         made.update((u.output, u) for u in ours)
         return ours[-1].output
 
@@ -90,17 +90,17 @@ def units(wanted: Wanted) -> list[Unit]:
         # Studies of several foundations are made by their notebook, which starts from the profile's
         # experts.
         names = item.needs if item.needs and "non_local" not in item.needs else ("",)
-        which = dict.fromkeys((n if n in variants else "", n == "zoo") for n in names)
+        which = dict.fromkeys((n if n in variants else "", n == "every_method") for n in names)
         if item.group != REPORT:
             before[item.id] = tuple(scored(*study) for study in which)
-    if wanted.zoo:
+    if wanted.every_method:
         scored("", True)
     sidecars = {i.id: f"figures/{wanted.profile}/{i.id}.json" for i in items}
     for item in items:
         rule, needs = "notebook", before.get(item.id, ())
         if item.group == REPORT:
             rule, needs = "report", tuple(sidecars[name] for name in before)
-        made[sidecars[item.id]] = Unit(
+        made[sidecars[item.id]] = Job(
             rule,
             item.id,
             wanted.profile,
@@ -112,11 +112,11 @@ def units(wanted: Wanted) -> list[Unit]:
     return list(made.values())
 
 
-def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
-    """The units of one study, scores last. The zoo's f_b and experts are those of the profile
-    without it."""
+def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
+    """The jobs of one study, scores last. With every method, f_b and experts are those of the
+    profile without it."""
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
-    profile = loaded.of_zoo() if zoo else loaded
+    profile = loaded.of_every_method() if every_method else loaded
     options, identity, made = study_options(wanted, variant), _identity(wanted, variant), []
 
     def add(rule: str, name: str, *needs: str) -> str:
@@ -125,11 +125,11 @@ def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
             command = ["train", "--only", name, *options]
         else:
             encoder = [] if rule == "score" else ["--encoder", name]
-            command = ["compute", rule, *encoder, *options, *["--zoo"] * zoo]
-            study += "-zoo" * zoo
+            command = ["compute", rule, *encoder, *options, *["--every-method"] * every_method]
+            study += "-every_method" * every_method
         output = f"stamps/{study}/{rule}/{name}.json"
         command += ["--stamp", output]
-        made.append(Unit(rule, name, study, output, needs, tuple(command), identity))
+        made.append(Job(rule, name, study, output, needs, tuple(command), identity))
         return output
 
     base = add("pretrain", BASE)
@@ -137,7 +137,7 @@ def _study_units(wanted: Wanted, variant: str, zoo: bool) -> list[Unit]:
     if profile.experts == "trained":
         experts = [add("fine_tune", task, base) for task in profile.tasks.names]
     extracted = [add("extract", BASE, base), add("extract", FINE_TUNED, *experts)]
-    if profile.multi_task == "trained" and not variant and not zoo:  # Table 2's
+    if profile.multi_task == "trained" and not variant and not every_method:  # Table 2's
         together = add("fine_tune", MULTI_TASK, base)
         extracted.append(add("extract", MULTI_TASK, *experts, together))
     for method in profile.merging.methods:
@@ -176,10 +176,10 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
     return digest(json.dumps([profile, STEP_VERSIONS, cells], sort_keys=True))[:16]
 
 
-# ---- one unit ------------------------------------------------------------------------------------
+# ---- one job ------------------------------------------------------------------------------------
 
 
-def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> None:
+def compute(study: Any, step: str, encoder: str = "", *, every_method: bool = False) -> None:
     """Compute one step's artifacts into the store: those of one encoder, or all scores that tables
     and figures start from."""
     known = (BASE, FINE_TUNED, *study.baselines, *study.methods)
@@ -195,7 +195,7 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
             for task in study.tasks:
                 for split in ("test",) if encoder == MULTI_TASK else ("test", "pool"):
                     study.features(name, task, split)
-    elif zoo:
+    elif every_method:
         ranking.scores(study, [BASE, FINE_TUNED, *study.methods])
     elif study.profile.tasks.modality == "image":
         unlabelled.scores(study, [FINE_TUNED, *study.methods], ["current"])
@@ -208,19 +208,19 @@ def compute(study: Any, step: str, encoder: str = "", *, zoo: bool = False) -> N
 def command_compute(args: argparse.Namespace) -> int:
     """Run the subcommand ``compute`` and return its exit status."""
     stamp_place(args.stamp)  # refused before any work
-    study = asked_study(args, zoo=args.zoo)
+    study = asked_study(args, every_method=args.every_method)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*lies on the edge of the grid.*"
         )  # the notebook that shows it warns
-        compute(study, args.step, args.encoder, zoo=args.zoo)
+        compute(study, args.step, args.encoder, every_method=args.every_method)
     write_stamp(args.stamp, study.store)
     print(f"{args.step} {args.encoder}: {len(study.store.asked)} artifacts in {study.store.root}")
     return 0
 
 
-def command_units(args: argparse.Namespace) -> int:
-    """Run the subcommand ``units`` and return its exit status."""
+def command_jobs(args: argparse.Namespace) -> int:
+    """Run the subcommand ``jobs`` and return its exit status."""
     wanted = Wanted(
         args.profile,
         tuple(args.only),
@@ -228,16 +228,16 @@ def command_units(args: argparse.Namespace) -> int:
         _place(args.base),
         args.device,
         args.overrides,
-        args.zoo,
+        args.every_method,
     )
     target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir))
-    made = units(wanted)
+    made = listed(wanted)
     text = json.dumps([asdict(u) for u in made], indent=1)
     if target:
         write_file(target, f"{text}\n")
         counts = {rule: sum(u.rule == rule for u in made) for rule in RULES}
         print(
-            f"{len(made)} units: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",
+            f"{len(made)} jobs: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",
             file=sys.stderr,
         )
     else:

@@ -113,27 +113,26 @@ def build_parser() -> argparse.ArgumentParser:
     _one_study(train)
     _only(train, "tasks whose experts are made (all by default), multi_task, or f_b")
 
-    units = command(
-        "units",
-        "run.jobs:command_units",
+    jobs = command(
+        "jobs",
+        "run.jobs:command_jobs",
         help="list a profile's commands and their files, as JSON; cluster/Snakefile runs them",
     )
-    _study(units)
-    _only(units, "notebooks or groups, as for run")
-    units.add_argument(
-        "--zoo",
+    _study(jobs)
+    _only(jobs, "notebooks or groups, as for run")
+    jobs.add_argument(
+        "--every-method",
         action="store_true",
-        help="also merge and score every method of the zoo where no notebook "
-        "of the profile shows them",
+        help="also merge and score the methods that no notebook of the profile shows",
     )
-    units.add_argument(
+    jobs.add_argument(
         "--out", default="", metavar="FILE", help="where to write them; the terminal by default"
     )
 
     compute = command(
         "compute",
         "run.jobs:command_compute",
-        help="one unit: a merge, an encoder's features, or the scores, into the store",
+        help="one job: a merge, an encoder's features, or the scores, into the store",
     )
     compute.add_argument("step", choices=STEPS, help="what to compute")
     _study(compute)
@@ -142,7 +141,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--encoder", default="", metavar="NAME", help="f_b, f_t, multi_task or a merging method"
     )
     compute.add_argument(
-        "--zoo", action="store_true", help="take methods and grids from the profile's section zoo"
+        "--every-method",
+        action="store_true",
+        help="take methods and grids from the profile's section every_method",
     )
 
     data = command(

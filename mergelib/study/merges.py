@@ -212,7 +212,7 @@ def info(study: Study, encoder: str) -> dict[str, Any]:
 
 def merge(study: Study, encoder: str) -> Artifact:
     """A merge with its weights. Only the last one requested stays in memory; the others stay in the
-    store, since a zoo of them is large."""
+    store, since all of them together are large."""
     made_by = _made_by(encoder)
     if made_by not in study._last_merge:
         study._last_merge = {made_by: _merge(study, encoder)}

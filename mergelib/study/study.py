@@ -86,7 +86,8 @@ class Study:
         store: where results are kept; default: the machine's.
         tasks: your own tasks by name, instead of the profile's.
         variant: one of the profile's variants, that is other encoders or other tasks.
-        zoo: whether to take methods, grids and options from the profile's section ``zoo``.
+        every_method: whether to take methods, grids and options from the profile's section
+            ``every_method``.
 
     Raises:
         UnknownNameError, ConfigError: before anything runs.
@@ -111,13 +112,15 @@ class Study:
         store: Store | str | Path | None = None,
         tasks: dict[str, Task] | None = None,
         variant: str = "",
-        zoo: bool = False,
+        every_method: bool = False,
         image_dir: str = "",
     ):
         self.overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
         loaded = load_profile(profile, self.overrides, variant)
         self.profile: Profile = (
-            loaded.of_zoo() if zoo else loaded.model_copy(update={"zoo": None, "non_local": None})
+            loaded.of_every_method()
+            if every_method
+            else loaded.model_copy(update={"every_method": None, "non_local": None})
         )
         self.variant, self.device = variant, pick_device(device)
         self.precision = resolve_precision(self.profile.encoder.precision, self.device)

@@ -14,12 +14,12 @@ from .labels import (
     task_label,
 )
 from .paper import (
-    beside_paper,
     paper_cells,
     published,
     published_table2,
     published_table3,
     table3,
+    with_paper_numbers,
 )
 from .provenance import provenance, public_overrides, versions
 from .scores import (
@@ -38,7 +38,7 @@ from .scores import (
     with_average,
 )
 from .tasks import (
-    beside_base,
+    against_base,
     bounds_table,
     chance_level,
     contact_sheet,
@@ -51,11 +51,10 @@ from .verdicts import verdict_table
 
 __all__ = [
     "TASK_LABELS",
+    "against_base",
     "at_k",
     "average_of",
     "averages",
-    "beside_base",
-    "beside_paper",
     "bounds_table",
     "chance_level",
     "cluster_panels",
@@ -88,4 +87,5 @@ __all__ = [
     "versions",
     "wide",
     "with_average",
+    "with_paper_numbers",
 ]

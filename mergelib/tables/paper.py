@@ -50,7 +50,7 @@ def published_table3() -> pd.DataFrame:
     return rows.assign(task="average").merge(known, how="left")
 
 
-def beside_paper(summary: pd.DataFrame) -> pd.DataFrame:
+def with_paper_numbers(summary: pd.DataFrame) -> pd.DataFrame:
     """The average over the study's tasks, "paper | here", of every cell that Table 2 has, too.
 
     The paper's backbone and data differ from those of every profile but ``paper``.

@@ -90,7 +90,7 @@ def bounds_table(study: Study) -> pd.DataFrame:
     return frame.assign(**{"f_b / f_t": frame.f_b / frame.f_t})
 
 
-def beside_base(study: Study) -> pd.DataFrame:
+def against_base(study: Study) -> pd.DataFrame:
     """Current Eval of f_b and of every merge: a row per encoder, a column per task, their average,
     and the number of tasks on which a merge beats f_b."""
     scores = study.scores([BASE, *study.methods], ["current"])

@@ -69,7 +69,7 @@ def mergelib(place, *words):
 
 
 def snakemake(place, profile, *words, env):
-    """Snakemake over ``units.json``, everything below ``place``; what it says goes to said.log."""
+    """Snakemake over ``jobs.json``, everything below ``place``; what it says goes to said.log."""
     command = [
         SNAKEMAKE,
         "--snakefile",
@@ -77,7 +77,7 @@ def snakemake(place, profile, *words, env):
         "--workflow-profile",
         str(ROOT / "cluster" / "profile" / profile),
         "--config",
-        f"units={place}/units.json",
+        f"jobs={place}/jobs.json",
         f"output={place}",
         "gpus=0",
         f"python={sys.executable}",
@@ -104,10 +104,10 @@ def stamps(place, rule="*"):
 
 
 def check_whole(place):
-    """Every unit left its file; every stamp names artifacts that are there; nothing half-made lies
+    """Every job left its file; every stamp names artifacts that are there; nothing half-made lies
     about."""
-    units = json.loads((place / "units.json").read_text())
-    assert all((place / u["output"]).is_file() for u in units)
+    jobs = json.loads((place / "jobs.json").read_text())
+    assert all((place / u["output"]).is_file() for u in jobs)
     store = Store(place / "store")
     assert store.verify() == [] and temporary(place / "store") == []
     for stamp in stamps(place):
@@ -122,7 +122,7 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
     place.mkdir()
     mergelib(local, "run", "--profile", "quick", "--only", *ONLY)
     mergelib(
-        place, "units", "--profile", "quick", "--only", *ONLY, "--out", str(place / "units.json")
+        place, "jobs", "--profile", "quick", "--only", *ONLY, "--out", str(place / "jobs.json")
     )
     with Slurm() as slurm:
         driver = snakemake(
@@ -157,8 +157,8 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
             assert (
                 len(submitted)
                 == len(set(submitted))
-                == len(json.loads((place / "units.json").read_text()))
-            ), "each unit is one job"
+                == len(json.loads((place / "jobs.json").read_text()))
+            ), "each of our jobs is one of Slurm's"
             assert {j for j in submitted if slurm.restarts(j)} == {job}, (
                 "only what the dead node ran was run again"
             )
@@ -173,7 +173,7 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
     )
     assert csvs(place / "figures") == csvs(local / "figures") != {}
     print(
-        f"job {job} requeued; {len(submitted)} units, {len(finished)} artifacts kept; "
+        f"job {job} requeued; {len(submitted)} jobs, {len(finished)} artifacts kept; "
         f"{len(csvs(place / 'figures'))} CSVs equal"
     )
 
@@ -182,7 +182,7 @@ def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
     place, env = tmp_path, environment(tmp_path)
     mergelib(
         place,
-        "units",
+        "jobs",
         "--profile",
         "quick",
         "--only",
@@ -191,7 +191,7 @@ def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
         "--overrides",
         json.dumps(SMALL),
         "--out",
-        str(place / "units.json"),
+        str(place / "jobs.json"),
     )
     driver = snakemake(place, "local", "--cores", "1", env=env)
     wait_for(

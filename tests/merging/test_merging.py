@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_zoo import on_two_tensors, task_vectors
+from test_every_method import on_two_tensors, task_vectors
 from ties_reference import merged_vector
 
 from mergelib.core.errors import StateDictError, UnknownNameError

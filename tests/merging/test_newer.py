@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_zoo_data import assert_states_close, float_names, setting
+from test_every_method_data import assert_states_close, float_names, setting
 
 from mergelib.core.errors import UnknownNameError
 from mergelib.merging import get_method

@@ -415,7 +415,7 @@ def test_tables_figures_and_texts_are_made_of_the_numbers(cells, scores):
     for text in (*told, alt := nonlocality.alt(means), nonlocality.answer({"text": means})):
         assert "nan" not in text and text.endswith(".")
     assert nonlocality.answer(both).count("**Images, ") == 3
-    beside = nonlocality.beside_published(both)
+    beside = nonlocality.with_published(both)
     assert beside.network.tolist()[-4:] == ["here, text"] * 2 + ["here, images"] * 2
     value = means.set_index(["setting", "method", "repair"]).accuracy[NON_LOCAL, "ties", TACT_FT]
     assert f"both {value:.1f}" in alt

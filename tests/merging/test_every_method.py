@@ -1,5 +1,5 @@
-"""The zoo on weights alone: closed forms, slow references from the formulas (methods.md A7-A20),
-chance, broken options."""
+"""Every method on weights alone: closed forms, slow references from the formulas (methods.md
+A7-A20), chance, broken options."""
 
 import math
 from itertools import combinations
@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_zoo_data import as_list
+from test_every_method_data import as_list
 
 from mergelib.core.errors import ConfigError
 from mergelib.core.identity import is_ours
