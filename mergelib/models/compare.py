@@ -96,8 +96,8 @@ class Comparison:
     def curve(self, method: str, protocol: str) -> pd.Series:
         """What a method's lambda was chosen by: lam -> mean over tasks."""
         split, measure = next(iter(self.measures.items()))
-        wanted = {"method": method, "protocol": protocol, "split": split}
-        rows = self.rows[(self.rows[list(wanted)] == list(wanted.values())).all(axis=1)]
+        cell = {"method": method, "protocol": protocol, "split": split}
+        rows = self.rows[(self.rows[list(cell)] == list(cell.values())).all(axis=1)]
         return rows.groupby("lam")[measure].mean()
 
 
@@ -116,7 +116,7 @@ def rank_correlation(rows: pd.DataFrame) -> pd.DataFrame:
     means = known.groupby(["protocol", "method", "lam"], dropna=False, sort=False)[
         ["accuracy", "agreement", "kl"]
     ].mean()
-    found = [
+    table = [
         {"protocol": protocol, "merges": len(part)}
         | {
             name: sign * part.accuracy.corr(part[name], method="kendall", min_periods=3)
@@ -124,7 +124,7 @@ def rank_correlation(rows: pd.DataFrame) -> pd.DataFrame:
         }
         for protocol, part in means.groupby(level="protocol", sort=False)
     ]
-    return pd.DataFrame(found, columns=["protocol", "merges", "agreement", "kl"])
+    return pd.DataFrame(table, columns=["protocol", "merges", "agreement", "kl"])
 
 
 def method_names(methods: str | Sequence[str]) -> list[str]:
@@ -132,12 +132,12 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
 
     Raises ``UnknownNameError``.
     """
-    given = [methods] if isinstance(methods, str) else list(methods)
+    entries = [methods] if isinstance(methods, str) else list(methods)
     groups = {
         "all": lambda: list(METHODS),
         "fast": lambda: [m.name for m in METHODS.values() if can_stream(m)],
     }
-    names = [name for g in given for name in (groups[g]() if g in groups else [g])]
+    names = [name for g in entries for name in (groups[g]() if g in groups else [g])]
     for name in names:
         get_method(name)
     return list(dict.fromkeys(names))
@@ -205,29 +205,29 @@ def compare(
         ...     print(type(error).__name__)
         UnknownNameError
     """
-    names, found = method_names(methods), named_experts(experts)
+    names, models = method_names(methods), named_experts(experts)
     root = None if base is None else open_parent(base, "base")
     if root:
-        *found, root = unified(found, root)
-    parents = {p.name: p for p in found}
+        *models, root = unified(models, root)
+    parents = {p.name: p for p in models}
     lams = [float(lam) for lam in dict.fromkeys(lams)]
     needed = {"inputs": inputs or {}} if k or not validation else {}
     labels = {name: rows for name, rows in ((TEST, test), (VALIDATION, validation)) if rows}
-    for what, rows in (needed | labels).items():
+    for key, rows in (needed | labels).items():
         if rows.keys() != parents.keys():
             raise ConfigError(
-                f"{what}: given for {first_five(sorted(rows)) or 'no task'}, but the experts are "
+                f"{key}: given for {first_five(sorted(rows)) or 'no task'}, but the experts are "
                 f"{first_five(sorted(parents))}; give every task's."
             )
     rows = {}
     for task, parent in parents.items():  # all files, before any model computes
-        how = {"is_image": parent.is_image, "text_column": text_column}
-        told = how | {"first_label": first_label, "limit": limit}
-        told["problem"] = kind_of(parent.config).name
-        if told["problem"] == REGRESSION:
+        form = {"is_image": parent.is_image, "text_column": text_column}
+        settings = form | {"first_label": first_label, "limit": limit}
+        settings["problem"] = kind_of(parent.config).name
+        if settings["problem"] == REGRESSION:
             raise ConfigError(f"'{task}' predicts numbers; compare is for heads that classify.")
-        splits = {n: labelled(r[task], parent.labels, task, **told) for n, r in labels.items()}
-        pool = unlabelled(inputs[task], **how) if needed else []
+        splits = {n: labelled(r[task], parent.labels, task, **settings) for n, r in labels.items()}
+        pool = unlabelled(inputs[task], **form) if needed else []
         rows[task] = _rows(task, parent, pool, splits, k, seed, limit)
     cells = Cells(
         parents,
@@ -254,7 +254,7 @@ def _rows(
     """Every row once: what a head is aligned with is not scored, a test row chooses nothing."""
     n_classes, known = len(parent.labels), partial(_content, is_image=parent.is_image)
     fit = draw_inputs(pool, n_classes, k, seed, task) if k else []
-    seen, kept, anchors = {*map(known, fit)}, {}, []
+    seen, subsets, anchors = {*map(known, fit)}, {}, []
     if VALIDATION not in splits:
         splits = {**splits, HELD_OUT: Split(tuple(pool), torch.full((len(pool),), -1))}
     for name, split in splits.items():
@@ -272,16 +272,16 @@ def _rows(
                 "give more, or a smaller k."
             )
         order = uniform_order(len(rows), min(limit or len(rows), len(rows)), seed)
-        kept[name] = split.subset(torch.tensor(rows)[order])
-    whole = kept.get(VALIDATION)
-    one = whole and whole.labels.ndim == 1
-    if one and k and whole.labels.bincount(minlength=n_classes).min() >= 2 * k:
-        drawn = stratified_order(whole.labels, n_classes, k, seed).flatten().tolist()
-        anchors = [whole.inputs[i] for i in drawn]
-        kept[VALIDATION] = whole.subset(sorted({*range(len(whole))} - {*drawn}))
-    groups = {n: map(digest, map(known, [*fit, *anchors, *s.inputs])) for n, s in kept.items()}
+        subsets[name] = split.subset(torch.tensor(rows)[order])
+    validation = subsets.get(VALIDATION)
+    single_label = validation and validation.labels.ndim == 1
+    if single_label and k and validation.labels.bincount(minlength=n_classes).min() >= 2 * k:
+        drawn = stratified_order(validation.labels, n_classes, k, seed).flatten().tolist()
+        anchors = [validation.inputs[i] for i in drawn]
+        subsets[VALIDATION] = validation.subset(sorted({*range(len(validation))} - {*drawn}))
+    groups = {n: map(digest, map(known, [*fit, *anchors, *s.inputs])) for n, s in subsets.items()}
     sizes = f"{len(fit)} {len(anchors)}"
-    return Rows(fit, anchors, kept, {n: digest(sizes, *group) for n, group in groups.items()})
+    return Rows(fit, anchors, subsets, {n: digest(sizes, *group) for n, group in groups.items()})
 
 
 def _content(x: Any, is_image: bool) -> str:
@@ -332,23 +332,23 @@ class Cells:
 
     def _inputs(self, model: str) -> dict[str, list[Any]]:
         """What re-aligns heads is also what a method may see."""
-        method, given = METHODS[model], {task: rows.fit for task, rows in self.rows.items()}
-        if method.needs and ("labels" in method.needs or not all(given.values())):
+        method, inputs = METHODS[model], {task: rows.fit for task, rows in self.rows.items()}
+        if method.needs and ("labels" in method.needs or not all(inputs.values())):
             raise ConfigError(
                 f"{method.label} needs {' and '.join(method.needs)}; "
                 "a comparison has k unlabelled inputs per class for it."
             )
-        return given if method.needs else {}
+        return inputs if method.needs else {}
 
     def _made(self, model: str, lam: float | None, split: str) -> Artifact:
         start, info, tensors = time.perf_counter(), {}, {}
         teacher = {} if model == FINE_TUNED else self.get(FINE_TUNED, None, split).tensors
         if model in METHODS:
-            both = {"base": self.base, "experts": self.parents, "inputs": self._inputs(model)}
+            models = {"base": self.base, "experts": self.parents, "inputs": self._inputs(model)}
             reading = {name: self.reading[name] for name in ("device", "max_length")}
             options = self._options(model, lam)
             with Meter() as meter:
-                merged = merge(model, **both, **reading, **self.parts, **options)
+                merged = merge(model, **models, **reading, **self.parts, **options)
             info = {"merge_seconds": meter.cost["seconds"], "peak_mb": meter.cost["peak_mb"]}
         for task, rows in self.rows.items():
             if model in METHODS:
@@ -357,8 +357,8 @@ class Cells:
                 classifier = expert_classifier(self.parents[task], name=task, **self.parts)
             if model == BASE:
                 classifier = student_of(self.base, classifier, task)
-            made = self._outputs(classifier, rows, split, below(teacher, f"{task}/"))
-            tensors |= {f"{task}/{name}": value for name, value in made.items()}
+            outputs = self._outputs(classifier, rows, split, below(teacher, f"{task}/"))
+            tensors |= {f"{task}/{name}": value for name, value in outputs.items()}
         return Artifact(tensors, info | {"seconds": time.perf_counter() - start})
 
     def _outputs(
@@ -369,38 +369,38 @@ class Cells:
         z = features(classifier, [*chain(*groups)], **self.reading)
         z_fit, z_anchors, z = z.split([*map(len, groups)])
         head, kind = classifier.head.linear, kind_of(classifier.head.config)
-        heads, made = {"current": head}, {}
+        heads, outputs = {"current": head}, {}
         if not teacher:
-            made = teacher = {"fit": head.logits(z_fit), "logits": head.logits(z)}
+            outputs = teacher = {"fit": head.logits(z_fit), "logits": head.logits(z)}
         elif rows.fit:
-            how = {"loss": kind.loss, "fit_bias": classifier.head.has_bias}
-            fitted = ft_classifier(z_fit[None], teacher["fit"][None], head, self.preset, **how)
+            options = {"loss": kind.loss, "fit_bias": classifier.head.has_bias}
+            fitted = ft_classifier(z_fit[None], teacher["fit"][None], head, self.preset, **options)
             heads["ft_classifier"] = Head(fitted.weight[0], fitted.bias[0])
-        for protocol, used in heads.items():
-            logits = used.logits(z)
+        for protocol, linear in heads.items():
+            logits = linear.logits(z)
             kl = kind.loss(logits, teacher["logits"])
-            made = made | {protocol: kind.predict(logits), f"{protocol}/kl": kl}
+            outputs = outputs | {protocol: kind.predict(logits), f"{protocol}/kl": kl}
         if rows.anchors:
             anchors = z_anchors.view(1, len(head.bias), -1, z.shape[1])
-            made["knn"] = knn_eval(z, anchors, (anchors.shape[2],))[0, 0]
-        return made
+            outputs["knn"] = knn_eval(z, anchors, (anchors.shape[2],))[0, 0]
+        return outputs
 
     def measured(
         self, model: str, lam: float | None, split: str
     ) -> dict[tuple[str, str], dict[str, Tensor]]:
         """(protocol, task) -> each of ``MEASURES`` for each row ``[N]``; NaN where unknown."""
-        made, experts = (self.get(*m, split).tensors for m in ((model, lam), (FINE_TUNED, None)))
-        found = {}
+        outputs, experts = (self.get(*m, split).tensors for m in ((model, lam), (FINE_TUNED, None)))
+        measures = {}
         for protocol, (task, rows) in product(HEADS, self.rows.items()):
-            if all(f"{t}/{protocol}" in made for t in self.rows):
-                predicted, labels = made[f"{task}/{protocol}"], rows.splits[split].labels
+            if all(f"{t}/{protocol}" in outputs for t in self.rows):
+                predicted, labels = outputs[f"{task}/{protocol}"], rows.splits[split].labels
                 unknown = torch.full(labels.shape[:1], math.nan)
-                found[protocol, task] = {
+                measures[protocol, task] = {
                     "accuracy": unknown if split == HELD_OUT else _same(predicted, labels),
                     "agreement": _same(predicted, experts[f"{task}/current"]),
-                    "kl": made.get(f"{task}/{protocol}/kl", unknown),
+                    "kl": outputs.get(f"{task}/{protocol}/kl", unknown),
                 }
-        return found
+        return measures
 
 
 def _same(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -422,37 +422,37 @@ def _compared(
     choice = next(s for s in (VALIDATION, HELD_OUT) if s in splits)
     report = TEST if TEST in splits else choice
     measures = {s: MEASURES[s == HELD_OUT] for s in (choice, report)}
-    found = {(FINE_TUNED, None, choice): cells.measured(FINE_TUNED, None, choice)}
+    measured = {(FINE_TUNED, None, choice): cells.measured(FINE_TUNED, None, choice)}
     grid = [(BASE, None)] if cells.base else []
     grid += [(n, lam) for n in names for lam in (lams if get_method(n).has_lam else [None])]
     failed: dict[str, str] = {}
     for model, lam in progress(grid, desc="compare") if show else grid:
         try:
             if model not in failed:
-                found[model, lam, choice] = cells.measured(model, lam, choice)
+                measured[model, lam, choice] = cells.measured(model, lam, choice)
         except StoreError:
             raise
         except Exception as error:  # a user's method may raise anything
             failed[model] = f"{type(error).__name__}: {first_line(error)}"
-    found = {cell: values for cell, values in found.items() if cell[0] not in failed}
-    if not any(model in METHODS for model, *_ in found):
+    measured = {cell: values for cell, values in measured.items() if cell[0] not in failed}
+    if not any(model in METHODS for model, *_ in measured):
         raise ConfigError("No method worked. " + " ".join(f"{n}: {e}" for n, e in failed.items()))
     # Of equal scores the one nearer to the experts, then the smaller lambda.
     keys, order = ["method", "protocol", "lam"], [measures[choice], "kl", "lam"]
-    means = _frame(found).groupby(keys, dropna=False, sort=False)[order[:2]].mean().reset_index()
+    means = _frame(measured).groupby(keys, dropna=False, sort=False)[order[:2]].mean().reset_index()
     means = means.sort_values(order, ascending=[False, True, True]).drop_duplicates(keys[:2])
     means["lam"] = means.lam.astype(object).where(means.lam.notna(), None)
     if report != choice:
-        todo = list(dict.fromkeys(zip(means.method, means.lam, strict=True)))
-        for cell in progress(todo, desc=report) if show else todo:
-            found[*cell, report] = cells.measured(*cell, report)
+        chosen = list(dict.fromkeys(zip(means.method, means.lam, strict=True)))
+        for cell in progress(chosen, desc=report) if show else chosen:
+            measured[*cell, report] = cells.measured(*cell, report)
     scores: dict[tuple[str, str], Tensor] = {}
     for row in means.itertuples():
-        values = found[row.method, row.lam, report]
-        of = [v[measures[report]] for (p, _), v in values.items() if p == row.protocol]
-        scores[row.method, row.protocol] = torch.stack([resampled_means(v[None]) for v in of]).mean(
-            0
-        )
+        values = measured[row.method, row.lam, report]
+        per_task = [v[measures[report]] for (p, _), v in values.items() if p == row.protocol]
+        scores[row.method, row.protocol] = torch.stack(
+            [resampled_means(v[None]) for v in per_task]
+        ).mean(0)
     table = []
     for row in means.itertuples():
         score = scores[row.method, row.protocol]
@@ -465,7 +465,7 @@ def _compared(
         table.append(line | {name: info.get(name) for name in COSTS})
     best = next(r for r in table if r["method"] in METHODS and r["protocol"] in SAVED)
     frame, best = pd.DataFrame(table), {name: best[name] for name in keys}
-    return Comparison(_frame(found), frame, best, failed, measures, k)
+    return Comparison(_frame(measured), frame, best, failed, measures, k)
 
 
 def _frame(found: Mapping[tuple, Mapping[tuple[str, str], Mapping[str, Tensor]]]) -> pd.DataFrame:

@@ -84,10 +84,10 @@ def context_of(
 ) -> tuple[Context, dict[str, str]]:
     """The context of what ``read_inputs`` gave, and the name in its model of every tensor of the
     first expert's file."""
-    readers, tasks, own, model = [], [], [], None
-    for expert, part, given in zip(experts, parts, read, strict=True):
-        split = given if isinstance(given, Split) else None
-        inputs = list(split.inputs if split else given)
+    readers, tasks, heads, model = [], [], [], None
+    for expert, part, content in zip(experts, parts, read, strict=True):
+        split = content if isinstance(content, Split) else None
+        inputs = list(split.inputs if split else content)
         order = uniform_order(len(inputs), len(inputs), 0)
         classifier = replace(
             expert_classifier(expert, head=part.head), processor=processors.get(expert.name)
@@ -103,7 +103,7 @@ def context_of(
                 split and split.labels[order].to(device),
             )
         )
-        own.append(
+        heads.append(
             {
                 f"model.{place}": t.to(device)
                 for n, t in head.tensors.items()
@@ -116,7 +116,7 @@ def context_of(
         batch = collated(readers[task], [item for _, item in rows])
         return {"task": task} | {k: v.to(device) for k, v in batch.items()}
 
-    module = Features(model.float().to(device).requires_grad_(False), parts[0].head, own)
+    module = Features(model.float().to(device).requires_grad_(False), parts[0].head, heads)
     known = {*dict(model.named_parameters()), *dict(model.named_buffers())}
     places = {
         n: next(p for p in filled if p in known) for n, filled in experts[0].plan.fills.items()

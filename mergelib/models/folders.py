@@ -23,11 +23,11 @@ SMALL = 1 << 20  # bytes; for larger files (weights), the time is compared inste
 
 def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
     """Raises ``ConfigError`` when ``target`` is an input, or an input lies below it."""
-    for given in inputs:
-        source = user_path(given)
+    for path in inputs:
+        source = user_path(path)
         if source.exists() and (target == source.resolve() or target in source.resolve().parents):
             raise ConfigError(
-                f"'{target}' is or contains an input ('{given}'), which writing there would "
+                f"'{target}' is or contains an input ('{path}'), which writing there would "
                 "delete; choose another place."
             )
 
@@ -104,7 +104,7 @@ def _foreign(folder: Path) -> list[str]:
     except ConfigError:
         listed = None
     listed = listed if isinstance(listed, dict) else {}
-    there = {
+    files = {
         p.relative_to(folder).as_posix(): p
         for entry in _entries(folder)
         for p in (entry, *entry.rglob("*"))
@@ -113,7 +113,7 @@ def _foreign(folder: Path) -> list[str]:
     known = {RECORD} if listed else set()
     return [
         name
-        for name, path in there.items()
+        for name, path in files.items()
         if path.is_symlink() or (name not in known and listed.get(name) != _mark(path))
     ]
 
@@ -192,10 +192,10 @@ def whole_folder(
 def _scratch(place: Path, name: str) -> Path:
     """A new temporary folder; those that killed processes left are removed."""
     prefix = f".{name}.partial-"
-    for left in place.glob(glob.escape(prefix) + "*"):
-        with suppress(OSError), paths.held(left, wait=False) as nobodys:
-            if nobodys and _is_left(left, name):
-                shutil.rmtree(left, ignore_errors=True)
+    for folder in place.glob(glob.escape(prefix) + "*"):
+        with suppress(OSError), paths.held(folder, wait=False) as nobodys:
+            if nobodys and _is_left(folder, name):
+                shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
 
 

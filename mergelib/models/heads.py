@@ -153,15 +153,15 @@ def collated(classifier: Classifier, items: Sequence[Any]) -> dict[str, Tensor]:
 def into_layer(model: Any, module: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What ``module`` receives, a row per input (where it runs on every token, that of the last
     token that is no padding), and the model's logits. Empty unless it runs exactly once."""
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
     hook = model.get_submodule(module).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0])
+        lambda _, args: captured.append(args[0])
     )
     try:
         logits = model(**batch, return_dict=True).logits
     finally:
         hook.remove()
-    feature = seen[0] if len(seen) == 1 else logits.new_empty(0)
+    feature = captured[0] if len(captured) == 1 else logits.new_empty(0)
     if feature.ndim == 3 and "attention_mask" in batch:
         last = batch["attention_mask"].cumsum(1).argmax(1)
         feature = feature[torch.arange(len(last), device=last.device), last]
@@ -255,15 +255,15 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)
     model_class, config = type(expert.model), expert.head.config
-    own, grown = config, False
+    own, extended = config, False
     if isinstance(merged, Merged):
-        held = merged.heads.get(task)
-        sizes = {getattr(c, "vocab_size", 0) for c in (own, (held or expert.head).config)}
-        if grown := len(sizes) > 1:  # by tokens that another expert added
-            config = held.config
-        if held is not None and held.labels != expert.head.labels:
+        merged_head = merged.heads.get(task)
+        sizes = {getattr(c, "vocab_size", 0) for c in (own, (merged_head or expert.head).config)}
+        if extended := len(sizes) > 1:  # by tokens that another expert added
+            config = merged_head.config
+        if merged_head is not None and merged_head.labels != expert.head.labels:
             raise ConfigError(
-                f"The merged model's head for '{task}' has the labels {few(held.labels)}, "
+                f"The merged model's head for '{task}' has the labels {few(merged_head.labels)}, "
                 f"the expert {few(expert.head.labels)}. "
                 "Give the expert that this head comes from, or another task name."
             )
@@ -279,17 +279,17 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         record = {"label": "given", "experts": {}, "method": "given", "base": None}
     layer, prefix = f"{expert.head.module}.", f"{model_class.base_model_prefix}."
     filled = {p for places in loaded.fills.values() for p in places if not p.startswith(layer)}
-    odd = [p for p in loaded.mismatched if not p.startswith(layer)] + loaded.gaps(prefix)
+    misfits = [p for p in loaded.mismatched if not p.startswith(layer)] + loaded.gaps(prefix)
     if isinstance(merged, Merged):
-        odd += [n for n in encoder if n not in loaded.fills]
-    if odd or not filled:
+        misfits += [n for n in encoder if n not in loaded.fills]
+    if misfits or not filled:
         raise ConfigError(
             f"The merged encoder's architecture is not that of '{task}': "
-            f"{first_five(odd) or 'nothing in common'}."
+            f"{first_five(misfits) or 'nothing in common'}."
         )
     encoder = {n: t for n, t in encoder.items() if filled & {*loaded.fills[n]}}
     differ = vocabulary_differs(processor, expert.processor)
-    if differ and not grown:
+    if differ and not extended:
         raise ConfigError(
             f"The tokenizers of the merged model and of the expert for '{task}' differ in {differ}."
         )
@@ -373,15 +373,15 @@ def align_classifier(
     )
     linear = teacher.head.linear
     if protocol == "ft_classifier":
-        how = {"loss": kind.loss, "fit_bias": teacher.head.has_bias}
-        fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings, **how)
+        fit_options = {"loss": kind.loss, "fit_bias": teacher.head.has_bias}
+        fitted = ft_classifier(z_m, linear.logits(z_t), linear, settings, **fit_options)
     elif protocol == "orthogonal_classifier":
         fitted = orthogonal_classifier(z_m, z_t, linear, settings)
     else:
         fitted = procrustes_head(z_m, z_t, linear)
     if not student.is_image and (length := _limit(student, max_length)) < UNLIMITED:
         student = replace(student, processor=_cut_at(student.processor, length))
-    said = {
+    record = {
         "protocol": protocol,
         "preset": preset,
         "n": len(inputs),
@@ -389,7 +389,7 @@ def align_classifier(
         "max_length": max_length or "model's own",
     }
     return replace(
-        student, head=student.head.with_linear(Head(fitted.weight[0], fitted.bias[0]), said)
+        student, head=student.head.with_linear(Head(fitted.weight[0], fitted.bias[0]), record)
     )
 
 
@@ -399,9 +399,9 @@ def _cut_at(tokenizer: Any, length: int) -> Any:
     one still do."""
     if tokenizer.model_max_length == length:
         return tokenizer
-    changed = copy.deepcopy(tokenizer)
-    changed.model_max_length = length
-    return changed
+    shorter = copy.deepcopy(tokenizer)
+    shorter.model_max_length = length
+    return shorter
 
 
 def predict(
@@ -443,17 +443,17 @@ def predict(
             raise UnknownNameError("task", task, known)
     is_image = as_classifier(model, known[0]).is_image
     inputs = unlabelled(inputs, is_image, text_column)
-    shown = [" | ".join(x) if isinstance(x, tuple) else x for x in inputs]
-    shown = [str(x) if isinstance(x, str | os.PathLike) else "" for x in shown]
+    texts = [" | ".join(x) if isinstance(x, tuple) else x for x in inputs]
+    texts = [str(x) if isinstance(x, str | os.PathLike) else "" for x in texts]
     z: dict[Any, Tensor] = {}
     frames = []
     for task in tasks or known:
         classifier = as_classifier(model, task)
         head = classifier.head
         neck = {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
-        same = id(classifier.processor), state_digest(neck)
-        if same not in z:
-            z[same] = features(
+        key = id(classifier.processor), state_digest(neck)
+        if key not in z:
+            z[key] = features(
                 classifier,
                 inputs,
                 device=device,
@@ -463,13 +463,13 @@ def predict(
             )
         kind, k = kind_of(head.config), len(head.labels)
         k = k if kind.scores else min(top, k)
-        best, classes = kind.outputs(head.linear.logits(z[same])).topk(k)
+        best, classes = kind.outputs(head.linear.logits(z[key])).topk(k)
         frames.append(
             pd.DataFrame(
                 {
                     "task": task,
                     "row": torch.arange(len(inputs)).repeat_interleave(k).numpy(),
-                    "input": [x for x in shown for _ in range(k)],
+                    "input": [x for x in texts for _ in range(k)],
                     "label": [head.labels[c] for c in classes.flatten().tolist()],
                     "score": best.flatten().double().numpy().round(6),
                 }
@@ -537,15 +537,15 @@ def scoring(
         >>> scores.task.item(), scores.protocol.item(), scores.n.item()
         ('news', 'current', 2)
     """
-    found = [get_protocol(p) for p in protocols]
+    chosen = [get_protocol(p) for p in protocols]
     get_preset(preset)
     k = _whole("k, the number of inputs per class,", k, 1)
     seeds = [_whole("A seed", s, 0) for s in ([seeds] if isinstance(seeds, int) else seeds)]
-    if not found or not seeds:
-        raise ConfigError(f"Give at least one {'seed' if found else 'protocol'}.")
+    if not chosen or not seeds:
+        raise ConfigError(f"Give at least one {'seed' if chosen else 'protocol'}.")
     if draw not in ("stratified", "uniform"):
         raise UnknownNameError("draw", draw, ("stratified", "uniform"))
-    for p in found:
+    for p in chosen:
         if p.few_shot and draw not in p.draws:
             raise ConfigError(
                 f"{p.label} needs a stratified draw: each anchor stands for its class."
@@ -556,14 +556,14 @@ def scoring(
     if processor is not None:
         classifier = replace(classifier, processor=processor)
     kind = kind_of(classifier.head.config)
-    for p in found:
+    for p in chosen:
         if p.name != "current":
             check_single(classifier.head.config, classifier.head.task, p.label)
     classes = (classifier.head.labels, classifier.head.task)
     scored = labelled(dataset, *classes, is_image=classifier.is_image, problem=kind.name)
     name, n_classes = classifier.head.task, len(classifier.head.labels)
     pool, draws, teacher = scored, None, None
-    if any(p.few_shot for p in found):
+    if any(p.few_shot for p in chosen):
         if fit is not None:
             pool = labelled(fit, *classes, is_image=classifier.is_image)
             _warn_of_shared(scored, pool, name)
@@ -605,22 +605,22 @@ def scoring(
         common = {"task": name, "method": method or classifier.record.get("method", "f_t")}
         common["n"] = len(scored)
         if kind.scores:
-            made = kind.measured(kind.predict(classifier.head.linear.logits(z)), scored.labels)
-            low, high = interval(next(iter(made.values())))
+            metrics = kind.measured(kind.predict(classifier.head.linear.logits(z)), scored.labels)
+            low, high = interval(next(iter(metrics.values())))
             common |= {"protocol": "current", "low": low, "high": high}
-            row = common | {name: float(values[0]) for name, values in made.items()}
-            names = [*(c for c in SCORE_COLUMNS if c not in METRICS), *made]
+            row = common | {name: float(values[0]) for name, values in metrics.items()}
+            names = [*(c for c in SCORE_COLUMNS if c not in METRICS), *metrics]
             return pd.DataFrame([row]).reindex(columns=names)
         shots = {"k": k, "draw": draw, "fit_on": "test" if fit is None else "train"}
         rows = []
-        for p in sorted(found, key=lambda p: p.few_shot):
-            right = p(evidence if p.few_shot else once, where=name)[0] == scored.labels
-            low, high = interval(100 * resampled_means(right))
+        for p in sorted(chosen, key=lambda p: p.few_shot):
+            correct = p(evidence if p.few_shot else once, where=name)[0] == scored.labels
+            low, high = interval(100 * resampled_means(correct))
             rows += [
                 common
-                | {"protocol": p.name, "accuracy": percent(one), "low": low, "high": high}
+                | {"protocol": p.name, "accuracy": percent(hits), "low": low, "high": high}
                 | (shots | {"seed": seed} if p.few_shot else {})
-                for seed, one in zip(seeds, right, strict=p.few_shot)
+                for seed, hits in zip(seeds, correct, strict=p.few_shot)
             ]
         frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
         return frame.astype({"k": "Int64", "seed": "Int64"})

@@ -64,8 +64,8 @@ def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _f1(predicted: Tensor, labels: Tensor, counts: Tensor) -> dict[str, Tensor]:
     """F1 over all answers, and its mean over classes; 0 for a class that is nowhere."""
-    right, said = counts @ (predicted * labels), counts @ (predicted + labels)
-    micro, macro = right.sum(-1) / said.sum(-1), (right / said).nan_to_num().mean(-1)
+    overlap, total = counts @ (predicted * labels), counts @ (predicted + labels)
+    micro, macro = overlap.sum(-1) / total.sum(-1), (overlap / total).nan_to_num().mean(-1)
     return {"micro_f1": 200 * micro.nan_to_num(), "macro_f1": 200 * macro}
 
 
@@ -117,13 +117,13 @@ def score_table(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     heading = ["task", "model", "protocol", *(METRICS[m] for m in metrics), "95 % interval", "n"]
     rows = []
     for names, group in scores.groupby(["task", "method", "protocol", "n"], sort=False):
-        *said, n = names
+        *cells, n = names
         known = [m for m in metrics if group[m].notna().any()]
         digits = {m: 1 if "%" in METRICS[m] else 3 for m in metrics}
         for m in metrics:
             spread = f" ± {group[m].std():.{digits[m]}f} ({len(group)} draws)"
             spread = spread if len(group) > 1 else ""
-            said.append(f"{group[m].mean():.{digits[m]}f}{spread}" if m in known else "")
+            cells.append(f"{group[m].mean():.{digits[m]}f}{spread}" if m in known else "")
         low, high = (f"{group[name].iloc[0]:.{digits[known[0]]}f}" for name in ("low", "high"))
-        rows.append([*said, f"{low} to {high}", str(n)])
+        rows.append([*cells, f"{low} to {high}", str(n)])
     return heading, rows

@@ -92,15 +92,15 @@ class TaskHead:
     def with_linear(self, head: Head, alignment: dict[str, Any]) -> TaskHead:
         """The same head with another last layer ``W' [C, d]``, ``b' [C]``. Raises ``ConfigError``
         if the architecture has no bias to hold a b' other than 0."""
-        changed = {f"{self.module}.weight": head.weight, f"{self.module}.bias": head.bias}
-        if not self.has_bias and changed.pop(f"{self.module}.bias").any():
+        tensors = {f"{self.module}.weight": head.weight, f"{self.module}.bias": head.bias}
+        if not self.has_bias and tensors.pop(f"{self.module}.bias").any():
             raise ConfigError(
                 f"'{self.task}': the last layer of a {class_name(self.config)} has no bias, so it "
                 "cannot hold a head with one; fit one without (fit_bias=False)."
             )
         dtype = self.tensors[f"{self.module}.weight"].dtype
-        changed = {n: t.detach().cpu().to(dtype).contiguous() for n, t in changed.items()}
-        return replace(self, tensors=self.tensors | changed, alignment=alignment)
+        tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in tensors.items()}
+        return replace(self, tensors=self.tensors | tensors, alignment=alignment)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ class Classifier(Pushed):
                 f"{model_class.__name__} ({first_line(error)})."
             ) from error
         missing = {*info["missing_keys"], *info["unexpected_keys"]}
-        odd = sorted(missing) + sorted(str(k) for k in info["mismatched_keys"])
-        if odd:
+        gaps = sorted(missing) + sorted(str(k) for k in info["mismatched_keys"])
+        if gaps:
             raise StateDictError(
-                f"'{self.head.task}': no weights, or no place, for {first_five(odd)}; encoder and "
+                f"'{self.head.task}': no weights, or no place, for {first_five(gaps)}; encoder and "
                 f"head do not make a complete {model_class.__name__}."
             )
         return model.eval()
@@ -311,12 +311,12 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self):
-        for task, made in self.heads.items():
-            if made and not (
-                isinstance(made.get("n"), int)
-                and isinstance(made.get("classes"), int)
-                and made["classes"] > 0
-                and {"protocol", "preset"} <= made.keys()
+        for task, alignment in self.heads.items():
+            if alignment and not (
+                isinstance(alignment.get("n"), int)
+                and isinstance(alignment.get("classes"), int)
+                and alignment["classes"] > 0
+                and {"protocol", "preset"} <= alignment.keys()
             ):
                 raise ValueError(f"heads.{task}: what a re-alignment was made with is incomplete")
         return self

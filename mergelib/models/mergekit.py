@@ -36,9 +36,9 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     name = content["merge_method"]
     if not isinstance(name, str) or name not in PARAMETERS:
         raise UnknownNameError("mergekit method that mergelib knows too", name, PARAMETERS)
-    odd = sorted(set(content) - KEYS)
-    if odd:
-        raise _refusal(f"'{shortened(odd[0])}' has no counterpart here; whole models are merged.")
+    keys = sorted(set(content) - KEYS)
+    if keys:
+        raise _refusal(f"'{shortened(keys[0])}' has no counterpart here; whole models are merged.")
     models, base = content.get("models"), content.get("base_model")
     if not isinstance(models, list) or not all(
         isinstance(m, dict) and isinstance(m.get("model"), str) for m in models

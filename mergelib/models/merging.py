@@ -49,10 +49,10 @@ def named_experts(experts: Any) -> list[Parent]:
     if not parents:
         raise ConfigError("Nothing to merge: give at least one expert.")
     names = [p.name for p in parents]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
         raise ConfigError(
-            f"Two experts are called '{twice[0]}'. Name them: experts={{'task': model, ...}}, "
+            f"Two experts are called '{repeated[0]}'. Name them: experts={{'task': model, ...}}, "
             "task=FOLDER on the command line."
         )
     for name in names:
@@ -210,25 +210,25 @@ def _sources(
     """
     first, names = experts[0], parts[0].encoder
     sources = [first.plan.names_in(e.plan) for e in experts]
-    for expert, mine, source in zip(experts, parts, sources, strict=True):
-        odd = sorted({source.get(n, n) for n in names} ^ set(mine.encoder))
-        if odd or mine.head != parts[0].head:
+    for expert, part, source in zip(experts, parts, sources, strict=True):
+        differing = sorted({source.get(n, n) for n in names} ^ set(part.encoder))
+        if differing or part.head != parts[0].head:
             raise StateDictError(
                 f"'{expert.name}' and '{first.name}' have different encoders: only one has "
-                f"{first_five(odd) or mine.head}."
+                f"{first_five(differing) or part.head}."
             )
     if base:
         sources.append(names_in_base(first, base))
     for parent, source in zip([*experts, *([base] if base else [])], sources, strict=True):
-        wrong = [
+        mismatched = [
             f"{n} ({parent.weights.shape(source[n])}, {first.name} {first.weights.shape(n)})"
             for n in names
             if parent.weights.shape(source[n]) != first.weights.shape(n)
         ]
-        if wrong:
+        if mismatched:
             raise StateDictError(
                 f"'{parent.name}' differs from '{first.name}' in the shape of "
-                f"{', '.join(wrong[:3])}. Does it have another vocabulary or width?"
+                f"{', '.join(mismatched[:3])}. Does it have another vocabulary or width?"
             )
         for n in (n for n in names if n in first.plan.buffers):
             if not torch.equal(parent.weights.tensor(source[n]), first.weights.tensor(n)):

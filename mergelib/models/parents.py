@@ -118,10 +118,10 @@ class Weights:
                 return [name]
             if index.is_file():
                 return self._shards(index)
-        there = sorted(p.name for p in self.folder.glob("*") if p.suffix in OTHER_WEIGHTS)
+        names = sorted(p.name for p in self.folder.glob("*") if p.suffix in OTHER_WEIGHTS)
         raise ConfigError(
             f"'{self.folder.name}' has no {' or '.join(WEIGHT_FILES)}, nor an index of shards"
-            + (f"; {first_five(there)} is not what transformers loads." if there else ".")
+            + (f"; {first_five(names)} is not what transformers loads." if names else ".")
         )
 
     def _shards(self, index: Path) -> list[str]:
@@ -155,10 +155,10 @@ class Weights:
             isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
         ):
             raise StateDictError(f"'{self.folder.name}': {path.name} is not a plain state dict.")
-        odd = next((k for k, v in state.items() if not _is_plain(v)), None)
-        if odd is not None:
+        key = next((k for k, v in state.items() if not _is_plain(v)), None)
+        if key is not None:
             raise StateDictError(
-                f"'{self.folder.name}': tensor {shortened(odd)} of {path.name} is sparse, "
+                f"'{self.folder.name}': tensor {shortened(key)} of {path.name} is sparse, "
                 "quantised, without data or larger than its data. "
                 "Save the model again as safetensors."
             )
@@ -200,10 +200,10 @@ class Weights:
             else DTYPE_CODES.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
             for n, file in self._where.items()
         }
-        odd = next((n for n, code in dtypes.items() if code not in DTYPE_CODES.values()), None)
-        if odd is not None:
+        key = next((n for n, code in dtypes.items() if code not in DTYPE_CODES.values()), None)
+        if key is not None:
             raise StateDictError(
-                f"'{self.folder.name}': {shortened(odd)} is stored as {dtypes[odd]}, which cannot "
+                f"'{self.folder.name}': {shortened(key)} is stored as {dtypes[key]}, which cannot "
                 "be merged; convert the model to float32, bfloat16 or float16."
             )
         return dtypes
@@ -415,14 +415,14 @@ def _with_adapter(parent: Parent) -> Parent:
             "'mergelib[lora]'. Or merge it yourself, and give that folder "
             "(model.merge_and_unload().save_pretrained(FOLDER))."
         ) from error
-    said = read_json(folder / ADAPTER, ADAPTER)
-    of, revision = said.get("base_model_name_or_path"), said.get("revision")
-    base = open_parent(f"{of}@{revision}" if revision else of, f"base of {name}")
+    adapter = read_json(folder / ADAPTER, ADAPTER)
+    base_name, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    base = open_parent(f"{base_name}@{revision}" if revision else base_name, f"base of {name}")
     weights = Weights(folder, "adapter_model.safetensors")
-    own = {n.removeprefix("base_model.model."): weights.shape(n) for n in weights}
+    shapes = {n.removeprefix("base_model.model."): weights.shape(n) for n in weights}
     config = (parent if (folder / "config.json").is_file() else base).config
     for module in HEAD_NAMES:
-        n_labels, *_ = own.get(f"{module}.weight", (config.num_labels,))
+        n_labels, *_ = shapes.get(f"{module}.weight", (config.num_labels,))
         if n_labels != config.num_labels:
             config.num_labels = n_labels
     kinds = (
@@ -442,13 +442,13 @@ def _with_adapter(parent: Parent) -> Parent:
                 ignore_mismatched_sizes=True,
             )
             unset = {*info["missing_keys"], *(k[0] for k in info["mismatched_keys"])}
-            gaps = sorted(unset - own.keys())
+            gaps = sorted(unset - shapes.keys())
             if gaps:
                 raise StateDictError(
                     f"'{name}' is an adapter without {first_five(gaps)}, which '{base.source}' "
                     "lacks, too. Save the head with the adapter (modules_to_save)."
                 )
-            found = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+            merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, StateDictError):
             raise
@@ -456,14 +456,14 @@ def _with_adapter(parent: Parent) -> Parent:
             f"'{name}' is an adapter that peft cannot merge "
             f"into '{base.source}' ({first_line(error)})."
         ) from error
-    found = replace(open_parent(found, name), source=parent.source)
+    merged = replace(open_parent(merged, name), source=parent.source)
     lender = folder if any((folder / n).is_file() for n in PROCESSOR_FILES) else base.folder
     for file in lender.iterdir():
         if file.suffix in (".json", ".txt", ".model") and not file.name.startswith(
             ("config.", "adapter_", "model.", "pytorch_model.")
         ):
-            shutil.copyfile(file, found.folder / file.name)
-    return found
+            shutil.copyfile(file, merged.folder / file.name)
+    return merged
 
 
 def _download(source: str) -> Path:
@@ -512,9 +512,9 @@ def open_parent(source: Any, name: str = "") -> Parent:
                 f"'{name or type(source).__name__}' cannot be saved ({first_line(error)}); a "
                 "model that is quantised or without data cannot be merged."
             ) from error
-        said = Path(str(getattr(source.config, "_name_or_path", ""))).name
+        title = Path(str(getattr(source.config, "_name_or_path", ""))).name
         return Parent(
-            name or said or "model", said or "a loaded model", Path(scratch.name), scratch
+            name or title or "model", title or "a loaded model", Path(scratch.name), scratch
         )
     if not isinstance(source, str | os.PathLike):
         raise ConfigError(

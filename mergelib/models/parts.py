@@ -155,8 +155,8 @@ def vocabulary_differs(a: Any, b: Any) -> str:
     if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
         return ""
     x, y = a.get_vocab(), b.get_vocab()
-    odd = sorted(t for t in x.keys() | y.keys() if x.get(t) != y.get(t))
-    return f"{len(odd)} tokens, for example {', '.join(map(repr, odd[:3]))}" if odd else ""
+    tokens = sorted(t for t in x.keys() | y.keys() if x.get(t) != y.get(t))
+    return f"{len(tokens)} tokens, for example {', '.join(map(repr, tokens[:3]))}" if tokens else ""
 
 
 def processors_of(parents: Sequence[Parent]) -> list[Any]:
@@ -189,8 +189,8 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
             continue
         # Special tokens that a tokenizer class adds by itself are harmless until a text contains
         # one.
-        harmless = {*processor.all_special_ids}
-        highest = max((i for i in processor.get_vocab().values() if i not in harmless), default=-1)
+        special = {*processor.all_special_ids}
+        highest = max((i for i in processor.get_vocab().values() if i not in special), default=-1)
         if highest >= rows:
             raise StateDictError(
                 f"The tokenizer of '{parent.name}' numbers tokens up to {highest}, its embedding "

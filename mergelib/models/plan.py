@@ -129,8 +129,8 @@ class Plan:
         filled = {place for places in self.fills.values() for place in places}
         if not any(place.startswith(prefix) for place in filled):
             prefix = ""  # CLIP's towers
-        there = {module(place) for place in filled}
-        return [p for p in self.missing if p.startswith(prefix) and module(p) in there]
+        modules = {module(place) for place in filled}
+        return [p for p in self.missing if p.startswith(prefix) and module(p) in modules]
 
     def names_in(self, other: Plan) -> dict[str, str]:
         """This file's name -> another file's name for the same tensors of the model.
@@ -142,9 +142,9 @@ class Plan:
             by_place.setdefault(places, []).append(name)
         names = {}
         for name, places in self.fills.items():
-            same = by_place.get(places, [])
-            if name in same or len(same) == 1:
-                names[name] = name if name in same else same[0]
+            candidates = by_place.get(places, [])
+            if name in candidates or len(candidates) == 1:
+                names[name] = name if name in candidates else candidates[0]
         renamed = next((n for n, m in names.items() if n != m), None)
         if renamed and (self.converted or other.converted):
             raise StateDictError(

@@ -70,10 +70,10 @@ def push_folder(
     api = HfApi(library_name="mergelib")
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
-        held = sorted({*api.list_repo_files(address.repo_id)} - {".gitattributes"})
-        if held and not overwrite:
+        names = sorted({*api.list_repo_files(address.repo_id)} - {".gitattributes"})
+        if names and not overwrite:
             raise ConfigError(
-                f"'{repo_id}' holds {shortened(held[0])} already; choose another name, or add a "
+                f"'{repo_id}' holds {shortened(names[0])} already; choose another name, or add a "
                 "commit to it (overwrite=True, --overwrite)."
             )
         api.upload_folder(

@@ -200,12 +200,12 @@ class AddUp(argparse.Action):
     values are an error."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        before = getattr(namespace, self.dest, None)
-        before = None if before == self.default else before
+        previous = getattr(namespace, self.dest, None)
+        previous = None if previous == self.default else previous
         if isinstance(values, list):
-            values = [*(before or []), *values]
-        elif before not in (None, values):
-            parser.error(f"{option_string} is given twice: {before} and {values}.")
+            values = [*(previous or []), *values]
+        elif previous not in (None, values):
+            parser.error(f"{option_string} is given twice: {previous} and {values}.")
         setattr(namespace, self.dest, values)
 
 
@@ -291,24 +291,24 @@ def build(
     kind = COMMANDS[command]
     section = content.get(command)
     if isinstance(section, dict):
-        beside = next((key for key in content if key not in COMMANDS), None)
-        if beside is not None:
+        stray = next((key for key in content if key not in COMMANDS), None)
+        if stray is not None:
             raise ConfigError(
-                f"recipe: '{shortened(beside)}' stands outside the section '{command}'; move it "
+                f"recipe: '{shortened(stray)}' stands outside the section '{command}'; move it "
                 "into the section, or use no sections."
             )
         content = section
     if command == "merge" and "merge_method" in content:
         content = from_mergekit(content)
-    recipe, told = _mappings(kind, content), _mappings(kind, flags or {})
-    for name in (*recipe, *told):
+    recipe, overrides = _mappings(kind, content), _mappings(kind, flags or {})
+    for name in (*recipe, *overrides):
         if name not in kind.model_fields:
             raise UnknownNameError(f"option of {command}", name, kind.model_fields)
     values = recipe | {
         name: recipe[name] | value
         if isinstance(value, dict) and isinstance(recipe.get(name), dict)
         else value
-        for name, value in told.items()
+        for name, value in overrides.items()
     }
     for name, value in values.items():
         if isinstance(value, list) and len({repr(v) for v in value}) < len(value):
@@ -316,11 +316,11 @@ def build(
     try:
         return kind(**values)
     except ValidationError as error:
-        wrong = "; ".join(
+        problems = "; ".join(
             f"{shortened('.'.join(map(str, e['loc'])))}: {shortened(e['msg'], 200)}"
             for e in error.errors(include_input=False)[:3]
         )
-        raise ConfigError(f"{command}: {wrong}.") from error
+        raise ConfigError(f"{command}: {problems}.") from error
 
 
 def as_command(recipe: Options) -> str:

@@ -49,22 +49,22 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
         f"{first_five([*map(str, new)])}, which experts added."
     )
     ids = union.get_vocab()
-    own = []  # of each model: rows in the union, and what stands there
+    tables = []  # of each model: rows in the union, and what stands there
     for parent, name, tokenizer in zip(everyone, names, tokenizers, strict=True):
         rows = parent.weights.tensor(name)
-        told = {ids[t]: i for t, i in tokenizer.get_vocab().items() if i < len(rows) and t in ids}
-        own.append((torch.tensor([*told]), rows[torch.tensor([*told.values()])]))
-    common = torch.zeros(max(ids.values()) + 1, own[-1][1].shape[1])
+        index = {ids[t]: i for t, i in tokenizer.get_vocab().items() if i < len(rows) and t in ids}
+        tables.append((torch.tensor([*index]), rows[torch.tensor([*index.values()])]))
+    common = torch.zeros(max(ids.values()) + 1, tables[-1][1].shape[1])
     n_holders = torch.zeros(len(common), 1)
-    for at, rows in own[:-1]:
+    for at, rows in tables[:-1]:
         common.index_add_(0, at, rows.float())
         n_holders[at] += 1
     common /= n_holders.clamp(min=1)
-    at, rows = own[-1]
+    at, rows = tables[-1]
     common[at] = rows.float()
     return [
         _written(p, name, common.index_copy(0, at, rows.float()), tokenizer, union)
-        for p, name, tokenizer, (at, rows) in zip(everyone, names, tokenizers, own, strict=True)
+        for p, name, tokenizer, (at, rows) in zip(everyone, names, tokenizers, tables, strict=True)
     ]
 
 
