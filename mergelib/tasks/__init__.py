@@ -193,9 +193,9 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
         return hub_images.hub_images(name, profile, store or Store(paths.store_root()))
     if sizes.source in hub.SOURCES:
         source = hub.SOURCES[sizes.source]
-        found = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
+        splits = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
     elif sizes.source == "released":
-        source, found = "released CSV files", released.released_splits(name, profile.released_dir)
+        source, splits = "released CSV files", released.released_splits(name, profile.released_dir)
     elif is_image:
         if not sizes.image_dir:
             raise DataError(
@@ -203,17 +203,17 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
                 f"give --image-dir FOLDER with {LAYOUT.partition('/')[2]}."
             )
         size = profile.encoder.image_size
-        found = parquet_splits(sizes.image_dir, name, size, n_train=n_train, n_test=n_test)
+        splits = parquet_splits(sizes.image_dir, name, size, n_train=n_train, n_test=n_test)
     else:
         if not sizes.text_dir:
             raise DataError(
                 f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
                 "<task>/{train,test}.csv[.gz]."
             )
-        found = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
+        splits = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
     return build_task(
         name,
-        *found,
+        *splits,
         n_train=sizes.n_train,
         n_validation=sizes.n_validation,
         n_test=sizes.n_test,

@@ -84,6 +84,6 @@ def kept_images(
     if store.peek("images", key) is None:
         store.get("images", key, artifact)
     # Mapped from its file: what was made is in memory, which eight sets at 224 pixels may not fit.
-    made = store.peek("images", key).tensors
-    splits = [Split(made[f"{split}.inputs"], made[f"{split}.labels"]) for split in SPLITS]
+    tensors = store.peek("images", key).tensors
+    splits = [Split(tensors[f"{split}.inputs"], tensors[f"{split}.labels"]) for split in SPLITS]
     return Task(name, tuple(label_names), *splits, source, "image")

@@ -94,13 +94,13 @@ def labelled(
 ) -> Split:
     """``rows_of`` with the classes of ``owner``, see ``targets``; ``limit`` keeps that many rows,
     drawn with a fixed seed. Raises ``DataError``."""
-    found = rows_of(data, is_image=is_image, text_column=text_column, problem=problem)
+    table = rows_of(data, is_image=is_image, text_column=text_column, problem=problem)
     if isinstance(data, Split) and problem == SINGLE:  # 0-based by definition, whatever the names
-        found = Rows(found.inputs, found.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
-        odd = next((y for y in found.labels if not 0 <= y < len(names)), None)
-        if odd is not None:
-            raise DataError(f"Label {odd} is none of '{owner}'s: 0..{len(names) - 1}.")
-    split = Split(tuple(found.inputs), targets(found, names, owner, problem, first_label))
+        table = Rows(table.inputs, table.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
+        label = next((y for y in table.labels if not 0 <= y < len(names)), None)
+        if label is not None:
+            raise DataError(f"Label {label} is none of '{owner}'s: 0..{len(names) - 1}.")
+    split = Split(tuple(table.inputs), targets(table, names, owner, problem, first_label))
     if limit and limit < len(split):
         split = split.subset(uniform_order(len(split), limit, LIMIT_SEED))
     return split
@@ -119,29 +119,29 @@ def read_file(
 
     Raises ``DataError`` with file and line.
     """
-    found = user_path(path)
-    if not found.exists():
-        hint = "" if os.path.splitext(found)[1] else " (Texts are given as a list of texts.)"
+    source = user_path(path)
+    if not source.exists():
+        hint = "" if os.path.splitext(source)[1] else " (Texts are given as a list of texts.)"
         raise DataError(f"There is no file or folder '{path}'.{hint}")
-    kind = (found.with_suffix("") if found.suffix.lower() == ".gz" else found).suffix.lower()
+    kind = (source.with_suffix("") if source.suffix.lower() == ".gz" else source).suffix.lower()
     options: dict[str, Any] = {"labelled": labelled, "text_column": text_column, "problem": problem}
     if is_image:
-        wanted = f"a folder {'with a folder of images per class' if labelled else 'of images'}"
-        wanted += ", or .parquet,"
-        if found.is_dir():
-            return _image_folder(found, labelled)
+        formats = f"a folder {'with a folder of images per class' if labelled else 'of images'}"
+        formats += ", or .parquet,"
+        if source.is_dir():
+            return _image_folder(source, labelled)
     else:
-        wanted = ".csv, .tsv, .jsonl or .parquet"
-        wanted += "" if labelled else ", or .txt with a text a line,"
+        formats = ".csv, .tsv, .jsonl or .parquet"
+        formats += "" if labelled else ", or .txt with a text a line,"
         if kind == ".txt" and not labelled:
-            return _text_lines(found)
-        if kind in READERS and found.is_file():
-            return READERS[kind](found, **options)
-    if kind == ".parquet" and found.is_file():
-        return _parquet(found, is_image=is_image, **options)
+            return _text_lines(source)
+        if kind in READERS and source.is_file():
+            return READERS[kind](source, **options)
+    if kind == ".parquet" and source.is_file():
+        return _parquet(source, is_image=is_image, **options)
     raise DataError(
         f"'{path}' holds no {'labelled ' if labelled else ''}inputs "
-        f"that can be read: {wanted} is read."
+        f"that can be read: {formats} is read."
     )
 
 
@@ -157,8 +157,8 @@ def _open(path: Path, newline: str = "\n") -> Iterator[TextIO]:
         with opener(path, "rt", encoding="utf-8-sig", newline=newline) as f:
             yield f
     except (UnicodeDecodeError, OSError, EOFError, zlib.error, MemoryError) as error:
-        said = str(error) or type(error).__name__  # a decoder's repr holds all the bytes
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({said}).") from error
+        reason = str(error) or type(error).__name__  # a decoder's repr holds all the bytes
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({reason}).") from error
 
 
 def _lines(f: TextIO, path: Path) -> Iterator[str]:
@@ -205,17 +205,17 @@ def _text_lines(path: Path) -> Rows:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise ValueError(
             f"one of the keys {shortened(', '.join(k for k, _ in pairs))} stands twice"
         )
-    return found
+    return content
 
 
 def _json_lines(path: Path, **options: Any) -> Rows:
     """A JSON object per line with named fields, or an array of such objects."""
-    found: list[Any] = []
+    table: list[Any] = []
     numbers = array("q")
     with _open(path) as f:
         for i, line in enumerate(_lines(f, path), start=1):
@@ -227,14 +227,14 @@ def _json_lines(path: Path, **options: Any) -> Rows:
                 raise DataError(
                     f"{path}, line {i}: no JSON ({error}); give an object per line."
                 ) from error
-            several = value if isinstance(value, list) and not found else [value]
-            if not all(isinstance(row, dict) for row in several):
+            items = value if isinstance(value, list) and not table else [value]
+            if not all(isinstance(row, dict) for row in items):
                 raise DataError(
                     f'{path}, line {i}: give an object per line: {{"text": ..., "label": ...}}.'
                 )
-            found += several
-            numbers += array("q", [i] * len(several))
-    return from_python(found, is_image=False, first=None, where=str(path), lines=numbers, **options)
+            table += items
+            numbers += array("q", [i] * len(items))
+    return from_python(table, is_image=False, first=None, where=str(path), lines=numbers, **options)
 
 
 def read_csv(
@@ -315,9 +315,9 @@ def read_csv(
             f"{path}, line 1: '{shortened(header[places[1]].strip())}' is a class, too; is this "
             "line a row or a header? Give the file a header: label,text."
         )
-    given = (None if place is None else values for values, place in zip(cells, places, strict=True))
-    more = {"where": str(path), "lines": numbers, "first": None, "keep_empty": keep_empty}
-    return rows(*given, problem=problem, **more)
+    table = (None if place is None else values for values, place in zip(cells, places, strict=True))
+    fields = {"where": str(path), "lines": numbers, "first": None, "keep_empty": keep_empty}
+    return rows(*table, problem=problem, **fields)
 
 
 def _unquoted(cell: str) -> str:
@@ -374,11 +374,11 @@ def _parquet(
     with opened(path) as file:
         columns = file.schema_arrow.names
         places = columns_of(columns, str(path), **form)
-        wanted = [columns[i] for i in places if i is not None]
-        values: dict[str, list[Any]] = {c: [] for c in wanted}
+        chosen = [columns[i] for i in places if i is not None]
+        values: dict[str, list[Any]] = {c: [] for c in chosen}
         room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
-        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=wanted):
-            for c in wanted:
+        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=chosen):
+            for c in chosen:
                 column = batch.column(c)
                 if hasattr(column, "dictionary_decode"):  # a repeated text may be stored once
                     column = column.dictionary_decode()
@@ -386,28 +386,28 @@ def _parquet(
                 if room < 0:
                     raise DataError(f"{path}: expands to more than {MAX_GROWTH} times its size.")
                 values[c] += column.to_pylist()
-        names = label_names(file.schema_arrow, path, wanted[1]) if labelled else ()
+        names = label_names(file.schema_arrow, path, chosen[1]) if labelled else ()
     cells = (None if i is None else values[columns[i]] for i in places)
-    more = {"is_image": is_image, "where": str(path), "first": None, "names": names}
-    return rows(*cells, problem=problem, **more)
+    fields = {"is_image": is_image, "where": str(path), "first": None, "names": names}
+    return rows(*cells, problem=problem, **fields)
 
 
 def _images(folder: Path) -> list[Path]:
     """Image files at any depth, except hidden ones such as macOS's "._name". Raises ``DataError``
     for an image in an unsupported format."""
-    found = []
+    images = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
         if any(part.startswith(".") or part == "__MACOSX" for part in inside) or path.is_dir():
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(path)
+            images.append(path)
         elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
             raise DataError(
                 f"{path}: supported image formats are "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}; convert it."
             )
-    return found
+    return images
 
 
 def _image_folder(folder: Path, labelled: bool) -> Rows:
@@ -417,17 +417,17 @@ def _image_folder(folder: Path, labelled: bool) -> Rows:
     classes = sorted(
         p for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "__MACOSX"
     )
-    found = [(path, place.name) for place in classes for path in _images(place)]
+    images = [(path, place.name) for place in classes for path in _images(place)]
     loose = sum(path.parent == folder for path in _images(folder))
-    if loose or not found:
+    if loose or not images:
         raise DataError(
             f"'{folder}' holds "
             f"{f'{loose} images in no folder of a class' if loose else 'no images'}; "
             "labelled inputs are images in one folder per class."
         )
-    labels = [label for _, label in found]
+    labels = [label for _, label in images]
     if all(t.isascii() and t.isdigit() for t in labels) and len(set(map(int, labels))) == len(
         set(labels)
     ):
         labels = [str(int(t)) for t in labels]  # 00000, 00001, ... count as numbers, too
-    return rows([p for p, _ in found], labels, is_image=True, where=str(folder), first=None)
+    return rows([p for p, _ in images], labels, is_image=True, where=str(folder), first=None)

@@ -48,9 +48,9 @@ def hub_splits(
         DataError: The data differ from the registry: format, columns, class names, labels or rows.
         MergelibError: As :func:`mergelib.core.hub.fetch` does.
     """
-    for what, n in (("n_train", n_train), ("n_test", n_test)):
+    for argument, n in (("n_train", n_train), ("n_test", n_test)):
         if n is not None and n < 1:
-            raise DataError(f"{what} = {n}; give a positive number of rows, or None for all.")
+            raise DataError(f"{argument} = {n}; give a positive number of rows, or None for all.")
     known = {task: entry for task, entry in registry().items() if entry.table}
     if name not in known:
         raise UnknownNameError("task on the hub", name, known)
@@ -85,9 +85,9 @@ def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
         data = read([str(path) for path in paths])
     except Exception as error:  # Arrow's, pandas' and its own; they have no common base
         raise _refused(entry, f"has a {split} split that cannot be read ({said(error)})") from error
-    wanted = ((not entry.sample and entry.table.rows) or {}).get(split, len(data))
-    if len(data) != wanted:
-        raise _refused(entry, f"has {len(data):,} rows of {split}, expected {wanted:,}")
+    expected = ((not entry.sample and entry.table.rows) or {}).get(split, len(data))
+    if len(data) != expected:
+        raise _refused(entry, f"has {len(data):,} rows of {split}, expected {expected:,}")
     return data
 
 
@@ -147,20 +147,20 @@ def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, *, 
     n = len(order) if whole else n
     columns = data.select_columns(list(entry.table.text))
     texts: list[str] = []
-    kept: list[int] = []
-    at = 0
-    while len(texts) < n and at < len(order):
-        rows = order[at : at + min(BLOCK, n - len(texts))].tolist()
-        at += len(rows)
+    chosen: list[int] = []
+    start = 0
+    while len(texts) < n and start < len(order):
+        rows = order[start : start + min(BLOCK, n - len(texts))].tolist()
+        start += len(rows)
         block = columns.select(rows)[:]
         parts_of_rows = zip(*(block[c] for c in entry.table.text), strict=True)
         for row, parts in zip(rows, parts_of_rows, strict=True):
             if text := join_parts(parts):
                 texts.append(text)
-                kept.append(row)
+                chosen.append(row)
     if not texts:
         raise _refused(entry, f"has no row with text in {', '.join(entry.table.text)}")
-    return Split(tuple(texts), labels[torch.tensor(kept)])
+    return Split(tuple(texts), labels[torch.tensor(chosen)])
 
 
 def join_parts(parts: Sequence[str | None]) -> str:

@@ -39,12 +39,12 @@ SUBSAMPLE_SEED = 20_241_220
 
 def task_folder(folder: Path | str, name: str, expected: str = "") -> Path:
     """The folder of task ``name``. Raises ``DataError``, naming what is there, where it is not."""
-    found = user_path(Path(folder) / name)
-    if not found.is_dir():
-        beside = found.parent.iterdir() if found.parent.is_dir() else ()
-        there = ", ".join(sorted(p.name for p in beside if p.is_dir())) or "nothing"
-        raise DataError(f"No folder {found}. Found {there} beside it.{expected}")
-    return found
+    path = user_path(Path(folder) / name)
+    if not path.is_dir():
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        names = ", ".join(sorted(p.name for p in siblings if p.is_dir())) or "nothing"
+        raise DataError(f"No folder {path}. Found {names} beside it.{expected}")
+    return path
 
 
 def find_parquet(folder: Path, split: str) -> Path:
@@ -139,34 +139,34 @@ def read_parquet(
             the stored names' range, files with different names.
     """
     paths = [path] if isinstance(path, Path) else list(path)
-    found = [_labels_and_names(one) for one in paths]
-    names = found[0][1]
-    for one, (_, others) in zip(paths, found, strict=True):
+    columns = [_labels_and_names(one) for one in paths]
+    names = columns[0][1]
+    for one, (_, others) in zip(paths, columns, strict=True):
         if others != names:
             raise DataError(
                 f"{one}: it names classes {_short(others)}, {paths[0].name} {_short(names)}; give "
                 "all files the same ClassLabel."
             )
-    labels = torch.from_numpy(np.concatenate([one for one, _ in found]))
+    labels = torch.from_numpy(np.concatenate([one for one, _ in columns]))
     chosen: Any = range(len(labels))
     if limit is not None and limit < len(labels):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         chosen = set(order[:limit].tolist())
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
-    row, kept = 0, []  # counted over all files
+    row, positions = 0, []  # counted over all files
     bar = progress(desc=desc, total=len(chosen)) if desc else None
     for one in paths:
         with opened(one) as file:
             for i, value in enumerate(_images_of(file)):
                 if row in chosen:
-                    images[len(kept)] = decode_image(
+                    images[len(positions)] = decode_image(
                         _bytes_of(value, f"{one}, row {i}"), size, f"{one}, row {i}"
                     )
-                    kept.append(row)
+                    positions.append(row)
                     if bar is not None:
                         bar.update()
                 row += 1
-    return Split(images, labels[kept]), names
+    return Split(images, labels[positions]), names
 
 
 def _images_of(file: pq.ParquetFile) -> Iterator[pa.Scalar]:
@@ -276,7 +276,7 @@ def read_splits(
     Raises ``DataError`` for splits that name their classes differently, and whatever
     ``read_parquet`` refuses.
     """
-    (train, names), (test, others) = (
+    (train, names), (test, test_names) = (
         read_parquet(
             parts[split],
             size,
@@ -286,10 +286,10 @@ def read_splits(
         )
         for i, (split, limit) in enumerate((("train", n_train), ("test", n_test)))
     )
-    if names != others:
+    if names != test_names:
         raise DataError(
             f"{parts['test']}: train and test name their classes differently ({_short(names)} and "
-            f"{_short(others)}); give both files the same ClassLabel."
+            f"{_short(test_names)}); give both files the same ClassLabel."
         )
     return names, train, test
 

@@ -38,11 +38,11 @@ def released_checkpoint(task: str, folder: str) -> Path:
 def _file(path: str, entry: tuple[str, str], folder: str) -> Path:
     if not folder:
         return fetch_file(*entry)
-    found = Path(folder).expanduser() / path
-    if not found.is_file():
-        there = sorted(p.name for p in found.parent.iterdir()) if found.parent.is_dir() else []
-        raise DataError(f"No {found}. Beside it: {first_five(there) if there else 'nothing'}.")
-    return found
+    target = Path(folder).expanduser() / path
+    if not target.is_file():
+        names = sorted(p.name for p in target.parent.iterdir()) if target.parent.is_dir() else []
+        raise DataError(f"No {target}. Beside it: {first_five(names) if names else 'nothing'}.")
+    return target
 
 
 def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Split]:
@@ -104,29 +104,29 @@ def load_checkpoint(path: Path, task: str, base: State, width: int, n_classes: i
     unexpected or of another shape, or not finite.
     """
     state = {n: t for n, t in read_state(path).items() if n.removeprefix(ENCODER) not in UNREAD}
-    wanted = {f"{ENCODER}{n}": tuple(t.shape) for n, t in base.items()} | {
+    expected = {f"{ENCODER}{n}": tuple(t.shape) for n, t in base.items()} | {
         f"{HEAD}weight": (n_classes, width),
         f"{HEAD}bias": (n_classes,),
     }
     shaped = [
         f"{n} {list(state[n].shape)} instead of {list(shape)}"
-        for n, shape in wanted.items()
+        for n, shape in expected.items()
         if n in state and tuple(state[n].shape) != shape
     ]
-    odd = {
-        "missing": [n for n in wanted if n not in state],
-        "unexpected": [n for n in state if n not in wanted],
+    faults = {
+        "missing": [n for n in expected if n not in state],
+        "unexpected": [n for n in state if n not in expected],
         "other shapes": shaped,
         "no floating-point numbers": [
-            n for n, t in state.items() if n in wanted and not t.is_floating_point()
+            n for n, t in state.items() if n in expected and not t.is_floating_point()
         ],
         "NaN or inf": not_finite(state),
     }
-    if any(odd.values()):
-        said = "; ".join(f"{what}: {first_five(names)}" for what, names in odd.items() if names)
+    if any(faults.values()):
+        text = "; ".join(f"{kind}: {first_five(names)}" for kind, names in faults.items() if names)
         raise StateDictError(
             f"{path.name} is not a checkpoint of '{task}' ({n_classes} classes) "
-            f"for this base model. {said}. Names must begin with {ENCODER} or {HEAD}; "
+            f"for this base model. {text}. Names must begin with {ENCODER} or {HEAD}; "
             "check the file, the task and the base model."
         )
     state = {n: t.float() for n, t in state.items()}

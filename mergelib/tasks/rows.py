@@ -107,46 +107,46 @@ def rows(
         inputs = map(Pair, inputs, second)
     elif labels is not None and not is_image:
         inputs = (Pair(*x) if isinstance(x, tuple | list) and len(x) == 2 else x for x in inputs)
-    found = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], **more)
-    for i, x in enumerate(found.inputs):
+    data = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], **more)
+    for i, x in enumerate(data.inputs):
         if reason := _odd_image(x) if is_image else _odd_text(x, keep_empty):
-            raise DataError(f"{found.at(i)}: {reason}.")
-    if not found.inputs:
-        raise DataError(f"{found.where}: no inputs. The data set is empty.")
-    if not is_image and len({type(x) for x in found.inputs}) > 1:
-        raise DataError(f"{found.where}: single texts among pairs of texts; give one or the other.")
+            raise DataError(f"{data.at(i)}: {reason}.")
+    if not data.inputs:
+        raise DataError(f"{data.where}: no inputs. The data set is empty.")
+    if not is_image and len({type(x) for x in data.inputs}) > 1:
+        raise DataError(f"{data.where}: single texts among pairs of texts; give one or the other.")
     if labels is None:
-        return found
-    given = list(labels)
-    if len(given) != len(found.inputs):
+        return data
+    raw = list(labels)
+    if len(raw) != len(data.inputs):
         raise DataError(
-            f"{found.where}: {len(found.inputs)} inputs but {len(given)} labels; "
+            f"{data.where}: {len(data.inputs)} inputs but {len(raw)} labels; "
             "give one label per input."
         )
-    names = found.names
+    names = data.names
     if told is not None and not names:
-        given, names = _told_names(given, told, found)
-    read, what = READERS[problem]
-    cleaned = [read(y) for y in given]
+        raw, names = _told_names(raw, told, data)
+    read, expected = READERS[problem]
+    cleaned = [read(y) for y in raw]
     for i, y in enumerate(cleaned):
         if y is None:
             raise DataError(
-                f"{found.at(i)}: label {shortened(given[i])} ({type(given[i]).__name__}); a label "
-                f"is {what}. Correct or remove the row."
+                f"{data.at(i)}: label {shortened(raw[i])} ({type(raw[i]).__name__}); a label "
+                f"is {expected}. Correct or remove the row."
             )
         if type(y) is not type(cleaned[0]):
             raise DataError(
-                f"{found.at(i)}: label {y!r} among labels such as {cleaned[0]!r}; "
+                f"{data.at(i)}: label {y!r} among labels such as {cleaned[0]!r}; "
                 "give all of them as names, or all as numbers."
             )
         if isinstance(y, str):
             names = ()
         elif names and isinstance(y, int) and not 0 <= y < len(names):
             raise DataError(
-                f"{found.at(i)}: label {y}; labels run from 0 to {len(names) - 1} (it names "
+                f"{data.at(i)}: label {y}; labels run from 0 to {len(names) - 1} (it names "
                 f"{len(names)} classes). Correct or remove the row."
             )
-    return replace(found, labels=cleaned, names=names)
+    return replace(data, labels=cleaned, names=names)
 
 
 def _odd_text(x: Any, keep_empty: bool) -> str:
@@ -196,16 +196,16 @@ def _labels(y: Any) -> tuple[str | int, ...] | None:
     means none."""
     if isinstance(y, str):
         y = y.split("|") if y.strip() else []
-    found = tuple(map(_label, _parts(y)))
-    return None if None in found else found
+    names = tuple(map(_label, _parts(y)))
+    return None if None in names else names
 
 
 def _numbers(y: Any) -> tuple[float, ...] | None:
     try:
-        found = tuple(map(float, _parts(y)))
+        values = tuple(map(float, _parts(y)))
     except (TypeError, ValueError):
         return None
-    return found if all(map(math.isfinite, found)) else None
+    return values if all(map(math.isfinite, values)) else None
 
 
 READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -276,22 +276,22 @@ def from_python(
         data = data.tolist()
 
     def fits(row: Any) -> bool:
-        several = isinstance(row, tuple | list) and not isinstance(row, Pair)
-        return several and len(row) == 2 if labelled else not several
+        sequence = isinstance(row, tuple | list) and not isinstance(row, Pair)
+        return sequence and len(row) == 2 if labelled else not sequence
 
     plain = hasattr(data, "__iter__") and not isinstance(data, str | bytes | set | frozenset)
     if labelled and plain and _are_two_columns(data, is_image, more["where"]):
         return rows(data[0], data[1], is_image=is_image, **more)
-    odd = next((i for i, row in enumerate(data) if not fits(row)), None) if plain else 0
-    if odd is not None:
-        what, got = "image" if is_image else "text", _kind(data)
+    index = next((i for i, row in enumerate(data) if not fits(row)), None) if plain else 0
+    if index is not None:
+        noun, got = "image" if is_image else "text", _kind(data)
         if plain:
-            got = f"a {got} of {len(data)}, whose item {odd} is {_kind(data[odd], inside=True)}"
+            got = f"a {got} of {len(data)}, whose item {index} is {_kind(data[index], inside=True)}"
         shapes = (
-            f"[({what}, label), ...], ([{what}, ...], [label, ...]), a DataFrame or Dataset with "
-            f"columns '{what}' and 'label'"
+            f"[({noun}, label), ...], ([{noun}, ...], [label, ...]), a DataFrame or Dataset with "
+            f"columns '{noun}' and 'label'"
             if labelled
-            else f"a list of {what}s, a DataFrame or Dataset with a column '{what}'"
+            else f"a list of {noun}s, a DataFrame or Dataset with a column '{noun}'"
         )
         files = "a folder of images" if is_image else "a file's name (.csv, ...)"
         raise DataError(f"{more['where']}: got {got}. Give {shapes}, or {files}.")
@@ -309,8 +309,8 @@ def _are_two_columns(data: Any, is_image: bool, where: str) -> bool:
         return True
 
     def fits(inputs: Sequence[Any], labels: Sequence[Any]) -> bool:
-        odd = any(_odd_image(x) if is_image else not isinstance(x, str) for x in inputs)
-        return not odd and len({type(_label(y)) for y in labels} - {type(None)}) < 2
+        unusable = any(_odd_image(x) if is_image else not isinstance(x, str) for x in inputs)
+        return not unusable and len({type(_label(y)) for y in labels} - {type(None)}) < 2
 
     as_columns, as_rows = fits(*data), fits(*zip(*data, strict=True))
     if as_columns is not as_rows:
@@ -339,21 +339,21 @@ def columns_of(
     """The places of input, label, the labels' names and, for pairs of texts, the second text among
     named columns; None where there is none. Raises ``DataError`` listing the columns."""
     plain = [str(n).lstrip(MARK).strip().lower() for n in names]
-    found = [n for n in LABEL_COLUMNS if n in plain]
-    label = plain.index(found[0]) if found else None
-    if labelled and len(found) > 1 and (found[0] != "label" or found[1] == "labels"):
+    labels = [n for n in LABEL_COLUMNS if n in plain]
+    label = plain.index(labels[0]) if labels else None
+    if labelled and len(labels) > 1 and (labels[0] != "label" or labels[1] == "labels"):
         raise DataError(
-            f"{where}: {found[0]} and {found[1]} may both hold the labels; it has "
+            f"{where}: {labels[0]} and {labels[1]} may both hold the labels; it has "
             f"{_listed(names)}. Rename the right one to 'label'."
         )
-    others = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
+    candidates = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
     usual = [plain.index(n) for n in (IMAGE_COLUMNS if is_image else TEXT_COLUMNS) if n in plain]
     pairs = [] if is_image else [p for p in PAIRS_OF_COLUMNS if {*p} <= {*plain}]
     second = None
     if text_column is not None and not is_image:
-        wanted = str(text_column).strip().lower()
-        usual = [i for i, n in enumerate(plain) if n == wanted and not (labelled and i == label)]
-        usual = usual or [i for i in others if str(i) == wanted]
+        column = str(text_column).strip().lower()
+        usual = [i for i, n in enumerate(plain) if n == column and not (labelled and i == label)]
+        usual = usual or [i for i in candidates if str(i) == column]
         if not usual:
             raise DataError(
                 f"{where}: --text-column {text_column} does not exist or holds the labels; "
@@ -363,8 +363,8 @@ def columns_of(
         usual, second = [plain.index(pairs[0][0])], plain.index(pairs[0][1])
     elif PAIR_COLUMNS & set(plain):
         usual = []
-    elif not usual and len(others) == 1:
-        usual = others
+    elif not usual and len(candidates) == 1:
+        usual = candidates
     if len(set(plain)) < len(plain):
         raise DataError(
             f"{where}: two columns with the same name among {_listed(names)}; rename one."
@@ -375,8 +375,8 @@ def columns_of(
             f"{'image' if is_image else 'text'}{' and a column label' if labelled else ''}; "
             f"it has {_listed(names)}. Rename them, or give lists: (data[...], data[...])."
         )
-    told = next((i for i, name in enumerate(plain) if name in NAMES_OF_NUMBERS), None)
-    return usual[0], *((label, told) if labelled else (None, None)), second
+    names_column = next((i for i, name in enumerate(plain) if name in NAMES_OF_NUMBERS), None)
+    return usual[0], *((label, names_column) if labelled else (None, None)), second
 
 
 def _from_table(
@@ -459,19 +459,19 @@ def numbered(
             if min(places.values()) >= 0 and max(places.values()) < n:
                 readings.append(places)
     if not readings:
-        odd, low = _odd(texts, names), first_label or int(counted and data.first is None)
+        name, low = _odd(texts, names), first_label or int(counted and data.first is None)
         low = 0 if "0" in texts else low
-        said = shortened(texts[odd]) if isinstance(texts[odd], str) else texts[odd]
+        shown = shortened(texts[name]) if isinstance(texts[name], str) else texts[name]
         raise DataError(
-            f"{data.at(labels.index(texts[odd]))}: Label {said!r} is none of "
+            f"{data.at(labels.index(texts[name]))}: Label {shown!r} is none of "
             f"'{owner}'s: {low}..{n - 1 + low} or {few(names)}."
             + ("" if _has_names(names) or counted else f" '{owner}' does not name its classes.")
-            + (" A header calls its columns label and text." if odd == labels[0] else "")
+            + (" A header calls its columns label and text." if name == labels[0] else "")
         )
     if any(-1 in places.values() for places in readings):
-        odd = next(t for t, place in readings[0].items() if place == -1)
+        name = next(t for t, place in readings[0].items() if place == -1)
         raise DataError(
-            f"{data.where}: label {odd!r}, and two classes of '{owner}' have this name "
+            f"{data.where}: label {name!r}, and two classes of '{owner}' have this name "
             f"({few(names)}); give numbers from 0 instead."
         )
     if any(places != readings[0] for places in readings):
@@ -497,22 +497,22 @@ def targets(
     n, labels = len(names), data.labels
     hot = all(len(y) == n and {*y} <= {0, 1} for y in labels)
     if problem == REGRESSION or (hot and not (n == 2 and all({*y} == {0, 1} for y in labels))):
-        odd = next((i for i, y in enumerate(labels) if len(y) != n), None)
-        if odd is not None:
-            raise DataError(f"{data.at(odd)}: {len(labels[odd])} numbers; '{owner}' predicts {n}.")
+        row = next((i for i, y in enumerate(labels) if len(y) != n), None)
+        if row is not None:
+            raise DataError(f"{data.at(row)}: {len(labels[row])} numbers; '{owner}' predicts {n}.")
         return torch.tensor(labels, dtype=torch.float32)
     if hot:
         raise DataError(
             f"{data.where}: with two classes, [0, 1] can be the classes 0 and 1 or only the "
             "second; write the classes' names."
         )
-    at = [i for i, y in enumerate(labels) for _ in y]
-    inputs, lines = ([part[i] for i in at if part] for part in (data.inputs, data.lines))
+    positions = [i for i, y in enumerate(labels) for _ in y]
+    inputs, lines = ([part[i] for i in positions if part] for part in (data.inputs, data.lines))
     flat = Rows(inputs, [c for y in labels for c in y], data.names, data.first, data.where, lines)
-    wanted = torch.zeros(len(labels), n)
-    if at:
-        wanted[at, numbered(flat, names, owner, first_label)] = 1.0
-    return wanted
+    multi_hot = torch.zeros(len(labels), n)
+    if positions:
+        multi_hot[positions, numbered(flat, names, owner, first_label)] = 1.0
+    return multi_hot
 
 
 def _counts_otherwise(names: Sequence[str]) -> bool:
@@ -575,9 +575,9 @@ def named_splits(
             "a task has single texts."
         )
     if names:
-        said = {*map(str, train.labels), *map(str, test.labels)}
-        first = next((f for f, t in ((0, "0"), (1, str(len(names)))) if t in said), None)
-        first = first if all(map(_counts, said)) else None
+        values = {*map(str, train.labels), *map(str, test.labels)}
+        first = next((f for f, t in ((0, "0"), (1, str(len(names)))) if t in values), None)
+        first = first if all(map(_counts, values)) else None
         return tuple(names), *(numbered(rows, names, owner, first) for rows in (train, test))
     texts = train.texts()
     known, counts = set(texts), Counter(texts)
@@ -589,9 +589,9 @@ def named_splits(
             )
     digits = set(filter(_counts, known))
     if digits and digits != known and train.first is None:
-        odd = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(known)))
+        outlier = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(known)))
         raise DataError(
-            f"{train.at(texts.index(odd))}: label {odd!r} among names and numbers; "
+            f"{train.at(texts.index(outlier))}: label {outlier!r} among names and numbers; "
             "give all labels as names, or all as numbers."
         )
     if isinstance(train.inputs[0], str) and len(known) > len(set(train.inputs)):
