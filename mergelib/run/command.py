@@ -57,12 +57,12 @@ def command_run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    took = time.monotonic() - started
+    seconds = time.monotonic() - started
     runner.write_timings(args.profile, results, cold=cold)
     ran = [r.item for r in results if r.ok and r.item.outputs]
-    own = [name for name, given in parameters.items() if given.keys() - runner.PLACES]
-    compared = committed.compare(args.profile, ran, own)
-    print("\n" + runner.closing_table(results, took, compared))
+    changed = [name for name, values in parameters.items() if values.keys() - runner.PLACES]
+    compared = committed.compare(args.profile, ran, changed)
+    print("\n" + runner.closing_table(results, seconds, compared))
     print(f"\n{committed.compared_text(compared)}")
     if (n := committed.rewritten()) and not args.publish:
         print(
@@ -97,8 +97,8 @@ def _chosen(args: argparse.Namespace) -> list[Item]:
 
 def _list(item: Item, profile: str) -> None:
     declared = runner.declared_parameters(item.path).items()
-    took = f", {item.minutes[profile]:g} min" if profile in item.minutes else ""
-    print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{took}")
+    duration = f", {item.minutes[profile]:g} min" if profile in item.minutes else ""
+    print(f"{item.id:<24} {item.item:<10} group {item.group:<8} {item.title}{duration}")
     print(f"{'':<24} -p {', '.join(f'{name}: {kind}' for name, (kind, _) in declared)}")
 
 

@@ -72,19 +72,19 @@ def _list(repositories: Sequence[Repository]) -> int:
     for r in repositories:
         files = cached_files(r)
         print(f"{r.name}: {'cached' if files else 'not cached'}")
-        wanted = r.files if isinstance(r.files, str) else ", ".join(r.files)
-        for what, value in (
+        names = r.files if isinstance(r.files, str) else ", ".join(r.files)
+        for label, value in (
             ("source", f"{r.id} ({r.kind}), {r.card}"),
             ("revision", locked(r) or r.revision),
-            ("files", wanted),
+            ("files", names),
             ("licence", r.licence),
             ("citation", r.citation),
         ):
-            print(f"  {what:<9} {value or UNSURE}")
+            print(f"  {label:<9} {value or UNSURE}")
         if r.sample:
-            kept = size(sum(path.stat().st_size for path in files.values()))
+            volume = size(sum(path.stat().st_size for path in files.values()))
             rows = "{:,} rows of train, {:,} of test".format(*r.sample)
-            print(f"  sample    {rows}, in {len(files)} files with {kept}")
+            print(f"  sample    {rows}, in {len(files)} files with {volume}")
             continue
         for name, path in files.items():
             print(f"  {name}: {size(path.stat().st_size)}, hash {path.resolve().name}")
@@ -139,20 +139,20 @@ def _fetched(repositories: Sequence[Repository]) -> int:
 
 
 def _check(repositories: Sequence[Repository]) -> int:
-    bad = 0
+    n_wrong = 0
     for repository in repositories:
         try:
-            found = check(repository)
+            files = check(repository)
         except MergelibError as error:
-            found = {"": str(error)}
-        wrong = {name: why for name, why in found.items() if why}
-        bad += bool(wrong)
-        print(f"{repository.name}: {'NOT as fetched' if wrong else f'{len(found)} files agree'}")
-        for name, why in wrong.items():
-            print(f"  {name + ': ' if name else ''}{why}")
-    if bad:
+            files = {"": str(error)}
+        faults = {name: reason for name, reason in files.items() if reason}
+        n_wrong += bool(faults)
+        print(f"{repository.name}: {'NOT as fetched' if faults else f'{len(files)} files agree'}")
+        for name, reason in faults.items():
+            print(f"  {name + ': ' if name else ''}{reason}")
+    if n_wrong:
         print(
             "Connect and run `python -m mergelib data fetch` for what is missing or wrong.",
             file=sys.stderr,
         )
-    return 1 if bad else 0
+    return 1 if n_wrong else 0

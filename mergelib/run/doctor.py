@@ -53,50 +53,50 @@ def command_doctor(args: argparse.Namespace) -> int:
     profiles = [args.profile] if args.profile else profile_names()
     for name in profiles:
         load_profile(name)
-    found = [
+    items = [
         *versions(paths.root()),
         *machine(profiles),
         *folders(profiles),
         *hub(profiles, online=args.online),
         *(Finding(name, notebooks(name)) for name in profiles),
     ]
-    problems = [f.topic for f in found if f.problem]
+    problems = [f.topic for f in items if f.problem]
     plural = "s" * (len(problems) != 1)
-    print(*found, f"\n{len(problems)} problem{plural}: {', '.join(problems) or 'none'}", sep="\n")
+    print(*items, f"\n{len(problems)} problem{plural}: {', '.join(problems) or 'none'}", sep="\n")
     return 1 if problems else 0
 
 
 def differing(pins: Sequence[str]) -> list[str]:
     """The pins such as "torch==2.13.0" that this environment violates, as "torch 2.12.0 instead of
     2.13.0". A local part of a version, such as torch's "+cpu", is not compared."""
-    found = []
+    texts = []
     for pin in map(Requirement, pins):
         try:
-            here = version(pin.name)
+            installed = version(pin.name)
         except PackageNotFoundError:
-            here = "missing"
-        if here == "missing" or here not in pin.specifier:
-            found.append(f"{pin.name} {here} instead of {str(pin.specifier).strip('=')}")
-    return found
+            installed = "missing"
+        if installed == "missing" or installed not in pin.specifier:
+            texts.append(f"{pin.name} {installed} instead of {str(pin.specifier).strip('=')}")
+    return texts
 
 
 def versions(root: Path) -> list[Finding]:
     """Python and packages against ``pyproject.toml`` in ``root``."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
-    here, wanted, pins = platform.python_version(), project["requires-python"], "as pinned"
-    old = here not in SpecifierSet(wanted)
-    found = [
-        Finding("Python", f"{here}, {wanted} is needed", "Install a newer one" * old, problem=old)
+    python, specs, pins = platform.python_version(), project["requires-python"], "as pinned"
+    old = python not in SpecifierSet(specs)
+    items = [
+        Finding("Python", f"{python}, {specs} is needed", "Install a newer one" * old, problem=old)
     ]
-    wrong = differing(project["dependencies"])
-    remedy = "Use ./run_all.sh, which makes .venv, or `pip install -e .`" * bool(wrong)
-    text = f"differ from their pins: {', '.join(wrong)}" if wrong else pins
-    found.append(Finding("packages", text, remedy, problem=bool(wrong)))
+    unmet = differing(project["dependencies"])
+    remedy = "Use ./run_all.sh, which makes .venv, or `pip install -e .`" * bool(unmet)
+    text = f"differ from their pins: {', '.join(unmet)}" if unmet else pins
+    items.append(Finding("packages", text, remedy, problem=bool(unmet)))
     for name, extra in project.get("optional-dependencies", {}).items():
-        if 0 < len(wrong := differing(extra)) < len(extra):  # else whole, or not installed
-            text = f"differ from their pins: {', '.join(wrong)}"
-            found.append(Finding(f"extra {name}", text, f'`pip install -e ".[{name}]"`'))
-    return found
+        if 0 < len(unmet := differing(extra)) < len(extra):  # else whole, or not installed
+            text = f"differ from their pins: {', '.join(unmet)}"
+            items.append(Finding(f"extra {name}", text, f'`pip install -e ".[{name}]"`'))
+    return items
 
 
 def machine(profiles: Sequence[str]) -> Iterator[Finding]:
@@ -105,23 +105,23 @@ def machine(profiles: Sequence[str]) -> Iterator[Finding]:
     text = f"{memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available"
     yield Finding("memory", text)
     for i in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(i)
-        yield Finding("device", f"cuda:{i}, {about.name}, {about.total_memory / 1e9:.1f} GB")
+        gpu = torch.cuda.get_device_properties(i)
+        yield Finding("device", f"cuda:{i}, {gpu.name}, {gpu.total_memory / 1e9:.1f} GB")
     if torch.backends.mps.is_available():
         yield Finding("device", "mps (Apple silicon), which uses the memory above")
     elif not torch.cuda.is_available():
         text = f"CPU ({platform.machine()}), no GPU that torch {torch.__version__} can use"
         heavy = ", ".join(p for p in profiles if p in FOR_GPU)
         yield Finding("device", text, f"Profile {heavy} is meant for a GPU" if heavy else "")
-    wanted = max(load_profile(p).threads for p in profiles)
-    slow = f"Training takes {wanted} threads, as it is part of the result; it is only slower"
+    threads = max(load_profile(p).threads for p in profiles)
+    slow = f"Training takes {threads} threads, as it is part of the result; it is only slower"
     text = f"{usable_cores()} usable cores of {os.cpu_count()}"
-    yield Finding("threads", text, slow if wanted > usable_cores() else "")
+    yield Finding("threads", text, slow if threads > usable_cores() else "")
 
 
 def folders(profiles: Sequence[str]) -> Iterator[Finding]:
     """Whether the folders that a run needs can be written, and how much is free there."""
-    wanted = {
+    places = {
         "store": (paths.store_root(), "Set MERGELIB_STORE to another folder"),
         "output": (paths.output_root(), "Set MERGELIB_OUTPUT to another folder"),
     }
@@ -130,12 +130,12 @@ def folders(profiles: Sequence[str]) -> Iterator[Finding]:
     except DataError:  # from a broken lock file, which ``hub`` reports
         fetched = False
     if not fetched:  # cached files are only read
-        wanted["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
-        wanted["lock file"] = (
+        places["hub cache"] = (Path(constants.HF_HUB_CACHE), "Set HF_HOME to another folder")
+        places["lock file"] = (
             lock_path().parent,
             "Set MERGELIB_HUB_LOCK to a file in another folder",
         )
-    for topic, (folder, remedy) in wanted.items():
+    for topic, (folder, remedy) in places.items():
         near = paths.existing(folder)
         try:  # what matters is whether bytes arrive, not what permissions say
             with tempfile.TemporaryFile(dir=near) as f:
@@ -181,21 +181,21 @@ def hub(profiles: Sequence[str], *, online: bool = False) -> Iterator[Finding]:
 def notebooks(profile: str) -> str:
     """How many notebooks run in a profile and how long, and what the others lack."""
     waits = {s.name for s in needed(profile) if not cached_files(s)}
-    why: dict[str, list[str]] = {}
-    able = []
+    reasons: dict[str, list[str]] = {}
+    runnable = []
     for item in manifest():
         if lacks := lacking(item, profile):
-            why.setdefault(f"without {', '.join(lacks)}", []).append(item.id)
+            reasons.setdefault(f"without {', '.join(lacks)}", []).append(item.id)
         elif (
             waits
             and constants.is_offline_mode()
             and any(s.name in waits for s in hub_repositories(profile, [item]))
         ):
-            why.setdefault("not cached, and offline mode is on", []).append(item.id)
+            reasons.setdefault("not cached, and offline mode is on", []).append(item.id)
         else:
-            able.append(item)
-    timed = [i.minutes[profile] for i in able if profile in i.minutes]
+            runnable.append(item)
+    timed = [i.minutes[profile] for i in runnable if profile in i.minutes]
     minutes = f"{sum(timed):.0f} min for the {len(timed)} measured" if timed else "not measured"
-    lines = [f"{len(able)} of {len(manifest())} notebooks, {minutes} on two cores"]
-    lines += [f"{reason}: {', '.join(names)}" for reason, names in why.items()]
+    lines = [f"{len(runnable)} of {len(manifest())} notebooks, {minutes} on two cores"]
+    lines += [f"{reason}: {', '.join(names)}" for reason, names in reasons.items()]
     return "\n               ".join(lines)

@@ -78,29 +78,29 @@ def listed(wanted: Wanted) -> list[Job]:
     else:
         places = {"text_dir": wanted.text_dir, "image_dir": wanted.image_dir}
         items = [i for i in items if not why_left_out(i, wanted.profile, **places)]
-    variants, made = variant_names(wanted.profile), {}
+    variants, jobs = variant_names(wanted.profile), {}
 
     def scored(variant: str, every_method: bool) -> str:
-        ours = _study_jobs(wanted, variant, every_method)
-        made.update((u.output, u) for u in ours)
-        return ours[-1].output
+        chain = _study_jobs(wanted, variant, every_method)
+        jobs.update((u.output, u) for u in chain)
+        return chain[-1].output
 
-    before = {}
+    studies = {}
     for item in items:
         # Studies of several foundations are made by their notebook, which starts from the profile's
         # experts.
         names = item.needs if item.needs and "non_local" not in item.needs else ("",)
-        which = dict.fromkeys((n if n in variants else "", n == "every_method") for n in names)
+        pairs = dict.fromkeys((n if n in variants else "", n == "every_method") for n in names)
         if item.group != REPORT:
-            before[item.id] = tuple(scored(*study) for study in which)
+            studies[item.id] = tuple(scored(*study) for study in pairs)
     if wanted.every_method:
         scored("", True)
     sidecars = {i.id: f"figures/{wanted.profile}/{i.id}.json" for i in items}
     for item in items:
-        rule, needs = "notebook", before.get(item.id, ())
+        rule, needs = "notebook", studies.get(item.id, ())
         if item.group == REPORT:
-            rule, needs = "report", tuple(sidecars[name] for name in before)
-        made[sidecars[item.id]] = Job(
+            rule, needs = "report", tuple(sidecars[name] for name in studies)
+        jobs[sidecars[item.id]] = Job(
             rule,
             item.id,
             wanted.profile,
@@ -109,7 +109,7 @@ def listed(wanted: Wanted) -> list[Job]:
             _run_command(wanted, item),
             _identity(wanted, notebook=item.path),
         )
-    return list(made.values())
+    return list(jobs.values())
 
 
 def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
@@ -117,7 +117,7 @@ def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
     profile without it."""
     loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
     profile = loaded.of_every_method() if every_method else loaded
-    options, identity, made = study_options(wanted, variant), _identity(wanted, variant), []
+    options, identity, jobs = study_options(wanted, variant), _identity(wanted, variant), []
 
     def add(rule: str, name: str, *needs: str) -> str:
         study = "-".join(filter(None, (wanted.profile, variant)))
@@ -129,7 +129,7 @@ def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
             study += "-every_method" * every_method
         output = f"stamps/{study}/{rule}/{name}.json"
         command += ["--stamp", output]
-        made.append(Job(rule, name, study, output, needs, tuple(command), identity))
+        jobs.append(Job(rule, name, study, output, needs, tuple(command), identity))
         return output
 
     base = add("pretrain", BASE)
@@ -143,7 +143,7 @@ def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
     for method in profile.merging.methods:
         extracted.append(add("extract", method, add("merge", method, *experts)))
     add("score", "scores", *extracted)
-    return made
+    return jobs
 
 
 def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
@@ -231,13 +231,13 @@ def command_jobs(args: argparse.Namespace) -> int:
         args.every_method,
     )
     target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir))
-    made = listed(wanted)
-    text = json.dumps([asdict(u) for u in made], indent=1)
+    jobs = listed(wanted)
+    text = json.dumps([asdict(u) for u in jobs], indent=1)
     if target:
         write_file(target, f"{text}\n")
-        counts = {rule: sum(u.rule == rule for u in made) for rule in RULES}
+        counts = {rule: sum(u.rule == rule for u in jobs) for rule in RULES}
         print(
-            f"{len(made)} jobs: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",
+            f"{len(jobs)} jobs: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",
             file=sys.stderr,
         )
     else:

@@ -85,8 +85,8 @@ def _inputs(recipe: Any) -> list[str]:
     """Every path or id that a recipe reads."""
     single = (getattr(recipe, name, "") for name in ("base", "merged", "model"))
     names = ("experts", "inputs", "data", "fit", "validation", "test")
-    several = (getattr(recipe, name, {}) for name in names)
-    listed = ([given] if isinstance(given, str) else given.values() for given in several)
+    values = (getattr(recipe, name, {}) for name in names)
+    listed = ([value] if isinstance(value, str) else value.values() for value in values)
     return [*filter(None, single), *(path for paths in listed for path in paths)]
 
 
@@ -106,17 +106,17 @@ def run_merge(recipe: Any) -> None:
     method, auto = get_method(recipe.method), recipe.lam == "auto"
     if auto and not method.has_lam:
         raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
-    experts, given = {p.name: p for p in named_experts(recipe.experts)}, {}
+    experts, inputs = {p.name: p for p in named_experts(recipe.experts)}, {}
     for task, file in recipe.inputs.items() if method.needs or auto else ():
         _need_expert(recipe, task)
-        given[task] = (
+        inputs[task] = (
             _labelled(recipe, file, experts[task], task)
             if "labels" in method.needs
             else _unlabelled(recipe, file, experts[task])
         )
-    options, chosen = choose_lam(recipe, experts, given)
+    options, chosen = choose_lam(recipe, experts, inputs)
     if "labels" not in method.needs:
-        given = {t: _drawn(recipe, rows, experts[t]) for t, rows in given.items() if method.needs}
+        inputs = {t: _drawn(recipe, rows, experts[t]) for t, rows in inputs.items() if method.needs}
     merged = merge(
         recipe.method,
         base=recipe.base or None,
@@ -125,7 +125,7 @@ def run_merge(recipe: Any) -> None:
         head=recipe.head,
         dtype=recipe.dtype,
         device=recipe.device,
-        inputs=given,
+        inputs=inputs,
         max_length=recipe.max_length,
         show_progress=True,
         **options,
@@ -149,26 +149,26 @@ def choose_lam(
     ``inputs`` are those of the recipe, read."""
     if recipe.lam != "auto":
         return recipe.options | ({} if recipe.lam is None else {"lam": recipe.lam}), {}
-    told = {"out", "overwrite", "base", "method", "options", "lam", "dtype", "single"}
-    found = compare(
+    excluded = {"out", "overwrite", "base", "method", "options", "lam", "dtype", "single"}
+    comparison = compare(
         experts,
         recipe.base or None,
         inputs,
         methods=[recipe.method],
         options={recipe.method: recipe.options},
         show_progress=True,
-        **recipe.model_dump(exclude=told | {"experts", "inputs"}),
+        **recipe.model_dump(exclude=excluded | {"experts", "inputs"}),
     )
     protocol = "ft_classifier" if recipe.k else "current"
-    curve = found.curve(recipe.method, protocol)
-    lam = found.table.set_index(["method", "protocol"]).lam[recipe.method, protocol]
-    split, measure = next(iter(found.measures.items()))
+    curve = comparison.curve(recipe.method, protocol)
+    lam = comparison.table.set_index(["method", "protocol"]).lam[recipe.method, protocol]
+    split, measure = next(iter(comparison.measures.items()))
     rows = [[f"{lam:g}", f"{score:.1f}"] for lam, score in curve.items()]
     print_table(["lambda", f"{measure} (%), {split}"], rows)
     print(f"chosen: {lam:g}\n")
-    points = ", ".join(f"{at}: {score} %" for at, score in rows)
-    said = f"{lam:g}, by {measure} under {protocol} on {split} rows ({points})"
-    return recipe.options | {"lam": lam}, {"lam_curve": said}
+    points = ", ".join(f"{value}: {score} %" for value, score in rows)
+    text = f"{lam:g}, by {measure} under {protocol} on {split} rows ({points})"
+    return recipe.options | {"lam": lam}, {"lam_curve": text}
 
 
 def run_align(recipe: Any) -> None:
@@ -187,14 +187,14 @@ def run_align(recipe: Any) -> None:
     unused = next((task for task in recipe.data if task not in recipe.inputs), None)
     if unused is not None:
         raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
-    parents, given, labelled, aligned, scores = {}, {}, {}, [], []
+    parents, drawn, labelled, aligned, scores = {}, {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
         parents[task] = parent = open_parent(recipe.experts[task], task)
-        given[task] = _drawn(recipe, _unlabelled(recipe, file, parent), parent)
+        drawn[task] = _drawn(recipe, _unlabelled(recipe, file, parent), parent)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
-    for task in progress(list(given), desc="align"):
-        expert, inputs = expert_classifier(parents[task]), given[task]
+    for task in progress(list(drawn), desc="align"):
+        expert, inputs = expert_classifier(parents[task]), drawn[task]
         aligned.append(
             align_classifier(
                 merged,
@@ -316,12 +316,12 @@ def run_compare(recipe: Any) -> None:
     read = _need_out(recipe)
     options = recipe.model_dump(exclude={"out", "overwrite", "base"})
     try:
-        found = compare(base=recipe.base or None, show_progress=True, **options)
+        result = compare(base=recipe.base or None, show_progress=True, **options)
     except KeyboardInterrupt:
         print("Interrupted. Finished merges are kept; the same command goes on.", file=sys.stderr)
         raise SystemExit(130) from None
     with whole_folder(recipe.out, recipe.overwrite, read) as out:
-        print(write_comparison(found, out, list(map(as_command, making(recipe, found.best)))))
+        print(write_comparison(result, out, list(map(as_command, making(recipe, result.best)))))
         (out / RECORD).write_text(json.dumps({"command": as_command(recipe)}))
     print(f"report in {recipe.out}")
 
@@ -363,8 +363,8 @@ def run_predict(recipe: Any) -> None:
         show_progress=True,
     )
     if lines:
-        said = (json.dumps(row, ensure_ascii=False) for row in table.to_dict("records"))
-        rows = "".join(f"{line}\n" for line in said)
+        records = (json.dumps(row, ensure_ascii=False) for row in table.to_dict("records"))
+        rows = "".join(f"{line}\n" for line in records)
     else:  # texts are quoted, because they may hold a carriage return
         rows = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if not recipe.out:

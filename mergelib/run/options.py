@@ -51,8 +51,8 @@ def parse_overrides(text: str) -> dict[str, Any]:
 def asked_study(args: argparse.Namespace, **changed: Any) -> Study:
     """The study that the options ask for; ``changed`` are options of ``Study``."""
     names = ("variant", "text_dir", "image_dir", "base", "device")
-    asked = {name: getattr(args, name) for name in names}
-    return Study(args.profile, **asked | {"overrides": parse_overrides(args.overrides)} | changed)
+    options = {name: getattr(args, name) for name in names}
+    return Study(args.profile, **options | {"overrides": parse_overrides(args.overrides)} | changed)
 
 
 def write_stamp(path: str, store: Store) -> None:

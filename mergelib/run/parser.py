@@ -49,9 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, function: str, **options: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, **options)
-        made.set_defaults(function=function)
-        return made
+        subparser = commands.add_parser(name, **options)
+        subparser.set_defaults(function=function)
+        return subparser
 
     run = command("run", "run.command:command_run", help="execute notebooks (./run_all.sh)")
     run.add_argument(
@@ -181,10 +181,10 @@ def build_parser() -> argparse.ArgumentParser:
         recipe = commands.add_parser(name, help=kind.__doc__, description=kind.__doc__)
         add_flags(recipe, kind)
         recipe.set_defaults(function=run_recipe)
-    about = "List the merging methods: formula, needs, options with defaults, paper."
-    command("methods", "run.models:list_methods", help=about, description=about)
-    about = "List the evaluation protocols: what each learns from, draws, paper."
-    command("protocols", "run.models:list_protocols", help=about, description=about)
+    summary = "List the merging methods: formula, needs, options with defaults, paper."
+    command("methods", "run.models:list_methods", help=summary, description=summary)
+    summary = "List the evaluation protocols: what each learns from, draws, paper."
+    command("protocols", "run.models:list_protocols", help=summary, description=summary)
     pretrain = command(
         "pretrain",
         "foundations.command:command",

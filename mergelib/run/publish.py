@@ -63,9 +63,9 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 output.data["image/png"] = in_256_colours(output.data["image/png"])
             if "metadata" in output:
                 output.metadata = {
-                    kind: {"alt": said["alt"]}
-                    for kind, said in output.metadata.items()
-                    if isinstance(said, dict) and "alt" in said
+                    kind: {"alt": entry["alt"]}
+                    for kind, entry in output.metadata.items()
+                    if isinstance(entry, dict) and "alt" in entry
                 }
     notebook.cells = cells
     notebook.metadata = {
@@ -164,8 +164,8 @@ def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_F
         if entry["id"] in timings["seconds"]:
             minutes[profile] = round(timings["seconds"][entry["id"]] / 60, 1)
         block = re.sub(r"(?m)^  minutes: .*\n", "", block).rstrip("\n") + "\n"
-        said = ", ".join(f"{p}: {m}" for p, m in sorted(minutes.items()))
-        blocks[i] = block + (f"  minutes: {{{said}}}\n" if minutes else "")
+        text = ", ".join(f"{p}: {m}" for p, m in sorted(minutes.items()))
+        blocks[i] = block + (f"  minutes: {{{text}}}\n" if minutes else "")
     paths.write_whole(manifest_file, "".join(blocks).encode())
     return True
 

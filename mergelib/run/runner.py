@@ -50,14 +50,14 @@ def select(only: Sequence[str]) -> list[Item]:
         return list(manifest())
     chosen = []
     for name in only:
-        found = [i for i in manifest() if name in (i.id, i.id.split("_")[0], i.group)]
-        if not found:
+        matches = [i for i in manifest() if name in (i.id, i.id.split("_")[0], i.group)]
+        if not matches:
             raise UnknownNameError(
                 "notebook or group",
                 name,
                 {i.id for i in manifest()} | {i.group for i in manifest()},
             )
-        chosen += found
+        chosen += matches
     return [i for i in manifest() if i in chosen]
 
 
@@ -75,9 +75,9 @@ def lacking(item: Item, profile: str) -> list[str]:
 def variants_of(item: Item, profile: str) -> list[str]:
     """The variants of ``profile`` that a notebook uses; the profile itself, ``""``, is among them
     where the notebook uses no variant, or a section."""
-    used = [need for need in item.needs if need in variant_names(profile)]
+    variants = [need for need in item.needs if need in variant_names(profile)]
     sections = Profile.model_fields.keys() & set(item.needs)
-    return [""] * (not used or bool(sections)) + used
+    return [""] * (not variants or bool(sections)) + variants
 
 
 def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
@@ -104,10 +104,10 @@ def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
     for item in items:
         if lacks := lacking(item, profile):
             able = [i.id.split("_")[0] for i in manifest() if not lacking(i, profile)]
-            where = [p for p in profile_names() if not lacking(item, p)]
+            profiles = [p for p in profile_names() if not lacking(item, p)]
             raise ConfigError(
                 f"{item.id} needs {', '.join(lacks)}, which profile '{profile}' does not have; "
-                f"it runs in {', '.join(where)}. With this profile go: --only {' '.join(able)}."
+                f"it runs in {', '.join(profiles)}. With this profile go: --only {' '.join(able)}."
             )
 
 
@@ -119,16 +119,16 @@ def solutions(items: Sequence[Item]) -> list[Item]:
 
 def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
     """Name -> (type, default) from a notebook's parameters cell, as papermill reads it."""
-    found = {}
+    declared = {}
     for name, p in inspect_notebook(str(notebook)).items():
         try:
-            found[name] = p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"])
+            declared[name] = p["inferred_type_name"].split("[")[0], ast.literal_eval(p["default"])
         except Exception as error:  # literal_eval raises half a dozen kinds
             raise ConfigError(
                 f"{notebook.name}, parameters cell: the default of {name} is "
                 f"{shortened(p['default'])}; write a plain value."
             ) from error
-    return found
+    return declared
 
 
 def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
@@ -161,21 +161,21 @@ def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, d
 
 def parse_value(name: str, text: str, type_name: str) -> Any:
     """``text`` as a value of the declared type. Raises ``ConfigError`` naming what was expected."""
-    wanted = TYPES.get(type_name, str)
-    if wanted is str:
+    expected = TYPES.get(type_name, str)
+    if expected is str:
         return text
     try:
         value = (
             {"true": True, "false": False}[text.lower()]
-            if wanted is bool
+            if expected is bool
             else ast.literal_eval(text)
         )
         json.dumps(value)  # it is passed to the notebook as JSON: no sets, no bytes
     except Exception:  # literal_eval raises half a dozen kinds
         value = None
-    if wanted is float and type(value) is int:
+    if expected is float and type(value) is int:
         value = float(value)
-    if type(value) is not wanted:
+    if type(value) is not expected:
         raise ConfigError(
             f"-p {name}={shortened(text)}: {name} is declared as {type_name}; give such a value."
         )
@@ -370,17 +370,17 @@ def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[
     """notebook | minutes | numbers | verdicts, as text; at the end the ``seconds`` from start to
     end. ``compared`` says how numbers and verdicts differ from the committed ones."""
     width = max(len(r.item.id) for r in results)
-    beside = {c.notebook: c for c in compared}
+    by_notebook = {c.notebook: c for c in compared}
     lines = [f"{'notebook':<{width}}  minutes  {'numbers':<14}  verdicts"]
     for r in results:
-        c = beside.get(r.item.id)
+        c = by_notebook.get(r.item.id)
         was = {
             claim: f" (published: {old})" for claim, (old, _) in (c.verdicts if c else {}).items()
         }
-        said = "; ".join(f"{claim}: {v}{was.get(claim, '')}" for claim, v in r.claims.items())
-        said = said or ("no claims" if r.ok else "FAILED")
+        verdicts = "; ".join(f"{claim}: {v}{was.get(claim, '')}" for claim, v in r.claims.items())
+        verdicts = verdicts or ("no claims" if r.ok else "FAILED")
         numbers = c.said if c else ""
-        lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {numbers:<14}  {said}")
+        lines.append(f"{r.item.id:<{width}}  {r.seconds / 60:7.1f}  {numbers:<14}  {verdicts}")
     lines.append(f"{'sum':<{width}}  {sum(r.seconds for r in results) / 60:7.1f}")
     lines.append(f"{'from start to end':<{width}}  {seconds / 60:7.1f}")
     return "\n".join(lines)
@@ -409,12 +409,12 @@ def check_before(
     data."""
     refuse_lacking(profile, items)
     for item in items:
-        given, declared = parameters[item.id], declared_parameters(item.path)
-        overrides = overrides_of(given)
+        values, declared = parameters[item.id], declared_parameters(item.path)
+        overrides = overrides_of(values)
         for variant in variants_of(item, profile):
             loaded = load_profile(profile, overrides, variant)
-            if "k" in given and given["k"] not in loaded.protocols.ks:
-                raise MissingShotsError(given["k"], loaded.protocols.ks)
+            if "k" in values and values["k"] not in loaded.protocols.ks:
+                raise MissingShotsError(values["k"], loaded.protocols.ks)
             for method in (*loaded.merging.methods, *loaded.merging.options):
                 get_method(method).try_options(loaded.merging.options.get(method, {}))
             place, find, layout = LOCAL[loaded.tasks.modality]
@@ -436,11 +436,11 @@ def hub_repositories(
 ) -> list[Repository]:
     """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook, as in
     the runner."""
-    found: dict[str, Repository] = {}
+    repositories: dict[str, Repository] = {}
     for item in items:
-        given = (parameters or {}).get(item.id, {})
+        values = (parameters or {}).get(item.id, {})
         if not PLACES & declared_parameters(item.path).keys():
             continue  # it reads the others' results
-        overrides = overrides_of(given)
-        found |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
-    return list(found.values())
+        overrides = overrides_of(values)
+        repositories |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
+    return list(repositories.values())

@@ -81,10 +81,10 @@ def _pretrain_alone(args: argparse.Namespace) -> int:
         "--only",
         "f_b",
     ]
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return subprocess.run(
             command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False
         ).returncode
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
