@@ -119,14 +119,14 @@ class ImageEncoder:
             or inputs.dtype != torch.uint8
             or tuple(inputs.shape[1:]) != (3, self.size, self.size)
         ):
-            given = (
+            actual = (
                 f"{inputs.dtype} {list(inputs.shape)}"
                 if isinstance(inputs, Tensor)
                 else type(inputs).__name__
             )
             raise DataError(
                 f"'{self.source}' encodes images as torch.uint8 [N, 3, {self.size}, {self.size}], "
-                f"not {given}; resize and convert them first."
+                f"not {actual}; resize and convert them first."
             )
         return inputs
 

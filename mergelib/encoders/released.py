@@ -30,12 +30,12 @@ class ReleasedEncoder(TextEncoder):
     @cached_property
     def digest(self) -> str:
         """Identity of architecture, tokenizer, length, preprocessing and pooling."""
-        how = f"released, mask {self.mask}, padding in mean {self.padding_in_mean}"
+        text = f"released, mask {self.mask}, padding in mean {self.padding_in_mean}"
         return digest(
             architecture(self.config),
             self.tokenizer.backend_tokenizer.to_str(),
             str(self.max_length),
-            how,
+            text,
         )
 
     def module(self, state: State | None = None) -> PooledEncoder:
@@ -72,10 +72,10 @@ class ReleasedEncoder(TextEncoder):
         batch = super().collate(ids)
         if self.mask and not self.padding_in_mean:
             return batch
-        more = self.max_length - batch["input_ids"].shape[1]
+        padding = self.max_length - batch["input_ids"].shape[1]
         return {
-            "input_ids": F.pad(batch["input_ids"], (0, more), value=self.tokenizer.pad_token_id),
-            "attention_mask": F.pad(batch["attention_mask"], (0, more)),
+            "input_ids": F.pad(batch["input_ids"], (0, padding), value=self.tokenizer.pad_token_id),
+            "attention_mask": F.pad(batch["attention_mask"], (0, padding)),
         }
 
 

@@ -54,7 +54,7 @@ class TangentEncoder:
     def module(self, state: State | None = None) -> Tangent:
         """A module in evaluation mode; its weights are ``state``, or the base's. Raises
         ``StateDictError`` on other keys."""
-        made = Tangent(self.inner.module(self.base), self.inner.module(self.base)).eval()
+        tangent = Tangent(self.inner.module(self.base), self.inner.module(self.base)).eval()
         if state is not None:
-            load_state(made, state)
-        return made
+            load_state(tangent, state)
+        return tangent

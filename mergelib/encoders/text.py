@@ -55,12 +55,12 @@ class Encoder(Protocol):
 def architecture(config: Any, *also: str) -> str:
     """A transformers config as canonical JSON, without fields that change no feature: versions,
     folders, dtypes, and those in ``also``."""
-    said = {
+    fields = {
         k: v
         for k, v in config.to_dict().items()
         if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", *also)
     }
-    return json.dumps(said, sort_keys=True, default=str)
+    return json.dumps(fields, sort_keys=True, default=str)
 
 
 class PooledEncoder(nn.Module):
@@ -176,7 +176,7 @@ def shared_names(module: nn.Module) -> dict[str, str]:
         for name, t in module.state_dict().items()
         if t.numel()
     }
-    return {name: to for name, to in owner.items() if to != name}
+    return {name: target for name, target in owner.items() if target != name}
 
 
 def load_state(model: nn.Module, state: State) -> None:
@@ -235,21 +235,21 @@ def load_base(
             f"once, or give --base a local folder. ({error})"
         ) from error
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
-    made, found = encoder.module(), model.state_dict()
-    wanted, tied = encoder_state(made).keys(), shared_names(made.transformer)
-    lacking = (wanted - found.keys()) | (
-        wanted & set(loading["missing_keys"])
+    module, state = encoder.module(), model.state_dict()
+    names, tied = encoder_state(module).keys(), shared_names(module.transformer)
+    lacking = (names - state.keys()) | (
+        names & set(loading["missing_keys"])
     )  # transformers would initialise these at random
     if lacking:
         raise StateDictError(
             f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder."
         )
-    apart = [
-        later for later, first in tied.items() if not torch.equal(found[later], found[first])
+    untied = [
+        later for later, first in tied.items() if not torch.equal(state[later], state[first])
     ]  # transformers leaves them untied, with a warning
-    if apart:
+    if untied:
         raise StateDictError(
-            f"'{base}': {', '.join(apart)} differs from {tied[apart[0]]}, to which it should be "
+            f"'{base}': {', '.join(untied)} differs from {tied[untied[0]]}, to which it should be "
             "tied; a merge would have to drop one. Save the model again with tied weights."
         )
-    return encoder, {k: found[k].detach().clone() for k in wanted}
+    return encoder, {k: state[k].detach().clone() for k in names}

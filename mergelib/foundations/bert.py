@@ -142,10 +142,10 @@ def mask_tokens(
     )
     if not chosen.any():  # an empty mean is NaN
         chosen = attention_mask.bool() & (ids >= n_special)
-    fate = torch.rand(ids.shape, generator=generator)
+    draw = torch.rand(ids.shape, generator=generator)
     random_ids = torch.randint(n_special, vocab_size, ids.shape, generator=generator)
-    corrupted = torch.where(chosen & (fate < 0.8), mask_id, ids)
-    corrupted = torch.where(chosen & (fate >= 0.9), random_ids, corrupted)
+    corrupted = torch.where(chosen & (draw < 0.8), mask_id, ids)
+    corrupted = torch.where(chosen & (draw >= 0.9), random_ids, corrupted)
     return corrupted, torch.where(chosen, ids, -100)
 
 
@@ -223,9 +223,9 @@ def corpus_key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def shipped_bert(name: str) -> Foundation:
     """A BERT that ships with the project. Raises ``UnknownNameError``."""
-    made, shape = shipped.read(name), shipped.sidecar(name)["recipe"]["shape"]
-    tokenizer = tokenizer_from_vocab(made.info["vocab"])
-    return Foundation(bert_encoder(tokenizer, **{n: shape[n] for n in SHAPE}), made.tensors)
+    artifact, shape = shipped.read(name), shipped.sidecar(name)["recipe"]["shape"]
+    tokenizer = tokenizer_from_vocab(artifact.info["vocab"])
+    return Foundation(bert_encoder(tokenizer, **{n: shape[n] for n in SHAPE}), artifact.tensors)
 
 
 @functools.lru_cache(maxsize=1)

@@ -127,8 +127,8 @@ class CaptionContrast(nn.Module):
         logits = self.clip(
             pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask
         ).logits_per_image.float()
-        same = (input_ids[:, None] == input_ids[None]).all(-1).to(logits.dtype)
-        target = same / same.sum(1, keepdim=True)
+        matches = (input_ids[:, None] == input_ids[None]).all(-1).to(logits.dtype)
+        target = matches / matches.sum(1, keepdim=True)
         return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2}
 
 

@@ -33,19 +33,19 @@ def planned(profile_name: str) -> dict[str, Profile]:
     The names are the profile's and the variant's; ``ext03_nonlocal`` needs two more foundations for
     the text encoder and for the ViT: one trained longer, and one from another start.
     """
-    found = {}
+    profiles = {}
     for variant in ("", *variant_names(profile_name)):
         profile = load_profile(profile_name, variant=variant)
         if profile.encoder.pretraining is None or profile.encoder.base:
             continue
         name = f"{profile_name}_{variant or 'bert'}"
-        found[name] = profile
+        profiles[name] = profile
         if profile.non_local and variant in ("", "vit"):
             longer, other = profile.non_local.semi_local_steps, profile.non_local.non_local_seed
             for suffix, key, value in (("longer", "steps", longer), ("other", "seed", other)):
                 overrides = {f"encoder.pretraining.{key}": value}
-                found[f"{name}_{suffix}"] = load_profile(profile_name, overrides, variant)
-    return found
+                profiles[f"{name}_{suffix}"] = load_profile(profile_name, overrides, variant)
+    return profiles
 
 
 def probe_rows(task: Task) -> Split:
@@ -101,9 +101,9 @@ def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
         encoder = profile.encoder.model_copy(update={"pretraining": pretraining})
         making = profile.model_copy(update={"encoder": encoder})
     with tempfile.TemporaryDirectory() as scratch:
-        made = recipe.make(making, list(tasks.values()), device, Path(scratch))
+        artifact = recipe.make(making, list(tasks.values()), device, Path(scratch))
     minutes = (time.monotonic() - started) / 60
-    opened = recipe.open(profile, list(tasks.values()), made)
+    opened = recipe.open(profile, list(tasks.values()), artifact)
     probed = probe(opened.encoder, opened.state, tasks)
     measured = {
         "torch": torch.__version__,
@@ -112,7 +112,7 @@ def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
         "probe": {n: round(a, 1) for n, a in probed.items()},
         "probe_mean": round(sum(probed.values()) / len(probed), 1),
     }
-    return shipped.write(name, profile, made, measured)
+    return shipped.write(name, profile, artifact, measured)
 
 
 def command(args: argparse.Namespace) -> int:

@@ -55,8 +55,8 @@ class Distillation(nn.Module):
         self.student, self.map = student, nn.Linear(width, teacher_width)
 
     def forward(self, batch: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        said = self.map(self.student(**batch))
-        return {"loss": 1 - F.cosine_similarity(said.float(), target).mean()}
+        predicted = self.map(self.student(**batch))
+        return {"loss": 1 - F.cosine_similarity(predicted.float(), target).mean()}
 
 
 def distil(

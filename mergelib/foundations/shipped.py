@@ -61,8 +61,8 @@ def sidecar(name: str) -> dict[str, Any]:
 
 def find(profile: Profile) -> str | None:
     """The name of the shipped foundation with this profile's recipe, if there is one."""
-    wanted = recipe_of(profile)
-    return next((n for n in names() if sidecar(n)["recipe"] == wanted), None)
+    recipe = recipe_of(profile)
+    return next((n for n in names() if sidecar(n)["recipe"] == recipe), None)
 
 
 def read(name: str) -> Artifact:

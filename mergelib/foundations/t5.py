@@ -139,8 +139,8 @@ def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Genera
     # +1 where a span begins, -1 behind its end: the running sum is 1 inside. Behind the last span
     # both fall on one place.
     steps = torch.zeros(len(lengths), width + 1, dtype=torch.long)
-    one = torch.ones_like(ends)
-    steps.scatter_add_(1, ends - noise_lengths, one).scatter_add_(1, ends, -one)
+    ones = torch.ones_like(ends)
+    steps.scatter_add_(1, ends - noise_lengths, ones).scatter_add_(1, ends, -ones)
     return steps.cumsum(1)[:, :width] > 0
 
 

@@ -95,8 +95,8 @@ def encode_part(vit: nn.Module, pixels: Tensor, keep: float) -> Tensor:
     """
     tokens = vit.embeddings(pixels)
     patches = tokens.shape[1] - 1
-    kept = max(1, round(patches * keep))
-    rows = 1 + torch.rand(len(pixels), patches, device=pixels.device).argsort(1)[:, :kept]
+    n_kept = max(1, round(patches * keep))
+    rows = 1 + torch.rand(len(pixels), patches, device=pixels.device).argsort(1)[:, :n_kept]
     rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], 1)  # the first token stays
     hidden = tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
     for layer in vit.layers:
@@ -108,9 +108,9 @@ def contrast(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Mean NT-Xent loss of B pairs, ``first`` and ``second`` ``[B, p]``: cross-entropy of picking
     each vector's partner among the 2B - 1 others by cosine / temperature. Source: Chen et al.,
     2020, eq. 1."""
-    both = F.normalize(torch.cat([first, second]).float(), dim=-1)
-    logits = (both @ both.T / temperature).fill_diagonal_(-torch.inf)
-    partner = torch.arange(len(both), device=both.device).roll(len(first))
+    z = F.normalize(torch.cat([first, second]).float(), dim=-1)
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    partner = torch.arange(len(z), device=z.device).roll(len(first))
     return F.cross_entropy(logits, partner)
 
 

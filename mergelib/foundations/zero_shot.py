@@ -51,7 +51,7 @@ def text_embeddings(clip: nn.Module, tokenize: Tokenize, texts: Sequence[str]) -
     ``CLIPModel``."""
     clip.eval()
     device = clip.logit_scale.device
-    found = []
+    embeddings = []
     for start in range(0, len(texts), PROMPT_BATCH):
         batch = {
             k: v.to(device) for k, v in tokenize(list(texts[start : start + PROMPT_BATCH])).items()
@@ -59,8 +59,8 @@ def text_embeddings(clip: nn.Module, tokenize: Tokenize, texts: Sequence[str]) -
         pooled = clip.text_model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).pooler_output
-        found.append(F.normalize(clip.text_projection(pooled).float(), dim=-1).cpu())
-    return torch.cat(found)
+        embeddings.append(F.normalize(clip.text_projection(pooled).float(), dim=-1).cpu())
+    return torch.cat(embeddings)
 
 
 def zero_shot_head(
@@ -127,14 +127,14 @@ def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, 
     """Tensors of ``parent`` (``names``: wanted name -> name in the file) as float32, checked
     against ``wanted`` by name and shape."""
     check_names(list(names), list(wanted), f"'{parent.name}'")
-    odd = [
+    mismatched = [
         f"{n} {list(parent.weights.shape(raw))}, wanted {list(wanted[n].shape)}"
         for n, raw in names.items()
         if parent.weights.shape(raw) != tuple(wanted[n].shape)
     ]
-    if odd:
+    if mismatched:
         raise StateDictError(
-            f"'{parent.name}' is of another size: {'; '.join(odd)}. "
+            f"'{parent.name}' is of another size: {'; '.join(mismatched)}. "
             "Give a model of the same architecture."
         )
     return {n: parent.weights.tensor(raw).to(torch.float32).clone() for n, raw in names.items()}
@@ -172,8 +172,8 @@ def _encoder(parent: Parent, vision_config: Any, projection_dim: int) -> ImageEn
             "unknown; copy the whole folder."
         )
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        mean, std = (tuple(float(x) for x in said[key]) for key in ("image_mean", "image_std"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = (tuple(float(x) for x in settings[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"'{parent.name}': preprocessor_config.json names no image_mean "

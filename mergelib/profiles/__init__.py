@@ -324,14 +324,14 @@ class Profile(_Section):
     def of_non_local(self) -> Profile:
         """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps.
         Raises ``ConfigError`` if there is none."""
-        own = self.non_local
-        if own is None:
+        section = self.non_local
+        if section is None:
             raise ConfigError(f"Profile '{self.name}' has no section non_local.")
-        merging = MergingSettings(**own.model_dump(include=set(MergingSettings.model_fields)))
+        merging = MergingSettings(**section.model_dump(include=set(MergingSettings.model_fields)))
         tasks = self.tasks.model_copy(
-            update={n: getattr(own, n) for n in ("n_validation", "n_test", "pool_per_class")}
+            update={n: getattr(section, n) for n in ("n_validation", "n_test", "pool_per_class")}
         )
-        protocols = self.protocols.model_copy(update={"ks": own.ks, "seeds": own.seeds})
+        protocols = self.protocols.model_copy(update={"ks": section.ks, "seeds": section.seeds})
         return self.model_copy(
             update={
                 "merging": merging,
@@ -346,7 +346,7 @@ class Profile(_Section):
     ) -> TrainConfig:
         """``settings`` as one run on ``device``: with its precision resolved, so that it is part of
         a result's identity."""
-        own = settings.seed if isinstance(settings, PretrainSettings) else None
+        seed = settings.seed if isinstance(settings, PretrainSettings) else None
         return TrainConfig(
             settings.steps * steps_factor,
             settings.batch_size,
@@ -355,7 +355,7 @@ class Profile(_Section):
             resolve_precision(settings.precision, device),
             self.threads,
             settings.save_every,
-            self.seed if own is None else own,
+            self.seed if seed is None else seed,
         )
 
 
@@ -385,11 +385,11 @@ def profile_names() -> list[str]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` merged over ``below``, section by section."""
-    both = {
+    merged = {
         k: _merged(below[k], v) if isinstance(v, dict) and isinstance(below.get(k), dict) else v
         for k, v in above.items()
     }
-    return below | both
+    return below | merged
 
 
 def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -428,19 +428,19 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
                 "write texts such as 'fine_tuning.steps'."
             )
         *path, last = dotted.split(".")
-        here = raw
+        section = raw
         model: type[BaseModel] = Profile
         for part in path:
             model = _section(model, part, dotted)
-            here = here.setdefault(part, {})
-            if not isinstance(here, dict):
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
                 raise ConfigError(
                     f"overrides: '{dotted}' lies in '{part}', "
-                    f"which another override set to {shortened(here)}."
+                    f"which another override set to {shortened(section)}."
                 )
         if last not in model.model_fields:
             raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
-        here[last] = value
+        section[last] = value
     return parse_profile(raw, f"profile '{name}'")
 
 
@@ -451,16 +451,16 @@ def parse_profile(raw: Any, what: str) -> Profile:
         return Profile.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
+        key = ".".join(str(p) for p in first["loc"])
         if first["type"] == "extra_forbidden":
             model: type[BaseModel] = Profile
             for part in first["loc"][:-1]:
-                model = _section(model, str(part), where)
+                model = _section(model, str(part), key)
             raise UnknownNameError(
-                f"key '{where}' in {what}:", first["loc"][-1], model.model_fields
+                f"key '{key}' in {what}:", first["loc"][-1], model.model_fields
             ) from error
         raise ConfigError(
-            f"{what}, {where or 'document'}: {shortened(first['msg'], 300)} (given: "
+            f"{what}, {key or 'document'}: {shortened(first['msg'], 300)} (given: "
             f"{shortened(first.get('input'))!r})."
         ) from error
 

@@ -24,7 +24,7 @@ def needed(
     Raises:
         MergelibError: As ``load_profile`` does.
     """
-    known, found = registry(), {}
+    known, entries = registry(), {}
     for variant in ("", *variant_names(profile)) if variants is None else variants:
         loaded = load_profile(profile, overrides, variant)
         tasks = loaded.tasks
@@ -35,13 +35,13 @@ def needed(
             if tasks.source == "released":
                 names.append("released_data")
         rows = {"sample": tasks.sample}
-        found |= {name: known[name].model_copy(update=rows) for name in names if name in known}
+        entries |= {name: known[name].model_copy(update=rows) for name in names if name in known}
         encoder = loaded.encoder
         if encoder.base and not Path(encoder.base).expanduser().exists():
             kind = "clip" if encoder.kind == "clip" else "transformers"
             model = base_model(encoder.base, encoder.revision, kind)
-            found[model.name] = model
-    return list(found.values())
+            entries[model.name] = model
+    return list(entries.values())
 
 
 def named(names: Sequence[str], profile: str) -> list[Repository]:

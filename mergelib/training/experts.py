@@ -109,11 +109,11 @@ def fine_tune(
             mean_over_rows=True,
         )
     state = encoder_state(model.encoder)
-    bad = not_finite(state)
-    if bad:
+    names = not_finite(state)
+    if names:
         raise StateDictError(
             f"Fine-tuning on {', '.join(t.name for t in tasks)} diverged: "
-            f"NaN or inf in {bad[:5]}. Lower fine_tuning.lr."
+            f"NaN or inf in {names[:5]}. Lower fine_tuning.lr."
         )
     trained = [
         Head(h.weight.detach().cpu().clone(), h.bias.detach().cpu().clone()) for h in model.heads

@@ -28,12 +28,12 @@ MAX_NORM = 1.0  # norm of all gradients together
 @contextmanager
 def pinned_threads(n: int):
     """Run with n intra-op threads, so that results on one machine are reproducible."""
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(n)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 @contextmanager
