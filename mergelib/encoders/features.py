@@ -38,8 +38,14 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def extract(encoder: Encoder, model: nn.Module, inputs: Inputs, **options: Any) -> Tensor:
-    """Features ``[N, d]`` (float32, on the CPU) of N inputs: ``extract_prepared`` of
-    ``encoder.prepare(inputs)``, with its options."""
+    """Features ``[N, d]`` (float32, on the CPU) of N inputs.
+
+    Args:
+        encoder: The preprocessing.
+        model: The encoder's ``module`` with the weights to use.
+        inputs: N texts, or images uint8 ``[N, 3, S, S]``.
+        options: Of ``extract_prepared``.
+    """
     return extract_prepared(encoder, model, encoder.prepare(inputs), **options)
 
 
@@ -59,15 +65,25 @@ def extract_prepared(
     inputs' order.
 
     Inputs are batched by length, so little padding is computed; padding and batch mates change a
-    feature by less than 1e-6. ``desc`` turns on a progress line. ``dropout`` keeps the encoder in
-    training mode, as the authors' code does while it fits a head; features are then random.
-    ``precision`` "bf16" computes matrix products in bfloat16 and everything else in float32
-    (autocast); "bf16_weights" runs a copy of the model that is bfloat16 throughout, which is faster
-    on a GPU and less accurate.
+    feature by less than 1e-6. If the device runs out of memory, the batch is halved and the work
+    continues, with a warning.
 
-    If the device runs out of memory, the batch is halved and the work continues, with a warning.
-    Raises ``DeviceMemoryError`` if the weights or a single input do not fit, ``ConfigError`` for
-    another precision.
+    Args:
+        encoder: The preprocessing.
+        model: The encoder's ``module`` with the weights to use.
+        prepared: N rows, as ``encoder.prepare`` gives them.
+        batch_size: Rows at once.
+        device: Where the model runs.
+        desc: Turns on a progress line.
+        dropout: Keeps the encoder in training mode, as the authors' code does while it fits a head;
+            features are then random.
+        precision: "float32"; "bf16" computes matrix products in bfloat16 and everything else in
+            float32 (autocast); "bf16_weights" runs a copy of the model that is bfloat16 throughout,
+            which is faster on a GPU and less accurate.
+
+    Raises:
+        DeviceMemoryError: The weights or a single input do not fit.
+        ConfigError: Another precision.
     """
     if precision not in PRECISIONS:
         raise ConfigError(

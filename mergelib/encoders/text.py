@@ -210,9 +210,18 @@ def load_base(
 
     Weights must be safetensors.
 
-    Raises ``OfflineError`` when a hub id is neither cached nor reachable, ``ConfigError`` for a
-    folder without a model, and ``StateDictError``, listing them, if weights of the encoder are
-    missing.
+    Args:
+        base: The hub id or the folder.
+        max_length: Tokens, special ones included, after which texts are cut.
+        revision: The hub id's commit, branch or tag; None is its main branch.
+
+    Returns:
+        The encoder and theta_b, float32.
+
+    Raises:
+        OfflineError: A hub id is neither cached nor reachable.
+        ConfigError: A folder without a model.
+        StateDictError: Weights of the encoder are missing (all are listed), or tied weights differ.
     """
     options = {"revision": revision, "trust_remote_code": False}
     try:

@@ -129,11 +129,20 @@ def mask_tokens(
     rate: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption of ``ids [B, L]``: of the chosen tokens 80 % become [MASK], 10 % a random
-    word, 10 % stay.
+    """BERT's corruption of token ids: of the chosen tokens 80 % become [MASK], 10 % a random word,
+    10 % stay.
 
-    Returns corrupted ids and labels (-100 where nothing is predicted). Ids below ``n_special`` are
-    never chosen.
+    Args:
+        ids: Token ids ``[B, L]``.
+        attention_mask: ``[B, L]``, 0 for padding, which is never chosen.
+        mask_id: The id of [MASK].
+        n_special: Ids below it are never chosen, nor drawn as random words.
+        vocab_size: Random words are drawn below it.
+        rate: The probability that a token is chosen. If none is, all are.
+        generator: The random numbers.
+
+    Returns:
+        Corrupted ids and labels ``[B, L]`` (-100 where nothing is predicted).
     """
     chosen = (
         (torch.rand(ids.shape, generator=generator) < rate)

@@ -150,9 +150,16 @@ def corrupt_spans(
     """Inputs with a sentinel for each corrupted span, and targets that say what each sentinel
     stands for.
 
-    ``ids, real, noise [B, L]`` (``noise`` only where ``real``), ``sentinels [S]`` ids, S above the
-    number of spans. Returns inputs ``[B, L_in]`` padded with ``pad_id`` and targets ``[B, L_out]``
-    padded with -100: ``<0> span 0 <1> span 1 ... <n>``.
+    Args:
+        ids: Token ids ``[B, L]``.
+        real: ``[B, L]``, whether a token is no padding.
+        noise: ``[B, L]``, whether a token is corrupted; only where ``real``.
+        sentinels: Ids ``[S]``, S above the number of spans.
+        pad_id: The id of padding.
+
+    Returns:
+        Inputs ``[B, L_in]`` padded with ``pad_id`` and targets ``<0> span 0 <1> span 1 ... <n>``
+        ``[B, L_out]`` padded with -100.
     """
     first = noise & ~nn.functional.pad(noise, (1, -1))
     span = first.cumsum(1)  # 1 for tokens of the first span and what follows it

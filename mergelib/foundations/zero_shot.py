@@ -70,8 +70,16 @@ def zero_shot_head(
 
     Per class every template is filled in and embedded, normalised, averaged and normalised again;
     all is multiplied by exp(logit_scale), which is 100 in OpenAI's models. Source: Radford et al.,
-    2021, section 3.1.4, and their notebook on prompt ensembles. Raises ``ConfigError`` for a
-    template without the place ``{}``.
+    2021, section 3.1.4, and their notebook on prompt ensembles.
+
+    Args:
+        clip: A ``CLIPModel``.
+        tokenize: Texts -> ``input_ids, attention_mask [B, L]``, see ``as_batches``.
+        class_names: C names, in the order of the labels.
+        templates: Prompts with the place ``{}`` of a class name.
+
+    Raises:
+        ConfigError: No template, or one that does not have the place ``{}`` once.
     """
     for template in templates:
         if template.count("{}") != 1:

@@ -50,7 +50,13 @@ SCORE_COLUMNS = (
 def expert_classifier(
     source: Any, *, name: str = "", encoder: Sequence[str] = (), head: str = ""
 ) -> Classifier:
-    """Any fine-tuned classifier (hub id, folder, loaded model) as a ``Classifier``, unchanged."""
+    """Any fine-tuned classifier (hub id, folder, loaded model) as a ``Classifier``, unchanged.
+
+    Args:
+        source: what ``open_parent`` takes; a ``Classifier`` is returned as it is.
+        name: the task's name; default: as of ``open_parent``.
+        encoder, head: as of ``find_parts``.
+    """
     if isinstance(source, Classifier):
         return source
     parent = open_parent(source, name)
@@ -246,11 +252,18 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 
 def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
-    """The merged encoder with the expert's neck and head. ``merged``: a ``Merged``, its folder, or
-    any model of the expert's architecture whose encoder is used.
+    """The merged encoder with the expert's neck and head.
 
-    Raises ``ConfigError`` if the merged model's head for this task has different labels from the
-    expert's.
+    Args:
+        merged: a ``Merged``, its folder, or any model of the expert's architecture whose encoder is
+            used.
+        expert: the classifier with the neck and the head.
+        task: the head's name; of a ``Merged``, also the head whose labels are compared.
+
+    Raises:
+        ConfigError: the merged model's head for this task has other labels than the expert's, or
+            its encoder or tokenizer is not that of the expert.
+        StateDictError: another model's configuration differs, see ``check_same_architecture``.
     """
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)

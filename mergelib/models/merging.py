@@ -309,8 +309,16 @@ class Reader:
         context: Context | None = None,
         places: Mapping[str, str] | None = None,
     ) -> list[dict[str, Tensor]]:
-        """The merged encoder, or one per task, on the CPU. ``places``: the names by which the
-        context's module knows the weights."""
+        """The merged encoder, or one per task, on the CPU.
+
+        Args:
+            method: the merging method.
+            options: the method's.
+            dtype: of the merged weights.
+            show: whether to show a progress bar, for a method that streams.
+            context: what a method gets that needs more than weights, see ``context_of``.
+            places: name of a weight -> its name in the context's model; default: the same name.
+        """
         parent, source = self.base
         floats = set(self.floats)
         out = {n: parent.weights.tensor(r).clone() for n, r in source.items() if n not in floats}

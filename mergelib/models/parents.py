@@ -494,9 +494,17 @@ def _download(source: str) -> Path:
 
 def open_parent(source: Any, name: str = "") -> Parent:
     """A parent from a hub id (``id`` or ``id@revision``), a folder, or a loaded transformers model.
+
     An adapter that peft wrote stands for its base with the adapter merged in.
 
-    Raises ``ConfigError`` for anything else, ``OfflineError`` for an id that cannot be downloaded.
+    Args:
+        source: one of these; a ``Parent`` is returned as it is.
+        name: what messages and results call it; default: the last part of the id, folder or model's
+            own name.
+
+    Raises:
+        ConfigError: anything else.
+        OfflineError: an id that cannot be downloaded.
     """
     if isinstance(source, Parent):
         return source

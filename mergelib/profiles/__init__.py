@@ -407,11 +407,17 @@ def variant_names(name: str) -> list[str]:
 
 
 def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: str = "") -> Profile:
-    """The named profile, validated, with a variant and dotted overrides such as
-    ``{"fine_tuning.steps": 100}`` applied, and its section ``local`` if they name local files.
+    """The named profile, validated, with a variant and overrides applied.
 
-    Raises ``UnknownNameError`` for an unknown profile, variant or key (naming the nearest),
-    ``ConfigError`` for a bad value.
+    Args:
+        name: One of ``profile_names()``.
+        overrides: Dotted key -> value, such as ``{"fine_tuning.steps": 100}``. If they set
+            ``tasks.source`` to "local", the profile's section ``local`` applies before them.
+        variant: One of ``variant_names(name)``; empty for none.
+
+    Raises:
+        UnknownNameError: An unknown profile, variant or key (naming the nearest).
+        ConfigError: A bad value.
     """
     raw, variants = _raw(name)
     if variant:

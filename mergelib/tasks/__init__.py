@@ -180,8 +180,16 @@ def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
 
 
 def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
-    """The profile's task, from the source that the profile names; ``store``, by default the
-    machine's, keeps decoded images."""
+    """The profile's task, from the source that the profile names.
+
+    Args:
+        name: the task's name.
+        profile: the source, the numbers of rows and, of images, their size.
+        store: where decoded images are kept; default: the machine's store.
+
+    Raises:
+        DataError: local files without a folder in the profile, or data that cannot be used.
+    """
     sizes = profile.tasks
     is_image = sizes.modality == "image"
     if sizes.source == "miniature" and is_image:

@@ -38,7 +38,19 @@ def build_task(
     """A ``Task`` with a seeded validation split cut from train and, where limits are given, seeded
     subsamples.
 
-    Raises ``DataError`` when train has too few rows, or a class has none.
+    Args:
+        name: The task's name.
+        label_names: The C classes' names, in the order of the labels.
+        train, test: Inputs with labels 0..C-1.
+        n_validation: Rows that are cut from ``train``.
+        n_train: Rows of ``train`` to keep after that; None keeps all.
+        n_test: Rows of ``test`` to keep; None keeps all.
+        source: Where the data come from.
+        modality: "text" or "image".
+        templates: Prompts for CLIP's zero-shot head, see ``Task``.
+
+    Raises:
+        DataError: ``train`` has too few rows, or a class has none.
     """
     if not is_whole(n_validation) or n_validation < 1:
         raise DataError(
@@ -66,7 +78,16 @@ def kept_images(
     make: Callable[[], Task],
 ) -> Task:
     """The image task that ``make()`` gives, made once; its images ``[N, 3, S, S]`` stay in the
-    store's file until they are read."""
+    store's file until they are read.
+
+    Args:
+        name: The task's name.
+        label_names: The classes' names, in the order of the labels.
+        source: Where the images come from.
+        store: Where the images are kept.
+        key: Everything that the images depend on.
+        make: Makes the task; called only if the store lacks the images.
+    """
 
     def artifact() -> Artifact:
         task = make()

@@ -59,10 +59,18 @@ def rows_of(
     problem: str = SINGLE,
 ) -> Rows:
     """Inputs, and labels if ``labelled``, from any form of data: a list of pairs, a pair of lists,
-    a DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder. ``problem``
-    says what a label may be, see ``rows.READERS``.
+    a DataFrame, a ``datasets.Dataset``, a ``Split``, or the name of a file or folder.
 
-    Raises ``DataError`` for anything else, see ``from_python`` and ``read_file``.
+    Args:
+        data: N inputs in one of these forms; ``Rows`` are returned as they are.
+        labelled: Whether the data have labels.
+        is_image: Whether inputs are images.
+        text_column: A file's column of the text: its name, or its number from 0.
+        where: What messages call the data; a file is called by its name.
+        problem: What a label may be, see ``rows.READERS``.
+
+    Raises:
+        DataError: Anything else, see ``from_python`` and ``read_file``.
     """
     if isinstance(data, Rows):
         return data
@@ -92,8 +100,20 @@ def labelled(
     limit: int = 0,
     problem: str = SINGLE,
 ) -> Split:
-    """``rows_of`` with the classes of ``owner``, see ``targets``; ``limit`` keeps that many rows,
-    drawn with a fixed seed. Raises ``DataError``."""
+    """``rows_of`` with the classes of ``owner``, see ``targets``.
+
+    Args:
+        data: What ``rows_of`` takes.
+        names: The classes' names, in the order of the head's outputs.
+        owner: The task or model that has them, for messages.
+        is_image, text_column: As of ``rows_of``.
+        first_label: The number of the first class in a file, see ``numbered``.
+        limit: Rows to keep, drawn with a fixed seed; 0 keeps all.
+        problem: What the head predicts, see ``rows.READERS``.
+
+    Raises:
+        DataError: Data that cannot be used, or a label that is none of ``names``.
+    """
     table = rows_of(data, is_image=is_image, text_column=text_column, problem=problem)
     if isinstance(data, Split) and problem == SINGLE:  # 0-based by definition, whatever the names
         table = Rows(table.inputs, table.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
@@ -117,7 +137,15 @@ def read_file(
     """Rows of a .csv, .tsv, .jsonl (each also .gz) or .parquet; unlabelled texts also of a .txt, a
     text per line; images of a folder with a folder per class. Suffixes in any letter case.
 
-    Raises ``DataError`` with file and line.
+    Args:
+        path: The file or folder.
+        labelled: Whether labels are read; if not, a folder holds the images themselves.
+        is_image: Whether inputs are images; then a folder or a .parquet.
+        text_column: The text's column: its name, or its number from 0.
+        problem: What a label may be, see ``rows.READERS``.
+
+    Raises:
+        DataError: With file and line: what cannot be read.
     """
     source = user_path(path)
     if not source.exists():
@@ -252,10 +280,19 @@ def read_csv(
     and the text in the last, of two or three; other numbers of columns need ``text_column``. Texts
     such as "null" or "NA" are texts. Quotes in a TSV are text, unless they enclose a cell.
 
-    Raises ``DataError`` with file and line for an empty or unreadable row, a missing column or,
-    unless ``keep_empty``, an empty text; and, without a header, unless ``label_first``, where the
-    first of three or more columns holds a different number in every row: it may be an index or the
-    label.
+    Args:
+        path: The file.
+        text_column: The text's column: its name in the header, or its number from 0.
+        labelled: Whether labels are read.
+        keep_empty: Whether a text may be empty.
+        label_first: Whether the first column is known to be the label.
+        problem: What a label may be, see ``rows.READERS``.
+
+    Raises:
+        DataError: With file and line: an empty or unreadable row, a missing column or, unless
+            ``keep_empty``, an empty text; and, without a header, unless ``label_first``, where the
+            first of three or more columns holds a different number in every row: it may be an index
+            or the label.
     """
     tabs = ".tsv" in [s.lower() for s in path.suffixes[-2:]]
     style: dict[str, Any] = (

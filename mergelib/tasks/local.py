@@ -31,11 +31,17 @@ def find_csv(folder: Path, split: str) -> Path:
 def local_splits(
     text_dir: Path | str, name: str, *, text_column: int | None = None
 ) -> tuple[tuple[str, ...], Split, Split]:
-    """Label names, train and test split of task ``name`` under ``text_dir``. For a name that is not
-    among ``LABEL_NAMES``, the classes are those of its train file.
+    """Label names, train and test split of task ``name`` under ``text_dir``.
 
-    Raises ``DataError`` for a missing folder or file (listing what exists), and whatever
-    ``read_csv`` and ``named_splits`` raise.
+    Args:
+        text_dir: The folder that holds the task's folder.
+        name: The task's name. If it is not among ``LABEL_NAMES``, the classes are those of its
+            train file.
+        text_column: The text's column, counted from 0; by default as ``read_csv`` finds it.
+
+    Raises:
+        DataError: A missing folder or file (listing what exists), and whatever ``read_csv`` and
+            ``named_splits`` raise.
     """
     folder = task_folder(text_dir, name)
     train, test = (

@@ -270,11 +270,17 @@ def read_splits(
     n_test: int | None,
     desc: str = "",
 ) -> tuple[tuple[str, ...], Split, Split]:
-    """Stored label names, train and test split; ``n_train`` and ``n_test`` keep that many rows,
-    drawn by fixed seeds.
+    """Stored label names, train and test split.
 
-    Raises ``DataError`` for splits that name their classes differently, and whatever
-    ``read_parquet`` refuses.
+    Args:
+        parts: "train" and "test" -> the file or files of the split.
+        size: Height and width S of the images.
+        n_train, n_test: Rows to keep, drawn by fixed seeds; None keeps all.
+        desc: Turns on progress lines.
+
+    Raises:
+        DataError: Splits that name their classes differently, and whatever ``read_parquet``
+            refuses.
     """
     (train, names), (test, test_names) = (
         read_parquet(
@@ -303,8 +309,16 @@ def parquet_splits(
     n_test: int | None = None,
 ) -> tuple[tuple[str, ...], Split, Split]:
     """Label names, train and test split of task ``name`` under ``image_dir``; see ``read_splits``.
-    Without stored names classes are numbered. Raises ``DataError`` for a missing folder or file,
-    naming what is there."""
+
+    Args:
+        image_dir: The folder that holds the task's folder.
+        name: The task's name. Without stored names, its classes are numbered.
+        size: Height and width S of the images.
+        n_train, n_test: Rows to keep, drawn by fixed seeds; None keeps all.
+
+    Raises:
+        DataError: A missing folder or file, naming what is there.
+    """
     folder = task_folder(image_dir, name, f" Expected {LAYOUT}.")
     parts = {split: find_parquet(folder, split) for split in ("train", "test")}
     names, train, test = read_splits(parts, size, n_train, n_test)

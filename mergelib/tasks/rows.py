@@ -490,7 +490,16 @@ def targets(
     """The labels of every row as ``owner``'s head predicts them: classes ``[N]``, see ``numbered``;
     for several classes (0 or 1) or numbers ``[N, C]`` float32.
 
-    Raises ``DataError``, also for lists of zeros and ones that can be read in two ways.
+    Args:
+        data: N labelled rows.
+        names: The names of the head's C outputs.
+        owner: The task or model that has the head, for messages.
+        problem: What the head predicts: a key of ``READERS``.
+        first_label: The number of the first class in a file, see ``numbered``.
+
+    Raises:
+        DataError: A label that ``owner`` does not have; also lists of zeros and ones that can be
+            read in two ways.
     """
     if problem == SINGLE:
         return torch.tensor(numbered(data, names, owner, first_label))
@@ -563,11 +572,17 @@ def few(names: Sequence[str]) -> str:
 def named_splits(
     train: Rows, test: Rows, owner: str, names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[int], list[int]]:
-    """Label names and both splits' classes. Without ``names``, classes are train's, in the order of
-    its ``ClassLabel``, else sorted; both splits are then matched by name.
+    """Label names and both splits' classes, counted from 0.
 
-    Raises ``DataError`` for a label that train does not have, for pairs of texts, which a study's
-    encoder does not read, and what ``numbered`` raises.
+    Args:
+        train, test: Labelled rows of single texts or images.
+        owner: The task's name, for messages.
+        names: The classes' names. By default, classes are train's, in the order of its
+            ``ClassLabel``, else sorted; both splits are then matched by name.
+
+    Raises:
+        DataError: A label that train does not have, pairs of texts, which a study's encoder does
+            not read, and what ``numbered`` raises.
     """
     if isinstance(train.inputs[0], Pair):
         raise DataError(

@@ -75,12 +75,25 @@ def fine_tune(
     desc: str,
     heads: Sequence[Head] | None = None,
 ) -> tuple[dict[str, Tensor], list[Head], dict]:
-    """Train encoder and heads from ``base`` on the tasks' training splits; ``heads``, one per task,
-    are kept unchanged.
+    """Train encoder and heads from ``base`` on the tasks' training splits.
 
-    Returns the encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and
-    training info. One task gives an expert (theta_t, W_t); several give multi-task learning, with
-    rows of all tasks shuffled together. Raises ``StateDictError`` when training diverged.
+    One task gives an expert (theta_t, W_t); several give multi-task learning, with rows of all
+    tasks shuffled together.
+
+    Args:
+        encoder: Architecture and preprocessing.
+        base: theta_b, where the encoder starts.
+        tasks: The T tasks.
+        config: Steps, batch and rate.
+        device, scratch, desc: As of ``train``.
+        heads: One per task, kept unchanged; by default new ones are trained.
+
+    Returns:
+        The encoder's state (float32, CPU), a head per task (``W_t [C, d]``, ``b_t [C]``) and
+        training info.
+
+    Raises:
+        StateDictError: Training diverged.
     """
     # A private random state: training must not depend on what this process ran before.
     with seeded(config.seed):

@@ -184,25 +184,42 @@ def train(
     optional_parts: bool = False,
     mean_over_rows: bool = False,
 ) -> dict[str, Any]:
-    """Train ``model`` (its forward returns ``{"loss": ...}``) in place; returns the last logged
-    loss. ``optional_parts``: some rows do not use some of its parameters. ``mean_over_rows``: the
-    loss is a mean over the batch's rows, along which every tensor of it can be cut.
+    """Train ``model`` in place.
 
     With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the
-    newest intact one. Raises ``StoreError`` if they cannot be written.
+    newest intact one.
 
     If the device runs out of memory and the loss is a mean over rows, a batch is split into halves,
     quarters and so on, whose gradients are added, with a warning; the returned ``pieces`` records
-    it. The result is that of whole batches up to rounding and dropout. In other cases, or if one
-    row is too much, ``DeviceMemoryError`` names the remedy.
+    it. The result is that of whole batches up to rounding and dropout.
 
     Under torchrun every process calls this and takes its share of each batch of
     ``config.batch_size`` rows; gradients are averaged, and all end with equal weights. These are
     the weights of one process up to rounding, where the loss is a mean over rows, no layer draws
     dropout (each process draws its own), and ``batch_size`` divides the rows (else an epoch's last
-    batch is filled up with rows from its beginning; one process takes a short batch). ``scratch``
-    must be the same folder for all. Raises ``ConfigError`` for a batch that cannot be shared
-    evenly, or a device that does not support it.
+    batch is filled up with rows from its beginning; one process takes a short batch).
+
+    Args:
+        model: Its forward returns ``{"loss": ...}``.
+        dataset: The training rows.
+        collate: A list of rows -> the model's arguments.
+        config: Steps, batch and rate.
+        device: Where it trains.
+        scratch: Folder for checkpoints; under torchrun the same for all processes.
+        desc: The progress line's text.
+        optional_parts: Whether some rows do not use some of the model's parameters.
+        mean_over_rows: Whether the loss is a mean over the batch's rows, along which every tensor
+            of the batch can be cut.
+
+    Returns:
+        ``steps``, ``last_loss`` (a mean over a tenth of the steps) and, where batches were split,
+        ``pieces``.
+
+    Raises:
+        StoreError: Checkpoints cannot be written.
+        DeviceMemoryError: Memory is short and a batch cannot be split, or one row is too much;
+            names the remedy.
+        ConfigError: A batch that cannot be shared evenly, or a device that does not support it.
     """
     rank, together = distributed.rank(), distributed.world_size() > 1
     distributed.share_of_batch(config.batch_size)
