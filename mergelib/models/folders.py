@@ -193,8 +193,8 @@ def _scratch(place: Path, name: str) -> Path:
     """A new temporary folder; those that killed processes left are removed."""
     prefix = f".{name}.partial-"
     for folder in place.glob(glob.escape(prefix) + "*"):
-        with suppress(OSError), paths.held(folder, wait=False) as nobodys:
-            if nobodys and _is_left(folder, name):
+        with suppress(OSError), paths.held(folder, wait=False) as free:
+            if free and _is_left(folder, name):
                 shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=prefix, dir=place))
 

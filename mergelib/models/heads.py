@@ -209,14 +209,14 @@ def features(
     order = range(len(items))
     if not classifier.is_image:
         order = sorted(order, key=lambda i: len(items[i]["input_ids"]))
-    to = pick_device(device)
-    model = classifier.model.to(to)
+    target = pick_device(device)
+    model = classifier.model.to(target)
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
     starts = range(0, len(order), batch_size)
     for start in progress(starts, desc=desc) if desc else starts:
         rows = list(order[start : start + batch_size])
         batch = collated(classifier, [items[i] for i in rows])
-        batch = {k: v.to(to) for k, v in batch.items()}
+        batch = {k: v.to(target) for k, v in batch.items()}
         try:
             feature, logits = into_layer(model, module, batch)
         except (IndexError, RuntimeError, ValueError) as error:

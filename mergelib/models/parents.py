@@ -318,13 +318,13 @@ class Parent:
         """
         loaded = self.plan_as(self.model_class, self.config)
         files, kind = first_five(self.weights.files), self.model_class.__name__
-        for what, places in (
+        for verb, places in (
             ("lacks", loaded.missing),
             ("has other shapes for", loaded.mismatched),
         ):
             if places:
                 raise StateDictError(
-                    f"'{self.name}': {files} {what} {first_five(places)} of a {kind} with its "
+                    f"'{self.name}': {files} {verb} {first_five(places)} of a {kind} with its "
                     "configuration. Copy the complete folder, or save the model again."
                 )
         if loaded.foreign:

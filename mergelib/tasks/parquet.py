@@ -141,10 +141,10 @@ def read_parquet(
     paths = [path] if isinstance(path, Path) else list(path)
     columns = [_labels_and_names(one) for one in paths]
     names = columns[0][1]
-    for one, (_, others) in zip(paths, columns, strict=True):
-        if others != names:
+    for one, (_, stored) in zip(paths, columns, strict=True):
+        if stored != names:
             raise DataError(
-                f"{one}: it names classes {_short(others)}, {paths[0].name} {_short(names)}; give "
+                f"{one}: it names classes {_short(stored)}, {paths[0].name} {_short(names)}; give "
                 "all files the same ClassLabel."
             )
     labels = torch.from_numpy(np.concatenate([one for one, _ in columns]))
