@@ -65,7 +65,7 @@ def rows_of(
         data: N inputs in one of these forms; ``Rows`` are returned as they are.
         labelled: Whether the data have labels.
         is_image: Whether inputs are images.
-        text_column: A file's column of the text: its name, or its number from 0.
+        text_column: A table's column of the text: its name, or its number from 0.
         where: What messages call the data; a file is called by its name.
         problem: What a label may be, see ``rows.READERS``.
 
@@ -77,11 +77,10 @@ def rows_of(
     if isinstance(data, Split):
         labels = data.labels if problem == SINGLE else data.labels.view(len(data), -1)
         return Rows(list(data.inputs), labels.tolist(), where=where)
+    form = {"labelled": labelled, "is_image": is_image, "text_column": text_column}
     if isinstance(data, str | os.PathLike):
-        return read_file(
-            data, labelled=labelled, is_image=is_image, text_column=text_column, problem=problem
-        )
-    return from_python(data, labelled=labelled, is_image=is_image, where=where, problem=problem)
+        return read_file(data, problem=problem, **form)
+    return from_python(data, where=where, problem=problem, **form)
 
 
 def unlabelled(data: Any, is_image: bool, text_column: str | int | None = None) -> list[Any]:

@@ -356,7 +356,7 @@ def columns_of(
         usual = usual or [i for i in candidates if str(i) == column]
         if not usual:
             raise DataError(
-                f"{where}: --text-column {text_column} does not exist or holds the labels; "
+                f"{where}: the text column {text_column} does not exist or holds the labels; "
                 f"it has {_listed(names)}."
             )
     elif len(pairs) == 1:

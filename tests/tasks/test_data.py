@@ -450,6 +450,12 @@ def test_columns_by_place_and_name(tmp_path):
     assert (
         read_csv(path, text_column="Title").inputs == read_csv(path, text_column=0).inputs == ["a"]
     )
+    frame = pd.read_csv(path)
+    for table in (frame, frame.to_dict("list"), datasets.Dataset.from_pandas(frame), path):
+        assert rows_of(table).inputs == ["b"]
+        assert rows_of(table, text_column="title").inputs == ["a"]
+        with pytest.raises(DataError, match="the text column heading does not exist"):
+            rows_of(table, text_column="heading")
 
 
 def test_a_first_line_is_header_or_row_or_refused(tmp_path):
