@@ -26,6 +26,7 @@ from .sites import Site
 
 Batch = Mapping[str, Tensor]
 EPS = 1e-10  # at most this variance: the channel is dead
+SILENT = 1e-3  # at most this share of the median variance of its site: the channel says nothing
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ def input_moments(
 
 
 def _mean_over_live(merged: Tensor, expert: Tensor, site: str) -> Tensor:
-    """Var_m / Var_t of ``[..., c]``, averaged over channels that are not dead in the expert:
-    ``[...]``."""
-    alive = expert > EPS
+    """Var_m / Var_t of ``[..., c]``, averaged over channels that are neither dead nor silent in
+    the expert: ``[...]``."""
+    alive = expert > (SILENT * expert.median(-1, keepdim=True).values).clamp(min=EPS)
     if not alive.any(-1).all():
         raise DataError(
             f"No channel of the expert varies at {site}, "
@@ -177,7 +178,9 @@ def _mean_over_live(merged: Tensor, expert: Tensor, site: str) -> Tensor:
 def variance_ratio(merged: Statistics, expert: Statistics) -> dict[str, float]:
     """Per site the mean over channels of Var_m,c / Var_t,c; far below 1 is collapse.
 
-    Channels that are dead in the expert (variance at most ``EPS``) are left out.
+    Channels that are dead (variance at most ``EPS``) or silent in the expert are left out:
+    released encoders have a few whose variance is 1e-4 of the others', and a ratio to it is of
+    no use.
 
     Raises:
         DataError: No channel of the expert is alive.
