@@ -119,7 +119,7 @@ def fit_of(
 ) -> Fit | None:
     """What a cell of scores is fitted on, ``None`` without shots; what cannot be scored is refused
     before anything is trained. Raises ``UnknownNameError``, ``ConfigError`` and ``DataError``."""
-    known = get_protocol(protocol)
+    entry = get_protocol(protocol)
     study.task(task)
     name, mark, seed = encoder.partition("#")
     if encoder == MULTI_TASK:
@@ -131,15 +131,15 @@ def fit_of(
                 "an integer, and go with a random method."
             )
         get_method(name)
-    if not known.few_shot:
+    if not entry.few_shot:
         return None
-    if draw not in known.draws:
+    if draw not in entry.draws:
         raise ConfigError(
-            f"{known.label} does not take the draw {draw}; use {' or '.join(known.draws)}."
+            f"{entry.label} does not take the draw {draw}; use {' or '.join(entry.draws)}."
         )
     if encoder == MULTI_TASK and protocol != "knn":
         raise ConfigError(
-            f"{known.label} aligns an expert's head; multi-task learning has its own heads."
+            f"{entry.label} aligns an expert's head; multi-task learning has its own heads."
         )
     split = fit_split(fit_on)
     ks = tuple(ks or _ks(study, task, draw, fit_on))
@@ -151,7 +151,7 @@ def fit_of(
             "(protocols.ks, tasks.pool_per_class)"
         ) from error
     classes = None
-    if draw == "share" and protocol == "knn" and is_ours(known.function):
+    if draw == "share" and protocol == "knn" and is_ours(entry.function):
         classes = study.split(task, split).labels[rows[:, 0]]
     return Fit(split, ks, rows, classes)
 
@@ -174,19 +174,19 @@ def evidence(
 
 def seen_of(study: Study, encoder: str, task: str, fit: Fit | None) -> Evidence:
     """What a protocol sees of a cell of scores, on the study's device."""
-    to, head = study.device, study.head(encoder, task).to(study.device)
-    z = study.features(encoder, task).to(to)
+    device, head = study.device, study.head(encoder, task).to(study.device)
+    z = study.features(encoder, task).to(device)
     if fit is None:
         return Evidence(z, head)
     return Evidence(
         z,
         head,
-        study.features(encoder, task, fit.split).to(to),
-        study.features(FINE_TUNED, task, fit.split).to(to),
-        fit.rows.to(to),
+        study.features(encoder, task, fit.split).to(device),
+        study.features(FINE_TUNED, task, fit.split).to(device),
+        fit.rows.to(device),
         fit.ks,
         get_preset(study.profile.protocols.ft_preset),
-        fit.classes if fit.classes is None else fit.classes.to(to),
+        fit.classes if fit.classes is None else fit.classes.to(device),
     )
 
 
@@ -274,12 +274,12 @@ def correct_at(
 ) -> Tensor:
     """``correct`` of all ``ks``, of shares all that the profile has: bool ``[K, S, N]``."""
     shots = get_protocol(protocol).few_shot and draw != "all"
-    how = {"draw": draw, "fit_on": fit_on, "ks": ks if shots and draw != "share" else None}
-    found = [study.predictions(m, task, protocol, **how) for m in study.merges(encoder)]
+    options = {"draw": draw, "fit_on": fit_on, "ks": ks if shots and draw != "share" else None}
+    parts = [study.predictions(m, task, protocol, **options) for m in study.merges(encoder)]
     if shots:
-        predicted = torch.stack([found[s % len(found)][:, s] for s in range(found[0].shape[1])], 1)
+        predicted = torch.stack([parts[s % len(parts)][:, s] for s in range(parts[0].shape[1])], 1)
     else:
-        predicted = torch.cat(found, 1)
+        predicted = torch.cat(parts, 1)
     return predicted == study.task(task).test.labels
 
 
@@ -312,9 +312,9 @@ def scores(
         ks = settings.ks if few_shot and draw != "all" else (None,)
         # A test split may be too small for the largest k.
         parts = [(k,) for k in ks] if fit_on == "test" else [ks]
-        where, how = (study, encoder, task.name, protocol), {"draw": draw, "fit_on": fit_on}
-        found = torch.cat([correct_at(*where, part, **how) for part in parts])
-        for k, right in zip(ks, found, strict=True):
+        cell, options = (study, encoder, task.name, protocol), {"draw": draw, "fit_on": fit_on}
+        is_right = torch.cat([correct_at(*cell, part, **options) for part in parts])
+        for k, right in zip(ks, is_right, strict=True):
             seeds = settings.seeds
             if not k:  # of a random method the merges'
                 seeds = range(len(right)) if len(right) > 1 else (None,)

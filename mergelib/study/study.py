@@ -187,9 +187,9 @@ class Study:
     def bases(self) -> dict[str, Study]:
         """This study and, where its profile has a variant ``masked_lm`` and f_b is a BERT, the same
         with that f_b, by the base model's name."""
-        found = {self.profile.backbone: self}
-        known = not self.variant and OTHER_BASE in variant_names(self.profile.name)
-        if known and self.encoder.config.model_type == "bert":
+        studies = {self.profile.backbone: self}
+        has_variant = not self.variant and OTHER_BASE in variant_names(self.profile.name)
+        if has_variant and self.encoder.config.model_type == "bert":
             other = Study(
                 self.profile.name,
                 overrides=self.overrides,
@@ -198,8 +198,8 @@ class Study:
                 tasks=self.tasks,
                 variant=OTHER_BASE,
             )
-            found[other.profile.backbone] = other
-        return found
+            studies[other.profile.backbone] = other
+        return studies
 
     # ---- tasks, f_b and experts ------------------------------------------------------------------
 
