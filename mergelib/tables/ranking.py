@@ -147,10 +147,10 @@ def pair_table(
     """
     rows = []
     for i, j in combinations(range(len(names)), 2):
-        now, then = (samples[p][i] - samples[p][j] for p in ("current", to))
-        a, b = order(now), order(then)
+        before, after = (samples[p][i] - samples[p][j] for p in ("current", to))
+        a, b = order(before), order(after)
         change = ORDERS[abs(a), a * b if a else abs(b)]
-        rows.append((names[i], names[j], float(now[0]), float(then[0]), change))
+        rows.append((names[i], names[j], float(before[0]), float(after[0]), change))
     return pd.DataFrame(rows, columns=["first", "second", "current", to, "order"])
 
 
@@ -160,8 +160,8 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
     first, last = means.current.idxmax(), means.ft_classifier.idxmax()
     spread = means.max() - means.min()
     counts = pairs.order.value_counts().reindex(ORDERS.values(), fill_value=0)
-    both = protocol_label("current"), protocol_label("ft_classifier")
-    tau = taus.set_index(["of", "and"]).loc[both]
+    pair = protocol_label("current"), protocol_label("ft_classifier")
+    tau = taus.set_index(["of", "and"]).loc[pair]
     head = f"**The same method wins.** {encoder_label(first)} is first under both protocols."
     if first != last:
         cost = means.ft_classifier[last] - means.ft_classifier[first]
