@@ -66,8 +66,8 @@ def save_figure(
         sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
     if other_bases:
         sidecar["other_bases"] = {b: [asdict(v) for v in vs] for b, vs in other_bases.items()}
-    said = finding(fig)
-    alt = f"{alt} {said}." if said else alt
+    sentence = finding(fig)
+    alt = f"{alt} {sentence}." if sentence else alt
     return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
 
 
@@ -122,9 +122,9 @@ def save_files(
         ("pdf", {"CreationDate": None, "Title": stem, "Subject": alt}),
         ("png", {"Description": alt, "Software": None}),
     ):
-        drawn = io.BytesIO()
-        fig.savefig(drawn, format=ending, metadata=metadata)
-        contents[f"{stem}.{ending}"] = drawn.getvalue()
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=ending, metadata=metadata)
+        contents[f"{stem}.{ending}"] = buffer.getvalue()
     for name, content in contents.items():
         paths.write_whole(folder / name, content)
     return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()
