@@ -114,7 +114,13 @@ class Bootstrap:
         draw: str = "stratified",
         fit_on: str = "train",
     ) -> Tensor:
-        """Average accuracy over tasks in points, ``[1 + B]``."""
+        """Average accuracy over tasks in points, ``[1 + B]``: measured, then resampled.
+
+        Args:
+            encoder: A merging method or reference encoder.
+            protocol: Who classifies.
+            k, draw, fit_on: Shots and how they are drawn, as of ``Study.correct``.
+        """
         how = {"k": k, "draw": draw, "fit_on": fit_on}
 
         def make() -> Tensor:
@@ -381,6 +387,11 @@ def judge(
     study: Study, claims: Sequence[str], *, bootstrap: Bootstrap | None = None
 ) -> list[Verdict]:
     """Verdicts on these claims, a row per part.
+
+    Args:
+        study: Whose scores are judged.
+        claims: Ids in the claims file.
+        bootstrap: One of this study, to use its resampled numbers again; a new one by default.
 
     Raises:
         UnknownNameError: A claim is not in the file or has no metric.

@@ -295,7 +295,12 @@ def plot_protocols(
 
 
 def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
-    """Mean validation accuracy under Current Eval against lambda; the chosen values are ringed."""
+    """Mean validation accuracy under Current Eval against lambda; the chosen values are ringed.
+
+    Args:
+        curves: Columns method, lam, task, accuracy (0 to 1), as from ``Study.lam_curve``.
+        chosen: Method -> its lambda; a line each, in this order.
+    """
     fig, ax = plt.subplots(figsize=(COLUMN, 2.5))
     mean = curves.groupby(["method", "lam"], sort=False).accuracy.mean().mul(100).reset_index()
     looks = looks_of(list(chosen), method_style, short_label)

@@ -37,7 +37,10 @@ CELL_STYLE = {
 def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figure:
     """One page: above what the protocols measure, a panel per profile, below which claims hold.
 
-    ``means`` as from ``averages``, ``rows`` as from ``verdict_rows``.
+    Args:
+        means: As from ``averages``.
+        rows: As from ``verdict_rows``.
+        k: Shots per class of ``means``, for the labels.
     """
     grid, groups = claim_grid(rows), {}
     for group in load_readings()["groups"]:
@@ -100,8 +103,20 @@ def save_report(
     profile: str,
     compared: str = AS_COMMITTED,
 ) -> str:
-    """Write the figure with its numbers and ``figures/REPORT.md``, which says ``compared``: whether
-    the numbers are the committed ones; returns the PNG's place."""
+    """Write the figure with its numbers, and ``figures/REPORT.md``.
+
+    Args:
+        fig: As from ``plot_report``.
+        stem: The files' name.
+        runs: As from ``read_runs``.
+        means: As from ``averages``.
+        rows: As from ``verdict_rows``.
+        profile: In whose folder the figure goes.
+        compared: Whether the numbers are the committed ones, in words.
+
+    Returns:
+        The PNG's path in the project.
+    """
     run = next((r for r in runs if r.profile == profile), runs[0])
     place = save_files(
         fig,

@@ -92,8 +92,19 @@ def save_files(
 ) -> str:
     """``save_figure`` for a figure without a ``Study``.
 
-    The caller says what goes into the sidecar besides alt text, versions and the claims file's
-    hash.
+    Args:
+        fig: What is drawn.
+        stem: The files' name.
+        profile: Whose folder under ``figures/``.
+        alt: A sentence that states the finding.
+        data: Suffix -> frame, as of ``save_figure``.
+        sidecar: What goes into the JSON besides alt text, versions and the claims file's hash.
+
+    Returns:
+        The PNG's path in the project.
+
+    Raises:
+        ConfigError: The alt text is not a sentence.
     """
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ConfigError(

@@ -285,7 +285,15 @@ def draw_summary(
 ) -> Figure:
     """The lesson in four panels: a toy and lambda whose merged features are intact, behind the old
     and the re-aligned head; one where they are destroyed; and the average accuracies of real
-    encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
+    encoders under the same protocols.
+
+    Args:
+        intact, destroyed: A toy and lambda each.
+        task: Of the toys.
+        summary: As from ``tables.mean_and_std``.
+        encoders: Real ones, a group of bars each; the title speaks of the last.
+        k: Shots per class of the re-aligned heads.
+    """
     fig, (*panels, bars) = plt.subplots(1, 4, figsize=(PAGE, 2.6), width_ratios=(1, 1, 1, 1.2))
     _draw_task(panels[0], *intact, task, None, "misaligned:")
     _draw_task(panels[1], *intact, task, k, "re-aligned:")

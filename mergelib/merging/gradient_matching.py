@@ -36,6 +36,17 @@ def gradient_matching(
     F_t is expert t's diagonal Fisher. H_0 stands for the curvature that pre-training left: the same
     number everywhere, ``prior`` times the mean of all F_t. A huge prior gives Task Arithmetic with
     lambda = alpha; entries that only one task is sure of keep that task's change.
+
+    Args:
+        base: theta_b.
+        experts: The T theta_t.
+        context: Unlabelled inputs and heads of the tasks.
+        alpha: Weight of each task; with a huge prior, Task Arithmetic's lambda.
+        prior: H_0 over the mean of all F_t.
+        n_examples: Inputs per task for F_t.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
     if n_examples < 1 or not prior > 0 or not alpha > 0:
         raise ConfigError(

@@ -297,7 +297,13 @@ class Nonlocality:
     ) -> Correction:
         """A permuted merge's correction for a task.
 
-        ``kind`` is TACT or TACT_LAST, from its own pool, or REPAIR, from the pools of all.
+        Args:
+            setting: One of ``SETTINGS``.
+            method: A merging method.
+            task: A task's name.
+            kind: TACT or TACT_LAST, from the task's own pool, or REPAIR, from the pools of all.
+            k: Unlabelled inputs per class, drawn uniformly; ``None`` for the whole pool.
+            seed: Of that draw, one of the profile's.
         """
         study = self.study(setting)
         over = list(self.tasks) if kind == REPAIR else [task]
@@ -352,9 +358,16 @@ class Nonlocality:
 
     def correct(self, setting: str, method: str, repaired: str, task: str) -> Tensor:
         """Which test inputs are classified correctly, bool ``[1, N]``, after a repair fitted on the
-        whole pool. The experts are the method ``f_t``.
+        whole pool.
 
-        Raises ``UnknownNameError`` for an unknown repair.
+        Args:
+            setting: One of ``SETTINGS``.
+            method: A merging method; ``f_t`` for the experts.
+            repaired: A key of ``REPAIR_LABELS``; for all but ``raw``, units are permuted first.
+            task: A task's name.
+
+        Raises:
+            UnknownNameError: There is no such repair.
         """
         if repaired not in REPAIR_LABELS:
             raise UnknownNameError("repair", repaired, REPAIR_LABELS)

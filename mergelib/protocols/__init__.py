@@ -202,6 +202,12 @@ def protocol(
     array or nested lists: for each number of shots in ``evidence.ks``, each seed and each test
     input; ``[1, 1, N]`` when it is not ``few_shot``. You may register your own name again.
 
+    Args:
+        name, label: What code and tables call it.
+        few_shot: Whether it fits something to inputs that are drawn.
+        draws: How they may be drawn, out of ``DRAWS``.
+        replace: Whether the name of a built-in protocol may be taken.
+
     Raises:
         ConfigError: A draw does not exist, or, unless ``replace``, the name is that of a built-in
             protocol.

@@ -80,7 +80,14 @@ def extracted(study: Study, module: nn.Module, inputs: Inputs, desc: str | None 
 
 def features(study: Study, encoder: str, task: str, split: str = "test") -> Tensor:
     """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in
-    ``encoder.precision``), in the split's order; computed once."""
+    ``encoder.precision``), in the split's order; computed once.
+
+    Args:
+        study: Whose store keeps them.
+        encoder: A merging method, a reference encoder, or what ``Study.adopt`` named.
+        task: A task's name.
+        split: As of ``split``: ``test``, ``pool``, ``fit``, ``train`` or ``validation``.
+    """
     inputs = study.split(task, split).inputs
     key = {
         "version": STEP_VERSIONS["features"],

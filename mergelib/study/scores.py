@@ -74,9 +74,17 @@ def draws(
     """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every
     method and protocol.
 
-    ``draw`` is "stratified", "uniform", "all": every fit input once, ``[1, 1, P]``, or "share":
-    ``[S, 1, n_max]``, of which the first n rows are a share of the test set's size. ``ks``
-    defaults to the profile's.
+    Args:
+        study: Whose tasks and seeds they are.
+        task: A task's name.
+        draw: ``stratified`` (k rows per class), ``uniform`` (k * C rows, whatever their classes),
+            ``all`` (every fit input once, ``[1, 1, P]``) or ``share`` (``[S, 1, n_max]``, of which
+            the first n rows are a share of the test set's size).
+        fit_on: ``train`` draws from the pool of training rows, ``test`` from the test inputs.
+        ks: Numbers of shots, of which the largest counts; the profile's by default.
+
+    Raises:
+        UnknownNameError: ``draw`` or ``fit_on`` has none of these values.
     """
     if draw not in DRAWS:
         raise UnknownNameError("draw", draw, DRAWS)
@@ -166,8 +174,20 @@ def evidence(
     fit_on: str = "train",
     ks: Sequence[int] | None = None,
 ) -> Evidence:
-    """The protocol's evidence, on the study's device. Raises ``ConfigError`` for a fit of
-    multi-task learning's heads: no expert can teach them, because they are not the expert's."""
+    """The protocol's evidence, on the study's device.
+
+    Args:
+        study: Where features, heads and draws come from.
+        encoder: A merging method or reference encoder; ``dare#1`` is a random method's merge of
+            seed 1.
+        task: A task's name.
+        protocol: Who will see it; there is nothing to fit for a protocol without shots.
+        draw, fit_on, ks: Which inputs may be used for fitting, as of ``draws``.
+
+    Raises:
+        ConfigError: The protocol does not take the draw, or it would fit multi-task learning's
+            heads: no expert can teach them, because they are not the expert's.
+    """
     fit = fit_of(study, encoder, task, protocol, draw, fit_on, ks)
     return seen_of(study, encoder, task, fit)
 
@@ -201,7 +221,14 @@ def predictions(
     ks: Sequence[int] | None = None,
 ) -> Tensor:
     """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without
-    shots."""
+    shots.
+
+    Args:
+        study: Whose store keeps them.
+        encoder, task, protocol: What is scored, as of ``evidence``.
+        draw, fit_on: Which inputs it is fitted on, as of ``draws``.
+        ks: The K numbers of shots; the profile's by default.
+    """
     function = get_protocol(protocol).function
     fit = fit_of(study, encoder, task, protocol, draw, fit_on, ks)
     key: dict[str, Any] = {
@@ -249,7 +276,19 @@ def correct(
     a protocol without shots).
 
     For a random method, draw s is scored with merge s mod M; without shots there is a row per
-    merge. For ``draw="share"`` ``k`` is the share in percent of the test set.
+    merge.
+
+    Args:
+        study: Whose tasks and seeds they are.
+        encoder: A merging method or reference encoder.
+        task: A task's name.
+        protocol: Who classifies.
+        k: Shots per class, one of the profile's; for ``draw="share"`` the share in percent of the
+            test set, also one of the profile's.
+        draw, fit_on: Which inputs a protocol with shots is fitted on, as of ``draws``.
+
+    Raises:
+        MissingShotsError: The profile does not have this k.
     """
     settings = study.profile.protocols
     ks = settings.shares if draw == "share" else settings.ks
@@ -296,8 +335,16 @@ def scores(
 
     k, draw, fit_on and seed are missing for a protocol without shots; for a random method with
     several merges, each merge has a row, and seed is the merge's. Every table and figure reads
-    these rows; shares of the test set have other rows, see ``unlabelled.scores``. Raises
-    ``ConfigError`` for such a draw.
+    these rows; shares of the test set have other rows, see ``unlabelled.scores``.
+
+    Args:
+        study: Whose tasks, shots and seeds they are.
+        encoders: Names of merging methods and reference encoders.
+        protocols: Names of protocols.
+        draw, fit_on: Which inputs protocols with shots are fitted on, as of ``draws``.
+
+    Raises:
+        ConfigError: ``draw`` is ``share``, or a name stands where a list of names belongs.
     """
     if draw == "share":
         raise ConfigError("Shares are not shots: use mergelib.tables.unlabelled.scores.")

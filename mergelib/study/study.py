@@ -168,9 +168,17 @@ class Study:
         profile: Profile,
     ) -> Study:
         """A study on this store with existing f_b and experts, one per task in the tasks' order,
-        instead of trained ones; everything else works as usual. ``profile`` says what it merges and
-        on how many inputs of ``tasks``. Raises ``ConfigError`` for experts that are not the
-        tasks'."""
+        instead of trained ones; everything else works as usual.
+
+        Args:
+            foundation: The encoder and theta_b.
+            experts: f_t and head of each task.
+            tasks: Name -> task.
+            profile: What is merged, and on how many inputs of ``tasks``.
+
+        Raises:
+            ConfigError: The experts are not the tasks'.
+        """
         if [e.task for e in experts] != list(tasks):
             raise ConfigError(
                 f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are "

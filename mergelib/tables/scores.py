@@ -73,7 +73,15 @@ def average_of(
     k: int | None = None,
     draw: str = "stratified",
 ) -> float:
-    """The average over tasks of one encoder under one protocol, in percent."""
+    """The average over tasks of one encoder under one protocol, in percent.
+
+    Args:
+        summary: As from ``mean_and_std``.
+        encoder: A name of its column ``method``.
+        protocol: A protocol's name.
+        k: Shots per class; ``None`` takes the protocol's first row, whatever its k and draw.
+        draw: How the shots were drawn.
+    """
     rows = averages(summary)
     rows = rows[(rows.method == encoder) & (rows.protocol == protocol)]
     if k is not None and protocol != "current":
