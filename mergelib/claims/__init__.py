@@ -114,7 +114,13 @@ class Bootstrap:
         draw: str = "stratified",
         fit_on: str = "train",
     ) -> Tensor:
-        """Average accuracy over tasks in points, ``[1 + B]``."""
+        """Average accuracy over tasks in points, ``[1 + B]``: measured, then resampled.
+
+        Args:
+            encoder: A merging method or reference encoder.
+            protocol: Who classifies.
+            k, draw, fit_on: Shots and how they are drawn, as of ``Study.correct``.
+        """
         how = {"k": k, "draw": draw, "fit_on": fit_on}
 
         def make() -> Tensor:
@@ -130,7 +136,7 @@ class Bootstrap:
             cells = aligned(self.study, [encoder], rung, fit_on=fit_on)
             tasks = self.study.tasks.items()
             return self.average(
-                {t: cells[encoder, t]["predicted"] == of.test.labels for t, of in tasks}
+                {t: cells[encoder, t]["predicted"] == task.test.labels for t, task in tasks}
             )
 
         return 100 * self.cached(("aligned", encoder, rung, fit_on), make)
@@ -382,15 +388,20 @@ def judge(
 ) -> list[Verdict]:
     """Verdicts on these claims, a row per part.
 
+    Args:
+        study: Whose scores are judged.
+        claims: Ids in the claims file.
+        bootstrap: One of this study, to use its resampled numbers again; a new one by default.
+
     Raises:
         UnknownNameError: A claim is not in the file or has no metric.
     """
-    known = load_claims()
+    by_id = load_claims()
     for claim in claims:
-        if claim not in known or claim not in METRICS:
-            raise UnknownNameError("claim", claim, known.keys() & METRICS.keys())
+        if claim not in by_id or claim not in METRICS:
+            raise UnknownNameError("claim", claim, by_id.keys() & METRICS.keys())
     bootstrap = bootstrap or Bootstrap(study)
-    verdicts = [v for claim in claims for v in _judge_claim(known[claim], bootstrap)]
+    verdicts = [v for claim in claims for v in _judge_claim(by_id[claim], bootstrap)]
     if study.profile.judged:
         return verdicts
     return [replace(v, verdict=NOT_JUDGED) for v in verdicts]
@@ -408,10 +419,10 @@ def _judge_claim(claim: Claim, bootstrap: Bootstrap) -> list[Verdict]:
     for part, values in measured.items():
         low, high = interval(values.float())
         verdict, note = verdict_of(low, high, claim), ""
-        if part in needs and not claim.precondition.holds(found := float(needs[part][0])):
-            verdict, note = UNDECIDED, f"precondition fails: {claim.needs} (here {found:.1f})"
-        here = float(values[0])
-        verdicts.append(Verdict(claim.id, part, here, low, high, claim.threshold, verdict, note))
+        if part in needs and not claim.precondition.holds(need := float(needs[part][0])):
+            verdict, note = UNDECIDED, f"precondition fails: {claim.needs} (here {need:.1f})"
+        value = float(values[0])
+        verdicts.append(Verdict(claim.id, part, value, low, high, claim.threshold, verdict, note))
     return verdicts
 
 
@@ -427,8 +438,8 @@ def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verd
 
 def overall_of_parts(verdicts: Iterable[str]) -> str:
     """A claim's verdict from those of its parts: it holds if all hold, and fails if any fails."""
-    found = set(verdicts)
-    return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in found)
+    distinct = set(verdicts)
+    return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in distinct)
 
 
 def overall(verdicts: Sequence[Verdict]) -> dict[str, str]:

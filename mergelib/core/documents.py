@@ -77,8 +77,8 @@ def parse_yaml(text: str, where: str) -> Any:
             )
         return loader.construct_document(node)
     except Exception as error:  # PyYAML's constructors raise half a dozen kinds
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{where}: invalid YAML ({shortened(said, 200)}).") from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{where}: invalid YAML ({shortened(message, 200)}).") from error
 
 
 def _values(node: yaml.Node, known: dict[int, float]) -> float:
@@ -109,10 +109,10 @@ def parse_json(text: str, where: str) -> Any:
 def read_json(path: str | os.PathLike, where: str) -> Mapping[str, Any]:
     """Read a JSON object from a file. Raises ``ConfigError`` with a message that begins with
     ``where``."""
-    found = parse_json(read_text(path, where), where)
-    if not isinstance(found, dict):
-        raise ConfigError(f"{where}: this must be a JSON object, not {type(found).__name__}.")
-    return found
+    document = parse_json(read_text(path, where), where)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: this must be a JSON object, not {type(document).__name__}.")
+    return document
 
 
 def user_path(path: str | os.PathLike) -> Path:
@@ -122,8 +122,8 @@ def user_path(path: str | os.PathLike) -> Path:
         raw = os.fspath(path)
         if "\0" in raw:
             raise ConfigError(f"'{shortened(raw)}' contains a NUL character, which no path may.")
-        found = Path(raw).expanduser()
-        os.lstat(found)
+        expanded = Path(raw).expanduser()
+        os.lstat(expanded)
     except RuntimeError as error:
         raise ConfigError(
             f"'{shortened(raw)}': there is no such user ({error}); write the full path."
@@ -138,7 +138,7 @@ def user_path(path: str | os.PathLike) -> Path:
             f"'{shortened(raw)}' is not a valid path on this machine "
             f"({shortened(str(error.args[-1]))})."
         ) from error
-    return found
+    return expanded
 
 
 def check_folder_name(name: str) -> str:

@@ -49,8 +49,8 @@ def check_call(kind: str, name: str, function: Any, *given: str) -> None:
     """Raises ``ConfigError`` for a function that cannot be called with its future arguments, which
     include ``lam`` and ``seed`` if it has them."""
     try:
-        taken = inspect.signature(function)
-        taken.bind(*given, **{n: n for n in ("lam", "seed") if n in taken.parameters})
+        signature = inspect.signature(function)
+        signature.bind(*given, **{n: n for n in ("lam", "seed") if n in signature.parameters})
     except TypeError as error:
         raise ConfigError(
             f"{kind.capitalize()} '{name}' is called with ({', '.join(given)}), which its "
@@ -116,16 +116,16 @@ def _meaning(x: Any, seen: dict[int, tuple[int, Any]]) -> Any:
     if is_dataclass(x):
         return of(type(x)), [(f.name, of(getattr(x, f.name, None))) for f in fields(x)]
     try:
-        kept = of(x.__reduce_ex__(4))  # its parts, as for copying
+        state = of(x.__reduce_ex__(4))  # its parts, as for copying
     except Exception:  # an object's own code may raise anything
-        kept = f"{PROCESS} {id(x)}"
-    return of(type(x)), kept
+        state = f"{PROCESS} {id(x)}"
+    return of(type(x)), state
 
 
 def _outside(function: FunctionType, of: Any) -> list[Any]:
     """The outside values that a function's body refers to; for the user's own modules, the members
     that it names."""
-    found, todo = [], [function.__code__]
+    values, todo = [], [function.__code__]
     while todo:
         code = todo.pop()
         todo += [c for c in code.co_consts if isinstance(c, CodeType)]
@@ -133,10 +133,10 @@ def _outside(function: FunctionType, of: Any) -> list[Any]:
             value = function.__globals__.get(name)
             if isinstance(value, ModuleType) and not _installed(value.__name__):
                 members = [(n, of(vars(value)[n])) for n in code.co_names if n in vars(value)]
-                found.append((name, members))
+                values.append((name, members))
             elif name in function.__globals__:
-                found.append((name, of(value)))
-    return found
+                values.append((name, of(value)))
+    return values
 
 
 def _filled(cell: Any) -> bool:

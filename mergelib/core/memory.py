@@ -17,7 +17,7 @@ SAYS = ("out of memory", "can't allocate memory", "CUDNN_STATUS_NOT_SUPPORTED")
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` means that a device ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(says in str(error) for says in SAYS)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in SAYS)
     )
 
 

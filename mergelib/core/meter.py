@@ -64,16 +64,16 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         # Storages that were given are looked up late, because most results are new; only ``set_``
         # gives a tensor another storage.
-        given = _storages(args, kwargs) if function.overloadpacket is SET else None
-        made = function(*args, **kwargs)
-        for t in _strided((made,)):
+        inputs = _storages(args, kwargs) if function.overloadpacket is SET else None
+        result = function(*args, **kwargs)
+        for t in _strided((result,)):
             storage = t.untyped_storage()
             if storage._cdata in self._alive or torch._C._is_cow_tensor(t):
                 continue
-            given = _storages(args, kwargs) if given is None else given
-            if storage._cdata not in given:
+            inputs = _storages(args, kwargs) if inputs is None else inputs
+            if storage._cdata not in inputs:
                 self._count(storage)
-        return made
+        return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()

@@ -95,10 +95,10 @@ def held(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     false, or if the file system cannot lock folders."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        got = False
+        acquired = False
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            got = True
-        yield got
+            acquired = True
+        yield acquired
     finally:
         os.close(handle)

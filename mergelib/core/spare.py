@@ -42,27 +42,27 @@ def call(function: Callable[..., Any], /, *given: Any, **options: Any) -> Any:
         return function(*given, **options)
     storages: Storages = {}
     copies, options = _spare((given, options), _on_write, storages, {})
-    held = [weakref.ref(copied) for _, copied in storages.values()]
+    refs = [weakref.ref(copied) for _, copied in storages.values()]
     shared = {copied._cdata for _, copied in storages.values()}
     del storages
-    own: Storages = {}
-    made = _spare(function(*copies, **options), _on_write, own, {})
-    for storage, copied in own.values():
+    kept: Storages = {}
+    result = _spare(function(*copies, **options), _on_write, kept, {})
+    for storage, copied in kept.values():
         if storage._cdata in shared:  # with ``given``
             copied.data_ptr()
     storage = None
-    del copies, options, own
-    for storage in filter(None, (ref() for ref in held)):
+    del copies, options, kept
+    for storage in filter(None, (ref() for ref in refs)):
         storage.data_ptr()
-    return made
+    return result
 
 
 def _on_write(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     """A copy that torch makes when the first of the two is written to; a real one of memory that
     torch did not allocate (a file's, numpy's)."""
     try:
-        whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        return torch._lazy_clone(whole).untyped_storage()
+        original = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        return torch._lazy_clone(original).untyped_storage()
     except RuntimeError:
         return storage.clone()
 
@@ -85,27 +85,27 @@ def _spare(x: Any, clone: Copy, storages: Storages, memo: dict[int, Any]) -> Any
         return memo[id(x)]
     if isinstance(x, nn.Module):
         for t in [*x.parameters(), *x.buffers()]:
-            own = _tensor(t.detach(), clone, storages)
-            own = nn.Parameter(own, t.requires_grad) if isinstance(t, nn.Parameter) else own
-            memo[id(t)] = own
+            new = _tensor(t.detach(), clone, storages)
+            new = nn.Parameter(new, t.requires_grad) if isinstance(t, nn.Parameter) else new
+            memo[id(t)] = new
         return copy.deepcopy(x, memo)  # which also records its parts
     elif isinstance(x, Mapping):
-        made = {k: _spare(v, clone, storages, memo) for k, v in x.items()}
+        result = {k: _spare(v, clone, storages, memo) for k, v in x.items()}
     elif type(x) in (list, tuple):
-        made = type(x)(v if type(v) in PLAIN else _spare(v, clone, storages, memo) for v in x)
+        result = type(x)(v if type(v) in PLAIN else _spare(v, clone, storages, memo) for v in x)
     elif is_dataclass(x) and not isinstance(x, type):
         parts = {f.name: getattr(x, f.name) for f in fields(x) if f.init}
-        made = replace(x, **{n: _spare(v, clone, storages, memo) for n, v in parts.items()})
+        result = replace(x, **{n: _spare(v, clone, storages, memo) for n, v in parts.items()})
     else:
         return x
-    memo[id(x)] = made
+    memo[id(x)] = result
     memo.setdefault(id(memo), []).append(x)  # kept alive, as deepcopy does
-    return made
+    return result
 
 
 def _tensor(t: Tensor, clone: Copy, storages: Storages) -> Tensor:
-    known = t.untyped_storage()._cdata
-    if known not in storages:
-        storages[known] = t.untyped_storage(), clone(t.untyped_storage())
+    address = t.untyped_storage()._cdata
+    if address not in storages:
+        storages[address] = t.untyped_storage(), clone(t.untyped_storage())
     shared = torch.empty(0, dtype=t.dtype, device=t.device)
-    return shared.set_(storages[known][1], t.storage_offset(), t.shape, t.stride())
+    return shared.set_(storages[address][1], t.storage_offset(), t.shape, t.stride())

@@ -118,24 +118,24 @@ class Store:
         thing. Raises ``StoreError`` if the folder cannot be written, or exists and cannot be read.
         """
         folder = self.folder(step, key)
-        found = self._load(
+        artifact = self._load(
             folder
         )  # the common case needs no lock: a folder appears complete or not at all
-        if found is None:
+        if artifact is None:
             with self.lock(step, key):
-                found = self._load(folder)
-                if found is None:
+                artifact = self._load(folder)
+                if artifact is None:
                     if os.path.lexists(folder):
                         warn(
                             f"{folder} is damaged; it will be removed and computed again.",
                             StoreWarning,
                         )
                         self._remove(folder)
-                    found = self._save(folder, step, key, make())
+                    artifact = self._save(folder, step, key, make())
         self.asked[f"{step}/{folder.name}"] = None
         # Here, not in saving: a run may have been killed between the two.
         shutil.rmtree(self.root / ".scratch" / folder.name, ignore_errors=True)
-        return found
+        return artifact
 
     def peek(self, step: str, key: Mapping[str, Any]) -> Artifact | None:
         """The artifact if it exists and is intact, else ``None``. Computes nothing."""
@@ -239,12 +239,12 @@ class Store:
         try:
             with readable(folder / META):
                 meta = json.loads((folder / META).read_text())
-            whole = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(
+            intact = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(
                 meta["tensors_sha256"], str
             )
         except (*ABSENT, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return meta if whole else None
+        return meta if intact else None
 
     def _load(self, folder: Path) -> Artifact | None:
         meta = self._meta(folder)

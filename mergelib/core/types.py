@@ -193,15 +193,15 @@ class Task:
             return split.inputs
 
         learned = {*seen(self.train), *seen(self.validation)}
-        known = sum(x in learned for x in seen(self.test))
-        said = (
-            f"Task '{self.name}': {known} of {len(self.test)} test rows "
+        n_shared = sum(x in learned for x in seen(self.test))
+        message = (
+            f"Task '{self.name}': {n_shared} of {len(self.test)} test rows "
             "are also training or validation rows"
         )
-        if known == len(self.test):
-            raise DataError(f"{said}; test on rows that were not trained on.")
-        if known:
-            warn(f"{said}; they inflate the accuracy.")
+        if n_shared == len(self.test):
+            raise DataError(f"{message}; test on rows that were not trained on.")
+        if n_shared:
+            warn(f"{message}; they inflate the accuracy.")
 
     @property
     def n_classes(self) -> int:

@@ -49,9 +49,9 @@ def plot_comparison(comparison: Comparison) -> Figure:
 def report_table(comparison: Comparison) -> pd.DataFrame:
     """The comparison in print: a row per model and protocol, best first."""
     table, measure = comparison.table, list(comparison.measures.values())[-1]
-    said = table.map(lambda x: "" if pd.isna(x) else x if isinstance(x, str) else f"{x:.1f}")
+    texts = table.map(lambda x: "" if pd.isna(x) else x if isinstance(x, str) else f"{x:.1f}")
     score, gain = (
-        said[n] + " [" + said[f"{n}_low"] + ", " + said[f"{n}_high"] + "]"
+        texts[n] + " [" + texts[f"{n}_low"] + ", " + texts[f"{n}_high"] + "]"
         for n in ("score", "gain")
     )
     return pd.DataFrame(
@@ -59,12 +59,12 @@ def report_table(comparison: Comparison) -> pd.DataFrame:
             "model": table.method.map(encoder_label),
             "protocol": table.protocol.map(protocol_label),
             "lambda": ["" if pd.isna(lam) else f"{lam:g}" for lam in table.lam],
-            "chosen by": said.chosen,
+            "chosen by": texts.chosen,
             f"{measure} (%)": score,
             "gain": gain.where(table.protocol != "current", ""),
-            "merge (s)": said.merge_seconds,
-            "tensors (MB)": said.peak_mb,
-            "all (s)": said.seconds,
+            "merge (s)": texts.merge_seconds,
+            "tensors (MB)": texts.peak_mb,
+            "all (s)": texts.seconds,
         }
     )
 
@@ -79,18 +79,18 @@ def write_comparison(comparison: Comparison, folder: Path, commands: Sequence[st
     for name, frame in (("summary", comparison.table), ("rows", comparison.rows)):
         frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", lineterminator="\n")
     studies = json.loads(PROXY.read_text())
-    here = rank_correlation(comparison.rows).dropna().to_dict("records")
+    correlations = rank_correlation(comparison.rows).dropna().to_dict("records")
     keys = zip(comparison.table.method, comparison.table.protocol, strict=True)
-    said = {
+    context = {
         "comparison": comparison,
         "splits": list(comparison.measures),
         "rows": dict(zip(keys, table.to_dict("records"), strict=True)),
-        "worth": {"here": here} | {f"in our study {n}": r for n, r in studies.items()},
+        "worth": {"here": correlations} | {f"in our study {n}": r for n, r in studies.items()},
         "label": protocol_label,
         "version": __version__,
     }
     room = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), trim_blocks=True)
-    text = room.get_template("comparison.txt.jinja").render(said)
+    text = room.get_template("comparison.txt.jinja").render(context)
     room.autoescape = True
     for ending in ("html", "md"):
         page = room.get_template(f"comparison.{ending}.jinja").render(

@@ -134,8 +134,8 @@ def dots(
 
 def bars(ax: Axes, rows: pd.DataFrame, x: str, hue: str, colours: Mapping[str, str]) -> None:
     """A group of bars per ``x``, a bar per ``hue`` with its height inside, whiskers over rows."""
-    how = {"hue_order": colours, "palette": colours, "saturation": 1, "ax": ax} | WHISKERS
-    sns.barplot(rows, x=x, y="accuracy", hue=hue, **how)
+    options = {"hue_order": colours, "palette": colours, "saturation": 1, "ax": ax} | WHISKERS
+    sns.barplot(rows, x=x, y="accuracy", hue=hue, **options)
     for i, group in enumerate(ax.containers):
         ax.bar_label(group, fmt="%.0f", label_type="center", color="white" if i else "black")
     ax.set(xlabel="", ylim=(0, 100))
@@ -153,16 +153,16 @@ def curves(
 ) -> None:
     """A line per ``by`` against a log ``x``, with a band of one standard deviation over the rows;
     a horizontal one for what does not depend on ``x``. Marks of one ``x`` lie side by side."""
-    sloped = [name for name, mine in rows.groupby(by, sort=False) if mine[x].notna().any()]
-    for name, mine in rows.groupby(by, sort=False):
+    sloped = [name for name, part in rows.groupby(by, sort=False) if part[x].notna().any()]
+    for name, part in rows.groupby(by, sort=False):
         look = {"label": label(name), **style(name)}
         if name not in sloped:
-            ax.axhline(mine.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})
+            ax.axhline(part.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})
             continue
-        apart = APART ** (sloped.index(name) - (len(sloped) - 1) / 2)
+        factor = APART ** (sloped.index(name) - (len(sloped) - 1) / 2)
         band = {"errorbar": "sd", "err_kws": {"linewidth": 0}}
-        moved = mine.assign(**{x: mine[x].astype(float) * apart})
-        sns.lineplot(moved, x=x, y="accuracy", ax=ax, **band, **look)
+        shifted = part.assign(**{x: part[x].astype(float) * factor})
+        sns.lineplot(shifted, x=x, y="accuracy", ax=ax, **band, **look)
         ax.legend_.remove()
     ax.set_xscale("log")
     ax.set_xticks(list(ticks), list(ticks.values()))
@@ -172,8 +172,8 @@ def curves(
 
 def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, hue: str, looks: Mapping) -> None:
     """A line per ``hue`` against ``x``."""
-    how = {"style_order": looks["hue_order"], "dashes": False, "errorbar": None}
-    sns.lineplot(rows, x=x, y=y, hue=hue, style=hue, ax=ax, **how, **looks)
+    options = {"style_order": looks["hue_order"], "dashes": False, "errorbar": None}
+    sns.lineplot(rows, x=x, y=y, hue=hue, style=hue, ax=ax, **options, **looks)
 
 
 def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
@@ -225,28 +225,28 @@ def plot_shots(
     """
     rows, summary = averages(with_average(scores)), mean_and_std(scores)
     fig, axes = _row(len(encoders), 3.1)
-    few = [p for p in protocols if p != "current"]
-    shots = rows[rows.protocol.isin(few)]
+    few_shot = [p for p in protocols if p != "current"]
+    shots = rows[rows.protocol.isin(few_shot)]
     ks = sorted(shots.k[shots.draw == "stratified"].unique())
     k = 5 if 5 in ks else max(ks)
-    whole = dict.fromkeys(shots.k[shots.draw == "all"], "\nall")
+    tick_of_all = dict.fromkeys(shots.k[shots.draw == "all"], "\nall")
     for ax, encoder in zip(axes, encoders, strict=True):
         ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
-        mine = rows[(rows.method == encoder) & rows.protocol.isin(protocols)]
-        curves(ax, mine, "k", {k: str(k) for k in ks} | whole)
+        part = rows[(rows.method == encoder) & rows.protocol.isin(protocols)]
+        curves(ax, part, "k", {k: str(k) for k in ks} | tick_of_all)
         ax.set(title=short_label(encoder), xlabel="k, shots per class")
-        old, new = average_of(summary, encoder), average_of(summary, encoder, few[0], k)
-        said = f"k = {k}: {old:.0f} → {new:.0f} %"
-        ax.text(0.5, 0.2, said, ha="center", transform=ax.transAxes)
+        old, new = average_of(summary, encoder), average_of(summary, encoder, few_shot[0], k)
+        words = f"k = {k}: {old:.0f} → {new:.0f} %"
+        ax.text(0.5, 0.2, words, ha="center", transform=ax.transAxes)
     axes[0].set_ylabel(ACCURACY)
     name_lines(axes[-1])
     lost = fine_tuned - pd.Series({m: average_of(summary, m) for m in encoders})
-    said = [
+    words = [
         f"{protocol_label(p).removesuffix(' Eval')} "
         f"{range_of(100 * _gains(summary, encoders, p, k) / lost)} %"
-        for p in few
+        for p in few_shot
     ]
-    regained = f"Lost accuracy regained at k = {k}: {', '.join(said)}"
+    regained = f"Lost accuracy regained at k = {k}: {', '.join(words)}"
     head(fig, regained if lost.min() > 0 else "")
     return fig
 
@@ -295,7 +295,12 @@ def plot_protocols(
 
 
 def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
-    """Mean validation accuracy under Current Eval against lambda; the chosen values are ringed."""
+    """Mean validation accuracy under Current Eval against lambda; the chosen values are ringed.
+
+    Args:
+        curves: Columns method, lam, task, accuracy (0 to 1), as from ``Study.lam_curve``.
+        chosen: Method -> its lambda; a line each, in this order.
+    """
     fig, ax = plt.subplots(figsize=(COLUMN, 2.5))
     mean = curves.groupby(["method", "lam"], sort=False).accuracy.mean().mul(100).reset_index()
     looks = looks_of(list(chosen), method_style, short_label)
@@ -328,15 +333,15 @@ def plot_clusters(panels: Mapping[tuple[str, str], tuple], table: pd.DataFrame) 
             ax.scatter(*z[order].T, c=shades[order], marker=marker, s=11, lw=0)
         names = f"{task_label(row['task'])}, {short_label(row['method'])}"
         ax.set_title(f"{names}: {row['Current Eval (%)']:.0f} %")
-        said = f"label purity {row['label purity f_t']:.2f} → {row['label purity f_m']:.2f}"
-        said += f"\nsource purity {row['source purity']:.2f}"
-        ax.text(0.5, -0.02, said, ha="center", va="top", transform=ax.transAxes, color="0.3")
+        text = f"label purity {row['label purity f_t']:.2f} → {row['label purity f_m']:.2f}"
+        text += f"\nsource purity {row['source purity']:.2f}"
+        ax.text(0.5, -0.02, text, ha="center", va="top", transform=ax.transAxes, color="0.3")
         ax.set_axis_off()
     most = max(classes for *_, classes in panels.values())
-    some = f", {len(CLASS_COLOURS)} of up to {most} classes in colour" * (most > len(CLASS_COLOURS))
+    note = f", {len(CLASS_COLOURS)} of up to {most} classes in colour" * (most > len(CLASS_COLOURS))
     ax.scatter([], [], marker="o", color="0.75", label="fine-tuned outputs $f_t$")
     ax.scatter(
-        [], [], marker="^", color="0.25", label=f"merged outputs $f_m$ (colour: class{some})"
+        [], [], marker="^", color="0.25", label=f"merged outputs $f_m$ (colour: class{note})"
     )
     ax.scatter([], [], marker=r"$\%$", color="0.25", label="Current Eval of $f_m$")
     kept = range_of(100 * table["label purity f_m"] / table["label purity f_t"])
@@ -397,15 +402,15 @@ def plot_shares(
         for ax, method in zip(row, methods, strict=True):
             top = rows.accuracy[rows.method == FINE_TUNED].mean()
             ax.axhline(top, label="Fine-tuned models", **BOUND)
-            mine = rows[rows.method == method]
-            curves(ax, mine, "share", {s: f"{s:g}" for s in counts})
+            part = rows[rows.method == method]
+            curves(ax, part, "share", {s: f"{s:g}" for s in counts})
             if too_few:
                 ax.axvspan(left, too_few * 1.15, color="0.93", zorder=0)
             ax.set_xlim(left, right)
-            at = (
-                mine[mine.share.isna() | (mine.share == middle)].groupby("protocol").accuracy.mean()
+            means = (
+                part[part.share.isna() | (part.share == middle)].groupby("protocol").accuracy.mean()
             )
-            gains.append(at.ft_classifier - at.current)
+            gains.append(means.ft_classifier - means.current)
         row[0].set_ylabel(title.replace(" (", "\n("))
         name_lines(row[-1], 11)
     for ax, method in zip(axes[0], methods, strict=True):
@@ -449,10 +454,10 @@ def plot_ladder(
         rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
         looks = looks_of(paper.method.unique(), method_style, short_label)
         place = (rows.rung.unique(), looks, "method", "rung")
-        apart = {"dodge": 0.6, "joined": False}
-        dots(ax, rings, *place, markers="o", legend=False, **apart, **ring)
+        options = {"dodge": 0.6, "joined": False}
+        dots(ax, rings, *place, markers="o", legend=False, **options, **ring)
         ax.plot([], [], "o", color="0.3", label="in closed form", **ring)
-        dots(ax, rows, *place, **apart)
+        dots(ax, rows, *place, **options)
         ax.set(xlabel=ACCURACY, title=textwrap.fill(base, 28) if several else "")
         rung = "orthogonal" if "orthogonal" in set(paper.rung) else paper.rung.iloc[-1]
         left, closed_left = (
@@ -460,15 +465,15 @@ def plot_ladder(
             for f in (paper, closed)
         )
         titles.append(f"{left} points below f_t ({closed_left} in closed form)")
-    drawn = [axes[base] for base in ladders]
-    for ax in drawn[1:]:
+    panels = [axes[base] for base in ladders]
+    for ax in panels[1:]:
         ax.set_yticklabels([])
     table = labelled(r2).pivot_table("increment", "step", "method", sort=False)
     table.loc["together"] = table.sum()
     _heat(axes["r2"], table.T if several else table, "0.2", ".2f")
     axes["r2"].set_title("held-out $R^2$ of $f_t$ by step" + ", first base" * several)
     title = f"{rung_label(rung)} map: merges stay {titles[0]}"
-    head(fig, "; other base: ".join([title, *titles[1:]]), drawn, 4)
+    head(fig, "; other base: ".join([title, *titles[1:]]), panels, 4)
     return fig
 
 
@@ -481,10 +486,10 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     """
     rows = rows.assign(fit=rows.fit.map(lambda fit: textwrap.fill(fit, 20)))
     fits, first = rows.fit.unique(), "no alignment"
-    at = rows.pivot_table("accuracy", ["fit", "method"], "condition", sort=False)
-    none, train = at.none[fits[0]], at.train.reset_index(name="accuracy")
+    cells = rows.pivot_table("accuracy", ["fit", "method"], "condition", sort=False)
+    none, train = cells.none[fits[0]], cells.train.reset_index(name="accuracy")
     drawn = pd.concat([none.reset_index(name="accuracy").assign(fit=first), train])
-    leak = (at.test - at.train).reset_index(name="accuracy")
+    leak = (cells.test - cells.train).reset_index(name="accuracy")
     size = (PAGE, 1.4 + 0.36 * len(fits))
     fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
     looks = looks_of(rows.method.unique(), method_style, short_label)
@@ -515,12 +520,12 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
     # Equal ranks would lie on one line.
     ranks = means[[first, last]].rank(ascending=False).rank(method="first") - 1
     for method, (start, end) in ranks.iterrows():
-        how, name = {"color": "0.7", "linewidth": 0.9}, short_label(method)
+        line, name = {"color": "0.7", "linewidth": 0.9}, short_label(method)
         if abs(start - end) >= mark:
             up = start > end
-            how = {"color": "black", "linewidth": 1.8, "linestyle": "-" if up else "--"}
-            how["label"] = f"{'up' if up else 'down'} by {mark:g} or more"
-        left.plot([0, 1], [start, end], marker="o", markersize=3.5, **how)
+            line = {"color": "black", "linewidth": 1.8, "linestyle": "-" if up else "--"}
+            line["label"] = f"{'up' if up else 'down'} by {mark:g} or more"
+        left.plot([0, 1], [start, end], marker="o", markersize=3.5, **line)
         left.text(-0.06, start, name, ha="right", va="center", size=9)
         left.text(1.06, end, name, va="center", size=9)
     left.set(xlim=(-0.75, 1.75), ylim=(n - 0.5, -0.5), yticks=[])
@@ -556,9 +561,9 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
         "peak_mb": "peak MB of tensors",
     }
     fig, axes = _row(len(columns), 1.4 + 0.21 * len(rows))
-    every = list(dict.fromkeys(kinds.values()))
-    looks = {"style": "kind", "style_order": every, "color": "0.25", "s": 36}
-    looks["markers"] = dict(zip(every, "os^DvP", strict=False))
+    labels = list(dict.fromkeys(kinds.values()))
+    looks = {"style": "kind", "style_order": labels, "color": "0.25", "s": 36}
+    looks["markers"] = dict(zip(labels, "os^DvP", strict=False))
     for ax, (column, label) in zip(axes, columns.items(), strict=True):
         sns.scatterplot(labelled(rows), x=column, y="method", ax=ax, **looks)
         if rows.below.any():
@@ -595,17 +600,17 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     fig, axes = _row(len(settings), 1.3 + 0.3 * len(methods))
     looks = looks_of([r for r in COMPARED if r in set(drawn.repair)], REPAIR_STYLE.get, labels.get)
     for ax, setting in zip(axes, settings, strict=True):
-        mine = labelled(drawn[drawn.setting == setting])
-        ax.axvline(mine.expert.mean(), label="experts", **BOUND)
-        dots(ax, mine.assign(repair=mine.repair.map(labels)), methods, looks, "repair")
+        part = labelled(drawn[drawn.setting == setting])
+        ax.axvline(part.expert.mean(), label="experts", **BOUND)
+        dots(ax, part.assign(repair=part.repair.map(labels)), methods, looks, "repair")
         ax.set_title(setting)
     fig.supxlabel(ACCURACY)
     last = drawn[drawn.setting == settings[-1]].pivot_table("accuracy", "method", "repair")
     title = ""
     if set(COMPARED) <= set(last):
         gains = {labels[r]: range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact")}
-        said = ", ".join(f"{name} {points}" for name, points in gains.items())
-        title = f"Points regained by {settings[-1]} merges: {said}"
+        words = ", ".join(f"{name} {points}" for name, points in gains.items())
+        title = f"Points regained by {settings[-1]} merges: {words}"
     head(fig, title, axes, 5)
     return fig
 
@@ -623,13 +628,13 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
     blocks = {b: str(b) if b else "emb." for b in sorted(ends.block.unique())}
     for ax, method in zip(axes, methods, strict=True):
         ax.axhline(1.0, label="as in the experts", **BOUND)
-        mine = ends[ends.method == method]
-        lines(ax, mine, "block", "ratio", "stage", looks_of(stages, styles.get, str))
+        part = ends[ends.method == method]
+        lines(ax, part, "block", "ratio", "stage", looks_of(stages, styles.get, str))
         ax.set_xticks(list(blocks), blocks.values())
         ax.set(title=short_label(method), xlabel="end of block", ylabel="variance over experts'")
     last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
-    said = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
-    head(fig, f"Last block, times the experts' variance: {', '.join(said)}", axes, 3)
+    span = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
+    head(fig, f"Last block, times the experts' variance: {', '.join(span)}", axes, 3)
     return fig
 
 
@@ -652,9 +657,9 @@ def plot_samples(
     curves(ax, rows, "inputs", ticks, "repair", REPAIR_STYLE.get, labels.get)
     ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY)
     name_lines(ax)
-    most = frame[frame.inputs == frame.inputs.max()].groupby("repair", sort=False).accuracy.mean()
-    said = ", ".join(f"{labels[r]} {most[r]:.0f}" for r in most.index)
-    head(fig, f"{frame.inputs.max():.0f} inputs: {said} % (experts {experts:.0f})")
+    means = frame[frame.inputs == frame.inputs.max()].groupby("repair", sort=False).accuracy.mean()
+    words = ", ".join(f"{labels[r]} {means[r]:.0f}" for r in means.index)
+    head(fig, f"{frame.inputs.max():.0f} inputs: {words} % (experts {experts:.0f})")
     return fig
 
 

@@ -37,7 +37,10 @@ CELL_STYLE = {
 def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figure:
     """One page: above what the protocols measure, a panel per profile, below which claims hold.
 
-    ``means`` as from ``averages``, ``rows`` as from ``verdict_rows``.
+    Args:
+        means: As from ``averages``.
+        rows: As from ``verdict_rows``.
+        k: Shots per class of ``means``, for the labels.
     """
     grid, groups = claim_grid(rows), {}
     for group in load_readings()["groups"]:
@@ -54,18 +57,18 @@ def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figur
         short_label(e) for e in table.dropna(subset="ft_classifier").droplevel(0).index.unique()
     ]
     axes = upper.subplots(1, len(profiles), sharey=True, squeeze=False)[0]
-    looks, said = looks_of(THREE, protocol_style, protocol_label), []
+    looks, shares = looks_of(THREE, protocol_style, protocol_label), []
     for ax, profile in zip(axes, profiles, strict=True):
         cells, top = table.loc[profile], table.current[profile, FINE_TUNED]
         ax.axvline(top, label="Fine-tuned models", **BOUND)
         dots(ax, labelled(drawn[drawn.profile == profile]), encoders, looks, "protocol")
         ax.set_title(profile)
         merges = cells.drop([BASE, FINE_TUNED], errors="ignore").dropna(subset="ft_classifier")
-        back = 100 * (merges.ft_classifier - merges.current) / (top - merges.current)
-        said += [f"{profile.split(' ')[0]} {range_of(back)} %"] if len(back) else []
+        regained = 100 * (merges.ft_classifier - merges.current) / (top - merges.current)
+        shares += [f"{profile.split(' ')[0]} {range_of(regained)} %"] if len(regained) else []
     upper.supxlabel(f"average accuracy (%), k = {k}")
-    title = f"Lost accuracy regained by FT-Classifier, k = {k}: {', '.join(said)}"
-    head(upper, title if said else "", axes, 4)
+    title = f"Lost accuracy regained by FT-Classifier, k = {k}: {', '.join(shares)}"
+    head(upper, title if shares else "", axes, 4)
     _draw_grid(lower, groups, tallest)
     return fig
 
@@ -77,18 +80,18 @@ def _draw_grid(fig: SubFigure, groups: Mapping[str, pd.DataFrame], tallest: int)
         axes[0].set_axis_off()
         axes[0].text(0, 0.5, "No claim has been judged yet.")
     faces, signs = ({v: style[i] for v, style in CELL_STYLE.items()} for i in (0, 1))
-    look = {"cmap": ListedColormap([faces[v] for v in ORDER]), "cbar": False, "fmt": ""}
-    look |= {"vmin": -0.5, "vmax": len(ORDER) - 0.5, "linewidths": 1, "linecolor": "0.6"}
+    options = {"cmap": ListedColormap([faces[v] for v in ORDER]), "cbar": False, "fmt": ""}
+    options |= {"vmin": -0.5, "vmax": len(ORDER) - 0.5, "linewidths": 1, "linecolor": "0.6"}
     for ax, (name, grid) in zip(axes, groups.items(), strict=False):
         annotated = {"annot": grid.map(signs.get), "annot_kws": {"color": "black"}}
-        sns.heatmap(grid.map(ORDER.index), ax=ax, **look, **annotated)
+        sns.heatmap(grid.map(ORDER.index), ax=ax, **options, **annotated)
         ax.set(xlabel="", ylabel="", ylim=(tallest, 0))
         ax.set_yticklabels([fill(claim, 16) for claim in grid.index])  # wraps at hyphens
         ax.set_title(name, loc="right")
         ax.grid(visible=False)
         ax.tick_params(rotation=0, labelbottom=False, labeltop=True)
-    seen = [v for v in ORDER if any((grid == v).any(axis=None) for grid in groups.values())]
-    fig.supxlabel("     ".join(f"{signs[v]}  {v}" for v in seen))
+    present = [v for v in ORDER if any((grid == v).any(axis=None) for grid in groups.values())]
+    fig.supxlabel("     ".join(f"{signs[v]}  {v}" for v in present))
 
 
 def save_report(
@@ -100,9 +103,21 @@ def save_report(
     profile: str,
     compared: str = AS_COMMITTED,
 ) -> str:
-    """Write the figure with its numbers and ``figures/REPORT.md``, which says ``compared``: whether
-    the numbers are the committed ones; returns the PNG's place."""
-    mine = next((r for r in runs if r.profile == profile), runs[0])
+    """Write the figure with its numbers, and ``figures/REPORT.md``.
+
+    Args:
+        fig: As from ``plot_report``.
+        stem: The files' name.
+        runs: As from ``read_runs``.
+        means: As from ``averages``.
+        rows: As from ``verdict_rows``.
+        profile: In whose folder the figure goes.
+        compared: Whether the numbers are the committed ones, in words.
+
+    Returns:
+        The PNG's path in the project.
+    """
+    run = next((r for r in runs if r.profile == profile), runs[0])
     place = save_files(
         fig,
         stem,
@@ -110,7 +125,7 @@ def save_report(
         alt=alt(means, rows),
         data={"": means, "claims": rows},
         sidecar={
-            "profile": {"name": profile, "judged": mine.judged},
+            "profile": {"name": profile, "judged": run.judged},
             "overrides": {},
             "sources": {},
             "claims": {},

@@ -66,8 +66,8 @@ def save_figure(
         sidecar["panels"] = {panel: _settings(s) for panel, s in panels.items()}
     if other_bases:
         sidecar["other_bases"] = {b: [asdict(v) for v in vs] for b, vs in other_bases.items()}
-    said = finding(fig)
-    alt = f"{alt} {said}." if said else alt
+    sentence = finding(fig)
+    alt = f"{alt} {sentence}." if sentence else alt
     return save_files(fig, stem, study.profile.name, alt=alt, data=data, sidecar=sidecar)
 
 
@@ -92,8 +92,19 @@ def save_files(
 ) -> str:
     """``save_figure`` for a figure without a ``Study``.
 
-    The caller says what goes into the sidecar besides alt text, versions and the claims file's
-    hash.
+    Args:
+        fig: What is drawn.
+        stem: The files' name.
+        profile: Whose folder under ``figures/``.
+        alt: A sentence that states the finding.
+        data: Suffix -> frame, as of ``save_figure``.
+        sidecar: What goes into the JSON besides alt text, versions and the claims file's hash.
+
+    Returns:
+        The PNG's path in the project.
+
+    Raises:
+        ConfigError: The alt text is not a sentence.
     """
     if len(alt.split()) < 6 or not alt.rstrip().endswith("."):
         raise ConfigError(
@@ -122,9 +133,9 @@ def save_files(
         ("pdf", {"CreationDate": None, "Title": stem, "Subject": alt}),
         ("png", {"Description": alt, "Software": None}),
     ):
-        drawn = io.BytesIO()
-        fig.savefig(drawn, format=ending, metadata=metadata)
-        contents[f"{stem}.{ending}"] = drawn.getvalue()
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=ending, metadata=metadata)
+        contents[f"{stem}.{ending}"] = buffer.getvalue()
     for name, content in contents.items():
         paths.write_whole(folder / name, content)
     return (folder / f"{stem}.png").relative_to(paths.output_root()).as_posix()

@@ -60,16 +60,16 @@ def draw_protocols() -> Figure:
         if ax is not axes[0]:  # half-way between two strips
             ax.axhline(0.03, color="0.75", linewidth=0.5, clip_on=False)
     for left, width, heading in COLUMNS:
-        at = {"ha": "center", "va": "bottom", "size": SMALL, "color": "0.3"}
-        axes[0].text(left + width / 2, 0.02, heading, **at)
+        style = {"ha": "center", "va": "bottom", "size": SMALL, "color": "0.3"}
+        axes[0].text(left + width / 2, 0.02, heading, **style)
     trained = sum(panel["facts"][0] != "nothing" for panel in PANELS)
     head(fig, f"{len(PANELS)} protocols freeze the merged encoder; {trained} train something small")
     line = {"color": "black", "linewidth": 0.8}
     boxes = [Patch(label=kind, **_paint(kind), hatch=HATCH * (kind == "frozen")) for kind in KINDS]
     per_input = Line2D([], [], label="per test input", **line)
     once = Line2D([], [], label="once, beforehand", linestyle=DASHES, **line)
-    how = {"loc": "outside lower center", "ncols": 6, "fontsize": SMALL}
-    fig.legend(handles=[*boxes, per_input, once], handlelength=2, handleheight=1.1, **how)
+    place = {"loc": "outside lower center", "ncols": 6, "fontsize": SMALL}
+    fig.legend(handles=[*boxes, per_input, once], handlelength=2, handleheight=1.1, **place)
     return fig
 
 
@@ -89,14 +89,14 @@ def placed(panel: dict) -> dict[tuple[int, int], tuple[str, float, float, float]
 def arrows(panel: dict) -> list[tuple[tuple[int, int], tuple[int, int], str, bool]]:
     """(start, end, label, used once): along both rows, and from the lower row up."""
     above, below = ([p for p in placed(panel) if p[1] == row] for row in (0, 1))
-    found = [(a, b, "z" * (a == (1, 0)), False) for a, b in pairwise(above)]
-    found += [(a, b, "", True) for a, b in pairwise(below)]
+    links = [(a, b, "z" * (a == (1, 0)), False) for a, b in pairwise(above)]
+    links += [(a, b, "", True) for a, b in pairwise(below)]
     if below:
         loss = panel.get("loss", "")
-        found.append((below[-1], (below[-1][0], 0), loss, bool(loss)))
+        links.append((below[-1], (below[-1][0], 0), loss, bool(loss)))
         if "f_t" in panel["below"]:  # the fitted inputs pass through both encoders
-            found.append((below[0], (1, 0), "", True))
-    return found
+            links.append((below[0], (1, 0), "", True))
+    return links
 
 
 def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
@@ -132,9 +132,9 @@ def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
 
 
 def _paint(kind: str) -> dict[str, Any]:
-    look = KINDS[kind]
+    style = KINDS[kind]
     names = {"facecolor": "face", "edgecolor": "edge", "linewidth": "linewidth"}
-    return {name: look[key] for name, key in names.items()}
+    return {name: style[key] for name, key in names.items()}
 
 
 def _draw_box(ax: Axes, kind: str, x: float, y: float, width: float) -> FancyBboxPatch:
@@ -143,6 +143,6 @@ def _draw_box(ax: Axes, kind: str, x: float, y: float, width: float) -> FancyBbo
     box = FancyBboxPatch((x, y), width, HEIGHT, boxstyle=style, zorder=2, **_paint(kind))
     if kind == "frozen":
         line = {"edgecolor": KINDS[kind]["edge"], "linewidth": 0.5}
-        look = {"facecolor": "white", "hatch": HATCH, "zorder": 3}
-        ax.add_patch(Rectangle((x, y), STRIP, HEIGHT, **look, **line))
+        hatching = {"facecolor": "white", "hatch": HATCH, "zorder": 3}
+        ax.add_patch(Rectangle((x, y), STRIP, HEIGHT, **hatching, **line))
     return ax.add_patch(box)

@@ -64,8 +64,8 @@ CLASS_MARKERS = "os^D"
 def class_colours(classes: int) -> list[tuple[float, float, float]]:
     """A colour per class; of many, one in ``classes / 10`` has one, and the others are grey."""
     colours = [(0.78, 0.78, 0.78)] * classes
-    shown = np.linspace(0, classes - 1, min(classes, len(CLASS_COLOURS))).round().astype(int)
-    for place, colour in zip(shown, CLASS_COLOURS, strict=False):
+    indices = np.linspace(0, classes - 1, min(classes, len(CLASS_COLOURS))).round().astype(int)
+    for place, colour in zip(indices, CLASS_COLOURS, strict=False):
         colours[place] = to_rgb(colour)
     return colours
 
@@ -80,8 +80,8 @@ def method_style(method: str) -> Style:
 def protocol_style(protocol: str) -> Style:
     """Colour, marker and line of a protocol; a user's protocols get the next free ones."""
     if protocol not in PROTOCOL_STYLE:
-        used = {style["marker"] for style in PROTOCOL_STYLE.values()}
-        free = [style for style in OTHER_STYLES if style["marker"] not in used] or OTHER_STYLES
+        markers = {style["marker"] for style in PROTOCOL_STYLE.values()}
+        free = [style for style in OTHER_STYLES if style["marker"] not in markers] or OTHER_STYLES
         PROTOCOL_STYLE[protocol] = {**free[0], "linestyle": (0, (4, 2, 1, 2))}
     return PROTOCOL_STYLE[protocol]
 

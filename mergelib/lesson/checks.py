@@ -63,11 +63,11 @@ def _number(
         )
     if abs(answer - right) <= tolerance:
         return Feedback(True, well)
-    for value, says in mistakes:
+    for value, message in mistakes:
         if abs(answer - value) <= min(
             tolerance, 0.01 + 0.05 * abs(value)
         ):  # a tolerance meant for degrees is too wide for radians
-            return Feedback(False, says)
+            return Feedback(False, message)
     return Feedback(
         False,
         f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and this "
@@ -205,7 +205,7 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     """Exercise 3: a W' ``[C, 2]``, made without training, that classifies f_m's outputs as W_t did
     f_t's."""
     expert, merged = toy.expert(task), toy.merge(lam)
-    old = expert.head.weight
+    weight = expert.head.weight
     if answer is None:
         return OPEN
     if isinstance(answer, Head):
@@ -213,7 +213,7 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     if not isinstance(answer, Tensor):
         return Feedback(
             False,
-            f"That is {type(answer).__name__}; give W' as a tensor of shape {list(old.shape)}.",
+            f"That is {type(answer).__name__}; give W' as a tensor of shape {list(weight.shape)}.",
         )
     z, z_t = toy.features(merged, task), toy.features(expert.state, task)
     if tuple(answer.shape) == tuple(z.shape):
@@ -222,47 +222,47 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
             "Those are features, one row per input. You turned the features; here the features "
             "stay as f_m gives them, and W turns.",
         )
-    if tuple(answer.shape) == tuple(old.T.shape):
+    if tuple(answer.shape) == tuple(weight.T.shape):
         return Feedback(
             False,
             f"The shape {list(answer.shape)} is W' transposed; "
-            f"its rows are the classes: {list(old.shape)}.",
+            f"its rows are the classes: {list(weight.shape)}.",
         )
     if tuple(answer.shape) == (2, 2):
         return Feedback(False, "A 2 x 2 matrix turns things; apply it to the rows of W.")
-    if tuple(answer.shape) != tuple(old.shape):
+    if tuple(answer.shape) != tuple(weight.shape):
         return Feedback(
             False,
             f"Shape {list(answer.shape)}; W' has a row per class "
-            f"and a column per feature: {list(old.shape)}.",
+            f"and a column per feature: {list(weight.shape)}.",
         )
-    answer = answer.detach().to(old.dtype)
+    answer = answer.detach().to(weight.dtype)
     if not answer.isfinite().all():
         return Feedback(False, "W' holds values that are not finite.")
-    zero, own = expert.head.bias, current_eval(z_t, expert.head)
-    agree = (current_eval(z, Head(answer, zero)) == own).double().mean().item()
+    zero, decisions = expert.head.bias, current_eval(z_t, expert.head)
+    agree = (current_eval(z, Head(answer, zero)) == decisions).double().mean().item()
     if agree >= 0.99:
         return Feedback(
             True,
             f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % "
             "equal), from a turn alone. No label, no training.",
         )
-    delta, done = turned_by(z, z_t), turned_by(answer, old)
-    if torch.allclose(answer, old, atol=1e-4):
+    delta, angle = turned_by(z, z_t), turned_by(answer, weight)
+    if torch.allclose(answer, weight, atol=1e-4):
         return Feedback(
             False,
             f"That is W_{task} itself: Current Eval. "
             f"The features are turned against it by {delta:.0f} degrees.",
         )
-    if abs(done + delta) <= 2.5:
+    if abs(angle + delta) <= 2.5:
         return Feedback(
             False,
-            f"You turned W against the features: it stands at {done:.0f} degrees, the features at "
+            f"You turned W against the features: it stands at {angle:.0f} degrees, the features at "
             f"{delta:.0f}, so they are twice as far apart as before. Rows turn as x @ turn(a).T.",
         )
-    for shift in range(1, len(old)):
+    for shift in range(1, len(weight)):
         if (
-            current_eval(z, Head(answer.roll(shift, 0), zero)) == own
+            current_eval(z, Head(answer.roll(shift, 0), zero)) == decisions
         ).double().mean().item() >= 0.99:
             return Feedback(
                 False,
@@ -271,7 +271,7 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
             )
     return Feedback(
         False,
-        f"Your W' is W turned by {done:.0f} degrees and the features are turned by {delta:.0f}; "
+        f"Your W' is W turned by {angle:.0f} degrees and the features are turned by {delta:.0f}; "
         f"{100 * agree:.0f} % of the decisions are f_{task}'s.",
     )
 
@@ -281,8 +281,8 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
     KL(teacher || student)."""
     s, t = student_logits.double().log_softmax(-1), teacher_logits.double().log_softmax(-1)
     n = len(s)
-    each = kl_to_teacher(student_logits.double(), teacher_logits.double())
-    right = each.mean().item()
+    losses = kl_to_teacher(student_logits.double(), teacher_logits.double())
+    right = losses.mean().item()
     cross, hard = (
         -(t.exp() * s).sum(-1).mean().item(),
         -s[torch.arange(n), t.argmax(-1)].mean().item(),
@@ -293,7 +293,7 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
         answer,
         right,
         [
-            (each.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
+            (losses.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
             (
                 right / s.shape[-1],
                 f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over classes "

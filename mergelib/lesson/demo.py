@@ -150,13 +150,13 @@ def wide(scores: pd.DataFrame) -> pd.DataFrame:
 def alt(scores: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     cells = scores.set_index(["task", "method"]).accuracy
-    said = [
+    parts = [
         f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} "
         f"(expert {cells[t, EXPERT]:.1f})"
         for t in dict.fromkeys(scores.task)
     ]
     title = "Accuracy in percent of the merged encoder with the old and with the re-aligned head"
-    return f"{title}: {'; '.join(said)}."
+    return f"{title}: {'; '.join(parts)}."
 
 
 def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
             largest = max(largest, float((plain(**batch).logits - own(**batch).logits).abs().max()))
     heads = sum((folder / "heads" / t / "head.safetensors").stat().st_size for t in aligned.heads)
     shared = (folder / "model.safetensors").stat().st_size
-    apart = sum((folder / "tasks" / t / "model.safetensors").stat().st_size for t in aligned.heads)
+    alone = sum((folder / "tasks" / t / "model.safetensors").stat().st_size for t in aligned.heads)
     return pd.DataFrame(
         [
             {
@@ -191,8 +191,8 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
             {
                 "promised": "shared folder over single folders, bytes of weights",
                 "at most": 1.0,
-                "here": (heads + shared) / apart,
-                "holds": heads + shared < apart,
+                "here": (heads + shared) / alone,
+                "holds": heads + shared < alone,
             },
         ]
     )

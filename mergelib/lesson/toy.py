@@ -61,10 +61,10 @@ class Toy:
 
     def expert(self, task: str) -> Expert:
         """f_t and (W_t, b_t). Raises ``UnknownNameError``."""
-        known = {e.task: e for e in self.experts}
-        if task not in known:
-            raise UnknownNameError("toy task", task, known)
-        return known[task]
+        by_task = {e.task: e for e in self.experts}
+        if task not in by_task:
+            raise UnknownNameError("toy task", task, by_task)
+        return by_task[task]
 
     def merge(self, lam: float) -> State:
         """theta_m of Task Arithmetic (Eq. 2), by the library's own function."""
@@ -86,8 +86,8 @@ class Toy:
         loses nothing, so its ceiling is f_t's accuracy.
         """
         theta = encoder["theta"]
-        kept = torch.linalg.pinv(theta, rtol=1e-4) @ theta
-        x, middle = self.points[task, "test"] @ kept.mT, centres(CLASSES[task]) @ kept.mT
+        projector = torch.linalg.pinv(theta, rtol=1e-4) @ theta
+        x, middle = self.points[task, "test"] @ projector.mT, centres(CLASSES[task]) @ projector.mT
         return percent(torch.cdist(x, middle).argmin(-1) == self.labels(task))
 
     def evidence(self, encoder: State, task: str, k: int) -> Evidence:

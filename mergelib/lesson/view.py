@@ -43,15 +43,15 @@ def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
     FT-Classifier Eval, and the ``best possible`` of any classifier on f_m's features."""
     merged, rows = toy.merge(lam), []
     for task in TASKS:
-        seen, expert, labels = toy.evidence(merged, task, k), toy.expert(task), toy.labels(task)
-        own = toy.features(expert.state, task)
+        evidence, expert, labels = toy.evidence(merged, task, k), toy.expert(task), toy.labels(task)
+        outputs = toy.features(expert.state, task)
         row: dict[str, Any] = {"task": task}
         if not toy.mirrored:
-            row["turn (degrees)"] = turned_by(seen.student_test, own)
-        row[short_label(FINE_TUNED)] = percent(current_eval(own, expert.head) == labels)
+            row["turn (degrees)"] = turned_by(evidence.student_test, outputs)
+        row[short_label(FINE_TUNED)] = percent(current_eval(outputs, expert.head) == labels)
         for protocol in ("current", "ft_classifier"):
             row[protocol_label(protocol)] = percent(
-                PROTOCOLS[protocol].function(seen)[0, 0] == labels
+                PROTOCOLS[protocol].function(evidence)[0, 0] == labels
             )
         row["best possible"] = toy.ceiling(merged, task)
         rows.append(row)
@@ -115,11 +115,11 @@ def _draw_head(ax: Axes, head: Head, style: Style) -> None:
 
 def _draw_clouds(ax: Axes, z: Tensor, labels: Tensor, right: Tensor) -> None:
     """Draw the points ``[N, 2]`` of the first classes, hollow if misclassified."""
-    how = {"s": 9, "linewidths": 0.7, "zorder": 2, "clip_on": False}
+    style = {"s": 9, "linewidths": 0.7, "zorder": 2, "clip_on": False}
     for c, (hue, marker) in enumerate(CLASS_STYLE):
-        for mine, face in ((right, hue), (~right, "none")):
-            points = z[(labels == c) & mine].mT
-            ax.scatter(*points, marker=marker, facecolors=face, edgecolors=hue, **how)
+        for mask, face in ((right, hue), (~right, "none")):
+            points = z[(labels == c) & mask].mT
+            ax.scatter(*points, marker=marker, facecolors=face, edgecolors=hue, **style)
 
 
 def _draw_task(ax: Axes, toy: Toy, lam: float, task: str, k: int | None, title: str) -> None:
@@ -162,13 +162,13 @@ def _png(fig: Figure) -> str:
 def describe(angle: float, lam: float, k: int | None = None, mirrored: bool = False) -> str:
     """Alt text of one frame, from the numbers themselves."""
     toy, protocol = make_toy(angle, mirrored), protocol_label("ft_classifier" if k else "current")
-    said = [
+    parts = [
         f"task {row['task']}: "
         + ("" if mirrored else f"features turned by {row['turn (degrees)']:.0f} degrees, ")
         + f"{protocol} {row[protocol]:.0f} %, best possible {row['best possible']:.0f} %"
         for _, row in score_toy(toy, lam, k or 1).iterrows()
     ]
-    return f"A's turn {angle:.0f} degrees{_mirrored(toy)}, lambda {lam:.1f}. {'; '.join(said)}."
+    return f"A's turn {angle:.0f} degrees{_mirrored(toy)}, lambda {lam:.1f}. {'; '.join(parts)}."
 
 
 class Explorer(widgets.VBox):
@@ -190,11 +190,11 @@ class Explorer(widgets.VBox):
         mirrored: bool = False,
     ):
         self.stills, self.world = tuple(stills), {"k": k, "mirrored": mirrored}
-        wide = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="34em")}
+        layout = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="34em")}
         angle, lam = self.stills[0]
-        self.angle = widgets.IntSlider(angle, *ANGLES, description="A's turn (degrees)", **wide)
+        self.angle = widgets.IntSlider(angle, *ANGLES, description="A's turn (degrees)", **layout)
         self.lam = widgets.FloatSlider(
-            lam, min=0.0, max=1.0, step=0.1, description="lambda", readout_format=".1f", **wide
+            lam, min=0.0, max=1.0, step=0.1, description="lambda", readout_format=".1f", **layout
         )
         self.picture = widgets.HTML()
         super().__init__([self.angle, self.lam, self.picture])
@@ -212,9 +212,9 @@ class Explorer(widgets.VBox):
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-        said = "\n".join(describe(*still, **self.world) for still in self.stills)
-        static = {"text/plain": said, "image/png": _png(draw_frames(self.stills, **self.world))}
-        return super()._repr_mimebundle_(**kwargs) | static, {"image/png": {"alt": said}}
+        text = "\n".join(describe(*still, **self.world) for still in self.stills)
+        static = {"text/plain": text, "image/png": _png(draw_frames(self.stills, **self.world))}
+        return super()._repr_mimebundle_(**kwargs) | static, {"image/png": {"alt": text}}
 
 
 explore = Explorer
@@ -233,9 +233,9 @@ def draw_real(
             plane.
         finding: The finding, written above the panels.
     """
-    drawn = labels < len(CLASS_STYLE)
-    centre = features[reference][drawn].mean(0)
-    plane = torch.linalg.svd(features[reference][drawn] - centre, full_matrices=False)[2][:2]
+    mask = labels < len(CLASS_STYLE)
+    centre = features[reference][mask].mean(0)
+    plane = torch.linalg.svd(features[reference][mask] - centre, full_matrices=False)[2][:2]
     fig, axes = plt.subplots(1, len(features), figsize=(PAGE, 2.2), sharex=True, sharey=True)
     for ax, (name, z) in zip(np.ravel(axes), features.items(), strict=True):
         right = current_eval(z, head) == labels
@@ -258,7 +258,7 @@ def alt_summary(
     its two toys."""
     turned, lost = (table.set_index("task").loc[task] for table in (intact, destroyed))
     current, fitted = (protocol_label(p) for p in ("current", "ft_classifier"))
-    said = [
+    parts = [
         f"{short_label(e)} {average_of(summary, e):.1f} under Current Eval and "
         f"{average_of(summary, e, 'ft_classifier', k):.1f} under FT-Classifier Eval"
         for e in encoders
@@ -270,7 +270,7 @@ def alt_summary(
         f"{turned[fitted]:.0f}. Where the other expert mirrors the plane, the merge presses it "
         f"onto a line, and the re-aligned classifier stays at {lost[fitted]:.0f}. Averages of "
         f"{summary.task.nunique() - 1} text tasks: fine-tuned models "
-        f"{average_of(summary, FINE_TUNED):.1f}; {'; '.join(said)}."
+        f"{average_of(summary, FINE_TUNED):.1f}; {'; '.join(parts)}."
     )
 
 
@@ -285,7 +285,15 @@ def draw_summary(
 ) -> Figure:
     """The lesson in four panels: a toy and lambda whose merged features are intact, behind the old
     and the re-aligned head; one where they are destroyed; and the average accuracies of real
-    encoders, ``summary`` as of ``tables.mean_and_std``, under the same protocols."""
+    encoders under the same protocols.
+
+    Args:
+        intact, destroyed: A toy and lambda each.
+        task: Of the toys.
+        summary: As from ``tables.mean_and_std``.
+        encoders: Real ones, a group of bars each; the title speaks of the last.
+        k: Shots per class of the re-aligned heads.
+    """
     fig, (*panels, bars) = plt.subplots(1, 4, figsize=(PAGE, 2.6), width_ratios=(1, 1, 1, 1.2))
     _draw_task(panels[0], *intact, task, None, "misaligned:")
     _draw_task(panels[1], *intact, task, k, "re-aligned:")

@@ -70,11 +70,11 @@ def learn_coefficients(
         # One leaf per tensor: the tasks' gradients add up there, and go back through ``combine``
         # once instead of T times.
         leaves = {n: t.detach().requires_grad_() for n, t in state.items()}
-        whole = complete(base, leaves)
+        weights = complete(base, leaves)
         for task in context.tasks:
             order = torch.randperm(len(task.inputs), generator=generator)  # CPU, like the inputs
             rows = order[:batch_size]
-            features = context.features(whole, context.collate([task.inputs[i] for i in rows]))
+            features = context.features(weights, context.collate([task.inputs[i] for i in rows]))
             mean_entropy(task.head.logits(features)).backward()
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]
         torch.autograd.backward([state[n] for n in reached], [leaves[n].grad for n in reached])

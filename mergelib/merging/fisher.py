@@ -26,9 +26,9 @@ def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> 
     names = float_names(state)
     leaves = {n: state[n].detach().float().requires_grad_() for n in names}
     fisher = {n: torch.zeros_like(leaf, requires_grad=False) for n, leaf in leaves.items()}
-    whole, head, n_inputs = complete(state, leaves), context.tasks[t].head, 0
+    weights, head, n_inputs = complete(state, leaves), context.tasks[t].head, 0
     for batch in context.batches(t, n_examples, 1):
-        log_p = head.logits(context.features(whole, batch)).log_softmax(-1)[0]
+        log_p = head.logits(context.features(weights, batch)).log_softmax(-1)[0]
         for y, p in enumerate(log_p.detach().exp()):
             gradients = torch.autograd.grad(
                 log_p[y], list(leaves.values()), retain_graph=y < len(log_p) - 1, allow_unused=True

@@ -36,23 +36,34 @@ def gradient_matching(
     F_t is expert t's diagonal Fisher. H_0 stands for the curvature that pre-training left: the same
     number everywhere, ``prior`` times the mean of all F_t. A huge prior gives Task Arithmetic with
     lambda = alpha; entries that only one task is sure of keep that task's change.
+
+    Args:
+        base: theta_b.
+        experts: The T theta_t.
+        context: Unlabelled inputs and heads of the tasks.
+        alpha: Weight of each task; with a huge prior, Task Arithmetic's lambda.
+        prior: H_0 over the mean of all F_t.
+        n_examples: Inputs per task for F_t.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
     if n_examples < 1 or not prior > 0 or not alpha > 0:
         raise ConfigError(
             "Gradient Matching: n_examples must be at least 1, prior and alpha above 0, not "
             f"{n_examples}, {prior} and {alpha}."
         )
-    moved = {n: torch.zeros(base[n].shape, device=base[n].device) for n in float_names(base)}
-    sure, surely_moved = ({n: t.clone() for n, t in moved.items()} for _ in range(2))
+    tau_sum = {n: torch.zeros(base[n].shape, device=base[n].device) for n in float_names(base)}
+    f_sum, weighted = ({n: t.clone() for n, t in tau_sum.items()} for _ in range(2))
     fishers = fisher_diagonals(base, experts, context, n_examples)
     for expert, fisher in zip(experts, fishers, strict=True):
         for n, f in fisher.items():
             tau = expert[n].float() - base[n].float()
-            moved[n] += tau
-            sure[n] += f
-            surely_moved[n] += f * tau
-    entries = len(experts) * sum(f.numel() for f in sure.values())
-    mean = sum(float(f.double().sum()) for f in sure.values()) / entries
+            tau_sum[n] += tau
+            f_sum[n] += f
+            weighted[n] += f * tau
+    entries = len(experts) * sum(f.numel() for f in f_sum.values())
+    mean = sum(float(f.double().sum()) for f in f_sum.values()) / entries
     h_0 = prior * (mean or 1.0)  # without any curvature all entries count alike
-    direction = {n: (h_0 * moved[n] + surely_moved[n]) / (h_0 + alpha * sure[n]) for n in sure}
+    direction = {n: (h_0 * tau_sum[n] + weighted[n]) / (h_0 + alpha * f_sum[n]) for n in f_sum}
     return add_scaled(base, direction, alpha)

@@ -78,6 +78,17 @@ def grafting(
 
     The authors graft one task at a time, with masks of 0.01 % of a much larger model; adding up the
     grafts of all tasks is how they combine skills.
+
+    Args:
+        base: theta_b.
+        experts: The T theta_t.
+        context: Labelled inputs and heads of the tasks.
+        keep: Fraction of tau_t's entries in the mask at first.
+        steps, lr: Of the gradient descent on the mask.
+        n_examples: Labelled inputs per task.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
     check_range("Grafting", "keep", keep, "(0, 1]")
     if n_examples < 1 or steps < 0 or not lr > 0:

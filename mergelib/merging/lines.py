@@ -17,8 +17,8 @@ from .states import add_scaled, flatten
 def blocks(names: Sequence[str]) -> dict[str, int]:
     """Name -> number of its block, the first whole part of it that is a number; names without one
     (embeddings, last norms) are left out."""
-    found = {n: re.search(r"\.(\d+)\.", f".{n}.") for n in names}
-    return {n: int(at[1]) for n, at in found.items() if at}
+    matches = {n: re.search(r"\.(\d+)\.", f".{n}.") for n in names}
+    return {n: int(match[1]) for n, match in matches.items() if match}
 
 
 @method("lines", label="LiNeS", short="LiNeS", paper="2410.17146")
@@ -32,9 +32,9 @@ def lines(
     blocks, which all tasks share, stay as near to the base as in Weight Averaging, and deep ones
     move further.
     """
-    known = [n for n, m in METHODS.items() if m.direction and not m.needs and not m.is_random]
-    if of not in known:
-        raise UnknownNameError("LiNeS: direction 'of'", of, known)
+    allowed = [n for n, m in METHODS.items() if m.direction and not m.needs and not m.is_random]
+    if of not in allowed:
+        raise UnknownNameError("LiNeS: direction 'of'", of, allowed)
     direction = METHODS[of].direction(base, experts)
     names = list(direction)
     of_sum, of_merge = (

@@ -96,7 +96,7 @@ def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]
     experts that carry it; mask_t holds where tau_t carries it; rescale_t makes the mean magnitudes
     (per tensor, then summed, as in the authors' code) equal those of tau_t.
     """
-    uni, agrees, wanted, got = {}, {}, 0.0, 0.0
+    uni, agrees, magnitude, masked = {}, {}, 0.0, 0.0
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)
         if not tau.numel():
@@ -105,9 +105,9 @@ def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]
         sign = torch.where(tau.mean(0) > 0, 1.0, -1.0)
         agrees[name] = tau * sign > 0
         uni[name] = sign * torch.where(agrees[name], tau.abs(), 0.0).amax(0)
-        wanted = wanted + _mean_per_expert(tau.abs())
-        got = got + _mean_per_expert((agrees[name] * uni[name]).abs())
-    rescale = torch.where(got > 0, wanted / got, 1.0)
+        magnitude = magnitude + _mean_per_expert(tau.abs())
+        masked = masked + _mean_per_expert((agrees[name] * uni[name]).abs())
+    rescale = torch.where(masked > 0, magnitude / masked, 1.0)
     return [
         add_scaled(base, {n: rescale[t] * agrees[n][t] * uni[n] for n in uni}, 1.0)
         for t in range(len(experts))

@@ -83,6 +83,19 @@ def model_tailor(
     Weights of ``nn.Linear`` are tailored, other tensors keep their whole tau_t. Made to adapt one
     model to one task without forgetting; adding up several tailored task vectors is our
     interpretation.
+
+    Args:
+        base: theta_b.
+        experts: The T theta_t.
+        context: Unlabelled inputs of the tasks.
+        keep: Fraction of weights that are not reset to the base, in each block of columns.
+        omega: Weight of the change's size in a weight's score; 1 - omega is that of its effect on
+            the layer's outputs.
+        n_examples: Inputs per task.
+        block: Columns per block.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
     check_range("Model Tailor", "keep", keep, "(0, 1]")
     check_range("Model Tailor", "omega", omega)

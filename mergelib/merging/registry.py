@@ -81,8 +81,8 @@ class Method:
         not match the base, ``UnknownNameError`` for an unknown option and ``ConfigError`` for
         missing data that the method needs.
         """
-        given = self._given(base, experts, context, options)
-        return self._checked(given, self._computed(self.function, given, options))
+        inputs = self._given(base, experts, context, options)
+        return self._checked(inputs, self._computed(self.function, inputs, options))
 
     def scan(
         self,
@@ -94,19 +94,19 @@ class Method:
     ) -> Iterator[Any]:
         """Yield the merge for each lambda in turn; a method's direction, if it has one, is computed
         once."""
-        given = self._given(base, experts, context, options)
+        inputs = self._given(base, experts, context, options)
         for lam in lams:
             self.check_options({"lam": lam})
         if self.direction is None:
             for lam in lams:
-                merged = self._computed(self.function, given, options | {"lam": lam})
-                yield self._checked(given, merged)
+                merged = self._computed(self.function, inputs, options | {"lam": lam})
+                yield self._checked(inputs, merged)
             return
-        direction = self._computed(self.direction, given, options)
-        who = f"The direction that method '{self.name}' returned"
-        check_like(who, direction, given[0], RETURN, is_direction=True)
+        direction = self._computed(self.direction, inputs, options)
+        subject = f"The direction that method '{self.name}' returned"
+        check_like(subject, direction, inputs[0], RETURN, is_direction=True)
         for lam in lams:
-            yield self._checked(given, add_scaled(given[0], direction, lam))
+            yield self._checked(inputs, add_scaled(inputs[0], direction, lam))
 
     def _given(
         self,
@@ -118,16 +118,16 @@ class Method:
         """The function's arguments, checked."""
         self.check_options(options)
         check_states(base, experts)
-        given = detached(untied(base, experts)), [detached(e) for e in experts]
+        inputs = detached(untied(base, experts)), [detached(e) for e in experts]
         if not self.needs:
-            return given
+            return inputs
         if context is None:
             raise ConfigError(
                 f"Method '{self.name}' needs {' and '.join(self.needs)}; "
                 "give a Context as the third argument."
             )
         context.check(self.name, self.needs, len(experts))
-        return (*given, context)
+        return (*inputs, context)
 
     def _computed(
         self, function: Callable[..., Any], given: tuple[Any, ...], options: dict[str, Any]
@@ -163,8 +163,8 @@ class Method:
         by merging a few numbers: a value out of range is refused before anything is trained."""
         self.check_options(options)
         if not self.needs and is_ours(self.function):
-            few = torch.arange(4.0).view(2, 2)
-            self({"w": few}, [{"w": few + 1}, {"w": few.T}], **options)
+            matrix = torch.arange(4.0).view(2, 2)
+            self({"w": matrix}, [{"w": matrix + 1}, {"w": matrix.T}], **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
         """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value of another
@@ -175,14 +175,14 @@ class Method:
             if name not in self.options:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
             parameter = self.parameters[name]
-            kind, wanted = KINDS.get(type(parameter.default), (object, ""))
+            kind, expected = KINDS.get(type(parameter.default), (object, ""))
             if parameter.annotation in (int, "int"):
-                kind, wanted = Integral, "a whole number"
+                kind, expected = Integral, "a whole number"
             if not isinstance(value, kind) or (
                 kind in (Real, Integral) and (isinstance(value, bool) or not abs(value) < LARGEST)
             ):
                 raise ConfigError(
-                    f"Method '{self.name}': {name} is {wanted}, not {shortened(repr(value))}."
+                    f"Method '{self.name}': {name} is {expected}, not {shortened(repr(value))}."
                 )
 
 
@@ -194,11 +194,11 @@ def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., M
         return add_scaled(base, call(direction, base, experts, *context, **options), lam)
 
     scale = inspect.Parameter("lam", inspect.Parameter.KEYWORD_ONLY, default=lam)
-    taken = inspect.signature(direction)
-    if "lam" in taken.parameters:
+    signature = inspect.signature(direction)
+    if "lam" in signature.parameters:
         raise ConfigError("A function that takes lam scales by itself: leave lam= out of @method.")
-    parameters = sorted([scale, *taken.parameters.values()], key=lambda p: p.kind)
-    merged.__signature__ = taken.replace(parameters=parameters)
+    parameters = sorted([scale, *signature.parameters.values()], key=lambda p: p.kind)
+    merged.__signature__ = signature.replace(parameters=parameters)
     merged.__doc__ = f"theta_m = theta_b + lam * tau_m; tau_m: {direction.__doc__ or 'its own.'}"
     return merged
 

@@ -46,9 +46,9 @@ def check_like(
     if not isinstance(state, Mapping) or not state or not all(isinstance(n, str) for n in state):
         raise StateDictError(f"{who} is not a state dict (parameter name -> tensor). {remedy}")
     missing = [] if is_direction else sorted(base.keys() - state.keys())
-    for says, names in (("lacks", missing), ("has extra", sorted(state.keys() - base.keys()))):
+    for verb, names in (("lacks", missing), ("has extra", sorted(state.keys() - base.keys()))):
         if names:
-            raise StateDictError(f"{who}, unlike the base, {says} {first_five(names)}. {remedy}")
+            raise StateDictError(f"{who}, unlike the base, {verb} {first_five(names)}. {remedy}")
     wrong = [
         f"{n} ({_form(t)}, base {_form(base[n])})"
         for n, t in sorted(state.items())
@@ -135,12 +135,12 @@ def untied(base: State, experts: Sequence[State]) -> State:
     """The base, with its tied tensors untied if an expert holds different values under the tied
     names: merged as one tensor, all values but the first name's would be lost."""
     first: dict[tuple, str] = {}
-    apart = {}
+    copies = {}
     for name in sorted(base):
         source = first.setdefault(place(base[name]), name) if base[name].numel() else name
         if source != name and not all(torch.equal(e[name], e[source]) for e in experts):
-            apart[name] = base[name].clone()
-    return {**base, **apart} if apart else base
+            copies[name] = base[name].clone()
+    return {**base, **copies} if copies else base
 
 
 def as_float32(state: State) -> dict[str, Tensor]:

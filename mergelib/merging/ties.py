@@ -36,17 +36,17 @@ def select(
             # few far quicker than one of all.
             above[t] += reaches.copy_(magnitude).ge_(high[t]).sum().long()
             inside.copy_(magnitude).gt_(low[t]).sub_(reaches)
-            some = magnitude
+            candidates = magnitude
             if len(base) % GROUP == 0:
-                some = magnitude.view(GROUP, -1)[:, inside.view(GROUP, -1).sum(0) > 0]
-            between[t].append(some[(some > low[t]) & (some < high[t])])
-    found = []
+                candidates = magnitude.view(GROUP, -1)[:, inside.view(GROUP, -1).sum(0) > 0]
+            between[t].append(candidates[(candidates > low[t]) & (candidates < high[t])])
+    bounds = []
     for count, values in zip(above, map(torch.cat, between), strict=True):
         rank = n_keep - int(count)
         if not 1 <= rank <= len(values):
             return None
-        found.append(float(values.kthvalue(len(values) - rank + 1).values))
-    return found
+        bounds.append(float(values.kthvalue(len(values) - rank + 1).values))
+    return bounds
 
 
 def thresholds(pieces: Pieces, keep: float) -> list[float]:

@@ -47,6 +47,15 @@ def wudi(
 
     Without lambda, as the authors have it. The loss is quadratic, and its minimum is known in
     closed form; few small steps from the sum are part of the method.
+
+    Args:
+        base: theta_b.
+        experts: The T theta_t.
+        steps, lr: Of Adam.
+        exclude: Words; a tensor with one of them in its name is no task matrix.
+
+    Raises:
+        ConfigError: An option is out of range.
     """
     if steps < 0 or not lr > 0:
         raise ConfigError(

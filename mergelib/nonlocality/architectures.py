@@ -38,21 +38,21 @@ def of_block(texts: Iterable[str], config: Any, i: int) -> Iterator[str]:
 
 def spec_for(config: Any) -> PermutationSpec:
     """The spec of an encoder's configuration. Raises ``UnknownNameError`` if there is none."""
-    known = described(config, "known permutations")
-    sizes = {what: getattr(config, name) for what, name in known["sizes"].items()}
+    layout = described(config, "known permutations")
+    sizes = {key: getattr(config, name) for key, name in layout["sizes"].items()}
     width, n_heads = sizes["width"], sizes["heads"]
     rows = n_heads * sizes.get("head", width // n_heads)
-    groups, lines = {RESIDUAL: Group(width)}, list(known["tensors"]["first"])
+    groups, lines = {RESIDUAL: Group(width)}, list(layout["tensors"]["first"])
     for i in range(sizes["blocks"]):
-        heads = known.get("heads", f"heads.{i}")
+        heads = layout.get("heads", f"heads.{i}")
         groups.setdefault(heads, Group(n_heads))
         groups |= {f"qk.{i}": Group(rows, heads), f"vo.{i}": Group(rows, heads)}
         groups[f"ffn.{i}"] = Group(sizes["ffn"])
-        lines += of_block(known["tensors"]["block"], config, i)
+        lines += of_block(layout["tensors"]["block"], config, i)
     axes = {}
-    for name, *listed in map(str.split, [*lines, *known["tensors"]["last"]]):
+    for name, *listed in map(str.split, [*lines, *layout["tensors"]["last"]]):
         axes[name] = tuple(FIXED if group == "-" else group for group in listed)
     if not getattr(config, "qkv_bias", True):
         axes = {n: g for n, g in axes.items() if len(g) > 1 or not g[0].startswith(("qk", "vo"))}
-    feature = known.get("features", RESIDUAL)
+    feature = layout.get("features", RESIDUAL)
     return PermutationSpec(config.model_type, groups, axes, sizes.get("features", width), feature)

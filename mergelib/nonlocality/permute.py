@@ -30,16 +30,16 @@ def apply(spec: PermutationSpec, permutations: Permutations, state: State) -> di
 
     Raises ``StateDictError`` for a state of another architecture.
     """
-    if odd := sorted(state.keys() ^ spec.axes.keys()):
+    if names := sorted(state.keys() ^ spec.axes.keys()):
         raise StateDictError(
-            f"A state of {spec.architecture} and its permutations differ in {first_five(odd)}. "
+            f"A state of {spec.architecture} and its permutations differ in {first_five(names)}. "
             "Give the encoder's own state (encoder_state), without head or pooler."
         )
-    moved = dict(state)
+    permuted = dict(state)
     for group, index in permutations.items():
         for name, axis in spec.places[group]:
-            moved[name] = moved[name].index_select(axis, index.to(moved[name].device))
-    return moved
+            permuted[name] = permuted[name].index_select(axis, index.to(permuted[name].device))
+    return permuted
 
 
 def feature_index(spec: PermutationSpec, permutations: Permutations) -> Tensor:

@@ -202,8 +202,8 @@ class Nonlocality:
 
     def study(self, setting: str, *, permuted: bool = True) -> Study:
         """The setting as a study: the common base as f_b, an expert and a head per task."""
-        known = setting, permuted or setting == LOCAL
-        if known not in self._studies:
+        key = setting, permuted or setting == LOCAL
+        if key not in self._studies:
             a, b = self.first, self.second(setting)
             common, experts = a.base_state, {}
             if setting != LOCAL:
@@ -215,13 +215,13 @@ class Nonlocality:
                         state, head = apply(spec, order, e.state), permute_head(e.head, spec, order)
                         experts[t] = Expert(t, state, head, e.info)
                 common = weight_averaging(a.base_state, [a.base_state, base])
-            self._studies[known] = a.given(
+            self._studies[key] = a.given(
                 Foundation(a.encoder, common),
                 [experts.get(t) or a.expert(t) for t in self.tasks],
                 tasks=self.tasks,
                 profile=self.profile,
             )
-        return self._studies[known]
+        return self._studies[key]
 
     # ---- corrections ----
 
@@ -246,8 +246,8 @@ class Nonlocality:
     def batches(self, rows: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Rows of each task's pool, task after task, as batches on the device of the fits."""
         encoder, prepared = self.first.encoder, []
-        for task, mine in rows.items():
-            prepared += list(encoder.prepare(self.study(LOCAL).pool(task).subset(mine).inputs))
+        for task, chosen in rows.items():
+            prepared += list(encoder.prepare(self.study(LOCAL).pool(task).subset(chosen).inputs))
         return [
             {n: t.to(self._device) for n, t in encoder.collate(prepared[i : i + ONE_BATCH]).items()}
             for i in range(0, len(prepared), ONE_BATCH)
@@ -269,7 +269,7 @@ class Nonlocality:
         key |= {
             "version": STEP_VERSIONS[step],
             "encoder": study.encoder.digest,
-            "inputs": [inputs_digest(pool(t).subset(mine).inputs) for t, mine in rows.items()],
+            "inputs": [inputs_digest(pool(t).subset(chosen).inputs) for t, chosen in rows.items()],
             "device": self._device.type,
         }
         return study.store.get(step, key, lambda: Artifact(make())).tensors
@@ -297,7 +297,13 @@ class Nonlocality:
     ) -> Correction:
         """A permuted merge's correction for a task.
 
-        ``kind`` is TACT or TACT_LAST, from its own pool, or REPAIR, from the pools of all.
+        Args:
+            setting: One of ``SETTINGS``.
+            method: A merging method.
+            task: A task's name.
+            kind: TACT or TACT_LAST, from the task's own pool, or REPAIR, from the pools of all.
+            k: Unlabelled inputs per class, drawn uniformly; ``None`` for the whole pool.
+            seed: Of that draw, one of the profile's.
         """
         study = self.study(setting)
         over = list(self.tasks) if kind == REPAIR else [task]
@@ -352,9 +358,16 @@ class Nonlocality:
 
     def correct(self, setting: str, method: str, repaired: str, task: str) -> Tensor:
         """Which test inputs are classified correctly, bool ``[1, N]``, after a repair fitted on the
-        whole pool. The experts are the method ``f_t``.
+        whole pool.
 
-        Raises ``UnknownNameError`` for an unknown repair.
+        Args:
+            setting: One of ``SETTINGS``.
+            method: A merging method; ``f_t`` for the experts.
+            repaired: A key of ``REPAIR_LABELS``; for all but ``raw``, units are permuted first.
+            task: A task's name.
+
+        Raises:
+            UnknownNameError: There is no such repair.
         """
         if repaired not in REPAIR_LABELS:
             raise UnknownNameError("repair", repaired, REPAIR_LABELS)

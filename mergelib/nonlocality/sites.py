@@ -67,11 +67,11 @@ def sites_for(config: Any) -> tuple[Site, ...]:
 
     Raises ``UnknownNameError`` for an architecture without sites.
     """
-    known = described(config, "correction sites")
-    first, n_blocks = known["sites"]["first"], getattr(config, known["sizes"]["blocks"])
+    layout = described(config, "correction sites")
+    first, n_blocks = layout["sites"]["first"], getattr(config, layout["sizes"]["blocks"])
     sites = [Site(first["module"], OUTPUT, "embeddings", 0, _fold(first["fold"], first["module"]))]
     for i in range(n_blocks):
-        for text in of_block(known["sites"]["block"], config, i):
+        for text in of_block(layout["sites"]["block"], config, i):
             module, side, kind, fold = (*text.split(), None)[:4]
             sites.append(Site(module, side, kind, i + 1, _fold(fold, module)))
     return tuple(sites)

@@ -73,9 +73,9 @@ def mean_and_deviation(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.float()
     centre = rows.mean(0)
     centred = rows - centre
-    rest = centred.mean(0).double()
-    variance = centred.square_().mean(0).double() - rest.square()
-    return centre.double() + rest, variance.clamp(min=0).sqrt()
+    offset = centred.mean(0).double()
+    variance = centred.square_().mean(0).double() - offset.square()
+    return centre.double() + offset, variance.clamp(min=0).sqrt()
 
 
 class _Moments:

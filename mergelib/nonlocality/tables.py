@@ -67,12 +67,12 @@ def matching_table(cells: Nonlocality) -> pd.DataFrame:
     rows, a = [], cells.first.base_state
     for setting in (SEMI_LOCAL, NON_LOCAL):
         b, order = cells.second(setting).base_state, cells.permutation(setting)
-        moved = sum(int((p != torch.arange(len(p))).sum()) for p in order.values())
+        n_moved = sum(int((p != torch.arange(len(p))).sum()) for p in order.values())
         after = apply(spec_for(cells.first.encoder.config), order, b)
         rows.append(
             {
                 "setting": setting,
-                "units moved (%)": 100 * moved / sum(map(len, order.values())),
+                "units moved (%)": 100 * n_moved / sum(map(len, order.values())),
                 "cosine before": _cosine(a, b),
                 "cosine after": _cosine(a, after),
                 "blocks before": _cosine(a, b, blocks=True),
@@ -114,17 +114,17 @@ def with_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     most similar method (what was merged -> ``averages``)."""
     rows = [dict(row) for row in published()["non_local"]]
     for name, setting in [(n, s) for n in means for s in (NON_LOCAL, LOCAL)]:
-        mine = means[name].query("setting == @setting and method == 'tall_masks'")
-        mine = mine.set_index("repair")
+        cells = means[name].query("setting == @setting and method == 'tall_masks'")
+        cells = cells.set_index("repair")
         rows.append(
             {
                 "network": f"here, {name}",
                 "method": encoder_label("tall_masks"),
                 "setting": setting,
-                "expert": mine.expert.iloc[0],
-                "merged": mine.accuracy[PERMUTED],
-                "repair": mine.accuracy[REPAIR],
-                "tact": mine.accuracy[TACT],
+                "expert": cells.expert.iloc[0],
+                "merged": cells.accuracy[PERMUTED],
+                "repair": cells.accuracy[REPAIR],
+                "tact": cells.accuracy[TACT],
             }
         )
     table = pd.DataFrame(rows).rename(columns={r: REPAIR_LABELS[r] for r in (REPAIR, TACT)})
@@ -151,10 +151,10 @@ def answer(means: Mapping[str, pd.DataFrame]) -> str:
     """Markdown computed from the numbers (what was merged -> ``averages``): does an aligned
     classifier or an activation correction recover more, and do their gains add up?"""
     lines = []
-    for name, setting, mine in [
+    for name, setting, part in [
         (n, s, rows) for n, f in means.items() for s, rows in f.groupby("setting", sort=False)
     ]:
-        table = mine.pivot(index="method", columns="repair", values="accuracy")
+        table = part.pivot(index="method", columns="repair", values="accuracy")
         gain = {r: table[r] - table[PERMUTED] for r in (REPAIR, TACT, FT, TACT_FT)}
         first = int((table[FT] > table[TACT]).sum())
         add = int((table[TACT_FT] > table[[TACT, FT]].max(axis=1)).sum())
@@ -173,11 +173,11 @@ def answer(means: Mapping[str, pd.DataFrame]) -> str:
 def alt(means: pd.DataFrame, of: str = "texts") -> str:
     """Alt text of the figure, from the numbers themselves; ``of`` says what is classified."""
     parts = []
-    for method, mine in means.groupby("method", sort=False):
-        at = mine.set_index(["setting", "repair"]).accuracy
+    for method, part in means.groupby("method", sort=False):
+        accuracy = part.set_index(["setting", "repair"]).accuracy
         labels = REPAIR_LABELS | {RAW: NON_LOCAL, TACT_FT: "both"}
-        far = ", ".join(f"{labels[r]} {at[NON_LOCAL, r]:.1f}" for r in REPAIRS)
-        parts.append(f"{short_label(method)} local {at[LOCAL, RAW]:.1f}, {far}")
+        cells = ", ".join(f"{labels[r]} {accuracy[NON_LOCAL, r]:.1f}" for r in REPAIRS)
+        parts.append(f"{short_label(method)} local {accuracy[LOCAL, RAW]:.1f}, {cells}")
     return (
         f"Average accuracy in percent on {of} of local, semi-local and non-local merges, raw and "
         f"after each repair, a panel per method: {'; '.join(parts)}; experts "

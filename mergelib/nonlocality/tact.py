@@ -67,8 +67,8 @@ def match_statistics(
 
     def fit(site: Site, mean: Tensor, std: Tensor) -> None:
         nonlocal fitted
-        wanted = target.mean[site.name].to(mean), target.std[site.name].to(std)
-        scale, shift = channel_affine(mean, std, *wanted)
+        goal = target.mean[site.name].to(mean), target.std[site.name].to(std)
+        scale, shift = channel_affine(mean, std, *goal)
         check_finite([site.name] * (not torch.isfinite(scale + shift).all()))
         fitted = fitted.with_site(site.name, scale.float(), shift.float())
 
@@ -84,8 +84,8 @@ def match_statistics(
     for site in sites:
         corrected = [s for s in sites if s.name in fitted.scale]
         with watched(module.transformer, corrected, fitted.apply):
-            seen = measure(module, [site], batches)
-        fit(site, seen.mean[site.name], seen.std[site.name])
+            measured = measure(module, [site], batches)
+        fit(site, measured.mean[site.name], measured.std[site.name])
     return fitted
 
 

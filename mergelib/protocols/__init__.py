@@ -86,26 +86,26 @@ class Protocol:
             ConfigError: The function returns something else.
         """
         try:
-            given = call(self.function, evidence)
+            result = call(self.function, evidence)
         except Exception as error:
             if not is_ours(self.function):
                 error.add_note(f"(in protocol '{self.name}'{where and f', {where}'})")
             raise
         k, s = (len(evidence.ks), len(evidence.draws)) if self.few_shot else (1, 1)
-        wanted, n_classes = [k, s, len(evidence.student_test)], evidence.head.weight.shape[-2]
+        shape, n_classes = [k, s, len(evidence.student_test)], evidence.head.weight.shape[-2]
         form = ""
         try:
-            predicted = torch.as_tensor(given).detach()
+            predicted = torch.as_tensor(result).detach()
             form = f"{predicted.dtype} {list(predicted.shape)}: ".removeprefix("torch.")
             is_right = not (predicted.is_floating_point() or predicted.dtype is torch.bool)
-            is_right = is_right and list(predicted.shape) == wanted
+            is_right = is_right and list(predicted.shape) == shape
             if is_right and ((predicted >= 0) & (predicted < n_classes)).all():
                 return predicted.long()
         except (TypeError, ValueError, RuntimeError, OverflowError):
             pass  # no tensor can be made or compared
         raise ConfigError(
-            f"Protocol '{self.name}'{where and f' ({where})'} returned {form}{shortened(given)}; "
-            f"return integer class numbers in 0..{n_classes - 1}, {wanted} ([K, S, N]), as a "
+            f"Protocol '{self.name}'{where and f' ({where})'} returned {form}{shortened(result)}; "
+            f"return integer class numbers in 0..{n_classes - 1}, {shape} ([K, S, N]), as a "
             "tensor, a numpy array or nested lists. For logits, take argmax(-1)."
         )
 
@@ -201,6 +201,12 @@ def protocol(
     It takes an ``Evidence`` and returns predicted classes ``[K, S, N]``, integers in a tensor, an
     array or nested lists: for each number of shots in ``evidence.ks``, each seed and each test
     input; ``[1, 1, N]`` when it is not ``few_shot``. You may register your own name again.
+
+    Args:
+        name, label: What code and tables call it.
+        few_shot: Whether it fits something to inputs that are drawn.
+        draws: How they may be drawn, out of ``DRAWS``.
+        replace: Whether the name of a built-in protocol may be taken.
 
     Raises:
         ConfigError: A draw does not exist, or, unless ``replace``, the name is that of a built-in

@@ -259,10 +259,10 @@ def fit_l1(
         else []
     )
     if exact and not orthogonal:
-        known = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
+        names = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
         raise ConfigError(
             "exact=True keeps A orthogonal, which does not apply "
-            f"to rung '{rung}'; use it with {known}."
+            f"to rung '{rung}'; use it with {names}."
         )
     n_fits, n, d = X.shape
     unit = X.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(torch.finfo(X.dtype).tiny)
@@ -273,7 +273,7 @@ def fit_l1(
             f"{len(seeds)} seeds for {n_fits} fits; give one seed for all or one per fit."
         )
     distinct = list(dict.fromkeys(seeds))
-    which = torch.tensor([distinct.index(s) for s in seeds], device=X.device)
+    seed_index = torch.tensor([distinct.index(s) for s in seeds], device=X.device)
     start = (
         torch.stack(
             [torch.randn(d, d, generator=torch.Generator().manual_seed(s)) for s in distinct]
@@ -281,7 +281,7 @@ def fit_l1(
         / d**0.5
     )
     start = start.diagonal(dim1=-2, dim2=-1) if diagonal else polar(start) if orthogonal else start
-    start = start[which]
+    start = start[seed_index]
     if exact:
         flip = torch.linalg.det(start) * torch.linalg.det(fit_closed_form(X, Y, rung).A) < 0
         start[:, 0] = torch.where(flip[:, None], -start[:, 0], start[:, 0])
@@ -297,16 +297,16 @@ def fit_l1(
         if size < n
         else None
     )
-    every = torch.arange(n_fits, device=X.device)[:, None]
+    fits = torch.arange(n_fits, device=X.device)[:, None]
     for step in range(steps):
-        here = (slice(None),) if order is None else (every, order[which, step])
+        index = (slice(None),) if order is None else (fits, order[seed_index, step])
         if step in restored:
             A.copy_(polar(A))
         # Gradients by hand, each a product with signs: autograd would need several times the memory
         # traffic.
-        inputs = x[here]
-        moved = inputs * A.unsqueeze(-2) if diagonal else inputs @ A.mT
-        side = moved.add_(b).sub_(y[here]).sign_().div_(size * d)  # of mean |G(X) - Y|
+        inputs = x[index]
+        mapped = inputs * A.unsqueeze(-2) if diagonal else inputs @ A.mT
+        side = mapped.add_(b).sub_(y[index]).sign_().div_(size * d)  # of mean |G(X) - Y|
         pull = (side * inputs).sum(-2) if diagonal else side.mT @ inputs
         # Right after the replacement A^T A - I is rounding, whose signs would differ between a
         # batch and a single fit.

@@ -89,10 +89,10 @@ def ft_classifier(
     optimizer = torch.optim.Adam(fitted, lr=preset.lr)
     size, generator = preset.batch_size or n, torch.Generator().manual_seed(seed)
     for epoch in range(preset.epochs):
-        seen = features[epoch] if features.dim() == 4 else features
+        inputs = features[epoch] if features.dim() == 4 else features
         order = torch.randperm(n, generator=generator) if size < n else torch.arange(n)
         for rows in order.to(features.device).split(size):
-            student = torch.baddbmm(bias.unsqueeze(1), seen[:, rows], weight.mT)
+            student = torch.baddbmm(bias.unsqueeze(1), inputs[:, rows], weight.mT)
             total = loss(student, teacher_logits[:, rows].detach()).mean(-1).sum()
             for part, gradient in zip(fitted, torch.autograd.grad(total, fitted), strict=True):
                 part.grad = gradient
@@ -165,10 +165,10 @@ def nested_fits(
     fitted: dict[int, Head] = {}
     for n_running in steps(features.detach(), teacher, running, preset, longest_first, seed):
         weights = running.weight.split(len(head.bias), 1)
-        for k, done in zip(
+        for k, finished in zip(
             longest_first[n_running : len(weights)], weights[n_running:], strict=True
         ):
-            fitted[k] = Head(done[..., :-1].clone(), done[..., -1].clone())
+            fitted[k] = Head(finished[..., :-1].clone(), finished[..., -1].clone())
         running.keep(n_running)
     return [fitted[k] for k in ks]
 
@@ -212,13 +212,13 @@ def kl_gradient(blocks: Sequence[Block], weight: Tensor) -> Tensor:
     """Of every fit's mean KL(teacher || student), by its weight and bias; ``[B, K C, d + 1]``, a
     fit's classes under the other's."""
     gradient = None
-    for seen, part, target in blocks:
+    for inputs, part, target in blocks:
         fits = target.shape[1] * target.shape[2]  # rows of weight
         # Classes before rows: on a CPU a product with few columns is slow.
-        student = torch.bmm(weight[:, :fits], seen.mT)
+        student = torch.bmm(weight[:, :fits], inputs.mT)
         # The gradient in the logits is (softmax(student) - softmax(teacher)) / n.
         side = student.view_as(target).softmax(2).mul_(part).sub_(target)
-        by_weight = torch.bmm(side.view_as(student), seen)
+        by_weight = torch.bmm(side.view_as(student), inputs)
         if gradient is None:
             gradient = by_weight  # all fits use the first block
         else:
@@ -244,21 +244,21 @@ def _minibatches(
     n_groups, k_max = features.shape[1:3]
     features, teacher = with_ones(features).flatten(1, 2), teacher.flatten(1, 2)
     plans = [_plan(n_groups, k, k_max, preset, seed) for k in ks]
-    done = 0
+    start = 0
     for m in range(len(ks), 0, -1):
         until = len(plans[m - 1][0])
         rows, shares = (
-            torch.stack([plan[part][done:until] for plan in plans[:m]], 1).to(features.device)
+            torch.stack([plan[part][start:until] for plan in plans[:m]], 1).to(features.device)
             for part in (0, 1)
         )
         shares = shares.to(features).repeat(1, len(features), 1).unsqueeze(-1)
         for batch, share in zip(rows, shares, strict=True):
             # [B m, size, ...]
-            seen, target = (x[:, batch].flatten(0, 1) for x in (features, teacher))
-            weight = fits.weight.view(len(seen), -1, seen.shape[2])  # [B m, C, d + 1]
-            side = torch.bmm(seen, weight.mT).softmax(-1).sub_(target).mul_(share)
-            fits.step(torch.bmm(side.mT, seen).view_as(fits.weight))
-        done = until
+            inputs, target = (x[:, batch].flatten(0, 1) for x in (features, teacher))
+            weight = fits.weight.view(len(inputs), -1, inputs.shape[2])  # [B m, C, d + 1]
+            side = torch.bmm(inputs, weight.mT).softmax(-1).sub_(target).mul_(share)
+            fits.step(torch.bmm(side.mT, inputs).view_as(fits.weight))
+        start = until
         yield m - 1
 
 

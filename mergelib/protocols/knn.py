@@ -53,7 +53,7 @@ def knn_of_share(
         distances = torch.cdist(features, anchors[s], compute_mode="donot_use_mm_for_euclid_dist")
         member = torch.nn.functional.one_hot(classes[s], n_classes).to(distances)
         for i, n in enumerate(counts):
-            held = member[:n].sum(0)
-            means = (distances[:, :n] @ member[:n]) / held.clamp(min=1)
-            predictions[i, s] = means.masked_fill(held == 0, torch.inf).argmin(1)
+            n_anchors = member[:n].sum(0)
+            means = (distances[:, :n] @ member[:n]) / n_anchors.clamp(min=1)
+            predictions[i, s] = means.masked_fill(n_anchors == 0, torch.inf).argmin(1)
     return predictions

@@ -49,12 +49,19 @@ def surgery(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> SurgeryModule:
-    """Fit one module per leading index: ``features`` (f_m), ``teacher`` (f_t) ``[B, n, d]``; mean
-    ``|z' - f_t(x)|``, no labels.
+    """Fit one module per leading index to the mean ``|z' - f_t(x)|``, without labels.
 
     Rank, initialisation, loss and Adam's rate are the authors'. They take 1000 steps on minibatches
     of 16 test inputs; here ``steps`` full-batch steps, so that FT-Classifier and Surgery have the
     same budget. Fits share only the start.
+
+    Args:
+        features: f_m's outputs ``[B, n, d]``.
+        teacher: f_t's outputs on the same inputs, ``[B, n, d]``.
+        steps: Of Adam, each on all n inputs.
+        rank: Width of the module.
+        lr: Adam's rate.
+        seed: Of the start.
     """
     n_fits, n, d = features.shape
     module = start(n_fits, d, rank, seed)

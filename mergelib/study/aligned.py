@@ -71,12 +71,12 @@ def aligned(
     Raises:
         UnknownNameError: ``fit``, ``fit_on`` or ``rung`` has none of these values.
     """
-    for kind, name, known in (("fit", fit, FITS), ("fit_on", fit_on, SPLITS)):
-        if name not in known:
-            raise UnknownNameError(kind, name, known)
+    for kind, name, names in (("fit", fit, FITS), ("fit_on", fit_on, SPLITS)):
+        if name not in names:
+            raise UnknownNameError(kind, name, names)
     starts = N_STARTS if fit == "l1" and not permuted_teacher else 1
     seeds, split = study.profile.protocols.seeds[:starts], SPLITS[fit_on]
-    how = {
+    settings = {
         "version": STEP_VERSIONS["align"],
         "rung": "linear" if get_rung(rung).name == "invertible" else rung,
         "fit": fit,
@@ -89,7 +89,7 @@ def aligned(
     sizes = {t: min(n or size, size) for t, size in sizes.items()}
     keys = {
         (e, t): {
-            **how,
+            **settings,
             "size": sizes[t],
             "weights": study.weights_digest(e, t),
             "teacher": study.expert(t).info["state_digest"],
@@ -102,14 +102,14 @@ def aligned(
     }
 
     def make(cells: list[Cell]) -> dict[Cell, Artifact]:
-        return _fitted(study, cells, split, sizes[cells[0][1]], how)
+        return _fitted(study, cells, split, sizes[cells[0][1]], settings)
 
     missing = [c for c, key in keys.items() if study.store.peek("align", key) is None]
-    made: dict[Cell, Artifact] = {}
+    artifacts: dict[Cell, Artifact] = {}
     for size in dict.fromkeys(sizes[t] for _, t in missing):  # tasks of equal size share a batch
-        made |= make([c for c in missing if sizes[c[1]] == size])
+        artifacts |= make([c for c in missing if sizes[c[1]] == size])
     return {
-        c: study.store.get("align", key, lambda c=c: made.get(c) or make([c])[c]).tensors
+        c: study.store.get("align", key, lambda c=c: artifacts.get(c) or make([c])[c]).tensors
         for c, key in keys.items()
     }
 
@@ -119,33 +119,33 @@ def _fitted(
     cells: list[Cell],
     split: str,
     size: int,
-    how: Mapping[str, Any],
+    settings: Mapping[str, Any],
 ) -> dict[Cell, Artifact]:
-    """The maps of all ``cells`` in one batch, from the first ``size`` inputs of ``split``; ``how``
-    holds the rung, the fit and its seeds as keys of the store do."""
-    seeds = how["seeds"]
+    """The maps of all ``cells`` in one batch, from the first ``size`` inputs of ``split``;
+    ``settings`` holds the rung, the fit and its seeds as keys of the store do."""
+    seeds = settings["seeds"]
     x = torch.stack([study.features(e, t, split)[:size] for e, t in cells]).to(study.device)
     y = torch.stack([study.features(FINE_TUNED, t, split)[:size] for _, t in cells])
     y = y.to(study.device)
-    if how["permuted"]:
+    if settings["permuted"]:
         y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
     x, y = (z.repeat_interleave(len(seeds), 0) for z in (x, y))
-    if how["fit"] == "closed_form":
-        mapping = fit_closed_form(x, y, how["rung"])
+    if settings["fit"] == "closed_form":
+        mapping = fit_closed_form(x, y, settings["rung"])
     else:
-        mapping = FITS[how["fit"]](x, y, how["rung"], seed=seeds * len(cells))
-    found = {name: v.view(len(cells), -1).cpu() for name, v in diagnose(mapping, x, y).items()}
-    made = {}
+        mapping = FITS[settings["fit"]](x, y, settings["rung"], seed=seeds * len(cells))
+    measures = {name: v.view(len(cells), -1).cpu() for name, v in diagnose(mapping, x, y).items()}
+    artifacts = {}
     for i, (e, t) in enumerate(cells):
-        mine = slice(i * len(seeds), (i + 1) * len(seeds))
+        fits = slice(i * len(seeds), (i + 1) * len(seeds))
         predicted = aligned_predictions(
             study.features(e, t).to(study.device),
             study.head(e, t).to(study.device),
-            AffineMap(mapping.A[mine], mapping.b[mine]),
+            AffineMap(mapping.A[fits], mapping.b[fits]),
         )
-        diagnostics = {name: v[i].clone() for name, v in found.items()}
-        made[e, t] = Artifact({"predicted": predicted.to("cpu", torch.int16), **diagnostics})
-    return made
+        diagnostics = {name: v[i].clone() for name, v in measures.items()}
+        artifacts[e, t] = Artifact({"predicted": predicted.to("cpu", torch.int16), **diagnostics})
+    return artifacts
 
 
 def accuracies(study: Study, cells: dict[Cell, dict[str, Tensor]], encoder: str) -> Tensor:

@@ -49,12 +49,12 @@ def source_purity(first: Tensor, second: Tensor) -> Tensor:
     same encoder's? 1 is complete separation, 0.5 a perfect mix. Claim P3.1-bias.
     """
     n = len(first)
-    both = torch.cat([first, second])
+    outputs = torch.cat([first, second])
     same = []
     for rows in torch.arange(2 * n).split(ROWS_AT_A_TIME):
-        distances = _distances(both[rows], both)
-        here = torch.arange(len(rows))
-        distances[here, rows] = distances[here, (rows + n) % (2 * n)] = torch.inf
+        distances = _distances(outputs[rows], outputs)
+        index = torch.arange(len(rows))
+        distances[index, rows] = distances[index, (rows + n) % (2 * n)] = torch.inf
         same.append((distances.argmin(1) < n) == (rows < n))
     return torch.cat(same).view(2, n).float().mean(0)
 

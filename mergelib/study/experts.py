@@ -68,9 +68,9 @@ def foundation(study: Study) -> Foundation:
     profile, tasks = study.profile, list(study.tasks.values())
     recipe = recipe_of(profile)
     if profile.encoder.base and not profile.encoder.goes_on:
-        found = recipe.load(profile, tasks)
+        base = recipe.load(profile, tasks)
     elif name := shipped.find(profile):
-        found = recipe.open(profile, tasks, shipped.read(name))
+        base = recipe.open(profile, tasks, shipped.read(name))
     else:
         key = _base_key(study)
 
@@ -83,13 +83,13 @@ def foundation(study: Study) -> Foundation:
                 )
             return recipe.make(profile, tasks, study.device, study.store.scratch(recipe.step, key))
 
-        found = recipe.open(profile, tasks, study.store.get(recipe.step, key, make))
+        base = recipe.open(profile, tasks, study.store.get(recipe.step, key, make))
     if profile.encoder.preprocessing == "released":
         # for miniature encoders, too: pre-trained as usual, then read differently
-        found = replace(found, encoder=released_encoder(found.encoder))
+        base = replace(base, encoder=released_encoder(base.encoder))
     if profile.encoder.tangent:
-        found = replace(found, encoder=TangentEncoder(found.encoder, found.state))
-    return found
+        base = replace(base, encoder=TangentEncoder(base.encoder, base.state))
+    return base
 
 
 # ---- experts -------------------------------------------------------------------------------------
@@ -227,14 +227,14 @@ def _take_released(study: Study, task: Task) -> None:
     """A released checkpoint as the task's expert. Raises ``DataError`` if it numbers its classes
     differently from the data."""
     path = released_checkpoint(task.name, study.profile.released_dir)
-    taken = with_digest(
+    checkpoint = with_digest(
         load_checkpoint(
             path, task.name, study._foundation.state, study.encoder.width, task.n_classes
         )
     )
-    study._experts[task.name] = taken
+    study._experts[task.name] = checkpoint
     try:
-        logits = taken.head.logits(study.features(FINE_TUNED, task.name, "validation"))
+        logits = checkpoint.head.logits(study.features(FINE_TUNED, task.name, "validation"))
         check_label_order(logits.argmax(-1), task.validation.labels, task, "validation")
     except BaseException:
         del study._experts[task.name]

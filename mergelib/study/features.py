@@ -29,22 +29,22 @@ def _shuffled(split: Split, seed: int) -> Tensor:
 def pool(study: Study, task: str) -> Split:
     """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class``
     * C rows."""
-    known = study.task(task)
-    n = study.profile.tasks.pool_per_class * known.n_classes
-    return known.train.subset(_shuffled(known.train, POOL_SEED)[:n])
+    data = study.task(task)
+    n = study.profile.tasks.pool_per_class * data.n_classes
+    return data.train.subset(_shuffled(data.train, POOL_SEED)[:n])
 
 
 def split(study: Study, task: str, split: str) -> Split:
     """``train``, ``validation``, ``test``, ``pool``, or ``fit`` (as many training rows as there
     are test rows)."""
-    known = study.task(task)
+    data = study.task(task)
     if split == "pool":
         return pool(study, task)
     if split == "fit":
-        return known.train.subset(_shuffled(known.train, POOL_SEED + 1)[: len(known.test)])
+        return data.train.subset(_shuffled(data.train, POOL_SEED + 1)[: len(data.test)])
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test", "pool", "fit"))
-    return getattr(known, split)
+    return getattr(data, split)
 
 
 def precision_key(study: Study) -> dict[str, str]:
@@ -80,7 +80,14 @@ def extracted(study: Study, module: nn.Module, inputs: Inputs, desc: str | None 
 
 def features(study: Study, encoder: str, task: str, split: str = "test") -> Tensor:
     """Z ``[N, d]``: an encoder's features of a task's split, float32 (computed in
-    ``encoder.precision``), in the split's order; computed once."""
+    ``encoder.precision``), in the split's order; computed once.
+
+    Args:
+        study: Whose store keeps them.
+        encoder: A merging method, a reference encoder, or what ``Study.adopt`` named.
+        task: A task's name.
+        split: As of ``split``: ``test``, ``pool``, ``fit``, ``train`` or ``validation``.
+    """
     inputs = study.split(task, split).inputs
     key = {
         "version": STEP_VERSIONS["features"],
@@ -102,7 +109,7 @@ def embedding(study: Study, method: str, task: str, n: int = 400) -> tuple[Tenso
     """t-SNE of the first n test inputs' f_t and f_m outputs together: points ``[2, n, 2]``
     (f_t, f_m), labels ``[n]``."""
     labels = study.task(task).test.labels[:n]
-    both = torch.cat([study.features(encoder, task)[:n] for encoder in (FINE_TUNED, method)])
-    key = {"version": STEP_VERSIONS["tsne"], "features": state_digest({"z": both})}
-    made = study.store.get("tsne", key, lambda: Artifact({"points": tsne(both)}))
-    return made.tensors["points"].view(2, len(labels), 2), labels
+    outputs = torch.cat([study.features(encoder, task)[:n] for encoder in (FINE_TUNED, method)])
+    key = {"version": STEP_VERSIONS["tsne"], "features": state_digest({"z": outputs})}
+    artifact = study.store.get("tsne", key, lambda: Artifact({"points": tsne(outputs)}))
+    return artifact.tensors["points"].view(2, len(labels), 2), labels

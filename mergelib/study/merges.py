@@ -94,18 +94,18 @@ def arguments(study: Study, method: Method) -> tuple:
     states = [study._foundation.state, *(e.state for e in fine_tuned)]
     if not method.needs:
         return states[0], states[1:]
-    to = _device(study)
-    base, *states = [{n: t.to(to) for n, t in state.items()} for state in states]
-    module = study.encoder.module(study._foundation.state).to(to).requires_grad_(False)
+    device = _device(study)
+    base, *states = [{n: t.to(device) for n, t in state.items()} for state in states]
+    module = study.encoder.module(study._foundation.state).to(device).requires_grad_(False)
     data = []
     for expert in fine_tuned:
         rows = study.split(expert.task, _split(method))
-        labels = rows.labels.to(to) if "labels" in method.needs else None
-        data.append(TaskData(study.encoder.prepare(rows.inputs), expert.head.to(to), labels))
+        labels = rows.labels.to(device) if "labels" in method.needs else None
+        data.append(TaskData(study.encoder.prepare(rows.inputs), expert.head.to(device), labels))
     context = Context(
         module,
         module.transformer,
-        lambda rows: {k: v.to(to) for k, v in study.encoder.collate(rows).items()},
+        lambda rows: {k: v.to(device) for k, v in study.encoder.collate(rows).items()},
         tuple(data),
     )
     return base, states, context
@@ -121,8 +121,8 @@ def lam_curve(study: Study, method: str) -> pd.DataFrame:
     Computed once per method; lambda is then frozen for all protocols. Empty for a method
     without lambda.
     """
-    chosen_here = get_method(method).has_lam and "lam" not in _options(study, method)
-    curve = lam_scan(study, method).info["curve"] if chosen_here else []
+    is_scanned = get_method(method).has_lam and "lam" not in _options(study, method)
+    curve = lam_scan(study, method).info["curve"] if is_scanned else []
     return pd.DataFrame(curve, columns=["method", "lam", "task", "accuracy"])
 
 
@@ -176,10 +176,10 @@ def lams(study: Study, method: str) -> dict[str, float]:
     curve = study.lam_curve(method)
     if curve.empty:
         return {}
-    together = dict.fromkeys(study.tasks, curve)
+    curves = dict.fromkeys(study.tasks, curve)
     if get_method(method).gives == PER_TASK:
-        together = dict(iter(curve.groupby("task", sort=False)))
-    best = {t: float(c.groupby("lam").accuracy.mean().idxmax()) for t, c in together.items()}
+        curves = dict(iter(curve.groupby("task", sort=False)))
+    best = {t: float(c.groupby("lam").accuracy.mean().idxmax()) for t, c in curves.items()}
     edge = at_edge(best.values(), curve)
     if edge and method not in study._warned:
         study._warned.add(method)
@@ -213,11 +213,11 @@ def info(study: Study, encoder: str) -> dict[str, Any]:
 def merge(study: Study, encoder: str) -> Artifact:
     """A merge with its weights. Only the last one requested stays in memory; the others stay in the
     store, since all of them together are large."""
-    made_by = _made_by(encoder)
-    if made_by not in study._last_merge:
-        study._last_merge = {made_by: _merge(study, encoder)}
-        study._merge_infos[made_by] = study._last_merge[made_by].info
-    return study._last_merge[made_by]
+    key = _made_by(encoder)
+    if key not in study._last_merge:
+        study._last_merge = {key: _merge(study, encoder)}
+        study._merge_infos[key] = study._last_merge[key].info
+    return study._last_merge[key]
 
 
 def _merge(study: Study, encoder: str) -> Artifact:
@@ -226,19 +226,19 @@ def _merge(study: Study, encoder: str) -> Artifact:
     if method.is_random:
         options.setdefault("seed", int(seed or 0))
     options.pop("lam", None)  # one of the options is the result of ``lams``
-    different = sorted(set(lams.values()))
-    chosen = lams if len(different) > 1 else (different[0] if different else None)
+    distinct = sorted(set(lams.values()))
+    chosen = lams if len(distinct) > 1 else (distinct[0] if distinct else None)
     settings = options | ({} if chosen is None else {"lam": chosen})
     key = {"version": STEP_VERSIONS["merge"], **_key(study, method, settings)}
 
     def make() -> Artifact:
-        given = arguments(study, method)
-        about: dict[str, Any] = {"lam": chosen}
+        args = arguments(study, method)
+        details: dict[str, Any] = {"lam": chosen}
         states: dict[str, State] = {}
         # Measuring slows every operation, so of several seeds' merges only the first is measured.
         with Meter() if encoder == study.merges(name)[0] else nullcontext() as meter:
-            for lam in progress(different or [None], desc=f"merge {encoder}"):
-                merged = method(*given, **options, **({} if lam is None else {"lam": lam}))
+            for lam in progress(distinct or [None], desc=f"merge {encoder}"):
+                merged = method(*args, **options, **({} if lam is None else {"lam": lam}))
                 if method.gives == PER_TASK:  # with several lambdas, each serves its own tasks
                     states |= {
                         t: state
@@ -246,14 +246,14 @@ def _merge(study: Study, encoder: str) -> Artifact:
                         if lam is None or lams[t] == lam
                     }
         if meter:
-            meter.cost["seconds"] /= max(1, len(different))
-            about["cost"] = meter.cost
+            meter.cost["seconds"] /= max(1, len(distinct))
+            details["cost"] = meter.cost
         if method.gives == PER_TASK:
             digests = {t: state_digest(state) for t, state in states.items()}
             tensors = {f"{t}/{n}": v.cpu() for t, s in states.items() for n, v in s.items()}
-            return Artifact(tensors, about | {"state_digests": digests})
+            return Artifact(tensors, details | {"state_digests": digests})
         state = {n: v.cpu() for n, v in merged.items()}
-        return Artifact(state, about | {"state_digest": state_digest(state)})
+        return Artifact(state, details | {"state_digest": state_digest(state)})
 
     return study.store.get("merge", key, make)
 
@@ -282,16 +282,16 @@ def identified(study: Study, encoder: str, task: str) -> tuple[str, Callable[[],
         expert = experts.own_expert(study, task)
         return expert.info["state_digest"], lambda: expert.state
     if encoder == MULTI_TASK:
-        made = study._multi_task
-        return made.info["state_digest"], lambda: below(made.tensors, "encoder.")
+        training = study._multi_task
+        return training.info["state_digest"], lambda: below(training.tensors, "encoder.")
     if encoder == RANDOM:
         state, digest = study._random
         return digest, lambda: state
-    about = info(study, encoder)
-    if "state_digests" in about:
-        digest = about["state_digests"][task]
+    details = info(study, encoder)
+    if "state_digests" in details:
+        digest = details["state_digests"][task]
         return digest, lambda: below(merge(study, encoder).tensors, f"{task}/")
-    return about["state_digest"], lambda: merge(study, encoder).tensors
+    return details["state_digest"], lambda: merge(study, encoder).tensors
 
 
 def weights(study: Study, encoder: str, task: str) -> State:

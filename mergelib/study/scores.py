@@ -74,9 +74,17 @@ def draws(
     """Rows ``[S, C, k_max]`` of the fit inputs per seed (see ``Evidence``); the same for every
     method and protocol.
 
-    ``draw`` is "stratified", "uniform", "all": every fit input once, ``[1, 1, P]``, or "share":
-    ``[S, 1, n_max]``, of which the first n rows are a share of the test set's size. ``ks``
-    defaults to the profile's.
+    Args:
+        study: Whose tasks and seeds they are.
+        task: A task's name.
+        draw: ``stratified`` (k rows per class), ``uniform`` (k * C rows, whatever their classes),
+            ``all`` (every fit input once, ``[1, 1, P]``) or ``share`` (``[S, 1, n_max]``, of which
+            the first n rows are a share of the test set's size).
+        fit_on: ``train`` draws from the pool of training rows, ``test`` from the test inputs.
+        ks: Numbers of shots, of which the largest counts; the profile's by default.
+
+    Raises:
+        UnknownNameError: ``draw`` or ``fit_on`` has none of these values.
     """
     if draw not in DRAWS:
         raise UnknownNameError("draw", draw, DRAWS)
@@ -119,7 +127,7 @@ def fit_of(
 ) -> Fit | None:
     """What a cell of scores is fitted on, ``None`` without shots; what cannot be scored is refused
     before anything is trained. Raises ``UnknownNameError``, ``ConfigError`` and ``DataError``."""
-    known = get_protocol(protocol)
+    entry = get_protocol(protocol)
     study.task(task)
     name, mark, seed = encoder.partition("#")
     if encoder == MULTI_TASK:
@@ -131,15 +139,15 @@ def fit_of(
                 "an integer, and go with a random method."
             )
         get_method(name)
-    if not known.few_shot:
+    if not entry.few_shot:
         return None
-    if draw not in known.draws:
+    if draw not in entry.draws:
         raise ConfigError(
-            f"{known.label} does not take the draw {draw}; use {' or '.join(known.draws)}."
+            f"{entry.label} does not take the draw {draw}; use {' or '.join(entry.draws)}."
         )
     if encoder == MULTI_TASK and protocol != "knn":
         raise ConfigError(
-            f"{known.label} aligns an expert's head; multi-task learning has its own heads."
+            f"{entry.label} aligns an expert's head; multi-task learning has its own heads."
         )
     split = fit_split(fit_on)
     ks = tuple(ks or _ks(study, task, draw, fit_on))
@@ -151,7 +159,7 @@ def fit_of(
             "(protocols.ks, tasks.pool_per_class)"
         ) from error
     classes = None
-    if draw == "share" and protocol == "knn" and is_ours(known.function):
+    if draw == "share" and protocol == "knn" and is_ours(entry.function):
         classes = study.split(task, split).labels[rows[:, 0]]
     return Fit(split, ks, rows, classes)
 
@@ -166,27 +174,39 @@ def evidence(
     fit_on: str = "train",
     ks: Sequence[int] | None = None,
 ) -> Evidence:
-    """The protocol's evidence, on the study's device. Raises ``ConfigError`` for a fit of
-    multi-task learning's heads: no expert can teach them, because they are not the expert's."""
+    """The protocol's evidence, on the study's device.
+
+    Args:
+        study: Where features, heads and draws come from.
+        encoder: A merging method or reference encoder; ``dare#1`` is a random method's merge of
+            seed 1.
+        task: A task's name.
+        protocol: Who will see it; there is nothing to fit for a protocol without shots.
+        draw, fit_on, ks: Which inputs may be used for fitting, as of ``draws``.
+
+    Raises:
+        ConfigError: The protocol does not take the draw, or it would fit multi-task learning's
+            heads: no expert can teach them, because they are not the expert's.
+    """
     fit = fit_of(study, encoder, task, protocol, draw, fit_on, ks)
     return seen_of(study, encoder, task, fit)
 
 
 def seen_of(study: Study, encoder: str, task: str, fit: Fit | None) -> Evidence:
     """What a protocol sees of a cell of scores, on the study's device."""
-    to, head = study.device, study.head(encoder, task).to(study.device)
-    z = study.features(encoder, task).to(to)
+    device, head = study.device, study.head(encoder, task).to(study.device)
+    z = study.features(encoder, task).to(device)
     if fit is None:
         return Evidence(z, head)
     return Evidence(
         z,
         head,
-        study.features(encoder, task, fit.split).to(to),
-        study.features(FINE_TUNED, task, fit.split).to(to),
-        fit.rows.to(to),
+        study.features(encoder, task, fit.split).to(device),
+        study.features(FINE_TUNED, task, fit.split).to(device),
+        fit.rows.to(device),
         fit.ks,
         get_preset(study.profile.protocols.ft_preset),
-        fit.classes if fit.classes is None else fit.classes.to(to),
+        fit.classes if fit.classes is None else fit.classes.to(device),
     )
 
 
@@ -201,7 +221,14 @@ def predictions(
     ks: Sequence[int] | None = None,
 ) -> Tensor:
     """Predicted classes ``[K, S, N]`` of the test inputs; K and S are 1 for a protocol without
-    shots."""
+    shots.
+
+    Args:
+        study: Whose store keeps them.
+        encoder, task, protocol: What is scored, as of ``evidence``.
+        draw, fit_on: Which inputs it is fitted on, as of ``draws``.
+        ks: The K numbers of shots; the profile's by default.
+    """
     function = get_protocol(protocol).function
     fit = fit_of(study, encoder, task, protocol, draw, fit_on, ks)
     key: dict[str, Any] = {
@@ -249,7 +276,19 @@ def correct(
     a protocol without shots).
 
     For a random method, draw s is scored with merge s mod M; without shots there is a row per
-    merge. For ``draw="share"`` ``k`` is the share in percent of the test set.
+    merge.
+
+    Args:
+        study: Whose tasks and seeds they are.
+        encoder: A merging method or reference encoder.
+        task: A task's name.
+        protocol: Who classifies.
+        k: Shots per class, one of the profile's; for ``draw="share"`` the share in percent of the
+            test set, also one of the profile's.
+        draw, fit_on: Which inputs a protocol with shots is fitted on, as of ``draws``.
+
+    Raises:
+        MissingShotsError: The profile does not have this k.
     """
     settings = study.profile.protocols
     ks = settings.shares if draw == "share" else settings.ks
@@ -274,12 +313,12 @@ def correct_at(
 ) -> Tensor:
     """``correct`` of all ``ks``, of shares all that the profile has: bool ``[K, S, N]``."""
     shots = get_protocol(protocol).few_shot and draw != "all"
-    how = {"draw": draw, "fit_on": fit_on, "ks": ks if shots and draw != "share" else None}
-    found = [study.predictions(m, task, protocol, **how) for m in study.merges(encoder)]
+    options = {"draw": draw, "fit_on": fit_on, "ks": ks if shots and draw != "share" else None}
+    parts = [study.predictions(m, task, protocol, **options) for m in study.merges(encoder)]
     if shots:
-        predicted = torch.stack([found[s % len(found)][:, s] for s in range(found[0].shape[1])], 1)
+        predicted = torch.stack([parts[s % len(parts)][:, s] for s in range(parts[0].shape[1])], 1)
     else:
-        predicted = torch.cat(found, 1)
+        predicted = torch.cat(parts, 1)
     return predicted == study.task(task).test.labels
 
 
@@ -296,8 +335,16 @@ def scores(
 
     k, draw, fit_on and seed are missing for a protocol without shots; for a random method with
     several merges, each merge has a row, and seed is the merge's. Every table and figure reads
-    these rows; shares of the test set have other rows, see ``unlabelled.scores``. Raises
-    ``ConfigError`` for such a draw.
+    these rows; shares of the test set have other rows, see ``unlabelled.scores``.
+
+    Args:
+        study: Whose tasks, shots and seeds they are.
+        encoders: Names of merging methods and reference encoders.
+        protocols: Names of protocols.
+        draw, fit_on: Which inputs protocols with shots are fitted on, as of ``draws``.
+
+    Raises:
+        ConfigError: ``draw`` is ``share``, or a name stands where a list of names belongs.
     """
     if draw == "share":
         raise ConfigError("Shares are not shots: use mergelib.tables.unlabelled.scores.")
@@ -312,9 +359,9 @@ def scores(
         ks = settings.ks if few_shot and draw != "all" else (None,)
         # A test split may be too small for the largest k.
         parts = [(k,) for k in ks] if fit_on == "test" else [ks]
-        where, how = (study, encoder, task.name, protocol), {"draw": draw, "fit_on": fit_on}
-        found = torch.cat([correct_at(*where, part, **how) for part in parts])
-        for k, right in zip(ks, found, strict=True):
+        cell, options = (study, encoder, task.name, protocol), {"draw": draw, "fit_on": fit_on}
+        is_right = torch.cat([correct_at(*cell, part, **options) for part in parts])
+        for k, right in zip(ks, is_right, strict=True):
             seeds = settings.seeds
             if not k:  # of a random method the merges'
                 seeds = range(len(right)) if len(right) > 1 else (None,)

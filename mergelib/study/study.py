@@ -168,9 +168,17 @@ class Study:
         profile: Profile,
     ) -> Study:
         """A study on this store with existing f_b and experts, one per task in the tasks' order,
-        instead of trained ones; everything else works as usual. ``profile`` says what it merges and
-        on how many inputs of ``tasks``. Raises ``ConfigError`` for experts that are not the
-        tasks'."""
+        instead of trained ones; everything else works as usual.
+
+        Args:
+            foundation: The encoder and theta_b.
+            experts: f_t and head of each task.
+            tasks: Name -> task.
+            profile: What is merged, and on how many inputs of ``tasks``.
+
+        Raises:
+            ConfigError: The experts are not the tasks'.
+        """
         if [e.task for e in experts] != list(tasks):
             raise ConfigError(
                 f"Experts for {', '.join(e.task for e in experts)} were given, the tasks are "
@@ -187,9 +195,9 @@ class Study:
     def bases(self) -> dict[str, Study]:
         """This study and, where its profile has a variant ``masked_lm`` and f_b is a BERT, the same
         with that f_b, by the base model's name."""
-        found = {self.profile.backbone: self}
-        known = not self.variant and OTHER_BASE in variant_names(self.profile.name)
-        if known and self.encoder.config.model_type == "bert":
+        studies = {self.profile.backbone: self}
+        has_variant = not self.variant and OTHER_BASE in variant_names(self.profile.name)
+        if has_variant and self.encoder.config.model_type == "bert":
             other = Study(
                 self.profile.name,
                 overrides=self.overrides,
@@ -198,8 +206,8 @@ class Study:
                 tasks=self.tasks,
                 variant=OTHER_BASE,
             )
-            found[other.profile.backbone] = other
-        return found
+            studies[other.profile.backbone] = other
+        return studies
 
     # ---- tasks, f_b and experts ------------------------------------------------------------------
 

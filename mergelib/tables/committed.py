@@ -38,8 +38,8 @@ def git(*arguments: str) -> bytes | None:
     if not (root / ".git").exists() or not shutil.which("git"):
         return None
     command = ["git", "--no-optional-locks", "-c", f"safe.directory={root}", "-C", str(root)]
-    done = subprocess.run([*command, *arguments], capture_output=True)
-    return done.stdout if done.returncode == 0 else None
+    process = subprocess.run([*command, *arguments], capture_output=True)
+    return process.stdout if process.returncode == 0 else None
 
 
 def _copy() -> Path:
@@ -66,8 +66,8 @@ def rewritten() -> int:
     """How many committed files under ``figures/`` git calls modified; 0 without git."""
     if paths.output_root().resolve() != paths.root().resolve():
         return 0
-    said = git("status", "--porcelain", "--untracked-files=no", "--", "figures") or b""
-    return len(said.splitlines())
+    status = git("status", "--porcelain", "--untracked-files=no", "--", "figures") or b""
+    return len(status.splitlines())
 
 
 # ---- comparing -----------------------------------------------------------------------------------
@@ -124,15 +124,15 @@ def _compare(profile: str, item: Item, changed: bool) -> Compared:
         {name for text in texts if text for name in json.loads(text)["data"]}
         for texts in zip(*sidecars, strict=True)
     )
-    found = {name: (0.0, MISSING) for name in new ^ old}
+    differing = {name: (0.0, MISSING) for name in new ^ old}
     texts = {name: read(name) for name in new & old}
-    found |= {name: difference(*pair) for name, pair in texts.items() if pair[0] != pair[1]}
+    differing |= {name: difference(*pair) for name, pair in texts.items() if pair[0] != pair[1]}
     was, now = _overall(there), _overall(here)
     return Compared(
         profile,
         item.id,
-        {Path(name).stem: said for name, (_, said) in sorted(found.items())},
-        max((points for points, _ in found.values()), default=0.0),
+        {Path(name).stem: words for name, (_, words) in sorted(differing.items())},
+        max((points for points, _ in differing.values()), default=0.0),
         {c: (was[c], now[c]) for c in was if c in now and was[c] != now[c]},
     )
 
@@ -160,8 +160,8 @@ def difference(here: str | None, there: str | None) -> tuple[float, str]:
         f[accuracies].apply(lambda c: c.str.split().str[0].astype(float)) for f in (new, old)
     )
     scale = old.abs().max().le(1).map({True: 100, False: 1})  # shares become percent
-    apart = ((new - old).abs() * scale).max().max()
-    return (float(apart), f"{apart:.2g} points") if apart > 0 else (0.0, DIGITS)
+    largest = ((new - old).abs() * scale).max().max()
+    return (float(largest), f"{largest:.2g} points") if largest > 0 else (0.0, DIGITS)
 
 
 def _is_accuracy(column: str) -> bool:
@@ -176,25 +176,25 @@ def _is_accuracy(column: str) -> bool:
 
 def summary(compared: Sequence[Compared]) -> str:
     """How a run's numbers and the committed ones compare."""
-    known = [c for c in compared if not c.why]
-    if known and len(known) == len(compared) and not any(c.tables or c.verdicts for c in known):
+    pairs = [c for c in compared if not c.why]
+    if pairs and len(pairs) == len(compared) and not any(c.tables or c.verdicts for c in pairs):
         return AS_COMMITTED
-    said = []
-    if known:
-        same = sum(not c.tables for c in known)
-        said.append(f"Published numbers to the last digit in {same} of {len(known)} notebooks")
-        worst = max(known, key=lambda c: c.points)
+    parts = []
+    if pairs:
+        same = sum(not c.tables for c in pairs)
+        parts.append(f"Published numbers to the last digit in {same} of {len(pairs)} notebooks")
+        worst = max(pairs, key=lambda c: c.points)
         if worst.points:
-            said[0] += f"; an accuracy differs by {worst.points:.2g} points at most"
-            said[0] += f" ({worst.notebook})"
-        verdicts = (v for c in known for v in c.verdicts.items())
+            parts[0] += f"; an accuracy differs by {worst.points:.2g} points at most"
+            parts[0] += f" ({worst.notebook})"
+        verdicts = (v for c in pairs for v in c.verdicts.items())
         changed = dict.fromkeys(f"{claim} is {now}, not {was}" for claim, (was, now) in verdicts)
-        said.append("; ".join(changed) or "Every claim has the published verdict")
+        parts.append("; ".join(changed) or "Every claim has the published verdict")
     skipped = Counter(f"{c.profile}, {c.why}" for c in compared if c.why)
-    if skipped or not known:
+    if skipped or not pairs:
         counts = "; ".join(f"{n} of {why}" for why, n in skipped.items())
-        said.append(f"Not compared: {counts or 'no notebook left numbers'}")
-    return ". ".join(said) + "."
+        parts.append(f"Not compared: {counts or 'no notebook left numbers'}")
+    return ". ".join(parts) + "."
 
 
 def differences(compared: Sequence[Compared]) -> pd.DataFrame:

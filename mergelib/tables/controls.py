@@ -74,26 +74,26 @@ def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> Accuraci
 def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     """No alignment, and each alignment fitted on training inputs and on scored test inputs."""
     none = {"none": _behind(study, encoders, "current")}
-    few, maps = {}, []
+    few_shot, maps = {}, []
     for p in FEW:
-        how = {"k": k, "draw": "uniform"}
-        fits = {s: _behind(study, encoders, p, fit_on=s, **how) for s in SPLITS}
-        few |= {(f"{protocol_label(p)}, k = {k}", c): a for c, a in (none | fits).items()}
+        options = {"k": k, "draw": "uniform"}
+        fits = {s: _behind(study, encoders, p, fit_on=s, **options) for s in SPLITS}
+        few_shot |= {(f"{protocol_label(p)}, k = {k}", c): a for c, a in (none | fits).items()}
     for rung in RUNGS:
         fits = {s: _ladder(study, encoders, rung, fit_on=s) for s in SPLITS}
         maps.append({(map_label(rung), c): a for c, a in (none | fits).items()})
-    return pd.concat([_rows(f, by_encoder=True) for f in (few, *maps)], ignore_index=True)
+    return pd.concat([_rows(f, by_encoder=True) for f in (few_shot, *maps)], ignore_index=True)
 
 
 def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     """Closed-form maps from d/2, 2 d and all inputs, on training and on test inputs."""
     d = study.encoder.width
     largest = min(len(t.test) for t in study.tasks.values())
-    how = {"fit": "closed_form"}
+    options = {"fit": "closed_form"}
     return _rows(
         {
             (f"{map_label(rung)}, closed form", f"{split}, n = {n}"): _ladder(
-                study, encoders, rung, fit_on=split, n=n, **how
+                study, encoders, rung, fit_on=split, n=n, **options
             )
             for rung in RUNGS
             for n in sorted({min(n, largest) for n in (d // 2, 2 * d, largest)})
@@ -108,15 +108,15 @@ def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFram
     The released code keeps dropout on while it fits, and uses batches of one.
     """
     name = "ft_classifier"
-    found = {
+    conditions = {
         f"{draw} draw": _behind(study, methods, name, k, draw=draw)
         for draw in ("stratified", "uniform")
     }
     released = {m: [released_mode(study, m, t, k) for t in study.tasks] for m in methods}
-    found["released mode"] = {
+    conditions["released mode"] = {
         m: fmean(percent(right.flatten()) for right in cells) for m, cells in released.items()
     }
-    return _rows({(protocol_label(name), c): a for c, a in found.items()}, by_encoder=True)
+    return _rows({(protocol_label(name), c): a for c, a in conditions.items()}, by_encoder=True)
 
 
 def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
@@ -125,9 +125,9 @@ def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     Maps are fitted on training inputs.
     """
     shots = {"current": None, "knn": k} | dict.fromkeys(FEW, k)
-    found = {protocol_label(p): _behind(study, encoders, p, n) for p, n in shots.items()}
+    protocols = {protocol_label(p): _behind(study, encoders, p, n) for p, n in shots.items()}
     maps = {map_label(r): _ladder(study, encoders, r, fit_on="train") for r in RUNGS}
-    parts = [_rows({("protocol", c): a for c, a in found.items()}, by_encoder=True)]
+    parts = [_rows({("protocol", c): a for c, a in protocols.items()}, by_encoder=True)]
     parts.append(_rows({("protocol", c): a for c, a in maps.items()}))
     return pd.concat(parts, ignore_index=True)
 
@@ -136,24 +136,24 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
     """The ladder (from a random start) and FT-Classifier, fitted to shuffled teacher outputs."""
 
     def average(encoder: str) -> float:
-        found = []
+        results = []
         for name, task in study.tasks.items():
             evidence = study.evidence(encoder, name)
             generator = torch.Generator().manual_seed(POOL_SEED)
             shuffled = torch.randperm(len(evidence.teacher_fit), generator=generator)
             evidence = replace(evidence, teacher_fit=evidence.teacher_fit[shuffled], ks=(k,))
             predicted = current_eval(evidence.student_test, fit_heads(evidence)[0]).cpu()
-            found.append(percent((predicted == task.test.labels).flatten()))
-        return fmean(found)
+            results.append(percent((predicted == task.test.labels).flatten()))
+        return fmean(results)
 
-    how = {"fit_on": "train", "permuted_teacher": True}
-    maps = {map_label(r): _ladder(study, encoders, r, **how) for r in ("linear", "orthogonal")}
-    found = {
+    options = {"fit_on": "train", "permuted_teacher": True}
+    maps = {map_label(r): _ladder(study, encoders, r, **options) for r in ("linear", "orthogonal")}
+    results = {
         protocol_label("ft_classifier"): {e: average(e) for e in encoders},
         "no alignment (Current Eval)": _behind(study, encoders, "current"),
     }
     parts = [_rows({("permuted teacher", c): a for c, a in maps.items()})]
-    parts.append(_rows({("permuted teacher", c): a for c, a in found.items()}, by_encoder=True))
+    parts.append(_rows({("permuted teacher", c): a for c, a in results.items()}, by_encoder=True))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -180,9 +180,9 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
                 f"{part.high:.2f}, asked {part.threshold})"
             )
         line += f", {part.note}." if part.note else "."
-        said = " and ".join(f"its control `{c}` is {verdict}" for c, verdict in controls.items())
+        note = " and ".join(f"its control `{c}` is {verdict}" for c, verdict in controls.items())
         groups[titles.get(overall[claim], HEADINGS[3])].append(
-            line + f" Note that {said}." * bool(said)
+            line + f" Note that {note}." * bool(note)
         )
     lines = []
     for title, claims in groups.items():
@@ -199,11 +199,11 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
 def _leaks(fitted: pd.DataFrame) -> list[str]:
     """Per fit, the gain of scored inputs over training inputs, and the fit's gain for each
     encoder."""
-    at = fitted.pivot(index=["fit", "method"], columns="condition", values="accuracy")
-    leaks, lifts = at.test - at.train, at.train - at.none
+    cells = fitted.pivot(index=["fit", "method"], columns="condition", values="accuracy")
+    leaks, lifts = cells.test - cells.train, cells.train - cells.none
     lines = []
     for fit in (fitted.fit[0], *map(map_label, RUNGS)):
-        leak, lift = (of[fit].drop([BASE, RANDOM]) for of in (leaks, lifts))
+        leak, lift = (gains[fit].drop([BASE, RANDOM]) for gains in (leaks, lifts))
         lines.append(
             f"- **{fit}.** Fitting on scored inputs instead of training inputs changes the merges "
             f"by {leak.min():+.1f} to {leak.max():+.1f} points. Fitted on training inputs it lifts "

@@ -50,9 +50,9 @@ def task_label(task: str) -> str:
 
 def _told_apart(found: Method | Protocol, part: str, known: Mapping[str, Any]) -> str:
     """A user's label, with its name added if another label is the same."""
-    said = getattr(found, part)
-    twins = sum(getattr(other, part) == said for other in known.values())
-    return said if twins < 2 or is_ours(found.function) else f"{said} ({found.name})"
+    label = getattr(found, part)
+    twins = sum(getattr(other, part) == label for other in known.values())
+    return label if twins < 2 or is_ours(found.function) else f"{label} ({found.name})"
 
 
 def encoder_label(encoder: str) -> str:
@@ -109,8 +109,8 @@ HEADINGS = {
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     """``frame`` with the printed names of tasks, methods (short) and protocols."""
     names = COLUMN_LABELS | {"method": short_label}
-    known = [c for c in ("task", "method", "protocol", "rung") if c in frame]
-    return frame.assign(**{c: frame[c].map(names[c]) for c in known}).reset_index(drop=True)
+    columns = [c for c in ("task", "method", "protocol", "rung") if c in frame]
+    return frame.assign(**{c: frame[c].map(names[c]) for c in columns}).reset_index(drop=True)
 
 
 def printed(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

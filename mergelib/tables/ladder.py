@@ -46,8 +46,8 @@ def r2_increments(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     steps = variance_steps(study, encoders)
     steps = steps[steps.step != "identity"]
     means = steps.groupby(["method", "step"], sort=False, as_index=False).r2.mean()
-    added = means.groupby("method", sort=False).r2.diff().fillna(means.r2)
-    return means.drop(columns="r2").assign(increment=added)
+    increments = means.groupby("method", sort=False).r2.diff().fillna(means.r2)
+    return means.drop(columns="r2").assign(increment=increments)
 
 
 def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
@@ -72,8 +72,8 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
     for rung in TABLE_1:
         cells = aligned(study, encoders, rung, **how)
         for encoder in encoders:
-            mine = [cells[encoder, t] for t in study.tasks]
-            found = {n: torch.stack([c[n] for c in mine]) for n in mine[0] if n != "predicted"}
+            fits = [cells[encoder, t] for t in study.tasks]
+            stats = {n: torch.stack([c[n] for c in fits]) for n in fits[0] if n != "predicted"}
             accuracy = pd.Series(accuracies(study, cells, encoder).numpy())
             rows.append(
                 {
@@ -82,11 +82,11 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
                     "accuracy": accuracy.mean(),
                     "std": accuracy.std(),
                     "n_seeds": len(accuracy),
-                    "max|A^T A - I|": found["orthogonality_max"].max().item(),
-                    "condition": found["condition"].max().item(),
-                    "det > 0": (found["det_sign"] > 0).double().mean().item(),
-                    "L1 before": found["l1_before"].mean().item(),
-                    "L1 after": found["l1_after"].mean().item(),
+                    "max|A^T A - I|": stats["orthogonality_max"].max().item(),
+                    "condition": stats["condition"].max().item(),
+                    "det > 0": (stats["det_sign"] > 0).double().mean().item(),
+                    "L1 before": stats["l1_before"].mean().item(),
+                    "L1 after": stats["l1_after"].mean().item(),
                     "free parameters": free_parameters(rung, study.encoder.width),
                 }
             )

@@ -46,8 +46,8 @@ def published_table3() -> pd.DataFrame:
     """Table 3 as printed, averages only, in the same shape; ± where Table 2 has the same cell."""
     table = pd.DataFrame(published()["table3"]).set_index("method")[list(THREE)]
     rows = table.stack().rename_axis(["method", "protocol"]).rename("mean").reset_index()
-    known = averages(published_table2())[["method", "protocol", "std"]]
-    return rows.assign(task="average").merge(known, how="left")
+    deviations = averages(published_table2())[["method", "protocol", "std"]]
+    return rows.assign(task="average").merge(deviations, how="left")
 
 
 def with_paper_numbers(summary: pd.DataFrame) -> pd.DataFrame:
@@ -58,19 +58,19 @@ def with_paper_numbers(summary: pd.DataFrame) -> pd.DataFrame:
     paper, tasks, name = published_table2(), set(summary.task), ["method", "protocol"]
     whole = tasks == set(paper.task)
     cells = averages(paper) if whole else paper[paper.task.isin(tasks - {"average"})]
-    theirs = cells.groupby(name, as_index=False)["mean"].mean()
-    both = averages(summary).merge(theirs, on=name, suffixes=("", "_paper")).round(1)
-    numbers = {"paper (BERT-base, real data)": both.mean_paper, "here": both["mean"]}
-    return printed(both, name).assign(**numbers)
+    reported = cells.groupby(name, as_index=False)["mean"].mean()
+    joined = averages(summary).merge(reported, on=name, suffixes=("", "_paper")).round(1)
+    numbers = {"paper (BERT-base, real data)": joined.mean_paper, "here": joined["mean"]}
+    return printed(joined, name).assign(**numbers)
 
 
 def table3(summary: pd.DataFrame, methods: Sequence[str], k: int) -> pd.DataFrame:
     """Table 3, ours and the paper's: a row per protocol, a column per encoder, averages."""
     encoders, paper = [BASE, *methods], published_table3()
-    here = [(e, p, average_of(summary, e, p, k)) for p in THREE for e in encoders]
-    here = pd.DataFrame(here, columns=["method", "protocol", "mean"])
+    ours = [(e, p, average_of(summary, e, p, k)) for p in THREE for e in encoders]
+    ours = pd.DataFrame(ours, columns=["method", "protocol", "mean"])
     rows = pd.concat(
-        [here.assign(by="here"), paper[paper.method.isin(encoders)].assign(by="paper")]
+        [ours.assign(by="here"), paper[paper.method.isin(encoders)].assign(by="paper")]
     )
     return wide(rows, ("by", "protocol"), "method", "mean").round(1).rename_axis(["", "Protocol"])
 
@@ -89,15 +89,15 @@ def paper_cells(summary: pd.DataFrame, paper: pd.DataFrame, study: Study) -> pd.
         study: Whose tasks and experts they are.
     """
     judged = study.profile.experts == "released" and study.profile.judged
-    few = (summary.k == K) & (summary.draw == "stratified")
+    few_shot = (summary.k == K) & (summary.draw == "stratified")
     whole = set(published()["table2"]["tasks"]) == set(study.tasks)
     tasks, name = [*study.tasks, *["average"] * whole], ["task", "method", "protocol"]
-    ours = summary[summary.k.isna() | few].set_index(name)[["mean", "std"]]
+    ours = summary[summary.k.isna() | few_shot].set_index(name)[["mean", "std"]]
     cells = paper[paper.task.isin(tasks)].join(ours, on=name, suffixes=("", "_here"))
     difference, inside = cells.mean_here - cells["mean"], cells["std"].fillna(NO_SPREAD)
-    apart, close = difference.abs(), inside + cells.std_here.fillna(0)
-    missing, within = apart.isna(), np.where(apart <= inside, "yes", "no")
-    verdict = np.select([apart <= inside, apart <= close], [REPRODUCED, UNDECIDED], NOT_REPRODUCED)
+    gap, close = difference.abs(), inside + cells.std_here.fillna(0)
+    missing, within = gap.isna(), np.where(gap <= inside, "yes", "no")
+    verdict = np.select([gap <= inside, gap <= close], [REPRODUCED, UNDECIDED], NOT_REPRODUCED)
     table = printed(cells, name).assign(
         paper=list(map(mean_std_cell, cells["mean"], cells["std"])),
         here=list(map(mean_std_cell, cells.mean_here, cells.std_here)),

@@ -79,6 +79,11 @@ def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
 def cost_table(study: Study, names: Sequence[str], means: pd.DataFrame) -> pd.DataFrame:
     """The cost of one merge with a fixed lambda, and its score.
 
+    Args:
+        study: Where the merges were made.
+        names: The methods, a row each.
+        means: Average accuracies, a row per method, with a column ``ft_classifier``.
+
     Returns:
         Columns method, seconds, peak_mb, ft_classifier. Measured when the merge was made; missing
             for merges that were stored earlier.
@@ -140,6 +145,11 @@ def pair_table(
 ) -> pd.DataFrame:
     """Each pair of methods, and whether its order under Current Eval holds under ``to``.
 
+    Args:
+        samples: Protocol -> accuracies ``[M, 1 + B]``, as from ``resampled``.
+        names: The M methods in the same order.
+        to: The protocol that is compared with Current Eval.
+
     Returns:
         Columns first, second, current and ``to`` (first minus second, points), order: ``same``,
         ``reversed``, ``lost`` (clear only under Current Eval), ``gained`` (only under ``to``),
@@ -147,21 +157,28 @@ def pair_table(
     """
     rows = []
     for i, j in combinations(range(len(names)), 2):
-        now, then = (samples[p][i] - samples[p][j] for p in ("current", to))
-        a, b = order(now), order(then)
+        before, after = (samples[p][i] - samples[p][j] for p in ("current", to))
+        a, b = order(before), order(after)
         change = ORDERS[abs(a), a * b if a else abs(b)]
-        rows.append((names[i], names[j], float(now[0]), float(then[0]), change))
+        rows.append((names[i], names[j], float(before[0]), float(after[0]), change))
     return pd.DataFrame(rows, columns=["first", "second", "current", to, "order"])
 
 
 def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tuned: float) -> str:
     """One paragraph, computed from the numbers: does a better protocol change which method to
-    use?"""
+    use?
+
+    Args:
+        means: Average accuracies in percent, a row per method, a column per protocol.
+        taus: As from ``tau_table``.
+        pairs: As from ``pair_table``.
+        fine_tuned: The fine-tuned models' average accuracy in percent.
+    """
     first, last = means.current.idxmax(), means.ft_classifier.idxmax()
     spread = means.max() - means.min()
     counts = pairs.order.value_counts().reindex(ORDERS.values(), fill_value=0)
-    both = protocol_label("current"), protocol_label("ft_classifier")
-    tau = taus.set_index(["of", "and"]).loc[both]
+    pair = protocol_label("current"), protocol_label("ft_classifier")
+    tau = taus.set_index(["of", "and"]).loc[pair]
     head = f"**The same method wins.** {encoder_label(first)} is first under both protocols."
     if first != last:
         cost = means.ft_classifier[last] - means.ft_classifier[first]

@@ -63,8 +63,8 @@ def symbols() -> str:
 
 
 def _line(meanings: Mapping[str, str]) -> str:
-    said = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
-    return f"*{said}.*" if said else ""
+    text = "; ".join(f"{name}: {meaning}" for name, meaning in meanings.items())
+    return f"*{text}.*" if text else ""
 
 
 # ---- numbers -------------------------------------------------------------------------------------
@@ -81,10 +81,10 @@ class Numbers(dict):
     def __missing__(self, name: str) -> float:
         kind, _, words = name.partition(" ")
         pattern = rf"\b({words})\b" if words else ""
-        found = [v for part, v in self.parts.items() if re.search(pattern, part)]
-        if kind not in ("most", "least") or not found:
+        values = [v for part, v in self.parts.items() if re.search(pattern, part)]
+        if kind not in ("most", "least") or not values:
             raise KeyError(name)
-        return max(found) if kind == "most" else min(found)
+        return max(values) if kind == "most" else min(values)
 
 
 def _fill(text: str, numbers: Mapping[str, float]) -> str:
@@ -113,11 +113,11 @@ def rungs(run: Run) -> dict[str, float]:
     cells = [f.set_index(["method", "rung"]).accuracy for f in fits if f is not None]
     if not cells:
         return {}
-    found = {f"{short_label(m)} {rung}": a for (m, rung), a in cells[0].items()}
+    numbers = {f"{short_label(m)} {rung}": a for (m, rung), a in cells[0].items()}
     if len(cells) > 1:
         regained = (cells[1] - cells[0]).drop(BASE, level="method", errors="ignore")
-        found["closed form"] = regained[regained.index.isin(RIGID, level="rung")].max()
-    return found
+        numbers["closed form"] = regained[regained.index.isin(RIGID, level="rung")].max()
+    return numbers
 
 
 def at_one_percent(run: Run) -> dict[str, float]:
@@ -149,12 +149,12 @@ def kept_locally(run: Run) -> dict[str, float]:
     the blocks of two bases are after matching."""
     verdicts = run.sidecars.get("ext03_nonlocal", {}).get("verdicts", [])
     kept = {v["part"].split()[0]: v["here"] for v in verdicts if v["claim"] == "N-local"}
-    found = {f"local {what}": here for what, here in kept.items()}
+    numbers = {f"local {name}": value for name, value in kept.items()}
     table = _table(run, "ext03_nonlocal_matching")
     if table is not None:
-        far = table[table.setting == "non-local"].set_index("of")["blocks after"]
-        found |= {f"alike {what}": cosine for what, cosine in far.items()}
-    return found
+        cosines = table[table.setting == "non-local"].set_index("of")["blocks after"]
+        numbers |= {f"alike {name}": cosine for name, cosine in cosines.items()}
+    return numbers
 
 
 def base_gains(run: Run) -> list[str]:
@@ -162,12 +162,12 @@ def base_gains(run: Run) -> list[str]:
     table = _table(run, "tab03_base_model_bases")
     if table is None:
         return []
-    said = []
+    sentences = []
     for base, rows in table.groupby("base", sort=False):
-        now = rows.set_index("Protocol").drop(columns="base")
-        gain = now.loc[protocol_label("ft_classifier")] - now.loc[protocol_label("current")]
+        means = rows.set_index("Protocol").drop(columns="base")
+        gain = means.loc[protocol_label("ft_classifier")] - means.loc[protocol_label("current")]
         merges = gain.drop(short_label(BASE))
-        said.append(
+        sentences.append(
             _fill(
                 load_readings()["bases"]["gain"],
                 {
@@ -178,7 +178,7 @@ def base_gains(run: Run) -> list[str]:
                 },
             )
         )
-    return said
+    return sentences
 
 
 LOOKED_UP = (
@@ -194,13 +194,13 @@ def in_the_paper(claim: str) -> Numbers:
     rows = pd.concat([averages(published_table2()), published_table3()])
     mean = rows.pivot_table("mean", "method", "protocol").rename(index=short_label)
     gain = mean.ft_classifier - mean.current
-    found = {
+    differences = {
         "P3.2-knn": mean.knn - mean.current,
         "P5-over-knn": mean.ft_classifier - mean.knn,
         "P5-gap-closed": gain / (mean.current[short_label(FINE_TUNED)] - mean.current),
         "P6.4-no-gain": gain,
     }
-    return Numbers(found[claim].to_dict() if claim in found else {})
+    return Numbers(differences[claim].to_dict() if claim in differences else {})
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -215,17 +215,17 @@ def seen(reading: Reading, run: Run, parts: pd.DataFrame, verdict: str) -> str:
         parts: Its rows of ``report.verdict_rows`` for this claim.
         verdict: On the whole claim.
     """
-    look = LOOKED_UP.get(reading["claim"], lambda _: {})
-    numbers = Numbers(parts.set_index("part").here.dropna().to_dict(), look(run))
+    lookup = LOOKED_UP.get(reading["claim"], lambda _: {})
+    numbers = Numbers(parts.set_index("part").here.dropna().to_dict(), lookup(run))
     notes = pretty("; ".join(dict.fromkeys(filter(None, parts.note))))
     needs = re.sub(r"precondition fails: (.*) \((here .*)\)", r"it needs \1, \2", notes)
-    said = f"`{run.profile}`, **{verdict}**" + f", since {needs}" * bool(needs)
+    text = f"`{run.profile}`, **{verdict}**" + f", since {needs}" * bool(needs)
     try:
-        said += f": {_fill(reading['here'], numbers)}"
+        text += f": {_fill(reading['here'], numbers)}"
     except KeyError:  # a part that this profile did not measure
         pass
     notes = [n["say"] for n in reading.get("notes", ()) if _holds(n["when"], verdict, numbers)]
-    return " ".join([f"{said}.", *(_fill(note, numbers) for note in notes)])
+    return " ".join([f"{text}.", *(_fill(note, numbers) for note in notes)])
 
 
 def paragraph(
@@ -240,9 +240,9 @@ def paragraph(
         verdicts: Profile -> verdict on the claim; profiles without parts are left out.
     """
     claim, says, notebook = rows[["claim", "says", "notebook"]].iloc[0]
-    said = [f"`{claim}`, **{says}** ([{notebook}](../notebooks/{notebook}.ipynb))."]
+    sentences = [f"`{claim}`, **{says}** ([{notebook}](../notebooks/{notebook}.ipynb))."]
     if "paper" in reading:
-        said.append(f"In the paper {_fill(reading['paper'], in_the_paper(claim))}.")
+        sentences.append(f"In the paper {_fill(reading['paper'], in_the_paper(claim))}.")
     for profile, parts in rows.groupby("profile", sort=False):
-        said.append(seen(reading, runs[profile], parts, verdicts[profile]))
-    return " ".join([*said, "Why:", reading["why"]])
+        sentences.append(seen(reading, runs[profile], parts, verdicts[profile]))
+    return " ".join([*sentences, "Why:", reading["why"]])

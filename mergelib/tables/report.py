@@ -156,7 +156,7 @@ def averages(runs: Sequence[Run], k: int = 5) -> pd.DataFrame:
 def alt(means: pd.DataFrame, rows: pd.DataFrame) -> str:
     """Alt text of the one-page figure, from the numbers themselves."""
     table = means.pivot_table("mean", ["profile", "method"], "protocol", sort=False)
-    said = []
+    parts = []
     for profile, cells in table.groupby("profile", sort=False):
         cells = cells.droplevel("profile")
         merges = cells.drop([BASE, FINE_TUNED], errors="ignore").dropna(subset="ft_classifier")
@@ -165,12 +165,12 @@ def alt(means: pd.DataFrame, rows: pd.DataFrame) -> str:
             for m, cell in merges.iterrows()
         )
         name = {PAPER: "paper", "paper": "profile paper"}.get(profile, profile)
-        said.append(f"{name}: {moves}, fine-tuned models {cells.current[FINE_TUNED]:.1f}")
+        parts.append(f"{name}: {moves}, fine-tuned models {cells.current[FINE_TUNED]:.1f}")
     grid = claim_grid(rows)
     counts = "; ".join(f"{p}: {_counts(grid[p])}" for p in grid)
     return (
         "Above, average accuracy in percent of the base model and three merges, from Current Eval "
-        f"to FT-Classifier Eval ({'; '.join(said)}). Below, the verdict on every claim ({counts})."
+        f"to FT-Classifier Eval ({'; '.join(parts)}). Below, the verdict on every claim ({counts})."
     )
 
 
@@ -184,8 +184,8 @@ def _counts(verdicts: pd.Series) -> str:
 
 def compared(runs: Sequence[Run]) -> list[Compared]:
     """The runs' numbers next to the committed ones."""
-    ran = {r.profile: [i for i in manifest() if i.id in r.sidecars] for r in runs}
-    return [c for profile, items in ran.items() for c in compare(profile, items)]
+    by_profile = {r.profile: [i for i in manifest() if i.id in r.sidecars] for r in runs}
+    return [c for profile, items in by_profile.items() for c in compare(profile, items)]
 
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -195,7 +195,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
         sidecars = run.sidecars.values()
         overrides = {k: v for s in sidecars for k, v in s["overrides"].items()}
         overrides.pop("tasks.source", None)
-        ours = {s["claims_file"] for s in sidecars} == {claims_hash()}
+        is_current = {s["claims_file"] for s in sidecars} == {claims_hash()}
         rows.append(
             {
                 "profile": run.profile,
@@ -204,7 +204,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
                 "notebooks": len(sidecars),
                 "overrides": overrides or "none",
                 "claims": _counts(grid[run.profile]) if run.profile in grid else "none",
-                "claims file": "this one" if ours else "another: run it again",
+                "claims file": "this one" if is_current else "another: run it again",
             }
         )
     return pd.DataFrame(rows)
@@ -250,17 +250,17 @@ def differing(grid: pd.DataFrame) -> str:
 
 def finding(means: pd.DataFrame) -> str:
     """The finding in one sentence: Weight Averaging behind old and behind re-aligned heads."""
-    at = means.set_index(["profile", "method", "protocol"])["mean"]
-    said = [
-        f"{at[p, 'weight_averaging', 'current']:.1f} and "
-        f"{at[p, 'weight_averaging', 'ft_classifier']:.1f} % in `{p}` (fine-tuned models: "
-        f"{at[p, FINE_TUNED, 'current']:.1f} %)"
+    accuracy = means.set_index(["profile", "method", "protocol"])["mean"]
+    parts = [
+        f"{accuracy[p, 'weight_averaging', 'current']:.1f} and "
+        f"{accuracy[p, 'weight_averaging', 'ft_classifier']:.1f} % in `{p}` (fine-tuned models: "
+        f"{accuracy[p, FINE_TUNED, 'current']:.1f} %)"
         for p in means.profile.unique()
         if p != PAPER
     ]
     return (
         "With old, then with re-aligned classifiers, Weight Averaging has "
-        f"{', '.join(said)}. The un-merged base gains, too: read every gain beside its."
+        f"{', '.join(parts)}. The un-merged base gains, too: read every gain beside its."
     )
 
 
@@ -268,9 +268,9 @@ def claims_markdown(rows: pd.DataFrame) -> list[str]:
     """The claims with their verdicts, a table per group, failing ones first in each."""
     table, lines = claims_table(rows), []
     for group in load_readings()["groups"]:
-        mine = table[table.claim.isin([r["claim"] for r in group["claims"]])]
-        if len(mine):
-            lines += [f"**{group['title']}**", "", *claims_lines(mine)]
+        part = table[table.claim.isin([r["claim"] for r in group["claims"]])]
+        if len(part):
+            lines += [f"**{group['title']}**", "", *claims_lines(part)]
     return lines
 
 
@@ -284,10 +284,10 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
     """
     rows, means = verdict_rows(runs), averages(runs)
     where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
-    more = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
+    link = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
     legend = (
         f"{where} A claim *asks* that all its numbers meet a threshold; in brackets stands the one "
-        f"that decides{more}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
+        f"that decides{link}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
     )
     claims = claims_markdown(rows) if len(rows) else ["No claim has been judged yet.", ""]
     blocks = ["## What reproduces, what does not", figure, "", legend, names_in("\n".join(claims))]
@@ -309,19 +309,19 @@ def claim_by_claim(runs: Sequence[Run]) -> list[str]:
     grid, by_profile = claim_grid(rows), {r.profile: r for r in runs}
     blocks = []
     for group in load_readings()["groups"]:
-        said = [
+        paragraphs = [
             paragraph(reading, by_profile, rows[rows.claim == claim], grid.loc[claim])
             for reading in group["claims"]
             if (claim := reading["claim"]) in grid.index
         ]
-        blocks += [f"### {group['title']}", group["text"], *said] if said else []
+        blocks += [f"### {group['title']}", group["text"], *paragraphs] if paragraphs else []
     blocks = ["## Claim by claim", RULE, *blocks] if blocks else []
     return [line for block in blocks for line in (block, "")]
 
 
 def other_bases(runs: Sequence[Run]) -> list[str]:
     """Claims that were judged with several base models, a column each, and what f_b gains there."""
-    rows, gains, apart = [], [], []
+    rows, gains, differences = [], [], []
     for run in runs:
         for notebook, sidecar in run.sidecars.items():
             others = sidecar.get("other_bases", {})
@@ -335,19 +335,19 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
     frame = with_words(pd.DataFrame(rows, columns=ROWS))
     grid = claim_grid(frame)
     for run in runs:
-        mine = grid.filter(like=f"`{run.profile}`: ")
-        apart += [f"in `{run.profile}` for {differing(mine)}"] if mine.shape[1] else []
-    said = load_readings()["bases"]
-    why = f"Verdicts differ {'; '.join(apart)}. {said['why']}"
-    blocks = [said["title"], said["text"], *gains, why]
+        columns = grid.filter(like=f"`{run.profile}`: ")
+        differences += [f"in `{run.profile}` for {differing(columns)}"] if columns.shape[1] else []
+    texts = load_readings()["bases"]
+    why = f"Verdicts differ {'; '.join(differences)}. {texts['why']}"
+    blocks = [texts["title"], texts["text"], *gains, why]
     lines = [line for block in blocks for line in (block, "")]
     return [*lines, *claims_lines(claims_table(frame))]
 
 
 def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
     """Profiles that repeat another with one thing changed, each beside that one."""
-    said = load_readings()["checks"]
-    lines = [said["title"], ""] if checks else []
+    texts = load_readings()["checks"]
+    lines = [texts["title"], ""] if checks else []
     for check in checks:
         first = next((r for r in runs if r.profile == check.compared_with), check)
         rows = verdict_rows([first, check])
@@ -359,19 +359,19 @@ def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
             "there": first.settings["backbone"],
             "differ": differing(claim_grid(rows)),
         }
-        lines += [said["text"].format(**words), "", *claims_lines(claims_table(rows))]
+        lines += [texts["text"].format(**words), "", *claims_lines(claims_table(rows))]
         lines += [*averages_lines(averages([first, check])), ""]
     return lines
 
 
 def world_line(runs: Sequence[Run]) -> str:
     """Which version of the miniature world made the numbers: others cannot be compared with it."""
-    used = {int(v) for r in runs for v in re.findall(r"miniature world (\d+)", r.data)}
+    versions = {int(v) for r in runs for v in re.findall(r"miniature world (\d+)", r.data)}
     bumps = "It has never been bumped."
     if WORLD_VERSION > 1:
         bumps = f"It was bumped {WORLD_VERSION - 1} time(s) since version 1."
     line = f"The miniature world is version {WORLD_VERSION}. {bumps}"
-    old = ", ".join(str(v) for v in sorted(used) if v != WORLD_VERSION)
+    old = ", ".join(str(v) for v in sorted(versions) if v != WORLD_VERSION)
     return f"{line} Numbers here come from version {old}: run them again." if old else line
 
 
@@ -396,9 +396,9 @@ def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) ->
     folder = folder or figures_folder()
     runs, checks = read_runs(folder), read_runs(folder, checks=True)
     pages = {r.profile: folder / r.profile / f"{REPORT_ID}.json" for r in runs}
-    drawn = next((p for p, page in pages.items() if page.is_file()), None)
-    figure = f"![{_read(pages[drawn])['alt']}]({drawn}/{REPORT_ID}.png)" if drawn else ""
-    csv = f"{drawn}/{REPORT_ID}_claims.csv" if drawn else ""
+    profile = next((p for p, page in pages.items() if page.is_file()), None)
+    figure = f"![{_read(pages[profile])['alt']}]({profile}/{REPORT_ID}.png)" if profile else ""
+    csv = f"{profile}/{REPORT_ID}_claims.csv" if profile else ""
     lines = [
         "# The report",
         "",

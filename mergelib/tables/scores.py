@@ -36,10 +36,10 @@ def with_average(scores: pd.DataFrame) -> pd.DataFrame:
     """
     least = scores
     if "k" in scores:
-        every = scores.draw == "all"
-        least = scores.assign(k=scores.k.mask(every, scores.k[every].min()))
-    by = [c for c in ("backbone", *SETTINGS, "seed") if c in scores]
-    groups = least.groupby(by, dropna=False, sort=False, as_index=False)
+        is_all = scores.draw == "all"
+        least = scores.assign(k=scores.k.mask(is_all, scores.k[is_all].min()))
+    keys = [c for c in ("backbone", *SETTINGS, "seed") if c in scores]
+    groups = least.groupby(keys, dropna=False, sort=False, as_index=False)
     mean = groups.agg(accuracy=("accuracy", "mean"), n=("n", "sum")).assign(task="average")
     columns = [c for c in scores if c != "drawn"]
     return pd.concat([scores, mean], ignore_index=True)[columns]
@@ -56,8 +56,8 @@ def mean_and_std(scores: pd.DataFrame) -> pd.DataFrame:
         std (ddof 1; missing without seeds), n_seeds. The average's std is that of the seeds'
         averages, not the mean of the tasks' deviations.
     """
-    by = [c for c in (*SETTINGS, "task") if c in scores]
-    groups = with_average(scores).groupby(by, dropna=False, sort=False)
+    keys = [c for c in (*SETTINGS, "task") if c in scores]
+    groups = with_average(scores).groupby(keys, dropna=False, sort=False)
     return groups.accuracy.agg(mean="mean", std="std", n_seeds="count").reset_index()
 
 
@@ -73,7 +73,15 @@ def average_of(
     k: int | None = None,
     draw: str = "stratified",
 ) -> float:
-    """The average over tasks of one encoder under one protocol, in percent."""
+    """The average over tasks of one encoder under one protocol, in percent.
+
+    Args:
+        summary: As from ``mean_and_std``.
+        encoder: A name of its column ``method``.
+        protocol: A protocol's name.
+        k: Shots per class; ``None`` takes the protocol's first row, whatever its k and draw.
+        draw: How the shots were drawn.
+    """
     rows = averages(summary)
     rows = rows[(rows.method == encoder) & (rows.protocol == protocol)]
     if k is not None and protocol != "current":

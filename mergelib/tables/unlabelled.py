@@ -48,10 +48,10 @@ def scores(
             rows += [cell | {"accuracy": percent(r)} for r in right]
             continue
         counts = study.share_counts(task.name)
-        found = correct_at(
+        is_right = correct_at(
             study, encoder, task.name, name, tuple(counts), draw="share", fit_on=fit_on
         )
-        for (share, drawn), right in zip(counts.items(), found, strict=True):
+        for (share, drawn), right in zip(counts.items(), is_right, strict=True):
             cell |= {"share": share, "drawn": drawn, "fit_on": fit_on}
             seeds = zip(study.profile.protocols.seeds, right, strict=True)
             rows += [cell | {"seed": seed, "accuracy": percent(r)} for seed, r in seeds]
@@ -109,6 +109,6 @@ def gains(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = averages(pd.concat(summaries, names=["panel"]).reset_index("panel"))
     name = ["panel", "method"]
     current = rows[rows.protocol == "current"].set_index(name)["mean"]
-    new = rows[(rows.protocol == "ft_classifier") & (rows.fit_on == "test")].set_index(name)
-    gain = (new["mean"] - current.reindex(new.index)).rename("gain")
-    return wide(new.assign(gain=gain).reset_index(), name, "share", "gain").round(1)
+    aligned = rows[(rows.protocol == "ft_classifier") & (rows.fit_on == "test")].set_index(name)
+    gain = (aligned["mean"] - current.reindex(aligned.index)).rename("gain")
+    return wide(aligned.assign(gain=gain).reset_index(), name, "share", "gain").round(1)

@@ -73,6 +73,6 @@ def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
         verdict=rows.verdict + rows.note.map(lambda note: f" ({note})" if note else ""),
     )
     names = {"part": "for", "interval": "95 % interval"}
-    wanted = ["profile", "claim", "says", "part", "here", "interval", "threshold", "verdict"]
-    shown = [c for c in (*wanted, "notebook") if c in table]
+    order = ["profile", "claim", "says", "part", "here", "interval", "threshold", "verdict"]
+    shown = [c for c in (*order, "notebook") if c in table]
     return table[shown].rename(columns=names)

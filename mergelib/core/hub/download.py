@@ -44,8 +44,8 @@ def fetch_file(name: str, key: str) -> Path:
     repository = registry()[name]
     if key not in repository.files:
         raise UnknownNameError(f"file of '{name}'", key, repository.files)
-    only = repository.model_copy(update={"files": {key: repository.files[key]}})
-    return fetch(only)[key]
+    single = repository.model_copy(update={"files": {key: repository.files[key]}})
+    return fetch(single)[key]
 
 
 def pin(repository: Repository) -> str:
@@ -176,41 +176,41 @@ def _files(repository: Repository, commit: str, **options: Any) -> dict[str, Any
         needed = [tuple(p for end in repository.files.values() for p in (end, f"*/{end}"))]
     else:
         needed = NEEDED.get(repository.files, [repository.files])
-    beside = BESIDE if repository.is_base_model else ()
+    extra = BESIDE if repository.is_base_model else ()
     for patterns in needed:
         try:  # the client's errors have no common base class except Exception
-            found = huggingface_hub.snapshot_download(
+            available = huggingface_hub.snapshot_download(
                 repository.id,
                 repo_type=repository.kind,
                 revision=commit,
-                allow_patterns=[*patterns, *beside],
+                allow_patterns=[*patterns, *extra],
                 ignore_patterns=["*/*"] if repository.is_base_model else [],
                 **options,
             )
         except Exception as error:
             raise translated(repository, commit, error) from error
         if options.get("dry_run"):
-            found = {file.filename: file for file in found}
+            available = {file.filename: file for file in available}
         else:
-            paths = sorted(p for p in Path(found).rglob("*") if p.is_file())
-            found = {p.relative_to(found).as_posix(): p for p in paths}
-        fitting = [[f for f in found if fnmatch(f, pattern)] for pattern in patterns]
+            paths = sorted(p for p in Path(available).rglob("*") if p.is_file())
+            available = {p.relative_to(available).as_posix(): p for p in paths}
+        fitting = [[f for f in available if fnmatch(f, pattern)] for pattern in patterns]
         if isinstance(repository.files, dict):
             # A name's two patterns, of which only one can match, and only one file.
             ends = [[*a, *b] for a, b in zip(fitting[::2], fitting[1::2], strict=True)]
             names = dict(zip(repository.files, ends, strict=True))
             if lacking := {repository.files[n]: f for n, f in names.items() if len(f) != 1}:
                 break
-            return {name: found[files[0]] for name, files in names.items()}
+            return {name: available[files[0]] for name, files in names.items()}
         lacking = {p: [] for p, files in zip(patterns, fitting, strict=True) if not files}
         if not lacking:
             chosen = {f for files in fitting for f in files}
-            chosen |= {f for f in found if "/" not in f and any(fnmatch(f, p) for p in beside)}
-            return {f: found[f] for f in sorted(chosen)}
-    wanted, files = next(iter(lacking.items()))
+            chosen |= {f for f in available if "/" not in f and any(fnmatch(f, p) for p in extra)}
+            return {f: available[f] for f in sorted(chosen)}
+    missing, files = next(iter(lacking.items()))
     has = f"{len(files)} files {first_five(files)} that end in" if files else "no file"
     raise DataError(
-        f"'{repository.name}': {repository.id} at {commit} has {has} {wanted}. "
+        f"'{repository.name}': {repository.id} at {commit} has {has} {missing}. "
         f"See {repository.card} and correct files in {REGISTRY.name}, or name another copy."
     )
 

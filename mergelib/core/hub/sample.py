@@ -49,8 +49,8 @@ def folder(repository: Repository, commit: str) -> Path:
 def kept(repository: Repository, commit: str) -> dict[str, Path]:
     """Return every piece by its name, without network; an empty dict if any is missing."""
     pieces = _read_plan(repository, commit)
-    found = _found(repository, commit)
-    return {name: found[name] for name in pieces} if pieces.keys() <= found.keys() else {}
+    files = _found(repository, commit)
+    return {name: files[name] for name in pieces} if pieces.keys() <= files.keys() else {}
 
 
 def damaged(path: Path) -> bool:
@@ -60,9 +60,9 @@ def damaged(path: Path) -> bool:
 
 def plan(repository: Repository, commit: str) -> tuple[int, int, int]:
     """Return how many pieces there are, the bytes to read for all, and for those still missing."""
-    pieces, found = _planned(repository, commit), _found(repository, commit)
+    pieces, files = _planned(repository, commit), _found(repository, commit)
     sizes = {name: piece["bytes"] for name, piece in pieces.items()}
-    return len(pieces), sum(sizes.values()), sum(n for p, n in sizes.items() if p not in found)
+    return len(pieces), sum(sizes.values()), sum(n for p, n in sizes.items() if p not in files)
 
 
 def fetch(repository: Repository, commit: str) -> dict[str, Path]:
@@ -73,8 +73,8 @@ def fetch(repository: Repository, commit: str) -> dict[str, Path]:
         StoreError: There is no space, or the folder cannot be written.
         DataError: There is no such repository, revision or file, or a table cannot be sampled.
     """
-    pieces, found = _planned(repository, commit), _found(repository, commit)
-    for path in found.values():
+    pieces, files = _planned(repository, commit), _found(repository, commit)
+    for path in files.values():
         if damaged(path):
             path.unlink()
     missing = {name: p for name, p in pieces.items() if name not in _found(repository, commit)}
@@ -83,14 +83,14 @@ def fetch(repository: Repository, commit: str) -> dict[str, Path]:
         progress(desc=f"read {repository.name}", total=len(missing)) as bar,
     ):
         for file in dict.fromkeys(piece["file"] for piece in missing.values()):
-            mine = {name: p for name, p in missing.items() if p["file"] == file}
+            in_file = {name: p for name, p in missing.items() if p["file"] == file}
             with _opened(repository, commit, file) as opened:
                 read = partial(_from_csv, repository, opened)
                 if file.endswith(".parquet"):
                     read = partial(
                         _from_parquet, repository, pq.ParquetFile(opened, pre_buffer=True)
                     )
-                for name, piece in mine.items():
+                for name, piece in in_file.items():
                     content = _as_parquet(read(piece))
                     end = f"{sha256(content).hexdigest()[:16]}.parquet"
                     paths.write_whole(folder(repository, commit) / f"{name}.{end}", content)
@@ -110,8 +110,8 @@ def _told(repository: Repository, commit: str) -> Iterator[None]:
 
 
 def _found(repository: Repository, commit: str) -> dict[str, Path]:
-    found = folder(repository, commit).glob("*-of-*.*.parquet")
-    return {path.name.split(".")[0]: path for path in sorted(found)}
+    files = folder(repository, commit).glob("*-of-*.*.parquet")
+    return {path.name.split(".")[0]: path for path in sorted(files)}
 
 
 def _read_plan(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
@@ -131,11 +131,11 @@ def _planned(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
         for i, (split, n) in enumerate(zip(("train", "test"), repository.sample, strict=True)):
             files = _files(repository, commit, split, list(sizes))
             if files[0].endswith(".parquet"):
-                drawn = _row_groups(repository, commit, split, files, n, SEED + i)
+                planned = _row_groups(repository, commit, split, files, n, SEED + i)
             else:
-                drawn = _blocks(repository, files, sizes, n, SEED + i)
-            names = (f"{split}-{j:05}-of-{len(drawn):05}" for j in range(len(drawn)))
-            pieces |= zip(names, drawn, strict=True)
+                planned = _blocks(repository, files, sizes, n, SEED + i)
+            names = (f"{split}-{j:05}-of-{len(planned):05}" for j in range(len(planned)))
+            pieces |= zip(names, planned, strict=True)
         folder(repository, commit).mkdir(parents=True, exist_ok=True)
         text = json.dumps(pieces, indent=0)
         paths.write_whole(folder(repository, commit) / "plan.json", text.encode())
@@ -145,10 +145,10 @@ def _planned(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
 def _files(repository: Repository, commit: str, split: str, listed: Sequence[str]) -> list[str]:
     """The files of one split: Parquet, or else plain CSV."""
     for patterns in NEEDED.get(repository.files, [repository.files]):
-        mine = [f for f in sorted(listed) if any(fnmatch(f, pattern) for pattern in patterns)]
-        mine = [f for f in mine if split in Path(f).name]
-        if mine and all(f.endswith((".parquet", ".csv")) for f in mine):
-            return mine
+        matching = [f for f in sorted(listed) if any(fnmatch(f, pattern) for pattern in patterns)]
+        matching = [f for f in matching if split in Path(f).name]
+        if matching and all(f.endswith((".parquet", ".csv")) for f in matching):
+            return matching
     raise DataError(
         f"'{repository.name}': {repository.id} at {commit} has no file of {split} "
         "in Parquet or uncompressed CSV, the formats of which parts can be read. "
@@ -170,8 +170,8 @@ def _opened(repository: Repository, commit: str, file: str) -> Iterator[Any]:
 
 def _columns(repository: Repository, schema: Any) -> list[str]:
     table = repository.table
-    wanted = (table.label, *table.text) if table else COLUMNS
-    return [name for name in schema.names if name in wanted]
+    names = (table.label, *table.text) if table else COLUMNS
+    return [name for name in schema.names if name in names]
 
 
 def _row_groups(
@@ -184,19 +184,19 @@ def _row_groups(
     for name in files:
         with _opened(repository, commit, name) as opened:
             file = pq.ParquetFile(opened)
-            wanted = set(_columns(repository, file.schema_arrow))
+            names = set(_columns(repository, file.schema_arrow))
             for g in range(file.num_row_groups):
-                about = file.metadata.row_group(g)
-                columns = [about.column(c) for c in range(about.num_columns)]
-                mine = {
-                    c.path_in_schema: c for c in columns if c.path_in_schema.split(".")[0] in wanted
+                group = file.metadata.row_group(g)
+                columns = [group.column(c) for c in range(group.num_columns)]
+                part = {
+                    c.path_in_schema: c for c in columns if c.path_in_schema.split(".")[0] in names
                 }
-                label = mine.get(repository.table.label if repository.table else "label")
-                known = label and label.is_stats_set and label.statistics.has_min_max
-                classes.append((label.statistics.min, label.statistics.max) if known else None)
-                sizes.append(about.num_rows)
-                read = sum(c.total_compressed_size for c in mine.values())
-                groups.append({"file": name, "place": g, "bytes": read})
+                label = part.get(repository.table.label if repository.table else "label")
+                has_range = label and label.is_stats_set and label.statistics.has_min_max
+                classes.append((label.statistics.min, label.statistics.max) if has_range else None)
+                sizes.append(group.num_rows)
+                n_bytes = sum(c.total_compressed_size for c in part.values())
+                groups.append({"file": name, "place": g, "bytes": n_bytes})
     rows = (repository.table and repository.table.rows) or {}
     if sum(sizes) != rows.get(split, sum(sizes)) or not sum(sizes):
         raise DataError(
@@ -206,9 +206,9 @@ def _row_groups(
     chosen = places(sizes, classes, n, seed)
     total = sum(sizes[g] for g in chosen)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    drawn = torch.zeros(total, dtype=torch.bool).index_fill_(0, order[:n], True)
-    pieces = zip(chosen, drawn.split([sizes[g] for g in chosen]), strict=True)
-    return [groups[g] | {"rows": mine.nonzero()[:, 0].tolist()} for g, mine in pieces if mine.any()]
+    is_drawn = torch.zeros(total, dtype=torch.bool).index_fill_(0, order[:n], True)
+    pieces = zip(chosen, is_drawn.split([sizes[g] for g in chosen]), strict=True)
+    return [groups[g] | {"rows": part.nonzero()[:, 0].tolist()} for g, part in pieces if part.any()]
 
 
 def places(
@@ -226,15 +226,15 @@ def places(
     shift = torch.rand(1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ends, count = torch.tensor(sizes).cumsum(0), PLACES
     while True:
-        at = ((torch.arange(count) + shift) * (ends[-1] / count)).long()
-        chosen = set(torch.searchsorted(ends, at, right=True).tolist())
+        positions = ((torch.arange(count) + shift) * (ends[-1] / count)).long()
+        chosen = set(torch.searchsorted(ends, positions, right=True).tolist())
         if sum(sizes[g] for g in chosen) >= min(n, int(ends[-1])):
             break
         count *= 2
-    told = {g: range(low, high + 1) for g, (low, high) in _known(classes)}
-    for label in sorted({c for labels in told.values() for c in labels}):
-        if not any(label in told.get(g, ()) for g in chosen):
-            chosen.add(next(g for g, labels in told.items() if label in labels))
+    ranges = {g: range(low, high + 1) for g, (low, high) in _known(classes)}
+    for label in sorted({c for labels in ranges.values() for c in labels}):
+        if not any(label in ranges.get(g, ()) for g in chosen):
+            chosen.add(next(g for g, labels in ranges.items() if label in labels))
     return sorted(chosen)
 
 
@@ -264,12 +264,12 @@ def _blocks(
             f"'{repository.name}': a split lies in {len(files)} CSV files ({files[0]}, ...), and a "
             "sample is read from one. Use a local folder, or set tasks.source to hub."
         )
-    whole, rows = sizes[files[0]], -(-n // PLACES)
+    size, rows = sizes[files[0]], -(-n // PLACES)
     block = max(BLOCK, rows * LONG_ROW)
-    count = PLACES if whole > PLACES * block else 1
-    block, rows = (block, rows) if count > 1 else (whole, n)
+    count = PLACES if size > PLACES * block else 1
+    block, rows = (block, rows) if count > 1 else (size, n)
     return [
-        {"file": files[0], "place": i * whole // count, "bytes": block, "rows": [rows, seed + i]}
+        {"file": files[0], "place": i * size // count, "bytes": block, "rows": [rows, seed + i]}
         for i in range(count)
     ]
 
@@ -300,12 +300,12 @@ def _from_csv(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
             f"'{repository.name}': {repository.id}: {file.path} cannot be read from byte {start} "
             f"on: no whole row was found there. See {repository.card}, or use a local folder."
         )
-    wanted, seed = piece["rows"]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:wanted]
-    drawn = [rows[i] for i in order.sort().values.tolist()]
+    n_rows, seed = piece["rows"]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_rows]
+    sampled = [rows[i] for i in order.sort().values.tolist()]
     return pa.table(
         {
-            name: [int(r[i]) if name == table.label else r[i] for r in drawn]
+            name: [int(r[i]) if name == table.label else r[i] for r in sampled]
             for i, name in enumerate(header)
             if name in columns
         }
