@@ -101,7 +101,7 @@ def unlabelled(study: Study, task: str, k: int, seed: int = 0) -> list[str]:
 
 
 def before_after(
-    study: Study, merged: Merged, aligned: Merged, experts: Mapping[str, Path], k: int
+    study: Study, merged: Merged, aligned: Merged, experts: Mapping[str, Path]
 ) -> pd.DataFrame:
     """Test accuracy (percent) of expert, merged encoder with the old head, and with the re-aligned
     one: tidy rows."""

@@ -392,14 +392,14 @@ def test_resampling_inputs_equals_repeating_them(kind):
 
 
 def test_channels_without_variance_in_the_expert_are_left_out():
-    expert = Statistics(
-        {"a": torch.zeros(3).double()}, {"a": torch.tensor([2.0, 0.0, 1.0]).double()}
-    )
-    merged = Statistics(
-        {"a": torch.zeros(3).double()}, {"a": torch.tensor([1.0, 5.0, 1.0]).double()}
-    )
-    assert variance_ratio(merged, expert) == {"a": pytest.approx((0.25 + 1) / 2)}
-    dead = Statistics(expert.mean, {"a": torch.zeros(3).double()})
+    """Or with next to none, as units that LayerNorm switches off in released encoders."""
+    zero = {"a": torch.zeros(5).double()}
+    expert = Statistics(zero, {"a": torch.tensor([2.0, 0.0, 1.0, 1.0, 0.02]).double()})
+    merged = Statistics(zero, {"a": torch.tensor([1.0, 5.0, 1.0, 1.0, 9.0]).double()})
+    assert variance_ratio(merged, expert) == {"a": pytest.approx((0.25 + 1 + 1) / 3)}
+    heard = Statistics(zero, {"a": torch.tensor([2.0, 0.0, 1.0, 1.0, 0.04]).double()})
+    assert variance_ratio(merged, heard)["a"] > 1e4
+    dead = Statistics(zero, zero)
     with pytest.raises(DataError, match="a, so there is no variance"):
         variance_ratio(merged, dead)
 
