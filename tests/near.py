@@ -18,3 +18,12 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, in units of the largest entry of ``wanted``."""
     found, wanted = found.detach(), wanted.detach()
     return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def assert_states_close(a, b, atol=1e-5):
+    """Two states with the same names, shapes and dtypes, and numbers that near."""
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(
+            a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )

@@ -124,9 +124,7 @@ def dots(
     if joined:
         ends = rows.groupby([y, hue]).accuracy.mean().groupby(y).agg(["min", "max"])
         ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
-    how = (
-        {"markersize": 6, "dodge": False, "linestyle": "none"} | WHISKERS | EDGE | dict(looks) | how
-    )
+    how = {"markersize": 6, "linestyle": "none"} | WHISKERS | EDGE | dict(looks) | how
     sns.pointplot(rows, x="accuracy", y=y, hue=hue, order=order, ax=ax, **how)
     ax.set(xlabel="", ylabel="", xlim=(0, 100))
     ax.grid(axis="y", visible=False)
@@ -153,8 +151,9 @@ def curves(
 ) -> None:
     """A line per ``by`` against a log ``x``, with a band of one standard deviation over the rows;
     a horizontal one for what does not depend on ``x``. Marks of one ``x`` lie side by side."""
-    sloped = [name for name, part in rows.groupby(by, sort=False) if part[x].notna().any()]
-    for name, part in rows.groupby(by, sort=False):
+    parts = dict(iter(rows.groupby(by, sort=False)))
+    sloped = [name for name, part in parts.items() if part[x].notna().any()]
+    for name, part in parts.items():
         look = {"label": label(name), **style(name)}
         if name not in sloped:
             ax.axhline(part.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})

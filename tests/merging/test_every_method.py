@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import assert_states_close
 from test_every_method_data import as_list
 
 from mergelib.core.errors import ConfigError
@@ -60,14 +61,6 @@ def make_states(seed, n_experts=3):
 
 def only_floats(*states):
     return [{n: s[n] for n in FLOATS} for s in states]
-
-
-def assert_states_close(a, b, atol=1e-5):
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(
-            a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
-        )
 
 
 def on_two_tensors(taus):

@@ -52,6 +52,7 @@ from fusion_bench.method.ties_merging.ties_merging_utils import (
 from fusion_bench.method.wudi.wudi import wudi_merging
 from mergekit import sparsify
 from mergekit.merge_methods import merge_state_dicts
+from near import assert_states_close
 from omegaconf import OmegaConf
 
 from mergelib.core.types import Head
@@ -139,14 +140,6 @@ def one_by_one(name, base, experts, **options):
     return {n: merge(name, {n: base[n]}, [{n: e[n]} for e in experts], **options)[n] for n in base}
 
 
-def close(a, b, atol=1e-5):
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(
-            a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
-        )
-
-
 def detached(model):
     return {n: t.detach() for n, t in model.state_dict().items()}
 
@@ -164,8 +157,8 @@ def furthest(a, b):
 def test_average(seed, n_experts):
     base, experts = make_states(seed, n_experts)
     ours = merge("weight_averaging", base, experts)
-    close(ours, simple_average(experts))
-    close(ours, merge_state_dicts(experts, "linear", parameters={"weight": 1.0}))
+    assert_states_close(ours, simple_average(experts))
+    assert_states_close(ours, merge_state_dicts(experts, "linear", parameters={"weight": 1.0}))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -173,9 +166,13 @@ def test_average(seed, n_experts):
 def test_task_arithmetic(seed, lam):
     base, experts = make_states(seed)
     ours = merge("task_arithmetic", base, experts, lam=lam)
-    close(ours, detached(task_arithmetic_merge(buffers(base), [buffers(e) for e in experts], lam)))
-    close(ours, detached(TaskArithmeticAlgorithm(scaling_factor=lam).run(pool(base, experts))))
-    close(ours, mergekit("task_arithmetic", base, experts, **{"lambda": lam}))
+    assert_states_close(
+        ours, detached(task_arithmetic_merge(buffers(base), [buffers(e) for e in experts], lam))
+    )
+    assert_states_close(
+        ours, detached(TaskArithmeticAlgorithm(scaling_factor=lam).run(pool(base, experts)))
+    )
+    assert_states_close(ours, mergekit("task_arithmetic", base, experts, **{"lambda": lam}))
 
 
 # ---- Ties (A3) -----------------------------------------------------------------------------------
@@ -227,7 +224,9 @@ def test_ties_of_mergekit_is_ours_tensor_by_tensor(seed, combine):
     theirs = mergekit(
         "ties", base, experts, density=0.4, normalize=combine == "mean", **{"lambda": 0.7}
     )
-    close(one_by_one("ties", base, experts, lam=0.7, keep=0.4, combine=combine), theirs)
+    assert_states_close(
+        one_by_one("ties", base, experts, lam=0.7, keep=0.4, combine=combine), theirs
+    )
     # Deviation: ours ranks the whole encoder at once.
     assert furthest(merge("ties", base, experts, lam=0.7, keep=0.4, combine=combine), theirs) > 0.1
 
@@ -258,7 +257,7 @@ def test_dare_with_a_shared_mask(seed, drop):
         ),
     ]:
         torch.manual_seed(seed)
-        close(ours, detached(theirs.run(pool(base, experts))))
+        assert_states_close(ours, detached(theirs.run(pool(base, experts))))
 
 
 def shared_bernoulli(monkeypatch, seed):
@@ -286,7 +285,7 @@ def test_magmax(seed):
         make_states(seed),
         whole_states(seed),
     ):  # of equal magnitudes both take the later
-        close(
+        assert_states_close(
             merge("magmax", base, experts, lam=0.5),
             detached(magmax_merge(module(base), [module(e) for e in experts], 0.5)),
         )
@@ -317,7 +316,7 @@ def test_tall_masks_and_consensus(monkeypatch, seed, lam):
     )
     for agree in range(5):
         kept = fb_tall.construct_consensus_mask(base, agree, None)
-        close(
+        assert_states_close(
             merge("consensus", base, experts, lam=0.3, threshold=lam, agree=agree),
             {"w": base["w"] + 0.3 * kept * total},
             atol=1e-6,
@@ -330,7 +329,9 @@ def test_emr_merging(seed, n_experts):
     base, experts = make_states(seed, n_experts)
     unified, masks, rescale = emr_merge(vectors(base, experts))
     for t, merged in enumerate(merge("emr_merging", base, experts)):
-        close(merged, {n: base[n] + rescale[t] * masks[n][t] * unified[n] for n in base})
+        assert_states_close(
+            merged, {n: base[n] + rescale[t] * masks[n][t] * unified[n] for n in base}
+        )
 
 
 # ---- singular values (A15, A16, A17) -------------------------------------------------------------
@@ -345,7 +346,7 @@ def test_tsv_merge(seed, n_experts, excluded):
     theirs = compute_and_sum_svd_mem_reduction(
         vectors(base, experts), exclude_keys=list(excluded), accelerator="cpu"
     )
-    close(
+    assert_states_close(
         merge("tsv_merge", base, experts, lam=0.8, exclude=excluded),
         {n: base[n] + 0.8 * theirs[n] for n in base},
     )
@@ -358,7 +359,7 @@ def test_isotropic_merging(seed, n_experts, excluded):
     base, experts = make_states(seed, n_experts)
     taus = vectors(base, experts)
     theirs = iso_c(taus, accelerator="cpu", exclude_keys=list(excluded))
-    close(
+    assert_states_close(
         merge("iso_c", base, experts, lam=1.5, exclude=excluded),
         {n: base[n] + 1.5 * theirs[n] for n in base},
         atol=5e-5,  # singular vectors of close values turn with rounding: 2.7e-5 seen
@@ -367,7 +368,7 @@ def test_isotropic_merging(seed, n_experts, excluded):
         theirs = iso_cts(
             taus, common_space_fraction=common, accelerator="cpu", exclude_keys=list(excluded)
         )
-        close(
+        assert_states_close(
             merge("iso_cts", base, experts, lam=1.5, common=common, exclude=excluded),
             {n: base[n] + 1.5 * theirs[n] for n in base},
             atol=5e-5,
@@ -382,7 +383,7 @@ def test_wudi(seed):
     base, experts = make_states(seed)
     theirs = wudi_merging(vectors(base, experts), accelerator="cpu", exclude_keys=["c_wide"])
     ours = merge("wudi", base, experts, exclude=("c_wide",))
-    close(ours, {n: base[n] + theirs[n].detach() for n in base}, atol=2e-5)
+    assert_states_close(ours, {n: base[n] + theirs[n].detach() for n in base}, atol=2e-5)
     assert furthest(ours, merge("task_arithmetic", base, experts, lam=1.0)) > 1e-3
 
 
@@ -390,7 +391,7 @@ def test_wudi(seed):
 def test_karcher(seed):
     for likeness in (0.0, 5.0):
         base, experts = make_states(seed, likeness=likeness)
-        close(
+        assert_states_close(
             merge("karcher", base, experts),
             merge_state_dicts(experts, "karcher"),
             atol=1e-4,  # theirs takes the arccosine of numbers near 1
@@ -453,7 +454,7 @@ def test_breadcrumbs_of_vectors(seed, keep, drop_top):
         }
         for t in range(4)
     ]
-    close(
+    assert_states_close(
         merge("model_breadcrumbs", base, experts, lam=0.3, keep=keep, drop_top=drop_top),
         mergekit("breadcrumbs", base, experts, density=keep, gamma=drop_top, **{"lambda": 0.3}),
     )
@@ -477,7 +478,7 @@ def test_della_without_dropping_is_the_elected_mean(seed):
         make_states(seed),
         whole_states(seed),
     ):  # exact cancellations count as positive in both
-        close(
+        assert_states_close(
             merge("della", base, experts, lam=1.1, drop=0.0, window=0.0),
             mergekit("della", base, experts, density=1.0, **{"lambda": 1.1}),
         )
@@ -572,7 +573,9 @@ def test_fisher_merging_of_the_same_fishers(seed):
         normalize_fisher_weight=False,
         minimal_fisher_weight=1e-6,
     )
-    close(merge("fisher_merging", base, experts, context, n_examples=12, floor=1e-6), theirs)
+    assert_states_close(
+        merge("fisher_merging", base, experts, context, n_examples=12, floor=1e-6), theirs
+    )
     torch.testing.assert_close(
         fb_fisher.get_models_fisher_norm(stacked(experts), fishers), torch.stack(norms)
     )
@@ -586,7 +589,7 @@ def test_regmean(seed, off_diagonal):
     base, experts, context = make_task(seed, n_inputs=16, more=24)
     models, trainers = as_trainers(experts, context, 8)
     theirs = regmean_merging(models, trainers, [], [40, 40], reduce_non_diagonal_ratio=off_diagonal)
-    close(
+    assert_states_close(
         merge("regmean", base, experts, context, off_diagonal=off_diagonal, n_examples=40),
         unprefixed(theirs),
         atol=1e-4,
@@ -650,7 +653,7 @@ def test_adamerging(seed, name, theirs):
         models[model_name].load_state_dict(state)
     theirs = detached(algorithm.run(fusion_bench.BaseModelPool(models)))
     ours = merge(name, base, experts, context, steps=15, lr=1e-2, prior=0.3)
-    close(ours, theirs, atol=1e-4)
+    assert_states_close(ours, theirs, atol=1e-4)
     assert furthest(ours, merge("task_arithmetic", base, experts, lam=0.3)) > 1e-2  # it moved
 
 
@@ -666,4 +669,6 @@ def test_the_task_vectors_of_adamerging_pp(seed):
     for ours, row in zip(ties_vectors(base, experts, one_more(base, 0.2)), theirs, strict=True):
         torch.testing.assert_close(flatten(ours, names), row, atol=1e-6, rtol=0)
     state = combine(base, vectors(base, experts), torch.full((3, 1), 0.3))
-    close({n: state[n] for n in base}, merge("task_arithmetic", base, experts, lam=0.3))
+    assert_states_close(
+        {n: state[n] for n in base}, merge("task_arithmetic", base, experts, lam=0.3)
+    )
