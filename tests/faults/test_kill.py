@@ -34,9 +34,12 @@ SHORT = {
 }
 KEY = {"version": 1}
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes"
-)
+pytestmark = [
+    pytest.mark.forks,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes"
+    ),
+]
 
 
 def start_short(place):
