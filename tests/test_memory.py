@@ -1,5 +1,5 @@
-"""A device whose memory is too small: batches go through in halves or pieces to the same result, or
-an error names the remedy."""
+"""A device whose memory is too small: features go through in halves, training in the pieces that
+its settings name, both to the same result; or an error names the remedy."""
 
 from __future__ import annotations
 
@@ -137,10 +137,10 @@ def collate(rows):
     }
 
 
-def trained(encoder, tmp_path, batch_size=10, mean_over_rows=True):
+def trained(encoder, tmp_path, pieces=1):
     """(weights, info) of fine-tuning with two heads. 23 rows: every third batch has 3 rows."""
     model = EncoderWithHeads(encoder, 6, [3, 3])
-    config = TrainConfig(steps=7, batch_size=batch_size, lr=0.02, threads=1, seed=3)
+    config = TrainConfig(steps=7, batch_size=10, lr=0.02, threads=1, seed=3, pieces=pieces)
     info = train(
         model,
         LABELLED,
@@ -150,63 +150,28 @@ def trained(encoder, tmp_path, batch_size=10, mean_over_rows=True):
         scratch=tmp_path,
         desc="toy",
         optional_parts=True,
-        mean_over_rows=mean_over_rows,
     )
     return torch.cat([p.detach().flatten() for p in model.parameters()]), info
 
 
-@pytest.mark.parametrize("error", MESSAGES.values(), ids=MESSAGES)
-def test_training_goes_on_in_pieces_to_the_same_weights(tmp_path, error):
-    wanted, undisturbed = trained(Small(99), tmp_path)
+def test_training_in_pieces_leads_to_the_same_weights(tmp_path):
     start = torch.cat(
         [p.detach().flatten() for p in EncoderWithHeads(Small(99), 6, [3, 3]).parameters()]
     )
-    with pytest.warns(
-        UserWarning, match="toy: out of memory on cpu with a batch of 10 rows"
-    ) as said:
-        found, info = trained(encoder := Small(3, error), tmp_path)
-    assert [str(w.message).split("split into ")[1][:8] for w in said] == ["2 pieces", "4 pieces"]
-    assert (
-        encoder.seen[:6] == [10, 5, 3, 3, 2, 2]
-        and sum(encoder.seen[2:]) == 10 + 10 + 3 + 10 + 10 + 3 + 10
-    )
+    wanted, undisturbed = trained(Small(99), tmp_path)
+    found, info = trained(encoder := Small(3), tmp_path, pieces=4)
+    assert encoder.seen[:4] == [3, 3, 2, 2] and sum(encoder.seen) == 10 + 10 + 3 + 10 + 10 + 3 + 10
     assert (found - wanted).abs().max() < 1e-5 < (wanted - start).abs().max()
-    assert info.pop("pieces") == 4 and "pieces" not in undisturbed
     assert info == pytest.approx(undisturbed, abs=2e-4), "the logged loss is not the whole batch's"
 
 
-def test_what_one_failed_piece_had_added_is_forgotten(tmp_path):
-    """The second half of the first batch fails, after the first half's gradients are there."""
-
-    class Later(Small):
-        def forward(self, ids, mask):
-            self.room = 5 if len(self.seen) < 2 else 4  # 10 fail, 5 go, 5 fail
-            return super().forward(ids, mask)
-
-    wanted, _ = trained(Small(99), tmp_path)
-    with pytest.warns(UserWarning):
-        found, info = trained(encoder := Later(0), tmp_path)
-    assert encoder.seen[:3] == [10, 5, 5] and info["pieces"] == 4
-    assert (found - wanted).abs().max() < 1e-5
-
-
-def test_a_loss_that_is_no_mean_over_rows_is_not_cut(tmp_path):
-    with pytest.raises(
-        DeviceMemoryError, match=r"toy: 10 of a batch's 10 rows do not fit .* Lower batch_size"
-    ):
-        trained(encoder := Small(3), tmp_path, mean_over_rows=False)
-    assert encoder.seen == [10]
-
-
-def test_one_row_alone_that_does_not_fit_ends_training(tmp_path):
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(
-            DeviceMemoryError,
-            match=r"1 of a batch's 4 rows do not fit .* another device",
-        ),
-    ):
-        trained(Small(0), tmp_path, batch_size=4)
+@pytest.mark.parametrize("error", MESSAGES.values(), ids=MESSAGES)
+def test_a_piece_that_does_not_fit_ends_training_and_names_the_setting(tmp_path, error):
+    for pieces, rows in ((1, 10), (3, 4)):
+        with pytest.raises(
+            DeviceMemoryError, match=rf"toy: {rows} rows do not fit .* Raise fine_tuning\.pieces"
+        ):
+            trained(Small(3, error), tmp_path, pieces=pieces)
 
 
 def test_another_error_in_training_passes_through(tmp_path):

@@ -364,6 +364,14 @@ def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
             assert key_of(fresh, step, call) != before, step
 
 
+def test_pieces_of_a_batch_are_part_of_an_experts_key(study, make_study):
+    def key(pieces):
+        other = make_study(study.store.root, overrides={"fine_tuning.pieces": pieces})
+        return key_of(other, "fine_tune", lambda s: experts.trained(s, "ag"))
+
+    assert key(1) == key_of(study, "fine_tune", lambda s: experts.trained(s, "ag")) != key(2)
+
+
 # ---- a method of one's own -----------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ def test_scores_have_a_row_per_share_and_seed_and_agree_with_predictions(study):
     )
     with pytest.raises(ConfigError, match="unlabelled"):
         study.scores(["ties"], ["knn"], draw="share")
-    with pytest.raises(MissingShotsError, match="7"):
+    with pytest.raises(MissingShotsError, match=r"share in percent \(protocols\.shares\) '7'"):
         study.correct("ties", "ag", "knn", k=7, draw="share")
 
 

@@ -58,10 +58,12 @@ class UnknownNameError(MergelibError, ValueError):
 
 
 class MissingShotsError(UnknownNameError):
-    """A number of shots that the profile's ``protocols.ks`` lacks."""
+    """A number of shots that the profile's ``protocols.ks`` lacks, or a share of the test set that
+    its ``protocols.shares`` lack."""
 
-    def __init__(self, k: object, ks: Iterable[int]):
-        super().__init__("number of shots (protocols.ks)", k, map(str, ks))
+    def __init__(self, k: object, known: Iterable[float], *, share: bool = False):
+        names = ("share in percent", "shares") if share else ("number of shots", "ks")
+        super().__init__("{} (protocols.{})".format(*names), k, map(str, known))
 
 
 class ConfigError(MergelibError, ValueError):

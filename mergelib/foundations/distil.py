@@ -87,5 +87,5 @@ def distil(
         return {"batch": encoder.collate(documents), "target": torch.stack(targets)}
 
     model = Distillation(module, encoder.width, vectors.shape[1]).train()
-    info = train(model, rows, collate, config, mean_over_rows=True, **options)
+    info = train(model, rows, collate, config, **options)
     return encoder_state(model.student), info

@@ -111,6 +111,11 @@ class TrainSettings(_Section):
     save_every: int = Field(0, ge=0)
 
 
+class FineTuneSettings(TrainSettings):
+    # A batch too large for memory goes through in so many pieces, whose gradients are added.
+    pieces: int = _quiet(1, gt=0)
+
+
 class PretrainSettings(TrainSettings):
     documents: int | None = Field(
         None, gt=0
@@ -282,7 +287,7 @@ class Profile(_Section):
     compared_with: str = _quiet("")
     tasks: TaskSettings
     encoder: EncoderSettings
-    fine_tuning: TrainSettings
+    fine_tuning: FineTuneSettings
     merging: MergingSettings = MergingSettings()
     every_method: EveryMethodSettings | None = _quiet(None)
     non_local: NonLocalSettings | None = _quiet(None)
@@ -356,6 +361,7 @@ class Profile(_Section):
             self.threads,
             settings.save_every,
             self.seed if seed is None else seed,
+            settings.pieces if isinstance(settings, FineTuneSettings) else 1,
         )
 
 

@@ -30,11 +30,13 @@ def training_key(study: Study, step: str, settings: Any) -> dict[str, Any]:
     """What the key of a training with ``settings`` holds in addition to model and data: training is
     the one place where device, threads and library decide the bytes."""
     config = study.profile.train_config(settings, study.device)
+    # whole batches leave no trace: keys are older than this setting
+    numbers = {n: v for n, v in config.__dict__.items() if (n, v) != ("pieces", 1)}
     return {
         "version": STEP_VERSIONS[step],
         "torch": torch.__version__,
         "device": study.device.type,
-        "train": {**config.__dict__, "save_every": None},
+        "train": {**numbers, "save_every": None},
     }
 
 

@@ -295,7 +295,7 @@ def correct(
     if not get_protocol(protocol).few_shot or draw == "all":
         ks = (k,)
     elif k not in ks:
-        raise MissingShotsError(k, ks)
+        raise MissingShotsError(k, ks, share=draw == "share")
     elif fit_on == "test" and draw != "share":
         ks = (k,)  # a test split may be too small for the largest k
     return correct_at(study, encoder, task, protocol, ks, draw=draw, fit_on=fit_on)[ks.index(k)]

@@ -10,7 +10,8 @@ from typing import Any
 class TrainConfig:
     """Optimisation of one training run. ``precision`` is "float32" or "bf16" (autocast); AdamW
     without weight decay, linear decay after a warm-up over ``warmup`` (fraction of steps).
-    ``save_every`` steps a checkpoint is written."""
+    ``save_every`` steps a checkpoint is written. A batch's gradients are added over ``pieces`` of
+    it, one after another, for which its loss must be a mean over rows."""
 
     steps: int
     batch_size: int
@@ -20,6 +21,7 @@ class TrainConfig:
     threads: int = 2
     save_every: int = 0
     seed: int = 0
+    pieces: int = 1
 
 
 def resolve_precision(precision: str, device: Any) -> str:

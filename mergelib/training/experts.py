@@ -119,7 +119,6 @@ def fine_tune(
             scratch=scratch,
             desc=desc,
             optional_parts=len(tasks) > 1,
-            mean_over_rows=True,
         )
     state = encoder_state(model.encoder)
     names = not_finite(state)

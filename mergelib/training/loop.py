@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..core import distributed
-from ..core.errors import ConfigError, DeviceMemoryError, StoreError, warn
-from ..core.memory import free_device_memory, out_of_memory, within_memory
+from ..core.errors import ConfigError, StoreError, warn
+from ..core.memory import within_memory
 from ..core.progress import progress
 from ..core.store import REMEDY
 from .config import TrainConfig
@@ -77,53 +77,20 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.lr * ((config.steps - step) / (config.steps - warmup))
 
 
-def backward(model: nn.Module, batch: dict[str, Any], pieces: int, precision: str) -> Tensor:
-    """Add the gradients of a batch's mean loss, computed in ``pieces``; returns the loss."""
+def backward(model: nn.Module, batch: dict[str, Any], config: TrainConfig) -> Tensor:
+    """Add the gradients of a batch's mean loss, piece by piece; returns the loss."""
     first = tree_leaves(batch)[0]
     total = torch.zeros((), device=first.device)
-    for part in torch.arange(len(first)).tensor_split(min(pieces, len(first))):
+    for part in torch.arange(len(first)).tensor_split(min(config.pieces, len(first))):
         inputs = batch
-        if pieces > 1:
+        if config.pieces > 1:
             inputs = tree_map(lambda t, part=part: t[part[0] : part[-1] + 1], batch)
-        with torch.autocast(first.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(first.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = model(**inputs)["loss"]
         loss = loss.float() * (len(part) / len(first))
         loss.backward()
         total += loss.detach()
     return total
-
-
-def backward_in_memory(
-    model: nn.Module,
-    batch: dict[str, Any],
-    pieces: int,
-    precision: str,
-    can_be_cut: bool,
-    desc: str,
-) -> tuple[Tensor, int]:
-    """``backward``, in more pieces if memory is short: the loss, and the number of pieces that
-    worked. Raises ``DeviceMemoryError`` if the batch cannot be cut further."""
-    first = tree_leaves(batch)[0]
-    rows, device = len(first), first.device
-    while True:
-        try:
-            return backward(model, batch, pieces, precision), pieces
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if not can_be_cut or pieces >= rows:
-                raise DeviceMemoryError(
-                    f"{desc}: {math.ceil(rows / pieces)} of a batch's {rows} rows do not fit into "
-                    f"the memory of {device} at once. Lower batch_size in the profile's section "
-                    "for it, free memory, or use another device or more processes."
-                ) from error
-        pieces = min(2 * pieces, rows)
-        model.zero_grad()  # gradients from the failed attempt
-        free_device_memory()
-        warn(
-            f"{desc}: out of memory on {device} with a batch of {rows} rows; from now on it is "
-            f"split into {pieces} pieces, whose gradients are added."
-        )
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -182,16 +149,11 @@ def train(
     scratch: Path,
     desc: str,
     optional_parts: bool = False,
-    mean_over_rows: bool = False,
 ) -> dict[str, Any]:
     """Train ``model`` in place.
 
     With ``save_every``, checkpoints go to ``scratch`` and an interrupted run resumes from the
     newest intact one.
-
-    If the device runs out of memory and the loss is a mean over rows, a batch is split into halves,
-    quarters and so on, whose gradients are added, with a warning; the returned ``pieces`` records
-    it. The result is that of whole batches up to rounding and dropout.
 
     Under torchrun every process calls this and takes its share of each batch of
     ``config.batch_size`` rows; gradients are averaged, and all end with equal weights. These are
@@ -208,17 +170,14 @@ def train(
         scratch: Folder for checkpoints; under torchrun the same for all processes.
         desc: The progress line's text.
         optional_parts: Whether some rows do not use some of the model's parameters.
-        mean_over_rows: Whether the loss is a mean over the batch's rows, along which every tensor
-            of the batch can be cut.
 
     Returns:
-        ``steps``, ``last_loss`` (a mean over a tenth of the steps) and, where batches were split,
-        ``pieces``.
+        ``steps`` and ``last_loss`` (a mean over a tenth of the steps).
 
     Raises:
         StoreError: Checkpoints cannot be written.
-        DeviceMemoryError: Memory is short and a batch cannot be split, or one row is too much;
-            names the remedy.
+        DeviceMemoryError: A piece of a batch, or the optimizer's state, does not fit; names the
+            remedy.
         ConfigError: A batch that cannot be shared evenly, or a device that does not support it.
     """
     rank, together = distributed.rank(), distributed.world_size() > 1
@@ -232,7 +191,7 @@ def train(
         distributed.wait_for_all()  # from here on each process has its own GPU
         device = torch.device(device.type)
     generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
-    losses, pieces, start = torch.zeros(config.steps), 1, 0
+    losses, start = torch.zeros(config.steps), 0
     # the GPU whose random state ``generators`` read
     gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with (
@@ -261,14 +220,18 @@ def train(
             parallel = nn.parallel.DistributedDataParallel(
                 model, find_unused_parameters=optional_parts
             )
+        no_room = (
+            f"{desc}: {math.ceil(config.batch_size / config.pieces)} rows do not fit into the "
+            f"memory of {device} at once. Raise fine_tuning.pieces, lower batch_size in the "
+            "profile's section for it, free memory, or use another device or more processes."
+        )
         model.zero_grad()
         batches = shuffled_batches(len(dataset), config, start)
         for step in range(start, config.steps):
             batch = collate([dataset[i] for i in next(batches)])
             batch = tree_map(lambda t: t.to(device), batch)
-            losses[step], pieces = backward_in_memory(
-                parallel, batch, pieces, config.precision, mean_over_rows and not together, desc
-            )
+            with within_memory(no_room):
+                losses[step] = backward(parallel, batch, config)
             nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
             optimizer.param_groups[0]["lr"] = learning_rate(step, config)
             optimizer.step()
@@ -287,8 +250,4 @@ def train(
     window = max(1, config.steps // 10)
     end = config.steps - config.steps % window
     means = distributed.from_all(float(sum(losses[end - window : end])) / window)
-    return {
-        "steps": config.steps,
-        "last_loss": round(sum(means) / len(means), 4),
-        **({"pieces": pieces} if pieces > 1 else {}),
-    }
+    return {"steps": config.steps, "last_loss": round(sum(means) / len(means), 4)}
