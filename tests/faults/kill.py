@@ -18,11 +18,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +231,8 @@ def forked(work: Callable[[], None], log: Path) -> int:
         # hypothesis leaves one in a session of tests, and a KeyboardInterrupt inside it is
         # swallowed
         gc.callbacks.clear()
+        # tqdm's own lock is shared with forked children, and one that is killed never gives it back
+        tqdm.set_lock(threading.RLock())
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         quiet = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -11,6 +11,7 @@ import torch
 
 from mergelib.core import paths, store
 from mergelib.core.errors import ConfigError
+from mergelib.core.progress import progress
 from mergelib.core.store import META, Artifact, Store
 from mergelib.models.folders import whole_folder
 
@@ -34,12 +35,9 @@ SHORT = {
 }
 KEY = {"version": 1}
 
-pytestmark = [
-    pytest.mark.forks,
-    pytest.mark.skipif(
-        sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="forks, and looks at Linux's clocks of processes"
+)
 
 
 def start_short(place):
@@ -87,6 +85,20 @@ def test_two_programs_at_once_on_one_store_share_the_work(tmp_path):
         tensors(place / "store") == reference.tensors and csvs(place / "output") == reference.csvs
     )
     assert temporary(place) == []
+
+
+def test_a_child_that_is_killed_while_it_writes_progress_holds_up_no_other(tmp_path):
+    def write():
+        with progress(desc="writes", total=1) as bar:
+            bar.update()
+
+    def killed():
+        progress(desc="killed").get_lock().acquire()
+        kill()
+
+    write()  # from now on this process has tqdm's lock
+    endings = [finish(forked(work, tmp_path / "said.log")) for work in (killed, write)]
+    assert endings == [-signal.SIGKILL, 0]
 
 
 # ---- every line of the store ---------------------------------------------------------------------
