@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError, UnknownNameError
+from ..core.progress import progress
 from ..core.types import Head
 from .current import current_eval
 
@@ -215,6 +216,7 @@ def fit_l1(
     batch_size: int | None = 256,
     seed: int | Sequence[int] = 0,
     exact: bool = False,
+    desc: str = "",
 ) -> AffineMap:
     """The paper's fit (Eq. 6 and 7): minimise mean |G(X) - Y| + alpha * mean |A^T A - I|.
 
@@ -245,9 +247,9 @@ def fit_l1(
 
     A batch and a single fit differ by rounding, which the signs in an L1 gradient magnify: in
     float32 up to some hundredths in A where the data leave it open, a thousandth in the distance;
-    in float64 not at all, but that the exact fit magnifies rounding from step to step. Raises
-    ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung that is not orthogonal or a number
-    of seeds that is not B, ``DataError`` for shapes.
+    in float64 not at all, but that the exact fit magnifies rounding from step to step. ``desc``
+    turns on a progress line. Raises ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung
+    that is not orthogonal or a number of seeds that is not B, ``DataError`` for shapes.
     """
     spec = get_rung(rung)
     _check(X, Y)
@@ -298,7 +300,7 @@ def fit_l1(
         else None
     )
     fits = torch.arange(n_fits, device=X.device)[:, None]
-    for step in range(steps):
+    for step in progress(range(steps), desc=desc) if desc else range(steps):
         index = (slice(None),) if order is None else (fits, order[seed_index, step])
         if step in restored:
             A.copy_(polar(A))

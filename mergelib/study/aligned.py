@@ -133,7 +133,8 @@ def _fitted(
     if settings["fit"] == "closed_form":
         mapping = fit_closed_form(x, y, settings["rung"])
     else:
-        mapping = FITS[settings["fit"]](x, y, settings["rung"], seed=seeds * len(cells))
+        desc = f"{settings['rung']} map, {len(cells)} encoders and tasks"
+        mapping = FITS[settings["fit"]](x, y, settings["rung"], seed=seeds * len(cells), desc=desc)
     measures = {name: v.view(len(cells), -1).cpu() for name, v in diagnose(mapping, x, y).items()}
     artifacts = {}
     for i, (e, t) in enumerate(cells):
