@@ -89,7 +89,7 @@ def test_claims_with_another_base_stand_side_by_side(folder):
     assert "`one`, a base model: FT-Classifier gives f_b 31.2 points" in page
     assert "`one`, a masked LM: FT-Classifier gives f_b 1.5 points" in page
     assert "merges 0.5 to 8.0" in page
-    assert "Verdicts differ in `one` for `P6.4-no-gain`." in page
+    assert "Claims whose verdict differs, in `one`: `P6.4-no-gain`." in page
     head = next(line for line in page.splitlines() if line.startswith("| claim"))
     row = next(line for line in page.splitlines() if "`P6.4-no-gain`" in line and "|" in line)
     assert "`one`: a base model" in head and "`one`: a masked LM" in head
@@ -105,7 +105,7 @@ def test_a_profile_that_checks_another_stands_beside_it_and_nowhere_else(folder)
     file.write_text(json.dumps(sidecar))
     above, title, section = report.report_markdown(folder).partition("## Another size of base")
     assert title and before.startswith(above) and "`check` repeats `one`" in section
-    assert "Verdicts differ for `P5-over-knn`." in section
+    assert "Claims whose verdict differs: `P5-over-knn`." in section
     row = next(s for s in section.splitlines() if s.startswith("| `P5-over-knn`"))
     assert f"{R} (TA: 2.00) | **{N}** (WA: -1.50)" in row and "`P3.2-knn`" not in section
 

@@ -368,7 +368,7 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
         rows, each, _, height, width = padded.shape
         sheet = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, each * width, 3)
         ax.imshow(sheet, interpolation="nearest")
-        ax.set_yticks(height * (np.arange(rows) + 0.5), [textwrap.fill(n, 16) for n in names])
+        ax.set_yticks(height * (np.arange(rows) + 0.5), [textwrap.fill(n, 22) for n in names], size=7)
         ax.set(title=task_label(task), xticks=[])
         ax.grid(visible=False)
         sns.despine(ax=ax, left=True, bottom=True)
@@ -523,7 +523,7 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
         if abs(start - end) >= mark:
             up = start > end
             line = {"color": "black", "linewidth": 1.8, "linestyle": "-" if up else "--"}
-            line["label"] = f"{'up' if up else 'down'} by {mark:g} or more"
+            line["label"] = f"{'up' if up else 'down'} by {mark:g} ranks or more"
         left.plot([0, 1], [start, end], marker="o", markersize=3.5, **line)
         left.text(-0.06, start, name, ha="right", va="center", size=9)
         left.text(1.06, end, name, va="center", size=9)
@@ -633,7 +633,7 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
         ax.set(title=short_label(method), xlabel="end of block", ylabel="variance over experts'")
     last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
     span = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
-    head(fig, f"Last block, times the experts' variance: {', '.join(span)}", axes, 3)
+    head(fig, f"Variance over the experts' after the last block: {', '.join(span)}", axes, 3)
     return fig
 
 

@@ -176,7 +176,7 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
         part, line = deciding(parts), f"- `{claim}`, {parts.says.iloc[0]}: {overall[claim]}"
         if pd.notna(part.here):
             line += (
-                f"; nearest to failing is {part.part}, {part.here:.2f} (interval {part.low:.2f} to "
+                f"; decided by {part.part}, {part.here:.2f} (interval {part.low:.2f} to "
                 f"{part.high:.2f}, asked {part.threshold})"
             )
         line += f", {part.note}." if part.note else "."

@@ -245,7 +245,7 @@ def claims_lines(table: pd.DataFrame) -> list[str]:
 
 def differing(grid: pd.DataFrame) -> str:
     """The claims of ``claim_grid`` whose verdicts differ between its columns, in words."""
-    return ", ".join(f"`{c}`" for c in grid.index[grid.nunique(axis=1) > 1]) or "no claim"
+    return ", ".join(f"`{c}`" for c in grid.index[grid.nunique(axis=1) > 1]) or "none"
 
 
 def finding(means: pd.DataFrame) -> str:
@@ -260,7 +260,7 @@ def finding(means: pd.DataFrame) -> str:
     ]
     return (
         "With old, then with re-aligned classifiers, Weight Averaging has "
-        f"{', '.join(parts)}. The un-merged base gains, too: read every gain beside its."
+        f"{', '.join(parts)}. The un-merged base gains, too: read every gain beside that."
     )
 
 
@@ -286,8 +286,8 @@ def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> st
     where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
     link = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
     legend = (
-        f"{where} A claim *asks* that all its numbers meet a threshold; in brackets stands the one "
-        f"that decides{link}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
+        f"{where} A claim *asks* that all its numbers meet a threshold; the one in brackets "
+        f"decides{link}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
     )
     claims = claims_markdown(rows) if len(rows) else ["No claim has been judged yet.", ""]
     blocks = ["## What reproduces, what does not", figure, "", legend, names_in("\n".join(claims))]
@@ -336,9 +336,9 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
     grid = claim_grid(frame)
     for run in runs:
         columns = grid.filter(like=f"`{run.profile}`: ")
-        differences += [f"in `{run.profile}` for {differing(columns)}"] if columns.shape[1] else []
+        differences += [f"in `{run.profile}`: {differing(columns)}"] if columns.shape[1] else []
     texts = load_readings()["bases"]
-    why = f"Verdicts differ {'; '.join(differences)}. {texts['why']}"
+    why = f"Claims whose verdict differs, {'; '.join(differences)}. {texts['why']}"
     blocks = [texts["title"], texts["text"], *gains, why]
     lines = [line for block in blocks for line in (block, "")]
     return [*lines, *claims_lines(claims_table(frame))]
