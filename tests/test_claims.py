@@ -108,6 +108,8 @@ def test_means_are_resampled_over_inputs_and_seeds_and_in_pairs():
     assert resampled_means(seeds)[1:].std() == pytest.approx((2 / 5) ** 0.5, rel=0.1)
     gain = resampled_means(draws + 0.1) - resampled_means(draws)
     torch.testing.assert_close(gain, torch.full((1001,), 0.1))
+    two = torch.stack([resampled_means(one)[1:], resampled_means(one, seed=1)[1:]])
+    assert abs(torch.corrcoef(two)[0, 1]) < 0.15, "tasks of equal size share their resamples"
 
 
 def test_an_undefined_ratio_is_undecided():

@@ -368,7 +368,9 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns:
         rows, each, _, height, width = padded.shape
         sheet = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, each * width, 3)
         ax.imshow(sheet, interpolation="nearest")
-        ax.set_yticks(height * (np.arange(rows) + 0.5), [textwrap.fill(n, 22) for n in names], size=7)
+        ax.set_yticks(
+            height * (np.arange(rows) + 0.5), [textwrap.fill(n, 22) for n in names], size=7
+        )
         ax.set(title=task_label(task), xticks=[])
         ax.grid(visible=False)
         sns.despine(ax=ax, left=True, bottom=True)

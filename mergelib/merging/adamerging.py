@@ -58,7 +58,7 @@ def learn_coefficients(
         )
     coefficients = torch.full(
         (len(vectors), 1 if per == "task" else len(vectors[0])),
-        prior,
+        float(prior),
         requires_grad=True,
         device=next(iter(vectors[0].values())).device,
     )

@@ -137,7 +137,8 @@ def della(
 
     Per entry, of those that carry the sign of their sum (0 counts as positive).
 
-    (mergekit rescales to the former L1 norm instead of dividing by the keep probability.)
+    (The authors' lambda is 1.1. mergekit rescales to the former L1 norm instead of dividing by the
+    keep probability.)
     """
     check_range("DELLA", "drop + window / 2", drop + window / 2, "[0, 1)")
     check_range("DELLA", "drop - window / 2", drop - window / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -80,9 +81,9 @@ def fisher_merging(
     weighted, weights = {}, {}
     fishers = fisher_diagonals(base, experts, context, n_examples)
     for expert, fisher in zip(experts, fishers, strict=True):
-        norm = torch.sqrt(sum((f * f).sum() for f in fisher.values())).clamp(
-            min=torch.finfo(torch.float32).tiny
-        )
+        # float64: a very confident expert's numbers have squares that float32 takes for 0
+        squares = sum(float(f.double().square().sum()) for f in fisher.values())
+        norm = max(math.sqrt(squares), torch.finfo(torch.float32).tiny)
         for n, f in fisher.items():
             f = f / norm + floor
             weighted[n] = weighted.get(n, 0) + f * expert[n].float()

@@ -46,7 +46,8 @@ def pcb_merging(
 
     The authors released three versions that differ in the clamp (0.0001 or 0.01) and in the
     inter-task term; this is that of their root script and language experiments, tanh(tau_t * sum_s
-    tau_s), with one lambda for all tasks instead of an evolutionary search over T of them.
+    tau_s), with one lambda for all tasks (1; their fixed one is 1.2) instead of an evolutionary
+    search over T of them.
     """
     check_range("PCB-Merging", "ratio", ratio, "(0, 1]")
     check_range("PCB-Merging", "clamp", clamp, "[0, 0.5)")

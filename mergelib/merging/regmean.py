@@ -45,7 +45,9 @@ def for_each_linear_input(
             f"a {type(context.inner).__name__} has no nn.Linear among the weights that are merged "
             "(GPT-2 has Conv1D); use a method that does not need one."
         )
-    real = None
+    real, module = None, context.module
+    # the authors' code attends to padding and averages it: then its rows shape the features
+    padded = not getattr(module, "mask", True) or getattr(module, "padding_in_mean", False)
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         tokens = real is not None and args[0].shape[:-1] == real.shape
@@ -55,7 +57,8 @@ def for_each_linear_input(
     try:
         state = as_float32(state)
         for batch in context.batches(t, n_examples, BATCH):
-            real = batch["attention_mask"].bool() if "attention_mask" in batch else None
+            if "attention_mask" in batch and not padded:
+                real = batch["attention_mask"].bool()
             context.features(state, batch)
     finally:
         for hook in hooks:

@@ -16,6 +16,9 @@ from ..core.types import State
 from .registry import method
 from .states import check_range, float_names, stacked_task_vectors
 
+TABLES = ("embed", "shared.weight", "relative_attention_bias", "wte", "wpe")
+"""What is in the names of embedding tables; T5's vocabulary is ``shared``, GPT-2's ``wte``."""
+
 
 def polar(M: Tensor) -> Tensor:
     """P Q^T from the thin SVD M = P D Q^T of ``M [m, n]``: the nearest matrix with orthonormal rows
@@ -63,7 +66,7 @@ def tsv(tau: Tensor) -> Tensor:
 
 @method("tsv_merge", label="TSV-Merge", short="TSV", lam=1.0, paper="2412.00081")
 def tsv_merge(
-    base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
+    base: State, experts: Sequence[State], *, exclude: Sequence[str] = TABLES
 ) -> dict[str, Tensor]:
     """``tsv`` of each task matrix, the mean of what is none.
 
@@ -84,7 +87,7 @@ def iso_common(tau: Tensor) -> Tensor:
 
 @method("iso_c", label="Iso-C", short="Iso-C", lam=1.0, paper="2502.04959")
 def iso_c(
-    base: State, experts: Sequence[State], *, exclude: Sequence[str] = ("embed",)
+    base: State, experts: Sequence[State], *, exclude: Sequence[str] = TABLES
 ) -> dict[str, Tensor]:
     """``iso_common`` of each task matrix, the mean of what is none.
 
@@ -120,7 +123,7 @@ def iso_cts(
     experts: Sequence[State],
     *,
     common: float = 0.8,
-    exclude: Sequence[str] = ("embed",),
+    exclude: Sequence[str] = TABLES,
 ) -> dict[str, Tensor]:
     """``iso_common_and_specific`` of each task matrix, the mean of what is none.
 

@@ -176,12 +176,13 @@ def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor,
 
 
 def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
-    """theta_b + lam * direction for the names in ``direction``; computed in float32, returned in
-    the base's dtype."""
+    """theta_b + lam * direction, and theta_b for names that ``direction`` lacks; computed in
+    float32, returned in the base's dtype."""
     merged = empty(base, list(direction))
     for b, change, out in cut([base, direction, merged], list(direction)):
         out.copy_(torch.mul(change, lam).add_(b.float()))
-    return complete(base, merged)
+    unchanged = {n: base[n].clone() for n in float_names(base) if n not in direction}
+    return complete(base, unchanged | merged)
 
 
 Summed = Callable[..., Iterator[tuple[Tensor, Tensor, Tensor]]]

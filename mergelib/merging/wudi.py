@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.errors import ConfigError
 from ..core.types import State
 from .registry import method
-from .spectral import by_matrix
+from .spectral import TABLES, by_matrix
 from .states import add_scaled
 
 
@@ -41,7 +41,7 @@ def wudi(
     *,
     steps: int = 300,
     lr: float = 1e-5,
-    exclude: Sequence[str] = ("embed",),
+    exclude: Sequence[str] = TABLES,
 ) -> dict[str, Tensor]:
     """theta_b + ``least_interference`` of each task matrix, the mean of tau_t for what is none.
 

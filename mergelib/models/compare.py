@@ -451,7 +451,7 @@ def _compared(
         values = measured[row.method, row.lam, report]
         per_task = [v[measures[report]] for (p, _), v in values.items() if p == row.protocol]
         scores[row.method, row.protocol] = torch.stack(
-            [resampled_means(v[None]) for v in per_task]
+            [resampled_means(v[None], seed=i) for i, v in enumerate(per_task)]
         ).mean(0)
     table = []
     for row in means.itertuples():

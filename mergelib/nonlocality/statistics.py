@@ -163,16 +163,15 @@ def input_moments(
     return InputMoments(tokens, *({n: j[i] for n, j in joined.items()} for i in (1, 2)))
 
 
-def _mean_over_live(merged: Tensor, expert: Tensor, site: str) -> Tensor:
-    """Var_m / Var_t of ``[..., c]``, averaged over channels that are neither dead nor silent in
-    the expert: ``[...]``."""
-    alive = expert > (SILENT * expert.median(-1, keepdim=True).values).clamp(min=EPS)
-    if not alive.any(-1).all():
+def _live(expert: Tensor, site: str) -> Tensor:
+    """Which channels are neither dead nor silent in the expert, of variances ``[c]``."""
+    alive = expert > max(SILENT * float(expert.median()), EPS)
+    if not alive.any():
         raise DataError(
             f"No channel of the expert varies at {site}, "
             "so there is no variance to compare with; use other inputs."
         )
-    return torch.where(alive, merged / expert, 0.0).sum(-1) / alive.sum(-1)
+    return alive
 
 
 def variance_ratio(merged: Statistics, expert: Statistics) -> dict[str, float]:
@@ -185,20 +184,22 @@ def variance_ratio(merged: Statistics, expert: Statistics) -> dict[str, float]:
     Raises:
         DataError: No channel of the expert is alive.
     """
-    return {
-        n: float(_mean_over_live(merged.std[n].square(), expert.std[n].square(), n))
-        for n in merged.std
-    }
+    ratios = {}
+    for n, std in merged.std.items():
+        alive = _live(expert.std[n].square(), n)
+        ratios[n] = float((std.square() / expert.std[n].square())[alive].mean())
+    return ratios
 
 
 def resampled_ratio(merged: InputMoments, expert: InputMoments, weights: Tensor) -> Tensor:
     """``variance_ratio``, averaged over sites, when input i counts ``weights [B, N]`` times.
 
-    Both measured on the same inputs. Returns ``[B]`` float64. Raises as ``variance_ratio``.
+    Both measured on the same inputs, each of which counts once where it is decided which channels
+    are left out. Returns ``[B]`` float64. Raises as ``variance_ratio``.
     """
-    weights = weights.to(merged.tokens)
-    ratios = [
-        _mean_over_live(merged.variance(n, weights), expert.variance(n, weights), n)
-        for n in merged.total
-    ]
+    weights, ratios = weights.to(merged.tokens), []
+    for n in merged.total:
+        alive = _live(expert.variance(n, torch.ones_like(weights[:1]))[0], n)
+        part = merged.variance(n, weights)[:, alive] / expert.variance(n, weights)[:, alive]
+        ratios.append(part.mean(1))
     return torch.stack(ratios).mean(0)

@@ -1,6 +1,8 @@
 """Evaluation protocols: pure functions on features.
 
-None of them sees an encoder, a label of a scored input, a file or a figure. A protocol is one
+None of them sees an encoder, a file or a figure, and, where it is fitted on training inputs, none
+sees a label of a scored input. (Fitted on scored inputs, KNN Eval knows its anchors' classes, as in
+the paper's Figure 11.) A protocol is one
 function ``Evidence -> predictions [K, S, N]`` and one line in ``PROTOCOLS``, or, in a notebook::
 
     @protocol("mine", label="My Eval", few_shot=False)

@@ -21,7 +21,7 @@ STEP_VERSIONS = {
     "match": 1,
     "correct": 2,
     "statistics": 1,
-    "variance": 2,
+    "variance": 3,
     "classifier": 1,
     "compare": COMPARE_VERSION,
 }

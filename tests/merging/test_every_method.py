@@ -17,6 +17,7 @@ from mergelib.core.identity import is_ours
 from mergelib.merging import METHODS, get_method, method
 from mergelib.merging.dropping import dare, magprune
 from mergelib.merging.masks import tall_mask
+from mergelib.merging.states import add_scaled
 
 ON_WEIGHTS = sorted(n for n, m in METHODS.items() if not m.needs)
 SEEDS = range(3)
@@ -499,6 +500,26 @@ def test_who_is_excluded_is_the_callers_choice(name):
             for n in ("b.weight", "c.weight", "embed.weight")
             if torch.allclose(merged[n], average[n], atol=1e-5)
         } == spared
+
+
+def test_what_a_direction_lacks_stays_as_it_is_in_the_base():
+    base = {"a": torch.ones(2), "b": torch.ones(2)}
+    merged = add_scaled(base, {"a": torch.ones(2)}, 0.5)
+    assert merged["a"].tolist() == [1.5, 1.5] and torch.equal(merged["b"], base["b"])
+    assert merged["b"].data_ptr() != base["b"].data_ptr()
+
+
+@pytest.mark.parametrize("name", ["tsv_merge", "iso_c", "iso_cts", "wudi"])
+def test_embedding_tables_are_no_matrices_whatever_they_are_called(name):
+    """BERT's, T5's (vocabulary and distances) and GPT-2's; a linear map is one."""
+    tables = ["word_embeddings", "shared", "relative_attention_bias", "wte", "wpe"]
+    g = torch.Generator().manual_seed(0)
+    states = [
+        {f"{n}.weight": torch.randn(7, 5, generator=g) for n in (*tables, "q")} for _ in range(4)
+    ]
+    merged, average = (merge(n, states[0], states[1:]) for n in (name, "weight_averaging"))
+    near = {n for n in merged if torch.allclose(merged[n], average[n], atol=1e-5)}
+    assert near == {f"{n}.weight" for n in tables}
 
 
 def test_more_experts_than_directions_are_averaged():

@@ -293,6 +293,7 @@ ALONE = [
     ("tsv_merge", {}),
     ("tsv_merge", {"exclude": ()}),
     ("consensus", {"lam": 1.0, "agree": 1}),
+    ("adamerging_task", {"prior": 1, "steps": 0}),
 ]
 
 
@@ -463,6 +464,33 @@ def test_a_task_that_leaves_no_doubt_has_no_fisher():
     assert_states_close(merged, get_method("weight_averaging")(base, experts))
 
 
+def test_a_very_confident_expert_counts_as_much_as_before():
+    """Its Fisher is below 1e-23, whose square float32 takes for 0."""
+    base, experts, context = setting()
+
+    def scaled(factor):
+        first, *rest = context.tasks
+        head = Head(factor * first.head.weight, factor * first.head.bias)
+        return replace(context, tasks=(replace(first, head=head), *rest))
+
+    def norm(factor):
+        fisher = fisher_diagonal(scaled(factor), 0, experts[0], 99)
+        return math.sqrt(sum(float(f.double().square().sum()) for f in fisher.values()))
+
+    factor = next(f for f in range(1, 200) if norm(f) < 1e-23)
+    assert norm(factor) > 0
+    options = {"floor": 1e-12}
+    merged = merge("fisher_merging", base, experts, scaled(factor), **options)
+    fishers = [fisher_diagonal(scaled(factor), t, e, 99) for t, e in enumerate(experts)]
+    for n in ("first.weight", "second.weight"):
+        parts = []
+        for f in fishers:
+            size = math.sqrt(sum(float(x.double().square().sum()) for x in f.values()))
+            parts.append(f[n].double() / size + 1e-12)
+        expected = sum(p * e[n] for p, e in zip(parts, experts, strict=True)) / sum(parts)
+        torch.testing.assert_close(merged[n].double(), expected, rtol=1e-3, atol=1e-4)
+
+
 # ---- RegMean -------------------------------------------------------------------------------------
 
 
@@ -563,6 +591,15 @@ def test_padding_is_no_input(name):
     )["first.weight"]
     rows = experts[0]["embed.weight"][[token for ids in tasks[0].inputs for token in ids]].double()
     torch.testing.assert_close(used, rows.T @ rows / len(rows))
+    # as the authors' code pads: attended to, or averaged, it shapes the feature
+    ids = padded(tasks[0].inputs, 9)["ids"].flatten()
+    rows = experts[0]["embed.weight"][ids].double()
+    for name, value in (("mask", False), ("padding_in_mean", True)):
+        other = Masked(context.inner)
+        setattr(other, name, value)
+        seen = Context(other, other.encoder, lambda batch: padded(batch, 9), tasks)
+        used = gram_matrices(seen, 0, experts[0], 99)["first.weight"]
+        torch.testing.assert_close(used, rows.T @ rows / len(rows))
 
 
 # ---- AdaMerging ----------------------------------------------------------------------------------

@@ -12,12 +12,15 @@ from near import ROUNDING, apart
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mergelib.core.bootstrap import counts
 from mergelib.core.errors import DataError, UnknownNameError
 from mergelib.encoders import encoder_state, load_state
 from mergelib.nonlocality.correction import Correction, attach, fold, watched
 from mergelib.nonlocality.sites import Fold, Site, sites_for
 from mergelib.nonlocality.statistics import (
     EPS,
+    SILENT,
+    InputMoments,
     Statistics,
     input_moments,
     mean_and_deviation,
@@ -389,6 +392,23 @@ def test_resampling_inputs_equals_repeating_them(kind):
         again = {n: t.repeat_interleave(row.long(), 0) for n, t in batch.items()}
         ratios = variance_ratio(measure(merged, sites, [again]), measure(expert, sites, [again]))
         assert float(here) == pytest.approx(sum(ratios.values()) / len(ratios), rel=1e-4)
+
+
+def test_a_channel_is_left_out_of_every_resample_or_of_none():
+    """The first one's variance in the expert is near the bound: some resamples lie above it."""
+    g = torch.Generator().manual_seed(0)
+    expert = torch.randn(40, 6, generator=g).double()
+    expert[:, 0] *= math.sqrt(SILENT)
+    merged = expert * torch.tensor([100.0, 2, 2, 2, 2, 2])
+    weights = torch.cat([torch.ones(1, 40), counts(200, 40, g)]).double()
+    moments = [
+        InputMoments(torch.ones(40).double(), {"a": y}, {"a": y**2}) for y in (merged, expert)
+    ]
+    variances = moments[1].variance("a", weights)
+    above = variances[:, 0] > SILENT * variances.median(1).values
+    assert 0 < above.sum() < 201
+    found = resampled_ratio(*moments, weights)
+    assert torch.equal(found > 10, above[0].expand(201))
 
 
 def test_channels_without_variance_in_the_expert_are_left_out():
