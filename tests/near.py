@@ -20,10 +20,13 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def assert_states_close(a, b, atol=1e-5):
-    """Two states with the same names, shapes and dtypes, and numbers that near."""
+def assert_states_close(a, b, atol=1e-5, rtol=1e-5, names=None):
+    """Two states with the same names, shapes and dtypes, and numbers that near; or no more than
+    ``names`` of them, in float64."""
+    if names:
+        a, b = ({n: s[n].double() for n in names} for s in (a, b))
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(
-            a[name], b[name], atol=atol, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+            a[name], b[name], atol=atol, rtol=rtol, msg=lambda m, name=name: f"{name}: {m}"
         )

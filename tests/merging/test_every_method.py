@@ -21,10 +21,11 @@ from mergelib.merging.states import add_scaled
 
 ON_WEIGHTS = sorted(n for n, m in METHODS.items() if not m.needs)
 SEEDS = range(3)
+seeds = pytest.mark.parametrize("seed", SEEDS)
 
 
-def merge(name, base, experts, **options):
-    return get_method(name)(base, experts, **options)
+def merge(name, *states_and_context, **options):
+    return get_method(name)(*states_and_context, **options)
 
 
 def make_state(seed):
@@ -45,14 +46,7 @@ def make_state(seed):
     }
 
 
-FLOATS = [
-    "a.bias",
-    "b.weight",
-    "c.weight",
-    "embed.weight",
-    "patch",
-    "scale",
-]  # of tied tensors the first
+FLOATS = "a.bias b.weight c.weight embed.weight patch scale".split()  # of tied tensors the first
 MATRICES = ["b.weight", "c.weight"]
 
 
@@ -255,7 +249,7 @@ def slow_breadcrumbs_row(row, keep, drop_top):
     "keep, drop_top",
     [(0.15, 0.006), (0.5, 0.2), (0.25, 0.5), (0.34, 0.0), (1.0, 0.3), (0.01, 0.99)],
 )
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_breadcrumbs_equals_the_slow_reference(seed, keep, drop_top):
     """Row by row along the last axis; a vector is one row, a scalar stays."""
     base, experts = make_states(seed)
@@ -390,7 +384,7 @@ def test_pcb_is_not_diluted_by_an_expert_that_never_moved():
 @pytest.mark.parametrize(
     "ratio, clamp", [(0.1, 0.0), (0.5, 0.0), (1.0, 0.0), (0.1, 0.1), (0.25, 0.05)]
 )
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_pcb_equals_the_slow_reference(seed, ratio, clamp):
     taus = torch.randn(3, 40, generator=seeded(seed), dtype=torch.float64).tolist()
     merged = merge(
@@ -468,7 +462,7 @@ def slow_iso_cts(taus, common):
         for c in (1.0, 0.8, 0.5, 0.2)
     ],
 )
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_spectral_methods_equal_the_slow_reference(seed, name, slow, options):
     """Matrices by their formula; vectors, scalars, kernels and the excluded vocabulary by the mean
     task vector."""
@@ -559,7 +553,7 @@ def slow_model_stock(taus):
     return min(max(t, 0.0), 1.0) * sum(taus) / len(taus)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("n_experts", [2, 4])
 def test_model_stock_equals_the_slow_reference(seed, n_experts):
     """Experts that share a direction, so that the interpolation is neither 0 nor 1."""

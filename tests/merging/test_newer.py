@@ -9,32 +9,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_every_method_data import assert_states_close, float_names, setting
+from near import assert_states_close, normal
+from test_every_method import merge, seeds
+from test_every_method_data import float_names, setting
 
 from mergelib.core.errors import UnknownNameError
-from mergelib.merging import get_method
 from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.grafting import START, skill_mask
 from mergelib.merging.karcher import karcher_mean
 from mergelib.merging.wudi import least_interference
-
-NAN = float("nan")
-
-
-def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def merge(name, *args, **options):
-    return get_method(name)(*args, **options)
-
 
 # ---- Karcher mean --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_of_two_models_it_is_slerp_at_one_half(seed):
-    a, b = randn(2, 30, seed=seed).double().numpy()
+    a, b = normal(2, 30, seed=seed).double().numpy()
     angle = math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     half = math.sin(angle / 2) / math.sin(angle)
     direction = half * (a / np.linalg.norm(a) + b / np.linalg.norm(b))
@@ -44,14 +34,14 @@ def test_of_two_models_it_is_slerp_at_one_half(seed):
     np.testing.assert_allclose(merged.numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds
 def test_arcs_to_the_karcher_mean_cancel_and_a_rotation_turns_it(seed):
-    points = F.normalize(randn(4, 6, seed=seed, dtype=torch.float64) + 1, dim=1)
+    points = F.normalize(normal(4, 6, seed=seed, dtype=torch.float64) + 1, dim=1)
     mean = karcher_mean(points, 50)
     angles = torch.arccos(points @ mean)
     arcs = [a / a.sin() * (p - a.cos() * mean) for a, p in zip(angles, points, strict=True)]
     assert sum(arcs).norm() < 1e-5 and (mean.norm() - 1).abs() < 1e-9
-    turn = torch.linalg.qr(randn(6, 6, seed=seed + 9, dtype=torch.float64)).Q
+    turn = torch.linalg.qr(normal(6, 6, seed=seed + 9, dtype=torch.float64)).Q
     torch.testing.assert_close(karcher_mean(points @ turn.T, 50), turn @ mean, atol=1e-5, rtol=0)
 
 
@@ -74,7 +64,9 @@ NAMES = ["embed.w", "layer.0.w", "layer.1.w", "layer.2.sub.7.w", "norm.w"]
 
 @pytest.mark.parametrize(("of", "lam"), [("task_arithmetic", 0.6), ("ties", 0.9), ("magmax", 0.0)])
 def test_lines_scales_each_block_by_its_depth(of, lam):
-    base, *experts = [{n: randn(5, seed=10 * s + i) for i, n in enumerate(NAMES)} for s in range(4)]
+    base, *experts = [
+        {n: normal(5, seed=10 * s + i) for i, n in enumerate(NAMES)} for s in range(4)
+    ]
     tau_m = {n: merge(of, base, experts, lam=1.0)[n] - base[n] for n in NAMES}
     tau_sum = {n: sum(e[n] - base[n] for e in experts) for n in NAMES}
 
@@ -104,9 +96,9 @@ def interference(X, tau):
     return sum(((X - t) @ t.T).square().sum() / t.square().sum() for t in tau)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds
 def test_wudi_takes_adams_steps_on_the_interference(seed):
-    tau = randn(3, 5, 4, seed=seed)
+    tau = normal(3, 5, 4, seed=seed)
     X = tau.sum(0).requires_grad_()
     adam = torch.optim.Adam([X], lr=0.01)
     for _ in range(30):
@@ -119,7 +111,7 @@ def test_wudi_takes_adams_steps_on_the_interference(seed):
 
 def test_where_tasks_see_other_inputs_their_sum_interferes_with_none():
     tau = torch.zeros(2, 5, 4)
-    tau[0, :, :2], tau[1, :, 2:] = randn(5, 2), randn(5, 2, seed=1)
+    tau[0, :, :2], tau[1, :, 2:] = normal(5, 2), normal(5, 2, seed=1)
     assert interference(tau.sum(0), tau) == 0
     torch.testing.assert_close(least_interference(tau, 100, 1e-5), tau.sum(0))
 
@@ -129,7 +121,7 @@ def test_wudi_averages_what_is_no_matrix_and_ignores_an_expert_that_never_moved(
     merged, mean = merge("wudi", base, experts), merge("weight_averaging", base, experts)
     changed = {n for n in float_names(base) if not torch.allclose(merged[n], mean[n], atol=1e-3)}
     assert changed == {"first.weight", "second.weight", "spare.weight"}
-    tau = randn(2, 5, 4)
+    tau = normal(2, 5, 4)
     with_idle = torch.cat([tau, torch.zeros(1, 5, 4)])
     torch.testing.assert_close(
         least_interference(with_idle, 20, 0.01), least_interference(tau, 20, 0.01)
