@@ -63,7 +63,7 @@ from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.masks import tall_mask
 from mergelib.merging.states import flatten, float_names
 
-SEEDS = range(3)
+seeds = pytest.mark.parametrize("seed", range(3))
 
 
 def random_state(seed, scale=1.0):
@@ -131,7 +131,7 @@ def pool(base, experts, as_module=module):
 
 
 def mergekit(name, base, experts, **parameters):
-    states = {"base": base} | {f"e{t}": e for t, e in enumerate(experts)}
+    states = {"base": base} | dict(enumerate(experts))
     return merge_state_dicts(states, name, base="base", parameters={"weight": 1.0} | parameters)
 
 
@@ -152,7 +152,7 @@ def furthest(a, b):
 # ---- averages and sums (methods.md A0, A1, A2) ---------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("n_experts", [1, 2, 5])
 def test_average(seed, n_experts):
     base, experts = make_states(seed, n_experts)
@@ -161,7 +161,7 @@ def test_average(seed, n_experts):
     assert_states_close(ours, merge_state_dicts(experts, "linear", parameters={"weight": 1.0}))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("lam", [0.3, 0.7])
 def test_task_arithmetic(seed, lam):
     base, experts = make_states(seed)
@@ -176,6 +176,9 @@ def test_task_arithmetic(seed, lam):
 
 
 # ---- Ties (A3) -----------------------------------------------------------------------------------
+
+
+sums_and_means = pytest.mark.parametrize("combine", ["sum", "mean"])
 
 
 def fb_ties(base, experts, keep, combine):
@@ -195,8 +198,8 @@ def one_more(base, keep):
     return (int(size * keep) + 1.5) / size
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("combine", ["sum", "mean"])
+@seeds
+@sums_and_means
 @pytest.mark.parametrize("keep", [0.2, 0.5])
 def test_ties_keeps_one_entry_more_upstream_and_is_the_same_otherwise(seed, keep, combine):
     base, experts = make_states(seed)
@@ -208,15 +211,15 @@ def test_ties_keeps_one_entry_more_upstream_and_is_the_same_otherwise(seed, keep
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("combine", ["sum", "mean"])
+@sums_and_means
 def test_ties_resolves_ties_and_cancellations_as_upstream(seed, combine):
     base, experts = whole_states(seed)
     ours = merge("ties", base, experts, lam=1.0, keep=one_more(base, 0.4), combine=combine)
     assert torch.equal(ours["w"], base["w"] + fb_ties(base, experts, 0.4, combine))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("combine", ["sum", "mean"])
+@seeds
+@sums_and_means
 def test_ties_of_mergekit_is_ours_tensor_by_tensor(seed, combine):
     base, experts = make_states(seed)
     del base["f_scalar"]  # mergekit keeps at least one entry, ours int(1 * keep) = 0
@@ -236,7 +239,7 @@ def test_ties_of_mergekit_is_ours_tensor_by_tensor(seed, combine):
 # Both draw uniform numbers of one shape after another: a common seed is a common mask.
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
 def test_dare_with_a_shared_mask(seed, drop):
     base, experts = make_states(seed)
@@ -279,7 +282,7 @@ def shared_bernoulli(monkeypatch, seed):
 # ---- MagMax, TALL-masks, Consensus, EMR-Merging (A8, A9, A10, A18) -------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_magmax(seed):
     for base, experts in (
         make_states(seed),
@@ -298,7 +301,7 @@ def fb_masks(base, experts, lam):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("lam", [0.25, 0.5, 1.0])
 def test_tall_masks_and_consensus(monkeypatch, seed, lam):
     """Whole numbers, so that both sides of the comparison are exact; equality counts as outside."""
@@ -323,7 +326,7 @@ def test_tall_masks_and_consensus(monkeypatch, seed, lam):
         )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("n_experts", [1, 2, 4])
 def test_emr_merging(seed, n_experts):
     base, experts = make_states(seed, n_experts)
@@ -337,7 +340,7 @@ def test_emr_merging(seed, n_experts):
 # ---- singular values (A15, A16, A17) -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("n_experts", [1, 2, 3])
 @pytest.mark.parametrize("excluded", [(), ("c_wide",)])
 def test_tsv_merge(seed, n_experts, excluded):
@@ -352,7 +355,7 @@ def test_tsv_merge(seed, n_experts, excluded):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("n_experts", [1, 2, 3])
 @pytest.mark.parametrize("excluded", [(), ("c_wide",)])
 def test_isotropic_merging(seed, n_experts, excluded):
@@ -378,7 +381,7 @@ def test_isotropic_merging(seed, n_experts, excluded):
 # ---- WUDI-Merging, Karcher mean ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_wudi(seed):
     base, experts = make_states(seed)
     theirs = wudi_merging(vectors(base, experts), accelerator="cpu", exclude_keys=["c_wide"])
@@ -387,7 +390,7 @@ def test_wudi(seed):
     assert furthest(ours, merge("task_arithmetic", base, experts, lam=1.0)) > 1e-3
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_karcher(seed):
     for likeness in (0.0, 5.0):
         base, experts = make_states(seed, likeness=likeness)
@@ -401,7 +404,7 @@ def test_karcher(seed):
 # ---- Model Stock (A12) ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_model_stock(seed):
     base, experts = make_states(seed, n_experts=2, likeness=3.0)
     ours, theirs = merge("model_stock", base, experts), mergekit_stock(base, experts)
@@ -426,7 +429,7 @@ def cosines(base, experts):
     return torch.stack([torch.stack([a[n] @ b[n] for a, b in pairs]).mean() for n in base])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_model_stock_of_three(seed):
     """The authors leave open how angles combine: ours and mergekit average cosines, FusionBench
     angles."""
@@ -444,7 +447,7 @@ def test_model_stock_of_three(seed):
 # ---- Model Breadcrumbs and DELLA (A14, A19) ------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("keep, drop_top", [(0.15, 0.006), (0.5, 0.05), (0.3, 0.0)])
 def test_breadcrumbs_of_vectors(seed, keep, drop_top):
     base, *experts = [
@@ -460,7 +463,7 @@ def test_breadcrumbs_of_vectors(seed, keep, drop_top):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("shape", [(40,), (5, 30)])
 def test_della_with_a_shared_mask(monkeypatch, seed, shape):
     """Equal ranks, probabilities and kept entries; ours divides by the probability."""
@@ -472,7 +475,7 @@ def test_della_with_a_shared_mask(monkeypatch, seed, shape):
     torch.testing.assert_close(ours * asked[0].view(shape), theirs)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_della_without_dropping_is_the_elected_mean(seed):
     for base, experts in (
         make_states(seed),
@@ -560,7 +563,7 @@ def unprefixed(state):
     return {n.removeprefix("encoder."): t.detach() for n, t in state.items()}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_fisher_merging_of_the_same_fishers(seed):
     """Their weighted mean of our Fishers, divided by our norms, is ours."""
     base, experts, context = make_task(seed)
@@ -581,7 +584,7 @@ def test_fisher_merging_of_the_same_fishers(seed):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("off_diagonal", [0.9, 0.1])
 def test_regmean(seed, off_diagonal):
     """The whole method, on the same inputs in the same order; the second task has more of them and
@@ -596,7 +599,7 @@ def test_regmean(seed, off_diagonal):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_mean_entropy(seed):
     logits = 4 * torch.randn(20, 6, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(mean_entropy(logits), entropy_loss(logits), atol=1e-6, rtol=1e-6)
@@ -625,7 +628,7 @@ class TaskWise(OneBatch, TaskWiseAdaMergingAlgorithm):
         return self.task_data[int(task[1:])].head.logits(model(batch[0]))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize(
     "name, theirs", [("adamerging_layer", LayerWise), ("adamerging_task", TaskWise)]
 )
@@ -657,7 +660,7 @@ def test_adamerging(seed, name, theirs):
     assert furthest(ours, merge("task_arithmetic", base, experts, lam=0.3)) > 1e-2  # it moved
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_the_task_vectors_of_adamerging_pp(seed):
     base, experts = make_states(seed)
     names = float_names(base)
