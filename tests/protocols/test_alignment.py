@@ -22,6 +22,8 @@ from mergelib.protocols.alignment import (
 )
 
 RUNGS = tuple(TABLE_1)
+rungs = pytest.mark.parametrize("rung", RUNGS)
+precisions = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 ORTHOGONAL = [r.name for r in TABLE_1.values() if r.constraint == "orthogonal"]
 
@@ -47,8 +49,8 @@ def planted(rung, n=200, d=8, n_fits=3):
     return X, Y, A, b
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@rungs
+@precisions
 def test_closed_form_recovers_a_planted_map(rung, dtype):
     X, Y, A, b = (t.to(dtype) for t in planted(rung))
     assert rung == "scaling" or (A - A.mT).abs().max() > 0.5
@@ -149,7 +151,7 @@ def test_a_fixed_alpha_is_the_papers_knob():
     assert (strong < 0.1 * weak).all()
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@rungs
 @pytest.mark.parametrize("n", [4, 40])
 def test_equal_features_give_the_identity_in_closed_form(rung, n):
     X = normal(2, n, 10) + 1
@@ -168,7 +170,7 @@ def test_fewer_inputs_than_dimensions_leave_unseen_directions_alone():
         torch.testing.assert_close(A[:, :4, 4:], torch.zeros(2, 4, 6), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@rungs
 def test_closed_form_is_a_minimum_within_its_rung(rung):
     """No small admissible change of the map lowers the squared distance."""
     X, Y = normal(1, 50, 4, seed=1) + 1, normal(1, 50, 4, seed=2)
@@ -196,7 +198,7 @@ def test_l1_fit_is_closer_in_l1_than_least_squares_on_heavy_tails():
         assert (l1 < l2).all()
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@rungs
 def test_a_common_scale_changes_no_matrix(rung):
     X, Y, *_ = planted(rung, n=30)
     Y = Y + 0.1 * normal(*Y.shape, seed=9)
@@ -213,8 +215,8 @@ def test_orthogonal_closed_form_ignores_either_scale():
     )
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@rungs
+@precisions
 def test_a_batch_equals_single_fits(rung, dtype):
     """Unrelated features, the hardest case. In float32 the L1 fit's signs magnify rounding: the
     distance agrees."""
@@ -235,7 +237,7 @@ def test_a_batch_equals_single_fits(rung, dtype):
             torch.testing.assert_close(single, distance[i], atol=0, rtol=2e-3)
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@rungs
 def test_each_fit_may_have_its_own_seed(rung):
     """Several random starts of one pair (X, Y) in one batch are the fits with those seeds alone."""
     X, Y = (normal(1, 40, 5, seed=s, dtype=torch.float64) for s in (1, 2))

@@ -125,17 +125,6 @@ def test_equals_a_plain_training_loop(preset):
         torch.testing.assert_close(fitted.bias[i], linear.bias.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_it_leaves_the_head_it_starts_from_alone_and_lowers_the_loss():
-    z, teacher, head = example()
-    weight, bias = head.weight.clone(), head.bias.clone()
-    aligned = ft_classifier(z, teacher, head, get_preset("default"))
-    assert torch.equal(head.weight, weight) and torch.equal(head.bias, bias)
-    assert (
-        kl_to_teacher(aligned.logits(z), teacher).mean()
-        < 0.5 * kl_to_teacher(head.logits(z), teacher).mean()
-    )
-
-
 def test_it_fits_at_the_teachers_features_through_the_old_head():
     """The teacher of ``fit_heads`` is f_t through (W_t, b_t): with f_t = f_m on the fit rows
     nothing moves but by rounding, whatever the test inputs look like; and only rows of the draw
