@@ -21,6 +21,7 @@ from transformers import (
     ViTConfig,
 )
 
+from benchmarks.permutation_matching import random_permutations
 from mergelib.encoders import ImageEncoder, PooledEncoder, encoder_state, load_state
 from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.spec import PermutationSpec
@@ -116,6 +117,13 @@ def make(name: str) -> Network:
         )
         made, batch = PooledEncoder(transformer).eval(), text_batch()
     return Network(config, made, batch, spec_for(config))
+
+
+seeds = pytest.mark.parametrize("seed", range(3))
+
+
+def drawn(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
+    return random_permutations(spec, torch.Generator().manual_seed(seed))
 
 
 NETWORKS = ["bert", "roberta", "t5", "t5_gated", "clip", "vit_mean", "vit_cls"]

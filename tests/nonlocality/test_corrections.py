@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from near import ROUNDING, apart
+from near import ROUNDING, apart, normal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -134,7 +134,7 @@ def test_statistics_equal_slow_ones_over_real_tokens(kind):
 def test_a_large_mean_does_not_swamp_a_small_deviation():
     """Sums of squares in float32 would lose it."""
     module, site = linear_net([torch.eye(2)])
-    x = 1000 + 0.01 * torch.randn(4000, 1, 2, generator=torch.Generator().manual_seed(0))
+    x = 1000 + 0.01 * normal(4000, 1, 2)
     found = measure(module, site, [{"x": part} for part in x.split(700)])
     torch.testing.assert_close(
         found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0
@@ -144,11 +144,7 @@ def test_a_large_mean_does_not_swamp_a_small_deviation():
 @pytest.mark.parametrize("mean, deviation", [(0, 1), (1e4, 1e-1), (-3e5, 2), (7, 0), (0, 1e-15)])
 def test_float32_rows_give_the_float64_mean_and_deviation(mean, deviation):
     """Rounding of the given rows is in both; only that of the computation may differ."""
-    rows = (
-        mean
-        + deviation
-        * torch.randn(5000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ).float()
+    rows = (mean + deviation * normal(5000, 3, dtype=torch.float64)).float()
     found = mean_and_deviation(rows)
     assert all(t.dtype == torch.float64 and torch.isfinite(t).all() for t in found)
     torch.testing.assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
@@ -321,20 +317,15 @@ def test_repair_in_closed_form_on_a_linear_net():
     experts = [[torch.randn(4, 3, generator=g), torch.randn(2, 4, generator=g)] for _ in range(3)]
     averaged = [torch.stack(w).mean(0) for w in zip(*experts, strict=True)]
     flat = x.double().flatten(0, 1)
-    beta, gain = [], []
+    beta, gain, outputs = [], [], [flat] * 3
     for layer in range(2):
-        outputs = [
-            flat
-            @ w[0].double().T
-            @ (w[1].double().T if layer else torch.eye(4, dtype=torch.float64))
-            for w in experts
-        ]
+        outputs = [y @ w[layer].double().T for y, w in zip(outputs, experts, strict=True)]
         beta.append(torch.stack([y.mean(0) for y in outputs]).mean(0))
         gain.append(torch.stack([y.std(0, correction=0) for y in outputs]).mean(0))
-    y = flat @ averaged[0].double().T
-    y = (y - y.mean(0)) / y.std(0, correction=0) * gain[0] + beta[0]
-    y = y @ averaged[1].double().T
-    y = (y - y.mean(0)) / y.std(0, correction=0) * gain[1] + beta[1]
+    y = flat
+    for w, g, b in zip(averaged, gain, beta, strict=True):
+        y = y @ w.double().T
+        y = (y - y.mean(0)) / y.std(0, correction=0) * g + b
     merged, sites = linear_net(averaged)
     found = match_statistics(
         merged,
@@ -353,9 +344,9 @@ def test_repair_in_closed_form_on_a_linear_net():
 # ---- variance collapse ---------------------------------------------------------------------------
 
 
-def white(n, c, seed=0):
+def white(n, c):
     """``[n, 1, c]``: exactly uncorrelated columns of mean 0 and variance 1."""
-    x = torch.randn(n, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = normal(n, c, dtype=torch.float64)
     return (math.sqrt(n) * torch.linalg.qr(x - x.mean(0))[0]).float().unsqueeze(1)
 
 

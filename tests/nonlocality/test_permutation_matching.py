@@ -7,23 +7,19 @@ import pytest
 import torch
 from near import normal
 
-from benchmarks.permutation_matching import inverse, random_permutations
+from benchmarks.permutation_matching import inverse
 from mergelib.nonlocality.matching import assign, best_move, weight_matching
 from mergelib.nonlocality.permute import apply, identity
 from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
 
-SEEDS = range(3)
-
-
-def drawn(spec, seed):
-    return random_permutations(spec, torch.Generator().manual_seed(seed))
+from .conftest import drawn, seeds
 
 
 def noisy(state, share, seed=77):
     """Every tensor with noise of ``share`` of its own standard deviation."""
-    generator = torch.Generator().manual_seed(seed)
     return {
-        n: t + share * t.std() * torch.randn(t.shape, generator=generator) for n, t in state.items()
+        n: t + share * t.std() * normal(*t.shape, seed=seed + i)
+        for i, (n, t) in enumerate(state.items())
     }
 
 
@@ -54,7 +50,7 @@ def objective_by_distance(spec, permutations, a, b):
 # ---- planted permutations ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_weight_matching_finds_a_planted_permutation(network, noise, seed):
     spec, a, planted = network.spec, network.state(seed), drawn(network.spec, 50 + seed)

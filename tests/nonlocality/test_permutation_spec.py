@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from near import ROUNDING, apart
+from near import ROUNDING, apart, normal
 
 from benchmarks.permutation_matching import inverse, random_permutations
 from mergelib.core.errors import StateDictError, UnknownNameError
@@ -15,16 +15,11 @@ from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.permute import apply, feature_index, identity, permute_head
 from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
 
-SEEDS = range(3)
-
-
-def drawn(spec, seed):
-    return random_permutations(spec, torch.Generator().manual_seed(seed))
+from .conftest import drawn, seeds
 
 
 def head(d, C=4):
-    generator = torch.Generator().manual_seed(9)
-    return Head(torch.randn(C, d, generator=generator), torch.randn(C, generator=generator))
+    return Head(normal(C, d, seed=9), normal(C, seed=10))
 
 
 def equal(x, y):
@@ -34,7 +29,7 @@ def equal(x, y):
 # ---- the function stays --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_any_composition_leaves_features_and_logits(network, seed):
     spec, state = network.spec, network.state(seed)
     first, then = drawn(spec, 100 + seed), drawn(spec, seed)
@@ -67,13 +62,6 @@ def test_no_axis_of_a_spec_is_idle(network):
             )
 
 
-def test_features_move_with_the_residual_stream_unless_projected(networks):
-    for name, network in networks.items():
-        permutations = drawn(network.spec, 0)
-        wanted = torch.arange(10) if name == "clip" else permutations["residual"]
-        assert torch.equal(feature_index(network.spec, permutations), wanted)
-
-
 # ---- permutations as such ------------------------------------------------------------------------
 
 TINY = PermutationSpec(
@@ -85,12 +73,9 @@ TINY = PermutationSpec(
 )
 
 
-def tiny_state(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        n: torch.randn(shape, generator=generator)
-        for n, shape in {"w": (4, 3), "b": (4,), "bias": (5, 2), "v": (7, 3)}.items()
-    }
+def tiny_state():
+    shapes = {"w": (4, 3), "b": (4,), "bias": (5, 2), "v": (7, 3)}
+    return {n: normal(*shape) for n, shape in shapes.items()}
 
 
 def test_slots_take_the_unit_that_the_index_names():
@@ -109,7 +94,7 @@ def test_slots_take_the_unit_that_the_index_names():
     assert feature_index(TINY, permutations).tolist() == [2, 0, 1]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@seeds
 def test_inverse_and_identity(network, seed):
     spec, state, p = network.spec, network.state(seed), drawn(network.spec, 10 * seed)
     assert equal(apply(spec, identity(spec), state), state)
