@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from test_foreign_folders import SIZE, tokenizer
+from test_foreign_folders import SIZE, tokenizer, with_base
 
 import mergelib
 from mergelib.core.errors import ConfigError, StateDictError
@@ -95,13 +95,7 @@ def test_adapters_are_merged_re_aligned_and_saved_as_plain_models(tmp_path):
     shutil.copytree(tmp_path / "x", tmp_path / "y")
     weights = load_file(tmp_path / "y" / "adapter_model.safetensors")
     save_file({n: -t for n, t in weights.items()}, tmp_path / "y" / "adapter_model.safetensors")
-    merged = mergelib.merge(
-        "task_arithmetic",
-        base=tmp_path / "base",
-        experts={n: tmp_path / n for n in "xy"},
-        lam=0.5,
-        dtype="float32",
-    )
+    merged = with_base(tmp_path, lam=0.5, dtype="float32")
     base = load_file(tmp_path / "base" / "model.safetensors")
     x, y = (expert_classifier(tmp_path / n).encoder for n in "xy")
     for n, t in merged.encoder.items():

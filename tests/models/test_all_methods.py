@@ -21,6 +21,7 @@ from mergelib.models.data import draw_inputs
 from mergelib.models.heads import expert_classifier, features
 from mergelib.run import cli
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no streaming form")
 FAST = {
     "fisher_merging": {"n_examples": 4},
     "regmean": {"n_examples": 8, "off_diagonal": 1.0},
@@ -50,7 +51,6 @@ def merge(name, found, kind, labels=None, **options):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-@pytest.mark.filterwarnings("ignore:.*has no streaming form")
 def test_every_method_merges_models_of_ones_own(family, tmp_path, name):
     """RoBERTa, whose experts have a layer of their own between encoder and head."""
     found = family("roberta")
@@ -87,7 +87,6 @@ def by_hand(found, kind, task, layer, n=12):
         ("vit", "vit.layers.1.mlp.fc2"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*has no streaming form")
 def test_regmean_solves_its_least_squares_on_each_experts_inputs(family, kind, layer):
     found = family(kind)
     model = expert_classifier(found[next(iter(named(found)))]).model
@@ -103,7 +102,6 @@ def test_regmean_solves_its_least_squares_on_each_experts_inputs(family, kind, l
     torch.testing.assert_close(grams @ got.T, rights, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.*has no streaming form")
 def test_fishers_weights_come_from_each_experts_own_logits(family):
     """The layers of its own between encoder and head take part in the gradient."""
     found = family("roberta")
@@ -176,7 +174,6 @@ def test_what_a_method_needs_is_said_before_any_work(family, monkeypatch):
         mergelib.merge("lm_cocktail", base=found["base"], experts=experts, inputs=given)
 
 
-@pytest.mark.filterwarnings("ignore:.*has no streaming form")
 def test_a_comparison_takes_every_method_that_needs_no_labels(family, tmp_path):
     found = family("bert")
     inputs = {t: texts(t, 60, 5)[0] for t in TASKS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -32,27 +33,28 @@ def data(n=60):
     return {t: x[:n] for t, (x, _) in rows.items()}, part(n), part(2 * n)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def base(family):
+    return family("bert")["base"]
+
+
+@pytest.fixture(scope="module")
 def experts(family):
     return {t: family("bert")[t] for t in TASKS}
 
 
 @pytest.fixture(scope="module")
-def found(family, tmp_path_factory):
-    made = family("bert")
-    experts = {t: made[t] for t in TASKS}
+def found(experts, base, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
-    return compare(experts, made["base"], *data(), store=store, **QUICK), store
+    return compare(experts, base, *data(), store=store, **QUICK), store
 
 
-def test_every_number_is_that_of_merge_align_and_evaluate(found, family, experts):
+def test_every_number_is_that_of_merge_align_and_evaluate(found, base, experts):
     comparison, _ = found
     inputs, _, test = data()
     assert set(comparison.table.method) == {"f_t", "f_b", *QUICK["methods"]}
     lam = comparison.table.set_index(["method", "protocol"]).lam["task_arithmetic", "ft_classifier"]
-    merged = mergelib.merge(
-        "task_arithmetic", base=family("bert")["base"], experts=experts, lam=lam
-    )
+    merged = mergelib.merge("task_arithmetic", base=base, experts=experts, lam=lam)
     scores = []
     for task in TASKS:
         drawn = module.draw_inputs(inputs[task], TASKS[task], K, 0, task)
@@ -74,15 +76,13 @@ def test_the_measured_row_of_the_experts_agrees_with_itself(found):
     assert rows[rows.protocol == "knn"].kl.isna().all()
 
 
-def test_test_rows_choose_nothing_and_labels_change_no_prediction(found, family, experts):
+def test_test_rows_choose_nothing_and_labels_change_no_prediction(found, base, experts):
     """With every test label wrong, the same is chosen, and nothing is computed again."""
     comparison, store = found
     inputs, validation, test = data()
     wrong = {t: (x, [(label + 1) % TASKS[t] for label in y]) for t, (x, y) in test.items()}
     before = len(store.entries())
-    other = compare(
-        experts, family("bert")["base"], inputs, validation, wrong, store=store, **QUICK
-    )
+    other = compare(experts, base, inputs, validation, wrong, store=store, **QUICK)
     assert len(store.entries()) == before
     assert other.best == comparison.best
     choice = ["method", "protocol", "lam", "chosen"]
@@ -113,7 +113,7 @@ def test_the_draw_is_that_of_align(experts):
     assert rows.fit == module.draw_inputs(pool, 4, K, 5, "ag")
 
 
-def test_an_interrupted_comparison_goes_on(family, experts, tmp_path, monkeypatch):
+def test_an_interrupted_comparison_goes_on(base, experts, tmp_path, monkeypatch):
     merges, merge = [], module.merge
 
     def until(limit):
@@ -125,9 +125,7 @@ def test_an_interrupted_comparison_goes_on(family, experts, tmp_path, monkeypatc
 
         monkeypatch.setattr(module, "merge", counted)
 
-    call = lambda: compare(  # noqa: E731
-        experts, family("bert")["base"], data()[0], store=Store(tmp_path), **QUICK
-    )
+    call = partial(compare, experts, base, data()[0], store=Store(tmp_path), **QUICK)
     until(2)
     with pytest.raises(KeyboardInterrupt):
         call()
@@ -138,7 +136,7 @@ def test_an_interrupted_comparison_goes_on(family, experts, tmp_path, monkeypatc
 
 
 def test_it_holds_a_merge_and_one_model_however_many_experts_there_are(
-    family, experts, tmp_path, monkeypatch
+    base, experts, tmp_path, monkeypatch
 ):
     made, most, merge, features = [], [], module.merge, module.features
 
@@ -155,13 +153,13 @@ def test_it_holds_a_merge_and_one_model_however_many_experts_there_are(
     monkeypatch.setattr(module, "features", scored)
     many = {f"{task}{i}": experts[task] for task in TASKS for i in range(2)}
     inputs = {name: data()[0][name[:-1]] for name in many}
-    compare(many, family("bert")["base"], inputs, store=Store(tmp_path), **QUICK)
+    compare(many, base, inputs, store=Store(tmp_path), **QUICK)
     assert len(most) == 5 * len(many) and max(most) == 2
 
 
-def test_without_labels_agreement_with_the_experts_ranks(family, experts, tmp_path):
+def test_without_labels_agreement_with_the_experts_ranks(base, experts, tmp_path):
     store = Store(tmp_path)
-    found = compare(experts, family("bert")["base"], data()[0], store=store, **QUICK)
+    found = compare(experts, base, data()[0], store=store, **QUICK)
     assert found.measures == {HELD_OUT: "agreement"} and found.rows.accuracy.isna().all()
     assert set(found.rows.protocol) == {"current", "ft_classifier"}
     merges = found.table[found.table.method.isin(QUICK["methods"])]
@@ -171,20 +169,18 @@ def test_without_labels_agreement_with_the_experts_ranks(family, experts, tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:.*streaming form")
-def test_a_method_that_fails_is_reported_and_the_rest_goes_on(family, experts, tmp_path):
+def test_a_method_that_fails_is_reported_and_the_rest_goes_on(base, experts, tmp_path):
     @mergelib.method("broken", label="Broken", short="Broken")
     def broken(base, experts):
         raise ValueError("no\nway")
 
     try:
-        call = lambda *names: compare(  # noqa: E731
-            experts, family("bert")["base"], data()[0], methods=names, k=K, store=Store(tmp_path)
-        )
-        found = call("broken", "weight_averaging")
+        call = partial(compare, experts, base, data()[0], k=K, store=Store(tmp_path))
+        found = call(methods=["broken", "weight_averaging"])
         assert found.best["method"] == "weight_averaging" and found.best["lam"] is None
         assert "ValueError" in found.failed["broken"]
         with pytest.raises(ConfigError, match=r"No method worked\. broken: ValueError"):
-            call("broken")
+            call(methods=["broken"])
     finally:
         mergelib.merging.METHODS.pop("broken")
 
@@ -201,12 +197,12 @@ def test_a_method_that_fails_is_reported_and_the_rest_goes_on(family, experts, t
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_work(
-    family, experts, tmp_path, change, error, said, monkeypatch
+    base, experts, tmp_path, change, error, said, monkeypatch
 ):
     monkeypatch.setattr(module, "features", None)
     arguments = {"inputs": data()[0], "store": Store(tmp_path)} | QUICK | change
     with pytest.raises(error, match=said):
-        compare(experts, family("bert")["base"], **arguments)
+        compare(experts, base, **arguments)
 
 
 def test_rank_correlation_is_kendalls_tau_over_merges():
@@ -219,7 +215,7 @@ def test_rank_correlation_is_kendalls_tau_over_merges():
 
 
 def test_the_reports_commands_make_the_model_that_it_scores(
-    family, experts, tmp_path, monkeypatch, capsys
+    base, experts, tmp_path, monkeypatch, capsys
 ):
     """The whole road from files: compare, the two commands of the report, evaluate."""
     monkeypatch.chdir(tmp_path)
@@ -235,7 +231,7 @@ def test_the_reports_commands_make_the_model_that_it_scores(
             frame.to_csv(f"{task}_{name}.csv", index=False)
             given[name].append(f"{task}={task}_{name}.csv")
     flags = [word for name, values in given.items() for word in (f"--{name}", *values)]
-    flags += ["--first-label", "0", "--base", str(family("bert")["base"]), "-k", str(K)]
+    flags += ["--first-label", "0", "--base", str(base), "-k", str(K)]
     flags += ["--methods", "task_arithmetic", "--lams", "0.3", "1.0", "--device", "cpu"]
     assert cli.main(["compare", *flags, "--out", "report"]) == 0
     page = (tmp_path / "report" / "report.md").read_text()
@@ -259,10 +255,10 @@ def test_the_reports_commands_make_the_model_that_it_scores(
 
 
 def test_lambda_is_chosen_on_ones_own_data_and_the_card_shows_how(
-    family, experts, tmp_path, monkeypatch, capsys
+    base, experts, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
-    flags = ["--base", str(family("bert")["base"]), "--method", "ties", "--lam", "auto", "--inputs"]
+    flags = ["--base", str(base), "--method", "ties", "--lam", "auto", "--inputs"]
     for task in TASKS:
         (tmp_path / f"{task}.txt").write_text("\n".join(data()[0][task]) + "\n")
         flags.append(f"{task}={tmp_path / f'{task}.txt'}")

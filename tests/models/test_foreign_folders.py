@@ -93,14 +93,17 @@ def configure(folder, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def equal(found, expected):
+    return all(torch.equal(found[n], t) for n, t in expected.items())
+
+
 def average(folder, **options):
     return mergelib.merge("weight_averaging", experts={n: folder / n for n in "xy"}, **options)
 
 
-def with_base(folder):
-    return mergelib.merge(
-        "task_arithmetic", base=folder / "base", experts={n: folder / n for n in "xy"}
-    )
+def with_base(folder, method="task_arithmetic", **options):
+    experts = {n: folder / n for n in "xy"}
+    return mergelib.merge(method, base=folder / "base", experts=experts, **options)
 
 
 # ---- weights ------------------------------------------------------------------------------------
@@ -136,7 +139,7 @@ def test_of_several_files_those_are_read_that_transformers_reads(berts, tmp_path
         assert kinds <= {"another bin", "variant"} and "transformers loads" in str(error)
         return
     theirs = hf.AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
-    assert all(torch.equal(model.state_dict()[n], t) for n, t in theirs.items())
+    assert equal(model.state_dict(), theirs)
 
 
 def old_names(tensors):
@@ -164,7 +167,7 @@ def test_other_names_for_the_same_weights_change_nothing(trio, change):
     for merged in (with_base(trio), average(trio)):
         assert merged.encoder.keys() <= state(trio / "x").keys()
     found = with_base(trio).classifier("x").model.state_dict()
-    assert all(torch.equal(found[n], t) for n, t in expected.items())
+    assert equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_tied_names_in_a_pickle_are_one_tensor(tmp_path):
         (tmp_path / name / "model.safetensors").unlink()
     found = with_base(tmp_path).encoder
     assert found.keys() == expected.keys()
-    assert all(torch.equal(found[n], t) for n, t in expected.items())
+    assert equal(found, expected)
 
 
 @given(st.sampled_from(["task_arithmetic", "weight_averaging", "ties"]), st.integers(0, 99))
@@ -233,7 +236,7 @@ def test_a_tie_of_the_base_alone_is_taken_apart(method, seed):
     tied, apart = {"in": w, "out": w}, {"in": w, "out": w.clone()}
     experts = [{"in": w + a, "out": w + b}, {"in": w - b, "out": w + a}]
     found, expected = (get_method(method)(base, experts) for base in (tied, apart))
-    assert all(torch.equal(found[n], t) for n, t in expected.items())
+    assert equal(found, expected)
 
 
 def test_a_model_may_be_trained_and_leaves_what_it_was_made_of(trio):
@@ -246,7 +249,7 @@ def test_a_model_may_be_trained_and_leaves_what_it_was_made_of(trio):
         for p in made().model.parameters():
             p.data.add_(1)
     for made, old in zip(makers, before, strict=True):
-        assert all(torch.equal(t, old[n]) for n, t in made().model.state_dict().items())
+        assert equal(old, made().model.state_dict())
 
 
 def test_loaded_models_that_cannot_be_saved_are_refused(trio):
@@ -363,11 +366,12 @@ def test_clips_image_classifiers_read_images_though_texts_could_be_read(tmp_path
 
 
 def test_a_configuration_that_asks_for_tuples_is_read_all_the_same(trio):
-    expected = features(expert_classifier(trio / "x"), ["good film"], device="cpu")
+    def found():
+        return features(expert_classifier(trio / "x"), ["good film"], device="cpu")
+
+    expected = found()
     configure(trio / "x", return_dict=False, output_attentions=True)
-    assert torch.equal(
-        features(expert_classifier(trio / "x"), ["good film"], device="cpu"), expected
-    )
+    assert torch.equal(found(), expected)
 
 
 def test_an_architecture_of_two_base_classes_is_saved(tmp_path):
@@ -428,14 +432,11 @@ def test_no_padding_token_and_a_token_beyond_the_embedding(trio):
 
 
 def test_a_head_without_a_bias_has_one_of_zero(tmp_path):
-    config = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
-    sizes = dict.fromkeys(SIZE) | {"vocab_size": 14, "pad_token_id": 0}
-    for name, cls in (
-        ("base", hf.GPT2Model),
-        *((n, hf.GPT2ForSequenceClassification) for n in "xy"),
-    ):
-        kept = {k: v for k, v in sizes.items() if v is not None}
-        cls(hf.GPT2Config(**kept, **config)).save_pretrained(tmp_path / name)
+    sizes = {"vocab_size": 14, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
+    config = hf.GPT2Config(**sizes, pad_token_id=0)
+    for name in ("base", *"xy"):
+        cls = hf.GPT2Model if name == "base" else hf.GPT2ForSequenceClassification
+        cls(config).save_pretrained(tmp_path / name)
         tokenizer().save_pretrained(tmp_path / name)
     merged = with_base(tmp_path)
     classifier = merged.classifier("x")

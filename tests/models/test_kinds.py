@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
-from test_foreign_folders import SIZE, WORDS, make, tokenizer
+from test_foreign_folders import SIZE, WORDS, make, tokenizer, with_base
 from torch.distributions import Bernoulli, kl_divergence
 
 import mergelib
@@ -99,26 +99,28 @@ def test_scores_of_several_classes_and_of_numbers():
 
 # ---- labels -------------------------------------------------------------------------------------
 
+CLASSES = [[1, 0, 1], [0, 1, 0], [0, 0, 0]]  # of "xyz"
+
 
 @pytest.mark.parametrize(
     "labels",
     [
         [["x", "z"], ["y"], []],
         [[0, 2], [1], []],
-        [[1, 0, 1], [0, 1, 0], [0, 0, 0]],
-        torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]]),
+        CLASSES,
+        torch.tensor(CLASSES).float(),
         [{"z", "x"}, "y", []],
     ],
 )
 def test_several_classes_are_read_in_every_form(labels):
     found = labelled((["a", "b", "c"], labels), "xyz", "t", is_image=False, problem=MULTI)
-    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert found.labels.tolist() == CLASSES
 
 
 def test_files_with_several_classes_with_numbers_and_with_pairs(tmp_path):
     (tmp_path / "m.csv").write_text("text,label\na,x|z\nb,y\nc,\n")
     found = labelled(tmp_path / "m.csv", "xyz", "t", is_image=False, problem=MULTI)
-    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert found.labels.tolist() == CLASSES
     with pytest.raises(DataError, match="line 4"):
         labelled(tmp_path / "m.csv", ["x|z", "y"], "t", is_image=False)
     (tmp_path / "m.jsonl").write_text(
@@ -164,10 +166,7 @@ def folders(tmp_path_factory):
 
 
 def test_such_heads_are_re_aligned_saved_and_scored(folders, tmp_path, capsys):
-    experts = {n: folders / n for n in "xy"}
-    merged = mergelib.merge(
-        "task_arithmetic", base=folders / "base", experts=experts, lam=0.5, dtype="float32"
-    )
+    merged = with_base(folders, lam=0.5, dtype="float32")
     labels = {
         "x": [[i % 2, 0, 1] for i in range(len(TEXTS))],
         "y": [*map(float, range(len(TEXTS)))],

@@ -32,6 +32,15 @@ def experts(family):
     return {name: folder for name, folder in family.items() if name != "base"}
 
 
+def merge(found, method="ties", **options):
+    return mergelib.merge(method, base=found["base"], experts=experts(found), **options)
+
+
+def batch_of(kind, processor, inputs):
+    padding = {} if is_image(kind) else {"padding": True}
+    return processor(inputs, return_tensors="pt", **padding)
+
+
 def data(kind, task, n, seed):
     return (pictures if is_image(kind) else texts)(task, n, seed)
 
@@ -44,9 +53,7 @@ def aligned(family, tmp_path_factory):
     def get(kind):
         if kind not in made:
             found = family(kind)
-            merged = mergelib.merge(
-                "ties", base=found["base"], experts=experts(found), keep=0.3, lam=1.0
-            )
+            merged = merge(found, keep=0.3, lam=1.0)
             heads = [
                 mergelib.align_classifier(merged, t, data(kind, t, 25, 40)[0])
                 for t in experts(found)
@@ -98,11 +105,7 @@ def test_a_fresh_process_without_mergelib_predicts_the_same(aligned, tmp_path):
     for kind in KINDS:
         merged, folder = aligned(kind)
         inputs = data(kind, next(iter(merged.heads)), 6, 77)[0]
-        batch = (
-            merged.processor(inputs, return_tensors="pt")
-            if is_image(kind)
-            else merged.processor(inputs, padding=True, return_tensors="pt")
-        )
+        batch = batch_of(kind, merged.processor, inputs)
         save_file(dict(batch), f"{folder}-batch.safetensors")
         for task in merged.heads:
             with torch.no_grad():
@@ -141,7 +144,7 @@ def test_alignment_moves_the_head_and_nothing_else(aligned, kind):
 def test_alignment_brings_the_merged_model_nearer_to_its_expert(family, kind):
     """Mean KL of Eq. 8 to the expert, on inputs that were not fitted on."""
     found = family(kind)
-    merged = mergelib.merge("ties", base=found["base"], experts=experts(found), lam=1.0)
+    merged = merge(found, lam=1.0)
     for task in experts(found):
         inputs = data(kind, task, 40, 5)[0]
         own = expert_classifier(merged.experts[task])
@@ -226,11 +229,7 @@ def test_encoder_neck_and_head_of_each_architecture(family, kind):
     # logits.
     own = expert_classifier(expert)
     inputs = data(kind, expert.name, 7, 1)[0]
-    batch = (
-        own.processor(inputs, return_tensors="pt")
-        if is_image(kind)
-        else own.processor(inputs, padding=True, return_tensors="pt")
-    )
+    batch = batch_of(kind, own.processor, inputs)
     with torch.no_grad():
         torch.testing.assert_close(
             own.head.linear.logits(features(own, inputs)),
@@ -242,14 +241,12 @@ def test_encoder_neck_and_head_of_each_architecture(family, kind):
 
 def test_a_pooler_that_the_base_lacks_stays_with_its_task(family, tmp_path):
     found = family("bert")
-    (tmp_path / "base").mkdir()
-    for file in found["base"].iterdir():
-        (tmp_path / "base" / file.name).write_bytes(file.read_bytes())
+    copied(found["base"], tmp_path / "base")
     state = {
         n: t for n, t in load_file(found["base"] / "model.safetensors").items() if "pooler" not in n
     }
     save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    merged = mergelib.merge("task_arithmetic", base=tmp_path / "base", experts=experts(found))
+    merged = merge(found | {"base": tmp_path / "base"}, "task_arithmetic")
     assert {"bert.pooler.dense.weight", "bert.pooler.dense.bias"} < merged.heads[
         "ag"
     ].tensors.keys()
@@ -312,7 +309,7 @@ def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
     """The same numbers to the last bit, however small the pieces."""
     monkeypatch.setattr("mergelib.models.merging.PIECE", piece)
     found = family("bert")
-    streamed = mergelib.merge(method, base=found["base"], experts=experts(found), **options).encoder
+    streamed = merge(found, method, **options).encoder
     base = {f"bert.{n}": t for n, t in load_file(found["base"] / "model.safetensors").items()}
     states = [
         {n: t for n, t in load_file(f / "model.safetensors").items() if n in base}
@@ -333,9 +330,7 @@ def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
         (found[name] / "model.safetensors").unlink()
         model.save_pretrained(found[name], max_shard_size="30KB")
         assert len(list(found[name].glob("model-*.safetensors"))) > 2
-    merged = mergelib.merge(
-        "task_arithmetic", base=found["base"], experts=experts(found), lam=0.5, dtype="bfloat16"
-    )
+    merged = merge(found, "task_arithmetic", lam=0.5, dtype="bfloat16")
     assert {t.dtype for t in merged.encoder.values()} == {torch.bfloat16}
     base = load_file(found["base"] / "model.safetensors")["embeddings.word_embeddings.weight"]
     states = [
@@ -355,7 +350,7 @@ def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
     )
     (next(found["ag"].glob("model-00002*"))).unlink()
     with pytest.raises(ConfigError, match="lacks model-00002"):
-        mergelib.merge("ties", base=found["base"], experts=experts(found))
+        merge(found)
 
 
 def test_loaded_models_and_a_method_of_ones_own(family):
@@ -389,9 +384,9 @@ def test_loaded_models_and_a_method_of_ones_own(family):
     with pytest.raises(DataError, match="processor="):
         mergelib.align_classifier(merged, "ag", ["a text"] * 5)
     with pytest.raises(UnknownNameError, match="option of method"):
-        mergelib.merge("ties", base=found["base"], experts=experts(found), density=0.2)
+        merge(found, density=0.2)
     with pytest.raises(ConfigError, match="keep must lie in"):
-        mergelib.merge("ties", base=found["base"], experts=experts(found), keep=2.0)
+        merge(found, keep=2.0)
     with pytest.raises(ConfigError, match="needs base="):
         mergelib.merge("ties", experts=experts(found))
 
@@ -472,7 +467,7 @@ def test_what_is_no_model_is_said_in_words(family, tmp_path):
 
 def test_a_head_with_other_labels_than_the_experts_is_refused(family, tmp_path):
     found = family("bert")
-    merged = mergelib.merge("task_arithmetic", base=found["base"], experts=experts(found))
+    merged = merge(found, "task_arithmetic")
     other = copied(
         found["ag"],
         tmp_path / "other",
@@ -491,7 +486,7 @@ def test_a_head_with_other_labels_than_the_experts_is_refused(family, tmp_path):
 
 def test_fewer_inputs_than_classes_work_and_warn(family):
     found = family("bert")
-    merged = mergelib.merge("task_arithmetic", base=found["base"], experts=experts(found))
+    merged = merge(found, "task_arithmetic")
     with pytest.warns(UserWarning, match="2 inputs for 4 classes"):
         aligned = mergelib.align_classifier(merged, "ag", texts("ag", 2, 0)[0])
     assert aligned.head.linear.weight.isfinite().all() and aligned.head.alignment["n"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -158,31 +159,27 @@ def test_a_folder_is_pushed_with_its_card_and_read_from_the_hub(aligned, tmp_pat
     push = ["push", "--model", str(folder), "--to"]
     with serving() as hub:
         client = Client(tmp_path, hub.url, HF_HUB_DISABLE_XET="1", HF_TOKEN="hf_" + "x" * 30)
+        call = partial(client, "mergelib.run.cli.main")
         try:
-            assert client("mergelib.run.cli.main", [*push, "me/merged"])["value"] == 0
+            assert call([*push, "me/merged"])["value"] == 0
             files = hub.models["me/merged"][list(hub.models["me/merged"])[-1]]
             sent = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
             assert set(files) == sent - {"secret.txt"} | {".gitattributes"}
             assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
             assert b"license: mit" in files["README.md"]
-            again = client("mergelib.run.cli.main", [*push, "me/merged"])
+            again = call([*push, "me/merged"])
             assert again["value"] == 2 and "add a commit" in again["err"]
-            assert (
-                client("mergelib.run.cli.main", [*push, "me/merged", "--overwrite"])["value"] == 0
-            )
+            assert call([*push, "me/merged", "--overwrite"])["value"] == 0
             hub.gated.add("other/merged")
-            refused = client("mergelib.run.cli.main", [*push, "other/merged"])
+            refused = call([*push, "other/merged"])
             assert refused["value"] == 2 and "hf auth login" in refused["err"]
             assert "hf_xxx" not in refused["err"]
             for name, said in (("no/hub/id", "user/name"), ("me/x", "was not uploaded")):
                 hub.pages["me/x"] = 400
-                refused = client("mergelib.run.cli.main", [*push, name])
+                refused = call([*push, name])
                 assert refused["value"] == 2 and said in refused["err"], refused
             (tmp_path / "in.txt").write_text("a late goal\nprofits rise\n")
-            read = client(
-                "mergelib.run.cli.main",
-                ["predict", "--model", "me/merged", "--inputs", str(tmp_path / "in.txt")],
-            )
+            read = call(["predict", "--model", "me/merged", "--inputs", str(tmp_path / "in.txt")])
             here = predict(merged, ["a late goal", "profits rise"])
             assert [line.split(",")[3].strip('"') for line in read["out"].splitlines()[1:]] == (
                 here.label.tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
-from test_foreign_folders import make, tokenizer
+from test_foreign_folders import make, tokenizer, with_base
 
 import mergelib
 from mergelib.core.errors import StateDictError
@@ -44,9 +44,7 @@ def test_the_union_has_the_rows_of_base_and_holders(tmp_path):
     grown(tmp_path)
     experts = {n: tmp_path / n for n in "xy"}
     with pytest.warns(UserWarning, match=r"tokenizer of 'base' with <both>, <a>, <b>"):
-        merged = mergelib.merge(
-            "task_arithmetic", base=tmp_path / "base", experts=experts, lam=0.5, dtype="float32"
-        )
+        merged = with_base(tmp_path, lam=0.5, dtype="float32")
     x, y = (expert_classifier(f) for f in experts.values())
     base = hf.AutoModel.from_pretrained(tmp_path / "base").get_input_embeddings().weight
     both = merged.classifier("x")
@@ -98,9 +96,7 @@ def test_a_padding_token_that_was_added_is_the_merged_models(tmp_path):
             model.resize_token_embeddings(len(own), mean_resizing=False)
             model.config.pad_token_id = own.pad_token_id
             model.save_pretrained(tmp_path / name)
-    merged = mergelib.merge(
-        "ties", base=tmp_path / "base", experts={n: tmp_path / n for n in "xy"}, lam=0.0
-    )
+    merged = with_base(tmp_path, "ties", lam=0.0)
     classifier = merged.classifier("x")
     assert classifier.processor.pad_token_id == classifier.head.config.pad_token_id
     assert features(classifier, TEXTS, device="cpu").isfinite().all()
@@ -111,6 +107,4 @@ def test_tokens_that_differ_otherwise_are_refused(tmp_path):
     file = tmp_path / "y" / "tokenizer.json"
     file.write_text(file.read_text().replace("Film", "Movie"))
     with pytest.raises(StateDictError, match="different architectures: vocab_size"):
-        mergelib.merge(
-            "task_arithmetic", base=tmp_path / "base", experts={n: tmp_path / n for n in "xy"}
-        )
+        with_base(tmp_path)
