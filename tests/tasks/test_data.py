@@ -615,12 +615,7 @@ def test_an_image_task_from_every_shape(tmp_path):
 
 
 def test_names_that_count_otherwise_and_keys_that_stand_twice_are_refused(tmp_path):
-    data = datasets.Dataset.from_dict(
-        {"text": TEXTS[:2], "label": [0, 1]},
-        features=datasets.Features(
-            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["1", "0"])}
-        ),
-    )
+    data = dataset(["1", "0"], ["1", "0"], TEXTS[:2])
     refused(data, "matched by name", names=("LABEL_0", "LABEL_1"))
     (file := tmp_path / "x.jsonl").write_text('{"text": "a", "label": 0, "label": 1}\n')
     refused(str(file), "stands twice")

@@ -21,6 +21,7 @@ from benchmarks.text_world import (
 from mergelib.tasks.miniature import TEXT_TASKS, WORLD_VERSION, corpus, generate, grammar, text
 
 TASKS = list(TEXT_TASKS)
+tasks = pytest.mark.parametrize("task", TASKS)
 TARGETS = {"ag": 0.92, "yelp": 0.60, "amazon": 0.58, "yahoo": 0.73, "dbpedia": 0.98}
 PINNED = {
     "ag": "1a55c7eaa31ee741e3ae34deb0e6ab3310bdc40bd1455cba014b8fa61661672a",
@@ -42,7 +43,7 @@ def documents():
     return {task: generate(task, 6000, seed=11) for task in TASKS}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_world_is_frozen(task):
     joined = "\n".join(f"{label}\t{line}" for line, label in generate(task, 50, seed=0))
     digest = hashlib.sha256(joined.encode()).hexdigest()
@@ -65,7 +66,7 @@ def test_corpus_is_a_deterministic_equal_mix():
     assert abs(sum("Answer - " in line for line in first) - 100) == 0
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_balance_duplicates_and_exclusion(task):
     classes = len(TEXT_TASKS[task])
     first = generate(task, 500 + 3, seed=1)
@@ -101,7 +102,7 @@ def phrase_shares(task, label):
     return {slot: dict(table) for slot, table in shares.items()}
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_posterior_matches_enumeration(task):
     """Bayes' rule from the grammar, with the no-repetition rule counted out by brute force."""
     classes = range(len(TEXT_TASKS[task]))
@@ -126,7 +127,7 @@ def test_posterior_matches_enumeration(task):
         assert posterior(task, line) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_posterior_is_calibrated(task, documents):
     """Class frequencies agree with the posterior, both for its argmax and bin by bin."""
     rows = [(posterior(task, line), label) for line, label in documents[task]]
@@ -143,7 +144,7 @@ def test_posterior_is_calibrated(task, documents):
         assert abs(difference) < 4.5 * math.sqrt(variance) + 1
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_accuracies(task):
     best = best_accuracy(task)
     assert abs(best - TARGETS[task]) <= 0.02
@@ -153,7 +154,7 @@ def test_accuracies(task):
     assert best - 0.04 <= naive <= best + 3 * error
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_cues_are_found_exactly(task):
     """By construction: no template or filler word begins, or lengthens, a cue phrase."""
     plain = set()
@@ -173,7 +174,7 @@ def test_cues_are_found_exactly(task):
         assert find_cues(task, line) == drawn
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_rest_of_the_text_is_independent_of_the_class(task, documents):
     classes = len(TEXT_TASKS[task])
     counts = {}
@@ -193,7 +194,7 @@ def test_rest_of_the_text_is_independent_of_the_class(task, documents):
         assert sum((count - mean) ** 2 / mean for count in row) < limit, word
 
 
-@pytest.mark.parametrize("task", TASKS)
+@tasks
 def test_form_of_the_documents(task, documents):
     for line, _ in documents[task]:
         assert 12 <= len(words(line)) <= 36, line
