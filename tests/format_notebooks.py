@@ -32,16 +32,8 @@ def formatted(path: Path) -> dict[str, str]:
         if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])
     ]
     # Named after a file of the folder, so that ruff finds the folder's settings.
-    ruff = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "format",
-        "--no-cache",
-        "--stdin-filename",
-        str(FOLDER / "cells.ipynb"),
-        "-",
-    ]
+    words = "-m ruff format --no-cache --stdin-filename".split()
+    ruff = [sys.executable, *words, str(FOLDER / "cells.ipynb"), "-"]
     done = subprocess.run(
         ruff,
         input=nbformat.writes(notebook),

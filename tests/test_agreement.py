@@ -21,7 +21,9 @@ ROOT = committed()
 FIGURES = ROOT / "figures"
 if ROOT == paths.root() and list(ROOT.glob("build/*/notebooks")):
     pytest.skip("a run may have rewritten figures/, and no git knows it", allow_module_level=True)
-PROFILES = [run.profile for run in report.read_runs(FIGURES) if run.judged]
+profiles = pytest.mark.parametrize(
+    "profile", [run.profile for run in report.read_runs(FIGURES) if run.judged]
+)
 
 
 @pytest.mark.parametrize("part", ["results", "notebooks"])
@@ -56,7 +58,7 @@ def test_the_page_was_drawn_from_the_committed_figures(path):
     )
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@profiles
 def test_notebooks_that_judge_the_same_claim_agree(profile):
     seen = {}
     for item in published(profile):
@@ -74,14 +76,14 @@ def published(profile):
     return [i for i in runner.manifest() if i.group in groups]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@profiles
 def test_a_published_group_is_complete(profile):
     for item in published(profile):
         for name in item.outputs:
             assert (FIGURES / profile / name).is_file(), f"{profile}: {name}"
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@profiles
 def test_verdicts_belong_to_this_claims_file_and_cover_the_manifest(profile):
     for item in published(profile):
         sidecar = json.loads((FIGURES / profile / f"{item.id}.json").read_text())
@@ -90,7 +92,7 @@ def test_verdicts_belong_to_this_claims_file_and_cover_the_manifest(profile):
         assert sidecar["overrides"] == {} or sidecar["overrides"] == {"tasks.source": "local"}
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@profiles
 def test_items_agree_with_each_other(profile):
     """Table 3 = averages of Table 2; Figures 2 and 5 at k = 5 = Table 2; the identity rung =
     Current Eval (H12)."""

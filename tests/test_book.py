@@ -228,6 +228,10 @@ def test_it_loads_nothing_from_elsewhere(site):
 
 # ---- in the browser: ./run_all.sh test -m browser ------------------------------------------------
 
+phone_and_desk = pytest.mark.parametrize(
+    "browser", [390, 1280], indirect=True, ids=["phone", "desk"]
+)
+
 
 @pytest.fixture
 def browser(request):
@@ -238,17 +242,10 @@ def browser(request):
     options.binary_location = shutil.which("chromium")
     with tempfile.TemporaryDirectory() as home:
         for flag in (
-            "headless=new",
-            "no-sandbox",
-            "disable-gpu",
-            "disable-quic",
-            "no-first-run",
-            "disable-background-networking",
-            "disable-component-update",
-            "disable-sync",
-            "disable-dev-shm-usage",
-            f"user-data-dir={home}",
-        ):
+            "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-sync "
+            "disable-background-networking disable-component-update disable-dev-shm-usage "
+            f"user-data-dir={home}"
+        ).split():
             options.add_argument(f"--{flag}")
         driver = webdriver.Chrome(
             options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
@@ -292,7 +289,7 @@ def shoot(driver, name):
 
 @needs_book
 @pytest.mark.browser
-@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+@phone_and_desk
 def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
     folder, _ = site
     for page in sorted(p for p in folder.rglob("*.html") if "_static" not in p.parts):
@@ -337,7 +334,7 @@ def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
 
 @needs_book
 @pytest.mark.browser
-@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+@phone_and_desk
 @pytest.mark.parametrize(
     "words, place",
     [("surgery", "notebooks/fig07_surgery.html"), ("align_classifier", "api/functions.html")],
@@ -366,7 +363,7 @@ def test_search_works_from_the_first_page(site, browser, words, place):
 
 @needs_book
 @pytest.mark.browser
-@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+@phone_and_desk
 def test_gallery_and_reference_lead_to_what_they_show(site, browser):
     from selenium.webdriver.common.by import By
 
@@ -441,7 +438,7 @@ def test_the_plane_turns_on_a_phone_by_the_numbers_of_the_lesson(browser, tmp_pa
 
 @needs_book
 @pytest.mark.browser
-@pytest.mark.parametrize("browser", [390, 1280], indirect=True, ids=["phone", "desk"])
+@phone_and_desk
 def test_the_lessons_sliders_work_in_the_book(site, browser):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait

@@ -25,16 +25,10 @@ PATIENCE = float(
     os.environ.get("MERGELIB_BROWSER_PATIENCE", "900")
 )  # seconds for one notebook on quick; a busy machine needs them
 FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1400,1000",
-)
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--window-size=1400,1000"
+).split()
 COPIED = ("00_start_here", "fig02_knn_eval")
 
 pytestmark = pytest.mark.browser
@@ -104,13 +98,8 @@ def lab(project, tmp_path_factory):
     with (own / "log").open("w") as log:
         process = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "jupyterlab",
-                f"--ServerApp.root_dir={project}",
-                "--LabApp.default_url=/lab/tree/notebooks",
-                "--no-browser",
-                "--port=0",
+                *(sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={project}"),
+                *"--LabApp.default_url=/lab/tree/notebooks --no-browser --port=0".split(),
                 *root,
             ],
             env=env,

@@ -289,12 +289,11 @@ def test_the_measured_value_is_that_of_the_table(study):
 
 def test_altered_thresholds_change_verdicts_and_nothing_else(study, monkeypatch):
     names = ["P3.2-knn", "P5-over-knn"]
-    study_judged = SimpleNamespace(profile=SimpleNamespace(judged=True))
     b = Bootstrap(study)
-    before = claims.judge(study_judged, names, bootstrap=b)
+    before = claims.judge(JUDGED, names, bootstrap=b)
     poisoned = {c: replace(v, op=">", value=1000.0) for c, v in claims.load_claims().items()}
     monkeypatch.setattr(claims, "load_claims", lambda: poisoned)
-    after = claims.judge(study_judged, names, bootstrap=b)
+    after = claims.judge(JUDGED, names, bootstrap=b)
     assert {v.verdict for v in after} == {NOT_REPRODUCED}
     assert [(v.claim, v.part, v.here, v.low, v.high) for v in after] == [
         (v.claim, v.part, v.here, v.low, v.high) for v in before
@@ -309,12 +308,7 @@ def test_poisoned_published_numbers_reach_no_cell_of_ours(study, monkeypatch, tm
         verdicts = tables.verdict_table(claims.judge(study, ["P3.2-knn", "P5-gap-closed"]))
         paper = [c for c in beside.columns if "paper" in c]
         assert len(paper) == 1 and "here" in beside.columns
-        return (
-            tables.wide(summary),
-            beside.drop(columns=paper),
-            verdicts,
-            beside[paper],
-        )
+        return tables.wide(summary), beside.drop(columns=paper), verdicts, beside[paper]
 
     before = cells()
     poisoned = tmp_path / "published.yaml"

@@ -22,7 +22,7 @@ from mergelib.figures.save import finding
 from mergelib.study import SCORE_COLUMNS
 
 PDFS = sorted((committed() / "figures").glob("*/*.pdf"))
-IDS = [f"{p.parent.name}-{p.stem}" for p in PDFS]
+pdfs = pytest.mark.parametrize("path", PDFS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 VISIONS = {
     "full": None,
     "deuteranopia": "deuteranomaly",
@@ -39,7 +39,7 @@ def test_there_are_figures():
     assert len(PDFS) >= 10
 
 
-@pytest.mark.parametrize("path", PDFS, ids=IDS)
+@pdfs
 def test_fonts_are_embedded_as_truetype(path):
     found = 0
     for page in PdfReader(path).pages:
@@ -52,7 +52,7 @@ def test_fonts_are_embedded_as_truetype(path):
     assert found, "no text at all"
 
 
-@pytest.mark.parametrize("path", PDFS, ids=IDS)
+@pdfs
 def test_widths_are_exact_and_the_png_is_the_same_page(path):
     box = PdfReader(path).pages[0].mediabox
     width, height = float(box.width) / 72, float(box.height) / 72
@@ -61,7 +61,7 @@ def test_widths_are_exact_and_the_png_is_the_same_page(path):
         assert png.width / png.height == pytest.approx(width / height, abs=0.01)
 
 
-@pytest.mark.parametrize("path", PDFS, ids=IDS)
+@pdfs
 def test_alt_text_states_the_finding_and_travels_with_the_files(path):
     alt = json.loads(path.with_suffix(".json").read_text())["alt"]
     assert re.search(r"\d", alt) or path.stem == "fig03_protocols", (

@@ -73,6 +73,10 @@ def weights(*seeds):
     return [{n: torch.randn(6, 4, generator=g) for n in "ab"} for g in made]
 
 
+def filled(value, **options):
+    return lambda z, n: torch.full((1, 1, len(z)), value, **options)
+
+
 # ---- copies --------------------------------------------------------------------------------------
 
 
@@ -465,16 +469,16 @@ def test_a_folded_state_shares_nothing(study):
     "gives, said",
     [
         (lambda z, n: z @ torch.ones(z.shape[1], n), r"float32 \[60, 4\].*argmax"),
-        (lambda z, n: torch.full((1, 1, len(z)), torch.nan), "float32"),
-        (lambda z, n: torch.zeros(1, 1, len(z), dtype=torch.bool), "bool"),
-        (lambda z, n: torch.full((1, 1, len(z)), 99), r"99.*in 0\.\.3"),
-        (lambda z, n: torch.full((1, 1, len(z)), -1), r"-1.*0\.\.3"),
+        (filled(torch.nan), "float32"),
+        (filled(False), "bool"),
+        (filled(99), r"99.*in 0\.\.3"),
+        (filled(-1), r"-1.*0\.\.3"),
         (lambda z, n: torch.zeros(len(z), dtype=torch.long), r"int64 \[60\].* \[1, 1, 60\]"),
         (lambda z, n: ["World"] * len(z), "class numbers"),
         (lambda z, n: None, "class numbers"),
         (lambda z, n: [[[2**70] * len(z)]], "class numbers"),
-        (lambda z, n: torch.zeros(1, 1, len(z), dtype=torch.long).to_sparse(), "int64"),
-        (lambda z, n: torch.zeros(1, 1, len(z), dtype=torch.long, device="meta"), "int64"),
+        (lambda z, n: filled(0)(z, n).to_sparse(), "int64"),
+        (filled(0, device="meta"), "int64"),
     ],
 )
 def test_what_a_protocol_gives_is_refused_by_its_name(study, gives, said):
@@ -544,12 +548,8 @@ def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said
 
 
 def test_images_are_no_task_of_a_text_study(tiny):
-    splits = [
-        mergelib.core.types.Split(
-            torch.full((2, 3, 4, 4), i, dtype=torch.uint8), torch.tensor([0, 1])
-        )
-        for i in range(3)
-    ]
+    pictures = [torch.full((2, 3, 4, 4), i, dtype=torch.uint8) for i in range(3)]
+    splits = [mergelib.core.types.Split(p, torch.tensor([0, 1])) for p in pictures]
     task = Task("own", ("x", "y"), *splits, modality="image")
     with pytest.raises(ConfigError, match=r"'own' classifies images.*texts"):
         mergelib.Study("quick", overrides=tiny, tasks={"own": task})

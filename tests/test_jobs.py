@@ -17,7 +17,7 @@ from mergelib.core import paths
 from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.core.store import Store
 from mergelib.profiles import load_profile
-from mergelib.run import cli, jobs, options
+from mergelib.run import cli, jobs
 from mergelib.run.jobs import Job, Wanted
 
 CLUSTER = paths.root() / "cluster"
@@ -208,16 +208,3 @@ def test_costs_follow_the_profile():
     )
     with pytest.raises(ConfigError, match="shape of a/b is not known"):
         plan.shape_of(load_profile("mini", {"encoder.base": "a/b"}))
-
-
-def test_the_guides_commands_are_known():
-    text = (paths.root() / "docs" / "training.md").read_text()
-    words = [
-        shlex.split(line.partition("#")[0].replace("\\\n", " "))[3:]
-        for line in text.splitlines()
-        if line.startswith("python -m mergelib")
-    ]
-    assert len(words) >= 3
-    for command in words:
-        cli.build_parser().parse_args(command)
-    options.parse_overrides('{"every_method.k": 5}')

@@ -112,22 +112,18 @@ def test_cells_are_short(notebook):
                 )
 
 
-def test_pictures_have_alt_text_and_exist(notebook, path):
+def test_pictures_have_alt_text(notebook):
     pictures = [
         m for text in prose(notebook) for m in re.findall(r"!\[(.*?)\]\((.*?)\)", text, flags=re.S)
     ]
     for alt, target in pictures:
         assert len(alt.split()) >= 3, f"{target}: no alt text"
-        assert target.startswith("http") or (path.parent / target).resolve().is_file(), (
-            f"{target} is missing"
-        )
     assert not any("<img" in text for text in prose(notebook))
 
 
-def test_links_to_files_lead_somewhere(notebook, path):
+def test_files_that_are_named_are_there(notebook):
+    """Links and pictures: ``test_text.py``."""
     for text in prose(notebook):
-        for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", text):
-            assert target.startswith("http") or (path.parent / target).resolve().exists(), target
         for named in re.findall(r"`((?:mergelib|figures|notebooks|benchmarks)/[\w./-]+)`", text):
             assert (ROOT / named).exists(), named
 

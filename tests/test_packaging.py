@@ -26,12 +26,15 @@ def test_nothing_but_the_project_is_committed():
     assert names.split() == TOP.split()
 
 
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def pins():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return PYPROJECT["project"]["dependencies"]
 
 
 def test_every_dependency_is_pinned():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = PYPROJECT["project"]
     extras = [d for group in project.get("optional-dependencies", {}).values() for d in group]
     for dependency in [*project["dependencies"], *extras]:
         assert re.fullmatch(r"[A-Za-z0-9._\[\]-]+==\d[\w.]*", dependency), dependency
@@ -64,17 +67,10 @@ def test_what_is_imported_is_declared():
     huggingface_hub (datasets), nbclient (papermill), psutil (ipykernel), packaging
     (transformers)."""
     names = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
-    declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | {
-        "mergelib",
-        "tokenizers",
-        "threadpoolctl",
-        "pyarrow",
-        "huggingface_hub",
-        "nbclient",
-        "jupyter_client",
-        "psutil",
-        "packaging",
-    }
+    declared = {re.split(r"[=\[<>]", d)[0].lower() for d in pins()} | set(
+        "mergelib tokenizers threadpoolctl pyarrow huggingface_hub nbclient jupyter_client psutil "
+        "packaging".split()
+    )
     for path in SOURCES:
         extra = {"sphinx", "bokeh"} if path.parent.name == "book" else {"peft"}  # other extras
         for name in imports(path) - sys.stdlib_module_names - extra:
@@ -183,9 +179,7 @@ def test_nothing_foreign_is_executed(path):
 
 
 def test_package_data_is_shipped():
-    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "package-data"
-    ]["mergelib"]
+    shipped = PYPROJECT["tool"]["setuptools"]["package-data"]["mergelib"]
     for path in PACKAGE.rglob("*"):
         if path.suffix in (".yaml", ".mplstyle"):
             assert any(path.relative_to(PACKAGE).match(pattern) for pattern in shipped), path

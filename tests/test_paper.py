@@ -12,7 +12,7 @@ from test_t5 import write_folder
 from tiny import TINY
 
 from mergelib import Study
-from mergelib.core.errors import ConfigError, MergelibError, OfflineError, UnknownNameError
+from mergelib.core.errors import ConfigError, MergelibError, OfflineError
 from mergelib.core.store import Store
 from mergelib.foundations import t5
 from mergelib.profiles import load_profile, profile_names, variant_names
@@ -70,11 +70,6 @@ def test_notebooks_name_what_they_need():
             {"every_method"} if "every_method=True" in code else set()
         )
         assert named <= set(item.needs), item.id
-
-
-def test_a_variant_that_is_not_there_is_said_before_anything_runs():
-    with pytest.raises(UnknownNameError, match="Known: masked_lm, vision_a, vision_b"):
-        Study("real", variant="t5_a")
 
 
 def test_without_network_the_hub_is_named(tmp_path):

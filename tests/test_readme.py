@@ -23,6 +23,7 @@ PAGES += sorted((paths.root() / "docs").glob("*.md"))
 BLOCKS = re.findall(
     r"```python\n(.*?)```", (paths.root() / "docs/extending.md").read_text(), flags=re.S
 )
+pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 SMALL = {k: v for k, v in TINY.items() if k != "tasks.names"} | {"fine_tuning.steps": 4}
 
 
@@ -64,10 +65,10 @@ def test_there_is_one_block_each_of_at_most_ten_lines():
         "mergelib.image_task(",
     ):
         assert len([line for line in block(word).splitlines() if line.strip()]) <= 10
+    assert len(BLOCKS) == 4, "every one is tested"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*edge of the grid")
 def test_the_methods_block(run):
     made = run(block("@mergelib.method") + "\nscores = study.scores(['halves'], ['current'])")
     assert set(made["scores"].method) == {"halves"} and len(made["scores"]) == 5
@@ -78,7 +79,6 @@ def test_the_methods_block(run):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*edge of the grid")
 def test_the_protocols_block(run):
     made = run(block("@mergelib.protocol"))
     s = made["study"]
@@ -99,7 +99,6 @@ def test_the_protocols_block(run):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*edge of the grid")
 def test_the_tasks_block(run):
     made = run(
         block("mergelib.task(")
@@ -111,7 +110,6 @@ def test_the_tasks_block(run):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*edge of the grid")
 def test_the_image_tasks_block(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("walls", "fences"):
@@ -126,10 +124,6 @@ def test_the_image_tasks_block(run, tmp_path, monkeypatch):
     assert {*made["scores"].task} == {"walls", "fences"} and {*made["scores"].n} == {40}
     old = made["study"].head("f_t", "walls").weight
     assert old.shape[0] == 2 and not torch.equal(*old)
-
-
-def test_every_python_block_is_one_of_these():
-    assert len(BLOCKS) == 4
 
 
 def test_the_lesson_plans_numbers_are_printed_where_it_says():

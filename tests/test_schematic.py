@@ -52,11 +52,9 @@ def luminance(colour):
     return sum(w * c for w, c in zip((0.299, 0.587, 0.114), to_rgb(colour), strict=True))
 
 
-def test_boxes_and_arrows_are_those_of_the_table(drawn):
+def test_arrows_are_those_of_the_table(drawn):
+    """As boxes are, which the test of their shades goes through."""
     fig, _ = drawn
-    assert [len(boxes(ax)) for ax in fig.axes] == [
-        len(schematic.placed(p)) for p in schematic.PANELS
-    ]
     for ax, panel in zip(fig.axes, schematic.PANELS, strict=True):
         assert sum(isinstance(p, FancyArrowPatch) for p in ax.patches) == len(
             schematic.arrows(panel)

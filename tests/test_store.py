@@ -36,6 +36,10 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
+def get(store):
+    return store.get("step", KEY, Counting())
+
+
 def leftovers(store):
     return [p for p in store.root.rglob("*") if p.is_file() and ".locks" not in p.parts]
 
@@ -60,9 +64,9 @@ def test_who_asks_is_told_what_is_being_made(store):
 
 
 def test_what_is_read_back_cannot_reach_the_file(store):
-    store.get("step", KEY, Counting()).tensors["t"].zero_()
-    store.get("step", KEY, Counting()).tensors["t"].zero_()
-    assert store.get("step", KEY, Counting()).tensors["t"].sum() == 50
+    get(store).tensors["t"].zero_()
+    get(store).tensors["t"].zero_()
+    assert get(store).tensors["t"].sum() == 50
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
@@ -73,7 +77,7 @@ def test_a_make_that_fails_leaves_nothing(store, error):
     with pytest.raises(error):
         store.get("step", KEY, make)
     assert leftovers(store) == []
-    assert store.get("step", KEY, Counting()).info == {"value": 1.0}
+    assert get(store).info == {"value": 1.0}
 
 
 def test_an_interrupted_write_leaves_nothing(store, monkeypatch):
@@ -83,7 +87,7 @@ def test_an_interrupted_write_leaves_nothing(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stop)
         with pytest.raises(KeyboardInterrupt):
-            store.get("step", KEY, Counting())
+            get(store)
     assert leftovers(store) == []
 
 
@@ -103,6 +107,10 @@ def flip(path):
     path.write_bytes(bytes(raw))
 
 
+def replaced(old, new):
+    return lambda f: (f / META).write_text((f / META).read_text().replace(old, new))
+
+
 DAMAGE = {
     "truncated tensors": lambda f: truncate(f / TENSORS),
     "flipped tensors": lambda f: flip(f / TENSORS),
@@ -114,21 +122,15 @@ DAMAGE = {
     "no meta": lambda f: (f / META).unlink(),
     "binary meta": lambda f: (f / META).write_bytes(b"\xff\xfe\x00" * 9),
     "meta is a list": lambda f: (f / META).write_text("[1, 2]"),
-    "info altered": lambda f: (f / META).write_text(
-        (f / META).read_text().replace('"value": 1.0', '"value": 7.0')
-    ),
-    "wrong key": lambda f: (f / META).write_text(
-        (f / META).read_text().replace('"what": "x"', '"what": "y"')
-    ),
-    "wrong step": lambda f: (f / META).write_text(
-        (f / META).read_text().replace('"step": "step"', '"step": "stop"')
-    ),
+    "info altered": replaced('"value": 1.0', '"value": 7.0'),
+    "wrong key": replaced('"what": "x"', '"what": "y"'),
+    "wrong step": replaced('"step": "step"', '"step": "stop"'),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_reported_and_repaired(store, damage):
-    store.get("step", KEY, Counting())
+    get(store)
     store.get("step", {"another": 1}, Counting())
     folder = store.folder("step", KEY)
     DAMAGE[damage](folder)
@@ -149,11 +151,11 @@ def test_a_foreign_artifact_in_the_right_place_is_not_believed(store):
     store.get("step", {"other": 1}, Counting(9.0))
     shutil.copytree(store.folder("step", {"other": 1}), store.folder("step", KEY))
     with pytest.warns(StoreWarning):
-        assert store.get("step", KEY, Counting()).info == {"value": 1.0}
+        assert get(store).info == {"value": 1.0}
 
 
 def test_foreign_files_beside_artifacts_do_no_harm(store):
-    store.get("step", KEY, Counting())
+    get(store)
     (store.root / "README.txt").write_text("hello")
     (store.root / "step" / "notes.txt").write_text("hello")
     (store.folder("step", KEY) / "notes.txt").write_text("hello")
@@ -166,11 +168,11 @@ def test_a_file_in_the_place_of_an_artifact_is_replaced(store):
     folder.parent.mkdir(parents=True)
     folder.write_text("not a folder")
     with pytest.warns(StoreWarning):
-        assert store.get("step", KEY, Counting()).info == {"value": 1.0}
+        assert get(store).info == {"value": 1.0}
 
 
 def test_prune_removes_what_is_damaged_old_or_left_over_and_nothing_else(store):
-    store.get("step", KEY, Counting())
+    get(store)
     store.get("step", {"version": 0}, Counting())
     store.get("gone", KEY, Counting())
     store.get("step", KEY | {"n": 2}, Counting())
@@ -192,7 +194,7 @@ def test_prune_removes_what_is_damaged_old_or_left_over_and_nothing_else(store):
 
 def test_prune_leaves_folders_that_are_no_artifacts_alone(store):
     """MERGELIB_STORE may point at a folder that holds other things, a home directory at worst."""
-    store.get("step", KEY, Counting())
+    get(store)
     photos = store.root / "pictures" / "holiday"
     photos.mkdir(parents=True)
     (store.root / "pictures" / ".tmp-edited").mkdir()
@@ -208,7 +210,7 @@ def test_scratch_goes_when_the_artifact_is_there(store):
     scratch = store.scratch("step", KEY)
     (scratch / "checkpoint").write_text("half way")
     assert store.scratch("step", KEY) == scratch and (scratch / "checkpoint").exists()
-    store.get("step", KEY, Counting())
+    get(store)
     assert not scratch.exists()
 
 
@@ -235,17 +237,8 @@ json_values = st.recursive(
     ),
     max_leaves=8,
 )
-dtypes = st.sampled_from(
-    [
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.float64,
-        torch.int64,
-        torch.int16,
-        torch.bool,
-    ]
-)
+names = "float32 float16 bfloat16 float64 int64 int16 bool"
+dtypes = st.sampled_from([getattr(torch, name) for name in names.split()])
 
 
 @given(
@@ -267,11 +260,10 @@ def test_tensors_and_info_come_back_as_they_went_in(tmp_path_factory, shapes, in
 
 def test_views_and_shared_tensors_come_back(store):
     x = torch.arange(12.0).view(3, 4)
-    found = store.get(
-        "step", KEY, lambda: Artifact({"x": x, "same": x, "t": x.T, "part": x[1:, ::2]})
-    )
+    given = {"x": x, "same": x, "t": x.T, "part": x[1:, ::2]}
+    found = store.get("step", KEY, lambda: Artifact(given))
     again = store.peek("step", KEY)
-    for n, t in {"x": x, "same": x, "t": x.T, "part": x[1:, ::2]}.items():
+    for n, t in given.items():
         assert torch.equal(found.tensors[n], t) and torch.equal(again.tensors[n], t)
 
 
@@ -287,19 +279,8 @@ def test_the_digest_of_a_key():
     a = {"x": 1, "y": {"p": [1, 2], "q": "é"}}
     b = {"y": {"q": "é", "p": [1, 2]}, "x": 1}
     assert key_digest("s", a) == key_digest("s", b)
-    assert (
-        len(
-            {
-                key_digest("s", a),
-                key_digest("r", a),
-                key_digest("s", a | {"x": 2}),
-                key_digest("s", a | {"x": 1.5}),
-                key_digest("s", a | {"x": "1"}),
-                key_digest("s", a | {"y": {"p": [2, 1], "q": "é"}}),
-            }
-        )
-        == 6
-    )
+    others = [{"x": 2}, {"x": 1.5}, {"x": "1"}, {"y": {"p": [2, 1], "q": "é"}}]
+    assert len({key_digest("r", a), *(key_digest("s", a | o) for o in ({}, *others))}) == 6
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError):
             key_digest("s", {"x": bad})

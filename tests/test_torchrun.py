@@ -36,17 +36,8 @@ ONE_ROW_EACH = {
     "fine_tuning.batch_size": 2,
     "fine_tuning.steps": 3,
 }  # with two heads, one is without rows in each process
-TRAIN = [
-    "train",
-    "--profile",
-    "quick",
-    "--only",
-    "ag",
-    "--device",
-    "cpu",
-    "--overrides",
-    json.dumps(OVERRIDES),
-]
+TRAIN = "train --profile quick --only ag --device cpu --overrides".split()
+TRAIN.append(json.dumps(OVERRIDES))
 
 needs_gloo = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
@@ -103,17 +94,8 @@ def start(mode, store, other_store):
             [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        __file__,
-        mode,
-        str(other_store),
-    ]
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
+    command = [sys.executable, *launcher, __file__, mode, str(other_store)]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -221,20 +203,24 @@ def test_one_process_uses_the_store_and_the_keys_as_ever(tmp_path, monkeypatch):
     assert "processes" not in study_of(tmp_path).profile.model_dump()
 
 
+def train_32_rows(scratch, device="cpu"):
+    training.train(
+        torch.nn.Linear(1, 1),
+        [],
+        list,
+        training.TrainConfig(1, 32, 1e-3),
+        device=torch.device(device),
+        scratch=scratch,
+        desc="x",
+    )
+
+
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
         ConfigError, match=r"32 rows .* 3 processes: start torchrun with .* fine_tuning\.batch_size"
     ):
-        training.train(
-            torch.nn.Linear(1, 1),
-            [],
-            list,
-            training.TrainConfig(1, 32, 1e-3),
-            device=torch.device("cpu"),
-            scratch=tmp_path,
-            desc="x",
-        )
+        train_32_rows(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "64")
     with pytest.raises(ConfigError, match="64 processes"):
         distributed.share_of_batch(32)
@@ -243,33 +229,18 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path, monkeypatch):
 def test_a_device_without_collectives_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="'mps' together"):
-        training.train(
-            torch.nn.Linear(1, 1),
-            [],
-            list,
-            training.TrainConfig(1, 32, 1e-3),
-            device=torch.device("mps"),
-            scratch=tmp_path,
-            desc="x",
-        )
+        train_32_rows(tmp_path, "mps")
 
 
 def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
-    launched = {
-        "RANK": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "1",
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "1",
-        "GROUP_RANK": "0",
-        "GROUP_WORLD_SIZE": "1",
-        "ROLE_RANK": "1",
-        "TORCHELASTIC_RUN_ID": "x",
-    }
-    for name, value in launched.items():
-        monkeypatch.setenv(name, value)
+    launched = (
+        "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK "
+        "TORCHELASTIC_RUN_ID"
+    ).split()
+    for name in launched:
+        monkeypatch.setenv(name, "2")
     child = distributed.child_environment()
-    assert not launched.keys() & child.keys() and child["PATH"] == os.environ["PATH"]
+    assert not {*launched} & child.keys() and child["PATH"] == os.environ["PATH"]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "fine_tuning.steps=3"])

@@ -49,9 +49,10 @@ SHAPE = {
 NAMES = ("cat", "green bus", "old red house")
 
 
-def small_config(vocab_size, **text):
+def small_config(vocab_size, pad=0, bos=2, eos=3):
+    text = {"pad_token_id": pad, "bos_token_id": bos, "eos_token_id": eos, **SHAPE}
     return CLIPConfig(
-        text_config={"vocab_size": vocab_size, "max_position_embeddings": 40, **SHAPE, **text},
+        text_config={"vocab_size": vocab_size, "max_position_embeddings": 40, **text},
         projection_dim=12,
         vision_config={"image_size": 16, "patch_size": 8, **SHAPE, "projection_dim": 12},
     )
@@ -73,9 +74,7 @@ def words():
 @pytest.fixture(scope="module")
 def clip(words):
     torch.manual_seed(0)
-    return CLIPModel(
-        small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)
-    ).eval()
+    return CLIPModel(small_config(len(words[0]))).eval()
 
 
 def tower_of(model):
@@ -188,9 +187,7 @@ def contrast_batch(words, texts, seed=0):
 
 def test_the_loss_is_clips_where_no_caption_repeats(words):
     torch.manual_seed(0)
-    model = CaptionContrast(
-        small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)
-    ).eval()
+    model = CaptionContrast(small_config(len(words[0]))).eval()
     batch = contrast_batch(words, ["a cat", "a green bus", "an old red house", "the photo"])
     torch.testing.assert_close(model(**batch)["loss"], model.clip(**batch, return_loss=True).loss)
     same = contrast_batch(words, ["a cat"] * 4)
@@ -201,9 +198,7 @@ def test_the_loss_is_clips_where_no_caption_repeats(words):
 
 
 def test_the_logit_scale_stays_at_100_or_less(words):
-    model = CaptionContrast(
-        small_config(len(words[0]), pad_token_id=0, bos_token_id=2, eos_token_id=3)
-    )
+    model = CaptionContrast(small_config(len(words[0])))
     model.clip.logit_scale.data.fill_(9.0)
     model(**contrast_batch(words, ["a cat", "a green bus"]))
     assert float(model.clip.logit_scale.detach().exp()) == pytest.approx(100, rel=1e-5)
@@ -233,8 +228,8 @@ def test_a_pre_trained_clip_knows_the_colours_and_is_reproducible(tmp_path):
             pictures,
             captions,
             config,
-            lambda n: small_config(n, pad_token_id=0, bos_token_id=2, eos_token_id=3),
-            device=torch.device("cpu"),
+            small_config,
+            device=CPU,
             scratch=tmp_path / name,
             desc="test",
         )
@@ -308,7 +303,7 @@ def test_only_image_encoders_are_fine_tuned_and_merged(vision):
 
 def test_f_b_under_current_eval_is_clips_zero_shot(vision):
     settings, tasks = vision.profile, list(vision.tasks.values())
-    made = RECIPE.make(settings, tasks, torch.device("cpu"), vision.store.root / "again")
+    made = RECIPE.make(settings, tasks, CPU, vision.store.root / "again")
     parts = open_clip(settings, made)
     for task in tasks:
         pixels = parts.encoder.collate(task.test.inputs)["pixel_values"]
@@ -351,9 +346,7 @@ def write_hub_clip(folder):
     ids among the weights."""
     torch.manual_seed(5)
     tokenizer = letters_tokenizer()
-    model = CLIPModel(
-        small_config(len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2)
-    ).eval()
+    model = CLIPModel(small_config(len(tokenizer), pad=1, bos=0, eos=2)).eval()
     model.logit_scale.data.fill_(math.log(100))
     folder.mkdir()
     weights = {n: t.contiguous() for n, t in model.state_dict().items()}

@@ -105,15 +105,8 @@ class Slurm:
                 "munged",
                 "--foreground",
                 f"--key-file={key}",
-                *(
-                    f"--{what}={munge}/{name}"
-                    for what, name in (
-                        ("socket", "socket"),
-                        ("pid-file", "pid"),
-                        ("log-file", "log"),
-                        ("seed-file", "seed"),
-                    )
-                ),
+                f"--socket={munge}/socket",
+                *(f"--{what}-file={munge}/{what}" for what in ("pid", "log", "seed")),
             )
             wait_for("munge", (munge / "socket").exists, 20)
             self._start("slurmctld", "-D")
@@ -153,13 +146,7 @@ class Slurm:
         all such variables, out of a job's environment.
         """
         self.node = self._start(
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "sh",
-            "-c",
+            *"unshare --pid --fork --kill-child --mount-proc sh -c".split(),
             f"mount --bind {self.folder} /etc/slurm && exec slurmd -D",
         )
         wait_for("the node", lambda: self.node_state() in ("idle", "mix", "alloc"), 60)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,11 @@ def mergelib(place, *words):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+def list_jobs(place, *words):
+    out = str(place / "jobs.json")
+    mergelib(place, "jobs", "--profile", "quick", "--out", out, "--only", *words)
+
+
 def snakemake(place, profile, *words, env):
     """Snakemake over ``jobs.json``, everything below ``place``; what it says goes to said.log."""
     command = [
@@ -121,20 +127,13 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
     local.mkdir()
     place.mkdir()
     mergelib(local, "run", "--profile", "quick", "--only", *ONLY)
-    mergelib(
-        place, "jobs", "--profile", "quick", "--only", *ONLY, "--out", str(place / "jobs.json")
-    )
+    list_jobs(place, *ONLY)
     with Slurm() as slurm:
-        driver = snakemake(
-            place,
-            "slurm",
-            "--slurm-status-command",
-            "squeue",
-            "--slurm-init-seconds-before-status-checks",
-            "5",
-            "--slurm-no-account",
-            env=environment(place, **slurm.environment),
-        )
+        words = (
+            "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 5 "
+            "--slurm-no-account"
+        ).split()
+        driver = snakemake(place, "slurm", *words, env=environment(place, **slurm.environment))
         try:
 
             def at_work():
@@ -180,20 +179,9 @@ def test_a_study_goes_through_slurm_while_its_node_dies(tmp_path):
 
 def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
     place, env = tmp_path, environment(tmp_path)
-    mergelib(
-        place,
-        "jobs",
-        "--profile",
-        "quick",
-        "--only",
-        "tab03",
-        "report",
-        "--overrides",
-        json.dumps(SMALL),
-        "--out",
-        str(place / "jobs.json"),
-    )
-    driver = snakemake(place, "local", "--cores", "1", env=env)
+    run = partial(snakemake, place, "local", "--cores", "1", env=env)
+    list_jobs(place, "tab03", "report", "--overrides", json.dumps(SMALL))
+    driver = run()
     wait_for(
         "two experts",
         lambda: len(stamps(place, "fine_tune")) >= 2 or driver.poll() is not None,
@@ -204,16 +192,12 @@ def test_a_killed_driver_is_unlocked_and_goes_on(tmp_path):
     finished, stamped = artifacts(place / "store"), {p: p.stat().st_mtime_ns for p in stamps(place)}
     del stamped[max(stamped, key=stamped.get)]  # Snakemake may not have seen the end of the newest
     assert finished and stamped and not (place / "figures").exists()
-    assert snakemake(place, "local", "--cores", "1", env=env).wait(120) != 0, (
-        "Snakemake notices the other's lock"
-    )
-    assert snakemake(place, "local", "--cores", "1", "--unlock", env=env).wait(120) == 0
-    assert snakemake(place, "local", "--cores", "1", env=env).wait(600) == 0, (
-        place / "said.log"
-    ).read_text()[-3000:]
+    assert run().wait(120) != 0, "Snakemake notices the other's lock"
+    assert run("--unlock").wait(120) == 0
+    assert run().wait(600) == 0, (place / "said.log").read_text()[-3000:]
     check_whole(place)
     now = artifacts(place / "store")
     assert all(now[name] == files for name, files in finished.items())
     assert all(p.stat().st_mtime_ns == then for p, then in stamped.items())
-    again = snakemake(place, "local", "--cores", "1", env=env)
+    again = run()
     assert again.wait(120) == 0 and "Nothing to be done" in (place / "said.log").read_text()
