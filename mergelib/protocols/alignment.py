@@ -8,14 +8,13 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError, DataError, UnknownNameError
-from ..core.progress import progress
 from ..core.types import Head
 from .current import current_eval
 
@@ -216,7 +215,7 @@ def fit_l1(
     batch_size: int | None = 256,
     seed: int | Sequence[int] = 0,
     exact: bool = False,
-    desc: str = "",
+    progress: Callable[[range], Iterable[int]] = iter,
 ) -> AffineMap:
     """The paper's fit (Eq. 6 and 7): minimise mean |G(X) - Y| + alpha * mean |A^T A - I|.
 
@@ -247,9 +246,10 @@ def fit_l1(
 
     A batch and a single fit differ by rounding, which the signs in an L1 gradient magnify: in
     float32 up to some hundredths in A where the data leave it open, a thousandth in the distance;
-    in float64 not at all, but that the exact fit magnifies rounding from step to step. ``desc``
-    turns on a progress line. Raises ``UnknownNameError``, ``ConfigError`` for ``exact`` on a rung
-    that is not orthogonal or a number of seeds that is not B, ``DataError`` for shapes.
+    in float64 not at all, but that the exact fit magnifies rounding from step to step. ``progress``
+    wraps the steps, to show how far they are. Raises ``UnknownNameError``, ``ConfigError`` for
+    ``exact`` on a rung that is not orthogonal or a number of seeds that is not B, ``DataError`` for
+    shapes.
     """
     spec = get_rung(rung)
     _check(X, Y)
@@ -300,7 +300,7 @@ def fit_l1(
         else None
     )
     fits = torch.arange(n_fits, device=X.device)[:, None]
-    for step in progress(range(steps), desc=desc) if desc else range(steps):
+    for step in progress(range(steps)):
         index = (slice(None),) if order is None else (fits, order[seed_index, step])
         if step in restored:
             A.copy_(polar(A))

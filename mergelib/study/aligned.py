@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.errors import UnknownNameError
 from ..core.names import FINE_TUNED
+from ..core.progress import progress
 from ..core.store import Artifact
 from ..core.types import head_digest
 from ..encoders.features import extract
@@ -134,7 +135,9 @@ def _fitted(
         mapping = fit_closed_form(x, y, settings["rung"])
     else:
         desc = f"{settings['rung']} map, {len(cells)} encoders and tasks"
-        mapping = FITS[settings["fit"]](x, y, settings["rung"], seed=seeds * len(cells), desc=desc)
+        mapping = FITS[settings["fit"]](
+            x, y, settings["rung"], seed=seeds * len(cells), progress=partial(progress, desc=desc)
+        )
     measures = {name: v.view(len(cells), -1).cpu() for name, v in diagnose(mapping, x, y).items()}
     artifacts = {}
     for i, (e, t) in enumerate(cells):
