@@ -160,6 +160,8 @@ def into_layer(model: Any, module: str, batch: dict[str, Tensor]) -> tuple[Tenso
     """What ``module`` receives, a row per input (where it runs on every token, that of the last
     token that is no padding), and the model's logits. Empty unless it runs exactly once."""
     captured: list[Tensor] = []
+    # images come in float32, whatever the weights
+    batch = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in batch.items()}
     hook = model.get_submodule(module).register_forward_pre_hook(
         lambda _, args: captured.append(args[0])
     )
@@ -169,7 +171,10 @@ def into_layer(model: Any, module: str, batch: dict[str, Tensor]) -> tuple[Tenso
         hook.remove()
     feature = captured[0] if len(captured) == 1 else logits.new_empty(0)
     if feature.ndim == 3 and "attention_mask" in batch:
-        last = batch["attention_mask"].cumsum(1).argmax(1)
+        real = batch["attention_mask"]
+        if (pad := getattr(model.config, "pad_token_id", None)) is not None:  # as transformers does
+            real = real * (batch["input_ids"] != pad)
+        last = torch.arange(real.shape[1], device=real.device).mul(real).argmax(1)
         feature = feature[torch.arange(len(last), device=last.device), last]
     return feature, logits
 
@@ -312,6 +317,10 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     tensors = {n: t for n, t in whole.items() if not filled & {*places.get(n, ())}}
     if not isinstance(merged, Merged) or processor is None:
         processor = expert.processor or processor
+    dtype = next((t.dtype for t in encoder.values() if t.is_floating_point()), torch.float32)
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
     head = replace(expert.head, tensors=tensors, task=task, config=config)
     return Classifier(encoder, head, record, processor, (*inputs, *expert.inputs))
 
@@ -393,6 +402,9 @@ def align_classifier(
     else:
         fitted = procrustes_head(z_m, z_t, linear)
     if not student.is_image and (length := _limit(student, max_length)) < UNLIMITED:
+        parts = inputs[0] if isinstance(inputs[0], tuple) else (inputs[0],)
+        long = tuple(" ".join([part] * length) for part in parts)
+        length = _usable_length(student, long if len(long) > 1 else long[0], length)
         student = replace(student, processor=_cut_at(student.processor, length))
     record = {
         "protocol": protocol,

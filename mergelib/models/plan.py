@@ -87,7 +87,11 @@ def function_of(config: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in json.loads(json.dumps(core.to_dict(), default=str)).items()
-        if not key.startswith("_") and key not in HARMLESS and not IN_TRAINING.fullmatch(key)
+        if not key.startswith("_")
+        and key not in HARMLESS
+        and not IN_TRAINING.fullmatch(key)
+        # transformers 4 wrote it into every BERT-like configuration, transformers 5 has no other
+        and (key, value) != ("position_embedding_type", "absolute")
     }
 
 

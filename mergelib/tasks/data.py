@@ -312,7 +312,7 @@ def read_csv(
                 row = [_unquoted(cell) for cell in row] if tabs else row
                 if not width:
                     width = len(row)
-                    if _is_header(row, labelled):
+                    if _is_header(row, labelled, text_column):
                         header = row
                         places = columns_of(row, where, labelled=labelled, text_column=text_column)
                     else:
@@ -361,10 +361,13 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if quoted else cell
 
 
-def _is_header(row: Sequence[str], labelled: bool) -> bool:
-    """Whether a first row is a header: one cell is a usual name for labels or, if labels are not
-    needed, for texts."""
+def _is_header(row: Sequence[str], labelled: bool, text_column: str | int | None = None) -> bool:
+    """Whether a first row is a header: one cell is the named ``text_column``, else a usual name for
+    labels or, if labels are not needed, for texts."""
     cells = [cell.lstrip(MARK).strip().lower() for cell in row]
+    named = text_column.strip().lower() if isinstance(text_column, str) else ""
+    if named in cells and named and not named.isdigit():
+        return True
     known = [c for c in cells if c in (*LABEL_COLUMNS, *TEXT_COLUMNS, *PAIR_COLUMNS)]
     of_labels = any(c in LABEL_COLUMNS for c in cells) and (len(known) > 1 or len(row) == 2)
     return not any(c.isdigit() for c in cells) and (of_labels or bool(known and not labelled))

@@ -309,6 +309,15 @@ def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
     assert average(trio).heads.keys() == {"x", "y"}
 
 
+def test_experts_of_transformers_4_and_5_go_together(trio):
+    """The former wrote the one kind of positions that the latter knows into every BERT."""
+    configure(trio / "y", position_embedding_type="absolute")
+    assert average(trio).heads.keys() == {"x", "y"}
+    configure(trio / "y", position_embedding_type="relative_key")
+    with pytest.raises(StateDictError, match="different architectures: position_embedding_type"):
+        average(trio)
+
+
 def shorter(folder):
     tokenizer(model_max_length=5).save_pretrained(folder)
 

@@ -348,6 +348,11 @@ def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "tasks" / "ag").dtype
         == torch.bfloat16
     )
+    aligned = mergelib.align_classifier(
+        merge(found, "ties", dtype="float32"), "ag", texts("ag", 9, 4)[0]
+    )
+    dtypes = {t.dtype for t in (*aligned.encoder.values(), *aligned.head.tensors.values())}
+    assert dtypes == {torch.float32} and aligned.model.dtype == torch.float32
     (next(found["ag"].glob("model-00002*"))).unlink()
     with pytest.raises(ConfigError, match="lacks model-00002"):
         merge(found)

@@ -450,6 +450,9 @@ def test_columns_by_place_and_name(tmp_path):
     assert (
         read_csv(path, text_column="Title").inputs == read_csv(path, text_column=0).inputs == ["a"]
     )
+    path.write_text("comment,rating\ngood,1\n")
+    assert read_csv(path, text_column="comment", labelled=False).inputs == ["good"]
+    path.write_text("title,label,body\na,1,b\n")
     frame = pd.read_csv(path)
     for table in (frame, frame.to_dict("list"), datasets.Dataset.from_pandas(frame), path):
         assert rows_of(table).inputs == ["b"]
