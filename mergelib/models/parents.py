@@ -65,6 +65,7 @@ PROCESSOR_FILES = (
     "tokenizer_config.json",
     "vocab.txt",
     "vocab.json",
+    "merges.txt",
     "spm.model",
     "sentencepiece.bpe.model",
     "spiece.model",

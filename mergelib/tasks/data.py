@@ -291,7 +291,8 @@ def read_csv(
         DataError: With file and line: an empty or unreadable row, a missing column or, unless
             ``keep_empty``, an empty text; and, without a header, unless ``label_first``, where the
             first of three or more columns holds a different number in every row: it may be an index
-            or the label.
+            or the label; or, without labels and a header, where the last column repeats itself more
+            often than the first, as labels do.
     """
     tabs = ".tsv" in [s.lower() for s in path.suffixes[-2:]]
     style: dict[str, Any] = (
@@ -301,6 +302,7 @@ def read_csv(
     cells: tuple[list[str], ...] = ([], [], [], [])  # at these places
     numbers = array("q")
     index: set[str] | None = None  # the first column, while it may count the rows
+    firsts: set[str] | None = None  # and while the text may as well be there
     reader = None
     try:
         with _open(path, newline="") as f:
@@ -323,6 +325,8 @@ def read_csv(
                         continue
                     if width > 2 and not label_first and (labelled or text_column is None):
                         index = set()
+                    if width > 1 and not label_first and not labelled and text_column is None:
+                        firsts = set()
                 if len(row) != width:
                     raise DataError(
                         f"{where}: {len(row)} columns, the rows before have {width}; "
@@ -334,6 +338,8 @@ def read_csv(
                 for values, place in taken:
                     values.append(sys.intern(row[place]))
                 numbers.append(reader.line_num)
+                if firsts is not None:
+                    firsts.add(row[0])
                 if index is not None:
                     known, first = len(index), row[0].strip()
                     index.add(first)
@@ -345,6 +351,12 @@ def read_csv(
         raise DataError(
             f"{path}: its first column holds a different number in every row: is it an index "
             "(index,text,label) or the label (label,title,text)? Give the file a header."
+        )
+    if firsts and len(firsts) > len({*cells[0]}):
+        raise DataError(
+            f"{path}: without a header that it knows, the last column would be the text, but it "
+            "repeats itself more often than the first. Say which is the text (--text-column 0), or "
+            "give the file a header: text."
         )
     if header and labelled and header[places[1]].strip() in map(str.strip, cells[1]):
         raise DataError(

@@ -452,6 +452,12 @@ def test_columns_by_place_and_name(tmp_path):
     )
     path.write_text("comment,rating\ngood,1\n")
     assert read_csv(path, text_column="comment", labelled=False).inputs == ["good"]
+    for ambiguous in ("comment,rating\ngood,1\nbad,1\n", "u1,fine,pos\nu2,poor,pos\n"):
+        path.write_text(ambiguous)
+        with pytest.raises(DataError, match=r"repeats itself.*--text-column 0"):
+            read_csv(path, labelled=False)
+    path.write_text("2,a,fine\n1,b,poor\n2,a,so so\n")
+    assert read_csv(path, labelled=False).inputs == ["fine", "poor", "so so"]
     path.write_text("title,label,body\na,1,b\n")
     frame = pd.read_csv(path)
     for table in (frame, frame.to_dict("list"), datasets.Dataset.from_pandas(frame), path):
