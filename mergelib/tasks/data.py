@@ -352,7 +352,8 @@ def read_csv(
             f"{path}: its first column holds a different number in every row: is it an index "
             "(index,text,label) or the label (label,title,text)? Give the file a header."
         )
-    if firsts and len(firsts) > len({*cells[0]}):
+    is_label = firsts is not None and all(value.strip().isdigit() for value in firsts)
+    if firsts and not is_label and len(firsts) > len({*cells[0]}):
         raise DataError(
             f"{path}: without a header that it knows, the last column would be the text, but it "
             "repeats itself more often than the first. Say which is the text (--text-column 0), or "
