@@ -1,8 +1,7 @@
-"""Recognise that a device ran out of memory, and free what it caches."""
+"""Recognise that a device ran out of memory."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,16 +18,6 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in SAYS)
     )
-
-
-def free_device_memory() -> None:
-    """Return cached memory to the device. Call it outside the ``except`` block: the error's
-    traceback holds tensors."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
 
 
 @contextmanager

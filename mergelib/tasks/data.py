@@ -374,7 +374,7 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if quoted else cell
 
 
-def _is_header(row: Sequence[str], labelled: bool, text_column: str | int | None = None) -> bool:
+def _is_header(row: Sequence[str], labelled: bool, text_column: str | int | None) -> bool:
     """Whether a first row is a header: one cell is the named ``text_column``, else a usual name for
     labels or, if labels are not needed, for texts."""
     cells = [cell.lstrip(MARK).strip().lower() for cell in row]
