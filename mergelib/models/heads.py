@@ -80,17 +80,23 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     model's maximum length. ``collated`` makes a batch of some.
 
     Raises ``DataError`` without a tokenizer or image processor, and for a token id beyond the
-    embedding.
+    embedding; ``ConfigError`` where nothing of a text would be left.
     """
     processor = classifier.processor
     if processor is None:
         raise DataError(
             f"'{classifier.head.task}' has no tokenizer or image processor "
-            "in its folder; give processor=."
+            "in its folder; copy its files there, or give processor=."
         )
     if classifier.is_image:
         return list(enumerate(inputs))
     length = _limit(classifier, max_length)
+    n_special = processor.num_special_tokens_to_add(isinstance(inputs[0], tuple))
+    if length <= n_special:
+        raise ConfigError(
+            f"Texts cut to {length} tokens (max_length, --max-length) are empty: the tokenizer of "
+            f"'{classifier.head.task}' adds {n_special} of its own."
+        )
     encoded = _tokens(processor, inputs, length)
     longest = max(range(len(inputs)), key=lambda i: len(encoded["input_ids"][i]))
     n_tokens = len(encoded["input_ids"][longest])
@@ -235,7 +241,7 @@ def features(
         if feature.shape != (len(rows), z.shape[1]):
             raise ConfigError(
                 f"'{module}' of '{task}' is not applied exactly once, to one feature per input; "
-                "name the last linear layer with head=."
+                "name the last linear layer when merging (head=, --head)."
             )
         z[rows] = feature.float().cpu()
         through = model.get_submodule(module)(feature)
@@ -244,8 +250,8 @@ def features(
         ):
             raise ConfigError(
                 f"The logits of '{task}' are not what '{module}' computes from the feature of an "
-                "input (or of its last token); name the last linear layer with head=, and check "
-                "that config.json's pad_token_id is the tokenizer's."
+                "input (or of its last token); name the last linear layer when merging (head=, "
+                "--head), and check that config.json's pad_token_id is the tokenizer's."
             )
     return z
 
@@ -266,9 +272,9 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
         task: the head's name; of a ``Merged``, also the head whose labels are compared.
 
     Raises:
-        ConfigError: the merged model's head for this task has other labels than the expert's, or
-            its encoder or tokenizer is not that of the expert.
-        StateDictError: another model's configuration differs, see ``check_same_architecture``.
+        ConfigError: the merged model's head for this task is another than the expert's, or its
+            encoder or tokenizer is not that of the expert.
+        StateDictError: the configurations differ, see ``check_same_architecture``.
     """
     if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
         merged = load_merged(merged)
@@ -285,6 +291,17 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
                 f"the expert {few(expert.head.labels)}. "
                 "Give the expert that this head comes from, or another task name."
             )
+        if merged_head is not None and not extended:
+            check_same_architecture(task, own, "the merged model", merged_head.config)
+        if merged_head is not None and not merged_head.alignment:
+            ours, given = merged_head.linear.weight, expert.head.linear.weight
+            stored = merged_head.tensors[f"{merged_head.module}.weight"].dtype
+            if not torch.equal(ours, given.to(stored).float()):
+                raise ConfigError(
+                    f"The merged model's head for '{task}' is not the given expert's: their last "
+                    "layers differ. Give the expert that this head comes from, or another task "
+                    "name."
+                )
         encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
         processor = merged.processors.get(task, merged.processor)
         loaded = plan(model_class, config, layout_of(encoder))
@@ -576,7 +593,9 @@ def scoring(
                 f"{p.label} needs a stratified draw: each anchor stands for its class."
             )
         if p.few_shot and p.name != "knn" and expert is None:
-            raise ConfigError(f"{p.label} learns from the expert's outputs: give expert=.")
+            raise ConfigError(
+                f"{p.label} learns from the expert's outputs: give expert= (--experts)."
+            )
     classifier = as_classifier(model, task)
     if processor is not None:
         classifier = replace(classifier, processor=processor)

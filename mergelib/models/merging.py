@@ -193,7 +193,7 @@ def _by_task(
     if lacking:
         warn(
             f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
-            f"'{lender}' is used. Give processor= if it was trained with another one."
+            f"'{lender}' is used. If it was trained with another one, copy that one's files there."
         )
     return {
         p.name: processors[lent] if own is None else own

@@ -60,15 +60,14 @@ CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 HEAD_NAMES = ("classifier.out_proj", "classifier", "score", "head")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of from_pretrained
 OTHER_WEIGHTS = {".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth", ".ckpt"}
+SENTENCEPIECE_FILES = ("spm.model", "sentencepiece.bpe.model", "spiece.model")
 PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
+    *SENTENCEPIECE_FILES,
     "preprocessor_config.json",
 )
 
@@ -385,9 +384,16 @@ class Parent:
                 processor.pad_token = processor.convert_ids_to_tokens(padding)
             return processor
         except Exception as error:  # the tokenizers library's parser raises a bare Exception
+            remedy = "Copy the folder again."
+            pieces = [n for n in SENTENCEPIECE_FILES if (self.folder / n).is_file()]
+            if pieces and not (self.folder / "tokenizer.json").is_file():
+                remedy = (
+                    f"There is {pieces[0]} without tokenizer.json, which takes "
+                    "`pip install sentencepiece protobuf`."
+                )
             raise ConfigError(
                 f"'{self.name}': its tokenizer or image processor cannot be loaded "
-                f"({first_line(error)}). Copy the folder again."
+                f"({first_line(error)}). {remedy}"
             ) from error
 
 

@@ -59,7 +59,7 @@ def _head(expert: Parent, outside: Sequence[str]) -> str:
     if not head:
         raise ConfigError(
             f"'{expert.name}': which matrix of {n_labels} rows is its last linear layer? "
-            f"Found {', '.join(matrices) or 'none'}; name it with head=."
+            f"Found {', '.join(matrices) or 'none'}; name it (head=, --head)."
         )
     return head
 
@@ -86,7 +86,7 @@ def find_parts(
     head = head or _head(expert, [n for n in fills if n not in in_model])
     if f"{head}.weight" not in fills:
         raise ConfigError(
-            f"'{expert.name}' has no tensor {head}.weight; name another head with head=."
+            f"'{expert.name}' has no tensor {head}.weight; name another (head=, --head)."
         )
     linear = tuple(n for n in (f"{head}.weight", f"{head}.bias") if n in fills)
     rest = sorted(n for n in fills if n not in linear)

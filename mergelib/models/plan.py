@@ -45,6 +45,8 @@ HARMLESS = {
     "output_past",
     "problem_type",
     "projection_dim",  # of a tower: if a projection is used, its shape shows it
+    "reference_compile",  # this and the next are ModernBERT's
+    "repad_logits_with_grad",
     "return_dict",
     "task_specific_params",
     "tie_weights_",

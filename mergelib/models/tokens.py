@@ -22,7 +22,8 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
 
     A row that an expert lacks is the base's; one that the base lacks, too, is the mean of the
     experts that have it. Models whose tokens differ otherwise come back as they are: merging says
-    what differs. Warns that all tasks then share the base's tokenizer.
+    what differs. A tokenizer with all of these tokens stays; of the others a warning says that the
+    base's takes their place.
     """
     everyone = [*experts, base]
     if len({getattr(p.config, "vocab_size", None) for p in everyone}) == 1:
@@ -44,11 +45,14 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
     names = [_embedding(p, experts[0].model_class) for p in everyone]
     if None in names:
         return everyone
-    warn(
-        f"Vocabularies differ: all tasks share the tokenizer of '{base.name}' with "
-        f"{first_five([*map(str, new)])}, which experts added."
-    )
     ids = union.get_vocab()
+    kept = [t if t.get_vocab() == ids else union for t in tokenizers]
+    if replaced := [p.name for p, t in zip(experts, kept[:-1], strict=True) if t is union]:
+        added = f" with {first_five([*map(str, new)])}, which experts added" if new else ""
+        warn(
+            f"Vocabularies differ: {first_five(replaced)} get the tokenizer of "
+            f"'{base.name}'{added}."
+        )
     tables = []  # of each model: rows in the union, and what stands there
     for parent, name, tokenizer in zip(everyone, names, tokenizers, strict=True):
         rows = parent.weights.tensor(name)
@@ -63,8 +67,10 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
     at, rows = tables[-1]
     common[at] = rows.float()
     return [
-        _written(p, name, common.index_copy(0, at, rows.float()), tokenizer, union)
-        for p, name, tokenizer, (at, rows) in zip(everyone, names, tokenizers, tables, strict=True)
+        _written(p, name, common.index_copy(0, at, rows.float()), own, tokenizer)
+        for p, name, own, tokenizer, (at, rows) in zip(
+            everyone, names, tokenizers, kept, tables, strict=True
+        )
     ]
 
 
@@ -78,17 +84,17 @@ def _embedding(parent: Parent, model_class: Any) -> str | None:
     return next((name for name, places in fills.items() if place in places), None)
 
 
-def _written(parent: Parent, name: str, rows: Tensor, tokenizer: Any, union: Any) -> Parent:
+def _written(parent: Parent, name: str, rows: Tensor, own: Any, tokenizer: Any) -> Parent:
     """The parent with another embedding and tokenizer, in a temporary folder."""
     scratch = tempfile.TemporaryDirectory(prefix="mergelib-tokens-")
     state = {n: parent.weights.tensor(n).contiguous() for n in parent.weights}
     state[name] = rows.to(state[name].dtype)
     save_file(state, Path(scratch.name) / "model.safetensors", {"format": "pt"})
-    config, ids = copy.deepcopy(parent.config), union.get_vocab()
+    config, ids = copy.deepcopy(parent.config), tokenizer.get_vocab()
     config.vocab_size = len(rows)
     for key, value in config.to_dict().items():
         if key.endswith("_token_id") and isinstance(value, int):
-            setattr(config, key, ids.get(tokenizer.convert_ids_to_tokens(value), value))
+            setattr(config, key, ids.get(own.convert_ids_to_tokens(value), value))
     config.save_pretrained(scratch.name)
-    union.save_pretrained(scratch.name)
+    tokenizer.save_pretrained(scratch.name)
     return Parent(parent.name, parent.source, Path(scratch.name), scratch)

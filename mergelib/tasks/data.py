@@ -328,9 +328,9 @@ def read_csv(
                     if width > 1 and not label_first and not labelled and text_column is None:
                         firsts = set()
                 if len(row) != width:
+                    remedy = "no text may hold a tab" if tabs else "quote texts that hold commas"
                     raise DataError(
-                        f"{where}: {len(row)} columns, the rows before have {width}; "
-                        "quote texts that hold commas."
+                        f"{where}: {len(row)} columns, the rows before have {width}; {remedy}."
                     )
                 if len(numbers) == MAX_ROWS // 2:
                     raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")

@@ -462,11 +462,12 @@ def numbered(
         name, low = _odd(texts, names), first_label or int(counted and data.first is None)
         low = 0 if "0" in texts else low
         shown = shortened(texts[name]) if isinstance(texts[name], str) else texts[name]
+        is_header = name == labels[0] and not name[:1].isdigit()
         raise DataError(
             f"{data.at(labels.index(texts[name]))}: Label {shown!r} is none of "
             f"'{owner}'s: {low}..{n - 1 + low} or {few(names)}."
             + ("" if _has_names(names) or counted else f" '{owner}' does not name its classes.")
-            + (" A header calls its columns label and text." if name == labels[0] else "")
+            + (" A header calls its columns label and text." if is_header else "")
         )
     if any(-1 in places.values() for places in readings):
         name = next(t for t, place in readings[0].items() if place == -1)

@@ -25,6 +25,7 @@ from mergelib.merging import get_method
 from mergelib.models import folders, heads, load_merged
 from mergelib.models.folders import free_file, free_folder, write_file
 from mergelib.models.heads import expert_classifier, features
+from mergelib.models.parents import open_parent
 from mergelib.models.recipes import build, pairs
 from mergelib.run import cli, runner
 
@@ -305,6 +306,8 @@ def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
         _name_or_path="elsewhere",
         use_cache=False,
         transformers_version="3.0",
+        reference_compile=True,
+        repad_logits_with_grad=True,
     )
     assert average(trio).heads.keys() == {"x", "y"}
 
@@ -374,6 +377,19 @@ def test_clips_image_classifiers_read_images_though_texts_could_be_read(tmp_path
     assert features(merged.classifier("x"), pictures, device="cpu").shape == (2, 8)
 
 
+def test_images_go_through_weights_of_half_the_precision(tmp_path):
+    config = hf.ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, num_labels=3)
+    torch.manual_seed(0)
+    model = hf.ConvNextForImageClassification(config).eval()
+    pictures = list(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).numpy())
+    found = {}
+    for name, dtype in (("whole", torch.float32), ("half", torch.bfloat16)):
+        model.to(dtype).save_pretrained(tmp_path / name)
+        hf.ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
+        found[name] = features(expert_classifier(tmp_path / name), pictures, device="cpu")
+    torch.testing.assert_close(found["half"], found["whole"], atol=0.05, rtol=0.05)
+
+
 def test_a_configuration_that_asks_for_tuples_is_read_all_the_same(trio):
     def found():
         return features(expert_classifier(trio / "x"), ["good film"], device="cpu")
@@ -422,6 +438,42 @@ def test_long_texts_are_cut_to_what_the_model_takes(tmp_path, kind, config):
     assert z.isfinite().all() and len(z) == 2
     short = features(classifier, ["good"], device="cpu")
     torch.testing.assert_close(z[1:], short, atol=1e-5, rtol=1e-4)
+
+
+def test_a_saved_roberta_cuts_long_texts_itself(tmp_path):
+    """Its positions start behind the padding token's id, two of them are never used."""
+    make(tmp_path, "Roberta", pad_token_id=1)
+    aligned = mergelib.align_classifier(average(tmp_path), tmp_path / "x", [LONG, "good"] * 2)
+    aligned.save_pretrained(tmp_path / "out")
+    plain = hf.pipeline("text-classification", str(tmp_path / "out"))
+    assert len(plain(LONG, truncation=True)) == 1
+
+
+def test_nothing_is_left_of_a_text(trio):
+    for length in (1, 2):
+        with pytest.raises(ConfigError, match=f"cut to {length} tokens .*--max-length"):
+            features(expert_classifier(trio / "x"), ["good"], max_length=length)
+
+
+def test_a_decoder_that_pads_with_its_last_token(tmp_path):
+    """A text that ends in it, too: transformers takes such a token for padding."""
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
+    make(tmp_path, "GPT2", **shape, pad_token_id=3, eos_token_id=3)
+    tokenizer(pad_token="[SEP]", eos_token="[SEP]").save_pretrained(tmp_path / "x")
+    x = expert_classifier(tmp_path / "x")
+    texts = ["good [SEP]", "good film bad", "bad film [SEP] [SEP]"]
+    with torch.no_grad():
+        logits = x.model(**x.processor(texts, padding=True, return_tensors="pt")).logits
+    found = x.head.linear.logits(features(x, texts, device="cpu"))
+    torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tokenizer_of_sentencepiece_alone_names_the_packages(trio):
+    (trio / "x" / "tokenizer.json").unlink()
+    (trio / "x" / "spiece.model").write_bytes(b"pieces")
+    (trio / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
+    with pytest.raises(ConfigError, match="without tokenizer.json.*pip install sentencepiece"):
+        open_parent(str(trio / "x")).processor()
 
 
 def test_no_padding_token_and_a_token_beyond_the_embedding(trio):

@@ -489,6 +489,21 @@ def test_a_head_with_other_labels_than_the_experts_is_refused(family, tmp_path):
         mergelib.evaluate(merged, (["a text"], [9]), task="ag")
 
 
+def test_another_experts_head_with_the_same_labels_is_refused(family, tmp_path):
+    """As of two tasks whose classes have no names; once re-aligned, the head may be any."""
+    found = family("bert")
+    merged = merge(found, "task_arithmetic", dtype="bfloat16")
+    other = copied(found["ag"], tmp_path / "other")
+    state = load_file(other / "model.safetensors")
+    state["classifier.weight"] = state["classifier.weight"].flip(0)
+    save_file(state, other / "model.safetensors", {"format": "pt"})
+    few = texts("ag", 8, 0)[0]
+    with pytest.raises(ConfigError, match="head for 'ag' is not the given expert's"):
+        mergelib.align_classifier(merged, other, few, task="ag")
+    again = merged.with_heads(mergelib.align_classifier(merged, found["ag"], few))
+    assert mergelib.align_classifier(again, other, few, task="ag").head.alignment["n"] == 8
+
+
 def test_fewer_inputs_than_classes_work_and_warn(family):
     found = family("bert")
     merged = merge(found, "task_arithmetic")

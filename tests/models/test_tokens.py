@@ -102,6 +102,28 @@ def test_a_padding_token_that_was_added_is_the_merged_models(tmp_path):
     assert features(classifier, TEXTS, device="cpu").isfinite().all()
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_rows_that_only_fill_up_an_embedding_are_cut(tmp_path):
+    """Each task keeps its tokenizer: here one reads lower case and one does not."""
+    make(tmp_path)
+    tokenizer(lower=False).save_pretrained(tmp_path / "y")
+    for name in "xy":
+        model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / name)
+        model.resize_token_embeddings(pad_to_multiple_of=64, mean_resizing=False)
+        model.save_pretrained(tmp_path / name)
+    merged = with_base(tmp_path)
+    assert len(merged.classifier("x").model.get_input_embeddings().weight) == len(tokenizer())
+    merged.save_pretrained(tmp_path / "out")
+    for model in (merged, load_merged(tmp_path / "out")):
+        for name in "xy":
+            own = hf.AutoTokenizer.from_pretrained(tmp_path / name)
+            assert model.classifier(name).processor("Good")["input_ids"] == own("Good")["input_ids"]
+    one = {"x": tmp_path / "x"}
+    alone = mergelib.merge("weight_averaging", base=tmp_path / "base", experts=one)
+    x = expert_classifier(tmp_path / "x")
+    torch.testing.assert_close(features(alone.classifier("x"), TEXTS), features(x, TEXTS))
+
+
 def test_tokens_that_differ_otherwise_are_refused(tmp_path):
     grown(tmp_path, x=["<a>"])
     file = tmp_path / "y" / "tokenizer.json"
