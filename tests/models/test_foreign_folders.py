@@ -472,7 +472,7 @@ def test_a_tokenizer_of_sentencepiece_alone_names_the_packages(trio):
     (trio / "x" / "tokenizer.json").unlink()
     (trio / "x" / "spiece.model").write_bytes(b"pieces")
     (trio / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
-    with pytest.raises(ConfigError, match="without tokenizer.json.*pip install sentencepiece"):
+    with pytest.raises(ConfigError, match=r"without tokenizer\.json.*pip install sentencepiece"):
         open_parent(str(trio / "x")).processor()
 
 
