@@ -301,8 +301,8 @@ def read_csv(
     header, width, places = [], 0, (0, None, None, None)  # of text, label, its name, second text
     cells: tuple[list[str], ...] = ([], [], [], [])  # at these places
     numbers = array("q")
-    index: set[str] | None = None  # the first column, while it may count the rows
-    firsts: set[str] | None = None  # and while the text may as well be there
+    firsts: set[str] = set()  # in the first column: it may count the rows, or be the text
+    unsure = not label_first and (labelled or text_column is None)
     reader = None
     try:
         with _open(path, newline="") as f:
@@ -323,10 +323,6 @@ def read_csv(
                     taken = [(values, place) for values, place in pairs if place is not None]
                     if header:
                         continue
-                    if width > 2 and not label_first and (labelled or text_column is None):
-                        index = set()
-                    if width > 1 and not label_first and not labelled and text_column is None:
-                        firsts = set()
                 if len(row) != width:
                     remedy = "no text may hold a tab" if tabs else "quote texts that hold commas"
                     raise DataError(
@@ -338,22 +334,19 @@ def read_csv(
                 for values, place in taken:
                     values.append(sys.intern(row[place]))
                 numbers.append(reader.line_num)
-                if firsts is not None:
-                    firsts.add(row[0])
-                if index is not None:
-                    known, first = len(index), row[0].strip()
-                    index.add(first)
-                    index = index if len(index) > known and first.isdigit() else None
+                if unsure and width > 1 and not header:
+                    firsts.add(row[0].strip())
     except csv.Error as error:
         line = f", near line {reader.line_num}" if reader else ""
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
-    if index and (len(index) > 1 or "0" in index):
+    are_numbers = all(map(str.isdigit, firsts))
+    is_index = are_numbers and len(firsts) == len(numbers)
+    if width > 2 and is_index and (len(firsts) > 1 or "0" in firsts):
         raise DataError(
             f"{path}: its first column holds a different number in every row: is it an index "
             "(index,text,label) or the label (label,title,text)? Give the file a header."
         )
-    is_label = firsts is not None and all(value.strip().isdigit() for value in firsts)
-    if firsts and not is_label and len(firsts) > len({*cells[0]}):
+    if not (labelled or are_numbers) and len(firsts) > len({*cells[0]}):
         raise DataError(
             f"{path}: without a header that it knows, the last column would be the text, but it "
             "repeats itself more often than the first. Say which is the text (--text-column 0), or "
