@@ -37,7 +37,13 @@ from .folders import RECORD
 from .kinds import METRICS, check_single, kind_of
 from .merged import Classifier, Merged, TaskHead, load_merged
 from .parents import open_parent
-from .parts import check_same_architecture, find_parts, processors_of, vocabulary_differs
+from .parts import (
+    check_same_architecture,
+    find_parts,
+    only_added,
+    processors_of,
+    vocabulary_differs,
+)
 from .plan import first_line, layout_of, plan
 
 UNLIMITED = 10**6  # tokens
@@ -86,7 +92,8 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     if processor is None:
         raise DataError(
             f"'{classifier.head.task}' has no tokenizer or image processor "
-            "in its folder; copy its files there, or give processor=."
+            "in the folder of the model that is asked; copy its files there. "
+            "In Python, align_classifier and evaluate take processor=, too."
         )
     if classifier.is_image:
         return list(enumerate(inputs))
@@ -262,6 +269,24 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def check_same_head(head: TaskHead, expert: TaskHead) -> None:
+    """Raises ``ConfigError`` if a merged model's head has other labels than the expert's or, before
+    its first re-alignment, another last layer."""
+    remedy = "Give the expert that this head comes from, or another task name."
+    if head.labels != expert.labels:
+        raise ConfigError(
+            f"The merged model's head for '{head.task}' has the labels {few(head.labels)}, "
+            f"the expert {few(expert.labels)}. {remedy}"
+        )
+    ours, given = head.linear.weight, expert.linear.weight
+    rounding = {"rtol": 2**-7, "atol": 1e-6}  # of bfloat16 and float16
+    if not head.alignment and not torch.allclose(ours, given, **rounding):
+        raise ConfigError(
+            f"The merged model's head for '{head.task}' is not the expert's: their last layers "
+            f"differ. {remedy}"
+        )
+
+
 def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     """The merged encoder with the expert's neck and head.
 
@@ -282,28 +307,23 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     own, extended = config, False
     if isinstance(merged, Merged):
         merged_head = merged.heads.get(task)
-        sizes = {getattr(c, "vocab_size", 0) for c in (own, (merged_head or expert.head).config)}
-        if extended := len(sizes) > 1:  # by tokens that another expert added
-            config = merged_head.config
-        if merged_head is not None and merged_head.labels != expert.head.labels:
-            raise ConfigError(
-                f"The merged model's head for '{task}' has the labels {few(merged_head.labels)}, "
-                f"the expert {few(expert.head.labels)}. "
-                "Give the expert that this head comes from, or another task name."
-            )
-        if merged_head is not None and not extended:
+        like = (merged_head or next(iter(merged.heads.values()))).config
+        shared = merged.processors.get(task, merged.processor)
+        processor = shared or next(iter(merged.processors.values()), None)
+        n_rows = {getattr(c, "vocab_size", 0) for c in (own, like)}
+        extended = len(n_rows) > 1 or only_added(processor, expert.processor)
+        if extended:  # by tokens that another expert added
+            config = copy.deepcopy(own)
+            for key, value in like.to_dict().items():
+                if key == "vocab_size" or key.endswith("_token_id"):
+                    setattr(config, key, value)
+        elif merged_head is not None:
             check_same_architecture(task, own, "the merged model", merged_head.config)
-        if merged_head is not None and not merged_head.alignment:
-            ours, given = merged_head.linear.weight, expert.head.linear.weight
-            stored = merged_head.tensors[f"{merged_head.module}.weight"].dtype
-            if not torch.equal(ours, given.to(stored).float()):
-                raise ConfigError(
-                    f"The merged model's head for '{task}' is not the given expert's: their last "
-                    "layers differ. Give the expert that this head comes from, or another task "
-                    "name."
-                )
+        if merged_head is not None:
+            check_same_head(merged_head, expert.head)
+        if not extended and shared is None:  # a task that was not merged
+            processor = None
         encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
-        processor = merged.processors.get(task, merged.processor)
         loaded = plan(model_class, config, layout_of(encoder))
     else:
         parent = open_parent(merged)
@@ -398,6 +418,9 @@ def align_classifier(
         teacher = replace(teacher, processor=processor or student.processor)
     if processor is not None:
         student = replace(student, processor=processor)
+    if not teacher.is_image and student.processor is not None:  # an earlier one may cut shorter
+        limit = teacher.processor.model_max_length
+        student = replace(student, processor=_cut_at(student.processor, limit))
     inputs = unlabelled(inputs, teacher.is_image)
     n_classes = teacher.head.config.num_labels
     if len(inputs) < n_classes:
@@ -596,6 +619,7 @@ def scoring(
             raise ConfigError(
                 f"{p.label} learns from the expert's outputs: give expert= (--experts)."
             )
+    model = opened(model)
     classifier = as_classifier(model, task)
     if processor is not None:
         classifier = replace(classifier, processor=processor)
@@ -629,6 +653,8 @@ def scoring(
                 f"'{name}' has the labels {few(classifier.head.labels)}, the expert "
                 f"{few(teacher.head.labels)}."
             )
+        if isinstance(model, Merged):
+            check_same_head(classifier.head, teacher.head)
         if processor is not None or teacher.processor is None:
             teacher = replace(teacher, processor=classifier.processor)
 

@@ -127,7 +127,7 @@ def merge(
         _ = parent.model_class
     folders = tuple(p.folder for p in [*parents, *([root] if root else [])])
     if root:
-        *parents, root = unified(parents, root)
+        *parents, root = unified(parents, root, processor)
     read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
     first = parents[0]
     for other in [*parents[1:], *([root] if root else [])]:
@@ -193,7 +193,8 @@ def _by_task(
     if lacking:
         warn(
             f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
-            f"'{lender}' is used. If it was trained with another one, copy that one's files there."
+            f"'{lender}' is used. If it was trained with another one, copy that one's files there, "
+            "or give processor=."
         )
     return {
         p.name: processors[lent] if own is None else own

@@ -380,7 +380,8 @@ class Parent:
         try:
             with quiet():
                 processor = reader.from_pretrained(str(self.folder), trust_remote_code=False)
-            if getattr(processor, "pad_token", "") is None and padding is not None:
+            has_none = getattr(processor, "pad_token", "") is None
+            if has_none and isinstance(padding, int) and padding >= 0:  # -1 in some old files
                 processor.pad_token = processor.convert_ids_to_tokens(padding)
             return processor
         except Exception as error:  # the tokenizers library's parser raises a bare Exception

@@ -144,9 +144,14 @@ def check_same_architecture(first: str, first_config: Any, other: str, other_con
         values = ", ".join(
             f"{key} {shortened(a.get(key))} and {shortened(b.get(key))}" for key in differ[:5]
         )
+        remedy = "Only models fine-tuned from one base, with one configuration, can be merged."
+        if differ == ["vocab_size"]:
+            remedy = (
+                "Rows of embeddings are matched by tokens where every model has its tokenizer and "
+                "the base is given (base=, --base)."
+            )
         raise StateDictError(
-            f"'{first}' and '{other}' have different architectures: {values}. Only models "
-            "fine-tuned from one base, with one configuration, can be merged."
+            f"'{first}' and '{other}' have different architectures: {values}. {remedy}"
         )
 
 
@@ -157,6 +162,31 @@ def vocabulary_differs(a: Any, b: Any) -> str:
     x, y = a.get_vocab(), b.get_vocab()
     tokens = sorted(t for t in x.keys() | y.keys() if x.get(t) != y.get(t))
     return f"{len(tokens)} tokens, for example {', '.join(map(repr, tokens[:3]))}" if tokens else ""
+
+
+def only_added(a: Any, b: Any) -> bool:
+    """Whether two tokenizers differ, and only in tokens that were added to one of them."""
+    if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
+        return False
+    x, y = a.get_vocab(), b.get_vocab()
+    differ = {t for t in x.keys() | y.keys() if x.get(t) != y.get(t)}
+    return bool(differ) and differ <= {*a.get_added_vocab(), *b.get_added_vocab()}
+
+
+def check_rows(parent: Parent, tokenizer: Any) -> None:
+    """Raises ``StateDictError`` if the tokenizer has ids beyond the parent's embedding."""
+    rows = getattr(parent.config, "vocab_size", None)
+    if not isinstance(rows, int) or not hasattr(tokenizer, "get_vocab"):
+        return
+    # Special tokens that a tokenizer class adds by itself are harmless until a text contains one.
+    special = {*tokenizer.all_special_ids}
+    highest = max((i for i in tokenizer.get_vocab().values() if i not in special), default=-1)
+    if highest >= rows:
+        raise StateDictError(
+            f"The tokenizer of '{parent.name}' numbers tokens up to {highest}, its embedding "
+            f"has {rows} rows. Remove the tokens that were added, or resize the embedding "
+            "(model.resize_token_embeddings) and fine-tune again."
+        )
 
 
 def processors_of(parents: Sequence[Parent]) -> list[Any]:
@@ -184,19 +214,7 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
                 f"The tokenizers of '{parents[first].name}' and '{parent.name}' differ in {differ}"
                 ": the same row of the embedding stands for different words."
             )
-        rows = getattr(parent.config, "vocab_size", None)
-        if not isinstance(rows, int) or not hasattr(processor, "get_vocab"):
-            continue
-        # Special tokens that a tokenizer class adds by itself are harmless until a text contains
-        # one.
-        special = {*processor.all_special_ids}
-        highest = max((i for i in processor.get_vocab().values() if i not in special), default=-1)
-        if highest >= rows:
-            raise StateDictError(
-                f"The tokenizer of '{parent.name}' numbers tokens up to {highest}, its embedding "
-                f"has {rows} rows. Remove the tokens that were added, or resize the embedding "
-                "(model.resize_token_embeddings) and fine-tune again."
-            )
+        check_rows(parent, processor)
     return processors
 
 

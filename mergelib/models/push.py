@@ -61,7 +61,8 @@ def push_folder(
         OfflineError: the hub cannot be reached.
     """
     path = user_path(folder)
-    files = read_json(path / RECORD, RECORD).get("files")
+    is_ours = (path / RECORD).is_file()
+    files = read_json(path / RECORD, RECORD).get("files") if is_ours else None
     if not isinstance(files, dict):
         raise ConfigError(
             f"'{folder}' is no folder that mergelib wrote as a whole; push one with the "

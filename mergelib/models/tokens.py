@@ -14,23 +14,29 @@ from torch import Tensor
 
 from ..core.errors import first_five, warn
 from .parents import Parent
+from .parts import check_rows, only_added
 
 
-def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
+def unified(experts: Sequence[Parent], base: Parent, processor: Any = None) -> list[Parent]:
     """The experts, then the base, with the base's tokens and those that experts added, if sizes of
-    vocabularies differ.
+    vocabularies or added tokens differ. ``processor`` stands for the tokenizers of all.
 
     A row that an expert lacks is the base's; one that the base lacks, too, is the mean of the
     experts that have it. Models whose tokens differ otherwise come back as they are: merging says
-    what differs. A tokenizer with all of these tokens stays; of the others a warning says that the
-    base's takes their place.
+    what differs. A tokenizer gets the tokens that it lacks; if their numbers then are others, the
+    base's takes its place, with a warning.
+
+    Raises ``StateDictError`` if a tokenizer has ids beyond its model's embedding.
     """
     everyone = [*experts, base]
-    if len({getattr(p.config, "vocab_size", None) for p in everyone}) == 1:
-        return everyone
-    tokenizers = [p.processor() for p in everyone]
+    tokenizers = [processor or p.processor() for p in everyone]
     if not all(hasattr(t, "get_vocab") for t in tokenizers):
         return everyone
+    sizes = {getattr(p.config, "vocab_size", None) for p in everyone}
+    if len(sizes) == 1 and not any(only_added(t, tokenizers[-1]) for t in tokenizers):
+        return everyone
+    for parent, tokenizer in zip(everyone, tokenizers, strict=True):
+        check_rows(parent, tokenizer)
     union, new = copy.deepcopy(tokenizers[-1]), []
     for tokenizer in tokenizers[:-1]:
         known, added = union.get_vocab(), tokenizer.added_tokens_decoder
@@ -46,7 +52,7 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
     if None in names:
         return everyone
     ids = union.get_vocab()
-    kept = [t if t.get_vocab() == ids else union for t in tokenizers]
+    kept = [_grown(t, union) for t in tokenizers]
     if replaced := [p.name for p, t in zip(experts, kept[:-1], strict=True) if t is union]:
         added = f" with {first_five([*map(str, new)])}, which experts added" if new else ""
         warn(
@@ -74,6 +80,17 @@ def unified(experts: Sequence[Parent], base: Parent) -> list[Parent]:
     ]
 
 
+def _grown(tokenizer: Any, union: Any) -> Any:
+    """The tokenizer with all of the union's tokens; the union, if they get other numbers."""
+    ids, own = union.get_vocab(), copy.deepcopy(tokenizer)
+    lacking = sorted(ids.keys() - own.get_vocab().keys(), key=ids.__getitem__)
+    own.add_tokens([union.added_tokens_decoder.get(ids[t], t) for t in lacking])
+    for name, token in union.special_tokens_map.items():
+        if isinstance(token, str) and getattr(own, name, None) is None:
+            setattr(own, name, token)
+    return own if own.get_vocab() == ids else union
+
+
 def _embedding(parent: Parent, model_class: Any) -> str | None:
     """The name of the embedding in the parent's files; None where its rows are not as announced."""
     with torch.device("meta"):
@@ -87,13 +104,15 @@ def _embedding(parent: Parent, model_class: Any) -> str | None:
 def _written(parent: Parent, name: str, rows: Tensor, own: Any, tokenizer: Any) -> Parent:
     """The parent with another embedding and tokenizer, in a temporary folder."""
     scratch = tempfile.TemporaryDirectory(prefix="mergelib-tokens-")
-    state = {n: parent.weights.tensor(n).contiguous() for n in parent.weights}
-    state[name] = rows.to(state[name].dtype)
+    state = {n: parent.weights.tensor(n).clone() for n in parent.weights}  # no shared memory
+    old, rows = state[name], rows.to(state[name].dtype)
+    tied = [n for n, t in state.items() if t.shape == old.shape and torch.equal(t, old)]
+    state |= {n: rows.clone() for n in tied}
     save_file(state, Path(scratch.name) / "model.safetensors", {"format": "pt"})
     config, ids = copy.deepcopy(parent.config), tokenizer.get_vocab()
     config.vocab_size = len(rows)
     for key, value in config.to_dict().items():
-        if key.endswith("_token_id") and isinstance(value, int):
+        if key.endswith("_token_id") and isinstance(value, int) and value >= 0:
             setattr(config, key, ids.get(own.convert_ids_to_tokens(value), value))
     config.save_pretrained(scratch.name)
     tokenizer.save_pretrained(scratch.name)

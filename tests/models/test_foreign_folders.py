@@ -449,6 +449,15 @@ def test_a_saved_roberta_cuts_long_texts_itself(tmp_path):
     assert len(plain(LONG, truncation=True)) == 1
 
 
+def test_a_second_alignment_may_read_longer_texts(trio):
+    first = mergelib.align_classifier(average(trio), trio / "x", [LONG] * 2, max_length=4)
+    merged = average(trio).with_heads(first)
+    merged.save_pretrained(trio / "out")
+    for length in (8, 0):
+        again = mergelib.align_classifier(trio / "out", trio / "x", [LONG] * 2, max_length=length)
+        assert again.processor.model_max_length == (length or 20)
+
+
 def test_nothing_is_left_of_a_text(trio):
     for length in (1, 2):
         with pytest.raises(ConfigError, match=f"cut to {length} tokens .*--max-length"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TASKS, is_image, make_family, pictures, texts
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 import mergelib
 from mergelib import merging
@@ -498,8 +499,13 @@ def test_another_experts_head_with_the_same_labels_is_refused(family, tmp_path):
     state["classifier.weight"] = state["classifier.weight"].flip(0)
     save_file(state, other / "model.safetensors", {"format": "pt"})
     few = texts("ag", 8, 0)[0]
-    with pytest.raises(ConfigError, match="head for 'ag' is not the given expert's"):
+    with pytest.raises(ConfigError, match="head for 'ag' is not the expert's"):
         mergelib.align_classifier(merged, other, few, task="ag")
+    with pytest.raises(ConfigError, match="head for 'ag' is not the expert's"):
+        mergelib.evaluate(merged, texts("ag", 20, 0), ["ft_classifier"], task="ag", expert=other)
+    half = AutoModelForSequenceClassification.from_pretrained(found["ag"], dtype=torch.float16)
+    own = mergelib.align_classifier(merged, half, few, task="ag", processor=merged.processor)
+    assert own.head.alignment["n"] == 8
     again = merged.with_heads(mergelib.align_classifier(merged, found["ag"], few))
     assert mergelib.align_classifier(again, other, few, task="ag").head.alignment["n"] == 8
 

@@ -124,6 +124,48 @@ def test_rows_that_only_fill_up_an_embedding_are_cut(tmp_path):
     torch.testing.assert_close(features(alone.classifier("x"), TEXTS), features(x, TEXTS))
 
 
+def test_a_cased_tokenizer_gets_the_others_tokens_and_stays_cased(tmp_path):
+    """Alone or beside another; also from binary files in which tensors share memory."""
+    grown(tmp_path, x=["<a>"])
+    tokenizer(lower=False).save_pretrained(tmp_path / "y")
+    y, texts = expert_classifier(tmp_path / "y"), ["Good film", "good Film", "NEWS"]
+    base = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    torch.save(base.state_dict(), tmp_path / "base" / "pytorch_model.bin")
+    merged = with_base(tmp_path, lam=0.5, dtype="float32")
+    read = merged.classifier("y").processor
+    assert read(texts)["input_ids"] == y.processor(texts)["input_ids"]
+    assert read.convert_tokens_to_ids("<a>") == len(y.processor)
+    aligned = mergelib.align_classifier(merged, tmp_path / "y", texts, task="new")
+    assert len(features(aligned, texts, device="cpu")) == 3
+
+
+@pytest.mark.parametrize("tokens", [{"x": ["<a>"], "y": ["<b>"]}, {"x": ["<a>", "<b>"]}])
+def test_added_tokens_may_stand_in_rows_that_were_there(tmp_path, tokens):
+    """All embeddings then have one size, as of models that are published with empty rows."""
+    grown(tmp_path, **tokens)
+    for name in ("base", "x", "y"):
+        kind = hf.AutoModel if name == "base" else hf.AutoModelForSequenceClassification
+        model = kind.from_pretrained(tmp_path / name)
+        model.resize_token_embeddings(64, mean_resizing=False)
+        model.save_pretrained(tmp_path / name)
+    x = expert_classifier(tmp_path / "x")
+    merged = with_base(tmp_path, lam=1.0, dtype="float32")
+    torch.testing.assert_close(row(merged.classifier("x"), "<a>"), row(x, "<a>"))
+    merged.save_pretrained(tmp_path / "out")
+    for name in "xy":
+        mergelib.align_classifier(tmp_path / "out", tmp_path / name, TEXTS)
+
+
+def test_a_token_without_a_row_is_refused_beside_a_padded_embedding(tmp_path):
+    grown(tmp_path, y=["<b>"])
+    own = tokenizer()
+    own.add_tokens(["<a>"])
+    own.save_pretrained(tmp_path / "x")
+    with pytest.raises(StateDictError, match="'x' numbers tokens up to 14, its embedding has 14"):
+        with_base(tmp_path)
+
+
 def test_tokens_that_differ_otherwise_are_refused(tmp_path):
     grown(tmp_path, x=["<a>"])
     file = tmp_path / "y" / "tokenizer.json"
