@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, mse_loss
 
 from ..core.names import FINE_TUNED
-from ..core.types import Head
+from ..core.types import Head, percent
 from ..protocols import current_eval, kl_to_teacher
 from ..tables import average_of
 from .toy import CLASSES, TURN_B, Toy, turned_by
@@ -38,17 +39,25 @@ class Feedback:
 OPEN = Feedback(None, "Put your answer in place of None and run the cell again.")
 
 
-def _number(
+def check_number(
     answer: Any,
     right: float,
-    mistakes: Iterable[tuple[float, str]],
     *,
-    tolerance: float,
+    within: float,
     unit: str,
-    well: str,
+    slips: Mapping[float, str] | None = None,
+    well: str = "",
 ) -> Feedback:
-    """Feedback on a number. ``mistakes`` pairs the value that a known mistake leads to with what to
-    say; the first match is used."""
+    """Feedback on a number that was computed here or in a notebook.
+
+    Args:
+        answer: What the reader gives; None while there is no answer.
+        right: What was computed.
+        within: How far off an answer may be.
+        unit: What the number counts, for the words.
+        slips: Values that a known mistake leads to -> what to say; the first match is used.
+        well: What to say of the right answer; by default the number itself.
+    """
     if answer is None:
         return OPEN
     if isinstance(answer, Tensor) and answer.numel() == 1:
@@ -61,39 +70,17 @@ def _number(
             f"{answer} is not a finite number: you may have divided by zero "
             "or used a value that was never set.",
         )
-    if abs(answer - right) <= tolerance:
-        return Feedback(True, well)
-    for value, message in mistakes:
-        if abs(answer - value) <= min(
-            tolerance, 0.01 + 0.05 * abs(value)
-        ):  # a tolerance meant for degrees is too wide for radians
+    if abs(answer - right) <= within:
+        return Feedback(True, well or f"{right:.4g} {unit}. The solutions say why.")
+    for value, message in (slips or {}).items():
+        # A tolerance meant for degrees is too wide for radians.
+        if abs(answer - value) <= min(within, 0.01 + 0.05 * abs(value)):
             return Feedback(False, message)
     return Feedback(
         False,
         f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and this "
         "check does not recognise the mistake.",
     )
-
-
-def check_number(
-    answer: Any,
-    right: float,
-    *,
-    within: float,
-    unit: str,
-    slips: Mapping[float, str] | None = None,
-) -> Feedback:
-    """Feedback on a number that a notebook computes for itself.
-
-    Args:
-        answer: What the reader expects; None while there is no answer.
-        right: What was computed.
-        within: How far off an answer may be.
-        unit: What the number counts, for the words.
-        slips: Values that a known mistake leads to -> what to say.
-    """
-    well = f"{right:.4g} {unit}. The solutions say why."
-    return _number(answer, right, (slips or {}).items(), tolerance=within, unit=unit, well=well)
 
 
 def check_choice(answer: Any, right: str, choices: Sequence[str]) -> Feedback:
@@ -115,96 +102,86 @@ def check_turn(toy: Toy, lam: float, answer: float | None, task: str = "A") -> F
     right = turned_by(theta_m.T, theta_t.T)
     head, merged = (turned_by(theta.T, torch.eye(2)) for theta in (theta_t, theta_m))
     between = toy.angle - TURN_B
-    return _number(
+    return check_number(
         answer,
         right,
-        [
-            (
-                -right,
+        slips={
+            -right: (
                 "The size is right, the direction is not: that is how far f_t is turned against "
-                "f_m. Counter-clockwise counts as positive.",
+                "f_m. Counter-clockwise counts as positive."
             ),
-            (
-                head,
+            head: (
                 f"That is the angle of the old classifier: f_{task}, "
                 f"and W_{task} with it, stand there, seen from f_b. You turned the features, "
-                "not W: subtract it from the angle of f_m.",
+                "not W: subtract it from the angle of f_m."
             ),
-            (
-                merged,
+            merged: (
                 f"That is f_m seen from f_b. W_{task} does not stand at f_b; "
-                f"it stands where f_{task} does.",
+                f"it stands where f_{task} does."
             ),
-            (
-                -between,
+            -between: (
                 "That is the whole angle between the two experts. "
-                "With lambda 1/2 the merge lies half-way between them.",
+                "With lambda 1/2 the merge lies half-way between them."
             ),
-            (
-                between,
+            between: (
                 "That is the whole angle between the two experts, and in the other direction. "
-                "With lambda 1/2 the merge lies half-way.",
+                "With lambda 1/2 the merge lies half-way."
             ),
-            (math.radians(right), "That looks like radians; the sliders are in degrees."),
-            (
-                0.0,
+            math.radians(right): "That looks like radians; the sliders are in degrees.",
+            0.0: (
                 "The clouds have moved in the picture: "
-                "no turn would leave every one of them on its own marker.",
+                "no turn would leave every one of them on its own marker."
             ),
-        ],
-        tolerance=2.5,
+        },
+        within=2.5,
         unit="degrees",
         well=f"f_m's outputs are turned by {right:.0f} degrees, "
         f"and W_{task} has not moved with them.",
     )
 
 
-def check_breaking_turn(answer: float | None, task: str = "A") -> Feedback:
+def check_breaking_turn(answer: float | None) -> Feedback:
     """Exercise 2: at which turn (degrees, positive) does Current Eval get half of the inputs of
-    ``task`` wrong?"""
-    n_classes, other = CLASSES[task], next(c for t, c in CLASSES.items() if t != task)
+    task A wrong?"""
+    n_classes, other = CLASSES.values()
     right = 180 / n_classes
-    return _number(
+    return check_number(
         answer,
         right,
-        [
-            (
-                360 / n_classes,
+        slips={
+            360 / n_classes: (
                 f"That is the distance from one of {n_classes} classes to the next. "
                 "Turned so far, every cloud sits on its neighbour's marker: all are wrong. "
-                "Half of a cloud is across the line when its centre is on the line.",
+                "Half of a cloud is across the line when its centre is on the line."
             ),
-            (180 / other, f"That is for {other} classes. How many does task {task} have?"),
-            (
-                360 / other,
-                f"That is the distance between {other} classes. How many does task {task} have, "
-                "and where is the line between two?",
+            180 / other: f"That is for {other} classes. How many does task A have?",
+            360 / other: (
+                f"That is the distance between {other} classes. How many does task A have, "
+                "and where is the line between two?"
             ),
-            (
-                2 * right + TURN_B,
+            2 * right + TURN_B: (
                 "That is where the slider stands then. The question is about the turn of f_m "
-                "against f_t, which is half the angle between the experts.",
+                "against f_t, which is half the angle between the experts."
             ),
-            (-right, "The size is right, but give a positive number: both directions break alike."),
-            (math.radians(right), "That looks like radians; give degrees."),
-            (
-                180.0,
+            -right: "The size is right, but give a positive number: both directions break alike.",
+            math.radians(right): "That looks like radians; give degrees.",
+            180.0: (
                 "At 180 degrees every cloud is opposite to its marker. It breaks much earlier: "
-                "think of the line between two classes.",
+                "think of the line between two classes."
             ),
-            (50.0, "50 is the accuracy there, not the turn."),
-        ],
-        tolerance=1.5,
+            50.0: "50 is the accuracy there, not the turn.",
+        },
+        within=1.5,
         unit="degrees",
         well=f"The line between two classes lies {right:.0f} degrees from each. The more "
         "classes, the less turn it takes.",
     )
 
 
-def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
-    """Exercise 3: a W' ``[C, 2]``, made without training, that classifies f_m's outputs as W_t did
-    f_t's."""
-    expert, merged = toy.expert(task), toy.merge(lam)
+def check_head(toy: Toy, lam: float, answer: Any) -> Feedback:
+    """Exercise 3: a W' ``[C, 2]``, made without training, that classifies f_m's outputs as W_A did
+    f_A's."""
+    expert, merged = toy.expert("A"), toy.merge(lam)
     weight = expert.head.weight
     if answer is None:
         return OPEN
@@ -215,22 +192,22 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
             False,
             f"That is {type(answer).__name__}; give W' as a tensor of shape {list(weight.shape)}.",
         )
-    z, z_t = toy.features(merged, task), toy.features(expert.state, task)
-    if tuple(answer.shape) == tuple(z.shape):
+    z, z_t = toy.features(merged, "A"), toy.features(expert.state, "A")
+    if answer.shape == z.shape:
         return Feedback(
             False,
             "Those are features, one row per input. You turned the features; here the features "
             "stay as f_m gives them, and W turns.",
         )
-    if tuple(answer.shape) == tuple(weight.T.shape):
+    if answer.shape == weight.T.shape:
         return Feedback(
             False,
             f"The shape {list(answer.shape)} is W' transposed; "
             f"its rows are the classes: {list(weight.shape)}.",
         )
-    if tuple(answer.shape) == (2, 2):
+    if answer.shape == (2, 2):
         return Feedback(False, "A 2 x 2 matrix turns things; apply it to the rows of W.")
-    if tuple(answer.shape) != tuple(weight.shape):
+    if answer.shape != weight.shape:
         return Feedback(
             False,
             f"Shape {list(answer.shape)}; W' has a row per class "
@@ -239,19 +216,23 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     answer = answer.detach().to(weight.dtype)
     if not answer.isfinite().all():
         return Feedback(False, "W' holds values that are not finite.")
-    zero, decisions = expert.head.bias, current_eval(z_t, expert.head)
-    agree = (current_eval(z, Head(answer, zero)) == decisions).double().mean().item()
-    if agree >= 0.99:
+    decisions = current_eval(z_t, expert.head)
+
+    def agreement(W: Tensor) -> float:
+        return percent(current_eval(z, Head(W, expert.head.bias)) == decisions)
+
+    agree = agreement(answer)
+    if agree >= 99:
         return Feedback(
             True,
-            f"W' classifies f_m's outputs as W_{task} did f_{task}'s ({100 * agree:.0f} % "
+            f"W' classifies f_m's outputs as W_A did f_A's ({agree:.0f} % "
             "equal), from a turn alone. No label, no training.",
         )
     delta, angle = turned_by(z, z_t), turned_by(answer, weight)
     if torch.allclose(answer, weight, atol=1e-4):
         return Feedback(
             False,
-            f"That is W_{task} itself: Current Eval. "
+            "That is W_A itself: Current Eval. "
             f"The features are turned against it by {delta:.0f} degrees.",
         )
     if abs(angle + delta) <= 2.5:
@@ -261,9 +242,7 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
             f"{delta:.0f}, so they are twice as far apart as before. Rows turn as x @ turn(a).T.",
         )
     for shift in range(1, len(weight)):
-        if (
-            current_eval(z, Head(answer.roll(shift, 0), zero)) == decisions
-        ).double().mean().item() >= 0.99:
+        if agreement(answer.roll(shift, 0)) >= 99:
             return Feedback(
                 False,
                 "The directions are right, but the rows are in another order: "
@@ -272,61 +251,50 @@ def check_head(toy: Toy, lam: float, answer: Any, task: str = "A") -> Feedback:
     return Feedback(
         False,
         f"Your W' is W turned by {angle:.0f} degrees and the features are turned by {delta:.0f}; "
-        f"{100 * agree:.0f} % of the decisions are f_{task}'s.",
+        f"{agree:.0f} % of the decisions are f_A's.",
     )
 
 
 def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> Feedback:
     """Exercise 4: the loss of Eq. 8 from logits ``[n, C]``, mean over the inputs of
     KL(teacher || student)."""
-    s, t = student_logits.double().log_softmax(-1), teacher_logits.double().log_softmax(-1)
-    n = len(s)
-    losses = kl_to_teacher(student_logits.double(), teacher_logits.double())
+    student, teacher = student_logits.double(), teacher_logits.double()
+    losses, n_classes = kl_to_teacher(student, teacher), student.shape[-1]
     right = losses.mean().item()
-    cross, hard = (
-        -(t.exp() * s).sum(-1).mean().item(),
-        -s[torch.arange(n), t.argmax(-1)].mean().item(),
-    )
-    if isinstance(answer, Tensor) and answer.numel() == n > 1:
+    if isinstance(answer, Tensor) and answer.numel() == len(losses) > 1:
         return Feedback(False, "One value per input; Eq. 8 takes their mean.")
-    return _number(
+    return check_number(
         answer,
         right,
-        [
-            (losses.sum().item(), "That is the sum over the inputs; Eq. 8 takes the mean."),
-            (
-                right / s.shape[-1],
-                f"You also took the mean over the {s.shape[-1]} classes. KL is a sum over classes "
-                "and a mean over inputs (torch's kl_div needs reduction='batchmean').",
+        slips={
+            losses.sum().item(): "That is the sum over the inputs; Eq. 8 takes the mean.",
+            right / n_classes: (
+                f"You also took the mean over the {n_classes} classes. KL is a sum over classes "
+                "and a mean over inputs (torch's kl_div needs reduction='batchmean')."
             ),
-            (
-                (s.exp() * (s - t)).sum(-1).mean().item(),
+            kl_to_teacher(teacher, student).mean().item(): (
                 "That is KL(student || teacher). "
-                "The teacher's probabilities do the weighting: KL(teacher || student).",
+                "The teacher's probabilities do the weighting: KL(teacher || student)."
             ),
-            (-right, "Only the sign is wrong: log teacher minus log student."),
-            (
-                cross,
+            -right: "Only the sign is wrong: log teacher minus log student.",
+            cross_entropy(student, teacher.softmax(-1)).item(): (
                 "That is the cross-entropy: the teacher's own entropy is still in it. Its "
-                "gradient is the same, its value is not zero when the two agree.",
+                "gradient is the same, its value is not zero when the two agree."
             ),
-            (
-                hard,
+            cross_entropy(student, teacher.argmax(-1)).item(): (
                 "You used the teacher's decision as a label. FT-Classifier uses its whole "
-                "softmax, doubts included.",
+                "softmax, doubts included."
             ),
-            (right / math.log(2), "That is in bits; use the natural logarithm."),
-            (
-                (student_logits.double() - teacher_logits.double()).square().mean().item(),
-                "That is the squared distance of the logits; take the softmax first, then KL.",
+            right / math.log(2): "That is in bits; use the natural logarithm.",
+            mse_loss(student, teacher).item(): (
+                "That is the squared distance of the logits; take the softmax first, then KL."
             ),
-            (
-                0.0,
+            0.0: (
                 "Zero would mean that student and teacher agree. Do both logits come from the "
-                "same features? The student's come from f_m's.",
+                "same features? The student's come from f_m's."
             ),
-        ],
-        tolerance=max(1e-4, 5e-4 * abs(right)),
+        },
+        within=max(1e-4, 5e-4 * abs(right)),
         unit="nats",
         well="Minimise this over W' and b', starting at W_t and b_t, and you have FT-Classifier.",
     )
@@ -340,22 +308,20 @@ def check_prediction(summary: pd.DataFrame, method: str, k: int, answer: float |
         average_of(summary, method),
         average_of(summary, method, "ft_classifier", k),
     )
-    return _number(
+    return check_number(
         answer,
         new,
-        [
-            (
-                old,
+        slips={
+            old: (
                 "That is Current Eval: you predict that nothing comes back, because the features "
-                "are destroyed. The toy and Task Arithmetic say otherwise.",
+                "are destroyed. The toy and Task Arithmetic say otherwise."
             ),
-            (
-                top,
+            top: (
                 "That is the fine-tuned models' average: you predict that everything comes back, "
-                "as in the plane. Task Arithmetic lost more than its alignment.",
+                "as in the plane. Task Arithmetic lost more than its alignment."
             ),
-        ],
-        tolerance=3.0,
+        },
+        within=3.0,
         unit="percent",
         well=f"{new:.1f}, where Current Eval says {old:.1f} and the fine-tuned models {top:.1f}. "
         "What came back was misaligned; "
@@ -365,4 +331,4 @@ def check_prediction(summary: pd.DataFrame, method: str, k: int, answer: float |
 
 def all_right(feedback: Sequence[Feedback]) -> bool:
     """Return whether every answer is right."""
-    return all(f.right is True for f in feedback)
+    return all(f.right for f in feedback)
