@@ -21,34 +21,4 @@ from .report import plot_report, save_report
 from .save import save_figure, save_files
 from .schematic import alt as alt_drawing
 from .schematic import draw_protocols, protocol_table
-from .style import COLUMN, PAGE, PROTOCOL_STYLE, use_style
-
-__all__ = [
-    "COLUMN",
-    "PAGE",
-    "PROTOCOL_STYLE",
-    "alt_drawing",
-    "draw_protocols",
-    "plot_clusters",
-    "plot_comparison",
-    "plot_contact_sheet",
-    "plot_controls",
-    "plot_cost",
-    "plot_ladder",
-    "plot_lam",
-    "plot_non_locality",
-    "plot_protocols",
-    "plot_ranking",
-    "plot_report",
-    "plot_samples",
-    "plot_shares",
-    "plot_shots",
-    "plot_sizes",
-    "plot_variance",
-    "protocol_table",
-    "report_table",
-    "save_figure",
-    "save_files",
-    "save_report",
-    "use_style",
-]
+from .style import PROTOCOL_STYLE, use_style

@@ -2,7 +2,6 @@
 and checks of the exercises, also of the core notebooks."""
 
 from .checks import (
-    Feedback,
     all_right,
     check_breaking_turn,
     check_choice,
@@ -12,28 +11,5 @@ from .checks import (
     check_prediction,
     check_turn,
 )
-from .toy import FIT, Toy, make_toy, turn, turned_by
-from .view import alt_summary, draw_frames, draw_real, draw_summary, explore, score_toy
-
-__all__ = [
-    "FIT",
-    "Feedback",
-    "Toy",
-    "all_right",
-    "alt_summary",
-    "check_breaking_turn",
-    "check_choice",
-    "check_head",
-    "check_loss",
-    "check_number",
-    "check_prediction",
-    "check_turn",
-    "draw_frames",
-    "draw_real",
-    "draw_summary",
-    "explore",
-    "make_toy",
-    "score_toy",
-    "turn",
-    "turned_by",
-]
+from .toy import make_toy, turn, turned_by
+from .view import alt_summary, draw_real, draw_summary, explore, score_toy

@@ -23,24 +23,3 @@ from .tables import (
     wide,
     with_published,
 )
-
-__all__ = [
-    "EPS",
-    "REPAIR_LABELS",
-    "SETTINGS",
-    "Nonlocality",
-    "Resampled",
-    "alt",
-    "alt_samples",
-    "alt_variance",
-    "answer",
-    "averages",
-    "lams_table",
-    "matching_table",
-    "numbers_stored",
-    "samples_needed",
-    "samples_table",
-    "verdicts",
-    "wide",
-    "with_published",
-]
