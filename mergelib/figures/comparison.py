@@ -42,7 +42,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     title = f"{label} with its {heads} heads is the best merge: {new:.0f} %"
     if new != old:
         title = f"Re-aligned heads take {label} from {old:.0f} to {new:.0f} %"
-    head(fig, f"{title}, experts: {bound:.0f} %", [ax], 4)
+    head(fig, f"{title}, experts: {bound:.0f} %", [ax])
     return fig
 
 
@@ -81,16 +81,15 @@ def write_comparison(comparison: Comparison, folder: Path, commands: Sequence[st
     studies = json.loads(PROXY.read_text())
     correlations = rank_correlation(comparison.rows).dropna().to_dict("records")
     keys = zip(comparison.table.method, comparison.table.protocol, strict=True)
-    context = {
-        "comparison": comparison,
-        "splits": list(comparison.measures),
-        "rows": dict(zip(keys, table.to_dict("records"), strict=True)),
-        "worth": {"here": correlations} | {f"in our study {n}": r for n, r in studies.items()},
-        "label": protocol_label,
-        "version": __version__,
-    }
     room = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), trim_blocks=True)
-    text = room.get_template("comparison.txt.jinja").render(context)
+    text = room.get_template("comparison.txt.jinja").render(
+        comparison=comparison,
+        splits=list(comparison.measures),
+        rows=dict(zip(keys, table.to_dict("records"), strict=True)),
+        worth={"here": correlations} | {f"in our study {n}": r for n, r in studies.items()},
+        label=protocol_label,
+        version=__version__,
+    )
     room.autoescape = True
     for ending in ("html", "md"):
         page = room.get_template(f"comparison.{ending}.jinja").render(

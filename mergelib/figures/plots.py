@@ -49,7 +49,7 @@ BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
 ACCURACY = "average accuracy (%)"
 WHISKERS = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}}
 APART = 1.25  # on a log axis, from one line's marks to the next one's
-EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+DOT = {"markersize": 6, "linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5}
 
 
 # ---- parts of figures ----------------------------------------------------------------------------
@@ -75,9 +75,10 @@ def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns
         if ax.legend_:
             ax.legend_.remove()
     title = title.replace(" %", "\N{NO-BREAK SPACE}%")
-    title, bold = textwrap.fill(title, round(11.7 * fig.bbox.width / fig.dpi)), {"weight": "bold"}
+    title = textwrap.fill(title, round(11.7 * fig.bbox.width / fig.dpi))
+    bold = {"size": 10, "weight": "bold"}
     if not handles:
-        fig.suptitle(title, x=0.01, ha="left", size=10, **bold)
+        fig.suptitle(title, x=0.01, ha="left", **bold)
         return
     fig.legend(
         handles.values(),
@@ -85,7 +86,7 @@ def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns
         loc="outside upper left",
         ncols=min(columns, len(handles)),
         title=title,
-        title_fontproperties={"size": 10} | bold,
+        title_fontproperties=bold,
         alignment="left",
         borderaxespad=0.1,
     )
@@ -99,12 +100,17 @@ def name_lines(ax: Axes, gap: float = 9.0) -> None:
     steps = gap * np.arange(len(ends))
     places = (ends - steps).cummax() + steps
     places -= (places - ends).mean()
-    across = dict.fromkeys(("xycoords", "textcoords"), ax.get_yaxis_transform())
     for label, y in ends.items():
-        leader = {"arrowstyle": "-", "color": lines[label].get_color()}
-        leader |= {"relpos": (0, 0.5), "shrinkB": 0}
-        place = {"xytext": (1.12, places[label]), "va": "center", "size": 9}
-        ax.annotate(label, (1, y), arrowprops=leader, **place, **across)
+        colour = lines[label].get_color()
+        ax.annotate(
+            label,
+            (1, y),
+            (1.12, places[label]),
+            xycoords=ax.get_yaxis_transform(),
+            arrowprops={"arrowstyle": "-", "color": colour, "relpos": (0, 0.5), "shrinkB": 0},
+            va="center",
+            size=9,
+        )
     if ax.legend_:
         ax.legend_.remove()
 
@@ -113,7 +119,7 @@ def dots(
     ax: Axes,
     rows: pd.DataFrame,
     order: Sequence[str],
-    looks: Mapping,
+    looks: dict,
     hue: str,
     y: str = "method",
     *,
@@ -124,7 +130,7 @@ def dots(
     if joined:
         ends = rows.groupby([y, hue]).accuracy.mean().groupby(y).agg(["min", "max"])
         ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
-    how = {"markersize": 6, "linestyle": "none"} | WHISKERS | EDGE | dict(looks) | how
+    how = DOT | WHISKERS | looks | how
     sns.pointplot(rows, x="accuracy", y=y, hue=hue, order=order, ax=ax, **how)
     ax.set(xlabel="", ylabel="", xlim=(0, 100))
     ax.grid(axis="y", visible=False)
@@ -132,8 +138,8 @@ def dots(
 
 def bars(ax: Axes, rows: pd.DataFrame, x: str, hue: str, colours: Mapping[str, str]) -> None:
     """A group of bars per ``x``, a bar per ``hue`` with its height inside, whiskers over rows."""
-    options = {"hue_order": colours, "palette": colours, "saturation": 1, "ax": ax} | WHISKERS
-    sns.barplot(rows, x=x, y="accuracy", hue=hue, **options)
+    hues = {"hue": hue, "hue_order": colours, "palette": colours, "saturation": 1}
+    sns.barplot(rows, x=x, y="accuracy", ax=ax, **hues, **WHISKERS)
     for i, group in enumerate(ax.containers):
         ax.bar_label(group, fmt="%.0f", label_type="center", color="white" if i else "black")
     ax.set(xlabel="", ylim=(0, 100))
@@ -159,9 +165,9 @@ def curves(
             ax.axhline(part.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})
             continue
         factor = APART ** (sloped.index(name) - (len(sloped) - 1) / 2)
-        band = {"errorbar": "sd", "err_kws": {"linewidth": 0}}
+        look |= {"errorbar": "sd", "err_kws": {"linewidth": 0}}
         shifted = part.assign(**{x: part[x].astype(float) * factor})
-        sns.lineplot(shifted, x=x, y="accuracy", ax=ax, **band, **look)
+        sns.lineplot(shifted, x=x, y="accuracy", ax=ax, **look)
         ax.legend_.remove()
     ax.set_xscale("log")
     ax.set_xticks(list(ticks), list(ticks.values()))
@@ -171,8 +177,8 @@ def curves(
 
 def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, hue: str, looks: Mapping) -> None:
     """A line per ``hue`` against ``x``."""
-    options = {"style_order": looks["hue_order"], "dashes": False, "errorbar": None}
-    sns.lineplot(rows, x=x, y=y, hue=hue, style=hue, ax=ax, **options, **looks)
+    looks = {"style": hue, "style_order": looks["hue_order"], "dashes": False} | looks
+    sns.lineplot(rows, x=x, y=y, hue=hue, ax=ax, errorbar=None, **looks)
 
 
 def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
@@ -191,8 +197,9 @@ def range_of(values: pd.Series | Sequence[float]) -> str:
 
 def _gains(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> pd.Series:
     """Points that a protocol at k shots is above Current Eval, per method."""
-    gain = {m: average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods}
-    return pd.Series(gain)
+    return pd.Series(
+        {m: average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods}
+    )
 
 
 def _row(panels: int, height: float, width: float = PAGE) -> tuple[Figure, Sequence[Axes]]:
@@ -235,8 +242,7 @@ def plot_shots(
         curves(ax, part, "k", {k: str(k) for k in ks} | tick_of_all)
         ax.set(title=short_label(encoder), xlabel="k, shots per class")
         old, new = average_of(summary, encoder), average_of(summary, encoder, few_shot[0], k)
-        words = f"k = {k}: {old:.0f} → {new:.0f} %"
-        ax.text(0.5, 0.2, words, ha="center", transform=ax.transAxes)
+        ax.text(0.5, 0.2, f"k = {k}: {old:.0f} → {new:.0f} %", ha="center", transform=ax.transAxes)
     axes[0].set_ylabel(ACCURACY)
     name_lines(axes[-1])
     lost = fine_tuned - pd.Series({m: average_of(summary, m) for m in encoders})
@@ -348,17 +354,16 @@ def plot_clusters(panels: Mapping[tuple[str, str], tuple], table: pd.DataFrame) 
     return fig
 
 
-def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]], columns: int = 2) -> Figure:
-    """Images with their class names, a block per task.
+def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]]) -> Figure:
+    """Images with their class names, a block per task, two side by side.
 
     Args:
         sheets: Task -> the names of the rows, and uint8 images ``[rows, each, 3, H, W]``.
-        columns: Blocks side by side.
     """
-    lines = -(-len(sheets) // columns)
+    lines = -(-len(sheets) // 2)
     most = max(len(names) for names, _ in sheets.values())
     size = (PAGE, lines * (0.36 + 0.3 * most))
-    fig, axes = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    fig, axes = plt.subplots(lines, 2, figsize=size, squeeze=False)
     for ax in axes.flat[len(sheets) :]:
         ax.set_axis_off()
     for ax, (task, (names, images)) in zip(axes.flat, sheets.items(), strict=False):
@@ -394,8 +399,14 @@ def plot_shares(
         counts: Share -> number of inputs, named below the axis.
         too_few: Up to this share some task has more classes than inputs, which is shaded.
     """
-    size, sharing = (PAGE, 0.9 + 2.0 * len(panels)), {"sharex": True, "sharey": True}
-    fig, axes = plt.subplots(len(panels), len(methods), figsize=size, squeeze=False, **sharing)
+    fig, axes = plt.subplots(
+        len(panels),
+        len(methods),
+        figsize=(PAGE, 0.9 + 2.0 * len(panels)),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
     middle, gains = sorted(counts)[len(counts) // 2], []
     left, right = min(counts) / 1.3, max(counts) * 1.3
     for row, (title, scores) in zip(axes, panels.items(), strict=True):
@@ -427,18 +438,15 @@ def plot_shares(
 def plot_ladder(
     ladders: Mapping[str, tuple[pd.DataFrame, pd.DataFrame, float]],
     r2: pd.DataFrame,
-    *,
-    margin: float = 2.0,
 ) -> Figure:
     """The ladder: accuracy per rung, and what each step explains of f_t's variance: beside it, or
-    below the panels of several base models.
+    below the panels of several base models. A grey band is what the paper says an alignment costs.
 
     Args:
         ladders: A panel per base model: accuracies by the paper's fit (columns method, rung and
             accuracy), the same in closed form, drawn as rings, and the accuracy of the fine-tuned
             models in percent.
         r2: Columns method, step, increment, with the first base model.
-        margin: The paper's claim: points below them that an alignment may cost, a grey band.
     """
     several = len(ladders) > 1
     rows = [[*ladders], ["r2"] * len(ladders)] if several else [[*ladders, "r2"]]
@@ -448,9 +456,7 @@ def plot_ladder(
     titles = []
     for base, (paper, closed, fine_tuned) in ladders.items():
         ax = axes[base]
-        ax.axvspan(
-            fine_tuned - margin, fine_tuned, color="0.88", label=f"up to {margin:g} points below"
-        )
+        ax.axvspan(fine_tuned - 2, fine_tuned, color="0.88", label="up to 2 points below")
         ax.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
         rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
         looks = looks_of(paper.method.unique(), method_style, short_label)
@@ -474,7 +480,7 @@ def plot_ladder(
     _heat(axes["r2"], table.T if several else table, "0.2", ".2f")
     axes["r2"].set_title("held-out $R^2$ of $f_t$ by step" + ", first base" * several)
     title = f"{rung_label(rung)} map: merges stay {titles[0]}"
-    head(fig, "; other base: ".join([title, *titles[1:]]), panels, 4)
+    head(fig, "; other base: ".join([title, *titles[1:]]), panels)
     return fig
 
 
@@ -495,25 +501,23 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
     looks = looks_of(rows.method.unique(), method_style, short_label)
     for ax, part in zip(axes, (drawn, leak), strict=True):
-        place = ([first, *fits], looks, "method", "fit")
-        dots(ax, labelled(part), *place, dodge=0.5, joined=False)
+        dots(ax, labelled(part), [first, *fits], looks, "method", "fit", dodge=0.5, joined=False)
     axes[0].set_title(f"{ACCURACY}, fitted on training inputs")
     axes[1].set(title="points that scored inputs add", xlim=(None, None))
     axes[1].autoscale(axis="x")
     axes[1].axvline(0, **BOUND)
-    most = leak.accuracy.max()
-    title = f"Fitting on the scored inputs flatters an alignment by up to {most:.0f} points"
-    head(fig, title, axes, 5)
+    most = f"{leak.accuracy.max():.0f}"
+    head(fig, f"Fitting on the scored inputs flatters an alignment by up to {most} points", axes, 5)
     return fig
 
 
-def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> Figure:
-    """Left: ranks from Current to FT-Classifier Eval. Right: accuracy, a dot per protocol.
+def plot_ranking(means: pd.DataFrame, fine_tuned: float) -> Figure:
+    """Left: ranks from Current to FT-Classifier Eval, moves by four or more in black. Right:
+    accuracy, a dot per protocol.
 
     Args:
         means: As from ``ranking.means``, in the order of FT-Classifier Eval, which the rows share.
         fine_tuned: Accuracy of the fine-tuned models, in percent.
-        mark: Methods that move by as many ranks or more are drawn in black.
     """
     first, last = "current", "ft_classifier"
     size, n = (PAGE, 1.5 + 0.21 * len(means)), len(means)
@@ -522,10 +526,10 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float, *, mark: float = 4) -> 
     ranks = means[[first, last]].rank(ascending=False).rank(method="first") - 1
     for method, (start, end) in ranks.iterrows():
         line, name = {"color": "0.7", "linewidth": 0.9}, short_label(method)
-        if abs(start - end) >= mark:
-            up = start > end
-            line = {"color": "black", "linewidth": 1.8, "linestyle": "-" if up else "--"}
-            line["label"] = f"{'up' if up else 'down'} by {mark:g} ranks or more"
+        if abs(start - end) >= 4:
+            way, dashes = ("up", "-") if start > end else ("down", "--")
+            line = {"color": "black", "linewidth": 1.8, "linestyle": dashes}
+            line["label"] = f"{way} by 4 ranks or more"
         left.plot([0, 1], [start, end], marker="o", markersize=3.5, **line)
         left.text(-0.06, start, name, ha="right", va="center", size=9)
         left.text(1.06, end, name, va="center", size=9)
@@ -563,8 +567,8 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
     }
     fig, axes = _row(len(columns), 1.4 + 0.21 * len(rows))
     labels = list(dict.fromkeys(kinds.values()))
-    looks = {"style": "kind", "style_order": labels, "color": "0.25", "s": 36}
-    looks["markers"] = dict(zip(labels, "os^DvP", strict=False))
+    markers = dict(zip(labels, "os^DvP", strict=False))
+    looks = {"style": "kind", "style_order": labels, "markers": markers, "color": "0.25", "s": 36}
     for ax, (column, label) in zip(axes, columns.items(), strict=True):
         sns.scatterplot(labelled(rows), x=column, y="method", ax=ax, **looks)
         if rows.below.any():
@@ -578,8 +582,10 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
             ax.minorticks_off()
     axes[0].set_ylim(len(rows) - 0.4, -0.6)
     best = rows.iloc[0]
-    title = f"{short_label(best.method)}, the most accurate single merge, takes "
-    title += f"{best.seconds:.1f} s, the slowest {rows.seconds.max():.0f} s"
+    title = (
+        f"{short_label(best.method)}, the most accurate single merge, takes "
+        f"{best.seconds:.1f} s, the slowest {rows.seconds.max():.0f} s"
+    )
     head(fig, title, axes, 3)
     return fig
 
@@ -609,9 +615,9 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     last = drawn[drawn.setting == settings[-1]].pivot_table("accuracy", "method", "repair")
     title = ""
     if set(COMPARED) <= set(last):
-        gains = {labels[r]: range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact")}
-        words = ", ".join(f"{name} {points}" for name, points in gains.items())
-        title = f"Points regained by {settings[-1]} merges: {words}"
+        ft, tact = (range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact"))
+        title = f"Points regained by {settings[-1]} merges: {labels['ft_classifier']} {ft}, "
+        title += f"{labels['tact']} {tact}"
     head(fig, title, axes, 5)
     return fig
 

@@ -15,7 +15,6 @@ from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from ..core import paths
 from ..core.names import BASE, FINE_TUNED
 from ..tables import labelled, protocol_label, short_label
-from ..tables.committed import AS_COMMITTED
 from ..tables.paper import THREE
 from ..tables.readings import load_readings
 from ..tables.report import Run, alt, claim_grid, figures_folder, report_markdown
@@ -68,7 +67,7 @@ def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figur
         shares += [f"{profile.split(' ')[0]} {range_of(regained)} %"] if len(regained) else []
     upper.supxlabel(f"average accuracy (%), k = {k}")
     title = f"Lost accuracy regained by FT-Classifier, k = {k}: {', '.join(shares)}"
-    head(upper, title if shares else "", axes, 4)
+    head(upper, title if shares else "", axes)
     _draw_grid(lower, groups, tallest)
     return fig
 
@@ -79,12 +78,22 @@ def _draw_grid(fig: SubFigure, groups: Mapping[str, pd.DataFrame], tallest: int)
     if not groups:
         axes[0].set_axis_off()
         axes[0].text(0, 0.5, "No claim has been judged yet.")
-    faces, signs = ({v: style[i] for v, style in CELL_STYLE.items()} for i in (0, 1))
-    options = {"cmap": ListedColormap([faces[v] for v in ORDER]), "cbar": False, "fmt": ""}
-    options |= {"vmin": -0.5, "vmax": len(ORDER) - 0.5, "linewidths": 1, "linecolor": "0.6"}
+    signs = {v: sign for v, (_, sign) in CELL_STYLE.items()}
+    faces = ListedColormap([CELL_STYLE[v][0] for v in ORDER])
     for ax, (name, grid) in zip(axes, groups.items(), strict=False):
-        annotated = {"annot": grid.map(signs.get), "annot_kws": {"color": "black"}}
-        sns.heatmap(grid.map(ORDER.index), ax=ax, **options, **annotated)
+        sns.heatmap(
+            grid.map(ORDER.index),
+            ax=ax,
+            cmap=faces,
+            cbar=False,
+            vmin=-0.5,
+            vmax=len(ORDER) - 0.5,
+            linewidths=1,
+            linecolor="0.6",
+            annot=grid.map(signs.get),
+            annot_kws={"color": "black"},
+            fmt="",
+        )
         ax.set(xlabel="", ylabel="", ylim=(tallest, 0))
         ax.set_yticklabels([fill(claim, 16) for claim in grid.index])  # wraps at hyphens
         ax.set_title(name, loc="right")
@@ -101,7 +110,7 @@ def save_report(
     means: pd.DataFrame,
     rows: pd.DataFrame,
     profile: str,
-    compared: str = AS_COMMITTED,
+    compared: str,
 ) -> str:
     """Write the figure with its numbers, and ``figures/REPORT.md``.
 

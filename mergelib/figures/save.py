@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -119,7 +118,7 @@ def save_files(
             lineterminator="\n",
         )
     sidecar = {
-        "alt": textwrap.dedent(alt).strip(),
+        "alt": alt.strip(),
         "title": finding(fig),
         "mergelib": __version__,
         "versions": {m.__name__: m.__version__ for m in (matplotlib, np, pd)},

@@ -37,8 +37,8 @@ def protocol_table() -> pd.DataFrame:
     rows = []
     for panel in PANELS:
         title = " ".join(panel["title"]).replace("$\\mathbfit{f_m}$", "f_m").strip()
-        rows.append({"protocol": title, **dict(zip(FACTS, panel["facts"], strict=True))})
-    return pd.DataFrame(rows)
+        rows.append([title, *panel["facts"]])
+    return pd.DataFrame(rows, columns=["protocol", *FACTS])
 
 
 def alt() -> str:
@@ -60,16 +60,22 @@ def draw_protocols() -> Figure:
         if ax is not axes[0]:  # half-way between two strips
             ax.axhline(0.03, color="0.75", linewidth=0.5, clip_on=False)
     for left, width, heading in COLUMNS:
-        style = {"ha": "center", "va": "bottom", "size": SMALL, "color": "0.3"}
-        axes[0].text(left + width / 2, 0.02, heading, **style)
+        middle = left + width / 2
+        axes[0].text(middle, 0.02, heading, ha="center", va="bottom", size=SMALL, color="0.3")
     trained = sum(panel["facts"][0] != "nothing" for panel in PANELS)
     head(fig, f"{len(PANELS)} protocols freeze the merged encoder; {trained} train something small")
     line = {"color": "black", "linewidth": 0.8}
     boxes = [Patch(label=kind, **_paint(kind), hatch=HATCH * (kind == "frozen")) for kind in KINDS]
     per_input = Line2D([], [], label="per test input", **line)
     once = Line2D([], [], label="once, beforehand", linestyle=DASHES, **line)
-    place = {"loc": "outside lower center", "ncols": 6, "fontsize": SMALL}
-    fig.legend(handles=[*boxes, per_input, once], handlelength=2, handleheight=1.1, **place)
+    fig.legend(
+        handles=[*boxes, per_input, once],
+        loc="outside lower center",
+        ncols=6,
+        fontsize=SMALL,
+        handlelength=2,
+        handleheight=1.1,
+    )
     return fig
 
 
@@ -104,8 +110,8 @@ def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
     middle, places = sum(ax.get_ylim()) / 2, placed(panel)
     first, second = panel["title"]
     for y, line in ((0.085, first), (-0.085, f"{second} ({letter})".strip())):
-        weight = {"fontweight": "bold", "va": "center", "size": 9}
-        ax.text(0.0 if y > 0 else 0.16, middle + y, line, **weight)
+        left = 0.0 if y > 0 else 0.16
+        ax.text(left, middle + y, line, fontweight="bold", va="center", size=9)
     if "style" in panel:
         marker = {k: v for k, v in PROTOCOL_STYLE[panel["style"]].items() if k != "linestyle"}
         ax.plot([0.06], [middle - 0.085], markersize=5, **marker)
@@ -117,14 +123,24 @@ def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
         ink = {"color": KINDS[kind]["ink"], "ha": "center", "va": "center", "zorder": 4}
         ax.text(x, y + 0.075, text, size=BIG, **ink)
         ax.text(x, y - 0.09, note, size=SMALL, **ink)
-    arrow = {"arrowstyle": "-|>,head_length=2.6,head_width=1.4", "mutation_scale": 1.4}
-    arrow |= {"shrinkA": 0, "shrinkB": 0.6, "color": "black", "linewidth": 0.8, "zorder": 1}
     for start, end, label, once in arrows(panel):
         (_, x0, y0, width), (_, x1, y1, _) = places[start], places[end]
         upright = start[0] == end[0]  # the box above may be wider
-        tip, ends = (x0 if upright else x1, y1), {"patchA": boxes[start], "patchB": boxes[end]}
-        dashes = DASHES if once else "-"
-        ax.add_patch(FancyArrowPatch((x0, y0), tip, linestyle=dashes, **ends, **arrow))
+        arrow = FancyArrowPatch(
+            (x0, y0),
+            (x0 if upright else x1, y1),
+            patchA=boxes[start],
+            patchB=boxes[end],
+            shrinkA=0,
+            shrinkB=0.6,
+            arrowstyle="-|>,head_length=2.6,head_width=1.4",
+            mutation_scale=1.4,
+            color="black",
+            linewidth=0.8,
+            linestyle=DASHES if once else "-",
+            zorder=1,
+        )
+        ax.add_patch(arrow)
         if upright:
             ax.text(x0 + 0.05, (y0 + y1) / 2, label, va="center", size=SMALL)
         elif label:
@@ -133,8 +149,7 @@ def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
 
 def _paint(kind: str) -> dict[str, Any]:
     style = KINDS[kind]
-    names = {"facecolor": "face", "edgecolor": "edge", "linewidth": "linewidth"}
-    return {name: style[key] for name, key in names.items()}
+    return {"facecolor": style["face"], "edgecolor": style["edge"], "linewidth": style["linewidth"]}
 
 
 def _draw_box(ax: Axes, kind: str, x: float, y: float, width: float) -> FancyBboxPatch:
@@ -142,7 +157,15 @@ def _draw_box(ax: Axes, kind: str, x: float, y: float, width: float) -> FancyBbo
     style = f"round,pad=0,rounding_size={KINDS[kind]['corner']}"
     box = FancyBboxPatch((x, y), width, HEIGHT, boxstyle=style, zorder=2, **_paint(kind))
     if kind == "frozen":
-        line = {"edgecolor": KINDS[kind]["edge"], "linewidth": 0.5}
-        hatching = {"facecolor": "white", "hatch": HATCH, "zorder": 3}
-        ax.add_patch(Rectangle((x, y), STRIP, HEIGHT, **hatching, **line))
+        strip = Rectangle(
+            (x, y),
+            STRIP,
+            HEIGHT,
+            facecolor="white",
+            edgecolor=KINDS[kind]["edge"],
+            linewidth=0.5,
+            hatch=HATCH,
+            zorder=3,
+        )
+        ax.add_patch(strip)
     return ax.add_patch(box)
