@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +24,7 @@ from ..models.parents import quiet
 from ..protocols import uniform_order
 from ..study import Study
 from ..study.experts import training_key
-from ..tables import TASK_LABELS, labelled, show, versions
+from ..tables import labelled, show, task_label, versions
 from ..training.loop import seeded, train
 
 EXPERT, OLD, NEW = "expert", "merged, old head", "merged, re-aligned head"
@@ -91,13 +90,10 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
     return folder
 
 
-def unlabelled(study: Study, task: str, k: int, seed: int = 0) -> list[str]:
+def unlabelled(study: Study, task: str, k: int) -> list[str]:
     """k * C texts from the task's pool, drawn without using the classes."""
     pool = study.pool(task)
-    return [
-        pool.inputs[i]
-        for i in uniform_order(len(pool), k * study.task(task).n_classes, seed).tolist()
-    ]
+    return list(pool.subset(uniform_order(len(pool), k * study.task(task).n_classes, 0)).inputs)
 
 
 def before_after(
@@ -105,14 +101,12 @@ def before_after(
 ) -> pd.DataFrame:
     """Test accuracy (percent) of expert, merged encoder with the old head, and with the re-aligned
     one: tidy rows."""
-    rows = []
-    for task, expert in experts.items():
-        for method, model in ((EXPERT, expert), (OLD, merged), (NEW, aligned)):
-            rows.append(
-                evaluate(
-                    model, study.task(task).test, task=task, method=method, device=study.device.type
-                )
-            )
+    device = study.device.type
+    rows = [
+        evaluate(model, study.task(task).test, task=task, method=method, device=device)
+        for task, expert in experts.items()
+        for method, model in ((EXPERT, expert), (OLD, merged), (NEW, aligned))
+    ]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -126,8 +120,8 @@ def plot_before_after(scores: pd.DataFrame) -> Figure:
     rows = labelled(scores.drop(columns="method")).assign(method=scores.method)
     plots.bars(ax, rows[rows.method != EXPERT], "task", "method", colours)
     tops = rows[rows.method == EXPERT].accuracy
-    ends = {"xmin": np.arange(len(tops)) - 0.42, "xmax": np.arange(len(tops)) + 0.42}
-    ax.hlines(tops, **ends, color="black", linestyle=":", label=EXPERT)
+    places = np.arange(len(tops))
+    ax.hlines(tops, places - 0.42, places + 0.42, color="black", linestyle=":", label=EXPERT)
     ax.set_ylabel("accuracy (%)")
     mean = rows.groupby("method").accuracy.mean()
     title = f"Re-aligned heads lift the merge from {mean[OLD]:.0f} to {mean[NEW]:.0f} % on average"
@@ -137,21 +131,16 @@ def plot_before_after(scores: pd.DataFrame) -> Figure:
 
 def wide(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per task, a column per model."""
-    table = scores.pivot(index="task", columns="method", values="accuracy").loc[
-        list(dict.fromkeys(scores.task)), [OLD, NEW, EXPERT]
-    ]
-    return (
-        table.round(1)
-        .rename(index=lambda t: TASK_LABELS.get(t, t))
-        .rename_axis(index=None, columns="accuracy (%)")
-    )
+    table = scores.pivot_table("accuracy", "task", "method", sort=False)[[OLD, NEW, EXPERT]]
+    named = table.round(1).rename(index=task_label)
+    return named.rename_axis(index=None, columns="accuracy (%)")
 
 
 def alt(scores: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     cells = scores.set_index(["task", "method"]).accuracy
     parts = [
-        f"{TASK_LABELS.get(t, t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} "
+        f"{task_label(t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} "
         f"(expert {cells[t, EXPERT]:.1f})"
         for t in dict.fromkeys(scores.task)
     ]
@@ -180,28 +169,17 @@ def checks(aligned: Merged, folder: Path, inputs: Mapping[str, Sequence[str]]) -
     heads = sum((folder / "heads" / t / "head.safetensors").stat().st_size for t in aligned.heads)
     shared = (folder / "model.safetensors").stat().st_size
     alone = sum((folder / "tasks" / t / "model.safetensors").stat().st_size for t in aligned.heads)
-    return pd.DataFrame(
-        [
-            {
-                "promised": "plain transformers predicts the same: logits differ by less than",
-                "at most": 1e-5,
-                "here": largest,
-                "holds": largest < 1e-5,
-            },
-            {
-                "promised": "shared folder over single folders, bytes of weights",
-                "at most": 1.0,
-                "here": (heads + shared) / alone,
-                "holds": heads + shared < alone,
-            },
-        ]
-    )
+    same = "plain transformers predicts the same: logits differ by less than"
+    smaller = "shared folder over single folders, bytes of weights"
+    promises = [(same, 1e-5, largest), (smaller, 1.0, (heads + shared) / alone)]
+    frame = pd.DataFrame(promises, columns=["promised", "at most", "here"])
+    return frame.assign(holds=frame.here < frame["at most"])
 
 
 def provenance(study: Study, merged: Merged, k: int) -> Styler:
     """The settings behind the notebook's numbers."""
     p = study.profile
-    rows: dict[str, Any] = {
+    rows = {
         "profile": p.name,
         "base model": p.backbone,
         "method": merged.record["label"],

@@ -24,7 +24,7 @@ TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; a slid
 RADIUS, SPREAD = (
     2.0,
     0.55,
-)  # class centres lie on this circle; standard deviation of the inputs around them
+)  # of the circle of class centres; standard deviation of inputs around one
 N_TEST, N_POOL, SEED = 60, 25, 0  # inputs per class: scored, and to draw from
 # A head with 2 numbers per class must move each of them much further than one with 128.
 FIT = FTPreset(lr=0.3, epochs=60)

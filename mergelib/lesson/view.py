@@ -70,13 +70,12 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
     ax.annotate("$f_b$", np.multiply(1.25, start), ha="center", va="center")
     experts = {f"f_{e.task}": e.state for e in toy.experts}
     for name, state in {**experts, "f_m": merged}.items():
-        marker, colour, grey, width = ("o", "black", "0.4", 0.9)
+        marker, size, colour, grey, width = "o", 4, "black", "0.4", 0.9
         if name == "f_m":
-            marker, colour, grey, width = ("*", MERGED, MERGED, 1.6)
+            marker, size, colour, grey, width = "*", 8, MERGED, MERGED, 1.6
         end = state["theta"][:, 0].tolist()
-        arrow = {"arrowstyle": "->", "color": grey, "linewidth": width}
-        ax.annotate("", end, start, arrowprops=arrow)
-        ax.plot(*end, marker=marker, color=colour, markersize=8 if marker == "*" else 4)
+        ax.annotate("", end, start, arrowprops=dict(arrowstyle="->", color=grey, linewidth=width))
+        ax.plot(*end, marker=marker, color=colour, markersize=size)
         place = np.multiply(0.7 if name == "f_m" else 1.25, end)
         ax.annotate(f"${name}$", place, ha="center", va="center", color=colour)
     _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{_mirrored(toy)}, $\lambda$ = {lam:.1f}")
@@ -105,21 +104,43 @@ def _draw_head(ax: Axes, head: Head, style: Style) -> None:
     classes = current_eval(points, head).double()
     classes[points.norm(dim=-1) > LIMIT] = torch.nan
     ties = np.arange(len(head.bias) - 1) + 0.5
-    lines = {"colors": style["color"], "linestyles": [style["linestyle"]], "zorder": 1}
-    ax.contour(side, side, classes.view(len(side), -1).mT, ties, **lines)
+    ax.contour(
+        side,
+        side,
+        classes.view(len(side), -1).mT,
+        ties,
+        colors=style["color"],
+        linestyles=[style["linestyle"]],
+        zorder=1,
+    )
     for vector, (hue, marker) in zip(head.weight, CLASS_STYLE, strict=False):
         tip = 0.94 * LIMIT * vector / vector.norm()
-        dot = {"markersize": 8, "markeredgecolor": "black", "zorder": 3, "clip_on": False}
-        ax.plot(*tip.tolist(), marker=marker, color=hue, **dot)
+        ax.plot(
+            *tip.tolist(),
+            marker=marker,
+            markersize=8,
+            markeredgecolor="black",
+            color=hue,
+            zorder=3,
+            clip_on=False,
+        )
 
 
 def _draw_clouds(ax: Axes, z: Tensor, labels: Tensor, right: Tensor) -> None:
     """Draw the points ``[N, 2]`` of the first classes, hollow if misclassified."""
-    style = {"s": 9, "linewidths": 0.7, "zorder": 2, "clip_on": False}
     for c, (hue, marker) in enumerate(CLASS_STYLE):
         for mask, face in ((right, hue), (~right, "none")):
             points = z[(labels == c) & mask].mT
-            ax.scatter(*points, marker=marker, facecolors=face, edgecolors=hue, **style)
+            ax.scatter(
+                *points,
+                s=9,
+                marker=marker,
+                facecolors=face,
+                edgecolors=hue,
+                linewidths=0.7,
+                zorder=2,
+                clip_on=False,
+            )
 
 
 def _draw_task(ax: Axes, toy: Toy, lam: float, task: str, k: int | None, title: str) -> None:
@@ -221,7 +242,7 @@ explore = Explorer
 
 
 def draw_real(
-    features: Mapping[str, Tensor], labels: Tensor, head: Head, reference: str, finding: str = ""
+    features: Mapping[str, Tensor], labels: Tensor, head: Head, reference: str, finding: str
 ) -> Figure:
     """Features of several encoders in one plane, a panel each, hollow if ``head`` is wrong.
 
@@ -310,8 +331,7 @@ def draw_summary(
     bars.axhline(top, color="black", linestyle=":", linewidth=1.0)
     bars.text(-0.45, top + 1.5, f"fine-tuned models: {top:.0f}", fontsize=9)
     bars.set(title="BERT: accuracy (%)", ylabel="")
-    hollow = {"linestyle": "none", "marker": "o", "color": "black", "markerfacecolor": "none"}
-    bars.plot([], [], markersize=4, label="classified wrongly", **hollow)
+    bars.plot([], [], "ok", markersize=4, markerfacecolor="none", label="classified wrongly")
     old, new = heights[heights.encoder == short_label(encoders[-1])].accuracy
     title = f"Of the {top - old:.0f} points that {short_label(encoders[-1])} loses, a re-aligned "
     plots.head(fig, f"{title}classifier regains {new - old:.0f}", [bars], 3)

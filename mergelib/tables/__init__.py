@@ -6,7 +6,6 @@ and ``report`` each serve one notebook and are imported from there.
 
 from .clusters import cluster_panels
 from .labels import (
-    TASK_LABELS,
     encoder_label,
     labelled,
     protocol_label,
