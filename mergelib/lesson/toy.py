@@ -21,10 +21,8 @@ from ..protocols.alignment import fit_closed_form
 
 CLASSES = {"A": 4, "B": 3}
 TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; a slider sets task A's
-RADIUS, SPREAD = (
-    2.0,
-    0.55,
-)  # of the circle of class centres; standard deviation of inputs around one
+# The radius of the circle of class centres, and the standard deviation of inputs around a centre.
+RADIUS, SPREAD = 2.0, 0.55
 N_TEST, N_POOL, SEED = 60, 25, 0  # inputs per class: scored, and to draw from
 # A head with 2 numbers per class must move each of them much further than one with 128.
 FIT = FTPreset(lr=0.3, epochs=60)

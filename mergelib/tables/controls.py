@@ -23,7 +23,6 @@ from ..study.versions import POOL_SEED
 from .labels import RUNG_LABELS, protocol_label
 from .verdicts import deciding, verdict_frame
 
-COLUMNS = ["fit", "condition", "method", "accuracy"]
 CONTROLS = {
     "P4.1-ladder": ("C4.1-held-out", "C4.1-base"),
     "P4.2-gap": ("C4.1-base",),
@@ -47,7 +46,7 @@ def map_label(rung: str) -> str:
 def _rows(found: Mapping[tuple[str, str], Accuracies], *, by_encoder: bool = False) -> pd.DataFrame:
     """Rows of (fit, condition) -> accuracies, in this order or encoder by encoder."""
     cells = [(*name, e, accuracy) for name, by in found.items() for e, accuracy in by.items()]
-    rows = pd.DataFrame(cells, columns=COLUMNS)
+    rows = pd.DataFrame(cells, columns=["fit", "condition", "method", "accuracy"])
     if not by_encoder:
         return rows
     return pd.concat([rows[rows.method == e] for e in rows.method.unique()], ignore_index=True)
@@ -76,8 +75,7 @@ def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     none = {"none": _behind(study, encoders, "current")}
     few_shot, maps = {}, []
     for p in FEW:
-        options = {"k": k, "draw": "uniform"}
-        fits = {s: _behind(study, encoders, p, fit_on=s, **options) for s in SPLITS}
+        fits = {s: _behind(study, encoders, p, k, draw="uniform", fit_on=s) for s in SPLITS}
         few_shot |= {(f"{protocol_label(p)}, k = {k}", c): a for c, a in (none | fits).items()}
     for rung in RUNGS:
         fits = {s: _ladder(study, encoders, rung, fit_on=s) for s in SPLITS}
@@ -89,11 +87,10 @@ def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     """Closed-form maps from d/2, 2 d and all inputs, on training and on test inputs."""
     d = study.encoder.width
     largest = min(len(t.test) for t in study.tasks.values())
-    options = {"fit": "closed_form"}
     return _rows(
         {
             (f"{map_label(rung)}, closed form", f"{split}, n = {n}"): _ladder(
-                study, encoders, rung, fit_on=split, n=n, **options
+                study, encoders, rung, fit="closed_form", fit_on=split, n=n
             )
             for rung in RUNGS
             for n in sorted({min(n, largest) for n in (d // 2, 2 * d, largest)})
@@ -146,8 +143,10 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
             results.append(percent((predicted == task.test.labels).flatten()))
         return fmean(results)
 
-    options = {"fit_on": "train", "permuted_teacher": True}
-    maps = {map_label(r): _ladder(study, encoders, r, **options) for r in ("linear", "orthogonal")}
+    maps = {
+        map_label(r): _ladder(study, encoders, r, fit_on="train", permuted_teacher=True)
+        for r in ("linear", "orthogonal")
+    }
     results = {
         protocol_label("ft_classifier"): {e: average(e) for e in encoders},
         "no alignment (Current Eval)": _behind(study, encoders, "current"),
@@ -157,10 +156,10 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
     return pd.concat(parts, ignore_index=True)
 
 
-def chance_check(permuted: pd.DataFrame, chance: float, tolerance: float = 3.0) -> pd.DataFrame:
-    """Whether each ladder fit to a permuted teacher ends within ``tolerance`` points of chance."""
+def chance_check(permuted: pd.DataFrame, chance: float) -> pd.DataFrame:
+    """Whether each ladder fit to a permuted teacher ends within 3 points of chance."""
     ladder = permuted[permuted.condition.str.endswith("map")]
-    return ladder.assign(passes=(ladder.accuracy - chance).abs() <= tolerance)
+    return ladder.assign(passes=(ladder.accuracy - chance).abs() <= 3)
 
 
 def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chance: float) -> str:

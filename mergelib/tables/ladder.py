@@ -67,8 +67,16 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
         tasks and starts), L1 before, L1 after, free parameters per task.
     """
     current = mean_and_std(study.scores(encoders, ["current"]))
-    start = {"method": "", "rung": "identity", "accuracy": 0.0, "n_seeds": 1, "free parameters": 0}
-    rows = [start | {"method": e, "accuracy": average_of(current, e)} for e in encoders]
+    rows = [
+        {
+            "method": e,
+            "rung": "identity",
+            "accuracy": average_of(current, e),
+            "n_seeds": 1,
+            "free parameters": 0,
+        }
+        for e in encoders
+    ]
     for rung in TABLE_1:
         cells = aligned(study, encoders, rung, **how)
         for encoder in encoders:
@@ -93,15 +101,15 @@ def table(study: Study, encoders: Sequence[str], **how) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def orthogonal_fits(study: Study, encoders: Sequence[str], fit_on: str = "train") -> pd.DataFrame:
-    """The two orthogonal rungs by three fits: accuracy per encoder, the worst max|A^T A - I|."""
+def orthogonal_fits(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
+    """The two orthogonal rungs by three fits on training inputs: accuracy per encoder, the worst
+    max|A^T A - I|."""
     rows, worst = [], "max|A^T A - I|"
     for rung, (fit, label) in product(("euclidean", "orthogonal"), ORTHOGONAL_FITS.items()):
-        cells = aligned(study, encoders, rung, fit_on=fit_on, fit=fit)
-        row = {"rung": rung, "fit": label}
-        row[worst] = max(c["orthogonality_max"].max().item() for c in cells.values())
+        cells = aligned(study, encoders, rung, fit_on="train", fit=fit)
+        largest = max(c["orthogonality_max"].max().item() for c in cells.values())
+        row = {"rung": rung, "fit": label, worst: largest}
         for e in encoders:
-            accuracy = accuracies(study, cells, e).mean().item()
-            rows.append(row | {"method": e, "accuracy": accuracy})
+            rows.append(row | {"method": e, "accuracy": accuracies(study, cells, e).mean().item()})
     table = wide(pd.DataFrame(rows), ("rung", "fit", worst), "method", "accuracy")
     return table.round(1).reset_index()

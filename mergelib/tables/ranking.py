@@ -140,28 +140,25 @@ def order(difference: Tensor) -> int:
     return (low > 0) - (high < 0)
 
 
-def pair_table(
-    samples: dict[str, Tensor], names: Sequence[str], *, to: str = "ft_classifier"
-) -> pd.DataFrame:
-    """Each pair of methods, and whether its order under Current Eval holds under ``to``.
+def pair_table(samples: dict[str, Tensor], names: Sequence[str]) -> pd.DataFrame:
+    """Each pair of methods, and whether its order under Current Eval holds under FT-Classifier.
 
     Args:
         samples: Protocol -> accuracies ``[M, 1 + B]``, as from ``resampled``.
         names: The M methods in the same order.
-        to: The protocol that is compared with Current Eval.
 
     Returns:
-        Columns first, second, current and ``to`` (first minus second, points), order: ``same``,
-        ``reversed``, ``lost`` (clear only under Current Eval), ``gained`` (only under ``to``),
-        ``open`` (under neither).
+        Columns first, second, current and ft_classifier (first minus second, points), order:
+        ``same``, ``reversed``, ``lost`` (clear only under Current Eval), ``gained`` (only under
+        FT-Classifier), ``open`` (under neither).
     """
     rows = []
     for i, j in combinations(range(len(names)), 2):
-        before, after = (samples[p][i] - samples[p][j] for p in ("current", to))
+        before, after = (samples[p][i] - samples[p][j] for p in ("current", "ft_classifier"))
         a, b = order(before), order(after)
         change = ORDERS[abs(a), a * b if a else abs(b)]
         rows.append((names[i], names[j], float(before[0]), float(after[0]), change))
-    return pd.DataFrame(rows, columns=["first", "second", "current", to, "order"])
+    return pd.DataFrame(rows, columns=["first", "second", "current", "ft_classifier", "order"])
 
 
 def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tuned: float) -> str:

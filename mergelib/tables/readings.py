@@ -74,8 +74,8 @@ class Numbers(dict):
     """Name -> number; ``most x|y`` and ``least x|y`` over the parts of a claim with a word x or
     y."""
 
-    def __init__(self, parts: Mapping[str, float], others: Mapping[str, float] | None = None):
-        super().__init__({**parts, **(others or {})})
+    def __init__(self, parts: Mapping[str, float], others: Mapping[str, float]):
+        super().__init__({**parts, **others})
         self.parts = parts
 
     def __missing__(self, name: str) -> float:
@@ -129,8 +129,12 @@ def at_one_percent(run: Run) -> dict[str, float]:
     rows = rows[rows.share.isna() | ((rows.share == 1) & (rows.fit_on == "test"))]
     mean = rows.pivot_table("accuracy", ["backbone", "method"], "protocol")
     gains = (mean.ft_classifier - mean.current).dropna()
-    ends = {"least at 1 %": gains.min(), "most at 1 %": gains.max()}
-    return ends | {"below at 1 %": (gains < 0).sum(), "cases at 1 %": len(gains)}
+    return {
+        "least at 1 %": gains.min(),
+        "most at 1 %": gains.max(),
+        "below at 1 %": (gains < 0).sum(),
+        "cases at 1 %": len(gains),
+    }
 
 
 def unmerged(run: Run) -> dict[str, float]:
@@ -200,7 +204,7 @@ def in_the_paper(claim: str) -> Numbers:
         "P5-gap-closed": gain / (mean.current[short_label(FINE_TUNED)] - mean.current),
         "P6.4-no-gain": gain,
     }
-    return Numbers(differences[claim].to_dict() if claim in differences else {})
+    return Numbers(differences[claim].to_dict() if claim in differences else {}, {})
 
 
 # ---- words ---------------------------------------------------------------------------------------

@@ -91,9 +91,11 @@ def read_runs(folder: Path | None = None, *, checks: bool = False) -> list[Run]:
     folder = folder or figures_folder()
     runs = []
     for place in sorted(p for p in folder.glob("*") if p.is_dir()):
-        names = [i.id for i in manifest() if i.id != REPORT_ID]
-        files = {name: place / f"{name}.json" for name in names}
-        sidecars = {name: _read(path) for name, path in files.items() if path.is_file()}
+        sidecars = {
+            i.id: _read(path)
+            for i in manifest()
+            if i.id != REPORT_ID and (path := place / f"{i.id}.json").is_file()
+        }
         if sidecars:
             runs.append(Run(place.name, place, sidecars))
     if not runs:
@@ -274,7 +276,7 @@ def claims_markdown(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def results_markdown(runs: Sequence[Run], figure: str = "", csv: str = "") -> str:
+def results_markdown(runs: Sequence[Run], figure: str, csv: str) -> str:
     """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2.
 
     Args:

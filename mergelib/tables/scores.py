@@ -132,7 +132,7 @@ def shots_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 def knn_gain(summary: pd.DataFrame, k: int) -> pd.DataFrame:
     """KNN Eval minus Current Eval in points, a row per method, a column per task."""
-    tables = {p: rows for p, rows in at_k(summary, k).groupby("protocol")}
+    tables = dict(iter(at_k(summary, k).groupby("protocol")))
     knn, current = (wide(tables[p], "method", values="mean") for p in ("knn", "current"))
     return (knn - current).loc[current.index].round(1).rename_axis("KNN - Current (points)")
 

@@ -45,24 +45,22 @@ def example_table(study: Study, row: int = 0, width: int = 220) -> Styler:
     return show(pd.DataFrame(rows, columns=["task", "label", "text"]))
 
 
-def contact_sheet(
-    study: Study, classes: int = 5, each: int = 8
-) -> dict[str, tuple[list[str], Tensor]]:
+def contact_sheet(study: Study, classes: int = 5) -> dict[str, tuple[list[str], Tensor]]:
     """Some test images for ``figures.plot_contact_sheet``.
 
     Args:
         study: A study of image tasks.
         classes: Classes shown per task, spread over all of them.
-        each: Images shown per class, or all that a class has.
 
     Returns:
-        Per task the names of its classes and uint8 images ``[classes, each, 3, H, W]``.
+        Per task the names of its classes and uint8 images ``[classes, each, 3, H, W]``, eight of
+            each class or all that the smallest has.
     """
     sheets = {}
     for task in study.tasks.values():
         steps = torch.linspace(0, task.n_classes - 1, min(classes, task.n_classes))
         chosen = steps.round().int().unique().tolist()
-        rows = [(task.test.labels == c).nonzero().flatten()[:each] for c in chosen]
+        rows = [(task.test.labels == c).nonzero().flatten()[:8] for c in chosen]
         fewest = min(map(len, rows))
         images = task.test.inputs[torch.stack([r[:fewest] for r in rows])]
         sheets[task.name] = ([task.label_names[c] for c in chosen], images)
@@ -106,10 +104,9 @@ def size_table(studies: Mapping[str, Study]) -> pd.DataFrame:
     for panel, study in studies.items():
         count = sum(t.numel() for t in study.base_state.values())
         words = study.encoder.module().transformer.get_input_embeddings().weight.numel()
-        size = study.profile.backbone, study.encoder.width, count, 100 * words / count
-        rows.append((panel, *size))
-    names = ["", "base model", "d", "weights", "in the vocabulary (%)"]
-    return pd.DataFrame(rows, columns=names)
+        share = 100 * words / count
+        rows.append((panel, study.profile.backbone, study.encoder.width, count, share))
+    return pd.DataFrame(rows, columns=["", "base model", "d", "weights", "in the vocabulary (%)"])
 
 
 def trained_table(study: Study) -> pd.DataFrame:
@@ -118,5 +115,4 @@ def trained_table(study: Study) -> pd.DataFrame:
     heads = sum(t.n_classes * (d + 1) for t in study.tasks.values())
     modules = len(study.tasks) * trainable_parameters(d)
     rows = [("ft_classifier", heads, 0), ("surgery", modules, modules)]
-    frame = pd.DataFrame(rows, columns=["protocol", "trained", "added to the model"])
-    return labelled(frame)
+    return labelled(pd.DataFrame(rows, columns=["protocol", "trained", "added to the model"]))

@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from ..core.types import percent
 from ..protocols import get_protocol
 from ..study import SCORE_COLUMNS, Study
-from ..study.scores import correct_at, fit_split
+from ..study.scores import correct_at
 from .scores import averages, wide
 
 COLUMNS = [c for c in SCORE_COLUMNS if c not in ("k", "draw")] + ["share", "drawn"]
@@ -58,8 +58,8 @@ def scores(
     return pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"drawn": "Int64", "seed": "Int64"})
 
 
-def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
-    """How many classes a share's anchors cover.
+def coverage(study: Study) -> pd.DataFrame:
+    """How many classes a share's anchors cover, where it is drawn from the scored inputs.
 
     Returns:
         A row per (task, share): the inputs drawn, classes C, ``covered`` percent of classes with an
@@ -67,14 +67,13 @@ def coverage(study: Study, *, fit_on: str = "test") -> pd.DataFrame:
     """
     rows = []
     for task in study.tasks.values():
-        labels = study.split(task.name, fit_split(fit_on)).labels
+        labels = task.test.labels
         for share, drawn in study.share_counts(task.name).items():
-            anchors = study.draws(task.name, "share", fit_on)[:, 0, :drawn]
+            anchors = study.draws(task.name, "share", "test")[:, 0, :drawn]
             seen = one_hot(labels[anchors].long(), task.n_classes).amax(1).bool()  # [S, C]
-            covered, reachable = (percent(s.flatten()) for s in (seen, seen[:, task.test.labels]))
+            covered, reachable = (percent(s.flatten()) for s in (seen, seen[:, labels]))
             rows.append((task.name, share, drawn, task.n_classes, covered, reachable))
-    names = ["task", "share", "drawn", "classes", "covered", "reachable"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=["task", "share", "drawn", "classes", "covered", "reachable"])
 
 
 def coverage_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import pandas as pd
 
@@ -25,8 +25,7 @@ NUMBERS = ("here", "low", "high")
 
 def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """A row per part of a claim, with the fields of ``Verdict`` and the claim's wording."""
-    frame = pd.DataFrame(map(asdict, verdicts), columns=[f.name for f in fields(Verdict)])
-    return with_words(frame)
+    return with_words(pd.DataFrame(verdicts, columns=[f.name for f in fields(Verdict)]))
 
 
 def with_words(rows: pd.DataFrame) -> pd.DataFrame:
