@@ -51,7 +51,7 @@ def commit(root):
 
 
 def compared(changed=()):
-    return committed.compare("mini", [ITEM], changed)
+    return [committed.compare("mini", ITEM, ITEM.id in changed)]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_cannot_be_compared_says_why(project):
     leave(project, {"a": TABLE}, overrides={"tasks.n_test": 100})
     assert compared()[0].said == committed.SETTINGS
     assert "1 of mini, other settings" in committed.summary(compared())
-    [other] = committed.compare("mine", [ITEM])
+    other = committed.compare("mine", ITEM)
     assert other.said == committed.UNKNOWN
     subprocess.run(["git", "-C", str(project), "rm", "-rq", "--cached", "figures"], check=True)
     subprocess.run(

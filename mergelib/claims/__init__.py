@@ -81,9 +81,9 @@ class Bootstrap:
     The same resampled inputs and seeds serve every encoder and protocol, so differences are paired.
     """
 
-    def __init__(self, study: Study, *, seed: int = 0):
+    def __init__(self, study: Study):
         self.study, self.n = study, study.profile.resamples
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         seeds = len(study.profile.protocols.seeds)
         self._cache = {("seeds", seeds): counts(self.n, seeds, generator) / seeds}
         self._counts = {

@@ -61,7 +61,7 @@ def command_run(args: argparse.Namespace) -> int:
     runner.write_timings(args.profile, results, cold=cold)
     ran = [r.item for r in results if r.ok and r.item.outputs]
     changed = [name for name, values in parameters.items() if values.keys() - runner.PLACES]
-    compared = committed.compare(args.profile, ran, changed)
+    compared = [committed.compare(args.profile, item, item.id in changed) for item in ran]
     print("\n" + runner.closing_table(results, seconds, compared))
     print(f"\n{committed.compared_text(compared)}")
     if (n := committed.rewritten()) and not args.publish:

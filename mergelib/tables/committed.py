@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -97,18 +97,15 @@ class Compared:
         return f"{self.points:.2g} points" if self.points else DIGITS
 
 
-def compare(profile: str, items: Sequence[Item], changed: Collection[str] = ()) -> list[Compared]:
-    """Compare what notebooks left with what is committed.
+def compare(profile: str, item: Item, changed: bool = False) -> Compared:
+    """Compare what a notebook left with what is committed.
 
     Args:
         profile: Whose folder under ``figures/``.
-        items: The notebooks that ran.
-        changed: Ids of notebooks that ran with parameters of their own.
+        item: The notebook that ran.
+        changed: Whether it ran with parameters of its own.
     """
-    return [_compare(profile, item, item.id in changed) for item in items]
 
-
-def _compare(profile: str, item: Item, changed: bool) -> Compared:
     def read(name: str) -> tuple[str | None, str | None]:
         path = paths.figures(profile) / name
         here = path.read_text() if path.is_file() else None

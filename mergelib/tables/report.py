@@ -186,8 +186,7 @@ def _counts(verdicts: pd.Series) -> str:
 
 def compared(runs: Sequence[Run]) -> list[Compared]:
     """The runs' numbers next to the committed ones."""
-    by_profile = {r.profile: [i for i in manifest() if i.id in r.sidecars] for r in runs}
-    return [c for profile, items in by_profile.items() for c in compare(profile, items)]
+    return [compare(r.profile, i) for r in runs for i in manifest() if i.id in r.sidecars]
 
 
 def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
