@@ -33,6 +33,7 @@ from ..foundations import Foundation, further
 from ..merging.arithmetic import weight_averaging
 from ..profiles import OTHER_BASE, NonLocalSettings, load_profile, variant_names, with_shortcuts
 from ..study import Study
+from ..study.merges import float64_device
 from ..study.versions import STEP_VERSIONS
 from .architectures import spec_for
 from .correction import Correction, attach, fold
@@ -229,10 +230,9 @@ class Nonlocality:
     def sites(self) -> tuple[Site, ...]:
         return sites_for(self.first.encoder.config)
 
-    @cached_property
+    @property
     def _device(self) -> torch.device:
-        """The device for statistics, which need float64 (MPS has none)."""
-        return torch.device("cpu") if self.first.device.type == "mps" else self.first.device
+        return float64_device(self.first)
 
     def rows(self, task: str, k: int | None = None, seed: int = 0) -> Tensor:
         """Rows of the task's pool that a fit uses: all, or k * C drawn uniformly, without
@@ -396,18 +396,19 @@ class Nonlocality:
             rows, columns=["setting", "method", "repair", "task", "accuracy", "expert"]
         )
 
-    def samples(self, method: str, setting: str = NON_LOCAL) -> pd.DataFrame:
-        """A row per k, seed and repair (TACT, FT-Classifier, both): average accuracy, percent.
+    def samples(self, method: str) -> pd.DataFrame:
+        """A row per k, seed and repair (TACT, FT-Classifier, both) of a non-local merge: average
+        accuracy, percent.
 
         Repairs are fitted to k * C unlabelled inputs per task.
         """
-        study, protocols, rows = self.study(setting), self.profile.protocols, []
+        study, protocols, rows = self.study(NON_LOCAL), self.profile.protocols, []
         n_classes = sum(t.n_classes for t in self.tasks.values())
 
         def accuracy(repaired: str, k: int, s: int, task: str) -> float:
             encoder = method
             if repaired != FT:
-                encoder = self.corrected(setting, method, task, TACT, k, protocols.seeds[s])
+                encoder = self.corrected(NON_LOCAL, method, task, TACT, k, protocols.seeds[s])
             if repaired == TACT:
                 return percent(study.correct(encoder, task, "current")[0])
             predicted = study.predictions(encoder, task, "ft_classifier", draw="uniform", ks=(k,))

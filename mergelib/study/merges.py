@@ -58,9 +58,9 @@ def _code(method: Method) -> list[str | None]:
 # ---- what a method sees --------------------------------------------------------------------------
 
 
-def _device(study: Study) -> torch.device:
-    """The device for methods that need data; MPS lacks float64, which RegMean and Model Tailor
-    need."""
+def float64_device(study: Study) -> torch.device:
+    """The device for methods that need data and for statistics of activations: MPS lacks float64,
+    which RegMean, Model Tailor and these need."""
     return torch.device("cpu") if study.device.type == "mps" else study.device
 
 
@@ -81,7 +81,7 @@ def _key(study: Study, method: Method, options: dict[str, Any]) -> dict[str, Any
         rows = [study.split(t, _split(method)) for t in study.tasks]
         key["data"] = {
             "encoder": study.encoder.digest,
-            "device": _device(study).type,
+            "device": float64_device(study).type,
             "heads": [head_digest(e.head) for e in fine_tuned],
             "inputs": [r.digest if "labels" in method.needs else r.inputs_digest for r in rows],
         }
@@ -94,7 +94,7 @@ def arguments(study: Study, method: Method) -> tuple:
     states = [study._foundation.state, *(e.state for e in fine_tuned)]
     if not method.needs:
         return states[0], states[1:]
-    device = _device(study)
+    device = float64_device(study)
     base, *states = [{n: t.to(device) for n, t in state.items()} for state in states]
     module = study.encoder.module(study._foundation.state).to(device).requires_grad_(False)
     data = []

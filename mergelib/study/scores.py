@@ -189,11 +189,6 @@ def evidence(
             heads: no expert can teach them, because they are not the expert's.
     """
     fit = fit_of(study, encoder, task, protocol, draw, fit_on, ks)
-    return seen_of(study, encoder, task, fit)
-
-
-def seen_of(study: Study, encoder: str, task: str, fit: Fit | None) -> Evidence:
-    """What a protocol sees of a cell of scores, on the study's device."""
     device, head = study.device, study.head(encoder, task).to(study.device)
     z = study.features(encoder, task).to(device)
     if fit is None:
@@ -254,7 +249,7 @@ def predictions(
         }
 
     def make() -> Artifact:
-        seen = seen_of(study, encoder, task, fit)
+        seen = study.evidence(encoder, task, protocol, draw=draw, fit_on=fit_on, ks=ks)
         predicted = get_protocol(protocol)(seen, where=f"{encoder} on task '{task}'")
         small = study.task(task).n_classes <= torch.iinfo(torch.int16).max
         return Artifact({"predicted": predicted.to("cpu", torch.int16 if small else torch.int32)})
@@ -308,13 +303,16 @@ def correct_at(
     protocol: str,
     ks: Sequence[float | None],
     *,
-    draw: str = "stratified",
-    fit_on: str = "train",
+    draw: str,
+    fit_on: str,
 ) -> Tensor:
     """``correct`` of all ``ks``, of shares all that the profile has: bool ``[K, S, N]``."""
     shots = get_protocol(protocol).few_shot and draw != "all"
-    options = {"draw": draw, "fit_on": fit_on, "ks": ks if shots and draw != "share" else None}
-    parts = [study.predictions(m, task, protocol, **options) for m in study.merges(encoder)]
+    ks = ks if shots and draw != "share" else None
+    parts = [
+        study.predictions(m, task, protocol, draw=draw, fit_on=fit_on, ks=ks)
+        for m in study.merges(encoder)
+    ]
     if shots:
         predicted = torch.stack([parts[s % len(parts)][:, s] for s in range(parts[0].shape[1])], 1)
     else:
@@ -359,8 +357,12 @@ def scores(
         ks = settings.ks if few_shot and draw != "all" else (None,)
         # A test split may be too small for the largest k.
         parts = [(k,) for k in ks] if fit_on == "test" else [ks]
-        cell, options = (study, encoder, task.name, protocol), {"draw": draw, "fit_on": fit_on}
-        is_right = torch.cat([correct_at(*cell, part, **options) for part in parts])
+        is_right = torch.cat(
+            [
+                correct_at(study, encoder, task.name, protocol, part, draw=draw, fit_on=fit_on)
+                for part in parts
+            ]
+        )
         for k, right in zip(ks, is_right, strict=True):
             seeds = settings.seeds
             if not k:  # of a random method the merges'
