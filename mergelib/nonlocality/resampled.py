@@ -25,14 +25,13 @@ class Resampled:
 
     def _accuracies(self, setting: str, method: str, repaired: str = PERMUTED) -> Tensor:
         """Per task ``[T, 1 + B]``, over test inputs that are the same for every cell."""
-
-        def resampled(task: str) -> Tensor:
-            right = self.cells.correct(setting, method, repaired, task)
-            return self.bootstrap.average({task: right})
-
+        correct, b = self.cells.correct, self.bootstrap
         return torch.stack(
             [
-                self.bootstrap.cached((setting, method, repaired, t), lambda t=t: resampled(t))
+                b.cached(
+                    (setting, method, repaired, t),
+                    lambda t=t: b.average({t: correct(setting, method, repaired, t)}),
+                )
                 for t in self.cells.tasks
             ]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import pandas as pd
 import torch
@@ -100,11 +101,11 @@ def samples_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).rename(index=REPAIR_LABELS).rename_axis(None)
 
 
-def samples_needed(frame: pd.DataFrame, within: float = 1.0) -> pd.Series:
-    """Per repair, the fewest unlabelled inputs per task whose average is no more than ``within``
-    points below the repair's own best."""
+def samples_needed(frame: pd.DataFrame) -> pd.Series:
+    """Per repair, the fewest unlabelled inputs per task whose average is no more than a point below
+    the repair's own best."""
     means = frame.groupby(["repair", "inputs"], sort=False).accuracy.mean().reset_index()
-    close = means[means.accuracy >= means.groupby("repair").accuracy.transform("max") - within]
+    close = means[means.accuracy >= means.groupby("repair").accuracy.transform("max") - 1]
     fewest = close.groupby("repair", sort=False).inputs.min()
     return fewest.rename(index=REPAIR_LABELS).rename_axis(None)
 
@@ -113,7 +114,7 @@ def with_published(means: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The numbers in the authors' notebooks, for other networks and tasks, next to TALL-masks, our
     most similar method (what was merged -> ``averages``)."""
     rows = [dict(row) for row in published()["non_local"]]
-    for name, setting in [(n, s) for n in means for s in (NON_LOCAL, LOCAL)]:
+    for name, setting in product(means, (NON_LOCAL, LOCAL)):
         cells = means[name].query("setting == @setting and method == 'tall_masks'")
         cells = cells.set_index("repair")
         rows.append(
@@ -151,22 +152,22 @@ def answer(means: Mapping[str, pd.DataFrame]) -> str:
     """Markdown computed from the numbers (what was merged -> ``averages``): does an aligned
     classifier or an activation correction recover more, and do their gains add up?"""
     lines = []
-    for name, setting, part in [
-        (n, s, rows) for n, f in means.items() for s, rows in f.groupby("setting", sort=False)
-    ]:
-        table = part.pivot(index="method", columns="repair", values="accuracy")
-        gain = {r: table[r] - table[PERMUTED] for r in (REPAIR, TACT, FT, TACT_FT)}
-        first = int((table[FT] > table[TACT]).sum())
-        add = int((table[TACT_FT] > table[[TACT, FT]].max(axis=1)).sum())
-        gains = ", ".join(
-            f"{REPAIR_LABELS[r]} {g.mean():+.1f} ({g.min():+.1f} to {g.max():+.1f})"
-            for r, g in gain.items()
-        )
-        lines.append(
-            f"- **{name.capitalize()}, {setting}.** Points gained over the permuted merge, mean "
-            f"over {len(table)} methods and range: {gains}. FT-Classifier is above TACT for "
-            f"{first} of {len(table)} methods; together they are above either alone for {add}."
-        )
+    for name, frame in means.items():
+        for setting, rows in frame.groupby("setting", sort=False):
+            table = rows.pivot(index="method", columns="repair", values="accuracy")
+            gain = {r: table[r] - table[PERMUTED] for r in (REPAIR, TACT, FT, TACT_FT)}
+            first = (table[FT] > table[TACT]).sum()
+            add = (table[TACT_FT] > table[[TACT, FT]].max(axis=1)).sum()
+            gains = ", ".join(
+                f"{REPAIR_LABELS[r]} {g.mean():+.1f} ({g.min():+.1f} to {g.max():+.1f})"
+                for r, g in gain.items()
+            )
+            lines.append(
+                f"- **{name.capitalize()}, {setting}.** Points gained over the permuted merge, "
+                f"mean over {len(table)} methods and range: {gains}. FT-Classifier is above TACT "
+                f"for {first} of {len(table)} methods; together they are above either alone for "
+                f"{add}."
+            )
     return "\n".join(lines)
 
 
