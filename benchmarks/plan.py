@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergelib.core.errors import ConfigError
+from mergelib.core.names import BASE, FINE_TUNED, MULTI_TASK
 from mergelib.merging import get_method
 from mergelib.profiles import Profile, load_profile
 from mergelib.run import jobs as cluster_jobs
 from mergelib.run.jobs import Job, Wanted
-from mergelib.study import BASE, FINE_TUNED, MULTI_TASK
 from mergelib.tasks import miniature
 from mergelib.tasks.hub_images import class_names
 

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 
 from mergelib import Study
+from mergelib.core.names import BASE, FINE_TUNED, RANDOM
 from mergelib.protocols import current_eval
 from mergelib.protocols.knn import knn_eval
-from mergelib.study import BASE, FINE_TUNED, RANDOM
 
 
 def neighbours(study: Study, encoder: str, task: str, k: int) -> dict[str, float]:

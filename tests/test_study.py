@@ -14,6 +14,7 @@ from near import ROUNDING, apart
 
 from mergelib import Study, method
 from mergelib.core.errors import ConfigError, UnknownNameError
+from mergelib.core.names import BASE, FINE_TUNED
 from mergelib.core.types import Split, state_digest
 from mergelib.encoders import TextEncoder
 from mergelib.encoders.features import extract
@@ -21,7 +22,7 @@ from mergelib.foundations import Foundation
 from mergelib.foundations.bert import tokenizer_from_vocab
 from mergelib.merging import METHODS
 from mergelib.protocols import fit_heads
-from mergelib.study import BASE, FINE_TUNED, experts, merges
+from mergelib.study import experts, merges
 from mergelib.study.aligned import aligned
 from mergelib.training.experts import EncoderWithHeads
 

@@ -30,7 +30,7 @@ from ..tables import (
     task_label,
     with_average,
 )
-from ..tables.labels import rung_label
+from ..tables.labels import RUNG_LABELS
 from .style import (
     CLASS_COLOURS,
     COLUMN,
@@ -69,7 +69,7 @@ def looks_of(
 
 def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns: int = 4) -> None:
     """What is seen, and below it one legend of what is labelled in ``axes``."""
-    handles: dict[str, Any] = {}
+    handles = {}
     for ax in axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if ax.legend_:
@@ -84,7 +84,7 @@ def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns
         handles.values(),
         handles.keys(),
         loc="outside upper left",
-        ncols=min(columns, len(handles)),
+        ncols=columns,
         title=title,
         title_fontproperties=bold,
         alignment="left",
@@ -479,7 +479,7 @@ def plot_ladder(
     table.loc["together"] = table.sum()
     _heat(axes["r2"], table.T if several else table, "0.2", ".2f")
     axes["r2"].set_title("held-out $R^2$ of $f_t$ by step" + ", first base" * several)
-    title = f"{rung_label(rung)} map: merges stay {titles[0]}"
+    title = f"{RUNG_LABELS[rung]} map: merges stay {titles[0]}"
     head(fig, "; other base: ".join([title, *titles[1:]]), panels)
     return fig
 

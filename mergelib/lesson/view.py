@@ -45,7 +45,7 @@ def score_toy(toy: Toy, lam: float, k: int = 5) -> pd.DataFrame:
     for task in TASKS:
         evidence, expert, labels = toy.evidence(merged, task, k), toy.expert(task), toy.labels(task)
         outputs = toy.features(expert.state, task)
-        row: dict[str, Any] = {"task": task}
+        row = {"task": task}
         if not toy.mirrored:
             row["turn (degrees)"] = turned_by(evidence.student_test, outputs)
         row[short_label(FINE_TUNED)] = percent(current_eval(outputs, expert.head) == labels)
@@ -210,7 +210,7 @@ class Explorer(widgets.VBox):
         stills: Sequence[tuple[float, float]] = STILLS,
         mirrored: bool = False,
     ):
-        self.stills, self.world = tuple(stills), {"k": k, "mirrored": mirrored}
+        self.stills, self.world = stills, {"k": k, "mirrored": mirrored}
         layout = {"style": {"description_width": "9em"}, "layout": widgets.Layout(width="34em")}
         angle, lam = self.stills[0]
         self.angle = widgets.IntSlider(angle, *ANGLES, description="A's turn (degrees)", **layout)
@@ -226,7 +226,7 @@ class Explorer(widgets.VBox):
     def redraw(self, change: Any = None) -> None:
         """Draw the frame of the sliders' values."""
         frame = self.angle.value, self.lam.value
-        alt = html.escape(describe(*frame, **self.world), quote=True)
+        alt = html.escape(describe(*frame, **self.world))
         picture = _png(draw_frames([frame], **self.world))
         self.picture.value = (
             f'<img style="max-width: 100%" alt="{alt}" src="data:image/png;base64,{picture}">'

@@ -71,7 +71,7 @@ def best_move(
         An index per group, and their gain over staying in place.
     """
     score, n = profits[root].clone(), spec.groups[root].size
-    inside: dict[str, Tensor] = {}
+    inside = {}
     for name in spec.families[root][1:]:
         w = len(profits[name]) // n
         # [slot's block, unit's block, slot, unit]
@@ -159,7 +159,7 @@ class _Pair:
     def place(self, progress: Progress) -> set[str]:
         """The first sweep: families in order of the share of their weights that is anchored in
         placed ones. Returns those that were placed before one of their neighbours."""
-        order: list[str] = []
+        order = []
         while left := [r for r in self.spec.families if r not in order]:
             order.append(max(left, key=lambda root: self.anchored(root, order)))
         for i, root in enumerate(progress(order)):

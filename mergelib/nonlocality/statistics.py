@@ -87,9 +87,6 @@ class _Moments:
     def add(self, rows: Tensor) -> None:
         n, (mean, std) = len(rows), mean_and_deviation(rows)
         m2 = n * std.square()
-        if self.n == 0:
-            self.n, self.mean, self.m2 = n, mean, m2
-            return
         delta, total = mean - self.mean, self.n + n
         self.mean = self.mean + delta * (n / total)
         self.m2 = self.m2 + m2 + delta.square() * (self.n * n / total)
@@ -110,12 +107,12 @@ def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) 
         DataError: Activations are not finite.
     """
     moments = {s.name: _Moments() for s in sites}
-    for batch in batches:
 
-        def add(site: Site, y: Tensor, batch: Batch = batch) -> None:
-            moments[site.name].add(y[real_tokens(batch, y)])
+    def add(site: Site, y: Tensor) -> None:
+        moments[site.name].add(y[real_tokens(batch, y)])
 
-        with watched(module.transformer, sites, add):
+    with watched(module.transformer, sites, add):
+        for batch in batches:
             module(**batch)
     check_finite(n for n, m in moments.items() if not torch.isfinite(m.m2).all())
     return Statistics(
@@ -148,15 +145,15 @@ def input_moments(
     module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]
 ) -> InputMoments:
     """``InputMoments`` of an encoder, inputs in the order of ``batches``."""
-    parts: dict[str, list[tuple[Tensor, ...]]] = {s.name: [] for s in sites}
-    for batch in batches:
+    parts = {s.name: [] for s in sites}
 
-        def add(site: Site, y: Tensor, batch: Batch = batch) -> None:
-            mask = real_tokens(batch, y)
-            y = y.double() * mask.unsqueeze(-1)
-            parts[site.name].append((mask.sum(1).double(), y.sum(1), y.square().sum(1)))
+    def add(site: Site, y: Tensor) -> None:
+        mask = real_tokens(batch, y)
+        y = y.double() * mask.unsqueeze(-1)
+        parts[site.name].append((mask.sum(1).double(), y.sum(1), y.square().sum(1)))
 
-        with watched(module.transformer, sites, add):
+    with watched(module.transformer, sites, add):
+        for batch in batches:
             module(**batch)
     joined = {n: [torch.cat(part) for part in zip(*p, strict=True)] for n, p in parts.items()}
     tokens = joined[sites[0].name][0]

@@ -106,7 +106,7 @@ def aligned(
         return _fitted(study, cells, split, sizes[cells[0][1]], settings)
 
     missing = [c for c, key in keys.items() if study.store.peek("align", key) is None]
-    artifacts: dict[Cell, Artifact] = {}
+    artifacts = {}
     for size in dict.fromkeys(sizes[t] for _, t in missing):  # tasks of equal size share a batch
         artifacts |= make([c for c in missing if sizes[c[1]] == size])
     return {

@@ -233,8 +233,7 @@ def _merge(study: Study, encoder: str) -> Artifact:
 
     def make() -> Artifact:
         args = arguments(study, method)
-        details: dict[str, Any] = {"lam": chosen}
-        states: dict[str, State] = {}
+        details, states = {"lam": chosen}, {}
         # Measuring slows every operation, so of several seeds' merges only the first is measured.
         with Meter() if encoder == study.merges(name)[0] else nullcontext() as meter:
             for lam in progress(distinct or [None], desc=f"merge {encoder}"):

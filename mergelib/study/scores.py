@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -226,7 +226,7 @@ def predictions(
     """
     function = get_protocol(protocol).function
     fit = fit_of(study, encoder, task, protocol, draw, fit_on, ks)
-    key: dict[str, Any] = {
+    key = {
         "version": STEP_VERSIONS["predict"],
         "protocol": protocol,
         "encoder": study.encoder.digest,

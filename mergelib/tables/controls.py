@@ -167,7 +167,7 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
     text_claims = [c for c in load_claims() if not c.startswith(("P6.3", "PA", "N-"))]
     rows = verdict_frame(judge(study, text_claims))
     overall = rows.groupby("claim", sort=False).verdict.agg(overall_of_parts)
-    groups: dict[str, list[str]] = {title: [] for title in HEADINGS}
+    groups = {title: [] for title in HEADINGS}
     for claim, parts in rows.groupby("claim", sort=False):
         controls = {c: overall[c] for c in CONTROLS.get(claim, ())}
         shaky = any(verdict != REPRODUCED for verdict in controls.values())

@@ -81,16 +81,11 @@ def protocol_label(protocol: str) -> str:
     return _told_apart(PROTOCOLS[protocol], "label", PROTOCOLS)
 
 
-def rung_label(rung: str) -> str:
-    """A rung's printed name; unknown ones are unchanged."""
-    return RUNG_LABELS.get(rung, rung)
-
-
 COLUMN_LABELS = {
     "method": encoder_label,
     "protocol": protocol_label,
     "task": task_label,
-    "rung": rung_label,
+    "rung": RUNG_LABELS.get,
     "k": lambda k: f"k = {k}",
     "share": lambda share: f"{share:g} %",
 }

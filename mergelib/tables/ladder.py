@@ -28,11 +28,10 @@ def variance_steps(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
 
     Fitted on training inputs, measured on test inputs. Columns method, task, step, r2.
     """
-    rows, splits = [], ("fit", "test")
+    rows = []
     for encoder, task in product(encoders, study.tasks):
-        pairs = product(splits, (encoder, FINE_TUNED))
-        z = [study.features(e, task, split)[None] for split, e in pairs]
-        r2 = variance_explained(*z)
+        pairs = product(("fit", "test"), (encoder, FINE_TUNED))
+        r2 = variance_explained(*(study.features(e, task, split)[None] for split, e in pairs))
         rows += [(encoder, task, step, float(r2[step])) for step in r2]
     return pd.DataFrame(rows, columns=["method", "task", "step", "r2"])
 

@@ -47,9 +47,9 @@ def of_kind(names: Sequence[str], gives: str = ONE) -> list[str]:
 
 def scores(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     """Tidy scores of every encoder under the four protocols."""
-    shots = [p for p, draw in PROTOCOL_DRAWS.items() if draw != "all"]
-    maps = [p for p, draw in PROTOCOL_DRAWS.items() if draw == "all"]
-    return stack([study.scores(encoders, shots), study.scores(encoders, maps, draw="all")])
+    *few_shot, procrustes = PROTOCOL_DRAWS
+    whole_pool = study.scores(encoders, [procrustes], draw="all")
+    return stack([study.scores(encoders, few_shot), whole_pool])
 
 
 def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
@@ -59,8 +59,8 @@ def methods_table(study: Study, names: Sequence[str]) -> pd.DataFrame:
         method, options = get_method(name), study.profile.merging.options.get(name, {})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the column shows it
-            lams = study.lams(name).values()
-        lams = list(lams) if len(set(lams)) > 1 else list(lams)[:1]
+            lams = list(study.lams(name).values())
+        lams = lams if len(set(lams)) > 1 else lams[:1]
         edge = "yes" if at_edge(lams, study.lam_curve(name)) else ""
         rows.append(
             {

@@ -81,10 +81,9 @@ def bounds_table(study: Study) -> pd.DataFrame:
     for task in study.tasks.values():
         f_b, f_t = (percent(study.correct(e, task.name, "current")[0]) for e in (BASE, FINE_TUNED))
         rows.append((task_label(task.name), task.n_classes, 100 / task.n_classes, f_b, f_t))
-    frame = pd.DataFrame(rows, columns=["task", "classes", "chance", "f_b", "f_t"])
-    mean = frame[["chance", "f_b", "f_t"]].mean()
-    frame = pd.concat([frame.astype({"classes": object}), mean.to_frame().T], ignore_index=True)
-    frame = frame.fillna({"task": "Average", "classes": ""})
+    names = ["task", "classes", "chance", "f_b", "f_t"]
+    means = pd.DataFrame(rows, columns=names)[["chance", "f_b", "f_t"]].mean()
+    frame = pd.DataFrame([*rows, ("Average", "", *means)], columns=names)
     return frame.assign(**{"f_b / f_t": frame.f_b / frame.f_t})
 
 
