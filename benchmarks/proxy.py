@@ -84,7 +84,7 @@ def main() -> None:
         except LookupError:
             print(f"not stored: {method}")
     found = rank_correlation(pd.DataFrame(rows))
-    print("\n".join(tables.markdown(found.round(2))))
+    print(tables.markdown(found.round(2)))
     known = json.loads(PROXY.read_text()) | {args.profile: found.round(4).to_dict("records")}
     PROXY.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 

@@ -203,7 +203,7 @@ def differences(compared: Sequence[Compared]) -> pd.DataFrame:
 def compared_markdown(compared: Sequence[Compared]) -> str:
     """The summary and, where tables differ, a table of them."""
     rows = differences(compared)
-    return "\n".join([summary(compared), *(["", *markdown(rows)] if len(rows) else [])])
+    return "\n".join([summary(compared), *(["", markdown(rows)] if len(rows) else [])])
 
 
 def compared_text(compared: Sequence[Compared]) -> str:

@@ -212,7 +212,8 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per claim with its verdict and deciding number in each profile, in Markdown."""
+    """A row per claim with its verdict and deciding number in each profile, in Markdown; the index
+    is the claims' ids."""
 
     def cell(parts: pd.DataFrame) -> str:
         part = deciding(parts)
@@ -223,25 +224,18 @@ def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     cells = pd.Series(cells).unstack(sort=False, fill_value=NOT_RUN)
     words = rows.assign(asks=asks(rows)).drop_duplicates("claim").set_index("claim")
     table = words[["says", "asks"]].join(cells).join("`" + words[["notebook"]] + "`")
-    return table.rename_axis("claim").reset_index()
+    return table.assign(claim="`" + table.index + "`")[["claim", *table]]
 
 
-def averages_table(means: pd.DataFrame) -> pd.DataFrame:
-    """``averages`` as a table: a row per model and protocol, the paper beside each profile."""
+def averages_markdown(means: pd.DataFrame) -> list[str]:
+    """``averages`` as a table, a row per model and protocol, the paper beside each profile; nothing
+    where no profile has Table 2."""
+    if set(means.profile) == {PAPER}:
+        return []
     table = wide(means[means.profile != PAPER], columns="profile")
     paper = wide(means[means.profile == PAPER], columns="profile")
     table = paper.reindex(table.index).join(table).fillna("").reset_index()
-    return table.rename(columns={"Model": "model", "Protocol": "protocol"})
-
-
-def averages_lines(means: pd.DataFrame) -> list[str]:
-    """``averages_table`` in Markdown; nothing where no profile has Table 2."""
-    return markdown(averages_table(means)) if len(set(means.profile)) > 1 else []
-
-
-def claims_lines(table: pd.DataFrame) -> list[str]:
-    """``claims_table`` in Markdown."""
-    return [*markdown(table.assign(claim="`" + table.claim + "`")), ""]
+    return [markdown(table.rename(columns={"Model": "model", "Protocol": "protocol"}))]
 
 
 def differing(grid: pd.DataFrame) -> str:
@@ -267,12 +261,11 @@ def finding(means: pd.DataFrame) -> str:
 
 def claims_markdown(rows: pd.DataFrame) -> list[str]:
     """The claims with their verdicts, a table per group, failing ones first in each."""
-    table, lines = claims_table(rows), []
+    table, blocks = claims_table(rows), []
     for group in load_readings()["groups"]:
-        part = table[table.claim.isin([r["claim"] for r in group["claims"]])]
-        if len(part):
-            lines += [f"**{group['title']}**", "", *claims_lines(part)]
-    return lines
+        part = table[table.index.isin([r["claim"] for r in group["claims"]])]
+        blocks += [f"**{group['title']}**", markdown(part)] if len(part) else []
+    return blocks
 
 
 def results_markdown(runs: Sequence[Run], figure: str, csv: str) -> str:
@@ -290,18 +283,15 @@ def results_markdown(runs: Sequence[Run], figure: str, csv: str) -> str:
         f"{where} A claim *asks* that all its numbers meet a threshold; the one in brackets "
         f"decides{link}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
     )
-    claims = claims_markdown(rows) if len(rows) else ["No claim has been judged yet.", ""]
-    blocks = ["## What reproduces, what does not", figure, "", legend, names_in("\n".join(claims))]
-    tables = averages_lines(means)
-    if tables:
-        blocks[2] = finding(means)
-        caption = (
-            "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the "
-            "draws' seeds (Table 2):"
-        )
-        tables = [caption, "", *tables]
-    head = [line for block in blocks if block for line in (block, "")]
-    return "\n".join([*head, *claims, *tables]).rstrip()
+    claims = claims_markdown(rows) if len(rows) else ["No claim has been judged yet."]
+    caption = (
+        "Average accuracy over the tasks in percent, k = 5, ± standard deviation over the draws' "
+        "seeds (Table 2):"
+    )
+    tables = averages_markdown(means)
+    blocks = ["## What reproduces, what does not", figure, finding(means) if tables else "", legend]
+    blocks += [names_in("\n".join(claims)), *claims, caption if tables else "", *tables]
+    return "\n\n".join(filter(None, blocks))
 
 
 def claim_by_claim(runs: Sequence[Run]) -> list[str]:
@@ -316,8 +306,7 @@ def claim_by_claim(runs: Sequence[Run]) -> list[str]:
             if (claim := reading["claim"]) in grid.index
         ]
         blocks += [f"### {group['title']}", group["text"], *paragraphs] if paragraphs else []
-    blocks = ["## Claim by claim", RULE, *blocks] if blocks else []
-    return [line for block in blocks for line in (block, "")]
+    return ["## Claim by claim", RULE, *blocks] if blocks else []
 
 
 def other_bases(runs: Sequence[Run]) -> list[str]:
@@ -340,15 +329,13 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
         differences += [f"in `{run.profile}`: {differing(columns)}"] if columns.shape[1] else []
     texts = load_readings()["bases"]
     why = f"Claims whose verdict differs, {'; '.join(differences)}. {texts['why']}"
-    blocks = [texts["title"], texts["text"], *gains, why]
-    lines = [line for block in blocks for line in (block, "")]
-    return [*lines, *claims_lines(claims_table(frame))]
+    return [texts["title"], texts["text"], *gains, why, markdown(claims_table(frame))]
 
 
 def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
     """Profiles that repeat another with one thing changed, each beside that one."""
     texts = load_readings()["checks"]
-    lines = [texts["title"], ""] if checks else []
+    blocks = [texts["title"]] if checks else []
     for check in checks:
         first = next((r for r in runs if r.profile == check.compared_with), check)
         rows = verdict_rows([first, check])
@@ -360,9 +347,9 @@ def checks_markdown(runs: Sequence[Run], checks: Sequence[Run]) -> list[str]:
             "there": first.settings["backbone"],
             "differ": differing(claim_grid(rows)),
         }
-        lines += [texts["text"].format(**words), "", *claims_lines(claims_table(rows))]
-        lines += [*averages_lines(averages([first, check])), ""]
-    return lines
+        blocks += [texts["text"].format(**words), markdown(claims_table(rows))]
+        blocks += averages_markdown(averages([first, check]))
+    return blocks
 
 
 def world_line(runs: Sequence[Run]) -> str:
@@ -384,7 +371,7 @@ def beyond_the_paper(runs: Sequence[Run]) -> list[str]:
         if i.id.startswith("ext")
         if (ran := [r.profile for r in runs if i.id in r.sidecars])
     ]
-    return ["## Beyond the paper", "", *lines, ""] if lines else []
+    return ["## Beyond the paper", "\n".join(lines)] if lines else []
 
 
 def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) -> str:
@@ -400,34 +387,25 @@ def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) ->
     profile = next((p for p, page in pages.items() if page.is_file()), None)
     figure = f"![{_read(pages[profile])['alt']}]({profile}/{REPORT_ID}.png)" if profile else ""
     csv = f"{profile}/{REPORT_ID}_claims.csv" if profile else ""
-    lines = [
+    start, end = README_PART
+    blocks = [
         "# The report",
-        "",
         "<!-- written by notebooks/99_report.ipynb; do not edit by hand -->",
-        "",
-        *([LABORATORY, ""] if any(r.profile == "mini" for r in runs) else []),
+        *[LABORATORY] * any(r.profile == "mini" for r in runs),
         symbols(),
-        "",
-        README_PART[0],
-        results_markdown(runs, figure, csv),
-        README_PART[1],
-        "",
+        f"{start}\n{results_markdown(runs, figure, csv)}\n{end}",
         *claim_by_claim(runs),
         *other_bases(runs),
         *checks_markdown(runs, checks),
         *beyond_the_paper(runs),
         "## The runs behind it",
-        "",
-        *markdown(runs_table([*runs, *checks])),
-        "",
+        markdown(runs_table([*runs, *checks])),
         compared,
-        "",
         world_line(runs),
-        "",
         f"SHA-256 of the claims file (`mergelib/claims/claims.yaml`): `{claims_hash()}`. "
         "Its thresholds were fixed before anything was run.",
     ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def readme_part(report: str) -> str:

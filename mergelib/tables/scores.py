@@ -159,8 +159,8 @@ def show(frame: pd.DataFrame, precision: int = 2) -> Styler:
     return style.hide() if isinstance(frame.index, pd.RangeIndex) else style
 
 
-def markdown(frame: pd.DataFrame) -> list[str]:
-    """A frame of texts as the lines of a Markdown table."""
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame of texts as a Markdown table."""
     cells = frame.astype(str).map(lambda cell: cell.replace("|", "\\|"))
     rows = [f"| {' | '.join(row)} |" for row in (frame.columns, *cells.itertuples(index=False))]
-    return [rows[0], "|" + "---|" * frame.shape[1], *rows[1:]]
+    return "\n".join([rows[0], "|" + "---|" * frame.shape[1], *rows[1:]])
