@@ -375,9 +375,8 @@ class Nonlocality:
         kind = TACT if repaired == TACT_FT else repaired
         if kind in (REPAIR, TACT, TACT_LAST):
             encoder = self.corrected(setting, method, task, kind)
-        if repaired in (FT, TACT_FT):
-            return study.correct(encoder, task, "ft_classifier", draw="all")
-        return study.correct(encoder, task, "current")
+        protocol = "ft_classifier" if repaired in (FT, TACT_FT) else "current"
+        return study.correct(encoder, task, protocol, draw="all")
 
     def scores(
         self, repairs: Sequence[str] = REPAIRS, settings: Sequence[str] = SETTINGS

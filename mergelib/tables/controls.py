@@ -21,6 +21,7 @@ from ..study import Study
 from ..study.aligned import accuracies, aligned, released_mode
 from ..study.versions import POOL_SEED
 from .labels import RUNG_LABELS, protocol_label
+from .scores import stack
 from .verdicts import deciding, verdict_frame
 
 CONTROLS = {
@@ -43,13 +44,20 @@ def map_label(rung: str) -> str:
     return f"{RUNG_LABELS[rung]} map"
 
 
-def _rows(found: Mapping[tuple[str, str], Accuracies], *, by_encoder: bool = False) -> pd.DataFrame:
-    """Rows of (fit, condition) -> accuracies, in this order or encoder by encoder."""
-    cells = [(*name, e, accuracy) for name, by in found.items() for e, accuracy in by.items()]
+def _rows(
+    found: Mapping[str, Mapping[str, Accuracies]], *, by_encoder: bool = False
+) -> pd.DataFrame:
+    """Rows of fit -> condition -> accuracies, in this order or encoder by encoder."""
+    cells = [
+        (fit, condition, encoder, accuracy)
+        for fit, conditions in found.items()
+        for condition, averages in conditions.items()
+        for encoder, accuracy in averages.items()
+    ]
     rows = pd.DataFrame(cells, columns=["fit", "condition", "method", "accuracy"])
     if not by_encoder:
         return rows
-    return pd.concat([rows[rows.method == e] for e in rows.method.unique()], ignore_index=True)
+    return stack(rows[rows.method == e] for e in rows.method.unique())
 
 
 def _behind(
@@ -76,11 +84,11 @@ def fitted_on(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     few_shot, maps = {}, []
     for p in FEW:
         fits = {s: _behind(study, encoders, p, k, draw="uniform", fit_on=s) for s in SPLITS}
-        few_shot |= {(f"{protocol_label(p)}, k = {k}", c): a for c, a in (none | fits).items()}
+        few_shot[f"{protocol_label(p)}, k = {k}"] = none | fits
     for rung in RUNGS:
         fits = {s: _ladder(study, encoders, rung, fit_on=s) for s in SPLITS}
-        maps.append({(map_label(rung), c): a for c, a in (none | fits).items()})
-    return pd.concat([_rows(f, by_encoder=True) for f in (few_shot, *maps)], ignore_index=True)
+        maps.append({map_label(rung): none | fits})
+    return stack(_rows(found, by_encoder=True) for found in (few_shot, *maps))
 
 
 def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
@@ -89,12 +97,14 @@ def counts(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     largest = min(len(t.test) for t in study.tasks.values())
     return _rows(
         {
-            (f"{map_label(rung)}, closed form", f"{split}, n = {n}"): _ladder(
-                study, encoders, rung, fit="closed_form", fit_on=split, n=n
-            )
+            f"{map_label(rung)}, closed form": {
+                f"{split}, n = {n}": _ladder(
+                    study, encoders, rung, fit="closed_form", fit_on=split, n=n
+                )
+                for n in sorted({min(n, largest) for n in (d // 2, 2 * d, largest)})
+                for split in SPLITS
+            }
             for rung in RUNGS
-            for n in sorted({min(n, largest) for n in (d // 2, 2 * d, largest)})
-            for split in SPLITS
         }
     )
 
@@ -113,7 +123,7 @@ def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFram
     conditions["released mode"] = {
         m: fmean(percent(right.flatten()) for right in cells) for m, cells in released.items()
     }
-    return _rows({(protocol_label(name), c): a for c, a in conditions.items()}, by_encoder=True)
+    return _rows({protocol_label(name): conditions}, by_encoder=True)
 
 
 def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
@@ -124,9 +134,7 @@ def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     shots = {"current": None, "knn": k} | dict.fromkeys(FEW, k)
     protocols = {protocol_label(p): _behind(study, encoders, p, n) for p, n in shots.items()}
     maps = {map_label(r): _ladder(study, encoders, r, fit_on="train") for r in RUNGS}
-    parts = [_rows({("protocol", c): a for c, a in protocols.items()}, by_encoder=True)]
-    parts.append(_rows({("protocol", c): a for c, a in maps.items()}))
-    return pd.concat(parts, ignore_index=True)
+    return stack([_rows({"protocol": protocols}, by_encoder=True), _rows({"protocol": maps})])
 
 
 def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
@@ -151,9 +159,8 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
         protocol_label("ft_classifier"): {e: average(e) for e in encoders},
         "no alignment (Current Eval)": _behind(study, encoders, "current"),
     }
-    parts = [_rows({("permuted teacher", c): a for c, a in maps.items()})]
-    parts.append(_rows({("permuted teacher", c): a for c, a in results.items()}, by_encoder=True))
-    return pd.concat(parts, ignore_index=True)
+    name = "permuted teacher"
+    return stack([_rows({name: maps}), _rows({name: results}, by_encoder=True)])
 
 
 def chance_check(permuted: pd.DataFrame, chance: float) -> pd.DataFrame:

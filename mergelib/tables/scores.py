@@ -71,7 +71,6 @@ def average_of(
     encoder: str,
     protocol: str = "current",
     k: int | None = None,
-    draw: str = "stratified",
 ) -> float:
     """The average over tasks of one encoder under one protocol, in percent.
 
@@ -79,13 +78,13 @@ def average_of(
         summary: As from ``mean_and_std``.
         encoder: A name of its column ``method``.
         protocol: A protocol's name.
-        k: Shots per class; ``None`` takes the protocol's first row, whatever its k and draw.
-        draw: How the shots were drawn.
+        k: Shots per class, drawn stratified; ``None`` takes the protocol's first row, whatever its
+            k and draw.
     """
     rows = averages(summary)
     rows = rows[(rows.method == encoder) & (rows.protocol == protocol)]
     if k is not None and protocol != "current":
-        rows = rows[(rows.k == k) & (rows.draw == draw)]
+        rows = rows[(rows.k == k) & (rows.draw == "stratified")]
     return float(rows["mean"].iloc[0])
 
 

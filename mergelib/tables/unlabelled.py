@@ -41,8 +41,13 @@ def scores(
     """
     rows = []
     for encoder, task, name in product(encoders, study.tasks.values(), protocols):
-        cell = {"backbone": study.profile.backbone, "task": task.name, "n": len(task.test)}
-        cell |= {"method": encoder, "protocol": name}
+        cell = {
+            "backbone": study.profile.backbone,
+            "task": task.name,
+            "method": encoder,
+            "protocol": name,
+            "n": len(task.test),
+        }
         if not get_protocol(name).few_shot:
             right = study.correct(encoder, task.name, name)
             rows += [cell | {"accuracy": percent(r)} for r in right]
