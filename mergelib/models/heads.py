@@ -231,7 +231,7 @@ def features(
     model = classifier.model.to(target)
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
     starts = range(0, len(order), batch_size)
-    for start in progress(starts, desc=desc) if desc else starts:
+    for start in progress(starts, desc=desc):
         rows = list(order[start : start + batch_size])
         batch = collated(classifier, [items[i] for i in rows])
         batch = {k: v.to(target) for k, v in batch.items()}
