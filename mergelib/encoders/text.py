@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer
 
 from ..core.errors import ConfigError, OfflineError, StateDictError, shortened
@@ -151,14 +152,12 @@ class TextEncoder:
 
     def collate(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """``input_ids, attention_mask [B, L]``, padded to the longest."""
-        length = max(len(i) for i in ids)
+        rows = [torch.as_tensor(i, dtype=torch.long) for i in ids]
         pad_id = self.tokenizer.pad_token_id
-        padded = torch.full((len(ids), length), pad_id, dtype=torch.long)
-        mask = torch.zeros(len(ids), length, dtype=torch.long)
-        for row, i in enumerate(ids):
-            padded[row, : len(i)] = torch.as_tensor(i)
-            mask[row, : len(i)] = 1
-        return {"input_ids": padded, "attention_mask": mask}
+        return {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(r) for r in rows], batch_first=True),
+        }
 
 
 def encoder_class(config: Any) -> Any:
