@@ -231,15 +231,12 @@ def places(
         if sum(sizes[g] for g in chosen) >= min(n, int(ends[-1])):
             break
         count *= 2
-    ranges = {g: range(low, high + 1) for g, (low, high) in _known(classes)}
+    known = ((g, ends) for g, ends in enumerate(classes) if ends and isinstance(ends[0], int))
+    ranges = {g: range(low, high + 1) for g, (low, high) in known}
     for label in sorted({c for labels in ranges.values() for c in labels}):
         if not any(label in ranges.get(g, ()) for g in chosen):
             chosen.add(next(g for g, labels in ranges.items() if label in labels))
     return sorted(chosen)
-
-
-def _known(classes: Sequence[tuple[int, int] | None]) -> Iterator[tuple[int, tuple[int, int]]]:
-    return ((g, ends) for g, ends in enumerate(classes) if ends and isinstance(ends[0], int))
 
 
 def _from_parquet(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
