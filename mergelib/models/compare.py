@@ -133,11 +133,8 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
     Raises ``UnknownNameError``.
     """
     entries = [methods] if isinstance(methods, str) else list(methods)
-    groups = {
-        "all": lambda: list(METHODS),
-        "fast": lambda: [m.name for m in METHODS.values() if can_stream(m)],
-    }
-    names = [name for g in entries for name in (groups[g]() if g in groups else [g])]
+    groups = {"all": METHODS, "fast": [m.name for m in METHODS.values() if can_stream(m)]}
+    names = [name for entry in entries for name in groups.get(entry, [entry])]
     for name in names:
         get_method(name)
     return list(dict.fromkeys(names))

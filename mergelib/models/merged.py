@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -26,14 +25,13 @@ from ..core.spare import spare
 from ..core.types import Head, not_finite
 from ..merging import PER_TASK
 from . import card
-from .folders import RECORD, whole_folder
+from .folders import RECORD, whole_folder, write_record
 from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent
 from .parts import Parts
 from .plan import first_line, quiet
 from .push import Pushed
 
 LOADER = "load_merged.py"
-SHARD = "5GB"
 
 
 @dataclass(frozen=True)
@@ -176,13 +174,13 @@ class Classifier(Pushed):
         return Path(folder)
 
     def _write(self, out: Path, scores: pd.DataFrame | None) -> None:
-        _save_weights({**self.encoder, **self.head.tensors}, out)
+        save_torch_state_dict({**self.encoder, **self.head.tensors}, out)
         _save_processor(self.processor, out)
         record = self.record | {"heads": {self.head.task: self.head.alignment}}
         (out / "README.md").write_text(
             card.single(record, self.head.task, self.head.labels, self.is_image, scores)
         )
-        (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_record(out, record)
         self.head.config.save_pretrained(out)  # last: nothing loads without it
 
     @property
@@ -271,7 +269,9 @@ class Merged(Pushed):
         with whole_folder(folder, overwrite, self.inputs) as out:
             for task, head in self.heads.items():
                 place = out / "heads" / task
-                _save_tensors(head.tensors, place)
+                place.mkdir(parents=True)
+                tensors = {n: t.contiguous() for n, t in head.tensors.items()}
+                save_file(tensors, place / "head.safetensors", metadata={"format": "pt"})
                 if shared is None:
                     _save_processor(self.processors.get(task), place)
                 head.config.save_pretrained(place)
@@ -282,7 +282,7 @@ class Merged(Pushed):
                         alone, None if scores is None else scores[scores.task == task]
                     )
             if self.encoder:
-                _save_weights(self.encoder, out)
+                save_torch_state_dict(dict(self.encoder), out)
             _save_processor(shared, out)
             shutil.copyfile(Path(__file__).with_name("standalone.py"), out / LOADER)
             record = self.record | {
@@ -292,7 +292,7 @@ class Merged(Pushed):
             labels = {t: h.labels for t, h in self.heads.items()}
             first = next(iter(self.heads.values()))
             (out / "README.md").write_text(card.several(record, labels, first.is_image, scores))
-            (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_record(out, record)
             _encoder_config(first.config).save_pretrained(out)
         return Path(folder)
 
@@ -324,8 +324,6 @@ class Record(BaseModel):
 
 def load_merged(folder: str | os.PathLike) -> Merged:
     """A folder written by ``Merged.save_pretrained``. Raises ``ConfigError`` for another folder."""
-    if isinstance(folder, Merged):
-        return folder
     path = user_path(folder)
     try:
         record = Record.model_validate(read_json(path / RECORD, RECORD)).model_dump(
@@ -374,20 +372,6 @@ def _encoder_config(config: Any) -> Any:
     kinds = transformers.AutoModel._model_mapping[type(config)]
     plain.architectures = [(kinds[0] if isinstance(kinds, tuple) else kinds).__name__]
     return plain
-
-
-def _save_weights(state: Mapping[str, Tensor], out: Path) -> None:
-    """``model.safetensors``, in shards with an index where it is larger than 5 GB."""
-    save_torch_state_dict(dict(state), out, max_shard_size=SHARD)
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    folder.mkdir(parents=True)
-    save_file(
-        {n: t.contiguous() for n, t in tensors.items()},
-        folder / "head.safetensors",
-        metadata={"format": "pt"},
-    )
 
 
 def _save_processor(processor: Any, out: Path) -> None:
