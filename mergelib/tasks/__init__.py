@@ -133,10 +133,7 @@ def miniature_task(name: str, profile: Profile) -> Task:
     train = miniature.generate(
         name, sizes.n_train + sizes.n_validation, seed=2, exclude={t for t, _ in test}
     )
-    splits = [
-        Split(tuple(t for t, _ in rows), torch.tensor([y for _, y in rows]))
-        for rows in (train, test)
-    ]
+    splits = [as_split(*zip(*rows, strict=True)) for rows in (train, test)]
     return build_task(
         name,
         miniature.TEXT_TASKS[name],
@@ -190,15 +187,13 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
     Raises:
         DataError: local files without a folder in the profile, or data that cannot be used.
     """
-    sizes = profile.tasks
+    sizes, store = profile.tasks, store or Store(paths.store_root())
     is_image = sizes.modality == "image"
-    if sizes.source == "miniature" and is_image:
-        return miniature_images(name, profile, store or Store(paths.store_root()))
     if sizes.source == "miniature":
-        return miniature_task(name, profile)
+        return miniature_images(name, profile, store) if is_image else miniature_task(name, profile)
     n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
     if sizes.source in hub.SOURCES and is_image:
-        return hub_images.hub_images(name, profile, store or Store(paths.store_root()))
+        return hub_images.hub_images(name, profile, store)
     if sizes.source in hub.SOURCES:
         source = hub.SOURCES[sizes.source]
         splits = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))

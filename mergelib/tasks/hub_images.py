@@ -6,7 +6,6 @@ datasets writes them. Images are decoded and resized once: the store keeps the t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ..core.store import Store
 from ..core.types import Task, digest
 from ..profiles import Profile
 from .build import build_task, kept_images
-from .hub import SOURCES
+from .hub import SOURCES, plain
 from .parquet import read_splits
 
 NAMES = "images.yaml"
@@ -92,14 +91,10 @@ def check_names(
             f"Task '{name}': {path} has {n} classes, {NAMES} {len(names)}. It is another data "
             f"set, or {NAMES} is wrong."
         )
-    place = {_plain(c): i for i, c in enumerate(names)}
+    place = {plain(c): i for i, c in enumerate(names)}
     for i, c in enumerate(stored):
-        if place.get(_plain(c), i) != i:
+        if place.get(plain(c), i) != i:
             raise DataError(
-                f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in "
+                f"Task '{name}': class {i} is '{c}' in {path}, and {place[plain(c)]} in "
                 f"{NAMES}. Order {NAMES} as the files do: heads are made from its names."
             )
-
-
-def _plain(class_name: str) -> str:
-    return re.sub(r"[\W_]", "", class_name).lower()
