@@ -29,7 +29,7 @@ from ..profiles.downloads import needed
 from .data import size
 from .runner import hub_repositories, lacking, manifest, usable_cores
 
-FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 or more parameters, on full-size data
+FOR_GPU = "paper"  # the profile whose encoders have 10^8 parameters, on full-size data
 # free bytes below which a run may well end early; the store of a whole mini run is a tenth of this
 LITTLE = 1e9
 
@@ -111,8 +111,8 @@ def machine(profiles: Sequence[str]) -> Iterator[Finding]:
         yield Finding("device", "mps (Apple silicon), which uses the memory above")
     elif not torch.cuda.is_available():
         text = f"CPU ({platform.machine()}), no GPU that torch {torch.__version__} can use"
-        heavy = ", ".join(p for p in profiles if p in FOR_GPU)
-        yield Finding("device", text, f"Profile {heavy} is meant for a GPU" if heavy else "")
+        heavy = f"Profile {FOR_GPU} is meant for a GPU"
+        yield Finding("device", text, heavy if FOR_GPU in profiles else "")
     threads = max(load_profile(p).threads for p in profiles)
     slow = f"Training takes {threads} threads, as it is part of the result; it is only slower"
     text = f"{usable_cores()} usable cores of {os.cpu_count()}"

@@ -51,7 +51,7 @@ class _Relay(logging.Handler):
             print(text, flush=True)
 
 
-def end_with(parent: int, grace: float = 10.0) -> None:
+def end_with(parent: int) -> None:
     """End this process, kernel first, as soon as ``parent`` is no longer its parent: a runner that
     is killed outright cannot clean up, and the next run would find the old notebook still
     running."""
@@ -60,7 +60,7 @@ def end_with(parent: int, grace: float = 10.0) -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(grace)
+        time.sleep(10.0)  # for the kernel
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.documents import user_path
+
 from ..core.errors import ConfigError, UnknownNameError
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK
 from ..core.types import digest
@@ -32,7 +32,14 @@ from .options import (
     write_stamp,
 )
 from .parser import STEPS
-from .runner import REPORT, declared_parameters, refuse_lacking, select, why_left_out
+from .runner import (
+    REPORT,
+    declared_parameters,
+    given_places,
+    refuse_lacking,
+    select,
+    why_left_out,
+)
 
 RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
@@ -224,11 +231,10 @@ def command_jobs(args: argparse.Namespace) -> int:
     wanted = Wanted(
         args.profile,
         tuple(args.only),
-        *(str(user_path(p).resolve()) if p else "" for p in (args.text_dir, args.image_dir)),
-        _place(args.base),
-        args.device,
-        args.overrides,
-        args.every_method,
+        **given_places(args),
+        device=args.device,
+        overrides=args.overrides,
+        every_method=args.every_method,
     )
     target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir))
     jobs = listed(wanted)
@@ -243,8 +249,3 @@ def command_jobs(args: argparse.Namespace) -> int:
     else:
         print(text)
     return 0
-
-
-def _place(base: str) -> str:
-    """A folder as an absolute path; a hub id unchanged."""
-    return str(user_path(base).resolve()) if base and user_path(base).exists() else base

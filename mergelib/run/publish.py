@@ -124,10 +124,9 @@ def run_again(profile: str, items: Sequence[Item], **parameters: Any) -> None:
             raise ConfigError(f"{result.item.id} failed for {profile}:\n{result.error}")
 
 
-def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
+def publish_notebooks(profile: str, items: Sequence[Item]) -> None:
     """Write the executed notebooks of ``profile`` over the committed ones. Raises ``ConfigError``
     for a notebook that is too large, holds an error, or shows a path of this machine."""
-    written = []
     for item in items:
         notebook = normalise(
             nbformat.read(paths.build(profile) / "notebooks" / f"{item.id}.ipynb", as_version=4)
@@ -144,19 +143,16 @@ def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
                 f"{item.id}: it shows {machine or 'an error'}; fix the notebook before publishing."
             )
         paths.write_whole(item.path, text.encode())
-        written.append(item.path)
-    return written
 
 
-def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> bool:
+def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> None:
     """Write a cold run's minutes into the manifest; a warm run's are meaningless and ignored.
-    Returns whether it wrote.
 
     All minutes of a profile come from one run, in the manifest's order: the first notebook includes
     the training that the others share.
     """
     if not timings["cold"]:
-        return False
+        return
     blocks = re.split(r"(?m)^(?=- id: )", manifest_file.read_text())
     for i, block in enumerate(blocks[1:], start=1):
         entry = yaml.safe_load(block)[0]
@@ -167,7 +163,6 @@ def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_F
         text = ", ".join(f"{p}: {m}" for p, m in sorted(minutes.items()))
         blocks[i] = block + (f"  minutes: {{{text}}}\n" if minutes else "")
     paths.write_whole(manifest_file, "".join(blocks).encode())
-    return True
 
 
 # ---- the README's generated parts ----------------------------------------------------------------
