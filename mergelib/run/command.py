@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core import paths
-
 from ..core.errors import ConfigError
 from ..core.manifest import Item
 from ..core.store import Store

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-
 from ..core.errors import ConfigError, UnknownNameError
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK
 from ..core.types import digest
