@@ -173,8 +173,8 @@ class Store:
         return path
 
     def entries(self) -> list[dict[str, Any]]:
-        """A row per artifact: step, digest, bytes, seconds since it was made; ``ok=False`` where
-        the meta file is damaged (``verify`` checks the tensors too)."""
+        """A row per artifact: step, digest, bytes, key; ``ok=False`` where the meta file is damaged
+        (``verify`` checks the tensors too)."""
         rows = []
         for folder in self._folders():
             if (folder / META).exists():
@@ -186,7 +186,6 @@ class Store:
                         "bytes": sum(p.stat().st_size for p in folder.iterdir()),
                         "ok": meta is not None,
                         "key": meta["key"] if meta else {},
-                        "modified": (folder / META).stat().st_mtime,
                     }
                 )
         return rows

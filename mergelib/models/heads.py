@@ -429,10 +429,7 @@ def align_classifier(
             "unseen. The paper uses about five per class."
         )
     options = {"device": device, "batch_size": batch_size, "max_length": max_length}
-    z_m, z_t = (
-        features(student, inputs, **options)[None],
-        features(teacher, inputs, **options)[None],
-    )
+    z_m, z_t = (features(model, inputs, **options)[None] for model in (student, teacher))
     linear = teacher.head.linear
     if protocol == "ft_classifier":
         fit_options = {"loss": kind.loss, "fit_bias": teacher.head.has_bias}
@@ -515,8 +512,7 @@ def predict(
     for task in tasks or known:
         classifier = as_classifier(model, task)
         head = classifier.head
-        neck = {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
-        key = id(classifier.processor), state_digest(neck)
+        key = id(classifier.processor), state_digest(head.neck)
         if key not in z:
             z[key] = features(
                 classifier,

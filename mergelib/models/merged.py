@@ -80,6 +80,11 @@ class TaskHead:
         return Head(weight, bias.float())
 
     @property
+    def neck(self) -> dict[str, Tensor]:
+        """Everything of the task below its last layer."""
+        return {n: t for n, t in self.tensors.items() if not n.startswith(f"{self.module}.")}
+
+    @property
     def labels(self) -> tuple[str, ...]:
         return tuple(self.config.id2label[i] for i in range(self.config.num_labels))
 
@@ -219,10 +224,7 @@ class Merged(Pushed):
 
     def encoder_of(self, task: str) -> dict[str, Tensor]:
         """The encoder that ``task`` uses, the shared one or its own (with its neck)."""
-        if self.encoder:
-            return self.encoder
-        head = self.classifier(task).head
-        return {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
+        return self.encoder or self.classifier(task).head.neck
 
     def classifier(self, task: str) -> Classifier:
         """The merged encoder with one task's head. Raises ``UnknownNameError``."""

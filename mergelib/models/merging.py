@@ -183,22 +183,18 @@ def _by_task(
     parents: Sequence[Parent], processors: Sequence[Any], root: Parent | None
 ) -> dict[str, Any]:
     """Each task's processor; for an expert without one, the base's or another expert's."""
-    lenders = [i for i in (len(parents), *range(len(parents))) if i < len(processors)]
-    lent = next((i for i in lenders if processors[i] is not None), None)
+    owners = [*zip(parents, processors, strict=False)]
+    lenders = [*([(root, processors[-1])] if root else []), *owners]
+    lender, lent = next((pair for pair in lenders if pair[1] is not None), (None, None))
     if lent is None:
         return {}
-    lender = root.name if root and lent == len(parents) else parents[lent].name
-    lacking = [p.name for p, own in zip(parents, processors, strict=False) if own is None]
-    if lacking:
+    if lacking := [p.name for p, own in owners if own is None]:
         warn(
             f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
-            f"'{lender}' is used. If it was trained with another one, copy that one's files there, "
-            "or give processor=."
+            f"'{lender.name}' is used. If it was trained with another one, copy that one's files "
+            "there, or give processor=."
         )
-    return {
-        p.name: processors[lent] if own is None else own
-        for p, own in zip(parents, processors, strict=False)
-    }
+    return {p.name: lent if own is None else own for p, own in owners}
 
 
 def _sources(
@@ -295,12 +291,6 @@ class Reader:
                 )
         return flat
 
-    def whole(self, parent: Parent, source: Mapping[str, str]) -> dict[str, Tensor]:
-        """All weights of one parent, float32."""
-        return {
-            n: parent.weights.tensor(source[n]).to(self.device, torch.float32) for n in self.floats
-        }
-
     def merge(
         self,
         method: Method,
@@ -330,8 +320,11 @@ class Reader:
             )
             names = places or {n: n for n in self.floats}
             base, *experts = (
-                {names[n]: t for n, t in self.whole(*source).items()}
-                for source in (self.base, *self.experts)
+                {
+                    names[n]: parent.weights.tensor(source[n]).to(self.device, torch.float32)
+                    for n in self.floats
+                }
+                for parent, source in (self.base, *self.experts)
             )
             merged = method(base, experts, context, **options)
             return [

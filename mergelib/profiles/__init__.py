@@ -351,7 +351,7 @@ class Profile(_Section):
     ) -> TrainConfig:
         """``settings`` as one run on ``device``: with its precision resolved, so that it is part of
         a result's identity."""
-        seed = settings.seed if isinstance(settings, PretrainSettings) else None
+        seed = getattr(settings, "seed", None)
         return TrainConfig(
             settings.steps * steps_factor,
             settings.batch_size,
@@ -361,12 +361,12 @@ class Profile(_Section):
             self.threads,
             settings.save_every,
             self.seed if seed is None else seed,
-            settings.pieces if isinstance(settings, FineTuneSettings) else 1,
+            getattr(settings, "pieces", 1),
         )
 
 
 def with_shortcuts(
-    overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = ""
+    overrides: dict[str, Any], text_dir: str, base: str, image_dir: str
 ) -> dict[str, Any]:
     """``overrides`` plus those that the notebook parameters ``text_dir``, ``base`` and
     ``image_dir`` mean, unless empty. Raises ``ConfigError`` if they are not a mapping."""
