@@ -38,11 +38,10 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Artifact:
-    """Named tensors plus a JSON-able ``info``; ``tensors_digest`` identifies the tensors' bytes."""
+    """Named tensors plus a JSON-able ``info``."""
 
     tensors: dict[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
-    tensors_digest: str = ""
 
 
 class StoreWarning(UserWarning):
@@ -256,7 +255,7 @@ class Store:
                 if _text_sha256(meta["info"]) != meta["info_sha256"]:
                     return None
                 tensors = load_file(folder / TENSORS)
-                return Artifact(tensors, meta["info"], meta["tensors_sha256"])
+                return Artifact(tensors, meta["info"])
         except (*ABSENT, KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             return None
 
@@ -274,12 +273,12 @@ class Store:
                 # safetensors would make it readable only for us
                 (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)
                 info = json.loads(_canonical(made.info))
-                sha = file_sha256(tmp / TENSORS)
+
                 meta = {
                     "step": step,
                     "key": dict(key),
                     "info": info,
-                    "tensors_sha256": sha,
+                    "tensors_sha256": file_sha256(tmp / TENSORS),
                     "info_sha256": _text_sha256(info),
                     "torch": torch.__version__,
                 }
@@ -287,4 +286,4 @@ class Store:
                 os.replace(tmp, folder)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
-        return Artifact(tensors, info, sha)
+        return Artifact(tensors, info)
