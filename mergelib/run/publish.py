@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import yaml
 from PIL import Image
 
 from ..core import paths
 from ..core.errors import ConfigError
 from ..core.manifest import MANIFEST_FILE, Item, manifest
+from ..tables import markdown
 from ..tables.report import REPORT_ID, readme_part
 from .runner import Runner, solutions
 
@@ -184,7 +186,7 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
     """The README's table of notebooks: thumbnail, what it answers for, measured minutes per
     profile."""
     profiles = sorted({p for i in items for p in i.minutes})
-    rows = [["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]]
+    rows = []
     for item in items:
         picture = f"{COMMITTED}/{item.id}.png"
         thumbnail = (
@@ -198,8 +200,8 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
     if profiles:
         totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]
         rows.append(["", "sum of those measured", "", *totals])
-    head, *lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
+    heading = ["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]
+    return "\n".join(markdown(pd.DataFrame(rows, columns=heading)))
 
 
 def readme_parts(folder: Path | None = None) -> dict[str, str]:
