@@ -441,17 +441,13 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
             )
         *path, last = dotted.split(".")
         section = raw
-        model: type[BaseModel] = Profile
         for part in path:
-            model = _section(model, part, dotted)
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
                 raise ConfigError(
-                    f"overrides: '{dotted}' lies in '{part}', "
-                    f"which another override set to {shortened(section)}."
+                    f"overrides: '{dotted}' lies in '{part}', which is the value "
+                    f"{shortened(section)}, not a section."
                 )
-        if last not in model.model_fields:
-            raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         section[last] = value
     return parse_profile(raw, f"profile '{name}'")
 
@@ -467,7 +463,8 @@ def parse_profile(raw: Any, what: str) -> Profile:
         if first["type"] == "extra_forbidden":
             model: type[BaseModel] = Profile
             for part in first["loc"][:-1]:
-                model = _section(model, str(part), key)
+                kind = model.model_fields[part].annotation  # a section's, or that or None
+                model = next(k for k in get_args(kind) or (kind,) if issubclass(k, BaseModel))
             raise UnknownNameError(
                 f"key '{key}' in {what}:", first["loc"][-1], model.model_fields
             ) from error
@@ -475,14 +472,3 @@ def parse_profile(raw: Any, what: str) -> Profile:
             f"{what}, {key or 'document'}: {shortened(first['msg'], 300)} (given: "
             f"{shortened(first.get('input'))!r})."
         ) from error
-
-
-def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:
-    """The model class of section ``part``; refuses names that are not sections."""
-    field = model.model_fields.get(part)
-    if field is None:
-        raise UnknownNameError(f"key '{dotted}' of a profile:", part, model.model_fields)
-    for kind in get_args(field.annotation) or (field.annotation,):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    raise ConfigError(f"'{dotted}': '{part}' is a value, not a section.")
