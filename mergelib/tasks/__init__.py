@@ -148,26 +148,13 @@ def miniature_images(name: str, profile: Profile, store: Store) -> Task:
     ``store`` keeps the pictures."""
     sizes, names = profile.tasks, images.IMAGE_TASKS[name]
     source = f"miniature image world {images.IMAGE_WORLD_VERSION}"
-    key = {
-        "world": images.IMAGE_WORLD_VERSION,
-        "task": name,
-        "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
-    }
+    key = {"world": images.IMAGE_WORLD_VERSION, "task": name}
 
-    def make() -> Task:
+    def read() -> Sequence[Split]:
         train = images.generate(name, sizes.n_train + sizes.n_validation, seed=2)
-        test = images.generate(name, sizes.n_test, seed=1)
-        return build_task(
-            name,
-            names,
-            Split(*train),
-            Split(*test),
-            n_validation=sizes.n_validation,
-            source=source,
-            modality="image",
-        )
+        return Split(*train), Split(*images.generate(name, sizes.n_test, seed=1))
 
-    return kept_images(name, names, source, store, key, make)
+    return kept_images(name, names, source, sizes, store, key, read)
 
 
 def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:

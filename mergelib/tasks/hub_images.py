@@ -13,9 +13,9 @@ from ..core.documents import own_yaml
 from ..core.errors import DataError, UnknownNameError
 from ..core.hub import fetch, pin, registry
 from ..core.store import Store
-from ..core.types import Task, digest
+from ..core.types import Split, Task, digest
 from ..profiles import Profile
-from .build import build_task, kept_images
+from .build import kept_images
 from .hub import SOURCES, plain
 from .parquet import read_splits
 
@@ -51,11 +51,10 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
         "revision": pin(repository),  # once it is decoded, its files are not needed
         "classes": digest(*names),
         "size": size,
-        "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
         **({"sample": True} if repository.sample else {}),
     }
 
-    def make() -> Task:
+    def read() -> Sequence[Split]:
         files = fetch(repository)
         parts = {
             split: [files[p] for p in sorted(files) if Path(p).name.startswith(f"{split}-")]
@@ -64,18 +63,9 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
         stored, *splits = read_splits(parts, size, n_train, sizes.n_test, f"decode {name}")
         highest = int(max(split.labels.max() for split in splits))
         check_names(name, names, stored, highest, parts["train"][0])
-        return build_task(
-            name,
-            names,
-            *splits,
-            n_train=sizes.n_train,
-            n_validation=sizes.n_validation,
-            n_test=sizes.n_test,
-            source=SOURCES[sizes.source],
-            modality="image",
-        )
+        return splits
 
-    return kept_images(name, names, SOURCES[sizes.source], store, key, make)
+    return kept_images(name, names, SOURCES[sizes.source], sizes, store, key, read)
 
 
 def check_names(
