@@ -97,6 +97,7 @@ class TextEncoder:
     tokenizer: Any
     max_length: int
     source: str = ""
+    reading = "mean-real-tokens"  # of the digest: how token ids become a feature
 
     @property
     def width(self) -> int:
@@ -107,9 +108,7 @@ class TextEncoder:
     def digest(self) -> str:
         """Identity of architecture, tokenizer, length and pooling; part of the store's keys."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return digest(
-            architecture(self.config), tokenizer, str(self.max_length), "mean-real-tokens"
-        )
+        return digest(architecture(self.config), tokenizer, str(self.max_length), self.reading)
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """A module in evaluation mode; with ``state``, holding these weights.
@@ -131,8 +130,9 @@ class TextEncoder:
             load_state(model, state)
         return model
 
-    def prepare(self, inputs: Sequence[str]) -> list[list[int]]:
-        """Token ids per input, cut to ``max_length``, not padded."""
+    def prepare(self, inputs: Sequence[str], **options: Any) -> list[list[int]]:
+        """Token ids per input, cut to ``max_length``, not padded; ``options`` are the
+        tokenizer's."""
         if not inputs:
             return []
         # Computed now, because the tokenizer's state, which is part of the digest, changes with
@@ -141,9 +141,9 @@ class TextEncoder:
         return self.tokenizer(
             list(inputs),
             truncation=True,
-            max_length=self.max_length,
             return_attention_mask=False,
             return_token_type_ids=False,
+            **{"max_length": self.max_length, **options},
         )["input_ids"]
 
     def length(self, row: Sequence[int]) -> int:
