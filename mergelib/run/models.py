@@ -173,8 +173,7 @@ def choose_lam(
 def run_align(recipe: Any) -> None:
     """Re-align every head that has inputs, score before and after, and save."""
     read = _need_out(recipe)
-    merged = load_merged(recipe.merged)
-    merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
+    merged = replace(load_merged(recipe.merged), inputs=tuple(map(user_path, read)))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
         _need_expert(recipe, name)
