@@ -40,11 +40,8 @@ def named_experts(experts: Any) -> list[Parent]:
     same name."""
     if isinstance(experts, str | bytes) or not hasattr(experts, "__iter__"):
         raise ConfigError("experts is a list of models, or a dict from task to model.")
-    parents = (
-        [open_parent(s, str(n)) for n, s in experts.items()]
-        if isinstance(experts, Mapping)
-        else [open_parent(s) for s in experts]
-    )
+    pairs = experts.items() if isinstance(experts, Mapping) else (("", s) for s in experts)
+    parents = [open_parent(source, str(name)) for name, source in pairs]
     if not parents:
         raise ConfigError("Nothing to merge: give at least one expert.")
     names = [p.name for p in parents]

@@ -66,17 +66,15 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def own_kernel() -> type:
+class OwnKernel(AsyncKernelManager):
     """A manager whose kernel uses this interpreter, whatever kernels the user's Jupyter has under
     that name."""
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
-    class OwnKernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(
-            argv=command, display_name="Python 3 (ipykernel)", language="python"
-        )
-
-    return OwnKernel
+    kernel_spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3 (ipykernel)",
+        language="python",
+    )
 
 
 def main(source: str, target: str, parameters_file: str) -> int:
@@ -100,7 +98,7 @@ def main(source: str, target: str, parameters_file: str) -> int:
             target,
             parameters=json.loads(Path(parameters_file).read_text()),
             kernel_name="python3",
-            kernel_manager_class=own_kernel(),
+            kernel_manager_class=OwnKernel,
             cwd=Path(source).parent,
             log_output=True,
             progress_bar=False,

@@ -110,7 +110,7 @@ def publish(profile: str, items: Sequence[Item]) -> None:
     record_minutes(profile, json.loads((paths.build(profile) / "timings.json").read_text()))
     report = next(i for i in manifest() if i.id == REPORT_ID)
     for shown in dict.fromkeys(
-        [COMMITTED, *(p.name for p in _figures().glob("*") if (p / f"{REPORT_ID}.json").is_file())]
+        [COMMITTED, *(p.parent.name for p in _figures().glob(f"*/{REPORT_ID}.json"))]
     ):
         # What is published becomes the committed numbers; older ones are no yardstick.
         run_again(shown, [report], compare=False)
