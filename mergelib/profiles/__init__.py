@@ -105,9 +105,8 @@ class TrainSettings(_Section):
     batch_size: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
-    precision: Literal["float32", "bf16", "auto"] = (
-        "float32"  # auto: bf16 where the device has it, else float32
-    )
+    # auto: bf16 where the device has it, else float32
+    precision: Literal["float32", "bf16", "auto"] = "float32"
     save_every: int = Field(0, ge=0)
 
 
@@ -270,11 +269,8 @@ class Profile(_Section):
     threads: int = Field(2, gt=0)
     # processes that fine-tune together under torchrun; part of the store's key
     processes: int = _quiet(1, gt=0)
-    judged: bool = (
-        # False for quick, which prints its claims without a verdict: it is too small to mean
-        # anything
-        True
-    )
+    # False for quick, which prints its claims without a verdict: it is too small to mean anything
+    judged: bool = True
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
     # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never
     # published. Absent from dumps by default.

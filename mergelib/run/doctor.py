@@ -150,7 +150,7 @@ def folders(profiles: Sequence[str]) -> Iterator[Finding]:
         yield Finding(topic, f"{folder}, {free / 1e9:.1f} GB free", tight)
 
 
-def hub(profiles: Sequence[str], *, online: bool = False) -> Iterator[Finding]:
+def hub(profiles: Sequence[str], *, online: bool) -> Iterator[Finding]:
     """What the profiles need from the hub and whether it is cached; with ``online``, also whether
     the hub has it."""
     for profile in profiles:

@@ -178,9 +178,8 @@ def run_align(recipe: Any) -> None:
         check_folder_name(name)
         _need_expert(recipe, name)
     options = recipe.model_dump(include=READING)
-    unused = next((task for task in recipe.data if task not in recipe.inputs), None)
-    if unused is not None:
-        raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
+    if unused := recipe.data.keys() - recipe.inputs.keys():
+        raise ConfigError(f"data: '{min(unused)}' has no inputs to align with; give --inputs, too.")
     parents, drawn, labelled, aligned, scores = {}, {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
         parents[task] = parent = open_parent(recipe.experts[task], task)

@@ -24,9 +24,8 @@ from .runner import Runner, solutions
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
-LARGE_IMAGE = (
-    400_000  # characters of a picture in a notebook; larger ones are reduced to 256 colours
-)
+# characters of a picture in a notebook; larger ones are reduced to 256 colours
+LARGE_IMAGE = 400_000
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_ALONE = {
     WIDGET,

@@ -366,7 +366,7 @@ def failing_cell(notebook: Path) -> str:
     return "No cell failed; the kernel may have died."
 
 
-def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[Any] = ()) -> str:
+def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[Any]) -> str:
     """notebook | minutes | numbers | verdicts, as text; at the end the ``seconds`` from start to
     end. ``compared`` says how numbers and verdicts differ from the committed ones."""
     width = max(len(r.item.id) for r in results)

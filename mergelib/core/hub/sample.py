@@ -91,7 +91,8 @@ def fetch(repository: Repository, commit: str) -> dict[str, Path]:
                         _from_parquet, repository, pq.ParquetFile(opened, pre_buffer=True)
                     )
                 for name, piece in in_file.items():
-                    content = _as_parquet(read(piece))
+                    pq.write_table(read(piece), buffer := io.BytesIO())
+                    content = buffer.getvalue()
                     end = f"{sha256(content).hexdigest()[:16]}.parquet"
                     paths.write_whole(folder(repository, commit) / f"{name}.{end}", content)
                     bar.update()
@@ -242,11 +243,6 @@ def places(
 def _from_parquet(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
     columns = _columns(repository, file.schema_arrow)
     return file.read_row_group(piece["place"], columns=columns).take(piece["rows"])
-
-
-def _as_parquet(table: Any) -> bytes:
-    pq.write_table(table, content := io.BytesIO())
-    return content.getvalue()
 
 
 # ---- CSV ----------------------------------------------------------------------------------------
