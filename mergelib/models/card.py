@@ -40,12 +40,11 @@ def _pipeline(is_image: bool) -> str:
 
 
 def _how(record: Mapping[str, Any]) -> str:
-    method = METHODS.get(record.get("method", ""))
-    formula = method.about if method else ""
+    method = METHODS.get(record.get("method"))
     options = ", ".join(f"{k} = {v}" for k, v in record.get("options", {}).items()) or "defaults"
     rows = [
         ("method", f"{record.get('label', 'unknown')} ({options})"),
-        ("formula", f"`{formula}`" if formula else ""),
+        ("formula", f"`{method.about}`" if method and method.about else ""),
         ("lambda", record.get("lam_curve", "")),
         ("base", record.get("base") or "none"),
         *(("expert", f"{task}: {source}") for task, source in record.get("experts", {}).items()),

@@ -330,9 +330,9 @@ class Profile(_Section):
             raise ConfigError(f"Profile '{self.name}' has no section non_local.")
         merging = MergingSettings(**section.model_dump(include=set(MergingSettings.model_fields)))
         tasks = self.tasks.model_copy(
-            update={n: getattr(section, n) for n in ("n_validation", "n_test", "pool_per_class")}
+            update=section.model_dump(include={"n_validation", "n_test", "pool_per_class"})
         )
-        protocols = self.protocols.model_copy(update={"ks": section.ks, "seeds": section.seeds})
+        protocols = self.protocols.model_copy(update=section.model_dump(include={"ks", "seeds"}))
         return self.model_copy(
             update={
                 "merging": merging,

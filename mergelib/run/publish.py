@@ -54,7 +54,6 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
-            output.pop("transient", None)
             # Without its kernel a widget is a broken picture; its static alternative stays.
             output.get("data", {}).pop(WIDGET, None)
             plain = output.get("data", {}).get("text/plain")
