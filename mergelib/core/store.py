@@ -28,6 +28,7 @@ from torch import Tensor
 from .errors import StoreError, warn
 
 DIGEST = re.compile("[0-9a-f]{64}")
+LEFT_OVER = re.compile(r"(\.tmp-)?[0-9a-f]{64}(\.lock)?")
 TENSORS, META = "tensors.safetensors", "meta.json"
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 REMEDY = (
@@ -209,16 +210,8 @@ class Store:
         for row in self.entries():
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
                 doomed.add(self.root / row["step"] / row["digest"])
-        for pattern, start, end in (
-            ("*/.tmp-*", ".tmp-", ""),
-            (".scratch/*", "", ""),
-            (".locks/*.lock", "", ".lock"),
-        ):
-            doomed.update(
-                p
-                for p in self.root.glob(pattern)
-                if DIGEST.fullmatch(p.name.removeprefix(start).removesuffix(end))
-            )
+        for pattern in ("*/.tmp-*", ".scratch/*", ".locks/*.lock"):
+            doomed.update(p for p in self.root.glob(pattern) if LEFT_OVER.fullmatch(p.name))
         for path in doomed:
             self._remove(path)
         return sorted(doomed)

@@ -520,7 +520,7 @@ def predict(
                 device=device,
                 batch_size=batch_size,
                 max_length=max_length,
-                desc=f"features {task}" if show_progress else "",
+                desc=f"features {task}" * show_progress,
             )
         kind, k = kind_of(head.config), len(head.labels)
         k = k if kind.scores else min(top, k)
@@ -656,7 +656,7 @@ def scoring(
 
     def scores() -> pd.DataFrame:
         options = {"device": device, "batch_size": batch_size, "max_length": max_length}
-        desc = f"features {name}" if show_progress else ""
+        desc = f"features {name}" * show_progress
         z = features(classifier, scored.inputs, **options, desc=desc)
         evidence = once = Evidence(z, classifier.head.linear)
         if draws is not None:

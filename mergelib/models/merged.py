@@ -342,7 +342,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
     heads, processors, shared = {}, {}, parent.processor()
     for task, module in modules.items():
         place = Parent(task, task, path / "heads" / check_folder_name(task))
-        tensors = Weights(place.folder, "head.safetensors")
+        tensors = Weights(place.folder, "head.safetensors").state()
         if f"{module}.weight" not in tensors:
             raise StateDictError(
                 f"'{folder}', heads/{task}: no {shortened(module)}.weight in head.safetensors. "
@@ -351,13 +351,12 @@ def load_merged(folder: str | os.PathLike) -> Merged:
         heads[task] = TaskHead(
             task,
             place.config,
-            {n: tensors.tensor(n).clone() for n in tensors},
+            tensors,
             module,
             alignments.get(task, {}),
         )
         processors[task] = place.processor() or shared
-    names = parent.weights if record.get("gives") != PER_TASK else ()
-    encoder = {n: parent.weights.tensor(n).clone() for n in names}
+    encoder = {} if record.get("gives") == PER_TASK else parent.weights.state()
     return Merged(encoder, heads, record, processors, inputs=(path,))
 
 

@@ -335,7 +335,7 @@ class Reader:
         self._hidden = 0 if lent else hidden(method)
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(
-            progress(spans, desc=f"merge {method.name}") if show else spans, merged, strict=True
+            progress(spans, desc=f"merge {method.name}" * show), merged, strict=True
         ):
             target = out[name] if start is None else out[name][start:stop]
             if not all_finite(target.copy_(piece.view(target.shape))):

@@ -179,8 +179,9 @@ class Weights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._where
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, in memory of their own."""
+        return {name: self.tensor(name).clone() for name in self}
 
     def shape(self, name: str) -> tuple[int, ...]:
         file = self._where[name]

@@ -106,7 +106,7 @@ def _embedding(parent: Parent, model_class: Any) -> str | None:
 def _written(parent: Parent, name: str, rows: Tensor, own: Any, tokenizer: Any) -> Parent:
     """The parent with another embedding and tokenizer, in a temporary folder."""
     scratch = tempfile.TemporaryDirectory(prefix="mergelib-tokens-")
-    state = {n: parent.weights.tensor(n).clone() for n in parent.weights}  # no shared memory
+    state = parent.weights.state()
     old, rows = state[name], rows.to(state[name].dtype)
     tied = [n for n, t in state.items() if t.shape == old.shape and torch.equal(t, old)]
     state |= {n: rows.clone() for n in tied}
