@@ -83,14 +83,14 @@ def differing(pins: Sequence[str]) -> list[str]:
 def versions(root: Path) -> list[Finding]:
     """Python and packages against ``pyproject.toml`` in ``root``."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
-    python, specs, pins = platform.python_version(), project["requires-python"], "as pinned"
+    python, specs = platform.python_version(), project["requires-python"]
     old = python not in SpecifierSet(specs)
     items = [
         Finding("Python", f"{python}, {specs} is needed", "Install a newer one" * old, problem=old)
     ]
     unmet = differing(project["dependencies"])
     remedy = "Use ./run_all.sh, which makes .venv, or `pip install -e .`" * bool(unmet)
-    text = f"differ from their pins: {', '.join(unmet)}" if unmet else pins
+    text = f"differ from their pins: {', '.join(unmet)}" if unmet else "as pinned"
     items.append(Finding("packages", text, remedy, problem=bool(unmet)))
     for name, extra in project.get("optional-dependencies", {}).items():
         if 0 < len(unmet := differing(extra)) < len(extra):  # else whole, or not installed

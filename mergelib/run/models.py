@@ -363,7 +363,7 @@ def run_push(recipe: Any) -> None:
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns as wide as their widest cell."""
-    cells = [header, *[[str(c) for c in row] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    cells = [header, *([*map(str, row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
