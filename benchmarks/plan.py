@@ -21,7 +21,8 @@ from mergelib.core.names import BASE, FINE_TUNED, MULTI_TASK
 from mergelib.merging import get_method
 from mergelib.profiles import Profile, load_profile
 from mergelib.run import jobs as cluster_jobs
-from mergelib.run.jobs import Job, Wanted
+from mergelib.run.jobs import Job
+from mergelib.run.parser import build_parser
 from mergelib.tasks import miniature
 from mergelib.tasks.hub_images import class_names
 
@@ -218,7 +219,7 @@ def makespan(made: Sequence[Job], seconds: Mapping[str, float], gpus: int) -> fl
     return now
 
 
-def studies(wanted: Wanted, made: Sequence[Job]) -> dict[str, Profile]:
+def studies(wanted: argparse.Namespace, made: Sequence[Job]) -> dict[str, Profile]:
     """The profile of every study of the jobs."""
     overrides = cluster_jobs.given_overrides(wanted)
     found = {}
@@ -244,9 +245,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     args = parser.parse_args(argv)
     rates = Rates(**{name: getattr(args, name) for name in vars(Rates())})
-    wanted = Wanted(
-        args.profile, tuple(args.only), overrides=args.overrides, every_method=args.every_method
-    )
+    wanted = build_parser().parse_args(["jobs"])  # its other options as they are by default
+    names = ("profile", "only", "overrides", "every_method")
+    vars(wanted).update({name: getattr(args, name) for name in names})
     made = cluster_jobs.listed(wanted)
     profiles = studies(wanted, made)
     costs = {u.output: cost(u, profiles[u.study], rates) for u in made}

@@ -357,11 +357,11 @@ def test_lock_file(lock_file, tmp_path, monkeypatch):
 def test_no_room(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10**9})
     monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
-    download.check_room("t5-large", 10**9, tmp_path / "not" / "yet")
+    download.check_room(10**9, tmp_path / "not" / "yet")
     with pytest.raises(
-        StoreError, match=r"'t5-large' needs 3\.00 GB more and .* 1\.00 GB.*HF_HOME"
+        StoreError, match=r"'data fetch' needs 3\.00 GB more and .* 1\.00 GB.*HF_HOME"
     ):
-        download.check_room("t5-large", 3 * 10**9, tmp_path / "not" / "yet")
+        download.check_room(3 * 10**9, tmp_path / "not" / "yet")
     full = OSError(errno.ENOSPC, "No space left on device")
     told = translated(Repository(name="a", id="org/a", kind="model", files=()), OLD, full)
     assert isinstance(told, StoreError) and "org/a" in str(told) and "HF_HOME" in str(told)

@@ -18,10 +18,18 @@ from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.core.store import Store
 from mergelib.profiles import load_profile
 from mergelib.run import cli, jobs
-from mergelib.run.jobs import Job, Wanted
+from mergelib.run.jobs import Job
+from mergelib.run.parser import build_parser
 
 CLUSTER = paths.root() / "cluster"
 ALONE = {"multi_task": "paper only"}
+
+
+def asked(profile, only=(), **options):
+    """The options of ``jobs``."""
+    args = build_parser().parse_args(["jobs", "--profile", profile])
+    vars(args).update(only=only, **options)
+    return args
 
 
 def by_output(made):
@@ -29,7 +37,7 @@ def by_output(made):
 
 
 def test_units_of_a_profile_stand_in_order_and_are_commands_that_exist():
-    made, seen = jobs.listed(Wanted("quick")), set()
+    made, seen = jobs.listed(asked("quick")), set()
     for job in made:
         assert set(job.needs) <= seen and job.output not in seen and job.rule in jobs.RULES
         seen.add(job.output)
@@ -50,23 +58,23 @@ def test_units_of_a_profile_stand_in_order_and_are_commands_that_exist():
 
 def test_units_carry_what_they_were_asked_for():
     overrides = json.dumps({"tasks.names": ["ag", "yelp"], "merging.methods": ["ties"]})
-    made = jobs.listed(Wanted("quick", ("tab03", "report"), device="cpu", overrides=overrides))
+    made = jobs.listed(asked("quick", ("tab03", "report"), device="cpu", overrides=overrides))
     assert {u.name for u in made if u.rule == "fine_tune"} == {"ag", "yelp", "multi_task"}
     for job in made:
         words, is_report = shlex.join(job.command), job.rule == "report"  # it declares none
         assert is_report or "cpu" in words
         assert ("--overrides" in words or "overrides=" in words) is not is_report
-    released = {u.rule for u in jobs.listed(Wanted("paper", ("tab02",)))}
+    released = {u.rule for u in jobs.listed(asked("paper", ("tab02",)))}
     assert "fine_tune" not in released and {"pretrain", "merge", "extract", "score"} < released
     with pytest.raises(UnknownNameError, match="notebook"):
-        jobs.listed(Wanted("quick", ("tab99",)))
+        jobs.listed(asked("quick", ("tab99",)))
     with pytest.raises(ConfigError, match="needs t5_a"):
-        jobs.listed(Wanted("real", ("fig06",)))
+        jobs.listed(asked("real", ("fig06",)))
 
 
 def test_identity_changes_with_the_profile_and_a_notebooks_code_alone(tmp_path):
     one, other = (
-        jobs.listed(Wanted("quick", ("tab03",), overrides=text))[0].identity
+        jobs.listed(asked("quick", ("tab03",), overrides=text))[0].identity
         for text in ("{}", '{"fine_tuning.steps": 3}')
     )
     assert one != other
@@ -78,7 +86,7 @@ def test_identity_changes_with_the_profile_and_a_notebooks_code_alone(tmp_path):
             {"cell_type": "markdown", "source": [str(output)]},
         ]
         notebook.write_text(json.dumps({"cells": cells}))
-        return jobs._identity(Wanted("quick"), notebook=notebook)
+        return jobs._identity(asked("quick"), notebook=notebook)
 
     assert identity("1 + 1", []) == identity("1 + 1", ["2"]) != identity("1 + 2", ["2"])
 
@@ -125,7 +133,7 @@ def test_a_command_leaves_a_stamp_that_names_its_artifacts(computed, tmp_path, m
     assert len(Store(store).entries()) == n
     out = tmp_path / "some" / "jobs.json"
     assert cli.main(["jobs", "--profile", "quick", "--only", "tab03", "--out", str(out)]) == 0
-    made = [asdict(job) for job in jobs.listed(Wanted("quick", ("tab03",)))]
+    made = [asdict(job) for job in jobs.listed(asked("quick", ("tab03",)))]
     assert json.loads(out.read_text()) == json.loads(json.dumps(made))
     again = ["jobs", "--profile", "quick", "--out"]
     assert cli.main([*again, str(out)]) == 0, "what it wrote itself is replaced"
@@ -199,7 +207,7 @@ def test_costs_follow_the_profile():
         109e6, rel=0.01
     )  # benchmarks/RESULTS.md: 109 M
     rates = plan.Rates(start_s=0, merge_s=0, score_s=0, disk_gb_s=1e9)
-    made = by_output(jobs.listed(Wanted("paper", ("fig06",))))
+    made = by_output(jobs.listed(asked("paper", ("fig06",))))
     profile = load_profile("paper", variant="t5_a")
     twice = load_profile("paper", {"fine_tuning.steps": 2 * profile.fine_tuning.steps}, "t5_a")
     expert = made["stamps/paper-t5_a/fine_tune/ag.json"]

@@ -307,14 +307,14 @@ def test_a_kernel_that_dies_is_a_failure(project, capsys):
 
 
 def test_the_kernel_is_this_interpreter_whatever_jupyter_knows(tmp_path, monkeypatch):
-    from mergelib.run.execute import own_kernel
+    from mergelib.run.execute import OwnKernel
 
     folder = tmp_path / "kernels" / "python3"
     folder.mkdir(parents=True)
     spec = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
     (folder / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    manager = own_kernel()(kernel_name="python3")
+    manager = OwnKernel(kernel_name="python3")
     assert manager.kernel_spec.argv[0] == sys.executable
     assert manager.format_kernel_cmd()[1:3] == ["-m", "ipykernel_launcher"]
 

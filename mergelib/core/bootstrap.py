@@ -17,14 +17,14 @@ def counts(resamples: int, n: int, generator: torch.Generator) -> Tensor:
     return torch.zeros(resamples, n).scatter_add_(1, picked, torch.ones(resamples, n))
 
 
-def resampled_inputs(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Tensor]:
+def resampled_inputs(n: int, seed: int = 0) -> Iterator[Tensor]:
     """How often each of n inputs is drawn in each of B resamples, some resamples at a time."""
     generator = torch.Generator().manual_seed(n + 1_000_003 * seed)
-    for part in torch.arange(resamples).split(max(1, AT_A_TIME // n)):
+    for part in torch.arange(RESAMPLES).split(max(1, AT_A_TIME // n)):
         yield counts(len(part), n, generator)
 
 
-def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+def resampled_means(values: Tensor, seed: int = 0) -> Tensor:
     """The mean of ``values [S, N]`` over S seeds and N inputs, then over B resamples of both:
     ``[1 + B]``.
 
@@ -32,8 +32,8 @@ def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -
     over tasks gives each its own ``seed``.
     """
     n_seeds, n = values.shape
-    seeds = counts(resamples, n_seeds, torch.Generator().manual_seed(n_seeds))
-    sums = [drawn @ values.T.float() for drawn in resampled_inputs(n, resamples, seed)]
+    seeds = counts(RESAMPLES, n_seeds, torch.Generator().manual_seed(n_seeds))
+    sums = [drawn @ values.T.float() for drawn in resampled_inputs(n, seed)]
     resampled = (torch.cat(sums) * seeds).sum(1) / values.numel()
     return torch.cat([values.float().mean()[None], resampled])
 

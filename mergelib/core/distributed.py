@@ -32,17 +32,15 @@ def rank() -> int:
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
-def share_of_batch(batch_size: int) -> int:
-    """Rows of one batch that each process takes. Raises ``ConfigError`` if the batch does not
-    divide evenly: unequal shares would weight their rows unequally."""
-    share, rest = divmod(batch_size, world_size())
-    if rest or not share:
+def check_batch(batch_size: int) -> None:
+    """Raises ``ConfigError`` if the processes' shares of a batch are not equal: their rows would
+    have unequal weights."""
+    if batch_size % world_size():
         raise ConfigError(
             f"A batch of {batch_size} rows cannot be shared evenly by {world_size()} processes: "
             "start torchrun with a number of processes that divides it, "
             "or change fine_tuning.batch_size."
         )
-    return share
 
 
 def child_environment() -> dict[str, str]:

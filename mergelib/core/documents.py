@@ -16,10 +16,8 @@ from .errors import ConfigError, shortened
 MAX_BYTES = 4 << 20  # per document; the longest in this project has 15 kB
 # per document with its aliases expanded: nine lines of YAML can stand for a billion values
 MAX_NODES = 100_000
-MAX_NAME = (
-    # characters; file systems allow 255 bytes, and temporary names are longer than the final name
-    100
-)
+# bytes; file systems allow 255, and temporary names are longer than the final name
+MAX_NAME = 100
 
 
 def read_text(path: str | os.PathLike, what: str) -> str:

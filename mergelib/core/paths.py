@@ -56,7 +56,7 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def refused_by_disk(error: Exception) -> bool:
+def refused_by_disk(error: BaseException) -> bool:
     """Whether ``error`` means that the disk is full, read-only or not writable for this user;
     safetensors and tokenizers have their own errors for that."""
     refusals = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

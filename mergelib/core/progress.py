@@ -16,7 +16,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> tqdm:
     """A text progress bar for work longer than two seconds, updated every two seconds; under
-    torchrun in the first process only."""
+    torchrun in the first process only, and without ``desc`` nowhere."""
     return tqdm(
         iterable,
         desc=desc,
@@ -26,5 +26,5 @@ def progress(iterable: Iterable | None = None, *, desc: str, total: int | None =
         delay=2.0,
         ncols=90,
         ascii=True,
-        disable=rank() > 0,
+        disable=rank() > 0 or not desc,
     )

@@ -28,6 +28,7 @@ from torch import Tensor
 from .errors import StoreError, warn
 
 DIGEST = re.compile("[0-9a-f]{64}")
+LEFT_OVER = re.compile(r"(\.tmp-)?[0-9a-f]{64}(\.lock)?")
 TENSORS, META = "tensors.safetensors", "meta.json"
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 REMEDY = (
@@ -38,11 +39,10 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Artifact:
-    """Named tensors plus a JSON-able ``info``; ``tensors_digest`` identifies the tensors' bytes."""
+    """Named tensors plus a JSON-able ``info``."""
 
     tensors: dict[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
-    tensors_digest: str = ""
 
 
 class StoreWarning(UserWarning):
@@ -173,8 +173,8 @@ class Store:
         return path
 
     def entries(self) -> list[dict[str, Any]]:
-        """A row per artifact: step, digest, bytes, seconds since it was made; ``ok=False`` where
-        the meta file is damaged (``verify`` checks the tensors too)."""
+        """A row per artifact: step, digest, bytes, key; ``ok=False`` where the meta file is damaged
+        (``verify`` checks the tensors too)."""
         rows = []
         for folder in self._folders():
             if (folder / META).exists():
@@ -186,7 +186,6 @@ class Store:
                         "bytes": sum(p.stat().st_size for p in folder.iterdir()),
                         "ok": meta is not None,
                         "key": meta["key"] if meta else {},
-                        "modified": (folder / META).stat().st_mtime,
                     }
                 )
         return rows
@@ -211,16 +210,8 @@ class Store:
         for row in self.entries():
             if row["ok"] and keep_steps.get(row["step"]) != row["key"].get("version"):
                 doomed.add(self.root / row["step"] / row["digest"])
-        for pattern, start, end in (
-            ("*/.tmp-*", ".tmp-", ""),
-            (".scratch/*", "", ""),
-            (".locks/*.lock", "", ".lock"),
-        ):
-            doomed.update(
-                p
-                for p in self.root.glob(pattern)
-                if DIGEST.fullmatch(p.name.removeprefix(start).removesuffix(end))
-            )
+        for pattern in ("*/.tmp-*", ".scratch/*", ".locks/*.lock"):
+            doomed.update(p for p in self.root.glob(pattern) if LEFT_OVER.fullmatch(p.name))
         for path in doomed:
             self._remove(path)
         return sorted(doomed)
@@ -257,7 +248,7 @@ class Store:
                 if _text_sha256(meta["info"]) != meta["info_sha256"]:
                     return None
                 tensors = load_file(folder / TENSORS)
-                return Artifact(tensors, meta["info"], meta["tensors_sha256"])
+                return Artifact(tensors, meta["info"])
         except (*ABSENT, KeyError, ValueError, TypeError, RecursionError, SafetensorError):
             return None
 
@@ -275,12 +266,12 @@ class Store:
                 # safetensors would make it readable only for us
                 (tmp / TENSORS).chmod(tmp.stat().st_mode & 0o666)
                 info = json.loads(_canonical(made.info))
-                sha = file_sha256(tmp / TENSORS)
+
                 meta = {
                     "step": step,
                     "key": dict(key),
                     "info": info,
-                    "tensors_sha256": sha,
+                    "tensors_sha256": file_sha256(tmp / TENSORS),
                     "info_sha256": _text_sha256(info),
                     "torch": torch.__version__,
                 }
@@ -288,4 +279,4 @@ class Store:
                 os.replace(tmp, folder)
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
-        return Artifact(tensors, info, sha)
+        return Artifact(tensors, info)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def extract_prepared(
     *,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
-    desc: str | None = None,
+    desc: str = "",
     dropout: bool = False,
     precision: str = "float32",
 ) -> Tensor:
@@ -100,7 +99,7 @@ def extract_prepared(
     dtype, device = next(model.parameters()).dtype, torch.device(device)
     features, done = [torch.empty(0, encoder.width, device=device)], 0
     products = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    with progress(desc=desc, total=len(order)) if desc else nullcontext() as bar, products:
+    with progress(desc=desc, total=len(order)) as bar, products:
         while done < len(order):
             rows = order[done : done + batch_size]
             batch = encoder.collate([prepared[i] for i in rows])
@@ -120,8 +119,7 @@ def extract_prepared(
                     f"Out of memory on {device} with {len(rows)} inputs at once; continuing with "
                     f"{batch_size}. Set encoder.batch_size to {batch_size} to avoid this warning."
                 )
-            if bar is not None:
-                bar.update(done - bar.n)
+            bar.update(done - bar.n)
     return torch.cat(features).cpu()[torch.tensor(order).argsort()]
 
 

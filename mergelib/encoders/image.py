@@ -134,8 +134,8 @@ class ImageEncoder:
         """1 for every image: all have the same number of patches, so nothing is sorted."""
         return 1
 
-    def collate(self, rows: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
         """``pixel_values [B, 3, S, S]`` float32, normalised per channel."""
-        pixels = rows if isinstance(rows, Tensor) else torch.stack(list(rows))
+        pixels = torch.stack(list(rows))
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return {"pixel_values": (pixels.float() / 255 - mean) / std}

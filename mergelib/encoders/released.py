@@ -9,14 +9,13 @@ averaged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..core.types import Inputs, State, digest
-from .text import PooledEncoder, TextEncoder, architecture
+from ..core.types import Inputs, State
+from .text import PooledEncoder, TextEncoder
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,10 @@ class ReleasedEncoder(TextEncoder):
     mask: bool = False
     padding_in_mean: bool = True
 
-    @cached_property
-    def digest(self) -> str:
-        """Identity of architecture, tokenizer, length, preprocessing and pooling."""
-        text = f"released, mask {self.mask}, padding in mean {self.padding_in_mean}"
-        return digest(
-            architecture(self.config),
-            self.tokenizer.backend_tokenizer.to_str(),
-            str(self.max_length),
-            text,
-        )
+    @property
+    def reading(self) -> str:
+        """See ``TextEncoder.reading``."""
+        return f"released, mask {self.mask}, padding in mean {self.padding_in_mean}"
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """See ``TextEncoder.module``."""
@@ -47,22 +40,10 @@ class ReleasedEncoder(TextEncoder):
     def prepare(self, inputs: Inputs) -> list[list[int]]:
         """[CLS] first half [SEP] second half [SEP] per input, not padded; of an odd number of
         pieces the second half has one more."""
-        if not inputs:
-            return []
-        # Computed now, because the tokenizer's state, which is part of the digest, changes with
-        # every call.
-        self.digest  # noqa: B018
         # "[SEP]" in a text is text here: an input has the separators that it gets below. (The slow
         # tokenizer that the authors used treated one between spaces as a separator.)
-        pieces = self.tokenizer(
-            list(inputs),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            truncation=True,
-            max_length=self.max_length - 3,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        pieces = super().prepare(inputs, max_length=self.max_length - 3, **options)
         first, stop = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [[first, *ids[: len(ids) // 2], stop, *ids[len(ids) // 2 :], stop] for ids in pieces]
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer
 
 from ..core.errors import ConfigError, OfflineError, StateDictError, shortened
@@ -96,6 +97,7 @@ class TextEncoder:
     tokenizer: Any
     max_length: int
     source: str = ""
+    reading = "mean-real-tokens"  # of the digest: how token ids become a feature
 
     @property
     def width(self) -> int:
@@ -106,9 +108,7 @@ class TextEncoder:
     def digest(self) -> str:
         """Identity of architecture, tokenizer, length and pooling; part of the store's keys."""
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        return digest(
-            architecture(self.config), tokenizer, str(self.max_length), "mean-real-tokens"
-        )
+        return digest(architecture(self.config), tokenizer, str(self.max_length), self.reading)
 
     def module(self, state: State | None = None) -> PooledEncoder:
         """A module in evaluation mode; with ``state``, holding these weights.
@@ -130,8 +130,9 @@ class TextEncoder:
             load_state(model, state)
         return model
 
-    def prepare(self, inputs: Sequence[str]) -> list[list[int]]:
-        """Token ids per input, cut to ``max_length``, not padded."""
+    def prepare(self, inputs: Sequence[str], **options: Any) -> list[list[int]]:
+        """Token ids per input, cut to ``max_length``, not padded; ``options`` are the
+        tokenizer's."""
         if not inputs:
             return []
         # Computed now, because the tokenizer's state, which is part of the digest, changes with
@@ -140,9 +141,9 @@ class TextEncoder:
         return self.tokenizer(
             list(inputs),
             truncation=True,
-            max_length=self.max_length,
             return_attention_mask=False,
             return_token_type_ids=False,
+            **{"max_length": self.max_length, **options},
         )["input_ids"]
 
     def length(self, row: Sequence[int]) -> int:
@@ -151,14 +152,12 @@ class TextEncoder:
 
     def collate(self, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """``input_ids, attention_mask [B, L]``, padded to the longest."""
-        length = max(len(i) for i in ids)
+        rows = [torch.as_tensor(i, dtype=torch.long) for i in ids]
         pad_id = self.tokenizer.pad_token_id
-        padded = torch.full((len(ids), length), pad_id, dtype=torch.long)
-        mask = torch.zeros(len(ids), length, dtype=torch.long)
-        for row, i in enumerate(ids):
-            padded[row, : len(i)] = torch.as_tensor(i)
-            mask[row, : len(i)] = 1
-        return {"input_ids": padded, "attention_mask": mask}
+        return {
+            "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(r) for r in rows], batch_first=True),
+        }
 
 
 def encoder_class(config: Any) -> Any:

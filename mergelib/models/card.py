@@ -15,7 +15,7 @@ from .kinds import score_table
 PAPER = "[arXiv 2412.13526](https://arxiv.org/abs/2412.13526)"
 LICENCE = (
     "## Licence\n\nNot stated. Those of base, experts and data apply; choose one that they "
-    "allow, and name it at the top of this file (`license:`)."
+    "allow, and name it at the top of this file (`license:`).\n"
 )
 REALIGNED = f"The method of re-alignment is that of {PAPER}."
 
@@ -32,7 +32,7 @@ def _front(record: Mapping[str, Any], is_image: bool) -> str:
         base_model=sorted({p.partition("@")[0] for p in parents}) or None,
         base_model_relation="merge" if parents else None,
     )
-    return f"---\n{data}\n---\n"
+    return f"---\n{data}\n---"
 
 
 def _pipeline(is_image: bool) -> str:
@@ -40,12 +40,11 @@ def _pipeline(is_image: bool) -> str:
 
 
 def _how(record: Mapping[str, Any]) -> str:
-    method = METHODS.get(record.get("method", ""))
-    formula = method.about if method else ""
+    method = METHODS.get(record.get("method"))
     options = ", ".join(f"{k} = {v}" for k, v in record.get("options", {}).items()) or "defaults"
     rows = [
         ("method", f"{record.get('label', 'unknown')} ({options})"),
-        ("formula", f"`{formula}`" if formula else ""),
+        ("formula", f"`{method.about}`" if method and method.about else ""),
         ("lambda", record.get("lam_curve", "")),
         ("base", record.get("base") or "none"),
         *(("expert", f"{task}: {source}") for task, source in record.get("experts", {}).items()),
@@ -91,30 +90,19 @@ def single(
 ) -> str:
     """Card of an ordinary single-task folder."""
     cut = "" if is_image else ", truncation=True"  # the tokenizer says after how many tokens
-    return "\n".join(
+    return "\n\n".join(
         [
             _front(record, is_image),
             f"# {task}: merged encoder with its head",
-            "",
             f"One encoder merged from {len(record.get('experts', {}))} fine-tuned models, with the "
             f"head of the task *{task}*, {alignment_text(record['heads'][task])}. {REALIGNED}",
-            "",
             _how(record),
-            "",
             f"Labels: {', '.join(map(str, labels))}.",
-            "",
             _scores(scores),
-            "",
             "## Use",
-            "",
-            "```python",
-            "from transformers import pipeline",
-            "",
-            f'pipeline("{_pipeline(is_image)}", "THIS FOLDER"{cut})',
-            "```",
-            "",
+            "```python\nfrom transformers import pipeline",
+            f'pipeline("{_pipeline(is_image)}", "THIS FOLDER"{cut})\n```',
             LICENCE,
-            "",
         ]
     )
 
@@ -131,37 +119,22 @@ def several(
         f"| {t} | {len(names)} | {alignment_text(record['heads'][t])} |"
         for t, names in labels.items()
     ]
-    return "\n".join(
+    return "\n\n".join(
         [
             _front(record, is_image),
             f"# {'An encoder per task' if own else 'One encoder'}, {len(labels)} tasks",
-            "",
             f"{'Each task has its own' if own else 'All tasks share one'} merged encoder; `heads/` "
             f"holds what belongs to each task. {REALIGNED}",
-            "",
             _how(record),
-            "",
-            "| task | classes | head |",
-            "|---|---|---|",
-            *heads,
-            "",
+            "\n".join(["| task | classes | head |", "|---|---|---|", *heads]),
             _scores(scores),
-            "",
             "## Use",
-            "",
             "Needs torch, transformers and safetensors only:",
-            "",
-            "```python",
-            "from load_merged import load, tasks  # the file in this folder",
-            "",
-            f"model = load({next(iter(labels))!r})",
-            "```",
-            "",
+            "```python\nfrom load_merged import load, tasks  # the file in this folder",
+            f"model = load({next(iter(labels))!r})\n```",
             "`python load_merged.py TASK OUT` writes an ordinary single-task folder. "
             "With mergelib, `python -m mergelib predict --model THIS_FOLDER "
             "--inputs FILE` lets all heads answer.",
-            "",
             LICENCE,
-            "",
         ]
     )

@@ -133,11 +133,8 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
     Raises ``UnknownNameError``.
     """
     entries = [methods] if isinstance(methods, str) else list(methods)
-    groups = {
-        "all": lambda: list(METHODS),
-        "fast": lambda: [m.name for m in METHODS.values() if can_stream(m)],
-    }
-    names = [name for g in entries for name in (groups[g]() if g in groups else [g])]
+    groups = {"all": METHODS, "fast": [m.name for m in METHODS.values() if can_stream(m)]}
+    names = [name for entry in entries for name in groups.get(entry, [entry])]
     for name in names:
         get_method(name)
     return list(dict.fromkeys(names))
@@ -426,7 +423,7 @@ def _compared(
     grid = [(BASE, None)] if cells.base else []
     grid += [(n, lam) for n in names for lam in (lams if get_method(n).has_lam else [None])]
     failed: dict[str, str] = {}
-    for model, lam in progress(grid, desc="compare") if show else grid:
+    for model, lam in progress(grid, desc="compare" * show):
         try:
             if model not in failed:
                 measured[model, lam, choice] = cells.measured(model, lam, choice)
@@ -444,7 +441,7 @@ def _compared(
     means["lam"] = means.lam.astype(object).where(means.lam.notna(), None)
     if report != choice:
         chosen = list(dict.fromkeys(zip(means.method, means.lam, strict=True)))
-        for cell in progress(chosen, desc=report) if show else chosen:
+        for cell in progress(chosen, desc=report * show):
             measured[*cell, report] = cells.measured(*cell, report)
     scores: dict[tuple[str, str], Tensor] = {}
     for row in means.itertuples():

@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..core import paths
 from ..core.documents import MAX_NAME, read_json, user_path
@@ -71,14 +72,12 @@ def free_folder(
             f"'{folder}' exists and is not empty; choose another folder, or overwrite what "
             "mergelib wrote there (overwrite=True, --overwrite)."
         )
-    if entries:
-        foreign = _foreign(target)
-        if foreign:
-            raise ConfigError(
-                f"'{folder}' holds {first_five(foreign)}, which mergelib did not write or which "
-                "has changed since; mergelib overwrites only its own files. Choose another "
-                "folder, or empty this one yourself."
-            )
+    if entries and (foreign := _foreign(target)):
+        raise ConfigError(
+            f"'{folder}' holds {first_five(foreign)}, which mergelib did not write or which "
+            "has changed since; mergelib overwrites only its own files. Choose another "
+            "folder, or empty this one yourself."
+        )
     return target
 
 
@@ -142,8 +141,12 @@ def _list_files(folder: Path) -> None:
             for p in sorted(folder.rglob("*"))
             if p.is_file() and p != record
         }
-        content = json.loads(record.read_text()) | {"files": files}
-        record.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_record(folder, json.loads(record.read_text()) | {"files": files})
+
+
+def write_record(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write what a folder holds and how it was made."""
+    (folder / RECORD).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -231,7 +231,7 @@ def features(
     model = classifier.model.to(target)
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
     starts = range(0, len(order), batch_size)
-    for start in progress(starts, desc=desc) if desc else starts:
+    for start in progress(starts, desc=desc):
         rows = list(order[start : start + batch_size])
         batch = collated(classifier, [items[i] for i in rows])
         batch = {k: v.to(target) for k, v in batch.items()}
@@ -429,10 +429,7 @@ def align_classifier(
             "unseen. The paper uses about five per class."
         )
     options = {"device": device, "batch_size": batch_size, "max_length": max_length}
-    z_m, z_t = (
-        features(student, inputs, **options)[None],
-        features(teacher, inputs, **options)[None],
-    )
+    z_m, z_t = (features(model, inputs, **options)[None] for model in (student, teacher))
     linear = teacher.head.linear
     if protocol == "ft_classifier":
         fit_options = {"loss": kind.loss, "fit_bias": teacher.head.has_bias}
@@ -515,8 +512,7 @@ def predict(
     for task in tasks or known:
         classifier = as_classifier(model, task)
         head = classifier.head
-        neck = {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
-        key = id(classifier.processor), state_digest(neck)
+        key = id(classifier.processor), state_digest(head.neck)
         if key not in z:
             z[key] = features(
                 classifier,
@@ -524,7 +520,7 @@ def predict(
                 device=device,
                 batch_size=batch_size,
                 max_length=max_length,
-                desc=f"features {task}" if show_progress else "",
+                desc=f"features {task}" * show_progress,
             )
         kind, k = kind_of(head.config), len(head.labels)
         k = k if kind.scores else min(top, k)
@@ -660,7 +656,7 @@ def scoring(
 
     def scores() -> pd.DataFrame:
         options = {"device": device, "batch_size": batch_size, "max_length": max_length}
-        desc = f"features {name}" if show_progress else ""
+        desc = f"features {name}" * show_progress
         z = features(classifier, scored.inputs, **options, desc=desc)
         evidence = once = Evidence(z, classifier.head.linear)
         if draws is not None:

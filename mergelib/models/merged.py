@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -26,14 +25,13 @@ from ..core.spare import spare
 from ..core.types import Head, not_finite
 from ..merging import PER_TASK
 from . import card
-from .folders import RECORD, whole_folder
+from .folders import RECORD, whole_folder, write_record
 from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent
 from .parts import Parts
 from .plan import first_line, quiet
 from .push import Pushed
 
 LOADER = "load_merged.py"
-SHARD = "5GB"
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,11 @@ class TaskHead:
         weight = self.tensors[f"{self.module}.weight"].float()
         bias = self.tensors.get(f"{self.module}.bias", torch.zeros(len(weight)))
         return Head(weight, bias.float())
+
+    @property
+    def neck(self) -> dict[str, Tensor]:
+        """Everything of the task below its last layer."""
+        return {n: t for n, t in self.tensors.items() if not n.startswith(f"{self.module}.")}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -176,13 +179,13 @@ class Classifier(Pushed):
         return Path(folder)
 
     def _write(self, out: Path, scores: pd.DataFrame | None) -> None:
-        _save_weights({**self.encoder, **self.head.tensors}, out)
+        save_torch_state_dict({**self.encoder, **self.head.tensors}, out)
         _save_processor(self.processor, out)
         record = self.record | {"heads": {self.head.task: self.head.alignment}}
         (out / "README.md").write_text(
             card.single(record, self.head.task, self.head.labels, self.is_image, scores)
         )
-        (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_record(out, record)
         self.head.config.save_pretrained(out)  # last: nothing loads without it
 
     @property
@@ -221,10 +224,7 @@ class Merged(Pushed):
 
     def encoder_of(self, task: str) -> dict[str, Tensor]:
         """The encoder that ``task`` uses, the shared one or its own (with its neck)."""
-        if self.encoder:
-            return self.encoder
-        head = self.classifier(task).head
-        return {n: t for n, t in head.tensors.items() if not n.startswith(f"{head.module}.")}
+        return self.encoder or self.classifier(task).head.neck
 
     def classifier(self, task: str) -> Classifier:
         """The merged encoder with one task's head. Raises ``UnknownNameError``."""
@@ -271,7 +271,9 @@ class Merged(Pushed):
         with whole_folder(folder, overwrite, self.inputs) as out:
             for task, head in self.heads.items():
                 place = out / "heads" / task
-                _save_tensors(head.tensors, place)
+                place.mkdir(parents=True)
+                tensors = {n: t.contiguous() for n, t in head.tensors.items()}
+                save_file(tensors, place / "head.safetensors", metadata={"format": "pt"})
                 if shared is None:
                     _save_processor(self.processors.get(task), place)
                 head.config.save_pretrained(place)
@@ -282,7 +284,7 @@ class Merged(Pushed):
                         alone, None if scores is None else scores[scores.task == task]
                     )
             if self.encoder:
-                _save_weights(self.encoder, out)
+                save_torch_state_dict(dict(self.encoder), out)
             _save_processor(shared, out)
             shutil.copyfile(Path(__file__).with_name("standalone.py"), out / LOADER)
             record = self.record | {
@@ -292,7 +294,7 @@ class Merged(Pushed):
             labels = {t: h.labels for t, h in self.heads.items()}
             first = next(iter(self.heads.values()))
             (out / "README.md").write_text(card.several(record, labels, first.is_image, scores))
-            (out / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_record(out, record)
             _encoder_config(first.config).save_pretrained(out)
         return Path(folder)
 
@@ -324,8 +326,6 @@ class Record(BaseModel):
 
 def load_merged(folder: str | os.PathLike) -> Merged:
     """A folder written by ``Merged.save_pretrained``. Raises ``ConfigError`` for another folder."""
-    if isinstance(folder, Merged):
-        return folder
     path = user_path(folder)
     try:
         record = Record.model_validate(read_json(path / RECORD, RECORD)).model_dump(
@@ -342,7 +342,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
     heads, processors, shared = {}, {}, parent.processor()
     for task, module in modules.items():
         place = Parent(task, task, path / "heads" / check_folder_name(task))
-        tensors = Weights(place.folder, "head.safetensors")
+        tensors = Weights(place.folder, "head.safetensors").state()
         if f"{module}.weight" not in tensors:
             raise StateDictError(
                 f"'{folder}', heads/{task}: no {shortened(module)}.weight in head.safetensors. "
@@ -351,13 +351,12 @@ def load_merged(folder: str | os.PathLike) -> Merged:
         heads[task] = TaskHead(
             task,
             place.config,
-            {n: tensors.tensor(n).clone() for n in tensors},
+            tensors,
             module,
             alignments.get(task, {}),
         )
         processors[task] = place.processor() or shared
-    names = parent.weights if record.get("gives") != PER_TASK else ()
-    encoder = {n: parent.weights.tensor(n).clone() for n in names}
+    encoder = {} if record.get("gives") == PER_TASK else parent.weights.state()
     return Merged(encoder, heads, record, processors, inputs=(path,))
 
 
@@ -374,20 +373,6 @@ def _encoder_config(config: Any) -> Any:
     kinds = transformers.AutoModel._model_mapping[type(config)]
     plain.architectures = [(kinds[0] if isinstance(kinds, tuple) else kinds).__name__]
     return plain
-
-
-def _save_weights(state: Mapping[str, Tensor], out: Path) -> None:
-    """``model.safetensors``, in shards with an index where it is larger than 5 GB."""
-    save_torch_state_dict(dict(state), out, max_shard_size=SHARD)
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    folder.mkdir(parents=True)
-    save_file(
-        {n: t.contiguous() for n, t in tensors.items()},
-        folder / "head.safetensors",
-        metadata={"format": "pt"},
-    )
 
 
 def _save_processor(processor: Any, out: Path) -> None:

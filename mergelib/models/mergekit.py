@@ -36,8 +36,7 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     name = content["merge_method"]
     if not isinstance(name, str) or name not in PARAMETERS:
         raise UnknownNameError("mergekit method that mergelib knows too", name, PARAMETERS)
-    keys = sorted(set(content) - KEYS)
-    if keys:
+    if keys := sorted(content.keys() - KEYS):
         raise _refusal(f"'{shortened(keys[0])}' has no counterpart here; whole models are merged.")
     models, base = content.get("models"), content.get("base_model")
     if not isinstance(models, list) or not all(

@@ -25,7 +25,6 @@ from .parts import (
     Parts,
     check_same_architecture,
     find_parts,
-    names_in_base,
     processors_of,
 )
 from .tokens import unified
@@ -41,11 +40,8 @@ def named_experts(experts: Any) -> list[Parent]:
     same name."""
     if isinstance(experts, str | bytes) or not hasattr(experts, "__iter__"):
         raise ConfigError("experts is a list of models, or a dict from task to model.")
-    parents = (
-        [open_parent(s, str(n)) for n, s in experts.items()]
-        if isinstance(experts, Mapping)
-        else [open_parent(s) for s in experts]
-    )
+    pairs = experts.items() if isinstance(experts, Mapping) else (("", s) for s in experts)
+    parents = [open_parent(source, str(name)) for name, source in pairs]
     if not parents:
         raise ConfigError("Nothing to merge: give at least one expert.")
     names = [p.name for p in parents]
@@ -125,14 +121,14 @@ def merge(
     root = None if base is None else open_parent(base, "base")
     for parent in parents:
         _ = parent.model_class
-    folders = tuple(p.folder for p in [*parents, *([root] if root else [])])
-    if root:
-        *parents, root = unified(parents, root, processor)
-    read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
-    first = parents[0]
-    for other in [*parents[1:], *([root] if root else [])]:
-        check_same_architecture(first.name, first.config, other.name, other.config)
     everyone = [*parents, *([root] if root else [])]
+    folders = tuple(p.folder for p in everyone)
+    if root:
+        *parents, root = everyone = unified(parents, root, processor)
+    read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
+    first = everyone[0]
+    for other in everyone[1:]:
+        check_same_architecture(first.name, first.config, other.name, other.config)
     processors = processors_of(everyone) if processor is None else [processor] * len(everyone)
     parts = [find_parts(e, root, encoder=encoder, head=head) for e in parents]
     sources = _sources(parents, parts, root)
@@ -184,22 +180,18 @@ def _by_task(
     parents: Sequence[Parent], processors: Sequence[Any], root: Parent | None
 ) -> dict[str, Any]:
     """Each task's processor; for an expert without one, the base's or another expert's."""
-    lenders = [i for i in (len(parents), *range(len(parents))) if i < len(processors)]
-    lent = next((i for i in lenders if processors[i] is not None), None)
+    owners = [*zip(parents, processors, strict=False)]
+    lenders = [*([(root, processors[-1])] if root else []), *owners]
+    lender, lent = next((pair for pair in lenders if pair[1] is not None), (None, None))
     if lent is None:
         return {}
-    lender = root.name if root and lent == len(parents) else parents[lent].name
-    lacking = [p.name for p, own in zip(parents, processors, strict=False) if own is None]
-    if lacking:
+    if lacking := [p.name for p, own in owners if own is None]:
         warn(
             f"{first_five(lacking)} has no tokenizer or image processor in its folder; that of "
-            f"'{lender}' is used. If it was trained with another one, copy that one's files there, "
-            "or give processor=."
+            f"'{lender.name}' is used. If it was trained with another one, copy that one's files "
+            "there, or give processor=."
         )
-    return {
-        p.name: processors[lent] if own is None else own
-        for p, own in zip(parents, processors, strict=False)
-    }
+    return {p.name: lent if own is None else own for p, own in owners}
 
 
 def _sources(
@@ -219,7 +211,8 @@ def _sources(
                 f"{first_five(differing) or part.head}."
             )
     if base:
-        sources.append(names_in_base(first, base))
+        # the tensors that fine-tuning started from
+        sources.append(first.plan.names_in(base.plan_as(first.model_class, first.config)))
     for parent, source in zip([*experts, *([base] if base else [])], sources, strict=True):
         mismatched = [
             f"{n} ({parent.weights.shape(source[n])}, {first.name} {first.weights.shape(n)})"
@@ -295,12 +288,6 @@ class Reader:
                 )
         return flat
 
-    def whole(self, parent: Parent, source: Mapping[str, str]) -> dict[str, Tensor]:
-        """All weights of one parent, float32."""
-        return {
-            n: parent.weights.tensor(source[n]).to(self.device, torch.float32) for n in self.floats
-        }
-
     def merge(
         self,
         method: Method,
@@ -330,8 +317,11 @@ class Reader:
             )
             names = places or {n: n for n in self.floats}
             base, *experts = (
-                {names[n]: t for n, t in self.whole(*source).items()}
-                for source in (self.base, *self.experts)
+                {
+                    names[n]: parent.weights.tensor(source[n]).to(self.device, torch.float32)
+                    for n in self.floats
+                }
+                for parent, source in (self.base, *self.experts)
             )
             merged = method(base, experts, context, **options)
             return [
@@ -345,7 +335,7 @@ class Reader:
         self._hidden = 0 if lent else hidden(method)
         merged = stream(method, self.pieces, **options)
         for (name, start, stop), piece in zip(
-            progress(spans, desc=f"merge {method.name}") if show else spans, merged, strict=True
+            progress(spans, desc=f"merge {method.name}" * show), merged, strict=True
         ):
             target = out[name] if start is None else out[name][start:stop]
             if not all_finite(target.copy_(piece.view(target.shape))):

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +179,9 @@ class Weights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._where
+    def state(self) -> dict[str, Tensor]:
+        """All tensors, in memory of their own."""
+        return {name: self.tensor(name).clone() for name in self}
 
     def shape(self, name: str) -> tuple[int, ...]:
         file = self._where[name]
@@ -477,17 +478,12 @@ def _with_adapter(parent: Parent) -> Parent:
 def _download(source: str) -> Path:
     name, _, revision = source.partition("@")
     patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    download = partial(snapshot_download, name, revision=revision or None)
     try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        folder = Path(download(allow_patterns=patterns))
         # Only safetensors that transformers would read count, not an adapter or a variant.
         if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
-            folder = Path(
-                snapshot_download(
-                    name,
-                    revision=revision or None,
-                    allow_patterns=[*patterns, "pytorch_model*.bin"],
-                )
-            )
+            folder = Path(download(allow_patterns=[*patterns, "pytorch_model*.bin"]))
         return folder
     except HFValidationError as error:
         raise ConfigError(

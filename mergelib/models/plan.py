@@ -235,12 +235,11 @@ def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout
     source_of = {place: name for name, places in fills.items() for place in places}
     ties = model.get_expanded_tied_weights_keys(all_submodels=True).items()
     tied = {(source_of.get(a, ""), source_of.get(b, "")) for a, b in ties}
-    mismatched = (k if isinstance(k, str) else k[0] for k in info["mismatched_keys"])
     unused, weights = sorted(info["unexpected_keys"]), dict(model.named_parameters())
     return Plan(
         {name: tuple(sorted(places)) for name, places in fills.items()},
         tuple(sorted(info["missing_keys"])),
-        tuple(sorted(mismatched)),
+        tuple(sorted(place for place, *_ in info["mismatched_keys"])),
         tuple(unused),
         tuple(n for n in unused if any(f"{above}.weight" in weights for above in _above(n))),
         frozenset(source_of[n] for n, _ in model.named_buffers() if n in source_of),

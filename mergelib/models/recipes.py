@@ -195,6 +195,14 @@ COMMANDS: dict[str, type[Options]] = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """In every command, repeated flags add up or are refused."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("action", None, AddUp)
+
+
 class AddUp(argparse.Action):
     """A flag's values add up, also if it is repeated; for a flag with a single value, two different
     values are an error."""
@@ -209,7 +217,7 @@ class AddUp(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type[Options]) -> None:
+def add_flags(parser: Parser, kind: type[Options]) -> None:
     """One flag per field; a flag that is not given stays out of the namespace, so that the recipe's
     value counts."""
     for name, info in kind.model_fields.items():
@@ -218,15 +226,13 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Options]) -> None:
         if info.annotation is bool:
             options["action"] = "store_true"
         else:
-            metavar = "name=value" if is_mapping else name.upper()
-            options |= {"action": AddUp, "metavar": metavar}
+            options["metavar"] = "name=value" if is_mapping else name.upper()
         if is_mapping or info.annotation in (list[str], list[int], list[float]):
             options["nargs"] = "+"
         parser.add_argument(_flag(name), dest=name, **options)
     parser.add_argument(
         "--recipe",
         metavar="FILE",
-        action=AddUp,
         help="YAML with the same names (flags win); merge also reads mergekit's format",
     )
 

@@ -105,9 +105,8 @@ class TrainSettings(_Section):
     batch_size: int = Field(gt=0)
     lr: float = Field(gt=0)
     warmup: float = Field(0.1, ge=0, lt=1)
-    precision: Literal["float32", "bf16", "auto"] = (
-        "float32"  # auto: bf16 where the device has it, else float32
-    )
+    # auto: bf16 where the device has it, else float32
+    precision: Literal["float32", "bf16", "auto"] = "float32"
     save_every: int = Field(0, ge=0)
 
 
@@ -270,11 +269,8 @@ class Profile(_Section):
     threads: int = Field(2, gt=0)
     # processes that fine-tune together under torchrun; part of the store's key
     processes: int = _quiet(1, gt=0)
-    judged: bool = (
-        # False for quick, which prints its claims without a verdict: it is too small to mean
-        # anything
-        True
-    )
+    # False for quick, which prints its claims without a verdict: it is too small to mean anything
+    judged: bool = True
     resamples: int = Field(10_000, gt=0)  # of the bootstrap
     # Published checkpoints instead of fine-tuning here; the one encoder for all tasks was never
     # published. Absent from dumps by default.
@@ -334,9 +330,9 @@ class Profile(_Section):
             raise ConfigError(f"Profile '{self.name}' has no section non_local.")
         merging = MergingSettings(**section.model_dump(include=set(MergingSettings.model_fields)))
         tasks = self.tasks.model_copy(
-            update={n: getattr(section, n) for n in ("n_validation", "n_test", "pool_per_class")}
+            update=section.model_dump(include={"n_validation", "n_test", "pool_per_class"})
         )
-        protocols = self.protocols.model_copy(update={"ks": section.ks, "seeds": section.seeds})
+        protocols = self.protocols.model_copy(update=section.model_dump(include={"ks", "seeds"}))
         return self.model_copy(
             update={
                 "merging": merging,
@@ -351,7 +347,7 @@ class Profile(_Section):
     ) -> TrainConfig:
         """``settings`` as one run on ``device``: with its precision resolved, so that it is part of
         a result's identity."""
-        seed = settings.seed if isinstance(settings, PretrainSettings) else None
+        seed = getattr(settings, "seed", None)
         return TrainConfig(
             settings.steps * steps_factor,
             settings.batch_size,
@@ -361,12 +357,12 @@ class Profile(_Section):
             self.threads,
             settings.save_every,
             self.seed if seed is None else seed,
-            settings.pieces if isinstance(settings, FineTuneSettings) else 1,
+            getattr(settings, "pieces", 1),
         )
 
 
 def with_shortcuts(
-    overrides: dict[str, Any], text_dir: str, base: str, image_dir: str = ""
+    overrides: dict[str, Any], text_dir: str, base: str, image_dir: str
 ) -> dict[str, Any]:
     """``overrides`` plus those that the notebook parameters ``text_dir``, ``base`` and
     ``image_dir`` mean, unless empty. Raises ``ConfigError`` if they are not a mapping."""
@@ -441,17 +437,13 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
             )
         *path, last = dotted.split(".")
         section = raw
-        model: type[BaseModel] = Profile
         for part in path:
-            model = _section(model, part, dotted)
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
                 raise ConfigError(
-                    f"overrides: '{dotted}' lies in '{part}', "
-                    f"which another override set to {shortened(section)}."
+                    f"overrides: '{dotted}' lies in '{part}', which is the value "
+                    f"{shortened(section)}, not a section."
                 )
-        if last not in model.model_fields:
-            raise UnknownNameError(f"key '{dotted}' of a profile:", last, model.model_fields)
         section[last] = value
     return parse_profile(raw, f"profile '{name}'")
 
@@ -467,7 +459,8 @@ def parse_profile(raw: Any, what: str) -> Profile:
         if first["type"] == "extra_forbidden":
             model: type[BaseModel] = Profile
             for part in first["loc"][:-1]:
-                model = _section(model, str(part), key)
+                kind = model.model_fields[part].annotation  # a section's, or that or None
+                model = next(k for k in get_args(kind) or (kind,) if issubclass(k, BaseModel))
             raise UnknownNameError(
                 f"key '{key}' in {what}:", first["loc"][-1], model.model_fields
             ) from error
@@ -475,14 +468,3 @@ def parse_profile(raw: Any, what: str) -> Profile:
             f"{what}, {key or 'document'}: {shortened(first['msg'], 300)} (given: "
             f"{shortened(first.get('input'))!r})."
         ) from error
-
-
-def _section(model: type[BaseModel], part: str, dotted: str) -> type[BaseModel]:
-    """The model class of section ``part``; refuses names that are not sections."""
-    field = model.model_fields.get(part)
-    if field is None:
-        raise UnknownNameError(f"key '{dotted}' of a profile:", part, model.model_fields)
-    for kind in get_args(field.annotation) or (field.annotation,):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    raise ConfigError(f"'{dotted}': '{part}' is a value, not a section.")

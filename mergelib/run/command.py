@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core import paths
-from ..core.documents import user_path
 from ..core.errors import ConfigError
 from ..core.manifest import Item
 from ..core.store import Store
@@ -104,13 +103,8 @@ def _list(item: Item, profile: str) -> None:
 
 def _parameters(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
     """The parameters of each notebook, from ``-p`` and the flags that stand for one."""
-    pairs = list(args.parameters)
-    for name in ("text_dir", "image_dir", "base"):
-        if value := getattr(args, name):
-            # Notebooks run in their own folder, so a relative path must be resolved here.
-            given = user_path(value)
-            pairs.append(f"{name}={given.resolve() if given.exists() or name != 'base' else value}")
-    parameters = runner.parse_parameters(pairs, items)
+    places = [f"{name}={value}" for name, value in runner.given_places(args).items() if value]
+    parameters = runner.parse_parameters([*args.parameters, *places], items)
     if args.text_column is not None:
         for given in parameters.values():
             column = {"tasks.text_column": args.text_column}

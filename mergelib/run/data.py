@@ -119,7 +119,7 @@ def _fetched(repositories: Sequence[Repository]) -> int:
             sizes = f"{size(total)}, of which {size(lacking)} to be downloaded"
             print(f"{repository.name}: {n} files, {sizes}; licence {repository.licence or UNSURE}")
     print(f"to be downloaded: {size(missing)}, into {constants.HF_HUB_CACHE}", flush=True)
-    check_room("data fetch", missing, Path(constants.HF_HUB_CACHE))
+    check_room(missing, Path(constants.HF_HUB_CACHE))
     for repository in repositories:
         if repository.name in failed:
             continue

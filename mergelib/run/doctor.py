@@ -29,7 +29,7 @@ from ..profiles.downloads import needed
 from .data import size
 from .runner import hub_repositories, lacking, manifest, usable_cores
 
-FOR_GPU = ("paper",)  # profiles whose encoders have 10^8 or more parameters, on full-size data
+FOR_GPU = "paper"  # the profile whose encoders have 10^8 parameters, on full-size data
 # free bytes below which a run may well end early; the store of a whole mini run is a tenth of this
 LITTLE = 1e9
 
@@ -83,14 +83,14 @@ def differing(pins: Sequence[str]) -> list[str]:
 def versions(root: Path) -> list[Finding]:
     """Python and packages against ``pyproject.toml`` in ``root``."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
-    python, specs, pins = platform.python_version(), project["requires-python"], "as pinned"
+    python, specs = platform.python_version(), project["requires-python"]
     old = python not in SpecifierSet(specs)
     items = [
         Finding("Python", f"{python}, {specs} is needed", "Install a newer one" * old, problem=old)
     ]
     unmet = differing(project["dependencies"])
     remedy = "Use ./run_all.sh, which makes .venv, or `pip install -e .`" * bool(unmet)
-    text = f"differ from their pins: {', '.join(unmet)}" if unmet else pins
+    text = f"differ from their pins: {', '.join(unmet)}" if unmet else "as pinned"
     items.append(Finding("packages", text, remedy, problem=bool(unmet)))
     for name, extra in project.get("optional-dependencies", {}).items():
         if 0 < len(unmet := differing(extra)) < len(extra):  # else whole, or not installed
@@ -111,8 +111,8 @@ def machine(profiles: Sequence[str]) -> Iterator[Finding]:
         yield Finding("device", "mps (Apple silicon), which uses the memory above")
     elif not torch.cuda.is_available():
         text = f"CPU ({platform.machine()}), no GPU that torch {torch.__version__} can use"
-        heavy = ", ".join(p for p in profiles if p in FOR_GPU)
-        yield Finding("device", text, f"Profile {heavy} is meant for a GPU" if heavy else "")
+        heavy = f"Profile {FOR_GPU} is meant for a GPU"
+        yield Finding("device", text, heavy if FOR_GPU in profiles else "")
     threads = max(load_profile(p).threads for p in profiles)
     slow = f"Training takes {threads} threads, as it is part of the result; it is only slower"
     text = f"{usable_cores()} usable cores of {os.cpu_count()}"
@@ -150,7 +150,7 @@ def folders(profiles: Sequence[str]) -> Iterator[Finding]:
         yield Finding(topic, f"{folder}, {free / 1e9:.1f} GB free", tight)
 
 
-def hub(profiles: Sequence[str], *, online: bool = False) -> Iterator[Finding]:
+def hub(profiles: Sequence[str], *, online: bool) -> Iterator[Finding]:
     """What the profiles need from the hub and whether it is cached; with ``online``, also whether
     the hub has it."""
     for profile in profiles:

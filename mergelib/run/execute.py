@@ -51,7 +51,7 @@ class _Relay(logging.Handler):
             print(text, flush=True)
 
 
-def end_with(parent: int, grace: float = 10.0) -> None:
+def end_with(parent: int) -> None:
     """End this process, kernel first, as soon as ``parent`` is no longer its parent: a runner that
     is killed outright cannot clean up, and the next run would find the old notebook still
     running."""
@@ -60,23 +60,21 @@ def end_with(parent: int, grace: float = 10.0) -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(grace)
+        time.sleep(10.0)  # for the kernel
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def own_kernel() -> type:
+class OwnKernel(AsyncKernelManager):
     """A manager whose kernel uses this interpreter, whatever kernels the user's Jupyter has under
     that name."""
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
-    class OwnKernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(
-            argv=command, display_name="Python 3 (ipykernel)", language="python"
-        )
-
-    return OwnKernel
+    kernel_spec = KernelSpec(
+        argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        display_name="Python 3 (ipykernel)",
+        language="python",
+    )
 
 
 def main(source: str, target: str, parameters_file: str) -> int:
@@ -100,7 +98,7 @@ def main(source: str, target: str, parameters_file: str) -> int:
             target,
             parameters=json.loads(Path(parameters_file).read_text()),
             kernel_name="python3",
-            kernel_manager_class=own_kernel(),
+            kernel_manager_class=OwnKernel,
             cwd=Path(source).parent,
             log_output=True,
             progress_bar=False,

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.documents import user_path
 from ..core.errors import ConfigError, UnknownNameError
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK
 from ..core.types import digest
@@ -32,7 +31,14 @@ from .options import (
     write_stamp,
 )
 from .parser import STEPS
-from .runner import REPORT, declared_parameters, refuse_lacking, select, why_left_out
+from .runner import (
+    REPORT,
+    declared_parameters,
+    given_places,
+    refuse_lacking,
+    select,
+    why_left_out,
+)
 
 RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
@@ -55,33 +61,19 @@ class Job:
     identity: str
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The arguments of ``jobs``."""
-
-    profile: str
-    only: tuple[str, ...] = ()
-    text_dir: str = ""
-    image_dir: str = ""
-    base: str = ""
-    device: str = "auto"
-    overrides: str = "{}"
-    every_method: bool = False  # all merging methods, even where no notebook shows them
-
-
-def listed(wanted: Wanted) -> list[Job]:
-    """All jobs, in an order in which they could run one after another. Raises ``UnknownNameError``
-    and ``ConfigError`` like a run."""
-    items = select(wanted.only)
-    if wanted.only:
-        refuse_lacking(wanted.profile, items)
+def listed(args: argparse.Namespace) -> list[Job]:
+    """All jobs, in an order in which they could run one after another, of what the options of
+    ``jobs`` ask for. Raises ``UnknownNameError`` and ``ConfigError`` like a run."""
+    items = select(args.only)
+    if args.only:
+        refuse_lacking(args.profile, items)
     else:
-        places = {"text_dir": wanted.text_dir, "image_dir": wanted.image_dir}
-        items = [i for i in items if not why_left_out(i, wanted.profile, **places)]
-    variants, jobs = variant_names(wanted.profile), {}
+        places = {"text_dir": args.text_dir, "image_dir": args.image_dir}
+        items = [i for i in items if not why_left_out(i, args.profile, **places)]
+    variants, jobs = variant_names(args.profile), {}
 
     def scored(variant: str, every_method: bool) -> str:
-        chain = _study_jobs(wanted, variant, every_method)
+        chain = _study_jobs(args, variant, every_method)
         jobs.update((u.output, u) for u in chain)
         return chain[-1].output
 
@@ -93,9 +85,9 @@ def listed(wanted: Wanted) -> list[Job]:
         pairs = dict.fromkeys((n if n in variants else "", n == "every_method") for n in names)
         if item.group != REPORT:
             studies[item.id] = tuple(scored(*study) for study in pairs)
-    if wanted.every_method:
+    if args.every_method:
         scored("", True)
-    sidecars = {i.id: f"figures/{wanted.profile}/{i.id}.json" for i in items}
+    sidecars = {i.id: f"figures/{args.profile}/{i.id}.json" for i in items}
     for item in items:
         rule, needs = "notebook", studies.get(item.id, ())
         if item.group == REPORT:
@@ -103,24 +95,24 @@ def listed(wanted: Wanted) -> list[Job]:
         jobs[sidecars[item.id]] = Job(
             rule,
             item.id,
-            wanted.profile,
+            args.profile,
             sidecars[item.id],
             needs,
-            _run_command(wanted, item),
-            _identity(wanted, notebook=item.path),
+            _run_command(args, item),
+            _identity(args, notebook=item.path),
         )
     return list(jobs.values())
 
 
-def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
+def _study_jobs(args: argparse.Namespace, variant: str, every_method: bool) -> list[Job]:
     """The jobs of one study, scores last. With every method, f_b and experts are those of the
     profile without it."""
-    loaded = load_profile(wanted.profile, given_overrides(wanted), variant)
+    loaded = load_profile(args.profile, given_overrides(args), variant)
     profile = loaded.of_every_method() if every_method else loaded
-    options, identity, jobs = study_options(wanted, variant), _identity(wanted, variant), []
+    options, identity, jobs = study_options(args, variant), _identity(args, variant), []
 
     def add(rule: str, name: str, *needs: str) -> str:
-        study = "-".join(filter(None, (wanted.profile, variant)))
+        study = "-".join(filter(None, (args.profile, variant)))
         if rule in ("pretrain", "fine_tune"):
             command = ["train", "--only", name, *options]
         else:
@@ -146,15 +138,15 @@ def _study_jobs(wanted: Wanted, variant: str, every_method: bool) -> list[Job]:
     return jobs
 
 
-def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
+def _run_command(args: argparse.Namespace, item: Any) -> tuple[str, ...]:
     """``mergelib run`` for one notebook, with those options that it declares."""
-    command = ["run", "--profile", wanted.profile, "--only", item.id]
-    overrides = parse_overrides(wanted.overrides)
+    command = ["run", "--profile", args.profile, "--only", item.id]
+    overrides = parse_overrides(args.overrides)
     options = {
-        "text_dir": ["--text-dir", wanted.text_dir],
-        "image_dir": ["--image-dir", wanted.image_dir],
-        "base": ["--base", wanted.base],
-        "device": ["-p", wanted.device.removeprefix("auto") and f"device={wanted.device}"],
+        "text_dir": ["--text-dir", args.text_dir],
+        "image_dir": ["--image-dir", args.image_dir],
+        "base": ["--base", args.base],
+        "device": ["-p", args.device.removeprefix("auto") and f"device={args.device}"],
         "overrides": ["-p", overrides and f"overrides={overrides!r}"],
     }
     declared = declared_parameters(item.path)
@@ -164,7 +156,7 @@ def _run_command(wanted: Wanted, item: Any) -> tuple[str, ...]:
     return tuple(command)
 
 
-def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -> str:
+def _identity(args: argparse.Namespace, variant: str = "", notebook: Path | None = None) -> str:
     cells = []
     if notebook is not None:  # only its code: saving a notebook with outputs changes nothing
         cells = [
@@ -172,7 +164,7 @@ def _identity(wanted: Wanted, variant: str = "", notebook: Path | None = None) -
             for c in json.loads(notebook.read_text())["cells"]
             if c["cell_type"] == "code"
         ]
-    profile = load_profile(wanted.profile, given_overrides(wanted), variant).model_dump(mode="json")
+    profile = load_profile(args.profile, given_overrides(args), variant).model_dump(mode="json")
     return digest(json.dumps([profile, STEP_VERSIONS, cells], sort_keys=True))[:16]
 
 
@@ -221,17 +213,9 @@ def command_compute(args: argparse.Namespace) -> int:
 
 def command_jobs(args: argparse.Namespace) -> int:
     """Run the subcommand ``jobs`` and return its exit status."""
-    wanted = Wanted(
-        args.profile,
-        tuple(args.only),
-        *(str(user_path(p).resolve()) if p else "" for p in (args.text_dir, args.image_dir)),
-        _place(args.base),
-        args.device,
-        args.overrides,
-        args.every_method,
-    )
+    vars(args).update(given_places(args))
     target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir))
-    jobs = listed(wanted)
+    jobs = listed(args)
     text = json.dumps([asdict(u) for u in jobs], indent=1)
     if target:
         write_file(target, f"{text}\n")
@@ -243,8 +227,3 @@ def command_jobs(args: argparse.Namespace) -> int:
     else:
         print(text)
     return 0
-
-
-def _place(base: str) -> str:
-    """A folder as an absolute path; a hub id unchanged."""
-    return str(user_path(base).resolve()) if base and user_path(base).exists() else base

@@ -22,7 +22,7 @@ from ..core.progress import progress
 from ..merging import METHODS, get_method
 from ..models.compare import compare
 from ..models.data import draw_inputs
-from ..models.folders import RECORD, free_file, free_folder, whole_folder, write_file
+from ..models.folders import free_file, free_folder, whole_folder, write_file, write_record
 from ..models.heads import (
     align_classifier,
     as_classifier,
@@ -40,6 +40,9 @@ from ..models.push import push_folder
 from ..models.recipes import COMMANDS, as_command
 from ..protocols import PROTOCOLS
 from ..tasks.data import labelled, unlabelled
+
+READING = {"device", "batch_size", "max_length"}
+"""Options of everything that computes features."""
 
 
 def list_methods(_: argparse.Namespace) -> int:
@@ -112,7 +115,7 @@ def run_merge(recipe: Any) -> None:
         inputs[task] = (
             _labelled(recipe, file, experts[task], task)
             if "labels" in method.needs
-            else _unlabelled(recipe, file, experts[task])
+            else unlabelled(file, experts[task].is_image, recipe.text_column)
         )
     options, chosen = choose_lam(recipe, experts, inputs)
     if "labels" not in method.needs:
@@ -121,13 +124,9 @@ def run_merge(recipe: Any) -> None:
         recipe.method,
         base=recipe.base or None,
         experts=experts,
-        encoder=recipe.encoder,
-        head=recipe.head,
-        dtype=recipe.dtype,
-        device=recipe.device,
         inputs=inputs,
-        max_length=recipe.max_length,
         show_progress=True,
+        **recipe.model_dump(include={"encoder", "head", "dtype", "device", "max_length"}),
         **options,
     )
     merged = replace(merged, record=merged.record | chosen)
@@ -174,23 +173,18 @@ def choose_lam(
 def run_align(recipe: Any) -> None:
     """Re-align every head that has inputs, score before and after, and save."""
     read = _need_out(recipe)
-    merged = load_merged(recipe.merged)
-    merged = replace(merged, inputs=tuple(p for p in map(user_path, read) if p.exists()))
+    merged = replace(load_merged(recipe.merged), inputs=tuple(map(user_path, read)))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
         _need_expert(recipe, name)
-    options = {
-        "device": recipe.device,
-        "batch_size": recipe.batch_size,
-        "max_length": recipe.max_length,
-    }
-    unused = next((task for task in recipe.data if task not in recipe.inputs), None)
-    if unused is not None:
-        raise ConfigError(f"data: '{unused}' has no inputs to align with; give --inputs, too.")
+    options = recipe.model_dump(include=READING)
+    if unused := recipe.data.keys() - recipe.inputs.keys():
+        raise ConfigError(f"data: '{min(unused)}' has no inputs to align with; give --inputs, too.")
     parents, drawn, labelled, aligned, scores = {}, {}, {}, [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
         parents[task] = parent = open_parent(recipe.experts[task], task)
-        drawn[task] = _drawn(recipe, _unlabelled(recipe, file, parent), parent)
+        inputs = unlabelled(file, parent.is_image, recipe.text_column)
+        drawn[task] = _drawn(recipe, inputs, parent)
         if task in recipe.data:
             labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
     for task in progress(list(drawn), desc="align"):
@@ -235,10 +229,6 @@ def _need_expert(recipe: Any, task: str) -> None:
     """Raises ``UnknownNameError``."""
     if task not in recipe.experts:
         raise UnknownNameError("expert", task, recipe.experts)
-
-
-def _unlabelled(recipe: Any, file: str, expert: Any) -> list[Any]:
-    return unlabelled(file, expert.is_image, recipe.text_column)
 
 
 def _drawn(recipe: Any, inputs: list[Any], expert: Any) -> list[Any]:
@@ -288,14 +278,8 @@ def run_evaluate(recipe: Any) -> None:
                 task=task,
                 expert=recipe.experts.get(task),
                 fit=fit,
-                k=recipe.k,
-                seeds=recipe.seeds,
-                draw=recipe.draw,
-                preset=recipe.preset,
-                device=recipe.device,
-                batch_size=recipe.batch_size,
-                max_length=recipe.max_length,
                 show_progress=True,
+                **recipe.model_dump(include=READING | {"k", "seeds", "draw", "preset"}),
             )
         )
     frames = []
@@ -322,24 +306,22 @@ def run_compare(recipe: Any) -> None:
         raise SystemExit(130) from None
     with whole_folder(recipe.out, recipe.overwrite, read) as out:
         print(write_comparison(result, out, list(map(as_command, making(recipe, result.best)))))
-        (out / RECORD).write_text(json.dumps({"command": as_command(recipe)}))
+        write_record(out, {"command": as_command(recipe)})
     print(f"report in {recipe.out}")
 
 
 def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
     """The recipes that make the model that a comparison chose."""
     aligned, lam = best["protocol"] == "ft_classifier", best["lam"]
-    same = {n: getattr(recipe, n) for n in ("experts", "base", "encoder", "head", "device")}
+    same = recipe.model_dump(include={"experts", "base", "encoder", "head", "device"})
     options = {} if lam is None else {"lam": lam}
     made = {"method": best["method"], "options": options, "out": "merged", "single": not aligned}
-    drawn = {n: getattr(recipe, n) for n in ("inputs", "k", "seed", "text_column", "max_length")}
+    drawn = recipe.model_dump(include={"inputs", "k", "seed", "text_column", "max_length"})
     recipes = [
         COMMANDS["merge"](**same, **made, **(drawn if get_method(best["method"]).needs else {}))
     ]
     if aligned:
-        same = drawn | {
-            n: getattr(recipe, n) for n in ("experts", "preset", "batch_size", "device")
-        }
+        same = drawn | recipe.model_dump(include={"experts", "preset", "batch_size", "device"})
         recipes.append(COMMANDS["align"](**same, merged="merged", out="aligned", single=True))
     return recipes
 
@@ -355,12 +337,8 @@ def run_predict(recipe: Any) -> None:
         recipe.model,
         recipe.inputs,
         recipe.tasks,
-        top=recipe.top,
-        text_column=recipe.text_column,
-        device=recipe.device,
-        batch_size=recipe.batch_size,
-        max_length=recipe.max_length,
         show_progress=True,
+        **recipe.model_dump(include=READING | {"top", "text_column"}),
     )
     if lines:
         records = (json.dumps(row, ensure_ascii=False) for row in table.to_dict("records"))
@@ -385,7 +363,7 @@ def run_push(recipe: Any) -> None:
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns as wide as their widest cell."""
-    cells = [header, *[[str(c) for c in row] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    cells = [header, *([*map(str, row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())

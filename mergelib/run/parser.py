@@ -6,10 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from typing import Any
 
 from ..core.version import __version__
-from ..models.recipes import COMMANDS, AddUp, add_flags, build, read_yaml
+from ..models.recipes import COMMANDS, Parser, add_flags, build, read_yaml
 
 STEPS = ("merge", "extract", "score")
 
@@ -27,14 +26,6 @@ def run_recipe(args: argparse.Namespace) -> int:
 
         getattr(models, f"run_{args.command}")(recipe)
     return 0
-
-
-class Parser(argparse.ArgumentParser):
-    """In every command, repeated flags add up or are refused."""
-
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.register("action", None, AddUp)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import yaml
 from PIL import Image
 
 from ..core import paths
 from ..core.errors import ConfigError
 from ..core.manifest import MANIFEST_FILE, Item, manifest
+from ..tables import markdown
 from ..tables.report import REPORT_ID, readme_part
 from .runner import Runner, solutions
 
 COMMITTED = "mini"  # whose outputs the committed notebooks show
 MAX_BYTES = 1_000_000
-LARGE_IMAGE = (
-    400_000  # characters of a picture in a notebook; larger ones are reduced to 256 colours
-)
+# characters of a picture in a notebook; larger ones are reduced to 256 colours
+LARGE_IMAGE = 400_000
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_ALONE = {
     WIDGET,
@@ -53,7 +54,6 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
-            output.pop("transient", None)
             # Without its kernel a widget is a broken picture; its static alternative stays.
             output.get("data", {}).pop(WIDGET, None)
             plain = output.get("data", {}).get("text/plain")
@@ -108,7 +108,7 @@ def publish(profile: str, items: Sequence[Item]) -> None:
     record_minutes(profile, json.loads((paths.build(profile) / "timings.json").read_text()))
     report = next(i for i in manifest() if i.id == REPORT_ID)
     for shown in dict.fromkeys(
-        [COMMITTED, *(p.name for p in _figures().glob("*") if (p / f"{REPORT_ID}.json").is_file())]
+        [COMMITTED, *(p.parent.name for p in _figures().glob(f"*/{REPORT_ID}.json"))]
     ):
         # What is published becomes the committed numbers; older ones are no yardstick.
         run_again(shown, [report], compare=False)
@@ -124,10 +124,9 @@ def run_again(profile: str, items: Sequence[Item], **parameters: Any) -> None:
             raise ConfigError(f"{result.item.id} failed for {profile}:\n{result.error}")
 
 
-def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
+def publish_notebooks(profile: str, items: Sequence[Item]) -> None:
     """Write the executed notebooks of ``profile`` over the committed ones. Raises ``ConfigError``
     for a notebook that is too large, holds an error, or shows a path of this machine."""
-    written = []
     for item in items:
         notebook = normalise(
             nbformat.read(paths.build(profile) / "notebooks" / f"{item.id}.ipynb", as_version=4)
@@ -144,19 +143,16 @@ def publish_notebooks(profile: str, items: Sequence[Item]) -> list[Path]:
                 f"{item.id}: it shows {machine or 'an error'}; fix the notebook before publishing."
             )
         paths.write_whole(item.path, text.encode())
-        written.append(item.path)
-    return written
 
 
-def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> bool:
+def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> None:
     """Write a cold run's minutes into the manifest; a warm run's are meaningless and ignored.
-    Returns whether it wrote.
 
     All minutes of a profile come from one run, in the manifest's order: the first notebook includes
     the training that the others share.
     """
     if not timings["cold"]:
-        return False
+        return
     blocks = re.split(r"(?m)^(?=- id: )", manifest_file.read_text())
     for i, block in enumerate(blocks[1:], start=1):
         entry = yaml.safe_load(block)[0]
@@ -167,7 +163,6 @@ def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_F
         text = ", ".join(f"{p}: {m}" for p, m in sorted(minutes.items()))
         blocks[i] = block + (f"  minutes: {{{text}}}\n" if minutes else "")
     paths.write_whole(manifest_file, "".join(blocks).encode())
-    return True
 
 
 # ---- the README's generated parts ----------------------------------------------------------------
@@ -189,7 +184,7 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
     """The README's table of notebooks: thumbnail, what it answers for, measured minutes per
     profile."""
     profiles = sorted({p for i in items for p in i.minutes})
-    rows = [["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]]
+    rows = []
     for item in items:
         picture = f"{COMMITTED}/{item.id}.png"
         thumbnail = (
@@ -203,8 +198,8 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
     if profiles:
         totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]
         rows.append(["", "sum of those measured", "", *totals])
-    head, *lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *lines])
+    heading = ["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]
+    return "\n".join(markdown(pd.DataFrame(rows, columns=heading)))
 
 
 def readme_parts(folder: Path | None = None) -> dict[str, str]:

@@ -34,7 +34,7 @@ from ..tasks.local import find_csv
 from ..tasks.parquet import LAYOUT, find_parquet
 
 REPORT = "report"
-PLACES = {"text_dir", "image_dir", "base"}  # parameters that say where data lie
+PLACES = ("text_dir", "image_dir", "base")  # parameters that say where data lie
 LOCAL = {
     "text": ("text_dir", find_csv, "<task>/{train,test}.csv[.gz]"),
     "image": ("image_dir", find_parquet, LAYOUT.partition("/")[2]),
@@ -52,11 +52,8 @@ def select(only: Sequence[str]) -> list[Item]:
     for name in only:
         matches = [i for i in manifest() if name in (i.id, i.id.split("_")[0], i.group)]
         if not matches:
-            raise UnknownNameError(
-                "notebook or group",
-                name,
-                {i.id for i in manifest()} | {i.group for i in manifest()},
-            )
+            known = {known for i in manifest() for known in (i.id, i.group)}
+            raise UnknownNameError("notebook or group", name, known)
         chosen += matches
     return [i for i in manifest() if i in chosen]
 
@@ -129,6 +126,16 @@ def declared_parameters(notebook: Path) -> dict[str, tuple[str, Any]]:
                 f"{shortened(p['default'])}; write a plain value."
             ) from error
     return declared
+
+
+def given_places(args: Any) -> dict[str, str]:
+    """``PLACES`` as the options say: notebooks and jobs run elsewhere, so paths are made absolute;
+    a hub id stays."""
+    places = {name: getattr(args, name) for name in PLACES}
+    for name, value in places.items():
+        if value and ((path := user_path(value)).exists() or name != "base"):
+            places[name] = str(path.resolve())
+    return places
 
 
 def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
@@ -253,7 +260,8 @@ class Runner:
         for signal_number, grace in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
             for process in running:
                 if process.poll() is None:
-                    _signal_group(process, signal_number)
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal_number)
             deadline = time.monotonic() + grace
             while time.monotonic() < deadline and any(p.poll() is None for p in running):
                 time.sleep(0.05)
@@ -343,16 +351,8 @@ class Runner:
             for name in item.outputs
             if not (folder / name).is_file() or (folder / name).stat().st_mtime < start_wall - 2
         ]
-        return (
-            f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}."
-            if missing
-            else ""
-        )
-
-
-def _signal_group(process: subprocess.Popen, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        text = f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}."
+        return text if missing else ""
 
 
 def failing_cell(notebook: Path) -> str:
@@ -366,7 +366,7 @@ def failing_cell(notebook: Path) -> str:
     return "No cell failed; the kernel may have died."
 
 
-def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[Any] = ()) -> str:
+def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[Any]) -> str:
     """notebook | minutes | numbers | verdicts, as text; at the end the ``seconds`` from start to
     end. ``compared`` says how numbers and verdicts differ from the committed ones."""
     width = max(len(r.item.id) for r in results)
@@ -439,7 +439,7 @@ def hub_repositories(
     repositories: dict[str, Repository] = {}
     for item in items:
         values = (parameters or {}).get(item.id, {})
-        if not PLACES & declared_parameters(item.path).keys():
+        if not declared_parameters(item.path).keys() & PLACES:
             continue  # it reads the others' results
         overrides = overrides_of(values)
         repositories |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}

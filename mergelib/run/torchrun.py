@@ -42,7 +42,7 @@ def _train(args: argparse.Namespace) -> int:
     for name in names:
         if name not in (known := (*study.profile.tasks.names, MULTI_TASK, BASE)):
             raise UnknownNameError("expert", name, known)
-    distributed.share_of_batch(study.profile.fine_tuning.batch_size)
+    distributed.check_batch(study.profile.fine_tuning.batch_size)
     if code := distributed.from_first(
         _pretrain_alone(args) if together and first and not has_base(study) else 0
     ):

@@ -133,10 +133,7 @@ def miniature_task(name: str, profile: Profile) -> Task:
     train = miniature.generate(
         name, sizes.n_train + sizes.n_validation, seed=2, exclude={t for t, _ in test}
     )
-    splits = [
-        Split(tuple(t for t, _ in rows), torch.tensor([y for _, y in rows]))
-        for rows in (train, test)
-    ]
+    splits = [as_split(*zip(*rows, strict=True)) for rows in (train, test)]
     return build_task(
         name,
         miniature.TEXT_TASKS[name],
@@ -151,26 +148,13 @@ def miniature_images(name: str, profile: Profile, store: Store) -> Task:
     ``store`` keeps the pictures."""
     sizes, names = profile.tasks, images.IMAGE_TASKS[name]
     source = f"miniature image world {images.IMAGE_WORLD_VERSION}"
-    key = {
-        "world": images.IMAGE_WORLD_VERSION,
-        "task": name,
-        "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
-    }
+    key = {"world": images.IMAGE_WORLD_VERSION, "task": name}
 
-    def make() -> Task:
+    def read() -> Sequence[Split]:
         train = images.generate(name, sizes.n_train + sizes.n_validation, seed=2)
-        test = images.generate(name, sizes.n_test, seed=1)
-        return build_task(
-            name,
-            names,
-            Split(*train),
-            Split(*test),
-            n_validation=sizes.n_validation,
-            source=source,
-            modality="image",
-        )
+        return Split(*train), Split(*images.generate(name, sizes.n_test, seed=1))
 
-    return kept_images(name, names, source, store, key, make)
+    return kept_images(name, names, source, sizes, store, key, read)
 
 
 def miniature_corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
@@ -190,15 +174,13 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
     Raises:
         DataError: local files without a folder in the profile, or data that cannot be used.
     """
-    sizes = profile.tasks
+    sizes, store = profile.tasks, store or Store(paths.store_root())
     is_image = sizes.modality == "image"
-    if sizes.source == "miniature" and is_image:
-        return miniature_images(name, profile, store or Store(paths.store_root()))
     if sizes.source == "miniature":
-        return miniature_task(name, profile)
+        return miniature_images(name, profile, store) if is_image else miniature_task(name, profile)
     n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
     if sizes.source in hub.SOURCES and is_image:
-        return hub_images.hub_images(name, profile, store or Store(paths.store_root()))
+        return hub_images.hub_images(name, profile, store)
     if sizes.source in hub.SOURCES:
         source = hub.SOURCES[sizes.source]
         splits = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))

@@ -10,6 +10,7 @@ import torch
 from ..core.errors import DataError
 from ..core.store import Artifact, Store
 from ..core.types import Split, Task, is_whole
+from ..profiles import TaskSettings
 
 SPLIT_SEED = 20_241_218
 IMAGES_VERSION = 1
@@ -73,24 +74,27 @@ def kept_images(
     name: str,
     label_names: Sequence[str],
     source: str,
+    sizes: TaskSettings,
     store: Store,
     key: Mapping[str, Any],
-    make: Callable[[], Task],
+    read: Callable[[], Sequence[Split]],
 ) -> Task:
-    """The image task that ``make()`` gives, made once; its images ``[N, 3, S, S]`` stay in the
-    store's file until they are read.
+    """An image task, made once; its images ``[N, 3, S, S]`` stay in the store's file until they are
+    read.
 
     Args:
         name: The task's name.
         label_names: The classes' names, in the order of the labels.
         source: Where the images come from.
+        sizes: Numbers of rows.
         store: Where the images are kept.
-        key: Everything that the images depend on.
-        make: Makes the task; called only if the store lacks the images.
+        key: Everything else that the images depend on.
+        read: Gives train and test split; called only if the store lacks the images.
     """
+    rows = sizes.model_dump(include={"n_train", "n_validation", "n_test"})  # in this order
 
     def artifact() -> Artifact:
-        task = make()
+        task = build_task(name, label_names, *read(), **rows, source=source, modality="image")
         return Artifact(
             {
                 f"{split}.{part}": getattr(getattr(task, split), part)
@@ -99,7 +103,7 @@ def kept_images(
             }
         )
 
-    key = {"version": IMAGES_VERSION, **key}
+    key = {"version": IMAGES_VERSION, "rows": [*rows.values()], **key}
     # One of several processes makes them; the others wait for its lock.
     store = Store(store.root)
     if store.peek("images", key) is None:

@@ -128,10 +128,10 @@ def labelled(
 def read_file(
     path: str | os.PathLike,
     *,
-    labelled: bool = True,
-    is_image: bool = False,
-    text_column: str | int | None = None,
-    problem: str = SINGLE,
+    labelled: bool,
+    is_image: bool,
+    text_column: str | int | None,
+    problem: str,
 ) -> Rows:
     """Rows of a .csv, .tsv, .jsonl (each also .gz) or .parquet; unlabelled texts also of a .txt, a
     text per line; images of a folder with a folder per class. Suffixes in any letter case.

@@ -48,9 +48,6 @@ def hub_splits(
         DataError: The data differ from the registry: format, columns, class names, labels or rows.
         MergelibError: As :func:`mergelib.core.hub.fetch` does.
     """
-    for argument, n in (("n_train", n_train), ("n_test", n_test)):
-        if n is not None and n < 1:
-            raise DataError(f"{argument} = {n}; give a positive number of rows, or None for all.")
     known = {task: entry for task, entry in registry().items() if entry.table}
     if name not in known:
         raise UnknownNameError("task on the hub", name, known)
@@ -109,7 +106,9 @@ def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Ten
         ):
             raise _refused(entry, f"has {kind} in column {c}, not text")
     names = getattr(data.features[table.label], "names", None)
-    if names and [_plain(n) for n in names] != [_plain(n) for n in label_names]:
+    if names and [plain(n).rstrip("s") for n in names] != [
+        plain(n).rstrip("s") for n in label_names
+    ]:
         raise _refused(
             entry,
             f"names its classes {', '.join(names)}; expected, in this order: "
@@ -134,9 +133,9 @@ def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Ten
     return labels - first
 
 
-def _plain(class_name: str) -> str:
-    """A class name without differences in spelling between copies: case, spaces, plural."""
-    return re.sub(r"[\W_]", "", class_name).lower().rstrip("s")
+def plain(class_name: str) -> str:
+    """A class name without differences in spelling between copies: case and spaces."""
+    return re.sub(r"[\W_]", "", class_name).lower()
 
 
 def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, *, seed: int) -> Split:

@@ -6,7 +6,6 @@ datasets writes them. Images are decoded and resized once: the store keeps the t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from ..core.documents import own_yaml
 from ..core.errors import DataError, UnknownNameError
 from ..core.hub import fetch, pin, registry
 from ..core.store import Store
-from ..core.types import Task, digest
+from ..core.types import Split, Task, digest
 from ..profiles import Profile
-from .build import build_task, kept_images
-from .hub import SOURCES
+from .build import kept_images
+from .hub import SOURCES, plain
 from .parquet import read_splits
 
 NAMES = "images.yaml"
@@ -52,11 +51,10 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
         "revision": pin(repository),  # once it is decoded, its files are not needed
         "classes": digest(*names),
         "size": size,
-        "rows": [sizes.n_train, sizes.n_validation, sizes.n_test],
         **({"sample": True} if repository.sample else {}),
     }
 
-    def make() -> Task:
+    def read() -> Sequence[Split]:
         files = fetch(repository)
         parts = {
             split: [files[p] for p in sorted(files) if Path(p).name.startswith(f"{split}-")]
@@ -65,18 +63,9 @@ def hub_images(name: str, profile: Profile, store: Store) -> Task:
         stored, *splits = read_splits(parts, size, n_train, sizes.n_test, f"decode {name}")
         highest = int(max(split.labels.max() for split in splits))
         check_names(name, names, stored, highest, parts["train"][0])
-        return build_task(
-            name,
-            names,
-            *splits,
-            n_train=sizes.n_train,
-            n_validation=sizes.n_validation,
-            n_test=sizes.n_test,
-            source=SOURCES[sizes.source],
-            modality="image",
-        )
+        return splits
 
-    return kept_images(name, names, SOURCES[sizes.source], store, key, make)
+    return kept_images(name, names, SOURCES[sizes.source], sizes, store, key, read)
 
 
 def check_names(
@@ -92,14 +81,10 @@ def check_names(
             f"Task '{name}': {path} has {n} classes, {NAMES} {len(names)}. It is another data "
             f"set, or {NAMES} is wrong."
         )
-    place = {_plain(c): i for i, c in enumerate(names)}
+    place = {plain(c): i for i, c in enumerate(names)}
     for i, c in enumerate(stored):
-        if place.get(_plain(c), i) != i:
+        if place.get(plain(c), i) != i:
             raise DataError(
-                f"Task '{name}': class {i} is '{c}' in {path}, and {place[_plain(c)]} in "
+                f"Task '{name}': class {i} is '{c}' in {path}, and {place[plain(c)]} in "
                 f"{NAMES}. Order {NAMES} as the files do: heads are made from its names."
             )
-
-
-def _plain(class_name: str) -> str:
-    return re.sub(r"[\W_]", "", class_name).lower()

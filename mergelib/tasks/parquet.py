@@ -154,25 +154,19 @@ def read_parquet(
         chosen = set(order[:limit].tolist())
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     row, positions = 0, []  # counted over all files
-    bar = progress(desc=desc, total=len(chosen)) if desc else None
+    bar = progress(desc=desc, total=len(chosen))
     for one in paths:
         with opened(one) as file:
-            for i, value in enumerate(_images_of(file)):
+            batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=["image"])
+            for i, value in enumerate(x for batch in batches for x in batch.column("image")):
                 if row in chosen:
                     images[len(positions)] = decode_image(
                         _bytes_of(value, f"{one}, row {i}"), size, f"{one}, row {i}"
                     )
                     positions.append(row)
-                    if bar is not None:
-                        bar.update()
+                    bar.update()
                 row += 1
     return Split(images, labels[positions]), names
-
-
-def _images_of(file: pq.ParquetFile) -> Iterator[pa.Scalar]:
-    """The cells of column ``image``; one batch of the file is held at a time."""
-    for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=["image"]):
-        yield from batch.column("image")
 
 
 def _bytes_of(value: pa.Scalar, where: str) -> bytes:

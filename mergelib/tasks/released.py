@@ -54,13 +54,13 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     ``DataError`` for a file that is missing or cannot be read and a label outside the task's range,
     and what ``mergelib.core.hub.fetch_file`` raises.
     """
-    paths = {
-        split: _file(f"{task}/{split}.csv", ("released_data", f"{task}/{split}"), folder)
+    paths = [
+        _file(f"{task}/{split}.csv", ("released_data", f"{task}/{split}"), folder)
         for split in ("train", "test")
-    }
+    ]
     names = tuple(f"class {c + 1}" for c in range(len(LABEL_NAMES[task])))
     splits = []
-    for path in paths.values():
+    for path in paths:
         rows = read_csv(path, text_column=TEXT_COLUMN, keep_empty=True, label_first=True)
         splits.append(as_split(rows.inputs, numbered(rows, names, task, first_label=1)))
     return names, *splits
@@ -145,7 +145,6 @@ def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int,
     """For each class of a classifier the class of the data that it stands for, both 0-based: the
     one-to-one assignment under which most of ``predicted [N]`` are right; the identity, unless
     another one is better."""
-    # This import takes half a second, which other studies should not wait for.
     confusion = (
         torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
         .view(n_classes, n_classes)

@@ -243,7 +243,7 @@ def from_python(
     *,
     labelled: bool,
     is_image: bool,
-    text_column: str | int | None = None,
+    text_column: str | int | None,
     **more: Any,
 ) -> Rows:
     """``Rows`` from Python objects: a list of pairs (also a generator or zip), a pair of lists, a
@@ -334,7 +334,7 @@ def columns_of(
     *,
     labelled: bool,
     is_image: bool = False,
-    text_column: str | int | None = None,
+    text_column: str | int | None,
 ) -> tuple[int, int | None, int | None, int | None]:
     """The places of input, label, the labels' names and, for pairs of texts, the second text among
     named columns; None where there is none. Raises ``DataError`` listing the columns."""
@@ -421,9 +421,7 @@ def _listed(names: Sequence[Any]) -> str:
 # ---- classes ----------------------------------------------------------------------------------
 
 
-def numbered(
-    data: Rows, names: Sequence[str], owner: str, first_label: int | None = None
-) -> list[int]:
+def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | None) -> list[int]:
     """The 0-based class of every row among ``names``, those of ``owner``.
 
     Labels are matched by name if both sides have names (ignoring case and blanks). Names such as

@@ -47,21 +47,13 @@ class EncoderWithHeads(nn.Module):
         return {"loss": torch.stack(losses).sum() / len(labels)}
 
 
-class TrainRows(torch.utils.data.Dataset):
+def train_rows(encoder: Encoder, tasks: Sequence[Task]) -> list[tuple[Any, int, int]]:
     """Prepared training rows of one or several tasks; (row, label, task index) each."""
-
-    def __init__(self, encoder: Encoder, tasks: Sequence[Task]):
-        self.rows = [
-            (row, int(y), t)
-            for t, task in enumerate(tasks)
-            for row, y in zip(encoder.prepare(task.train.inputs), task.train.labels, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> tuple[Any, int, int]:
-        return self.rows[i]
+    return [
+        (row, int(y), t)
+        for t, task in enumerate(tasks)
+        for row, y in zip(encoder.prepare(task.train.inputs), task.train.labels, strict=True)
+    ]
 
 
 def fine_tune(
@@ -112,7 +104,7 @@ def fine_tune(
 
         info = train(
             model,
-            TrainRows(encoder, tasks),
+            train_rows(encoder, tasks),
             collate,
             config,
             device=device,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def write_checkpoint(scratch: Path, step: int, state: dict[str, Any]) -> None:
 
 def train(
     model: nn.Module,
-    dataset: torch.utils.data.Dataset,
+    rows: Sequence[Any],
     collate: Callable[[list], dict],
     config: TrainConfig,
     *,
@@ -163,7 +163,7 @@ def train(
 
     Args:
         model: Its forward returns ``{"loss": ...}``.
-        dataset: The training rows.
+        rows: The training rows.
         collate: A list of rows -> the model's arguments.
         config: Steps, batch and rate.
         device: Where it trains.
@@ -181,7 +181,7 @@ def train(
         ConfigError: A batch that cannot be shared evenly, or a device that does not support it.
     """
     rank, together = distributed.rank(), distributed.world_size() > 1
-    distributed.share_of_batch(config.batch_size)
+    distributed.check_batch(config.batch_size)
     if together and device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"Several processes cannot train on '{device.type}' together: start mergelib without "
@@ -226,9 +226,9 @@ def train(
             "profile's section for it, free memory, or use another device or more processes."
         )
         model.zero_grad()
-        batches = shuffled_batches(len(dataset), config, start)
+        batches = shuffled_batches(len(rows), config, start)
         for step in range(start, config.steps):
-            batch = collate([dataset[i] for i in next(batches)])
+            batch = collate([rows[i] for i in next(batches)])
             batch = tree_map(lambda t: t.to(device), batch)
             with within_memory(no_room):
                 losses[step] = backward(parallel, batch, config)

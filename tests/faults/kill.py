@@ -50,10 +50,11 @@ def artifacts(store: Path) -> dict[str, tuple]:
 def tensors(store: Path) -> dict[str, str]:
     """Digest of the tensors of every artifact."""
     from mergelib.core.store import Store
+    from mergelib.core.types import state_digest
 
     made = Store(store)
     return {
-        f"{r['step']}/{r['digest']}": made.peek(r["step"], r["key"]).tensors_digest
+        f"{r['step']}/{r['digest']}": state_digest(made.peek(r["step"], r["key"]).tensors)
         for r in made.entries()
     }
 

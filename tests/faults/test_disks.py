@@ -17,6 +17,7 @@ import mergelib
 from mergelib.core import paths
 from mergelib.core.errors import StoreError
 from mergelib.core.store import Artifact, Store
+from mergelib.core.types import state_digest
 from mergelib.figures import save_files
 from mergelib.models.folders import RECORD
 from mergelib.run import runner
@@ -76,7 +77,7 @@ def made():
 def test_a_full_disk_while_the_store_writes(tmp_path):
     disk = Disk(tmp_path / "disk")
     kept = Store(disk.place / "store")
-    other = kept.get("step", {"version": 2}, made).tensors_digest
+    other = state_digest(kept.get("step", {"version": 2}, made).tensors)
     before = files(disk.place)
 
     def after(line):
@@ -89,7 +90,9 @@ def test_a_full_disk_while_the_store_writes(tmp_path):
     refused = until_it_fits(disk, lambda: kept.get("step", KEY, made), PAGE, after)
     assert refused >= 20_000 // PAGE
     found = kept.peek("step", KEY)
-    assert found.tensors_digest == other and found.info == made().info and kept.verify() == []
+    assert (
+        state_digest(found.tensors) == other and found.info == made().info and kept.verify() == []
+    )
 
 
 @on_a_disk
@@ -98,7 +101,7 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
 ):
     disk = Disk(tmp_path / "disk")
     kept = Store(disk.place)
-    digest = kept.get("step", KEY, made).tensors_digest
+    digest = state_digest(kept.get("step", KEY, made).tensors)
     damaged = kept.folder("step", {"version": 3})
     kept.get("step", {"version": 3}, made)
     (damaged / "meta.json").write_text("{")
@@ -106,7 +109,7 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
     disk.close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kept.get("step", KEY, pytest.fail).tensors_digest == digest
+        assert state_digest(kept.get("step", KEY, pytest.fail).tensors) == digest
         for version in (2, 3):  # absent, damaged
             with pytest.raises(StoreError) as caught:
                 kept.get(
@@ -132,7 +135,7 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
     assert files(disk.place) == before
     disk.open()
     with pytest.warns(UserWarning, match="damaged"):
-        assert kept.get("step", {"version": 3}, made).tensors_digest == digest
+        assert state_digest(kept.get("step", {"version": 3}, made).tensors) == digest
 
 
 SHORT = {

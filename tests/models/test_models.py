@@ -533,7 +533,7 @@ def test_an_interrupted_write_leaves_no_folder(aligned, tmp_path, monkeypatch, e
     def stop(*args, **kwargs):
         raise error
 
-    for place in ("_save_weights", "_save_processor", "_encoder_config"):
+    for place in ("save_torch_state_dict", "_save_processor", "_encoder_config"):
         with monkeypatch.context() as patch:
             patch.setattr(f"mergelib.models.merged.{place}", stop)
             with pytest.raises(error):

@@ -1,6 +1,5 @@
 """Recipes and the command line."""
 
-import argparse
 import json
 import shlex
 
@@ -11,14 +10,14 @@ from conftest import COLOURS, TASKS, pictures, texts
 from safetensors.torch import load_file
 
 from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
-from mergelib.models.recipes import COMMANDS, add_flags, build, parse_yaml
+from mergelib.models.recipes import COMMANDS, Parser, add_flags, build, parse_yaml
 from mergelib.run import cli
 
 MERGE = "method: ties\nbase: b\nexperts: {ag: x, yelp: y}\noptions: {lam: 1.0, keep: 0.2}\n"
 
 
 def test_flags_and_recipe_say_the_same_and_flags_win():
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_flags(parser, COMMANDS["merge"])
     flags = vars(
         parser.parse_args(
@@ -36,7 +35,7 @@ def test_flags_and_recipe_say_the_same_and_flags_win():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_of_a_recipe_is_a_flag(command):
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_flags(parser, COMMANDS[command])
     assert {a.dest for a in parser._actions} == {*COMMANDS[command].model_fields, "help", "recipe"}
 

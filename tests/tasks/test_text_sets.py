@@ -123,5 +123,3 @@ def test_subsample(fake, monkeypatch):
     assert torch.equal(fake("ag", rows, n_train=10_000)[1].labels, whole.labels)
     with pytest.raises(UnknownNameError, match="Nearest: 'yelp'"):
         text_sets.hub_splits("yelpp")
-    with pytest.raises(DataError, match="n_train = 0"):
-        text_sets.hub_splits("ag", n_train=0)

@@ -27,9 +27,7 @@ def locked_revision(id: str) -> str | None:
     return locked(base_model(id))
 
 
-def fetch_model(
-    id: str, revision: str | None = None, *, kind: Literal["transformers", "clip"] = "transformers"
-) -> Path:
+def fetch_model(id: str, revision: str | None, kind: Literal["transformers", "clip"]) -> Path:
     """Return the folder of a base model's files, verified. Raises as :func:`fetch` does."""
     return fetch(base_model(id, revision, kind))["config.json"].parent
 
@@ -140,12 +138,12 @@ def plan(repository: Repository) -> tuple[int, int, int]:
     return len(files), sum(file.file_size for file in files), missing
 
 
-def check_room(what: str, need: int, folder: Path) -> None:
+def check_room(need: int, folder: Path) -> None:
     """Raise ``StoreError`` when fewer than ``need`` bytes are free where ``folder`` will be."""
     if (free := shutil.disk_usage(existing(folder)).free) < need:
         raise StoreError(
-            f"'{what}' needs {need / 1e9:.2f} GB more and {folder} has {free / 1e9:.2f} GB left. "
-            "Free some space, or set HF_HOME to a larger disk."
+            f"'data fetch' needs {need / 1e9:.2f} GB more and {folder} has {free / 1e9:.2f} GB "
+            "left. Free some space, or set HF_HOME to a larger disk."
         )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 
 from ..errors import DataError, MergelibError, OfflineError, StoreError
+from ..paths import refused_by_disk
 from .repository import Repository
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 # Kinds of errors, most specific first, by class name: versions of the client use different HTTP
 # libraries.
 NO_ANSWER = {
@@ -48,7 +47,7 @@ def translated(
         chain.append(cause)
     kinds = {c.__name__ for e in chain for c in type(e).__mro__}
     where = f"'{repository.name}': {repository.id} at {commit or 'its newest revision'}"
-    if any(isinstance(e, OSError) and e.errno in DISK for e in chain):
+    if any(map(refused_by_disk, chain)):
         return StoreError(
             f"{where} cannot be written to the cache ({said(error)}). Free some space or get "
             "write access, or set HF_HOME to another folder."
@@ -57,7 +56,7 @@ def translated(
     reason = next((why for kind, why in NO_ANSWER.items() if kind in kinds), "")
     for status in (getattr(getattr(e, "response", None), "status_code", None) for e in chain):
         # For the hub's own 4xx answers the client has classes; any other one comes from a proxy.
-        if status and (status in (429,) or status >= 500 or not refused):
+        if status and (status == 429 or status >= 500 or not refused):
             reason = f"its address answers with status {status}"
     if not refused and not reason and "LocalEntryNotFoundError" in kinds:
         reason = "it is not in the cache"

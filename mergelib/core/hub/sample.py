@@ -91,7 +91,8 @@ def fetch(repository: Repository, commit: str) -> dict[str, Path]:
                         _from_parquet, repository, pq.ParquetFile(opened, pre_buffer=True)
                     )
                 for name, piece in in_file.items():
-                    content = _as_parquet(read(piece))
+                    pq.write_table(read(piece), buffer := io.BytesIO())
+                    content = buffer.getvalue()
                     end = f"{sha256(content).hexdigest()[:16]}.parquet"
                     paths.write_whole(folder(repository, commit) / f"{name}.{end}", content)
                     bar.update()
@@ -231,25 +232,17 @@ def places(
         if sum(sizes[g] for g in chosen) >= min(n, int(ends[-1])):
             break
         count *= 2
-    ranges = {g: range(low, high + 1) for g, (low, high) in _known(classes)}
+    known = ((g, ends) for g, ends in enumerate(classes) if ends and isinstance(ends[0], int))
+    ranges = {g: range(low, high + 1) for g, (low, high) in known}
     for label in sorted({c for labels in ranges.values() for c in labels}):
         if not any(label in ranges.get(g, ()) for g in chosen):
             chosen.add(next(g for g, labels in ranges.items() if label in labels))
     return sorted(chosen)
 
 
-def _known(classes: Sequence[tuple[int, int] | None]) -> Iterator[tuple[int, tuple[int, int]]]:
-    return ((g, ends) for g, ends in enumerate(classes) if ends and isinstance(ends[0], int))
-
-
 def _from_parquet(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
     columns = _columns(repository, file.schema_arrow)
     return file.read_row_group(piece["place"], columns=columns).take(piece["rows"])
-
-
-def _as_parquet(table: Any) -> bytes:
-    pq.write_table(table, content := io.BytesIO())
-    return content.getvalue()
 
 
 # ---- CSV ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ GROUPS = {
     "ext": "Beyond the paper",
     "report": "The report",
 }
-PAGES = ("docs", "CONTRIBUTING.md")  # markdown of the project that belongs into the book
+
 LESSON = "00_start_here"
 SLIDERS = {"explore": "", "explore-mirror": "#0,2"}  # cell -> buttons of the plane, pressed
 PLANE = """<iframe class="plane" src="../plane.html{}" loading="lazy"
@@ -141,29 +142,20 @@ def stage(profile: str, source: Path, commands: argparse.ArgumentParser) -> None
     """Copy notebooks, figures and pages to ``source`` in the project's own layout, so that their
     relative links hold."""
     root, executed = paths.root(), paths.build(profile) / "notebooks"
-    notebooks = [i for i in manifest() if i.path.is_file()]
     solutions = sorted((root / "notebooks" / "solutions").glob("*.ipynb"))
-    pages = sorted(
-        p
-        for place in PAGES
-        for p in ((root / place).glob("*.md") if (root / place).is_dir() else [root / place])
-        if p.is_file()
-    )
+    pages = sorted([root / "CONTRIBUTING.md", *root.glob("docs/*.md")])
     report = paths.output_root() / "figures" / "REPORT.md"
     files = {
         i.path.relative_to(root): executed / i.path.name
         if (executed / i.path.name).is_file()
         else i.path
-        for i in notebooks
+        for i in manifest()
     }
     files |= {p.relative_to(root): p for p in [*solutions, *pages]}
     if report.is_file():
         files[Path("figures/REPORT.md")] = report
-    for picture in [
-        *(root / "figures").glob("*/*.png"),
-        *(paths.output_root() / "figures").glob("*/*.png"),
-    ]:
-        files[Path(*picture.parts[-3:])] = picture
+    for folder in (root, paths.output_root()):
+        files |= {p.relative_to(folder): p for p in folder.glob("figures/*/*.png")}
     drawn = gallery.figures(profile)
     for _, sidecar in drawn:
         for file in (sidecar.with_suffix(".png"), sidecar.with_suffix(".pdf")):
@@ -191,7 +183,7 @@ def stage(profile: str, source: Path, commands: argparse.ArgumentParser) -> None
     others = [p.relative_to(root) for p in pages]
     (source / "index.md").write_text(
         index_page(
-            notebooks, [p.relative_to(root) for p in solutions], others, set(files), [*reference]
+            manifest(), [p.relative_to(root) for p in solutions], others, set(files), [*reference]
         )
     )
 
@@ -237,7 +229,7 @@ def add_sliders(notebook: nbformat.NotebookNode) -> None:
 
 
 def index_page(
-    items: list[Item],
+    items: Sequence[Item],
     solutions: list[Path],
     pages: list[Path],
     files: set[Path],
@@ -246,10 +238,6 @@ def index_page(
     """The first page: what this is (the README's opening), a thumbnail per notebook, and the order
     of the pages."""
     opening = (paths.root() / "README.md").read_text().split("\n```")[0].strip()
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.group, []).append(item)
-    order = [g for g in GROUPS if g in groups] + [g for g in groups if g not in GROUPS]
     lines = [
         keep_links(re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening), Path("index.md"), files),
         "",
@@ -265,10 +253,13 @@ def index_page(
         "",
     ]
     contents = []
-    for group in order:
-        title = GROUPS.get(group, group.capitalize())
+    for group in dict.fromkeys([*GROUPS, *(i.group for i in items)]):
+        title, members = (
+            GROUPS.get(group, group.capitalize()),
+            [i for i in items if i.group == group],
+        )
         lines += [f"## {title}", "", "::::{container} cards", ""]
-        for item in groups[group]:
+        for item in members:
             picture = Path("figures/mini") / f"{item.id}.png"
             image = f"![{item.item}: {item.title}]({picture})" if picture in files else item.item
             minutes = ", ".join(f"{p} {m:g} min" for p, m in sorted(item.minutes.items()))
@@ -283,9 +274,9 @@ def index_page(
                 "",
             ]
         lines += ["::::", ""]
-        listed = [f"notebooks/{i.id}" for i in groups[group]] + (
-            ["figures/REPORT"] if group == "report" and Path("figures/REPORT.md") in files else []
-        )
+        listed = [f"notebooks/{i.id}" for i in members]
+        if group == "report" and Path("figures/REPORT.md") in files:
+            listed.append("figures/REPORT")
         contents += toctree(title, listed)
     contents += toctree("Figures", ["gallery"])
     contents += toctree("Solutions", [p.with_suffix("").as_posix() for p in solutions])
@@ -298,8 +289,4 @@ def index_page(
 
 def toctree(caption: str, places: list[str]) -> list[str]:
     """A hidden table of contents: it makes the side bar and the order of previous and next."""
-    return (
-        ["```{toctree}", ":hidden:", f":caption: {caption}", "", *places, "```", ""]
-        if places
-        else []
-    )
+    return ["```{toctree}", ":hidden:", f":caption: {caption}", "", *places, "```", ""]
