@@ -9,9 +9,13 @@ from torch import Tensor
 ROUNDING = 80 * torch.finfo(torch.float32).eps
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def normal(*shape, seed=0, dtype=torch.float32):
     """Standard normal numbers, drawn in float32."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(*shape, generator=seeded(seed)).to(dtype)
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:

@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import seeded
 from torch import nn
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import ConfigError, DataError, StateDictError
@@ -69,7 +71,7 @@ def registries():
 
 
 def weights(*seeds):
-    made = [torch.Generator().manual_seed(s) for s in seeds]
+    made = [seeded(s) for s in seeds]
     return [{n: torch.randn(6, 4, generator=g) for n in "ab"} for g in made]
 
 
@@ -221,8 +223,8 @@ def test_what_a_method_writes_later_changes_no_result(made):
     results = [METHODS["again"](states[0], [e]) for e in states[1:]]
     half, whole = METHODS["again"].scan(states[0], states[1:2], [0.5, 1.0])
     for n, b in states[0].items():
-        torch.testing.assert_close([r[n] for r in results], [e[n] for e in states[1:]])
-        torch.testing.assert_close([half[n], whole[n]], [(b + whole[n]) / 2, states[1][n]])
+        assert_close([r[n] for r in results], [e[n] for e in states[1:]])
+        assert_close([half[n], whole[n]], [(b + whole[n]) / 2, states[1][n]])
 
 
 def test_options_and_base_are_whole_for_every_lambda():
@@ -237,8 +239,8 @@ def test_options_and_base_are_whole_for_every_lambda():
     (base, expert), given = weights(0, 1), [2, 3]
     wanted = [{n: b + lam * 5 * (expert[n] - b) for n, b in base.items()} for lam in (0.5, 1.0)]
     found = METHODS["shares"].scan(base, [expert], [0.5, 1.0], shares=given)
-    torch.testing.assert_close(list(found), wanted)
-    torch.testing.assert_close(METHODS["shares"](base, [expert], shares=given), wanted[0])
+    assert_close(list(found), wanted)
+    assert_close(METHODS["shares"](base, [expert], shares=given), wanted[0])
     assert given == [2, 3]
 
 
@@ -278,7 +280,7 @@ def test_a_method_may_use_its_tensors_again(make_study, study, monkeypatch):
     for task, lam in lams.items():
         found, base, expert = mine.weights("again", task), mine.base_state, mine.expert(task).state
         for n, t in found.items():
-            torch.testing.assert_close(t, base[n] + lam * (expert[n] - base[n]))
+            assert_close(t, base[n] + lam * (expert[n] - base[n]))
 
 
 def test_lambda_is_chosen_by_our_current_eval_whatever_bears_its_name(make_study, study):

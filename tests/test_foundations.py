@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from near import seeded
 
 from mergelib import Study
 from mergelib.core.errors import ConfigError, StoreError, UnknownNameError
@@ -85,7 +86,7 @@ def test_a_real_vocabulary_keeps_its_special_tokens():
     tokenizer = bert.tokenizer_from_vocab([*vocab, *words])
     encoder = bert.bert_encoder(tokenizer, layers=1, width=8, heads=2, max_length=32)
     rows = encoder.prepare([" ".join(words[i : i + 20]) for i in range(0, 180, 20)])
-    batch = bert.masked_batch(encoder, rows, 0.5, torch.Generator().manual_seed(0))
+    batch = bert.masked_batch(encoder, rows, 0.5, seeded(0))
     chosen = batch["labels"] != -100
     assert chosen.any() and (batch["labels"][chosen] > 103).all()
     special = torch.tensor(tokenizer.all_special_ids)

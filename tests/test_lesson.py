@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from committed import committed
+from near import normal
 from PIL import Image
 
 from mergelib import lesson, tables
@@ -43,7 +44,7 @@ def test_merge_in_complex_numbers(angle, lam):
 
 @pytest.mark.parametrize("degrees", [-170.0, -50.0, 0.0, 45.0, 180.0])
 def test_turned_by_reads_the_turn_whatever_the_scale(degrees):
-    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
+    points = normal(40, 2, seed=1)
     read = lesson.turned_by(0.3 * points @ lesson.turn(degrees).T, points)
     assert (read - degrees + 180) % 360 - 180 == pytest.approx(0, abs=1e-3)
 
@@ -128,9 +129,7 @@ def test_what_is_destroyed_no_classifier_reads():
 
 
 def test_lines_are_where_two_classes_tie_and_no_third_wins():
-    head = Head(
-        torch.randn(4, 2, generator=torch.Generator().manual_seed(3)), torch.tensor([0.3, 0, -1, 1])
-    )
+    head = Head(normal(4, 2, seed=3), torch.tensor([0.3, 0, -1, 1]))
     _, ax = plt.subplots()
     view._draw_head(ax, head, view.OLD)
     (lines,) = ax.collections
@@ -364,9 +363,8 @@ def explorer():
 
 def test_real_features_are_drawn_in_the_references_plane_and_scored_whole():
     """Of six classes four are drawn; titles count all."""
-    g = torch.Generator().manual_seed(0)
     labels = torch.arange(6).repeat_interleave(20)
-    z = 4 * torch.eye(6)[labels] + 0.1 * torch.randn(120, 6, generator=g)
+    z = 4 * torch.eye(6)[labels] + 0.1 * normal(120, 6)
     head = Head(torch.eye(6), torch.zeros(6))
     fig = lesson.draw_real({"own": z, "moved": z.roll(1, -1)}, labels, head, "own", "Seen")
     own, moved = fig.axes

@@ -9,6 +9,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 import torch
+from near import seeded
 from scipy.stats import kendalltau
 
 from mergelib import Study, figures, method, tables
@@ -137,7 +138,7 @@ def test_label_canary(animals, make_study, rows, tmp_path):
     shutil.copytree(animals.store.root, tmp_path / "store")
     tasks = {}
     for name, task in animals.tasks.items():
-        order = torch.randperm(len(task.test), generator=torch.Generator().manual_seed(1))
+        order = torch.randperm(len(task.test), generator=seeded(1))
         tasks[name] = replace(task, test=Split(task.test.inputs, task.test.labels[order]))
     other = make_study(tmp_path / "store", tasks, overrides=SMALL, every_method=True)
     before = sorted(p.name for p in (tmp_path / "store").glob("*/*"))
@@ -222,7 +223,7 @@ def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
 
 
 def test_kendalls_tau_is_scipys():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     a, b = torch.randint(6, (2, 9, 20), generator=g).double()  # with ties
     expected = [kendalltau(a[:, r], b[:, r]).statistic for r in range(20)]
     assert ranking.kendall_tau(a, b).tolist() == pytest.approx(expected)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from near import ROUNDING, apart
+from near import ROUNDING, apart, seeded
 
 from mergelib import Study, method
 from mergelib.core.errors import ConfigError, UnknownNameError
@@ -77,7 +77,7 @@ def test_label_canary(study, make_study, fitted, tmp_path, start):
     computed anew."""
 
     def permuted(split):
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(5))
+        order = torch.randperm(len(split), generator=seeded(5))
         return Split(split.inputs, split.labels[order])
 
     def stored():

@@ -3,6 +3,7 @@ NT-Xent."""
 
 import pytest
 import torch
+from near import normal, seeded
 from transformers import ViTConfig
 
 from mergelib.core.errors import ConfigError
@@ -34,7 +35,7 @@ def tiny(patch=4):
 def gratings(n, seed):
     """Stripes of one of four directions, with random phase, pitch, colours and noise: class and
     mean colour are independent."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     labels = torch.arange(n) % CLASSES
     angle = labels * torch.pi / CLASSES
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
@@ -67,8 +68,7 @@ def pretrain(tmp_path, images, steps=3, save_every=0, seed=0):
 
 def test_the_contrast_is_nt_xent():
     """Chen et al.'s equation 1, written out pair by pair."""
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64).float()
+    first, second = normal(2, 5, 8)
     z = [v / v.norm() for v in [*first, *second]]
     total = 0.0
     for i in range(10):

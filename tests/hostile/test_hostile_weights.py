@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from near import seeded
 
 from mergelib.core.errors import MergelibError
 from mergelib.merging import METHODS, ONE, get_method
@@ -49,10 +50,7 @@ FAULTS = [
 
 
 def tensor(shape, dtype, seed, scale):
-    t = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        * scale
-    )
+    t = torch.randn(shape, generator=seeded(seed), dtype=torch.float64) * scale
     limits = torch.finfo(dtype) if dtype.is_floating_point else None
     return t.clamp(limits.min, limits.max).to(dtype) if limits else t.clamp(-9, 9).to(dtype)
 

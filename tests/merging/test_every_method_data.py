@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from near import assert_states_close
+from near import assert_states_close, seeded
 from ties_reference import agreeing, trim
 from torch import nn
+from torch.testing import assert_close
 
 from mergelib.core.errors import ConfigError
 from mergelib.core.types import Head
@@ -101,7 +102,7 @@ def cast(states, dtype):
 def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
     """Base, experts, context. Task t's texts are made of tokens 3t..3t+2: tokens 9 and 10 occur
     nowhere."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = Pooled(Encoder()).eval()
@@ -127,7 +128,7 @@ def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
 
 def one_layer(inputs, n_out=4, seed=0):
     """Base, experts and context for a ``Layer``: ``inputs`` holds ``[n, in]`` per task."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     module = Layer(inputs[0].shape[1], n_out).eval()
     base = {n: torch.randn(t.shape, generator=g) for n, t in module.state_dict().items()}
     tasks = tuple(
@@ -374,7 +375,7 @@ def test_features_are_the_modules_own_with_the_states_weights():
     assert leaves["first.weight"].grad.abs().sum() > 0
     own = copy.deepcopy(context.module)
     own.encoder.load_state_dict(experts[1])
-    torch.testing.assert_close(features, own(**batch))
+    assert_close(features, own(**batch))
 
 
 def test_a_module_under_two_names_keeps_its_weights():
@@ -483,7 +484,7 @@ def test_a_very_confident_expert_counts_as_much_as_before():
             size = math.sqrt(sum(float(x.double().square().sum()) for x in f.values()))
             parts.append(f[n].double() / size + 1e-12)
         expected = sum(p * e[n] for p, e in zip(parts, experts, strict=True)) / sum(parts)
-        torch.testing.assert_close(merged[n].double(), expected, rtol=1e-3, atol=1e-4)
+        assert_close(merged[n].double(), expected, rtol=1e-3, atol=1e-4)
 
 
 # ---- RegMean -------------------------------------------------------------------------------------
@@ -508,7 +509,7 @@ def test_regmean_solves_the_normal_equations(seed, off_diagonal):
     found = [gram_matrices(context, t, e, 99) for t, e in enumerate(experts)]
     for n in ("first.weight", "second.weight"):
         for f, e in zip(found, expected, strict=True):
-            torch.testing.assert_close(f[n].double(), e[n], atol=1e-4, rtol=1e-4)
+            assert_close(f[n].double(), e[n], atol=1e-4, rtol=1e-4)
         damped = [
             e[n] * (off_diagonal + (1 - off_diagonal) * torch.eye(len(e[n]))) for e in expected
         ]
@@ -530,14 +531,14 @@ def test_regmean_on_white_inputs_is_the_average():
 
 def test_regmean_with_fewer_rows_than_inputs_still_solves():
     """The sum of G_t is singular; an inverse would return garbage."""
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     inputs = [torch.randn(1, 6, generator=g) for _ in range(2)]
     base, experts, context = one_layer(inputs)
     merged = merge("regmean", base, experts, context, off_diagonal=1.0)["linear.weight"]
     for x, e in zip(
         inputs, experts, strict=True
     ):  # two rows, six unknowns: every expert's output is met
-        torch.testing.assert_close(x @ merged.T, x @ e["linear.weight"].T, atol=1e-4, rtol=0)
+        assert_close(x @ merged.T, x @ e["linear.weight"].T, atol=1e-4, rtol=0)
     mean = sum(e["linear.weight"] for e in experts) / 2
     assert (merged - mean).norm() < 10 * mean.norm()
 
@@ -585,7 +586,7 @@ def test_padding_is_no_input(name):
         Context(module, module.encoder, lambda batch: padded(batch, 9), tasks), 0, experts[0], 99
     )["first.weight"]
     rows = experts[0]["embed.weight"][[token for ids in tasks[0].inputs for token in ids]].double()
-    torch.testing.assert_close(used, rows.T @ rows / len(rows))
+    assert_close(used, rows.T @ rows / len(rows))
     # as the authors' code pads: attended to, or averaged, it shapes the feature
     ids = padded(tasks[0].inputs, 9)["ids"].flatten()
     rows = experts[0]["embed.weight"][ids].double()
@@ -594,7 +595,7 @@ def test_padding_is_no_input(name):
         setattr(other, name, value)
         seen = Context(other, other.encoder, lambda batch: padded(batch, 9), tasks)
         used = gram_matrices(seen, 0, experts[0], 99)["first.weight"]
-        torch.testing.assert_close(used, rows.T @ rows / len(rows))
+        assert_close(used, rows.T @ rows / len(rows))
 
 
 # ---- AdaMerging ----------------------------------------------------------------------------------
@@ -717,7 +718,7 @@ def slow_tailor(w, w0, x, keep, omega, block):
 
 
 def correlated(seed, n=30, n_in=7):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     return torch.randn(n, n_in, generator=g) @ torch.randn(n_in, n_in, generator=g)
 
 
@@ -753,7 +754,7 @@ def test_model_tailors_compensation_is_least_squares_when_the_patch_comes_last()
         h = 2 / len(x) * x.T @ x
         h += 0.01 * h.diag().mean() * torch.eye(7)
         best = expert[:, 4:] + (expert - w0)[:, :4] @ h[:4, 4:] @ torch.linalg.inv(h[4:, 4:])
-        torch.testing.assert_close(tailored, torch.cat([w0[:, :4], best], 1), atol=1e-3, rtol=0)
+        assert_close(tailored, torch.cat([w0[:, :4], best], 1), atol=1e-3, rtol=0)
         uncompensated = torch.cat([w0[:, :4], expert[:, 4:]], 1)
         assert (x @ (tailored - expert).T).norm() < (x @ (uncompensated - expert).T).norm()
 

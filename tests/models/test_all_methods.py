@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TASKS, is_image, pictures, texts
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import ConfigError, DataError, UnknownNameError
@@ -99,7 +100,7 @@ def test_regmean_solves_its_least_squares_on_each_experts_inputs(family, kind, l
         grams = grams + rows.T @ rows / len(rows)
         rights = rights + rows.T @ rows @ weight.T / len(rows)
     got = merged.classifier(next(iter(merged.heads))).model.get_submodule(layer).weight.double()
-    torch.testing.assert_close(grams @ got.T, rights, atol=1e-4, rtol=1e-3)
+    assert_close(grams @ got.T, rights, atol=1e-4, rtol=1e-3)
 
 
 def test_fishers_weights_come_from_each_experts_own_logits(family):
@@ -125,7 +126,7 @@ def test_fishers_weights_come_from_each_experts_own_logits(family):
         norm = sum((f**2).sum() for f in fisher.values()).sqrt()
         weight = fisher[name] / norm + 1e-6
         above, below = above + weight * trained[name].detach(), below + weight
-    torch.testing.assert_close(merged.encoder[name], above / below, atol=1e-5, rtol=1e-4)
+    assert_close(merged.encoder[name], above / below, atol=1e-5, rtol=1e-4)
 
 
 def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path):
@@ -137,7 +138,7 @@ def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path
     for task, tau in zip(TASKS, taus, strict=True):
         mask = tau.abs() > 0.4 * (sum(taus) - tau).abs()
         wanted = base[name.removeprefix("bert.")] + mask * sum(taus)
-        torch.testing.assert_close(
+        assert_close(
             merged.classifier(task).encoder.get(name, merged.heads[task].tensors[name]), wanted
         )
     aligned = mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0], device="cpu")
@@ -155,7 +156,7 @@ def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path
     assert done.returncode == 0, done.stderr[-2000:]
     x = texts("ag", 4, 1)[0]
     z = [features(c, x, device="cpu") for c in (aligned, expert_classifier(tmp_path / "ag"))]
-    torch.testing.assert_close(*z)
+    assert_close(*z)
     with pytest.raises(UnknownNameError, match="task"):
         mergelib.align_classifier(merged, expert_classifier(found["ag"]), x, task="other")
 

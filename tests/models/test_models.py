@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TASKS, is_image, make_family, pictures, texts
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
 import mergelib
@@ -124,7 +125,7 @@ def test_a_fresh_process_without_mergelib_predicts_the_same(aligned, tmp_path):
     found = load_file(out)
     assert len(found) == 2 * len(expected) == 12
     for name, logits in found.items():
-        torch.testing.assert_close(logits, expected[name.rpartition(".")[0]], atol=1e-5, rtol=0)
+        assert_close(logits, expected[name.rpartition(".")[0]], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,7 +233,7 @@ def test_encoder_neck_and_head_of_each_architecture(family, kind):
     inputs = data(kind, expert.name, 7, 1)[0]
     batch = batch_of(kind, own.processor, inputs)
     with torch.no_grad():
-        torch.testing.assert_close(
+        assert_close(
             own.head.linear.logits(features(own, inputs)),
             own.model(**batch).logits,
             atol=1e-5,
@@ -269,7 +270,7 @@ def test_the_split_can_be_overridden(family):
         "weight_averaging", experts=experts(found), encoder=["roberta.*", "classifier.dense.*"]
     )
     a, b = (load_file(found[t] / "model.safetensors")["classifier.dense.weight"] for t in TASKS)
-    torch.testing.assert_close(merged.encoder["classifier.dense.weight"], (a + b) / 2)
+    assert_close(merged.encoder["classifier.dense.weight"], (a + b) / 2)
     assert mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0]).head.tensors.keys() == {
         "classifier.out_proj.weight",
         "classifier.out_proj.bias",
@@ -382,7 +383,7 @@ def test_loaded_models_and_a_method_of_ones_own(family):
     finally:
         del merging.METHODS["ties_mine"]
     own = load_file(found["ag"] / "model.safetensors")
-    torch.testing.assert_close(
+    assert_close(
         merged.encoder["bert.encoder.layer.0.output.dense.weight"],
         own["bert.encoder.layer.0.output.dense.weight"],
     )

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import seeded
 from torch import nn
+from torch.testing import assert_close
 
 from mergelib.core.errors import DataError, UnknownNameError
 from mergelib.core.types import Head
@@ -21,7 +23,7 @@ from mergelib.protocols import (
 
 
 def example(n_fits=3, n=12, d=6, c=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     head = Head(torch.randn(c, d, generator=g), torch.randn(c, generator=g))
     return torch.randn(n_fits, n, d, generator=g), torch.randn(n_fits, n, c, generator=g), head
 
@@ -68,8 +70,8 @@ def test_first_gradient_has_its_closed_form(monkeypatch):
     weight, bias = Recorder.last.gradients
     for i in range(len(z)):
         gap = head.logits(z[i]).softmax(-1) - teacher[i].softmax(-1)
-        torch.testing.assert_close(weight[i], gap.T @ z[i] / len(gap), atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(bias[i], gap.mean(0), atol=1e-6, rtol=1e-5)
+        assert_close(weight[i], gap.T @ z[i] / len(gap), atol=1e-6, rtol=1e-5)
+        assert_close(bias[i], gap.mean(0), atol=1e-6, rtol=1e-5)
 
 
 def test_the_teacher_gets_no_gradient():
@@ -112,7 +114,7 @@ def test_equals_a_plain_training_loop(preset):
         linear = nn.Linear(6, 4)
         linear.load_state_dict({"weight": head.weight, "bias": head.bias})
         adam = torch.optim.Adam(linear.parameters(), lr=preset.lr)
-        orders = torch.Generator().manual_seed(9)
+        orders = seeded(9)
         for _ in range(preset.epochs):
             order = torch.randperm(12, generator=orders) if preset.batch_size else torch.arange(12)
             for rows in order.split(preset.batch_size or 12):
@@ -121,8 +123,8 @@ def test_equals_a_plain_training_loop(preset):
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
-        torch.testing.assert_close(fitted.weight[i], linear.weight.detach(), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(fitted.bias[i], linear.bias.detach(), atol=1e-4, rtol=1e-4)
+        assert_close(fitted.weight[i], linear.weight.detach(), atol=1e-4, rtol=1e-4)
+        assert_close(fitted.bias[i], linear.bias.detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_it_fits_at_the_teachers_features_through_the_old_head():
@@ -171,8 +173,8 @@ def test_nested_fits_are_the_single_fits(preset):
     groups, ks = (z.unflatten(1, (2, 12)), teacher.unflatten(1, (2, 12))), [2, 12, 1, 2, 5]
     for k, fitted in zip(ks, nested_fits(*groups, head, preset, ks, seed=5), strict=True):
         alone = ft_classifier(*(x[:, :, :k].flatten(1, 2) for x in groups), head, preset, seed=5)
-        torch.testing.assert_close(fitted.weight, alone.weight, atol=1e-9, rtol=1e-7)
-        torch.testing.assert_close(fitted.bias, alone.bias, atol=1e-9, rtol=1e-7)
+        assert_close(fitted.weight, alone.weight, atol=1e-9, rtol=1e-7)
+        assert_close(fitted.bias, alone.bias, atol=1e-9, rtol=1e-7)
 
 
 @pytest.mark.parametrize("ks", [[], [0, 3], [2, 7]])

@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import normal
 
 from mergelib.protocols import knn_eval
 
@@ -69,8 +70,7 @@ def slow_knn(features, anchors, ks):
     d=st.integers(1, 6),
 )
 def test_equals_two_slow_loops(seed, s, c, k, d):
-    g = torch.Generator().manual_seed(seed)
-    features, anchors = torch.randn(6, d, generator=g), torch.randn(s, c, k, d, generator=g)
+    features, anchors = normal(6, d, seed=seed), normal(s, c, k, d, seed=seed + 1)
     ks = list(range(1, k + 1))
     found = knn_eval(features, anchors, ks)
     assert found.shape == (k, s, 6)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from near import normal
 from torch import nn
+from torch.testing import assert_close
 
 from mergelib.core.types import Head
 from mergelib.protocols import current_eval
@@ -28,7 +29,7 @@ def test_down_is_drawn_as_a_linear_layer_is():
     assert down.abs().max() <= 400**-0.5 * (1 + 1e-6)
     theirs = nn.Linear(400, 64, bias=False).weight
     for statistic in (torch.std, torch.amax, torch.amin):
-        torch.testing.assert_close(statistic(down[0]), statistic(theirs), rtol=0.02, atol=0)
+        assert_close(statistic(down[0]), statistic(theirs), rtol=0.02, atol=0)
     assert not torch.equal(down[0], start(2, 400, rank=64, seed=1).down[0])
 
 
@@ -52,9 +53,9 @@ def test_equals_a_plain_loop_and_a_batch_equals_single_fits():
     module = surgery(X, Y, steps=60, rank=4, lr=1e-2)
     for i in range(3):
         expected, losses = reference(X[i], Y[i], steps=60, rank=4, lr=1e-2)
-        torch.testing.assert_close(module.apply(X)[i], expected, atol=1e-4, rtol=0)
+        assert_close(module.apply(X)[i], expected, atol=1e-4, rtol=0)
         alone = surgery(X[i : i + 1], Y[i : i + 1], steps=60, rank=4, lr=1e-2)
-        torch.testing.assert_close(alone.apply(X[i])[0], module.apply(X)[i], atol=1e-4, rtol=0)
+        assert_close(alone.apply(X[i])[0], module.apply(X)[i], atol=1e-4, rtol=0)
         assert losses[-1] < losses[0]
 
 
@@ -74,6 +75,6 @@ def test_shapes_shared_features_and_counts():
     module = surgery(X, Y, steps=1)
     assert module.down.shape == (3, 16, 12) and module.up.shape == (3, 12, 16)
     assert not module.down.requires_grad and not module.up.requires_grad
-    torch.testing.assert_close(module.apply(X[0])[0], module.apply(X)[0])
+    assert_close(module.apply(X[0])[0], module.apply(X)[0])
     assert trainable_parameters(12) == module.down[0].numel() + module.up[0].numel()
     assert trainable_parameters(512) == 16_384
