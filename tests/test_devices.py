@@ -15,7 +15,7 @@ from mergelib.protocols import PRESETS, ft_classifier, knn_eval
 pytestmark = pytest.mark.cuda
 
 
-def states(n=3):
+def states():
     g = seeded(0)
     return [
         {
@@ -23,7 +23,7 @@ def states(n=3):
             "b": torch.randn(77, generator=g),
             "ids": torch.arange(5),
         }
-        for _ in range(1 + n)
+        for _ in range(4)
     ]
 
 

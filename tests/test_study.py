@@ -287,8 +287,8 @@ def key_of(study, step, call):
     return [d for s, d in recorder.seen if s == step][-1]
 
 
-def features_key(study, encoder=BASE):
-    return key_of(study, "features", lambda s: s.features(encoder, "ag"))
+def features_key(study):
+    return key_of(study, "features", lambda s: s.features(BASE, "ag"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 SIZE, CLASSES = 16, 4
 
 
-def tiny(patch=4):
+def tiny():
     return ImageEncoder(
         ViTConfig(
             hidden_size=32,
@@ -26,7 +26,7 @@ def tiny(patch=4):
             num_attention_heads=2,
             intermediate_size=64,
             image_size=SIZE,
-            patch_size=patch,
+            patch_size=4,
         ),
         "tiny",
     )

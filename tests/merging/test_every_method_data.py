@@ -99,7 +99,7 @@ def cast(states, dtype):
     ]
 
 
-def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
+def setting(seed=0, n_tasks=3, n_inputs=6):
     """Base, experts, context. Task t's texts are made of tokens 3t..3t+2: tokens 9 and 10 occur
     nowhere."""
     g = seeded(seed)
@@ -117,7 +117,7 @@ def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
             TaskData(
                 ids,
                 head,
-                torch.randint(0, CLASSES[t], (n_inputs,), generator=g) if labels else None,
+                torch.randint(0, CLASSES[t], (n_inputs,), generator=g),
             )
         )
     context = Context(
@@ -126,13 +126,13 @@ def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
     return base, [moved(base, g) for _ in range(n_tasks)], context
 
 
-def one_layer(inputs, n_out=4, seed=0):
+def one_layer(inputs, seed=0):
     """Base, experts and context for a ``Layer``: ``inputs`` holds ``[n, in]`` per task."""
     g = seeded(seed)
-    module = Layer(inputs[0].shape[1], n_out).eval()
+    module = Layer(inputs[0].shape[1], 4).eval()
     base = {n: torch.randn(t.shape, generator=g) for n, t in module.state_dict().items()}
     tasks = tuple(
-        TaskData(list(x), Head(torch.randn(2, n_out, generator=g), torch.zeros(2))) for x in inputs
+        TaskData(list(x), Head(torch.randn(2, 4, generator=g), torch.zeros(2))) for x in inputs
     )
     context = Context(module, module, lambda batch: {"x": torch.stack(list(batch))}, tasks)
     return base, [moved(base, g, size=1.0) for _ in inputs], context
@@ -601,11 +601,11 @@ def test_padding_is_no_input(name):
 # ---- AdaMerging ----------------------------------------------------------------------------------
 
 
-def slow_ties_vectors(base, experts, keep=0.2):
+def slow_ties_vectors(base, experts):
     """A3's trimmed and sign-filtered vectors before summation, cut into the tensors again."""
     names = float_names(base)
     taus = [torch.cat([(e[n] - base[n]).double().flatten() for n in names]) for e in experts]
-    trimmed = torch.stack([trim(tau, keep) for tau in taus])
+    trimmed = torch.stack([trim(tau, 0.2) for tau in taus])
     kept, sizes = torch.where(agreeing(trimmed), trimmed, 0.0), [base[n].numel() for n in names]
     return [
         {n: part.view(base[n].shape) for n, part in zip(names, row.split(sizes), strict=True)}
@@ -717,9 +717,9 @@ def slow_tailor(w, w0, x, keep, omega, block):
     return w
 
 
-def correlated(seed, n=30, n_in=7):
+def correlated(seed):
     g = seeded(seed)
-    return torch.randn(n, n_in, generator=g) @ torch.randn(n_in, n_in, generator=g)
+    return torch.randn(30, 7, generator=g) @ torch.randn(7, 7, generator=g)
 
 
 @pytest.mark.parametrize("omega, block", [(0.5, 128), (0.5, 4), (0.2, 128), (0.0, 4), (1.0, 128)])

@@ -70,12 +70,12 @@ def test_every_method_merges_models_of_ones_own(family, tmp_path, name):
         )
 
 
-def by_hand(found, kind, task, layer, n=12):
+def by_hand(found, kind, task, layer):
     """The inputs of one layer of an expert, row by row, one input at a time; and its weight."""
     expert = expert_classifier(found[task])
     module, rows = expert.model.get_submodule(layer), []
     module.register_forward_pre_hook(lambda _, args: rows.append(args[0].flatten(0, -2)))
-    for x in inputs_of(kind, found, n, labels=False)[task]:
+    for x in inputs_of(kind, found, labels=False)[task]:
         with torch.no_grad():
             expert.model(**expert.processor(x, return_tensors="pt"))
     return torch.cat(rows).double(), module.weight.detach().double()

@@ -89,13 +89,11 @@ def make_states(seed, n_experts=3, likeness=0.0):
     return base, [{n: base[n] + common[n] + tau[n] for n in base} for tau in taus]
 
 
-def whole_states(seed, n_experts=3, size=24):
+def whole_states(seed, size=24):
     """Small integers: equal magnitudes, zeros and exact cancellations abound, and float arithmetic
     is exact."""
     g = seeded(seed)
-    base, *experts = [
-        {"w": torch.randint(-3, 4, (size,), generator=g).float()} for _ in range(n_experts + 1)
-    ]
+    base, *experts = [{"w": torch.randint(-3, 4, (size,), generator=g).float()} for _ in range(4)]
     return base, experts
 
 
@@ -125,9 +123,9 @@ def buffers(state):
     return made
 
 
-def pool(base, experts, as_module=module):
+def pool(base, experts):
     return fusion_bench.BaseModelPool(
-        {"_pretrained_": as_module(base)} | {f"e{t}": as_module(e) for t, e in enumerate(experts)}
+        {"_pretrained_": module(base)} | {f"e{t}": module(e) for t, e in enumerate(experts)}
     )
 
 

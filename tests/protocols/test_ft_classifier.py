@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from near import seeded
+from near import normal, seeded
 from torch import nn
 from torch.testing import assert_close
 
@@ -22,10 +22,9 @@ from mergelib.protocols import (
 )
 
 
-def example(n_fits=3, n=12, d=6, c=4, seed=0):
-    g = seeded(seed)
-    head = Head(torch.randn(c, d, generator=g), torch.randn(c, generator=g))
-    return torch.randn(n_fits, n, d, generator=g), torch.randn(n_fits, n, c, generator=g), head
+def example(n_fits=3, n=12):
+    head = Head(normal(4, 6), normal(4, seed=1))
+    return normal(n_fits, n, 6, seed=2), normal(n_fits, n, 4, seed=3), head
 
 
 @given(

@@ -18,8 +18,8 @@ fits = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 shapes = pytest.mark.parametrize("C, d", [(3, 8), (8, 8), (11, 8)])  # C below, at and above d
 
 
-def head(C=3, d=8, seed=10):
-    return Head(normal(C, d, seed=seed), normal(C, seed=seed + 1))
+def head(C=3, d=8):
+    return Head(normal(C, d, seed=10), normal(C, seed=11))
 
 
 def rotation(d, size=0.15):
