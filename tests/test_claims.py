@@ -156,16 +156,6 @@ def test_the_bootstrap_equals_a_slow_one_with_the_same_draws():
             assert float(found[1 + i]) == pytest.approx(np.mean(picked), abs=1e-6)
 
 
-def test_the_bootstrap_is_paired_and_weighs_tasks_equally():
-    study = fake_study(n=(40, 4))
-    b = Bootstrap(study)
-    a = {t: (torch.rand(3, len(task.test)) < 0.5).float() for t, task in study.tasks.items()}
-    assert (b.average(a) - b.average({t: v.clone() for t, v in a.items()})).abs().max() == 0
-    shifted = b.average({t: v + 0.25 for t, v in a.items()}) - b.average(a)
-    assert torch.allclose(shifted, torch.full_like(shifted, 0.25), atol=1e-6)
-    assert float(b.average({"t0": torch.ones(1, 40), "t1": torch.zeros(1, 4)})[0]) == 0.5
-
-
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     """200 samples of 150 coin flips at 0.7: a 95 % interval may miss about 10 times."""
     b = Bootstrap(fake_study(n=(150,), seeds=1, resamples=500))

