@@ -24,6 +24,13 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
+def equal(found, expected):
+    """Whether two states are one to the bit."""
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[n], t) for n, t in expected.items()
+    )
+
+
 def assert_states_close(a, b, atol=1e-5, rtol=1e-5, names=None):
     """Two states with the same names, shapes and dtypes, and numbers that near; or no more than
     ``names`` of them, in float64."""

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from near import ROUNDING, apart, seeded
+from near import ROUNDING, apart
+from tiny import relabelled, with_test
 
 from mergelib import Study, method
 from mergelib.core.errors import ConfigError, UnknownNameError
@@ -28,11 +29,6 @@ from mergelib.training.experts import EncoderWithHeads
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 ENCODERS = ["f_b", "weight_averaging", "task_arithmetic", "ties"]
 PROTOCOLS = ["current", "knn", "ft_classifier"]
-
-
-def with_test(tasks, change):
-    """The same tasks with another test split."""
-    return {n: replace(t, test=change(t.test)) for n, t in tasks.items()}
 
 
 def garbage(split):
@@ -76,14 +72,10 @@ def test_label_canary(study, make_study, fitted, tmp_path, start):
     """Permuted test labels change accuracies and nothing else, on a finished store and when all is
     computed anew."""
 
-    def permuted(split):
-        order = torch.randperm(len(split), generator=seeded(5))
-        return Split(split.inputs, split.labels[order])
-
     def stored():
         return sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
 
-    tasks, store = with_test(study.tasks, permuted), tmp_path / "store"
+    tasks, store = with_test(study.tasks, relabelled), tmp_path / "store"
     if start == "copied store":
         shutil.copytree(study.store.root, store)
     before, other = stored(), make_study(store, tasks)

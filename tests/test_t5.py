@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from near import ROUNDING, apart, seeded
+from near import ROUNDING, apart, equal, seeded
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
@@ -335,9 +335,7 @@ def test_an_encoder_saved_alone_loads_too(tmp_path, encoder, states):
     encoder.module(states[2]).transformer.save_pretrained(tmp_path / "alone")
     encoder.tokenizer.save_pretrained(tmp_path / "alone")
     found, state = load_base(str(tmp_path / "alone"), 24)
-    assert state.keys() == states[2].keys() and all(
-        torch.equal(state[n], t) for n, t in states[2].items()
-    )
+    assert equal(state, states[2])
     assert found.prepare(TEXTS) == encoder.prepare(TEXTS)
 
 
@@ -381,7 +379,7 @@ def test_the_road_from_corpus_to_scores(tiny_study, make_study):
             for s in (tiny_study, again)
         ]
     assert scores[0].equals(scores[1]) and scores[0].accuracy.notna().all()
-    assert all(torch.equal(t, again.base_state[n]) for n, t in tiny_study.base_state.items())
+    assert equal(again.base_state, tiny_study.base_state)
     assert VOCABULARY in tiny_study.merged_state(
         "ties"
     ) and "encoder.embed_tokens.weight" not in tiny_study.merged_state("ties")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nbformat
+import torch
+from near import seeded
+
+from mergelib.core.types import Split
 
 TINY = {
     "tasks.names": ["ag", "yelp"],
@@ -15,6 +21,17 @@ TINY = {
     "fine_tuning.steps": 12,
     "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
 }
+
+
+def with_test(tasks, change):
+    """The same tasks with another test split."""
+    return {n: replace(t, test=change(t.test)) for n, t in tasks.items()}
+
+
+def relabelled(split):
+    """The same inputs under each other's labels."""
+    order = torch.randperm(len(split), generator=seeded(5))
+    return Split(split.inputs, split.labels[order])
 
 
 def write_notebook(path, *cells, parameters='profile: str = "mini"  # which'):
@@ -31,7 +48,6 @@ def write_notebook(path, *cells, parameters='profile: str = "mini"  # which'):
 def write_berts(folder, tasks):
     """An untrained ``base`` and a classifier per task (name: its classes), as transformers saves
     them."""
-    import torch
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     from mergelib.foundations.bert import build_tokenizer

@@ -32,4 +32,4 @@ def run(scratch, collate=collate):
     info = train(
         model, ROWS, collate, CONFIG, device=torch.device("cpu"), scratch=scratch, desc="toy"
     )
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), info
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), info

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from near import normal
+from near import equal, normal
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch.testing import assert_close
@@ -91,13 +91,9 @@ def put(folder, tensors):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def configure(folder, **values):
-    path = folder / "config.json"
+def configure(folder, file="config.json", **values):
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def equal(found, expected):
-    return all(torch.equal(found[n], t) for n, t in expected.items())
 
 
 def average(folder, **options):
@@ -331,8 +327,7 @@ def cased(folder):
 
 
 def no_frame(folder):
-    made = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
-    (folder / "tokenizer.json").write_text(json.dumps(made))
+    configure(folder, "tokenizer.json", post_processor=None)
 
 
 @pytest.mark.parametrize("change", [shorter, cased, no_frame])
@@ -356,8 +351,7 @@ def test_each_task_reads_inputs_as_its_expert_does(trio, change):
 
 
 def test_tokenizers_that_do_the_same_are_kept_once(trio):
-    path = trio / "y" / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name_or_path": "elsewhere"}))
+    configure(trio / "y", "tokenizer_config.json", name_or_path="elsewhere")
     merged = average(trio)
     assert merged.processor is not None
     merged.save_pretrained(trio / "out")

@@ -2,13 +2,16 @@
 mergelib."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import TASKS, is_image, make_family, pictures, texts
+from near import equal
 from safetensors.torch import load_file, save_file
+from test_foreign_folders import configure
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
@@ -179,7 +182,7 @@ def test_what_is_loaded_again_is_what_was_saved(aligned):
         again.record["options"] == {"keep": 0.3, "lam": 1.0}
         and again.heads["ag"].alignment == merged.heads["ag"].alignment
     )
-    assert all(torch.equal(again.encoder[n], t) for n, t in merged.encoder.items())
+    assert equal(again.encoder, merged.encoder)
 
 
 def test_the_card_states_where_it_comes_from(aligned):
@@ -319,8 +322,6 @@ def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
 
 
 def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
-    from transformers import AutoModelForSequenceClassification
-
     found = make_family(tmp_path, "bert", tokenizer, steps=2, dtype=torch.bfloat16)
     for name in experts(found):
         model = AutoModelForSequenceClassification.from_pretrained(found[name])
@@ -355,28 +356,26 @@ def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
         merge(found)
 
 
-def test_loaded_models_and_a_method_of_ones_own(family):
+def test_loaded_models_and_a_method_of_ones_own(family, monkeypatch):
     """A registered function without a streaming form loads everything, and says so."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers import AutoModel
 
     found = family("bert")
 
     def first_half(base, experts, *, lam=0.5):
         return {n: base[n] + lam * (experts[0][n] - base[n]) for n in base}
 
-    merging.METHODS["ties_mine"] = merging.Method("ties_mine", "Mine", "Mine", first_half)
-    try:
-        with pytest.warns(UserWarning, match="no streaming form"):
-            merged = mergelib.merge(
-                "ties_mine",
-                base=AutoModel.from_pretrained(found["base"]),
-                experts={
-                    t: AutoModelForSequenceClassification.from_pretrained(found[t]) for t in TASKS
-                },
-                lam=1.0,
-            )
-    finally:
-        del merging.METHODS["ties_mine"]
+    mine = merging.Method("ties_mine", "Mine", "Mine", first_half)
+    monkeypatch.setitem(merging.METHODS, "ties_mine", mine)
+    with pytest.warns(UserWarning, match="no streaming form"):
+        merged = mergelib.merge(
+            "ties_mine",
+            base=AutoModel.from_pretrained(found["base"]),
+            experts={
+                t: AutoModelForSequenceClassification.from_pretrained(found[t]) for t in TASKS
+            },
+            lam=1.0,
+        )
     own = load_file(found["ag"] / "model.safetensors")
     assert_close(
         merged.encoder["bert.encoder.layer.0.output.dense.weight"],
@@ -397,12 +396,8 @@ def test_loaded_models_and_a_method_of_ones_own(family):
 
 
 def copied(folder, to, **config):
-    to.mkdir(parents=True)
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    if config:
-        old = json.loads((to / "config.json").read_text())
-        (to / "config.json").write_text(json.dumps(old | config))
+    shutil.copytree(folder, to)
+    configure(to, **config)
     return to
 
 

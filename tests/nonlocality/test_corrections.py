@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from near import ROUNDING, apart, normal, seeded
+from near import ROUNDING, apart, equal, normal, seeded
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
@@ -169,7 +169,7 @@ def test_after_tact_every_site_has_the_experts_statistics(kind, one_batch):
     batches = [joined(batches)] if one_batch else batches
     before, weights = measure(merged, sites, batches), copy.deepcopy(encoder_state(merged))
     found = match_statistics(merged, sites, batches, expert)
-    assert all(torch.equal(t, weights[n]) for n, t in encoder_state(merged).items())
+    assert equal(encoder_state(merged), weights)
     assert not hasattr(merged, "corrections")
     attach(merged, sites, found)
     # Hooks run in the order in which they were set: it sees what the correction gave.
@@ -230,9 +230,7 @@ def test_folded_equals_attached(kind):
     state = encoder_state(merged)
     folded, rest = fold(found, sites, state)
     assert len(rest) == KINDS[kind][1] and folded.keys() == state.keys()
-    assert all(torch.equal(t, state[n]) for n, t in encoder_state(merged).items()), (
-        "the state that was given is changed"
-    )
+    assert equal(encoder_state(merged), state), "the state that was given is changed"
     attached = copy.deepcopy(merged)
     attach(attached, sites, found)
     wanted = features(attached, others)

@@ -1,17 +1,15 @@
 """Merges of several foundations: a planted second foundation, keys, equal inputs for every repair,
 the claims' numbers, no leaks."""
 
-import dataclasses
 import itertools
 import math
-import warnings
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
 from near import seeded
-from tiny import TINY
+from tiny import TINY, relabelled, with_test
 from torch.testing import assert_close
 from transformers import RobertaConfig, RobertaModel
 
@@ -78,9 +76,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(cells):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return cells.scores()
+    return cells.scores()
 
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -278,17 +274,10 @@ def test_every_repair_sees_the_same_inputs(cells, scores):
 
 
 def test_no_label_and_no_test_input_reaches_a_repair(cells):
-    def with_test(tasks, change):
-        return {n: dataclasses.replace(t, test=change(t.test)) for n, t in tasks.items()}
-
-    def shuffled(split):
-        order = torch.randperm(len(split), generator=seeded(1))
-        return Split(split.inputs, split.labels[order])
-
     first, local = cells.first, cells.study(LOCAL)
     mine = make(first.store.root)
     for study in (mine.first, *mine._others.values()):
-        study.tasks = with_test(first.tasks, shuffled)
+        study.tasks = with_test(first.tasks, relabelled)
     for task in first.tasks:
         assert mine.study(NON_LOCAL).lams("tall_masks") == cells.study(NON_LOCAL).lams("tall_masks")
         for kind in (TACT, REPAIR):
@@ -313,9 +302,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
     for name in ("match_statistics", "weight_matching"):
         monkeypatch.setattr(settings, name, forbidden)
     monkeypatch.setattr("mergelib.study.features.extract_prepared", forbidden)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert make(cells.first.store.root).scores().equals(scores)
+    assert make(cells.first.store.root).scores().equals(scores)
 
 
 def test_images_take_the_same_road(images):
