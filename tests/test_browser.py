@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from committed import committed
+from faults.kill import python_path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "build" / "browser"
@@ -90,7 +91,7 @@ def lab(project, tmp_path_factory):
         "JUPYTER_PREFER_ENV_PATH": "1",
         "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
     }
     # A test's own backend setting would replace the notebook's inline one.
     env.pop("MPLBACKEND", None)

@@ -2,8 +2,6 @@
 finds an older one's results."""
 
 import ctypes
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from near import seeded
+from tiny import TINY, python
 from torch import nn
 from torch.testing import assert_close
 
@@ -411,9 +410,7 @@ print(code_identity(own), code_identity(other))
 """
 
     def identities():
-        done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return python("-", input=script).split()
 
     own, other = identities()
     assert own != other and identities() == [own, other]
@@ -536,11 +533,11 @@ def own_task(name="own", **change):
         (lambda s: s({"f_t": own_task("f_t")}), "cannot name a task"),
     ],
 )
-def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said):
+def test_what_can_be_known_is_refused_before_training(tmp_path, call, said):
     from mergelib.core.store import Store
 
     def make(tasks, options=None):
-        over = tiny | {"protocols.ks": [1, 50], "merging.options": options or {}}
+        over = TINY | {"protocols.ks": [1, 50], "merging.options": options or {}}
         tasks = {"own": own_task()} if tasks == "a" else tasks
         return mergelib.Study("quick", overrides=over, tasks=tasks, store=Store(tmp_path))
 
@@ -549,12 +546,12 @@ def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said
     assert not list(tmp_path.glob("[a-z]*")), "something was trained first"
 
 
-def test_images_are_no_task_of_a_text_study(tiny):
+def test_images_are_no_task_of_a_text_study():
     pictures = [torch.full((2, 3, 4, 4), i, dtype=torch.uint8) for i in range(3)]
     splits = [mergelib.core.types.Split(p, torch.tensor([0, 1])) for p in pictures]
     task = Task("own", ("x", "y"), *splits, modality="image")
     with pytest.raises(ConfigError, match=r"'own' classifies images.*texts"):
-        mergelib.Study("quick", overrides=tiny, tasks={"own": task})
+        mergelib.Study("quick", overrides=TINY, tasks={"own": task})
     with pytest.raises(ConfigError, match=r"'own'.*size=32"):
         mergelib.Study("quick", variant="vision_a", tasks={"own": task})
 

@@ -3,13 +3,13 @@ restatement of its arithmetic."""
 
 import itertools
 import math
-import pickle
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from hostile.support import plant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near import ROUNDING, apart, seeded
@@ -319,20 +319,9 @@ def test_a_checkpoint_of_another_task_is_refused(load):
         load(n_classes=14)
 
 
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda o, path: path.write_bytes(pickle.dumps(o, protocol=2))]
-)
-def test_a_checkpoint_with_code_is_not_run(paper, folder, tmp_path, save):
-    path = tmp_path / "ag.pth"
-    save(published(folder, "ag") | {"bert.trap": Trap(tmp_path / "trapped")}, path)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_code_is_not_run(paper, tmp_path, zipped):
+    path = plant(tmp_path / "ag.pth", tmp_path / "trapped", zipped=zipped)
     with pytest.raises(
         UnsafeFileError, match=r"ag\.pth holds more than plain tensors.*was not run"
     ):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.kill import python_path
 from tiny import TINY
 from torch.testing import assert_close
 
@@ -91,9 +92,7 @@ def worker(mode, other_store):
 def start(mode, store, other_store):
     environment = os.environ | {
         "MERGELIB_STORE": str(store),
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": python_path(),
     }
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
     command = [sys.executable, *launcher, __file__, mode, str(other_store)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import nbformat
@@ -32,6 +34,14 @@ def relabelled(split):
     """The same inputs under each other's labels."""
     order = torch.randperm(len(split), generator=seeded(5))
     return Split(split.inputs, split.labels[order])
+
+
+def python(*arguments, **more):
+    """What a Python of its own says, which must succeed."""
+    command, more = [sys.executable, *map(str, arguments)], {"timeout": 300} | more
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def write_notebook(path, *cells, parameters='profile: str = "mini"  # which'):

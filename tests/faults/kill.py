@@ -31,6 +31,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def python_path() -> str:
+    """This project before what PYTHONPATH has."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def artifacts(store: Path) -> dict[str, tuple]:
     """Of every finished artifact: name, inode and time of change of its files."""
     from mergelib.core.store import Store
@@ -267,7 +272,7 @@ def start_quick_run(place: Path, only: Sequence[str] = ()) -> int:
         "MERGELIB_OUTPUT": str(place / "output"),
         "TMPDIR": str(place / "temporary"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
     }
     with (place / "said.log").open("ab") as said:
         # A shell's background job starts with SIGINT ignored, and so would this one.

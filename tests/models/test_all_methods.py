@@ -3,13 +3,11 @@ those that give an encoder per task."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import TASKS, is_image, pictures, texts
 from safetensors.torch import load_file
+from tiny import python
 from torch.testing import assert_close
 
 import mergelib
@@ -147,13 +145,8 @@ def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path
     folder = both.save_pretrained(tmp_path / "out")
     assert not (folder / "model.safetensors").exists()
     assert "An encoder per task" in (folder / "README.md").read_text()
-    done = subprocess.run(  # the folder's own loader, without mergelib
-        [sys.executable, folder / "load_merged.py", "ag", tmp_path / "ag"],
-        capture_output=True,
-        text=True,
-        env={"PATH": ""},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    # the folder's own loader, without mergelib
+    python(folder / "load_merged.py", "ag", tmp_path / "ag", env={"PATH": ""})
     x = texts("ag", 4, 1)[0]
     z = [features(c, x, device="cpu") for c in (aligned, expert_classifier(tmp_path / "ag"))]
     assert_close(*z)

@@ -3,8 +3,6 @@ mergelib."""
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from conftest import TASKS, is_image, make_family, pictures, texts
 from near import equal
 from safetensors.torch import load_file, save_file
 from test_foreign_folders import configure
+from tiny import python
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
@@ -117,14 +116,7 @@ def test_a_fresh_process_without_mergelib_predicts_the_same(aligned, tmp_path):
                 expected[f"{kind}.{task}"] = merged.classifier(task).model(**batch).logits
         jobs.append((kind, str(folder), list(merged.heads), [] if is_image(kind) else inputs))
     out = tmp_path / "logits.safetensors"
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, json.dumps(jobs), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-c", FRESH, json.dumps(jobs), out, cwd=tmp_path)
     found = load_file(out)
     assert len(found) == 2 * len(expected) == 12
     for name, logits in found.items():
