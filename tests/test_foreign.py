@@ -19,6 +19,7 @@ from mergelib.core.errors import ConfigError, DataError, StateDictError
 from mergelib.core.identity import code_identity
 from mergelib.core.meter import Meter
 from mergelib.core.spare import call, spare
+from mergelib.core.store import Artifact, Store
 from mergelib.core.types import Head, Task, place, state_digest
 from mergelib.merging import METHODS, Context, TaskData
 from mergelib.nonlocality.correction import Correction, fold
@@ -50,7 +51,7 @@ READS = {
     "add": lambda t: t + 1,
     "stack": lambda t: torch.stack([t, t]).mean(0),
     "cast": lambda t: t.double().bfloat16(),
-    "svd": lambda t: torch.linalg.svd(t),
+    "svd": torch.linalg.svd,
     "order": lambda t: t.abs().flatten().kthvalue(3),
     "where": lambda t: torch.where(t > 0, t, 0.0),
     "foreach": lambda t: torch._foreach_add([t], 1.0),
@@ -125,7 +126,7 @@ def test_tensors_that_are_made_when_asked_for_are_not_mixed_up():
             return ((k, torch.full((300,), float(k))) for k in self)
 
     copies = []
-    call(lambda given: copies.append(given), Lazy.fromkeys(range(50)))
+    call(copies.append, Lazy.fromkeys(range(50)))
     for copied in (*copies, spare(Lazy.fromkeys(range(50)))):
         assert all((t == k).all() for k, t in copied.items())
 
@@ -534,8 +535,6 @@ def own_task(name="own", **change):
     ],
 )
 def test_what_can_be_known_is_refused_before_training(tmp_path, call, said):
-    from mergelib.core.store import Store
-
     def make(tasks, options=None):
         over = TINY | {"protocols.ks": [1, 50], "merging.options": options or {}}
         tasks = {"own": own_task()} if tasks == "a" else tasks
@@ -599,8 +598,6 @@ def test_no_shots_are_refused(command, k, capsys):
 
 
 def test_stored_files_have_the_umasks_mode(tmp_path):
-    from mergelib.core.store import Artifact, Store
-
     (tmp_path / "plain").write_text("")
     Store(tmp_path / "store").get("step", {"a": 1}, lambda: Artifact({"w": torch.ones(2)}))
     modes = {oct(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}

@@ -16,6 +16,7 @@ import torch
 from committed import committed
 from near import normal
 from PIL import Image
+from test_tables import scores
 
 from mergelib import lesson, tables
 from mergelib.core.errors import ConfigError, UnknownNameError
@@ -24,7 +25,6 @@ from mergelib.lesson import toy as toy_module
 from mergelib.lesson import view
 from mergelib.protocols import current_eval
 from mergelib.run import publish
-from mergelib.study import SCORE_COLUMNS
 from mergelib.tables import protocol_label
 
 matplotlib.use("agg")
@@ -321,10 +321,7 @@ def made_scores(top, low, new):
             ("b", task, "task_arithmetic", "ft_classifier", 5, "stratified", "train", s, c + d, 9)
             for s, d in enumerate((-1, 0, 1))
         ]
-    frame = pd.DataFrame([dict(zip(SCORE_COLUMNS, r, strict=True)) for r in rows]).astype(
-        {"k": "Int64", "seed": "Int64"}
-    )
-    return tables.mean_and_std(frame)
+    return tables.mean_and_std(scores(rows))
 
 
 SUMMARY = made_scores((90, 60), (30, 50), (72, 51))  # averages 75, 40, 61.5

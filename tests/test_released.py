@@ -13,8 +13,9 @@ from hostile.support import plant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near import ROUNDING, apart, seeded
+from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import BertModel
+from transformers import AutoTokenizer, BertModel
 
 from benchmarks import released as bench
 from mergelib import Study, tables
@@ -64,7 +65,6 @@ def paper(make):
 
 
 def slow_ids(folder, text, length):
-    from transformers import AutoTokenizer
     from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
     vocabulary = folder / "vocab.txt"
@@ -97,8 +97,6 @@ def published(folder, task):
 
 
 def slow_task_arithmetic(folder, lam):
-    from safetensors.torch import load_file
-
     base = load_file(folder / "base" / "model.safetensors")
     merged = {n.removeprefix("bert."): t.clone() for n, t in base.items()}
     for task in TASKS:
@@ -319,6 +317,7 @@ def test_a_checkpoint_of_another_task_is_refused(load):
         load(n_classes=14)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_checkpoint_with_code_is_not_run(paper, tmp_path, zipped):
     path = plant(tmp_path / "ag.pth", tmp_path / "trapped", zipped=zipped)

@@ -177,7 +177,7 @@ def test_only_parts_of_the_files_are_downloaded(server, user, ag, tmp_path):
     files = max(len(content) for path, content in ag[OLD].items() if "train-" in path)
     took = sum(min(int(b), files) - int(a) for a, b in spans)
     assert took < whole / 3, "the footers of these small tables are large"
-    assert not [path for path in (tmp_path / "home" / "hub").rglob("*.parquet")]
+    assert not list((tmp_path / "home" / "hub").rglob("*.parquet"))
     assert len(pieces(tmp_path)) <= sample.PLACES < N / GROUP
 
 

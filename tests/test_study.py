@@ -14,7 +14,7 @@ from near import ROUNDING, apart
 from tiny import relabelled, with_test
 
 from mergelib import Study, method
-from mergelib.core.errors import ConfigError, UnknownNameError
+from mergelib.core.errors import ConfigError, OfflineError, StateDictError, UnknownNameError
 from mergelib.core.types import Split, state_digest
 from mergelib.encoders import TextEncoder
 from mergelib.encoders.features import extract
@@ -22,7 +22,7 @@ from mergelib.foundations import Foundation
 from mergelib.foundations.bert import tokenizer_from_vocab
 from mergelib.merging import METHODS
 from mergelib.protocols import fit_heads
-from mergelib.study import BASE, FINE_TUNED, experts, merges
+from mergelib.study import BASE, FINE_TUNED, experts, merges, versions
 from mergelib.study.aligned import aligned
 from mergelib.training.experts import EncoderWithHeads
 
@@ -228,8 +228,6 @@ def test_heads_and_merging_do_not_know_each_other(study, make_study):
 
 
 def test_the_encoder_refuses_weights_of_another(study):
-    from mergelib.core.errors import StateDictError
-
     with pytest.raises(StateDictError, match="missing"):
         study.encoder.module({f"bert.{k}": v for k, v in study.base_state.items()})
 
@@ -340,8 +338,6 @@ def test_what_changes_the_key_of_predictions(study, make_study, twin):
 
 
 def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
-    from mergelib.study import versions as module
-
     for step, call in (
         ("merge", lambda s: merges._merge(s, "ties")),
         ("features", lambda s: s.features(BASE, "ag")),
@@ -351,7 +347,7 @@ def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
     ):
         before = key_of(study, step, call)
         with monkeypatch.context() as patch:
-            patch.setitem(module.STEP_VERSIONS, step, 999)
+            patch.setitem(versions.STEP_VERSIONS, step, 999)
             fresh = make_study(study.store.root)
             assert key_of(fresh, step, call) != before, step
 
@@ -433,8 +429,6 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_a_base_model_that_is_not_there(make_study, tmp_path):
-    from mergelib.core.errors import OfflineError
-
     with pytest.raises(ConfigError, match="not a folder with a model"):
         make_study(base=str(tmp_path)).encoder  # noqa: B018
     with pytest.raises(OfflineError, match="local"):

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 from toy import CONFIG, ROWS, Toy, collate, run
 
-from mergelib.training.config import TrainConfig
+from mergelib.training.config import TrainConfig, resolve_precision
 from mergelib.training.loop import checkpoints, shuffled_batches
 
 
@@ -92,7 +92,6 @@ def test_a_damaged_checkpoint_is_removed_and_said(tmp_path, damage):
 
 def test_auto_precision_is_bf16_only_where_the_device_has_it(monkeypatch):
     from mergelib.profiles import load_profile
-    from mergelib.training.config import resolve_precision
 
     cpu = torch.device("cpu")
     for amx, allowed, wanted in (

@@ -27,6 +27,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mergelib.core.store import Store
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,8 +40,6 @@ def python_path() -> str:
 
 def artifacts(store: Path) -> dict[str, tuple]:
     """Of every finished artifact: name, inode and time of change of its files."""
-    from mergelib.core.store import Store
-
     looked_after = Store(store)
     assert looked_after.verify() == [], "a kill left a damaged artifact under an artifact's name"
     found = {}
@@ -54,8 +54,6 @@ def artifacts(store: Path) -> dict[str, tuple]:
 
 def tensors(store: Path) -> dict[str, str]:
     """Digest of the tensors of every artifact."""
-    from mergelib.core.store import Store
-
     made = Store(store)
     return {
         f"{r['step']}/{r['digest']}": made.peek(r["step"], r["key"]).tensors_digest

@@ -7,7 +7,11 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny import python
 
 from .test_hostile_files import CONFIG, GOOD, NESTED, png, with_header
@@ -110,8 +114,6 @@ def members(path, first, again, times):
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
     """Case -> (what was said, seconds)."""
-    import torch
-
     root = tmp_path_factory.mktemp("bombs")
     for name, raw in {
         "header": struct.pack("<Q", 2**60) + b"{}",
@@ -143,10 +145,6 @@ def refusals(tmp_path_factory):
     for name in ("line.txt.gz", "line.jsonl.gz"):
         members(root / name, b"", b"a" * (1 << 20), 3000)
     many = 1_000_000
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     one = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), ["a" * 20_000])
     pq.write_table(pa.table({"text": one, "label": ["x"] * 100_000}), root / "texts.parquet")
 

@@ -10,6 +10,8 @@ import re
 import shutil
 import struct
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import example, given
@@ -148,9 +150,6 @@ def png(seed):
 
 
 def parquet(**columns):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     features = {"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}
     file = pa.BufferOutputStream()
     pq.write_table(
@@ -198,8 +197,6 @@ cells = (
 )
 @example([png(1)], [0], "nested", "label")
 def test_any_columns_of_a_parquet_file(folder, images, labels, form, name):
-    import pyarrow as pa
-
     n = min(len(images), len(labels))
     wrap = {
         "plain": lambda x: x,

@@ -86,7 +86,7 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
         ("train.csv.gz", read_csv),
         ("train.parquet", lambda p: read_parquet(p, 4)),
         ("x.png", lambda p: open_image(p, "x.png")),
-        ("x.csv", lambda p: rows_of(p)),
+        ("x.csv", rows_of),
         ("x.txt", lambda p: unlabelled(p, False)),
         ("x.yaml", recipes.read_yaml),
     ],

@@ -224,7 +224,7 @@ def test_shape_of_the_result(name, dtype):
         assert not task.head.weight.requires_grad and task.head.weight.grad is None
     # Nor does a later change of the merge reach an input or another task's merge.
     for i, state in enumerate(as_list(merged)):
-        others = [s for s in as_list(merged)[i + 1 :]]
+        others = as_list(merged)[i + 1 :]
         untouched = copied(*others)
         for t in state.values():
             t.zero_()
@@ -410,7 +410,7 @@ def slow_fisher(context, t, state):
     """A4 with two loops: one example, one class at a time; and the shortcut that squares a sum,
     which is not it."""
     twin, task = exact_twin(context, state), context.tasks[t]
-    parameters = {n: p for n, p in twin.encoder.named_parameters()}
+    parameters = dict(twin.encoder.named_parameters())
     exact, summed = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
     for example in task.inputs:
         for c in range(len(task.head.bias)):
@@ -469,20 +469,17 @@ def test_a_very_confident_expert_counts_as_much_as_before():
         head = Head(factor * first.head.weight, factor * first.head.bias)
         return replace(context, tasks=(replace(first, head=head), *rest))
 
-    def norm(factor):
-        fisher = fisher_diagonal(scaled(factor), 0, experts[0], 99)
+    def norm(fisher):
         return math.sqrt(sum(float(f.double().square().sum()) for f in fisher.values()))
 
-    factor = next(f for f in range(1, 200) if norm(f) < 1e-23)
-    assert norm(factor) > 0
-    options = {"floor": 1e-12}
-    merged = merge("fisher_merging", base, experts, scaled(factor), **options)
+    factor = next(
+        f for f in range(1, 200) if norm(fisher_diagonal(scaled(f), 0, experts[0], 99)) < 1e-23
+    )
+    merged = merge("fisher_merging", base, experts, scaled(factor), floor=1e-12)
     fishers = [fisher_diagonal(scaled(factor), t, e, 99) for t, e in enumerate(experts)]
+    assert norm(fishers[0]) > 0
     for n in ("first.weight", "second.weight"):
-        parts = []
-        for f in fishers:
-            size = math.sqrt(sum(float(x.double().square().sum()) for x in f.values()))
-            parts.append(f[n].double() / size + 1e-12)
+        parts = [f[n].double() / norm(f) + 1e-12 for f in fishers]
         expected = sum(p * e[n] for p, e in zip(parts, experts, strict=True)) / sum(parts)
         assert_close(merged[n].double(), expected, rtol=1e-3, atol=1e-4)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_foreign_folders import configure
 from tiny import python
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 import mergelib
 from mergelib import merging
@@ -350,8 +350,6 @@ def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
 
 def test_loaded_models_and_a_method_of_ones_own(family, monkeypatch):
     """A registered function without a streaming form loads everything, and says so."""
-    from transformers import AutoModel
-
     found = family("bert")
 
     def first_half(base, experts, *, lam=0.5):

@@ -78,7 +78,7 @@ def test_only_one_expert_grew_and_compare_takes_it(tmp_path):
     found = compare(
         experts,
         tmp_path / "base",
-        {n: texts for n in "xy"},
+        dict.fromkeys("xy", texts),
         methods="weight_averaging",
         k=1,
         store=Store(tmp_path / "store"),
