@@ -55,12 +55,6 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """The overrides that make a study tiny."""
-    return dict(TINY)
-
-
-@pytest.fixture(scope="session")
 def make_study(tmp_path_factory):
     """``make_study(store=None, ...)``: a tiny CPU study; without a store, on a new empty one."""
     from mergelib import Study

@@ -9,15 +9,26 @@ from torch import Tensor
 ROUNDING = 80 * torch.finfo(torch.float32).eps
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def normal(*shape, seed=0, dtype=torch.float32):
     """Standard normal numbers, drawn in float32."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(*shape, generator=seeded(seed)).to(dtype)
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:
     """The largest difference, in units of the largest entry of ``wanted``."""
     found, wanted = found.detach(), wanted.detach()
     return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def equal(found, expected):
+    """Whether two states are one to the bit."""
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[n], t) for n, t in expected.items()
+    )
 
 
 def assert_states_close(a, b, atol=1e-5, rtol=1e-5, names=None):

@@ -228,6 +228,7 @@ def test_it_loads_nothing_from_elsewhere(site):
 
 # ---- in the browser: ./run_all.sh test -m browser ------------------------------------------------
 
+CSS = "css selector"  # selenium's By.CSS_SELECTOR
 phone_and_desk = pytest.mark.parametrize(
     "browser", [390, 1280], indirect=True, ids=["phone", "desk"]
 )
@@ -340,15 +341,14 @@ def test_every_page_fits_shows_its_pictures_and_leads_on(site, browser):
     [("surgery", "notebooks/fig07_surgery.html"), ("align_classifier", "api/functions.html")],
 )
 def test_search_works_from_the_first_page(site, browser, words, place):
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get((site[0] / "index.html").as_uri())
-    browser.find_element(By.CSS_SELECTOR, "input.search").send_keys(f"{words}\n")
+    browser.find_element(CSS, "input.search").send_keys(f"{words}\n")
     found = WebDriverWait(browser, 30).until(
         lambda d: [
             a
-            for a in d.find_elements(By.CSS_SELECTOR, "#search-results li a")
+            for a in d.find_elements(CSS, "#search-results li a")
             if place in a.get_attribute("href")
         ]
     )
@@ -365,19 +365,18 @@ def test_search_works_from_the_first_page(site, browser, words, place):
 @pytest.mark.browser
 @phone_and_desk
 def test_gallery_and_reference_lead_to_what_they_show(site, browser):
-    from selenium.webdriver.common.by import By
 
     browser.get((site[0] / "gallery.html").as_uri())
-    cards = browser.find_elements(By.CSS_SELECTOR, ".gallery .card")
+    cards = browser.find_elements(CSS, ".gallery .card")
     assert len(cards) == sum(1 + len(i.extra_figures) for i in runner.manifest())
     for card in cards:
-        picture, *_, png, pdf = card.find_elements(By.CSS_SELECTOR, "a")
+        picture, *_, png, pdf = card.find_elements(CSS, "a")
         assert "/notebooks/" in picture.get_attribute("href")
         assert [Path(a.get_attribute("href")).suffix for a in (png, pdf)] == [".png", ".pdf"]
     browser.get((site[0] / "api" / "index.html").as_uri())
-    link = browser.find_element(By.CSS_SELECTOR, 'a[href="functions.html#mergelib.merge"]')
+    link = browser.find_element(CSS, 'a[href="functions.html#mergelib.merge"]')
     browser.get(link.get_attribute("href"))
-    example = browser.find_element(By.CSS_SELECTOR, "dl:has(> dt[id='mergelib.merge']) .highlight")
+    example = browser.find_element(CSS, "dl:has(> dt[id='mergelib.merge']) .highlight")
     assert "mergelib.merge(" in example.text
 
 
@@ -440,12 +439,11 @@ def test_the_plane_turns_on_a_phone_by_the_numbers_of_the_lesson(browser, tmp_pa
 @pytest.mark.browser
 @phone_and_desk
 def test_the_lessons_sliders_work_in_the_book(site, browser):
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get((site[0] / "notebooks" / f"{book.LESSON}.html").as_uri())
     settled(browser)
-    frames = browser.find_elements(By.CSS_SELECTOR, "iframe.plane")
+    frames = browser.find_elements(CSS, "iframe.plane")
     assert len(frames) == len(book.SLIDERS)
     for frame in frames:
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)

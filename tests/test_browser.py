@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from committed import committed
+from faults.kill import python_path
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "build" / "browser"
@@ -29,6 +30,7 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync "
     "--window-size=1400,1000"
 ).split()
+CSS = "css selector"  # selenium's By.CSS_SELECTOR
 COPIED = ("00_start_here", "fig02_knn_eval")
 
 pytestmark = pytest.mark.browser
@@ -90,7 +92,7 @@ def lab(project, tmp_path_factory):
         "JUPYTER_PREFER_ENV_PATH": "1",
         "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
     }
     # A test's own backend setting would replace the notebook's inline one.
     env.pop("MPLBACKEND", None)
@@ -151,7 +153,6 @@ def chromium(tmp_path_factory):
 def run_all(chromium, url, name, project):
     """Open, Run > Run All Cells, wait, save; returns the saved notebook."""
     from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     SHOTS.mkdir(parents=True, exist_ok=True)
@@ -165,7 +166,7 @@ def run_all(chromium, url, name, project):
         return next(
             (
                 e
-                for e in chromium.find_elements(By.CSS_SELECTOR, selector)
+                for e in chromium.find_elements(CSS, selector)
                 if e.is_displayed() and (not text or text in e.text)
             ),
             None,
@@ -227,11 +228,8 @@ def run_all(chromium, url, name, project):
 
 def shown(chromium, selector):
     """Elements of the notebook in front; the ones opened before stay in the page, hidden."""
-    from selenium.webdriver.common.by import By
 
-    return chromium.find_elements(
-        By.CSS_SELECTOR, f".jp-NotebookPanel:not(.lm-mod-hidden) {selector}"
-    )
+    return chromium.find_elements(CSS, f".jp-NotebookPanel:not(.lm-mod-hidden) {selector}")
 
 
 def shoot(chromium, name, element=None):
@@ -243,26 +241,25 @@ def shoot(chromium, name, element=None):
 
 
 def test_the_lesson_runs_and_its_sliders_move_the_plot(chromium, lab, project):
-    from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     run_all(chromium, lab("00_start_here"), "00_start_here", project)
     boxes = [
         box
         for box in shown(chromium, ".jp-OutputArea .widget-vbox")
-        if box.find_elements(By.CSS_SELECTOR, ".noUi-handle")
+        if box.find_elements(CSS, ".noUi-handle")
     ]
     assert len(boxes) == 3
     for n, box in enumerate(boxes):
         shoot(chromium, f"lesson_{n}_before", box)
         for handle, key in zip(
-            box.find_elements(By.CSS_SELECTOR, ".noUi-handle"),
+            box.find_elements(CSS, ".noUi-handle"),
             (Keys.ARROW_LEFT, Keys.ARROW_RIGHT),
             strict=True,
         ):
 
             def picture(box=box):
-                return box.find_element(By.CSS_SELECTOR, "img").get_attribute("src")
+                return box.find_element(CSS, "img").get_attribute("src")
 
             before, value = picture(), handle.get_attribute("aria-valuenow")
             handle.send_keys(key, key)
@@ -273,7 +270,7 @@ def test_the_lesson_runs_and_its_sliders_move_the_plot(chromium, lab, project):
             )
             wait_for("the plot did not follow the slider", lambda b=before: picture() != b, 60)
         shoot(chromium, f"lesson_{n}_after", box)
-        image = box.find_element(By.CSS_SELECTOR, "img")
+        image = box.find_element(CSS, "img")
         assert chromium.execute_script(
             "return arguments[0].complete && arguments[0].naturalWidth > 300", image
         )

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from mergelib.core import paths
 from mergelib.profiles import profile_names
@@ -22,8 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def own(monkeypatch, tmp_path):
     """Empty caches, an empty lock file, and no way out."""
-    from huggingface_hub import constants
-
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("MERGELIB_HUB_LOCK", str(tmp_path / "lock.json"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -186,8 +185,6 @@ def test_room_in_the_hub_cache(monkeypatch):
 
 
 def test_what_is_not_cached(capsys, monkeypatch):
-    from huggingface_hub import constants
-
     _, out = run(capsys, "--profile", "paper")
     assert f"paper needs {len(needed('paper'))} things from the hub, 0 cached" in line(out, "hub")
     assert "data fetch --profile paper" in out and "without HF_HUB_OFFLINE" in line(out, "hub")

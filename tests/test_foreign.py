@@ -2,8 +2,6 @@
 finds an older one's results."""
 
 import ctypes
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -11,13 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import seeded
+from tiny import TINY, python
 from torch import nn
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import ConfigError, DataError, StateDictError
 from mergelib.core.identity import code_identity
 from mergelib.core.meter import Meter
 from mergelib.core.spare import call, spare
+from mergelib.core.store import Artifact, Store
 from mergelib.core.types import Head, Task, place, state_digest
 from mergelib.merging import METHODS, Context, TaskData
 from mergelib.nonlocality.correction import Correction, fold
@@ -49,7 +51,7 @@ READS = {
     "add": lambda t: t + 1,
     "stack": lambda t: torch.stack([t, t]).mean(0),
     "cast": lambda t: t.double().bfloat16(),
-    "svd": lambda t: torch.linalg.svd(t),
+    "svd": torch.linalg.svd,
     "order": lambda t: t.abs().flatten().kthvalue(3),
     "where": lambda t: torch.where(t > 0, t, 0.0),
     "foreach": lambda t: torch._foreach_add([t], 1.0),
@@ -69,7 +71,7 @@ def registries():
 
 
 def weights(*seeds):
-    made = [torch.Generator().manual_seed(s) for s in seeds]
+    made = [seeded(s) for s in seeds]
     return [{n: torch.randn(6, 4, generator=g) for n in "ab"} for g in made]
 
 
@@ -124,7 +126,7 @@ def test_tensors_that_are_made_when_asked_for_are_not_mixed_up():
             return ((k, torch.full((300,), float(k))) for k in self)
 
     copies = []
-    call(lambda given: copies.append(given), Lazy.fromkeys(range(50)))
+    call(copies.append, Lazy.fromkeys(range(50)))
     for copied in (*copies, spare(Lazy.fromkeys(range(50)))):
         assert all((t == k).all() for k, t in copied.items())
 
@@ -221,8 +223,8 @@ def test_what_a_method_writes_later_changes_no_result(made):
     results = [METHODS["again"](states[0], [e]) for e in states[1:]]
     half, whole = METHODS["again"].scan(states[0], states[1:2], [0.5, 1.0])
     for n, b in states[0].items():
-        torch.testing.assert_close([r[n] for r in results], [e[n] for e in states[1:]])
-        torch.testing.assert_close([half[n], whole[n]], [(b + whole[n]) / 2, states[1][n]])
+        assert_close([r[n] for r in results], [e[n] for e in states[1:]])
+        assert_close([half[n], whole[n]], [(b + whole[n]) / 2, states[1][n]])
 
 
 def test_options_and_base_are_whole_for_every_lambda():
@@ -237,8 +239,8 @@ def test_options_and_base_are_whole_for_every_lambda():
     (base, expert), given = weights(0, 1), [2, 3]
     wanted = [{n: b + lam * 5 * (expert[n] - b) for n, b in base.items()} for lam in (0.5, 1.0)]
     found = METHODS["shares"].scan(base, [expert], [0.5, 1.0], shares=given)
-    torch.testing.assert_close(list(found), wanted)
-    torch.testing.assert_close(METHODS["shares"](base, [expert], shares=given), wanted[0])
+    assert_close(list(found), wanted)
+    assert_close(METHODS["shares"](base, [expert], shares=given), wanted[0])
     assert given == [2, 3]
 
 
@@ -278,7 +280,7 @@ def test_a_method_may_use_its_tensors_again(make_study, study, monkeypatch):
     for task, lam in lams.items():
         found, base, expert = mine.weights("again", task), mine.base_state, mine.expert(task).state
         for n, t in found.items():
-            torch.testing.assert_close(t, base[n] + lam * (expert[n] - base[n]))
+            assert_close(t, base[n] + lam * (expert[n] - base[n]))
 
 
 def test_lambda_is_chosen_by_our_current_eval_whatever_bears_its_name(make_study, study):
@@ -409,9 +411,7 @@ print(code_identity(own), code_identity(other))
 """
 
     def identities():
-        done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return python("-", input=script).split()
 
     own, other = identities()
     assert own != other and identities() == [own, other]
@@ -534,11 +534,9 @@ def own_task(name="own", **change):
         (lambda s: s({"f_t": own_task("f_t")}), "cannot name a task"),
     ],
 )
-def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said):
-    from mergelib.core.store import Store
-
+def test_what_can_be_known_is_refused_before_training(tmp_path, call, said):
     def make(tasks, options=None):
-        over = tiny | {"protocols.ks": [1, 50], "merging.options": options or {}}
+        over = TINY | {"protocols.ks": [1, 50], "merging.options": options or {}}
         tasks = {"own": own_task()} if tasks == "a" else tasks
         return mergelib.Study("quick", overrides=over, tasks=tasks, store=Store(tmp_path))
 
@@ -547,12 +545,12 @@ def test_what_can_be_known_is_refused_before_training(tiny, tmp_path, call, said
     assert not list(tmp_path.glob("[a-z]*")), "something was trained first"
 
 
-def test_images_are_no_task_of_a_text_study(tiny):
+def test_images_are_no_task_of_a_text_study():
     pictures = [torch.full((2, 3, 4, 4), i, dtype=torch.uint8) for i in range(3)]
     splits = [mergelib.core.types.Split(p, torch.tensor([0, 1])) for p in pictures]
     task = Task("own", ("x", "y"), *splits, modality="image")
     with pytest.raises(ConfigError, match=r"'own' classifies images.*texts"):
-        mergelib.Study("quick", overrides=tiny, tasks={"own": task})
+        mergelib.Study("quick", overrides=TINY, tasks={"own": task})
     with pytest.raises(ConfigError, match=r"'own'.*size=32"):
         mergelib.Study("quick", variant="vision_a", tasks={"own": task})
 
@@ -600,8 +598,6 @@ def test_no_shots_are_refused(command, k, capsys):
 
 
 def test_stored_files_have_the_umasks_mode(tmp_path):
-    from mergelib.core.store import Artifact, Store
-
     (tmp_path / "plain").write_text("")
     Store(tmp_path / "store").get("step", {"a": 1}, lambda: Artifact({"w": torch.ones(2)}))
     modes = {oct(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}

@@ -8,6 +8,7 @@ import loopback_hub
 import pytest
 import yaml
 from loopback_hub import NEW, OLD, PAGE, Client, closed_endpoint, serving, table_repository
+from tiny import write_berts
 
 from mergelib.core.errors import DataError, StoreError
 from mergelib.core.hub import download, lock, locked_revision, registry, repository
@@ -301,16 +302,7 @@ def test_never_fetched_and_unknown(offline, tmp_path):
 
 def test_a_base_model_ahead_of_a_run(client, offline, server, tmp_path):
     """Fetched, then loaded without network, at the commit and as transformers looks for it."""
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    made, words = tmp_path / "made", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
-    one = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
-    config = BertConfig(vocab_size=8, hidden_size=4, max_position_embeddings=16, **one)
-    BertModel(config).save_pretrained(made)
-    vocabulary = {word: i for i, word in enumerate(words)}
-    tokenizer = BertWordPieceTokenizer(vocabulary)._tokenizer
-    BertTokenizerFast(tokenizer_object=tokenizer).save_pretrained(made)
+    made = write_berts(tmp_path, {}) / "base"
     others = {"flax_model.msgpack": BYTES, "onnx/config.json": b"{}"}
     server.models["org/tiny"] = {OLD: {**loopback_hub.folder_files(made), **others}}
     lock_file = tmp_path / "lock.json"

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from mergelib import claims
 from mergelib.core.errors import UnknownNameError
@@ -115,13 +116,11 @@ def test_seeds_are_resampled_whatever_their_number(study):
     bootstrap.n = 20_000
     for n in (1, 2, 4):
         weights = bootstrap._seed_weights(n).double()
-        torch.testing.assert_close(
-            weights.sum(1), torch.ones(20_000, dtype=torch.float64), atol=1e-6, rtol=0
-        )
-        torch.testing.assert_close(
+        assert_close(weights.sum(1), torch.ones(20_000, dtype=torch.float64), atol=1e-6, rtol=0)
+        assert_close(
             weights.mean(0), torch.full((n,), 1 / n, dtype=torch.float64), atol=0.01, rtol=0
         )
-        torch.testing.assert_close(
+        assert_close(
             weights.var(0), torch.full((n,), (n - 1) / n**3, dtype=torch.float64), atol=0.01, rtol=0
         )
 

@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 import torch
 from committed import committed
+from near import normal
 from PIL import Image
+from test_tables import scores
 
 from mergelib import lesson, tables
 from mergelib.core.errors import ConfigError, UnknownNameError
@@ -23,7 +25,6 @@ from mergelib.lesson import toy as toy_module
 from mergelib.lesson import view
 from mergelib.protocols import current_eval
 from mergelib.run import publish
-from mergelib.study import SCORE_COLUMNS
 from mergelib.tables import protocol_label
 
 matplotlib.use("agg")
@@ -43,7 +44,7 @@ def test_merge_in_complex_numbers(angle, lam):
 
 @pytest.mark.parametrize("degrees", [-170.0, -50.0, 0.0, 45.0, 180.0])
 def test_turned_by_reads_the_turn_whatever_the_scale(degrees):
-    points = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
+    points = normal(40, 2, seed=1)
     read = lesson.turned_by(0.3 * points @ lesson.turn(degrees).T, points)
     assert (read - degrees + 180) % 360 - 180 == pytest.approx(0, abs=1e-3)
 
@@ -128,9 +129,7 @@ def test_what_is_destroyed_no_classifier_reads():
 
 
 def test_lines_are_where_two_classes_tie_and_no_third_wins():
-    head = Head(
-        torch.randn(4, 2, generator=torch.Generator().manual_seed(3)), torch.tensor([0.3, 0, -1, 1])
-    )
+    head = Head(normal(4, 2, seed=3), torch.tensor([0.3, 0, -1, 1]))
     _, ax = plt.subplots()
     view._draw_head(ax, head, view.OLD)
     (lines,) = ax.collections
@@ -322,10 +321,7 @@ def made_scores(top, low, new):
             ("b", task, "task_arithmetic", "ft_classifier", 5, "stratified", "train", s, c + d, 9)
             for s, d in enumerate((-1, 0, 1))
         ]
-    frame = pd.DataFrame([dict(zip(SCORE_COLUMNS, r, strict=True)) for r in rows]).astype(
-        {"k": "Int64", "seed": "Int64"}
-    )
-    return tables.mean_and_std(frame)
+    return tables.mean_and_std(scores(rows))
 
 
 SUMMARY = made_scores((90, 60), (30, 50), (72, 51))  # averages 75, 40, 61.5
@@ -364,9 +360,8 @@ def explorer():
 
 def test_real_features_are_drawn_in_the_references_plane_and_scored_whole():
     """Of six classes four are drawn; titles count all."""
-    g = torch.Generator().manual_seed(0)
     labels = torch.arange(6).repeat_interleave(20)
-    z = 4 * torch.eye(6)[labels] + 0.1 * torch.randn(120, 6, generator=g)
+    z = 4 * torch.eye(6)[labels] + 0.1 * normal(120, 6)
     head = Head(torch.eye(6), torch.zeros(6))
     fig = lesson.draw_real({"own": z, "moved": z.roll(1, -1)}, labels, head, "own", "Seen")
     own, moved = fig.axes

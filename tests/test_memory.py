@@ -151,13 +151,11 @@ def trained(encoder, tmp_path, pieces=1):
         desc="toy",
         optional_parts=True,
     )
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), info
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), info
 
 
 def test_training_in_pieces_leads_to_the_same_weights(tmp_path):
-    start = torch.cat(
-        [p.detach().flatten() for p in EncoderWithHeads(Small(99), 6, [3, 3]).parameters()]
-    )
+    start = nn.utils.parameters_to_vector(EncoderWithHeads(Small(99), 6, [3, 3]).parameters())
     wanted, undisturbed = trained(Small(99), tmp_path)
     found, info = trained(encoder := Small(3), tmp_path, pieces=4)
     assert encoder.seen[:4] == [3, 3, 2, 2] and sum(encoder.seen) == 10 + 10 + 3 + 10 + 10 + 3 + 10

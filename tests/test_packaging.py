@@ -2,13 +2,13 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny import python
 
 from mergelib.tables.committed import git
 
@@ -89,10 +89,7 @@ from mergelib.encoders import features
 
 
 def test_the_core_imports_without_datasets_and_papermill():
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCK], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    python("-c", BLOCK)
 
 
 def test_names_of_errors_come_without_torch():
@@ -101,7 +98,7 @@ def test_names_of_errors_come_without_torch():
         "import sys; import mergelib, mergelib.core.errors, mergelib.core.paths, mergelib.run.cli; "
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    python("-c", code)
 
 
 def test_dir_and_help_show_the_public_names_and_nothing_else():

@@ -17,6 +17,7 @@ from mergelib.core.store import Store
 from mergelib.foundations import t5
 from mergelib.profiles import load_profile, profile_names, variant_names
 from mergelib.run import runner
+from mergelib.run.cli import main
 
 SMALL = TINY | {
     "tasks.source": "miniature",
@@ -127,8 +128,6 @@ def test_figure_6_runs_in_paper(tmp_path, monkeypatch):
 
 
 def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
-    from mergelib.run.cli import main
-
     assert main(["run", "--profile", "real", "--list"]) == 0
     said = capsys.readouterr().out
     assert (
@@ -151,8 +150,6 @@ def test_notebooks_whose_data_were_not_given_are_left_out_and_said(
     given, other, stays, goes, capsys, tmp_path
 ):
     """Where a run names one kind of local data only; miniature data need none."""
-    from mergelib.run.cli import main
-
     assert main(["run", "--profile", "real", "--list", given, str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert f"{goes} is left out" in said and other in said

@@ -19,6 +19,7 @@ import torch
 from loopback_hub import OLD, Client, folder_files, serving
 from PIL import Image
 from safetensors.torch import load_file
+from test_released import SHAPE
 from test_vision import write_hub_clip
 
 from benchmarks import released as bench
@@ -30,7 +31,6 @@ from mergelib.run import runner
 from mergelib.tasks.hub_images import check_names, class_names
 from mergelib.tasks.parquet import read_parquet
 
-SHAPE = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 3000}
 SIZES = {"rows": 24, "k": 2, "max_length": 40}
 ROAD, MAIN = "tests.paper_road.scores", "mergelib.run.cli.main"
 PUBLISHED = "kongfs/FT-Classifier-for-Model-Merging"
@@ -54,7 +54,7 @@ VISION = {
 }
 
 
-def table(names, labels, *, stored=True, seed=0):
+def table(names, labels, *, seed=0):
     """Rows of a split as datasets writes them: pictures of one grey each, whose class is their
     grey, and the names."""
     rng, pictures = np.random.default_rng(seed), []
@@ -64,10 +64,9 @@ def table(names, labels, *, stored=True, seed=0):
         Image.fromarray(grey ^ noise).save(buffer := io.BytesIO(), "PNG")
         pictures.append({"bytes": buffer.getvalue(), "path": None})
     made = pa.table({"image": pictures, "label": pa.array(labels, pa.int64())})
-    if stored:
-        label = {"names": list(names), "_type": "ClassLabel"}
-        info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
-        made = made.replace_schema_metadata({"huggingface": json.dumps(info)})
+    label = {"names": list(names), "_type": "ClassLabel"}
+    info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    made = made.replace_schema_metadata({"huggingface": json.dumps(info)})
     pq.write_table(made, buffer := io.BytesIO())
     return buffer.getvalue()
 

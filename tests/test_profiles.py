@@ -114,27 +114,6 @@ def test_a_bad_value_names_its_key(key, value):
     )
 
 
-def test_overrides_reach_their_place_and_leave_the_rest():
-    changed = load_profile(
-        "quick",
-        {
-            "fine_tuning.steps": 7,
-            "encoder.pretraining.steps": 3,
-            "resamples": 11,
-            "merging.lams": [0.3],
-        },
-    )
-    assert (
-        changed.fine_tuning.steps,
-        changed.encoder.pretraining.steps,
-        changed.resamples,
-        changed.merging.lams,
-    ) == (7, 3, 11, (0.3,))
-    plain = load_profile("quick")
-    assert plain.fine_tuning.steps == QUICK["fine_tuning"]["steps"]
-    assert changed.tasks == plain.tasks and changed.protocols == plain.protocols
-
-
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -2,18 +2,18 @@
 statistics against slow references."""
 
 import shutil
-import warnings
-from dataclasses import replace
 from itertools import combinations
 
 import pandas as pd
 import pytest
 import torch
+from near import seeded
 from scipy.stats import kendalltau
+from tiny import relabelled, with_test
 
 from mergelib import Study, figures, method, tables
 from mergelib.core.errors import ConfigError
-from mergelib.core.types import Split, state_digest
+from mergelib.core.types import state_digest
 from mergelib.merging import METHODS, PER_TASK
 from mergelib.profiles import load_profile
 from mergelib.tables import ranking
@@ -43,9 +43,7 @@ def animals(study, make_study, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(animals):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ranking.scores(animals, CHOSEN)
+    return ranking.scores(animals, CHOSEN)
 
 
 # ---- one study, other methods --------------------------------------------------------------------
@@ -54,9 +52,7 @@ def rows(animals):
 def test_every_method_is_scored_in_the_same_study(study, animals, rows):
     """Equal experts, draws and lambda, so equal scores: Task Arithmetic among all is Task
     Arithmetic in Table 2."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        table = study.scores(["task_arithmetic"], ["current", "knn", "ft_classifier"])
+    table = study.scores(["task_arithmetic"], ["current", "knn", "ft_classifier"])
     table = table[table.k.isna() | (table.k == 5)].reset_index(drop=True)
     mine = rows[(rows.method == "task_arithmetic") & (rows.draw != "all")]
     both = pd.concat([table, mine]).drop_duplicates()
@@ -135,10 +131,7 @@ def test_label_canary(animals, make_study, rows, tmp_path):
     """Permuted test labels change no merge, AdaMerging's on test inputs included, and nothing in
     the store's keys."""
     shutil.copytree(animals.store.root, tmp_path / "store")
-    tasks = {}
-    for name, task in animals.tasks.items():
-        order = torch.randperm(len(task.test), generator=torch.Generator().manual_seed(1))
-        tasks[name] = replace(task, test=Split(task.test.inputs, task.test.labels[order]))
+    tasks = with_test(animals.tasks, relabelled)
     other = make_study(tmp_path / "store", tasks, overrides=SMALL, every_method=True)
     before = sorted(p.name for p in (tmp_path / "store").glob("*/*"))
     for name in CHOSEN:
@@ -222,7 +215,7 @@ def test_a_method_of_ones_own_joins_every_table_and_figure(animals, rows):
 
 
 def test_kendalls_tau_is_scipys():
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     a, b = torch.randint(6, (2, 9, 20), generator=g).double()  # with ties
     expected = [kendalltau(a[:, r], b[:, r]).statistic for r in range(20)]
     assert ranking.kendall_tau(a, b).tolist() == pytest.approx(expected)

@@ -3,17 +3,19 @@ restatement of its arithmetic."""
 
 import itertools
 import math
-import pickle
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from hostile.support import plant
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from near import ROUNDING, apart
-from transformers import BertModel
+from near import ROUNDING, apart, seeded
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import AutoTokenizer, BertModel
 
 from benchmarks import released as bench
 from mergelib import Study, tables
@@ -63,7 +65,6 @@ def paper(make):
 
 
 def slow_ids(folder, text, length):
-    from transformers import AutoTokenizer
     from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
     vocabulary = folder / "vocab.txt"
@@ -96,8 +97,6 @@ def published(folder, task):
 
 
 def slow_task_arithmetic(folder, lam):
-    from safetensors.torch import load_file
-
     base = load_file(folder / "base" / "model.safetensors")
     merged = {n.removeprefix("bert."): t.clone() for n, t in base.items()}
     for task in TASKS:
@@ -129,7 +128,7 @@ def test_data_features_and_predictions_are_the_restatements(paper, folder):
             found = paper.features(encoder, task)[:8]
             assert apart(found, z) < ROUNDING
             ours, logits = paper.head(encoder, task).logits(found), z @ weight.T + bias
-            torch.testing.assert_close(ours.double(), logits, atol=1e-3, rtol=1e-4)
+            assert_close(ours.double(), logits, atol=1e-3, rtol=1e-4)
             predicted = paper.predictions(encoder, task, "current")[0, 0, :8]
             assert torch.equal(predicted.long(), logits.argmax(-1))
 
@@ -142,7 +141,7 @@ def test_merged_weights_are_the_restatements(paper, folder):
         merged, ours = slow_task_arithmetic(folder, lam), paper.merged_state(method)
         assert merged.keys() - ours.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
         for name, t in ours.items():
-            torch.testing.assert_close(t, merged[name], atol=1e-6, rtol=1e-6)
+            assert_close(t, merged[name], atol=1e-6, rtol=1e-6)
 
 
 def test_the_classifiers_steps_are_the_restatements(paper):
@@ -156,7 +155,7 @@ def test_the_classifiers_steps_are_the_restatements(paper):
         layer = torch.nn.Linear(SHAPE["width"], 4)
         layer.load_state_dict({"weight": seen.head.weight, "bias": seen.head.bias})
         optimizer = torch.optim.Adam(layer.parameters(), lr=5e-4)
-        order = torch.Generator().manual_seed(0)
+        order = seeded(0)
         for _ in range(5):
             for i in rows[torch.randperm(len(rows), generator=order)]:
                 student = F.log_softmax(layer(seen.student_fit[i : i + 1]), -1)
@@ -164,8 +163,8 @@ def test_the_classifiers_steps_are_the_restatements(paper):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        torch.testing.assert_close(ours.weight[seed], layer.weight.detach(), atol=2e-6, rtol=1e-5)
-        torch.testing.assert_close(ours.bias[seed], layer.bias.detach(), atol=2e-6, rtol=1e-5)
+        assert_close(ours.weight[seed], layer.weight.detach(), atol=2e-6, rtol=1e-5)
+        assert_close(ours.bias[seed], layer.bias.detach(), atol=2e-6, rtol=1e-5)
         assert (layer.weight - seen.head.weight).abs().max() > 1e-3
 
 
@@ -318,20 +317,10 @@ def test_a_checkpoint_of_another_task_is_refused(load):
         load(n_classes=14)
 
 
-class Trap:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda o, path: path.write_bytes(pickle.dumps(o, protocol=2))]
-)
-def test_a_checkpoint_with_code_is_not_run(paper, folder, tmp_path, save):
-    path = tmp_path / "ag.pth"
-    save(published(folder, "ag") | {"bert.trap": Trap(tmp_path / "trapped")}, path)
+@pytest.mark.filterwarnings("ignore:Detected pickle")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_with_code_is_not_run(paper, tmp_path, zipped):
+    path = plant(tmp_path / "ag.pth", tmp_path / "trapped", zipped=zipped)
     with pytest.raises(
         UnsafeFileError, match=r"ag\.pth holds more than plain tensors.*was not run"
     ):
@@ -409,7 +398,7 @@ def test_another_numbering_is_an_error_that_prints_the_mapping(paper, make):
     with pytest.raises(DataError, match="numbers its classes differently"):
         study.scores(["task_arithmetic"], ["current"])  # and again: no expert is kept
     assert study.expert("dbpedia").head.weight.shape[0] == 14
-    shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    shuffled = torch.randperm(ROWS, generator=seeded(1))
     study, test = make(), Split(ag.test.inputs, ag.test.labels[shuffled])
     study.tasks = dict(paper.tasks) | {"ag": replace(ag, test=test)}
     study.expert("ag")  # no label of a scored input is looked at

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from loopback_hub import NEW, OLD, Client, folder_files, read, serving
 from test_paper_hub import image_set
+from test_released import SHAPE
 
 from benchmarks.released import write_stand_in
 from mergelib.core.errors import StoreError
@@ -62,10 +63,10 @@ def as_csv(rows):
     return file.getvalue().encode()
 
 
-def text_set(name, n=N):
+def text_set(name):
     if name == "amazon":
-        return {"train.csv": as_csv(split(name, 4 * n)), "test.csv": as_csv(split(name, 300))}
-    train, cut = split(name, n, name == "dbpedia"), n // 3
+        return {"train.csv": as_csv(split(name, 4 * N)), "test.csv": as_csv(split(name, 300))}
+    train, cut = split(name, N, name == "dbpedia"), N // 3
     parts = {k: v[:cut] for k, v in train.items()}, {k: v[cut:] for k, v in train.items()}
     return {
         "README.md": b"# A card\n",
@@ -84,8 +85,7 @@ def bytes_of(files):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     made = tmp_path_factory.mktemp("published")
-    shape = {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 3000}
-    write_stand_in(made, rows=4, k=1, max_length=16, shape=shape)
+    write_stand_in(made, rows=4, k=1, max_length=16, shape=SHAPE)
     with serving() as server:
         for name in TASK_NAMES:
             server.repositories[REGISTRY[name]["id"]] = {OLD: text_set(name)}
@@ -126,8 +126,8 @@ def ag(server):
     commits.update(before)
 
 
-def pieces(folder, split="train"):
-    return sorted((folder / "home").rglob(f"{split}-*.parquet"))
+def pieces(folder):
+    return sorted((folder / "home").rglob("train-*.parquet"))
 
 
 def test_real_needs_one_command_and_then_no_network(server, user, tmp_path):
@@ -177,7 +177,7 @@ def test_only_parts_of_the_files_are_downloaded(server, user, ag, tmp_path):
     files = max(len(content) for path, content in ag[OLD].items() if "train-" in path)
     took = sum(min(int(b), files) - int(a) for a, b in spans)
     assert took < whole / 3, "the footers of these small tables are large"
-    assert not [path for path in (tmp_path / "home" / "hub").rglob("*.parquet")]
+    assert not list((tmp_path / "home" / "hub").rglob("*.parquet"))
     assert len(pieces(tmp_path)) <= sample.PLACES < N / GROUP
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from near import ROUNDING, apart
+from tiny import relabelled, with_test
 
 from mergelib import Study, method
-from mergelib.core.errors import ConfigError, UnknownNameError
+from mergelib.core.errors import ConfigError, OfflineError, StateDictError, UnknownNameError
 from mergelib.core.names import BASE, FINE_TUNED
 from mergelib.core.types import Split, state_digest
 from mergelib.encoders import TextEncoder
@@ -22,18 +23,13 @@ from mergelib.foundations import Foundation
 from mergelib.foundations.bert import tokenizer_from_vocab
 from mergelib.merging import METHODS
 from mergelib.protocols import fit_heads
-from mergelib.study import experts, merges
+from mergelib.study import experts, merges, versions
 from mergelib.study.aligned import aligned
 from mergelib.training.experts import EncoderWithHeads
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 ENCODERS = ["f_b", "weight_averaging", "task_arithmetic", "ties"]
 PROTOCOLS = ["current", "knn", "ft_classifier"]
-
-
-def with_test(tasks, change):
-    """The same tasks with another test split."""
-    return {n: replace(t, test=change(t.test)) for n, t in tasks.items()}
 
 
 def garbage(split):
@@ -77,14 +73,10 @@ def test_label_canary(study, make_study, fitted, tmp_path, start):
     """Permuted test labels change accuracies and nothing else, on a finished store and when all is
     computed anew."""
 
-    def permuted(split):
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(5))
-        return Split(split.inputs, split.labels[order])
-
     def stored():
         return sorted(p.relative_to(tmp_path) for p in (tmp_path / "store").glob("*/*"))
 
-    tasks, store = with_test(study.tasks, permuted), tmp_path / "store"
+    tasks, store = with_test(study.tasks, relabelled), tmp_path / "store"
     if start == "copied store":
         shutil.copytree(study.store.root, store)
     before, other = stored(), make_study(store, tasks)
@@ -237,8 +229,6 @@ def test_heads_and_merging_do_not_know_each_other(study, make_study):
 
 
 def test_the_encoder_refuses_weights_of_another(study):
-    from mergelib.core.errors import StateDictError
-
     with pytest.raises(StateDictError, match="missing"):
         study.encoder.module({f"bert.{k}": v for k, v in study.base_state.items()})
 
@@ -288,8 +278,8 @@ def key_of(study, step, call):
     return [d for s, d in recorder.seen if s == step][-1]
 
 
-def features_key(study, encoder=BASE):
-    return key_of(study, "features", lambda s: s.features(encoder, "ag"))
+def features_key(study):
+    return key_of(study, "features", lambda s: s.features(BASE, "ag"))
 
 
 @pytest.fixture
@@ -349,8 +339,6 @@ def test_what_changes_the_key_of_predictions(study, make_study, twin):
 
 
 def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
-    from mergelib.study import versions as module
-
     for step, call in (
         ("merge", lambda s: merges._merge(s, "ties")),
         ("features", lambda s: s.features(BASE, "ag")),
@@ -360,7 +348,7 @@ def test_a_step_version_is_part_of_every_key(study, make_study, monkeypatch):
     ):
         before = key_of(study, step, call)
         with monkeypatch.context() as patch:
-            patch.setitem(module.STEP_VERSIONS, step, 999)
+            patch.setitem(versions.STEP_VERSIONS, step, 999)
             fresh = make_study(study.store.root)
             assert key_of(fresh, step, call) != before, step
 
@@ -442,8 +430,6 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def test_a_base_model_that_is_not_there(make_study, tmp_path):
-    from mergelib.core.errors import OfflineError
-
     with pytest.raises(ConfigError, match="not a folder with a model"):
         make_study(base=str(tmp_path)).encoder  # noqa: B018
     with pytest.raises(OfflineError, match="local"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from near import ROUNDING, apart
+from near import ROUNDING, apart, equal, seeded
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5Tokenizer
 
@@ -111,7 +111,7 @@ def rebuilt(inputs, targets):
     st.integers(0, 10_000),
 )
 def test_inputs_and_targets_together_are_the_text(lengths, rate, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     texts = [[*torch.randint(3, 900, (n,), generator=generator).tolist(), 1] for n in lengths]
     width = max(map(len, texts))
     ids, real = (torch.zeros(len(texts), width, dtype=torch.long) for _ in range(2))
@@ -146,9 +146,7 @@ def test_every_split_into_spans_is_equally_likely():
     got = Counter(
         map(
             tuple,
-            t5.random_lengths(
-                torch.full((n,), 6), torch.full((n,), 3), 9, torch.Generator().manual_seed(0)
-            ).tolist(),
+            t5.random_lengths(torch.full((n,), 6), torch.full((n,), 3), 9, seeded(0)).tolist(),
         )
     )
     wanted = [(a, b, 6 - a - b, *[0] * 6) for a in range(1, 5) for b in range(1, 6 - a)]
@@ -337,9 +335,7 @@ def test_an_encoder_saved_alone_loads_too(tmp_path, encoder, states):
     encoder.module(states[2]).transformer.save_pretrained(tmp_path / "alone")
     encoder.tokenizer.save_pretrained(tmp_path / "alone")
     found, state = load_base(str(tmp_path / "alone"), 24)
-    assert state.keys() == states[2].keys() and all(
-        torch.equal(state[n], t) for n, t in states[2].items()
-    )
+    assert equal(state, states[2])
     assert found.prepare(TEXTS) == encoder.prepare(TEXTS)
 
 
@@ -383,7 +379,7 @@ def test_the_road_from_corpus_to_scores(tiny_study, make_study):
             for s in (tiny_study, again)
         ]
     assert scores[0].equals(scores[1]) and scores[0].accuracy.notna().all()
-    assert all(torch.equal(t, again.base_state[n]) for n, t in tiny_study.base_state.items())
+    assert equal(again.base_state, tiny_study.base_state)
     assert VOCABULARY in tiny_study.merged_state(
         "ties"
     ) and "encoder.embed_tokens.weight" not in tiny_study.merged_state("ties")

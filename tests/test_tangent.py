@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 from transformers import BertConfig
 
 from mergelib import Study
@@ -47,18 +48,18 @@ def features(encoder, state):
 def test_at_the_base_it_is_f_b_and_its_slope_is_f_bs(setting):
     encoder, tangent, base, experts = setting
     at_base = features(encoder, base)
-    torch.testing.assert_close(features(tangent, base), at_base)
-    torch.testing.assert_close(features(tangent, None), at_base)
+    assert_close(features(tangent, base), at_base)
+    assert_close(features(tangent, None), at_base)
     small = {n: base[n] + 1e-4 * (experts[0][n] - base[n]) for n in base}
     slope = (features(encoder, small) - at_base) / 1e-4
-    torch.testing.assert_close(features(tangent, experts[0]) - at_base, slope, atol=1e-2, rtol=1e-2)
+    assert_close(features(tangent, experts[0]) - at_base, slope, atol=1e-2, rtol=1e-2)
 
 
 def test_the_average_of_weights_gives_the_average_of_features(setting):
     _, tangent, base, experts = setting
     merged = get_method("weight_averaging")(base, experts)
     mean = torch.stack([features(tangent, e) for e in experts]).mean(0)
-    torch.testing.assert_close(features(tangent, merged), mean, atol=1e-5, rtol=1e-5)
+    assert_close(features(tangent, merged), mean, atol=1e-5, rtol=1e-5)
 
 
 def test_only_the_weights_that_are_merged_are_trained(setting):

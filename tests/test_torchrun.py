@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.kill import python_path
 from tiny import TINY
+from torch.testing import assert_close
 
 from mergelib import Study
 from mergelib.core import distributed, paths
@@ -91,9 +93,7 @@ def worker(mode, other_store):
 def start(mode, store, other_store):
     environment = os.environ | {
         "MERGELIB_STORE": str(store),
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        ),
+        "PYTHONPATH": python_path(),
     }
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2".split()
     command = [sys.executable, *launcher, __file__, mode, str(other_store)]
@@ -142,8 +142,8 @@ def test_two_processes_are_one_up_to_rounding(two, one):
     _, other, said, _ = two
     alone, together = study_of(one).expert("ag"), study_of(other, processes=2).expert("ag")
     assert together.info["training"] == pytest.approx(alone.info["training"], abs=2e-4)
-    torch.testing.assert_close(flat(together.state), flat(alone.state), atol=1e-4, rtol=0)
-    torch.testing.assert_close(together.head.weight, alone.head.weight, atol=1e-4, rtol=0)
+    assert_close(flat(together.state), flat(alone.state), atol=1e-4, rtol=0)
+    assert_close(together.head.weight, alone.head.weight, atol=1e-4, rtol=0)
     moved = (flat(alone.state) - flat(study_of(one).base_state)).abs().max()
     assert moved > 10 * 1e-4, "the tolerance is far below what training changes"
     assert said["fresh"] < 6 * 32 / 2 + 32, "each process looks at its half of the rows"
@@ -156,7 +156,7 @@ def test_a_head_without_rows_in_one_process_is_no_trouble(two, one):
         study_of(store, **ONE_ROW_EACH, **more).weights("multi_task", "ag")
         for store, more in ((one, {}), (other, {"processes": 2}))
     )
-    torch.testing.assert_close(flat(together), flat(alone), atol=1e-4, rtol=0)
+    assert_close(flat(together), flat(alone), atol=1e-4, rtol=0)
 
 
 @needs_gloo

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import seeded
 
 from mergelib import claims, figures, tables
 from mergelib.claims import REPRODUCED, UNDECIDED
@@ -46,7 +47,7 @@ def slow_knn(features, anchors, classes, n_classes, n):
     d=st.integers(1, 5),
 )
 def test_knn_of_a_share_equals_slow_loops_and_never_names_an_absent_class(seed, s, c, n, d):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     features, anchors = torch.randn(7, d, generator=g), torch.randn(s, n, d, generator=g)
     classes = torch.randint(c, (s, n), generator=g)
     counts = sorted({1, (n + 1) // 2, n})

@@ -3,6 +3,7 @@ NT-Xent."""
 
 import pytest
 import torch
+from near import equal, normal, seeded
 from transformers import ViTConfig
 
 from mergelib.core.errors import ConfigError
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 SIZE, CLASSES = 16, 4
 
 
-def tiny(patch=4):
+def tiny():
     return ImageEncoder(
         ViTConfig(
             hidden_size=32,
@@ -25,7 +26,7 @@ def tiny(patch=4):
             num_attention_heads=2,
             intermediate_size=64,
             image_size=SIZE,
-            patch_size=patch,
+            patch_size=4,
         ),
         "tiny",
     )
@@ -34,7 +35,7 @@ def tiny(patch=4):
 def gratings(n, seed):
     """Stripes of one of four directions, with random phase, pitch, colours and noise: class and
     mean colour are independent."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     labels = torch.arange(n) % CLASSES
     angle = labels * torch.pi / CLASSES
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
@@ -67,8 +68,7 @@ def pretrain(tmp_path, images, steps=3, save_every=0, seed=0):
 
 def test_the_contrast_is_nt_xent():
     """Chen et al.'s equation 1, written out pair by pair."""
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64).float()
+    first, second = normal(2, 5, 8)
     z = [v / v.norm() for v in [*first, *second]]
     total = 0.0
     for i in range(10):
@@ -142,9 +142,9 @@ def test_no_view_is_mirrored():
 def test_pre_training_repeats_whatever_ran_before_and_depends_on_the_images(tmp_path):
     images, _ = gratings(96, 0)
     one, two = pretrain(tmp_path / "a", images), pretrain(tmp_path / "b", images, seed=9)
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert equal(one, two)
     other = pretrain(tmp_path / "c", gratings(96, 1)[0])
-    assert any(not torch.equal(one[k], other[k]) for k in one)
+    assert not equal(one, other)
     assert one.keys() == encoder_state(tiny().module()).keys(), (
         "no projection and no position beyond the encoder's own"
     )

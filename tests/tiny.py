@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import nbformat
+import torch
+from near import seeded
+
+from mergelib.core.types import Split
 
 TINY = {
     "tasks.names": ["ag", "yelp"],
@@ -15,6 +23,25 @@ TINY = {
     "fine_tuning.steps": 12,
     "encoder.pretraining": {"documents": 120, "steps": 4, "batch_size": 16, "lr": 2.0e-3},
 }
+
+
+def with_test(tasks, change):
+    """The same tasks with another test split."""
+    return {n: replace(t, test=change(t.test)) for n, t in tasks.items()}
+
+
+def relabelled(split):
+    """The same inputs under each other's labels."""
+    order = torch.randperm(len(split), generator=seeded(5))
+    return Split(split.inputs, split.labels[order])
+
+
+def python(*arguments, **more):
+    """What a Python of its own says, which must succeed."""
+    command, more = [sys.executable, *map(str, arguments)], {"timeout": 300} | more
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def write_notebook(path, *cells, parameters='profile: str = "mini"  # which'):
@@ -31,7 +58,6 @@ def write_notebook(path, *cells, parameters='profile: str = "mini"  # which'):
 def write_berts(folder, tasks):
     """An untrained ``base`` and a classifier per task (name: its classes), as transformers saves
     them."""
-    import torch
     from transformers import BertConfig, BertForSequenceClassification, BertModel
 
     from mergelib.foundations.bert import build_tokenizer

@@ -1,13 +1,14 @@
 """A training of a second, for tests of the loop, of disks and of checkpoints."""
 
 import torch
+from near import normal
 from torch import nn
 
 from mergelib.training.config import TrainConfig
 from mergelib.training.loop import train
 
 CONFIG = TrainConfig(steps=12, batch_size=4, lr=1e-2, threads=1, save_every=5, seed=3)
-ROWS = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(40)]
+ROWS = [(normal(6, seed=i), i % 3) for i in range(40)]
 
 
 class Toy(nn.Module):
@@ -31,4 +32,4 @@ def run(scratch, collate=collate):
     info = train(
         model, ROWS, collate, CONFIG, device=torch.device("cpu"), scratch=scratch, desc="toy"
     )
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), info
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), info

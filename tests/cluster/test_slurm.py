@@ -18,13 +18,12 @@ from pathlib import Path
 import pytest
 
 from mergelib.core.store import Store
-from tests.faults.kill import ROOT, artifacts, csvs, temporary
+from tests.faults.kill import ROOT, artifacts, csvs, python_path, temporary
 
 from .slurm_here import Slurm, missing, wait_for
 
-SNAKEMAKE = shutil.which(
-    "snakemake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-)
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+SNAKEMAKE = shutil.which("snakemake", path=PATH)
 ONLY = ("fig02", "tab03", "report")
 SMALL = {
     "tasks.names": ["ag", "yelp"],
@@ -41,14 +40,11 @@ pytestmark = [
 
 
 def environment(place, **more):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return (
         os.environ
         | {
-            "PYTHONPATH": os.pathsep.join(
-                [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            ),
-            "PATH": path,
+            "PYTHONPATH": python_path(),
+            "PATH": PATH,
             "JUPYTER_PREFER_ENV_PATH": "1",
             "MERGELIB_STORE": str(place / "store"),
             "MERGELIB_OUTPUT": str(place),

@@ -27,14 +27,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mergelib.core.store import Store
+from mergelib.core.types import state_digest
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def python_path() -> str:
+    """This project before what PYTHONPATH has."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def artifacts(store: Path) -> dict[str, tuple]:
     """Of every finished artifact: name, inode and time of change of its files."""
-    from mergelib.core.store import Store
-
     looked_after = Store(store)
     assert looked_after.verify() == [], "a kill left a damaged artifact under an artifact's name"
     found = {}
@@ -49,9 +55,6 @@ def artifacts(store: Path) -> dict[str, tuple]:
 
 def tensors(store: Path) -> dict[str, str]:
     """Digest of the tensors of every artifact."""
-    from mergelib.core.store import Store
-    from mergelib.core.types import state_digest
-
     made = Store(store)
     return {
         f"{r['step']}/{r['digest']}": state_digest(made.peek(r["step"], r["key"]).tensors)
@@ -268,7 +271,7 @@ def start_quick_run(place: Path, only: Sequence[str] = ()) -> int:
         "MERGELIB_OUTPUT": str(place / "output"),
         "TMPDIR": str(place / "temporary"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(),
     }
     with (place / "said.log").open("ab") as said:
         # A shell's background job starts with SIGINT ignored, and so would this one.

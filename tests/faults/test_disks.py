@@ -4,6 +4,7 @@ believed, a rerun completes."""
 import sys
 import tempfile
 import warnings
+from contextlib import contextmanager
 
 import nbformat
 import pandas as pd
@@ -39,6 +40,13 @@ def names(line, file, *remedies):
         and "Free space" in line
         and all(r in line for r in remedies)
     ), line
+
+
+@contextmanager
+def refused(file, *remedies):
+    with pytest.raises(StoreError) as caught:
+        yield
+    names(str(caught.value), file, *remedies)
 
 
 def files(place):
@@ -111,16 +119,10 @@ def test_a_store_that_is_read_only_gives_what_it_has_and_names_itself_for_the_re
         warnings.simplefilter("error")
         assert state_digest(kept.get("step", KEY, pytest.fail).tensors) == digest
         for version in (2, 3):  # absent, damaged
-            with pytest.raises(StoreError) as caught:
-                kept.get(
-                    "step",
-                    {"version": version},
-                    lambda: pytest.fail("computed, and nowhere to put it"),
-                )
-            names(str(caught.value), disk.place, "MERGELIB_STORE")
-        with pytest.raises(StoreError) as caught:
+            with refused(disk.place, "MERGELIB_STORE"):
+                kept.get("step", {"version": version}, pytest.fail)
+        with refused(disk.place, "MERGELIB_STORE"):
             kept.scratch("step", {"version": 2})
-        names(str(caught.value), disk.place, "MERGELIB_STORE")
     monkeypatch.setenv("MERGELIB_STORE", str(disk.place))
     assert main(["store", "ls"]) == 0 and "DAMAGED" in capsys.readouterr().out
     assert main(["store", "verify"]) == 1 and str(damaged) in capsys.readouterr().out
@@ -157,9 +159,8 @@ def test_a_study_whose_disk_fills_up_goes_on_after_space_is_made_to_the_same_num
     store, output = disk.place / "store", disk.place / "output"
     program.run(alone / "store", alone / "output", SHORT)
     disk.leave(sum(map(len, files(alone).values())) // 2)
-    with pytest.raises(StoreError) as caught:
+    with refused(store, "MERGELIB_STORE", "are kept"):
         program.run(store, output, SHORT)
-    names(str(caught.value), store, "MERGELIB_STORE", "are kept")
     kept = tensors(store)
     assert kept and Store(store).verify() == [] and not output.exists()
     changed = {name: (store / name / "meta.json").stat().st_mtime_ns for name in kept}
@@ -184,9 +185,8 @@ def test_a_full_disk_while_a_checkpoint_is_written(tmp_path):
         disk = Disk(tmp_path / f"disk{part}")
         scratch = disk.place / "scratch"
         disk.leave(int(part * size))
-        with pytest.raises(StoreError) as caught:
+        with refused(scratch, "MERGELIB_STORE"):
             run(scratch)
-        names(str(caught.value), scratch, "MERGELIB_STORE")
         assert sorted(scratch.iterdir()) == checkpoints(scratch)
         left.append(len(checkpoints(scratch)))
         disk.open()
@@ -227,9 +227,8 @@ def test_a_full_or_closed_disk_while_a_figure_is_saved(tmp_path, monkeypatch):
     assert files(disk.place) == whole[1]
     disk.close()
     for output in (disk.place, disk.place / "new"):
-        with pytest.raises(StoreError) as caught:
+        with refused(output / "figures", "MERGELIB_OUTPUT"):
             save(1, output)
-        names(str(caught.value), output / "figures", "MERGELIB_OUTPUT")
 
 
 # ---- notebooks -----------------------------------------------------------------------------------

@@ -5,11 +5,14 @@ import gzip
 import itertools
 import json
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from tiny import python
 
 from .test_hostile_files import CONFIG, GOOD, NESTED, png, with_header
 
@@ -111,8 +114,6 @@ def members(path, first, again, times):
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
     """Case -> (what was said, seconds)."""
-    import torch
-
     root = tmp_path_factory.mktemp("bombs")
     for name, raw in {
         "header": struct.pack("<Q", 2**60) + b"{}",
@@ -144,10 +145,6 @@ def refusals(tmp_path_factory):
     for name in ("line.txt.gz", "line.jsonl.gz"):
         members(root / name, b"", b"a" * (1 << 20), 3000)
     many = 1_000_000
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     one = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), ["a" * 20_000])
     pq.write_table(pa.table({"text": one, "label": ["x"] * 100_000}), root / "texts.parquet")
 
@@ -164,15 +161,7 @@ def refusals(tmp_path_factory):
     )
     (root / "lock.json").write_text(NESTED)
     assert max(p.stat().st_size for p in root.rglob("*") if p.is_file()) < 8 << 20
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(root)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=ROOT,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(python("-c", PROGRAM, root, cwd=ROOT).splitlines()[-1])
 
 
 def test_every_bomb_is_refused_in_words_within_a_small_memory(refusals):

@@ -10,6 +10,8 @@ import re
 import shutil
 import struct
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import example, given
@@ -148,9 +150,6 @@ def png(seed):
 
 
 def parquet(**columns):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     features = {"info": {"features": {"label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}}
     file = pa.BufferOutputStream()
     pq.write_table(
@@ -198,8 +197,6 @@ cells = (
 )
 @example([png(1)], [0], "nested", "label")
 def test_any_columns_of_a_parquet_file(folder, images, labels, form, name):
-    import pyarrow as pa
-
     n = min(len(images), len(labels))
     wrap = {
         "plain": lambda x: x,
@@ -240,23 +237,7 @@ sizes = st.integers(0, 80) | st.sampled_from([2**31, 2**40, 2**60, 2**63, 2**64 
 entries = st.fixed_dictionaries(
     {
         "dtype": st.sampled_from(
-            [
-                "F32",
-                "F16",
-                "BF16",
-                "F64",
-                "I64",
-                "BOOL",
-                "U8",
-                "F8_E4M3",
-                "F8_E5M2",
-                "F4",
-                "F6_E2M3",
-                "U64",
-                "C64",
-                "X",
-                "",
-            ]
+            ["", *"F32 F16 BF16 F64 I64 BOOL U8 F8_E4M3 F8_E5M2 F4 F6_E2M3 U64 C64 X".split()]
         ),
         "shape": st.lists(sizes, max_size=4),
         "data_offsets": st.lists(sizes, min_size=1, max_size=3),
@@ -389,19 +370,9 @@ CONFIG = {
     "id2label": {"0": "a", "1": "b", "2": "c"},
     "label2id": {"a": 0, "b": 1, "c": 2},
 }
-KEYS = [
-    *CONFIG,
-    "num_labels",
-    "auto_map",
-    "problem_type",
-    "torch_dtype",
-    "dtype",
-    "rope_scaling",
-    "transformers_version",
-    "pad_token_id",
-    "tie_word_embeddings",
-    "_name_or_path",
-]
+MORE = """num_labels auto_map problem_type torch_dtype dtype rope_scaling transformers_version
+pad_token_id tie_word_embeddings _name_or_path"""
+KEYS = [*CONFIG, *MORE.split()]
 
 
 @given(

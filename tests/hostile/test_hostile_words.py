@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,9 @@ from mergelib.profiles import Profile, load_profile
 from mergelib.run import runner
 
 from .support import typed
+
+# recipes warn; Python itself warns of "\d" and "1is"
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 scalars = (
     st.none()
@@ -116,9 +118,7 @@ def _dumped(value):
 @example("[" * 5000, "align")
 @example("k: " + "9" * 5000, "evaluate")
 def test_any_text_as_a_recipe(text, command):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = typed(lambda: recipes.build(command, recipes.parse_yaml(text)))
+    found = typed(lambda: recipes.build(command, recipes.parse_yaml(text)))
     assert isinstance(found, recipes.Recipe | MergelibError)
 
 
@@ -136,9 +136,7 @@ names = st.sampled_from(
     st.dictionaries(names, values, max_size=3),
 )
 def test_any_mapping_as_a_recipe_and_any_flags(command, given_, flags):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = typed(lambda: recipes.build(command, given_, flags))
+    found = typed(lambda: recipes.build(command, given_, flags))
     if isinstance(found, recipes.Recipe):
         assert all(isinstance(v, str) for v in getattr(found, "experts", {}).values())
 
@@ -198,9 +196,7 @@ LITERALS = [*SIGNS.split(), "lambda: 0", "__import__('os')", "\n", "\0", "\udc80
 @example("[b'x']", "list")
 @example("9" * 5000, "int")
 def test_any_text_as_a_notebooks_parameter(text, kind):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python itself warns of "\d" and "1is"
-        found = typed(lambda: runner.parse_value("p", text, kind), "p")
+    found = typed(lambda: runner.parse_value("p", text, kind), "p")
     if not isinstance(found, MergelibError):
         assert type(found) is runner.TYPES.get(kind, str)
         json.dumps(found)  # how it travels to the notebook

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from near import assert_states_close
+from near import assert_states_close, equal, seeded
 from ties_reference import agreeing, trim
 from torch import nn
+from torch.testing import assert_close
 
 from mergelib.core.errors import ConfigError
 from mergelib.core.types import Head
@@ -98,10 +99,10 @@ def cast(states, dtype):
     ]
 
 
-def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
+def setting(seed=0, n_tasks=3, n_inputs=6):
     """Base, experts, context. Task t's texts are made of tokens 3t..3t+2: tokens 9 and 10 occur
     nowhere."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = Pooled(Encoder()).eval()
@@ -116,7 +117,7 @@ def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
             TaskData(
                 ids,
                 head,
-                torch.randint(0, CLASSES[t], (n_inputs,), generator=g) if labels else None,
+                torch.randint(0, CLASSES[t], (n_inputs,), generator=g),
             )
         )
     context = Context(
@@ -125,13 +126,13 @@ def setting(seed=0, n_tasks=3, n_inputs=6, labels=True):
     return base, [moved(base, g) for _ in range(n_tasks)], context
 
 
-def one_layer(inputs, n_out=4, seed=0):
+def one_layer(inputs, seed=0):
     """Base, experts and context for a ``Layer``: ``inputs`` holds ``[n, in]`` per task."""
-    g = torch.Generator().manual_seed(seed)
-    module = Layer(inputs[0].shape[1], n_out).eval()
+    g = seeded(seed)
+    module = Layer(inputs[0].shape[1], 4).eval()
     base = {n: torch.randn(t.shape, generator=g) for n, t in module.state_dict().items()}
     tasks = tuple(
-        TaskData(list(x), Head(torch.randn(2, n_out, generator=g), torch.zeros(2))) for x in inputs
+        TaskData(list(x), Head(torch.randn(2, 4, generator=g), torch.zeros(2))) for x in inputs
     )
     context = Context(module, module, lambda batch: {"x": torch.stack(list(batch))}, tasks)
     return base, [moved(base, g, size=1.0) for _ in inputs], context
@@ -168,7 +169,7 @@ def float_names(base):
 
 def assert_bytes_equal(a, b):
     for x, y in zip(as_list(a), as_list(b), strict=True):
-        assert x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
+        assert equal(x, y)
 
 
 def copied(*states):
@@ -223,7 +224,7 @@ def test_shape_of_the_result(name, dtype):
         assert not task.head.weight.requires_grad and task.head.weight.grad is None
     # Nor does a later change of the merge reach an input or another task's merge.
     for i, state in enumerate(as_list(merged)):
-        others = [s for s in as_list(merged)[i + 1 :]]
+        others = as_list(merged)[i + 1 :]
         untouched = copied(*others)
         for t in state.values():
             t.zero_()
@@ -324,7 +325,7 @@ def test_a_seed_fixes_the_bytes(name):
     base, experts, context = setting()
     first, again, other = (merge(name, base, experts, context, seed=s) for s in (1, 1, 2))
     assert_bytes_equal(first, again)
-    assert any(not torch.equal(first[n], other[n]) for n in base)
+    assert not equal(first, other)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in RANDOM])
@@ -374,7 +375,7 @@ def test_features_are_the_modules_own_with_the_states_weights():
     assert leaves["first.weight"].grad.abs().sum() > 0
     own = copy.deepcopy(context.module)
     own.encoder.load_state_dict(experts[1])
-    torch.testing.assert_close(features, own(**batch))
+    assert_close(features, own(**batch))
 
 
 def test_a_module_under_two_names_keeps_its_weights():
@@ -409,7 +410,7 @@ def slow_fisher(context, t, state):
     """A4 with two loops: one example, one class at a time; and the shortcut that squares a sum,
     which is not it."""
     twin, task = exact_twin(context, state), context.tasks[t]
-    parameters = {n: p for n, p in twin.encoder.named_parameters()}
+    parameters = dict(twin.encoder.named_parameters())
     exact, summed = ({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2))
     for example in task.inputs:
         for c in range(len(task.head.bias)):
@@ -468,22 +469,19 @@ def test_a_very_confident_expert_counts_as_much_as_before():
         head = Head(factor * first.head.weight, factor * first.head.bias)
         return replace(context, tasks=(replace(first, head=head), *rest))
 
-    def norm(factor):
-        fisher = fisher_diagonal(scaled(factor), 0, experts[0], 99)
+    def norm(fisher):
         return math.sqrt(sum(float(f.double().square().sum()) for f in fisher.values()))
 
-    factor = next(f for f in range(1, 200) if norm(f) < 1e-23)
-    assert norm(factor) > 0
-    options = {"floor": 1e-12}
-    merged = merge("fisher_merging", base, experts, scaled(factor), **options)
+    factor = next(
+        f for f in range(1, 200) if norm(fisher_diagonal(scaled(f), 0, experts[0], 99)) < 1e-23
+    )
+    merged = merge("fisher_merging", base, experts, scaled(factor), floor=1e-12)
     fishers = [fisher_diagonal(scaled(factor), t, e, 99) for t, e in enumerate(experts)]
+    assert norm(fishers[0]) > 0
     for n in ("first.weight", "second.weight"):
-        parts = []
-        for f in fishers:
-            size = math.sqrt(sum(float(x.double().square().sum()) for x in f.values()))
-            parts.append(f[n].double() / size + 1e-12)
+        parts = [f[n].double() / norm(f) + 1e-12 for f in fishers]
         expected = sum(p * e[n] for p, e in zip(parts, experts, strict=True)) / sum(parts)
-        torch.testing.assert_close(merged[n].double(), expected, rtol=1e-3, atol=1e-4)
+        assert_close(merged[n].double(), expected, rtol=1e-3, atol=1e-4)
 
 
 # ---- RegMean -------------------------------------------------------------------------------------
@@ -508,7 +506,7 @@ def test_regmean_solves_the_normal_equations(seed, off_diagonal):
     found = [gram_matrices(context, t, e, 99) for t, e in enumerate(experts)]
     for n in ("first.weight", "second.weight"):
         for f, e in zip(found, expected, strict=True):
-            torch.testing.assert_close(f[n].double(), e[n], atol=1e-4, rtol=1e-4)
+            assert_close(f[n].double(), e[n], atol=1e-4, rtol=1e-4)
         damped = [
             e[n] * (off_diagonal + (1 - off_diagonal) * torch.eye(len(e[n]))) for e in expected
         ]
@@ -530,14 +528,14 @@ def test_regmean_on_white_inputs_is_the_average():
 
 def test_regmean_with_fewer_rows_than_inputs_still_solves():
     """The sum of G_t is singular; an inverse would return garbage."""
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     inputs = [torch.randn(1, 6, generator=g) for _ in range(2)]
     base, experts, context = one_layer(inputs)
     merged = merge("regmean", base, experts, context, off_diagonal=1.0)["linear.weight"]
     for x, e in zip(
         inputs, experts, strict=True
     ):  # two rows, six unknowns: every expert's output is met
-        torch.testing.assert_close(x @ merged.T, x @ e["linear.weight"].T, atol=1e-4, rtol=0)
+        assert_close(x @ merged.T, x @ e["linear.weight"].T, atol=1e-4, rtol=0)
     mean = sum(e["linear.weight"] for e in experts) / 2
     assert (merged - mean).norm() < 10 * mean.norm()
 
@@ -585,7 +583,7 @@ def test_padding_is_no_input(name):
         Context(module, module.encoder, lambda batch: padded(batch, 9), tasks), 0, experts[0], 99
     )["first.weight"]
     rows = experts[0]["embed.weight"][[token for ids in tasks[0].inputs for token in ids]].double()
-    torch.testing.assert_close(used, rows.T @ rows / len(rows))
+    assert_close(used, rows.T @ rows / len(rows))
     # as the authors' code pads: attended to, or averaged, it shapes the feature
     ids = padded(tasks[0].inputs, 9)["ids"].flatten()
     rows = experts[0]["embed.weight"][ids].double()
@@ -594,17 +592,17 @@ def test_padding_is_no_input(name):
         setattr(other, name, value)
         seen = Context(other, other.encoder, lambda batch: padded(batch, 9), tasks)
         used = gram_matrices(seen, 0, experts[0], 99)["first.weight"]
-        torch.testing.assert_close(used, rows.T @ rows / len(rows))
+        assert_close(used, rows.T @ rows / len(rows))
 
 
 # ---- AdaMerging ----------------------------------------------------------------------------------
 
 
-def slow_ties_vectors(base, experts, keep=0.2):
+def slow_ties_vectors(base, experts):
     """A3's trimmed and sign-filtered vectors before summation, cut into the tensors again."""
     names = float_names(base)
     taus = [torch.cat([(e[n] - base[n]).double().flatten() for n in names]) for e in experts]
-    trimmed = torch.stack([trim(tau, keep) for tau in taus])
+    trimmed = torch.stack([trim(tau, 0.2) for tau in taus])
     kept, sizes = torch.where(agreeing(trimmed), trimmed, 0.0), [base[n].numel() for n in names]
     return [
         {n: part.view(base[n].shape) for n, part in zip(names, row.split(sizes), strict=True)}
@@ -716,9 +714,9 @@ def slow_tailor(w, w0, x, keep, omega, block):
     return w
 
 
-def correlated(seed, n=30, n_in=7):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, n_in, generator=g) @ torch.randn(n_in, n_in, generator=g)
+def correlated(seed):
+    g = seeded(seed)
+    return torch.randn(30, 7, generator=g) @ torch.randn(7, 7, generator=g)
 
 
 @pytest.mark.parametrize("omega, block", [(0.5, 128), (0.5, 4), (0.2, 128), (0.0, 4), (1.0, 128)])
@@ -753,7 +751,7 @@ def test_model_tailors_compensation_is_least_squares_when_the_patch_comes_last()
         h = 2 / len(x) * x.T @ x
         h += 0.01 * h.diag().mean() * torch.eye(7)
         best = expert[:, 4:] + (expert - w0)[:, :4] @ h[:4, 4:] @ torch.linalg.inv(h[4:, 4:])
-        torch.testing.assert_close(tailored, torch.cat([w0[:, :4], best], 1), atol=1e-3, rtol=0)
+        assert_close(tailored, torch.cat([w0[:, :4], best], 1), atol=1e-3, rtol=0)
         uncompensated = torch.cat([w0[:, :4], expert[:, 4:]], 1)
         assert (x @ (tailored - expert).T).norm() < (x @ (uncompensated - expert).T).norm()
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import equal, seeded
 from ties_reference import merged_vector, trim
 
 from mergelib.merging import get_method, states
@@ -32,7 +33,7 @@ def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
 def make(kind, seed, dtype=torch.float32, n_experts=5):
     """Random weights, or small integers: with equal magnitudes, zeros and cancellations
     everywhere."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     shapes = {"matrix": (40, 30), "bias": (7,), "scale": (), "none": (0, 3), "kernel": (3, 2, 5)}
     draw = (
         (lambda s: torch.randn(s, generator=g))
@@ -76,7 +77,7 @@ def test_pieces_equal_the_formula_to_the_bit(monkeypatch, kind, dtype, name, opt
     kind=st.sampled_from(["normal", "whole", "zeros"]),
 )
 def test_a_threshold_is_the_value_of_a_sort(seed, size, keep, kind):
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     tau = torch.randn(2, size, generator=g)
     tau = {
         "normal": tau,
@@ -103,7 +104,7 @@ def test_a_threshold_is_the_value_of_a_sort(seed, size, keep, kind):
 def test_a_sample_brackets_the_threshold_or_all_are_sorted(monkeypatch, share, passes):
     """With nine of ten entries equal to the base the threshold is 0, and no bracket lies strictly
     around it."""
-    g, n, asked = torch.Generator().manual_seed(0), 50_000, []
+    g, n, asked = seeded(0), 50_000, []
     base = torch.randn(n, generator=g)
     experts = [
         base + torch.randn(n, generator=g) * (torch.rand(n, generator=g) < share) for _ in range(3)
@@ -124,7 +125,7 @@ def test_cancelled_columns_of_an_early_piece_wait_for_the_overall_sign(
     """The first pieces cancel; only the last one says which way the network points. In memory as
     from disk."""
     monkeypatch.setattr(states, "PIECE", 16)
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     a = torch.randn(100, generator=g)
     b = torch.cat([-a[:70], a[70:]])
     a[70:], b[70:] = a[70:].abs() * towards, b[70:].abs() * towards
@@ -146,4 +147,4 @@ def test_strided_tensors_merge_like_plain_ones(name):
         for s in (base, *experts)
     ]
     plain, merged = get_method(name)(base, experts), get_method(name)(strided[0], strided[1:])
-    assert all(torch.equal(merged[n], plain[n]) for n in base)
+    assert equal(merged, plain)

@@ -93,19 +93,14 @@ def processor_of(kind: str, tokenizer):
     return ViTImageProcessor(size={"height": 16, "width": 16}) if is_image(kind) else tokenizer
 
 
-def make_family(folder, kind: str, tokenizer, *, steps: int = 12, tasks=None, dtype=torch.float32):
+def make_family(folder, kind: str, tokenizer, *, steps: int = 12, dtype=torch.float32):
     """``base/`` and one fine-tuned folder per task, under ``folder``; returns the folders by
     name."""
     processor = processor_of(kind, tokenizer)
-    names = tasks or (COLOURS if is_image(kind) else TASKS)
+    names = COLOURS if is_image(kind) else TASKS
     auto = AutoModelForImageClassification if is_image(kind) else AutoModelForSequenceClassification
     torch.manual_seed(0)
-    plain = (
-        transformers.CLIPModel
-        if kind == "clip"
-        else transformers.AutoModel._model_mapping[type(config_of(kind, 50))]
-    )
-    base = plain(config_of(kind, len(tokenizer))).eval()
+    base = transformers.AutoModel.from_config(config_of(kind, len(tokenizer))).eval()
     base.save_pretrained(folder / "base")
     processor.save_pretrained(folder / "base")
     found = {"base": folder / "base"}

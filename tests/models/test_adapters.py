@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 from test_foreign_folders import SIZE, tokenizer, with_base
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import ConfigError, StateDictError
@@ -73,7 +74,7 @@ def test_an_adapter_is_its_base_plus_scale_times_b_a(tmp_path, kind, rslora):
     with torch.no_grad():
         logits = theirs(**batch).logits
     z = features(expert, TEXTS, device="cpu")
-    torch.testing.assert_close(expert.head.linear.logits(z), logits, atol=1e-4, rtol=1e-4)
+    assert_close(expert.head.linear.logits(z), logits, atol=1e-4, rtol=1e-4)
     base = load_file(tmp_path / "base" / "model.safetensors")
     saved = load_file(tmp_path / "x" / "adapter_model.safetensors")
     scale, changed = 6 / (math.sqrt(2) if rslora else 2), 0
@@ -85,7 +86,7 @@ def test_an_adapter_is_its_base_plus_scale_times_b_a(tmp_path, kind, rslora):
             delta = scale * saved[f"{key}B.weight"] @ saved[f"{key}A.weight"]
             delta = delta.T if kind == "GPT2" else delta
             changed += 1
-        torch.testing.assert_close(weight, base[plain] + delta, atol=1e-5, rtol=1e-5)
+        assert_close(weight, base[plain] + delta, atol=1e-5, rtol=1e-5)
     assert changed == (2 if kind == "Bert" else 1)
 
 
@@ -100,7 +101,7 @@ def test_adapters_are_merged_re_aligned_and_saved_as_plain_models(tmp_path):
     x, y = (expert_classifier(tmp_path / n).encoder for n in "xy")
     for n, t in merged.encoder.items():
         b = base[n.removeprefix("bert.")]
-        torch.testing.assert_close(t, b + 0.5 * (x[n] + y[n] - 2 * b), atol=1e-5, rtol=1e-4)
+        assert_close(t, b + 0.5 * (x[n] + y[n] - 2 * b), atol=1e-5, rtol=1e-4)
     assert merged.record["experts"] == {"x": "x", "y": "y"}
     aligned = mergelib.align_classifier(merged, "x", TEXTS, device="cpu")
     merged.with_heads(aligned).save_pretrained(tmp_path / "out", single=True)

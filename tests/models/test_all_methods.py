@@ -3,13 +3,12 @@ those that give an encoder per task."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import TASKS, is_image, pictures, texts
 from safetensors.torch import load_file
+from tiny import python
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import ConfigError, DataError, UnknownNameError
@@ -69,12 +68,12 @@ def test_every_method_merges_models_of_ones_own(family, tmp_path, name):
         )
 
 
-def by_hand(found, kind, task, layer, n=12):
+def by_hand(found, kind, task, layer):
     """The inputs of one layer of an expert, row by row, one input at a time; and its weight."""
     expert = expert_classifier(found[task])
     module, rows = expert.model.get_submodule(layer), []
     module.register_forward_pre_hook(lambda _, args: rows.append(args[0].flatten(0, -2)))
-    for x in inputs_of(kind, found, n, labels=False)[task]:
+    for x in inputs_of(kind, found, labels=False)[task]:
         with torch.no_grad():
             expert.model(**expert.processor(x, return_tensors="pt"))
     return torch.cat(rows).double(), module.weight.detach().double()
@@ -99,7 +98,7 @@ def test_regmean_solves_its_least_squares_on_each_experts_inputs(family, kind, l
         grams = grams + rows.T @ rows / len(rows)
         rights = rights + rows.T @ rows @ weight.T / len(rows)
     got = merged.classifier(next(iter(merged.heads))).model.get_submodule(layer).weight.double()
-    torch.testing.assert_close(grams @ got.T, rights, atol=1e-4, rtol=1e-3)
+    assert_close(grams @ got.T, rights, atol=1e-4, rtol=1e-3)
 
 
 def test_fishers_weights_come_from_each_experts_own_logits(family):
@@ -125,7 +124,7 @@ def test_fishers_weights_come_from_each_experts_own_logits(family):
         norm = sum((f**2).sum() for f in fisher.values()).sqrt()
         weight = fisher[name] / norm + 1e-6
         above, below = above + weight * trained[name].detach(), below + weight
-    torch.testing.assert_close(merged.encoder[name], above / below, atol=1e-5, rtol=1e-4)
+    assert_close(merged.encoder[name], above / below, atol=1e-5, rtol=1e-4)
 
 
 def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path):
@@ -137,7 +136,7 @@ def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path
     for task, tau in zip(TASKS, taus, strict=True):
         mask = tau.abs() > 0.4 * (sum(taus) - tau).abs()
         wanted = base[name.removeprefix("bert.")] + mask * sum(taus)
-        torch.testing.assert_close(
+        assert_close(
             merged.classifier(task).encoder.get(name, merged.heads[task].tensors[name]), wanted
         )
     aligned = mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0], device="cpu")
@@ -146,16 +145,11 @@ def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path
     folder = both.save_pretrained(tmp_path / "out")
     assert not (folder / "model.safetensors").exists()
     assert "An encoder per task" in (folder / "README.md").read_text()
-    done = subprocess.run(  # the folder's own loader, without mergelib
-        [sys.executable, folder / "load_merged.py", "ag", tmp_path / "ag"],
-        capture_output=True,
-        text=True,
-        env={"PATH": ""},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    # the folder's own loader, without mergelib
+    python(folder / "load_merged.py", "ag", tmp_path / "ag", env={"PATH": ""})
     x = texts("ag", 4, 1)[0]
     z = [features(c, x, device="cpu") for c in (aligned, expert_classifier(tmp_path / "ag"))]
-    torch.testing.assert_close(*z)
+    assert_close(*z)
     with pytest.raises(UnknownNameError, match="task"):
         mergelib.align_classifier(merged, expert_classifier(found["ag"]), x, task="other")
 

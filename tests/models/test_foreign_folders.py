@@ -10,8 +10,10 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near import equal, normal
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import (
@@ -89,13 +91,9 @@ def put(folder, tensors):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def configure(folder, **values):
-    path = folder / "config.json"
+def configure(folder, file="config.json", **values):
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def equal(found, expected):
-    return all(torch.equal(found[n], t) for n, t in expected.items())
 
 
 def average(folder, **options):
@@ -232,8 +230,7 @@ def test_tied_names_in_a_pickle_are_one_tensor(tmp_path):
 
 @given(st.sampled_from(["task_arithmetic", "weight_averaging", "ties"]), st.integers(0, 99))
 def test_a_tie_of_the_base_alone_is_taken_apart(method, seed):
-    g = torch.Generator().manual_seed(seed)
-    w, a, b = torch.randn(3, 4, generator=g)
+    w, a, b = normal(3, 4, seed=seed)
     tied, apart = {"in": w, "out": w}, {"in": w, "out": w.clone()}
     experts = [{"in": w + a, "out": w + b}, {"in": w - b, "out": w + a}]
     found, expected = (get_method(method)(base, experts) for base in (tied, apart))
@@ -330,8 +327,7 @@ def cased(folder):
 
 
 def no_frame(folder):
-    made = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
-    (folder / "tokenizer.json").write_text(json.dumps(made))
+    configure(folder, "tokenizer.json", post_processor=None)
 
 
 @pytest.mark.parametrize("change", [shorter, cased, no_frame])
@@ -355,8 +351,7 @@ def test_each_task_reads_inputs_as_its_expert_does(trio, change):
 
 
 def test_tokenizers_that_do_the_same_are_kept_once(trio):
-    path = trio / "y" / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"name_or_path": "elsewhere"}))
+    configure(trio / "y", "tokenizer_config.json", name_or_path="elsewhere")
     merged = average(trio)
     assert merged.processor is not None
     merged.save_pretrained(trio / "out")
@@ -387,7 +382,7 @@ def test_images_go_through_weights_of_half_the_precision(tmp_path):
         model.to(dtype).save_pretrained(tmp_path / name)
         hf.ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
         found[name] = features(expert_classifier(tmp_path / name), pictures, device="cpu")
-    torch.testing.assert_close(found["half"], found["whole"], atol=0.05, rtol=0.05)
+    assert_close(found["half"], found["whole"], atol=0.05, rtol=0.05)
 
 
 def test_a_configuration_that_asks_for_tuples_is_read_all_the_same(trio):
@@ -437,7 +432,7 @@ def test_long_texts_are_cut_to_what_the_model_takes(tmp_path, kind, config):
     z = features(classifier, [LONG, "good"], device="cpu")
     assert z.isfinite().all() and len(z) == 2
     short = features(classifier, ["good"], device="cpu")
-    torch.testing.assert_close(z[1:], short, atol=1e-5, rtol=1e-4)
+    assert_close(z[1:], short, atol=1e-5, rtol=1e-4)
 
 
 def test_a_saved_roberta_cuts_long_texts_itself(tmp_path):
@@ -474,7 +469,7 @@ def test_a_decoder_that_pads_with_its_last_token(tmp_path):
     with torch.no_grad():
         logits = x.model(**x.processor(texts, padding=True, return_tensors="pt")).logits
     found = x.head.linear.logits(features(x, texts, device="cpu"))
-    torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-4)
+    assert_close(found, logits, atol=1e-5, rtol=1e-4)
 
 
 def test_a_tokenizer_of_sentencepiece_alone_names_the_packages(trio):
@@ -516,7 +511,7 @@ def test_a_head_without_a_bias_has_one_of_zero(tmp_path):
     with torch.no_grad():
         logits = classifier.model(**batch).logits
     z = features(classifier, texts, device="cpu")
-    torch.testing.assert_close(classifier.head.linear.logits(z), logits, atol=1e-5, rtol=1e-4)
+    assert_close(classifier.head.linear.logits(z), logits, atol=1e-5, rtol=1e-4)
     aligned = mergelib.align_classifier(merged, "x", texts, device="cpu")
     assert aligned.head.has_bias is False
     assert not torch.equal(aligned.head.linear.weight, classifier.head.linear.weight)

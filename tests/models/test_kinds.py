@@ -6,10 +6,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
+from near import normal, seeded
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 from test_foreign_folders import SIZE, WORDS, make, tokenizer, with_base
 from torch.distributions import Bernoulli, kl_divergence
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.bootstrap import resampled_inputs
@@ -48,15 +50,15 @@ def own_logits(classifier, inputs):
 
 
 def test_losses_are_their_closed_forms():
-    a, b = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)) * 5
+    a, b = normal(2, 5, 3) * 5
     wanted = kl_divergence(Bernoulli(logits=b), Bernoulli(logits=a)).sum(-1)
-    torch.testing.assert_close(kl_of_sigmoids(a, b), wanted)
+    assert_close(kl_of_sigmoids(a, b), wanted)
     assert kl_of_sigmoids(a * 100, a * 100).abs().max() < 1e-6
-    torch.testing.assert_close(squared_error(a, b), ((a - b) ** 2).sum(-1) / 3)
+    assert_close(squared_error(a, b), ((a - b) ** 2).sum(-1) / 3)
 
 
 def test_a_head_of_numbers_becomes_the_least_squares_solution():
-    g = torch.Generator().manual_seed(1)
+    g = seeded(1)
     z, teacher = torch.randn(1, 40, 4, generator=g), torch.randn(1, 40, 2, generator=g)
     start = Head(torch.randn(2, 4, generator=g), torch.zeros(2))
     for fit_bias in (True, False):
@@ -65,14 +67,14 @@ def test_a_head_of_numbers_becomes_the_least_squares_solution():
         )
         x = torch.cat([z[0], torch.ones(40, 1)], 1) if fit_bias else z[0]
         wanted = torch.linalg.lstsq(x, teacher[0]).solution.T
-        torch.testing.assert_close(found.weight[0], wanted[:, :4], atol=1e-4, rtol=1e-3)
+        assert_close(found.weight[0], wanted[:, :4], atol=1e-4, rtol=1e-3)
         bias = wanted[:, 4] if fit_bias else torch.zeros(2)
-        torch.testing.assert_close(found.bias[0], bias, atol=1e-4, rtol=1e-3)
+        assert_close(found.bias[0], bias, atol=1e-4, rtol=1e-3)
 
 
 def test_scores_of_several_classes_and_of_numbers():
     """Measured and resampled, against scikit-learn and scipy on the drawn rows."""
-    g = torch.Generator().manual_seed(2)
+    g = seeded(2)
     labels, logits = (torch.rand(20, 3, generator=g) > 0.6).float(), torch.randn(20, 3, generator=g)
     a, b = torch.randn(2, 20, 2, generator=g)
     numbers = {
@@ -197,7 +199,7 @@ def test_such_heads_are_re_aligned_saved_and_scored(folders, tmp_path, capsys):
     plain = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/tasks/y").eval()
     with torch.no_grad():
         logits = plain(**tokenizer()(TEXTS[:1], return_tensors="pt")).logits
-    torch.testing.assert_close(logits, own_logits(merged.classifier("y"), TEXTS[:1]))
+    assert_close(logits, own_logits(merged.classifier("y"), TEXTS[:1]))
 
 
 def test_a_comparison_counts_the_answers_of_a_multi_label_head(folders, tmp_path):
@@ -245,14 +247,12 @@ def test_the_feature_of_a_decoder_is_that_of_the_last_real_token(tmp_path, kind,
     x.processor.model_input_names = ["input_ids", "attention_mask"]
     z = features(x, TEXTS, device="cpu", batch_size=4)
     if side == "right":  # padding on the left shifts positions, in transformers, too
-        torch.testing.assert_close(
-            x.head.linear.logits(z), own_logits(x, TEXTS), atol=1e-5, rtol=1e-4
-        )
+        assert_close(x.head.linear.logits(z), own_logits(x, TEXTS), atol=1e-5, rtol=1e-4)
     batch = x.processor(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         logits = x.model(**batch).logits
     whole = features(x, TEXTS, device="cpu")
-    torch.testing.assert_close(x.head.linear.logits(whole), logits, atol=1e-5, rtol=1e-4)
+    assert_close(x.head.linear.logits(whole), logits, atol=1e-5, rtol=1e-4)
 
 
 # ---- pairs --------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_pairs_of_texts_are_read_as_the_tokenizer_reads_them(folders, tmp_path):
     table = {"question1": [a for a, _ in pairs], "question2": [b for _, b in pairs]}
     classifier = expert_classifier(folders / "x")
     z = features(classifier, table, device="cpu", batch_size=4)
-    torch.testing.assert_close(
+    assert_close(
         classifier.head.linear.logits(z), own_logits(classifier, pairs), atol=1e-5, rtol=1e-4
     )
     merged = mergelib.merge("weight_averaging", experts={"x": folders / "x"})

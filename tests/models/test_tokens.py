@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as hf
 from test_foreign_folders import make, tokenizer, with_base
+from torch.testing import assert_close
 
 import mergelib
 from mergelib.core.errors import StateDictError
@@ -56,16 +57,16 @@ def test_the_union_has_the_rows_of_base_and_holders(tmp_path):
         "<both>": (row(x, "<both>") + row(y, "<both>")) / 2,
     }
     for token, one in wanted.items():
-        torch.testing.assert_close(row(both, token), one, msg=token)
+        assert_close(row(both, token), one, msg=token)
     for name, expert in (("x", x), ("y", y)):  # renumbered, and the same function
         texts = [t for t in TEXTS if "<" not in t or (ADDED[name][-1] in t and "<both>" not in t)]
         again = expert_classifier(merged.experts[name])
-        torch.testing.assert_close(features(again, texts), features(expert, texts))
+        assert_close(features(again, texts), features(expert, texts))
     merged.save_pretrained(tmp_path / "out", single=True)
     for name in "xy":  # from folders, as on the command line
         loaded = load_merged(tmp_path / "out")
         aligned = mergelib.align_classifier(loaded, tmp_path / name, TEXTS, device="cpu")
-        torch.testing.assert_close(row(aligned, "<a>"), wanted["<a>"])
+        assert_close(row(aligned, "<a>"), wanted["<a>"])
         plain = hf.pipeline("text-classification", str(tmp_path / "out" / "tasks" / name))
         assert len(plain(TEXTS)) == len(TEXTS)
 
@@ -77,7 +78,7 @@ def test_only_one_expert_grew_and_compare_takes_it(tmp_path):
     found = compare(
         experts,
         tmp_path / "base",
-        {n: texts for n in "xy"},
+        dict.fromkeys("xy", texts),
         methods="weight_averaging",
         k=1,
         store=Store(tmp_path / "store"),
@@ -121,7 +122,7 @@ def test_rows_that_only_fill_up_an_embedding_are_cut(tmp_path):
     one = {"x": tmp_path / "x"}
     alone = mergelib.merge("weight_averaging", base=tmp_path / "base", experts=one)
     x = expert_classifier(tmp_path / "x")
-    torch.testing.assert_close(features(alone.classifier("x"), TEXTS), features(x, TEXTS))
+    assert_close(features(alone.classifier("x"), TEXTS), features(x, TEXTS))
 
 
 def test_a_cased_tokenizer_gets_the_others_tokens_and_stays_cased(tmp_path):
@@ -151,7 +152,7 @@ def test_added_tokens_may_stand_in_rows_that_were_there(tmp_path, tokens):
         model.save_pretrained(tmp_path / name)
     x = expert_classifier(tmp_path / "x")
     merged = with_base(tmp_path, lam=1.0, dtype="float32")
-    torch.testing.assert_close(row(merged.classifier("x"), "<a>"), row(x, "<a>"))
+    assert_close(row(merged.classifier("x"), "<a>"), row(x, "<a>"))
     merged.save_pretrained(tmp_path / "out")
     for name in "xy":
         mergelib.align_classifier(tmp_path / "out", tmp_path / name, TEXTS)

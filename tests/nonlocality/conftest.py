@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from near import normal, seeded
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -66,7 +67,7 @@ class Network:
 
     def state(self, seed: int) -> dict[str, Tensor]:
         """Random weights, norms and biases included: a norm of ones would hide where it belongs."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         return {
             n: 0.2 * torch.randn(t.shape, generator=generator)
             + ("norm" in n.lower() and n.endswith("weight"))
@@ -85,7 +86,7 @@ class Network:
 
 def text_batch() -> dict[str, Tensor]:
     """Texts of 3 to ``TOKENS`` tokens, padded."""
-    ids = torch.randint(3, VOCABULARY, (INPUTS, TOKENS), generator=torch.Generator().manual_seed(5))
+    ids = torch.randint(3, VOCABULARY, (INPUTS, TOKENS), generator=seeded(5))
     mask = (torch.arange(TOKENS) < (3 + torch.arange(INPUTS) % (TOKENS - 2))[:, None]).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
 
@@ -98,11 +99,7 @@ def make(name: str) -> Network:
             else ViTConfig(**IMAGE, qkv_bias=name == "vit_cls")
         )
         made = ImageEncoder(config, "tiny", pooling=name.removeprefix("vit_")).module()
-        batch = {
-            "pixel_values": torch.randn(
-                INPUTS, 3, 24, 24, generator=torch.Generator().manual_seed(5)
-            )
-        }
+        batch = {"pixel_values": normal(INPUTS, 3, 24, 24, seed=5)}
     else:
         config = {
             "bert": lambda: BertConfig(**TEXT),
@@ -123,7 +120,7 @@ seeds = pytest.mark.parametrize("seed", range(3))
 
 
 def drawn(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
-    return random_permutations(spec, torch.Generator().manual_seed(seed))
+    return random_permutations(spec, seeded(seed))
 
 
 NETWORKS = ["bert", "roberta", "t5", "t5_gated", "clip", "vit_mean", "vit_cls"]

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from near import ROUNDING, apart, normal
+from near import ROUNDING, apart, equal, normal, seeded
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.testing import assert_close
 
 from mergelib.core.bootstrap import counts
 from mergelib.core.errors import DataError, UnknownNameError
@@ -55,7 +56,7 @@ def module_of(kind, seed):
 
 def batches_of(kind, seed=0, sizes=(5, 3, 6)):
     """Texts of different lengths, padded, or images."""
-    g, batch = torch.Generator().manual_seed(seed), dict(made(kind).batch)
+    g, batch = seeded(seed), dict(made(kind).batch)
     if "pixel_values" in batch:
         batch["pixel_values"] = torch.randn(batch["pixel_values"].shape, generator=g)
     else:
@@ -136,9 +137,7 @@ def test_a_large_mean_does_not_swamp_a_small_deviation():
     module, site = linear_net([torch.eye(2)])
     x = 1000 + 0.01 * normal(4000, 1, 2)
     found = measure(module, site, [{"x": part} for part in x.split(700)])
-    torch.testing.assert_close(
-        found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0
-    )
+    assert_close(found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("mean, deviation", [(0, 1), (1e4, 1e-1), (-3e5, 2), (7, 0), (0, 1e-15)])
@@ -147,14 +146,14 @@ def test_float32_rows_give_the_float64_mean_and_deviation(mean, deviation):
     rows = (mean + deviation * normal(5000, 3, dtype=torch.float64)).float()
     found = mean_and_deviation(rows)
     assert all(t.dtype == torch.float64 and torch.isfinite(t).all() for t in found)
-    torch.testing.assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
-    torch.testing.assert_close(
+    assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
+    assert_close(
         found[1],
         rows.double().std(0, correction=0),
         rtol=1e-5,
         atol=1e-6 * abs(mean) * (deviation == 0),
     )
-    torch.testing.assert_close(
+    assert_close(
         mean_and_deviation(rows[:1])[1], torch.zeros(3, dtype=torch.float64), rtol=0, atol=0
     )
 
@@ -170,14 +169,14 @@ def test_after_tact_every_site_has_the_experts_statistics(kind, one_batch):
     batches = [joined(batches)] if one_batch else batches
     before, weights = measure(merged, sites, batches), copy.deepcopy(encoder_state(merged))
     found = match_statistics(merged, sites, batches, expert)
-    assert all(torch.equal(t, weights[n]) for n, t in encoder_state(merged).items())
+    assert equal(encoder_state(merged), weights)
     assert not hasattr(merged, "corrections")
     attach(merged, sites, found)
     # Hooks run in the order in which they were set: it sees what the correction gave.
     after = measure(merged, sites, batches)
     for n in (s.name for s in sites):
-        torch.testing.assert_close(after.mean[n], expert.mean[n], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(after.std[n], expert.std[n], rtol=1e-3, atol=1e-3)
+        assert_close(after.mean[n], expert.mean[n], rtol=1e-3, atol=1e-3)
+        assert_close(after.std[n], expert.std[n], rtol=1e-3, atol=1e-3)
     apart_before = max(float((before.std[n] - s).abs().max()) for n, s in expert.std.items())
     assert apart_before > 0.1, "the encoders are too alike to test anything"
 
@@ -189,9 +188,7 @@ def test_the_ablation_corrects_the_last_site_alone():
     state, _ = fold(found, sites, encoder_state(merged))
     load_state(merged, state)
     after = measure(merged, sites, batches)
-    torch.testing.assert_close(
-        after.mean[sites[-1].name], expert.mean[sites[-1].name], rtol=0, atol=1e-3
-    )
+    assert_close(after.mean[sites[-1].name], expert.mean[sites[-1].name], rtol=0, atol=1e-3)
 
 
 def test_dead_channels_stay_finite_and_keep_to_the_rule():
@@ -233,16 +230,14 @@ def test_folded_equals_attached(kind):
     state = encoder_state(merged)
     folded, rest = fold(found, sites, state)
     assert len(rest) == KINDS[kind][1] and folded.keys() == state.keys()
-    assert all(torch.equal(t, state[n]) for n, t in encoder_state(merged).items()), (
-        "the state that was given is changed"
-    )
+    assert equal(encoder_state(merged), state), "the state that was given is changed"
     attached = copy.deepcopy(merged)
     attach(attached, sites, found)
     wanted = features(attached, others)
     load_state(merged, folded)
     attach(merged, sites, rest)
     scale = max(1.0, float(wanted.abs().max()))
-    torch.testing.assert_close(features(merged, others) / scale, wanted / scale, rtol=0, atol=1e-5)
+    assert_close(features(merged, others) / scale, wanted / scale, rtol=0, atol=1e-5)
     assert (wanted - raw).abs().max() > 1e-2
 
 
@@ -312,7 +307,7 @@ def linear_net(weights):
 def test_repair_in_closed_form_on_a_linear_net():
     """W' = diag(g / sigma_m) W_m and b' = beta - g mu_m / sigma_m with g, beta the means of the
     experts' deviations and means; with two layers the second sees the first's corrected outputs."""
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     x = torch.randn(60, 2, 3, generator=g, dtype=torch.float64).float()
     experts = [[torch.randn(4, 3, generator=g), torch.randn(2, 4, generator=g)] for _ in range(3)]
     averaged = [torch.stack(w).mean(0) for w in zip(*experts, strict=True)]
@@ -336,9 +331,7 @@ def test_repair_in_closed_form_on_a_linear_net():
     state, rest = fold(found, sites, merged.transformer.state_dict())
     assert len(rest) == 0
     merged.transformer.load_state_dict(state)
-    torch.testing.assert_close(
-        features(merged, [{"x": x}]).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4
-    )
+    assert_close(features(merged, [{"x": x}]).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4)
 
 
 # ---- variance collapse ---------------------------------------------------------------------------
@@ -387,7 +380,7 @@ def test_resampling_inputs_equals_repeating_them(kind):
 
 def test_a_channel_is_left_out_of_every_resample_or_of_none():
     """The first one's variance in the expert is near the bound: some resamples lie above it."""
-    g = torch.Generator().manual_seed(0)
+    g = seeded(0)
     expert = torch.randn(40, 6, generator=g).double()
     expert[:, 0] *= math.sqrt(SILENT)
     merged = expert * torch.tensor([100.0, 2, 2, 2, 2, 2])
@@ -438,4 +431,4 @@ def test_the_rule_for_dead_channels_meets_the_formula_at_its_edge():
         torch.ones(4).double(), std, torch.full((4,), 5.0).double(), torch.ones(4).double()
     )
     assert scale[:2].tolist() == [1, 1] and shift[:2].tolist() == [4, 4]
-    torch.testing.assert_close(scale[2:], 1 / std[2:], rtol=1e-4, atol=0)
+    assert_close(scale[2:], 1 / std[2:], rtol=1e-4, atol=0)

@@ -1,16 +1,16 @@
 """Merges of several foundations: a planted second foundation, keys, equal inputs for every repair,
 the claims' numbers, no leaks."""
 
-import dataclasses
 import itertools
 import math
-import warnings
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
-from tiny import TINY
+from near import seeded
+from tiny import TINY, relabelled, with_test
+from torch.testing import assert_close
 from transformers import RobertaConfig, RobertaModel
 
 from benchmarks.permutation_matching import random_permutations
@@ -76,9 +76,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(cells):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return cells.scores()
+    return cells.scores()
 
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -108,11 +106,11 @@ def test_two_foundations_meet_in_the_middle(cells, setting):
         study = cells.study(setting, permuted=permuted)
         moved = apply(spec, cells.permutation(setting), b.base_state) if permuted else b.base_state
         for name, t in study.base_state.items():
-            torch.testing.assert_close(t, (a.base_state[name] + moved[name]) / 2)
+            assert_close(t, (a.base_state[name] + moved[name]) / 2)
         assert study.weights_digest("f_t", "ag") == a.weights_digest("f_t", "ag")
         logits = study.head("f_t", "yelp").logits(study.features("f_t", "yelp"))
         own = b.expert("yelp").head.logits(b.features("f_t", "yelp")[:50])
-        torch.testing.assert_close(logits, own, rtol=1e-4, atol=1e-4)
+        assert_close(logits, own, rtol=1e-4, atol=1e-4)
 
 
 def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(cells, tmp_path):
@@ -120,7 +118,7 @@ def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(c
     another merge."""
     first, mine = cells.first, make(tmp_path)
     mine.first, spec = first, spec_for(first.encoder.config)
-    planted = random_permutations(spec, torch.Generator().manual_seed(3))
+    planted = random_permutations(spec, seeded(3))
     experts = [
         Expert(e.task, apply(spec, planted, e.state), permute_head(e.head, spec, planted), e.info)
         for e in first.experts()
@@ -132,7 +130,7 @@ def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(c
     raw = mine.study(NON_LOCAL, permuted=False)
     for task in mine.tasks:
         for name, t in far.weights("ties", task).items():
-            torch.testing.assert_close(t, local.weights("ties", task)[name], rtol=0, atol=1e-6)
+            assert_close(t, local.weights("ties", task)[name], rtol=0, atol=1e-6)
         assert torch.equal(far.head("ties", task).weight, local.head("ties", task).weight)
         features = [s.features("ties", task) for s in (raw, local)]
         assert not torch.allclose(*features, atol=1e-3)
@@ -238,8 +236,8 @@ def assert_has_the_experts_statistics(cells, setting, method, task):
     found, expert, raw = (cells.statistics(setting, e, task) for e in (name, "f_t", method))
     # Folded, the others' correction lies behind them.
     for site in (s.name for s in cells.sites if s.side == "output"):
-        torch.testing.assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
-        torch.testing.assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
+        assert_close(found.mean[site], expert.mean[site], rtol=0, atol=1e-3)
+        assert_close(found.std[site], expert.std[site], rtol=0, atol=1e-3)
     assert max((raw.std[s] - expert.std[s]).abs().max() for s in raw.std) > 5e-3
 
 
@@ -276,17 +274,10 @@ def test_every_repair_sees_the_same_inputs(cells, scores):
 
 
 def test_no_label_and_no_test_input_reaches_a_repair(cells):
-    def with_test(tasks, change):
-        return {n: dataclasses.replace(t, test=change(t.test)) for n, t in tasks.items()}
-
-    def shuffled(split):
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(1))
-        return Split(split.inputs, split.labels[order])
-
     first, local = cells.first, cells.study(LOCAL)
     mine = make(first.store.root)
     for study in (mine.first, *mine._others.values()):
-        study.tasks = with_test(first.tasks, shuffled)
+        study.tasks = with_test(first.tasks, relabelled)
     for task in first.tasks:
         assert mine.study(NON_LOCAL).lams("tall_masks") == cells.study(NON_LOCAL).lams("tall_masks")
         for kind in (TACT, REPAIR):
@@ -311,9 +302,7 @@ def test_results_come_from_the_store_the_second_time(cells, scores, monkeypatch)
     for name in ("match_statistics", "weight_matching"):
         monkeypatch.setattr(settings, name, forbidden)
     monkeypatch.setattr("mergelib.study.features.extract_prepared", forbidden)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert make(cells.first.store.root).scores().equals(scores)
+    assert make(cells.first.store.root).scores().equals(scores)
 
 
 def test_images_take_the_same_road(images):
@@ -322,9 +311,7 @@ def test_images_take_the_same_road(images):
     (task,), far = images.from_b, images.study(NON_LOCAL)
     b = images.second(NON_LOCAL)
     own = b.expert(task).head.logits(b.features("f_t", task))
-    torch.testing.assert_close(
-        far.head("f_t", task).logits(far.features("f_t", task)), own, rtol=1e-3, atol=1e-3
-    )
+    assert_close(far.head("f_t", task).logits(far.features("f_t", task)), own, rtol=1e-3, atol=1e-3)
     assert far.weights_digest("f_t", task) != b.weights_digest("f_t", task), "nothing was permuted"
     name = images.corrected(NON_LOCAL, "task_arithmetic", task, TACT)
     assert len(far.module(name, task).corrections) == sum(s.fold is None for s in images.sites) > 0

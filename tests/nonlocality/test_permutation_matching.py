@@ -15,10 +15,10 @@ from mergelib.nonlocality.spec import FIXED, Group, PermutationSpec
 from .conftest import drawn, seeds
 
 
-def noisy(state, share, seed=77):
+def noisy(state, share):
     """Every tensor with noise of ``share`` of its own standard deviation."""
     return {
-        n: t + share * t.std() * normal(*t.shape, seed=seed + i)
+        n: t + share * t.std() * normal(*t.shape, seed=77 + i)
         for i, (n, t) in enumerate(state.items())
     }
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from near import ROUNDING, apart, normal
+from near import ROUNDING, apart, equal, normal, seeded
 
 from benchmarks.permutation_matching import inverse, random_permutations
 from mergelib.core.errors import StateDictError, UnknownNameError
@@ -20,10 +20,6 @@ from .conftest import drawn, seeds
 
 def head(d, C=4):
     return Head(normal(C, d, seed=9), normal(C, seed=10))
-
-
-def equal(x, y):
-    return x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in x)
 
 
 # ---- the function stays --------------------------------------------------------------------------
@@ -102,7 +98,7 @@ def test_inverse_and_identity(network, seed):
 
 
 def test_random_permutations_reach_every_order_equally_often():
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     draws = [random_permutations(TINY, generator) for _ in range(1600)]
     rows = Counter(tuple(d["rows"].tolist()) for d in draws)
     assert len(rows) == 8, "two orders of two blocks, two orders inside each"

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 pytest.importorskip("fusion_bench", reason="needs the extra 'peers'")
 pytest.importorskip("mergekit", reason="needs the extra 'peers'")
@@ -52,12 +53,12 @@ from fusion_bench.method.ties_merging.ties_merging_utils import (
 from fusion_bench.method.wudi.wudi import wudi_merging
 from mergekit import sparsify
 from mergekit.merge_methods import merge_state_dicts
-from near import assert_states_close
+from near import assert_states_close, normal, seeded
 from omegaconf import OmegaConf
 
 from mergelib.core.types import Head
 from mergelib.merging import Context, TaskData, get_method
-from mergelib.merging.adamerging import combine, mean_entropy, ties_vectors
+from mergelib.merging.adamerging import mean_entropy, ties_vectors
 from mergelib.merging.dropping import magprune
 from mergelib.merging.fisher import fisher_diagonal
 from mergelib.merging.masks import tall_mask
@@ -69,7 +70,7 @@ seeds = pytest.mark.parametrize("seed", range(3))
 def random_state(seed, scale=1.0):
     """A vector, three matrices, a 4-d tensor and a scalar. Names are sorted, so that all draw
     random numbers in one order."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     shapes = {
         "a_vector": (11,),
         "b_square": (6, 6),
@@ -88,13 +89,11 @@ def make_states(seed, n_experts=3, likeness=0.0):
     return base, [{n: base[n] + common[n] + tau[n] for n in base} for tau in taus]
 
 
-def whole_states(seed, n_experts=3, size=24):
+def whole_states(seed, size=24):
     """Small integers: equal magnitudes, zeros and exact cancellations abound, and float arithmetic
     is exact."""
-    g = torch.Generator().manual_seed(seed)
-    base, *experts = [
-        {"w": torch.randint(-3, 4, (size,), generator=g).float()} for _ in range(n_experts + 1)
-    ]
+    g = seeded(seed)
+    base, *experts = [{"w": torch.randint(-3, 4, (size,), generator=g).float()} for _ in range(4)]
     return base, experts
 
 
@@ -124,9 +123,9 @@ def buffers(state):
     return made
 
 
-def pool(base, experts, as_module=module):
+def pool(base, experts):
     return fusion_bench.BaseModelPool(
-        {"_pretrained_": as_module(base)} | {f"e{t}": as_module(e) for t, e in enumerate(experts)}
+        {"_pretrained_": module(base)} | {f"e{t}": module(e) for t, e in enumerate(experts)}
     )
 
 
@@ -266,7 +265,7 @@ def test_dare_with_a_shared_mask(seed, drop):
 def shared_bernoulli(monkeypatch, seed):
     """mergekit draws its masks with torch.bernoulli: let it use the numbers that our generator
     gives for this seed."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     asked = []
 
     def draw(probability):
@@ -412,10 +411,8 @@ def test_model_stock(seed):
     assert forward.sum() >= 3
     fb = merge_weights(*experts, base, compute_ratio(compute_angle(*experts, base)))
     for name in [n for n, f in zip(base, forward, strict=True) if f]:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            ours[name], fb[name], atol=1e-4, rtol=1e-4
-        )  # degrees in between, in float32
+        assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
+        assert_close(ours[name], fb[name], atol=1e-4, rtol=1e-4)  # degrees in between, in float32
 
 
 def mergekit_stock(base, experts):
@@ -441,7 +438,7 @@ def test_model_stock_of_three(seed):
     forward = [n for n, c in zip(base, cosines(base, experts), strict=True) if c > 0.05]
     assert len(forward) >= 2
     for name in forward:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
+        assert_close(ours[name], theirs[name], atol=1e-5, rtol=1e-5)
 
 
 # ---- Model Breadcrumbs and DELLA (A14, A19) ------------------------------------------------------
@@ -453,7 +450,7 @@ def test_breadcrumbs_of_vectors(seed, keep, drop_top):
     base, *experts = [
         {
             "v": random_state(seed + t)["a_vector"],
-            "w": torch.randn(300, generator=torch.Generator().manual_seed(seed + t)),
+            "w": normal(300, seed=seed + t),
         }
         for t in range(4)
     ]
@@ -467,12 +464,12 @@ def test_breadcrumbs_of_vectors(seed, keep, drop_top):
 @pytest.mark.parametrize("shape", [(40,), (5, 30)])
 def test_della_with_a_shared_mask(monkeypatch, seed, shape):
     """Equal ranks, probabilities and kept entries; ours divides by the probability."""
-    tau = torch.randn(shape, generator=torch.Generator().manual_seed(10 + seed))
+    tau = normal(*shape, seed=10 + seed)
     asked = shared_bernoulli(monkeypatch, seed)
     theirs = sparsify.della_magprune(tau, density=0.7, epsilon=0.1)
-    ours = magprune(tau, drop=0.3, window=0.2, generator=torch.Generator().manual_seed(seed))
+    ours = magprune(tau, drop=0.3, window=0.2, generator=seeded(seed))
     assert torch.equal(ours != 0, theirs != 0)
-    torch.testing.assert_close(ours * asked[0].view(shape), theirs)
+    assert_close(ours * asked[0].view(shape), theirs)
 
 
 @seeds
@@ -579,9 +576,7 @@ def test_fisher_merging_of_the_same_fishers(seed):
     assert_states_close(
         merge("fisher_merging", base, experts, context, n_examples=12, floor=1e-6), theirs
     )
-    torch.testing.assert_close(
-        fb_fisher.get_models_fisher_norm(stacked(experts), fishers), torch.stack(norms)
-    )
+    assert_close(fb_fisher.get_models_fisher_norm(stacked(experts), fishers), torch.stack(norms))
 
 
 @seeds
@@ -601,8 +596,8 @@ def test_regmean(seed, off_diagonal):
 
 @seeds
 def test_mean_entropy(seed):
-    logits = 4 * torch.randn(20, 6, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(mean_entropy(logits), entropy_loss(logits), atol=1e-6, rtol=1e-6)
+    logits = 4 * normal(20, 6, seed=seed)
+    assert_close(mean_entropy(logits), entropy_loss(logits), atol=1e-6, rtol=1e-6)
     assert mean_entropy(torch.tensor([[200.0, 0.0]])) == 0
 
 
@@ -670,8 +665,4 @@ def test_the_task_vectors_of_adamerging_pp(seed):
         merge_func="sum",
     )
     for ours, row in zip(ties_vectors(base, experts, one_more(base, 0.2)), theirs, strict=True):
-        torch.testing.assert_close(flatten(ours, names), row, atol=1e-6, rtol=0)
-    state = combine(base, vectors(base, experts), torch.full((3, 1), 0.3))
-    assert_states_close(
-        {n: state[n] for n in base}, merge("task_arithmetic", base, experts, lam=0.3)
-    )
+        assert_close(flatten(ours, names), row, atol=1e-6, rtol=0)

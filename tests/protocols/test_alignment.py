@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near import normal
+from torch.testing import assert_close
 
 from mergelib.core.errors import ConfigError, DataError, UnknownNameError
 from mergelib.core.types import Head
@@ -58,9 +59,9 @@ def test_closed_form_recovers_a_planted_map(rung, dtype):
     assert found.A.dtype == dtype
     # What is left is the ridge's, in either precision: 1e-6 of X's mean square, times the condition
     # of its Gram matrix (about 30).
-    torch.testing.assert_close(found.A, A.expand_as(found.A), atol=3e-5, rtol=0)
-    torch.testing.assert_close(found.b, b.expand_as(found.b), atol=3e-5, rtol=0)
-    torch.testing.assert_close(found.apply(X), Y, atol=3e-5 * float(X.abs().max()), rtol=0)
+    assert_close(found.A, A.expand_as(found.A), atol=3e-5, rtol=0)
+    assert_close(found.b, b.expand_as(found.b), atol=3e-5, rtol=0)
+    assert_close(found.apply(X), Y, atol=3e-5 * float(X.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,8 @@ def test_a_fixed_alpha_is_the_papers_knob():
 def test_equal_features_give_the_identity_in_closed_form(rung, n):
     X = normal(2, n, 10) + 1
     found = fit_closed_form(X, X.clone(), rung)
-    torch.testing.assert_close(found.A, torch.eye(10).expand(2, 10, 10), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.b, torch.zeros(2, 10), atol=1e-5, rtol=0)
+    assert_close(found.A, torch.eye(10).expand(2, 10, 10), atol=1e-5, rtol=0)
+    assert_close(found.b, torch.zeros(2, 10), atol=1e-5, rtol=0)
 
 
 def test_fewer_inputs_than_dimensions_leave_unseen_directions_alone():
@@ -166,8 +167,8 @@ def test_fewer_inputs_than_dimensions_leave_unseen_directions_alone():
     X[..., :4], Y[..., :4] = normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2)
     for rung in RUNGS:
         A = fit_closed_form(X, Y, rung).A
-        torch.testing.assert_close(A[:, 4:, 4:], torch.eye(6).expand(2, 6, 6), atol=1e-5, rtol=0)
-        torch.testing.assert_close(A[:, :4, 4:], torch.zeros(2, 4, 6), atol=1e-5, rtol=0)
+        assert_close(A[:, 4:, 4:], torch.eye(6).expand(2, 6, 6), atol=1e-5, rtol=0)
+        assert_close(A[:, :4, 4:], torch.zeros(2, 4, 6), atol=1e-5, rtol=0)
 
 
 @rungs
@@ -204,13 +205,13 @@ def test_a_common_scale_changes_no_matrix(rung):
     Y = Y + 0.1 * normal(*Y.shape, seed=9)
     for fit, scale, tolerance in ((fit_closed_form, 1000.0, 1e-5), (fit_l1, 8.0, 1e-4)):
         plain, scaled = fit(X, Y, rung), fit(scale * X, scale * Y, rung)
-        torch.testing.assert_close(scaled.A, plain.A, atol=tolerance, rtol=0)
-        torch.testing.assert_close(scaled.b / scale, plain.b, atol=tolerance, rtol=0)
+        assert_close(scaled.A, plain.A, atol=tolerance, rtol=0)
+        assert_close(scaled.b / scale, plain.b, atol=tolerance, rtol=0)
 
 
 def test_orthogonal_closed_form_ignores_either_scale():
     X, Y, *_ = planted("orthogonal", n=4)
-    torch.testing.assert_close(
+    assert_close(
         fit_closed_form(X, 5 * Y, "orthogonal").A, fit_closed_form(3 * X, Y, "orthogonal").A
     )
 
@@ -231,10 +232,10 @@ def test_a_batch_equals_single_fits(rung, dtype):
         tolerance = 0.05 if fit is fit_l1 and dtype == torch.float32 else 1e-5
         for i in (0, 3):
             alone = fit(X[i : i + 1], Y[i : i + 1], rung, **options)
-            torch.testing.assert_close(alone.A[0], whole.A[i], atol=tolerance, rtol=0)
-            torch.testing.assert_close(alone.b[0], whole.b[i], atol=tolerance, rtol=0)
+            assert_close(alone.A[0], whole.A[i], atol=tolerance, rtol=0)
+            assert_close(alone.b[0], whole.b[i], atol=tolerance, rtol=0)
             single = diagnose(alone, X[i : i + 1], Y[i : i + 1])["l1_after"][0]
-            torch.testing.assert_close(single, distance[i], atol=0, rtol=2e-3)
+            assert_close(single, distance[i], atol=0, rtol=2e-3)
 
 
 @rungs
@@ -248,8 +249,8 @@ def test_each_fit_may_have_its_own_seed(rung):
         )
         for i, seed in enumerate([4, 0, 4]):
             alone = fit_l1(X, Y, rung, steps=60, seed=seed, **kw)
-            torch.testing.assert_close(alone.A[0], whole.A[i], atol=1e-8, rtol=0)
-            torch.testing.assert_close(alone.b[0], whole.b[i], atol=1e-8, rtol=0)
+            assert_close(alone.A[0], whole.A[i], atol=1e-8, rtol=0)
+            assert_close(alone.b[0], whole.b[i], atol=1e-8, rtol=0)
         assert not torch.allclose(whole.A[0], whole.A[1], atol=1e-4)
 
 
@@ -274,7 +275,7 @@ def test_the_polar_factor_survives_an_svd_that_gives_up_in_float32(monkeypatch):
         return svd(matrix, **options)
 
     monkeypatch.setattr(torch.linalg, "svd", gives_up)
-    torch.testing.assert_close(polar(M), expected)
+    assert_close(polar(M), expected)
 
 
 def test_fits_leave_their_inputs_alone():
@@ -293,17 +294,17 @@ def test_folding_into_the_head_gives_the_same_logits():
     head = Head(normal(4, 8, seed=5), normal(4, seed=6))
     folded = found.fold(head)
     assert folded.weight.shape == (3, 4, 8) and folded.bias.shape == (3, 4)
-    torch.testing.assert_close(folded.logits(X), head.logits(found.apply(X)), atol=1e-4, rtol=1e-4)
+    assert_close(folded.logits(X), head.logits(found.apply(X)), atol=1e-4, rtol=1e-4)
     batched = found.fold(Head(head.weight.expand(3, -1, -1), head.bias.expand(3, -1)))
-    torch.testing.assert_close(batched.weight, folded.weight)
-    torch.testing.assert_close(batched.bias, folded.bias)
+    assert_close(batched.weight, folded.weight)
+    assert_close(batched.bias, folded.bias)
     assert torch.equal(aligned_predictions(X, head, found), head.logits(Y).argmax(-1))
 
 
 def test_a_map_takes_shared_features():
     X, Y, *_ = planted("affine")
     found = fit_closed_form(X, Y, "affine")
-    torch.testing.assert_close(found.apply(X[0])[0], found.apply(X)[0])
+    assert_close(found.apply(X[0])[0], found.apply(X)[0])
     assert found.apply(X[0]).shape == X.shape
 
 
@@ -321,7 +322,7 @@ def test_diagnosis_of_known_maps():
     }
     assert set(found) == set(expected)
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], torch.tensor(values, dtype=torch.float32))
+        assert_close(found[name], torch.tensor(values, dtype=torch.float32))
 
 
 def test_free_parameters():
@@ -348,7 +349,7 @@ def test_variance_steps_name_what_was_planted():
         for name in names[: names.index(step)]:
             assert (found[name] < 0.97).all(), (step, name)
         for name in names[names.index(step) :]:
-            torch.testing.assert_close(found[name], torch.ones(2), atol=1e-4, rtol=0)
+            assert_close(found[name], torch.ones(2), atol=1e-4, rtol=0)
 
 
 def test_variance_steps_on_held_out_inputs_may_fall():

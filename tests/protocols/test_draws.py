@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import seeded
 
 from mergelib.core.errors import DataError, UnknownNameError
 from mergelib.protocols import stratified_order, uniform_order
@@ -12,7 +13,7 @@ from mergelib.protocols import stratified_order, uniform_order
 @given(seed=st.integers(0, 50), classes=st.integers(1, 6), k=st.integers(1, 5))
 def test_stratified_draws_are_balanced_and_nested(seed, classes, k):
     labels = torch.arange(classes).repeat_interleave(8)[
-        torch.randperm(8 * classes, generator=torch.Generator().manual_seed(seed))
+        torch.randperm(8 * classes, generator=seeded(seed))
     ]
     rows = stratified_order(labels, classes, k, seed)
     assert torch.equal(labels[rows], torch.arange(classes)[:, None].expand(classes, k))

@@ -3,6 +3,8 @@
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from near import normal
+from test_unlabelled import slow_knn
 
 from mergelib.protocols import knn_eval
 
@@ -41,26 +43,6 @@ def test_mean_of_distances_and_nothing_else():
     assert knn_eval(torch.zeros(1, 1), POINTS[None, ..., None], [5]).tolist() == [[[3]]]
 
 
-def slow_knn(features, anchors, ks):
-    """Two loops and numpy's norm, in float64."""
-    import numpy as np
-
-    z, a = features.double().numpy(), anchors.double().numpy()
-    return [
-        [
-            [
-                min(
-                    range(a.shape[1]),
-                    key=lambda c: (sum(np.linalg.norm(x - y) for y in a[s, c, :k]) / k, c),
-                )
-                for x in z
-            ]
-            for s in range(a.shape[0])
-        ]
-        for k in ks
-    ]
-
-
 @given(
     seed=st.integers(0, 10_000),
     s=st.integers(1, 3),
@@ -69,12 +51,13 @@ def slow_knn(features, anchors, ks):
     d=st.integers(1, 6),
 )
 def test_equals_two_slow_loops(seed, s, c, k, d):
-    g = torch.Generator().manual_seed(seed)
-    features, anchors = torch.randn(6, d, generator=g), torch.randn(s, c, k, d, generator=g)
+    features, anchors = normal(6, d, seed=seed), normal(s, c, k, d, seed=seed + 1)
     ks = list(range(1, k + 1))
     found = knn_eval(features, anchors, ks)
     assert found.shape == (k, s, 6)
-    assert found.tolist() == slow_knn(features, anchors, ks)
+    for at, n in zip(found.tolist(), ks, strict=True):
+        classes = torch.arange(c).repeat_interleave(n).expand(s, -1)
+        assert at == slow_knn(features, anchors[:, :, :n].flatten(1, 2), classes, c, c * n)
 
 
 def test_near_neighbours_far_from_the_origin_stay_apart():

@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from near import normal
+from near import normal, seeded
+from torch.testing import assert_close
 
 from mergelib.core.types import Head
 from mergelib.protocols import PRESETS, FTPreset, kl_to_teacher
@@ -17,8 +18,8 @@ fits = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 shapes = pytest.mark.parametrize("C, d", [(3, 8), (8, 8), (11, 8)])  # C below, at and above d
 
 
-def head(C=3, d=8, seed=10):
-    return Head(normal(C, d, seed=seed), normal(C, seed=seed + 1))
+def head(C=3, d=8):
+    return Head(normal(C, d, seed=10), normal(C, seed=11))
 
 
 def rotation(d, size=0.15):
@@ -39,9 +40,7 @@ def test_lengths_angles_and_bias_are_kept(fit, C, d, n):
     assert found.weight.shape == (2, C, d) and found.bias.shape == (2, C)
     assert (found.weight - start.weight).abs().max() > 1e-2
     gram = start.weight @ start.weight.mT
-    torch.testing.assert_close(
-        found.weight @ found.weight.mT, gram.expand(2, C, C), atol=1e-4, rtol=1e-4
-    )
+    assert_close(found.weight @ found.weight.mT, gram.expand(2, C, C), atol=1e-4, rtol=1e-4)
     assert torch.equal(found.bias, start.bias.expand(2, C))
     assert not found.weight.requires_grad
 
@@ -52,7 +51,7 @@ def test_a_head_of_lower_rank_is_no_exception(fit):
     start.weight[3] = start.weight[0] + start.weight[1]
     found = fit(normal(1, 30, 8, seed=1), normal(1, 30, 8, seed=2), start).weight[0]
     assert torch.isfinite(found).all()
-    torch.testing.assert_close(found[3], found[0] + found[1], atol=1e-4, rtol=0)
+    assert_close(found[3], found[0] + found[1], atol=1e-4, rtol=0)
 
 
 @fits
@@ -63,7 +62,7 @@ def test_equal_features_leave_the_head(fit, n):
     # Adam divides by the gradient's size: rounding alone steps by the rate, to either side, so that
     # T steps move an entry by about sqrt(T) of them, by chance.
     walk = PRESET.lr * PRESET.epochs**0.5
-    torch.testing.assert_close(found.weight, start.weight.expand(2, 3, 8), atol=walk, rtol=0)
+    assert_close(found.weight, start.weight.expand(2, 3, 8), atol=walk, rtol=0)
     assert loss(found, X, X, start).max() < 1e-5
 
 
@@ -76,15 +75,13 @@ def test_a_planted_rotation_is_found(C, d):
     target = start.logits(new @ R.mT)
     assert (start.logits(new) - target).abs().max() > 1
     closed = procrustes_head(X, X @ R.mT, start)
-    torch.testing.assert_close(closed.logits(new), target, atol=1e-4, rtol=0)
-    torch.testing.assert_close(closed.weight, (start.weight @ R).expand(2, C, d), atol=1e-4, rtol=0)
+    assert_close(closed.logits(new), target, atol=1e-4, rtol=0)
+    assert_close(closed.weight, (start.weight @ R).expand(2, C, d), atol=1e-4, rtol=0)
     # KL cannot see a vector added to all rows of W', and hardly a class that is improbable for
     # both:
     # so probabilities are compared, not logits or their logarithms.
     found = orthogonal_classifier(X, X @ R.mT, start, FTPreset(lr=1e-2, epochs=800))
-    torch.testing.assert_close(
-        found.logits(new).softmax(-1), target.softmax(-1), atol=0.025, rtol=0
-    )
+    assert_close(found.logits(new).softmax(-1), target.softmax(-1), atol=0.025, rtol=0)
 
 
 @fits
@@ -102,7 +99,7 @@ def slow_fit(X, Y, start, preset, seed):
     columns, upper = torch.linalg.qr(start.weight.mT)
     factor, frame = upper.mT, columns.mT.clone().requires_grad_()
     adam = torch.optim.Adam([frame], lr=preset.lr)
-    orders = torch.Generator().manual_seed(seed)
+    orders = seeded(seed)
     size = min(preset.batch_size or len(X), len(X))
     for _ in range(preset.epochs):
         order = torch.randperm(len(X), generator=orders) if size < len(X) else torch.arange(len(X))
@@ -129,5 +126,5 @@ def test_nested_fits_are_the_slow_ones(C, preset):
         for i in range(2):
             rows = X[i, :, :k].flatten(0, 1), Y[i, :, :k].flatten(0, 1)
             alone = slow_fit(*rows, start, preset, seed=5)
-            torch.testing.assert_close(found.weight[i], alone.weight, atol=1e-8, rtol=1e-6)
-            torch.testing.assert_close(found.bias[i], alone.bias, atol=0, rtol=0)
+            assert_close(found.weight[i], alone.weight, atol=1e-8, rtol=1e-6)
+            assert_close(found.bias[i], alone.bias, atol=0, rtol=0)

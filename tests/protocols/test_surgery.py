@@ -4,10 +4,11 @@ import pytest
 import torch
 from near import normal
 from torch import nn
+from torch.testing import assert_close
 
 from mergelib.core.types import Head
 from mergelib.protocols import current_eval
-from mergelib.protocols.surgery import SurgeryModule, start, surgery, trainable_parameters
+from mergelib.protocols.surgery import start, surgery, trainable_parameters
 
 X, Y = normal(3, 40, 12, seed=1), normal(3, 40, 12, seed=2)
 
@@ -28,7 +29,7 @@ def test_down_is_drawn_as_a_linear_layer_is():
     assert down.abs().max() <= 400**-0.5 * (1 + 1e-6)
     theirs = nn.Linear(400, 64, bias=False).weight
     for statistic in (torch.std, torch.amax, torch.amin):
-        torch.testing.assert_close(statistic(down[0]), statistic(theirs), rtol=0.02, atol=0)
+        assert_close(statistic(down[0]), statistic(theirs), rtol=0.02, atol=0)
     assert not torch.equal(down[0], start(2, 400, rank=64, seed=1).down[0])
 
 
@@ -52,18 +53,10 @@ def test_equals_a_plain_loop_and_a_batch_equals_single_fits():
     module = surgery(X, Y, steps=60, rank=4, lr=1e-2)
     for i in range(3):
         expected, losses = reference(X[i], Y[i], steps=60, rank=4, lr=1e-2)
-        torch.testing.assert_close(module.apply(X)[i], expected, atol=1e-4, rtol=0)
+        assert_close(module.apply(X)[i], expected, atol=1e-4, rtol=0)
         alone = surgery(X[i : i + 1], Y[i : i + 1], steps=60, rank=4, lr=1e-2)
-        torch.testing.assert_close(alone.apply(X[i])[0], module.apply(X)[i], atol=1e-4, rtol=0)
+        assert_close(alone.apply(X[i])[0], module.apply(X)[i], atol=1e-4, rtol=0)
         assert losses[-1] < losses[0]
-
-
-def test_loss_falls_and_a_planted_correction_is_learnt():
-    target = SurgeryModule(normal(1, 2, 12, seed=5), normal(1, 12, 2, seed=6)).apply(X)
-    distance = [
-        (surgery(X, target, steps=s, lr=1e-2).apply(X) - target).abs().mean() for s in (0, 20, 400)
-    ]
-    assert distance[2] < 0.5 * distance[1] < 0.5 * distance[0]
 
 
 def test_equal_features_stay():
@@ -74,6 +67,6 @@ def test_shapes_shared_features_and_counts():
     module = surgery(X, Y, steps=1)
     assert module.down.shape == (3, 16, 12) and module.up.shape == (3, 12, 16)
     assert not module.down.requires_grad and not module.up.requires_grad
-    torch.testing.assert_close(module.apply(X[0])[0], module.apply(X)[0])
+    assert_close(module.apply(X[0])[0], module.apply(X)[0])
     assert trainable_parameters(12) == module.down[0].numel() + module.up[0].numel()
     assert trainable_parameters(512) == 16_384

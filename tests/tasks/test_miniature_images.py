@@ -4,11 +4,10 @@ nothing that pixels alone decide."""
 import itertools
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
+from tiny import python
 from torch.nn.functional import avg_pool2d, one_hot, pad
 
 from mergelib.core.errors import UnknownNameError
@@ -58,14 +57,7 @@ def test_the_world_is_frozen_and_the_same_with_and_without_vector_instructions()
     the same."""
     slow = os.environ | {"NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4"}
     found = [
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", MIXED],
-            env=env,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for env in (dict(os.environ), slow)
+        python("-W", "ignore", "-c", MIXED, env=env).strip() for env in (dict(os.environ), slow)
     ]
     assert found[0] == found[1]
     assert (IMAGE_WORLD_VERSION, found[0]) == (2, PINNED), (
