@@ -25,7 +25,6 @@ from .parts import (
     Parts,
     check_same_architecture,
     find_parts,
-    names_in_base,
     processors_of,
 )
 from .tokens import unified
@@ -125,14 +124,14 @@ def merge(
     root = None if base is None else open_parent(base, "base")
     for parent in parents:
         _ = parent.model_class
-    folders = tuple(p.folder for p in [*parents, *([root] if root else [])])
-    if root:
-        *parents, root = unified(parents, root, processor)
-    read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
-    first = parents[0]
-    for other in [*parents[1:], *([root] if root else [])]:
-        check_same_architecture(first.name, first.config, other.name, other.config)
     everyone = [*parents, *([root] if root else [])]
+    folders = tuple(p.folder for p in everyone)
+    if root:
+        *parents, root = everyone = unified(parents, root, processor)
+    read = read_inputs(chosen, parents, inputs or {}) if chosen.needs else []
+    first = everyone[0]
+    for other in everyone[1:]:
+        check_same_architecture(first.name, first.config, other.name, other.config)
     processors = processors_of(everyone) if processor is None else [processor] * len(everyone)
     parts = [find_parts(e, root, encoder=encoder, head=head) for e in parents]
     sources = _sources(parents, parts, root)
@@ -219,7 +218,8 @@ def _sources(
                 f"{first_five(differing) or part.head}."
             )
     if base:
-        sources.append(names_in_base(first, base))
+        # the tensors that fine-tuning started from
+        sources.append(first.plan.names_in(base.plan_as(first.model_class, first.config)))
     for parent, source in zip([*experts, *([base] if base else [])], sources, strict=True):
         mismatched = [
             f"{n} ({parent.weights.shape(source[n])}, {first.name} {first.weights.shape(n)})"

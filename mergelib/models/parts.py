@@ -123,11 +123,6 @@ def find_parts(
     return Parts(tuple(inside), tuple(n for n in rest if n not in set(inside)), head, linear)
 
 
-def names_in_base(expert: Parent, base: Parent) -> dict[str, str]:
-    """Expert's name -> base's name, for the tensors that fine-tuning started from."""
-    return expert.plan.names_in(base.plan_as(expert.model_class, expert.config))
-
-
 def check_same_architecture(first: str, first_config: Any, other: str, other_config: Any) -> None:
     """Raises ``StateDictError`` naming what differs between two configurations, unless it is known
     not to affect what a trained model computes. A token id that only one of them states is no
@@ -155,22 +150,23 @@ def check_same_architecture(first: str, first_config: Any, other: str, other_con
         )
 
 
+def differing_tokens(a: Any, b: Any) -> list[str]:
+    """The tokens with another id in one of two tokenizers, or none there, sorted."""
+    if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
+        return []
+    return sorted({token for token, _ in a.get_vocab().items() ^ b.get_vocab().items()})
+
+
 def vocabulary_differs(a: Any, b: Any) -> str:
     """How two tokenizers' ids differ, in words; empty if they agree."""
-    if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
-        return ""
-    x, y = a.get_vocab(), b.get_vocab()
-    tokens = sorted(t for t in x.keys() | y.keys() if x.get(t) != y.get(t))
+    tokens = differing_tokens(a, b)
     return f"{len(tokens)} tokens, for example {', '.join(map(repr, tokens[:3]))}" if tokens else ""
 
 
 def only_added(a: Any, b: Any) -> bool:
     """Whether two tokenizers differ, and only in tokens that were added to one of them."""
-    if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
-        return False
-    x, y = a.get_vocab(), b.get_vocab()
-    differ = {t for t in x.keys() | y.keys() if x.get(t) != y.get(t)}
-    return bool(differ) and differ <= {*a.get_added_vocab(), *b.get_added_vocab()}
+    tokens = differing_tokens(a, b)
+    return bool(tokens) and {*tokens} <= {*a.get_added_vocab(), *b.get_added_vocab()}
 
 
 def check_rows(parent: Parent, tokenizer: Any) -> None:

@@ -44,10 +44,7 @@ def unified(experts: Sequence[Parent], base: Parent, processor: Any = None) -> l
         if not added.keys() >= {*lacking}:
             return everyone
         new += [added[i] for i in lacking]
-        union.add_tokens([added[i] for i in lacking])
-        for name, token in tokenizer.special_tokens_map.items():
-            if isinstance(token, str) and getattr(union, name, None) is None:
-                setattr(union, name, token)
+        _extend(union, [added[i] for i in lacking], tokenizer)
     names = [_embedding(p, experts[0].model_class) for p in everyone]
     if None in names:
         return everyone
@@ -84,11 +81,16 @@ def _grown(tokenizer: Any, union: Any) -> Any:
     """The tokenizer with all of the union's tokens; the union, if they get other numbers."""
     ids, own = union.get_vocab(), copy.deepcopy(tokenizer)
     lacking = sorted(ids.keys() - own.get_vocab().keys(), key=ids.__getitem__)
-    own.add_tokens([union.added_tokens_decoder.get(ids[t], t) for t in lacking])
-    for name, token in union.special_tokens_map.items():
-        if isinstance(token, str) and getattr(own, name, None) is None:
-            setattr(own, name, token)
+    _extend(own, [union.added_tokens_decoder.get(ids[t], t) for t in lacking], union)
     return own if own.get_vocab() == ids else union
+
+
+def _extend(tokenizer: Any, tokens: Sequence[Any], lender: Any) -> None:
+    """Add tokens, and the special ones that the tokenizer lacks and ``lender`` has."""
+    tokenizer.add_tokens(tokens)
+    for name, token in lender.special_tokens_map.items():
+        if isinstance(token, str) and getattr(tokenizer, name, None) is None:
+            setattr(tokenizer, name, token)
 
 
 def _embedding(parent: Parent, model_class: Any) -> str | None:
