@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TASKS, is_image, make_family, pictures, texts
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mergelib
 from mergelib import merging
@@ -323,8 +323,6 @@ def test_streamed_equals_in_memory(family, monkeypatch, method, options, piece):
 
 
 def test_shards_and_bf16_are_read_and_kept(family, tokenizer, tmp_path):
-    from transformers import AutoModelForSequenceClassification
-
     found = make_family(tmp_path, "bert", tokenizer, steps=2, dtype=torch.bfloat16)
     for name in experts(found):
         model = AutoModelForSequenceClassification.from_pretrained(found[name])
@@ -436,13 +434,17 @@ def test_weights_that_are_not_finite_are_refused(family, tmp_path, method, who):
             mergelib.merge(method, base=given, experts=folders)
 
 
-def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
-    odd = copied(family("bert")["ag"], tmp_path / "odd")
-    text = (odd / "tokenizer.json").read_text()
-    vocab = json.loads(text)
+def renumber(folder):
+    """Two words of a tokenizer change places."""
+    vocab = json.loads((folder / "tokenizer.json").read_text())
     words = vocab["model"]["vocab"]
     words["good"], words["the"] = words.get("the", 5), words.get("good", 6)
-    (odd / "tokenizer.json").write_text(json.dumps(vocab))
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+
+
+def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
+    odd = copied(family("bert")["ag"], tmp_path / "odd")
+    renumber(odd)
     with pytest.raises(StateDictError, match=r"tokenizers of .* differ"):
         mergelib.merge(
             "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
@@ -488,6 +490,19 @@ def test_a_head_with_other_labels_than_the_experts_is_refused(family, tmp_path):
         )
     with pytest.raises(DataError, match="Label 9 is none"):
         mergelib.evaluate(merged, (["a text"], [9]), task="ag")
+
+
+def test_a_new_tasks_tokenizer_is_compared_where_tasks_have_their_own(family, tmp_path):
+    found = dict(family("bert"))
+    found["ag"] = copied(found["ag"], tmp_path / "ag")
+    own = AutoTokenizer.from_pretrained(found["ag"])
+    own.model_max_length = 7
+    own.save_pretrained(found["ag"])
+    merged = merge(found, "task_arithmetic")
+    assert merged.processor is None
+    renumber(found["ag"])
+    with pytest.raises(ConfigError, match=r"tokenizers of the merged model .* differ"):
+        mergelib.align_classifier(merged, found["ag"], texts("ag", 8, 0)[0], task="new")
 
 
 def test_another_experts_head_with_the_same_labels_is_refused(family, tmp_path):
