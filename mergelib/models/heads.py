@@ -70,7 +70,7 @@ def expert_classifier(
     tensors = {n: parent.weights.tensor(n) for n in parts.encoder}
     dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
     task = TaskHead.of(parent, parts, dtype)
-    return Classifier(tensors, task, {}, parent.processor(), (parent.folder,))
+    return Classifier(tensors, task, {}, parent.processor, (parent.folder,))
 
 
 def _limit(classifier: Classifier, max_length: int) -> int:
@@ -321,8 +321,6 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
             check_same_architecture(task, own, "the merged model", merged_head.config)
         if merged_head is not None:
             check_same_head(merged_head, expert.head)
-        if not extended and shared is None:  # a task that was not merged
-            processor = None
         encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
         loaded = plan(model_class, config, layout_of(encoder))
     else:
@@ -352,7 +350,7 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     whole = {**expert.encoder, **expert.head.tensors}
     places = plan(model_class, own, layout_of(whole)).fills
     tensors = {n: t for n, t in whole.items() if not filled & {*places.get(n, ())}}
-    if not isinstance(merged, Merged) or processor is None:
+    if not isinstance(merged, Merged) or not (shared or extended):
         processor = expert.processor or processor
     dtype = next((t.dtype for t in encoder.values() if t.is_floating_point()), torch.float32)
     config = copy.deepcopy(config)

@@ -50,7 +50,7 @@ class TaskHead:
         config = copy.deepcopy(parent.config)
         config.architectures, config.dtype = [parent.model_class.__name__], dtype
         if getattr(config, "pad_token_id", None) is None:  # such as of an adapter on GPT-2
-            config.pad_token_id = getattr(parent.processor(), "pad_token_id", None)
+            config.pad_token_id = getattr(parent.processor, "pad_token_id", None)
         tensors = {n: parent.weights.tensor(n).clone() for n in parts.own}
         bad = not_finite(tensors)
         if bad:
@@ -339,7 +339,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
             f"or damaged ({first_line(error)})."
         ) from error
     parent = open_parent(path)
-    heads, processors, shared = {}, {}, parent.processor()
+    heads, processors, shared = {}, {}, parent.processor
     for task, module in modules.items():
         place = Parent(task, task, path / "heads" / check_folder_name(task))
         tensors = Weights(place.folder, "head.safetensors").state()
@@ -355,7 +355,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
             module,
             alignments.get(task, {}),
         )
-        processors[task] = place.processor() or shared
+        processors[task] = place.processor or shared
     encoder = {} if record.get("gives") == PER_TASK else parent.weights.state()
     return Merged(encoder, heads, record, processors, inputs=(path,))
 

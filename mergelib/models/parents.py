@@ -365,6 +365,7 @@ class Parent:
     def is_image(self) -> bool:
         return self.model_class.__name__.endswith("ForImageClassification")
 
+    @cached_property
     def processor(self) -> Any:
         """Tokenizer or image processor, ``None`` when the folder has none. A tokenizer without a
         padding token gets that of the configuration, which tells a decoder's last token."""

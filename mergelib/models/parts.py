@@ -152,7 +152,7 @@ def check_same_architecture(first: str, first_config: Any, other: str, other_con
 
 def differing_tokens(a: Any, b: Any) -> list[str]:
     """The tokens with another id in one of two tokenizers, or none there, sorted."""
-    if not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
+    if a is b or not (hasattr(a, "get_vocab") and hasattr(b, "get_vocab")):
         return []
     return sorted({token for token, _ in a.get_vocab().items() ^ b.get_vocab().items()})
 
@@ -197,15 +197,12 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
     for parent in parents:
         files = _processor_files(parent)
         if files not in by_files:
-            processor = parent.processor()
-            by_files[files] = by_meaning.setdefault(_meaning(processor, files), processor)
+            meaning = _meaning(parent.processor, files)
+            by_files[files] = by_meaning.setdefault(meaning, parent.processor)
         processors.append(by_files[files])
     first = next((i for i, p in enumerate(processors) if p is not None), 0)
     for parent, processor in zip(parents, processors, strict=True):
-        differ = processor is not processors[first] and vocabulary_differs(
-            processors[first], processor
-        )
-        if differ:
+        if differ := vocabulary_differs(processors[first], processor):
             raise StateDictError(
                 f"The tokenizers of '{parents[first].name}' and '{parent.name}' differ in {differ}"
                 ": the same row of the embedding stands for different words."

@@ -29,7 +29,7 @@ def unified(experts: Sequence[Parent], base: Parent, processor: Any = None) -> l
     Raises ``StateDictError`` if a tokenizer has ids beyond its model's embedding.
     """
     everyone = [*experts, base]
-    tokenizers = [processor or p.processor() for p in everyone]
+    tokenizers = [processor or p.processor for p in everyone]
     if not all(hasattr(t, "get_vocab") for t in tokenizers):
         return everyone
     sizes = {getattr(p.config, "vocab_size", None) for p in everyone}

@@ -477,7 +477,7 @@ def test_a_tokenizer_of_sentencepiece_alone_names_the_packages(trio):
     (trio / "x" / "spiece.model").write_bytes(b"pieces")
     (trio / "x" / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
     with pytest.raises(ConfigError, match=r"without tokenizer\.json.*pip install sentencepiece"):
-        open_parent(str(trio / "x")).processor()
+        _ = open_parent(str(trio / "x")).processor
 
 
 def test_no_padding_token_and_a_token_beyond_the_embedding(trio):

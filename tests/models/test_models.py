@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_foreign_folders import configure
 from tiny import python
 from torch.testing import assert_close
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import mergelib
 from mergelib import merging
@@ -417,13 +417,17 @@ def test_weights_that_are_not_finite_are_refused(family, tmp_path, method, who):
             mergelib.merge(method, base=given, experts=folders)
 
 
-def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
-    odd = copied(family("bert")["ag"], tmp_path / "odd")
-    text = (odd / "tokenizer.json").read_text()
-    vocab = json.loads(text)
+def renumber(folder):
+    """Two words of a tokenizer change places."""
+    vocab = json.loads((folder / "tokenizer.json").read_text())
     words = vocab["model"]["vocab"]
     words["good"], words["the"] = words.get("the", 5), words.get("good", 6)
-    (odd / "tokenizer.json").write_text(json.dumps(vocab))
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+
+
+def test_another_numbering_of_the_same_words_is_refused(family, tmp_path):
+    odd = copied(family("bert")["ag"], tmp_path / "odd")
+    renumber(odd)
     with pytest.raises(StateDictError, match=r"tokenizers of .* differ"):
         mergelib.merge(
             "ties", base=family("bert")["base"], experts={"ag": family("bert")["ag"], "odd": odd}
@@ -469,6 +473,19 @@ def test_a_head_with_other_labels_than_the_experts_is_refused(family, tmp_path):
         )
     with pytest.raises(DataError, match="Label 9 is none"):
         mergelib.evaluate(merged, (["a text"], [9]), task="ag")
+
+
+def test_a_new_tasks_tokenizer_is_compared_where_tasks_have_their_own(family, tmp_path):
+    found = dict(family("bert"))
+    found["ag"] = copied(found["ag"], tmp_path / "ag")
+    own = AutoTokenizer.from_pretrained(found["ag"])
+    own.model_max_length = 7
+    own.save_pretrained(found["ag"])
+    merged = merge(found, "task_arithmetic")
+    assert merged.processor is None
+    renumber(found["ag"])
+    with pytest.raises(ConfigError, match=r"tokenizers of the merged model .* differ"):
+        mergelib.align_classifier(merged, found["ag"], texts("ag", 8, 0)[0], task="new")
 
 
 def test_another_experts_head_with_the_same_labels_is_refused(family, tmp_path):
