@@ -9,12 +9,16 @@ from torch import Tensor
 
 RESAMPLES = 1000
 AT_A_TIME = 1 << 24  # numbers
+IN_CACHE = 1 << 16
 
 
 def counts(resamples: int, n: int, generator: torch.Generator) -> Tensor:
     """How often each of n items is drawn in each resample of n: ``[B, n]``, rows sum to n."""
-    picked = torch.randint(n, (resamples, n), generator=generator)
-    return torch.zeros(resamples, n).scatter_add_(1, picked, torch.ones(resamples, n))
+    drawn, one = torch.zeros(resamples, n), torch.ones(1, 1)
+    for rows in drawn.split(max(1, IN_CACHE // n)):
+        picked = torch.randint(n, rows.shape, generator=generator)
+        rows.scatter_add_(1, picked, one.expand_as(rows))
+    return drawn
 
 
 def resampled_inputs(n: int, seed: int = 0) -> Iterator[Tensor]:

@@ -133,7 +133,7 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
     Raises ``UnknownNameError``.
     """
     entries = [methods] if isinstance(methods, str) else list(methods)
-    groups = {"all": METHODS, "fast": [m.name for m in METHODS.values() if can_stream(m)]}
+    groups = {"all": METHODS, "fast": (n for n, m in METHODS.items() if can_stream(m))}
     names = [name for entry in entries for name in groups.get(entry, [entry])]
     for name in names:
         get_method(name)

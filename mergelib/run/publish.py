@@ -199,7 +199,7 @@ def notebooks_markdown(items: Sequence[Item], folder: Path) -> str:
         totals = [f"{sum(i.minutes.get(p, 0) for i in items):.0f}" for p in profiles]
         rows.append(["", "sum of those measured", "", *totals])
     heading = ["", "notebook", "shows", *(f"minutes, `{p}`" for p in profiles)]
-    return "\n".join(markdown(pd.DataFrame(rows, columns=heading)))
+    return markdown(pd.DataFrame(rows, columns=heading))
 
 
 def readme_parts(folder: Path | None = None) -> dict[str, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .study import Study
 
 REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
+REMEMBERED_BYTES = 1 << 26  # of a task's pool of images
 
 
 def _shuffled(split: Split, seed: int) -> Tensor:
@@ -29,9 +30,14 @@ def _shuffled(split: Split, seed: int) -> Tensor:
 def pool(study: Study, task: str) -> Split:
     """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class``
     * C rows."""
-    data = study.task(task)
-    n = study.profile.tasks.pool_per_class * data.n_classes
-    return data.train.subset(_shuffled(data.train, POOL_SEED)[:n])
+    if task not in study._pools:
+        data = study.task(task)
+        n = study.profile.tasks.pool_per_class * data.n_classes
+        drawn = data.train.subset(_shuffled(data.train, POOL_SEED)[:n])
+        if isinstance(drawn.inputs, Tensor) and drawn.inputs.nbytes > REMEMBERED_BYTES:
+            return drawn
+        study._pools[task] = drawn
+    return study._pools[task]
 
 
 def split(study: Study, task: str, split: str) -> Split:

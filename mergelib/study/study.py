@@ -17,7 +17,7 @@ from ..core.errors import ConfigError, UnknownNameError, shortened
 from ..core.names import MULTI_TASK, REFERENCES
 from ..core.spare import spare
 from ..core.store import Artifact, Store
-from ..core.types import Expert, State, Task, state_digest
+from ..core.types import Expert, Split, State, Task, state_digest
 from ..encoders import Encoder, encoder_state
 from ..encoders.features import pick_device
 from ..foundations import Foundation
@@ -146,6 +146,7 @@ class Study:
         self._last_merge: dict[tuple, Artifact] = {}
         self._adopted: dict[tuple[str, str], tuple[str, Callable[[], nn.Module]]] = {}
         self._warned: set[str] = set()
+        self._pools: dict[str, Split] = {}
         self._scratch: nn.Module | None = None
 
     def __repr__(self) -> str:

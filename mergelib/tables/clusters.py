@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import pandas as pd
 from torch import Tensor
@@ -32,21 +31,23 @@ def cluster_panels(
             both.
     """
     panels, rows = {}, []
-    for task, method in product(tasks, methods):
-        labels = study.task(task).test.labels
-        z_t, z_m = (study.features(e, task) for e in (FINE_TUNED, method))
-        panels[task, method] = (*study.embedding(method, task, n), study.task(task).n_classes)
-        rows.append(
-            {
-                "task": task,
-                "method": method,
-                "Current Eval (%)": percent(study.correct(method, task, "current")[0]),
-                "label purity f_t": float(label_purity(z_t, labels).mean()),
-                "label purity f_m": float(label_purity(z_m, labels).mean()),
-                "silhouette f_t": silhouette(z_t, labels),
-                "silhouette f_m": silhouette(z_m, labels),
-                "source purity": float(source_purity(z_t, z_m).mean()),
-                "n": len(labels),
-            }
-        )
+    for task in tasks:
+        labels, z_t = study.task(task).test.labels, study.features(FINE_TUNED, task)
+        purity, width = float(label_purity(z_t, labels).mean()), silhouette(z_t, labels)
+        for method in methods:
+            z_m = study.features(method, task)
+            panels[task, method] = (*study.embedding(method, task, n), study.task(task).n_classes)
+            rows.append(
+                {
+                    "task": task,
+                    "method": method,
+                    "Current Eval (%)": percent(study.correct(method, task, "current")[0]),
+                    "label purity f_t": purity,
+                    "label purity f_m": float(label_purity(z_m, labels).mean()),
+                    "silhouette f_t": width,
+                    "silhouette f_m": silhouette(z_m, labels),
+                    "source purity": float(source_purity(z_t, z_m).mean()),
+                    "n": len(labels),
+                }
+            )
     return panels, pd.DataFrame(rows)
