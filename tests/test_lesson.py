@@ -21,8 +21,8 @@ from test_tables import scores
 from mergelib import lesson, tables
 from mergelib.core.errors import ConfigError, UnknownNameError
 from mergelib.core.types import Head
+from mergelib.lesson import demo, view
 from mergelib.lesson import toy as toy_module
-from mergelib.lesson import view
 from mergelib.protocols import current_eval
 from mergelib.run import publish
 from mergelib.tables import protocol_label
@@ -479,3 +479,17 @@ def test_a_computed_number_is_checked(answer, right, says):
 def test_a_choice_is_checked(answer, right, says):
     found = lesson.check_choice(answer, "ag", ["ag", "yelp"])
     assert found.right is right and says in str(found)
+
+
+# ---- models of one's own -------------------------------------------------------------------------
+
+
+def test_an_expert_from_the_store_is_saved_as_when_it_was_trained(study, tmp_path):
+    """Else a second run would compare its merges anew."""
+    base = demo.save_base(study, tmp_path / "base")
+    trained, stored = (
+        demo.fine_tune_classifier(study, "ag", base, tmp_path / name) for name in ("a", "b")
+    )
+    names = sorted(p.name for p in trained.iterdir())
+    assert names == sorted(p.name for p in stored.iterdir())
+    assert all((trained / n).read_bytes() == (stored / n).read_bytes() for n in names)

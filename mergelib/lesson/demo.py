@@ -48,6 +48,7 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
     rows, names = study.task(task).train, study.task(task).label_names
     config = study.profile.train_config(study.profile.fine_tuning, study.device)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)  # as it is: its first use sets truncation and padding
 
     def collate(rows: list) -> dict:
         texts, labels = zip(*rows, strict=True)
@@ -62,6 +63,7 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
             base,
             id2label=dict(enumerate(names)),
             label2id={n: i for i, n in enumerate(names)},
+            problem_type="single_label_classification",  # else the first training step sets it
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -86,7 +88,6 @@ def fine_tune_classifier(study: Study, task: str, base: Path, folder: Path) -> P
         }
         model.load_state_dict(study.store.get("classifier", key, make).tensors)
         model.eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
     return folder
 
 
