@@ -25,7 +25,7 @@ from mergelib.merging import METHODS
 from mergelib.protocols import fit_heads
 from mergelib.study import experts, merges, versions
 from mergelib.study.aligned import aligned
-from mergelib.training.experts import EncoderWithHeads
+from mergelib.training.experts import EncoderWithHeads, linear_probe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
 ENCODERS = ["f_b", "weight_averaging", "task_arithmetic", "ties"]
@@ -485,3 +485,15 @@ def test_a_store_may_be_named_and_overrides_are_a_dict(study, tmp_path):
     assert named.store.root == tmp_path
     with pytest.raises(ConfigError, match="give a dict"):
         type(study)("quick", overrides=["tasks.n_test=200"])
+
+
+def test_fitted_heads_are_f_bs_and_kept(make_study, study):
+    """Linear probes of f_b, which fine-tuning of the encoder leaves as they are."""
+    fitted = make_study(study.store.root, overrides={"fine_tuning.head": "fitted"})
+    for name, task in fitted.tasks.items():
+        z = extract(fitted.encoder, fitted.encoder.module(fitted.base_state), task.train.inputs)
+        wanted, expert = linear_probe(z, task.train.labels), fitted.expert(name)
+        assert apart(expert.head.weight, wanted.weight) < 1e-3
+        assert state_digest(expert.state) != state_digest(study.expert(name).state)
+        right = wanted.logits(z).argmax(-1) == task.train.labels
+        assert right.float().mean() > 2 / task.n_classes

@@ -5,10 +5,15 @@ from itertools import chain, islice
 
 import pytest
 import torch
+from near import normal, seeded
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn.utils import parameters_to_vector
 from toy import CONFIG, ROWS, Toy, collate, run
 
 from mergelib.training.config import TrainConfig, resolve_precision
+from mergelib.training.experts import linear_probe
 from mergelib.training.loop import checkpoints, shuffled_batches
 
 
@@ -109,3 +114,13 @@ def test_auto_precision_is_bf16_only_where_the_device_has_it(monkeypatch):
         )  # what the store's key holds
     assert resolve_precision("auto", torch.device("mps")) == "float32"
     assert resolve_precision("bf16", cpu) == "bf16"
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_linear_probe_is_logistic_regression_on_standardised_features(classes):
+    labels = torch.randint(classes, (400,), generator=seeded(1))
+    z = (normal(400, 6) + normal(classes, 6, seed=2)[labels]) * 10.0 ** torch.arange(-3, 3) + 7
+    wanted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(z, labels)
+    found = linear_probe(z, labels).logits(z).softmax(-1)
+    expected = torch.from_numpy(wanted.predict_proba(z)).float()
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)

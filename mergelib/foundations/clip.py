@@ -32,7 +32,7 @@ from ..core.types import Head, Task, below
 from ..encoders import ImageEncoder
 from ..models.parents import Parent
 from ..profiles import Profile
-from ..tasks.miniature.images import IMAGE_WORLD_VERSION, captioned, prompts
+from ..tasks.miniature.images import CAPTIONS_VERSION, captioned, prompts
 from ..training.config import TrainConfig
 from ..training.loop import seeded, train
 from .bert import words_by_frequency
@@ -199,7 +199,7 @@ def pretrain_clip(
 def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
     shape = profile.encoder
     return {
-        "world": IMAGE_WORLD_VERSION,
+        "world": CAPTIONS_VERSION,
         "captions": shape.pretraining.documents,
         "shape": [
             shape.layers,

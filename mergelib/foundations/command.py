@@ -10,10 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 from ..core.errors import UnknownNameError
 from ..core.store import Store
@@ -22,6 +18,7 @@ from ..encoders import Encoder
 from ..encoders.features import extract, pick_device
 from ..profiles import Profile, load_profile, variant_names
 from ..tasks import load_task
+from ..training.experts import linear_probe
 from . import recipe_of, shipped
 
 PROBE_SHOTS = 100  # training inputs per class
@@ -55,14 +52,6 @@ def probe_rows(task: Task) -> Split:
     return task.train.subset(torch.cat(rows))
 
 
-def linear_probe(z: Tensor, labels: Tensor, z_test: Tensor, test_labels: Tensor) -> float:
-    """Accuracy on ``z_test``, in percent, of a logistic regression on the standardised features
-    ``z``."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    predicted = model.fit(z.numpy(), labels.numpy()).predict(z_test.numpy())
-    return percent(torch.from_numpy(predicted) == test_labels)
-
-
 def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str, float]:
     """How well an encoder's features separate each task's classes: test accuracy of a linear probe.
 
@@ -78,7 +67,8 @@ def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str
     for name, task in tasks.items():
         fit = probe_rows(task)
         z, z_test = (extract(encoder, module, split.inputs) for split in (fit, task.test))
-        accuracy[name] = linear_probe(z, fit.labels, z_test, task.test.labels)
+        right = linear_probe(z, fit.labels).logits(z_test).argmax(-1) == task.test.labels
+        accuracy[name] = percent(right)
     return accuracy
 
 

@@ -21,7 +21,7 @@ from ..core.paths import write_whole
 from ..core.store import Artifact
 from ..profiles import Profile
 from ..tasks.miniature import WORLD_VERSION
-from ..tasks.miniature.images import IMAGE_WORLD_VERSION
+from ..tasks.miniature.images import CAPTIONS_VERSION, IMAGE_WORLD_VERSION
 
 FOLDER = Path(__file__).parent
 TEACHERS = {
@@ -29,6 +29,7 @@ TEACHERS = {
         "teacher": "all-MiniLM-L6-v2, Apache-2.0; none of its weights is in the file"
     }
 }
+WORLDS = {"clip": CAPTIONS_VERSION, "vit": IMAGE_WORLD_VERSION}  # what f_b is pre-trained on
 SHAPE = ("kind", "max_length", "layers", "width", "heads", "image_size", "patch_size", "projection")
 
 
@@ -36,10 +37,9 @@ def recipe_of(profile: Profile) -> dict[str, Any]:
     """Everything that determines f_b, up to the machine's rounding: its shape, pre-training, seed
     and corpus, and the world's version."""
     encoder = profile.encoder
-    image = profile.tasks.modality == "image"
     return {
         "source": profile.tasks.source,
-        "world": IMAGE_WORLD_VERSION if image else WORLD_VERSION,
+        "world": WORLDS.get(encoder.kind, WORLD_VERSION),
         "seed": profile.seed,
         "shape": {n: getattr(encoder, n) for n in SHAPE},
         "pretraining": encoder.pretraining and encoder.pretraining.model_dump(mode="json"),

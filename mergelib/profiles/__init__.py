@@ -113,6 +113,9 @@ class TrainSettings(_Section):
 class FineTuneSettings(TrainSettings):
     # A batch too large for memory goes through in so many pieces, whose gradients are added.
     pieces: int = _quiet(1, gt=0)
+    # "fitted": each head is fitted to f_b's features first and kept, as a CLIP keeps its zero-shot
+    # heads.
+    head: Literal["trained", "fitted"] = _quiet("trained")
 
 
 class PretrainSettings(TrainSettings):

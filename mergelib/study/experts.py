@@ -16,10 +16,11 @@ from ..core.spare import spare
 from ..core.store import Artifact
 from ..core.types import Expert, Head, Task, below, head_digest, state_digest
 from ..encoders import released_encoder
+from ..encoders.features import extract
 from ..encoders.tangent import TangentEncoder
 from ..foundations import Foundation, recipe_of, shipped
 from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
-from ..training.experts import fine_tune
+from ..training.experts import fine_tune, linear_probe
 from .versions import STEP_VERSIONS
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def _training(study: Study, name: str) -> tuple[str, list[str], dict[str, Any]]:
         "steps_factor": len(names),
         "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks],
     }
-    if heads:
+    if study.profile.fine_tuning.head == "fitted":
+        key["head"] = "fitted"
+    elif heads:
         key["heads"] = [head_digest(heads[n]) for n in names]
     if study.profile.processes > 1:  # their number changes rounding and dropout
         key["processes"] = study.profile.processes
@@ -128,6 +131,8 @@ def trained(study: Study, name: str) -> Artifact:
                 "to the number of those that train."
             )
         heads = study._foundation.heads
+        if study.profile.fine_tuning.head == "fitted":
+            heads = {n: _fitted_head(study, study.task(n)) for n in names}
         state, heads, info = fine_tune(
             study.encoder,
             study._foundation.state,
@@ -146,6 +151,14 @@ def trained(study: Study, name: str) -> Artifact:
         return Artifact(tensors, {"state_digest": state_digest(state), "training": info})
 
     return study.store.get(step, key, make)
+
+
+def _fitted_head(study: Study, task: Task) -> Head:
+    """A linear probe of f_b on the task's training inputs, as in Kumar et al., 2022 (arXiv
+    2202.10054), who go on to train it with the encoder."""
+    module = study.encoder.module(study._foundation.state)
+    z = extract(study.encoder, module.to(study.device), task.train.inputs, device=study.device)
+    return linear_probe(z, task.train.labels)
 
 
 def _train_command(study: Study, only: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ..core.errors import StateDictError
@@ -54,6 +56,26 @@ def train_rows(encoder: Encoder, tasks: Sequence[Task]) -> list[tuple[Any, int, 
         for t, task in enumerate(tasks)
         for row, y in zip(encoder.prepare(task.train.inputs), task.train.labels, strict=True)
     ]
+
+
+def linear_probe(z: Tensor, labels: Tensor) -> Head:
+    """The head of a logistic regression on standardised features.
+
+    Args:
+        z: Features ``[N, d]``.
+        labels: ``[N]``, 0..C-1, each of them at least once.
+
+    Returns:
+        ``W [C, d]`` and ``b [C]`` for features as they are.
+    """
+    scaler = StandardScaler().fit(z.double().numpy())
+    model = LogisticRegression(max_iter=2000)
+    model.fit(scaler.transform(z.double().numpy()), labels.numpy())
+    weight = torch.from_numpy(model.coef_ / scaler.scale_)
+    bias = torch.from_numpy(model.intercept_) - weight @ torch.from_numpy(scaler.mean_)
+    if len(weight) == 1:  # of two classes only the difference is fitted
+        weight, bias = (torch.cat([torch.zeros_like(t), t]) for t in (weight, bias))
+    return Head(weight.float(), bias.float())
 
 
 def fine_tune(
