@@ -32,12 +32,14 @@ MODELS = {"f_t": "experts", "f_b": "f_b", "weight_averaging": "WA", "task_arithm
 HEAD = """# Calibration of `mini`
 
 Every candidate that was tried for the laboratory, in the order of trying; \
-printed by `python -m benchmarks.calibrate`. Accuracies are
-means over the tasks in percent, under Current Eval; \
-"task vector" is the norm of the first task's vector as a share of theta_b's. Text
-(BERT, T5): the probe should lie 5 points above the untrained network's, \
-WA / experts between 0.55 and 0.85, TA / experts between 0.70
-and 0.92, f_b / experts at most 0.45. Images (CLIP): f_b / experts at most 0.75, \
+printed by `python -m benchmarks.calibrate`
+(rows with 500 test pictures, and those of 0.75 ink with a CLIP, by its `measure` after a change \
+to the pictures that a script made).
+Accuracies are means over the tasks in percent, under Current Eval; \
+"task vector" is the norm of the first task's vector as a share of
+theta_b's. Text (BERT, T5): the probe should lie 5 points above the untrained network's, \
+WA / experts between 0.55 and 0.85, TA / experts
+between 0.70 and 0.92, f_b / experts at most 0.45. Images (CLIP): f_b / experts at most 0.75, \
 TA / experts at least 0.70 and TA at least 6 points
 above f_b, which is zero-shot. ViT and BERT, local setting of `ext03`: TA / experts at least 0.80.
 
