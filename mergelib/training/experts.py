@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from ..core.errors import StateDictError
@@ -68,6 +66,9 @@ def linear_probe(z: Tensor, labels: Tensor) -> Head:
     Returns:
         ``W [C, d]`` and ``b [C]`` for features as they are.
     """
+    from sklearn.linear_model import LogisticRegression  # a second, which every notebook would pay
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(z.double().numpy())
     model = LogisticRegression(max_iter=2000)
     model.fit(scaler.transform(z.double().numpy()), labels.numpy())
