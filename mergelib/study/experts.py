@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ..encoders.tangent import TangentEncoder
 from ..foundations import Foundation, recipe_of, shipped
 from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
 from ..training.experts import fine_tune, linear_probe
+from ..training.loop import pinned_threads
 from .versions import STEP_VERSIONS
 
 if TYPE_CHECKING:
@@ -110,7 +112,11 @@ def _training(study: Study, name: str) -> tuple[str, list[str], dict[str, Any]]:
         "train_rows": [[t.name, t.n_classes, t.train.digest] for t in tasks],
     }
     if study.profile.fine_tuning.head == "fitted":
-        key["head"] = "fitted"
+        key |= {
+            "head": "fitted",
+            "features": STEP_VERSIONS["features"],
+            "sklearn": version("scikit-learn"),
+        }
     elif heads:
         key["heads"] = [head_digest(heads[n]) for n in names]
     if study.profile.processes > 1:  # their number changes rounding and dropout
@@ -156,9 +162,10 @@ def trained(study: Study, name: str) -> Artifact:
 def _fitted_head(study: Study, task: Task) -> Head:
     """A linear probe of f_b on the task's training inputs, as in Kumar et al., 2022 (arXiv
     2202.10054), who go on to train it with the encoder."""
-    module = study.encoder.module(study._foundation.state)
-    z = extract(study.encoder, module.to(study.device), task.train.inputs, device=study.device)
-    return linear_probe(z, task.train.labels)
+    module = study.encoder.module(study._foundation.state).to(study.device)
+    with pinned_threads(study.profile.threads):
+        z = extract(study.encoder, module, task.train.inputs, device=study.device)
+        return linear_probe(z, task.train.labels)
 
 
 def _train_command(study: Study, only: Sequence[str]) -> str:

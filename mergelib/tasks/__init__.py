@@ -73,7 +73,7 @@ def image_task(
             that holds a folder of images per class.
         size: S, the pixels a side of what the encoder reads; others are resized.
         templates: prompts that CLIP's zero-shot head puts each class's name into, with spaces for
-            its underscores; heads of other encoders are trained.
+            its underscores; other encoders learn theirs.
 
     Returns:
         The task, its images uint8 ``[N, 3, S, S]``, its classes as ``task`` finds them.

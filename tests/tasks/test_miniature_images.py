@@ -16,6 +16,7 @@ from mergelib.profiles import IMAGE_TASK_NAMES, load_profile
 from mergelib.tasks import load_task
 from mergelib.tasks.miniature import images
 from mergelib.tasks.miniature.images import (
+    CAPTIONS_VERSION,
     FAMILIES,
     IMAGE_TASKS,
     IMAGE_WORLD_VERSION,
@@ -60,8 +61,9 @@ def test_the_world_is_frozen_and_the_same_with_and_without_vector_instructions()
         python("-W", "ignore", "-c", MIXED, env=env).strip() for env in (dict(os.environ), slow)
     ]
     assert found[0] == found[1]
-    assert (IMAGE_WORLD_VERSION, found[0]) == (3, PINNED), (
-        "the drawn world has changed: bump IMAGE_WORLD_VERSION, pin the new digest, and list the "
+    assert (IMAGE_WORLD_VERSION, CAPTIONS_VERSION, found[0]) == (3, 2, PINNED), (
+        "the drawn world has changed: bump IMAGE_WORLD_VERSION, and CAPTIONS_VERSION if captioned "
+        "pictures have changed (the CLIPs are then made anew), pin the new digest, and list the "
         "report's claims before and after"
     )
 

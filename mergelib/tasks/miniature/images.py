@@ -20,14 +20,15 @@ words mean.
 
 What varies besides the class: place, scale, turn, hue, lighting, colour cast, noise, blur, clutter
 behind and in front. The tasks' pictures are prints on yellowed paper, the captioned ones are not:
-as with a real CLIP, the tasks look otherwise than what it was trained on, and part of what an
+as with a real CLIP, the tasks look different from what it was trained on, and part of what an
 expert learns serves the other tasks, too.
 
 The world is frozen as ``IMAGE_WORLD_VERSION``. Version 1 was too hard for an expert that is trained
 in seconds; no merge of it was scored. In version 2 the tasks' pictures were like the captioned
-ones, and no merge gained much on zero-shot. Prints were chosen by what
+ones, and no merge was much better than zero-shot. Prints were chosen by what
 ``benchmarks/CALIBRATION.md`` shows, and by nothing else. A later change to what is drawn bumps the
-version, and the report must list its claims before and after.
+version (``CAPTIONS_VERSION``, too, if it changes captioned pictures), and the report must list its
+claims before and after.
 """
 
 from __future__ import annotations
