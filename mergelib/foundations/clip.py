@@ -3,7 +3,7 @@ and every W_t with it.
 
 Image and text tower are those of transformers. Captions and class names are made of the same words,
 but no caption holds the words of one class together, so zero-shot accuracy depends on the words'
-meanings. Settings are chosen by zero-shot and fine-tuned accuracy, never by a merge.
+meanings. How settings were chosen: docs/laboratory.md.
 """
 
 from __future__ import annotations

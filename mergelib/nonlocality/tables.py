@@ -180,9 +180,8 @@ def alt(means: pd.DataFrame, of: str = "texts") -> str:
         cells = ", ".join(f"{labels[r]} {accuracy[NON_LOCAL, r]:.1f}" for r in REPAIRS)
         parts.append(f"{short_label(method)} local {accuracy[LOCAL, RAW]:.1f}, {cells}")
     return (
-        f"Average accuracy in percent on {of} of local, semi-local and non-local merges, raw and "
-        f"after each repair, a panel per method: {'; '.join(parts)}; experts "
-        f"{means.expert.mean():.1f}."
+        f"Average accuracy in percent on {of}, a panel per setting from local to non-local, a row "
+        f"per method: {'; '.join(parts)}; experts {means.expert.mean():.1f}."
     )
 
 
