@@ -20,14 +20,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from benchmarks.frame import table
-from mergelib.core.types import State, Task, percent
+from mergelib.core.types import State, Task
 from mergelib.encoders import Encoder, encoder_state
 from mergelib.encoders.features import extract, pick_device
 from mergelib.foundations import RECIPES
-from mergelib.foundations.command import probe_rows
+from mergelib.foundations.command import probe_accuracy, probe_rows
 from mergelib.profiles import load_profile
 from mergelib.study import Study
-from mergelib.training.experts import linear_probe
 
 STEPS = (300, 1500)
 DRAWN = 3  # directions of largest variance
@@ -65,14 +64,11 @@ def row(encoder: Encoder, state: State, task: Task) -> dict[str, float]:
         [encoder.length(r) for r in encoder.prepare(s.inputs)] for s in (fit, task.test)
     )
     ridge = make_pipeline(StandardScaler(), RidgeCV())
-
-    def classes(z: Tensor, z_test: Tensor) -> float:
-        found = linear_probe(z, fit.labels).logits(z_test).argmax(-1)
-        return percent(found == task.test.labels)
-
     return {
-        "classes": classes(z, z_test),
-        "along the principal axes": classes(z @ axes, z_test @ axes),
+        "classes": probe_accuracy(z, fit.labels, z_test, task.test.labels),
+        "along the principal axes": probe_accuracy(
+            z @ axes, fit.labels, z_test @ axes, task.test.labels
+        ),
         "effective rank": float(1 / whole.square().sum()),
         f"variance in {DRAWN} directions": 100 * float(whole[:DRAWN].sum()),
         "length": 100 * ridge.fit(z.numpy(), length).score(z_test.numpy(), length_test),

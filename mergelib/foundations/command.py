@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..core.errors import UnknownNameError
 from ..core.store import Store
@@ -52,6 +53,11 @@ def probe_rows(task: Task) -> Split:
     return task.train.subset(torch.cat(rows))
 
 
+def probe_accuracy(z: Tensor, labels: Tensor, z_test: Tensor, test_labels: Tensor) -> float:
+    """Accuracy on ``z_test``, in percent, of a ``linear_probe`` fitted to ``z``."""
+    return percent(linear_probe(z, labels).logits(z_test).argmax(-1) == test_labels)
+
+
 def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str, float]:
     """How well an encoder's features separate each task's classes: test accuracy of a linear probe.
 
@@ -67,8 +73,7 @@ def probe(encoder: Encoder, state: State, tasks: Mapping[str, Task]) -> dict[str
     for name, task in tasks.items():
         fit = probe_rows(task)
         z, z_test = (extract(encoder, module, split.inputs) for split in (fit, task.test))
-        right = linear_probe(z, fit.labels).logits(z_test).argmax(-1) == task.test.labels
-        accuracy[name] = percent(right)
+        accuracy[name] = probe_accuracy(z, fit.labels, z_test, task.test.labels)
     return accuracy
 
 

@@ -69,9 +69,9 @@ def linear_probe(z: Tensor, labels: Tensor) -> Head:
     from sklearn.linear_model import LogisticRegression  # a second, which every notebook would pay
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(z.double().numpy())
+    scaler, rows = StandardScaler(), z.double().numpy()
     model = LogisticRegression(max_iter=2000)
-    model.fit(scaler.transform(z.double().numpy()), labels.numpy())
+    model.fit(scaler.fit_transform(rows), labels.numpy())
     weight = torch.from_numpy(model.coef_ / scaler.scale_)
     bias = torch.from_numpy(model.intercept_) - weight @ torch.from_numpy(scaler.mean_)
     if len(weight) == 1:  # of two classes only the difference is fitted
