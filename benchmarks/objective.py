@@ -37,13 +37,14 @@ def bases(study: Study) -> Iterator[tuple[str, Encoder, State]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.profile.seed)
         yield "random start", study.encoder, encoder_state(study.encoder.module())
-    recipe, tasks = RECIPES["bert"], list(study.tasks.values())
+    tasks = list(study.tasks.values())
     for steps in STEPS:
         changes = {"encoder.pretraining.teacher": "", "encoder.pretraining.steps": steps}
         profile = load_profile("mini", changes)
+        recipe = RECIPES["bert"](profile, tasks)
         with tempfile.TemporaryDirectory() as scratch:
-            made = recipe.make(profile, tasks, pick_device("auto"), Path(scratch))
-        opened = recipe.open(profile, tasks, made)
+            made = recipe.make(pick_device("auto"), Path(scratch))
+        opened = recipe.open(made)
         yield f"masked LM, {steps} steps", opened.encoder, opened.state
     yield "distilled", study.encoder, study.base_state
 

@@ -9,8 +9,9 @@ from near import equal, seeded
 from mergelib import Study
 from mergelib.core.errors import ConfigError, StoreError, UnknownNameError
 from mergelib.core.store import Store
-from mergelib.foundations import bert, further, recipe_of, shipped
+from mergelib.foundations import bert, recipe_of, shipped
 from mergelib.foundations.command import planned
+from mergelib.foundations.further import Further
 from mergelib.profiles import load_profile
 from mergelib.tasks import load_task
 
@@ -24,14 +25,13 @@ def test_every_foundation_is_shipped_with_its_recipe():
 
 
 def test_another_recipe_is_made_here():
-    assert shipped.find(load_profile("mini")) == "mini_bert"
-    assert shipped.find(load_profile("mini", {"encoder.pretraining.steps": 5})) is None
-    assert shipped.find(load_profile("mini", {"tasks.n_test": 5})) == "mini_bert"
+    found = {"encoder.pretraining.steps": None, "tasks.n_test": "mini_bert"}
+    for key, name in found.items():
+        assert shipped.find(load_profile("mini", {key: 5})) == name
 
 
 def test_sizes():
-    sizes = [p.stat().st_size for p in shipped.FOLDER.iterdir()]
-    assert sum(sizes) < 25e6
+    assert sum(p.stat().st_size for p in shipped.FOLDER.iterdir()) < 25e6
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,7 @@ def test_sizes():
 def test_the_recipe_makes_the_file(name, tmp_path):
     profile = PLAN[name]
     tasks = [load_task(t, profile, Store(tmp_path)) for t in profile.tasks.names]
-    recipe = recipe_of(profile)
-    made = recipe.make(profile, tasks, torch.device("cpu"), tmp_path)
+    made = recipe_of(profile, tasks).make(torch.device("cpu"), tmp_path)
     kept = shipped.read(name)
     for what in ("vocab", "images"):
         assert made.info.get(what) == kept.info.get(what)
@@ -71,7 +70,7 @@ def test_the_upper_layers_start_anew_and_the_rest_is_the_base(tmp_path):
     changes = {"encoder.pretraining.steps": 2, "encoder.pretraining.lr": 1e-12}
     profile = load_profile("quick", changes, "masked_lm")
     tasks = [load_task("ag", profile, Store(tmp_path))]
-    made = further.make(profile, tasks, torch.device("cpu"), tmp_path).tensors
+    made = Further(profile, tasks).make(torch.device("cpu"), tmp_path).tensors
     base = bert.shipped_bert("quick_bert").state
     assert made.keys() == base.keys()
     moved = {n for n in made if not torch.allclose(made[n], base[n], atol=1e-6)}
@@ -83,29 +82,26 @@ def test_a_real_vocabulary_keeps_its_special_tokens():
     """As in BERT's vocabulary, where [CLS], [SEP] and [MASK] stand behind a hundred unused ones."""
     words = [f"word{i}" for i in range(200)]
     vocab = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = bert.tokenizer_from_vocab([*vocab, *words])
-    encoder = bert.bert_encoder(tokenizer, layers=1, width=8, heads=2, max_length=32)
+    encoder = bert.bert_encoder([*vocab, *words], layers=1, width=8, heads=2, max_length=32)
     rows = encoder.prepare([" ".join(words[i : i + 20]) for i in range(0, 180, 20)])
     batch = bert.masked_batch(encoder, rows, 0.5, seeded(0))
     chosen = batch["labels"] != -100
     assert chosen.any() and (batch["labels"][chosen] > 103).all()
-    special = torch.tensor(tokenizer.all_special_ids)
-    assert not torch.isin(batch["labels"], special).any()
-    changed = batch["input_ids"][chosen]
-    assert ((changed == 103) | (changed > 103)).all()
+    assert (batch["input_ids"][chosen] >= 103).all()
 
 
-def test_what_cannot_go_on_is_refused():
-    def begun(changes):
-        profile = load_profile("quick", changes, "masked_lm")
-        return further.kept(profile, further.begin(profile, []))
-
-    with pytest.raises(ConfigError, match=r"fresh_layers is 3; .* 2 layers"):
-        begun({"encoder.pretraining.fresh_layers": 3})
-    with pytest.raises(ConfigError, match="fresh_layers: give the BERT"):
-        begun({"encoder.pretraining.start": ""})
-    with pytest.raises(ConfigError, match="fresh_layers: give the BERT"):
-        load_profile("quick", {"encoder.pretraining.fresh_layers": 1}, "t5_a")
+@pytest.mark.parametrize(
+    "key, value, variant, says",
+    [
+        ("fresh_layers", 3, "masked_lm", r"fresh_layers is 3; .* 2 layers"),
+        ("start", "", "masked_lm", "fresh_layers: give the BERT"),
+        ("fresh_layers", 1, "t5_a", "fresh_layers: give the BERT"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(key, value, variant, says):
+    with pytest.raises(ConfigError, match=says):
+        recipe = Further(load_profile("quick", {f"encoder.pretraining.{key}": value}, variant), ())
+        recipe.kept(recipe.begin())
 
 
 def test_a_study_knows_its_other_base(tmp_path):

@@ -307,4 +307,4 @@ def test_a_folder_that_is_not_there_is_no_hub_id(tmp_path):
 
     profile = load_profile("paper", {"encoder.base": str(tmp_path / "no")}, "vision_a")
     with pytest.raises(ConfigError, match="no folder"):
-        RECIPES["clip"].load(profile, [])
+        RECIPES["clip"](profile, []).load()

@@ -29,11 +29,10 @@ from mergelib.core.types import Split, Task, head_digest, state_digest
 from mergelib.encoders import ImageEncoder, encoder_state, load_state
 from mergelib.encoders.features import extract
 from mergelib.foundations.clip import (
-    RECIPE,
     CaptionContrast,
+    Clip,
     caption_vocab,
     check_words,
-    open_clip,
     pretrain_clip,
     word_tokenizer,
 )
@@ -299,8 +298,8 @@ def test_only_image_encoders_are_fine_tuned_and_merged(vision):
 
 def test_f_b_under_current_eval_is_clips_zero_shot(vision):
     settings, tasks = vision.profile, list(vision.tasks.values())
-    made = RECIPE.make(settings, tasks, CPU, vision.store.root / "again")
-    parts = open_clip(settings, made)
+    recipe = Clip(settings, tasks)
+    parts = recipe.parts(recipe.make(CPU, vision.store.root / "again"))
     for task in tasks:
         pixels = parts.encoder.collate(task.test.inputs)["pixel_values"]
         with torch.inference_mode():
@@ -396,16 +395,16 @@ def test_own_image_tasks_get_zero_shot_heads(published, vision):
     profile = settings.model_copy(
         update={"encoder": settings.encoder.model_copy(update={"base": str(folder)})}
     )
-    head = RECIPE.load(profile, [task]).heads["own"]
+    head = Clip(profile, [task]).load().heads["own"]
     wanted = load_clip(str(folder)).head(["old a house", "old b house"], said)
     assert torch.equal(head.weight, wanted.weight) and not torch.equal(*head.weight)
-    made = RECIPE.make(settings, [*vision.tasks.values()], CPU, vision.store.root / "own")
+    made = Clip(settings, [*vision.tasks.values()]).make(CPU, vision.store.root / "own")
     with pytest.raises(DataError, match=r"'own'.*words b.* of .*published CLIP.*'vit'"):
-        RECIPE.open(settings, [task], made)
+        Clip(settings, [task]).open(made)
     known = replace(task, label_names=("red_triangle", "blue_triangle"))
-    parts = open_clip(settings, made)
-    wanted = parts.head(["red triangle", "blue triangle"], said)
-    assert torch.equal(RECIPE.open(settings, [known], made).heads["own"].weight, wanted.weight)
+    recipe = Clip(settings, [known])
+    wanted = recipe.parts(made).head(["red triangle", "blue triangle"], said)
+    assert torch.equal(recipe.open(made).heads["own"].weight, wanted.weight)
 
 
 def copied(source, target, *without):

@@ -1,35 +1,33 @@
 """The ViT of real images: its pre-training sees no label, its views are views, its contrast is
 NT-Xent."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from near import equal, normal, seeded
-from transformers import ViTConfig
 
 from mergelib.core.errors import ConfigError
 from mergelib.core.types import Split, Task
 from mergelib.encoders import ImageEncoder, encoder_state
 from mergelib.encoders.features import extract
-from mergelib.foundations import RECIPES, vit
+from mergelib.foundations import vit
 from mergelib.profiles import load_profile
 from mergelib.training.config import TrainConfig
 
 CPU = torch.device("cpu")
-SIZE, CLASSES = 16, 4
+SIZE, CLASSES, WIDTH = 16, 4, 32
+
+
+def recipe(tasks=(), **changes):
+    shape = {"image_size": SIZE, "width": WIDTH, "layers": 2, "heads": 2}
+    shape |= {"pretraining.steps": 2, "pretraining.batch_size": 16} | changes
+    overrides = {f"encoder.{n}": value for n, value in shape.items()}
+    return vit.Vit(load_profile("real", {"threads": 1} | overrides, "vision_b"), tasks)
 
 
 def tiny():
-    return ImageEncoder(
-        ViTConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            image_size=SIZE,
-            patch_size=4,
-        ),
-        "tiny",
-    )
+    return ImageEncoder(vit.vit_config(recipe().shape), "tiny")
 
 
 def gratings(n, seed):
@@ -37,33 +35,21 @@ def gratings(n, seed):
     mean colour are independent."""
     generator = seeded(seed)
     labels = torch.arange(n) % CLASSES
-    angle = labels * torch.pi / CLASSES
+    angle = (labels * torch.pi / CLASSES)[:, None, None]
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
-    pitch = 1.2 + 0.6 * torch.rand(n, generator=generator)
-    phase = 6.3 * torch.rand(n, generator=generator)
-    wave = torch.sin(
-        pitch[:, None, None] * (x * angle.cos()[:, None, None] + y * angle.sin()[:, None, None])
-        + phase[:, None, None]
-    )
-    colours = torch.rand(n, 2, 3, 1, 1, generator=generator)
-    share = (wave[:, None] + 1) / 2
-    pixels = (
-        share * colours[:, 0]
-        + (1 - share) * colours[:, 1]
-        + 0.05 * torch.randn(n, 3, SIZE, SIZE, generator=generator)
-    )
+    pitch = 1.2 + 0.6 * torch.rand(n, 1, 1, generator=generator)
+    phase = 6.3 * torch.rand(n, 1, 1, generator=generator)
+    wave = torch.sin(pitch * (x * angle.cos() + y * angle.sin()) + phase)
+    first, second = torch.rand(2, n, 3, 1, 1, generator=generator)
+    pixels = torch.lerp(second, first, (wave[:, None] + 1) / 2)
+    pixels += 0.05 * torch.randn(pixels.shape, generator=generator)
     return (255 * pixels.clamp(0, 1)).to(torch.uint8), labels
-
-
-def config(steps=3, save_every=0):
-    return TrainConfig(steps=steps, batch_size=64, lr=2e-3, threads=1, save_every=save_every)
 
 
 def pretrain(tmp_path, images, steps=3, save_every=0, seed=0):
     torch.manual_seed(seed)  # whatever ran before must not matter
-    return vit.pretrain_vit(
-        tiny(), images, config(steps, save_every), device=CPU, scratch=tmp_path, desc="t"
-    )[0]
+    config = TrainConfig(steps, batch_size=64, lr=2e-3, threads=1, save_every=save_every)
+    return vit.pretrain_vit(tiny(), images, config, device=CPU, scratch=tmp_path, desc="t")[0]
 
 
 def test_the_contrast_is_nt_xent():
@@ -72,13 +58,10 @@ def test_the_contrast_is_nt_xent():
     z = [v / v.norm() for v in [*first, *second]]
     total = 0.0
     for i in range(10):
-        j = (i + 5) % 10
-        others = sum(torch.exp(z[i] @ z[k] / 0.3) for k in range(10) if k != i)
-        total += -torch.log(torch.exp(z[i] @ z[j] / 0.3) / others)
-    assert torch.allclose(vit.contrast(first, second, 0.3), total / 10, atol=1e-5)
-    assert torch.allclose(vit.contrast(7 * first, second / 9, 0.3), total / 10, atol=1e-5), (
-        "lengths do not count"
-    )
+        earned = [torch.exp(z[i] @ z[k] / 0.3) for k in range(10) if k != i]
+        total -= torch.log(torch.exp(z[i] @ z[(i + 5) % 10] / 0.3) / sum(earned))
+    for pair in ((first, second), (7 * first, second / 9)):  # lengths do not count
+        assert torch.allclose(vit.contrast(*pair, 0.3), total / 10, atol=1e-5)
 
 
 def test_all_patches_kept_are_the_encoders_own_features():
@@ -87,13 +70,12 @@ def test_all_patches_kept_are_the_encoders_own_features():
     encoder, (images, _) = tiny(), gratings(6, 0)
     module = encoder.module()
     pixels = encoder.collate(images)["pixel_values"]
+    transformer = module.transformer
     with torch.no_grad():
-        assert torch.allclose(
-            vit.encode_part(module.transformer, pixels, 1.0), module(pixels), atol=1e-5
-        )
+        assert torch.allclose(vit.encode_part(transformer, pixels, 1), module(pixels), atol=1e-5)
         torch.manual_seed(0)
-        some = [vit.encode_part(module.transformer, pixels, 0.5) for _ in range(2)]
-    assert some[0].shape == (6, 32) and not torch.allclose(some[0], some[1], atol=1e-4)
+        some = [vit.encode_part(transformer, pixels, 0.5) for _ in range(2)]
+    assert some[0].shape == (6, WIDTH) and not torch.allclose(some[0], some[1], atol=1e-4)
 
 
 def test_patches_left_out_do_not_reach_the_features():
@@ -170,65 +152,46 @@ def test_an_interrupted_run_draws_the_views_of_the_whole_one(tmp_path, monkeypat
     assert all(torch.allclose(whole[k], resumed[k], atol=1e-6) for k in whole)
 
 
-def image_tasks(shift=0):
-    tasks = []
-    for t in range(2):
-        splits = []
-        for s in range(3):
-            images, labels = gratings(40, 10 * t + s)
-            splits.append(Split(images, (labels + shift) % CLASSES))
-        tasks.append(Task(f"task{t}", tuple("abcd"), *splits, modality="image"))
-    return tasks
+@pytest.fixture(scope="module")
+def tasks():
+    def splits(t):
+        return [Split(*gratings(40, 10 * t + s)) for s in range(3)]
+
+    return [Task(f"task{t}", tuple("abcd"), *splits(t), modality="image") for t in range(2)]
 
 
-def tiny_profile(**more):
-    return load_profile(
-        "real",
-        {
-            "threads": 1,
-            "encoder.image_size": SIZE,
-            "encoder.width": 32,
-            "encoder.layers": 1,
-            "encoder.heads": 2,
-            "encoder.pretraining.steps": 2,
-            "encoder.pretraining.batch_size": 16,
-        }
-        | more,
-        "vision_b",
-    )
+def test_the_key_holds_training_images_and_shape_but_no_label(tasks):
+    def changed(change):
+        return recipe([replace(t, **change(t)) for t in tasks]).key()
+
+    key = recipe(tasks).key()
+
+    def relabelled(t):
+        return {"train": Split(t.train.inputs, (t.train.labels + 1) % CLASSES)}
+
+    assert changed(relabelled) == key
+    assert changed(lambda t: {"test": t.validation, "validation": t.test}) == key
+    assert changed(lambda t: {"train": t.validation, "validation": t.train}) != key
+    assert recipe(tasks[:1]).key() != key != recipe(tasks, patch_size=8).key()
 
 
-def test_the_key_holds_training_images_and_shape_but_no_label():
-    recipe, profile, tasks = RECIPES["vit"], tiny_profile(), image_tasks()
-    key = recipe.key(profile, tasks)
-    assert recipe.key(profile, image_tasks(shift=1)) == key
-    other_test = [
-        Task(t.name, t.label_names, t.train, t.test, t.validation, modality="image") for t in tasks
-    ]
-    assert recipe.key(profile, other_test) == key
-    assert recipe.key(profile, tasks[:1]) != key
-    assert recipe.key(tiny_profile(**{"encoder.patch_size": 8}), tasks) != key
-
-
-def test_the_recipe_makes_a_foundation_with_trained_heads_to_come(tmp_path):
-    recipe, profile, tasks = RECIPES["vit"], tiny_profile(), image_tasks()
-    foundation = recipe.open(profile, tasks, recipe.make(profile, tasks, CPU, tmp_path))
-    assert foundation.heads is None and foundation.encoder.width == 32
-    features = extract(
-        foundation.encoder, foundation.encoder.module(foundation.state), tasks[0].test.inputs
-    )
-    assert features.shape == (40, 32) and features.isfinite().all()
+def test_the_recipe_makes_a_foundation_with_trained_heads_to_come(tasks, tmp_path):
+    made = recipe(tasks).make(CPU, tmp_path)
+    foundation = recipe(tasks).open(made)
+    encoder = foundation.encoder
+    assert foundation.heads is None and encoder.width == WIDTH
+    features = extract(encoder, encoder.module(foundation.state), tasks[0].test.inputs)
+    assert features.shape == (40, WIDTH) and features.isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "overrides, says",
-    [({"encoder.patch_size": 5}, "patches of 5"), ({"encoder.heads": 5}, "5 heads")],
+    "changes, says",
+    [
+        ({"patch_size": 5}, "patches of 5"),
+        ({"heads": 5}, "5 heads"),
+        ({"base": "some/vit"}, "leave the base model out"),
+    ],
 )
-def test_shapes_that_do_not_fit_are_refused(overrides, says):
+def test_what_no_vit_can_be_is_refused_with_the_remedy(changes, says):
     with pytest.raises(ConfigError, match=says):
-        vit.vit_config(tiny_profile(**overrides))
-
-
-def test_a_base_model_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match="leave the base model out"):
-        RECIPES["vit"].load(tiny_profile(**{"encoder.base": "some/vit"}), image_tasks())
+        recipe(**changes).load() if "base" in changes else recipe(**changes).key()

@@ -16,30 +16,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-import yaml
-from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
+from ..core.documents import own_yaml
 from ..core.errors import DataError, UnknownNameError
 from ..core.hub import fetch_model
 from ..core.store import Artifact
 from ..core.types import Head, Task, below
 from ..encoders import ImageEncoder
 from ..models.parents import Parent
-from ..profiles import Profile
+from ..profiles import EncoderSettings
 from ..tasks.miniature.images import CAPTIONS_VERSION, captioned, prompts
 from ..training.config import TrainConfig
 from ..training.loop import seeded, train
-from .bert import words_by_frequency
+from .bert import split_as_bert, words_by_frequency
 from .recipe import Foundation, Recipe
-from .zero_shot import ClipParts, as_batches, load_clip, zero_shot_head
+from .zero_shot import ClipParts, as_batches, load_clip
 
-PRETRAIN_CLIP_VERSION = 1
 MAX_SCALE = math.log(100.0)
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 PAD, UNK, BOS, EOS = range(4)
@@ -47,9 +42,7 @@ CAPTION_SEED = 3
 MAX_WORDS = 24
 TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS = 2, 64, 2
 
-PROMPTS: dict[str, list[str]] = yaml.safe_load(
-    Path(__file__).with_name("prompts.yaml").read_text("utf-8")
-)
+PROMPTS: dict[str, list[str]] = own_yaml(__file__, "prompts.yaml")
 
 
 def caption_vocab(captions: Sequence[str]) -> list[str]:
@@ -61,14 +54,10 @@ def caption_vocab(captions: Sequence[str]) -> list[str]:
 def word_tokenizer(vocab: Sequence[str]) -> Any:
     """A lower-casing tokenizer of whole words that sets a text between [BOS] and [EOS], as CLIP's
     text tower expects."""
-    words = Tokenizer(WordLevel({w: i for i, w in enumerate(vocab)}, unk_token=SPECIAL[UNK]))
-    words.normalizer, words.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
-    words.post_processor = TemplateProcessing(
-        single=f"{SPECIAL[BOS]} $A {SPECIAL[EOS]}",
-        special_tokens=[(SPECIAL[BOS], BOS), (SPECIAL[EOS], EOS)],
-    )
+    words = WordLevel({w: i for i, w in enumerate(vocab)}, unk_token=SPECIAL[UNK])
+    between = f"{SPECIAL[BOS]} $A {SPECIAL[EOS]}"
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=split_as_bert(words, between, {SPECIAL[BOS]: BOS, SPECIAL[EOS]: EOS}),
         pad_token=SPECIAL[PAD],
         unk_token=SPECIAL[UNK],
         bos_token=SPECIAL[BOS],
@@ -77,10 +66,9 @@ def word_tokenizer(vocab: Sequence[str]) -> Any:
     )
 
 
-def clip_config(profile: Profile, vocab_size: int) -> Any:
-    """A small CLIP of the profile's shape; feed-forward 4 x width, no dropout, logit scale from 1 /
+def clip_config(shape: EncoderSettings, vocab_size: int) -> Any:
+    """A small CLIP of a profile's shape; feed-forward 4 x width, no dropout, logit scale from 1 /
     0.07 on, as CLIP."""
-    shape = profile.encoder
 
     def tower(layers: int, width: int, heads: int) -> dict[str, int]:
         return {
@@ -119,14 +107,10 @@ class CaptionContrast(nn.Module):
         super().__init__()
         self.clip = transformers.CLIPModel(config)
 
-    def forward(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
-    ) -> dict[str, Tensor]:
+    def forward(self, input_ids: Tensor, **batch: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=MAX_SCALE)
-        logits = self.clip(
-            pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask
-        ).logits_per_image.float()
+        logits = self.clip(input_ids=input_ids, **batch).logits_per_image.float()
         matches = (input_ids[:, None] == input_ids[None]).all(-1).to(logits.dtype)
         target = matches / matches.sum(1, keepdim=True)
         return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.mT, target)) / 2}
@@ -196,89 +180,77 @@ def pretrain_clip(
     return clip, vocab, {**info, "learned_logit_scale": learned}
 
 
-def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    shape = profile.encoder
-    return {
-        "world": CAPTIONS_VERSION,
-        "captions": shape.pretraining.documents,
-        "shape": [
-            shape.layers,
-            shape.width,
-            shape.heads,
-            shape.image_size,
-            shape.patch_size,
-            shape.projection,
-        ],
-        "text": [TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS, MAX_WORDS],
-        "classes": [[t.name, list(t.label_names), list(_templates(t))] for t in tasks],
-    }
+def clip_parts(model: nn.Module, vocab: Sequence[str]) -> ClipParts:
+    """The parts of a pre-trained CLIP with this vocabulary."""
+    encoder = ImageEncoder(model.config.vision_config, "miniature")
+    return ClipParts(encoder, model, as_batches(word_tokenizer(vocab), MAX_WORDS))
 
 
-def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
-    # No combination of words that is a class of any task is among the captions, so no held-out
-    # image needs to be left out.
-    settings = profile.encoder.pretraining
-    pictures, captions = captioned(settings.documents, seed=CAPTION_SEED)
-    known = words_by_frequency(captions)
-    for task in tasks:
-        check_words(task, known)
-    clip, vocab, info = pretrain_clip(
-        pictures,
-        captions,
-        profile.train_config(settings, device),
-        lambda n: clip_config(profile, n),
-        device=device,
-        scratch=scratch,
-        desc="pre-train f_b (CLIP)",
-    )
-    tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
-    tokenize = as_batches(word_tokenizer(vocab), MAX_WORDS)
-    # Stored, not recomputed at each opening: an expert's identity includes the bytes of its head.
-    heads = {t.name: zero_shot_head(clip, tokenize, _class_names(t), _templates(t)) for t in tasks}
-    return Artifact(
-        tensors | {f"head.{n}": h.weight for n, h in heads.items()},
-        {"vocab": vocab, "training": info},
-    )
+class Clip(Recipe):
+    """A CLIP of the miniature image world, or a published one. The store keeps both towers, the
+    vocabulary and a head per task."""
 
+    step, desc = "pretrain_clip", "pre-train f_b (CLIP)"
 
-def open_clip(profile: Profile, made: Artifact) -> ClipParts:
-    """The complete pre-trained CLIP with its text tower, for your own prompts."""
-    vocab = made.info["vocab"]
-    model = transformers.CLIPModel(clip_config(profile, len(vocab))).eval().requires_grad_(False)
-    model.load_state_dict(below(made.tensors, "clip."))
-    return ClipParts.of(
-        model,
-        ImageEncoder(model.config.vision_config, "miniature"),
-        as_batches(word_tokenizer(vocab), MAX_WORDS),
-    )
+    def key(self) -> dict[str, Any]:
+        shape = ("layers", "width", "heads", "image_size", "patch_size", "projection")
+        return {
+            "world": CAPTIONS_VERSION,
+            "captions": self.shape.pretraining.documents,
+            "shape": [getattr(self.shape, n) for n in shape],
+            "text": [TEXT_LAYERS, TEXT_WIDTH, TEXT_HEADS, MAX_WORDS],
+            "classes": [[t.name, list(t.label_names), list(_templates(t))] for t in self.tasks],
+        }
 
-
-def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
-    parts = open_clip(profile, made)
-    heads = {}
-    for task in tasks:
-        if task.templates:
-            check_words(task, made.info["vocab"][len(SPECIAL) :])
-            heads[task.name] = parts.head(_class_names(task), task.templates)
-        else:
-            weight = made.tensors[f"head.{task.name}"]
-            heads[task.name] = Head(weight, torch.zeros(task.n_classes))
-    return Foundation(parts.encoder, parts.state, heads)
-
-
-def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    base = profile.encoder.base
-    if not base.startswith((".", "/", "~")) and not Path(base).exists():
-        base = Parent(
-            base.rpartition("/")[2], base, fetch_model(base, profile.encoder.revision, kind="clip")
+    def make(self, device: torch.device, scratch: Path) -> Artifact:
+        # No combination of words that is a class of any task is among the captions, so no held-out
+        # image needs to be left out.
+        pictures, captions = captioned(self.shape.pretraining.documents, seed=CAPTION_SEED)
+        known = words_by_frequency(captions)
+        for task in self.tasks:
+            check_words(task, known)
+        clip, vocab, info = pretrain_clip(
+            pictures,
+            captions,
+            make_config=lambda n: clip_config(self.shape, n),
+            **self.training(device, scratch),
         )
-    parts = load_clip(base)
-    heads = {}
-    for task in tasks:
-        if not task.templates and task.name not in PROMPTS:
-            raise UnknownNameError("image task with prompts", task.name, PROMPTS)
-        heads[task.name] = parts.head(_class_names(task), task.templates or PROMPTS[task.name])
-    return Foundation(parts.encoder, parts.state, heads)
+        tensors = {f"clip.{n}": t.clone() for n, t in clip.state_dict().items()}
+        # Stored, not recomputed at each opening: an expert's identity includes the bytes of its
+        # head.
+        parts = clip_parts(clip, vocab)
+        heads = {t.name: parts.head(_class_names(t), _templates(t)) for t in self.tasks}
+        return Artifact(
+            tensors | {f"head.{n}": h.weight for n, h in heads.items()},
+            {"vocab": vocab, "training": info},
+        )
 
+    def parts(self, made: Artifact) -> ClipParts:
+        """The complete pre-trained CLIP with its text tower, for your own prompts."""
+        vocab = made.info["vocab"]
+        model = transformers.CLIPModel(clip_config(self.shape, len(vocab)))
+        model.load_state_dict(below(made.tensors, "clip."))
+        return clip_parts(model.eval().requires_grad_(False), vocab)
 
-RECIPE = Recipe("pretrain_clip", PRETRAIN_CLIP_VERSION, _key, _make, _open, _load)
+    def open(self, made: Artifact) -> Foundation:
+        parts, heads = self.parts(made), {}
+        for task in self.tasks:
+            if task.templates:
+                check_words(task, made.info["vocab"][len(SPECIAL) :])
+                heads[task.name] = parts.head(_class_names(task), task.templates)
+            else:
+                weight = made.tensors[f"head.{task.name}"]
+                heads[task.name] = Head(weight, torch.zeros(task.n_classes))
+        return Foundation(parts.encoder, parts.state, heads)
+
+    def load(self) -> Foundation:
+        base = self.shape.base
+        if not base.startswith((".", "/", "~")) and not Path(base).exists():
+            folder = fetch_model(base, self.shape.revision, kind="clip")
+            base = Parent(base.rpartition("/")[2], base, folder)
+        parts, heads = load_clip(base), {}
+        for task in self.tasks:
+            if not task.templates and task.name not in PROMPTS:
+                raise UnknownNameError("image task with prompts", task.name, PROMPTS)
+            heads[task.name] = parts.head(_class_names(task), task.templates or PROMPTS[task.name])
+        return Foundation(parts.encoder, parts.state, heads)

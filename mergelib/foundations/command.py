@@ -88,17 +88,17 @@ def pretrain(name: str, profile: Profile, teacher: str = "") -> Path:
     Returns:
         The file.
     """
-    device, store, started = pick_device("auto"), Store(tempfile.mkdtemp()), time.monotonic()
-    tasks = {n: load_task(n, profile, store) for n in profile.tasks.names}
-    recipe, making = recipe_of(profile), profile
-    if teacher and profile.encoder.pretraining.teacher:
-        pretraining = profile.encoder.pretraining.model_copy(update={"teacher": teacher})
-        encoder = profile.encoder.model_copy(update={"pretraining": pretraining})
-        making = profile.model_copy(update={"encoder": encoder})
+    device, started = pick_device("auto"), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        artifact = recipe.make(making, list(tasks.values()), device, Path(scratch))
+        store = Store(Path(scratch) / "store")
+        tasks = {n: load_task(n, profile, store) for n in profile.tasks.names}
+        raw = profile.model_dump()
+        if teacher and profile.encoder.pretraining.teacher:
+            raw["encoder"]["pretraining"]["teacher"] = teacher
+        making = Profile.model_validate(raw)
+        artifact = recipe_of(making, list(tasks.values())).make(device, Path(scratch))
     minutes = (time.monotonic() - started) / 60
-    opened = recipe.open(profile, list(tasks.values()), artifact)
+    opened = recipe_of(profile, list(tasks.values())).open(artifact)
     probed = probe(opened.encoder, opened.state, tasks)
     measured = {
         "torch": torch.__version__,

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..encoders import Encoder, encoder_state, load_base
+from ..encoders import Encoder, encoder_state
 from ..encoders.features import extract
-from ..training.config import TrainConfig
 from ..training.loop import train
-
-TEACHER_LENGTH = 64  # tokens of a document that the teacher reads
 
 
 def sentence_vectors(
@@ -41,12 +38,6 @@ def sentence_vectors(
     return F.normalize(vectors - vectors.mean(0), dim=-1)
 
 
-def hub_teacher(name: str) -> tuple[Encoder, nn.Module]:
-    """The sentence encoder of a hub id or folder. Raises what ``load_base`` raises."""
-    encoder, state = load_base(name, TEACHER_LENGTH)
-    return encoder, encoder.module(state)
-
-
 class Distillation(nn.Module):
     """A student and a linear map to the teacher's space; the loss is 1 - their mean cosine."""
 
@@ -60,12 +51,7 @@ class Distillation(nn.Module):
 
 
 def distil(
-    encoder: Encoder,
-    module: nn.Module,
-    texts: Sequence[str],
-    vectors: Tensor,
-    config: TrainConfig,
-    **options: Any,
+    encoder: Encoder, module: nn.Module, texts: Sequence[str], vectors: Tensor, **training: Any
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train a student on N documents.
 
@@ -74,8 +60,7 @@ def distil(
         module: Its random start; trained in place.
         texts: N documents.
         vectors: ``sentence_vectors`` of the same documents ``[N, d']``.
-        config: Steps, batch and rate.
-        options: ``device``, ``scratch`` and ``desc`` of ``train``.
+        training: ``config``, ``device``, ``scratch`` and ``desc`` of ``train``.
 
     Returns:
         theta_b (float32, CPU) and training info.
@@ -87,5 +72,5 @@ def distil(
         return {"batch": encoder.collate(documents), "target": torch.stack(targets)}
 
     model = Distillation(module, encoder.width, vectors.shape[1]).train()
-    info = train(model, rows, collate, config, **options)
+    info = train(model, rows, collate, **training)
     return encoder_state(model.student), info

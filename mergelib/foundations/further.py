@@ -9,7 +9,6 @@ encoder and may keep some of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,79 +16,66 @@ import torch
 
 from ..core.errors import ConfigError
 from ..core.store import Artifact
-from ..core.types import Task, inputs_digest, state_digest
-from ..profiles import Profile
+from ..core.types import inputs_digest, state_digest
 from ..tasks import miniature_corpus
-from . import bert
-from .recipe import Foundation, Recipe, load_text
-
-FURTHER_VERSION = 1
+from .bert import MaskedLM, pretrain, shipped_bert
+from .recipe import Foundation, Recipe
 
 
-def begin(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    """Where it starts: ``encoder.base``, else the shipped BERT of the recipe."""
-    if profile.encoder.base:
-        return load_text(profile, tasks)
-    return bert.shipped_bert(profile.encoder.pretraining.start)
+class Further(Recipe):
+    """Masked language modelling that goes on from ``encoder.base``, or else from a shipped BERT."""
 
+    step, desc, corpus = "pretrain_further", "masked LM", ""
 
-def corpus(profile: Profile, tasks: Sequence[Task]) -> list[str]:
-    """Texts without labels: the miniature corpus, or the training texts of all tasks."""
-    if profile.tasks.source == "miniature":
-        return miniature_corpus(profile, tasks)
-    return [text for task in tasks for text in task.train.inputs]
+    def begin(self) -> Foundation:
+        """Where it starts: ``encoder.base``, else the shipped BERT of the recipe."""
+        return self.load() if self.shape.base else shipped_bert(self.shape.pretraining.start)
 
+    def texts(self) -> list[str]:
+        """Texts without labels: the miniature corpus, or the training texts of all tasks."""
+        if self.profile.tasks.source == "miniature":
+            return miniature_corpus(self.profile, self.tasks)
+        return [text for task in self.tasks for text in task.train.inputs]
 
-def kept(profile: Profile, base: Foundation) -> dict[str, torch.Tensor]:
-    """The base's weights but those of its upper ``fresh_layers`` layers. Raises ``ConfigError`` for
-    a base that is not a BERT or has fewer layers."""
-    config, fresh = base.encoder.config, profile.encoder.pretraining.fresh_layers
-    if config.model_type != "bert":
-        raise ConfigError(
-            "Masked language modelling (Table 3, Figure 4, Extension 3) goes on from a BERT; "
-            f"{profile.encoder.base} is of type '{config.model_type}'. Give a BERT as --base."
+    def kept(self, base: Foundation) -> dict[str, torch.Tensor]:
+        """The base's weights but those of its upper ``fresh_layers`` layers. Raises ``ConfigError``
+        for a base that is not a BERT or has fewer layers."""
+        config, fresh = base.encoder.config, self.shape.pretraining.fresh_layers
+        if config.model_type != "bert":
+            raise ConfigError(
+                "Masked language modelling (Table 3, Figure 4, Extension 3) goes on from a BERT; "
+                f"{self.shape.base} is of type '{config.model_type}'. Give a BERT as --base."
+            )
+        if fresh > config.num_hidden_layers:
+            raise ConfigError(
+                f"encoder.pretraining.fresh_layers is {fresh}; the base has "
+                f"{config.num_hidden_layers} layers. Set it to half of them."
+            )
+        upper = range(config.num_hidden_layers - fresh, config.num_hidden_layers)
+        prefixes = tuple(f"encoder.layer.{i}." for i in upper)
+        return {name: t for name, t in base.state.items() if not name.startswith(prefixes)}
+
+    def key(self) -> dict[str, Any]:
+        base, settings = self.begin(), self.shape.pretraining
+        return {
+            "encoder": base.encoder.digest,
+            "base": state_digest(base.state),
+            "corpus": inputs_digest(self.texts()),
+            "mask_rate": settings.mask_rate,
+            "fresh_layers": settings.fresh_layers,
+        }
+
+    def make(self, device: torch.device, scratch: Path) -> Artifact:
+        base, rate = self.begin(), self.shape.pretraining.mask_rate
+        state, info = pretrain(
+            base.encoder,
+            self.texts(),
+            MaskedLM,
+            rate,
+            start=self.kept(base),
+            **self.training(device, scratch),
         )
-    if fresh > config.num_hidden_layers:
-        raise ConfigError(
-            f"encoder.pretraining.fresh_layers is {fresh}; the base has "
-            f"{config.num_hidden_layers} layers. Set it to half of them."
-        )
-    upper = range(config.num_hidden_layers - fresh, config.num_hidden_layers)
-    prefixes = tuple(f"encoder.layer.{i}." for i in upper)
-    return {name: t for name, t in base.state.items() if not name.startswith(prefixes)}
+        return Artifact(state, {"training": info})
 
-
-def key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Everything that determines the weights beyond the training settings."""
-    base, settings = begin(profile, tasks), profile.encoder.pretraining
-    return {
-        "encoder": base.encoder.digest,
-        "base": state_digest(base.state),
-        "corpus": inputs_digest(corpus(profile, tasks)),
-        "mask_rate": settings.mask_rate,
-        "fresh_layers": settings.fresh_layers,
-    }
-
-
-def make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
-    base, settings = begin(profile, tasks), profile.encoder.pretraining
-    state, info = bert.pretrain(
-        base.encoder,
-        corpus(profile, tasks),
-        profile.train_config(settings, device),
-        bert.MaskedLM,
-        bert.masked_batch,
-        settings.mask_rate,
-        start=kept(profile, base),
-        device=device,
-        scratch=scratch,
-        desc="masked LM",
-    )
-    return Artifact(state, {"training": info})
-
-
-def reopen(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
-    return Foundation(begin(profile, tasks).encoder, made.tensors)
-
-
-RECIPE = Recipe("pretrain_further", FURTHER_VERSION, key, make, reopen, corpus="")
+    def open(self, made: Artifact) -> Foundation:
+        return Foundation(self.begin().encoder, made.tensors)

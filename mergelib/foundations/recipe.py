@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -13,7 +13,7 @@ from ..core.hub import locked_revision
 from ..core.store import Artifact
 from ..core.types import Head, State, Task
 from ..encoders import Encoder, load_base
-from ..profiles import Profile
+from ..profiles import EncoderSettings, Profile
 
 
 @dataclass(frozen=True)
@@ -26,30 +26,40 @@ class Foundation:
     heads: Mapping[str, Head] | None = None
 
 
-def load_text(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    """f_b of ``profile.encoder.base``, a hub id or folder; an id at the profile's commit, or at
-    that which was fetched and verified. Raises what ``load_base`` raises."""
-    settings = profile.encoder
-    return Foundation(
-        *load_base(
-            settings.base, settings.max_length, settings.revision or locked_revision(settings.base)
-        )
-    )
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of f_b.
+    """What makes the f_b of a profile and its tasks; one subclass per kind."""
 
-    ``key`` names what decides the weights beyond the training settings; ``make`` pre-trains
-    (profile, tasks, device, scratch folder); ``open`` rebuilds the foundation from what ``make``
-    stored; ``load`` reads published weights.
-    """
+    profile: Profile
+    tasks: Sequence[Task]
+    step: ClassVar[str]  # of the store
+    desc: ClassVar[str]  # of the progress
+    version: ClassVar[int] = 1
+    corpus: ClassVar[str] = "miniature"  # the source of tasks that it is made for; "" for any
 
-    step: str  # of the store
-    version: int
-    key: Callable[[Profile, Sequence[Task]], dict[str, Any]]
-    make: Callable[[Profile, Sequence[Task], torch.device, Path], Artifact]
-    open: Callable[[Profile, Sequence[Task], Artifact], Foundation]
-    load: Callable[[Profile, Sequence[Task]], Foundation] = load_text
-    corpus: str = "miniature"  # the source of tasks whose corpus it is pre-trained on; "" for any
+    @property
+    def shape(self) -> EncoderSettings:
+        return self.profile.encoder
+
+    def key(self) -> dict[str, Any]:
+        """What decides the weights beyond the training settings."""
+        raise NotImplementedError
+
+    def make(self, device: torch.device, scratch: Path) -> Artifact:
+        """Pre-train f_b; ``scratch`` is a folder for checkpoints."""
+        raise NotImplementedError
+
+    def open(self, made: Artifact) -> Foundation:
+        """f_b from what ``make`` stored."""
+        raise NotImplementedError
+
+    def load(self) -> Foundation:
+        """f_b of ``encoder.base``, a hub id or folder; an id at the profile's commit, or at that
+        which was fetched and verified. Raises what ``load_base`` raises."""
+        base, length = self.shape.base, self.shape.max_length
+        return Foundation(*load_base(base, length, self.shape.revision or locked_revision(base)))
+
+    def training(self, device: torch.device, scratch: Path) -> dict[str, Any]:
+        """``config``, ``device``, ``scratch`` and ``desc`` of ``training.loop.train``."""
+        config = self.profile.train_config(self.shape.pretraining, device)
+        return {"config": config, "device": device, "scratch": scratch, "desc": self.desc}

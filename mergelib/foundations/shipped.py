@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save_file
 
 from ..core.errors import StoreError, UnknownNameError
@@ -101,7 +100,7 @@ def write(name: str, profile: Profile, made: Artifact, measured: dict[str, Any])
         The file.
     """
     path = FOLDER / f"{name}.safetensors"
-    half = {n: t.to(torch.float16) if t.is_floating_point() else t for n, t in made.tensors.items()}
+    half = {n: t.half() if t.is_floating_point() else t for n, t in made.tensors.items()}
     save_file({n: t.contiguous() for n, t in half.items()}, path)
     sidecar = {
         "recipe": recipe_of(profile),

@@ -9,22 +9,17 @@ the replaced tokens, and a closing sentinel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders
+from tokenizers import decoders
 from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config
 
 from ..encoders import TextEncoder
-from .bert import corpus_pieces, text_recipe
+from .bert import Bert, corpus_pieces, split_as_bert
 
-PRETRAIN_T5_VERSION = 1
 EMBEDDING_SCALE = (
     0.1  # T5 begins with embeddings of deviation 1, which some hundred steps of AdamW hardly move
 )
@@ -45,26 +40,21 @@ def sentinels_needed(max_length: int, rate: float) -> int:
     return int(spans) + 1
 
 
-def build_t5_tokenizer(corpus: Sequence[str], n_sentinels: int):
+def t5_vocab(corpus: Sequence[str], n_sentinels: int) -> list[str]:
     """T5's special tokens around the pieces of the miniature BERT: the corpus's words and single
     characters, lower case.
 
-    Built from counts, not trained. Sentinels have the last ids, the first sentinel the very last,
-    as in T5.
+    Sentinels have the last ids, the first sentinel the very last, as in T5.
     """
     sentinels = [sentinel(i) for i in reversed(range(n_sentinels))]
-    return t5_tokenizer_from_vocab([PAD, EOS, UNK, *corpus_pieces(corpus), *sentinels])
+    return [PAD, EOS, UNK, *corpus_pieces(corpus), *sentinels]
 
 
 def t5_tokenizer_from_vocab(vocab: Sequence[str]):
     """The tokenizer whose pieces are ``vocab``, in id order; every text ends in ``</s>``."""
     ids = {piece: i for i, piece in enumerate(vocab)}
-    backend = Tokenizer(WordPiece(ids, unk_token=UNK))
-    backend.normalizer, backend.pre_tokenizer = BertNormalizer(lowercase=True), BertPreTokenizer()
+    backend = split_as_bert(WordPiece(ids, unk_token=UNK), f"$A {EOS}", {EOS: ids[EOS]})
     backend.decoder = decoders.WordPiece()
-    backend.post_processor = TemplateProcessing(
-        single=f"$A {EOS}", special_tokens=[(EOS, ids[EOS])]
-    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
@@ -74,11 +64,14 @@ def t5_tokenizer_from_vocab(vocab: Sequence[str]):
     )
 
 
-def t5_config(vocab_size: int, layers: int, width: int, heads: int):
-    """A small T5, encoder and decoder of equal depth: ReLU, feed-forward 4 x width, dropout 0.1, 32
-    buckets of relative positions."""
-    return T5Config(
-        vocab_size=vocab_size,
+def t5_encoder(
+    vocab: Sequence[str], *, layers: int, width: int, heads: int, max_length: int
+) -> TextEncoder:
+    """The encoder of a small T5, encoder and decoder of equal depth: ReLU, feed-forward 4 x width,
+    dropout 0.1, 32 buckets of relative positions."""
+    tokenizer = t5_tokenizer_from_vocab(vocab)
+    config = T5Config(
+        vocab_size=len(tokenizer),
         d_model=width,
         d_kv=width // heads,
         d_ff=4 * width,
@@ -86,15 +79,7 @@ def t5_config(vocab_size: int, layers: int, width: int, heads: int):
         num_heads=heads,
         decoder_start_token_id=0,
     )
-
-
-def t5_encoder(
-    tokenizer: Any, *, layers: int, width: int, heads: int, max_length: int
-) -> TextEncoder:
-    """The encoder of the miniature T5 of a tokenizer."""
-    return TextEncoder(
-        t5_config(len(tokenizer), layers, width, heads), tokenizer, max_length, "miniature"
-    )
+    return TextEncoder(config, tokenizer, max_length, "miniature")
 
 
 # ---- span corruption ----
@@ -106,27 +91,22 @@ def noise_budget(lengths: Tensor, rate: float) -> tuple[Tensor, Tensor]:
 
     A text of one token is not corrupted: nothing would remain to reconstruct it from.
     """
-    noise = torch.minimum((lengths.double() * rate).round().long().clamp(min=1), lengths - 1).clamp(
-        min=0
-    )
+    wanted = (lengths.double() * rate).round().long().clamp(min=1)
+    noise = wanted.minimum(lengths - 1).clamp(min=0)
     spans = (noise / MEAN_SPAN).round().long().clamp(min=1)
-    return noise, torch.minimum(spans, torch.minimum(noise, lengths - noise))
+    return noise, spans.minimum(noise).minimum(lengths - noise)
 
 
 def random_lengths(total: Tensor, parts: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """Split ``total [B]`` into ``parts [B]`` positive lengths, every split equally likely: ``[B,
     width]``, zeros behind."""
-    gaps = torch.arange(width)[None]  # gap i lies between items i and i + 1
-    keys = torch.rand(len(total), width, generator=generator).masked_fill(
-        gaps >= total[:, None] - 1, 2.0
-    )
+    gaps, shape = torch.arange(width), (len(total), width)  # gap i lies between items i and i + 1
+    keys = torch.rand(shape, generator=generator)
+    keys = keys.masked_fill(gaps >= total[:, None] - 1, 2.0)
     cut = keys.argsort(1).argsort(1) < parts[:, None] - 1
-    part = torch.cat(
-        [torch.zeros(len(total), 1, dtype=torch.long), cut.long().cumsum(1)[:, :-1]], 1
-    )
-    return torch.zeros(len(total), width, dtype=torch.long).scatter_add_(
-        1, part, (gaps < total[:, None]).long()
-    )
+    part = nn.functional.pad(cut.long().cumsum(1), (1, -1))
+    lengths = torch.zeros(shape, dtype=torch.long)
+    return lengths.scatter_add_(1, part, (gaps < total[:, None]).long())
 
 
 def noise_mask(lengths: Tensor, width: int, rate: float, generator: torch.Generator) -> Tensor:
@@ -167,9 +147,8 @@ def corrupt_spans(
 
     kept = real & (~noise | first)
     inputs = torch.full((len(ids), int(kept.sum(1).max())), pad_id)
-    inputs[rows[kept], (kept.cumsum(1) - 1)[kept]] = torch.where(
-        first, sentinels[(span - 1).clamp(min=0)], ids
-    )[kept]
+    with_sentinels = torch.where(first, sentinels[(span - 1).clamp(min=0)], ids)
+    inputs[rows[kept], (kept.cumsum(1) - 1)[kept]] = with_sentinels[kept]
 
     n_noise, n_spans = noise.sum(1), first.sum(1)
     targets = torch.full((len(ids), int((n_noise + n_spans).max()) + 1), -100)
@@ -186,70 +165,57 @@ def corrupted_batch(
     """Token ids as the whole T5 sees them in pre-training: ``input_ids, attention_mask [B, L_in]``
     and ``labels [B, L_out]``."""
     padded, tokenizer = encoder.collate(rows), encoder.tokenizer
-    real = padded["attention_mask"].bool()
+    real, pad_id = padded["attention_mask"].bool(), tokenizer.pad_token_id
     noise = noise_mask(real.sum(1) - 1, real.shape[1], rate, generator)  # </s> is never corrupted
     names = [sentinel(i) for i in range(sentinels_needed(encoder.max_length, rate))]
-    inputs, targets = corrupt_spans(
-        padded["input_ids"],
-        real,
-        noise,
-        torch.tensor(tokenizer.convert_tokens_to_ids(names)),
-        tokenizer.pad_token_id,
-    )
-    return {
-        "input_ids": inputs,
-        "attention_mask": (inputs != tokenizer.pad_token_id).long(),
-        "labels": targets,
-    }
+    sentinels = torch.tensor(tokenizer.convert_tokens_to_ids(names))
+    inputs, labels = corrupt_spans(padded["input_ids"], real, noise, sentinels, pad_id)
+    mask = (inputs != pad_id).long()
+    return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
 
 
 def corrupted_text(encoder: TextEncoder, text: str, rate: float, *, seed: int) -> tuple[str, str]:
     """Input and target of one text, to be read."""
-    batch = corrupted_batch(
-        encoder, encoder.prepare([text]), rate, torch.Generator().manual_seed(seed)
-    )
-    return encoder.tokenizer.decode(batch["input_ids"][0]), encoder.tokenizer.decode(
-        batch["labels"][0]
-    )
+    generator = torch.Generator().manual_seed(seed)
+    batch = corrupted_batch(encoder, encoder.prepare([text]), rate, generator)
+    decode = encoder.tokenizer.decode
+    return decode(batch["input_ids"][0]), decode(batch["labels"][0])
 
 
-def small_embeddings(module: nn.Module) -> nn.Module:
-    """A pooled encoder whose random embeddings are made as small as those of ``SpanCorruption``;
-    returns it."""
-    with torch.no_grad():
-        module.transformer.shared.weight.mul_(EMBEDDING_SCALE)
-    return module
+@torch.no_grad()
+def shrink_embeddings(model: nn.Module) -> None:
+    """Makes a T5's random embeddings smaller."""
+    model.shared.weight.mul_(EMBEDDING_SCALE)
 
 
 class SpanCorruption(nn.Module):
     """The whole T5, encoder and decoder; the loss is the cross-entropy of the target tokens."""
 
+    corrupt = staticmethod(corrupted_batch)
+
     def __init__(self, config):
         super().__init__()
         self.model = transformers.T5ForConditionalGeneration(config)
-        with torch.no_grad():
-            self.model.shared.weight.mul_(EMBEDDING_SCALE)
+        shrink_embeddings(self.model)
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        return {
-            "loss": self.model(
-                input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False
-            ).loss
-        }
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.model(**batch, use_cache=False).loss}
 
 
-RECIPE = text_recipe(
-    "pretrain_t5",
-    PRETRAIN_T5_VERSION,
-    SpanCorruption,
-    corrupted_batch,
-    t5_tokenizer_from_vocab,
-    t5_encoder,
-    lambda corpus, settings: build_t5_tokenizer(
-        corpus, sentinels_needed(settings.max_length, settings.pretraining.mask_rate)
-    ),
-    start=small_embeddings,
-    desc="pre-train f_b (T5)",
-)
+class T5(Bert):
+    """A T5 whose encoder a teacher or span corruption trains on the miniature corpus."""
+
+    step, desc = "pretrain_t5", "pre-train f_b (T5)"
+    objective = SpanCorruption
+
+    def vocabulary(self, corpus: Sequence[str]) -> list[str]:
+        rate = self.shape.pretraining.mask_rate
+        return t5_vocab(corpus, sentinels_needed(self.shape.max_length, rate))
+
+    def encoder(self, vocab: Sequence[str]) -> TextEncoder:
+        return t5_encoder(vocab, **self.sizes)
+
+    def student(self, encoder: TextEncoder) -> nn.Module:
+        module = encoder.module()
+        shrink_embeddings(module.transformer)
+        return module

@@ -13,7 +13,6 @@ merge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,12 @@ from transformers import ViTConfig
 
 from ..core.errors import ConfigError
 from ..core.store import Artifact
-from ..core.types import Task
 from ..encoders import ImageEncoder, encoder_state
-from ..profiles import Profile
+from ..profiles import EncoderSettings
 from ..training.config import TrainConfig
 from ..training.loop import seeded, train
 from .recipe import Foundation, Recipe
 
-PRETRAIN_VIT_VERSION = 1
 TEMPERATURE = 0.2
 # The contrast is taken behind a projection that is thrown away afterwards, as in Chen et al.
 PROJECTION = 128
@@ -42,9 +39,8 @@ JITTER = 0.4  # strength of the change of contrast, colour balance and brightnes
 GREY = 0.2  # share of views without colour
 
 
-def vit_config(profile: Profile) -> Any:
-    """A small ViT of the profile's shape: feed-forward 4 x width, no dropout, as ViT-B."""
-    shape = profile.encoder
+def vit_config(shape: EncoderSettings) -> Any:
+    """A small ViT of a profile's shape: feed-forward 4 x width, no dropout, as ViT-B."""
     if shape.image_size % shape.patch_size or shape.width % shape.heads:
         raise ConfigError(
             f"encoder: patches of {shape.patch_size} must fill {shape.image_size} pixels, "
@@ -156,38 +152,30 @@ def pretrain_vit(
     return encoder_state(model.encoder), info
 
 
-def _encoder(profile: Profile) -> ImageEncoder:
-    return ImageEncoder(vit_config(profile), "pre-trained here, without labels")
+class Vit(Recipe):
+    """A ViT of the profile's own images."""
 
+    step, desc, corpus = "pretrain_vit", "pre-train f_b (ViT)", ""
 
-def _key(profile: Profile, tasks: Sequence[Task]) -> dict[str, Any]:
-    # Images alone: a label that changes must not change f_b, and cannot.
-    return {"images": [t.train.inputs_digest for t in tasks], "encoder": _encoder(profile).digest}
+    @property
+    def encoder(self) -> ImageEncoder:
+        return ImageEncoder(vit_config(self.shape), "pre-trained here, without labels")
 
+    def key(self) -> dict[str, Any]:
+        # Images alone: a label that changes must not change f_b, and cannot.
+        images = [t.train.inputs_digest for t in self.tasks]
+        return {"images": images, "encoder": self.encoder.digest}
 
-def _make(profile: Profile, tasks: Sequence[Task], device: torch.device, scratch: Path) -> Artifact:
-    images = torch.cat([t.train.inputs for t in tasks])
-    config = profile.train_config(profile.encoder.pretraining, device)
-    state, info = pretrain_vit(
-        _encoder(profile),
-        images,
-        config,
-        device=device,
-        scratch=scratch,
-        desc="pre-train f_b (ViT)",
-    )
-    return Artifact(state, {"images": len(images), "training": info})
+    def make(self, device: torch.device, scratch: Path) -> Artifact:
+        images = torch.cat([t.train.inputs for t in self.tasks])
+        state, info = pretrain_vit(self.encoder, images, **self.training(device, scratch))
+        return Artifact(state, {"images": len(images), "training": info})
 
+    def open(self, made: Artifact) -> Foundation:
+        return Foundation(self.encoder, made.tensors)
 
-def _open(profile: Profile, tasks: Sequence[Task], made: Artifact) -> Foundation:
-    return Foundation(_encoder(profile), made.tensors)
-
-
-def _load(profile: Profile, tasks: Sequence[Task]) -> Foundation:
-    raise ConfigError(
-        f"encoder.base '{profile.encoder.base}': a ViT is pre-trained here; "
-        "leave the base model out."
-    )
-
-
-RECIPE = Recipe("pretrain_vit", PRETRAIN_VIT_VERSION, _key, _make, _open, _load, corpus="")
+    def load(self) -> Foundation:
+        raise ConfigError(
+            f"encoder.base '{self.shape.base}': a ViT is pre-trained here; "
+            "leave the base model out."
+        )

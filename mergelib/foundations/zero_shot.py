@@ -8,17 +8,18 @@ CLIP's ``logits_per_image``.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import Tensor, nn
-from transformers import AutoTokenizer
+from torch import nn
+from transformers import BatchEncoding
 
+from ..core.documents import read_json
 from ..core.errors import ConfigError, StateDictError
 from ..core.types import Head, State
 from ..encoders import ImageEncoder
@@ -29,7 +30,7 @@ TOWER, PROJECTION = "vision_model.", "visual_projection.weight"
 BUFFERS = ("embeddings.position_ids",)  # written into files by old versions, computed since
 PROMPT_BATCH = 256
 
-Tokenize = Callable[[Sequence[str]], Mapping[str, Tensor]]
+Tokenize = Callable[[Sequence[str]], BatchEncoding]
 
 
 def as_batches(tokenizer: Any, max_length: int) -> Tokenize:
@@ -45,24 +46,7 @@ def as_batches(tokenizer: Any, max_length: int) -> Tokenize:
     )
 
 
-@torch.inference_mode()
-def text_embeddings(clip: nn.Module, tokenize: Tokenize, texts: Sequence[str]) -> Tensor:
-    """L2-normalised text embeddings ``[N, d]`` (float32, CPU) of N texts; ``clip`` is a
-    ``CLIPModel``."""
-    clip.eval()
-    device = clip.logit_scale.device
-    embeddings = []
-    for start in range(0, len(texts), PROMPT_BATCH):
-        batch = {
-            k: v.to(device) for k, v in tokenize(list(texts[start : start + PROMPT_BATCH])).items()
-        }
-        pooled = clip.text_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).pooler_output
-        embeddings.append(F.normalize(clip.text_projection(pooled).float(), dim=-1).cpu())
-    return torch.cat(embeddings)
-
-
+@torch.no_grad()
 def zero_shot_head(
     clip: nn.Module, tokenize: Tokenize, class_names: Sequence[str], templates: Sequence[str]
 ) -> Head:
@@ -89,8 +73,14 @@ def zero_shot_head(
     if not templates:
         raise ConfigError("At least one prompt template is needed, such as 'a photo of a {}.'.")
     texts = [template.replace("{}", name) for name in class_names for template in templates]
-    embedded = text_embeddings(clip, tokenize, texts).view(len(class_names), len(templates), -1)
-    weight = F.normalize(embedded.mean(1), dim=-1) * float(clip.logit_scale.detach().exp())
+    clip.eval()
+    embeddings = []
+    for start in range(0, len(texts), PROMPT_BATCH):
+        batch = tokenize(texts[start : start + PROMPT_BATCH]).to(clip.logit_scale.device)
+        projected = clip.text_projection(clip.text_model(**batch).pooler_output)
+        embeddings.append(F.normalize(projected.float(), dim=-1).cpu())
+    embedded = torch.cat(embeddings).view(len(class_names), len(templates), -1)
+    weight = F.normalize(embedded.mean(1), dim=-1) * float(clip.logit_scale.exp())
     return Head(weight, torch.zeros(len(class_names)))
 
 
@@ -99,53 +89,24 @@ def zero_shot_head(
 
 @dataclass(frozen=True)
 class ClipParts:
-    """A CLIP: encoder, theta_b (tower and projection) and what the heads need."""
+    """A CLIP: its image encoder, the ``CLIPModel`` and how texts become batches."""
 
     encoder: ImageEncoder
-    state: dict[str, Tensor]
     model: nn.Module
     tokenize: Tokenize
 
-    @classmethod
-    def of(cls, model: nn.Module, encoder: ImageEncoder, tokenize: Tokenize) -> ClipParts:
-        """The parts of a ``CLIPModel``; its weights are copied."""
-        state = {
+    @cached_property
+    def state(self) -> State:
+        """theta_b: a copy of tower and projection."""
+        return {
             n: t.detach().clone()
-            for n, t in model.state_dict().items()
+            for n, t in self.model.state_dict().items()
             if n.startswith(TOWER) or n == PROJECTION
         }
-        return cls(encoder, state, model, tokenize)
 
     def head(self, class_names: Sequence[str], templates: Sequence[str]) -> Head:
         """W_t of these class names; see ``zero_shot_head``."""
         return zero_shot_head(self.model, self.tokenize, class_names, templates)
-
-
-def check_names(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """Raises ``StateDictError`` that lists every missing and unexpected name."""
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing or extra:
-        raise StateDictError(
-            f"{what}: missing {missing or 'none'}, unexpected {extra or 'none'}. "
-            "Give the whole folder of a CLIP of the same architecture."
-        )
-
-
-def _read(parent: Parent, names: Mapping[str, str], wanted: State) -> dict[str, Tensor]:
-    """Tensors of ``parent`` (``names``: wanted name -> name in the file) as float32, checked
-    against ``wanted`` by name and shape."""
-    check_names(list(names), list(wanted), f"'{parent.name}'")
-    mismatched = [
-        f"{n} {list(parent.weights.shape(raw))}, wanted {list(wanted[n].shape)}"
-        for n, raw in names.items()
-        if parent.weights.shape(raw) != tuple(wanted[n].shape)
-    ]
-    if mismatched:
-        raise StateDictError(
-            f"'{parent.name}' is of another size: {'; '.join(mismatched)}. "
-            "Give a model of the same architecture."
-        )
-    return {n: parent.weights.tensor(raw).to(torch.float32).clone() for n, raw in names.items()}
 
 
 def load_clip(source: str | Parent) -> ClipParts:
@@ -159,52 +120,48 @@ def load_clip(source: str | Parent) -> ClipParts:
     cannot be had.
     """
     parent = open_parent(source)
-    if parent.config.model_type != "clip":
+    config, weights = parent.config, parent.weights
+    if config.model_type != "clip":
         raise ConfigError(
-            f"'{parent.name}' is a {parent.config.model_type}, no CLIP with a text side; "
+            f"'{parent.name}' is a {config.model_type}, no CLIP with a text side; "
             "its heads could not be made."
         )
     with quiet():
-        model = transformers.CLIPModel(parent.config).float().eval()
-    names = {n: n for n in parent.weights if not n.endswith(BUFFERS)}
-    model.load_state_dict(_read(parent, names, model.state_dict()))
-    encoder = _encoder(parent, parent.config.vision_config, parent.config.projection_dim)
-    return ClipParts.of(model.requires_grad_(False), encoder, _tokenizer(parent))
+        model = transformers.CLIPModel(config).float().eval()
+    tensors = {n: weights.tensor(n).float() for n in weights if not n.endswith(BUFFERS)}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # it lists every name and shape that does not fit
+        raise StateDictError(
+            f"'{parent.name}': {error} Give the whole folder of a CLIP of the same architecture."
+        ) from error
+    if not hasattr(parent.processor, "pad_token"):
+        raise ConfigError(f"'{parent.name}' has no tokenizer; copy the whole folder.")
+    tokenize = as_batches(parent.processor, config.text_config.max_position_embeddings)
+    return ClipParts(_image_encoder(parent), model.requires_grad_(False), tokenize)
 
 
-def _encoder(parent: Parent, vision_config: Any, projection_dim: int) -> ImageEncoder:
-    path = parent.folder / "preprocessor_config.json"
-    if not path.is_file():
+def _image_encoder(parent: Parent) -> ImageEncoder:
+    file = "preprocessor_config.json"
+    if not (parent.folder / file).is_file():
         raise ConfigError(
-            f"'{parent.name}' has no preprocessor_config.json, so mean and std of its pixels are "
+            f"'{parent.name}' has no {file}, so mean and std of its pixels are "
             "unknown; copy the whole folder."
         )
+    settings = read_json(parent.folder / file, f"'{parent.name}': {file}")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        mean, std = (tuple(float(x) for x in settings[key]) for key in ("image_mean", "image_std"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mean, std = (tuple(map(float, settings[key])) for key in ("image_mean", "image_std"))
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"'{parent.name}': preprocessor_config.json names no image_mean "
-            f"and image_std ({error!r})."
+            f"'{parent.name}': {file} names no image_mean and image_std ({error!r})."
         ) from error
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise ConfigError(
             f"'{parent.name}': image_mean and image_std need three values each, "
             f"std above 0; given {mean} and {std}."
         )
-    config = copy.deepcopy(vision_config)
+    config = copy.deepcopy(parent.config.vision_config)
     # The projection belongs to the whole model; a tower's own config may hold another number and
     # then means nothing.
-    config.projection_dim = projection_dim
+    config.projection_dim = parent.config.projection_dim
     return ImageEncoder(config, parent.source, mean, std)
-
-
-def _tokenizer(parent: Parent) -> Tokenize:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(parent.folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(
-            f"'{parent.name}': its tokenizer cannot be loaded "
-            f"({str(error).splitlines()[0][:200]}); copy the whole folder."
-        ) from error
-    return as_batches(tokenizer, parent.config.text_config.max_position_embeddings)

@@ -29,7 +29,8 @@ from ..core.names import FINE_TUNED
 from ..core.progress import progress
 from ..core.store import Artifact, Store
 from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
-from ..foundations import Foundation, further
+from ..foundations import Foundation
+from ..foundations.further import Further
 from ..merging.arithmetic import weight_averaging
 from ..profiles import OTHER_BASE, NonLocalSettings, load_profile, variant_names, with_shortcuts
 from ..study import Study
@@ -115,7 +116,7 @@ class Nonlocality:
         self.first = self._make(overrides=copy.deepcopy(self._overrides))
         if self._goes_on:  # refuses other architectures before any training
             a = Foundation(self.first.encoder, self.first.base_state)
-            further.kept(self._others[NON_LOCAL].profile, a)
+            Further(self._others[NON_LOCAL].profile, ()).kept(a)
         self._studies: dict[tuple[str, bool], Study] = {}
 
     def _foundation(self, anew: float, **pretraining: int) -> Study:

@@ -19,7 +19,7 @@ from ..core.types import Expert, Head, Task, below, head_digest, state_digest
 from ..encoders import released_encoder
 from ..encoders.features import extract
 from ..encoders.tangent import TangentEncoder
-from ..foundations import Foundation, recipe_of, shipped
+from ..foundations import Foundation, Recipe, recipe_of, shipped
 from ..tasks.released import check_label_order, load_checkpoint, released_checkpoint
 from ..training.experts import fine_tune, linear_probe
 from ..training.loop import pinned_threads
@@ -46,16 +46,18 @@ def training_key(study: Study, step: str, settings: Any) -> dict[str, Any]:
 # ---- f_b -----------------------------------------------------------------------------------------
 
 
+def _recipe(study: Study) -> Recipe:
+    return recipe_of(study.profile, list(study.tasks.values()))
+
+
 def _base_key(study: Study) -> dict[str, Any]:
-    settings, recipe = study.profile.encoder, recipe_of(study.profile)
-    if settings.pretraining is None or recipe.corpus not in ("", study.profile.tasks.source):
+    settings, recipe = study.profile.encoder.pretraining, _recipe(study)
+    if settings is None or recipe.corpus not in ("", study.profile.tasks.source):
         raise ConfigError(
             f"Profile '{study.profile.name}' has no base model: "
             "give --base with a hub id or folder."
         )
-    return training_key(study, recipe.step, settings.pretraining) | recipe.key(
-        study.profile, list(study.tasks.values())
-    )
+    return training_key(study, recipe.step, settings) | recipe.key()
 
 
 def has_base(study: Study) -> bool:
@@ -64,18 +66,17 @@ def has_base(study: Study) -> bool:
     return (
         bool(settings.base and not settings.goes_on)
         or shipped.find(study.profile) is not None
-        or study.store.peek(recipe_of(study.profile).step, _base_key(study)) is not None
+        or study.store.peek(_recipe(study).step, _base_key(study)) is not None
     )
 
 
 def foundation(study: Study) -> Foundation:
     """f_b of the profile: published, shipped, stored, or else pre-trained."""
-    profile, tasks = study.profile, list(study.tasks.values())
-    recipe = recipe_of(profile)
-    if profile.encoder.base and not profile.encoder.goes_on:
-        base = recipe.load(profile, tasks)
-    elif name := shipped.find(profile):
-        base = recipe.open(profile, tasks, shipped.read(name))
+    settings, recipe = study.profile.encoder, _recipe(study)
+    if settings.base and not settings.goes_on:
+        base = recipe.load()
+    elif name := shipped.find(study.profile):
+        base = recipe.open(shipped.read(name))
     else:
         key = _base_key(study)
 
@@ -86,13 +87,13 @@ def foundation(study: Study) -> Foundation:
                     "f_b is pre-trained by one process: "
                     f"run `{_train_command(study, [BASE])}` first, without torchrun."
                 )
-            return recipe.make(profile, tasks, study.device, study.store.scratch(recipe.step, key))
+            return recipe.make(study.device, study.store.scratch(recipe.step, key))
 
-        base = recipe.open(profile, tasks, study.store.get(recipe.step, key, make))
-    if profile.encoder.preprocessing == "released":
+        base = recipe.open(study.store.get(recipe.step, key, make))
+    if settings.preprocessing == "released":
         # for miniature encoders, too: pre-trained as usual, then read differently
         base = replace(base, encoder=released_encoder(base.encoder))
-    if profile.encoder.tangent:
+    if settings.tangent:
         base = replace(base, encoder=TangentEncoder(base.encoder, base.state))
     return base
 

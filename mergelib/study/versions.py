@@ -1,13 +1,13 @@
 """What the keys of all stored steps share."""
 
 from ..encoders.features import FEATURES_VERSION
-from ..foundations import RECIPES, further
+from ..foundations import RECIPES
 from ..models.compare import COMPARE_VERSION
 from ..tasks.build import IMAGES_VERSION
 from ..training.experts import FINE_TUNE_VERSION
 
 STEP_VERSIONS = {
-    **{r.step: r.version for r in (*RECIPES.values(), further.RECIPE)},
+    **{recipe.step: recipe.version for recipe in RECIPES.values()},
     "fine_tune": FINE_TUNE_VERSION,
     "multi_task": FINE_TUNE_VERSION,
     "merge": 2,
