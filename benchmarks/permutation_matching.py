@@ -21,8 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mergelib.nonlocality.permute import Permutations
-from mergelib.nonlocality.spec import PermutationSpec
+from mergelib.nonlocality.spec import Permutations, PermutationSpec
 
 
 def random_permutations(spec: PermutationSpec, generator: torch.Generator) -> dict[str, Tensor]:
@@ -57,7 +56,6 @@ def main() -> None:
     from mergelib.core.progress import progress
     from mergelib.nonlocality.architectures import spec_for
     from mergelib.nonlocality.matching import weight_matching
-    from mergelib.nonlocality.permute import apply, identity
 
     torch.manual_seed(args.seed)
     config = BertConfig(num_hidden_layers=args.layers)
@@ -70,14 +68,14 @@ def main() -> None:
             n: t.detach()
             for n, t in BertModel(config, add_pooling_layer=False).state_dict().items()
         }
-        planted = identity(spec)
+        planted = spec.identity()
     else:
         # Biases and norms are constant in a fresh model: they would stay equal, and say nothing.
         b = {
             n: t + args.noise * t.std() * torch.randn(t.shape, generator=generator)
             for n, t in a.items()
         }
-    b = apply(spec, planted, b)
+    b = spec.apply(planted, b)
 
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, load "

@@ -1,6 +1,6 @@
 """Merging experts of several foundations: how much distance costs, and how much repairs recover.
 
-``spec``, ``architectures``, ``permute`` and ``matching`` handle permutation symmetries and match
+``spec``, ``architectures`` and ``matching`` handle permutation symmetries and match
 the units of two networks; ``sites``, ``statistics``, ``correction`` and ``tact`` measure and
 correct a merged encoder's activations; ``settings`` builds studies from these, ``resampled`` judges
 claims, ``tables`` shows them.

@@ -10,16 +10,14 @@ whole network: the residual stream. Tensor names are those of the encoder's stat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..core.documents import own_yaml
 from ..core.errors import UnknownNameError
 from .spec import FIXED, Group, PermutationSpec
 
 RESIDUAL = "residual"
-DATA = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text("utf-8"))
+DATA = own_yaml(__file__, "architectures.yaml")
 
 
 def described(config: Any, what: str) -> dict[str, Any]:

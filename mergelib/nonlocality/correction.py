@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -18,17 +18,11 @@ SCALE, SHIFT = ".scale", ".shift"
 
 @dataclass(frozen=True)
 class Correction:
-    """y' = scale * y + shift at each site: both by site name, ``[c]`` float32."""
+    """y' = scale * y + shift at each site: both by site name, ``[c]`` float32; sites may be
+    added."""
 
-    scale: Mapping[str, Tensor] = field(default_factory=dict)
-    shift: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.scale)
-
-    def with_site(self, name: str, scale: Tensor, shift: Tensor) -> Correction:
-        """This correction with one more site."""
-        return Correction({**self.scale, name: scale}, {**self.shift, name: shift})
+    scale: dict[str, Tensor] = field(default_factory=dict)
+    shift: dict[str, Tensor] = field(default_factory=dict)
 
     def apply(self, site: Site, y: Tensor) -> Tensor:
         """Corrected activations ``[..., c]`` of a site."""
@@ -77,7 +71,7 @@ def fold(
     for site in (s for s in sites if s.name in correction.scale):
         scale, shift = correction.scale[site.name], correction.shift[site.name]
         if site.fold is None:
-            rest = rest.with_site(site.name, scale, shift)
+            rest.scale[site.name], rest.shift[site.name] = scale, shift
             continue
         scale, shift = scale.double(), shift.double()
         if site.fold.through:

@@ -19,7 +19,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..core.types import State
-from .permute import apply, identity
 from .spec import PermutationSpec
 
 ROUNDING = 1e-6
@@ -30,7 +29,7 @@ Progress = Callable[[Sequence[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Matching:
-    """``permutations`` take B to A: compare A with ``apply(spec, permutations, b)``.
+    """``permutations`` take B to A: compare A with ``spec.apply(permutations, b)``.
 
     ``objective`` is what is maximised, at the start and after every sweep; it never falls.
     ``converged``: no single family can still gain by moving.
@@ -83,10 +82,10 @@ def best_move(
     for name, places in inside.items():
         w = places.shape[-1]
         moves[name] = (order[:, None] * w + places[torch.arange(n), order]).flatten()
-    gain = sum(
-        p.gather(1, moves[name].to(p.device)[:, None]).double().sum() - p.diagonal().double().sum()
-        for name, p in profits.items()
-    )
+    gain = 0.0
+    for name, p in profits.items():
+        moved = p.gather(1, moves[name].to(p.device)[:, None])
+        gain += moved.double().sum() - p.diagonal().double().sum()
     return moves, float(gain)
 
 
@@ -130,8 +129,8 @@ def weight_matching(
         for root in progress([families[i] for i in order]):
             if root in stale:
                 stale.discard(root)
-                if pair.improve(root):
-                    stale |= pair.neighbours[root]
+                if pair.improve(root, pair.tensors(root)):
+                    stale |= pair.neighbours(root)
         objective.append(pair.objective())
     return Matching(pair.permutations, tuple(objective), not stale)
 
@@ -140,18 +139,26 @@ class _Pair:
     """A and B as permuted so far. Profits are relative to that: staying is the diagonal."""
 
     def __init__(self, spec: PermutationSpec, a: State, b: State):
-        self.spec, self.permutations = spec, identity(spec)
+        self.spec, self.permutations = spec, spec.identity()
         self.a, self.b = (
-            apply(spec, self.permutations, {n: t.float() for n, t in s.items()}) for s in (a, b)
+            spec.apply(self.permutations, {n: t.float() for n, t in s.items()}) for s in (a, b)
         )
         self.roots = {n: {spec.root(g) for g in groups if g} for n, groups in spec.axes.items()}
         # No permutation exceeds this (Cauchy-Schwarz), and none changes it.
         bound = {n: float(self.a[n].norm() * self.b[n].norm()) for n in spec.axes}
-        self.tensors, self.neighbours, self.bound = {}, {}, {}
-        for root in spec.families:
-            self.tensors[root] = names = [n for n, roots in self.roots.items() if root in roots]
-            self.neighbours[root] = set().union(*(self.roots[n] for n in names)) - {root}
-            self.bound[root] = sum(bound[n] for n in names)
+        self.bound = {r: sum(bound[n] for n in self.tensors(r)) for r in spec.families}
+
+    def tensors(self, root: str) -> list[str]:
+        """The tensors with units of the root's family."""
+        return [n for n, roots in self.roots.items() if root in roots]
+
+    def neighbours(self, root: str) -> set[str]:
+        """The other roots of these tensors."""
+        return set().union(*(self.roots[n] for n in self.tensors(root))) - {root}
+
+    def anchored(self, root: str, placed: Sequence[str]) -> list[str]:
+        """The root's tensors whose other axes are fixed or placed."""
+        return [n for n in self.tensors(root) if self.roots[n] <= {root, *placed}]
 
     def objective(self) -> float:
         return float(sum((self.a[n] * self.b[n]).sum(dtype=torch.float64) for n in self.spec.axes))
@@ -159,37 +166,36 @@ class _Pair:
     def place(self, progress: Progress) -> set[str]:
         """The first sweep: families in order of the share of their weights that is anchored in
         placed ones. Returns those that were placed before one of their neighbours."""
-        order = []
+
+        def share(root: str) -> float:
+            anchored, whole = (
+                sum(self.a[n].numel() for n in names)
+                for names in (self.anchored(root, order), self.tensors(root))
+            )
+            return anchored / max(1, whole)
+
+        order: list[str] = []
         while left := [r for r in self.spec.families if r not in order]:
-            order.append(max(left, key=lambda root: self.anchored(root, order)))
+            order.append(max(left, key=share))
         for i, root in enumerate(progress(order)):
-            self.improve(root, order[:i])
-        return {root for i, root in enumerate(order) if self.neighbours[root] - set(order[:i])}
+            self.improve(root, self.anchored(root, order[:i]))
+        return {root for i, root in enumerate(order) if self.neighbours(root) - set(order[:i])}
 
-    def anchored(self, root: str, placed: Sequence[str]) -> float:
-        """Share of the root's weights in tensors whose other axes are fixed or placed."""
-        sizes = {n: self.a[n].numel() for n in self.tensors[root]}
-        anchored = sum(size for n, size in sizes.items() if self.roots[n] <= {root, *placed})
-        return anchored / max(1, sum(sizes.values()))
-
-    def improve(self, root: str, placed: Sequence[str] | None = None) -> bool:
-        """Make the root's best move, if it gains; with ``placed``, by these families' tensors."""
-        counted = [
-            n for n in self.tensors[root] if placed is None or self.roots[n] <= {root, *placed}
-        ]
+    def improve(self, root: str, counted: Sequence[str]) -> bool:
+        """Make the root's best move, by the tensors that count, if it gains."""
         profits = {group: self.profit(group, counted) for group in self.spec.families[root]}
         moves, gain = best_move(self.spec, root, profits)
         if gain <= ROUNDING * self.bound[root]:
             return False
         self.permutations |= {g: self.permutations[g][index] for g, index in moves.items()}
-        self.b = apply(self.spec, moves, self.b)
+        self.b = self.spec.apply(moves, self.b)
         return True
 
     def profit(self, group: str, counted: Sequence[str]) -> Tensor:
         """Entry (i, j) of ``[size, size]``: the profit of B's unit j in slot i, summed over the
         group's tensors that count."""
         size = self.spec.groups[group].size
-        total = torch.zeros(size, size, device=self.a[next(iter(self.a))].device)
+        total = torch.zeros(size, size, device=next(iter(self.a.values())).device)
         for name, axis in self.spec.places[group]:
             if name in counted:
                 left, right = (t[name].movedim(axis, 0).reshape(size, -1) for t in (self.a, self.b))

@@ -12,12 +12,10 @@ applied to B, to the experts from B and to their heads; task vectors start at th
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -25,21 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, UnknownNameError
-from ..core.names import FINE_TUNED
+from ..core.names import BASE, FINE_TUNED
 from ..core.progress import progress
-from ..core.store import Artifact, Store
-from ..core.types import Expert, Task, digest, inputs_digest, percent, state_digest
+from ..core.store import Artifact
+from ..core.types import Expert, Split, State, Task, digest, inputs_digest, percent, state_digest
 from ..foundations import Foundation
 from ..foundations.further import Further
 from ..merging.arithmetic import weight_averaging
-from ..profiles import OTHER_BASE, NonLocalSettings, load_profile, variant_names, with_shortcuts
+from ..profiles import OTHER_BASE, NonLocalSettings, load_profile, variant_names
 from ..study import Study
 from ..study.merges import float64_device
 from ..study.versions import STEP_VERSIONS
 from .architectures import spec_for
 from .correction import Correction, attach, fold
 from .matching import weight_matching
-from .permute import apply, permute_head
 from .sites import Site, sites_for
 from .statistics import Statistics, input_moments, measure, resampled_ratio, variance_ratio
 from .tact import match_statistics, mean_statistics
@@ -77,61 +74,43 @@ class Nonlocality:
 
     Args:
         profile: One with a section ``non_local``.
-        overrides: As of a ``Study``.
-        device: As of a ``Study``.
-        store: As of a ``Study``.
-        variant: As of a ``Study``.
-        text_dir: As of a ``Study``.
-        base: As of a ``Study``.
-        image_dir: As of a ``Study``.
+        options: Of a ``Study``: overrides, device, store, variant, text_dir, base and image_dir.
 
     Raises:
         ConfigError: The profile lacks that section, or its base model was pre-trained elsewhere and
             cannot go on, so that there is no second foundation.
     """
 
-    def __init__(
-        self,
-        profile: str = "mini",
-        *,
-        overrides: dict[str, Any] | None = None,
-        device: str = "auto",
-        store: Store | None = None,
-        variant: str = "",
-        text_dir: str = "",
-        base: str = "",
-        image_dir: str = "",
-    ):
-        self._make = functools.partial(Study, profile, device=device, store=store, variant=variant)
-        self._overrides = with_shortcuts(overrides or {}, text_dir, base, image_dir)
-        loaded = load_profile(profile, copy.deepcopy(self._overrides), variant)
-        self.profile = loaded.of_non_local()
-        encoder = loaded.encoder
-        self._goes_on = bool(encoder.base) and not variant and OTHER_BASE in variant_names(profile)
-        if not self._goes_on and (encoder.base or encoder.pretraining is None):
+    def __init__(self, profile: str = "mini", **options: Any):
+        self._make = partial(Study, profile, **options)
+        self.first = first = self._make()
+        self.profile = load_profile(profile, first.overrides, first.variant).of_non_local()
+        encoder, variants = self.profile.encoder, variant_names(profile)
+        self._goes_on = bool(encoder.base) and not first.variant and OTHER_BASE in variants
+        if self._goes_on:  # refuses other architectures before any training
+            further = Further(self._others[NON_LOCAL].profile, ())
+            further.kept(Foundation(first.encoder, first.base_state))
+        elif encoder.base or encoder.pretraining is None:
             raise ConfigError(
                 "No second foundation can be made: leave encoder.base out, or give a BERT to a "
                 f"profile with a variant {OTHER_BASE}."
             )
-        self.first = self._make(overrides=copy.deepcopy(self._overrides))
-        if self._goes_on:  # refuses other architectures before any training
-            a = Foundation(self.first.encoder, self.first.base_state)
-            Further(self._others[NON_LOCAL].profile, ()).kept(a)
         self._studies: dict[tuple[str, bool], Study] = {}
 
-    def _foundation(self, anew: float, **pretraining: int) -> Study:
-        """Foundation B of these changes; if it goes on, this share of its layers starts anew."""
-        options = {}
+    @cached_property
+    def _others(self) -> dict[str, Study]:
+        steps, seed = self.settings.semi_local_steps, self.settings.non_local_seed
+        changes, options = {SEMI_LOCAL: {"steps": steps}, NON_LOCAL: {"seed": seed}}, {}
         if self._goes_on:
-            layers = self.first.encoder.config.num_hidden_layers
-            pretraining |= {
-                "steps": self.settings.semi_local_steps,
-                "fresh_layers": int(anew * layers),
-            }
-            options = {"variant": OTHER_BASE}
-        # A copy, because overrides are applied to a dict that they may contain themselves.
-        changes = {f"encoder.pretraining.{k}": v for k, v in pretraining.items()}
-        return self._make(overrides=copy.deepcopy(self._overrides) | changes, **options)
+            layers, options = self.first.encoder.config.num_hidden_layers, {"variant": OTHER_BASE}
+            changes[SEMI_LOCAL] |= {"fresh_layers": layers // 2}
+            changes[NON_LOCAL] |= {"steps": steps, "fresh_layers": layers}
+        studies = {}
+        for setting, change in changes.items():
+            dotted = {f"encoder.pretraining.{name}": value for name, value in change.items()}
+            overrides = self.first.overrides | dotted
+            studies[setting] = self._make(**options | {"overrides": overrides})
+        return studies
 
     @property
     def settings(self) -> NonLocalSettings:
@@ -144,14 +123,13 @@ class Nonlocality:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks with only the first rows of validation and test."""
+
+        def first(split: Split, n: int) -> Split:
+            return split.subset(range(min(n, len(split))))
+
+        n_validation, n_test = self.settings.n_validation, self.settings.n_test
         return {
-            n: replace(
-                t,
-                validation=t.validation.subset(
-                    range(len(t.validation))[: self.settings.n_validation]
-                ),
-                test=t.test.subset(range(len(t.test))[: self.settings.n_test]),
-            )
+            n: replace(t, validation=first(t.validation, n_validation), test=first(t.test, n_test))
             for n, t in self.first.tasks.items()
         }
 
@@ -160,13 +138,6 @@ class Nonlocality:
         """The tasks whose experts come from foundation B (every second one), except in the local
         setting."""
         return tuple(self.tasks)[1::2]
-
-    @cached_property
-    def _others(self) -> dict[str, Study]:
-        return {
-            SEMI_LOCAL: self._foundation(0.5, steps=self.settings.semi_local_steps),
-            NON_LOCAL: self._foundation(1, seed=self.settings.non_local_seed),
-        }
 
     def second(self, setting: str) -> Study:
         """The study of foundation B; in the local setting, that of A. Raises
@@ -178,13 +149,13 @@ class Nonlocality:
     def permutation(self, setting: str) -> dict[str, Tensor]:
         """The permutations that bring B's units into the order of A's, from the foundations'
         weights alone."""
-        a, b = self.first, self.second(setting)
+        a, b, seed = self.first, self.second(setting), self.profile.seed
         key = {
             "version": STEP_VERSIONS["match"],
             "encoder": a.encoder.digest,
-            "a": a.weights_digest("f_b", ""),
-            "b": b.weights_digest("f_b", ""),
-            "seed": self.profile.seed,
+            "a": a.weights_digest(BASE, ""),
+            "b": b.weights_digest(BASE, ""),
+            "seed": seed,
         }
 
         def make() -> Artifact:
@@ -192,13 +163,11 @@ class Nonlocality:
                 spec_for(a.encoder.config),
                 a.base_state,
                 b.base_state,
-                seed=self.profile.seed,
-                progress=functools.partial(progress, desc=f"match {setting}"),
+                seed=seed,
+                progress=partial(progress, desc=f"match {setting}"),
             )
-            return Artifact(
-                matching.permutations,
-                {"objective": list(matching.objective), "converged": matching.converged},
-            )
+            info = {"objective": list(matching.objective), "converged": matching.converged}
+            return Artifact(matching.permutations, info)
 
         return a.store.get("match", key, make).tensors
 
@@ -207,19 +176,21 @@ class Nonlocality:
         key = setting, permuted or setting == LOCAL
         if key not in self._studies:
             a, b = self.first, self.second(setting)
-            common, experts = a.base_state, {}
+            from_b = () if setting == LOCAL else self.from_b
+            experts = {t: (b if t in from_b else a).expert(t) for t in self.tasks}
+            common, base = a.base_state, b.base_state
             if setting != LOCAL:
-                base, experts = b.base_state, {t: b.expert(t) for t in self.from_b}
                 if permuted:
                     spec, order = spec_for(a.encoder.config), self.permutation(setting)
-                    base = apply(spec, order, base)
-                    for t, e in experts.items():
-                        state, head = apply(spec, order, e.state), permute_head(e.head, spec, order)
-                        experts[t] = Expert(t, state, head, e.info)
+                    base = spec.apply(order, base)
+                    for t in from_b:
+                        state = spec.apply(order, experts[t].state)
+                        head = spec.permute_head(experts[t].head, order)
+                        experts[t] = Expert(t, state, head, experts[t].info)
                 common = weight_averaging(a.base_state, [a.base_state, base])
             self._studies[key] = a.given(
                 Foundation(a.encoder, common),
-                [experts.get(t) or a.expert(t) for t in self.tasks],
+                list(experts.values()),
                 tasks=self.tasks,
                 profile=self.profile,
             )
@@ -262,9 +233,9 @@ class Nonlocality:
         step: str,
         study: Study,
         rows: Mapping[str, Tensor],
-        make: Callable[[], dict[str, Tensor]],
+        make: Callable[[], State],
         **key: Any,
-    ) -> dict[str, Tensor]:
+    ) -> State:
         """What ``make`` computes from these rows of each task's pool, by the store."""
         pool = self.study(LOCAL).pool
         key |= {
@@ -278,10 +249,9 @@ class Nonlocality:
     def _statistics(
         self, study: Study, encoder: str, task: str, rows: Mapping[str, Tensor]
     ) -> Statistics:
-        def make() -> dict[str, Tensor]:
-            return measure(
-                self._module(study, encoder, task), self.sites, self.batches(rows)
-            ).tensors()
+        def make() -> State:
+            module = self._module(study, encoder, task)
+            return measure(module, self.sites, self.batches(rows)).tensors()
 
         weights = study.weights_digest(encoder, task)
         return Statistics.of(self._stored("statistics", study, rows, make, weights=weights))
@@ -306,43 +276,34 @@ class Nonlocality:
             k: Unlabelled inputs per class, drawn uniformly; ``None`` for the whole pool.
             seed: Of that draw, one of the profile's.
         """
-        study = self.study(setting)
-        over = list(self.tasks) if kind == REPAIR else [task]
+        study, over = self.study(setting), list(self.tasks) if kind == REPAIR else [task]
         rows = {t: self.rows(t, k, seed) for t in over}
 
-        def make() -> dict[str, Tensor]:
-            experts = [self._statistics(study, FINE_TUNED, t, rows) for t in over]
+        def make() -> State:
+            module, batches = self._module(study, method, task), self.batches(rows)
+            target = mean_statistics([self._statistics(study, FINE_TUNED, t, rows) for t in over])
             sites = self.sites[-1:] if kind == TACT_LAST else self.sites
-            return match_statistics(
-                self._module(study, method, task),
-                sites,
-                self.batches(rows),
-                mean_statistics(experts),
-            ).tensors()
+            return match_statistics(module, sites, batches, target).tensors()
 
-        return Correction.of(
-            self._stored(
-                "correct",
-                study,
-                rows,
-                make,
-                kind=kind,
-                merged=study.weights_digest(method, task),
-                experts=[study.weights_digest(FINE_TUNED, t) for t in over],
-            )
-        )
+        key = {
+            "kind": kind,
+            "merged": study.weights_digest(method, task),
+            "experts": [study.weights_digest(FINE_TUNED, t) for t in over],
+        }
+        return Correction.of(self._stored("correct", study, rows, make, **key))
 
     def corrected(
         self, setting: str, method: str, task: str, kind: str, k: int | None = None, seed: int = 0
     ) -> str:
-        """The name under which the setting's study scores a corrected merge on a task."""
+        """The name under which the setting's study scores a corrected merge on a task; arguments
+        are those of ``correction``."""
         study, name = self.study(setting), f"{method} {kind}" + (f" k={k} seed={seed}" if k else "")
         correction = self.correction(setting, method, task, kind, k, seed)
 
         def make() -> nn.Module:
             state, rest = fold(correction, self.sites, study.weights(method, task))
             module = study.encoder.module(state)
-            if len(rest):
+            if rest.scale:
                 attach(module, self.sites, rest)
             return module
 
@@ -384,17 +345,12 @@ class Nonlocality:
     ) -> pd.DataFrame:
         """A row per setting, method, repair and task: accuracy of merge and expert, percent."""
         cells = list(itertools.product(settings, self.methods, repairs, self.tasks))
-        rows = [
-            (
-                *(s, m, r, t),
-                percent(self.correct(s, m, r, t)[0]),
-                percent(self.correct(s, FINE_TUNED, PERMUTED, t)[0]),
-            )
-            for s, m, r, t in progress(cells, desc="merges and repairs")
-        ]
-        return pd.DataFrame(
-            rows, columns=["setting", "method", "repair", "task", "accuracy", "expert"]
-        )
+        rows = []
+        for s, m, r, t in progress(cells, desc="merges and repairs"):
+            accuracies = (self.correct(s, *of, t)[0] for of in ((m, r), (FINE_TUNED, PERMUTED)))
+            rows.append((s, m, r, t, *map(percent, accuracies)))
+        columns = ["setting", "method", "repair", "task", "accuracy", "expert"]
+        return pd.DataFrame(rows, columns=columns)
 
     def samples(self, method: str) -> pd.DataFrame:
         """A row per k, seed and repair (TACT, FT-Classifier, both) of a non-local merge: average
@@ -432,7 +388,7 @@ class Nonlocality:
         rows = []
         for stage in stages:
             setting, permuted = STAGES[stage]
-            at = functools.partial(self.statistics, setting, permuted=permuted)
+            at = partial(self.statistics, setting, permuted=permuted)
             ratios = [variance_ratio(at(method, t), at(FINE_TUNED, t)) for t in self.tasks]
             for i, s in enumerate(self.sites):
                 ratio = sum(r[s.name] for r in ratios) / len(ratios)
@@ -454,20 +410,17 @@ class Nonlocality:
         """
         study, rows = self.study(setting), {task: self.rows(task)}
 
-        def make() -> dict[str, Tensor]:
+        def make() -> State:
             batches = self.batches(rows)
-            merged, expert = (
+            moments = (
                 input_moments(self._module(study, e, task), self.sites, batches)
                 for e in (method, FINE_TUNED)
             )
-            return {"ratio": resampled_ratio(merged, expert, weights.to(self._device))}
+            return {"ratio": resampled_ratio(*moments, weights.to(self._device))}
 
-        return self._stored(
-            "variance",
-            study,
-            rows,
-            make,
-            merged=study.weights_digest(method, task),
-            expert=study.weights_digest(FINE_TUNED, task),
-            weights=state_digest({"weights": weights}),
-        )["ratio"]
+        key = {
+            "merged": study.weights_digest(method, task),
+            "expert": study.weights_digest(FINE_TUNED, task),
+            "weights": state_digest({"weights": weights}),
+        }
+        return self._stored("variance", study, rows, make, **key)["ratio"]

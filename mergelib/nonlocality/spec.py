@@ -11,6 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
+from ..core.errors import StateDictError, first_five
+from ..core.types import Head, State
+
+Permutations = Mapping[str, Tensor]
+"""Per group of a spec, int64 ``[size]``."""
 FIXED = ""
 """An axis whose entries keep their order: a vocabulary, positions, pixels, a projection's rows."""
 
@@ -30,7 +38,11 @@ class Group:
 
 @dataclass(frozen=True)
 class PermutationSpec:
-    """The symmetries of one network.
+    """The symmetries of one network, and what permutations of its units do.
+
+    Permutations are index tensors, one per group: ``permutations[group][i]`` is the old index of
+    the unit that ends up in slot i. Along every axis of the group,
+    ``new = old.index_select(axis, permutations[group])``.
 
     Args:
         architecture: Its name in messages.
@@ -72,3 +84,34 @@ class PermutationSpec:
             )
             for group in self.groups
         }
+
+    def identity(self) -> dict[str, Tensor]:
+        """The identity: every unit stays in its place."""
+        return {name: torch.arange(group.size) for name, group in self.groups.items()}
+
+    def apply(self, permutations: Permutations, state: State) -> dict[str, Tensor]:
+        """The state of the same function with its units reordered; features change by
+        ``feature_index`` alone.
+
+        Raises ``StateDictError`` for a state of another architecture.
+        """
+        if names := sorted(state.keys() ^ self.axes.keys()):
+            raise StateDictError(
+                f"A state of {self.architecture} and its permutations differ in "
+                f"{first_five(names)}. Give the encoder's own state (encoder_state), without head "
+                "or pooler."
+            )
+        permuted = dict(state)
+        for group, index in permutations.items():
+            for name, axis in self.places[group]:
+                permuted[name] = permuted[name].index_select(axis, index.to(permuted[name].device))
+        return permuted
+
+    def feature_index(self, permutations: Permutations) -> Tensor:
+        """Int64 ``[d]``: features of the permuted encoder are ``f(x)[..., feature_index]``."""
+        return permutations[self.feature] if self.feature else torch.arange(self.width)
+
+    def permute_head(self, head: Head, permutations: Permutations) -> Head:
+        """(W_t, b_t) for the permuted encoder: the same logits from its features."""
+        index = self.feature_index(permutations).to(head.weight.device)
+        return Head(head.weight.index_select(-1, index), head.bias)

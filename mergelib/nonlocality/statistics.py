@@ -13,7 +13,7 @@ shifted means.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +48,24 @@ class Statistics:
 
 def real_tokens(batch: Batch, values: Tensor) -> Tensor:
     """Which of ``values [B, L, c]`` belong to real tokens: bool ``[B, L]``."""
-    mask = batch.get("attention_mask")
-    if mask is None:
-        return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
-    return mask.bool()
+    return batch.get("attention_mask", torch.ones_like(values[..., 0])).bool()
+
+
+def passes(
+    module: nn.Module,
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    see: Callable[[str, Tensor, Tensor], None],
+) -> None:
+    """Forward passes that show each site's name, activations ``[B, L, c]`` and real tokens to
+    ``see``."""
+
+    def show(site: Site, y: Tensor) -> None:
+        see(site.name, y, real_tokens(batch, y))
+
+    with watched(module.transformer, sites, show):
+        for batch in batches:
+            module(**batch)
 
 
 def check_finite(names: Iterable[str]) -> None:
@@ -107,13 +121,7 @@ def measure(module: nn.Module, sites: Sequence[Site], batches: Sequence[Batch]) 
         DataError: Activations are not finite.
     """
     moments = {s.name: _Moments() for s in sites}
-
-    def add(site: Site, y: Tensor) -> None:
-        moments[site.name].add(y[real_tokens(batch, y)])
-
-    with watched(module.transformer, sites, add):
-        for batch in batches:
-            module(**batch)
+    passes(module, sites, batches, lambda name, y, real: moments[name].add(y[real]))
     check_finite(n for n, m in moments.items() if not torch.isfinite(m.m2).all())
     return Statistics(
         {n: m.mean for n, m in moments.items()},
@@ -147,14 +155,11 @@ def input_moments(
     """``InputMoments`` of an encoder, inputs in the order of ``batches``."""
     parts = {s.name: [] for s in sites}
 
-    def add(site: Site, y: Tensor) -> None:
-        mask = real_tokens(batch, y)
-        y = y.double() * mask.unsqueeze(-1)
-        parts[site.name].append((mask.sum(1).double(), y.sum(1), y.square().sum(1)))
+    def add(name: str, y: Tensor, real: Tensor) -> None:
+        y = y.double() * real.unsqueeze(-1)
+        parts[name].append((real.sum(1).double(), y.sum(1), y.square().sum(1)))
 
-    with watched(module.transformer, sites, add):
-        for batch in batches:
-            module(**batch)
+    passes(module, sites, batches, add)
     joined = {n: [torch.cat(part) for part in zip(*p, strict=True)] for n, p in parts.items()}
     tokens = joined[sites[0].name][0]
     return InputMoments(tokens, *({n: j[i] for n, j in joined.items()} for i in (1, 2)))

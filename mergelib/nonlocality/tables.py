@@ -13,7 +13,6 @@ from ..merging.states import flatten, float_names
 from ..tables import encoder_label, mean_std_cell, published, short_label
 from ..tables import wide as table_of
 from .architectures import spec_for
-from .permute import apply
 from .settings import (
     FT,
     LOCAL,
@@ -69,7 +68,7 @@ def matching_table(cells: Nonlocality) -> pd.DataFrame:
     for setting in (SEMI_LOCAL, NON_LOCAL):
         b, order = cells.second(setting).base_state, cells.permutation(setting)
         n_moved = sum(int((p != torch.arange(len(p))).sum()) for p in order.values())
-        after = apply(spec_for(cells.first.encoder.config), order, b)
+        after = spec_for(cells.first.encoder.config).apply(order, b)
         rows.append(
             {
                 "setting": setting,

@@ -66,11 +66,10 @@ def match_statistics(
     fitted = Correction()
 
     def fit(site: Site, mean: Tensor, std: Tensor) -> None:
-        nonlocal fitted
-        goal = target.mean[site.name].to(mean), target.std[site.name].to(std)
-        scale, shift = channel_affine(mean, std, *goal)
-        check_finite([site.name] * (not torch.isfinite(scale + shift).all()))
-        fitted = fitted.with_site(site.name, scale.float(), shift.float())
+        n = site.name
+        scale, shift = channel_affine(mean, std, target.mean[n].to(mean), target.std[n].to(std))
+        check_finite([n] * (not torch.isfinite(scale + shift).all()))
+        fitted.scale[n], fitted.shift[n] = scale.float(), shift.float()
 
     if len(batches) == 1:
 

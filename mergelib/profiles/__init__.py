@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,15 +18,17 @@ from pydantic import (
     model_validator,
 )
 
-from ..core.documents import MAX_NAME
+from ..core.documents import check_folder_name, own_yaml
 from ..core.errors import ConfigError, UnknownNameError, shortened
 from ..training.config import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
 OTHER_BASE = "masked_lm"  # the variant whose f_b is no sentence encoder
-TASK_NAMES = ("ag", "yelp", "amazon", "yahoo", "dbpedia")
+NAMES: dict[str, tuple[str, ...]] = {
+    kind: tuple(names) for kind, names in own_yaml(__file__, "_names.yaml").items()
+}
+TASK_NAMES, IMAGE_TASK_NAMES = NAMES["texts"], NAMES["images"]
 IMAGE_KINDS = ("clip", "vit")
-IMAGE_TASK_NAMES = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 
 
 class _Section(BaseModel):
@@ -85,15 +89,7 @@ class TaskSettings(_Section):
     @model_validator(mode="after")
     def _names(self):
         for name in self.names:
-            # A name becomes a folder below text_dir and part of messages; it must not climb out.
-            if (
-                not name.replace("_", "").replace("-", "").isalnum()
-                or len(name.encode(errors="replace")) > MAX_NAME
-            ):
-                raise ValueError(
-                    f"names: '{shortened(name)}' is not a plain name "
-                    f"of at most {MAX_NAME} characters"
-                )
+            check_folder_name(name)  # it becomes one below text_dir
             known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
             if self.source != "local" and name not in known:
                 raise ValueError(str(UnknownNameError("task", name, known)))
@@ -190,38 +186,7 @@ class EveryMethodSettings(MergingSettings):
     """The methods of ``ext01_method_zoo``, those named by the paper first, and the shots per class
     of its fits."""
 
-    methods: tuple[str, ...] = (
-        "weight_averaging",
-        "task_arithmetic",
-        "ties",
-        "fisher_merging",
-        "regmean",
-        "adamerging_task",
-        "adamerging_task_pp",
-        "adamerging_layer",
-        "adamerging_layer_pp",
-        "dare_average",
-        "dare_task_arithmetic",
-        "dare_ties",
-        "magmax",
-        "tall_masks",
-        "consensus",
-        "model_tailor",
-        "model_stock",
-        "lm_cocktail",
-        "model_breadcrumbs",
-        "tsv_merge",
-        "iso_c",
-        "iso_cts",
-        "emr_merging",
-        "della",
-        "pcb_merging",
-        "gradient_matching",
-        "grafting",
-        "karcher",
-        "lines",
-        "wudi",
-    )
+    methods: tuple[str, ...] = NAMES["every_method"]
     k: int = Field(5, gt=0)
 
 
@@ -230,13 +195,7 @@ class NonLocalSettings(MergingSettings):
     numbers of inputs. These are small, because it scores dozens of encoders that no other notebook
     uses."""
 
-    methods: tuple[str, ...] = (
-        "weight_averaging",
-        "task_arithmetic",
-        "ties",
-        "tall_masks",
-        "consensus",
-    )
+    methods: tuple[str, ...] = NAMES["non_local"]
     # of pre-training, from f_b's own start; of both foundations where f_b comes from elsewhere
     semi_local_steps: int = Field(gt=0)
     non_local_seed: int  # seed of pre-training, which gives another start and other batches
@@ -313,34 +272,29 @@ class Profile(_Section):
     def of_every_method(self) -> Profile:
         """The same profile with the methods, grids and shots of ``every_method``. Raises
         ``ConfigError`` if there is none."""
-        if self.every_method is None:
-            raise ConfigError(f"Profile '{self.name}' has no section every_method.")
-        merging = MergingSettings(**self.every_method.model_dump(exclude={"k"}))
-        return self.model_copy(
-            update={
-                "merging": merging,
-                "protocols": self.protocols.model_copy(update={"ks": (self.every_method.k,)}),
-                "every_method": None,
-                "non_local": None,
-            }
-        )
+        section = self._section("every_method")
+        return self._with(section, {}, {"ks": (section.k,)}).model_copy(update={"non_local": None})
 
     def of_non_local(self) -> Profile:
         """The same profile with methods, grids, sizes and shots of ``non_local``, which it keeps.
         Raises ``ConfigError`` if there is none."""
-        section = self.non_local
-        if section is None:
-            raise ConfigError(f"Profile '{self.name}' has no section non_local.")
-        merging = MergingSettings(**section.model_dump(include=set(MergingSettings.model_fields)))
-        tasks = self.tasks.model_copy(
-            update=section.model_dump(include={"n_validation", "n_test", "pool_per_class"})
-        )
-        protocols = self.protocols.model_copy(update=section.model_dump(include={"ks", "seeds"}))
+        section = self._section("non_local")
+        tasks = section.model_dump(include={"n_validation", "n_test", "pool_per_class"})
+        return self._with(section, tasks, section.model_dump(include={"ks", "seeds"}))
+
+    def _section(self, name: str) -> Any:
+        if section := getattr(self, name):
+            return section
+        raise ConfigError(f"Profile '{self.name}' has no section {name}.")
+
+    def _with(self, section: MergingSettings, tasks: dict, protocols: dict) -> Profile:
+        """The profile with a section's methods, and these values of tasks and protocols."""
+        merging = section.model_dump(include=set(MergingSettings.model_fields))
         return self.model_copy(
             update={
-                "merging": merging,
-                "tasks": tasks,
-                "protocols": protocols,
+                "merging": MergingSettings(**merging),
+                "tasks": self.tasks.model_copy(update=tasks),
+                "protocols": self.protocols.model_copy(update=protocols),
                 "every_method": None,
             }
         )
@@ -350,18 +304,10 @@ class Profile(_Section):
     ) -> TrainConfig:
         """``settings`` as one run on ``device``: with its precision resolved, so that it is part of
         a result's identity."""
-        seed = getattr(settings, "seed", None)
-        return TrainConfig(
-            settings.steps * steps_factor,
-            settings.batch_size,
-            settings.lr,
-            settings.warmup,
-            resolve_precision(settings.precision, device),
-            self.threads,
-            settings.save_every,
-            self.seed if seed is None else seed,
-            getattr(settings, "pieces", 1),
-        )
+        numbers = settings.model_dump(include={f.name for f in fields(TrainConfig)})
+        numbers["steps"] *= steps_factor
+        numbers["precision"] = resolve_precision(settings.precision, device)
+        return TrainConfig(**{"seed": self.seed, "threads": self.threads} | numbers)
 
 
 def with_shortcuts(
@@ -385,7 +331,7 @@ def with_shortcuts(
 
 
 def profile_names() -> list[str]:
-    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+    return sorted(p.stem for p in FOLDER.glob("[a-z]*.yaml"))
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -447,7 +393,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
                     f"overrides: '{dotted}' lies in '{part}', which is the value "
                     f"{shortened(section)}, not a section."
                 )
-        section[last] = value
+        section[last] = copy.deepcopy(value)  # a later key may reach into it
     return parse_profile(raw, f"profile '{name}'")
 
 

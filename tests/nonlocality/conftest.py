@@ -11,49 +11,38 @@ import pytest
 import torch
 from near import normal, seeded
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPVisionConfig,
-    RobertaConfig,
-    RobertaModel,
-    T5Config,
-    T5EncoderModel,
-    ViTConfig,
-)
+from transformers import BertConfig, CLIPVisionConfig, RobertaConfig, T5Config, ViTConfig
 
 from benchmarks.permutation_matching import random_permutations
-from mergelib.encoders import ImageEncoder, PooledEncoder, encoder_state, load_state
+from mergelib.encoders import ImageEncoder, TextEncoder, encoder_state, load_state
 from mergelib.nonlocality.architectures import spec_for
 from mergelib.nonlocality.spec import PermutationSpec
 
 VOCABULARY, INPUTS, TOKENS = 150, 14, 11
-TEXT = {
-    "vocab_size": VOCABULARY,
+SHAPE = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "intermediate_size": 40,
-    "max_position_embeddings": 20,
 }
-T5 = {
-    "vocab_size": VOCABULARY,
-    "d_model": 24,
-    "d_kv": 6,
-    "d_ff": 40,
-    "num_layers": 2,
+TEXT = SHAPE | {"vocab_size": VOCABULARY, "max_position_embeddings": 20}
+IMAGE = SHAPE | {"image_size": 24, "patch_size": 8}
+T5 = {"vocab_size": VOCABULARY, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2}
+T5 |= {
     "num_heads": 3,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
 }
-IMAGE = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "image_size": 24,
-    "patch_size": 8,
+CONFIGS = {
+    "bert": BertConfig(**TEXT),
+    "roberta": RobertaConfig(**TEXT),
+    "t5": T5Config(**T5),
+    "t5_gated": T5Config(**T5, feed_forward_proj="gated-gelu"),
+    "clip": CLIPVisionConfig(**IMAGE, projection_dim=10),
+    "vit_mean": ViTConfig(**IMAGE, qkv_bias=False),
+    "vit_cls": ViTConfig(**IMAGE),
 }
+seeds = pytest.mark.parametrize("seed", range(3))
 
 
 @dataclass
@@ -92,45 +81,24 @@ def text_batch() -> dict[str, Tensor]:
 
 
 def make(name: str) -> Network:
-    if name in ("clip", "vit_mean", "vit_cls"):
-        config = (
-            CLIPVisionConfig(**IMAGE, projection_dim=10)
-            if name == "clip"
-            else ViTConfig(**IMAGE, qkv_bias=name == "vit_cls")
-        )
+    config = CONFIGS[name]
+    if hasattr(config, "image_size"):
         made = ImageEncoder(config, "tiny", pooling=name.removeprefix("vit_")).module()
         batch = {"pixel_values": normal(INPUTS, 3, 24, 24, seed=5)}
     else:
-        config = {
-            "bert": lambda: BertConfig(**TEXT),
-            "roberta": lambda: RobertaConfig(**TEXT),
-            "t5": lambda: T5Config(**T5),
-            "t5_gated": lambda: T5Config(**T5, feed_forward_proj="gated-gelu"),
-        }[name]()
-        transformer = (
-            T5EncoderModel(copy.deepcopy(config))
-            if name.startswith("t5")
-            else (BertModel if name == "bert" else RobertaModel)(config, add_pooling_layer=False)
-        )
-        made, batch = PooledEncoder(transformer).eval(), text_batch()
+        made, batch = TextEncoder(config, None, TOKENS).module(), text_batch()
     return Network(config, made, batch, spec_for(config))
-
-
-seeds = pytest.mark.parametrize("seed", range(3))
 
 
 def drawn(spec: PermutationSpec, seed: int) -> dict[str, Tensor]:
     return random_permutations(spec, seeded(seed))
 
 
-NETWORKS = ["bert", "roberta", "t5", "t5_gated", "clip", "vit_mean", "vit_cls"]
-
-
 @pytest.fixture(scope="session")
 def networks() -> dict[str, Network]:
-    return {name: make(name) for name in NETWORKS}
+    return {name: make(name) for name in CONFIGS}
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=CONFIGS)
 def network(request, networks) -> Network:
     return networks[request.param]

@@ -23,6 +23,7 @@ from mergelib.nonlocality.statistics import (
     SILENT,
     InputMoments,
     Statistics,
+    _Moments,
     input_moments,
     mean_and_deviation,
     measure,
@@ -70,28 +71,30 @@ def joined(batches):
     return {n: torch.cat([b[n] for b in batches]) for n in batches[0]}
 
 
+@torch.no_grad()
 def features(module, batches):
-    with torch.no_grad():
-        return torch.cat([module(**b) for b in batches])
-
-
-def sites_of(kind):
-    return sites_for(made(kind).config)
+    return torch.cat([module(**b) for b in batches])
 
 
 def fitted(kind):
     """A merged encoder, its sites and inputs, and an expert's statistics."""
-    sites, batches = sites_of(kind), batches_of(kind)
+    sites, batches = sites_for(made(kind).config), batches_of(kind)
     return module_of(kind, 1), sites, batches, measure(module_of(kind, 2), sites, batches)
+
+
+def tact_of(kind):
+    """The same, but last the correction that gives the merge these statistics."""
+    merged, sites, batches, expert = fitted(kind)
+    return merged, sites, batches, match_statistics(merged, sites, [joined(batches)], expert)
 
 
 # ---- where ---------------------------------------------------------------------------------------
 
 
 def test_sites_stand_in_the_order_of_the_forward_pass(kind):
-    module, sites, seen = module_of(kind, 0), sites_of(kind), []
+    (module, sites, batches, _), seen = fitted(kind), []
     with watched(module.transformer, sites, lambda site, y: seen.append((site.name, y.shape[-1]))):
-        features(module, batches_of(kind, sizes=(2,)))
+        features(module, batches[:1])
     for site, (name, width) in zip(sites, seen, strict=True):
         heads = 18 if name.endswith("SelfAttention.o.input") else 24
         assert (name, width) == (site.name, 40 if site.kind == "hidden" else heads)
@@ -105,26 +108,24 @@ def test_sites_stand_in_the_order_of_the_forward_pass(kind):
 def slow_rows(module, site, batches):
     """Every real token's activations at a site, ``[M, c]``, taken one input and one token at a
     time."""
-    rows = []
-    part = module.transformer.get_submodule(site.module)
-
-    def keep(values, mask):
-        for i in range(len(values)):
-            rows.extend(values[i, j] for j in range(values.shape[1]) if mask is None or mask[i, j])
-
+    part, rows = module.transformer.get_submodule(site.module), []
     for batch in batches:
-        mask = batch.get("attention_mask")
-        if site.side == "input":
-            handle = part.register_forward_pre_hook(lambda m, args, mask=mask: keep(args[0], mask))
-        else:
-            handle = part.register_forward_hook(lambda m, args, out, mask=mask: keep(out, mask))
+        seen = []
+        handles = [
+            part.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0])),
+            part.register_forward_hook(lambda m, args, out, seen=seen: seen.append(out)),
+        ]
         features(module, [batch])
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        values = seen[site.side == "output"]
+        mask = batch.get("attention_mask", torch.ones(values.shape[:2]))
+        rows += [values[i, j] for i in range(len(values)) for j in mask[i].nonzero()[:, 0]]
     return torch.stack(rows).double()
 
 
 def test_statistics_equal_slow_ones_over_real_tokens(kind):
-    module, sites, batches = module_of(kind, 3), sites_of(kind), batches_of(kind)
+    module, sites, batches, _ = fitted(kind)
     found = measure(module, sites, batches)
     for site in sites:
         rows = slow_rows(module, site, batches)
@@ -132,30 +133,21 @@ def test_statistics_equal_slow_ones_over_real_tokens(kind):
         assert apart(found.std[site.name], rows.std(0, correction=0)) < ROUNDING
 
 
-def test_a_large_mean_does_not_swamp_a_small_deviation():
-    """Sums of squares in float32 would lose it."""
-    module, site = linear_net([torch.eye(2)])
-    x = 1000 + 0.01 * normal(4000, 1, 2)
-    found = measure(module, site, [{"x": part} for part in x.split(700)])
-    assert_close(found.std["first.output"], x.double().std((0, 1), correction=0), rtol=1e-6, atol=0)
-
-
 @pytest.mark.parametrize("mean, deviation", [(0, 1), (1e4, 1e-1), (-3e5, 2), (7, 0), (0, 1e-15)])
 def test_float32_rows_give_the_float64_mean_and_deviation(mean, deviation):
-    """Rounding of the given rows is in both; only that of the computation may differ."""
+    """Rounding of the given rows is in both; only that of the computation may differ, in one batch
+    as in several. Sums of squares in float32 would lose a small deviation."""
     rows = (mean + deviation * normal(5000, 3, dtype=torch.float64)).float()
-    found = mean_and_deviation(rows)
-    assert all(t.dtype == torch.float64 and torch.isfinite(t).all() for t in found)
-    assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
-    assert_close(
-        found[1],
-        rows.double().std(0, correction=0),
-        rtol=1e-5,
-        atol=1e-6 * abs(mean) * (deviation == 0),
-    )
-    assert_close(
-        mean_and_deviation(rows[:1])[1], torch.zeros(3, dtype=torch.float64), rtol=0, atol=0
-    )
+    moments = _Moments()
+    for part in rows.split(700):
+        moments.add(part)
+    several = moments.mean, (moments.m2 / moments.n).sqrt()
+    for found in (mean_and_deviation(rows), several):
+        assert all(t.dtype == torch.float64 and torch.isfinite(t).all() for t in found)
+        assert_close(found[0], rows.double().mean(0), rtol=1e-7, atol=1e-6 * deviation)
+        wanted, rounded = rows.double().std(0, correction=0), 1e-6 * abs(mean) * (deviation == 0)
+        assert_close(found[1], wanted, rtol=1e-5, atol=rounded)
+    assert not mean_and_deviation(rows[:1])[1].any()
 
 
 # ---- TACT ----------------------------------------------------------------------------------------
@@ -177,43 +169,29 @@ def test_after_tact_every_site_has_the_experts_statistics(kind, one_batch):
     for n in (s.name for s in sites):
         assert_close(after.mean[n], expert.mean[n], rtol=1e-3, atol=1e-3)
         assert_close(after.std[n], expert.std[n], rtol=1e-3, atol=1e-3)
-    apart_before = max(float((before.std[n] - s).abs().max()) for n, s in expert.std.items())
-    assert apart_before > 0.1, "the encoders are too alike to test anything"
-
-
-def test_the_ablation_corrects_the_last_site_alone():
-    merged, sites, batches, expert = fitted("bert")
-    found = match_statistics(merged, sites[-1:], batches, expert)
-    assert list(found.scale) == [sites[-1].name]
-    state, _ = fold(found, sites, encoder_state(merged))
-    load_state(merged, state)
-    after = measure(merged, sites, batches)
-    assert_close(after.mean[sites[-1].name], expert.mean[sites[-1].name], rtol=0, atol=1e-3)
+    differ = max(float((before.std[n] - s).abs().max()) for n, s in expert.std.items())
+    assert differ > 0.1, "the encoders are too alike to test anything"
 
 
 def test_dead_channels_stay_finite_and_keep_to_the_rule():
     """Dead in the merge: only shifted, even for inputs that wake it. Dead in the expert: constant
     at the expert's mean."""
     merged, sites, batches, expert = fitted("bert")
-    with torch.no_grad():
-        for site in (s for s in sites if s.kind == "hidden"):
-            dense = merged.transformer.get_submodule(site.module)
-            dense.weight[3] = 0
-    target = Statistics(
-        expert.mean,
-        {n: torch.where(torch.arange(len(s)) == 1, 0.0, s) for n, s in expert.std.items()},
-    )
+    transformer = merged.transformer
+    hidden = {s.name: transformer.get_submodule(s.module) for s in sites if s.kind == "hidden"}
+    for dense in hidden.values():
+        dense.weight.data[3] = 0
+    for std in expert.std.values():
+        std[1] = 0
     for given in ([joined(batches)], batches):
-        found = match_statistics(merged, sites, given, target)
-        for site in sites:
-            scale, shift = found.scale[site.name], found.shift[site.name]
+        found = match_statistics(merged, sites, given, expert)
+        for n, scale in found.scale.items():
+            shift, mean = found.shift[n], expert.mean[n]
             assert torch.isfinite(scale).all() and torch.isfinite(shift).all() and scale[1] == 0
-            assert shift[1] == pytest.approx(float(target.mean[site.name][1]), abs=1e-5)
-            if site.kind == "hidden":
-                bias = merged.transformer.get_submodule(site.module).bias[3].detach()
-                assert scale[3] == 1 and shift[3] == pytest.approx(
-                    float(target.mean[site.name][3] - bias), abs=1e-5
-                )
+            assert float(shift[1]) == pytest.approx(float(mean[1]), abs=1e-5)
+            if n in hidden:
+                moved = float(mean[3] - hidden[n].bias.data[3])
+                assert scale[3] == 1 and float(shift[3]) == pytest.approx(moved, abs=1e-5)
         module = copy.deepcopy(merged)
         attach(module, sites, found)
         assert torch.isfinite(features(module, batches_of("bert", seed=9))).all()
@@ -223,13 +201,11 @@ def test_dead_channels_stay_finite_and_keep_to_the_rule():
 
 
 def test_folded_equals_attached(kind):
-    merged, sites, batches, expert = fitted(kind)
-    found = match_statistics(merged, sites, [joined(batches)], expert)
+    merged, sites, _, found = tact_of(kind)
     others = batches_of(kind, seed=5)
-    raw = features(merged, others)
-    state = encoder_state(merged)
+    raw, state = features(merged, others), encoder_state(merged)
     folded, rest = fold(found, sites, state)
-    assert len(rest) == KINDS[kind][1] and folded.keys() == state.keys()
+    assert len(rest.scale) == KINDS[kind][1] and folded.keys() == state.keys()
     assert equal(encoder_state(merged), state), "the state that was given is changed"
     attached = copy.deepcopy(merged)
     attach(attached, sites, found)
@@ -242,66 +218,45 @@ def test_folded_equals_attached(kind):
 
 
 def test_saved_and_loaded_gives_equal_features(kind, tmp_path):
-    merged, sites, batches, expert = fitted(kind)
-    found = match_statistics(merged, sites, [joined(batches)], expert)
-    save_file(found.tensors() | encoder_state(merged), tmp_path / "model.safetensors")
-    read = load_file(tmp_path / "model.safetensors")
-    again = Correction.of({n: t for n, t in read.items() if n in found.tensors()})
-    other = module_of(kind, 7)
-    load_state(other, {n: t for n, t in read.items() if n not in found.tensors()})
+    merged, sites, batches, found = tact_of(kind)
+    save_file(found.tensors(), tmp_path / "correction.safetensors")
+    other = copy.deepcopy(merged)
     attach(merged, sites, found)
-    attach(other, sites, again)
+    attach(other, sites, Correction.of(load_file(tmp_path / "correction.safetensors")))
     assert torch.equal(features(merged, batches), features(other, batches))
 
 
 def test_attached_corrections_are_saved_and_moved_with_the_module_and_leave_the_encoder_alone():
-    merged, sites, batches, expert = fitted("t5")
+    merged, sites, _, found = tact_of("t5")
     names = encoder_state(merged).keys()
-    attach(merged, sites, match_statistics(merged, sites, batches, expert))
+    attach(merged, sites, found)
     assert encoder_state(merged).keys() == names
-    mine = [n for n in merged.state_dict() if n.startswith("corrections.")]
-    assert len(mine) == 2 * len(sites) and not any(
-        n.startswith("corrections.") for n, _ in merged.named_parameters()
-    )
+    assert len(dict(merged.corrections.named_buffers())) == 2 * len(sites)
+    assert not list(merged.corrections.parameters())
 
 
 # ---- REPAIR --------------------------------------------------------------------------------------
 
 
 class Linears(nn.Module):
-    """``x [B, L, c_in]`` through one or two linear layers."""
+    """``x [B, L, c_in]`` through linear layers without bias, its ``transformer``."""
 
     def __init__(self, weights):
         super().__init__()
-        for name, w in zip(("first", "second"), weights, strict=False):
-            layer = nn.Linear(w.shape[1], w.shape[0])
+        self.transformer = nn.Sequential(*(nn.Linear(*w.shape[::-1]) for w in weights))
+        for layer, w in zip(self.transformer, weights, strict=True):
             layer.weight.data, layer.bias.data = w.clone(), torch.zeros(len(w))
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        for layer in self.children():
-            x = layer(x)
-        return x
-
-
-class Outer(nn.Module):
-    def __init__(self, transformer):
-        super().__init__()
-        self.transformer = transformer
 
     def forward(self, x):
         return self.transformer(x)
 
 
 def linear_net(weights):
-    names = ("first", "second")[: len(weights)]
-    sites = tuple(
-        Site(
-            n, "output", "hidden", i, Fold(((f"{n}.weight", 0), (f"{n}.bias", 0)), (f"{n}.bias", 0))
-        )
-        for i, n in enumerate(names)
-    )
-    return Outer(Linears(weights)).eval(), sites
+    def fold_of(n):
+        return Fold(((f"{n}.weight", 0), (f"{n}.bias", 0)), (f"{n}.bias", 0))
+
+    sites = [Site(str(n), "output", "hidden", n, fold_of(n)) for n in range(len(weights))]
+    return Linears(weights).eval(), sites
 
 
 def test_repair_in_closed_form_on_a_linear_net():
@@ -322,16 +277,13 @@ def test_repair_in_closed_form_on_a_linear_net():
         y = y @ w.double().T
         y = (y - y.mean(0)) / y.std(0, correction=0) * g + b
     merged, sites = linear_net(averaged)
-    found = match_statistics(
-        merged,
-        sites,
-        [{"x": x}],
-        mean_statistics([measure(linear_net(w)[0], sites, [{"x": x}]) for w in experts]),
-    )
+    batches = [{"x": x}]
+    target = mean_statistics([measure(linear_net(w)[0], sites, batches) for w in experts])
+    found = match_statistics(merged, sites, batches, target)
     state, rest = fold(found, sites, merged.transformer.state_dict())
-    assert len(rest) == 0
+    assert not rest.scale
     merged.transformer.load_state_dict(state)
-    assert_close(features(merged, [{"x": x}]).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4)
+    assert_close(features(merged, batches).double().flatten(0, 1), y, rtol=1e-4, atol=1e-4)
 
 
 # ---- variance collapse ---------------------------------------------------------------------------
@@ -354,27 +306,23 @@ def test_the_average_of_equal_activations_keeps_its_share_of_variance(copies, rh
         own = [torch.zeros(c, c)] * copies
         own[t] = math.sqrt(1 - rho) * eye
         experts.append(torch.cat([math.sqrt(rho) * eye, *own], 1))
-    nets = [linear_net([w]) for w in (*experts, torch.stack(experts).mean(0))]
-    merged, seen = nets[-1][0], [measure(net, sites, [x]) for net, sites in nets]
-    wanted = (1 + (copies - 1) * rho) / copies
-    for expert in seen[:-1]:
-        assert variance_ratio(seen[-1], expert)["first.output"] == pytest.approx(wanted, rel=1e-4)
-    ones = torch.ones(1, 200)
-    moments = [input_moments(net, nets[0][1], [x]) for net in (merged, nets[0][0])]
-    assert float(resampled_ratio(*moments, ones)) == pytest.approx(wanted, rel=1e-4)
+    nets = [linear_net([w]) for w in (torch.stack(experts).mean(0), *experts)]
+    merged, *seen = (measure(net, sites, [x]) for net, sites in nets)
+    wanted = pytest.approx((1 + (copies - 1) * rho) / copies, rel=1e-4)
+    for expert in seen:
+        assert variance_ratio(merged, expert)["0.output"] == wanted
+    moments = [input_moments(net, sites, [x]) for net, sites in nets[:2]]
+    assert float(resampled_ratio(*moments, torch.ones(1, 200))) == wanted
 
 
 def test_resampling_inputs_equals_repeating_them(kind):
-    merged, expert, sites = module_of(kind, 1), module_of(kind, 2), sites_of(kind)
-    batch = joined(batches_of(kind))
+    merged, sites, batches, _ = fitted(kind)
+    nets, batch = (merged, module_of(kind, 2)), joined(batches)
     weights = torch.tensor([[1.0] * 14, [2.0, 0, 1, 3, 0, 0, 1, 1, 1, 1, 0, 2, 1, 1]])
-    parts = [{n: t[:6] for n, t in batch.items()}, {n: t[6:] for n, t in batch.items()}]
-    found = resampled_ratio(
-        input_moments(merged, sites, parts), input_moments(expert, sites, parts), weights
-    )
+    found = resampled_ratio(*(input_moments(net, sites, batches) for net in nets), weights)
     for row, here in zip(weights, found, strict=True):
         again = {n: t.repeat_interleave(row.long(), 0) for n, t in batch.items()}
-        ratios = variance_ratio(measure(merged, sites, [again]), measure(expert, sites, [again]))
+        ratios = variance_ratio(*(measure(net, sites, [again]) for net in nets))
         assert float(here) == pytest.approx(sum(ratios.values()) / len(ratios), rel=1e-4)
 
 
@@ -397,15 +345,16 @@ def test_a_channel_is_left_out_of_every_resample_or_of_none():
 
 def test_channels_without_variance_in_the_expert_are_left_out():
     """Or with next to none, as units that LayerNorm switches off in released encoders."""
-    zero = {"a": torch.zeros(5).double()}
-    expert = Statistics(zero, {"a": torch.tensor([2.0, 0.0, 1.0, 1.0, 0.02]).double()})
-    merged = Statistics(zero, {"a": torch.tensor([1.0, 5.0, 1.0, 1.0, 9.0]).double()})
-    assert variance_ratio(merged, expert) == {"a": pytest.approx((0.25 + 1 + 1) / 3)}
-    heard = Statistics(zero, {"a": torch.tensor([2.0, 0.0, 1.0, 1.0, 0.04]).double()})
-    assert variance_ratio(merged, heard)["a"] > 1e4
-    dead = Statistics(zero, zero)
+
+    def of(*std):
+        return Statistics({}, {"a": torch.tensor(std).double()})
+
+    merged = of(1.0, 5.0, 1.0, 1.0, 9.0)
+    found = variance_ratio(merged, of(2.0, 0.0, 1.0, 1.0, 0.02))
+    assert found == {"a": pytest.approx((0.25 + 1 + 1) / 3)}
+    assert variance_ratio(merged, of(2.0, 0.0, 1.0, 1.0, 0.04))["a"] > 1e4
     with pytest.raises(DataError, match="a, so there is no variance"):
-        variance_ratio(merged, dead)
+        variance_ratio(merged, of(0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 # ---- broken input --------------------------------------------------------------------------------
@@ -426,9 +375,7 @@ def test_damaged_weights_are_refused_and_no_hook_is_left_behind():
 
 
 def test_the_rule_for_dead_channels_meets_the_formula_at_its_edge():
-    std = torch.tensor([0.0, math.sqrt(EPS) / 2, 1e-3, 2.0]).double()
-    scale, shift = channel_affine(
-        torch.ones(4).double(), std, torch.full((4,), 5.0).double(), torch.ones(4).double()
-    )
+    std, one = torch.tensor([0.0, math.sqrt(EPS) / 2, 1e-3, 2.0]).double(), torch.ones(4).double()
+    scale, shift = channel_affine(one, std, 5 * one, one)
     assert scale[:2].tolist() == [1, 1] and shift[:2].tolist() == [4, 4]
     assert_close(scale[2:], 1 / std[2:], rtol=1e-4, atol=0)

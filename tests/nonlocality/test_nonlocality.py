@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
-from near import seeded
+from near import equal, seeded
 from tiny import TINY, relabelled, with_test
 from torch.testing import assert_close
 from transformers import RobertaConfig, RobertaModel
@@ -22,7 +22,6 @@ from mergelib.core.types import Expert, Split, percent, state_digest
 from mergelib.foundations import Foundation, bert
 from mergelib.nonlocality import Nonlocality, Resampled, settings
 from mergelib.nonlocality.architectures import spec_for
-from mergelib.nonlocality.permute import apply, permute_head
 from mergelib.nonlocality.settings import (
     FT,
     LOCAL,
@@ -38,14 +37,14 @@ from mergelib.nonlocality.settings import (
 from mergelib.profiles import load_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*edge of the grid")
+CPU = torch.device("cpu")
 PRETRAINING = TINY["encoder.pretraining"]
 OVERRIDES = TINY | {
     "non_local.semi_local_steps": 8,
     "non_local.n_test": 50,
     "non_local.n_validation": 30,
 }
-
-
+METHODS = ["task_arithmetic", "ties", "tall_masks"]
 IMAGE_OVERRIDES = {
     "tasks.names": ["eurosat", "dtd"],
     "tasks.n_train": 160,
@@ -54,14 +53,12 @@ IMAGE_OVERRIDES = {
     "fine_tuning.steps": 12,
     "encoder.pretraining.steps": 4,
     "non_local.semi_local_steps": 8,
-    "non_local.methods": ["task_arithmetic", "ties", "tall_masks"],
+    "non_local.methods": METHODS,
 }
 
 
-def make(store, overrides=OVERRIDES, variant=""):
-    return Nonlocality(
-        "quick", overrides=overrides, device="cpu", store=Store(store), variant=variant
-    )
+def make(store, overrides=OVERRIDES, **options):
+    return Nonlocality("quick", overrides=overrides, device="cpu", store=Store(store), **options)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +68,7 @@ def cells(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("images"), IMAGE_OVERRIDES, "vit")
+    return make(tmp_path_factory.mktemp("images"), IMAGE_OVERRIDES, variant="vit")
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +95,12 @@ def test_the_local_setting_is_the_ordinary_study_on_fewer_inputs(cells):
 @pytest.mark.parametrize("setting", [SEMI_LOCAL, NON_LOCAL])
 def test_two_foundations_meet_in_the_middle(cells, setting):
     a, b, spec = cells.first, cells.second(setting), spec_for(cells.first.encoder.config)
-    assert a.encoder.digest == b.encoder.digest and a.weights_digest("f_b", "") != b.weights_digest(
-        "f_b", ""
-    )
+    assert a.encoder.digest == b.encoder.digest
+    assert a.weights_digest("f_b", "") != b.weights_digest("f_b", "")
     assert cells.from_b == ("yelp",)
     for permuted in (False, True):
         study = cells.study(setting, permuted=permuted)
-        moved = apply(spec, cells.permutation(setting), b.base_state) if permuted else b.base_state
+        moved = spec.apply(cells.permutation(setting), b.base_state) if permuted else b.base_state
         for name, t in study.base_state.items():
             assert_close(t, (a.base_state[name] + moved[name]) / 2)
         assert study.weights_digest("f_t", "ag") == a.weights_digest("f_t", "ag")
@@ -120,10 +116,10 @@ def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(c
     mine.first, spec = first, spec_for(first.encoder.config)
     planted = random_permutations(spec, seeded(3))
     experts = [
-        Expert(e.task, apply(spec, planted, e.state), permute_head(e.head, spec, planted), e.info)
+        Expert(e.task, spec.apply(planted, e.state), spec.permute_head(e.head, planted), e.info)
         for e in first.experts()
     ]
-    foundation = Foundation(first.encoder, apply(spec, planted, first.base_state))
+    foundation = Foundation(first.encoder, spec.apply(planted, first.base_state))
     other = first.given(foundation, experts, tasks=first.tasks, profile=first.profile)
     mine.__dict__["_others"] = {NON_LOCAL: other}
     local, far = mine.study(LOCAL), mine.study(NON_LOCAL)
@@ -140,15 +136,12 @@ def test_a_second_foundation_that_is_the_first_in_another_order_is_local_again(c
 
 def test_foundations_are_known_by_what_made_them(cells):
     three = cells.first, cells.second(SEMI_LOCAL), cells.second(NON_LOCAL)
-    trains, tuned = (
-        [s.profile.train_config(part(s.profile), s.device) for s in three]
-        for part in (lambda p: p.encoder.pretraining, lambda p: p.fine_tuning)
-    )
+    profiles = [s.profile for s in three]
+    trains = [p.train_config(p.encoder.pretraining, CPU) for p in profiles]
     assert [(t.steps, t.seed) for t in trains] == [(4, 0), (8, 0), (4, 1)]
-    assert tuned[0] == tuned[1] == tuned[2], "only the foundations differ"
-    first = cells.first.profile
-    assert "seed" not in first.encoder.pretraining.model_dump()
-    assert "non_local" not in first.model_dump()
+    one, *others = (p.model_dump(exclude={"encoder": {"pretraining"}}) for p in profiles)
+    assert [one, one] == others, "only the foundations differ"
+    assert "non_local" not in one and "seed" not in profiles[0].encoder.pretraining.model_dump()
     assert PRETRAINING.keys() == {"documents", "steps", "batch_size", "lr"}, (
         "the caller's overrides were written into"
     )
@@ -158,7 +151,7 @@ def test_what_has_no_second_foundation_is_refused(cells, tmp_path):
     with pytest.raises(ConfigError, match="no section non_local"):
         Nonlocality("paper", store=Store(tmp_path))
     with pytest.raises(ConfigError, match=r"leave encoder\.base out"):
-        make(tmp_path, IMAGE_OVERRIDES | {"encoder.base": str(tmp_path)}, "vit")
+        make(tmp_path, IMAGE_OVERRIDES | {"encoder.base": str(tmp_path)}, variant="vit")
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     save(RobertaModel(RobertaConfig(**small)), tmp_path)
     with pytest.raises(ConfigError, match=r"goes on from a BERT; .* is of type 'roberta'"):
@@ -203,7 +196,7 @@ def real(folder):
         "fine_tuning.steps": 2,
         "encoder.max_length": 20,
         "non_local.semi_local_steps": 2,
-        "non_local.methods": ["task_arithmetic", "ties", "tall_masks"],
+        "non_local.methods": METHODS,
     }
     places = {"text_dir": str(folder), "base": str(folder), "store": Store(folder / "store")}
     return Nonlocality("real", overrides=changes, device="cpu", **places)
@@ -247,11 +240,13 @@ def test_a_corrected_merge_has_the_experts_statistics(cells):
             assert_has_the_experts_statistics(cells, setting, method, task)
 
 
-def test_repair_is_one_correction_for_all_tasks_of_one_encoder(cells):
-    one, other = (cells.correction(NON_LOCAL, "task_arithmetic", t, REPAIR) for t in cells.tasks)
-    assert state_digest(one.tensors()) == state_digest(other.tensors())
-    one, other = (cells.correction(NON_LOCAL, "task_arithmetic", t, TACT) for t in cells.tasks)
-    assert state_digest(one.tensors()) != state_digest(other.tensors())
+def test_what_a_correction_belongs_to(cells):
+    """REPAIR's to the encoder, TACT's to a task; the ablation's to the last site alone."""
+    for kind, n_different in ((REPAIR, 1), (TACT, 2)):
+        found = [cells.correction(NON_LOCAL, "task_arithmetic", t, kind) for t in cells.tasks]
+        assert len({state_digest(c.tensors()) for c in found}) == n_different
+    last = cells.correction(NON_LOCAL, "task_arithmetic", "ag", settings.TACT_LAST)
+    assert [*last.scale] == [cells.sites[-1].name]
 
 
 def test_every_repair_sees_the_same_inputs(cells, scores):
@@ -278,13 +273,11 @@ def test_no_label_and_no_test_input_reaches_a_repair(cells):
     mine = make(first.store.root)
     for study in (mine.first, *mine._others.values()):
         study.tasks = with_test(first.tasks, relabelled)
-    for task in first.tasks:
-        assert mine.study(NON_LOCAL).lams("tall_masks") == cells.study(NON_LOCAL).lams("tall_masks")
-        for kind in (TACT, REPAIR):
-            a, b = (
-                c.correction(NON_LOCAL, "tall_masks", task, kind).tensors() for c in (mine, cells)
-            )
-            assert state_digest(a) == state_digest(b)
+    far, other = mine.study(NON_LOCAL), cells.study(NON_LOCAL)
+    assert far.lams("tall_masks") == other.lams("tall_masks")
+    for task, kind in itertools.product(first.tasks, (TACT, REPAIR)):
+        a, b = (c.correction(NON_LOCAL, "tall_masks", task, kind).tensors() for c in (mine, cells))
+        assert equal(a, b)
     study = local.given(
         Foundation(first.encoder, first.base_state),
         first.experts(),
@@ -323,20 +316,16 @@ def test_images_take_the_same_road(images):
 
 def test_scores_are_those_of_the_settings_studies(cells, scores):
     assert len(scores) == 3 * len(cells.methods) * len(REPAIRS) * len(cells.tasks)
-    row = scores[
-        (scores.setting == NON_LOCAL) & (scores.method == "ties") & (scores.task == "yelp")
-    ].set_index("repair")
-    assert row.accuracy[RAW] == percent(
-        cells.study(NON_LOCAL, permuted=False).correct("ties", "yelp", "current")[0]
-    )
-    assert row.accuracy[PERMUTED] == percent(
-        cells.study(NON_LOCAL).correct("ties", "yelp", "current")[0]
-    )
-    assert row.accuracy[FT] == percent(
-        cells.study(NON_LOCAL).correct("ties", "yelp", "ft_classifier", draw="all")[0]
-    )
-    assert row.expert.nunique() == 1
-    local = scores[scores.setting == LOCAL].pivot_table(
+    at = scores.set_index(["setting", "method", "task", "repair"]).sort_index()
+    row, far = at.loc[NON_LOCAL, "ties", "yelp"], cells.study(NON_LOCAL)
+    for repaired, study, how in (
+        (RAW, cells.study(NON_LOCAL, permuted=False), "current"),
+        (PERMUTED, far, "current"),
+        (FT, far, "ft_classifier"),
+    ):
+        right = study.correct("ties", "yelp", how, draw="all")
+        assert row.accuracy[repaired] == percent(right[0])
+    local = scores[scores.setting == LOCAL].pivot(
         index=["method", "task"], columns="repair", values="accuracy"
     )
     assert local[RAW].equals(local[PERMUTED].rename(RAW))
@@ -370,10 +359,9 @@ def test_verdicts_cover_the_claims_and_their_parts(cells, images, scores):
     ids = [c for c in load_claims() if c.startswith("N-")]
     found = nonlocality.verdicts({"text": cells, "images": images}, ids)
     parts = {c: [v.part for v in found if v.claim == c] for c in ids}
-    methods = {c: ["TA"] if c == "N-local" else ["TA", "Ties", "TALL"] for c in ids}
-    assert parts == {
-        c: [f"{name} {m}" for name in ("text", "images") for m in methods[c]] for c in ids
-    }
+    for claim, names in parts.items():
+        methods = ["TA"] if claim == "N-local" else ["TA", "Ties", "TALL"]
+        assert names == [f"{of} {m}" for of in ("text", "images") for m in methods]
     here = next(v for v in found if v.claim == "N-tact" and v.part == "text Ties")
     values = Resampled(cells).gap_closed(NON_LOCAL, "ties", PERMUTED, TACT)
     expected = (float(values[0]), *interval(values.float()))
