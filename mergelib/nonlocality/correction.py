@@ -13,8 +13,6 @@ from ..core.spare import spare
 from ..core.types import State
 from .sites import INPUT, Site
 
-SCALE, SHIFT = ".scale", ".shift"
-
 
 @dataclass(frozen=True)
 class Correction:
@@ -30,17 +28,17 @@ class Correction:
 
     def tensors(self) -> dict[str, Tensor]:
         """One flat dict, ``<site>.scale`` and ``<site>.shift``, for safetensors."""
-        parts = ((SCALE, self.scale), (SHIFT, self.shift))
-        return {n + end: t.contiguous() for end, part in parts for n, t in part.items()}
+        parts = vars(self).items()
+        return {f"{n}.{part}": t.contiguous() for part, ts in parts for n, t in ts.items()}
 
     @classmethod
     def of(cls, tensors: State) -> Correction:
         """The correction that ``tensors()`` came from."""
-        scale, shift = (
-            {n.removesuffix(end): t for n, t in tensors.items() if n.endswith(end)}
-            for end in (SCALE, SHIFT)
-        )
-        return cls(scale, shift)
+        correction = cls()
+        for name, t in tensors.items():
+            site, _, part = name.rpartition(".")
+            vars(correction)[part][site] = t
+        return correction
 
 
 def _affine(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
