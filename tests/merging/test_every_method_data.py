@@ -163,8 +163,9 @@ def with_labels(context, labels):
 
 
 def float_names(base):
-    """Tied tensors once."""
-    return sorted(n for n, t in base.items() if t.is_floating_point() and n != "tied.weight")
+    """What is merged: tied tensors once, and none without numbers."""
+    kept_out = {"tied.weight", "none"}
+    return sorted(n for n, t in base.items() if t.is_floating_point() and n not in kept_out)
 
 
 def assert_bytes_equal(a, b):
