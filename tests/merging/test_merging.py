@@ -3,9 +3,6 @@ broken input."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from test_every_method import on_two_tensors, task_vectors
 from ties_reference import merged_vector
 
 from mergelib.core.errors import StateDictError, UnknownNameError
@@ -80,20 +77,6 @@ def test_tied_tensors_count_once_in_the_global_top_k():
     assert merged["tied"] is merged["embed"]
 
 
-# ---- Ties against a slow reference ---------------------------------------------------------------
-
-
-@given(
-    taus=task_vectors(1),
-    keep=st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, 1.0]),
-    combine=st.sampled_from(["sum", "mean"]),
-)
-def test_ties_equals_the_slow_reference(taus, keep, combine):
-    merged = ties(*on_two_tensors(taus), lam=0.5, keep=keep, combine=combine)
-    expected = 1 + 0.5 * merged_vector([torch.tensor(t) for t in taus], keep, combine)
-    torch.testing.assert_close(torch.cat([merged["x"], merged["y"]]), expected)
-
-
 # ---- broken input --------------------------------------------------------------------------------
 
 
@@ -116,26 +99,18 @@ def test_weights_that_do_not_fit_are_refused_by_name(name, kind):
     with pytest.raises(StateDictError) as error:
         get_method(name)(good, [good, {n: t for n, t in bad.items() if t is not None}])
     said = str(error.value)
-    assert "Expert 1" in said
-    assert (
-        all(f"{prefix}{i}" in said for i in range(5))
-        and f"{prefix}5" not in said
-        and "2 more" in said
-    )
+    assert "Expert 1" in said and "2 more" in said
+    assert [f"{prefix}{i}" in said for i in range(7)] == [True] * 5 + [False] * 2
 
 
 def test_a_base_with_nan_and_no_experts_are_refused():
-    good = {"w": torch.zeros(2)}
+    good, bad = {"w": torch.zeros(2)}, {"w": torch.tensor([float("nan"), 0.0])}
     with pytest.raises(StateDictError, match="base holds NaN or inf in w"):
-        wa({"w": torch.tensor([float("nan"), 0.0])}, [good])
+        wa(bad, [good])
+    with pytest.raises(StateDictError, match="Expert 0 holds NaN or inf in w"):
+        next(ties.scan(good, [bad], [0.1]))
     with pytest.raises(StateDictError, match="at least one expert"):
         wa(good, [])
-
-
-def test_a_scan_checks_its_weights_too():
-    good, bad = {"w": torch.zeros(2)}, {"w": torch.tensor([float("inf"), 0.0])}
-    with pytest.raises(StateDictError):
-        next(get_method("ties").scan(good, [bad], [0.1]))
 
 
 def test_unknown_names_name_the_nearest():
@@ -149,7 +124,6 @@ def test_unknown_names_name_the_nearest():
 
 def test_one_encoder_per_task_means_as_many_as_experts():
     base = {"a": torch.ones(2)}
+    broken = Method("", "", "", lambda base, experts: experts[:2], gives="one per task")
     with pytest.raises(StateDictError, match="must return 3 state dicts"):
-        Method(
-            "broken", "Broken", "Broken", lambda base, experts: experts[:2], gives="one per task"
-        )(base, [base] * 3)
+        broken(base, [base] * 3)
