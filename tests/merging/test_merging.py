@@ -3,6 +3,7 @@ broken input."""
 
 import pytest
 import torch
+from test_every_method import on_two_tensors, tau_of
 from ties_reference import merged_vector
 
 from mergelib.core.errors import StateDictError, UnknownNameError
@@ -14,18 +15,12 @@ NAMES = ["weight_averaging", "task_arithmetic", "ties"]
 ties, wa = get_method("ties"), get_method("weight_averaging")
 
 
-def column(base_value, *values):
-    """One base and T experts that hold a vector each."""
-    return {"w": torch.tensor(base_value)}, [{"w": torch.tensor(v)} for v in values]
-
-
 # ---- Ties, by hand (methods.md H7) ---------------------------------------------------------------
 
 
-def ties_columns(*taus, keep=1.0, combine="sum"):
-    """The merged task vector of Ties for given task vectors (base 0, lambda 1)."""
-    merged = ties(*column([0.0] * len(taus[0]), *taus), lam=1.0, keep=keep, combine=combine)
-    return merged["w"].tolist()
+def ties_of(taus, **options):
+    """The merged task vector of Ties for given task vectors (lambda 1)."""
+    return tau_of(ties(*on_two_tensors(taus), lam=1.0, **options))
 
 
 @pytest.mark.parametrize(
@@ -50,10 +45,9 @@ def ties_columns(*taus, keep=1.0, combine="sum"):
     ],
 )
 def test_columns_by_hand(taus, options, expected):
-    rows = torch.tensor(taus).float()
-    assert ties_columns(*rows.tolist(), **options) == expected
-    given = {"keep": 1.0, "combine": "sum"} | options
-    assert merged_vector(list(rows), **given).tolist() == expected
+    rows, options = torch.tensor(taus).float(), {"keep": 1.0, "combine": "sum"} | options
+    assert ties_of(rows.tolist(), **options) == expected
+    assert merged_vector(list(rows), **options).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -61,7 +55,8 @@ def test_columns_by_hand(taus, options, expected):
 )
 def test_how_many_entries_survive(n, keep, kept):
     """int(D * keep), not one more as in the original code."""
-    assert sum(v != 0 for v in ties_columns((torch.randperm(n) + 1.0).tolist(), keep=keep)) == kept
+    found = ties_of([(torch.randperm(n) + 1.0).tolist()], keep=keep)
+    assert sum(v != 0 for v in found) == kept
 
 
 def test_tied_tensors_count_once_in_the_global_top_k():
@@ -114,12 +109,13 @@ def test_a_base_with_nan_and_no_experts_are_refused():
 
 
 def test_unknown_names_name_the_nearest():
+    states = on_two_tensors([[1.0, 2.0]])
     with pytest.raises(UnknownNameError, match="Nearest: 'task_arithmetic'"):
         get_method("task_arithmetics")
     with pytest.raises(UnknownNameError, match="Nearest: 'keep'"):
-        ties(*column([0.0], [1.0]), kep=0.2)
+        ties(*states, kep=0.2)
     with pytest.raises(UnknownNameError, match="option of method 'weight_averaging'"):
-        wa(*column([0.0], [1.0]), lam=1.0)
+        wa(*states, lam=1.0)
 
 
 def test_one_encoder_per_task_means_as_many_as_experts():
