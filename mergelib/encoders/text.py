@@ -56,11 +56,8 @@ class Encoder(Protocol):
 def architecture(config: Any, *also: str) -> str:
     """A transformers config as canonical JSON, without fields that change no feature: versions,
     folders, dtypes, and those in ``also``."""
-    fields = {
-        k: v
-        for k, v in config.to_dict().items()
-        if k not in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", *also)
-    }
+    without = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", *also}
+    fields = {name: value for name, value in config.to_dict().items() if name not in without}
     return json.dumps(fields, sort_keys=True, default=str)
 
 
@@ -116,16 +113,14 @@ class TextEncoder:
         Raises ``StateDictError`` on other keys.
         """
         # A config may name the dtype that its file was saved in.
-        kwargs: dict[str, Any] = {"dtype": torch.float32}
+        options: dict[str, Any] = {"dtype": torch.float32}
         auto = encoder_class(self.config)
-        if (
-            "add_pooling_layer"
-            in inspect.signature(auto._model_mapping[type(self.config)].__init__).parameters
-        ):
-            kwargs["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
+        built = auto._model_mapping[type(self.config)]
+        if "add_pooling_layer" in inspect.signature(built).parameters:
+            options["add_pooling_layer"] = False  # mean pooling leaves the pooler unused
         # T5's encoder modifies the config that it is built from, which is part of this encoder's
         # identity.
-        model = PooledEncoder(auto.from_config(copy.deepcopy(self.config), **kwargs)).eval()
+        model = PooledEncoder(auto.from_config(copy.deepcopy(self.config), **options)).eval()
         if state is not None:
             load_state(model, state)
         return model
@@ -170,11 +165,8 @@ def encoder_class(config: Any) -> Any:
 def shared_names(module: nn.Module) -> dict[str, str]:
     """Tied tensors (sharing storage): later name -> first name, in the order of the state dict."""
     first: dict[tuple, str] = {}
-    owner = {
-        name: first.setdefault(place(t), name)
-        for name, t in module.state_dict().items()
-        if t.numel()
-    }
+    tensors = {name: t for name, t in module.state_dict().items() if t.numel()}
+    owner = {name: first.setdefault(place(t), name) for name, t in tensors.items()}
     return {name: target for name, target in owner.items() if target != name}
 
 
@@ -195,11 +187,8 @@ def encoder_state(model: nn.Module) -> dict[str, Tensor]:
     """The encoder's weights as a detached float32 state dict on the CPU; tied tensors appear only
     under their first name, so that each counts once when states are merged or stored."""
     tied = shared_names(model.transformer)
-    return {
-        k: v.detach().cpu().clone()
-        for k, v in model.transformer.state_dict().items()
-        if k not in tied
-    }
+    state = model.transformer.state_dict()
+    return {n: t.detach().cpu().clone() for n, t in state.items() if n not in tied}
 
 
 def load_base(
@@ -245,16 +234,14 @@ def load_base(
     encoder = TextEncoder(config, tokenizer, max_length, source=base)
     module, state = encoder.module(), model.state_dict()
     names, tied = encoder_state(module).keys(), shared_names(module.transformer)
-    lacking = (names - state.keys()) | (
-        names & set(loading["missing_keys"])
-    )  # transformers would initialise these at random
+    # Transformers initialises missing weights at random.
+    lacking = (names - state.keys()) | (names & set(loading["missing_keys"]))
     if lacking:
         raise StateDictError(
             f"'{base}' lacks {', '.join(sorted(lacking))}; it is not a complete encoder."
         )
-    untied = [
-        later for later, first in tied.items() if not torch.equal(state[later], state[first])
-    ]  # transformers leaves them untied, with a warning
+    # Transformers leaves them untied, with a warning.
+    untied = [later for later, first in tied.items() if not torch.equal(state[later], state[first])]
     if untied:
         raise StateDictError(
             f"'{base}': {', '.join(untied)} differs from {tied[untied[0]]}, to which it should be "

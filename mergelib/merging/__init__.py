@@ -10,8 +10,9 @@ Only encoders are merged: heads stay with their task. A method whose signature h
 lambda chosen on validation data. Most are theta_b + lam * direction: then the function gives the
 direction, ``@method(..., lam=0.3)`` adds the rest, and a scan over lambda computes the direction
 once. One that declares ``needs`` takes a ``Context`` as its third argument; one that ``gives`` "one
-per task" returns a list, an encoder per expert. One whose signature has ``seed`` is random. A
-user's method may modify what it receives.
+per task" returns a list, an encoder per expert. One whose signature has ``seed`` is random. An
+option's annotation may tell which values it takes (``options``). A user's method may modify what it
+receives.
 """
 
 from . import (

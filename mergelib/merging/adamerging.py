@@ -1,18 +1,25 @@
 """AdaMerging: Yang et al., 2024 (arXiv 2310.02575)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
 from .context import Context
+from .options import AtLeastOne, AtLeastZero, Positive, ShareAboveZero
 from .registry import method
-from .states import complete, flatten, float_names, task_vectors, unflatten
+from .states import (
+    Experts,
+    Tensors,
+    complete,
+    flatten,
+    float_names,
+    rounded,
+    task_vectors,
+    unflatten,
+)
 from .ties import trimmed_and_elected
 
 
@@ -22,7 +29,7 @@ def mean_entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1).mean()
 
 
-def combine(base: State, vectors: Sequence[State], coefficients: Tensor) -> dict[str, Tensor]:
+def combine(base: State, vectors: Sequence[State], coefficients: Tensor) -> Tensors:
     """theta_b + sum_t lambda_t^l tau_t^l, float32; ``coefficients [T, L]`` in the order of sorted
     names, or ``[T, 1]``."""
     names = sorted(vectors[0])
@@ -34,7 +41,7 @@ def combine(base: State, vectors: Sequence[State], coefficients: Tensor) -> dict
 
 
 @torch.enable_grad()
-def learn_coefficients(
+def learned(
     base: State,
     vectors: Sequence[State],
     context: Context,
@@ -44,18 +51,13 @@ def learn_coefficients(
     batch_size: int,
     prior: float,
     seed: int,
-) -> Tensor:
-    """The coefficients ``[T, 1]`` or ``[T, L]`` after ``steps`` of Adam on the entropy of each
-    task's own predictions.
+) -> Tensors:
+    """The merge with coefficients ``[T, 1]`` or ``[T, L]`` after ``steps`` of Adam on the entropy
+    of each task's own predictions.
 
     A step sums the tasks' mean entropies, each on ``batch_size`` random inputs. Nothing else is
     trained, no label is seen.
     """
-    if steps < 0 or batch_size < 1 or not lr > 0:
-        raise ConfigError(
-            "AdaMerging: steps must be at least 0, batch_size at least 1 and lr above 0; "
-            f"not {steps}, {batch_size}, {lr}."
-        )
     coefficients = torch.full(
         (len(vectors), 1 if per == "task" else len(vectors[0])),
         float(prior),
@@ -79,65 +81,57 @@ def learn_coefficients(
         reached = [n for n, leaf in leaves.items() if leaf.grad is not None]
         torch.autograd.backward([state[n] for n in reached], [leaves[n].grad for n in reached])
         optimizer.step()
-    return coefficients.detach()
+    return rounded(base, combine(base, vectors, coefficients.detach()))
 
 
-def ties_vectors(base: State, experts: Sequence[State], keep: float) -> list[dict[str, Tensor]]:
+def ties_vectors(base: State, experts: Experts, keep: float) -> list[Tensors]:
     """Each expert's task vector as ``trimmed_and_elected``: what Ties sums."""
     names = float_names(base)
     flat, *experts = (flatten(state, names) for state in (base, *experts))
     return [unflatten(row, base, names) for row in trimmed_and_elected(flat, experts, keep)]
 
 
-def merged_with(
-    base: State, vectors: Sequence[State], context: Context, *settings: Any
-) -> dict[str, Tensor]:
-    """The merge with ``learn_coefficients(base, vectors, context, *settings)``."""
-    coefficients = learn_coefficients(base, vectors, context, *settings)
-    merged = combine(base, vectors, coefficients)
-    return complete(base, {n: t.to(base[n].dtype) for n, t in merged.items()})
-
-
 def register(per: Literal["task", "layer"]) -> None:
     """AdaMerging and AdaMerging++ with a lambda per task, or per task and tensor."""
+
     common = {"needs": ("test inputs", "gradients"), "paper": "2310.02575"}
 
     @method(f"adamerging_{per}", label=f"AdaMerging, {per}-wise", short=f"Ada-{per}", **common)
     def adamerging(
         base: State,
-        experts: Sequence[State],
+        experts: Experts,
         context: Context,
         *,
-        steps: int = 100,
-        lr: float = 1e-3,
-        batch_size: int = 16,
+        steps: AtLeastZero = 100,
+        lr: Positive = 1e-3,
+        batch_size: AtLeastOne = 16,
         prior: float = 0.3,
         seed: int = 0,
-    ) -> dict[str, Tensor]:
+    ) -> Tensors:
         """theta_m = theta_b + sum_t lambda_t tau_t, lambda_t learned from ``prior`` on unlabelled
         inputs of the *test* set. (The authors take 500 steps and clamp lambda to [0, 1]; nothing
         is clamped here, as in FusionBench.)"""
         vectors = task_vectors(base, experts)
-        return merged_with(base, vectors, context, per, steps, lr, batch_size, prior, seed)
+        return learned(base, vectors, context, per, steps, lr, batch_size, prior, seed)
 
     @method(
         f"adamerging_{per}_pp", label=f"AdaMerging++, {per}-wise", short=f"Ada-{per}++", **common
     )
     def adamerging_pp(
         base: State,
-        experts: Sequence[State],
+        experts: Experts,
         context: Context,
         *,
-        steps: int = 100,
-        lr: float = 1e-3,
-        batch_size: int = 16,
+        steps: AtLeastZero = 100,
+        lr: Positive = 1e-3,
+        batch_size: AtLeastOne = 16,
         prior: float = 0.3,
-        keep: float = 0.2,
+        keep: ShareAboveZero = 0.2,
         seed: int = 0,
-    ) -> dict[str, Tensor]:
+    ) -> Tensors:
         """AdaMerging on the task vectors as Ties leaves them before it adds them up."""
         vectors = ties_vectors(base, experts, keep)
-        return merged_with(base, vectors, context, per, steps, lr, batch_size, prior, seed)
+        return learned(base, vectors, context, per, steps, lr, batch_size, prior, seed)
 
 
 register("task")

@@ -1,19 +1,17 @@
 """Weight Averaging and Task Arithmetic (Eq. 1 and 2)."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..core.types import State
 from .registry import method
-from .states import assembled, complete, cut, empty, float_names
+from .states import Experts, Tensors, assembled, complete, cut, empty, float_names
 
 
 @method("weight_averaging", label="Weight Averaging", short="WA", paper="2203.05482")
-def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+def weight_averaging(base: State, experts: Experts) -> Tensors:
     """theta_m = (1/T) sum_t theta_t.
 
     Eq. 1; Wortsman et al., 2022. ``base`` contributes only its integer tensors.
@@ -29,7 +27,7 @@ def weight_averaging(base: State, experts: Sequence[State]) -> dict[str, Tensor]
 
 
 def summed_vectors(
-    base: State, experts: Sequence[State], target: State
+    base: State, experts: Experts, target: State
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """sum_t tau_t with tau_t = theta_t - theta_b, piece by piece (``states.Summed``)."""
     for b, first, *others, out in cut([base, *experts, target], list(target)):
@@ -40,7 +38,7 @@ def summed_vectors(
         yield b, total, out
 
 
-def task_vector_sum(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+def task_vector_sum(base: State, experts: Experts) -> Tensors:
     """sum_t tau_t, float32, for every floating-point tensor."""
     return assembled(summed_vectors, base, experts)
 
@@ -52,9 +50,7 @@ def task_vector_sum(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     direction=task_vector_sum,
     paper="2212.04089",
 )
-def task_arithmetic(
-    base: State, experts: Sequence[State], *, lam: float = 0.3
-) -> dict[str, Tensor]:
+def task_arithmetic(base: State, experts: Experts, *, lam: float = 0.3) -> Tensors:
     """theta_m = theta_b + lam * sum_t tau_t.
 
     Eq. 2; Ilharco et al., 2022. lam = 1/T gives Weight Averaging.

@@ -43,13 +43,10 @@ class Context:
         inner = next(n for n, m in self.module.named_modules() if m is self.inner)
         names, first = {}, {}
         for place, part in self.module.named_modules():  # a module with two names is listed once
-            for name, t in [
-                *part.named_parameters(recurse=False),
-                *part.named_buffers(recurse=False),
-            ]:
-                names[f"{place}.{name}" if place else name] = first.setdefault(
-                    id(t), f"{place}.{name}" if place else name
-                )
+            own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+            for name, t in own:
+                at = f"{place}.{name}" if place else name
+                names[at] = first.setdefault(id(t), at)
         prefix = f"{inner}." if inner else ""
         return {
             at: name.removeprefix(prefix) for at, name in names.items() if name.startswith(prefix)
@@ -58,9 +55,8 @@ class Context:
     def features(self, state: State, batch: dict[str, Tensor]) -> Tensor:
         """Features ``[B, d]`` of ``module`` with the weights ``state``; differentiable in its
         tensors."""
-        weights = {
-            at: state[name] for at, name in self._names.items() if name in state
-        }  # not in it: non-persistent buffers
+        # Non-persistent buffers are in no state.
+        weights = {at: state[name] for at, name in self._names.items() if name in state}
         return functional_call(self.module, weights, kwargs=batch, tie_weights=False)
 
     def batches(self, t: int, n: int, size: int) -> Iterator[dict[str, Tensor]]:

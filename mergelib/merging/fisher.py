@@ -1,22 +1,19 @@
 """Fisher Merging: Matena & Raffel, 2022 (arXiv 2111.09832)."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
 from .context import Context
+from .options import AtLeastOne, Positive
 from .registry import method
-from .states import complete, float_names
+from .states import Experts, Tensors, complete, float_names, rounded
 
 
 @torch.enable_grad()
-def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
+def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> Tensors:
     """F_t = E_x E_{y ~ p_t(y|x)} (d log p_t(y|x) / d theta)^2 at ``state``, exactly: one gradient
     per input and class.
 
@@ -42,8 +39,8 @@ def fisher_diagonal(context: Context, t: int, state: State, n_examples: int) -> 
 
 
 def fisher_diagonals(
-    base: State, experts: Sequence[State], context: Context, n_examples: int
-) -> Iterator[dict[str, Tensor]]:
+    base: State, experts: Experts, context: Context, n_examples: int
+) -> Iterator[Tensors]:
     """``fisher_diagonal`` of one expert after the other, which are large; the base determines which
     tensors are tied."""
     names = float_names(base)
@@ -60,12 +57,12 @@ def fisher_diagonals(
 )
 def fisher_merging(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     context: Context,
     *,
-    n_examples: int = 64,
-    floor: float = 1e-6,
-) -> dict[str, Tensor]:
+    n_examples: AtLeastOne = 64,
+    floor: Positive = 1e-6,
+) -> Tensors:
     """theta_m = sum_t F_t theta_t / sum_t F_t, elementwise.
 
     Each F_t is divided by its norm over the whole encoder, so that a confident expert does not
@@ -73,11 +70,6 @@ def fisher_merging(
     original has 4,096 examples, searches the experts' coefficients, and adds the floor to one
     expert only.)
     """
-    if n_examples < 1 or not floor > 0:
-        raise ConfigError(
-            "Fisher Merging: n_examples must be at least 1 and floor above 0, "
-            f"not {n_examples} and {floor}."
-        )
     weighted, weights = {}, {}
     fishers = fisher_diagonals(base, experts, context, n_examples)
     for expert, fisher in zip(experts, fishers, strict=True):
@@ -88,6 +80,4 @@ def fisher_merging(
             f = f / norm + floor
             weighted[n] = weighted.get(n, 0) + f * expert[n].float()
             weights[n] = weights.get(n, 0) + f
-    return complete(
-        base, {n: (weighted[n] / weights[n]).to(base[n].dtype) for n in float_names(base)}
-    )
+    return rounded(base, {n: weighted[n] / weights[n] for n in weights})

@@ -1,18 +1,13 @@
 """Merging by uncertainty-based gradient matching: Daheim et al., 2024 (arXiv 2310.12808)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
 from .context import Context
 from .fisher import fisher_diagonals
+from .options import AtLeastOne, Positive
 from .registry import method
-from .states import add_scaled, float_names
+from .states import Experts, Tensors, add_scaled, float_names
 
 
 @method(
@@ -24,13 +19,13 @@ from .states import add_scaled, float_names
 )
 def gradient_matching(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     context: Context,
     *,
-    alpha: float = 1.0,
-    prior: float = 1.0,
-    n_examples: int = 64,
-) -> dict[str, Tensor]:
+    alpha: Positive = 1.0,
+    prior: Positive = 1.0,
+    n_examples: AtLeastOne = 64,
+) -> Tensors:
     """theta_m = theta_b + sum_t alpha (H_0 + F_t) tau_t / (H_0 + alpha sum_s F_s), elementwise.
 
     F_t is expert t's diagonal Fisher. H_0 stands for the curvature that pre-training left: the same
@@ -44,15 +39,7 @@ def gradient_matching(
         alpha: Weight of each task; with a huge prior, Task Arithmetic's lambda.
         prior: H_0 over the mean of all F_t.
         n_examples: Inputs per task for F_t.
-
-    Raises:
-        ConfigError: An option is out of range.
     """
-    if n_examples < 1 or not prior > 0 or not alpha > 0:
-        raise ConfigError(
-            "Gradient Matching: n_examples must be at least 1, prior and alpha above 0, not "
-            f"{n_examples}, {prior} and {alpha}."
-        )
     tau_sum = {n: torch.zeros(base[n].shape, device=base[n].device) for n in float_names(base)}
     f_sum, weighted = ({n: t.clone() for n, t in tau_sum.items()} for _ in range(2))
     fishers = fisher_diagonals(base, experts, context, n_examples)

@@ -1,19 +1,15 @@
 """Skill localisation by grafting: Panigrahi et al., 2023 (arXiv 2302.06600)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
 from .context import Context
+from .options import AtLeastOne, AtLeastZero, Positive, ShareAboveZero
 from .registry import method
 from .states import (
-    check_range,
+    Experts,
+    Tensors,
     complete,
     flatten,
     float_names,
@@ -28,7 +24,7 @@ START = -5.0  # logit of a flip before training: sigmoid(-5) is 0.7 %
 @torch.enable_grad()
 def skill_mask(
     context: Context, t: int, base: State, tau: State, keep: float, steps: int, lr: float, n: int
-) -> dict[str, Tensor]:
+) -> Tensors:
     """Which entries of tau_t hold the skill of task t, 0 or 1 per entry.
 
     At first the ``keep`` largest magnitudes. Then gradient descent on the loss of
@@ -66,14 +62,14 @@ def skill_mask(
 )
 def grafting(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     context: Context,
     *,
-    keep: float = 0.1,
-    steps: int = 10,
-    lr: float = 1e7,
-    n_examples: int = 64,
-) -> dict[str, Tensor]:
+    keep: ShareAboveZero = 0.1,
+    steps: AtLeastZero = 10,
+    lr: Positive = 1e7,
+    n_examples: AtLeastOne = 64,
+) -> Tensors:
     """sum_t gamma_t tau_t, gamma_t by ``skill_mask``.
 
     The authors graft one task at a time, with masks of 0.01 % of a much larger model; adding up the
@@ -86,16 +82,7 @@ def grafting(
         keep: Fraction of tau_t's entries in the mask at first.
         steps, lr: Of the gradient descent on the mask.
         n_examples: Labelled inputs per task.
-
-    Raises:
-        ConfigError: An option is out of range.
     """
-    check_range("Grafting", "keep", keep, "(0, 1]")
-    if n_examples < 1 or steps < 0 or not lr > 0:
-        raise ConfigError(
-            "Grafting: n_examples must be at least 1, steps at least 0 and lr above 0, not "
-            f"{n_examples}, {steps} and {lr}."
-        )
     vectors = task_vectors(base, experts)
     masks = [
         skill_mask(context, t, base, tau, keep, steps, lr, n_examples)

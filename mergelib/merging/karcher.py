@@ -2,18 +2,14 @@
 2403.13257). Of two tensors of one length it is SLERP at one half (Shoemake, 1985); of two lengths,
 SLERP in mergekit and FusionBench pulls the direction towards the longer one."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
+from .options import AtLeastOne
 from .registry import method
-from .states import complete, float_names
+from .states import Experts, Tensors, float_names, rounded
 
 CLOSE = 1e-6  # length of a step, in radians, that changes nothing any more
 
@@ -39,14 +35,12 @@ def karcher_mean(directions: Tensor, steps: int) -> Tensor:
 
 
 @method("karcher", label="Karcher mean", short="Karcher", paper="2403.13257")
-def karcher(base: State, experts: Sequence[State], *, steps: int = 10) -> dict[str, Tensor]:
+def karcher(base: State, experts: Experts, *, steps: AtLeastOne = 10) -> Tensors:
     """Per tensor, the Karcher mean of the experts' directions at their mean length.
 
     A tensor of zeros has no direction: it counts towards the length alone. ``base`` contributes
     only its integer tensors.
     """
-    if steps < 1:
-        raise ConfigError(f"Karcher mean: steps must be at least 1, not {steps}.")
     merged = {}
     for name in float_names(base):
         weights = torch.stack([e[name].reshape(-1).float() for e in experts])
@@ -57,5 +51,5 @@ def karcher(base: State, experts: Sequence[State], *, steps: int = 10) -> dict[s
             weights = karcher_mean(directions, steps) * lengths.mean()
         else:
             weights = weights.mean(0)  # zeros, in memory of their own
-        merged[name] = weights.view(base[name].shape).to(base[name].dtype)
-    return complete(base, merged)
+        merged[name] = weights.view(base[name].shape)
+    return rounded(base, merged)

@@ -1,17 +1,13 @@
 """LiNeS, layer-increasing network scaling: Wang et al., 2024 (arXiv 2410.17146)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
-
-from torch import Tensor
 
 from ..core.errors import UnknownNameError
 from ..core.types import State
 from .arithmetic import task_vector_sum
 from .registry import METHODS, method
-from .states import add_scaled, flatten
+from .states import Experts, Tensors, add_scaled, flatten
 
 
 def blocks(names: Sequence[str]) -> dict[str, int]:
@@ -23,8 +19,8 @@ def blocks(names: Sequence[str]) -> dict[str, int]:
 
 @method("lines", label="LiNeS", short="LiNeS", paper="2410.17146")
 def lines(
-    base: State, experts: Sequence[State], *, lam: float = 0.3, of: str = "task_arithmetic"
-) -> dict[str, Tensor]:
+    base: State, experts: Experts, *, lam: float = 0.3, of: str = "task_arithmetic"
+) -> Tensors:
     """theta_m = theta_b + (alpha + lam * (l - 1) / (L - 1)) tau_m in block l of L; alpha tau_m in
     tensors of no block.
 

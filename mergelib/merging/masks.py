@@ -1,24 +1,20 @@
 """Methods that choose, entry by entry, whose task vector counts: MagMax, TALL-masks, Consensus,
 EMR-Merging."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
 from .arithmetic import task_vector_sum
+from .options import AtLeastZero
 from .registry import PER_TASK, method
-from .states import add_scaled, float_names, stacked_task_vectors
+from .states import Experts, Tensors, add_scaled, float_names, stacked_task_vectors
 
 # ---- MagMax: Marczak et al., 2024 (arXiv 2407.06322) ----
 
 
 @method("magmax", label="MagMax", short="MagMax", lam=0.5, paper="2407.06322")
-def magmax(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+def magmax(base: State, experts: Experts) -> Tensors:
     """Per entry, the tau_t of largest magnitude; in a tie, the later expert's.
 
     Made for experts fine-tuned one after another; here they are independent.
@@ -27,9 +23,7 @@ def magmax(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     for name in float_names(base):
         # Of equal magnitudes argmax takes the first: the later expert.
         tau = stacked_task_vectors(base, experts, name).flip(0)
-        merged[name] = (
-            tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0) if tau.numel() else tau[0]
-        )
+        merged[name] = tau.gather(0, tau.abs().argmax(0, keepdim=True)).squeeze(0)
     return merged
 
 
@@ -43,9 +37,7 @@ def tall_mask(tau: Tensor, tau_sum: Tensor, lam: float) -> Tensor:
 
 
 @method("tall_masks", label="TALL-masks", short="TALL", gives=PER_TASK, paper="2405.07813")
-def tall_masks(
-    base: State, experts: Sequence[State], *, lam: float = 0.4
-) -> list[dict[str, Tensor]]:
+def tall_masks(base: State, experts: Experts, *, lam: float = 0.4) -> list[Tensors]:
     """One encoder per task: theta_b + mask_t * sum_s tau_s.
 
     ``lam`` is the method's own lambda_t, the mask's threshold (grid 0.2 to 0.6), not a scale.
@@ -63,15 +55,13 @@ def tall_masks(
 
 @method("consensus", label="Consensus", short="Consensus", lam=0.3, paper="2405.07813")
 def consensus(
-    base: State, experts: Sequence[State], *, threshold: float = 0.4, agree: int = 2
-) -> dict[str, Tensor]:
+    base: State, experts: Experts, *, threshold: float = 0.4, agree: AtLeastZero = 2
+) -> Tensors:
     """sum_t tau_t where at least ``agree`` tasks' masks hold, else 0.
 
     (The original takes each mask's best threshold on labelled validation data; here one threshold
     serves all.)
     """
-    if int(agree) != agree or agree < 0:
-        raise ConfigError(f"Consensus: agree must be a number of tasks, at least 0, not {agree}.")
     tau_sum = task_vector_sum(base, experts)
     merged = {}
     for n, s in tau_sum.items():
@@ -89,7 +79,7 @@ def _mean_per_expert(values: Tensor) -> Tensor:
 
 
 @method("emr_merging", label="EMR-Merging", short="EMR", gives=PER_TASK, paper="2405.17461")
-def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]]:
+def emr_merging(base: State, experts: Experts) -> list[Tensors]:
     """Elect, Mask, Rescale; one encoder per task: theta_b + rescale_t * mask_t * tau_uni.
 
     tau_uni has the sign of the mean tau (0 counts as negative) and the largest magnitude among the
@@ -99,9 +89,6 @@ def emr_merging(base: State, experts: Sequence[State]) -> list[dict[str, Tensor]
     uni, agrees, magnitude, masked = {}, {}, 0.0, 0.0
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)
-        if not tau.numel():
-            uni[name], agrees[name] = tau[0], tau > 0
-            continue
         sign = torch.where(tau.mean(0) > 0, 1.0, -1.0)
         agrees[name] = tau * sign > 0
         uni[name] = sign * torch.where(agrees[name], tau.abs(), 0.0).amax(0)

@@ -1,14 +1,10 @@
 """Model Stock: Jang et al., 2024 (arXiv 2403.19522)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from ..core.types import State
 from .registry import method
-from .states import complete, float_names, stacked_task_vectors
+from .states import Experts, Tensors, float_names, rounded, stacked_task_vectors
 
 
 def stock_ratio(tau: Tensor) -> Tensor:
@@ -28,7 +24,7 @@ def stock_ratio(tau: Tensor) -> Tensor:
 
 
 @method("model_stock", label="Model Stock", short="Stock", paper="2403.19522")
-def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
+def model_stock(base: State, experts: Experts) -> Tensors:
     """Per tensor theta_m = t * mean_t theta_t + (1 - t) * theta_b, with t from the angle between
     task vectors.
 
@@ -39,8 +35,6 @@ def model_stock(base: State, experts: Sequence[State]) -> dict[str, Tensor]:
     merged = {}
     for name in float_names(base):
         tau = stacked_task_vectors(base, experts, name)
-        merged[name] = (
-            base[name].float()
-            + stock_ratio(tau.flatten(1) if tau.dim() > 1 else tau[:, None]) * tau.mean(0)
-        ).to(base[name].dtype)
-    return complete(base, merged)
+        ratio = stock_ratio(tau.reshape(len(tau), -1))
+        merged[name] = base[name].float() + ratio * tau.mean(0)
+    return rounded(base, merged)

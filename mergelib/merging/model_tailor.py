@@ -1,18 +1,14 @@
 """Model Tailor: Zhu et al., 2024 (arXiv 2402.12048)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
 from .context import Context
+from .options import AtLeastOne, Share, ShareAboveZero
 from .registry import method
 from .regmean import gram_matrices
-from .states import check_range, float_names, total
+from .states import Experts, Tensors, float_names, total
 
 DAMPING = 0.01
 
@@ -70,14 +66,14 @@ def tailor(
 )
 def model_tailor(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     context: Context,
     *,
-    keep: float = 0.1,
-    omega: float = 0.5,
-    n_examples: int = 128,
-    block: int = 128,
-) -> dict[str, Tensor]:
+    keep: ShareAboveZero = 0.1,
+    omega: Share = 0.5,
+    n_examples: AtLeastOne = 128,
+    block: AtLeastOne = 128,
+) -> Tensors:
     """The sum of tailored task vectors.
 
     Weights of ``nn.Linear`` are tailored, other tensors keep their whole tau_t. Made to adapt one
@@ -93,16 +89,7 @@ def model_tailor(
             the layer's outputs.
         n_examples: Inputs per task.
         block: Columns per block.
-
-    Raises:
-        ConfigError: An option is out of range.
     """
-    check_range("Model Tailor", "keep", keep, "(0, 1]")
-    check_range("Model Tailor", "omega", omega)
-    if n_examples < 1 or block < 1:
-        raise ConfigError(
-            f"Model Tailor: n_examples and block must be at least 1, not {n_examples} and {block}."
-        )
     vectors = []
     for t, expert in enumerate(experts):
         tailored = {n: expert[n].double() for n in float_names(base)}

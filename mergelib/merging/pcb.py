@@ -1,15 +1,12 @@
 """PCB-Merging (parameter competition balancing): Du et al., 2024 (arXiv 2410.02396)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..core.types import State
+from .options import BelowHalf, ShareAboveZero
 from .registry import method
-from .states import check_range, flat_task_vectors, float_names, unflatten
+from .states import Experts, Tensors, flat_task_vectors, float_names, unflatten
 
 
 def _quantile(row: Tensor, q: float) -> Tensor:
@@ -40,8 +37,8 @@ def competition_weight(
 
 @method("pcb_merging", label="PCB-Merging", short="PCB", lam=1.0, paper="2410.02396")
 def pcb_merging(
-    base: State, experts: Sequence[State], *, ratio: float = 0.1, clamp: float = 0.01
-) -> dict[str, Tensor]:
+    base: State, experts: Experts, *, ratio: ShareAboveZero = 0.1, clamp: BelowHalf = 0.01
+) -> Tensors:
     """The weighted mean of task vectors, over the whole encoder at once.
 
     The authors released three versions that differ in the clamp (0.0001 or 0.01) and in the
@@ -49,14 +46,11 @@ def pcb_merging(
     tau_s), with one lambda for all tasks (1; their fixed one is 1.2) instead of an evolutionary
     search over T of them.
     """
-    check_range("PCB-Merging", "ratio", ratio, "(0, 1]")
-    check_range("PCB-Merging", "clamp", clamp, "[0, 0.5)")
     names = float_names(base)
     tau_sum = sum(flat_task_vectors(base, experts, names))
     weighted, weights = torch.zeros_like(tau_sum), torch.zeros_like(tau_sum)
-    for tau_t in flat_task_vectors(
-        base, experts, names
-    ):  # computed twice rather than kept: T of them are large
+    # Computed twice rather than kept: T of them are large.
+    for tau_t in flat_task_vectors(base, experts, names):
         magnitude = tau_t.abs()
         magnitude = magnitude.clamp(_quantile(magnitude, clamp), _quantile(magnitude, 1 - clamp))
         weight = competition_weight(tau_t, magnitude, tau_sum, len(experts), ratio)

@@ -6,11 +6,9 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..core.errors import ConfigError, StateDictError, UnknownNameError, shortened
 from ..core.identity import check_call, is_ours, refuse_built_in
@@ -18,15 +16,12 @@ from ..core.names import REFERENCES
 from ..core.spare import call
 from ..core.types import State
 from .context import Context
-from .states import add_scaled, check_like, check_states, detached, untied
+from .options import demand
+from .states import Experts, Tensors, add_scaled, check_like, check_states, detached, untied
 
-MergedState = dict[str, Tensor]
 NEEDS = ("inputs", "test inputs", "labels", "gradients")
 ONE, PER_TASK = "one encoder", "one per task"
 RETURN = "Return the base's names, shapes and dtypes."
-NUMBER = (Real, "a finite number")
-KINDS = {int: NUMBER, float: NUMBER, str: (str, "a word"), tuple: (list | tuple, "a list")}
-LARGEST = 2.0**63  # beyond it, torch accepts no integer and float32 overflows in products
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Method:
     label: str
     short: str
     function: Callable[..., Any]
-    direction: Callable[..., MergedState] | None = None
+    direction: Callable[..., Tensors] | None = None
     needs: tuple[str, ...] = ()
     gives: str = ONE
     paper: str = ""
@@ -73,7 +68,7 @@ class Method:
         return " ".join(first.replace("``", "").split()).partition(". ")[0].rstrip(".")
 
     def __call__(
-        self, base: State, experts: Sequence[State], context: Context | None = None, **options: Any
+        self, base: State, experts: Experts, context: Context | None = None, **options: Any
     ) -> Any:
         """Check the weights, then merge them: a state dict, or a list of them, one per expert.
 
@@ -87,7 +82,7 @@ class Method:
     def scan(
         self,
         base: State,
-        experts: Sequence[State],
+        experts: Experts,
         lams: Sequence[float],
         context: Context | None = None,
         **options: Any,
@@ -111,7 +106,7 @@ class Method:
     def _given(
         self,
         base: State,
-        experts: Sequence[State],
+        experts: Experts,
         context: Context | None,
         options: dict[str, Any],
     ) -> tuple[Any, ...]:
@@ -167,30 +162,22 @@ class Method:
             self({"w": matrix}, [{"w": matrix + 1}, {"w": matrix.T}], **options)
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value of another
-        kind than the option's default: a word, NaN or infinity for a number, or a number for a
-        word.
-        """
+        """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value that the
+        option does not take (``options.demand``)."""
         for name, value in options.items():
             if name not in self.options:
                 raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
-            parameter = self.parameters[name]
-            kind, expected = KINDS.get(type(parameter.default), (object, ""))
-            if parameter.annotation in (int, "int"):
-                kind, expected = Integral, "a whole number"
-            if not isinstance(value, kind) or (
-                kind in (Real, Integral) and (isinstance(value, bool) or not abs(value) < LARGEST)
-            ):
+            if wanted := demand(self.parameters[name], value):
                 raise ConfigError(
-                    f"Method '{self.name}': {name} is {expected}, not {shortened(repr(value))}."
+                    f"Method '{self.name}': {name} {wanted}, not {shortened(repr(value))}."
                 )
 
 
-def scaled(direction: Callable[..., MergedState], lam: float) -> Callable[..., MergedState]:
+def scaled(direction: Callable[..., Tensors], lam: float) -> Callable[..., Tensors]:
     """theta_b + lam * direction, with the direction's own options."""
 
     @functools.wraps(direction)
-    def merged(base: State, experts: Sequence[State], *context: Context, lam=lam, **options: Any):
+    def merged(base: State, experts: Experts, *context: Context, lam=lam, **options: Any):
         return add_scaled(base, call(direction, base, experts, *context, **options), lam)
 
     scale = inspect.Parameter("lam", inspect.Parameter.KEYWORD_ONLY, default=lam)
@@ -212,7 +199,7 @@ def method(
     label: str,
     short: str,
     lam: float | None = None,
-    direction: Callable[..., MergedState] | None = None,
+    direction: Callable[..., Tensors] | None = None,
     needs: tuple[str, ...] = (),
     gives: str = ONE,
     paper: str = "",
@@ -248,11 +235,10 @@ def method(
             f"{shortened(repr(name))} cannot name a merging method: use a text without # and /, "
             f"other than {', '.join(REFERENCES)}."
         )
-    for need in needs:
-        if need not in NEEDS:
-            raise ConfigError(
-                f"Method '{name}': needs must be a tuple of names from {NEEDS}, not {needs!r}."
-            )
+    if not set(needs) <= set(NEEDS):
+        raise ConfigError(
+            f"Method '{name}': needs must be a tuple of names from {NEEDS}, not {needs!r}."
+        )
     if {"test inputs", "labels"} <= set(needs):
         raise ConfigError(
             f"Method '{name}': labels of test inputs score the merge, so no method may use them."

@@ -1,8 +1,7 @@
 """RegMean: Jin et al., 2023 (arXiv 2212.09849)."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +10,19 @@ from ..core.errors import ConfigError
 from ..core.types import State
 from .arithmetic import weight_averaging
 from .context import Context
+from .options import AtLeastOne, Share
 from .registry import method
-from .states import as_float32, check_range
+from .states import Experts, Tensors, as_float32
 
 BATCH = 16
 
 
 @torch.no_grad()
-def for_each_linear_input(
-    context: Context, t: int, state: State, n_examples: int, see: Callable[[str, Tensor], None]
-) -> None:
-    """Run ``state`` on task t's first ``n_examples`` inputs and call ``see(name of the weight, rows
-    [n, in])`` for every ``nn.Linear`` that runs. If the batch has an ``attention_mask [B, L]``,
-    rows of padding tokens are left out: they change no feature, and their number depends on which
-    inputs share a batch.
+def gram_matrices(context: Context, t: int, state: State, n_examples: int) -> Tensors:
+    """G_t = X_t^T X_t / n_t ``[in, in]`` (float64) of the rows X_t that enter each ``nn.Linear`` on
+    task t's first ``n_examples`` inputs, by its weight's name. If the batch has an
+    ``attention_mask [B, L]``, rows of padding tokens are left out: they change no feature, and
+    their number depends on which inputs share a batch.
 
     Raises ``ConfigError`` for ``nn.MultiheadAttention``, whose fused projections never run as an
     ``nn.Linear``, and where no ``nn.Linear`` is merged.
@@ -45,13 +43,16 @@ def for_each_linear_input(
             f"a {type(context.inner).__name__} has no nn.Linear among the weights that are merged "
             "(GPT-2 has Conv1D); use a method that does not need one."
         )
-    real, module = None, context.module
+    real, module, sums, counts = None, context.module, {}, Counter()
     # the authors' code attends to padding and averages it: then its rows shape the features
     padded = not getattr(module, "mask", True) or getattr(module, "padding_in_mean", False)
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         tokens = real is not None and args[0].shape[:-1] == real.shape
-        see(names[module], args[0][real] if tokens else args[0].flatten(0, -2))
+        rows = (args[0][real] if tokens else args[0].flatten(0, -2)).double()
+        name = names[module]
+        sums[name] = sums.get(name, 0) + rows.T @ rows
+        counts[name] += len(rows)
 
     hooks = [m.register_forward_pre_hook(look) for m in names]
     try:
@@ -63,19 +64,6 @@ def for_each_linear_input(
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def gram_matrices(context: Context, t: int, state: State, n_examples: int) -> dict[str, Tensor]:
-    """G_t = X_t^T X_t / n_t ``[in, in]`` (float64) of the rows X_t that enter each ``nn.Linear``,
-    by its weight's name."""
-    sums, counts = {}, {}
-
-    def see(name: str, rows: Tensor) -> None:
-        rows = rows.double()
-        sums[name] = sums.get(name, 0) + rows.T @ rows
-        counts[name] = counts.get(name, 0) + len(rows)
-
-    for_each_linear_input(context, t, state, n_examples, see)
     return {n: s / counts[n] for n, s in sums.items()}
 
 
@@ -94,17 +82,14 @@ def regmean_weight(grams: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor
 @method("regmean", label="RegMean", short="RegMean", needs=("inputs",), paper="2212.09849")
 def regmean(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     context: Context,
     *,
-    off_diagonal: float = 0.9,
-    n_examples: int = 256,
-) -> dict[str, Tensor]:
+    off_diagonal: Share = 0.9,
+    n_examples: AtLeastOne = 256,
+) -> Tensors:
     """Every ``nn.Linear`` weight by least squares on its own inputs, everything else the plain
     mean. Entries of G_t off the diagonal are multiplied by ``off_diagonal``."""
-    check_range("RegMean", "off_diagonal", off_diagonal)
-    if n_examples < 1:
-        raise ConfigError(f"RegMean: n_examples must be at least 1, not {n_examples}.")
     merged = weight_averaging(base, experts)
     grams = [gram_matrices(context, t, expert, n_examples) for t, expert in enumerate(experts)]
     for name in (n for n in grams[0] if n in merged):

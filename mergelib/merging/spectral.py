@@ -5,16 +5,15 @@ tensors whose names contain a text from ``exclude`` are averaged, and so is ever
 a matrix.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..core.types import State
+from .options import Share
 from .registry import method
-from .states import check_range, float_names, stacked_task_vectors
+from .states import Experts, Tensors, float_names, stacked_task_vectors
 
 TABLES = ("embed", "shared.weight", "relative_attention_bias", "wte", "wpe")
 """What is in the names of embedding tables; T5's vocabulary is ``shared``, GPT-2's ``wte``."""
@@ -29,12 +28,11 @@ def polar(M: Tensor) -> Tensor:
 
 def by_matrix(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     exclude: Sequence[str],
     merge: Callable[[Tensor], Tensor],
-    *,
-    smallest: int,
-) -> dict[str, Tensor]:
+    smallest: int = 1,
+) -> Tensors:
     """``merge`` on the task matrices ``[T, m, n]``; the plain mean of tau_t for everything else,
     and if min(m, n) < smallest."""
     direction = {}
@@ -65,9 +63,7 @@ def tsv(tau: Tensor) -> Tensor:
 
 
 @method("tsv_merge", label="TSV-Merge", short="TSV", lam=1.0, paper="2412.00081")
-def tsv_merge(
-    base: State, experts: Sequence[State], *, exclude: Sequence[str] = TABLES
-) -> dict[str, Tensor]:
+def tsv_merge(base: State, experts: Experts, *, exclude: Sequence[str] = TABLES) -> Tensors:
     """``tsv`` of each task matrix, the mean of what is none.
 
     (The original pads to rank r with zero columns, whose singular value is 0: the same product. It
@@ -86,15 +82,13 @@ def iso_common(tau: Tensor) -> Tensor:
 
 
 @method("iso_c", label="Iso-C", short="Iso-C", lam=1.0, paper="2502.04959")
-def iso_c(
-    base: State, experts: Sequence[State], *, exclude: Sequence[str] = TABLES
-) -> dict[str, Tensor]:
+def iso_c(base: State, experts: Experts, *, exclude: Sequence[str] = TABLES) -> Tensors:
     """``iso_common`` of each task matrix, the mean of what is none.
 
     Embedding tables are averaged: rows that no task uses would be blown up to the mean singular
     value.
     """
-    return by_matrix(base, experts, exclude, iso_common, smallest=1)
+    return by_matrix(base, experts, exclude, iso_common)
 
 
 def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
@@ -120,16 +114,13 @@ def iso_common_and_specific(tau: Tensor, common: float) -> Tensor:
 @method("iso_cts", label="Iso-CTS", short="Iso-CTS", lam=1.0, paper="2502.04959")
 def iso_cts(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     *,
-    common: float = 0.8,
+    common: Share = 0.8,
     exclude: Sequence[str] = TABLES,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """``iso_common_and_specific`` of each task matrix, the mean of what is none.
 
     ``common`` is the fraction of directions shared by all tasks.
     """
-    check_range("Iso-CTS", "common", common)
-    return by_matrix(
-        base, experts, exclude, lambda tau: iso_common_and_specific(tau, common), smallest=1
-    )
+    return by_matrix(base, experts, exclude, lambda tau: iso_common_and_specific(tau, common))

@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, StateDictError, first_five
+from ..core.errors import StateDictError, first_five
 from ..core.types import State, not_finite, place
+
+Experts = Sequence[State]
+"""The T fine-tuned theta_t, with the names, shapes and dtypes of their base theta_b."""
+Tensors = dict[str, Tensor]
+"""Tensors by name, like ``State``, to be filled or changed."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Numbers per model in one piece: pieces of a few models fit into a processor's cache.
@@ -17,7 +22,7 @@ PIECE = 1 << 17
 DEVICE_PIECE = 1 << 24  # on other devices; not more, because float32 counts exactly only up to here
 
 
-def check_states(base: State, experts: Sequence[State]) -> None:
+def check_states(base: State, experts: Experts) -> None:
     """Refuse weights that cannot be merged.
 
     Raises:
@@ -91,47 +96,31 @@ def detached(state: State) -> State:
     return {n: t.detach() for n, t in state.items()}
 
 
-def check_range(method: str, option: str, value: float, interval: str = "[0, 1]") -> None:
-    """Raises ``ConfigError`` unless ``value`` lies in the interval, which NaN never does; "(0, 1]"
-    is without 0."""
-    low, high = map(float, interval[1:-1].split(","))
-    ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
-    if not (low < value < high or value in ends):
-        raise ConfigError(f"{method}: {option} must lie in {interval}, not {value}.")
-
-
 def float_names(state: State) -> list[str]:
-    """Names of floating-point tensors, sorted, each storage once: of tied tensors only the first
-    counts."""
-    seen: set[tuple] = set()
-    names = []
+    """Names of floating-point tensors that hold numbers, sorted, each storage once: of tied tensors
+    only the first counts."""
+    first: dict[tuple, str] = {}
     for name in sorted(state):
         t = state[name]
-        if not t.is_floating_point():
-            continue
-        if t.numel() and place(t) in seen:
-            continue
-        seen.add(place(t))
-        names.append(name)
-    return names
+        if t.is_floating_point() and t.numel():
+            first.setdefault(place(t), name)
+    return list(first.values())
 
 
-def complete(base: State, changed: dict[str, Tensor]) -> dict[str, Tensor]:
+def complete(base: State, changed: Tensors) -> Tensors:
     """``changed`` (by ``float_names``) as a full state dict: other dtypes are copied from the base,
     ties stay tied."""
-    by_place = {place(base[n]): t for n, t in changed.items()}
-    full = {}
-    for name, t in base.items():
-        if name in changed:
-            full[name] = changed[name]
-        elif t.is_floating_point() and t.numel():
-            full[name] = by_place[place(t)]
-        else:
-            full[name] = t.clone()
-    return full
+    by_place = {place(base[n]): t for n, t in changed.items() if t.numel()}
+    full = {n: by_place.get(place(t)) for n, t in base.items()} | changed
+    return {n: base[n].clone() if t is None else t for n, t in full.items()}
 
 
-def untied(base: State, experts: Sequence[State]) -> State:
+def rounded(base: State, merged: State) -> Tensors:
+    """``complete``, with each merged tensor in the base's dtype."""
+    return complete(base, {n: t.to(base[n].dtype) for n, t in merged.items()})
+
+
+def untied(base: State, experts: Experts) -> State:
     """The base, with its tied tensors untied if an expert holds different values under the tied
     names: merged as one tensor, all values but the first name's would be lost."""
     first: dict[tuple, str] = {}
@@ -143,13 +132,13 @@ def untied(base: State, experts: Sequence[State]) -> State:
     return {**base, **copies} if copies else base
 
 
-def as_float32(state: State) -> dict[str, Tensor]:
+def as_float32(state: State) -> Tensors:
     """The state with floating-point tensors in float32, ties kept, for running data through weights
     of any dtype."""
     return complete(state, {n: state[n].float() for n in float_names(state)})
 
 
-def empty(like: State, names: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def empty(like: State, names: Sequence[str], dtype: torch.dtype | None = None) -> Tensors:
     """Uninitialised tensors with the named ones' shapes, in their dtypes or ``dtype``."""
     return {
         n: torch.empty(like[n].shape, dtype=dtype or like[n].dtype, device=like[n].device)
@@ -169,13 +158,11 @@ def cut(states: Sequence[State], names: Sequence[str]) -> Iterator[tuple[Tensor,
     """
     for name in names:
         flat = [state[name].detach().reshape(-1) for state in states]
-        if flat[0].numel():
-            yield from zip(
-                *(f.split(PIECE if f.is_cpu else DEVICE_PIECE) for f in flat), strict=True
-            )
+        size = PIECE if flat[0].is_cpu else DEVICE_PIECE
+        yield from zip(*(f.split(size) for f in flat), strict=True)
 
 
-def add_scaled(base: State, direction: State, lam: float) -> dict[str, Tensor]:
+def add_scaled(base: State, direction: State, lam: float) -> Tensors:
     """theta_b + lam * direction, and theta_b for names that ``direction`` lacks; computed in
     float32, returned in the base's dtype."""
     merged = empty(base, list(direction))
@@ -191,8 +178,8 @@ may be overwritten) and of ``target``. If a piece comes twice, the last one coun
 
 
 def assembled(
-    summed: Summed, base: State, experts: Sequence[State], lam: float | None = None, **options: Any
-) -> dict[str, Tensor]:
+    summed: Summed, base: State, experts: Experts, lam: float | None = None, **options: Any
+) -> Tensors:
     """theta_b + lam * the merged task vector, which is never in memory all at once; without ``lam``
     that vector itself, float32."""
     target = empty(base, float_names(base), torch.float32 if lam is None else None)
@@ -202,8 +189,8 @@ def assembled(
 
 
 def task_vectors(
-    base: State, experts: Sequence[State], change: Callable[[Tensor], Tensor] = lambda tau: tau
-) -> list[dict[str, Tensor]]:
+    base: State, experts: Experts, change: Callable[[Tensor], Tensor] = lambda tau: tau
+) -> list[Tensors]:
     """``change(tau_t)`` per expert and tensor, float32. Experts come in the outer loop and names
     are sorted, which fixes the order of random draws."""
     return [
@@ -212,12 +199,12 @@ def task_vectors(
     ]
 
 
-def stacked_task_vectors(base: State, experts: Sequence[State], name: str) -> Tensor:
+def stacked_task_vectors(base: State, experts: Experts, name: str) -> Tensor:
     """tau_t of one tensor, ``[T, ...]``, float32."""
     return torch.stack([e[name].float() for e in experts]) - base[name].float()
 
 
-def total(vectors: Sequence[State]) -> dict[str, Tensor]:
+def total(vectors: Sequence[State]) -> Tensors:
     """The sum of task vectors, tensor by tensor."""
     return {n: sum(v[n] for v in vectors) for n in vectors[0]}
 
@@ -227,15 +214,13 @@ def flatten(state: State, names: Sequence[str]) -> Tensor:
     return torch.cat([state[n].reshape(-1).float() for n in names])
 
 
-def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> dict[str, Tensor]:
+def unflatten(vector: Tensor, like: State, names: Sequence[str]) -> Tensors:
     """Inverse of ``flatten``: views into ``vector [D]`` with the shapes of ``like``."""
     parts = vector.split([like[n].numel() for n in names])
     return {n: p.view(like[n].shape) for n, p in zip(names, parts, strict=True)}
 
 
-def flat_task_vectors(
-    base: State, experts: Sequence[State], names: Sequence[str]
-) -> Iterator[Tensor]:
+def flat_task_vectors(base: State, experts: Experts, names: Sequence[str]) -> Iterator[Tensor]:
     """Yield each tau_t over all named tensors, ``[D]`` float32; one after the other, because they
     are large."""
     flat_base = flatten(base, names)

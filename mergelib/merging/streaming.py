@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .arithmetic import task_arithmetic, weight_averaging
@@ -47,6 +46,4 @@ def hidden(method: Method) -> int | None:
 def stream(method: Method, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
     """Yield the merged pieces; invalid options raise as in the method, before anything is read."""
     method.check_options(options)
-    one = {"piece": torch.zeros(1)}
-    method.function(one, [one], **options)  # the method itself refuses invalid values
     return STREAMED[method.function](pieces, **options)

@@ -1,7 +1,5 @@
 """Ties: trim, elect signs, merge what agrees (Eq. 3; Yadav et al., 2023), piece by piece."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
@@ -10,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
+from .options import ShareAboveZero
 from .registry import method
-from .states import assembled, check_range, cut
+from .states import Experts, Tensors, assembled, cut
 
 Pieces = Callable[[], Iterator[tuple[Tensor, Sequence[Tensor]]]]
 """Yields the same pieces at every call: a part of theta_b ``[n]``, the same of the T experts."""
@@ -124,7 +122,7 @@ def merge_piece(
 
 
 def merged_vectors(
-    base: State, experts: Sequence[State], target: State, *, keep: float, combine: str
+    base: State, experts: Experts, target: State, *, keep: float, combine: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ties' merged task vector piece by piece (``states.Summed``).
 
@@ -165,30 +163,20 @@ def trimmed_and_elected(base: Tensor, experts: Sequence[Tensor], keep: float) ->
         base: theta_b, flat ``[D]``.
         experts: The T theta_t, flat ``[D]``.
         keep: Kept fraction of each tau_t.
-
-    Raises:
-        ConfigError: ``keep`` lies outside (0, 1].
     """
-    _check(keep)
     smallest = thresholds(lambda: iter([(base, experts)]), keep)
     votes = trim_and_elect(base, experts, smallest, 0)[2]
     trimmed, signs, _ = trim_and_elect(base, experts, smallest, float(votes))
     return torch.where(trimmed * signs > 0, trimmed, 0.0)
 
 
-def _check(keep: float, combine: str = "sum") -> None:
-    check_range("Ties", "keep", keep, "(0, 1]")
-    if combine not in ("sum", "mean"):
-        raise ConfigError(f"Ties: combine must be 'sum' or 'mean', not '{combine}'.")
-
-
 def ties_direction(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     *,
-    keep: float = 0.2,
+    keep: ShareAboveZero = 0.2,
     combine: Literal["sum", "mean"] = "sum",
-) -> dict[str, Tensor]:
+) -> Tensors:
     """The merged task vector before scaling, float32.
 
     Args:
@@ -199,23 +187,18 @@ def ties_direction(
             order. (The original keeps one entry more: it compares with the next smaller one.)
         combine: "sum" is the paper's form (the original's dis-sum), "mean" the original's default,
             over the kept entries of a column.
-
-    Raises:
-        ConfigError: An option is out of range.
     """
-    _check(keep, combine)
     return assembled(merged_vectors, base, experts, keep=keep, combine=combine)
 
 
 @method("ties", label="Ties", short="Ties", direction=ties_direction, paper="2306.01708")
 def ties(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     *,
     lam: float = 0.3,
-    keep: float = 0.2,
+    keep: ShareAboveZero = 0.2,
     combine: Literal["sum", "mean"] = "sum",
-) -> dict[str, Tensor]:
+) -> Tensors:
     """theta_m = theta_b + lam * sum_t tau_t^Ties. Eq. 3; options as of ``ties_direction``."""
-    _check(keep, combine)
     return assembled(merged_vectors, base, experts, lam, keep=keep, combine=combine)

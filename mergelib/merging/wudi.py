@@ -1,17 +1,15 @@
 """WUDI-Merging: Cheng et al., 2025 (arXiv 2503.08099)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
 from ..core.types import State
+from .options import AtLeastZero, Positive
 from .registry import method
 from .spectral import TABLES, by_matrix
-from .states import add_scaled
+from .states import Experts, Tensors, add_scaled
 
 
 def least_interference(tau: Tensor, steps: int, lr: float) -> Tensor:
@@ -37,12 +35,12 @@ def least_interference(tau: Tensor, steps: int, lr: float) -> Tensor:
 @method("wudi", label="WUDI-Merging", short="WUDI", paper="2503.08099")
 def wudi(
     base: State,
-    experts: Sequence[State],
+    experts: Experts,
     *,
-    steps: int = 300,
-    lr: float = 1e-5,
+    steps: AtLeastZero = 300,
+    lr: Positive = 1e-5,
     exclude: Sequence[str] = TABLES,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """theta_b + ``least_interference`` of each task matrix, the mean of tau_t for what is none.
 
     Without lambda, as the authors have it. The loss is quadratic, and its minimum is known in
@@ -53,18 +51,6 @@ def wudi(
         experts: The T theta_t.
         steps, lr: Of Adam.
         exclude: Words; a tensor with one of them in its name is no task matrix.
-
-    Raises:
-        ConfigError: An option is out of range.
     """
-    if steps < 0 or not lr > 0:
-        raise ConfigError(
-            f"WUDI-Merging: steps must be at least 0 and lr above 0, not {steps} and {lr}."
-        )
-    return add_scaled(
-        base,
-        by_matrix(
-            base, experts, exclude, lambda tau: least_interference(tau, steps, lr), smallest=1
-        ),
-        1.0,
-    )
+    direction = by_matrix(base, experts, exclude, lambda tau: least_interference(tau, steps, lr))
+    return add_scaled(base, direction, 1.0)

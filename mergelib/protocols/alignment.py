@@ -45,11 +45,6 @@ TABLE_1 = {
         Rung("scaling", "Scaling", False, "diagonal"),
     )
 }
-_DIMENSION: dict[str, Callable[[int], int]] = {
-    "none": lambda d: d * d,
-    "orthogonal": lambda d: d * (d - 1) // 2,
-    "diagonal": lambda d: d,
-}
 
 
 def get_rung(name: str) -> Rung:
@@ -65,7 +60,8 @@ def free_parameters(rung: str, d: int) -> int:
     Raises ``UnknownNameError``.
     """
     spec = get_rung(rung)
-    return _DIMENSION[spec.constraint](d) + d * spec.shift
+    of_matrix = {"none": d * d, "orthogonal": d * (d - 1) // 2, "diagonal": d}
+    return of_matrix[spec.constraint] + d * spec.shift
 
 
 @dataclass(frozen=True)
@@ -140,12 +136,10 @@ def _least_squares(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
 
 def _procrustes(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
     cross = Y.mT @ X
-    scale = (
-        torch.linalg.matrix_norm(cross) / X.shape[-1] ** 0.5
-    )  # root mean square of the singular values
-    return polar(
-        cross + ridge * scale.clamp_min(torch.finfo(X.dtype).tiny)[:, None, None] * _eye(X)
-    )
+    # The root mean square of the singular values.
+    scale = torch.linalg.matrix_norm(cross) / X.shape[-1] ** 0.5
+    scale = scale.clamp_min(torch.finfo(X.dtype).tiny)
+    return polar(cross + ridge * scale[:, None, None] * _eye(X))
 
 
 def _diagonal(X: Tensor, Y: Tensor, ridge: float) -> Tensor:
@@ -193,9 +187,8 @@ def _batches(n: int, size: int, steps: int, seed: int) -> Tensor:
     """Rows ``[steps, size]``: seeded permutations of n rows, one after the other, cut in steps."""
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-steps * size // n)
-    return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[
-        : steps * size
-    ].view(steps, size)
+    rows = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])
+    return rows[: steps * size].view(steps, size)
 
 
 def _cayley(S: Tensor) -> Tensor:
@@ -255,11 +248,9 @@ def fit_l1(
     _check(X, Y)
     orthogonal, diagonal = spec.constraint == "orthogonal", spec.constraint == "diagonal"
     penalised = orthogonal and not exact
-    restored = (
-        [0, *((steps // 2, 3 * steps // 4, 9 * steps // 10) if alpha is None else ())]
-        if penalised
-        else []
-    )
+    restored = [0] if penalised else []
+    if penalised and alpha is None:
+        restored += [steps // 2, 3 * steps // 4, 9 * steps // 10]
     if exact and not orthogonal:
         names = ", ".join(r.name for r in TABLE_1.values() if r.constraint == "orthogonal")
         raise ConfigError(
@@ -276,13 +267,12 @@ def fit_l1(
         )
     distinct = list(dict.fromkeys(seeds))
     seed_index = torch.tensor([distinct.index(s) for s in seeds], device=X.device)
-    start = (
-        torch.stack(
-            [torch.randn(d, d, generator=torch.Generator().manual_seed(s)) for s in distinct]
-        ).to(X)
-        / d**0.5
-    )
-    start = start.diagonal(dim1=-2, dim2=-1) if diagonal else polar(start) if orthogonal else start
+    normal = [torch.randn(d, d, generator=torch.Generator().manual_seed(s)) for s in distinct]
+    start = torch.stack(normal).to(X) / d**0.5
+    if diagonal:
+        start = start.diagonal(dim1=-2, dim2=-1)
+    if orthogonal:
+        start = polar(start)
     start = start[seed_index]
     if exact:
         flip = torch.linalg.det(start) * torch.linalg.det(fit_closed_form(X, Y, rung).A) < 0
@@ -294,14 +284,13 @@ def fit_l1(
     )
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     size, eye = min(batch_size or n, n), _eye(x)
-    order = (
-        torch.stack([_batches(n, size, steps, s) for s in distinct]).to(X.device)
-        if size < n
-        else None
-    )
-    fits = torch.arange(n_fits, device=X.device)[:, None]
+    index = slice(None)
+    if size < n:
+        order = torch.stack([_batches(n, size, steps, s) for s in distinct]).to(X.device)
+        fits = torch.arange(n_fits, device=X.device)[:, None]
     for step in progress(range(steps)):
-        index = (slice(None),) if order is None else (fits, order[seed_index, step])
+        if size < n:
+            index = fits, order[seed_index, step]
         if step in restored:
             A.copy_(polar(A))
         # Gradients by hand, each a product with signs: autograd would need several times the memory
@@ -314,9 +303,8 @@ def fit_l1(
         # batch and a single fit.
         if penalised and step not in restored:
             weight = 0.01 * d * 1000 ** (step / max(steps - 1, 1)) if alpha is None else alpha
-            defect = (
-                (A.mT @ A).sub_(eye).sign_()
-            )  # of mean |A^T A - I|, which is symmetric: hence the 2
+            # Of mean |A^T A - I|, which is symmetric: hence the 2.
+            defect = (A.mT @ A).sub_(eye).sign_()
             pull.baddbmm_(A, defect, alpha=2 * weight / d**2)
         if exact:
             turn = A.mT @ pull
@@ -330,9 +318,10 @@ def fit_l1(
         if exact:
             A = A @ _cayley(tangent)
             tangent.zero_()
-    A = (
-        torch.diag_embed(A) if diagonal else polar(A) if exact else A
-    )  # polar: rounding of `steps` products
+    if diagonal:
+        A = torch.diag_embed(A)
+    if exact:
+        A = polar(A)  # of the rounding of `steps` products
     return AffineMap(A, (b * unit).squeeze(-2))
 
 

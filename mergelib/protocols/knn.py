@@ -20,20 +20,14 @@ def knn_eval(features: Tensor, anchors: Tensor, ks: Sequence[int]) -> Tensor:
     nor squared (Eq. 5). Ties go to the lowest class. All k come from one distance matrix, by
     cumulative sums.
     """
-    n_seeds, n_classes, k_max, d = anchors.shape
+    _, n_classes, k_max, d = anchors.shape
     steps = torch.as_tensor(list(ks), device=anchors.device)
-    predictions = torch.empty(
-        len(steps), n_seeds, len(features), dtype=torch.long, device=anchors.device
-    )
-    for s in range(n_seeds):
-        # The matrix-product shortcut loses digits for near neighbours; the direct computation does
-        # not.
-        distances = torch.cdist(
-            features, anchors[s].reshape(-1, d), compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        means = distances.view(-1, n_classes, k_max).cumsum(-1)[..., steps - 1] / steps
-        predictions[:, s] = means.argmin(1).T
-    return predictions
+    predicted = []
+    for drawn in anchors:
+        distances = _distances(features, drawn.reshape(-1, d)).view(-1, n_classes, k_max)
+        means = distances.cumsum(-1)[..., steps - 1] / steps
+        predicted.append(means.argmin(1).T)
+    return torch.stack(predicted, 1)
 
 
 def knn_of_share(
@@ -45,15 +39,20 @@ def knn_of_share(
     ``anchors [S, n_max, d]``, ``classes [S, n_max]``: how many anchors a class has is random. A
     class without anchors is infinitely far and never predicted.
     """
-    n_seeds = len(anchors)
-    predictions = torch.empty(
-        len(counts), n_seeds, len(features), dtype=torch.long, device=anchors.device
-    )
-    for s in range(n_seeds):
-        distances = torch.cdist(features, anchors[s], compute_mode="donot_use_mm_for_euclid_dist")
-        member = torch.nn.functional.one_hot(classes[s], n_classes).to(distances)
-        for i, n in enumerate(counts):
+    predicted = []
+    for drawn, labels in zip(anchors, classes, strict=True):
+        distances = _distances(features, drawn)
+        member = torch.nn.functional.one_hot(labels, n_classes).to(distances)
+        rows = []
+        for n in counts:
             n_anchors = member[:n].sum(0)
             means = (distances[:, :n] @ member[:n]) / n_anchors.clamp(min=1)
-            predictions[i, s] = means.masked_fill(n_anchors == 0, torch.inf).argmin(1)
-    return predictions
+            rows.append(means.masked_fill(n_anchors == 0, torch.inf).argmin(1))
+        predicted.append(torch.stack(rows))
+    return torch.stack(predicted, 1)
+
+
+def _distances(features: Tensor, anchors: Tensor) -> Tensor:
+    """Of ``[N, d]`` to ``[A, d]``, ``[N, A]``. The matrix-product shortcut loses digits for near
+    neighbours; the direct computation does not."""
+    return torch.cdist(features, anchors, compute_mode="donot_use_mm_for_euclid_dist")

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from near import assert_states_close, normal
-from test_every_method import merge, seeds
-from test_every_method_data import float_names, setting
+from test_every_method import seeds
+from test_every_method_data import float_names, merge, setting
 from torch.testing import assert_close
 
 from mergelib.core.errors import UnknownNameError

@@ -10,7 +10,13 @@ from ties_reference import merged_vector, trim
 
 from mergelib.merging import get_method, states
 from mergelib.merging import ties as ties_module
-from mergelib.merging.states import add_scaled, flat_task_vectors, float_names, unflatten
+from mergelib.merging.states import (
+    add_scaled,
+    flat_task_vectors,
+    float_names,
+    rounded,
+    unflatten,
+)
 from mergelib.merging.streaming import stream
 from mergelib.merging.ties import select, thresholds
 
@@ -19,30 +25,27 @@ def reference(name, base, experts, lam=0.3, keep=0.2, combine="sum"):
     """Eq. 1, 2 and 3 on whole tensors, as they stand."""
     names = float_names(base)
     if name == "weight_averaging":
-        return {
-            n: (sum(e[n].float() for e in experts) / len(experts)).to(base[n].dtype) for n in names
-        }
+        return rounded(base, {n: sum(e[n].float() for e in experts) / len(experts) for n in names})
     if name == "task_arithmetic":
-        return add_scaled(
-            base, {n: sum(e[n].float() - base[n].float() for e in experts) for n in names}, lam
-        )
-    merged = merged_vector(list(flat_task_vectors(base, experts, names)), keep, combine)
-    return add_scaled(base, unflatten(merged, base, names), lam)
+        total = {n: sum(e[n].float() - base[n].float() for e in experts) for n in names}
+    else:
+        taus = list(flat_task_vectors(base, experts, names))
+        total = unflatten(merged_vector(taus, keep, combine), base, names)
+    return add_scaled(base, total, lam)
 
 
-def make(kind, seed, dtype=torch.float32, n_experts=5):
+def make(kind, seed, dtype=torch.float32):
     """Random weights, or small integers: with equal magnitudes, zeros and cancellations
     everywhere."""
     g = seeded(seed)
     shapes = {"matrix": (40, 30), "bias": (7,), "scale": (), "none": (0, 3), "kernel": (3, 2, 5)}
-    draw = (
-        (lambda s: torch.randn(s, generator=g))
-        if kind == "random"
-        else (lambda s: torch.randint(-3, 4, s, generator=g).float())
-    )
-    base, *experts = [
-        {n: draw(s).to(dtype) for n, s in shapes.items()} for _ in range(n_experts + 1)
-    ]
+
+    def draw(shape):
+        if kind == "random":
+            return torch.randn(shape, generator=g)
+        return torch.randint(-3, 4, shape, generator=g)
+
+    base, *experts = [{n: draw(s).to(dtype) for n, s in shapes.items()} for _ in range(6)]
     return base, experts
 
 
@@ -65,9 +68,7 @@ def test_pieces_equal_the_formula_to_the_bit(monkeypatch, kind, dtype, name, opt
     for piece, step in ((states.PIECE, ties_module.STEP), (64, ties_module.STEP), (64, 3)):
         monkeypatch.setattr(states, "PIECE", piece)
         monkeypatch.setattr(ties_module, "STEP", step)
-        merged = get_method(name)(base, experts, **options)
-        for n, tensor in expected.items():
-            assert torch.equal(merged[n], tensor), n
+        assert equal(get_method(name)(base, experts, **options), expected)
 
 
 @given(

@@ -75,60 +75,37 @@ def test_l1_fit_recovers_a_planted_map_to_two_hundredths(rung, exact):
     assert not exact or diagnose(found, X, Y)["orthogonality_max"].max() < 1e-5
 
 
-def test_a_reflection_is_recovered_too():
-    X, _, A, _ = planted("orthogonal", d=6)
-    A = A @ torch.diag(torch.tensor([-1.0, 1, 1, 1, 1, 1]))
-    Y = X @ A.mT
-    assert (diagnose(fit_closed_form(X, Y, "orthogonal"), X, Y)["det_sign"] == -1).all()
-    for exact in (False, True):
-        found = fit_l1(X, Y, "orthogonal", exact=exact)
-        assert (found.A - A).abs().max() < 0.03
-        assert (diagnose(found, X, Y)["det_sign"] == -1).all()
-
-
-def test_l1_fit_crosses_to_the_other_sign_of_det():
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_either_sign_of_det_is_reached_from_every_start(sign):
     """Random starts have either sign; if the wrong one, a singular value has to pass through 0."""
-    X, Y, A, _ = planted("orthogonal", d=6, n_fits=1)
-    for seed in range(4):
-        found = fit_l1(X, Y, "orthogonal", seed=seed)
-        assert (found.A - A).abs().max() < 0.03, seed
+    X, _, A, _ = planted("orthogonal", d=6, n_fits=1)
+    A = A @ torch.diag(torch.tensor([sign, 1, 1, 1, 1, 1]))
+    Y = X @ A.mT
+    found = [fit_l1(X, Y, "orthogonal", seed=seed) for seed in range(4)]
+    found += [fit_l1(X, Y, "orthogonal", exact=True), fit_closed_form(X, Y, "orthogonal")]
+    for mapping in found:
+        assert (mapping.A - A).abs().max() < 0.03
+        assert diagnose(mapping, X, Y)["det_sign"] == sign
 
 
-def constraint_holds(found, rung, tolerance):
-    spec = TABLE_1[rung]
-    assert torch.isfinite(found.A).all() and torch.isfinite(found.b).all()
-    assert spec.shift or not found.b.any()
-    if spec.constraint == "orthogonal":
-        defect = found.A.mT @ found.A - torch.eye(found.A.shape[-1])
-        assert defect.abs().max() < tolerance
-    if spec.constraint == "diagonal":
-        assert torch.equal(found.A, torch.diag_embed(found.A.diagonal(dim1=-2, dim2=-1)))
-
-
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     rung=st.sampled_from(RUNGS),
     d=st.integers(1, 12),
     n=st.integers(1, 40),
     seed=st.integers(0, 99),
-    scale=st.sampled_from([1e-3, 1.0, 1e3]),
-)
-def test_closed_form_keeps_its_constraint_on_any_data(rung, d, n, seed, scale):
-    X, Y = scale * normal(2, n, d, seed=seed), scale * (normal(2, n, d, seed=seed + 100) + 1)
-    constraint_holds(fit_closed_form(X, Y, rung), rung, 1e-4)
-
-
-@settings(max_examples=6, deadline=None)
-@given(
-    rung=st.sampled_from(RUNGS),
-    d=st.integers(2, 10),
-    n=st.integers(2, 40),
-    seed=st.integers(0, 99),
     scale=st.sampled_from([0.1, 1.0, 10.0]),
 )
-def test_l1_fit_keeps_its_constraint_on_any_data(rung, d, n, seed, scale):
+def test_fits_keep_their_constraint_on_any_data(rung, d, n, seed, scale):
     X, Y = normal(2, n, d, seed=seed), scale * normal(2, n, d, seed=seed + 100) + 1
-    constraint_holds(fit_l1(X, Y, rung, seed=seed), rung, 2e-2)
+    spec = TABLE_1[rung]
+    for found, tolerance in ((fit_closed_form(X, Y, rung), 1e-4), (fit_l1(X, Y, rung), 2e-2)):
+        assert torch.isfinite(found.A).all() and torch.isfinite(found.b).all()
+        assert spec.shift or not found.b.any()
+        if spec.constraint == "orthogonal":
+            assert diagnose(found, X, Y)["orthogonality_max"].max() < tolerance
+        if spec.constraint == "diagonal":
+            assert torch.equal(found.A, torch.diag_embed(found.A.diagonal(dim1=-2, dim2=-1)))
 
 
 @pytest.mark.parametrize("n", [5, 24, 60])
@@ -218,40 +195,26 @@ def test_orthogonal_closed_form_ignores_either_scale():
 
 @rungs
 @precisions
-def test_a_batch_equals_single_fits(rung, dtype):
+def test_a_batch_equals_single_fits_each_with_its_own_seed(rung, dtype):
     """Unrelated features, the hardest case. In float32 the L1 fit's signs magnify rounding: the
     distance agrees."""
     X, Y = normal(4, 40, 5, seed=1, dtype=dtype) + 0.5, normal(4, 40, 5, seed=2, dtype=dtype)
+    seeds = [4, 0, 4, 1]
     fits = [(fit_closed_form, {}), (fit_l1, {"steps": 200, "batch_size": 16})]
     # Step by step the exact fit magnifies rounding by a sixth: from 1e-17 to 1e-12 in these 80, to
     # 1e-4 in 200.
     fits += [(fit_l1, {"steps": 80, "exact": True})] if rung in ORTHOGONAL else []
     for fit, options in fits:
-        whole = fit(X, Y, rung, **options)
+        whole = fit(X, Y, rung, **options, **({"seed": seeds} if fit is fit_l1 else {}))
         distance = diagnose(whole, X, Y)["l1_after"]
         tolerance = 0.05 if fit is fit_l1 and dtype == torch.float32 else 1e-5
-        for i in (0, 3):
-            alone = fit(X[i : i + 1], Y[i : i + 1], rung, **options)
+        for i in (0, 1, 3):
+            own = X[i : i + 1], Y[i : i + 1]
+            alone = fit(*own, rung, **options, **({"seed": seeds[i]} if fit is fit_l1 else {}))
             assert_close(alone.A[0], whole.A[i], atol=tolerance, rtol=0)
             assert_close(alone.b[0], whole.b[i], atol=tolerance, rtol=0)
-            single = diagnose(alone, X[i : i + 1], Y[i : i + 1])["l1_after"][0]
+            single = diagnose(alone, *own)["l1_after"][0]
             assert_close(single, distance[i], atol=0, rtol=2e-3)
-
-
-@rungs
-def test_each_fit_may_have_its_own_seed(rung):
-    """Several random starts of one pair (X, Y) in one batch are the fits with those seeds alone."""
-    X, Y = (normal(1, 40, 5, seed=s, dtype=torch.float64) for s in (1, 2))
-    options = [{"batch_size": 16}] + [{"exact": True}] * (rung in ORTHOGONAL)
-    for kw in options:
-        whole = fit_l1(
-            X.expand(3, -1, -1), Y.expand(3, -1, -1), rung, steps=60, seed=[4, 0, 4], **kw
-        )
-        for i, seed in enumerate([4, 0, 4]):
-            alone = fit_l1(X, Y, rung, steps=60, seed=seed, **kw)
-            assert_close(alone.A[0], whole.A[i], atol=1e-8, rtol=0)
-            assert_close(alone.b[0], whole.b[i], atol=1e-8, rtol=0)
-        assert not torch.allclose(whole.A[0], whole.A[1], atol=1e-4)
 
 
 def test_l1_fit_depends_on_its_seed_alone():
@@ -299,13 +262,9 @@ def test_folding_into_the_head_gives_the_same_logits():
     assert_close(batched.weight, folded.weight)
     assert_close(batched.bias, folded.bias)
     assert torch.equal(aligned_predictions(X, head, found), head.logits(Y).argmax(-1))
-
-
-def test_a_map_takes_shared_features():
-    X, Y, *_ = planted("affine")
-    found = fit_closed_form(X, Y, "affine")
-    assert_close(found.apply(X[0])[0], found.apply(X)[0])
-    assert found.apply(X[0]).shape == X.shape
+    shared = found.apply(X[0])
+    assert_close(shared[0], found.apply(X)[0])
+    assert shared.shape == X.shape
 
 
 def test_diagnosis_of_known_maps():
@@ -360,22 +319,23 @@ def test_variance_steps_on_held_out_inputs_may_fall():
     assert found["general"] < 0
 
 
-def test_refusals_name_offender_and_remedy():
-    X = normal(2, 5, 3)
-    with pytest.raises(UnknownNameError, match="Nearest: 'orthogonal'"):
-        fit_closed_form(X, X, "orthognal")
-    with pytest.raises(UnknownNameError):
-        fit_l1(X, X, "rigid")
-    with pytest.raises(UnknownNameError):
-        free_parameters("rigid", 3)
-    with pytest.raises(ConfigError, match="euclidean"):
-        fit_l1(X, X, "linear", exact=True)
-    with pytest.raises(ConfigError, match="ridge"):
-        fit_closed_form(X, X, "linear", ridge=0.0)
-    with pytest.raises(ConfigError, match="3 seeds for 2 fits"):
-        fit_l1(X, X, "linear", seed=[0, 1, 2])
-    for bad in (X[:, :4], X[0], X[:, :, :2]):
-        with pytest.raises(DataError, match="same inputs"):
-            fit_closed_form(X, bad, "linear")
-    with pytest.raises(DataError, match="0 inputs"):
-        fit_l1(X[:, :0], X[:, :0], "linear")
+Z = normal(2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    "error, said, refused",
+    [
+        (UnknownNameError, "Nearest: 'orthogonal'", lambda: fit_closed_form(Z, Z, "orthognal")),
+        (UnknownNameError, "rigid", lambda: fit_l1(Z, Z, "rigid")),
+        (UnknownNameError, "rigid", lambda: free_parameters("rigid", 3)),
+        (ConfigError, "euclidean", lambda: fit_l1(Z, Z, "linear", exact=True)),
+        (ConfigError, "ridge", lambda: fit_closed_form(Z, Z, "linear", ridge=0.0)),
+        (ConfigError, "3 seeds for 2 fits", lambda: fit_l1(Z, Z, "linear", seed=[0, 1, 2])),
+        (DataError, "same inputs", lambda: fit_closed_form(Z, Z[:, :4], "linear")),
+        (DataError, "same inputs", lambda: fit_closed_form(Z, Z[0], "linear")),
+        (DataError, "0 inputs", lambda: fit_l1(Z[:, :0], Z[:, :0], "linear")),
+    ],
+)
+def test_refusals_name_offender_and_remedy(error, said, refused):
+    with pytest.raises(error, match=said):
+        refused()
