@@ -124,6 +124,15 @@ def test_the_bootstrap_equals_a_slow_one_with_the_same_draws(n_seeds):
     torch.testing.assert_close(Bootstrap(fake_study()).average(values), slow, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_seeds_are_resampled_whatever_their_number(n):
+    """Values that differ between seeds alone: their mean, and their variance over n."""
+    seeds = torch.arange(n)[:, None].expand(n, 7)
+    found = Bootstrap(fake_study(resamples=20_000)).average({"t0": seeds})[1:]
+    assert found.mean().item() == pytest.approx((n - 1) / 2, abs=0.02)
+    assert found.var().item() == pytest.approx((n**2 - 1) / 12 / n, rel=0.05, abs=1e-9)
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     """200 samples of 150 coin flips at 0.7: a 95 % interval may miss about 10 times."""
     b = Bootstrap(fake_study(n=(150,), seeds=1, resamples=500))
