@@ -23,7 +23,7 @@ from ..core.names import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .committed import AS_COMMITTED, Compared, compare
 from .labels import short_label
-from .paper import THREE, published_table2, published_table3
+from .paper import published_averages
 from .readings import asks, base_gains, load_readings, names_in, paragraph, symbols
 from .scores import at_k, markdown, mean_and_std, wide
 from .scores import averages as averages_of
@@ -145,9 +145,7 @@ def averages(runs: Sequence[Run], k: int = 5) -> pd.DataFrame:
     Returns:
         Columns profile, method, protocol, mean, std.
     """
-    table2, table3 = averages_of(published_table2()), published_table3()
-    paper = pd.concat([table3[table3.method == BASE], table2[table2.protocol.isin(THREE)]])
-    tables = [paper.assign(profile=PAPER)]
+    tables = [published_averages().assign(profile=PAPER)]
     for run in runs:
         path = run.folder / "tab02_main_scores.csv"
         if path.is_file():
