@@ -33,11 +33,7 @@ SMALL = TINY | {
 @pytest.mark.parametrize("item", [i for i in runner.manifest() if i.needs], ids=lambda i: i.id)
 @pytest.mark.parametrize("profile", profile_names())
 def test_a_notebook_is_refused_where_it_would_fail_and_nowhere_else(item, profile):
-    has = {
-        *variant_names(profile),
-        *(n for n in ("every_method", "non_local") if getattr(load_profile(profile), n)),
-    }
-    if set(item.needs) <= has:
+    if not runner.lacking(item, profile):
         runner.refuse_lacking(profile, [item])
         return
     with pytest.raises(ConfigError, match=f"{item.id} needs .* profile '{profile}'") as error:
@@ -55,33 +51,32 @@ def notebook_of(item):
 @pytest.mark.parametrize(
     "item", [i for i in runner.manifest() if i.id != "99_report"], ids=lambda i: i.id
 )
-def test_the_notebook_says_in_which_profiles_it_runs(item):
-    cell = next(c for c in notebook_of(item).cells if "parameters" in c.metadata.get("tags", []))
-    said = re.search(r"# ([\w, ]+): sizes and sources", cell.source.splitlines()[0])[1]
-    assert set(re.split(r", | or ", said)) == {
-        p for p in profile_names() if not runner.lacking(item, p)
-    }
+def test_the_notebook_says_in_which_profiles_it_runs_and_names_what_it_needs(item):
+    cells = [c for c in notebook_of(item).cells if c.cell_type == "code"]
+    first = next(c for c in cells if "parameters" in c.metadata.get("tags", []))
+    said = re.search(r"# ([\w, ]+): sizes and sources", first.source)
+    runs_in = {p for p in profile_names() if not runner.lacking(item, p)}
+    assert set(re.split(r", | or ", said[1])) == runs_in
+    code = "\n".join(c.source for c in cells)
+    assert all(need in code for need in item.needs)
+    named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code}
+    named |= {"every_method"} if "every_method=True" in code else set()
+    assert named <= set(item.needs)
 
 
-def test_notebooks_name_what_they_need():
-    for item in runner.manifest():
-        code = "\n".join(c.source for c in notebook_of(item).cells if c.cell_type == "code")
-        assert all(need in code for need in item.needs), item.id
-        named = {v for v in ("t5_a", "t5_b", "vision_a", "vision_b") if v in code} | (
-            {"every_method"} if "every_method=True" in code else set()
-        )
-        assert named <= set(item.needs), item.id
-
-
-def test_without_network_the_hub_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "variant, part, overrides, error, message",
+    [
+        ("", "tasks", {}, OfflineError, "data fetch"),
+        ("vision_a", "tasks", {"tasks.names": ["eurosat"]}, OfflineError, "eurosat.*data fetch"),
+        ("t5_b", "encoder", SMALL, MergelibError, "google-t5/t5-large"),
+    ],
+)
+def test_without_network_the_hub_is_named(variant, part, overrides, error, message, tmp_path):
     """HF_HUB_OFFLINE is set for all tests."""
-    with pytest.raises(OfflineError):
-        Study("paper", store=Store(tmp_path)).tasks  # noqa: B018
-    with pytest.raises(OfflineError, match=r"eurosat.*data fetch"):
-        one = {"tasks.names": ["eurosat"]}
-        Study("paper", variant="vision_a", overrides=one, store=Store(tmp_path)).tasks  # noqa: B018
-    with pytest.raises(MergelibError, match="google-t5/t5-large"):
-        Study("paper", variant="t5_b", overrides=SMALL, store=Store(tmp_path)).encoder  # noqa: B018
+    study = Study("paper", variant=variant, overrides=overrides, store=Store(tmp_path))
+    with pytest.raises(error, match=message):
+        getattr(study, part)
 
 
 def test_every_expert_of_paper_can_be_killed_and_resumed():
@@ -127,32 +122,28 @@ def test_figure_6_runs_in_paper(tmp_path, monkeypatch):
     assert result.ok, result.error
 
 
-def test_without_only_what_cannot_run_is_left_out_and_said(capsys):
-    assert main(["run", "--profile", "real", "--list"]) == 0
-    said = capsys.readouterr().out
-    assert (
-        "fig06_t5 is left out: it needs t5_a, t5_b" in said
-        and "\nfig02_knn_eval" in said
-        and "\nfig06_t5   " not in said
-    )
-    assert main(["run", "--profile", "real", "--list", "--only", "fig06"]) == 0
-    assert "fig06_t5   " in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
-    "given, other, stays, goes",
+    "given, stays, goes, why",
     [
-        ("--text-dir", "--image-dir", "fig02_knn_eval", "fig11_vision_protocols"),
-        ("--image-dir", "--text-dir", "fig11_vision_protocols", "fig02_knn_eval"),
+        ("", "fig02_knn_eval", "fig06_t5", "it needs t5_a, t5_b"),
+        ("--text-dir", "fig02_knn_eval", "fig11_vision_protocols", "--image-dir"),
+        ("--image-dir", "fig11_vision_protocols", "fig02_knn_eval", "--text-dir"),
     ],
 )
-def test_notebooks_whose_data_were_not_given_are_left_out_and_said(
-    given, other, stays, goes, capsys, tmp_path
+def test_without_only_what_cannot_run_is_left_out_and_said(
+    given, stays, goes, why, capsys, tmp_path
 ):
-    """Where a run names one kind of local data only; miniature data need none."""
-    assert main(["run", "--profile", "real", "--list", given, str(tmp_path)]) == 0
+    """Notebooks that the profile cannot run, or whose data were not given where a run names one
+    kind of local data only; miniature data need none."""
+    local = [given, str(tmp_path)] if given else []
+    assert main(["run", "--profile", "real", "--list", *local]) == 0
     said = capsys.readouterr().out
-    assert f"{goes} is left out" in said and other in said
+    assert re.search(f"{goes} is left out.*{why}", said)
     assert f"\n{stays}   " in said and f"\n{goes}   " not in said and "\n99_report   " in said
-    assert main(["run", "--profile", "mini", "--list", given, str(tmp_path)]) == 0
+    assert main(["run", "--profile", "mini", "--list", *local]) == 0
     assert "left out" not in capsys.readouterr().out
+
+
+def test_only_asks_for_what_was_left_out(capsys):
+    assert main(["run", "--profile", "real", "--list", "--only", "fig06"]) == 0
+    assert "fig06_t5   " in capsys.readouterr().out

@@ -58,13 +58,8 @@ def block(word):
 
 
 def test_there_is_one_block_each_of_at_most_ten_lines():
-    for word in (
-        "@mergelib.method",
-        "@mergelib.protocol",
-        "mergelib.task(",
-        "mergelib.image_task(",
-    ):
-        assert len([line for line in block(word).splitlines() if line.strip()]) <= 10
+    for kind in ("method", "protocol", "task(", "image_task("):
+        assert len(re.findall(r"\S.*\n", block(f"mergelib.{kind}"))) <= 10
     assert len(BLOCKS) == 4, "every one is tested"
 
 
@@ -89,21 +84,16 @@ def test_the_protocols_block(run):
     nearest = s.predictions("ties", "ag", "cosine")
     run(block("@mergelib.protocol").replace("(z @ w.T)", "(-z @ w.T)"))
     assert not s.predictions("ties", "ag", "cosine").equal(nearest)
-    run(
-        block("@mergelib.protocol")
-        .replace("[None, None]", "")
-        .replace('study.scores(["ties"], ["current", "cosine"])', "")
-    )
+    flat = block("@mergelib.protocol").replace("[None, None]", "")
+    run(flat.replace('study.scores(["ties"], ["current", "cosine"])', ""))
     with pytest.raises(ConfigError, match=r"returned int64 \[60\].* in 0\.\.3, \[1, 1, 60\]"):
         s.predictions("ties", "ag", "cosine")
 
 
 @pytest.mark.slow
 def test_the_tasks_block(run):
-    made = run(
-        block("mergelib.task(")
-        + "\nscores = study.scores(['f_t', 'ties'], ['current', 'ft_classifier'])"
-    )
+    scored = "\nscores = study.scores(['f_t', 'ties'], ['current', 'ft_classifier'])"
+    made = run(block("mergelib.task(") + scored)
     assert set(made["scores"].task) == {"ag", "yelp", "amazon", "yahoo", "dbpedia", "tickets"}
     assert made["tickets"].label_names == ("billing", "bug")
     assert made["study"].head("f_t", "tickets").weight.shape[0] == 2
@@ -138,15 +128,8 @@ def test_the_lesson_plans_numbers_are_printed_where_it_says():
             assert re.search(rf"(?<![\d.]){number}(?![\d]|\.\d)", text), (number, place)
 
 
-COMMANDS = sorted(
-    set(
-        re.findall(
-            r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$",
-            "\n".join(p.read_text() for p in PAGES),
-            flags=re.M,
-        )
-    )
-)
+TEXT = "\n".join(page.read_text() for page in PAGES)
+COMMANDS = sorted(set(re.findall(r"^\s*\./run_all\.sh (.*?)(?:\s+#.*)?$", TEXT, flags=re.M)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,7 +1,7 @@
 """Judge the claims of ``claims.yaml``: fixed thresholds, paired bootstrap, three verdicts.
 
-A claim's metric is one function of a ``Bootstrap`` under ``@metric(claim)``. It returns values
-``[1 + B]``: the measured value first, B resampled ones after it.
+``METRICS`` says how each claim is measured: values ``[1 + B]`` for each of its parts, the measured
+value first, B resampled ones after it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..core.bootstrap import counts, interval
+from ..core.documents import own_yaml
 from ..core.errors import MissingShotsError, UnknownNameError
 from ..core.names import BASE, FINE_TUNED
 from ..merging import get_method
@@ -30,9 +30,10 @@ from ..study import Study
 from ..study.aligned import aligned
 from ..study.clustering import label_purity, source_purity
 
-CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
+CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNDECIDED, NOT_JUDGED = "undecided", "not judged"
+FAILING_FIRST = (NOT_REPRODUCED, UNDECIDED, REPRODUCED, NOT_JUDGED)
 OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
@@ -64,7 +65,7 @@ class Claim(Condition):
 @cache
 def load_claims() -> dict[str, Claim]:
     """Claims by id."""
-    entries = yaml.safe_load(CLAIMS_FILE.read_text("utf-8"))["claims"]
+    entries = own_yaml(__file__, CLAIMS_FILE.name)["claims"]
     return {c.id: c for c in TypeAdapter(list[Claim]).validate_python(entries)}
 
 
@@ -105,6 +106,16 @@ class Bootstrap:
         generator = torch.Generator().manual_seed(n)
         return self.cached(("seeds", n), lambda: counts(self.n, n, generator) / n)
 
+    def cached(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
+        """``make()``, computed once per key."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def over_tasks(self, key: Any, values: Callable[[str], Tensor]) -> Tensor:
+        """``average`` of ``values(task)``, computed once per key."""
+        return self.cached(key, lambda: self.average({t: values(t) for t in self.study.tasks}))
+
     def accuracy(
         self,
         encoder: str,
@@ -122,24 +133,18 @@ class Bootstrap:
             k, draw, fit_on: Shots and how they are drawn, as of ``Study.correct``.
         """
         how = {"k": k, "draw": draw, "fit_on": fit_on}
-
-        def make() -> Tensor:
-            correct = self.study.correct
-            return self.average({t: correct(encoder, t, protocol, **how) for t in self.study.tasks})
-
-        return 100 * self.cached(("accuracy", encoder, protocol, *how.values()), make)
+        return 100 * self.over_tasks(
+            ("accuracy", encoder, protocol, *how.values()),
+            lambda task: self.study.correct(encoder, task, protocol, **how),
+        )
 
     def aligned(self, encoder: str, rung: str, *, fit_on: str = "test") -> Tensor:
         """Average accuracy in points after a rung of the ladder, over its starts, ``[1 + B]``."""
-
-        def make() -> Tensor:
-            cells = aligned(self.study, [encoder], rung, fit_on=fit_on)
-            tasks = self.study.tasks.items()
-            return self.average(
-                {t: cells[encoder, t]["predicted"] == task.test.labels for t, task in tasks}
-            )
-
-        return 100 * self.cached(("aligned", encoder, rung, fit_on), make)
+        cells = aligned(self.study, [encoder], rung, fit_on=fit_on)
+        return 100 * self.over_tasks(
+            ("aligned", encoder, rung, fit_on),
+            lambda task: cells[encoder, task]["predicted"] == self.study.task(task).test.labels,
+        )
 
     def gain(
         self, encoder: str, protocol: str, k: float, *, over: str = "current", **how: str
@@ -152,201 +157,132 @@ class Bootstrap:
         """The gap to the fine-tuned models under Current Eval, in points, ``[1 + B]``."""
         return self.accuracy(FINE_TUNED, "current") - self.accuracy(encoder, "current")
 
-    def test_outputs(self, encoder: str) -> dict[str, Tensor]:
-        """An encoder's test features ``[N, d]`` per task."""
-        return {name: self.study.features(encoder, name) for name in self.study.tasks}
+    def label_purity(self, encoder: str) -> Tensor:
+        """10-NN label purity of an encoder's test outputs, ``[1 + B]``."""
 
-    def cached(self, key: Any, make: Callable[[], Tensor]) -> Tensor:
-        """``make()``, computed once per key."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
+        def purity(task: str) -> Tensor:
+            outputs = self.study.features(encoder, task)
+            return label_purity(outputs, self.study.task(task).test.labels)[None]
+
+        return self.over_tasks(("label purity", encoder), purity)
+
+    def source_purity(self, encoder: str) -> Tensor:
+        """Share of the test outputs, an encoder's and the experts', whose nearest other-input
+        neighbour comes from the same of both, ``[1 + B]``."""
+
+        def purity(task: str) -> Tensor:
+            outputs = (self.study.features(e, task) for e in (FINE_TUNED, encoder))
+            return source_purity(*outputs)[None]
+
+        return self.over_tasks(("source purity", encoder), purity)
 
 
-PAPER_METHODS = ("weight_averaging", "task_arithmetic", "ties")
-NON_LOCAL_METHODS = ("task_arithmetic", "ties", "tall_masks")
-JUDGED_RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
+# ---- what each claim measures, in the words of claims.yaml ---------------------------------------
+
+WA, TA, TIES = "weight_averaging", "task_arithmetic", "ties"
+NON_LOCAL_METHODS = (TA, TIES, "tall_masks")
+RUNGS = ("affine", "linear", "invertible", "euclidean", "orthogonal")
+FT = "ft_classifier"
 K = 5  # the shots that claims.yaml writes as (5)
 SHARE = 2.5  # percent of the test set
-Parts = dict[str, Tensor]
-METRICS: dict[str, Callable[[Any], Parts]] = {}
-NEEDS: dict[str, Callable[[Any], Parts]] = {}
+SHOTS = {"current": None, "knn": K, FT: K}
+Metric = Callable[[Any], dict[str, Tensor]]
+"""A ``Bootstrap``, or of claims N-* a ``nonlocality.Resampled`` -> values of the claim's parts."""
 
 
-def metric(
-    *claims: str, each: Sequence[str] = (), of: dict[str, Callable[[Any], Parts]] = METRICS
-) -> Callable[[Callable], Callable]:
-    """Register a function as the metric of ``claims``.
+def each(
+    value: Callable[..., Tensor],
+    methods: Sequence[str] = (WA, TA, TIES),
+    by: Mapping[str, Any] | None = None,
+) -> Metric:
+    """A metric with a part per method, or per method and entry of ``by``.
 
     Args:
-        claims: Their ids in ``claims.yaml``.
-        each: Methods to judge, each a part of the claim; without them the metric returns the parts
-            itself.
-        of: The registry: ``METRICS``, or ``NEEDS`` for a claim's preconditions.
+        value: Gives the values of a bootstrap, a method and, if there are any, an entry.
+        methods: Those judged.
+        by: Name of a part -> entry.
     """
 
-    def register(function: Callable) -> Callable:
-        def parts(b: Any) -> Parts:
-            return {_short(m): function(b, m) for m in each} if each else function(b)
+    def parts(b: Any) -> dict[str, Tensor]:
+        short = {m: get_method(m).short for m in methods}
+        if by is None:
+            return {name: value(b, m) for m, name in short.items()}
+        cells = product(methods, by.items())
+        return {f"{short[m]}, {name}": value(b, m, entry) for m, (name, entry) in cells}
 
-        of.update(dict.fromkeys(claims, parts))
-        return function
-
-    return register
-
-
-def _short(method: str) -> str:
-    return get_method(method).short
+    return parts
 
 
-GAINS: dict[str, dict[str, Any]] = {
-    "P3.2-knn": {"protocol": "knn", "k": K},
-    "P5-one-shot": {"protocol": "ft_classifier", "k": 1},
-    "P5-over-knn": {"protocol": "ft_classifier", "k": K, "over": "knn"},
-    "C5-uniform": {"protocol": "ft_classifier", "k": K, "draw": "uniform"},
-    "S0-orthogonal-classifier": {"protocol": "orthogonal_classifier", "k": K},
-    "PA.2-share": {"protocol": "ft_classifier", "k": SHARE, "draw": "share", "fit_on": "test"},
-}
-"""Claim -> the protocol whose accuracy minus that of Current Eval, or of ``over``, it is about."""
-for claim, gain in GAINS.items():
-    metric(claim, each=PAPER_METHODS)(lambda b, m, gain=gain: b.gain(m, **gain))
+def each_non_local(value: Callable[..., Tensor]) -> Metric:
+    """A metric with a part per method whose non-local merges are judged."""
+    return each(value, NON_LOCAL_METHODS)
 
 
-@metric("P6.3-t5", each=PAPER_METHODS)
-def gain_over_both(b: Bootstrap, m: str) -> Tensor:
-    """min(FT(5) - Current, FT(5) - KNN(5))."""
-    return torch.minimum(b.gain(m, "ft_classifier", K), b.gain(m, "ft_classifier", K, over="knn"))
+def purity_kept(b: Bootstrap, m: str) -> Tensor:
+    """A ratio of averages, as every ratio here."""
+    return b.label_purity(m) / b.label_purity(FINE_TUNED)
 
 
-@metric("PA.2-share", each=PAPER_METHODS, of=NEEDS)
+def ladder_loss(fit_on: str) -> Metric:
+    """What each rung loses against the fine-tuned models."""
+
+    def loss(b: Bootstrap, m: str, rung: str) -> Tensor:
+        return b.accuracy(FINE_TUNED, "current") - b.aligned(m, rung, fit_on=fit_on)
+
+    return each(loss, by=dict(zip(RUNGS, RUNGS, strict=True)))
+
+
+def apart(wa: Tensor, ta: Tensor) -> dict[str, Tensor]:
+    """How far WA and TA are apart."""
+    return {"WA, TA": (wa - ta).abs()}
+
+
+def over_base(b: Bootstrap, m: str, protocol: str) -> Tensor:
+    """By how many points a merge beats f_b."""
+    return b.accuracy(m, protocol, SHOTS[protocol]) - b.accuracy(BASE, protocol, SHOTS[protocol])
+
+
 def inputs_per_class(b: Bootstrap, m: str) -> Tensor:
-    """Inputs per class at that share, for the task with the fewest."""
+    """Inputs per class at the judged share, for the task with the fewest."""
     tasks, drawn = b.study.tasks.items(), b.study.share_counts
     return torch.tensor([min(drawn(t).get(SHARE, 0) / task.n_classes for t, task in tasks)])
 
 
-@metric("P5-gap-closed", each=PAPER_METHODS)
-def gap_closed(b: Bootstrap, m: str) -> Tensor:
-    """(FT(5) - Current) / (fine-tuned - Current)."""
-    return b.gain(m, "ft_classifier", K) / b.gap(m)
-
-
-@metric("P5-gap-closed", each=PAPER_METHODS, of=NEEDS)
-def gap(b: Bootstrap, m: str) -> Tensor:
-    """fine-tuned - Current."""
-    return b.gap(m)
-
-
-@metric("P3.1-bias", each=PAPER_METHODS)
-def bias(b: Bootstrap, m: str) -> Tensor:
-    """Share of points whose nearest other-input neighbour comes from the same encoder."""
-    experts = b.test_outputs(FINE_TUNED)
-    return b.average({t: source_purity(experts[t], z)[None] for t, z in b.test_outputs(m).items()})
-
-
-def _label_purity(b: Bootstrap, encoder: str) -> Tensor:
-    def make() -> Tensor:
-        outputs, task = b.test_outputs(encoder), b.study.task
-        return b.average(
-            {t: label_purity(z, task(t).test.labels)[None] for t, z in outputs.items()}
-        )
-
-    return b.cached(("label purity", encoder), make)
-
-
-@metric("P3.1-clusters", "PA.2-clusters", each=PAPER_METHODS)
-def purity_kept(b: Bootstrap, m: str) -> Tensor:
-    """10-NN label purity of f_m over that of f_t: a ratio of averages, as every ratio here."""
-    return _label_purity(b, m) / _label_purity(b, FINE_TUNED)
-
-
-def _ladder_loss(b: Bootstrap, fit_on: str) -> Parts:
-    """fine-tuned - aligned, fitted on test or on training inputs, per method and rung."""
-    top, cells = b.accuracy(FINE_TUNED, "current"), product(PAPER_METHODS, JUDGED_RUNGS)
-    return {f"{_short(m)}, {rung}": top - b.aligned(m, rung, fit_on=fit_on) for m, rung in cells}
-
-
-metric("P4.1-ladder")(lambda b: _ladder_loss(b, "test"))
-metric("C4.1-held-out")(lambda b: _ladder_loss(b, "train"))
-
-
-@metric("C4.1-base")
-def base_rescued(b: Bootstrap) -> Parts:
-    """(aligned(f_b) - Current(f_b)) / (fine-tuned - Current(f_b))."""
-    return {"f_b": (b.aligned(BASE, "orthogonal") - b.accuracy(BASE, "current")) / b.gap(BASE)}
-
-
-@metric("P4.2-gap")
-def methods_apart(b: Bootstrap) -> Parts:
-    """abs(aligned(WA) - aligned(TA))."""
-    wa, ta = (b.aligned(m, "orthogonal") for m in PAPER_METHODS[:2])
-    return {"WA, TA": (wa - ta).abs()}
-
-
-@metric("P4.2-gap", of=NEEDS)
-def methods_apart_before(b: Bootstrap) -> Parts:
-    """abs(Current(WA) - Current(TA))."""
-    wa, ta = (b.accuracy(m, "current") for m in PAPER_METHODS[:2])
-    return {"WA, TA": (wa - ta).abs()}
-
-
-@metric("P6.5-surgery")
-def gain_over_surgery(b: Bootstrap) -> Parts:
-    """FT(k) - Surgery(k), same samples."""
-    cells = product(PAPER_METHODS, (1, 2, 5))
-    return {
-        f"{_short(m)}, k = {k}": b.gain(m, "ft_classifier", k, over="surgery") for m, k in cells
-    }
-
-
-@metric("P6.4-base")
-def gain_over_base(b: Bootstrap) -> Parts:
-    """protocol(f_m) - protocol(f_b)."""
-    shots = {"current": None, "knn": K, "ft_classifier": K}
-    return {
-        f"{_short(m)}, {get_protocol(p).label}": b.accuracy(m, p, k) - b.accuracy(BASE, p, k)
-        for m in PAPER_METHODS
-        for p, k in shots.items()
-    }
-
-
-@metric("P6.4-no-gain")
-def base_gain(b: Bootstrap) -> Parts:
-    """FT(5)(f_b) - Current(f_b)."""
-    return {"f_b": b.gain(BASE, "ft_classifier", K)}
-
-
-# Claims about merges from several foundations; b is a ``nonlocality.Resampled``.
-
-
-@metric("N-local", each=("task_arithmetic",))
-def local_kept(b: Any, m: str) -> Tensor:
-    """accuracy(merge) / accuracy(expert), local."""
-    return b.normalised("local", m, "raw")
-
-
-@metric("N-fails", each=NON_LOCAL_METHODS)
-def non_local_kept(b: Any, m: str) -> Tensor:
-    """The same, non-local."""
-    return b.normalised("non-local", m, "raw")
-
-
-@metric("N-permutation", each=NON_LOCAL_METHODS)
-def closed_by_permutation(b: Any, m: str) -> Tensor:
-    """(permuted - raw) / (expert - raw), non-local."""
-    return b.gap_closed("non-local", m, "raw", "permuted")
-
-
-@metric("N-collapse", each=NON_LOCAL_METHODS)
-def variance_lost(b: Any, m: str) -> Tensor:
-    """Variance of merged over expert, non-local minus local."""
-    return b.variance("non-local", m) - b.variance("local", m)
-
-
-@metric("N-tact", each=NON_LOCAL_METHODS)
-def closed_by_tact(b: Any, m: str) -> Tensor:
-    """(TACT - permuted) / (expert - permuted), non-local."""
-    return b.gap_closed("non-local", m, "permuted", "tact")
+METRICS: dict[str, Metric] = {
+    "P3.1-bias": each(lambda b, m: b.source_purity(m)),
+    "P3.1-clusters": each(purity_kept),
+    "P3.2-knn": each(lambda b, m: b.gain(m, "knn", K)),
+    "P4.1-ladder": ladder_loss("test"),
+    "C4.1-held-out": ladder_loss("train"),
+    "C4.1-base": lambda b: {
+        BASE: (b.aligned(BASE, "orthogonal") - b.accuracy(BASE, "current")) / b.gap(BASE)
+    },
+    "P4.2-gap": lambda b: apart(b.aligned(WA, "orthogonal"), b.aligned(TA, "orthogonal")),
+    "P5-one-shot": each(lambda b, m: b.gain(m, FT, 1)),
+    "P5-over-knn": each(lambda b, m: b.gain(m, FT, K, over="knn")),
+    "P5-gap-closed": each(lambda b, m: b.gain(m, FT, K) / b.gap(m)),
+    "C5-uniform": each(lambda b, m: b.gain(m, FT, K, draw="uniform")),
+    "S0-orthogonal-classifier": each(lambda b, m: b.gain(m, "orthogonal_classifier", K)),
+    "P6.3-t5": each(lambda b, m: torch.minimum(b.gain(m, FT, K), b.gain(m, FT, K, over="knn"))),
+    "P6.4-base": each(over_base, by={get_protocol(p).label: p for p in SHOTS}),
+    "P6.4-no-gain": lambda b: {BASE: b.gain(BASE, FT, K)},
+    "P6.5-surgery": each(
+        lambda b, m, k: b.gain(m, FT, k, over="surgery"), by={f"k = {k}": k for k in (1, 2, 5)}
+    ),
+    "PA.2-clusters": each(purity_kept),
+    "PA.2-share": each(lambda b, m: b.gain(m, FT, SHARE, draw="share", fit_on="test")),
+    "N-local": each(lambda b, m: b.normalised("local", m, "raw"), [TA]),
+    "N-fails": each_non_local(lambda b, m: b.normalised("non-local", m, "raw")),
+    "N-permutation": each_non_local(lambda b, m: b.gap_closed("non-local", m, "raw", "permuted")),
+    "N-collapse": each_non_local(lambda b, m: b.variance("non-local", m) - b.variance("local", m)),
+    "N-tact": each_non_local(lambda b, m: b.gap_closed("non-local", m, "permuted", "tact")),
+}
+NEEDS: dict[str, Metric] = {
+    "P4.2-gap": lambda b: apart(b.accuracy(WA, "current"), b.accuracy(TA, "current")),
+    "P5-gap-closed": each(lambda b, m: b.gap(m)),
+    "PA.2-share": each(inputs_per_class),
+}
+"""The same of a claim's precondition."""
 
 
 @dataclass(frozen=True)
@@ -386,13 +322,12 @@ def judge(
         bootstrap: One of this study, to use its resampled numbers again; a new one by default.
 
     Raises:
-        UnknownNameError: A claim is not in the file or has no metric.
+        UnknownNameError: A claim is not in the file.
     """
-    by_id = load_claims()
     for claim in claims:
-        if claim not in by_id or claim not in METRICS:
-            raise UnknownNameError("claim", claim, by_id.keys() & METRICS.keys())
-    bootstrap = bootstrap or Bootstrap(study)
+        if claim not in METRICS:
+            raise UnknownNameError("claim", claim, METRICS)
+    bootstrap, by_id = bootstrap or Bootstrap(study), load_claims()
     verdicts = [v for claim in claims for v in _judge_claim(by_id[claim], bootstrap)]
     if study.profile.judged:
         return verdicts
@@ -411,7 +346,7 @@ def _judge_claim(claim: Claim, bootstrap: Bootstrap) -> list[Verdict]:
     for part, values in measured.items():
         low, high = interval(values.float())
         verdict, note = verdict_of(low, high, claim), ""
-        if part in needs and not claim.precondition.holds(need := float(needs[part][0])):
+        if needs and not claim.precondition.holds(need := float(needs[part][0])):
             verdict, note = UNDECIDED, f"precondition fails: {claim.needs} (here {need:.1f})"
         value = float(values[0])
         verdicts.append(Verdict(claim.id, part, value, low, high, claim.threshold, verdict, note))
@@ -430,8 +365,7 @@ def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verd
 
 def overall_of_parts(verdicts: Iterable[str]) -> str:
     """A claim's verdict from those of its parts: it holds if all hold, and fails if any fails."""
-    distinct = set(verdicts)
-    return next(v for v in (NOT_JUDGED, NOT_REPRODUCED, UNDECIDED, REPRODUCED) if v in distinct)
+    return min(verdicts, key=FAILING_FIRST.index)
 
 
 def overall(verdicts: Sequence[Verdict]) -> dict[str, str]:

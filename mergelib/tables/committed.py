@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..claims import overall_of_parts
 from ..core import paths
 from ..core.manifest import Item
 from ..merging import METHODS
@@ -56,9 +55,16 @@ def keep() -> None:
 
 def committed(place: str) -> str | None:
     """The committed text of a file, by its place in the project; None for an unknown one."""
-    if (content := git("show", f"HEAD:{place}")) is not None:
-        return content.decode()
-    path = _copy() / place
+    content = git("show", f"HEAD:{place}")
+    return _text(_copy() / place) if content is None else content.decode()
+
+
+def _here(place: str) -> str | None:
+    """What the last run left there."""
+    return _text(paths.output_root() / place)
+
+
+def _text(path: Path) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
@@ -105,38 +111,36 @@ def compare(profile: str, item: Item, changed: bool = False) -> Compared:
         item: The notebook that ran.
         changed: Whether it ran with parameters of its own.
     """
-
-    def read(name: str) -> tuple[str | None, str | None]:
-        path = paths.figures(profile) / name
-        here = path.read_text() if path.is_file() else None
-        return here, committed(f"figures/{profile}/{name}")
-
-    sidecars = [read(f"{stem}.json") for stem in (item.id, *item.extra_figures)]
-    if sidecars[0][1] is None:
+    (now, new), (was, old) = (_left(profile, item, read) for read in (_here, committed))
+    if was is None:
         return Compared(profile, item.id, why=UNKNOWN)
-    here, there = map(json.loads, sidecars[0])
-    if changed or any(here.get(x) != there.get(x) for x in ("profile", "overrides", "sources")):
+    if changed or any(now.get(x) != was.get(x) for x in ("profile", "overrides", "sources")):
         return Compared(profile, item.id, why=SETTINGS)
-    new, old = (
-        {name for text in texts if text for name in json.loads(text)["data"]}
-        for texts in zip(*sidecars, strict=True)
-    )
-    differing = {name: (0.0, MISSING) for name in new ^ old}
-    texts = {name: read(name) for name in new & old}
-    differing |= {name: difference(*pair) for name, pair in texts.items() if pair[0] != pair[1]}
-    was, now = _overall(there), _overall(here)
+    differing = {
+        Path(name).stem: difference(new.get(name), old.get(name))
+        for name in sorted(new | old)
+        if new.get(name) != old.get(name)
+    }
+    judged = now["claims"]
     return Compared(
         profile,
         item.id,
-        {Path(name).stem: words for name, (_, words) in sorted(differing.items())},
+        {table: words for table, (_, words) in differing.items()},
         max((points for points, _ in differing.values()), default=0.0),
-        {c: (was[c], now[c]) for c in was if c in now and was[c] != now[c]},
+        {c: (v, judged[c]) for c, v in was["claims"].items() if judged.get(c, v) != v},
     )
 
 
-def _overall(sidecar: dict[str, Any]) -> dict[str, str]:
-    rows = pd.DataFrame(sidecar["verdicts"], columns=["claim", "verdict"])
-    return {c: overall_of_parts(parts.verdict) for c, parts in rows.groupby("claim", sort=False)}
+def _left(
+    profile: str, item: Item, read: Callable[[str], str | None]
+) -> tuple[dict[str, Any] | None, dict[str, str | None]]:
+    """A notebook's sidecar, if there is one, and its tables, its extra figures' among them, as
+    ``read`` gives a file's text by its place."""
+    folder = f"figures/{profile}"
+    texts = [read(f"{folder}/{stem}.json") for stem in (item.id, *item.extra_figures)]
+    sidecars = [text and json.loads(text) for text in texts]
+    names = [name for sidecar in sidecars if sidecar for name in sidecar["data"]]
+    return sidecars[0], {name: read(f"{folder}/{name}") for name in names}
 
 
 def difference(here: str | None, there: str | None) -> tuple[float, str]:
@@ -149,7 +153,7 @@ def difference(here: str | None, there: str | None) -> tuple[float, str]:
         return 0.0, MISSING
     new, old = (pd.read_csv(StringIO(text), dtype=str) for text in (here, there))
     names = [c for c in old if c in COLUMN_LABELS]
-    if list(new) != list(old) or len(new) != len(old) or not new[names].equals(old[names]):
+    if list(new) != list(old) or not new[names].equals(old[names]):
         return 0.0, ROWS
     accuracies = [c for c in old if _is_accuracy(c)]
     # Of "70.6 ± 0.7" the mean counts.
@@ -173,18 +177,17 @@ def _is_accuracy(column: str) -> bool:
 
 def summary(compared: Sequence[Compared]) -> str:
     """How a run's numbers and the committed ones compare."""
-    pairs = [c for c in compared if not c.why]
-    if pairs and len(pairs) == len(compared) and not any(c.tables or c.verdicts for c in pairs):
+    if compared and not any(c.why or c.tables or c.verdicts for c in compared):
         return AS_COMMITTED
     parts = []
-    if pairs:
+    if pairs := [c for c in compared if not c.why]:
         same = sum(not c.tables for c in pairs)
         parts.append(f"Published numbers to the last digit in {same} of {len(pairs)} notebooks")
         worst = max(pairs, key=lambda c: c.points)
         if worst.points:
             parts[0] += f"; an accuracy differs by {worst.points:.2g} points at most"
             parts[0] += f" ({worst.notebook})"
-        verdicts = (v for c in pairs for v in c.verdicts.items())
+        verdicts = [v for c in pairs for v in c.verdicts.items()]
         changed = dict.fromkeys(f"{claim} is {now}, not {was}" for claim, (was, now) in verdicts)
         parts.append("; ".join(changed) or "Every claim has the published verdict")
     skipped = Counter(f"{c.profile}, {c.why}" for c in compared if c.why)
@@ -194,20 +197,14 @@ def summary(compared: Sequence[Compared]) -> str:
     return ". ".join(parts) + "."
 
 
-def differences(compared: Sequence[Compared]) -> pd.DataFrame:
-    """A row per table that differs: profile, notebook, table, difference."""
-    rows = [(c.profile, c.notebook, *pair) for c in compared for pair in c.tables.items()]
-    return pd.DataFrame(rows, columns=["profile", "notebook", "table", "difference"])
-
-
 def compared_markdown(compared: Sequence[Compared]) -> str:
     """The summary and, where tables differ, a table of them."""
-    rows = differences(compared)
-    return "\n".join([summary(compared), *(["", markdown(rows)] if len(rows) else [])])
+    rows = [(c.profile, c.notebook, *pair) for c in compared for pair in c.tables.items()]
+    table = markdown(pd.DataFrame(rows, columns=["profile", "notebook", "table", "difference"]))
+    return f"{summary(compared)}\n\n{table}" if rows else summary(compared)
 
 
 def compared_text(compared: Sequence[Compared]) -> str:
     """The same for a terminal."""
-    rows = differences(compared)
-    lines = [f"  {row.table}: {row.difference}" for row in rows.itertuples()]
+    lines = [f"  {table}: {words}" for c in compared for table, words in c.tables.items()]
     return "\n".join([summary(compared), *lines])

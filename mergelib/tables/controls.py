@@ -6,14 +6,15 @@ Every control gives rows (fit, condition, method, accuracy): averages over tasks
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from ..claims import NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall_of_parts
+from ..claims import NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
 from ..core.names import BASE, RANDOM
 from ..core.types import percent
 from ..protocols import current_eval, fit_heads
@@ -48,28 +49,24 @@ def _rows(
     found: Mapping[str, Mapping[str, Accuracies]], *, by_encoder: bool = False
 ) -> pd.DataFrame:
     """Rows of fit -> condition -> accuracies, in this order or encoder by encoder."""
-    cells = [
-        (fit, condition, encoder, accuracy)
-        for fit, conditions in found.items()
-        for condition, averages in conditions.items()
-        for encoder, accuracy in averages.items()
-    ]
-    rows = pd.DataFrame(cells, columns=["fit", "condition", "method", "accuracy"])
-    if not by_encoder:
-        return rows
-    return stack(rows[rows.method == e] for e in rows.method.unique())
+    tables = {fit: pd.DataFrame(conditions) for fit, conditions in found.items()}
+    table = pd.concat(tables, axis=1, names=["fit", "condition"]).rename_axis("method")
+    cells = table.stack(["fit", "condition"]) if by_encoder else table.unstack()
+    return cells.rename("accuracy").reset_index()[["fit", "condition", "method", "accuracy"]]
+
+
+def _averages(
+    study: Study, encoders: Sequence[str], right: Callable[[str, str], Tensor]
+) -> Accuracies:
+    """Average accuracies from which test inputs are ``right(encoder, task) [S, N]``."""
+    return {e: fmean(percent(right(e, t).flatten()) for t in study.tasks) for e in encoders}
 
 
 def _behind(
     study: Study, encoders: Sequence[str], protocol: str, k: int | None = None, **where: str
 ) -> Accuracies:
     """Accuracies under a protocol, at k shots."""
-
-    def average(encoder: str) -> float:
-        cells = [study.correct(encoder, t, protocol, k=k, **where) for t in study.tasks]
-        return fmean(percent(right.flatten()) for right in cells)
-
-    return {e: average(e) for e in encoders}
+    return _averages(study, encoders, lambda e, t: study.correct(e, t, protocol, k=k, **where))
 
 
 def _ladder(study: Study, encoders: Sequence[str], rung: str, **how) -> Accuracies:
@@ -119,11 +116,9 @@ def draws_and_modes(study: Study, methods: Sequence[str], k: int) -> pd.DataFram
         f"{draw} draw": _behind(study, methods, name, k, draw=draw)
         for draw in ("stratified", "uniform")
     }
-    released = {m: [released_mode(study, m, t, k) for t in study.tasks] for m in methods}
-    conditions["released mode"] = {
-        m: fmean(percent(right.flatten()) for right in cells) for m, cells in released.items()
-    }
-    return _rows({protocol_label(name): conditions}, by_encoder=True)
+    released = _averages(study, methods, lambda m, t: released_mode(study, m, t, k))
+    found = {protocol_label(name): conditions | {"released mode": released}}
+    return _rows(found, by_encoder=True)
 
 
 def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
@@ -140,23 +135,20 @@ def floors(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
 def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFrame:
     """The ladder (from a random start) and FT-Classifier, fitted to shuffled teacher outputs."""
 
-    def average(encoder: str) -> float:
-        results = []
-        for name, task in study.tasks.items():
-            evidence = study.evidence(encoder, name)
-            generator = torch.Generator().manual_seed(POOL_SEED)
-            shuffled = torch.randperm(len(evidence.teacher_fit), generator=generator)
-            evidence = replace(evidence, teacher_fit=evidence.teacher_fit[shuffled], ks=(k,))
-            predicted = current_eval(evidence.student_test, fit_heads(evidence)[0]).cpu()
-            results.append(percent((predicted == task.test.labels).flatten()))
-        return fmean(results)
+    def right(encoder: str, task: str) -> Tensor:
+        evidence = study.evidence(encoder, task)
+        generator = torch.Generator().manual_seed(POOL_SEED)
+        shuffled = torch.randperm(len(evidence.teacher_fit), generator=generator)
+        evidence = replace(evidence, teacher_fit=evidence.teacher_fit[shuffled], ks=(k,))
+        predicted = current_eval(evidence.student_test, fit_heads(evidence)[0]).cpu()
+        return predicted == study.task(task).test.labels
 
     maps = {
         map_label(r): _ladder(study, encoders, r, fit_on="train", permuted_teacher=True)
         for r in ("linear", "orthogonal")
     }
     results = {
-        protocol_label("ft_classifier"): {e: average(e) for e in encoders},
+        protocol_label("ft_classifier"): _averages(study, encoders, right),
         "no alignment (Current Eval)": _behind(study, encoders, "current"),
     }
     name = "permuted teacher"
@@ -172,14 +164,15 @@ def chance_check(permuted: pd.DataFrame, chance: float) -> pd.DataFrame:
 def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chance: float) -> str:
     """Markdown: claims by verdict and by the verdicts of their controls, with deciding numbers."""
     text_claims = [c for c in load_claims() if not c.startswith(("P6.3", "PA", "N-"))]
-    rows = verdict_frame(judge(study, text_claims))
-    overall = rows.groupby("claim", sort=False).verdict.agg(overall_of_parts)
+    verdicts = judge(study, text_claims)
+    whole = overall(verdicts)
     groups = {title: [] for title in HEADINGS}
-    for claim, parts in rows.groupby("claim", sort=False):
-        controls = {c: overall[c] for c in CONTROLS.get(claim, ())}
+    for claim, parts in verdict_frame(verdicts).groupby("claim", sort=False):
+        controls = {c: whole[c] for c in CONTROLS.get(claim, ())}
         shaky = any(verdict != REPRODUCED for verdict in controls.values())
         titles = {REPRODUCED: HEADINGS[shaky], NOT_REPRODUCED: HEADINGS[2]}
-        part, line = deciding(parts), f"- `{claim}`, {parts.says.iloc[0]}: {overall[claim]}"
+        part = deciding(parts)
+        line = f"- `{claim}`, {part.says}: {whole[claim]}"
         if pd.notna(part.here):
             line += (
                 f"; decided by {part.part}, {part.here:.2f} (interval {part.low:.2f} to "
@@ -187,7 +180,7 @@ def what_stands(study: Study, fitted: pd.DataFrame, permuted: pd.DataFrame, chan
             )
         line += f", {part.note}." if part.note else "."
         note = " and ".join(f"its control `{c}` is {verdict}" for c, verdict in controls.items())
-        groups[titles.get(overall[claim], HEADINGS[3])].append(
+        groups[titles.get(whole[claim], HEADINGS[3])].append(
             line + f" Note that {note}." * bool(note)
         )
     lines = []

@@ -1,4 +1,4 @@
-"""The names of tasks, encoders, protocols and rungs in tables and figures."""
+"""The names of tasks, encoders, protocols and rungs in tables and figures; see ``labels.yaml``."""
 
 from __future__ import annotations
 
@@ -7,36 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from ..core.documents import own_yaml
 from ..core.identity import is_ours
-from ..core.names import BASE, FINE_TUNED, MULTI_TASK, RANDOM
 from ..merging import METHODS, PER_TASK, Method
 from ..protocols import PROTOCOLS, Protocol
 from ..protocols.alignment import TABLE_1
 
-TASK_LABELS = {
-    "ag": "AG News",
-    "yelp": "Yelp",
-    "amazon": "Amazon",
-    "yahoo": "Yahoo",
-    "dbpedia": "DBpedia",
-    "sun397": "SUN397",
-    "cars": "Cars",
-    "resisc45": "RESISC45",
-    "eurosat": "EuroSAT",
-    "svhn": "SVHN",
-    "gtsrb": "GTSRB",
-    "mnist": "MNIST",
-    "dtd": "DTD",
-    "fashion_mnist": "Fashion-MNIST",
-    "average": "Average",
-}
-ENCODER_LABELS = {
-    BASE: ("f_b (base model)", "f_b"),
-    FINE_TUNED: ("Fine-tuned model", "Fine-tuned"),
-    MULTI_TASK: ("Multi-task learning", "Multi-task"),
-    RANDOM: ("Random encoder", "random"),
-}
-"""Reference encoder -> its label in tables and in figures."""
+_WORDS = own_yaml(__file__, "labels.yaml")
+TASK_LABELS, ENCODER_LABELS, HEADINGS = _WORDS["tasks"], _WORDS["encoders"], _WORDS["headings"]
 RUNG_LABELS = {
     "identity": "Identity (Current)",
     **{name: rung.label for name, rung in TABLE_1.items()},
@@ -90,15 +68,6 @@ COLUMN_LABELS = {
     "share": lambda share: f"{share:g} %",
 }
 """Column of a tidy frame -> how its values are printed."""
-HEADINGS = {
-    "method": "Model",
-    "protocol": "Protocol",
-    "draw": "Draw",
-    "task": "Task",
-    "rung": "Transformation",
-    "fit_on": "inputs from",
-}
-"""Column of a tidy frame -> its heading in a table."""
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from ..protocols.alignment import TABLE_1, free_parameters
 from ..protocols.alignment import variance_steps as variance_explained
 from ..study import Study
 from ..study.aligned import accuracies, aligned
-from .scores import average_of, mean_and_std, wide
+from .labels import HEADINGS, RUNG_LABELS, short_label
+from .scores import average_of, mean_and_std
 
 ORTHOGONAL_FITS = {
     "l1": "L1, penalty",
@@ -107,8 +108,7 @@ def orthogonal_fits(study: Study, encoders: Sequence[str]) -> pd.DataFrame:
     for rung, (fit, label) in product(("euclidean", "orthogonal"), ORTHOGONAL_FITS.items()):
         cells = aligned(study, encoders, rung, fit_on="train", fit=fit)
         largest = max(c["orthogonality_max"].max().item() for c in cells.values())
-        row = {"rung": rung, "fit": label, worst: largest}
-        for e in encoders:
-            rows.append(row | {"method": e, "accuracy": accuracies(study, cells, e).mean().item()})
-    table = wide(pd.DataFrame(rows), ("rung", "fit", worst), "method", "accuracy")
-    return table.round(1).reset_index()
+        row = {HEADINGS["rung"]: RUNG_LABELS[rung], "fit": label, worst: largest}
+        means = {short_label(e): accuracies(study, cells, e).mean().item() for e in encoders}
+        rows.append(row | means)
+    return pd.DataFrame(rows).round(dict.fromkeys(means, 1))

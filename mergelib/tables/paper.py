@@ -50,6 +50,12 @@ def published_table3() -> pd.DataFrame:
     return rows.assign(task="average").merge(deviations, how="left")
 
 
+def published_averages() -> pd.DataFrame:
+    """The average over the tasks of every encoder in Table 2, and of f_b in Table 3."""
+    table3 = published_table3()
+    return pd.concat([table3[table3.method == BASE], averages(published_table2())])
+
+
 def with_paper_numbers(summary: pd.DataFrame) -> pd.DataFrame:
     """The average over the study's tasks, "paper | here", of every cell that Table 2 has, too.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -24,14 +25,6 @@ PROTOCOL_DRAWS = {
     "orthogonal_procrustes": "all",
 }
 """Protocol -> its draw: k shots per class, or every pooled training input for the map."""
-ORDERS = {
-    (1, 1): "same",
-    (1, -1): "reversed",
-    (1, 0): "lost",
-    (0, 1): "gained",
-    (0, 0): "open",
-}
-"""(order under Current Eval, order under the other protocol: 1, -1 or 0 if unclear) -> its name."""
 
 
 def methods(study: Study) -> list[str]:
@@ -134,10 +127,19 @@ def tau_table(samples: dict[str, Tensor]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["of", "and", "tau", "low", "high"])
 
 
-def order(difference: Tensor) -> int:
+def clear_sign(difference: Tensor) -> int:
     """1 or -1 if the whole 95 % interval of ``[1 + B]`` lies on one side of 0, else 0."""
     low, high = interval(difference)
     return (low > 0) - (high < 0)
+
+
+def what_became(before: int, after: int) -> str:
+    """Of a pair's order under Current Eval, a ``clear_sign``, under the other protocol."""
+    if before and after:
+        return "same" if before == after else "reversed"
+    if before:
+        return "lost"
+    return "gained" if after else "open"
 
 
 def pair_table(samples: dict[str, Tensor], names: Sequence[str]) -> pd.DataFrame:
@@ -155,9 +157,8 @@ def pair_table(samples: dict[str, Tensor], names: Sequence[str]) -> pd.DataFrame
     rows = []
     for i, j in combinations(range(len(names)), 2):
         before, after = (samples[p][i] - samples[p][j] for p in ("current", "ft_classifier"))
-        a, b = order(before), order(after)
-        change = ORDERS[abs(a), a * b if a else abs(b)]
-        rows.append((names[i], names[j], float(before[0]), float(after[0]), change))
+        order = what_became(clear_sign(before), clear_sign(after))
+        rows.append((names[i], names[j], float(before[0]), float(after[0]), order))
     return pd.DataFrame(rows, columns=["first", "second", "current", "ft_classifier", "order"])
 
 
@@ -173,7 +174,7 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
     """
     first, last = means.current.idxmax(), means.ft_classifier.idxmax()
     spread = means.max() - means.min()
-    counts = pairs.order.value_counts().reindex(ORDERS.values(), fill_value=0)
+    counts = Counter(pairs.order)
     pair = protocol_label("current"), protocol_label("ft_classifier")
     tau = taus.set_index(["of", "and"]).loc[pair]
     head = f"**The same method wins.** {encoder_label(first)} is first under both protocols."
@@ -190,7 +191,7 @@ def answer(means: pd.DataFrame, taus: pd.DataFrame, pairs: pd.DataFrame, fine_tu
         f"points under Current Eval and {spread.ft_classifier:.1f} under FT-Classifier Eval; "
         f"the best is {below:.1f} points below the fine-tuned models. "
         f"Kendall's tau of the two rankings is {tau.tau:.2f} [{tau.low:.2f}, {tau.high:.2f}]. "
-        f"Of {len(pairs)} pairs of methods {counts.same} keep a clear order, "
-        f"{counts.reversed} turn around, {counts.lost} are clear under Current Eval alone, "
-        f"{counts.gained} under FT-Classifier Eval alone, and {counts.open} under neither."
+        f"Of {len(pairs)} pairs of methods {counts['same']} keep a clear order, "
+        f"{counts['reversed']} turn around, {counts['lost']} are clear under Current Eval alone, "
+        f"{counts['gained']} under FT-Classifier Eval alone, and {counts['open']} under neither."
     )

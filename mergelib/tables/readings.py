@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 
 from ..claims import Condition, K
+from ..core.documents import own_yaml
 from ..core.names import BASE, FINE_TUNED, RANDOM
 from .labels import protocol_label, short_label
-from .paper import published_table2, published_table3
+from .paper import published_averages
 from .scores import averages, with_average
 
 if TYPE_CHECKING:
     from .report import Run
 
-READINGS_FILE = Path(__file__).parent / "readings.yaml"
 RIGID = ("euclidean", "orthogonal")
 Reading = dict[str, Any]
 """The words about one claim."""
@@ -32,7 +31,7 @@ Reading = dict[str, Any]
 @cache
 def load_readings() -> dict[str, Any]:
     """``readings.yaml``: what symbols and names stand for, and the groups of claims."""
-    return yaml.safe_load(READINGS_FILE.read_text("utf-8"))
+    return own_yaml(__file__, "readings.yaml")
 
 
 def readings() -> dict[str, Reading]:
@@ -101,29 +100,27 @@ def _holds(when: str, verdict: str, numbers: Mapping[str, float]) -> bool:
     return not comparison or Condition(comparison[0], float(comparison[1])).holds(number)
 
 
-def _table(run: Run, stem: str) -> pd.DataFrame | None:
-    """A table that a notebook left, if it did."""
-    path = run.folder / f"{stem}.csv"
-    return pd.read_csv(path) if path.is_file() else None
+def _table(run: Run, stem: str) -> pd.DataFrame:
+    """A table that a notebook left."""
+    return pd.read_csv(run.folder / f"{stem}.csv")
 
 
 def rungs(run: Run) -> dict[str, float]:
     """Accuracy per encoder and rung, and what a closed form regains of the merges' rigid ones."""
-    fits = [_table(run, f"fig04_transformations{end}") for end in ("", "_closed_form")]
-    cells = [f.set_index(["method", "rung"]).accuracy for f in fits if f is not None]
-    if not cells:
-        return {}
-    numbers = {f"{short_label(m)} {rung}": a for (m, rung), a in cells[0].items()}
-    if len(cells) > 1:
-        regained = (cells[1] - cells[0]).drop(BASE, level="method", errors="ignore")
-        numbers["closed form"] = regained[regained.index.isin(RIGID, level="rung")].max()
-    return numbers
+    paper, closed = (
+        _table(run, f"fig04_transformations{end}").set_index(["method", "rung"]).accuracy
+        for end in ("", "_closed_form")
+    )
+    regained = (closed - paper).drop(BASE, level="method", errors="ignore")
+    rigid = regained.index.isin(RIGID, level="rung")
+    accuracies = {f"{short_label(m)} {rung}": a for (m, rung), a in paper.items()}
+    return accuracies | {"closed form": regained[rigid].max()}
 
 
 def at_one_percent(run: Run) -> dict[str, float]:
     """FT-Classifier with 1 % of the test set minus Current Eval, over merges and encoders."""
     scores = _table(run, "fig11_vision_protocols")
-    if scores is None or 1 not in set(scores.share):
+    if 1 not in set(scores.share):
         return {}
     rows = averages(with_average(scores))
     rows = rows[rows.share.isna() | ((rows.share == 1) & (rows.fit_on == "test"))]
@@ -140,8 +137,6 @@ def at_one_percent(run: Run) -> dict[str, float]:
 def unmerged(run: Run) -> dict[str, float]:
     """FT-Classifier on f_b and on an encoder that was never trained."""
     control = _table(run, "ext02_honest_alignment")
-    if control is None:
-        return {}
     fit = f"{protocol_label('ft_classifier')}, k = {K}"
     rows = control[(control.fit == fit) & (control.condition == "train")]
     names = {RANDOM: "random", BASE: "f_b uniform"}
@@ -151,38 +146,26 @@ def unmerged(run: Run) -> dict[str, float]:
 def kept_locally(run: Run) -> dict[str, float]:
     """What Task Arithmetic keeps of the experts' accuracy where all share one base, and how alike
     the blocks of two bases are after matching."""
-    verdicts = run.sidecars.get("ext03_nonlocal", {}).get("verdicts", [])
+    matching = _table(run, "ext03_nonlocal_matching").query("setting == 'non-local'")
+    verdicts = run.sidecars["ext03_nonlocal"]["verdicts"]
     kept = {v["part"].split()[0]: v["here"] for v in verdicts if v["claim"] == "N-local"}
-    numbers = {f"local {name}": value for name, value in kept.items()}
-    table = _table(run, "ext03_nonlocal_matching")
-    if table is not None:
-        cosines = table[table.setting == "non-local"].set_index("of")["blocks after"]
-        numbers |= {f"alike {name}": cosine for name, cosine in cosines.items()}
-    return numbers
+    alike = matching.set_index("of")["blocks after"]
+    return {f"local {name}": value for name, value in kept.items()} | {
+        f"alike {name}": cosine for name, cosine in alike.items()
+    }
 
 
 def base_gains(run: Run) -> list[str]:
     """What re-aligning gives f_b and the merges, a sentence per base model of Table 3."""
-    table = _table(run, "tab03_base_model_bases")
-    if table is None:
-        return []
-    sentences = []
-    for base, rows in table.groupby("base", sort=False):
-        means = rows.set_index("Protocol").drop(columns="base")
-        gain = means.loc[protocol_label("ft_classifier")] - means.loc[protocol_label("current")]
-        merges = gain.drop(short_label(BASE))
-        sentences.append(
-            _fill(
-                load_readings()["bases"]["gain"],
-                {
-                    "base": f"`{run.profile}`, {base}",
-                    "f_b": gain[short_label(BASE)],
-                    "least": merges.min(),
-                    "most": merges.max(),
-                },
-            )
-        )
-    return sentences
+    means = _table(run, "tab03_base_model_bases").set_index(["Protocol", "base"])
+    gains = means.loc[protocol_label("ft_classifier")] - means.loc[protocol_label("current")]
+    f_b, text = short_label(BASE), load_readings()["bases"]["gain"]
+    merges = gains.drop(columns=f_b)
+    numbers = {"f_b": gains[f_b], "least": merges.min(axis=1), "most": merges.max(axis=1)}
+    return [
+        _fill(text, {"base": f"`{run.profile}`, {base}", **row})
+        for base, row in pd.DataFrame(numbers).iterrows()
+    ]
 
 
 LOOKED_UP = (
@@ -195,8 +178,8 @@ LOOKED_UP = (
 
 def in_the_paper(claim: str) -> Numbers:
     """The same differences from the paper's printed averages, for claims about its tables."""
-    rows = pd.concat([averages(published_table2()), published_table3()])
-    mean = rows.pivot_table("mean", "method", "protocol").rename(index=short_label)
+    mean = published_averages().pivot(index="method", columns="protocol", values="mean")
+    mean = mean.rename(index=short_label)
     gain = mean.ft_classifier - mean.current
     differences = {
         "P3.2-knn": mean.knn - mean.current,
@@ -204,7 +187,7 @@ def in_the_paper(claim: str) -> Numbers:
         "P5-gap-closed": gain / (mean.current[short_label(FINE_TUNED)] - mean.current),
         "P6.4-no-gain": gain,
     }
-    return Numbers(differences[claim].to_dict() if claim in differences else {}, {})
+    return Numbers(differences[claim], {})
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -219,8 +202,10 @@ def seen(reading: Reading, run: Run, parts: pd.DataFrame, verdict: str) -> str:
         parts: Its rows of ``report.verdict_rows`` for this claim.
         verdict: On the whole claim.
     """
-    lookup = LOOKED_UP.get(reading["claim"], lambda _: {})
-    numbers = Numbers(parts.set_index("part").here.dropna().to_dict(), lookup(run))
+    others = {}
+    with suppress(FileNotFoundError):  # of a notebook that did not run
+        others = LOOKED_UP.get(reading["claim"], lambda _: {})(run)
+    numbers = Numbers(parts.set_index("part").here.dropna(), others)
     notes = pretty("; ".join(dict.fromkeys(filter(None, parts.note))))
     needs = re.sub(r"precondition fails: (.*) \((here .*)\)", r"it needs \1, \2", notes)
     text = f"`{run.profile}`, **{verdict}**" + f", since {needs}" * bool(needs)

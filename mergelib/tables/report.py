@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ..core.names import BASE, FINE_TUNED
 from ..tasks.miniature import WORLD_VERSION
 from .committed import AS_COMMITTED, Compared, compare
 from .labels import short_label
-from .paper import THREE, published_table2, published_table3
+from .paper import published_averages
 from .readings import asks, base_gains, load_readings, names_in, paragraph, symbols
 from .scores import at_k, markdown, mean_and_std, wide
 from .scores import averages as averages_of
@@ -90,7 +91,7 @@ def read_runs(folder: Path | None = None, *, checks: bool = False) -> list[Run]:
     """
     folder = folder or figures_folder()
     runs = []
-    for place in sorted(p for p in folder.glob("*") if p.is_dir()):
+    for place in sorted(folder.glob("*/")):
         sidecars = {
             i.id: _read(path)
             for i in manifest()
@@ -144,9 +145,7 @@ def averages(runs: Sequence[Run], k: int = 5) -> pd.DataFrame:
     Returns:
         Columns profile, method, protocol, mean, std.
     """
-    table2, table3 = averages_of(published_table2()), published_table3()
-    paper = pd.concat([table3[table3.method == BASE], table2[table2.protocol.isin(THREE)]])
-    tables = [paper.assign(profile=PAPER)]
+    tables = [published_averages().assign(profile=PAPER)]
     for run in runs:
         path = run.folder / "tab02_main_scores.csv"
         if path.is_file():
@@ -268,17 +267,17 @@ def claims_markdown(rows: pd.DataFrame) -> list[str]:
     return blocks
 
 
-def results_markdown(runs: Sequence[Run], figure: str, csv: str) -> str:
-    """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2.
-
-    Args:
-        runs: As from ``read_runs``.
-        figure: The one-page figure, in Markdown.
-        csv: Where every part of every claim stands, seen from the report.
-    """
+def results_markdown(runs: Sequence[Run]) -> str:
+    """The README's part: the figure, verdicts with their deciding numbers, averages of Table 2;
+    links are seen from the report."""
     rows, means = verdict_rows(runs), averages(runs)
+    pages = [page for r in runs if (page := r.folder / f"{REPORT_ID}.json").is_file()]
+    figure = link = ""
+    if pages:
+        place, csv = f"{pages[0].parent.name}/{REPORT_ID}", f"{REPORT_ID}_claims.csv"
+        figure = f"![{_read(pages[0])['alt']}]({place}.png)"
+        link = f"; every part and interval: [{csv}]({place}_claims.csv)"
     where = " ".join(f"`{r.profile}`: {r.settings['backbone']} on {r.data}." for r in runs)
-    link = f"; every part and interval: [{Path(csv).name}]({csv})" if csv else ""
     legend = (
         f"{where} A claim *asks* that all its numbers meet a threshold; the one in brackets "
         f"decides{link}. What they mean, claim by claim: [REPORT.md](REPORT.md)."
@@ -319,7 +318,8 @@ def other_bases(runs: Sequence[Run]) -> list[str]:
             for base, verdicts in judged.items() if others else ():
                 name = f"`{run.profile}`: {base}"
                 rows += [{"profile": name, **v, "notebook": notebook} for v in verdicts]
-        gains += base_gains(run)
+        with suppress(FileNotFoundError):  # Table 3 alone leaves them
+            gains += base_gains(run)
     if not rows:
         return []
     frame = with_words(pd.DataFrame(rows, columns=ROWS))
@@ -383,17 +383,13 @@ def report_markdown(folder: Path | None = None, compared: str = AS_COMMITTED) ->
     """
     folder = folder or figures_folder()
     runs, checks = read_runs(folder), read_runs(folder, checks=True)
-    pages = {r.profile: folder / r.profile / f"{REPORT_ID}.json" for r in runs}
-    profile = next((p for p, page in pages.items() if page.is_file()), None)
-    figure = f"![{_read(pages[profile])['alt']}]({profile}/{REPORT_ID}.png)" if profile else ""
-    csv = f"{profile}/{REPORT_ID}_claims.csv" if profile else ""
     start, end = README_PART
     blocks = [
         "# The report",
         "<!-- written by notebooks/99_report.ipynb; do not edit by hand -->",
         *[LABORATORY] * any(r.profile == "mini" for r in runs),
         symbols(),
-        f"{start}\n{results_markdown(runs, figure, csv)}\n{end}",
+        f"{start}\n{results_markdown(runs)}\n{end}",
         *claim_by_claim(runs),
         *other_bases(runs),
         *checks_markdown(runs, checks),

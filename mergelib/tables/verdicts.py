@@ -7,19 +7,11 @@ from dataclasses import fields
 
 import pandas as pd
 
-from ..claims import (
-    NOT_JUDGED,
-    NOT_REPRODUCED,
-    REPRODUCED,
-    UNDECIDED,
-    Verdict,
-    load_claims,
-    overall_of_parts,
-)
+from ..claims import FAILING_FIRST, Verdict, load_claims, overall_of_parts
 from .readings import asks
 
 NOT_RUN = "not run"
-ORDER = (NOT_REPRODUCED, UNDECIDED, REPRODUCED, NOT_JUDGED, NOT_RUN)  # failing first
+ORDER = (*FAILING_FIRST, NOT_RUN)
 NUMBERS = ("here", "low", "high")
 
 
@@ -44,10 +36,8 @@ def failing_first(rows: pd.DataFrame) -> pd.DataFrame:
 def deciding(parts: pd.DataFrame) -> pd.Series:
     """The row that decides a claim: of those with its verdict, the one nearest to failing."""
     same = parts[parts.verdict == overall_of_parts(parts.verdict)]
-    if same.here.isna().all():
-        return same.iloc[0]
-    above = load_claims()[same.claim.iloc[0]].op.startswith(">")
-    return same.loc[same.here.idxmin() if above else same.here.idxmax()]
+    is_above = load_claims()[parts.claim.iloc[0]].op.startswith(">")
+    return same.sort_values("here", ascending=is_above, kind="stable").iloc[0]
 
 
 def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
@@ -63,11 +53,10 @@ def verdict_table(verdicts: Sequence[Verdict] | pd.DataFrame) -> pd.DataFrame:
     rows = verdicts if isinstance(verdicts, pd.DataFrame) else verdict_frame(verdicts)
     parts = rows.groupby("profile", sort=False) if "profile" in rows else [("", rows)]
     rows = pd.concat([rows[:0], *(failing_first(part) for _, part in parts)], ignore_index=True)
-    texts = rows[list(NUMBERS)].map("{:.2f}".format).astype(str)
-    here, low, high = (texts[c].where(rows.here.notna(), "") for c in NUMBERS)
+    texts, is_known = rows[list(NUMBERS)].map("{:.2f}".format).astype(str), rows.here.notna()
     table = rows.assign(
-        here=here,
-        interval=low + (" .. " + high).where(rows.here.notna(), ""),
+        here=texts.here.where(is_known, ""),
+        interval=(texts.low + " .. " + texts.high).where(is_known, ""),
         threshold=asks(rows),
         verdict=rows.verdict + rows.note.map(lambda note: f" ({note})" if note else ""),
     )
