@@ -34,6 +34,7 @@ from ..tables.labels import COLUMN_LABELS, RUNG_LABELS
 from .style import (
     CLASS_COLOURS,
     COLUMN,
+    MARKS,
     PAGE,
     REPAIR_STYLE,
     STAGE_STYLES,
@@ -44,13 +45,11 @@ from .style import (
     protocol_style,
 )
 
-LINE = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
-BOUND = LINE | {"label": "Fine-tuned models"}
-"""The line of the fine-tuned models, or of another upper bound."""
+BOUND, DOT, RING, WHISKERS, BOLD = (
+    MARKS[name] for name in ("bound", "dot", "ring", "whiskers", "title")
+)
 ACCURACY = "average accuracy (%)"
-WHISKERS = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}}
 APART = 1.25  # on a log axis, from one line's marks to the next one's
-DOT = {"markersize": 6, "linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5}
 NAMES = COLUMN_LABELS | {"method": short_label}
 """Column -> how its values are printed in a figure."""
 
@@ -98,22 +97,19 @@ def head(fig: Figure | SubFigure, title: str, columns: int = 4) -> None:
     """What is seen, and below it one legend of what is labelled, unless it has no ``columns``."""
     title = title.replace(" %", "\N{NO-BREAK SPACE}%")
     title = textwrap.fill(title, round(11.7 * fig.bbox.width / fig.dpi))
-    bold = {"size": 10, "weight": "bold"}
     handles = {}
     for ax in fig.axes if columns else []:
         handles |= _take_legend(ax)
     if not handles:
-        fig.suptitle(title, x=0.01, ha="left", **bold)
+        fig.suptitle(title, x=0.01, ha="left", **BOLD)
         return
     fig.legend(
         handles.values(),
         handles.keys(),
-        loc="outside upper left",
         ncols=columns,
         title=title,
-        title_fontproperties=bold,
-        alignment="left",
-        borderaxespad=0.1,
+        title_fontproperties=BOLD,
+        **MARKS["legend"],
     )
 
 
@@ -193,10 +189,10 @@ def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, look: dict) -> None:
     sns.lineplot(labelled(rows), x=x, y=y, ax=ax, errorbar=None, **look)
 
 
-def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
-    """Numbers in cells, darker where greater."""
-    cmap = sns.light_palette(colour, as_cmap=True)
-    sns.heatmap(table, annot=True, fmt=fmt, cmap=cmap, cbar=False, linewidths=1, ax=ax)
+def heat(ax: Axes, table: pd.DataFrame, cmap: Any, fmt: str, annot: Any = True, **how) -> None:
+    """Numbers, or other texts, in coloured cells."""
+    how = {"cbar": False, "linewidths": 1} | how
+    sns.heatmap(table, ax=ax, cmap=cmap, fmt=fmt, annot=annot, **how)
     ax.set(xlabel="", ylabel="")
     ax.tick_params(rotation=0)
 
@@ -207,11 +203,11 @@ def range_of(values: pd.Series | Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _gains(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> pd.Series:
-    """Points that a protocol at k shots is above Current Eval, per method."""
-    return pd.Series(
-        {m: average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods}
-    )
+def _points(
+    summary: pd.DataFrame, methods: Sequence[str], protocol: str = "current", k: int | None = None
+) -> pd.Series:
+    """``average_of`` per method."""
+    return pd.Series({m: average_of(summary, m, protocol, k) for m in methods})
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -242,19 +238,18 @@ def plot_shots(
     ks = sorted(shots.k[shots.draw == "stratified"].unique())
     k = 5 if 5 in ks else max(ks)
     ticks = {k: str(k) for k in ks} | dict.fromkeys(shots.k[shots.draw == "all"], "\nall")
-    for ax, encoder in panels:
+    old, new = _points(summary, encoders), {p: _points(summary, encoders, p, k) for p in few_shot}
+    for ax, m in panels:
         ax.axhline(fine_tuned, **BOUND)
-        part = rows[(rows.method == encoder) & rows.protocol.isin(protocols)]
-        curves(ax, part, "k", ticks)
-        ax.set(title=short_label(encoder), xlabel="k, shots per class")
-        old, new = average_of(summary, encoder), average_of(summary, encoder, few_shot[0], k)
-        ax.text(0.5, 0.2, f"k = {k}: {old:.0f} → {new:.0f} %", ha="center", transform=ax.transAxes)
+        curves(ax, rows[(rows.method == m) & rows.protocol.isin(protocols)], "k", ticks)
+        ax.set(title=short_label(m), xlabel="k, shots per class")
+        text = f"k = {k}: {old[m]:.0f} → {new[few_shot[0]][m]:.0f} %"
+        ax.text(0.5, 0.2, text, ha="center", transform=ax.transAxes)
     fig.axes[0].set_ylabel(ACCURACY)
     name_lines(fig.axes[-1])
-    lost = fine_tuned - pd.Series({m: average_of(summary, m) for m in encoders})
+    lost = fine_tuned - old
     words = [
-        f"{protocol_label(p).removesuffix(' Eval')} "
-        f"{range_of(100 * _gains(summary, encoders, p, k) / lost)} %"
+        f"{protocol_label(p).removesuffix(' Eval')} {range_of(100 * (new[p] - old) / lost)} %"
         for p in few_shot
     ]
     regained = f"Lost accuracy regained at k = {k}: {', '.join(words)}"
@@ -286,13 +281,14 @@ def plot_protocols(
     means = rows.pivot_table("accuracy", ["method", "task"], "protocol")
     gains = (means[best] - means.current).unstack().loc[list(encoders), list(tasks)]
     gains = gains.rename(columns=task_label).round() + 0.0  # no "-0"
-    _heat(right, gains, protocol_style(best)["color"], "+.0f")
+    heat(right, gains, sns.light_palette(protocol_style(best)["color"], as_cmap=True), "+.0f")
     right.set_title(f"points from Current to {protocol_label(best)}")
     right.set_yticks([])
     title = f"Accuracy under {len(protocols)} protocols, k = {k}"
     if best == "ft_classifier":
-        gain = range_of(_gains(summary, encoders, best, k).drop(BASE, errors="ignore"))
-        title = f"{k} unlabelled inputs per class re-align the classifier: {gain} points gained"
+        gain = _points(summary, encoders, best, k) - _points(summary, encoders)
+        title = f"{k} unlabelled inputs per class re-align the classifier: "
+        title += f"{range_of(gain.drop(BASE, errors='ignore'))} points gained"
     head(fig, title, 3)
     return fig
 
@@ -441,7 +437,6 @@ def plot_ladder(
     rows = [[*ladders], ["r2"] * len(ladders)] if several else [[*ladders, "r2"]]
     ratios = {"height_ratios": (3.3, 1.2)} if several else {"width_ratios": (1.35, 1)}
     fig, axes = plt.subplot_mosaic(rows, figsize=(PAGE, 5.6 if several else 3.3), **ratios)
-    ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": None}
     titles = []
     for base, (paper, closed, fine_tuned) in ladders.items():
         ax = axes[base]
@@ -449,8 +444,8 @@ def plot_ladder(
         ax.axvline(fine_tuned, **BOUND)
         place = ("rung", paper.rung.unique(), of_methods(paper.method.unique()), False)
         rings = closed[closed.rung != "identity"]
-        dots(ax, rings, *place, dodge=0.6, markers="o", legend=False, **ring)
-        ax.plot([], [], "o", color="0.3", label="in closed form", **ring)
+        dots(ax, rings, *place, dodge=0.6, markers="o", legend=False, **RING)
+        ax.plot([], [], "o", color="0.3", label="in closed form", **RING)
         dots(ax, paper, *place, dodge=0.6)
         ax.set(xlabel=ACCURACY, title=textwrap.fill(base, 28) if several else "")
         rung = "orthogonal" if "orthogonal" in set(paper.rung) else paper.rung.iloc[-1]
@@ -463,7 +458,8 @@ def plot_ladder(
             ax.set_yticklabels([])
     table = labelled(r2).pivot_table("increment", "step", "method", sort=False)
     table.loc["together"] = table.sum()
-    _heat(axes["r2"], table.T if several else table, "0.2", ".2f")
+    greys = sns.light_palette("0.2", as_cmap=True)
+    heat(axes["r2"], table.T if several else table, greys, ".2f")
     axes["r2"].set_title("held-out $R^2$ of $f_t$ by step" + ", first base" * several)
     title = f"{RUNG_LABELS[rung]} map: merges stay {titles[0]}"
     head(fig, "; other base: ".join([title, *titles[1:]]))
@@ -491,7 +487,7 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     axes[0].set_title(f"{ACCURACY}, fitted on training inputs")
     axes[1].set(title="points that scored inputs add", xlim=(None, None))
     axes[1].autoscale(axis="x")
-    axes[1].axvline(0, **LINE)
+    axes[1].axvline(0, **BOUND | {"label": None})
     most = f"{leak.accuracy.max():.0f}"
     head(fig, f"Fitting on the scored inputs flatters an alignment by up to {most} points", 5)
     return fig
@@ -679,9 +675,9 @@ def plot_sizes(
         rows = rows[rows.protocol.isin(protocols)].set_index("method").loc[list(encoders)]
         bars(ax, labelled(rows.reset_index()), "method", "protocol", colours)
         ax.axhline(average_of(summary, FINE_TUNED), **BOUND)
-        ax.axhline(chance, **LINE | {"label": "chance", "linestyle": "--", "zorder": 0.5})
+        ax.axhline(chance, **BOUND | {"label": "chance", "linestyle": "--", "zorder": 0.5})
         ax.set(title=textwrap.fill(title, 30), ylabel=f"{ACCURACY}, k = {k}")
-        gains.append(_gains(summary, encoders, last, k))
+        gains.append(_points(summary, encoders, last, k) - _points(summary, encoders))
     gains = pd.concat(gains)
     merges = range_of(gains.drop(BASE, errors="ignore"))
     title = f"{protocol_label(last)}: merges gain {merges} points"

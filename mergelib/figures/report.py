@@ -7,7 +7,6 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 
@@ -18,7 +17,7 @@ from ..tables.paper import THREE
 from ..tables.readings import load_readings
 from ..tables.report import Run, alt, claim_grid, figures_folder, report_markdown
 from ..tables.verdicts import NOT_RUN, ORDER
-from .plots import BOUND, dots, head, of_protocols, range_of
+from .plots import BOUND, dots, head, heat, of_protocols, range_of
 from .save import save_files
 from .style import PAGE
 
@@ -77,25 +76,15 @@ def _draw_grid(fig: SubFigure, groups: Mapping[str, pd.DataFrame], tallest: int)
         axes[0].text(0, 0.5, "No claim has been judged yet.")
     signs = {v: sign for v, (_, sign) in CELL_STYLE.items()}
     faces = ListedColormap([CELL_STYLE[v][0] for v in ORDER])
+    ends = {"vmin": -0.5, "vmax": len(ORDER) - 0.5}
+    how = {"linecolor": "0.6", "annot_kws": {"color": "black"}} | ends
     for ax, (name, grid) in zip(axes, groups.items(), strict=False):
-        sns.heatmap(
-            grid.map(ORDER.index),
-            ax=ax,
-            cmap=faces,
-            cbar=False,
-            vmin=-0.5,
-            vmax=len(ORDER) - 0.5,
-            linewidths=1,
-            linecolor="0.6",
-            annot=grid.map(signs.get),
-            annot_kws={"color": "black"},
-            fmt="",
-        )
-        ax.set(xlabel="", ylabel="", ylim=(tallest, 0))
+        heat(ax, grid.map(ORDER.index), faces, "", grid.map(signs.get), **how)
+        ax.set_ylim(tallest, 0)
         ax.set_yticklabels([fill(claim, 16) for claim in grid.index])  # wraps at hyphens
         ax.set_title(name, loc="right")
         ax.grid(visible=False)
-        ax.tick_params(rotation=0, labelbottom=False, labeltop=True)
+        ax.tick_params(labelbottom=False, labeltop=True)
     present = [v for v in ORDER if any((grid == v).any(axis=None) for grid in groups.values())]
     fig.supxlabel("     ".join(f"{signs[v]}  {v}" for v in present))
 

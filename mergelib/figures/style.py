@@ -27,6 +27,7 @@ REPAIR_STYLE: dict[str, Style] = PALETTES["repair"]
 STAGE_STYLES: list[Style] = PALETTES["stage"]
 OTHER_STYLES: list[Style] = PALETTES["own"]
 CLASS_COLOURS: list[str] = PALETTES["class"]
+MARKS: dict[str, Style] = PALETTES["marks"]
 CLASS_MARKERS = "os^D"
 """A class is a colour, and where few are drawn a marker as well."""
 

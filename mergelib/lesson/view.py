@@ -218,8 +218,8 @@ class Explorer(widgets.VBox):
         )
         self.picture = widgets.HTML()
         super().__init__([self.angle, self.lam, self.picture])
-        self.angle.observe(self.redraw, "value")
-        self.lam.observe(self.redraw, "value")
+        for slider in (self.angle, self.lam):
+            slider.observe(self.redraw, "value")
         self.redraw()
 
     def redraw(self, change: Any = None) -> None:
