@@ -157,20 +157,11 @@ def run_all(chromium, url, name, project):
 
     SHOTS.mkdir(parents=True, exist_ok=True)
     chromium.get(url)
-    n_code = sum(
-        c.cell_type == "code"
-        for c in nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4).cells
-    )
 
     def visible(selector, text=""):
-        return next(
-            (
-                e
-                for e in chromium.find_elements(CSS, selector)
-                if e.is_displayed() and (not text or text in e.text)
-            ),
-            None,
-        )
+        for found in chromium.find_elements(CSS, selector):
+            if found.is_displayed() and (not text or text in found.text):
+                return found
 
     def click(selector, text=""):
         found = visible(selector, text)
@@ -184,11 +175,8 @@ def run_all(chromium, url, name, project):
         return not visible(".jp-Dialog")
 
     wait_for("the notebook is not shown", lambda: visible(".jp-Notebook .jp-CodeCell"), 180)
-    wait_for(
-        "the kernel is not idle",
-        lambda: visible('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'),
-        180,
-    )
+    idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+    wait_for("the kernel is not idle", lambda: visible(idle), 180)
     chromium.save_screenshot(str(SHOTS / f"{name}_opened.png"))
     wait_for("a dialog stays open", answer_dialog, 60)
     wait_for("no Run menu", lambda: click(".lm-MenuBar-item", "Run"), 60)
@@ -197,26 +185,19 @@ def run_all(chromium, url, name, project):
     def saved():
         answer_dialog()
         ActionChains(chromium).key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
-        cells = [
-            c
-            for c in nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4).cells
-            if c.cell_type == "code"
-        ]
+        notebook = nbformat.read(project / "notebooks" / f"{name}.ipynb", as_version=4)
+        cells = [c for c in notebook.cells if c.cell_type == "code"]
         failed = [o for c in cells for o in c.outputs if o.output_type == "error"]
         if failed:
             chromium.save_screenshot(str(SHOTS / f"{name}_error.png"))
         assert not failed, "\n".join(failed[0].traceback)
         time.sleep(4)
         chromium.save_screenshot(str(SHOTS / f"{name}_running.png"))
-        return (
-            cells
-            if all(c.execution_count for c in cells)
-            and visible('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-            else None
-        )
+        if all(c.execution_count for c in cells) and visible(idle):
+            return cells
 
     cells = wait_for(f"{name} has not finished", saved, PATIENCE)
-    assert [c.execution_count for c in cells] == list(range(1, n_code + 1))
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     # The lab is rooted where pictures beside the notebooks' folder can be seen.
     pictures = shown(chromium, ".jp-MarkdownCell img")
     assert pictures and all(

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from ..core.names import FINE_TUNED
 from ..core.version import __version__
 from ..models.compare import HEADS, Comparison, rank_correlation
-from ..tables import encoder_label, labelled, markdown, protocol_label, short_label
-from .plots import BOUND, dots, head, looks_of
+from ..tables import encoder_label, markdown, protocol_label, short_label
+from .plots import BOUND, dots, head, of_protocols
 from .save import finding
-from .style import PAGE, protocol_style, use_style
+from .style import PAGE, use_style
 
 HERE = Path(__file__).parent
 PROXY = HERE / "proxy.json"
@@ -28,13 +28,14 @@ PROXY = HERE / "proxy.json"
 def plot_comparison(comparison: Comparison) -> Figure:
     """A row per merge and the base, best first, a dot per head; the line is the experts."""
     table, best = comparison.table.assign(accuracy=comparison.table.score), comparison.best
+    experts = (table.method == FINE_TUNED) & (table.protocol == "current")
+    bound = table[experts].score.item()
     merges = table[table.method != FINE_TUNED]
-    order = list(map(short_label, dict.fromkeys(merges.method)))
-    fig, ax = plt.subplots(figsize=(PAGE, 1.4 + 0.3 * len(order)))
+    methods = merges.method.unique()
+    fig, ax = plt.subplots(figsize=(PAGE, 1.4 + 0.3 * len(methods)))
+    ax.axvline(bound, **BOUND)
     shown = [p for p in HEADS if p in set(merges.protocol)]
-    bound = table[(table.method == FINE_TUNED) & (table.protocol == "current")].score.item()
-    ax.axvline(bound, label="Fine-tuned models", **BOUND)
-    dots(ax, labelled(merges), order, looks_of(shown, protocol_style, protocol_label), "protocol")
+    dots(ax, merges, "method", methods, of_protocols(shown))
     ax.set(xlabel=f"mean {list(comparison.measures.values())[-1]} (%)", xlim=(0, 101))
     scores = table[table.method == best["method"]].set_index("protocol").score
     label, (old, new) = short_label(best["method"]), scores[["current", best["protocol"]]].round()
@@ -42,7 +43,7 @@ def plot_comparison(comparison: Comparison) -> Figure:
     title = f"{label} with its {heads} heads is the best merge: {new:.0f} %"
     if new != old:
         title = f"Re-aligned heads take {label} from {old:.0f} to {new:.0f} %"
-    head(fig, f"{title}, experts: {bound:.0f} %", [ax])
+    head(fig, f"{title}, experts: {bound:.0f} %")
     return fig
 
 

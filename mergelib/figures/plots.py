@@ -30,10 +30,11 @@ from ..tables import (
     task_label,
     with_average,
 )
-from ..tables.labels import RUNG_LABELS
+from ..tables.labels import COLUMN_LABELS, RUNG_LABELS
 from .style import (
     CLASS_COLOURS,
     COLUMN,
+    MARKS,
     PAGE,
     REPAIR_STYLE,
     STAGE_STYLES,
@@ -44,59 +45,79 @@ from .style import (
     protocol_style,
 )
 
-BOUND = {"color": "black", "linewidth": 1.0, "linestyle": ":", "zorder": 1}
-"""The line of the fine-tuned models, or of another upper bound."""
+BOUND, DOT, RING, WHISKERS, BOLD = (
+    MARKS[name] for name in ("bound", "dot", "ring", "whiskers", "title")
+)
 ACCURACY = "average accuracy (%)"
-WHISKERS = {"errorbar": "sd", "err_kws": {"linewidth": 1.0}}
 APART = 1.25  # on a log axis, from one line's marks to the next one's
-DOT = {"markersize": 6, "linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5}
+NAMES = COLUMN_LABELS | {"method": short_label}
+"""Column -> how its values are printed in a figure."""
 
 
 # ---- parts of figures ----------------------------------------------------------------------------
 
 
-def looks_of(
-    names: Sequence[str], style: Callable[[str], Style], label: Callable[[str], str]
-) -> dict:
-    """Seaborn's palette, markers and order for ``names`` in print."""
-    styles = {label(n): style(n) for n in names}
+def looks(hue: str, styles: Mapping[str, Style]) -> dict:
+    """Seaborn's order, palette and markers of a hue, from the style of each printed name."""
     return {
+        "hue": hue,
         "hue_order": list(styles),
-        "palette": {n: s["color"] for n, s in styles.items()},
-        "markers": [s["marker"] for s in styles.values()],
+        "palette": {name: style["color"] for name, style in styles.items()},
+        "markers": [style["marker"] for style in styles.values()],
     }
 
 
-def head(fig: Figure | SubFigure, title: str, axes: Sequence[Axes] = (), columns: int = 4) -> None:
-    """What is seen, and below it one legend of what is labelled in ``axes``."""
-    handles = {}
-    for ax in axes:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        if ax.legend_:
-            ax.legend_.remove()
+def of_methods(methods: Sequence[str]) -> dict:
+    """A hue per method."""
+    return looks("method", {short_label(m): method_style(m) for m in methods})
+
+
+def of_protocols(protocols: Sequence[str]) -> dict:
+    """A hue per protocol."""
+    return looks("protocol", {protocol_label(p): protocol_style(p) for p in protocols})
+
+
+def side_by_side(
+    names: Sequence[str], height: float, width: float = PAGE
+) -> tuple[Figure, list[tuple[Axes, str]]]:
+    """A panel per name, with one vertical axis."""
+    fig, axes = plt.subplots(1, len(names), figsize=(width, height), sharey=True, squeeze=False)
+    return fig, list(zip(axes[0], names, strict=True))
+
+
+def _take_legend(ax: Axes) -> dict:
+    """Label -> what has it in ``ax``, whose own legend goes."""
+    if ax.legend_:
+        ax.legend_.remove()
+    handles, labels = ax.get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
+
+
+def head(fig: Figure | SubFigure, title: str, columns: int = 4) -> None:
+    """What is seen, and below it one legend of what is labelled, unless it has no ``columns``."""
     title = title.replace(" %", "\N{NO-BREAK SPACE}%")
     title = textwrap.fill(title, round(11.7 * fig.bbox.width / fig.dpi))
-    bold = {"size": 10, "weight": "bold"}
+    handles = {}
+    for ax in fig.axes if columns else []:
+        handles |= _take_legend(ax)
     if not handles:
-        fig.suptitle(title, x=0.01, ha="left", **bold)
+        fig.suptitle(title, x=0.01, ha="left", **BOLD)
         return
     fig.legend(
         handles.values(),
         handles.keys(),
-        loc="outside upper left",
         ncols=columns,
         title=title,
-        title_fontproperties=bold,
-        alignment="left",
-        borderaxespad=0.1,
+        title_fontproperties=BOLD,
+        **MARKS["legend"],
     )
 
 
 def name_lines(ax: Axes, gap: float = 9.0) -> None:
     """Name every labelled line of a 0-100 axis at its right end, ``gap`` apart, for a legend."""
-    lines = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ends = {label: line.get_ydata()[-1] for label, line in lines.items()}
-    ends = pd.Series(ends).sort_values(kind="stable")
+    lines = _take_legend(ax)
+    ends = pd.Series({label: line.get_ydata()[-1] for label, line in lines.items()})
+    ends = ends.sort_values(kind="stable")
     steps = gap * np.arange(len(ends))
     places = (ends - steps).cummax() + steps
     places -= (places - ends).mean()
@@ -111,27 +132,17 @@ def name_lines(ax: Axes, gap: float = 9.0) -> None:
             va="center",
             size=9,
         )
-    if ax.legend_:
-        ax.legend_.remove()
 
 
 def dots(
-    ax: Axes,
-    rows: pd.DataFrame,
-    order: Sequence[str],
-    looks: dict,
-    hue: str,
-    y: str = "method",
-    *,
-    joined: bool = True,
-    **how,
+    ax: Axes, rows: pd.DataFrame, y: str, order: Sequence[str], look: dict, joined=True, **how
 ) -> None:
-    """A row per ``y`` in ``order``, a dot per ``hue``; a grey line may join them."""
+    """A row per ``y`` in ``order``, a dot per hue; a grey line may join them."""
+    rows, order = labelled(rows), list(map(NAMES.get(y, str), order))
     if joined:
-        ends = rows.groupby([y, hue]).accuracy.mean().groupby(y).agg(["min", "max"])
+        ends = rows.groupby([y, look["hue"]]).accuracy.mean().groupby(y).agg(["min", "max"])
         ax.hlines(range(len(order)), *ends.reindex(order).to_numpy().T, color="0.8", zorder=0)
-    how = DOT | WHISKERS | looks | how
-    sns.pointplot(rows, x="accuracy", y=y, hue=hue, order=order, ax=ax, **how)
+    sns.pointplot(rows, x="accuracy", y=y, order=order, ax=ax, **DOT | WHISKERS | look | how)
     ax.set(xlabel="", ylabel="", xlim=(0, 100))
     ax.grid(axis="y", visible=False)
 
@@ -157,34 +168,31 @@ def curves(
 ) -> None:
     """A line per ``by`` against a log ``x``, with a band of one standard deviation over the rows;
     a horizontal one for what does not depend on ``x``. Marks of one ``x`` lie side by side."""
-    parts = dict(iter(rows.groupby(by, sort=False)))
-    sloped = [name for name, part in parts.items() if part[x].notna().any()]
-    for name, part in parts.items():
-        look = {"label": label(name), **style(name)}
-        if name not in sloped:
-            ax.axhline(part.accuracy.mean(), **{k: v for k, v in look.items() if k != "marker"})
-            continue
-        factor = APART ** (sloped.index(name) - (len(sloped) - 1) / 2)
-        look |= {"errorbar": "sd", "err_kws": {"linewidth": 0}}
-        shifted = part.assign(**{x: part[x].astype(float) * factor})
-        sns.lineplot(shifted, x=x, y="accuracy", ax=ax, **look)
-        ax.legend_.remove()
+    fixed = rows[x].isna()
+    for name, part in rows[fixed].groupby(by, sort=False):
+        ax.axhline(part.accuracy.mean(), label=label(name), **style(name) | {"marker": ""})
+    sloped = rows[~fixed].groupby(by, sort=False)
+    first = (sloped.ngroups - 1) / -2
+    for place, (name, part) in enumerate(sloped):
+        shifted = part.assign(**{x: part[x].astype(float) * APART ** (first + place)})
+        look = {"label": label(name), "errorbar": "sd", "err_kws": {"linewidth": 0}} | style(name)
+        sns.lineplot(shifted, x=x, y="accuracy", ax=ax, legend=False, **look)
     ax.set_xscale("log")
     ax.set_xticks(list(ticks), list(ticks.values()))
     ax.minorticks_off()
     ax.set(xlabel="", ylabel="", ylim=(0, 100))
 
 
-def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, hue: str, looks: Mapping) -> None:
-    """A line per ``hue`` against ``x``."""
-    looks = {"style": hue, "style_order": looks["hue_order"], "dashes": False} | looks
-    sns.lineplot(rows, x=x, y=y, hue=hue, ax=ax, errorbar=None, **looks)
+def lines(ax: Axes, rows: pd.DataFrame, x: str, y: str, look: dict) -> None:
+    """A line per hue against ``x``."""
+    look = {"style": look["hue"], "style_order": look["hue_order"], "dashes": False} | look
+    sns.lineplot(labelled(rows), x=x, y=y, ax=ax, errorbar=None, **look)
 
 
-def _heat(ax: Axes, table: pd.DataFrame, colour: str, fmt: str) -> None:
-    """Numbers in cells, darker where greater."""
-    cmap = sns.light_palette(colour, as_cmap=True)
-    sns.heatmap(table, annot=True, fmt=fmt, cmap=cmap, cbar=False, linewidths=1, ax=ax)
+def heat(ax: Axes, table: pd.DataFrame, cmap: Any, fmt: str, annot: Any = True, **how) -> None:
+    """Numbers, or other texts, in coloured cells."""
+    how = {"cbar": False, "linewidths": 1} | how
+    sns.heatmap(table, ax=ax, cmap=cmap, fmt=fmt, annot=annot, **how)
     ax.set(xlabel="", ylabel="")
     ax.tick_params(rotation=0)
 
@@ -195,17 +203,11 @@ def range_of(values: pd.Series | Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _gains(summary: pd.DataFrame, methods: Sequence[str], protocol: str, k: int) -> pd.Series:
-    """Points that a protocol at k shots is above Current Eval, per method."""
-    return pd.Series(
-        {m: average_of(summary, m, protocol, k) - average_of(summary, m) for m in methods}
-    )
-
-
-def _row(panels: int, height: float, width: float = PAGE) -> tuple[Figure, Sequence[Axes]]:
-    """Panels side by side with one vertical axis."""
-    fig, axes = plt.subplots(1, panels, figsize=(width, height), sharey=True, squeeze=False)
-    return fig, axes[0]
+def _points(
+    summary: pd.DataFrame, methods: Sequence[str], protocol: str = "current", k: int | None = None
+) -> pd.Series:
+    """``average_of`` per method."""
+    return pd.Series({m: average_of(summary, m, protocol, k) for m in methods})
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -230,29 +232,28 @@ def plot_shots(
         fine_tuned: Accuracy of the fine-tuned models, in percent.
     """
     rows, summary = averages(with_average(scores)), mean_and_std(scores)
-    fig, axes = _row(len(encoders), 3.1)
+    fig, panels = side_by_side(encoders, 3.1)
     few_shot = [p for p in protocols if p != "current"]
     shots = rows[rows.protocol.isin(few_shot)]
     ks = sorted(shots.k[shots.draw == "stratified"].unique())
     k = 5 if 5 in ks else max(ks)
-    tick_of_all = dict.fromkeys(shots.k[shots.draw == "all"], "\nall")
-    for ax, encoder in zip(axes, encoders, strict=True):
-        ax.axhline(fine_tuned, label="Fine-tuned models", **BOUND)
-        part = rows[(rows.method == encoder) & rows.protocol.isin(protocols)]
-        curves(ax, part, "k", {k: str(k) for k in ks} | tick_of_all)
-        ax.set(title=short_label(encoder), xlabel="k, shots per class")
-        old, new = average_of(summary, encoder), average_of(summary, encoder, few_shot[0], k)
-        ax.text(0.5, 0.2, f"k = {k}: {old:.0f} → {new:.0f} %", ha="center", transform=ax.transAxes)
-    axes[0].set_ylabel(ACCURACY)
-    name_lines(axes[-1])
-    lost = fine_tuned - pd.Series({m: average_of(summary, m) for m in encoders})
+    ticks = {k: str(k) for k in ks} | dict.fromkeys(shots.k[shots.draw == "all"], "\nall")
+    old, new = _points(summary, encoders), {p: _points(summary, encoders, p, k) for p in few_shot}
+    for ax, m in panels:
+        ax.axhline(fine_tuned, **BOUND)
+        curves(ax, rows[(rows.method == m) & rows.protocol.isin(protocols)], "k", ticks)
+        ax.set(title=short_label(m), xlabel="k, shots per class")
+        text = f"k = {k}: {old[m]:.0f} → {new[few_shot[0]][m]:.0f} %"
+        ax.text(0.5, 0.2, text, ha="center", transform=ax.transAxes)
+    fig.axes[0].set_ylabel(ACCURACY)
+    name_lines(fig.axes[-1])
+    lost = fine_tuned - old
     words = [
-        f"{protocol_label(p).removesuffix(' Eval')} "
-        f"{range_of(100 * _gains(summary, encoders, p, k) / lost)} %"
+        f"{protocol_label(p).removesuffix(' Eval')} {range_of(100 * (new[p] - old) / lost)} %"
         for p in few_shot
     ]
     regained = f"Lost accuracy regained at k = {k}: {', '.join(words)}"
-    head(fig, regained if lost.min() > 0 else "")
+    head(fig, regained if lost.min() > 0 else "", 0)
     return fig
 
 
@@ -270,32 +271,25 @@ def plot_protocols(
     rows, summary = with_average(at_k(scores, k)), mean_and_std(at_k(scores, k))
     protocols = list(rows.protocol.unique())
     best = "ft_classifier" if "ft_classifier" in protocols else protocols[-1]
-    order = [short_label(e) for e in encoders]
     size = (PAGE, 1.3 + 0.34 * len(encoders))
     fig, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=(1.15, 1))
-    left.axvline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
+    left.axvline(average_of(summary, FINE_TUNED), **BOUND)
     drawn = averages(rows)
     drawn = drawn[drawn.method.isin(encoders)]
-    dots(
-        left,
-        labelled(drawn),
-        order,
-        looks_of(protocols, protocol_style, protocol_label),
-        "protocol",
-        dodge=0.45,
-    )
+    dots(left, drawn, "method", encoders, of_protocols(protocols), dodge=0.45)
     left.set(xlabel=f"{ACCURACY}, k = {k}")
-    means = labelled(rows).pivot_table("accuracy", ["method", "task"], "protocol")
-    gains = (means[protocol_label(best)] - means[protocol_label("current")]).unstack()
-    gains = gains.loc[order, [task_label(t) for t in tasks]].round() + 0.0  # no "-0"
-    _heat(right, gains, protocol_style(best)["color"], "+.0f")
+    means = rows.pivot_table("accuracy", ["method", "task"], "protocol")
+    gains = (means[best] - means.current).unstack().loc[list(encoders), list(tasks)]
+    gains = gains.rename(columns=task_label).round() + 0.0  # no "-0"
+    heat(right, gains, sns.light_palette(protocol_style(best)["color"], as_cmap=True), "+.0f")
     right.set_title(f"points from Current to {protocol_label(best)}")
     right.set_yticks([])
     title = f"Accuracy under {len(protocols)} protocols, k = {k}"
     if best == "ft_classifier":
-        gain = range_of(_gains(summary, encoders, best, k).drop(BASE, errors="ignore"))
-        title = f"{k} unlabelled inputs per class re-align the classifier: {gain} points gained"
-    head(fig, title, [left], 3)
+        gain = _points(summary, encoders, best, k) - _points(summary, encoders)
+        title = f"{k} unlabelled inputs per class re-align the classifier: "
+        title += f"{range_of(gain.drop(BASE, errors='ignore'))} points gained"
+    head(fig, title, 3)
     return fig
 
 
@@ -308,8 +302,7 @@ def plot_lam(curves: pd.DataFrame, chosen: Mapping[str, float]) -> Figure:
     """
     fig, ax = plt.subplots(figsize=(COLUMN, 2.5))
     mean = curves.groupby(["method", "lam"], sort=False).accuracy.mean().mul(100).reset_index()
-    looks = looks_of(list(chosen), method_style, short_label)
-    lines(ax, labelled(mean), "lam", "accuracy", "method", looks)
+    lines(ax, mean, "lam", "accuracy", of_methods(chosen))
     ring = mean[mean.lam == mean.method.map(chosen)]
     ax.scatter(ring.lam, ring.accuracy, s=110, facecolors="none", edgecolors="0.3")
     ax.set(xlabel=r"$\lambda$", ylabel="mean validation accuracy (%)", ylim=(0, 100))
@@ -342,15 +335,16 @@ def plot_clusters(panels: Mapping[tuple[str, str], tuple], table: pd.DataFrame) 
         text += f"\nsource purity {row['source purity']:.2f}"
         ax.text(0.5, -0.02, text, ha="center", va="top", transform=ax.transAxes, color="0.3")
         ax.set_axis_off()
-    most = max(classes for *_, classes in panels.values())
-    note = f", {len(CLASS_COLOURS)} of up to {most} classes in colour" * (most > len(CLASS_COLOURS))
-    ax.scatter([], [], marker="o", color="0.75", label="fine-tuned outputs $f_t$")
-    ax.scatter(
-        [], [], marker="^", color="0.25", label=f"merged outputs $f_m$ (colour: class{note})"
-    )
-    ax.scatter([], [], marker=r"$\%$", color="0.25", label="Current Eval of $f_m$")
+    most, coloured = max(classes for *_, classes in panels.values()), len(CLASS_COLOURS)
+    note = f", {coloured} of up to {most} classes in colour" * (most > coloured)
+    for marker, colour, label in (
+        ("o", "0.75", "fine-tuned outputs $f_t$"),
+        ("^", "0.25", f"merged outputs $f_m$ (colour: class{note})"),
+        (r"$\%$", "0.25", "Current Eval of $f_m$"),
+    ):
+        ax.scatter([], [], marker=marker, color=colour, label=label)
     kept = range_of(100 * table["label purity f_m"] / table["label purity f_t"])
-    head(fig, f"Merged outputs keep {kept} % of the label purity of fine-tuned ones", [ax], 2)
+    head(fig, f"Merged outputs keep {kept} % of the label purity of fine-tuned ones", 2)
     return fig
 
 
@@ -368,14 +362,12 @@ def plot_contact_sheet(sheets: Mapping[str, tuple[Sequence[str], Any]]) -> Figur
         ax.set_axis_off()
     for ax, (task, (names, images)) in zip(axes.flat, sheets.items(), strict=False):
         gap = max(1, images.shape[-1] // 16)
-        edge = ((0, 0), (0, 0), (0, 0), (0, gap), (0, gap))
-        padded = np.pad(images, edge, constant_values=255)
-        rows, each, _, height, width = padded.shape
-        sheet = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, each * width, 3)
-        ax.imshow(sheet, interpolation="nearest")
-        ax.set_yticks(
-            height * (np.arange(rows) + 0.5), [textwrap.fill(n, 22) for n in names], size=7
+        tiles = np.pad(images, [(0, 0)] * 3 + [(0, gap)] * 2, constant_values=255)
+        ax.imshow(
+            np.block([list(row) for row in tiles]).transpose(1, 2, 0), interpolation="nearest"
         )
+        middles = tiles.shape[-2] * (np.arange(len(names)) + 0.5)
+        ax.set_yticks(middles, [textwrap.fill(n, 22) for n in names], size=7)
         ax.set(title=task_label(task), xticks=[])
         ax.grid(visible=False)
         sns.despine(ax=ax, left=True, bottom=True)
@@ -399,39 +391,32 @@ def plot_shares(
         counts: Share -> number of inputs, named below the axis.
         too_few: Up to this share some task has more classes than inputs, which is shaded.
     """
-    fig, axes = plt.subplots(
-        len(panels),
-        len(methods),
-        figsize=(PAGE, 0.9 + 2.0 * len(panels)),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
+    size = (PAGE, 0.9 + 2.0 * len(panels))
+    shared = {"squeeze": False, "sharex": True, "sharey": True}
+    fig, axes = plt.subplots(len(panels), len(methods), figsize=size, **shared)
     middle, gains = sorted(counts)[len(counts) // 2], []
     left, right = min(counts) / 1.3, max(counts) * 1.3
     for row, (title, scores) in zip(axes, panels.items(), strict=True):
         rows = averages(with_average(scores[scores.fit_on != "train"]))
         for ax, method in zip(row, methods, strict=True):
-            top = rows.accuracy[rows.method == FINE_TUNED].mean()
-            ax.axhline(top, label="Fine-tuned models", **BOUND)
+            ax.axhline(rows.accuracy[rows.method == FINE_TUNED].mean(), **BOUND)
             part = rows[rows.method == method]
             curves(ax, part, "share", {s: f"{s:g}" for s in counts})
             if too_few:
                 ax.axvspan(left, too_few * 1.15, color="0.93", zorder=0)
             ax.set_xlim(left, right)
-            means = (
-                part[part.share.isna() | (part.share == middle)].groupby("protocol").accuracy.mean()
-            )
+            shown = part[part.share.isna() | (part.share == middle)]
+            means = shown.groupby("protocol").accuracy.mean()
             gains.append(means.ft_classifier - means.current)
         row[0].set_ylabel(title.replace(" (", "\n("))
-        name_lines(row[-1], 11)
+        name_lines(ax, 11)
     for ax, method in zip(axes[0], methods, strict=True):
         ax.set_title(short_label(method))
     few, *_, many = counts.values()
     grey = "; grey: in some task fewer than classes" if too_few else ""
     fig.supxlabel(f"share of the test set in % ({few} to {many} inputs per task{grey})")
     fig.supylabel(ACCURACY)
-    head(fig, f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained")
+    head(fig, f"{middle:g} % of the test set, unlabelled: {range_of(gains)} points gained", 0)
     return fig
 
 
@@ -452,19 +437,16 @@ def plot_ladder(
     rows = [[*ladders], ["r2"] * len(ladders)] if several else [[*ladders, "r2"]]
     ratios = {"height_ratios": (3.3, 1.2)} if several else {"width_ratios": (1.35, 1)}
     fig, axes = plt.subplot_mosaic(rows, figsize=(PAGE, 5.6 if several else 3.3), **ratios)
-    ring = {"markersize": 8, "markerfacecolor": "none", "markeredgecolor": None}
     titles = []
     for base, (paper, closed, fine_tuned) in ladders.items():
         ax = axes[base]
         ax.axvspan(fine_tuned - 2, fine_tuned, color="0.88", label="up to 2 points below")
-        ax.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
-        rows, rings = labelled(paper), labelled(closed[closed.rung != "identity"])
-        looks = looks_of(paper.method.unique(), method_style, short_label)
-        place = (rows.rung.unique(), looks, "method", "rung")
-        options = {"dodge": 0.6, "joined": False}
-        dots(ax, rings, *place, markers="o", legend=False, **options, **ring)
-        ax.plot([], [], "o", color="0.3", label="in closed form", **ring)
-        dots(ax, rows, *place, **options)
+        ax.axvline(fine_tuned, **BOUND)
+        place = ("rung", paper.rung.unique(), of_methods(paper.method.unique()), False)
+        rings = closed[closed.rung != "identity"]
+        dots(ax, rings, *place, dodge=0.6, markers="o", legend=False, **RING)
+        ax.plot([], [], "o", color="0.3", label="in closed form", **RING)
+        dots(ax, paper, *place, dodge=0.6)
         ax.set(xlabel=ACCURACY, title=textwrap.fill(base, 28) if several else "")
         rung = "orthogonal" if "orthogonal" in set(paper.rung) else paper.rung.iloc[-1]
         left, closed_left = (
@@ -472,15 +454,15 @@ def plot_ladder(
             for f in (paper, closed)
         )
         titles.append(f"{left} points below f_t ({closed_left} in closed form)")
-    panels = [axes[base] for base in ladders]
-    for ax in panels[1:]:
-        ax.set_yticklabels([])
+        if len(titles) > 1:
+            ax.set_yticklabels([])
     table = labelled(r2).pivot_table("increment", "step", "method", sort=False)
     table.loc["together"] = table.sum()
-    _heat(axes["r2"], table.T if several else table, "0.2", ".2f")
+    greys = sns.light_palette("0.2", as_cmap=True)
+    heat(axes["r2"], table.T if several else table, greys, ".2f")
     axes["r2"].set_title("held-out $R^2$ of $f_t$ by step" + ", first base" * several)
     title = f"{RUNG_LABELS[rung]} map: merges stay {titles[0]}"
-    head(fig, "; other base: ".join([title, *titles[1:]]), panels)
+    head(fig, "; other base: ".join([title, *titles[1:]]))
     return fig
 
 
@@ -499,15 +481,15 @@ def plot_controls(rows: pd.DataFrame) -> Figure:
     leak = (cells.test - cells.train).reset_index(name="accuracy")
     size = (PAGE, 1.4 + 0.36 * len(fits))
     fig, axes = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(1.6, 1))
-    looks = looks_of(rows.method.unique(), method_style, short_label)
+    look = of_methods(rows.method.unique())
     for ax, part in zip(axes, (drawn, leak), strict=True):
-        dots(ax, labelled(part), [first, *fits], looks, "method", "fit", dodge=0.5, joined=False)
+        dots(ax, part, "fit", [first, *fits], look, False, dodge=0.5)
     axes[0].set_title(f"{ACCURACY}, fitted on training inputs")
     axes[1].set(title="points that scored inputs add", xlim=(None, None))
     axes[1].autoscale(axis="x")
-    axes[1].axvline(0, **BOUND)
+    axes[1].axvline(0, **BOUND | {"label": None})
     most = f"{leak.accuracy.max():.0f}"
-    head(fig, f"Fitting on the scored inputs flatters an alignment by up to {most} points", axes, 5)
+    head(fig, f"Fitting on the scored inputs flatters an alignment by up to {most} points", 5)
     return fig
 
 
@@ -525,28 +507,25 @@ def plot_ranking(means: pd.DataFrame, fine_tuned: float) -> Figure:
     # Equal ranks would lie on one line.
     ranks = means[[first, last]].rank(ascending=False).rank(method="first") - 1
     for method, (start, end) in ranks.iterrows():
-        line, name = {"color": "0.7", "linewidth": 0.9}, short_label(method)
+        line = {"color": "0.7", "linewidth": 0.9}
         if abs(start - end) >= 4:
             way, dashes = ("up", "-") if start > end else ("down", "--")
             line = {"color": "black", "linewidth": 1.8, "linestyle": dashes}
             line["label"] = f"{way} by 4 ranks or more"
         left.plot([0, 1], [start, end], marker="o", markersize=3.5, **line)
-        left.text(-0.06, start, name, ha="right", va="center", size=9)
-        left.text(1.06, end, name, va="center", size=9)
+        for x, y, side in ((-0.06, start, "right"), (1.06, end, "left")):
+            left.text(x, y, short_label(method), ha=side, va="center", size=9)
     left.set(xlim=(-0.75, 1.75), ylim=(n - 0.5, -0.5), yticks=[])
     left.set_xticks([0, 1], ["rank under\nCurrent Eval", "rank under\nFT-Classifier"])
     left.grid(visible=False)
     sns.despine(ax=left, left=True, bottom=True)
     rows = means.melt(ignore_index=False, var_name="protocol", value_name="accuracy").reset_index()
-    order = [short_label(m) for m in ranks[last].sort_values().index]
-    looks = looks_of(list(means), protocol_style, protocol_label)
-    dots(right, labelled(rows), order, looks, "protocol")
-    right.axvline(fine_tuned, label="Fine-tuned models", **BOUND)
+    dots(right, rows, "method", ranks[last].sort_values().index, of_protocols(means))
+    right.axvline(fine_tuned, **BOUND)
     right.set(xlabel=ACCURACY, yticks=[])
-    best = [short_label(means[p].idxmax()) for p in (first, last)]
-    same = best[0] == best[1]
-    won = f"{best[0]} is first" if same else f"{best[0]} is first, or {best[1]} once re-aligned,"
-    head(fig, f"{won} of {n} merging methods", (left, right), 3)
+    old, new = map(short_label, means[[first, last]].idxmax())
+    won = f"{old} is first" if old == new else f"{old} is first, or {new} once re-aligned,"
+    head(fig, f"{won} of {n} merging methods", 3)
     return fig
 
 
@@ -565,28 +544,28 @@ def plot_cost(costs: pd.DataFrame, kinds: Mapping[str, str], apart: Sequence[str
         "seconds": "seconds for one merge",
         "peak_mb": "peak MB of tensors",
     }
-    fig, axes = _row(len(columns), 1.4 + 0.21 * len(rows))
+    fig, panels = side_by_side(columns, 1.4 + 0.21 * len(rows))
     labels = list(dict.fromkeys(kinds.values()))
     markers = dict(zip(labels, "os^DvP", strict=False))
-    looks = {"style": "kind", "style_order": labels, "markers": markers, "color": "0.25", "s": 36}
-    for ax, (column, label) in zip(axes, columns.items(), strict=True):
-        sns.scatterplot(labelled(rows), x=column, y="method", ax=ax, **looks)
+    look = {"style": "kind", "style_order": labels, "markers": markers, "color": "0.25", "s": 36}
+    for ax, column in panels:
+        sns.scatterplot(labelled(rows), x=column, y="method", ax=ax, **look)
         if rows.below.any():
             ax.axhline((~rows.below).sum() - 0.5, color="black", linewidth=0.8)
-        ax.set(xlabel=label, ylabel="")
+        ax.set(xlabel=columns[column], ylabel="")
         if column != "ft_classifier":
             ax.set_xscale("log")
             wide = rows[column].max() > 30 * rows[column].min()
             ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
             ax.minorticks_off()
-    axes[0].set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
     best = rows.iloc[0]
     title = (
         f"{short_label(best.method)}, the most accurate single merge, takes "
         f"{best.seconds:.1f} s, the slowest {rows.seconds.max():.0f} s"
     )
-    head(fig, title, axes, 3)
+    head(fig, title, 3)
     return fig
 
 
@@ -602,23 +581,23 @@ def plot_non_locality(means: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
         labels: Repair -> its name; ``COMPARED`` are drawn, the others are for the table.
     """
     drawn = means[means.repair.isin(COMPARED)]
-    methods = [short_label(m) for m in drawn.method.unique()]
-    settings = means.setting.unique()
-    fig, axes = _row(len(settings), 1.3 + 0.3 * len(methods))
-    looks = looks_of([r for r in COMPARED if r in set(drawn.repair)], REPAIR_STYLE.get, labels.get)
-    for ax, setting in zip(axes, settings, strict=True):
-        part = labelled(drawn[drawn.setting == setting])
-        ax.axvline(part.expert.mean(), label="experts", **BOUND)
-        dots(ax, part.assign(repair=part.repair.map(labels)), methods, looks, "repair")
+    methods, settings = drawn.method.unique(), means.setting.unique()
+    fig, panels = side_by_side(settings, 1.3 + 0.3 * len(methods))
+    shown = [r for r in COMPARED if r in set(drawn.repair)]
+    look = looks("repair", {labels[r]: REPAIR_STYLE[r] for r in shown})
+    for ax, setting in panels:
+        part = drawn[drawn.setting == setting]
+        ax.axvline(part.expert.mean(), **BOUND | {"label": "experts"})
+        dots(ax, part.assign(repair=part.repair.map(labels)), "method", methods, look)
         ax.set_title(setting)
     fig.supxlabel(ACCURACY)
-    last = drawn[drawn.setting == settings[-1]].pivot_table("accuracy", "method", "repair")
+    last = part.pivot_table("accuracy", "method", "repair")
     title = ""
     if set(COMPARED) <= set(last):
         ft, tact = (range_of(last[r] - last.permuted) for r in ("ft_classifier", "tact"))
-        title = f"Points regained by {settings[-1]} merges: {labels['ft_classifier']} {ft}, "
+        title = f"Points regained by {setting} merges: {labels['ft_classifier']} {ft}, "
         title += f"{labels['tact']} {tact}"
-    head(fig, title, axes, 5)
+    head(fig, title, 5)
     return fig
 
 
@@ -629,19 +608,18 @@ def plot_variance(frame: pd.DataFrame) -> Figure:
         frame: Columns method, stage, kind, block, ratio; a panel per method, a line per stage.
     """
     ends = frame[frame.kind.isin(("embeddings", "block"))]
-    methods, stages = ends.method.unique(), ends.stage.unique()
-    fig, axes = _row(len(methods), 2.8)
-    styles = dict(zip(stages, STAGE_STYLES, strict=False))
+    stages = ends.stage.unique()
+    fig, panels = side_by_side(ends.method.unique(), 2.8)
+    look = looks("stage", dict(zip(stages, STAGE_STYLES, strict=False)))
     blocks = {b: str(b) if b else "emb." for b in sorted(ends.block.unique())}
-    for ax, method in zip(axes, methods, strict=True):
-        ax.axhline(1.0, label="as in the experts", **BOUND)
-        part = ends[ends.method == method]
-        lines(ax, part, "block", "ratio", "stage", looks_of(stages, styles.get, str))
+    for ax, method in panels:
+        ax.axhline(1.0, **BOUND | {"label": "as in the experts"})
+        lines(ax, ends[ends.method == method], "block", "ratio", look)
         ax.set_xticks(list(blocks), blocks.values())
         ax.set(title=short_label(method), xlabel="end of block", ylabel="variance over experts'")
     last = ends[ends.block == ends.block.max()].groupby("stage").ratio.agg(["min", "max"])
     span = [f"{last['min'][s]:.1f} to {last['max'][s]:.1f} ({s})" for s in (stages[0], stages[-1])]
-    head(fig, f"Variance over the experts' after the last block: {', '.join(span)}", axes, 3)
+    head(fig, f"Variance over the experts' after the last block: {', '.join(span)}", 3)
     return fig
 
 
@@ -657,16 +635,17 @@ def plot_samples(
         experts: The experts, horizontal.
     """
     fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.6))
-    ax.axhline(experts, label="experts", **BOUND)
+    ax.axhline(experts, **BOUND | {"label": "experts"})
     level = pd.DataFrame({"repair": ["permuted"], "inputs": np.nan, "accuracy": start})
     ticks = {n: f"{n:.0f}" for n in sorted(frame.inputs.unique())}
     rows = pd.concat([level, frame])
     curves(ax, rows, "inputs", ticks, "repair", REPAIR_STYLE.get, labels.get)
     ax.set(xlabel="unlabelled inputs per task (mean)", ylabel=ACCURACY)
     name_lines(ax)
-    means = frame[frame.inputs == frame.inputs.max()].groupby("repair", sort=False).accuracy.mean()
-    words = ", ".join(f"{labels[r]} {means[r]:.0f}" for r in means.index)
-    head(fig, f"{frame.inputs.max():.0f} inputs: {words} % (experts {experts:.0f})")
+    most = max(ticks)
+    means = frame[frame.inputs == most].groupby("repair", sort=False).accuracy.mean()
+    words = ", ".join(f"{labels[r]} {mean:.0f}" for r, mean in means.items())
+    head(fig, f"{most:.0f} inputs: {words} % (experts {experts:.0f})", 0)
     return fig
 
 
@@ -688,20 +667,20 @@ def plot_sizes(
         chance: Accuracy of guessing, in percent.
     """
     width, columns = (PAGE, 5) if len(panels) > 1 else (WIDTHS[2], 2)
-    fig, axes = _row(len(panels), 3.1, width)
-    colours, gains = {protocol_label(p): protocol_style(p)["color"] for p in protocols}, []
-    for ax, (title, scores) in zip(axes, panels.items(), strict=True):
-        summary = mean_and_std(at_k(scores, k))
-        rows = averages(with_average(at_k(scores, k))).set_index("method").loc[list(encoders)]
-        rows = rows[rows.protocol.isin(protocols)].reset_index()
-        bars(ax, labelled(rows), "method", "protocol", colours)
-        ax.axhline(average_of(summary, FINE_TUNED), label="Fine-tuned models", **BOUND)
-        ax.axhline(chance, label="chance", **BOUND | {"linestyle": "--", "zorder": 0.5})
+    fig, axes = side_by_side(panels, 3.1, width)
+    colours, last, gains = of_protocols(protocols)["palette"], protocols[-1], []
+    for ax, title in axes:
+        scores = at_k(panels[title], k)
+        summary, rows = mean_and_std(scores), averages(with_average(scores))
+        rows = rows[rows.protocol.isin(protocols)].set_index("method").loc[list(encoders)]
+        bars(ax, labelled(rows.reset_index()), "method", "protocol", colours)
+        ax.axhline(average_of(summary, FINE_TUNED), **BOUND)
+        ax.axhline(chance, **BOUND | {"label": "chance", "linestyle": "--", "zorder": 0.5})
         ax.set(title=textwrap.fill(title, 30), ylabel=f"{ACCURACY}, k = {k}")
-        gains.append(_gains(summary, encoders, protocols[-1], k))
+        gains.append(_points(summary, encoders, last, k) - _points(summary, encoders))
     gains = pd.concat(gains)
     merges = range_of(gains.drop(BASE, errors="ignore"))
-    title = f"{protocol_label(protocols[-1])}: merges gain {merges} points"
+    title = f"{protocol_label(last)}: merges gain {merges} points"
     title += f", f_b {range_of(gains[[BASE]])}" if BASE in gains else ""
-    head(fig, title, axes, columns)
+    head(fig, title, columns)
     return fig

@@ -7,21 +7,19 @@ from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 
 from ..claims import NOT_JUDGED, NOT_REPRODUCED, REPRODUCED, UNDECIDED
 from ..core import paths
 from ..core.names import BASE, FINE_TUNED
-from ..tables import labelled, protocol_label, short_label
 from ..tables.paper import THREE
 from ..tables.readings import load_readings
 from ..tables.report import Run, alt, claim_grid, figures_folder, report_markdown
 from ..tables.verdicts import NOT_RUN, ORDER
-from .plots import BOUND, dots, head, looks_of, range_of
+from .plots import BOUND, dots, head, heat, of_protocols, range_of
 from .save import save_files
-from .style import PAGE, protocol_style
+from .style import PAGE
 
 CELL_STYLE = {
     NOT_REPRODUCED: ("#E9A58B", "✗"),
@@ -52,22 +50,20 @@ def plot_report(means: pd.DataFrame, rows: pd.DataFrame, *, k: int = 5) -> Figur
     drawn = means[means.protocol.isin(THREE)].rename(columns={"mean": "accuracy"})
     table = drawn.pivot_table("accuracy", ["profile", "method"], "protocol", sort=False)
     profiles = list(means.profile.unique())
-    encoders = [
-        short_label(e) for e in table.dropna(subset="ft_classifier").droplevel(0).index.unique()
-    ]
+    encoders = table.dropna(subset="ft_classifier").droplevel(0).index.unique()
     axes = upper.subplots(1, len(profiles), sharey=True, squeeze=False)[0]
-    looks, shares = looks_of(THREE, protocol_style, protocol_label), []
+    shares = []
     for ax, profile in zip(axes, profiles, strict=True):
         cells, top = table.loc[profile], table.current[profile, FINE_TUNED]
-        ax.axvline(top, label="Fine-tuned models", **BOUND)
-        dots(ax, labelled(drawn[drawn.profile == profile]), encoders, looks, "protocol")
+        ax.axvline(top, **BOUND)
+        dots(ax, drawn[drawn.profile == profile], "method", encoders, of_protocols(THREE))
         ax.set_title(profile)
         merges = cells.drop([BASE, FINE_TUNED], errors="ignore").dropna(subset="ft_classifier")
         regained = 100 * (merges.ft_classifier - merges.current) / (top - merges.current)
         shares += [f"{profile.split(' ')[0]} {range_of(regained)} %"] if len(regained) else []
     upper.supxlabel(f"average accuracy (%), k = {k}")
     title = f"Lost accuracy regained by FT-Classifier, k = {k}: {', '.join(shares)}"
-    head(upper, title if shares else "", axes)
+    head(upper, title if shares else "")
     _draw_grid(lower, groups, tallest)
     return fig
 
@@ -80,25 +76,15 @@ def _draw_grid(fig: SubFigure, groups: Mapping[str, pd.DataFrame], tallest: int)
         axes[0].text(0, 0.5, "No claim has been judged yet.")
     signs = {v: sign for v, (_, sign) in CELL_STYLE.items()}
     faces = ListedColormap([CELL_STYLE[v][0] for v in ORDER])
+    ends = {"vmin": -0.5, "vmax": len(ORDER) - 0.5}
+    how = {"linecolor": "0.6", "annot_kws": {"color": "black"}} | ends
     for ax, (name, grid) in zip(axes, groups.items(), strict=False):
-        sns.heatmap(
-            grid.map(ORDER.index),
-            ax=ax,
-            cmap=faces,
-            cbar=False,
-            vmin=-0.5,
-            vmax=len(ORDER) - 0.5,
-            linewidths=1,
-            linecolor="0.6",
-            annot=grid.map(signs.get),
-            annot_kws={"color": "black"},
-            fmt="",
-        )
-        ax.set(xlabel="", ylabel="", ylim=(tallest, 0))
+        heat(ax, grid.map(ORDER.index), faces, "", grid.map(signs.get), **how)
+        ax.set_ylim(tallest, 0)
         ax.set_yticklabels([fill(claim, 16) for claim in grid.index])  # wraps at hyphens
         ax.set_title(name, loc="right")
         ax.grid(visible=False)
-        ax.tick_params(rotation=0, labelbottom=False, labeltop=True)
+        ax.tick_params(labelbottom=False, labeltop=True)
     present = [v for v in ORDER if any((grid == v).any(axis=None) for grid in groups.values())]
     fig.supxlabel("     ".join(f"{signs[v]}  {v}" for v in present))
 

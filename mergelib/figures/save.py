@@ -51,7 +51,7 @@ def save_figure(
         ConfigError: The alt text is not a sentence.
     """
     panels = study if isinstance(study, Mapping) else {}
-    study = next(iter(panels.values())) if panels else study
+    study = next(iter(panels.values()), study)
     sidecar = {
         "profile": _settings(study),
         # Paths of data and weights on this machine stay private.
@@ -72,10 +72,9 @@ def save_figure(
 
 def _settings(study: Study) -> dict[str, Any]:
     """A study's profile for a sidecar, without paths of this machine."""
-    settings = study.profile.model_dump(mode="json")
+    private = {"released_dir": True, "tasks": {"image_dir"}}
+    settings = study.profile.model_dump(mode="json", exclude=private)
     settings["tasks"]["text_dir"] = ""
-    settings["tasks"].pop("image_dir", None)
-    settings.pop("released_dir", None)
     settings["encoder"]["base"] = Path(study.profile.encoder.base).name
     return settings
 

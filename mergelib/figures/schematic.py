@@ -8,21 +8,19 @@ column shows where the protocols differ. Lengths are in inches.
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 
+from ..core.documents import own_yaml
 from .plots import head
 from .style import PAGE, PROTOCOL_STYLE
 
-DRAWING = yaml.safe_load((Path(__file__).parent / "schematic.yaml").read_text())
+DRAWING = own_yaml(__file__, "schematic.yaml")
 COLUMNS, KINDS, BOXES, PANELS = (DRAWING[k] for k in ("columns", "kinds", "boxes", "panels"))
 ROW, HEIGHT, STRIP = 0.56, 0.39, 0.075  # distance of rows, height of a box, width of its strip
 MARGIN = 0.03  # above and below the boxes of a panel
@@ -34,11 +32,10 @@ FACTS = ["trained", "extra parameters", "uses labels", "inputs for fitting", "ne
 
 def protocol_table() -> pd.DataFrame:
     """A row per panel: what is trained and added, use of labels, inputs fitted on, need of f_t."""
-    rows = []
-    for panel in PANELS:
-        title = " ".join(panel["title"]).replace("$\\mathbfit{f_m}$", "f_m").strip()
-        rows.append([title, *panel["facts"]])
-    return pd.DataFrame(rows, columns=["protocol", *FACTS])
+    table = pd.DataFrame([panel["facts"] for panel in PANELS], columns=FACTS)
+    titles = [" ".join(panel["title"]).strip() for panel in PANELS]
+    table.insert(0, "protocol", [t.replace("$\\mathbfit{f_m}$", "f_m") for t in titles])
+    return table
 
 
 def alt() -> str:
@@ -64,18 +61,15 @@ def draw_protocols() -> Figure:
         axes[0].text(middle, 0.02, heading, ha="center", va="bottom", size=SMALL, color="0.3")
     trained = sum(panel["facts"][0] != "nothing" for panel in PANELS)
     head(fig, f"{len(PANELS)} protocols freeze the merged encoder; {trained} train something small")
-    line = {"color": "black", "linewidth": 0.8}
-    boxes = [Patch(label=kind, **_paint(kind), hatch=HATCH * (kind == "frozen")) for kind in KINDS]
-    per_input = Line2D([], [], label="per test input", **line)
-    once = Line2D([], [], label="once, beforehand", linestyle=DASHES, **line)
-    fig.legend(
-        handles=[*boxes, per_input, once],
-        loc="outside lower center",
-        ncols=6,
-        fontsize=SMALL,
-        handlelength=2,
-        handleheight=1.1,
-    )
+    boxes = [
+        Patch(label=kind, hatch=HATCH * (kind == "frozen"), **look["paint"])
+        for kind, look in KINDS.items()
+    ]
+    lines = [
+        Line2D([], [], label=label, linestyle=dashes, color="black", linewidth=0.8)
+        for label, dashes in (("per test input", "-"), ("once, beforehand", DASHES))
+    ]
+    fig.legend(handles=boxes + lines, fontsize=SMALL, **DRAWING["legend"])
     return fig
 
 
@@ -106,21 +100,30 @@ def arrows(panel: dict) -> list[tuple[tuple[int, int], tuple[int, int], str, boo
 
 
 def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
-    """Title, boxes and arrows of one strip."""
-    middle, places = sum(ax.get_ylim()) / 2, placed(panel)
+    """Title, boxes and arrows of one strip; a frozen box has a hatched strip, so that it is told
+    from a white one in any print."""
+    middle, places, boxes = sum(ax.get_ylim()) / 2, placed(panel), {}
     first, second = panel["title"]
-    for y, line in ((0.085, first), (-0.085, f"{second} ({letter})".strip())):
-        left = 0.0 if y > 0 else 0.16
-        ax.text(left, middle + y, line, fontweight="bold", va="center", size=9)
+    lower = middle - 0.085
+    ax.text(0.0, middle + 0.085, first, **DRAWING["title"])
+    ax.text(0.16, lower, f"{second} ({letter})".strip(), **DRAWING["title"])
     if "style" in panel:
-        marker = {k: v for k, v in PROTOCOL_STYLE[panel["style"]].items() if k != "linestyle"}
-        ax.plot([0.06], [middle - 0.085], markersize=5, **marker)
-    boxes = {}
+        marker = PROTOCOL_STYLE[panel["style"]] | {"linestyle": "-"}
+        ax.plot([0.06], [lower], markersize=5, **marker)
     for cell, (name, x, y, width) in places.items():
         kind, text, note = BOXES[name]
-        boxes[cell] = _draw_box(ax, kind, x - width / 2, y - HEIGHT / 2, width)
-        x += STRIP / 2 * (kind == "frozen")
-        ink = {"color": KINDS[kind]["ink"], "ha": "center", "va": "center", "zorder": 4}
+        look, corner = KINDS[kind], (x - width / 2, y - HEIGHT / 2)
+        shape = f"round,pad=0,rounding_size={look['corner']}"
+        box = FancyBboxPatch(corner, width, HEIGHT, boxstyle=shape, zorder=2, **look["paint"])
+        if kind == "frozen":
+            edge = look["paint"]["edgecolor"]
+            strip = Rectangle(
+                corner, STRIP, HEIGHT, edgecolor=edge, hatch=HATCH, **DRAWING["strip"]
+            )
+            ax.add_patch(strip)
+            x += STRIP / 2
+        boxes[cell] = ax.add_patch(box)
+        ink = {"color": look["ink"], "ha": "center", "va": "center", "zorder": 4}
         ax.text(x, y + 0.075, text, size=BIG, **ink)
         ax.text(x, y - 0.09, note, size=SMALL, **ink)
     for start, end, label, once in arrows(panel):
@@ -131,41 +134,11 @@ def _draw_panel(ax: Axes, panel: dict, letter: str) -> None:
             (x0 if upright else x1, y1),
             patchA=boxes[start],
             patchB=boxes[end],
-            shrinkA=0,
-            shrinkB=0.6,
-            arrowstyle="-|>,head_length=2.6,head_width=1.4",
-            mutation_scale=1.4,
-            color="black",
-            linewidth=0.8,
             linestyle=DASHES if once else "-",
-            zorder=1,
+            **DRAWING["arrow"],
         )
         ax.add_patch(arrow)
         if upright:
             ax.text(x0 + 0.05, (y0 + y1) / 2, label, va="center", size=SMALL)
         elif label:
             ax.text(x0 + width / 2 + 0.1, y0 + 0.03, label, ha="center", style="italic", size=SMALL)
-
-
-def _paint(kind: str) -> dict[str, Any]:
-    style = KINDS[kind]
-    return {"facecolor": style["face"], "edgecolor": style["edge"], "linewidth": style["linewidth"]}
-
-
-def _draw_box(ax: Axes, kind: str, x: float, y: float, width: float) -> FancyBboxPatch:
-    """A box; a frozen one has a strip, so that it is told from a white one in any print."""
-    style = f"round,pad=0,rounding_size={KINDS[kind]['corner']}"
-    box = FancyBboxPatch((x, y), width, HEIGHT, boxstyle=style, zorder=2, **_paint(kind))
-    if kind == "frozen":
-        strip = Rectangle(
-            (x, y),
-            STRIP,
-            HEIGHT,
-            facecolor="white",
-            edgecolor=KINDS[kind]["edge"],
-            linewidth=0.5,
-            hatch=HATCH,
-            zorder=3,
-        )
-        ax.add_patch(strip)
-    return ax.add_patch(box)

@@ -39,6 +39,11 @@ class Feedback:
 OPEN = Feedback(None, "Put your answer in place of None and run the cell again.")
 
 
+def wrong(says: str) -> Feedback:
+    """A wrong answer, and what about it."""
+    return Feedback(False, says)
+
+
 def check_number(
     answer: Any,
     right: float,
@@ -63,23 +68,21 @@ def check_number(
     if isinstance(answer, Tensor) and answer.numel() == 1:
         answer = answer.item()
     if isinstance(answer, bool) or not isinstance(answer, Real):
-        return Feedback(False, f"That is {type(answer).__name__}; give one number, in {unit}.")
+        return wrong(f"That is {type(answer).__name__}; give one number, in {unit}.")
     if not math.isfinite(answer):
-        return Feedback(
-            False,
+        return wrong(
             f"{answer} is not a finite number: you may have divided by zero "
-            "or used a value that was never set.",
+            "or used a value that was never set."
         )
     if abs(answer - right) <= within:
         return Feedback(True, well or f"{right:.4g} {unit}. The solutions say why.")
     for value, message in (slips or {}).items():
         # A tolerance meant for degrees is too wide for radians.
         if abs(answer - value) <= min(within, 0.01 + 0.05 * abs(value)):
-            return Feedback(False, message)
-    return Feedback(
-        False,
-        f"{float(answer):g} {unit} is too {'large' if answer > right else 'small'}, and this "
-        "check does not recognise the mistake.",
+            return wrong(message)
+    side = "large" if answer > right else "small"
+    return wrong(
+        f"{float(answer):g} {unit} is too {side}, and this check does not recognise the mistake."
     )
 
 
@@ -88,9 +91,9 @@ def check_choice(answer: Any, right: str, choices: Sequence[str]) -> Feedback:
     if answer is None:
         return OPEN
     if answer not in choices:
-        return Feedback(False, f"Choose one of {', '.join(choices)}.")
+        return wrong(f"Choose one of {', '.join(choices)}.")
     if answer != right:
-        return Feedback(False, f"It is not {answer}. What would have to be true for that?")
+        return wrong(f"It is not {answer}. What would have to be true for that?")
     return Feedback(True, f"{right}. The solutions say why.")
 
 
@@ -181,41 +184,33 @@ def check_breaking_turn(answer: float | None) -> Feedback:
 def check_head(toy: Toy, lam: float, answer: Any) -> Feedback:
     """Exercise 3: a W' ``[C, 2]``, made without training, that classifies f_m's outputs as W_A did
     f_A's."""
-    expert, merged = toy.expert("A"), toy.merge(lam)
+    expert = toy.expert("A")
     weight = expert.head.weight
+    wanted = list(weight.shape)
+    z, z_t = (toy.features(state, "A") for state in (toy.merge(lam), expert.state))
     if answer is None:
         return OPEN
     if isinstance(answer, Head):
         answer = answer.weight
     if not isinstance(answer, Tensor):
-        return Feedback(
-            False,
-            f"That is {type(answer).__name__}; give W' as a tensor of shape {list(weight.shape)}.",
-        )
-    z, z_t = toy.features(merged, "A"), toy.features(expert.state, "A")
-    if answer.shape == z.shape:
-        return Feedback(
-            False,
-            "Those are features, one row per input. You turned the features; here the features "
-            "stay as f_m gives them, and W turns.",
-        )
-    if answer.shape == weight.T.shape:
-        return Feedback(
-            False,
-            f"The shape {list(answer.shape)} is W' transposed; "
-            f"its rows are the classes: {list(weight.shape)}.",
-        )
-    if answer.shape == (2, 2):
-        return Feedback(False, "A 2 x 2 matrix turns things; apply it to the rows of W.")
-    if answer.shape != weight.shape:
-        return Feedback(
-            False,
-            f"Shape {list(answer.shape)}; W' has a row per class "
-            f"and a column per feature: {list(weight.shape)}.",
+        return wrong(f"That is {type(answer).__name__}; give W' as a tensor of shape {wanted}.")
+    shape = list(answer.shape)
+    if shape != wanted:
+        return wrong(
+            {
+                z.shape: "Those are features, one row per input. You turned the features; here the "
+                "features stay as f_m gives them, and W turns.",
+                weight.T.shape: f"The shape {shape} is W' transposed; its rows are the classes: "
+                f"{wanted}.",
+                (2, 2): "A 2 x 2 matrix turns things; apply it to the rows of W.",
+            }.get(
+                answer.shape,
+                f"Shape {shape}; W' has a row per class and a column per feature: {wanted}.",
+            )
         )
     answer = answer.detach().to(weight.dtype)
     if not answer.isfinite().all():
-        return Feedback(False, "W' holds values that are not finite.")
+        return wrong("W' holds values that are not finite.")
     decisions = current_eval(z_t, expert.head)
 
     def agreement(W: Tensor) -> float:
@@ -230,28 +225,22 @@ def check_head(toy: Toy, lam: float, answer: Any) -> Feedback:
         )
     delta, angle = turned_by(z, z_t), turned_by(answer, weight)
     if torch.allclose(answer, weight, atol=1e-4):
-        return Feedback(
-            False,
+        return wrong(
             "That is W_A itself: Current Eval. "
-            f"The features are turned against it by {delta:.0f} degrees.",
+            f"The features are turned against it by {delta:.0f} degrees."
         )
     if abs(angle + delta) <= 2.5:
-        return Feedback(
-            False,
+        return wrong(
             f"You turned W against the features: it stands at {angle:.0f} degrees, the features at "
-            f"{delta:.0f}, so they are twice as far apart as before. Rows turn as x @ turn(a).T.",
+            f"{delta:.0f}, so they are twice as far apart as before. Rows turn as x @ turn(a).T."
         )
-    for shift in range(1, len(weight)):
-        if agreement(answer.roll(shift, 0)) >= 99:
-            return Feedback(
-                False,
-                "The directions are right, but the rows are in another order: "
-                "row c belongs to class c.",
-            )
-    return Feedback(
-        False,
+    if any(agreement(answer.roll(shift, 0)) >= 99 for shift in range(1, len(weight))):
+        return wrong(
+            "The directions are right, but the rows are in another order: row c belongs to class c."
+        )
+    return wrong(
         f"Your W' is W turned by {angle:.0f} degrees and the features are turned by {delta:.0f}; "
-        f"{agree:.0f} % of the decisions are f_A's.",
+        f"{agree:.0f} % of the decisions are f_A's."
     )
 
 
@@ -262,7 +251,7 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
     losses, n_classes = kl_to_teacher(student, teacher), student.shape[-1]
     right = losses.mean().item()
     if isinstance(answer, Tensor) and answer.numel() == len(losses) > 1:
-        return Feedback(False, "One value per input; Eq. 8 takes their mean.")
+        return wrong("One value per input; Eq. 8 takes their mean.")
     return check_number(
         answer,
         right,
@@ -303,30 +292,20 @@ def check_loss(student_logits: Tensor, teacher_logits: Tensor, answer: Any) -> F
 def check_prediction(summary: pd.DataFrame, method: str, k: int, answer: float | None) -> Feedback:
     """Exercise 5: predict from its Current Eval which average FT-Classifier reaches for another
     merge, in percent. ``summary`` comes from ``tables.mean_and_std``, at k shots."""
-    top, old, new = (
-        average_of(summary, FINE_TUNED),
-        average_of(summary, method),
-        average_of(summary, method, "ft_classifier", k),
-    )
-    return check_number(
-        answer,
-        new,
-        slips={
-            old: (
-                "That is Current Eval: you predict that nothing comes back, because the features "
-                "are destroyed. The toy and Task Arithmetic say otherwise."
-            ),
-            top: (
-                "That is the fine-tuned models' average: you predict that everything comes back, "
-                "as in the plane. Task Arithmetic lost more than its alignment."
-            ),
-        },
-        within=3.0,
-        unit="percent",
-        well=f"{new:.1f}, where Current Eval says {old:.1f} and the fine-tuned models {top:.1f}. "
+    top, old = average_of(summary, FINE_TUNED), average_of(summary, method)
+    right = average_of(summary, method, "ft_classifier", k)
+    slips = {
+        old: "That is Current Eval: you predict that nothing comes back, because the features "
+        "are destroyed. The toy and Task Arithmetic say otherwise.",
+        top: "That is the fine-tuned models' average: you predict that everything comes back, "
+        "as in the plane. Task Arithmetic lost more than its alignment.",
+    }
+    well = (
+        f"{right:.1f}, where Current Eval says {old:.1f} and the fine-tuned models {top:.1f}. "
         "What came back was misaligned; "
-        "a linear classifier cannot recover the rest from so few inputs.",
+        "a linear classifier cannot recover the rest from so few inputs."
     )
+    return check_number(answer, right, within=3.0, unit="percent", slips=slips, well=well)
 
 
 def all_right(feedback: Sequence[Feedback]) -> bool:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from .. import tables
 from ..core.store import Artifact
 from ..core.types import state_digest
 from ..figures import PROTOCOL_STYLE, plots
@@ -24,7 +25,6 @@ from ..models.parents import quiet
 from ..protocols import uniform_order
 from ..study import Study
 from ..study.experts import training_key
-from ..tables import labelled, show, task_label, versions
 from ..training.loop import seeded, train
 
 EXPERT, OLD, NEW = "expert", "merged, old head", "merged, re-aligned head"
@@ -114,11 +114,9 @@ def before_after(
 def plot_before_after(scores: pd.DataFrame) -> Figure:
     """A group of bars per task: old head, re-aligned head, and the expert as a line."""
     fig, ax = plt.subplots(figsize=(WIDTHS[2], 2.6))
-    colours = {
-        OLD: PROTOCOL_STYLE["current"]["color"],
-        NEW: PROTOCOL_STYLE["ft_classifier"]["color"],
-    }
-    rows = labelled(scores.drop(columns="method")).assign(method=scores.method)
+    heads = {OLD: "current", NEW: "ft_classifier"}
+    colours = {head: PROTOCOL_STYLE[protocol]["color"] for head, protocol in heads.items()}
+    rows = tables.labelled(scores)
     plots.bars(ax, rows[rows.method != EXPERT], "task", "method", colours)
     tops = rows[rows.method == EXPERT].accuracy
     places = np.arange(len(tops))
@@ -126,24 +124,23 @@ def plot_before_after(scores: pd.DataFrame) -> Figure:
     ax.set_ylabel("accuracy (%)")
     mean = rows.groupby("method").accuracy.mean()
     title = f"Re-aligned heads lift the merge from {mean[OLD]:.0f} to {mean[NEW]:.0f} % on average"
-    plots.head(fig, title, [ax], 2)
+    plots.head(fig, title, 2)
     return fig
 
 
 def wide(scores: pd.DataFrame) -> pd.DataFrame:
     """A row per task, a column per model."""
-    table = scores.pivot_table("accuracy", "task", "method", sort=False)[[OLD, NEW, EXPERT]]
-    named = table.round(1).rename(index=task_label)
-    return named.rename_axis(index=None, columns="accuracy (%)")
+    table = tables.wide(scores, "task", "method", "accuracy")[[OLD, NEW, EXPERT]].round(1)
+    return table.rename_axis(index=None, columns="accuracy (%)")
 
 
 def alt(scores: pd.DataFrame) -> str:
     """Alt text of the figure, from the numbers themselves."""
     cells = scores.set_index(["task", "method"]).accuracy
     parts = [
-        f"{task_label(t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} "
+        f"{tables.task_label(t)} {cells[t, OLD]:.1f} and {cells[t, NEW]:.1f} "
         f"(expert {cells[t, EXPERT]:.1f})"
-        for t in dict.fromkeys(scores.task)
+        for t in scores.task.unique()
     ]
     title = "Accuracy in percent of the merged encoder with the old and with the re-aligned head"
     return f"{title}: {'; '.join(parts)}."
@@ -190,6 +187,6 @@ def provenance(study: Study, merged: Merged, k: int) -> Styler:
         "device": study.device.type,
         "training": f"{p.fine_tuning.steps} steps of {p.fine_tuning.batch_size}, "
         f"{p.threads} threads",
-        "versions": versions(),
+        "versions": tables.versions(),
     }
-    return show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))
+    return tables.show(pd.DataFrame({"what": rows.keys(), "value": rows.values()}))

@@ -23,7 +23,8 @@ CLASSES = {"A": 4, "B": 3}
 TURN_B = -20.0  # degrees by which fine-tuning on task B turns the plane; a slider sets task A's
 # The radius of the circle of class centres, and the standard deviation of inputs around a centre.
 RADIUS, SPREAD = 2.0, 0.55
-N_TEST, N_POOL, SEED = 60, 25, 0  # inputs per class: scored, and to draw from
+SIZES = {"test": 60, "pool": 25}  # inputs per class: scored, and to draw from
+SEED = 0
 # A head with 2 numbers per class must move each of them much further than one with 128.
 FIT = FTPreset(lr=0.3, epochs=60)
 
@@ -53,20 +54,19 @@ class Toy:
     angle: float
     mirrored: bool
     base: State
-    experts: tuple[Expert, ...]
+    experts: dict[str, Expert]
     points: dict[tuple[str, str], Tensor]
-    classes: dict[tuple[str, str], Tensor]
 
     def expert(self, task: str) -> Expert:
         """f_t and (W_t, b_t). Raises ``UnknownNameError``."""
-        by_task = {e.task: e for e in self.experts}
-        if task not in by_task:
-            raise UnknownNameError("toy task", task, by_task)
-        return by_task[task]
+        if task not in self.experts:
+            raise UnknownNameError("toy task", task, self.experts)
+        return self.experts[task]
 
     def merge(self, lam: float) -> State:
         """theta_m of Task Arithmetic (Eq. 2), by the library's own function."""
-        return get_method("task_arithmetic")(self.base, [e.state for e in self.experts], lam=lam)
+        states = [expert.state for expert in self.experts.values()]
+        return get_method("task_arithmetic")(self.base, states, lam=lam)
 
     def features(self, encoder: State, task: str, split: str = "test") -> Tensor:
         """Z ``[N, 2]``, the rows theta x."""
@@ -74,7 +74,7 @@ class Toy:
 
     def labels(self, task: str, split: str = "test") -> Tensor:
         """Classes ``[N]``."""
-        return self.classes[task, split]
+        return torch.arange(CLASSES[task]).repeat_interleave(SIZES[split])
 
     def ceiling(self, encoder: State, task: str) -> float:
         """Test accuracy in percent that no classifier on these features can be expected to beat.
@@ -92,16 +92,10 @@ class Toy:
         """What a protocol may see of an encoder and a task, with one stratified draw of k inputs
         per class."""
         expert = self.expert(task)
-        draw = stratified_order(self.labels(task, "pool"), CLASSES[task], k, SEED)
-        return Evidence(
-            self.features(encoder, task),
-            expert.head,
-            self.features(encoder, task, "pool"),
-            self.features(expert.state, task, "pool"),
-            draw[None],
-            (k,),
-            FIT,
-        )
+        student, teacher = (self.features(e, task, "pool") for e in (encoder, expert.state))
+        draws = stratified_order(self.labels(task, "pool"), CLASSES[task], k, SEED)[None]
+        tested = self.features(encoder, task)
+        return Evidence(tested, expert.head, student, teacher, draws, (k,), FIT)
 
 
 def centres(n_classes: int) -> Tensor:
@@ -124,18 +118,15 @@ def make_toy(angle: float = 80.0, mirrored: bool = False) -> Toy:
     if not math.isfinite(angle):
         raise ConfigError(f"angle = {angle}: give degrees, for example 80.")
     generator = torch.Generator().manual_seed(SEED)
-    experts, points, classes = [], {}, {}
+    toy = Toy(angle, mirrored, {"theta": torch.eye(2)}, {}, {})
     for task, degrees in (("A", angle), ("B", TURN_B)):
-        n_classes = CLASSES[task]
-        middle = centres(n_classes)
-        for split, n in (("test", N_TEST), ("pool", N_POOL)):
-            labels = torch.arange(n_classes).repeat_interleave(n)
-            points[task, split] = middle[labels] + SPREAD * torch.randn(
-                len(labels), 2, generator=generator
-            )
-            classes[task, split] = labels
+        middle = centres(CLASSES[task])
+        for split in SIZES:
+            around = middle[toy.labels(task, split)]
+            noise = torch.randn(around.shape, generator=generator)
+            toy.points[task, split] = around + SPREAD * noise
         mirror = torch.tensor([1.0, -1.0 if mirrored and task == "B" else 1.0])
         theta = turn(degrees) * mirror
-        head = Head(middle @ theta.mT / SPREAD**2, torch.zeros(n_classes))
-        experts.append(Expert(task, {"theta": theta}, head))
-    return Toy(angle, mirrored, {"theta": torch.eye(2)}, tuple(experts), points, classes)
+        head = Head(middle @ theta.mT / SPREAD**2, torch.zeros(len(middle)))
+        toy.experts[task] = Expert(task, {"theta": theta}, head)
+    return toy

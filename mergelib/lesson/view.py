@@ -34,6 +34,7 @@ MERGED = OTHER_STYLES[0]["color"]
 LIMIT = RADIUS + 3 * SPREAD
 TASKS = tuple(CLASSES)
 ANGLES = (0, 140, 10)  # minimum, maximum and step of the slider
+MIRRORS = ", B mirrors"
 STILLS = ((80, 0.5), (80, 0.2))  # (angle, lambda) of the frames on a static page
 
 
@@ -68,7 +69,7 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
     start = toy.base["theta"][:, 0].tolist()
     ax.plot(*start, marker="o", color="black", markersize=4)
     ax.annotate("$f_b$", np.multiply(1.25, start), ha="center", va="center")
-    experts = {f"f_{e.task}": e.state for e in toy.experts}
+    experts = {f"f_{task}": expert.state for task, expert in toy.experts.items()}
     for name, state in {**experts, "f_m": merged}.items():
         marker, size, colour, grey, width = "o", 4, "black", "0.4", 0.9
         if name == "f_m":
@@ -78,11 +79,7 @@ def _draw_weights(ax: Axes, toy: Toy, lam: float) -> None:
         ax.plot(*end, marker=marker, color=colour, markersize=size)
         place = np.multiply(0.7 if name == "f_m" else 1.25, end)
         ax.annotate(f"${name}$", place, ha="center", va="center", color=colour)
-    _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{_mirrored(toy)}, $\lambda$ = {lam:.1f}")
-
-
-def _mirrored(toy: Toy) -> str:
-    return ", B mirrors" if toy.mirrored else ""
+    _square(ax, 1.5, rf"A turns {toy.angle:.0f}°{MIRRORS * toy.mirrored}, $\lambda$ = {lam:.1f}")
 
 
 def _bare(ax: Axes, title: str) -> None:
@@ -189,7 +186,9 @@ def describe(angle: float, lam: float, k: int | None = None, mirrored: bool = Fa
         + f"{protocol} {row[protocol]:.0f} %, best possible {row['best possible']:.0f} %"
         for _, row in score_toy(toy, lam, k or 1).iterrows()
     ]
-    return f"A's turn {angle:.0f} degrees{_mirrored(toy)}, lambda {lam:.1f}. {'; '.join(parts)}."
+    return (
+        f"A's turn {angle:.0f} degrees{MIRRORS * mirrored}, lambda {lam:.1f}. {'; '.join(parts)}."
+    )
 
 
 class Explorer(widgets.VBox):
@@ -219,8 +218,8 @@ class Explorer(widgets.VBox):
         )
         self.picture = widgets.HTML()
         super().__init__([self.angle, self.lam, self.picture])
-        self.angle.observe(self.redraw, "value")
-        self.lam.observe(self.redraw, "value")
+        for slider in (self.angle, self.lam):
+            slider.observe(self.redraw, "value")
         self.redraw()
 
     def redraw(self, change: Any = None) -> None:
@@ -334,5 +333,5 @@ def draw_summary(
     bars.plot([], [], "ok", markersize=4, markerfacecolor="none", label="classified wrongly")
     old, new = heights[heights.encoder == short_label(encoders[-1])].accuracy
     title = f"Of the {top - old:.0f} points that {short_label(encoders[-1])} loses, a re-aligned "
-    plots.head(fig, f"{title}classifier regains {new - old:.0f}", [bars], 3)
+    plots.head(fig, f"{title}classifier regains {new - old:.0f}", 3)
     return fig
