@@ -14,6 +14,7 @@ from mergelib.core.errors import DataError, StoreError
 from mergelib.core.hub import download, lock, locked_revision, registry, repository
 from mergelib.core.hub.errors import said, translated
 from mergelib.core.hub.repository import Repository
+from mergelib.core.hub.whole import WholeFiles
 
 MAIN, SPLITS = "mergelib.run.cli.main", "mergelib.tasks.hub.hub_splits"
 BEGIN = "tests.paper_road.begin", "quick", {"encoder.base": "org/tiny"}
@@ -362,9 +363,9 @@ def test_no_room(tmp_path, monkeypatch):
 def test_git_hash_is_gits(tmp_path):
     name = "ce013625030ba8dba906f756967f9e9ca394464a"  # `git hash-object` says so
     (tmp_path / name).write_bytes(b"hello\n")
-    assert not download.damaged(tmp_path / name)
+    assert not WholeFiles.damaged(tmp_path / name)
     (tmp_path / name).write_bytes(b"hallo\n")
-    assert download.damaged(tmp_path / name)
+    assert WholeFiles.damaged(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,8 @@ from test_vision import write_hub_clip
 
 from benchmarks import released as bench
 from mergelib.core.errors import ConfigError, DataError
-from mergelib.core.hub import download, registry
+from mergelib.core.hub import registry
+from mergelib.core.hub.whole import WholeFiles
 from mergelib.foundations.clip import PROMPTS
 from mergelib.profiles import IMAGE_TASK_NAMES, TASK_NAMES, load_profile
 from mergelib.run import runner
@@ -228,7 +230,6 @@ def test_overrides_are_checked_against_the_variants_that_a_notebook_is_about():
 @pytest.fixture
 def lists(monkeypatch, tmp_path):
     """``lists(repository, paths)``: what is chosen of a repository that has these."""
-    import huggingface_hub
 
     def choose(repository, paths):
         def snapshot(id, *, allow_patterns, **_):
@@ -239,7 +240,7 @@ def lists(monkeypatch, tmp_path):
             return tmp_path
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        return list(download._files(repository, "a" * 40))
+        return list(WholeFiles(repository, "a" * 40)._files())
 
     return choose
 
