@@ -1,5 +1,5 @@
-"""One notebook through papermill: ``python -m mergelib.run.execute IN OUT PARAMETERS.json``; the
-runner's child process.
+"""One notebook through papermill: ``python -m mergelib.run.execute IN OUT PARAMETERS``, which are
+JSON; the runner's child process.
 
 It shows a line per section and the notebook's stderr (progress, warnings), but not its printed
 results.
@@ -77,11 +77,10 @@ class OwnKernel(AsyncKernelManager):
     )
 
 
-def main(source: str, target: str, parameters_file: str) -> int:
+def main(source: str, target: str, parameters: str) -> int:
     """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or
-    ``NO_ROOM``."""
-    parent = os.getppid()
-    end_with(parent)
+    ``NO_ROOM``. ``target`` is written when all has run or failed, not after an interrupt."""
+    end_with(os.getppid())
     cells = nbformat.read(source, as_version=4).cells
     headings = {
         i + 1: c.source.splitlines()[0].lstrip("# ")
@@ -92,11 +91,12 @@ def main(source: str, target: str, parameters_file: str) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Relay(headings))
     logger.propagate = False
+    part = Path(target).with_name(f".tmp-{Path(target).name}")
     try:
         execute_notebook(
             source,
-            target,
-            parameters=json.loads(Path(parameters_file).read_text()),
+            part,
+            parameters=json.loads(parameters),
             kernel_name="python3",
             kernel_manager_class=OwnKernel,
             cwd=Path(source).parent,
@@ -110,14 +110,14 @@ def main(source: str, target: str, parameters_file: str) -> int:
     except OSError as error:
         if not paths.refused_by_disk(error):
             raise
-        Path(target).unlink(missing_ok=True)  # half of it may have been written
+        part.unlink(missing_ok=True)  # half of it may have been written
         return NO_ROOM
-    except BaseException:
-        if os.getppid() != parent:  # the runner cannot remove its own files
-            for file in (Path(target), Path(parameters_file)):
-                file.unlink(missing_ok=True)
-            Path(target).parent.rmdir()
+    except KeyboardInterrupt:
+        part.unlink(missing_ok=True)
         raise
+    finally:
+        if part.exists():
+            part.replace(target)
     return 0
 
 
