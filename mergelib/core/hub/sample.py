@@ -41,6 +41,10 @@ TRIES = 200  # line breaks of a block after which a first row is sought
 LABEL, IMAGES = "label", ("image",)  # columns of image sets
 
 
+Piece = dict[str, Any]
+"""The file, the place in it, the rows drawn there, the bytes to read."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A sample of a repository at one commit."""
@@ -115,13 +119,12 @@ class Sample:
         files = self.folder.glob("*-of-*.*.parquet")
         return {path.name.split(".")[0]: path for path in sorted(files)}
 
-    def _read_plan(self) -> dict[str, dict[str, Any]]:
+    def _read_plan(self) -> dict[str, Piece]:
         path = self.folder / "plan.json"
         return read_json(path, "a sample's plan") if path.is_file() else {}
 
-    def _planned(self) -> dict[str, dict[str, Any]]:
-        """The pieces by name: the file, the place in it, the rows drawn there, the bytes to
-        read."""
+    def _planned(self) -> dict[str, Piece]:
+        """The pieces by name, as ``plan.json`` has them or else drawn now."""
         asked, pieces = self.repository, self._read_plan()
         if pieces:
             return pieces
@@ -171,11 +174,9 @@ class Sample:
 
     # ---- Parquet --------------------------------------------------------------------------------
 
-    def _row_groups(
-        self, split: str, files: Sequence[str], n: int, seed: int
-    ) -> list[dict[str, Any]]:
+    def _row_groups(self, split: str, files: Sequence[str], n: int, seed: int) -> list[Piece]:
         """The pieces of a split in Parquet: ``n`` of all rows in the row groups of ``places``."""
-        groups: list[dict[str, Any]] = []
+        groups: list[Piece] = []
         sizes: list[int] = []
         classes: list[range] = []
         for name in files:
@@ -205,13 +206,13 @@ class Sample:
             if drawn.any()
         ]
 
-    def _from_parquet(self, file: pq.ParquetFile, piece: dict[str, Any]) -> pa.Table:
+    def _from_parquet(self, file: pq.ParquetFile, piece: Piece) -> pa.Table:
         columns = [name for name in file.schema_arrow.names if name in self.columns]
         return file.read_row_group(piece["place"], columns=columns).take(piece["rows"])
 
     # ---- CSV ------------------------------------------------------------------------------------
 
-    def _blocks(self, files: Sequence[str], size: int, n: int, seed: int) -> list[dict[str, Any]]:
+    def _blocks(self, files: Sequence[str], size: int, n: int, seed: int) -> list[Piece]:
         """The pieces of a split in CSV: the first rows of blocks, or ``n`` of a small file's."""
         if len(files) > 1:
             raise self._refused(
@@ -227,7 +228,7 @@ class Sample:
             for i in range(count)
         ]
 
-    def _from_csv(self, file: Any, piece: dict[str, Any]) -> pa.Table:
+    def _from_csv(self, file: Any, piece: Piece) -> pa.Table:
         file.seek(0)
         first_line = file.read(min(BLOCK, file.size)).split(b"\n")[0].decode("utf-8-sig")
         header = [name.strip() for name in next(csv.reader([first_line]))]
