@@ -186,7 +186,7 @@ def test_a_failing_notebook_or_a_kernel_that_dies_stops_no_other(project, capsys
     assert "Failed: bad, dead, silent" in said.err
     for part in (
         "1 / 0  # the culprit\n",
-        "ZeroDivisionError: division by zero",
+        "ZeroDivisionError",
         "No cell failed; the kernel may have died.",
         "did not write silent.pdf",
         "C1: reproduced",

@@ -79,8 +79,9 @@ class OwnKernel(AsyncKernelManager):
 
 def main(source: str, target: str, parameters: str) -> int:
     """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or
-    ``NO_ROOM``. ``target`` is written when all has run or failed, not after an interrupt."""
+    ``NO_ROOM``."""
     end_with(os.getppid())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cells = nbformat.read(source, as_version=4).cells
     headings = {
         i + 1: c.source.splitlines()[0].lstrip("# ")
@@ -91,11 +92,10 @@ def main(source: str, target: str, parameters: str) -> int:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Relay(headings))
     logger.propagate = False
-    part = Path(target).with_name(f".tmp-{Path(target).name}")
     try:
         execute_notebook(
             source,
-            part,
+            target,
             parameters=json.loads(parameters),
             kernel_name="python3",
             kernel_manager_class=OwnKernel,
@@ -110,14 +110,11 @@ def main(source: str, target: str, parameters: str) -> int:
     except OSError as error:
         if not paths.refused_by_disk(error):
             raise
-        part.unlink(missing_ok=True)  # half of it may have been written
+        Path(target).unlink(missing_ok=True)  # half of it may have been written
         return NO_ROOM
-    except KeyboardInterrupt:
-        part.unlink(missing_ok=True)
+    except KeyboardInterrupt:  # maybe because there is no runner any more
+        Path(target).unlink(missing_ok=True)
         raise
-    finally:
-        if part.exists():
-            part.replace(target)
     return 0
 
 

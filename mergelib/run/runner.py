@@ -33,7 +33,6 @@ from ..tasks.local import find_csv
 from ..tasks.parquet import LAYOUT, find_parquet
 
 REPORT = "report"
-NOTHING_WRITTEN = "No output notebook was written."
 PLACES = ("text_dir", "image_dir", "base")  # parameters that say where data lie
 LOCAL = {
     "text": ("text_dir", find_csv, "<task>/{train,test}.csv[.gz]"),
@@ -271,13 +270,17 @@ class Runner:
         result, start, begun = Result(item), time.monotonic(), time.time()
         executed = folder / f"{item.id}.ipynb"
         executed.parent.mkdir(exist_ok=True)
+        part = executed.with_name(f".tmp-{os.getpid()}-{executed.name}")
         values = {"profile": self.profile, **parameters}
-        code = self._execute(item, str(executed), json.dumps(values))
+        code = self._execute(item, str(part), json.dumps(values))
         if self.stopping.is_set():
+            part.unlink(missing_ok=True)
             return result
         if code == NO_ROOM:
             raise StoreError(f"{item.id}: cannot write {executed}. {paths.REMEDY}")
-        result.error = self._complaint(item, code, executed, begun)
+        result.error = self._complaint(item, code, part, begun)
+        if part.exists():
+            part.replace(executed)
         result.ok, result.seconds = not result.error, time.monotonic() - start
         if result.ok and item.outputs:
             sidecar = paths.figures(self.profile) / f"{item.id}.json"
@@ -320,24 +323,22 @@ class Runner:
                 self.echo(f"   {item.id.split('_')[0]} | {line.rstrip()[:160]}")
         return process.wait()
 
-    def _complaint(self, item: Item, code: int, executed: Path, begun: float) -> str:
+    def _complaint(self, item: Item, code: int, notebook: Path, begun: float) -> str:
         """What went wrong, or an empty text."""
-
-        def is_old(file: Path) -> bool:
-            return not file.is_file() or file.stat().st_mtime < begun - 2
-
         if code:
             memory = " (out of memory?)" if code in (-9, 137, 138) else ""
-            said = NOTHING_WRITTEN if is_old(executed) else failing_cell(executed)
-            return f"{item.id}: exit code {code}{memory}\n{said}"
+            return f"{item.id}: exit code {code}{memory}\n{failing_cell(notebook)}"
         folder = paths.figures(self.profile)
-        missing = [name for name in item.outputs if is_old(folder / name)]
+        files = [folder / name for name in item.outputs]
+        missing = [f.name for f in files if not f.is_file() or f.stat().st_mtime < begun - 2]
         text = f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}."
         return text if missing else ""
 
 
 def failing_cell(notebook: Path) -> str:
     """Source and traceback of the first cell with an error in an executed notebook."""
+    if not notebook.exists():
+        return "No output notebook was written."
     for cell in json.loads(notebook.read_text())["cells"]:
         for output in cell.get("outputs", []):
             if output.get("output_type") == "error":
