@@ -64,12 +64,14 @@ from pathlib import Path
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in: ./run_all.sh --list | head
 given = " ".join(sys.argv[1:]).replace("=", " ").split()
 profile = given[given.index("--profile") + 1] if "--profile" in given[:-1] else "mini"
+minutes = re.split(r"(?m)^(\w+):\n", Path("mergelib/core/minutes.yaml").read_text("utf-8"))
+minutes = dict(zip(minutes[1::2], minutes[2::2])).get(profile, "")
 for block in re.split(r"(?m)^- ", Path("mergelib/core/manifest.yaml").read_text("utf-8"))[1:]:
     item = dict(re.findall(r"(?m)^ *(\w+): (.*)$", block))
     cells = json.loads(Path(f"notebooks/{item['id']}.ipynb").read_text("utf-8"))["cells"]
     code = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
     named = ", ".join(f"{n.target.id}: {ast.unparse(n.annotation).split('[')[0]}" for n in ast.parse(code).body)
-    took = re.search(rf"\b{re.escape(profile)}: ([\d.]+)", item.get("minutes", ""))
+    took = re.search(rf"(?m)^ *{item['id']}: ([\d.]+)", minutes)
     took = f", {float(took[1]):g} min" if took else ""
     print(f"{item['id']:<24} {item['item']:<10} group {item['group']:<8} {item['title']}{took}\n{'':<24} -p {named}")
 PY

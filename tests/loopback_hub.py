@@ -72,15 +72,14 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.repositories: dict[str, dict[str, dict[str, Content]]] = {}  # data sets
-        self.models: dict[str, dict[str, dict[str, Content]]] = {}
+        commits = dict[str, dict[str, dict[str, Content]]]
+        self.repositories: commits = {}  # data sets
+        self.models: commits = {}
         self.pages: dict[str, int] = {}  # ids in whose place a page with this status comes
-        self.gated: set[str] = (
-            set()
-        )  # ids refused in a message that repeats what the client sent as authorization
-        self.cuts: dict[
-            str, list[int]
-        ] = {}  # path -> for each coming download the bytes after which the connection breaks
+        # ids refused in a message that repeats what the client sent as authorization
+        self.gated: set[str] = set()
+        # path -> for each coming download the bytes after which the connection breaks
+        self.cuts: dict[str, list[int]] = {}
         self.swaps: dict[str, bytes] = {}  # path -> what is sent in its place, under its hash
         self.lost: set[str] = set()  # paths that are listed, but not there
         self.blobs: dict[str, tuple[str, Content]] = {}
@@ -110,12 +109,8 @@ class Answer(BaseHTTPRequestHandler):
         **headers: str,
     ) -> None:
         self.send_response(status)
-        for key, value in {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            **headers,
-        }.items():
-            self.send_header(key.replace("_", "-"), value)
+        for key, value in {"Content_Type": kind, "Content_Length": len(body), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:cut])
@@ -124,94 +119,70 @@ class Answer(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
+    def say(self, value: Any, status: int = 200) -> None:
+        self.reply(status, json.dumps(value).encode())
+
     def send_file(self, path: str, content: Content, **headers: str) -> None:
-        body = (
-            self.server.swaps.get(path, read(content)) if self.command == "GET" else read(content)
-        )
-        cuts = self.server.cuts.get(path, [])
-        cut = cuts.pop(0) if cuts and self.command == "GET" else None
-        if (asked := self.headers.get("Range")) and self.command == "GET":
-            self.server.ranges.append(asked)
-            start, end = re.match(r"bytes=(\d+)-(\d*)", asked).groups()
-            start, end = int(start), min(int(end or len(body)), len(body) - 1)
-            return self.reply(
-                206,
-                body[start : end + 1],
-                "application/octet-stream",
-                cut=cut,
-                Content_Range=f"bytes {start}-{end}/{len(body)}",
-                **headers,
-            )
-        self.reply(200, body, "application/octet-stream", cut=cut, **headers)
+        hub, body, status, cut = self.server, read(content), 200, None
+        if self.command == "GET":
+            body = hub.swaps.get(path, body)
+            cut = hub.cuts[path].pop(0) if hub.cuts.get(path) else None
+            if asked := self.headers.get("Range"):
+                hub.ranges.append(asked)
+                start, end = re.match(r"bytes=(\d+)-(\d*)", asked).groups()
+                start, end = int(start), min(int(end or len(body)), len(body) - 1)
+                headers["Content_Range"] = f"bytes {start}-{end}/{len(body)}"
+                status, body = 206, body[start : end + 1]
+        self.reply(status, body, "application/octet-stream", cut=cut, **headers)
 
     def answer(self) -> None:
-        path = self.path.split("?")[0]
-        self.server.asked.append(path)
-        if self.headers.get("Authorization"):
-            self.server.authorized.append(path)
+        hub, path = self.server, self.path.split("?")[0]
+        hub.asked.append(path)
+        token = self.headers.get("Authorization")
+        if token:
+            hub.authorized.append(path)
         if path.startswith("/storage/"):
-            return self.send_file(*self.server.blobs[path.removeprefix("/storage/")])
+            return self.send_file(*hub.blobs[path.removeprefix("/storage/")])
         found = re.fullmatch(
-            r"(?:/api/(datasets|models)|/(datasets))?/([^/]+(?:/[^/]+?)?)"
+            r"(?:/api/(?:datasets|models)|/datasets)?/([^/]+(?:/[^/]+?)?)"
             r"(?:/(revision|tree|resolve)/([^/]+)(?:/(.*))?)?",
             path,
         )
         if not found:
             return self.reply(404)
-        kind, name, verb, revision, rest = (
-            found[1] or found[2] or "models",
-            found[3],
-            found[4],
-            found[5],
-            found[6] or "",
-        )
-        commits = (self.server.repositories if kind == "datasets" else self.server.models).get(name)
-        if name in self.server.gated:
-            return self.reply(
-                403,
-                X_Error_Code="GatedRepo",
-                X_Error_Message=f"Refused to {self.headers.get('Authorization')}",
-            )
+        name, verb, revision, rest = found.groups()
+        is_data = path.startswith(("/api/datasets/", "/datasets/"))
+        commits = (hub.repositories if is_data else hub.models).get(name)
+        if name in hub.gated:
+            said = f"Refused to {token}"
+            return self.reply(403, X_Error_Code="GatedRepo", X_Error_Message=said)
         if commits is None:
             return self.reply(404, X_Error_Code="RepoNotFound")
-        if name in self.server.pages:
-            return self.reply(self.server.pages[name], PAGE, "text/html")
+        if name in hub.pages:
+            return self.reply(hub.pages[name], PAGE, "text/html")
         commit = list(commits)[-1] if revision in (None, "main") else revision
         if commit not in commits:
             return self.reply(404, X_Error_Code="RevisionNotFound")
         files = commits[commit]
-
-        def listed(path: str) -> dict:
-            content = read(files[path])
-            size = {"size": len(content)}
-            large = {"lfs": {"oid": sha256(content), "pointerSize": 130, **size}}
-            found = {"type": "file", "path": path, "oid": git_sha1(content), **size}
-            return found | (large if path.endswith(LARGE) else {})
-
         if verb in (None, "revision"):
             info = {"id": name, "sha": commit, "private": False, "disabled": False}
             info |= {"gated": False, "downloads": 0, "likes": 0, "tags": [], "siblings": []}
-            return self.reply(200, json.dumps(info).encode())
+            return self.say(info)
         if verb == "tree":
-            below = [path for path in files if path.startswith(f"{rest}/" if rest else "")]
-            return self.reply(200, json.dumps([listed(path) for path in below]).encode())
-        if rest not in files or rest in self.server.lost:
+            below = f"{rest}/" if rest else ""
+            return self.say([listed(p, read(files[p])) for p in files if p.startswith(below)])
+        if rest not in files or rest in hub.lost:
             return self.reply(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         content = read(files[rest])
-        if rest.endswith(LARGE):
-            digest = sha256(content)
-            self.server.blobs[digest] = rest, files[rest]
-            return self.reply(
-                302,
-                b"",
-                X_Repo_Commit=commit,
-                X_Linked_ETag=f'"{digest}"',
-                X_Linked_Size=str(len(content)),
-                ETag='"of-the-redirect"',
-                Location=f"http://localhost:{self.server.server_port}/storage/{digest}"
-                "?Signature=planted",
-            )
-        self.send_file(rest, files[rest], X_Repo_Commit=commit, ETag=f'"{git_sha1(content)}"')
+        if not rest.endswith(LARGE):
+            tag = f'"{git_sha1(content)}"'
+            return self.send_file(rest, files[rest], X_Repo_Commit=commit, ETag=tag)
+        digest = sha256(content)
+        hub.blobs[digest] = rest, files[rest]
+        place = f"http://localhost:{hub.server_port}/storage/{digest}?Signature=planted"
+        linked = {"X_Linked_ETag": f'"{digest}"', "X_Linked_Size": len(content)}
+        linked |= {"ETag": '"of-the-redirect"', "Location": place}
+        self.reply(302, b"", X_Repo_Commit=commit, **linked)
 
     def take(self) -> None:
         """What a client that uploads asks: a repository, which files are large, and a commit."""
@@ -221,36 +192,30 @@ class Answer(BaseHTTPRequestHandler):
         if not (found or large or path in ("/api/repos/create", "/api/validate-yaml")):
             return self.reply(404)
         hub.asked.append(path)
-        sent = self.sent()
+        sent = [json.loads(line) for line in self.sent().splitlines()]
         if path.endswith("validate-yaml"):
             return self.reply(200)
         if large:
             objects = [
                 o | {"actions": {"upload": {"href": f"{hub.url}/storage/{o['oid']}"}}}
-                for o in json.loads(sent)["objects"]
+                for o in sent[0]["objects"]
             ]
-            return self.reply(200, json.dumps({"objects": objects, "transfer": "basic"}).encode())
+            return self.say({"objects": objects, "transfer": "basic"})
         if path.endswith("create"):
-            asked = json.loads(sent)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            name = f"{sent[0].get('organization') or 'me'}/{sent[0]['name']}"
             if name in hub.gated:
                 return self.reply(403)
             status = 409 if name in hub.models else 200
             hub.models.setdefault(name, {OLD: {".gitattributes": b""}})
-            return self.reply(status, json.dumps({"url": f"{hub.url}/{name}"}).encode())
+            return self.say({"url": f"{hub.url}/{name}"}, status)
         if found[2] == "preupload":
-            files = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in json.loads(sent)["files"]
-            ]
-            return self.reply(200, json.dumps({"files": files}).encode())
+            names = [file["path"] for file in sent[0]["files"]]
+            modes = {n: "lfs" if n.endswith(LARGE) else "regular" for n in names}
+            files = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]
+            return self.say({"files": files})
         commits = hub.models[found[1]]
         files = dict(commits[list(commits)[-1]])
-        for entry in map(json.loads, sent.splitlines()):
+        for entry in sent:
             value = entry["value"]
             if entry["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
@@ -258,8 +223,7 @@ class Answer(BaseHTTPRequestHandler):
                 files[value["path"]] = hub.blobs[value["oid"]][1]
         commit = f"{len(commits):040x}"
         commits[commit] = files
-        url = f"{hub.url}/{found[1]}/commit/{commit}"
-        self.reply(200, json.dumps({"commitUrl": url, "commitOid": commit}).encode())
+        self.say({"commitUrl": f"{hub.url}/{found[1]}/commit/{commit}", "commitOid": commit})
 
     def sent(self) -> bytes:
         if length := self.headers.get("Content-Length"):
@@ -272,14 +236,21 @@ class Answer(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def keep(self) -> None:
-        digest = self.path.removeprefix("/storage/")
-        content = self.sent()
+        digest, content = self.path.removeprefix("/storage/"), self.sent()
         assert sha256(content) == digest
         self.server.blobs[digest] = digest, content
         self.reply(200)
 
     do_GET = do_HEAD = answer
     do_POST, do_PUT = take, keep
+
+
+def listed(path: str, content: bytes) -> dict[str, Any]:
+    """A file as the hub lists it."""
+    size = {"size": len(content)}
+    found = {"type": "file", "path": path, "oid": git_sha1(content), **size}
+    large = {"lfs": {"oid": sha256(content), "pointerSize": 130, **size}}
+    return found | (large if path.endswith(LARGE) else {})
 
 
 @contextmanager
@@ -336,10 +307,15 @@ class Client:
         registries: dict[str, Path] | None = None,
         **environment: str,
     ):
-        kept = {
-            k: v
-            for k, v in os.environ.items()
-            if "proxy" not in k.lower() and not k.startswith(("HF_", "HUGGING", "MERGELIB_"))
+        private = ("HF_", "HUGGING", "MERGELIB_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(private)}
+        kept = {k: v for k, v in kept.items() if "proxy" not in k.lower()}
+        own = {
+            "NO_PROXY": "*",
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(folder / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "MERGELIB_STORE": str(folder / "store"),
         }
         self.registries = {module: str(file) for module, file in (registries or {}).items()}
         self.process = subprocess.Popen(
@@ -349,31 +325,22 @@ class Client:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=Path(__file__).parents[1],
-            env={
-                **kept,
-                "NO_PROXY": "*",
-                "HF_ENDPOINT": endpoint,
-                "HF_HOME": str(folder / "home"),
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "MERGELIB_STORE": str(folder / "store"),
-                **environment,
-            },
+            env=kept | own | environment,
         )
 
     def __call__(self, call: str, *args: Any, lock: Path | None = None, **kwargs: Any) -> dict:
-        asked = {
-            "call": call,
-            "args": args,
-            "kwargs": kwargs,
-            "lock": str(lock or ""),
-            "registries": self.registries,
-        }
+        asked = {"call": call, "args": args, "kwargs": kwargs}
+        asked |= {"lock": str(lock or ""), "registries": self.registries}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         for line in self.process.stdout:
             if line.startswith("ANSWER"):
                 return json.loads(line.removeprefix("ANSWER"))
         raise AssertionError("the client process died")
+
+    def run(self, words: str, lock: Path | None = None) -> dict:
+        """What ``mergelib`` returns and says to these words."""
+        return self("mergelib.run.cli.main", words.split(), lock=lock)
 
     def close(self) -> None:
         self.process.stdin.close()

@@ -24,12 +24,12 @@ def scores(
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def begin(profile: str, overrides: dict[str, Any]) -> bool:
+def begin(profile: str, overrides: dict[str, Any]) -> None:
     """What a run of ``profile`` with ``overrides`` fetches before its first notebook."""
     from mergelib.profiles.downloads import needed
     from mergelib.run.data import before_run
 
-    return before_run(profile, needed(profile, overrides))
+    before_run(profile, needed(profile, overrides))
 
 
 def fetched(name: str) -> dict[str, Any]:

@@ -22,7 +22,6 @@ import mergelib
 from mergelib import lesson, merging, models, protocols, tasks
 from mergelib.core import paths
 from mergelib.run import book, runner
-from mergelib.run.book import slides
 from mergelib.run.cli import build_parser
 
 PUBLIC = [name for name in mergelib.__all__ if name != "__version__"]
@@ -46,45 +45,36 @@ def test_links_out_of_the_book_become_text():
 
 def test_the_first_page_has_a_card_per_notebook_and_an_order_for_the_rest():
     items = list(runner.manifest())
-    files = {Path(f"notebooks/{i.id}.ipynb") for i in items}
-    page = book.index_page(
-        items, [Path("notebooks/solutions/s.ipynb")], [Path("docs/teaching.md")], files, ["api/x"]
-    )
-    for item in items:
-        assert f"(notebooks/{item.id}.ipynb)" in page and f"\nnotebooks/{item.id}\n" in page
-    for place in ("gallery", "notebooks/solutions/s", "api/x", "docs/teaching"):
-        assert f"\n{place}\n" in page
-    assert "(gallery.md)" in page and "(api/index.rst)" in page and 'action="search.html"' in page
-    assert 'href="plane.html"' in page and 'href="slides.html"' in page
+    others = {"Solutions": ["notebooks/solutions/s"], "For teachers": ["docs/teaching"]}
+    page = book.index_page(items, others, {Path("figures/REPORT.md")})
+    cards, order = page.split("```{toctree}", 1)
+    assert all(cards.count(f"(notebooks/{i.id}.ipynb)") == 2 for i in items)
+    places = [*(f"notebooks/{i.id}" for i in items), "figures/REPORT"]
+    places += [place for listed in others.values() for place in listed]
+    assert sorted(line for line in order.splitlines() if "/" in line) == sorted(places)
+    for link in ("(gallery.md)", "(api/index.rst)", 'action="search.html"', 'href="plane.html"'):
+        assert link in page
+
+
+def drew(source, **metadata):
+    """A cell that drew a picture."""
+    data = {"image/png": "aGk="}
+    picture = nbformat.v4.new_output("display_data", data=data, metadata={"image/png": metadata})
+    return nbformat.v4.new_code_cell(source, outputs=[picture])
 
 
 def test_pictures_get_the_saved_figures_alt_text(tmp_path, monkeypatch):
     monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
     (tmp_path / "figures" / "mini").mkdir(parents=True)
     (tmp_path / "figures" / "mini" / "x.json").write_text('{"alt": "What it says."}')
-    picture = nbformat.v4.new_output("display_data", data={"image/png": "aGk="})
-    cells = [
-        nbformat.v4.new_code_cell("plot()", outputs=[picture]),
-        nbformat.v4.new_code_cell("fig", outputs=[picture]),
-        nbformat.v4.new_code_cell("plots.save_figure(fig)"),
-        nbformat.v4.new_code_cell("plot()", outputs=[picture]),
-    ]
-    stills = nbformat.v4.new_output(
-        "display_data",
-        data={"image/png": "aGk="},
-        metadata={"image/png": {"alt": "First still.\nSecond still."}},
-    )
-    cells.append(nbformat.v4.new_code_cell("sliders()", outputs=[stills]))
+    save = nbformat.v4.new_code_cell("plots.save_figure(fig)")
+    stills = drew("sliders()", alt="First still.\nSecond still.")
+    cells = [drew("plot()"), drew("fig"), save, drew("plot()"), stills]
     notebook = nbformat.v4.new_notebook(cells=cells)
     book.name_pictures(notebook, "mini", "x")
     alts = [c.metadata.get("mystnb", {}).get("image", {}).get("alt") for c in notebook.cells]
-    assert alts == [
-        "Plot drawn by the code above it",
-        "What it says.",
-        None,
-        "Plot drawn by the code above it",
-        "First still. Second still.",
-    ]
+    generic = "Plot drawn by the code above it"
+    assert alts == [generic, "What it says.", None, generic, "First still. Second still."]
 
 
 def test_the_lesson_gets_sliders_above_its_stills():
@@ -98,40 +88,28 @@ def test_the_lesson_gets_sliders_above_its_stills():
     assert all("lesson.explore(" in c.source for c in grown)
 
 
-def test_slides_show_every_figure_once_and_load_nothing(tmp_path, monkeypatch):
+def test_gallery_and_slides_show_every_figure_once_with_its_finding(tmp_path, monkeypatch):
     """The run's own figures where it drew them, else the committed ones; words are escaped."""
-    monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
-    own = tmp_path / "figures" / "quick"
-    own.mkdir(parents=True)
-    (own / "tab02_main.png").write_bytes(b"mine")
-    (own / "tab02_main.json").write_text('{"alt": "1 < 2"}')
-    page = slides.page("quick")
-    stems = [s for i in runner.manifest() for s in (i.id, *i.extra_figures)]
-    sources = re.findall(r'src="([^"]+)"', page)
-    assert len(sources) == len(stems) == page.count("<section>")
-    assert all(s.startswith("data:image/png;base64,") for s in sources)
-    assert sources[stems.index("tab02_main")].endswith(base64.b64encode(b"mine").decode())
-    assert "<p>1 &lt; 2</p>" in page and "://" not in page
-
-
-def test_the_gallery_shows_every_figure_once_with_its_finding(tmp_path, monkeypatch):
     items, root = runner.manifest(), committed()
     monkeypatch.setattr(paths, "root", lambda: root)
     monkeypatch.setenv("MERGELIB_OUTPUT", str(tmp_path))
-    own = tmp_path / "figures" / "mini" / "tab02_main.json"
+    own = tmp_path / "figures" / "quick" / "tab02_main.json"
     own.parent.mkdir(parents=True)
-    own.write_text('{"alt": "Bars in [percent].", "title": "FT-Classifier gains\\n10 points"}')
-    shown = book.gallery.figures("mini")
-    assert [p.stem for _, p in shown] == [s for i in items for s in (i.id, *i.extra_figures)]
-    assert own in [p for _, p in shown], "a run's own figure comes first"
-    page = book.gallery.page(shown)
+    own.with_suffix(".png").write_bytes(b"mine")
+    own.write_text('{"alt": "1 < 2 [percent].", "title": "FT-Classifier gains\\n10 points"}')
+    stems = [stem for i in items for stem in (i.id, *i.extra_figures)]
+    page, slides = book.gallery.page("quick"), book.gallery.slides("quick")
     for item in items:
         for stem in (item.id, *item.extra_figures):
-            picture = f"](figures/mini/{stem}.png)](notebooks/{item.id}.ipynb)"
-            assert page.count(picture) == 1
-            assert f"<figures/mini/{stem}.png>" in page and f"<figures/mini/{stem}.pdf>" in page
-    assert "**FT-Classifier gains 10 points**" in page and "![Bars in \\[percent\\].]" in page
-    assert {p.parent.name for _, p in book.gallery.figures("quick")} == {"mini"}
+            file = f"figures/{'quick' if stem == own.stem else 'mini'}/{stem}"
+            assert page.count(f"]({file}.png)](notebooks/{item.id}.ipynb)") == 1
+            assert f"<{file}.png>" in page and f"<{file}.pdf>" in page
+    assert "**FT-Classifier gains 10 points**" in page and "![1 \\< 2 \\[percent\\].]" in page
+    sources = re.findall(r'src="([^"]+)"', slides)
+    assert len(sources) == len(stems) == slides.count("<section>")
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert sources[stems.index(own.stem)].endswith(base64.b64encode(b"mine").decode())
+    assert "<p>1 &lt; 2 [percent].</p>" in slides and "://" not in slides
 
 
 # ---- the API reference ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from contextlib import closing
 from pathlib import Path
 
 import loopback_hub
@@ -14,8 +15,9 @@ from mergelib.core.errors import DataError, StoreError
 from mergelib.core.hub import download, lock, locked_revision, registry, repository
 from mergelib.core.hub.errors import said, translated
 from mergelib.core.hub.repository import Repository
+from mergelib.core.hub.whole import WholeFiles
 
-MAIN, SPLITS = "mergelib.run.cli.main", "mergelib.tasks.hub.hub_splits"
+SPLITS = "mergelib.tasks.hub.hub_splits"
 BEGIN = "tests.paper_road.begin", "quick", {"encoder.base": "org/tiny"}
 # In two pieces: a test looks for whole ones in every committed file.
 TOKEN = "hf_" + "plantedPLANTEDplanted0123456789"
@@ -80,17 +82,15 @@ def make_client(folder, endpoint, **environment):
 
 @pytest.fixture(scope="module")
 def client(server, folder):
-    client = make_client(folder, server.url, HF_TOKEN=TOKEN)
-    yield client
-    client.close()
+    with closing(make_client(folder, server.url, HF_TOKEN=TOKEN)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
 def offline(server, folder):
     """The same caches, without network."""
-    client = make_client(folder, server.url, HF_HUB_OFFLINE="1")
-    yield client
-    client.close()
+    with closing(make_client(folder, server.url, HF_HUB_OFFLINE="1")) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,16 @@ def locks(folder):
     return folder / "lock.json"
 
 
-def get(client, name, lock):
-    """The bytes of each file of a repository, or the error."""
-    answer = client("tests.paper_road.fetched", name, lock=lock)
-    if "value" in answer:
-        answer["bytes"] = {key: Path(path).read_bytes() for key, path in answer["value"].items()}
-    return answer
+@pytest.fixture(scope="module")
+def fetch(client, locks):
+    """``fetch(name)``: the paths and bytes of each file of a repository, or the error."""
+
+    def ask(name, client=client, lock=locks):
+        answer = client("tests.paper_road.fetched", name, lock=lock)
+        files = answer.get("value", {})
+        return answer | {"bytes": {key: Path(path).read_bytes() for key, path in files.items()}}
+
+    return ask
 
 
 def cached(folder, id):
@@ -118,185 +122,196 @@ def refused(answer, kind, *parts):
         assert part in answer["message"], answer["message"]
 
 
-class TestFiles:
-    def test_first_fetch_locks_a_commit_and_then_asks_nobody(self, client, server, locks, folder):
-        got = get(client, "checkpoints", locks)
-        assert got["bytes"] == {"ag": BYTES, "yelp": BYTES[::-1]}
-        assert Path(got["value"]["ag"]).is_relative_to(folder / "home")
-        assert json.loads(locks.read_text()) == {"checkpoints": {"id": "org/both", "revision": OLD}}
-        # The data set of the same id is another repository.
-        assert get(client, "data", locks)["bytes"] == {"ag/train": b'"1","","war"\n'}
-        server.asked.clear()
-        assert get(client, "checkpoints", locks)["bytes"]["yelp"] == BYTES[::-1]
-        assert not server.asked
-        assert cached(folder, "org/both") == ["ag.pth", "yelp.pth"]
+def test_first_fetch_locks_a_commit_and_then_asks_nobody(fetch, server, locks, folder):
+    got = fetch("checkpoints")
+    assert got["bytes"] == {"ag": BYTES, "yelp": BYTES[::-1]}
+    assert Path(got["value"]["ag"]).is_relative_to(folder / "home")
+    assert json.loads(locks.read_text()) == {"checkpoints": {"id": "org/both", "revision": OLD}}
+    # The data set of the same id is another repository.
+    assert fetch("data")["bytes"] == {"ag/train": b'"1","","war"\n'}
+    server.asked.clear()
+    assert fetch("checkpoints")["bytes"]["yelp"] == BYTES[::-1]
+    assert not server.asked
+    assert cached(folder, "org/both") == ["ag.pth", "yelp.pth"]
 
-    def test_a_lock_pins_the_commit(self, client, server, locks, tmp_path):
-        assert get(client, "moves", locks)["bytes"]["one"] == b"old one"
-        server.models["org/moves"][NEW] = {"one.pth": b"new one", "two.csv": b"new two"}
-        assert get(client, "moves", locks)["bytes"]["two"] == b"old two"
-        assert get(client, "moves", tmp_path / "lock.json")["bytes"]["two"] == b"new two"
 
-    def test_a_cut_connection_is_taken_up_where_it_broke(self, client, server, locks):
-        """In whole pieces of 10 MiB: that is what this client writes at a time."""
-        content, piece = BYTES * 22, 10 << 20
-        server.models["org/cut"] = {OLD: {"cut.pth": content}}
-        server.cuts["cut.pth"] = [piece + 300_000]
-        server.ranges.clear()
-        assert get(client, "cut", locks)["bytes"] == {"weights": content}
-        assert server.ranges == [f"bytes={piece}-"]
+def test_a_lock_pins_the_commit(fetch, server, tmp_path):
+    assert fetch("moves")["bytes"]["one"] == b"old one"
+    server.models["org/moves"][NEW] = {"one.pth": b"new one", "two.csv": b"new two"}
+    assert fetch("moves")["bytes"]["two"] == b"old two"
+    assert fetch("moves", lock=tmp_path / "lock.json")["bytes"]["two"] == b"new two"
 
-    def test_a_dead_connection_keeps_whole_files_and_the_commit(
-        self, client, server, locks, folder
+
+def test_a_cut_connection_is_taken_up_where_it_broke(fetch, server):
+    """In whole pieces of 10 MiB: that is what this client writes at a time."""
+    content, piece = BYTES * 22, 10 << 20
+    server.models["org/cut"] = {OLD: {"cut.pth": content}}
+    server.cuts["cut.pth"] = [piece + 300_000]
+    server.ranges.clear()
+    assert fetch("cut")["bytes"] == {"weights": content}
+    assert server.ranges == [f"bytes={piece}-"]
+
+
+def test_a_dead_connection_keeps_whole_files_and_the_commit(fetch, server, folder):
+    server.models["org/dead"] = {OLD: {"first.pth": b"first", "dead.pth": BYTES}}
+    server.cuts["dead.pth"] = [0] * 20
+    answer = fetch("dead")
+    refused(answer, "OfflineError", "complete files are kept")
+    assert cached(folder, "org/dead") == ["first.pth"]
+    del server.cuts["dead.pth"]
+    server.models["org/dead"][NEW] = {"first.pth": b"other", "dead.pth": b"other"}
+    server.asked.clear()
+    assert fetch("dead")["bytes"] == {"weights": BYTES, "first": b"first"}
+    assert not any("first.pth" in path for path in server.asked)
+
+
+@pytest.mark.parametrize("name", ["large", "small"])
+def test_other_bytes_of_the_same_length_are_deleted(fetch, server, folder, name):
+    content = {"large.pth": BYTES, "small.csv": b"1,,text\n"}
+    server.models["org/wrong"] = {OLD: content}
+    (path,) = (p for p in content if p.startswith(name))
+    server.swaps[path] = content[path][::-1]
+    refused(fetch(name), "DataError", name, "org/wrong", OLD, "deleted")
+    assert path not in cached(folder, "org/wrong")
+    del server.swaps[path]
+    assert fetch(name)["bytes"] == {name: content[path]}
+
+
+def test_what_is_missing(fetch, server):
+    server.models["org/holes"] = {
+        OLD: {"x/ag.pth": b"1", "y/ag.pth": b"2", "bag.pth": b"3", "lost.pth": b"4"}
+    }
+    server.lost.add("lost.pth")
+    for name, part in (
+        ("none", "no file none.pth"),
+        ("two", "2 files x/ag.pth, y/ag.pth that end in ag.pth"),
+        ("lost", "lists a file that it does not have"),
+        ("missing", "no such repository"),
+        ("gone", "revision no longer exists"),
     ):
-        server.models["org/dead"] = {OLD: {"first.pth": b"first", "dead.pth": BYTES}}
-        server.cuts["dead.pth"] = [0] * 20
-        answer = get(client, "dead", locks)
-        refused(answer, "OfflineError", "complete files are kept")
-        assert cached(folder, "org/dead") == ["first.pth"]
-        del server.cuts["dead.pth"]
-        server.models["org/dead"][NEW] = {"first.pth": b"other", "dead.pth": b"other"}
-        server.asked.clear()
-        assert get(client, "dead", locks)["bytes"] == {"weights": BYTES, "first": b"first"}
-        assert not any("first.pth" in path for path in server.asked)
+        refused(fetch(name), "DataError", part)
 
-    @pytest.mark.parametrize("name", ["large", "small"])
-    def test_other_bytes_of_the_same_length_are_deleted(self, client, server, locks, folder, name):
-        content = {"large.pth": BYTES, "small.csv": b"1,,text\n"}
-        server.models["org/wrong"] = {OLD: content}
-        (path,) = (p for p in content if p.startswith(name))
-        server.swaps[path] = content[path][::-1]
-        refused(get(client, name, locks), "DataError", name, "org/wrong", OLD, "deleted")
-        assert path not in cached(folder, "org/wrong")
-        del server.swaps[path]
-        assert get(client, name, locks)["bytes"] == {name: content[path]}
 
-    def test_what_is_missing(self, client, server, locks):
-        server.models["org/holes"] = {
-            OLD: {"x/ag.pth": b"1", "y/ag.pth": b"2", "bag.pth": b"3", "lost.pth": b"4"}
-        }
-        server.lost.add("lost.pth")
-        for name, part in (
-            ("none", "no file none.pth"),
-            ("two", "2 files x/ag.pth, y/ag.pth that end in ag.pth"),
-            ("lost", "lists a file that it does not have"),
-            ("missing", "no such repository"),
-            ("gone", "revision no longer exists"),
-        ):
-            refused(get(client, name, locks), "DataError", part)
+@pytest.mark.parametrize(
+    "status, part", [(200, "does not come from the hub"), (404, "404"), (503, "503")]
+)
+def test_a_page_in_place_of_the_hub(fetch, server, locks, status, part):
+    server.pages["org/away"] = status
+    refused(fetch("away"), "OfflineError", part)
+    assert "away" not in json.loads(locks.read_text())
 
-    @pytest.mark.parametrize(
-        "status, part", [(200, "does not come from the hub"), (404, "404"), (503, "503")]
+
+def test_a_token_is_neither_told_nor_given_to_the_storage(fetch, client, server, locks):
+    server.gated.add("org/gated")
+    server.authorized.clear()
+    answer = fetch("gated")
+    refused(answer, "DataError", "hf auth login")
+    assert any("org/gated" in path for path in server.authorized), "the hub did get the token"
+    told = client.run("data fetch gated checkpoints", locks)
+    assert told["value"] == 1 and "Not fetched: gated" in told["err"]
+    assert "checkpoints: verified" in told["out"]
+    for text in (answer["message"], told["out"], told["err"]):
+        assert TOKEN not in text and "planted" not in text
+    assert not any(path.startswith("/storage/") for path in server.authorized)
+
+
+def test_the_cache_serves_offline(fetch, offline, tmp_path):
+    fetch("checkpoints")
+    assert fetch("checkpoints", offline)["bytes"]["ag"] == BYTES
+    # Caches on a machine without the lock file: the newest commit that was seen is in them.
+    assert fetch("checkpoints", offline, tmp_path / "lock.json")["bytes"]["ag"] == BYTES
+    refused(fetch("away", offline), "OfflineError", "HF_HUB_OFFLINE", "data fetch")
+
+
+def test_a_damaged_copy(fetch, offline, locks):
+    blob = Path(fetch("hurt")["value"]["ag"]).resolve()
+    blob.write_bytes(BYTES[:-1] + b"?")
+    refused(fetch("hurt", offline), "OfflineError", "damaged")
+    checked = offline.run("data check hurt checkpoints", locks)
+    assert checked["value"] == 1 and "checkpoints: 2 files agree" in checked["out"]
+    assert "hurt: NOT as fetched\n  ag: its bytes" in checked["out"]
+    assert fetch("hurt")["bytes"]["ag"] == BYTES, "fetching again mends it"
+    assert offline.run("data check hurt", locks)["value"] == 0
+
+
+def test_nobody_listens(fetch, tmp_path):
+    with closing(make_client(tmp_path, closed_endpoint())) as alone:
+        answer = fetch("data", alone, tmp_path / "l.json")
+    refused(answer, "OfflineError", "cannot be reached")
+
+
+def test_ahead_of_a_run(client, offline, server, tmp_path):
+    server.repositories[AG] = {OLD: table_repository(ROWS, TEST_ROWS)}
+    lock_file = tmp_path / "lock.json"
+    fresh = client.run("data list ag", lock_file)["out"]
+    assert fresh.startswith("ag: not cached") and "NIPS 2015" in fresh
+    assert "revision  unverified" in fresh
+    fetched = client.run("data fetch ag", lock_file)
+    files = server.repositories[AG][OLD].items()
+    tables = {p: content for p, content in files if p.endswith(".parquet")}
+    size = f"{sum(map(len, tables.values())) / 1e3:.2f} kB"
+    assert fetched["out"].splitlines()[0] == (
+        f"ag: 2 files, {size}, of which {size} to be downloaded; licence unknown"
     )
-    def test_a_page_in_place_of_the_hub(self, client, server, locks, status, part):
-        server.pages["org/away"] = status
-        refused(get(client, "away", locks), "OfflineError", part)
-        assert "away" not in json.loads(locks.read_text())
-
-    def test_a_token_is_neither_told_nor_given_to_the_storage(self, client, server, locks):
-        server.gated.add("org/gated")
-        server.authorized.clear()
-        answer = get(client, "gated", locks)
-        refused(answer, "DataError", "hf auth login")
-        assert any("org/gated" in path for path in server.authorized), "the hub did get the token"
-        told = client(MAIN, ["data", "fetch", "gated", "checkpoints"], lock=locks)
-        assert told["value"] == 1 and "Not fetched: gated" in told["err"]
-        assert "checkpoints: verified" in told["out"]
-        for text in (answer["message"], told["out"], told["err"]):
-            assert TOKEN not in text and "planted" not in text
-        assert not any(path.startswith("/storage/") for path in server.authorized)
-
-    def test_the_cache_serves_offline(self, client, offline, locks, tmp_path):
-        get(client, "checkpoints", locks)
-        assert get(offline, "checkpoints", locks)["bytes"]["ag"] == BYTES
-        # Caches on a machine without the lock file: the newest commit that was seen is in them.
-        assert get(offline, "checkpoints", tmp_path / "lock.json")["bytes"]["ag"] == BYTES
-        refused(get(offline, "away", locks), "OfflineError", "HF_HUB_OFFLINE", "data fetch")
-
-    def test_a_damaged_copy(self, client, offline, locks):
-        blob = Path(get(client, "hurt", locks)["value"]["ag"]).resolve()
-        blob.write_bytes(BYTES[:-1] + b"?")
-        refused(get(offline, "hurt", locks), "OfflineError", "damaged")
-        checked = offline(MAIN, ["data", "check", "hurt", "checkpoints"], lock=locks)
-        assert checked["value"] == 1 and "checkpoints: 2 files agree" in checked["out"]
-        assert "hurt: NOT as fetched\n  ag: its bytes" in checked["out"]
-        assert get(client, "hurt", locks)["bytes"]["ag"] == BYTES, "fetching again mends it"
-        assert offline(MAIN, ["data", "check", "hurt"], lock=locks)["value"] == 0
-
-    def test_nobody_listens(self, tmp_path):
-        client = make_client(tmp_path, closed_endpoint())
-        try:
-            refused(get(client, "data", tmp_path / "l.json"), "OfflineError", "cannot be reached")
-        finally:
-            client.close()
+    assert f"ag: verified, commit {OLD}" in fetched["out"] and fetched["value"] == 0
+    listed = offline.run("data list ag", lock_file)["out"]
+    assert listed.startswith("ag: cached") and OLD in listed
+    assert all(loopback_hub.sha256(content) in listed for content in tables.values())
+    # The hub moves on; who has the lock file stays.
+    server.repositories[AG][NEW] = table_repository({**ROWS, "label": [3, 1, 1, 2, 0]}, ROWS)
+    got = offline(SPLITS, "ag", lock=lock_file)["value"]
+    assert got == {
+        "names": ["World", "Sports", "Business", "Sci/Tech"],
+        "train": ["war", "ball", "stock", "chip"],
+        "labels": [0, 1, 2, 3],
+        "test": ["goal", "bank"],
+    }
+    assert client(SPLITS, "ag", lock=lock_file)["value"] == got
+    newest = client(SPLITS, "ag", lock=tmp_path / "other.json")["value"]
+    assert newest["labels"] == [3, 1, 2, 0]
 
 
-class TestTextSets:
-    def test_ahead_of_a_run(self, client, offline, server, folder, tmp_path):
-        server.repositories[AG] = {OLD: table_repository(ROWS, TEST_ROWS)}
-        lock_file = tmp_path / "lock.json"
-        fresh = client(MAIN, ["data", "list", "ag"], lock=lock_file)["out"]
-        assert fresh.startswith("ag: not cached") and "NIPS 2015" in fresh
-        assert "revision  unverified" in fresh
-        fetched = client(MAIN, ["data", "fetch", "ag"], lock=lock_file)
-        files = server.repositories[AG][OLD].items()
-        tables = {p: content for p, content in files if p.endswith(".parquet")}
-        size = f"{sum(map(len, tables.values())) / 1e3:.2f} kB"
-        assert fetched["out"].splitlines()[0] == (
-            f"ag: 2 files, {size}, of which {size} to be downloaded; licence unknown"
-        )
-        assert f"ag: verified, commit {OLD}" in fetched["out"] and fetched["value"] == 0
-        listed = offline(MAIN, ["data", "list", "ag"], lock=lock_file)["out"]
-        assert listed.startswith("ag: cached") and OLD in listed
-        assert all(loopback_hub.sha256(content) in listed for content in tables.values())
-        # The hub moves on; who has the lock file stays.
-        server.repositories[AG][NEW] = table_repository({**ROWS, "label": [3, 1, 1, 2, 0]}, ROWS)
-        got = offline(SPLITS, "ag", lock=lock_file)["value"]
-        assert got["names"] == ["World", "Sports", "Business", "Sci/Tech"] and got["test"] == [
-            "goal",
-            "bank",
-        ]
-        assert got["train"] == ["war", "ball", "stock", "chip"] and got["labels"] == [0, 1, 2, 3]
-        assert client(SPLITS, "ag", lock=lock_file)["value"] == got
-        newest = client(SPLITS, "ag", lock=tmp_path / "other.json")["value"]
-        assert newest["labels"] == [3, 1, 2, 0]
+def test_csv_with_labels_from_one(client, server, tmp_path):
+    csv = (
+        b'class_index,review_title,review_text\n5,"Great","Loved, it"\n'
+        b'1,,Broke\n3,"So ""so""",okay\n'
+    )
+    server.repositories[registry()["amazon"].id] = {OLD: {"train.csv": csv, "test.csv": csv}}
+    answer = client(SPLITS, "amazon", lock=tmp_path / "lock.json")["value"]
+    assert answer["train"] == ["Great Loved, it", "Broke", 'So "so" okay']
+    assert answer["labels"] == [4, 0, 2]
 
-    def test_csv_with_labels_from_one(self, client, server, tmp_path):
-        csv = (
-            b'class_index,review_title,review_text\n5,"Great","Loved, it"\n'
-            b'1,,Broke\n3,"So ""so""",okay\n'
-        )
-        server.repositories[registry()["amazon"].id] = {OLD: {"train.csv": csv, "test.csv": csv}}
-        answer = client(SPLITS, "amazon", lock=tmp_path / "lock.json")["value"]
-        assert answer["train"] == ["Great Loved, it", "Broke", 'So "so" okay']
-        assert answer["labels"] == [4, 0, 2]
 
-    def test_only_tables_and_no_code(self, client, server, tmp_path):
-        id = registry()["yahoo"].id
-        script = {"README.md": b"# A card\n", f"{id.split('/')[1]}.py": b"raise SystemExit"}
-        row = b'{"topic": 1, "question_title": "x"}'
-        for files in (script, {"train.json": row, "test.json": row}):
-            server.repositories[id] = {OLD: files}
-            answer = client(SPLITS, "yahoo", lock=tmp_path / "lock.json")
-            refused(answer, "DataError", "has no file")
+ONE = {"label": [0], "title": ["t"], "content": ["c"]}
+SPLIT_LACKS = table_repository(ONE, ONE) | {"data/test-00000-of-00001.parquet": PAGE}
+OTHER_KINDS = {"train.json": b'{"topic": 1}', "test.json": b'{"topic": 1}'}
 
-    def test_an_error_page_in_place_of_a_file(self, client, server, tmp_path):
-        rows = {"label": [0], "title": ["t"], "content": ["c"]}
-        files = table_repository(rows, rows) | {"data/test-00000-of-00001.parquet": PAGE}
-        server.repositories[registry()["dbpedia"].id] = {OLD: files}
-        answer = client(SPLITS, "dbpedia", lock=tmp_path / "lock.json")
-        refused(answer, "DataError", "dbpedia_14", "a test split that cannot be read")
+
+@pytest.mark.parametrize(
+    "name, files, says",
+    [
+        ("yahoo", {"README.md": b"#", "yahoo_answers_topics.py": b"raise SystemExit"}, "no file"),
+        ("yahoo", OTHER_KINDS, "has no file"),
+        ("dbpedia", SPLIT_LACKS, "a test split that cannot be read"),
+    ],
+    ids=["code", "other kinds", "an error page in place of a file"],
+)
+def test_only_tables_and_no_code(client, server, tmp_path, name, files, says):
+    id = registry()[name].id
+    server.repositories[id] = {OLD: files}
+    answer = client(SPLITS, name, lock=tmp_path / "lock.json")
+    refused(answer, "DataError", id, says)
 
 
 def test_never_fetched_and_unknown(offline, tmp_path):
     lock = tmp_path / "lock.json"
-    checked = offline(MAIN, ["data", "check", "checkpoints", "yelp"], lock=lock)
+    checked = offline.run("data check checkpoints yelp", lock)
     assert checked["value"] == 1 and checked["out"].count("never fetched") == 2
-    fetched = offline(MAIN, ["data", "fetch", "away"], lock=lock)
+    fetched = offline.run("data fetch away", lock)
     assert fetched["value"] == 1 and "Not fetched: away" in fetched["err"]
-    unknown = offline(MAIN, ["data", "list", "chekpoints"], lock=lock)
+    unknown = offline.run("data list chekpoints", lock)
     assert unknown["value"] == 2 and "Nearest: 'checkpoints'" in unknown["err"]
-    nothing = offline(MAIN, ["data", "check", "--profile", "mini"], lock=lock)
+    nothing = offline.run("data check --profile mini", lock)
     assert "needs nothing from the hub" in nothing["out"]
 
 
@@ -362,9 +377,9 @@ def test_no_room(tmp_path, monkeypatch):
 def test_git_hash_is_gits(tmp_path):
     name = "ce013625030ba8dba906f756967f9e9ca394464a"  # `git hash-object` says so
     (tmp_path / name).write_bytes(b"hello\n")
-    assert not download.damaged(tmp_path / name)
+    assert not WholeFiles.damaged(tmp_path / name)
     (tmp_path / name).write_bytes(b"hallo\n")
-    assert download.damaged(tmp_path / name)
+    assert WholeFiles.damaged(tmp_path / name)
 
 
 @pytest.mark.parametrize(

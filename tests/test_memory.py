@@ -10,6 +10,7 @@ import pytest
 import torch
 from near import ROUNDING, apart
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mergelib.core.errors import DeviceMemoryError
 from mergelib.encoders.features import extract_prepared
@@ -56,11 +57,8 @@ class Ids:
         return len(row)
 
     def collate(self, rows):
-        longest = max(map(len, rows))
-        return {
-            "ids": torch.tensor([r + [0] * (longest - len(r)) for r in rows]),
-            "mask": torch.tensor([[1.0] * len(r) + [0.0] * (longest - len(r)) for r in rows]),
-        }
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        return {"ids": ids, "mask": (ids > 0).float()}
 
 
 ROWS = [
@@ -75,32 +73,21 @@ ROWS = [
 def test_features_halve_the_batch_say_so_and_stay_the_same(error):
     wanted = torch.cat([extract_prepared(Ids(), Small(99), [row]) for row in ROWS])
     model = Small(3, error)
-    with pytest.warns(UserWarning, match="Out of memory on cpu") as said:
+    with pytest.warns(UserWarning, match=r"encoder\.batch_size") as said:
         found = extract_prepared(Ids(), model, ROWS, batch_size=16)
     assert apart(found, wanted) < ROUNDING
     assert [str(w.message).split(";")[0] for w in said] == [
         f"Out of memory on cpu with {n} inputs at once" for n in (16, 8, 4)
     ]
-    assert all("encoder.batch_size" in str(w.message) for w in said) and {
-        w.filename for w in said
-    } == {__file__}
-    assert model.seen[:3] == [16, 8, 4] and sum(model.seen[3:]) == len(ROWS), (
-        "a row went through twice, or the work did not go on in halves"
-    )
+    assert {w.filename for w in said} == {__file__}
+    # No row goes through twice, and the work goes on in halves.
+    assert model.seen[:3] == [16, 8, 4] and sum(model.seen[3:]) == len(ROWS)
 
 
 def test_features_that_fit_say_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         extract_prepared(Ids(), Small(23), ROWS, batch_size=23)
-
-
-def test_one_input_alone_that_does_not_fit_names_the_remedy():
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(DeviceMemoryError, match=r"One input alone .* cpu.*encoder\.max_length"),
-    ):
-        extract_prepared(Ids(), Small(0), ROWS, batch_size=4)
 
 
 class Heavy(Small):
@@ -110,16 +97,33 @@ class Heavy(Small):
         raise MESSAGES["CUDA"]
 
 
-def test_an_encoder_that_does_not_fit_names_the_remedy():
-    with pytest.raises(DeviceMemoryError, match=r"weights do not fit .* take device 'cpu'"):
-        extract_prepared(Ids(), Heavy(99), ROWS)
+@pytest.mark.filterwarnings("ignore:Out of memory")
+@pytest.mark.parametrize(
+    "model, says",
+    [
+        (Small(0), r"One input alone .* cpu.*encoder\.max_length"),
+        (Heavy(99), r"weights do not fit .* take device 'cpu'"),
+    ],
+    ids=["one input", "weights"],
+)
+def test_what_does_not_fit_at_all_names_the_remedy(model, says):
+    with pytest.raises(DeviceMemoryError, match=says):
+        extract_prepared(Ids(), model, ROWS, batch_size=4)
 
 
-def test_another_error_of_the_device_is_no_lack_of_memory():
-    model = Small(3, RuntimeError("CUDA error: device-side assert triggered"))
-    with pytest.raises(RuntimeError, match="device-side assert") as caught:
-        extract_prepared(Ids(), model, ROWS, batch_size=16)
-    assert not isinstance(caught.value, DeviceMemoryError) and model.seen == [16]
+OTHER = RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_another_error_of_the_device_is_no_lack_of_memory(tmp_path):
+    model = Small(3, OTHER)
+    for work in (
+        lambda: extract_prepared(Ids(), model, ROWS, batch_size=16),
+        lambda: trained(model, tmp_path),
+    ):
+        with pytest.raises(RuntimeError, match="device-side assert") as caught:
+            work()
+        assert not isinstance(caught.value, DeviceMemoryError)
+    assert model.seen == [16, 10]
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -172,22 +176,18 @@ def test_a_piece_that_does_not_fit_ends_training_and_names_the_setting(tmp_path,
             trained(Small(3, error), tmp_path, pieces=pieces)
 
 
-def test_another_error_in_training_passes_through(tmp_path):
-    with pytest.raises(RuntimeError, match="device-side assert") as caught:
-        trained(Small(3, RuntimeError("CUDA error: device-side assert triggered")), tmp_path)
-    assert not isinstance(caught.value, DeviceMemoryError)
-
-
-@pytest.mark.parametrize("where", ["weights", "the optimizer's state"])
-def test_weights_or_an_optimizer_that_do_not_fit_name_the_remedy(tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(
+    "owner, method",
+    [(EncoderWithHeads, "to"), (torch.optim.AdamW, "step")],
+    ids=["weights", "state"],
+)
+def test_weights_or_an_optimizer_that_do_not_fit_name_the_remedy(
+    tmp_path, monkeypatch, owner, method
+):
     def no_room(*args, **kwargs):
         raise MESSAGES["CUDA"]
 
-    monkeypatch.setattr(
-        *((EncoderWithHeads, "to") if where == "weights" else (torch.optim.AdamW, "step")), no_room
-    )
-    with pytest.raises(
-        DeviceMemoryError,
-        match=r"toy: weights, gradients and the optimizer's state do not fit .* smaller encoder",
-    ):
+    monkeypatch.setattr(owner, method, no_room)
+    says = r"toy: weights, gradients and the optimizer's state do not fit .* smaller encoder"
+    with pytest.raises(DeviceMemoryError, match=says):
         trained(Small(99), tmp_path)

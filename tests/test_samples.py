@@ -138,7 +138,7 @@ def test_real_needs_one_command_and_then_no_network(server, user, tmp_path):
     told = offline(MAIN, ["doctor", "--profile", "real"])["out"]
     assert f"{things}, 0 cached" in told and "data fetch --profile real" in told
     begun = online(BEGIN, "real", MANY)
-    assert begun["value"] is True and "Everything is cached" in begun["out"], begun
+    assert begun["value"] is None and "Everything is cached" in begun["out"], begun
     said, got = begun["out"].split("to be downloaded: ")
     for name in (*TASK_NAMES, *IMAGES, "all-MiniLM-L6-v2"):
         licence = REGISTRY[name].get("licence", "unverified")
@@ -146,7 +146,7 @@ def test_real_needs_one_command_and_then_no_network(server, user, tmp_path):
         assert f"{name}: verified, commit {OLD}" in got
     server.asked.clear()
     again = offline(BEGIN, "real", MANY)
-    assert again["value"] is True and not again["out"]
+    assert again["value"] is None and not again["out"]
     for name in TASK_NAMES:
         task = offline(TASK, "real", name, MANY)["value"]
         assert task["source"] == "samples from the hub"
@@ -256,9 +256,10 @@ def test_no_room(monkeypatch, tmp_path):
             yield f
 
     monkeypatch.setattr(sample.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-    monkeypatch.setattr(sample, "_planned", lambda *_: plan)
-    monkeypatch.setattr(sample, "_opened", opened)
-    sample.folder(asked, OLD).mkdir(parents=True)
+    monkeypatch.setattr(sample.Sample, "_planned", lambda _: plan)
+    monkeypatch.setattr(sample.Sample, "_opened", opened)
+    drawn = sample.Sample(asked, OLD)
+    drawn.folder.mkdir(parents=True)
     true, wrote = Path.write_bytes, []
 
     def full(path, content):
@@ -269,9 +270,9 @@ def test_no_room(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StoreError, match=r"'ag'.*HF_HOME"):
-        sample.fetch(asked, OLD)
+        drawn.fetch()
     assert len(pieces(tmp_path)) == 1
-    sample.fetch(asked, OLD)
+    drawn.fetch()
     assert len(pieces(tmp_path)) == 3 and len(wrote) == 4
 
 
@@ -279,7 +280,7 @@ def test_no_room(monkeypatch, tmp_path):
 @pytest.mark.parametrize("sizes", [[10], [1000] * 700, [3, 0, 500, 20] * 100, [100] * 38])
 def test_places_hold_enough_rows_and_are_spread(sizes, n):
     """Against a count: of any tenth of all rows, about a tenth is read."""
-    chosen = sample.places(sizes, [None] * len(sizes), n, seed=3)
+    chosen = sample.places(sizes, [range(0)] * len(sizes), n, seed=3)
     rows = sum(sizes[g] for g in chosen)
     assert chosen == sorted(set(chosen)) and rows >= min(n, sum(sizes))
     if len(chosen) >= sample.PLACES:
@@ -294,10 +295,11 @@ def test_places_hold_enough_rows_and_are_spread(sizes, n):
 def test_no_class_of_a_sorted_file_is_lost():
     """Classes of one group each, which even places would miss; mixed groups add nothing."""
     sizes, few = [100] * 1000, {17: 5, 500: 6, 999: 7}
-    classes = [(few.get(g, g % 5), few.get(g, g % 5)) for g in range(1000)]
+    labels = [few.get(g, g % 5) for g in range(1000)]
+    classes = [range(label, label + 1) for label in labels]
     assert set(few) <= set(sample.places(sizes, classes, 1, seed=0))
-    mixed = sample.places(sizes, [(0, 7)] * 1000, 1, seed=0)
-    assert mixed == sample.places(sizes, [None] * 1000, 1, seed=0)
+    mixed = sample.places(sizes, [range(8)] * 1000, 1, seed=0)
+    assert mixed == sample.places(sizes, [range(0)] * 1000, 1, seed=0)
 
 
 def test_rows_of_a_block_are_rows_of_the_file():

@@ -41,11 +41,6 @@ ONE_ROW_EACH = {
 TRAIN = "train --profile quick --only ag --device cpu --overrides".split()
 TRAIN.append(json.dumps(OVERRIDES))
 
-needs_gloo = pytest.mark.skipif(
-    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
-    reason="this build of torch has no torch.distributed with gloo",
-)
-
 
 def study_of(store, **overrides):
     return Study("quick", overrides=OVERRIDES | overrides, store=Store(store), device="cpu")
@@ -137,7 +132,6 @@ def flat(tensors):
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
-@needs_gloo
 def test_two_processes_are_one_up_to_rounding(two, one):
     _, other, said, _ = two
     alone, together = study_of(one).expert("ag"), study_of(other, processes=2).expert("ag")
@@ -149,7 +143,6 @@ def test_two_processes_are_one_up_to_rounding(two, one):
     assert said["fresh"] < 6 * 32 / 2 + 32, "each process looks at its half of the rows"
 
 
-@needs_gloo
 def test_a_head_without_rows_in_one_process_is_no_trouble(two, one):
     _, other, _, _ = two
     alone, together = (
@@ -159,7 +152,6 @@ def test_a_head_without_rows_in_one_process_is_no_trouble(two, one):
     assert_close(flat(together), flat(alone), atol=1e-4, rtol=0)
 
 
-@needs_gloo
 def test_a_killed_run_resumes_to_the_same_bytes(two, no_dropout):
     store, other, said, _ = two
     assert said["resumed"] < said["fresh"]
@@ -169,7 +161,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(two, no_dropout):
     )
 
 
-@needs_gloo
 def test_the_store_holds_one_artifact_and_no_scratch(two):
     store, other, _, whole = two
     for place, n in ((store, 2), (other, 3)):
@@ -181,7 +172,6 @@ def test_the_store_holds_one_artifact_and_no_scratch(two):
     )
 
 
-@needs_gloo
 def test_one_process_does_not_pass_for_two(two, no_dropout):
     with pytest.raises(
         ConfigError,
@@ -233,15 +223,14 @@ def test_a_device_without_collectives_is_refused(tmp_path, monkeypatch):
         train_32_rows(tmp_path, "mps")
 
 
-def test_a_child_that_works_alone_knows_nothing_of_torchrun(monkeypatch):
-    launched = (
-        "RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK "
-        "TORCHELASTIC_RUN_ID"
-    ).split()
-    for name in launched:
-        monkeypatch.setenv(name, "2")
-    child = distributed.child_environment()
-    assert not {*launched} & child.keys() and child["PATH"] == os.environ["PATH"]
+def test_who_works_alone_knows_nothing_of_the_others(monkeypatch):
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "2")):
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        assert (distributed.world_size(), distributed.rank()) == (4, 2)
+        with pytest.raises(KeyError), distributed.alone():
+            assert (distributed.world_size(), distributed.rank()) == (1, 0)
+            raise KeyError
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "fine_tuning.steps=3"])

@@ -8,7 +8,8 @@ compute.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -18,7 +19,6 @@ import torch
 from .errors import ConfigError
 from .store import Artifact, Store
 
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(days=1)  # the others wait while rank 0 waits for a lock or fetches a model
 
 
@@ -43,26 +43,21 @@ def check_batch(batch_size: int) -> None:
         )
 
 
-def child_environment() -> dict[str, str]:
-    """This process's environment without torchrun's variables, for a child process that works
-    alone."""
-    return {
-        k: v
-        for k, v in os.environ.items()
-        if k not in LAUNCHER and not k.startswith(("TORCHELASTIC_", "ROLE_", "GROUP_"))
-    }
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process works as if there were no others. They wait meanwhile."""
+    size = os.environ.pop("WORLD_SIZE", "")
+    try:
+        yield
+    finally:
+        os.environ["WORLD_SIZE"] = size
 
 
 @cache
 def _control_group() -> Any:
     """The group for messages between the processes. It uses gloo on the CPU, whichever backend
-    carries the gradients. Raises ``ConfigError`` if torch.distributed or gloo is missing."""
+    carries the gradients."""
     dist = torch.distributed
-    if not (dist.is_available() and dist.is_gloo_available()):
-        raise ConfigError(
-            "This build of torch has no torch.distributed with gloo; "
-            "start mergelib without torchrun."
-        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
     if not dist.is_initialized():
@@ -99,7 +94,7 @@ def leave() -> None:
     """End the process group, if there is one, when all work is done: torch warns about groups that
     still exist when the interpreter ends."""
     _control_group.cache_clear()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

@@ -30,7 +30,9 @@ from .errors import StoreError, warn
 DIGEST = re.compile("[0-9a-f]{64}")
 LEFT_OVER = re.compile(r"(\.tmp-)?[0-9a-f]{64}(\.lock)?")
 TENSORS, META = "tensors.safetensors", "meta.json"
+# What an absent artifact raises when it is read, and a damaged one.
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+DAMAGED = (ValueError, KeyError, TypeError, RecursionError, SafetensorError)
 REMEDY = (
     "Free space, or set MERGELIB_STORE to a folder that you can write to; "
     "artifacts already written are kept."
@@ -75,13 +77,13 @@ def file_sha256(path: Path | str) -> str:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Ignore that ``path`` is absent; raise ``StoreError`` if the system cannot read it. That does
-    not prove damage: a good artifact must not be removed because too many files are open or a
-    network disk is offline."""
+    """Leave the block where ``path`` is absent or damaged; raise ``StoreError`` if the system
+    cannot read it. That does not prove damage: a good artifact must not be removed because too
+    many files are open or a network disk is offline."""
     try:
         yield
-    except ABSENT:
-        raise
+    except (*ABSENT, *DAMAGED):
+        return
     except OSError as error:
         raise StoreError(
             f"Cannot read {path}: {error}. Nothing was removed: make it readable, "
@@ -104,9 +106,8 @@ class Store:
 
     def __init__(self, root: Path | str):
         self.root = Path(root)
-        self.asked: dict[
-            str, None
-        ] = {}  # <step>/<digest> of every artifact that was requested and exists, in order
+        # <step>/<digest> of every artifact that was requested and exists, in order
+        self.asked: dict[str, None] = {}
 
     def folder(self, step: str, key: Mapping[str, Any]) -> Path:
         return self.root / step / key_digest(step, key)
@@ -227,30 +228,22 @@ class Store:
             ) from error
 
     def _meta(self, folder: Path) -> dict[str, Any] | None:
-        try:
-            with readable(folder / META):
-                meta = json.loads((folder / META).read_text())
-            intact = key_digest(meta["step"], meta["key"]) == folder.name and isinstance(
-                meta["tensors_sha256"], str
-            )
-        except (*ABSENT, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return meta if intact else None
+        """What the meta file says; None if it is damaged or another key's."""
+        with readable(folder / META):
+            meta = json.loads((folder / META).read_text())
+            is_its = key_digest(meta["step"], meta["key"]) == folder.name
+            return meta if is_its and isinstance(meta["tensors_sha256"], str) else None
 
     def _load(self, folder: Path) -> Artifact | None:
+        """The artifact; None if it is absent or damaged."""
         meta = self._meta(folder)
-        if meta is None:
-            return None
-        try:
-            with readable(folder / TENSORS):
-                if file_sha256(folder / TENSORS) != meta["tensors_sha256"]:
-                    return None
-                if _text_sha256(meta["info"]) != meta["info_sha256"]:
-                    return None
-                tensors = load_file(folder / TENSORS)
-                return Artifact(tensors, meta["info"])
-        except (*ABSENT, KeyError, ValueError, TypeError, RecursionError, SafetensorError):
-            return None
+        with readable(folder / TENSORS):
+            if (
+                meta
+                and file_sha256(folder / TENSORS) == meta["tensors_sha256"]
+                and _text_sha256(meta["info"]) == meta["info_sha256"]
+            ):
+                return Artifact(load_file(folder / TENSORS), meta["info"])
 
     def _save(self, folder: Path, step: str, key: Mapping[str, Any], made: Artifact) -> Artifact:
         # The key's lock is held: anything under this name was left by a killed process.

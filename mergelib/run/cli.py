@@ -28,6 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has closed the pipe, as in `data list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. What is complete is kept; run the same command to continue.",
+            file=sys.stderr,
+        )
+        return 128 + signal.SIGINT
     except MergelibError as error:
         print(f"mergelib: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from ..core import paths
 from ..core.errors import ConfigError
@@ -18,7 +17,7 @@ from ..study.versions import STEP_VERSIONS
 from ..tables import committed
 from . import publish, runner
 from .book import build_book
-from .data import INTERRUPTED, before_run
+from .data import before_run
 from .parser import build_parser
 
 
@@ -28,7 +27,9 @@ def command_run(args: argparse.Namespace) -> int:
     at_a_time = runner.default_jobs(profile) if args.jobs is None else args.jobs
     if at_a_time < 1:
         raise SystemExit("mergelib: --jobs must be at least 1.")
-    items = _chosen(args)
+    items, left_out = runner.chosen(args)
+    for line in left_out:
+        print(line)
     if args.list:
         for item in items:
             _list(item, args.profile)
@@ -41,21 +42,13 @@ def command_run(args: argparse.Namespace) -> int:
         raise ConfigError("--publish takes a profile without changes; leave -p out.")
     parameters = _parameters(args, items)
     runner.check_before(args.profile, items, parameters)
-    if not before_run(args.profile, runner.hub_repositories(args.profile, items, parameters)):
-        return INTERRUPTED
+    before_run(args.profile, runner.hub_repositories(args.profile, items, parameters))
     cold = not any(p.is_file() for p in paths.store_root().rglob("*"))
     committed.keep()
     running = runner.Runner(args.profile, jobs=at_a_time, echo=lambda line: print(line, flush=True))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
-    try:
-        results = running.run(items, parameters)
-    except KeyboardInterrupt:
-        print(
-            "\nInterrupted. Finished artifacts are kept; run the same command to continue.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    results = running.run(items, parameters)
     seconds = time.monotonic() - started
     runner.write_timings(args.profile, results, cold=cold)
     ran = [r.item for r in results if r.ok and r.item.outputs]
@@ -81,19 +74,6 @@ def command_run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> list[Item]:
-    """The notebooks of ``--only``, or all that can run."""
-    items = runner.select(args.only)
-    if args.only:
-        return items
-    places = {"text_dir": args.text_dir, "image_dir": args.image_dir}
-    reasons = {i.id: runner.why_left_out(i, args.profile, **places) for i in items}
-    for name, reason in reasons.items():
-        if reason:
-            print(f"{name} is left out: {reason}")
-    return [i for i in items if not reasons[i.id]]
-
-
 def _list(item: Item, profile: str) -> None:
     declared = runner.declared_parameters(item.path).items()
     duration = f", {item.minutes[profile]:g} min" if profile in item.minutes else ""
@@ -101,7 +81,7 @@ def _list(item: Item, profile: str) -> None:
     print(f"{'':<24} -p {', '.join(f'{name}: {kind}' for name, (kind, _) in declared)}")
 
 
-def _parameters(args: argparse.Namespace, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+def _parameters(args: argparse.Namespace, items: Sequence[Item]) -> runner.Parameters:
     """The parameters of each notebook, from ``-p`` and the flags that stand for one."""
     places = [f"{name}={value}" for name, value in runner.given_places(args).items() if value]
     parameters = runner.parse_parameters([*args.parameters, *places], items)

@@ -19,7 +19,6 @@ from ..core.hub.repository import Repository
 from ..profiles.downloads import named
 from .runner import hub_repositories, select
 
-INTERRUPTED = 130
 UNSURE = "unverified"  # nobody has looked
 
 
@@ -35,29 +34,23 @@ def command_data(args: argparse.Namespace) -> int:
     return {"list": _list, "fetch": _fetch, "check": _check}[args.action](repositories)
 
 
-def before_run(profile: str, repositories: Sequence[Repository]) -> bool:
+def before_run(profile: str, repositories: Sequence[Repository]) -> None:
     """Fetch what a run needs and the caches lack, so that it downloads once, at its beginning.
 
     What cannot be fetched is reported; the notebooks that need it will fail, the others run.
 
-    Returns:
-        Whether the run may begin: not after an interrupt.
-
     Raises:
         OfflineError: Nothing at all is there.
     """
-    code = 0
     if lacking := [r for r in repositories if not cached_files(r)]:
         print(f"Profile '{profile}' needs from the hub:", flush=True)
-        code = _fetch(lacking)
-        if code == 1 and not any(map(cached_files, repositories)):
+        if _fetch(lacking) and not any(map(cached_files, repositories)):
             raise OfflineError(
                 f"Nothing that profile '{profile}' needs from the hub is on this machine. Connect "
                 "once (HF_HUB_OFFLINE unset) and run this again, or `python -m mergelib data "
                 f"fetch --profile {profile}`. Local files are given with --text-dir FOLDER, "
                 "--image-dir FOLDER and --base FOLDER."
             )
-    return code != INTERRUPTED
 
 
 def size(n: int) -> str:
@@ -66,6 +59,16 @@ def size(n: int) -> str:
         if n >= scale:
             return f"{n / scale:.2f} {unit}"
     return f"{n} bytes"
+
+
+def volume(repository: Repository) -> tuple[str, int]:
+    """Return what the hub has of a repository, in words, and the bytes that are not cached.
+
+    Raises:
+        MergelibError: As :func:`mergelib.core.hub.fetch` does.
+    """
+    n, total, missing = plan(repository)
+    return f"{n} files, {size(total)}, of which {size(missing)} to be downloaded", missing
 
 
 def _list(repositories: Sequence[Repository]) -> int:
@@ -92,22 +95,11 @@ def _list(repositories: Sequence[Repository]) -> int:
 
 
 def _fetch(repositories: Sequence[Repository]) -> int:
-    try:
-        return _fetched(repositories)
-    except KeyboardInterrupt:
-        print(
-            "\nInterrupted. Complete files are kept; run the same command to continue.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-
-
-def _fetched(repositories: Sequence[Repository]) -> int:
     failed: dict[str, MergelibError] = {}
     missing = 0
     for repository in repositories:
         try:
-            n, total, lacking = plan(repository)
+            text, lacking = volume(repository)
         except MergelibError as error:
             if isinstance(error, OfflineError) and cached_files(repository):
                 print(f"{repository.name}: cached; the hub does not answer")
@@ -116,23 +108,19 @@ def _fetched(repositories: Sequence[Repository]) -> int:
             print(f"{repository.name}: cannot be fetched")
         else:
             missing += lacking
-            sizes = f"{size(total)}, of which {size(lacking)} to be downloaded"
-            print(f"{repository.name}: {n} files, {sizes}; licence {repository.licence or UNSURE}")
+            print(f"{repository.name}: {text}; licence {repository.licence or UNSURE}")
     print(f"to be downloaded: {size(missing)}, into {constants.HF_HUB_CACHE}", flush=True)
     check_room(missing, Path(constants.HF_HUB_CACHE))
-    for repository in repositories:
-        if repository.name in failed:
-            continue
+    for repository in (r for r in repositories if r.name not in failed):
         print(f"{repository.name}: ...", file=sys.stderr, flush=True)
         try:
             fetch(repository)
             print(f"{repository.name}: verified, commit {locked(repository)}", flush=True)
         except MergelibError as error:
             failed[repository.name] = error
-    for error in failed.values():
-        print(f"mergelib: {error}", file=sys.stderr)
     if failed:
-        print(f"Not fetched: {', '.join(failed)}", file=sys.stderr)
+        said = [f"mergelib: {error}" for error in failed.values()]
+        print(*said, f"Not fetched: {', '.join(failed)}", sep="\n", file=sys.stderr)
         return 1
     print("Everything is cached: HF_HUB_OFFLINE=1 works from now on.")
     return 0

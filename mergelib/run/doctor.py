@@ -23,10 +23,9 @@ from packaging.specifiers import SpecifierSet
 from ..core import paths
 from ..core.errors import DataError, MergelibError, OfflineError
 from ..core.hub import cached_files, lock_path
-from ..core.hub.download import plan
 from ..profiles import load_profile, profile_names
 from ..profiles.downloads import needed
-from .data import size
+from .data import volume
 from .runner import hub_repositories, lacking, manifest, usable_cores
 
 FOR_GPU = "paper"  # the profile whose encoders have 10^8 parameters, on full-size data
@@ -80,23 +79,21 @@ def differing(pins: Sequence[str]) -> list[str]:
     return texts
 
 
-def versions(root: Path) -> list[Finding]:
+def versions(root: Path) -> Iterator[Finding]:
     """Python and packages against ``pyproject.toml`` in ``root``."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     python, specs = platform.python_version(), project["requires-python"]
     old = python not in SpecifierSet(specs)
-    items = [
-        Finding("Python", f"{python}, {specs} is needed", "Install a newer one" * old, problem=old)
-    ]
+    text = f"{python}, {specs} is needed"
+    yield Finding("Python", text, "Install a newer one" * old, problem=old)
     unmet = differing(project["dependencies"])
     remedy = "Use ./run_all.sh, which makes .venv, or `pip install -e .`" * bool(unmet)
     text = f"differ from their pins: {', '.join(unmet)}" if unmet else "as pinned"
-    items.append(Finding("packages", text, remedy, problem=bool(unmet)))
+    yield Finding("packages", text, remedy, problem=bool(unmet))
     for name, extra in project.get("optional-dependencies", {}).items():
         if 0 < len(unmet := differing(extra)) < len(extra):  # else whole, or not installed
             text = f"differ from their pins: {', '.join(unmet)}"
-            items.append(Finding(f"extra {name}", text, f'`pip install -e ".[{name}]"`'))
-    return items
+            yield Finding(f"extra {name}", text, f'`pip install -e ".[{name}]"`')
 
 
 def machine(profiles: Sequence[str]) -> Iterator[Finding]:
@@ -169,9 +166,7 @@ def hub(profiles: Sequence[str], *, online: bool) -> Iterator[Finding]:
             yield Finding("hub", text.format(len(sources) - len(waits)), remedy if waits else "")
         for source in sources if online else ():
             try:
-                n, total, missing = plan(source)
-                text = f"{source.name}: {n} files, {size(total)}, of which {size(missing)} to be"
-                yield Finding("online", f"{text} downloaded")
+                yield Finding("online", f"{source.name}: {volume(source)[0]}")
             except MergelibError as error:
                 yield Finding("online", f"{source.name}: not found", str(error))
                 if isinstance(error, OfflineError):

@@ -1,5 +1,5 @@
-"""One notebook through papermill: ``python -m mergelib.run.execute IN OUT PARAMETERS.json``; the
-runner's child process.
+"""One notebook through papermill: ``python -m mergelib.run.execute IN OUT PARAMETERS``, which are
+JSON; the runner's child process.
 
 It shows a line per section and the notebook's stderr (progress, warnings), but not its printed
 results.
@@ -77,11 +77,11 @@ class OwnKernel(AsyncKernelManager):
     )
 
 
-def main(source: str, target: str, parameters_file: str) -> int:
+def main(source: str, target: str, parameters: str) -> int:
     """Execute ``source`` into ``target``; returns papermill's verdict as an exit code, or
     ``NO_ROOM``."""
-    parent = os.getppid()
-    end_with(parent)
+    end_with(os.getppid())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cells = nbformat.read(source, as_version=4).cells
     headings = {
         i + 1: c.source.splitlines()[0].lstrip("# ")
@@ -96,7 +96,7 @@ def main(source: str, target: str, parameters_file: str) -> int:
         execute_notebook(
             source,
             target,
-            parameters=json.loads(Path(parameters_file).read_text()),
+            parameters=json.loads(parameters),
             kernel_name="python3",
             kernel_manager_class=OwnKernel,
             cwd=Path(source).parent,
@@ -112,11 +112,8 @@ def main(source: str, target: str, parameters_file: str) -> int:
             raise
         Path(target).unlink(missing_ok=True)  # half of it may have been written
         return NO_ROOM
-    except BaseException:
-        if os.getppid() != parent:  # the runner cannot remove its own files
-            for file in (Path(target), Path(parameters_file)):
-                file.unlink(missing_ok=True)
-            Path(target).parent.rmdir()
+    except KeyboardInterrupt:  # maybe because there is no runner any more
+        Path(target).unlink(missing_ok=True)
         raise
     return 0
 

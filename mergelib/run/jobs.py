@@ -11,11 +11,13 @@ import argparse
 import json
 import sys
 import warnings
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, UnknownNameError
+from ..core.manifest import Item
 from ..core.names import BASE, FINE_TUNED, MULTI_TASK
 from ..core.types import digest
 from ..models.folders import free_file, write_file
@@ -31,14 +33,7 @@ from .options import (
     write_stamp,
 )
 from .parser import STEPS
-from .runner import (
-    REPORT,
-    declared_parameters,
-    given_places,
-    refuse_lacking,
-    select,
-    why_left_out,
-)
+from .runner import PLACES, REPORT, chosen, declared_parameters, given_places, refuse_lacking
 
 RULES = ("pretrain", "fine_tune", *STEPS, "notebook", "report")
 
@@ -64,43 +59,31 @@ class Job:
 def listed(args: argparse.Namespace) -> list[Job]:
     """All jobs, in an order in which they could run one after another, of what the options of
     ``jobs`` ask for. Raises ``UnknownNameError`` and ``ConfigError`` like a run."""
-    items = select(args.only)
-    if args.only:
-        refuse_lacking(args.profile, items)
-    else:
-        places = {"text_dir": args.text_dir, "image_dir": args.image_dir}
-        items = [i for i in items if not why_left_out(i, args.profile, **places)]
+    items, _ = chosen(args)
+    refuse_lacking(args.profile, items)
     variants, jobs = variant_names(args.profile), {}
 
-    def scored(variant: str, every_method: bool) -> str:
-        chain = _study_jobs(args, variant, every_method)
-        jobs.update((u.output, u) for u in chain)
-        return chain[-1].output
+    def add(*made: Job) -> str:
+        jobs.update({job.output: job for job in made})
+        return made[-1].output
 
-    studies = {}
     for item in items:
         # Studies of several foundations are made by their notebook, which starts from the profile's
         # experts.
         names = item.needs if item.needs and "non_local" not in item.needs else ("",)
-        pairs = dict.fromkeys((n if n in variants else "", n == "every_method") for n in names)
-        if item.group != REPORT:
-            studies[item.id] = tuple(scored(*study) for study in pairs)
-    if args.every_method:
-        scored("", True)
-    sidecars = {i.id: f"figures/{args.profile}/{i.id}.json" for i in items}
-    for item in items:
-        rule, needs = "notebook", studies.get(item.id, ())
-        if item.group == REPORT:
-            rule, needs = "report", tuple(sidecars[name] for name in studies)
-        jobs[sidecars[item.id]] = Job(
-            rule,
-            item.id,
-            args.profile,
-            sidecars[item.id],
-            needs,
-            _run_command(args, item),
+        studies = dict.fromkeys((n if n in variants else "", n == "every_method") for n in names)
+        if item.group == REPORT:  # the last, which reads what the others wrote
+            rule, needs = "report", [job.output for job in jobs.values() if job.rule == "notebook"]
+        else:
+            rule, needs = "notebook", [add(*_study_jobs(args, *study)) for study in studies]
+        output, identity = (
+            f"figures/{args.profile}/{item.id}.json",
             _identity(args, notebook=item.path),
         )
+        command = _run_command(args, item)
+        add(Job(rule, item.id, args.profile, output, tuple(needs), command, identity))
+    if args.every_method:
+        add(*_study_jobs(args, "", True))
     return list(jobs.values())
 
 
@@ -138,34 +121,24 @@ def _study_jobs(args: argparse.Namespace, variant: str, every_method: bool) -> l
     return jobs
 
 
-def _run_command(args: argparse.Namespace, item: Any) -> tuple[str, ...]:
+def _run_command(args: argparse.Namespace, item: Item) -> tuple[str, ...]:
     """``mergelib run`` for one notebook, with those options that it declares."""
+    given = {name: getattr(args, name) for name in PLACES}
+    given["device"] = args.device.removeprefix("auto")
+    given["overrides"] = parse_overrides(args.overrides)
     command = ["run", "--profile", args.profile, "--only", item.id]
-    overrides = parse_overrides(args.overrides)
-    options = {
-        "text_dir": ["--text-dir", args.text_dir],
-        "image_dir": ["--image-dir", args.image_dir],
-        "base": ["--base", args.base],
-        "device": ["-p", args.device.removeprefix("auto") and f"device={args.device}"],
-        "overrides": ["-p", overrides and f"overrides={overrides!r}"],
-    }
-    declared = declared_parameters(item.path)
-    for name, (flag, value) in options.items():
-        if name in declared and value:
-            command += [flag, value]
+    for name in declared_parameters(item.path):
+        if given.get(name):
+            command += ["-p", f"{name}={given[name]}"]
     return tuple(command)
 
 
 def _identity(args: argparse.Namespace, variant: str = "", notebook: Path | None = None) -> str:
-    cells = []
-    if notebook is not None:  # only its code: saving a notebook with outputs changes nothing
-        cells = [
-            c["source"]
-            for c in json.loads(notebook.read_text())["cells"]
-            if c["cell_type"] == "code"
-        ]
+    """Changes with the profile, the steps' versions and a notebook's code, not with its outputs."""
+    cells = json.loads(notebook.read_text())["cells"] if notebook else []
+    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
     profile = load_profile(args.profile, given_overrides(args), variant).model_dump(mode="json")
-    return digest(json.dumps([profile, STEP_VERSIONS, cells], sort_keys=True))[:16]
+    return digest(json.dumps([profile, STEP_VERSIONS, code], sort_keys=True))[:16]
 
 
 # ---- one job ------------------------------------------------------------------------------------
@@ -217,13 +190,11 @@ def command_jobs(args: argparse.Namespace) -> int:
     target = args.out and free_file(args.out, True, (args.text_dir, args.image_dir))
     jobs = listed(args)
     text = json.dumps([asdict(u) for u in jobs], indent=1)
-    if target:
-        write_file(target, f"{text}\n")
-        counts = {rule: sum(u.rule == rule for u in jobs) for rule in RULES}
-        print(
-            f"{len(jobs)} jobs: {', '.join(f'{n} {rule}' for rule, n in counts.items() if n)}",
-            file=sys.stderr,
-        )
-    else:
+    if not target:
         print(text)
+        return 0
+    write_file(target, f"{text}\n")
+    counts = Counter(job.rule for job in jobs)
+    said = ", ".join(f"{counts[rule]} {rule}" for rule in RULES if counts[rule])
+    print(f"{len(jobs)} jobs: {said}", file=sys.stderr)
     return 0

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core import paths
 from ..core.errors import ConfigError
-from ..core.manifest import MANIFEST_FILE, Item, manifest
+from ..core.manifest import MINUTES_FILE, Item, manifest
 from ..tables import markdown
 from ..tables.report import REPORT_ID, readme_part
 from .runner import Runner, solutions
@@ -145,24 +145,16 @@ def publish_notebooks(profile: str, items: Sequence[Item]) -> None:
         paths.write_whole(item.path, text.encode())
 
 
-def record_minutes(profile: str, timings: dict, manifest_file: Path = MANIFEST_FILE) -> None:
-    """Write a cold run's minutes into the manifest; a warm run's are meaningless and ignored.
+def record_minutes(profile: str, timings: dict, file: Path = MINUTES_FILE) -> None:
+    """Write a cold run's minutes into ``minutes.yaml``; a warm run's are meaningless and ignored.
 
     All minutes of a profile come from one run, in the manifest's order: the first notebook includes
     the training that the others share.
     """
-    if not timings["cold"]:
-        return
-    blocks = re.split(r"(?m)^(?=- id: )", manifest_file.read_text())
-    for i, block in enumerate(blocks[1:], start=1):
-        entry = yaml.safe_load(block)[0]
-        minutes = {p: m for p, m in entry.get("minutes", {}).items() if p != profile}
-        if entry["id"] in timings["seconds"]:
-            minutes[profile] = round(timings["seconds"][entry["id"]] / 60, 1)
-        block = re.sub(r"(?m)^  minutes: .*\n", "", block).rstrip("\n") + "\n"
-        text = ", ".join(f"{p}: {m}" for p, m in sorted(minutes.items()))
-        blocks[i] = block + (f"  minutes: {{{text}}}\n" if minutes else "")
-    paths.write_whole(manifest_file, "".join(blocks).encode())
+    if timings["cold"]:
+        minutes = yaml.safe_load(file.read_text())
+        minutes[profile] = {i: round(s / 60, 1) for i, s in timings["seconds"].items()}
+        paths.write_whole(file, yaml.safe_dump(minutes).encode())
 
 
 # ---- the README's generated parts ----------------------------------------------------------------

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -40,32 +39,29 @@ LOCAL = {
     "image": ("image_dir", find_parquet, LAYOUT.partition("/")[2]),
 }
 """Modality -> the parameter that names the folder, how a task's file is found there, the layout."""
+Parameters = dict[str, dict[str, Any]]
+"""Notebook -> its parameters by name."""
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "dict": dict, "list": list}
 
 
 def select(only: Sequence[str]) -> list[Item]:
-    """Notebooks named by id, by the beginning of an id (``tab02``), or by group. Raises
-    ``UnknownNameError``."""
-    if not only:
-        return list(manifest())
-    chosen = []
+    """Notebooks named by id, by the beginning of an id (``tab02``), or by group; all by default.
+    Raises ``UnknownNameError``."""
+    names = {i: {i.id, i.id.split("_")[0], i.group} for i in manifest()}
     for name in only:
-        matches = [i for i in manifest() if name in (i.id, i.id.split("_")[0], i.group)]
-        if not matches:
-            known = {known for i in manifest() for known in (i.id, i.group)}
-            raise UnknownNameError("notebook or group", name, known)
-        chosen += matches
-    return [i for i in manifest() if i in chosen]
+        if not any(name in known for known in names.values()):
+            raise UnknownNameError(
+                "notebook or group", name, {n for i in names for n in (i.id, i.group)}
+            )
+    return [i for i, known in names.items() if not only or known & {*only}]
 
 
 def lacking(item: Item, profile: str) -> list[str]:
     """The variants and sections that a notebook needs and ``profile`` does not have."""
     if not item.needs:  # most notebooks: no need to read the profile
         return []
-    has = {
-        *variant_names(profile),
-        *load_profile(profile).model_dump(),
-    }  # the dump leaves out absent sections
+    # The dump leaves out absent sections.
+    has = {*variant_names(profile), *load_profile(profile).model_dump()}
     return [need for need in item.needs if need not in has]
 
 
@@ -77,23 +73,35 @@ def variants_of(item: Item, profile: str) -> list[str]:
     return [""] * (not variants or bool(sections)) + variants
 
 
-def why_left_out(item: Item, profile: str, *, text_dir: str, image_dir: str) -> str:
-    """Why a run of all notebooks leaves ``item`` out, or an empty text: because of what ``profile``
-    lacks or, if the run names only one kind of local data, because the other kind's folder is
-    missing."""
+def chosen(args: Any) -> tuple[list[Item], list[str]]:
+    """The notebooks that the options ask for, and a sentence on each that is left out.
+
+    Without ``--only`` these are all that can run: with what ``profile`` has and, if the options
+    name only one kind of local data, on that kind.
+    """
+    items = select(args.only)
+    if args.only:
+        return items, []
+    reasons = {i.id: _why_left_out(i, args) for i in items}
+    said = [f"{name} is left out: {reason}" for name, reason in reasons.items() if reason]
+    return [i for i in items if not reasons[i.id]], said
+
+
+def _why_left_out(item: Item, args: Any) -> str:
+    profile = args.profile
     if lacks := lacking(item, profile):
         return f"it needs {', '.join(lacks)}, which profile '{profile}' does not have."
-    if bool(text_dir) == bool(image_dir):
+    if bool(args.text_dir) == bool(args.image_dir):
         return ""
-    waits = "image" if text_dir else "text"
+    waits = "image" if args.text_dir else "text"
     tasks = [load_profile(profile, variant=v).tasks for v in ("", *variant_names(profile))]
     reads = any(t.source in ("local", "hub_sample") and t.modality == waits for t in tasks)
-    if reads and f"{waits}_dir" in declared_parameters(item.path):
-        return (
-            f"its {waits}s are not in your folder, and --{waits}-dir was not given; --only "
-            f"{item.id.split('_')[0]} runs it on data from the hub."
-        )
-    return ""
+    if not reads or f"{waits}_dir" not in declared_parameters(item.path):
+        return ""
+    return (
+        f"its {waits}s are not in your folder, and --{waits}-dir was not given; --only "
+        f"{item.id.split('_')[0]} runs it on data from the hub."
+    )
 
 
 def refuse_lacking(profile: str, items: Sequence[Item]) -> None:
@@ -138,19 +146,19 @@ def given_places(args: Any) -> dict[str, str]:
     return places
 
 
-def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+def parse_parameters(pairs: Sequence[str], items: Sequence[Item]) -> Parameters:
     """``name=value`` texts -> parameters per notebook id, typed as declared.
 
     A name goes to every selected notebook that declares it. Raises ``UnknownNameError`` for a name
     that none declares and ``ConfigError`` for a value of another type; papermill would only warn.
     """
     declared = {item.id: declared_parameters(item.path) for item in items}
-    result: dict[str, dict[str, Any]] = {item.id: {} for item in items}
+    result: Parameters = {item.id: {} for item in items}
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator:
             raise ConfigError(f"-p {shortened(pair)}: write it as name=value.")
-        if not pair.isascii() and pair.encode(errors="replace").decode() != pair:
+        if pair.encode(errors="replace").decode() != pair:
             raise ConfigError(f"-p {shortened(name)}: its value is not UTF-8 text.")
         if name == "profile":
             raise ConfigError("-p profile=...: choose the profile with --profile.")
@@ -172,16 +180,12 @@ def parse_value(name: str, text: str, type_name: str) -> Any:
     if expected is str:
         return text
     try:
-        value = (
-            {"true": True, "false": False}[text.lower()]
-            if expected is bool
-            else ast.literal_eval(text)
-        )
+        value = ast.literal_eval(text.capitalize() if expected is bool else text)
         json.dumps(value)  # it is passed to the notebook as JSON: no sets, no bytes
+        if expected is float and type(value) is int:
+            value = float(value)
     except Exception:  # literal_eval raises half a dozen kinds
         value = None
-    if expected is float and type(value) is int:
-        value = float(value)
     if type(value) is not expected:
         raise ConfigError(
             f"-p {name}={shortened(text)}: {name} is declared as {type_name}; give such a value."
@@ -226,10 +230,10 @@ class Runner:
     def __init__(self, profile: str, *, jobs: int = 1, echo=print):
         self.profile, self.jobs, self.echo = profile, jobs, echo
         self.stopping = threading.Event()
-        self._running: set[subprocess.Popen] = set()
+        self._started: list[subprocess.Popen] = []
         self._guard = threading.Lock()
 
-    def run(self, items: Sequence[Item], parameters: dict[str, dict[str, Any]]) -> list[Result]:
+    def run(self, items: Sequence[Item], parameters: Parameters) -> list[Result]:
         """Execute all; a failure does not stop the others. Ctrl-C stops the running ones and raises
         ``KeyboardInterrupt`` after they are gone."""
         folder = paths.make_folder(paths.build(self.profile) / "notebooks")
@@ -239,118 +243,94 @@ class Runner:
             if self.jobs > 1:
                 part = in_parallel(part, self.profile)
             with ThreadPoolExecutor(self.jobs) as pool:
-                futures = [
-                    pool.submit(self._run_one, item, parameters.get(item.id, {}), folder)
-                    for item in part
-                ]
+                results = pool.map(
+                    lambda item: self._run_one(item, parameters.get(item.id, {}), folder), part
+                )
                 try:
-                    done |= {i.id: f.result() for i, f in zip(part, futures, strict=True)}
-                except BaseException:
+                    done |= {r.item.id: r for r in results}
+                except BaseException:  # ``map`` has cancelled those that had not begun
                     self.stop()
-                    for f in futures:
-                        f.cancel()
                     raise
         return [done[i.id] for i in items]
 
     def stop(self) -> None:
         """End every running notebook and its kernel."""
-        self.stopping.set()
         with self._guard:
-            running = list(self._running)
-        for signal_number, grace in ((signal.SIGINT, 5.0), (signal.SIGKILL, 5.0)):
+            self.stopping.set()
+        for number in (signal.SIGINT, signal.SIGKILL):
+            running = [p for p in self._started if p.poll() is None]
             for process in running:
-                if process.poll() is None:
-                    with suppress(ProcessLookupError, PermissionError):
-                        os.killpg(process.pid, signal_number)
-            deadline = time.monotonic() + grace
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, number)
+            deadline = time.monotonic() + 5.0
             while time.monotonic() < deadline and any(p.poll() is None for p in running):
                 time.sleep(0.05)
 
     def _run_one(self, item: Item, parameters: dict[str, Any], folder: Path) -> Result:
-        result = Result(item)
+        result, start, begun = Result(item), time.monotonic(), time.time()
+        executed = folder / f"{item.id}.ipynb"
+        executed.parent.mkdir(exist_ok=True)
+        part = executed.with_name(f".tmp-{os.getpid()}-{executed.name}")
+        values = {"profile": self.profile, **parameters}
+        code = self._execute(item, str(part), json.dumps(values))
         if self.stopping.is_set():
+            part.unlink(missing_ok=True)
             return result
-        start = time.monotonic()
-        self.echo(f"== {item.id} ({item.item}): started")
-        with tempfile.TemporaryDirectory(prefix="mergelib-") as scratch:
-            out, values = Path(scratch) / "out.ipynb", Path(scratch) / "parameters.json"
-            values.write_text(json.dumps({"profile": self.profile, **parameters}))
-            command = [
-                sys.executable,
-                "-m",
-                "mergelib.run.execute",
-                str(item.path),
-                str(out),
-                str(values),
-            ]
-            threads = str(load_profile(self.profile).threads)
-            env = os.environ | {
-                # One number of threads for every product, so that results do not depend on how many
-                # notebooks run at a time.
-                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads),
-                "PYTHONUNBUFFERED": "1",
-                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-            }
-            with self._guard:
-                if self.stopping.is_set():
-                    return result
-                process = subprocess.Popen(
-                    command,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    errors="replace",
-                    env=env,
-                    start_new_session=True,
-                )
-                self._running.add(process)
-            self._relay(item, process)
-            code = process.wait()
-            with self._guard:
-                self._running.discard(process)
-            result.seconds = time.monotonic() - start
-            if self.stopping.is_set():
-                return result
-            if code == NO_ROOM:
-                raise StoreError(
-                    f"{item.id}: its outputs cannot be written to {scratch}. Free space there, "
-                    "or set TMPDIR to a folder that you can write to."
-                )
-            if out.exists():
-                executed = folder / f"{item.id}.ipynb"
-                executed.parent.mkdir(exist_ok=True)
-                paths.write_whole(executed, out.read_bytes())
-            result.error = self._complaint(item, code, out, start_wall=time.time() - result.seconds)
-        result.ok = not result.error
+        if code == NO_ROOM:
+            raise StoreError(f"{item.id}: cannot write {executed}. {paths.REMEDY}")
+        result.error = self._complaint(item, code, part, begun)
+        if part.exists():
+            part.replace(executed)
+        result.ok, result.seconds = not result.error, time.monotonic() - start
         if result.ok and item.outputs:
-            result.claims = json.loads(
-                (paths.figures(self.profile) / f"{item.id}.json").read_text()
-            )["claims"]
-        self.echo(
-            f"== {item.id}: {'done' if result.ok else 'FAILED'} in {result.seconds / 60:.1f} min"
-        )
+            sidecar = paths.figures(self.profile) / f"{item.id}.json"
+            result.claims = json.loads(sidecar.read_text())["claims"]
+        ending = "done" if result.ok else "FAILED"
+        self.echo(f"== {item.id}: {ending} in {result.seconds / 60:.1f} min")
         if result.error:
             self.echo(result.error)
         return result
 
-    def _relay(self, item: Item, process: subprocess.Popen) -> None:
+    def _execute(self, item: Item, target: str, parameters: str) -> int:
+        """One notebook in a child process, whose lines are told; returns its exit status."""
+        threads = str(load_profile(self.profile).threads)
+        environment = os.environ | {
+            # One number of threads for every product, so that results do not depend on how many
+            # notebooks run at a time.
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "PYTHONUNBUFFERED": "1",
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+        with self._guard:
+            if self.stopping.is_set():
+                return 0
+            self.echo(f"== {item.id} ({item.item}): started")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mergelib.run.execute", str(item.path), target, parameters],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=environment,
+                start_new_session=True,
+            )
+            self._started.append(process)
         for line in process.stdout:
             # The kernel's start-up message bypasses papermill on its way to the terminal.
             if line.strip() and "[IPKernelApp]" not in line and not self.stopping.is_set():
                 self.echo(f"   {item.id.split('_')[0]} | {line.rstrip()[:160]}")
+        return process.wait()
 
-    def _complaint(self, item: Item, code: int, out: Path, *, start_wall: float) -> str:
+    def _complaint(self, item: Item, code: int, notebook: Path, begun: float) -> str:
         """What went wrong, or an empty text."""
         if code:
             memory = " (out of memory?)" if code in (-9, 137, 138) else ""
-            return f"{item.id}: exit code {code}{memory}\n{failing_cell(out)}"
+            return f"{item.id}: exit code {code}{memory}\n{failing_cell(notebook)}"
         folder = paths.figures(self.profile)
-        missing = [
-            name
-            for name in item.outputs
-            if not (folder / name).is_file() or (folder / name).stat().st_mtime < start_wall - 2
-        ]
+        files = [folder / name for name in item.outputs]
+        missing = [f.name for f in files if not f.is_file() or f.stat().st_mtime < begun - 2]
         text = f"{item.id}: it ran, but did not write {', '.join(missing)} to {folder}."
         return text if missing else ""
 
@@ -389,10 +369,8 @@ def closing_table(results: Sequence[Result], seconds: float, compared: Sequence[
 def write_timings(profile: str, results: Sequence[Result], *, cold: bool) -> None:
     """Seconds per notebook, in a separate file: they are never compared. ``cold``: the store was
     empty."""
-    text = json.dumps(
-        {"cold": cold, "seconds": {r.item.id: round(r.seconds, 1) for r in results if r.ok}},
-        indent=1,
-    )
+    seconds = {r.item.id: round(r.seconds, 1) for r in results if r.ok}
+    text = json.dumps({"cold": cold, "seconds": seconds}, indent=1)
     paths.write_whole(paths.build(profile) / "timings.json", text.encode())
 
 
@@ -402,45 +380,47 @@ def overrides_of(given: dict[str, Any]) -> dict[str, Any]:
     return with_shortcuts(given.get("overrides", {}), *places)
 
 
-def check_before(
-    profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]]
-) -> None:
+def check_before(profile: str, items: Sequence[Item], parameters: Parameters) -> None:
     """Refuse what would fail later: a profile that does not fit a notebook's overrides, or missing
     data."""
     refuse_lacking(profile, items)
     for item in items:
-        values, declared = parameters[item.id], declared_parameters(item.path)
-        overrides = overrides_of(values)
+        values = parameters[item.id]
         for variant in variants_of(item, profile):
-            loaded = load_profile(profile, overrides, variant)
+            loaded = load_profile(profile, overrides_of(values), variant)
             if "k" in values and values["k"] not in loaded.protocols.ks:
                 raise MissingShotsError(values["k"], loaded.protocols.ks)
             for method in (*loaded.merging.methods, *loaded.merging.options):
                 get_method(method).try_options(loaded.merging.options.get(method, {}))
-            place, find, layout = LOCAL[loaded.tasks.modality]
-            # the report does not read the data
-            if loaded.tasks.source != "local" or place not in declared:
-                continue
-            if not (folder := getattr(loaded.tasks, place)):
-                raise ConfigError(
-                    f"Profile '{profile}' reads local files for {item.id}: "
-                    f"give --{place.replace('_', '-')} FOLDER with {layout}, "
-                    "or choose other notebooks with --only."
-                )
-            for name, split in product(loaded.tasks.names, ("train", "test")):
-                find(user_path(folder) / name, split)
+            if loaded.tasks.source == "local":
+                _find_local(item, loaded)
+
+
+def _find_local(item: Item, profile: Profile) -> None:
+    """Raises ``MergelibError`` if a file that the notebook reads is missing."""
+    place, find, layout = LOCAL[profile.tasks.modality]
+    if place not in declared_parameters(item.path):
+        return  # the report does not read the data
+    folder = getattr(profile.tasks, place)
+    if not folder:
+        raise ConfigError(
+            f"Profile '{profile.name}' reads local files for {item.id}: "
+            f"give --{place.replace('_', '-')} FOLDER with {layout}, "
+            "or choose other notebooks with --only."
+        )
+    for name, split in product(profile.tasks.names, ("train", "test")):
+        find(user_path(folder) / name, split)
 
 
 def hub_repositories(
-    profile: str, items: Sequence[Item], parameters: dict[str, dict[str, Any]] | None = None
+    profile: str, items: Sequence[Item], parameters: Parameters | None = None
 ) -> list[Repository]:
     """What these notebooks read from the hub in ``profile``, with ``parameters`` by notebook, as in
     the runner."""
-    repositories: dict[str, Repository] = {}
+    found: dict[str, Repository] = {}
     for item in items:
-        values = (parameters or {}).get(item.id, {})
-        if not declared_parameters(item.path).keys() & PLACES:
-            continue  # it reads the others' results
-        overrides = overrides_of(values)
-        repositories |= {s.name: s for s in needed(profile, overrides, variants_of(item, profile))}
-    return list(repositories.values())
+        if declared_parameters(item.path).keys() & PLACES:  # others read the others' results
+            overrides = overrides_of((parameters or {}).get(item.id, {}))
+            read = needed(profile, overrides, variants_of(item, profile))
+            found |= {repository.name: repository for repository in read}
+    return list(found.values())

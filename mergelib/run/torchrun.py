@@ -4,34 +4,17 @@ torchrun, by several processes."""
 from __future__ import annotations
 
 import argparse
-import signal
-import subprocess
-import sys
 import time
 
 from ..core import distributed
 from ..core.errors import UnknownNameError
 from ..core.names import BASE, MULTI_TASK
 from ..study.experts import has_base
-from .options import asked_study, parse_overrides, stamp_place, study_options, write_stamp
+from .options import asked_study, parse_overrides, stamp_place, write_stamp
 
 
 def command_train(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit status."""
-    try:
-        code = _train(args)
-        distributed.leave()
-        return code
-    except KeyboardInterrupt:
-        print(
-            "\nInterrupted. Finished experts and, where save_every is set, checkpoints are kept; "
-            "run the same command to continue.",
-            file=sys.stderr,
-        )
-        return 130
-
-
-def _train(args: argparse.Namespace) -> int:
     stamp_place(args.stamp)  # refused before any work
     together, first = distributed.world_size() > 1, distributed.rank() == 0
     overrides = parse_overrides(args.overrides)
@@ -43,10 +26,10 @@ def _train(args: argparse.Namespace) -> int:
         if name not in (known := (*study.profile.tasks.names, MULTI_TASK, BASE)):
             raise UnknownNameError("expert", name, known)
     distributed.check_batch(study.profile.fine_tuning.batch_size)
-    if code := distributed.from_first(
-        _pretrain_alone(args) if together and first and not has_base(study) else 0
-    ):
-        return code
+    distributed.wait_for_all()  # a group exists from now on, whose members wait for long
+    if together and first and not has_base(study):
+        with distributed.alone():  # its numbers are those of one process
+            _ = asked_study(args).encoder
     # The first process downloads; the others find the files in the client's cache.
     for turn in (True, False):
         if first is turn:
@@ -66,25 +49,5 @@ def _train(args: argparse.Namespace) -> int:
         say(f"f_t {name}: there after {time.monotonic() - start:.1f} s, {folder}")
     if first:
         write_stamp(args.stamp, study.store)
+    distributed.leave()
     return 0
-
-
-def _pretrain_alone(args: argparse.Namespace) -> int:
-    """Make f_b in the store, in a child process without torchrun's variables; returns its exit
-    status. SIGTERM ends the child, too."""
-    command = [
-        sys.executable,
-        "-m",
-        "mergelib",
-        "train",
-        *study_options(args, args.variant),
-        "--only",
-        "f_b",
-    ]
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return subprocess.run(
-            command, env=distributed.child_environment(), stdout=subprocess.DEVNULL, check=False
-        ).returncode
-    finally:
-        signal.signal(signal.SIGTERM, handler)

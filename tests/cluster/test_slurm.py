@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tiny import python
 
 from mergelib.core.store import Store
 from tests.faults.kill import ROOT, artifacts, csvs, python_path, temporary
@@ -54,15 +55,7 @@ def environment(place, **more):
 
 
 def mergelib(place, *words):
-    done = subprocess.run(
-        [sys.executable, "-m", "mergelib", *words],
-        env=environment(place),
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    python("-m", "mergelib", *words, env=environment(place), cwd=place, timeout=3600)
 
 
 def list_jobs(place, *words):

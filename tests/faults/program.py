@@ -28,24 +28,16 @@ OVERRIDES = {
 def run(store: Path, output: Path, overrides: dict | None = None) -> None:
     """The whole program: scores and the curve of lambda, of two tasks and three merges, into
     ``output``."""
-    study = Study(
-        "quick", overrides=OVERRIDES | (overrides or {}), store=Store(store), device="cpu"
-    )
+    changed = OVERRIDES | (overrides or {})
+    study = Study("quick", overrides=changed, store=Store(store), device="cpu")
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*lies on the edge of the grid.*"
-        )  # little is trained here
-        frames = {
-            "scores": study.scores(
-                ["f_b", "f_t", *study.methods], ["current", "knn", "ft_classifier"]
-            )
-        }
-        frames |= {
-            f"lam_{m}": study.lam_curve(m) for m in study.methods if not study.lam_curve(m).empty
-        }
+        # Little is trained here.
+        warnings.filterwarnings("ignore", message=".*lies on the edge of the grid.*")
+        protocols = ["current", "knn", "ft_classifier"]
+        frames = {"scores": study.scores(["f_b", "f_t", *study.methods], protocols)}
+        frames |= {f"lam_{m}": study.lam_curve(m) for m in study.methods}
     paths.make_folder(output)
     for name, frame in frames.items():
-        paths.write_whole(
-            output / f"{name}.csv",
-            frame.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode(),
-        )
+        if not frame.empty:
+            text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            paths.write_whole(output / f"{name}.csv", text.encode())

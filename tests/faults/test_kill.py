@@ -4,7 +4,7 @@ nothing finished is lost, nothing is left."""
 import os
 import signal
 import sys
-import warnings
+from itertools import count
 
 import pytest
 import torch
@@ -104,8 +104,11 @@ def test_a_child_that_is_killed_while_it_writes_progress_holds_up_no_other(tmp_p
 # ---- every line of the store ---------------------------------------------------------------------
 
 
-def make_with_scratch(kept):
+def making(kept, calls):
+    """A ``make`` that begins a scratch folder, and notes its calls."""
+
     def make():
+        calls.append(1)
         (kept.scratch("step", KEY) / "checkpoint").write_text("half way")
         return Artifact({"t": torch.arange(5.0)}, {"value": 1})
 
@@ -138,46 +141,33 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.filterwarnings("ignore::mergelib.core.store.StoreWarning")
 @pytest.mark.parametrize("act", [interrupt, kill])
 @pytest.mark.parametrize("before", ["nothing there", "a damaged artifact there"])
 def test_stopped_at_every_line_of_the_store(tmp_path, act, before):
-    n, kept_whole = 0, 0
-    while True:
-        n += 1
+    kept_whole = 0
+    for n in count(1):
         root = tmp_path / str(n)
+        root.mkdir()
         kept = Store(root / "store")
-        folder = kept.folder("step", KEY)
         if before != "nothing there":
-            kept.get("step", KEY, make_with_scratch(kept))
-            (folder / META).write_text("{")
+            kept.get("step", KEY, making(kept, []))
+            (kept.folder("step", KEY) / META).write_text("{")
 
         def work(kept=kept, n=n):
-            warnings.simplefilter("ignore")
             at_line(n, act)
-            kept.get("step", KEY, make_with_scratch(kept))
+            kept.get("step", KEY, making(kept, []))
 
-        root.mkdir(exist_ok=True)
         if finish(forked(work, root / "said.log")) == 0:
             break
-        finished, calls = artifacts_of(kept), []
-
-        def make(kept=kept, calls=calls):
-            calls.append(1)
-            return make_with_scratch(kept)()
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = kept.get("step", KEY, make)
+        finished, calls = {} if kept.verify() else artifacts(kept.root), []
+        made = kept.get("step", KEY, making(kept, calls))
         assert torch.equal(made.tensors["t"], torch.arange(5.0)) and made.info == {"value": 1}
         assert kept.verify() == [] and temporary(root) == [], f"at line {n} of those that run"
         if finished:
             kept_whole += 1
             assert calls == [] and artifacts(kept.root) == finished
     assert n > 40 and kept_whole, "the trace saw no store at work"
-
-
-def artifacts_of(kept):
-    return {} if kept.verify() else artifacts(kept.root)
 
 
 # ---- files of results and folders of models ------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import DataError, MergelibError, OfflineError, StoreError
 from ..paths import refused_by_disk
@@ -26,6 +28,17 @@ REFUSED = {
     "RepositoryNotFoundError": "no such repository, or a private one; see {card}",
     "RemoteEntryNotFoundError": "the hub lists a file that it does not have",
 }
+
+
+@contextmanager
+def as_ours(repository: Repository, commit: str | None, detail: str = "") -> Iterator[None]:
+    """Raise the errors of clients and readers in the block as ours; see :func:`translated`."""
+    try:  # they have no common base class except Exception
+        yield
+    except Exception as error:
+        if isinstance(error, MergelibError) and not isinstance(error, StoreError):
+            raise
+        raise translated(repository, commit, error, detail) from error
 
 
 def translated(

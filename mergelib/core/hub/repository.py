@@ -49,6 +49,15 @@ class Repository(BaseModel):
         return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.id}"
 
     @property
+    def wanted(self) -> list[dict[str, list[str]]]:
+        """The patterns of each wanted file or group of files by its name; where the repository
+        lacks one, the next entry counts."""
+        if isinstance(self.files, dict):
+            return [{name: [end, f"*/{end}"] for name, end in self.files.items()}]
+        alternatives = NEEDED.get(self.files, [self.files])
+        return [{pattern: [pattern] for pattern in patterns} for patterns in alternatives]
+
+    @property
     def is_base_model(self) -> bool:
         """Whether it is a model that is loaded from a folder."""
         return self.files in ("transformers", "clip")

@@ -13,9 +13,11 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,200 +29,253 @@ from huggingface_hub import constants
 
 from .. import paths
 from ..documents import read_json
-from ..errors import DataError, MergelibError, StoreError
+from ..errors import DataError
 from ..progress import progress
-from .errors import translated
-from .repository import NEEDED, Repository
+from .errors import as_ours
+from .repository import Repository
 
 SEED = 20_241_221
 PLACES = 64  # of a split; more where these hold too few rows
 BLOCK, LONG_ROW = 64 << 10, 2 << 10  # bytes: the smallest block, and what a row may need of it
 TRIES = 200  # line breaks of a block after which a first row is sought
-COLUMNS = ("image", "label")  # of image sets
+LABEL, IMAGES = "label", ("image",)  # columns of image sets
 
 
-def folder(repository: Repository, commit: str) -> Path:
-    """Return the folder of a sample's pieces, beside the client's cache."""
-    name = f"{repository.kind}s--{repository.id.replace('/', '--')}"
-    rows = "-".join(map(str, repository.sample))
-    return Path(constants.HF_HUB_CACHE).parent / "mergelib" / name / commit / rows
+Piece = dict[str, Any]
+"""The file, the place in it, the rows drawn there, the bytes to read."""
 
 
-def kept(repository: Repository, commit: str) -> dict[str, Path]:
-    """Return every piece by its name, without network; an empty dict if any is missing."""
-    pieces = _read_plan(repository, commit)
-    files = _found(repository, commit)
-    return {name: files[name] for name in pieces} if pieces.keys() <= files.keys() else {}
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a repository at one commit."""
 
+    repository: Repository
+    commit: str
+    hashed = "hash in its name"
 
-def damaged(path: Path) -> bool:
-    """Return whether a piece's bytes do not match the hash in its name."""
-    return sha256(path.read_bytes()).hexdigest()[:16] != path.name.split(".")[1]
+    @cached_property
+    def folder(self) -> Path:
+        """Where the pieces are, beside the client's cache."""
+        asked = self.repository
+        name = f"{asked.kind}s--{asked.id.replace('/', '--')}"
+        rows = "-".join(map(str, asked.sample))
+        return Path(constants.HF_HUB_CACHE).parent / "mergelib" / name / self.commit / rows
 
+    @cached_property
+    def label(self) -> str:
+        """The column of labels."""
+        return self.repository.table.label if self.repository.table else LABEL
 
-def plan(repository: Repository, commit: str) -> tuple[int, int, int]:
-    """Return how many pieces there are, the bytes to read for all, and for those still missing."""
-    pieces, files = _planned(repository, commit), _found(repository, commit)
-    sizes = {name: piece["bytes"] for name, piece in pieces.items()}
-    return len(pieces), sum(sizes.values()), sum(n for p, n in sizes.items() if p not in files)
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is read."""
+        table = self.repository.table
+        return (self.label, *(table.text if table else IMAGES))
 
+    def fetch(self) -> dict[str, Path]:
+        """Return every piece by its name, read from the hub where it is missing or damaged."""
+        pieces = self._planned()
+        for path in self._found().values():
+            if self.damaged(path):
+                path.unlink()
+        found = self._found()
+        missing = {name: piece for name, piece in pieces.items() if name not in found}
+        with (
+            as_ours(self.repository, self.commit),
+            progress(desc=f"read {self.repository.name}", total=len(missing)) as bar,
+        ):
+            for file, group in groupby(missing.items(), lambda item: item[1]["file"]):
+                with self._opened(file) as source:
+                    read = self._from_csv
+                    if file.endswith(".parquet"):
+                        source, read = pq.ParquetFile(source, pre_buffer=True), self._from_parquet
+                    for name, piece in group:
+                        pq.write_table(read(source, piece), buffer := io.BytesIO())
+                        content = buffer.getvalue()
+                        end = f"{sha256(content).hexdigest()[:16]}.parquet"
+                        paths.write_whole(self.folder / f"{name}.{end}", content)
+                        bar.update()
+        return self.kept()
 
-def fetch(repository: Repository, commit: str) -> dict[str, Path]:
-    """Return every piece by its name, read from the hub where it is missing or damaged.
+    def kept(self) -> dict[str, Path]:
+        """Return every piece by its name, without network; an empty dict if any is missing."""
+        pieces, files = self._read_plan(), self._found()
+        return {name: files[name] for name in pieces} if pieces.keys() <= files.keys() else {}
 
-    Raises:
-        OfflineError: The hub does not answer and a piece is missing.
-        StoreError: There is no space, or the folder cannot be written.
-        DataError: There is no such repository, revision or file, or a table cannot be sampled.
-    """
-    pieces, files = _planned(repository, commit), _found(repository, commit)
-    for path in files.values():
-        if damaged(path):
-            path.unlink()
-    missing = {name: p for name, p in pieces.items() if name not in _found(repository, commit)}
-    with (
-        _told(repository, commit),
-        progress(desc=f"read {repository.name}", total=len(missing)) as bar,
-    ):
-        for file in dict.fromkeys(piece["file"] for piece in missing.values()):
-            in_file = {name: p for name, p in missing.items() if p["file"] == file}
-            with _opened(repository, commit, file) as opened:
-                read = partial(_from_csv, repository, opened)
-                if file.endswith(".parquet"):
-                    read = partial(
-                        _from_parquet, repository, pq.ParquetFile(opened, pre_buffer=True)
-                    )
-                for name, piece in in_file.items():
-                    pq.write_table(read(piece), buffer := io.BytesIO())
-                    content = buffer.getvalue()
-                    end = f"{sha256(content).hexdigest()[:16]}.parquet"
-                    paths.write_whole(folder(repository, commit) / f"{name}.{end}", content)
-                    bar.update()
-    return kept(repository, commit)
+    def plan(self) -> tuple[int, int, int]:
+        """Return how many pieces there are, the bytes to read for all, and for those still
+        missing."""
+        found = self._found()
+        sizes = {name: piece["bytes"] for name, piece in self._planned().items()}
+        missing = sum(n for name, n in sizes.items() if name not in found)
+        return len(sizes), sum(sizes.values()), missing
 
+    @staticmethod
+    def damaged(path: Path) -> bool:
+        """Return whether a piece's bytes do not match the hash in its name."""
+        return sha256(path.read_bytes()).hexdigest()[:16] != path.name.split(".")[1]
 
-@contextmanager
-def _told(repository: Repository, commit: str) -> Iterator[None]:
-    """Errors of clients and readers in the block become ours."""
-    try:  # they have no common base class except Exception
-        yield
-    except Exception as error:
-        if isinstance(error, MergelibError) and not isinstance(error, StoreError):
-            raise
-        raise translated(repository, commit, error) from error
+    def _found(self) -> dict[str, Path]:
+        files = self.folder.glob("*-of-*.*.parquet")
+        return {path.name.split(".")[0]: path for path in sorted(files)}
 
+    def _read_plan(self) -> dict[str, Piece]:
+        path = self.folder / "plan.json"
+        return read_json(path, "a sample's plan") if path.is_file() else {}
 
-def _found(repository: Repository, commit: str) -> dict[str, Path]:
-    files = folder(repository, commit).glob("*-of-*.*.parquet")
-    return {path.name.split(".")[0]: path for path in sorted(files)}
-
-
-def _read_plan(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
-    path = folder(repository, commit) / "plan.json"
-    return read_json(path, "a sample's plan") if path.is_file() else {}
-
-
-def _planned(repository: Repository, commit: str) -> dict[str, dict[str, Any]]:
-    """The pieces by name: the file, the place in it, the rows drawn there, the bytes to read."""
-    if pieces := _read_plan(repository, commit):
+    def _planned(self) -> dict[str, Piece]:
+        """The pieces by name, as ``plan.json`` has them or else drawn now."""
+        asked, pieces = self.repository, self._read_plan()
+        if pieces:
+            return pieces
+        with as_ours(asked, self.commit):
+            listed = huggingface_hub.HfApi().list_repo_tree(
+                asked.id, recursive=True, revision=self.commit, repo_type=asked.kind
+            )
+            sizes = {file.path: file.size for file in listed if hasattr(file, "size")}
+            for i, (split, n) in enumerate(zip(("train", "test"), asked.sample, strict=True)):
+                files = self._files_of(split, sorted(sizes))
+                if files[0].endswith(".parquet"):
+                    planned = self._row_groups(split, files, n, SEED + i)
+                else:
+                    planned = self._blocks(files, sizes[files[0]], n, SEED + i)
+                names = (f"{split}-{j:05}-of-{len(planned):05}" for j in range(len(planned)))
+                pieces |= zip(names, planned, strict=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            paths.write_whole(self.folder / "plan.json", json.dumps(pieces, indent=0).encode())
         return pieces
-    with _told(repository, commit):
-        listed = huggingface_hub.HfApi().list_repo_tree(
-            repository.id, recursive=True, revision=commit, repo_type=repository.kind
+
+    def _files_of(self, split: str, listed: Sequence[str]) -> list[str]:
+        """The files of one split: Parquet, or else plain CSV."""
+        for wanted in self.repository.wanted:
+            files = [f for f in listed if split in Path(f).name]
+            files = [f for f in files if any(fnmatch(f, pattern) for pattern in wanted)]
+            if files and all(f.endswith((".parquet", ".csv")) for f in files):
+                return files
+        raise self._refused(
+            f"has no file of {split} in Parquet or uncompressed CSV, the formats of which parts "
+            "can be read"
         )
-        sizes = {file.path: file.size for file in listed if hasattr(file, "size")}
-        for i, (split, n) in enumerate(zip(("train", "test"), repository.sample, strict=True)):
-            files = _files(repository, commit, split, list(sizes))
-            if files[0].endswith(".parquet"):
-                planned = _row_groups(repository, commit, split, files, n, SEED + i)
-            else:
-                planned = _blocks(repository, files, sizes, n, SEED + i)
-            names = (f"{split}-{j:05}-of-{len(planned):05}" for j in range(len(planned)))
-            pieces |= zip(names, planned, strict=True)
-        folder(repository, commit).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(pieces, indent=0)
-        paths.write_whole(folder(repository, commit) / "plan.json", text.encode())
-    return pieces
 
+    def _refused(self, why: str) -> DataError:
+        asked = self.repository
+        return DataError(
+            f"'{asked.name}': {asked.id} at {self.commit} {why}. See {asked.card}, use a local "
+            "folder, or set tasks.source to hub."
+        )
 
-def _files(repository: Repository, commit: str, split: str, listed: Sequence[str]) -> list[str]:
-    """The files of one split: Parquet, or else plain CSV."""
-    for patterns in NEEDED.get(repository.files, [repository.files]):
-        matching = [f for f in sorted(listed) if any(fnmatch(f, pattern) for pattern in patterns)]
-        matching = [f for f in matching if split in Path(f).name]
-        if matching and all(f.endswith((".parquet", ".csv")) for f in matching):
-            return matching
-    raise DataError(
-        f"'{repository.name}': {repository.id} at {commit} has no file of {split} "
-        "in Parquet or uncompressed CSV, the formats of which parts can be read. "
-        f"See {repository.card}, or use a local folder."
-    )
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[Any]:
+        """A file on the hub; what is read of it is one request each."""
+        files = huggingface_hub.HfFileSystem(skip_instance_cache=True)
+        place = f"{self.repository.kind}s/{self.repository.id}@{self.commit}/{file}"
+        with files.open(place, block_size=BLOCK, cache_type="none") as f:
+            yield f
 
+    # ---- Parquet --------------------------------------------------------------------------------
 
-@contextmanager
-def _opened(repository: Repository, commit: str, file: str) -> Iterator[Any]:
-    """A file on the hub; what is read of it is one request each."""
-    files = huggingface_hub.HfFileSystem(skip_instance_cache=True)
-    place = f"{repository.kind}s/{repository.id}@{commit}/{file}"
-    with files.open(place, block_size=BLOCK, cache_type="none") as f:
-        yield f
-
-
-# ---- Parquet ------------------------------------------------------------------------------------
-
-
-def _columns(repository: Repository, schema: Any) -> list[str]:
-    table = repository.table
-    names = (table.label, *table.text) if table else COLUMNS
-    return [name for name in schema.names if name in names]
-
-
-def _row_groups(
-    repository: Repository, commit: str, split: str, files: Sequence[str], n: int, seed: int
-) -> list[dict[str, Any]]:
-    """The pieces of a split in Parquet: ``n`` of all rows in the row groups of ``places``."""
-    groups: list[dict[str, Any]] = []
-    sizes: list[int] = []
-    classes: list[tuple[int, int] | None] = []
-    for name in files:
-        with _opened(repository, commit, name) as opened:
-            file = pq.ParquetFile(opened)
-            names = set(_columns(repository, file.schema_arrow))
-            for g in range(file.num_row_groups):
-                group = file.metadata.row_group(g)
+    def _row_groups(self, split: str, files: Sequence[str], n: int, seed: int) -> list[Piece]:
+        """The pieces of a split in Parquet: ``n`` of all rows in the row groups of ``places``."""
+        groups: list[Piece] = []
+        sizes: list[int] = []
+        classes: list[range] = []
+        for name in files:
+            with self._opened(name) as opened:
+                metadata = pq.ParquetFile(opened).metadata
+            for g in range(metadata.num_row_groups):
+                group = metadata.row_group(g)
                 columns = [group.column(c) for c in range(group.num_columns)]
-                part = {
-                    c.path_in_schema: c for c in columns if c.path_in_schema.split(".")[0] in names
-                }
-                label = part.get(repository.table.label if repository.table else "label")
-                has_range = label and label.is_stats_set and label.statistics.has_min_max
-                classes.append((label.statistics.min, label.statistics.max) if has_range else None)
-                sizes.append(group.num_rows)
-                n_bytes = sum(c.total_compressed_size for c in part.values())
+                part = [c for c in columns if c.path_in_schema.split(".")[0] in self.columns]
+                n_bytes = sum(c.total_compressed_size for c in part)
                 groups.append({"file": name, "place": g, "bytes": n_bytes})
-    rows = (repository.table and repository.table.rows) or {}
-    if sum(sizes) != rows.get(split, sum(sizes)) or not sum(sizes):
-        raise DataError(
-            f"'{repository.name}': {repository.id} at {commit} has {sum(sizes):,} rows of {split}, "
-            f"expected {rows.get(split, 1):,}. See {repository.card}; it may be another data set."
+                sizes.append(group.num_rows)
+                classes.append(
+                    next((_values(c) for c in part if c.path_in_schema == self.label), range(0))
+                )
+        table, total = self.repository.table, sum(sizes)
+        expected = ((table and table.rows) or {}).get(split, total or 1)
+        if total != expected:
+            raise self._refused(f"has {total:,} rows of {split}, expected {expected:,}")
+        chosen = places(sizes, classes, n, seed)
+        parts = [sizes[g] for g in chosen]
+        order = torch.randperm(sum(parts), generator=torch.Generator().manual_seed(seed))
+        is_drawn = torch.zeros(sum(parts), dtype=torch.bool).index_fill_(0, order[:n], True)
+        return [
+            groups[g] | {"rows": drawn.nonzero()[:, 0].tolist()}
+            for g, drawn in zip(chosen, is_drawn.split(parts), strict=True)
+            if drawn.any()
+        ]
+
+    def _from_parquet(self, file: pq.ParquetFile, piece: Piece) -> pa.Table:
+        columns = [name for name in file.schema_arrow.names if name in self.columns]
+        return file.read_row_group(piece["place"], columns=columns).take(piece["rows"])
+
+    # ---- CSV ------------------------------------------------------------------------------------
+
+    def _blocks(self, files: Sequence[str], size: int, n: int, seed: int) -> list[Piece]:
+        """The pieces of a split in CSV: the first rows of blocks, or ``n`` of a small file's."""
+        if len(files) > 1:
+            raise self._refused(
+                f"has a split in {len(files)} CSV files ({files[0]}, ...), and a sample is read "
+                "from one"
+            )
+        rows = -(-n // PLACES)
+        block, count = max(BLOCK, rows * LONG_ROW), PLACES
+        if size <= PLACES * block:
+            block, rows, count = size, n, 1
+        return [
+            {"file": files[0], "place": i * size // count, "bytes": block, "rows": [rows, seed + i]}
+            for i in range(count)
+        ]
+
+    def _from_csv(self, file: Any, piece: Piece) -> pa.Table:
+        file.seek(0)
+        first_line = file.read(min(BLOCK, file.size)).split(b"\n")[0].decode("utf-8-sig")
+        header = [name.strip() for name in next(csv.reader([first_line]))]
+        if self.label not in header:
+            raise self._refused(
+                f"has no column {self.label} in {file.path}; found {', '.join(header)}"
+            )
+        start = piece["place"]
+        file.seek(start)
+        rows = rows_of_block(
+            file.read(piece["bytes"]),
+            len(header),
+            header.index(self.label),
+            first=not start,
+            last=start + piece["bytes"] >= file.size,
         )
-    chosen = places(sizes, classes, n, seed)
-    total = sum(sizes[g] for g in chosen)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    is_drawn = torch.zeros(total, dtype=torch.bool).index_fill_(0, order[:n], True)
-    pieces = zip(chosen, is_drawn.split([sizes[g] for g in chosen]), strict=True)
-    return [groups[g] | {"rows": part.nonzero()[:, 0].tolist()} for g, part in pieces if part.any()]
+        if rows is None:
+            raise self._refused(
+                f"has a file {file.path} that cannot be read from byte {start} on: no whole row "
+                "was found there"
+            )
+        n_rows, seed = piece["rows"]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_rows]
+        sampled = [rows[i] for i in order.sort().values.tolist()]
+        table = {
+            name: [row[i] for row in sampled]
+            for i, name in enumerate(header)
+            if name in self.columns
+        }
+        return pa.table(table | {self.label: [int(label) for label in table[self.label]]})
 
 
-def places(
-    sizes: Sequence[int], classes: Sequence[tuple[int, int] | None], n: int, seed: int
-) -> list[int]:
+def _values(column: Any) -> range:
+    """All values between a column's lowest and highest; none if the file does not say."""
+    known = column.is_stats_set and column.statistics.has_min_max
+    if not known or not isinstance(column.statistics.min, int):
+        return range(0)
+    return range(column.statistics.min, column.statistics.max + 1)
+
+
+def places(sizes: Sequence[int], classes: Sequence[range], n: int, seed: int) -> list[int]:
     """Return the row groups to read, in order: those at ``PLACES`` evenly spaced rows, at more if
     they hold fewer than ``n`` rows; in a file sorted by class also one for each class they lack.
 
     Args:
         sizes: Rows of each group.
-        classes: Lowest and highest label of each, None where the file does not say.
+        classes: From the lowest to the highest label of each, empty where the file does not say.
         n: How many rows are wanted.
         seed: Decides where the first place lies.
     """
@@ -232,77 +287,10 @@ def places(
         if sum(sizes[g] for g in chosen) >= min(n, int(ends[-1])):
             break
         count *= 2
-    known = ((g, ends) for g, ends in enumerate(classes) if ends and isinstance(ends[0], int))
-    ranges = {g: range(low, high + 1) for g, (low, high) in known}
-    for label in sorted({c for labels in ranges.values() for c in labels}):
-        if not any(label in ranges.get(g, ()) for g in chosen):
-            chosen.add(next(g for g, labels in ranges.items() if label in labels))
+    for label in sorted(set().union(*classes)):
+        if not any(label in classes[g] for g in chosen):
+            chosen.add(next(g for g, labels in enumerate(classes) if label in labels))
     return sorted(chosen)
-
-
-def _from_parquet(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
-    columns = _columns(repository, file.schema_arrow)
-    return file.read_row_group(piece["place"], columns=columns).take(piece["rows"])
-
-
-# ---- CSV ----------------------------------------------------------------------------------------
-
-
-def _blocks(
-    repository: Repository, files: Sequence[str], sizes: dict[str, int], n: int, seed: int
-) -> list[dict[str, Any]]:
-    """The pieces of a split in CSV: the first rows of blocks, or ``n`` of a small file's."""
-    if len(files) > 1:
-        raise DataError(
-            f"'{repository.name}': a split lies in {len(files)} CSV files ({files[0]}, ...), and a "
-            "sample is read from one. Use a local folder, or set tasks.source to hub."
-        )
-    size, rows = sizes[files[0]], -(-n // PLACES)
-    block = max(BLOCK, rows * LONG_ROW)
-    count = PLACES if size > PLACES * block else 1
-    block, rows = (block, rows) if count > 1 else (size, n)
-    return [
-        {"file": files[0], "place": i * size // count, "bytes": block, "rows": [rows, seed + i]}
-        for i in range(count)
-    ]
-
-
-def _from_csv(repository: Repository, file: Any, piece: dict[str, Any]) -> Any:
-    file.seek(0)
-    start, table = piece["place"], repository.table
-    header = next(
-        csv.reader([file.read(min(BLOCK, file.size)).split(b"\n")[0].decode("utf-8-sig")])
-    )
-    header = [name.strip() for name in header]
-    columns = _columns(repository, pa.schema([(name, pa.string()) for name in header]))
-    if table.label not in columns:
-        raise DataError(
-            f"'{repository.name}': {repository.id} has no column {table.label} in {file.path}; "
-            f"found {', '.join(header)}. See {repository.card}."
-        )
-    file.seek(start)
-    rows = rows_of_block(
-        file.read(piece["bytes"]),
-        len(header),
-        header.index(table.label),
-        first=not start,
-        last=start + piece["bytes"] >= file.size,
-    )
-    if rows is None:
-        raise DataError(
-            f"'{repository.name}': {repository.id}: {file.path} cannot be read from byte {start} "
-            f"on: no whole row was found there. See {repository.card}, or use a local folder."
-        )
-    n_rows, seed = piece["rows"]
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_rows]
-    sampled = [rows[i] for i in order.sort().values.tolist()]
-    return pa.table(
-        {
-            name: [int(r[i]) if name == table.label else r[i] for r in sampled]
-            for i, name in enumerate(header)
-            if name in columns
-        }
-    )
 
 
 def rows_of_block(

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,13 @@ from ...core.errors import ConfigError
 from ...core.manifest import Item, manifest
 from ...core.version import __version__
 from ..publish import normalise
-from . import api, gallery, slides
-
-HERE = Path(__file__).parent
-GROUPS = {
-    "lesson": "Start here",
-    "text": "Figures and tables",
-    "ladder": "The ladder and its controls",
-    "ext": "Beyond the paper",
-    "report": "The report",
-}
+from . import api, gallery
+from .pages import DATA, render
 
 LESSON = "00_start_here"
-SLIDERS = {"explore": "", "explore-mirror": "#0,2"}  # cell -> buttons of the plane, pressed
+SLIDERS = DATA["sliders"]
 PLANE = """<iframe class="plane" src="../plane.html{}" loading="lazy"
 title="The toy with sliders: merged features, old and re-aligned classifier"></iframe>"""
-SEARCH = """<form action="search.html" role="search"><input class="search" type="search" name="q"
-placeholder="Search this book" aria-label="Search this book"></form>"""
-MATHJAX = "tex-svg.js"  # glyphs as paths: one file, no fonts to load
 
 
 def build_book(profile: str, commands: argparse.ArgumentParser) -> tuple[Path, list[str]]:
@@ -68,71 +57,26 @@ def build_book(profile: str, commands: argparse.ArgumentParser) -> tuple[Path, l
         shutil.rmtree(folder, ignore_errors=True)
     source.mkdir(parents=True)
     stage(profile, source, commands)
-    warnings = io.StringIO()
+    cache, warnings = source / ".doctrees", io.StringIO()
     # From Python, without a conf.py that other tools might pick up.
-    app = Sphinx(
-        source,
-        None,
-        target,
-        source / ".doctrees",
-        "html",
-        confoverrides=settings(),
-        status=None,
-        warning=warnings,
-    )
+    options = {"confoverrides": settings(), "status": None, "warning": warnings}
+    app = Sphinx(source, None, target, cache, "html", **options)
     app.connect("autodoc-process-signature", api.readable)
     app.build()
-    shutil.rmtree(source / ".doctrees")
+    shutil.rmtree(cache)
     (target / "plane.html").write_text(plane.page())
-    (target / "slides.html").write_text(slides.page(profile))
-    return target / "index.html", [
-        line for line in warnings.getvalue().splitlines() if line.strip()
-    ]
+    (target / "slides.html").write_text(gallery.slides(profile))
+    said = [line for line in warnings.getvalue().splitlines() if line.strip()]
+    return target / "index.html", said
 
 
 def settings() -> dict[str, Any]:
-    """Sphinx's configuration. Nothing is executed, and pages load nothing from the network."""
-    return {
-        "project": "mergelib",
-        "author": "the mergelib authors",
-        "copyright": "the mergelib authors, MIT licence",
-        "release": __version__,
-        "html_title": "mergelib",
-        "language": "en",
-        "smartquotes_action": "D",  # no curly quotes: what is quoted is code, to be copied
-        "extensions": [
-            "myst_nb",
-            *(f"sphinx.ext.{name}" for name in ("mathjax", "autodoc", "autosummary", "napoleon")),
-        ],
-        "autosummary_generate": False,
-        "add_module_names": False,
-        "maximum_signature_line_length": 80,
-        "toc_object_entries_show_parents": "hide",
-        "exclude_patterns": [".doctrees"],
-        "nb_execution_mode": "off",
-        "nb_merge_streams": True,
-        "nb_ipywidgets_js": {},
-        # Without a kernel a widget is empty: show its picture or its text.
-        "nb_mime_priority_overrides": [("html", "application/vnd.jupyter.widget-view+json", None)],
-        "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"],
-        "myst_heading_anchors": 3,
-        "mathjax_path": MATHJAX,
-        "html_theme": "furo",
-        "html_theme_options": {"top_of_page_buttons": []},
-        "html_static_path": [str(HERE / "static"), str(mathjax_file())],
-        "html_css_files": ["book.css"],
-        "html_copy_source": False,
-        "html_domain_indices": False,
-        "html_show_sourcelink": False,
-        # summaries are fetched, which browsers refuse for local files
-        "html_show_search_summary": False,
-    }
-
-
-def mathjax_file() -> Path:
-    """MathJax as a single file, from the package that ships it."""
-    spec = importlib.util.find_spec("sphinx-mathjax-offline")
-    return Path(spec.origin).parent / "static" / "mathjax" / MATHJAX
+    """Sphinx's configuration: what ``book.yaml`` has, the version, and where static files are."""
+    fixed = DATA["sphinx"]
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")  # which ships it as a single file
+    mathjax = Path(spec.origin).with_name("static") / "mathjax" / fixed["mathjax_path"]
+    static = [str(Path(__file__).with_name("static")), str(mathjax)]
+    return fixed | {"release": __version__, "html_static_path": static}
 
 
 # ---- what Sphinx reads ---------------------------------------------------------------------------
@@ -144,51 +88,58 @@ def stage(profile: str, source: Path, commands: argparse.ArgumentParser) -> None
     root, executed = paths.root(), paths.build(profile) / "notebooks"
     solutions = sorted((root / "notebooks" / "solutions").glob("*.ipynb"))
     pages = sorted([root / "CONTRIBUTING.md", *root.glob("docs/*.md")])
+    figures = [
+        p
+        for folder in (root, paths.output_root())
+        for ends in ("figures/*/*.png", "figures/*/*.pdf")
+        for p in folder.glob(ends)
+    ]
     report = paths.output_root() / "figures" / "REPORT.md"
-    files = {
-        i.path.relative_to(root): executed / i.path.name
-        if (executed / i.path.name).is_file()
-        else i.path
-        for i in manifest()
-    }
-    files |= {p.relative_to(root): p for p in [*solutions, *pages]}
+    files = {p.relative_to(root): p for p in [*(i.path for i in manifest()), *solutions, *pages]}
+    for place in files:
+        if (executed / place.name).is_file() and place.parent.name == "notebooks":
+            files[place] = executed / place.name
+    files |= {Path(*p.parts[-3:]): p for p in figures}
     if report.is_file():
         files[Path("figures/REPORT.md")] = report
-    for folder in (root, paths.output_root()):
-        files |= {p.relative_to(folder): p for p in folder.glob("figures/*/*.png")}
-    drawn = gallery.figures(profile)
-    for _, sidecar in drawn:
-        for file in (sidecar.with_suffix(".png"), sidecar.with_suffix(".pdf")):
-            files[Path(*file.parts[-3:])] = file
     for place, origin in files.items():
         (source / place).parent.mkdir(parents=True, exist_ok=True)
         if place.suffix == ".ipynb":
             notebook = normalise(nbformat.read(origin, as_version=4))
             name_pictures(notebook, profile, place.stem)
-            if place == Path("notebooks", f"{LESSON}.ipynb"):
+            if place.stem == LESSON and place.parent.name == "notebooks":
                 add_sliders(notebook)
             for cell in notebook.cells:
                 if cell.cell_type == "markdown":
-                    cell.source = keep_links(cell.source, place, set(files))
+                    cell.source = keep_links(cell.source, place, files)
             nbformat.write(notebook, source / place)
         elif place.suffix == ".md":
-            (source / place).write_text(keep_links(origin.read_text(), place, set(files)))
+            (source / place).write_text(keep_links(origin.read_text(), place, files))
         else:
             shutil.copyfile(origin, source / place)
-    (source / "gallery.md").write_text(gallery.page(drawn))
     reference = api.pages(commands)
-    for place, text in reference.items():
-        (source / place).parent.mkdir(exist_ok=True)
-        (source / f"{place}.rst").write_text(text)
-    others = [p.relative_to(root) for p in pages]
-    (source / "index.md").write_text(
-        index_page(
-            manifest(), [p.relative_to(root) for p in solutions], others, set(files), [*reference]
-        )
+    own = {f"{place}.rst": text for place, text in reference.items()}
+    own["gallery.md"] = gallery.page(profile)
+    own["index.md"] = index_page(
+        manifest(),
+        {
+            "Figures": ["gallery"],
+            "Solutions": [_document(p, root) for p in solutions],
+            "API reference": [*reference],
+            "For teachers and contributors": [_document(p, root) for p in pages],
+        },
+        files,
     )
+    (source / "api").mkdir()
+    for place, text in own.items():
+        (source / place).write_text(text)
 
 
-def keep_links(text: str, place: Path, files: set[Path]) -> str:
+def _document(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def keep_links(text: str, place: Path, files: Collection[Path]) -> str:
     """Markdown with links to files outside the book turned into their texts."""
 
     def link(found: re.Match) -> str:
@@ -228,65 +179,19 @@ def add_sliders(notebook: nbformat.NotebookNode) -> None:
             cell.outputs.insert(0, nbformat.v4.new_output("display_data", data=frame))
 
 
-def index_page(
-    items: Sequence[Item],
-    solutions: list[Path],
-    pages: list[Path],
-    files: set[Path],
-    reference: list[str],
-) -> str:
+def index_page(items: Sequence[Item], others: dict[str, list[str]], files: Collection[Path]) -> str:
     """The first page: what this is (the README's opening), a thumbnail per notebook, and the order
-    of the pages."""
+    of the pages, ``others`` by their caption at the end."""
     opening = (paths.root() / "README.md").read_text().split("\n```")[0].strip()
-    lines = [
-        keep_links(re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening), Path("index.md"), files),
-        "",
-    ]
-    lines += [
-        '- <a href="plane.html">Turn the plane</a>: the lesson\'s sliders in one file, which a '
-        "phone opens without network.",
-        "- [Gallery](gallery.md): every figure, and what it found; as "
-        '<a href="slides.html">slides</a>, too.',
-        "- [API reference](api/index.rst): every public name, with examples, and the command line.",
-        "",
-        SEARCH,
-        "",
-    ]
-    contents = []
-    for group in dict.fromkeys([*GROUPS, *(i.group for i in items)]):
-        title, members = (
-            GROUPS.get(group, group.capitalize()),
-            [i for i in items if i.group == group],
-        )
-        lines += [f"## {title}", "", "::::{container} cards", ""]
-        for item in members:
-            picture = Path("figures/mini") / f"{item.id}.png"
-            image = f"![{item.item}: {item.title}]({picture})" if picture in files else item.item
-            minutes = ", ".join(f"{p} {m:g} min" for p, m in sorted(item.minutes.items()))
-            lines += [
-                ":::{container} card",
-                f"[{image}](notebooks/{item.id}.ipynb)",
-                "",
-                f"[{item.item}](notebooks/{item.id}.ipynb)",
-                "",
-                item.title + (f" ({minutes})" if minutes else ""),
-                ":::",
-                "",
-            ]
-        lines += ["::::", ""]
-        listed = [f"notebooks/{i.id}" for i in members]
-        if group == "report" and Path("figures/REPORT.md") in files:
-            listed.append("figures/REPORT")
-        contents += toctree(title, listed)
-    contents += toctree("Figures", ["gallery"])
-    contents += toctree("Solutions", [p.with_suffix("").as_posix() for p in solutions])
-    contents += toctree("API reference", reference)
-    contents += toctree(
-        "For teachers and contributors", [p.with_suffix("").as_posix() for p in pages]
+    opening = re.sub(r"!\[[^\]]*\]\([^)]*\)\s*", "", opening)
+    groups = {t: [i for i in items if i.group == name] for name, t in DATA["groups"].items()}
+    contents = {t: [f"notebooks/{i.id}" for i in members] for t, members in groups.items()}
+    if Path("figures/REPORT.md") in files:
+        contents["The report"].append("figures/REPORT")
+    return render(
+        "index.md",
+        opening=keep_links(opening, Path("index.md"), files),
+        groups=groups,
+        contents=contents | others,
+        files=set(map(str, files)),
     )
-    return "\n".join([*lines, *contents])
-
-
-def toctree(caption: str, places: list[str]) -> list[str]:
-    """A hidden table of contents: it makes the side bar and the order of previous and next."""
-    return ["```{toctree}", ":hidden:", f":caption: {caption}", "", *places, "```", ""]

@@ -12,30 +12,9 @@ from typing import Any
 from ...merging import METHODS
 from ...protocols import PROTOCOLS
 from ...study import Study
+from .pages import DATA
 
-EXAMPLES = (
-    "Study",
-    "task",
-    "image_task",
-    "merge",
-    "align_classifier",
-    "evaluate",
-    "compare",
-    "method",
-    "protocol",
-)
-"""The names of ``mergelib`` in the order in which their examples are read, and run."""
-TITLES = {
-    "study": "Study",
-    "functions": "Functions of mergelib",
-    "models": "Models of your own",
-    "tasks": "Tasks",
-    "merging": "Merging",
-    "protocols": "Evaluation protocols",
-    "core.types": "Data types",
-    "core.errors": "Errors",
-}
-"""Pages; all but the first two explain the module of their name."""
+EXAMPLES, TITLES = DATA["examples"], DATA["reference"]
 
 
 def names_of(page: str) -> list[str]:
@@ -44,12 +23,10 @@ def names_of(page: str) -> list[str]:
         return [f"mergelib.{n}" for n in EXAMPLES if (n == "Study") == (page == "study")]
     module = import_module(f"mergelib.{page}")
     entries = [getattr(import_module("mergelib"), n) for n in EXAMPLES]
-    own = [n for n, x in vars(module).items() if getattr(x, "__module__", "") == module.__name__]
-    listed = getattr(module, "__all__", [n for n in own if inspect.isclass(getattr(module, n))])
-    objects = {n: getattr(module, n) for n in listed}
-    return [
-        f"{module.__name__}.{n}" for n, x in objects.items() if callable(x) and x not in entries
-    ]
+    own = {n: x for n, x in vars(module).items() if inspect.isclass(x)}
+    own = [n for n, x in own.items() if x.__module__ == module.__name__]
+    listed = {n: getattr(module, n) for n in getattr(module, "__all__", own)}
+    return [f"mergelib.{page}.{n}" for n, x in listed.items() if callable(x) and x not in entries]
 
 
 def pages(parser: argparse.ArgumentParser) -> dict[str, str]:

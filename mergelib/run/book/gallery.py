@@ -1,26 +1,42 @@
-"""The gallery: every figure on one page, under the title that states its finding."""
+"""Every figure under the title that states its finding: on one page, and as slides."""
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...core import paths
 from ...core.manifest import Item, manifest
+from .pages import render
 
-Figure = tuple[Item, Path]
-"""A notebook, and the sidecar of a figure that it draws."""
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure's notebook, its sidecar, its title (where it states none, the notebook's) and its
+    alt text."""
+
+    item: Item
+    file: Path
+    title: str
+    alt: str
+
+    def picture(self) -> str:
+        """The PNG as base64."""
+        return base64.b64encode(self.file.with_suffix(".png").read_bytes()).decode()
 
 
 def figures(profile: str) -> list[Figure]:
     """Every figure in the notebooks' order, as ``sidecar`` finds it."""
-    return [
-        (item, found)
-        for item in manifest()
-        for stem in (item.id, *item.extra_figures)
-        if (found := sidecar(profile, stem))
-    ]
+    found = []
+    for item in manifest():
+        for stem in (item.id, *item.extra_figures):
+            if file := sidecar(profile, stem):
+                said = json.loads(file.read_text())
+                title = said.get("title") or f"{item.item}: {item.title}"
+                found.append(Figure(item, file, title, said["alt"]))
+    return found
 
 
 def sidecar(profile: str, stem: str) -> Path | None:
@@ -31,35 +47,15 @@ def sidecar(profile: str, stem: str) -> Path | None:
     return next((p for f in folders if (p := f / f"{stem}.json").is_file()), None)
 
 
-def told(figure: Figure) -> tuple[str, str]:
-    """A figure's title, where it states none the notebook's, and its alt text."""
-    item, sidecar = figure
-    said = json.loads(sidecar.read_text())
-    return said.get("title") or f"{item.item}: {item.title}", said["alt"]
-
-
-def page(shown: Sequence[Figure]) -> str:
+def page(profile: str) -> str:
     """Picture, finding, notebook and files of each figure, as Markdown."""
-    lines = ["# Gallery", "", "::::{container} cards gallery", ""]
-    for item, sidecar in shown:
-        title, alt = map(plain, told((item, sidecar)))
-        file = "/".join(["figures", sidecar.parent.name, sidecar.stem])
-        lines += [
-            ":::{container} card",
-            f"[![{alt}]({file}.png)](notebooks/{item.id}.ipynb)",
-            "",
-            f"**{title}**",
-            "",
-            alt,
-            "",
-            f"[{item.item}](notebooks/{item.id}.ipynb) · {sidecar.parent.name} · "
-            f"{{download}}`PNG <{file}.png>` · {{download}}`PDF <{file}.pdf>`",
-            ":::",
-            "",
-        ]
-    return "\n".join([*lines, "::::", ""])
+    return render("gallery.md", figures=figures(profile))
 
 
-def plain(text: str) -> str:
-    """Text as one line of Markdown in which nothing is markup."""
-    return "".join(f"\\{c}" if c in r"\`*_[]<>$|{}#" else c for c in " ".join(text.split()))
+def slides(profile: str) -> str:
+    """``slides.html``: one slide per figure, in one file that needs no network.
+
+    Arrow keys, Page Down and a swipe turn the page; the browser prints a slide per sheet. A
+    figure's alt text, with the numbers, stands below it.
+    """
+    return render("slides.html", figures=figures(profile))
