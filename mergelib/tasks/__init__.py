@@ -16,9 +16,9 @@ from ..profiles import Profile
 from . import hub, hub_images, miniature, released
 from .build import build_task, kept_images
 from .data import rows_of
-from .local import local_splits
+from .local import LAYOUTS, local_splits
 from .miniature import images
-from .parquet import LAYOUT, decode_image, parquet_splits
+from .parquet import decode_image, parquet_splits
 from .rows import Rows, as_split, named_splits
 
 __all__ = ["build_task", "image_task", "load_task", "rows_of", "task"]
@@ -175,38 +175,26 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
         DataError: local files without a folder in the profile, or data that cannot be used.
     """
     sizes, store = profile.tasks, store or Store(paths.store_root())
-    is_image = sizes.modality == "image"
+    is_image, folder = sizes.modality == "image", getattr(sizes, f"{sizes.modality}_dir")
+    limits = {"n_train": sizes.n_train + sizes.n_validation, "n_test": sizes.n_test}
     if sizes.source == "miniature":
         return miniature_images(name, profile, store) if is_image else miniature_task(name, profile)
-    n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
-    if sizes.source in hub.SOURCES and is_image:
-        return hub_images.hub_images(name, profile, store)
-    if sizes.source in hub.SOURCES:
-        source = hub.SOURCES[sizes.source]
-        splits = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
-    elif sizes.source == "released":
-        source, splits = "released CSV files", released.released_splits(name, profile.released_dir)
+    if sizes.source == "released":
+        splits = released.released_splits(name, profile.released_dir)
+    elif sizes.source != "local":
+        if is_image:
+            return hub_images.hub_images(name, profile, store)
+        splits = hub.hub_splits(name, **limits, sample=bool(sizes.sample))
+    elif not folder:
+        raise DataError(
+            f"Profile '{profile.name}' reads local {sizes.modality}s: "
+            f"give --{sizes.modality}-dir FOLDER with {LAYOUTS[sizes.modality]}."
+        )
     elif is_image:
-        if not sizes.image_dir:
-            raise DataError(
-                f"Profile '{profile.name}' reads local images: "
-                f"give --image-dir FOLDER with {LAYOUT.partition('/')[2]}."
-            )
-        size = profile.encoder.image_size
-        splits = parquet_splits(sizes.image_dir, name, size, n_train=n_train, n_test=n_test)
+        splits = parquet_splits(folder, name, profile.encoder.image_size, **limits)
     else:
-        if not sizes.text_dir:
-            raise DataError(
-                f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
-                "<task>/{train,test}.csv[.gz]."
-            )
-        splits = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
+        splits = local_splits(folder, name, text_column=sizes.text_column)
+    rows = sizes.model_dump(include={"n_train", "n_validation", "n_test"})
     return build_task(
-        name,
-        *splits,
-        n_train=sizes.n_train,
-        n_validation=sizes.n_validation,
-        n_test=sizes.n_test,
-        source=source,
-        modality=sizes.modality,
+        name, *splits, **rows, source=hub.SOURCES[sizes.source], modality=sizes.modality
     )

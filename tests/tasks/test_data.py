@@ -22,7 +22,7 @@ from mergelib.core.types import Split
 from mergelib.tasks.data import labelled, read_csv, rows_of, unlabelled
 from mergelib.tasks.local import LABEL_NAMES, local_splits
 from mergelib.tasks.released import released_splits
-from mergelib.tasks.rows import rows
+from mergelib.tasks.rows import Form, rows
 
 NAMES = ("sport", "film", "news")
 TEXTS, LABELS = ["a goal", "an actor", "a vote", "null"], ["sport", "film", "news", "film"]
@@ -434,30 +434,34 @@ def test_texts_survive_as_they_are(tmp_path, kind):
     assert list(rows_of(path).inputs) == texts
 
 
-def test_columns_by_place_and_name(tmp_path):
+@pytest.mark.parametrize(
+    "table, column, labelled, found",
+    [
+        ('1,"title","text"\n1,t,text two\n', None, True, ["text", "text two"]),
+        ("1,a,b,c\n1,d,e,f\n", None, True, "line 1: .*it has label, 1, 2, 3.*--text-column"),
+        ("1,a,b,c\n1,d,e,f\n", 1, True, ["a", "d"]),
+        *[("1,a,b,c\n", c, True, f"{c} does not exist.*--text-column") for c in (0, 4, -1, "t")],
+        ("title,label,body\na,1,b\n", None, True, ["b"]),
+        ("title,label,body\na,1,b\n", "Title", True, ["a"]),
+        ("title,label,body\na,1,b\n", 0, True, ["a"]),
+        ("comment,rating\ngood,1\n", "comment", False, ["good"]),
+        ("comment,rating\ngood,1\nbad,1\n", None, False, "repeats itself.*--text-column 0"),
+        ("u1,fine,pos\nu2,poor,pos\n", None, False, "repeats itself.*--text-column 0"),
+        ("2,a,fine\n1,b,poor\n2,a,so so\n", None, False, ["fine", "poor", "so so"]),
+    ],
+)
+def test_columns_by_place_and_name(tmp_path, table, column, labelled, found):
+    path, form = tmp_path / "x.csv", Form(labelled, text_column=column)
+    path.write_text(table)
+    if isinstance(found, list):
+        assert read_csv(path, form).inputs == found
+    else:
+        with pytest.raises(DataError, match=found):
+            read_csv(path, form)
+
+
+def test_the_text_column_of_every_table(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text('1,"title","text"\n1,t,text two\n')
-    assert read_csv(path).inputs == ["text", "text two"]
-    path.write_text("1,a,b,c\n1,d,e,f\n")
-    with pytest.raises(DataError, match=r"line 1: 4 columns.*--text-column"):
-        read_csv(path)
-    assert read_csv(path, text_column=1).inputs == ["a", "d"]
-    for column in (0, 4, -1, "title"):
-        with pytest.raises(DataError, match=f"--text-column {column} does not exist"):
-            read_csv(path, text_column=column)
-    path.write_text("title,label,body\na,1,b\n")
-    assert read_csv(path).inputs == ["b"]
-    assert (
-        read_csv(path, text_column="Title").inputs == read_csv(path, text_column=0).inputs == ["a"]
-    )
-    path.write_text("comment,rating\ngood,1\n")
-    assert read_csv(path, text_column="comment", labelled=False).inputs == ["good"]
-    for ambiguous in ("comment,rating\ngood,1\nbad,1\n", "u1,fine,pos\nu2,poor,pos\n"):
-        path.write_text(ambiguous)
-        with pytest.raises(DataError, match=r"repeats itself.*--text-column 0"):
-            read_csv(path, labelled=False)
-    path.write_text("2,a,fine\n1,b,poor\n2,a,so so\n")
-    assert read_csv(path, labelled=False).inputs == ["fine", "poor", "so so"]
     path.write_text("title,label,body\na,1,b\n")
     frame = pd.read_csv(path)
     for table in (frame, frame.to_dict("list"), datasets.Dataset.from_pandas(frame), path):
