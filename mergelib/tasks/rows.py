@@ -525,8 +525,8 @@ def targets(
             "second; write the classes' names."
         )
     positions = [i for i, y in enumerate(labels) for _ in y]
-    inputs, lines = ([part[i] for i in positions if part] for part in (data.inputs, data.lines))
-    flat = Rows(inputs, [c for y in labels for c in y], data.names, data.first, data.where, lines)
+    lines = [data.lines[i] for i in positions] if data.lines else ()
+    flat = replace(data, labels=[c for y in labels for c in y], lines=lines)
     multi_hot = torch.zeros(len(labels), n)
     if positions:
         multi_hot[positions, numbered(flat, names, owner, first_label)] = 1.0
