@@ -20,11 +20,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..core.documents import user_path
-from ..core.errors import DataError, shortened
+from ..core.errors import DataError, first_five, shortened
 from ..core.progress import progress
 from ..core.types import Split
 from .build import shuffled
-from .rows import few
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
 # Decoders of plain pixels; others in Pillow start programs.
@@ -147,7 +146,7 @@ def read_parquet(
     chosen = set(shuffled(len(labels), seed)[:limit].tolist())
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
     bar, found = progress(desc=desc, total=len(chosen)), 0
-    for row, (where, value) in enumerate(cell for one in paths for cell in _images(one)):
+    for row, (where, value) in enumerate(cell for one in paths for cell in _cells(one)):
         if row in chosen:
             images[found] = decode_image(_bytes_of(value, where), size, where)
             found += 1
@@ -155,7 +154,7 @@ def read_parquet(
     return Split(images, labels[sorted(chosen)]), names[0]
 
 
-def _images(path: Path) -> Iterator[tuple[str, pa.Scalar]]:
+def _cells(path: Path) -> Iterator[tuple[str, pa.Scalar]]:
     """Each cell of column ``image``, with its place for messages."""
     with opened(path) as file:
         batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=["image"])
@@ -168,8 +167,9 @@ def _check_names(places: Sequence[Any], names: Sequence[tuple[str, ...]]) -> Non
     for place, other in zip(places, names, strict=True):
         if other != names[0]:
             raise DataError(
-                f"{place} and {places[0]} name their classes differently ({few(other) or 'none'} "
-                f"and {few(names[0]) or 'none'}); give all files the same ClassLabel."
+                f"{place} and {places[0]} name their classes differently "
+                f"({first_five(other) or 'none'} and {first_five(names[0]) or 'none'}); "
+                "give all files the same ClassLabel."
             )
 
 
@@ -190,10 +190,10 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
+    except DataError:
+        raise
     # ValueError: a schema whose names are not UTF-8
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{path}: cannot be read as Parquet ({shortened(str(error), 200)}); "
             "write it again with datasets."

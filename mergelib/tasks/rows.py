@@ -451,8 +451,8 @@ def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | No
             return list(data.labels)
         else:
             raise DataError(
-                f"{data.where}: {len(data.names)} classes ({few(data.names)}), and '{owner}' has "
-                f"{n} ({few(names)}); they cannot be matched by name."
+                f"{data.where}: {len(data.names)} classes ({first_five(data.names)}), and "
+                f"'{owner}' has {n} ({first_five(names)}); they cannot be matched by name."
             )
     of_names = isinstance(labels[0], str)
     texts = {str(y): y for y in labels}
@@ -473,7 +473,7 @@ def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | No
         is_header = name == labels[0] and not name[:1].isdigit()
         raise DataError(
             f"{data.at(labels.index(texts[name]))}: Label {shown!r} is none of "
-            f"'{owner}'s: {low}..{n - 1 + low} or {few(names)}."
+            f"'{owner}'s: {low}..{n - 1 + low} or {first_five(names)}."
             + ("" if _has_names(names) or counted else f" '{owner}' does not name its classes.")
             + (" A header calls its columns label and text." if is_header else "")
         )
@@ -481,14 +481,15 @@ def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | No
         name = next(t for t, place in readings[0].items() if place == -1)
         raise DataError(
             f"{data.where}: label {name!r}, and two classes of '{owner}' have this name "
-            f"({few(names)}); give numbers from 0 instead."
+            f"({first_five(names)}); give numbers from 0 instead."
         )
     if any(places != readings[0] for places in readings):
         low, high = min(texts, key=int), max(texts, key=int)
         raise DataError(
             f"{data.where}: numbers from {low} to {high} can count '{owner}'s {n} classes "
-            f"({few(names)}) in two ways, and nothing says which. Write names instead, or say what "
-            "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
+            f"({first_five(names)}) in two ways, and nothing says which. Write names instead, or "
+            "say what the first class is called: --first-label 0 or 1; in Python, (inputs, numbers "
+            "from 0)."
         )
     return [readings[0][str(y)] for y in labels]
 
@@ -571,13 +572,6 @@ def _by_name(texts: Iterable[str], names: Sequence[str]) -> dict[str, int] | Non
     return None
 
 
-def few(names: Sequence[str]) -> str:
-    """The first four names and how many there are, for messages."""
-    return ", ".join(map(shortened, names[:4])) + (
-        f", ... ({len(names)})" if len(names) > 4 else ""
-    )
-
-
 def named_splits(
     train: Rows, test: Rows, owner: str, names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[int], list[int]]:
@@ -604,32 +598,36 @@ def named_splits(
         first = first if all(map(_counts, values)) else None
         return tuple(names), *(numbered(rows, names, owner, first) for rows in (train, test))
     texts = train.texts()
-    known, counts = set(texts), Counter(texts)
-    if train.first is None and counts[texts[0]] == 1 and len(known) > 2:
-        if all(n > 1 for label, n in counts.items() if label != texts[0]):
-            raise DataError(
-                f"{train.at(0)}: class {texts[0]!r} has only this row. If it is a header, name "
-                "its columns label and text; else give the class more rows."
-            )
-    digits = set(filter(_counts, known))
-    if digits and digits != known and train.first is None:
-        outlier = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(known)))
+    counts = Counter(texts)
+    single = [label for label, n in counts.items() if n == 1]
+    if train.first is None and single == texts[:1] and len(counts) > 2:
+        raise DataError(
+            f"{train.at(0)}: class {texts[0]!r} has only this row. If it is a header, name "
+            "its columns label and text; else give the class more rows."
+        )
+    digits = set(filter(_counts, counts))
+    if 0 < len(digits) < len(counts) and train.first is None:
+        outlier = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(counts)))
         raise DataError(
             f"{train.at(texts.index(outlier))}: label {outlier!r} among names and numbers; "
             "give all labels as names, or all as numbers."
         )
-    if isinstance(train.inputs[0], str) and len(known) > len(set(train.inputs)):
+    if isinstance(train.inputs[0], str) and len(counts) > len(set(train.inputs)):
         raise DataError(
-            f"{train.where}: {len(known)} classes, more than different inputs; "
+            f"{train.where}: {len(counts)} classes, more than different inputs; "
             "text and label seem to be swapped."
         )
-    names = sorted(known, key=lambda t: (len(t), t) if digits == known else (0, t))
+    names = sorted(counts)
+    if len(digits) == len(counts):
+        names.sort(key=len)  # numbers
     if train.names:
-        names = [n for n in train.names if n in known]
+        names = [name for name in train.names if name in counts]
     places = {name: i for i, name in enumerate(names)}
     for i, label in enumerate(test.texts()):
         if label not in places:
-            raise DataError(f"{test.at(i)}: label {label!r} is not among train's {few(names)}.")
+            raise DataError(
+                f"{test.at(i)}: label {label!r} is not among train's {first_five(names)}."
+            )
     return tuple(names), [places[t] for t in texts], [places[t] for t in test.texts()]
 
 

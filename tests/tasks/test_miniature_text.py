@@ -53,11 +53,10 @@ def test_world_is_frozen(task, documents):
     )
 
 
-def test_corpus_is_a_deterministic_equal_mix():
+def test_corpus_is_frozen_and_an_equal_mix():
     first = corpus(500, seed=3, exclude=[])
     digest = hashlib.sha256("\n".join(first).encode()).hexdigest()
     assert digest == PINNED_CORPUS, "the mix of tasks has changed: bump WORLD_VERSION"
-    assert first == corpus(500, seed=3, exclude=[])
     assert first != corpus(500, seed=4, exclude=[])
     again = corpus(500, seed=3, exclude=[first[0].upper(), first[7]])
     assert first[0] not in again and first[7] not in again
@@ -74,7 +73,6 @@ def test_balance_duplicates_and_exclusion(task):
     assert len(counts) == classes and max(counts) - min(counts) <= 1
     lines = {line.lower() for line, _ in first}
     assert len(lines) == 503
-    assert generate(task, 503, seed=1) == first
     rest = generate(task, 503, seed=1, exclude=[line.upper() for line in lines])
     assert not lines & {line.lower() for line, _ in rest}
 

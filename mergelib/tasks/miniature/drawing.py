@@ -195,12 +195,13 @@ def lines(u: Array, v: Array, name: str) -> Array:
 
 
 class Canvas:
-    """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers."""
+    """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers on pictures or on a colour."""
 
-    def __init__(self, draws: Draws, colour: str | Array):
+    def __init__(self, draws: Draws, ground: str | Array):
         self.draws = draws
-        rgb = self.colour(colour).astype(np.float32)[:, :, None, None]
-        self.rgb = np.repeat(np.repeat(rgb, SIZE, 2), SIZE, 3)
+        self.rgb = self.colour(ground)
+        if self.rgb.ndim == 2:
+            self.rgb = self.rgb[:, :, None, None] * np.ones_like(X + Y)[:, None]
 
     def colour(self, colour: str | Array) -> Array:
         """``[n, 3]`` of a name, or as they are given."""

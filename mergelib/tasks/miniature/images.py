@@ -146,8 +146,7 @@ def _known(task: str) -> None:
 def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
     """What a camera adds: something in front, light from a side, a colour cast, blur, noise. ``[n,
     3, 32, 32]`` uint8."""
-    c = Canvas(draws, np.zeros((len(rgb), 3)))
-    c.rgb = rgb
+    c = Canvas(draws, rgb)
     u, v = draws.frame(0, SIZE, (0, 1))
     c.fill(box(u, v, draws.uniform(1, 3), draws.uniform(2, 4)), "anything", draws.chance(0.25))
     level = np.array([(0.4, 0.6), (0.8, 1.05), (1.15, 1.35)], dtype=np.float32)[lighting][

@@ -44,7 +44,6 @@ class Scene(Canvas):
     light."""
 
     def __init__(self, draws: Draws, light: Array):
-        super().__init__(draws, np.zeros((draws.n, 3)))
         self.light = light
         self.horizon = draws.uniform(9, 22)
         jitter = 1 + 0.4 * (draws.rng.random((draws.n, 3)) - 0.5)
@@ -53,7 +52,8 @@ class Scene(Canvas):
             (self.by_light(key) * jitter).astype(np.float32)[:, :, None, None]
             for key in ("top", "low")
         )
-        self.rgb = np.clip(top + down[:, None] * (low - top) + np.zeros_like(X)[:, None], 0, 1)
+        sky = np.clip(top + down[:, None] * (low - top) + np.zeros_like(X)[:, None], 0, 1)
+        super().__init__(draws, sky)
         cx, cy = draws.uniform(4, 28), draws.uniform(3, 8)
         noon, sunset, night = map(self.of, LIGHTS[:3])
         cy = np.where(sunset > 0, self.horizon - draws.uniform(1, 4), cy)
