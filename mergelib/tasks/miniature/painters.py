@@ -268,16 +268,14 @@ def cars(body: str, draws: Draws, colour: Array) -> Array:
 
 
 def ground(kind: str, draws: Draws) -> Canvas:
-    if kind == "forest":
-        c = Canvas(draws, "tree tops")
-        c.shade(0.65 + 0.7 * draws.noise(16))
+    if kind in DATA["grounds"]:
+        colour, darkest, span, cells = DATA["grounds"][kind]
+        c = Canvas(draws, colour)
+        c.shade(darkest + span * draws.noise(cells))
     elif kind == "desert":
         c = Canvas(draws, "dunes")
         u, _ = turned(X, Y, 16, 16, draws.uniform(0, 1))
         c.shade(0.92 + 0.08 * wave(u / draws.uniform(4, 6) + 0.8 * draws.noise(3)))
-    elif kind == "meadow":
-        c = Canvas(draws, "meadow")
-        c.shade(0.85 + 0.3 * draws.noise(6))
     elif kind == "farmland":
         u, v = draws.frame(0, 32, (0, 1))
         width, height = draws.uniform(7, 11), draws.uniform(6, 9)
@@ -287,7 +285,7 @@ def ground(kind: str, draws: Draws) -> Canvas:
             c.paint(cell == i, crop)
         c.shade(1 - 0.35 * edge(np.minimum(saw(u / width) * width, saw(v / height) * height) - 0.4))
         c.shade(1 - 0.12 * edge(saw(u / 2.2) * 2.2 - 0.5))
-    elif kind == "suburb":
+    else:  # a suburb
         u, v = draws.frame(0, 32, (0, 1))
         pitch = draws.uniform(5, 6.5)
         c = Canvas(draws, "gardens")
@@ -295,9 +293,6 @@ def ground(kind: str, draws: Draws) -> Canvas:
         tone = (np.floor(u / pitch) * 5 + np.floor(v / pitch) * 3 + 70) % 3
         for i, colour in enumerate(("red roof", "brown roof", "slate roof")):
             c.fill(roof, colour, tone == i)
-    else:
-        c = Canvas(draws, "snow")
-        c.shade(0.86 + 0.2 * draws.noise(5))
     return c
 
 
