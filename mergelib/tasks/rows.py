@@ -384,7 +384,7 @@ def columns_of(names: Sequence[Any], where: str, form: Form) -> dict[str, int]:
             f"{where}: a data set needs a column "
             f"{'image' if form.is_image else 'text'}{' and a column label' * form.labelled}; "
             f"it has {_listed(names)}. Rename them, say which is the text (--text-column), or give "
-            "lists: (data[...], data[...])."
+            "lists: (data[...], data[...]). In a .csv commas separate columns, in a .tsv tabs."
         )
     places = {"inputs": usual[0], "second": second}
     if form.labelled:
