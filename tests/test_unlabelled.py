@@ -80,19 +80,13 @@ def test_a_fit_sees_no_label_and_anchors_see_only_their_own(study, make_study):
     other = make_study(None, moved)
     other.__dict__["_foundation"] = study._foundation
     for task in study.tasks:
-        same = [
-            s.predictions("ties", task, "ft_classifier", draw="share", fit_on="test")
-            for s in (study, other)
-        ]
-        assert torch.equal(*same)
+        ft, knn, unscored = (
+            [s.predictions("ties", task, protocol, draw="share", fit_on=on) for s in (study, other)]
+            for protocol, on in (("ft_classifier", "test"), ("knn", "test"), ("knn", "train"))
+        )
+        assert torch.equal(*ft)
         assert study.evidence("ties", task, draw="share", fit_on="test").classes is None
-        knn = [
-            s.predictions("ties", task, "knn", draw="share", fit_on="test") for s in (study, other)
-        ]
         assert torch.equal((knn[0] + 1) % study.task(task).n_classes, knn[1])
-        unscored = [
-            s.predictions("ties", task, "knn", draw="share", fit_on="train") for s in (study, other)
-        ]
         assert torch.equal(*unscored), "train anchors keep their labels"
 
 
@@ -100,29 +94,16 @@ def test_scores_have_a_row_per_share_and_seed_and_agree_with_predictions(study):
     rows = unlabelled.scores(study, ["ties"], ["current", "knn", "ft_classifier"])
     seeds, tasks = study.profile.protocols.seeds, list(study.tasks)
     assert len(rows) == len(tasks) * (1 + 2 * len(SHARES) * len(seeds))
-    cell = rows[
-        (rows.task == "ag")
-        & (rows.protocol == "ft_classifier")
-        & (rows.share == 2.5)
-        & (rows.seed == 1)
-    ]
-    predicted = study.predictions("ties", "ag", "ft_classifier", draw="share", fit_on="test")[
-        SHARES.index(2.5), seeds.index(1)
-    ]
+    cell = rows.query("task == 'ag' and protocol == 'ft_classifier' and share == 2.5 and seed == 1")
+    predicted = study.predictions("ties", "ag", "ft_classifier", draw="share", fit_on="test")
+    predicted = predicted[SHARES.index(2.5), seeds.index(1)]
     expected = 100 * (predicted == study.task("ag").test.labels).double().mean()
-    assert (
-        float(cell.accuracy.iloc[0]) == pytest.approx(float(expected))
-        and int(cell.drawn.iloc[0]) == 2
-    )
-    summary = tables.mean_and_std(rows)
-    mine = rows[(rows.protocol == "knn") & (rows.share == 10)]
-    summary = tables.averages(summary)
-    found = summary[(summary.protocol == "knn") & (summary.share == 10)].iloc[0]
-    per_seed = mine.groupby("seed").accuracy.mean()
-    assert (found["mean"], found["std"]) == (
-        pytest.approx(per_seed.mean()),
-        pytest.approx(per_seed.std()),
-    )
+    assert cell.accuracy.item() == pytest.approx(float(expected)) and cell.drawn.item() == 2
+    summary = tables.averages(tables.mean_and_std(rows))
+    mine = "protocol == 'knn' and share == 10"
+    per_seed = rows.query(mine).groupby("seed").accuracy.mean()
+    found = summary.query(mine)[["mean", "std"]].iloc[0]
+    assert found.tolist() == pytest.approx([per_seed.mean(), per_seed.std()])
     with pytest.raises(ConfigError, match="unlabelled"):
         study.scores(["ties"], ["knn"], draw="share")
     with pytest.raises(MissingShotsError, match=r"share in percent \(protocols\.shares\) '7'"):
@@ -141,10 +122,8 @@ def test_coverage_counts_classes_with_an_anchor(study):
         "three inputs are fewer than four classes, six are not fewer than five"
     )
     assert unlabelled.counted(frame)[2.5] == "2"
-    table = unlabelled.coverage_table(frame)
-    assert table.loc[("Yelp", 5), "2.5 %"].endswith("*") and not table.loc[
-        ("Yelp", 5), "10 %"
-    ].endswith("*")
+    row = unlabelled.coverage_table(frame).loc[("Yelp", 5)]
+    assert row["2.5 %"].endswith("*") and not row["10 %"].endswith("*")
 
 
 def test_the_claim_is_left_open_where_a_share_is_fewer_inputs_than_classes():

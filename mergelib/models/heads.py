@@ -32,7 +32,6 @@ from ..protocols import (
 )
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
-from ..tasks.rows import few
 from .folders import RECORD
 from .kinds import METRICS, check_single, kind_of
 from .merged import Classifier, Merged, TaskHead, load_merged
@@ -275,8 +274,8 @@ def check_same_head(head: TaskHead, expert: TaskHead) -> None:
     remedy = "Give the expert that this head comes from, or another task name."
     if head.labels != expert.labels:
         raise ConfigError(
-            f"The merged model's head for '{head.task}' has the labels {few(head.labels)}, "
-            f"the expert {few(expert.labels)}. {remedy}"
+            f"The merged model's head for '{head.task}' has the labels {first_five(head.labels)}, "
+            f"the expert {first_five(expert.labels)}. {remedy}"
         )
     ours, given = head.linear.weight, expert.linear.weight
     rounding = {"rtol": 2**-7, "atol": 1e-6}  # of bfloat16 and float16
@@ -644,8 +643,8 @@ def scoring(
     if teacher is not None:
         if teacher.head.labels != classifier.head.labels:
             raise ConfigError(
-                f"'{name}' has the labels {few(classifier.head.labels)}, the expert "
-                f"{few(teacher.head.labels)}."
+                f"'{name}' has the labels {first_five(classifier.head.labels)}, the expert "
+                f"{first_five(teacher.head.labels)}."
             )
         if isinstance(model, Merged):
             check_same_head(classifier.head, teacher.head)

@@ -16,10 +16,10 @@ from ..profiles import Profile
 from . import hub, hub_images, miniature, released
 from .build import build_task, kept_images
 from .data import rows_of
-from .local import local_splits
+from .local import LAYOUTS, local_splits
 from .miniature import images
-from .parquet import LAYOUT, decode_image, parquet_splits
-from .rows import Rows, as_split, named_splits
+from .parquet import decode_image, parquet_splits
+from .rows import as_split, named_splits
 
 __all__ = ["build_task", "image_task", "load_task", "rows_of", "task"]
 
@@ -50,9 +50,7 @@ def task(
         >>> task.label_names, len(task.train), len(task.validation), len(task.test)
         (('+', '-'), 3, 1, 2)
     """
-    read, names, labels = _read(name, train, test, is_image=False)
-    splits = [as_split(r.inputs, y) for r, y in zip(read, labels, strict=True)]
-    return build_task(name, names, *splits, n_validation=n_validation, source=source)
+    return _own_task(name, train, test, n_validation=n_validation, source=source)
 
 
 def image_task(
@@ -91,18 +89,11 @@ def image_task(
     """
     if not is_whole(size) or size < 1:
         raise DataError(f"Task '{name}': size is a whole number of pixels, not {size!r}.")
-    read, names, labels = _read(name, train, test, is_image=True)
-    splits = [
-        Split(
-            torch.stack([decode_image(x, size, r.at(i)) for i, x in enumerate(r.inputs)]),
-            torch.tensor(y),
-        )
-        for r, y in zip(read, labels, strict=True)
-    ]
-    return build_task(
+    return _own_task(
         name,
-        names,
-        *splits,
+        train,
+        test,
+        size,
         n_validation=n_validation,
         source=source,
         modality="image",
@@ -110,20 +101,25 @@ def image_task(
     )
 
 
-def _read(
-    name: str, train: Any, test: Any, is_image: bool
-) -> tuple[list[Rows], tuple[str, ...], list[list[int]]]:
-    """Rows of both splits, the classes' names, and the labels as numbers."""
+def _own_task(name: str, train: Any, test: Any, size: int = 0, **more: Any) -> Task:
+    """A ``Task`` of texts or, with a ``size``, of images."""
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{name!r} cannot name a task; use a text.")
     read = [
-        rows_of(data, is_image=is_image, where=f"Task '{name}', {split}")
+        rows_of(data, is_image=bool(size), where=f"Task '{name}', {split}")
         for split, data in (("train", train), ("test", test))
     ]
     names, *labels = named_splits(*read, name)
     if len(names) < 2:
         raise DataError(f"Task '{name}': only one class ({names[0]}); two are needed.")
-    return read, names, labels
+    splits = []
+    for rows, classes in zip(read, labels, strict=True):
+        inputs: Any = tuple(rows.inputs)
+        if size:
+            images = [decode_image(x, size, rows.at(i)) for i, x in enumerate(inputs)]
+            inputs = torch.stack(images)
+        splits.append(Split(inputs, torch.tensor(classes)))
+    return build_task(name, names, *splits, **more)
 
 
 def miniature_task(name: str, profile: Profile) -> Task:
@@ -175,38 +171,26 @@ def load_task(name: str, profile: Profile, store: Store | None = None) -> Task:
         DataError: local files without a folder in the profile, or data that cannot be used.
     """
     sizes, store = profile.tasks, store or Store(paths.store_root())
-    is_image = sizes.modality == "image"
+    is_image, folder = sizes.modality == "image", getattr(sizes, f"{sizes.modality}_dir")
+    limits = {"n_train": sizes.n_train + sizes.n_validation, "n_test": sizes.n_test}
     if sizes.source == "miniature":
         return miniature_images(name, profile, store) if is_image else miniature_task(name, profile)
-    n_train, n_test, source = sizes.n_train + sizes.n_validation, sizes.n_test, "local files"
-    if sizes.source in hub.SOURCES and is_image:
-        return hub_images.hub_images(name, profile, store)
-    if sizes.source in hub.SOURCES:
-        source = hub.SOURCES[sizes.source]
-        splits = hub.hub_splits(name, n_train=n_train, n_test=n_test, sample=bool(sizes.sample))
-    elif sizes.source == "released":
-        source, splits = "released CSV files", released.released_splits(name, profile.released_dir)
+    if sizes.source == "released":
+        splits = released.released_splits(name, profile.released_dir)
+    elif sizes.source != "local":
+        if is_image:
+            return hub_images.hub_images(name, profile, store)
+        splits = hub.hub_splits(name, **limits, sample=bool(sizes.sample))
+    elif not folder:
+        raise DataError(
+            f"Profile '{profile.name}' reads local {sizes.modality}s: "
+            f"give --{sizes.modality}-dir FOLDER with {LAYOUTS[sizes.modality]}."
+        )
     elif is_image:
-        if not sizes.image_dir:
-            raise DataError(
-                f"Profile '{profile.name}' reads local images: "
-                f"give --image-dir FOLDER with {LAYOUT.partition('/')[2]}."
-            )
-        size = profile.encoder.image_size
-        splits = parquet_splits(sizes.image_dir, name, size, n_train=n_train, n_test=n_test)
+        splits = parquet_splits(folder, name, profile.encoder.image_size, **limits)
     else:
-        if not sizes.text_dir:
-            raise DataError(
-                f"Profile '{profile.name}' reads local files: give --text-dir FOLDER with "
-                "<task>/{train,test}.csv[.gz]."
-            )
-        splits = local_splits(sizes.text_dir, name, text_column=sizes.text_column)
+        splits = local_splits(folder, name, text_column=sizes.text_column)
+    rows = sizes.model_dump(include={"n_train", "n_validation", "n_test"})
     return build_task(
-        name,
-        *splits,
-        n_train=sizes.n_train,
-        n_validation=sizes.n_validation,
-        n_test=sizes.n_test,
-        source=source,
-        modality=sizes.modality,
+        name, *splits, **rows, source=hub.SOURCES[sizes.source], modality=sizes.modality
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core.errors import DataError
 from ..core.store import Artifact, Store
@@ -17,10 +18,9 @@ IMAGES_VERSION = 1
 SPLITS = ("train", "validation", "test")
 
 
-def cut(split: Split, n: int, *, seed: int) -> tuple[Split, Split]:
-    """Two disjoint seeded parts: n rows, and the rest."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return split.subset(order[:n]), split.subset(order[n:])
+def shuffled(n: int, seed: int) -> Tensor:
+    """A seeded permutation of the numbers of n rows ``[n]``."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def build_task(
@@ -62,12 +62,13 @@ def build_task(
         raise DataError(
             f"Task '{name}': {len(train)} training rows cannot give {n_validation} validation rows."
         )
-    validation, rest = cut(train, n_validation, seed=SPLIT_SEED)
-    if n_train is not None and len(rest) > n_train:
-        rest = cut(rest, n_train, seed=SPLIT_SEED + 1)[0]
-    if n_test is not None and len(test) > n_test:
-        test = cut(test, n_test, seed=SPLIT_SEED + 2)[0]
-    return Task(name, tuple(label_names), rest, validation, test, source, modality, templates)
+    order = shuffled(len(train), SPLIT_SEED)
+    validation, train = train.subset(order[:n_validation]), train.subset(order[n_validation:])
+    train, test = (
+        split if n is None or len(split) <= n else split.subset(shuffled(len(split), seed)[:n])
+        for split, n, seed in ((train, n_train, SPLIT_SEED + 1), (test, n_test, SPLIT_SEED + 2))
+    )
+    return Task(name, tuple(label_names), train, validation, test, source, modality, templates)
 
 
 def kept_images(

@@ -14,7 +14,7 @@ import os
 import sys
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,9 +31,12 @@ from .rows import (
     PAIR_COLUMNS,
     SINGLE,
     TEXT_COLUMNS,
+    TEXTS,
+    Form,
     Rows,
     columns_of,
     from_python,
+    plain_names,
     rows,
     targets,
 )
@@ -77,10 +80,10 @@ def rows_of(
     if isinstance(data, Split):
         labels = data.labels if problem == SINGLE else data.labels.view(len(data), -1)
         return Rows(list(data.inputs), labels.tolist(), where=where)
-    form = {"labelled": labelled, "is_image": is_image, "text_column": text_column}
+    form = Form(labelled, is_image, text_column, problem)
     if isinstance(data, str | os.PathLike):
-        return read_file(data, problem=problem, **form)
-    return from_python(data, where=where, problem=problem, **form)
+        return read_file(data, form)
+    return from_python(data, form, where=where)
 
 
 def unlabelled(data: Any, is_image: bool, text_column: str | int | None = None) -> list[Any]:
@@ -115,60 +118,42 @@ def labelled(
     """
     table = rows_of(data, is_image=is_image, text_column=text_column, problem=problem)
     if isinstance(data, Split) and problem == SINGLE:  # 0-based by definition, whatever the names
-        table = Rows(table.inputs, table.labels, tuple(f"LABEL_{c}" for c in range(len(names))))
-        label = next((y for y in table.labels if not 0 <= y < len(names)), None)
-        if label is not None:
+        classes = data.labels
+        for label in classes[(classes < 0) | (classes >= len(names))].tolist():
             raise DataError(f"Label {label} is none of '{owner}'s: 0..{len(names) - 1}.")
-    split = Split(tuple(table.inputs), targets(table, names, owner, problem, first_label))
+    else:
+        classes = targets(table, names, owner, problem, first_label)
+    split = Split(tuple(table.inputs), classes)
     if limit and limit < len(split):
         split = split.subset(uniform_order(len(split), limit, LIMIT_SEED))
     return split
 
 
-def read_file(
-    path: str | os.PathLike,
-    *,
-    labelled: bool,
-    is_image: bool,
-    text_column: str | int | None,
-    problem: str,
-) -> Rows:
+def read_file(path: str | os.PathLike, form: Form) -> Rows:
     """Rows of a .csv, .tsv, .jsonl (each also .gz) or .parquet; unlabelled texts also of a .txt, a
-    text per line; images of a folder with a folder per class. Suffixes in any letter case.
+    text per line; images of a .parquet or a folder, with labels of a folder per class. Suffixes in
+    any letter case.
 
-    Args:
-        path: The file or folder.
-        labelled: Whether labels are read; if not, a folder holds the images themselves.
-        is_image: Whether inputs are images; then a folder or a .parquet.
-        text_column: The text's column: its name, or its number from 0.
-        problem: What a label may be, see ``rows.READERS``.
-
-    Raises:
-        DataError: With file and line: what cannot be read.
+    Raises ``DataError`` with file and line: what cannot be read.
     """
     source = user_path(path)
     if not source.exists():
         hint = "" if os.path.splitext(source)[1] else " (Texts are given as a list of texts.)"
         raise DataError(f"There is no file or folder '{path}'.{hint}")
+    if form.is_image and source.is_dir():
+        return _image_folder(source, form)
+    readers: dict[str, Callable[[Path, Form], Rows]] = {".parquet": _parquet}
+    if not form.is_image:
+        readers = TEXT_READERS | readers
+        if not form.labelled:
+            readers[".txt"] = _text_lines
     kind = (source.with_suffix("") if source.suffix.lower() == ".gz" else source).suffix.lower()
-    options: dict[str, Any] = {"labelled": labelled, "text_column": text_column, "problem": problem}
-    if is_image:
-        formats = f"a folder {'with a folder of images per class' if labelled else 'of images'}"
-        formats += ", or .parquet,"
-        if source.is_dir():
-            return _image_folder(source, labelled)
-    else:
-        formats = ".csv, .tsv, .jsonl or .parquet"
-        formats += "" if labelled else ", or .txt with a text a line,"
-        if kind == ".txt" and not labelled:
-            return _text_lines(source)
-        if kind in READERS and source.is_file():
-            return READERS[kind](source, **options)
-    if kind == ".parquet" and source.is_file():
-        return _parquet(source, is_image=is_image, **options)
+    if kind in readers and source.is_file():
+        return readers[kind](source, form)
+    folders = " or a folder of images (with labels, one folder per class)" * form.is_image
     raise DataError(
-        f"'{path}' holds no {'labelled ' if labelled else ''}inputs "
-        f"that can be read: {formats} is read."
+        f"'{path}' holds no {'labelled ' * form.labelled}inputs that can be read: "
+        f"{', '.join(readers)}{folders} is read."
     )
 
 
@@ -213,7 +198,7 @@ def _lines(f: TextIO, path: Path) -> Iterator[str]:
         yield line.lstrip(MARK)
 
 
-def _text_lines(path: Path) -> Rows:
+def _text_lines(path: Path, form: Form) -> Rows:
     """One text per line; blank lines are skipped."""
     texts: list[str] = []
     numbers = array("q")
@@ -228,7 +213,7 @@ def _text_lines(path: Path) -> Rows:
             if text.strip():
                 texts.append(text)
                 numbers.append(i)
-    return rows(texts, None, where=str(path), lines=numbers)
+    return rows(texts, form=form, where=str(path), lines=numbers)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -240,7 +225,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _json_lines(path: Path, **options: Any) -> Rows:
+def _json_lines(path: Path, form: Form) -> Rows:
     """A JSON object per line with named fields, or an array of such objects."""
     table: list[Any] = []
     numbers = array("q")
@@ -261,31 +246,15 @@ def _json_lines(path: Path, **options: Any) -> Rows:
                 )
             table += items
             numbers += array("q", [i] * len(items))
-    return from_python(table, is_image=False, first=None, where=str(path), lines=numbers, **options)
+    return from_python(table, form, first=None, where=str(path), lines=numbers)
 
 
-def read_csv(
-    path: Path,
-    *,
-    text_column: str | int | None = None,
-    labelled: bool = True,
-    keep_empty: bool = False,
-    label_first: bool = False,
-    problem: str = SINGLE,
-) -> Rows:
+def read_csv(path: Path, form: Form = TEXTS) -> Rows:
     """Labels and texts of one CSV or TSV, plain or gzipped.
 
     A header names the columns (see ``columns_of``). Without one, the label is in the first column
     and the text in the last, of two or three; other numbers of columns need ``text_column``. Texts
     such as "null" or "NA" are texts. Quotes in a TSV are text, unless they enclose a cell.
-
-    Args:
-        path: The file.
-        text_column: The text's column: its name in the header, or its number from 0.
-        labelled: Whether labels are read.
-        keep_empty: Whether a text may be empty.
-        label_first: Whether the first column is known to be the label.
-        problem: What a label may be, see ``rows.READERS``.
 
     Raises:
         DataError: With file and line: an empty or unreadable row, a missing column or, unless
@@ -298,11 +267,13 @@ def read_csv(
     style: dict[str, Any] = (
         {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     )
-    header, width, places = [], 0, (0, None, None, None)  # of text, label, its name, second text
-    cells: tuple[list[str], ...] = ([], [], [], [])  # at these places
+    names: list[str] = []  # of the columns
+    has_header = False
+    places: dict[str, int] = {}
+    cells: dict[str, list[str]] = {"inputs": []}  # at these places
     numbers = array("q")
     firsts: set[str] = set()  # in the first column: it may count the rows, or be the text
-    unsure = not label_first and (labelled or text_column is None)
+    unsure = not form.label_first and (form.labelled or form.text_column is None)
     reader = None
     try:
         with _open(path, newline="") as f:
@@ -312,54 +283,50 @@ def read_csv(
                 if not any(cell.strip() for cell in row):
                     raise DataError(f"{where}: the row is empty; remove it.")
                 row = [_unquoted(cell) for cell in row] if tabs else row
-                if not width:
-                    width = len(row)
-                    if _is_header(row, labelled, text_column):
-                        header = row
-                        places = columns_of(row, where, labelled=labelled, text_column=text_column)
-                    else:
-                        places = _places(width, text_column, labelled, where)
-                    pairs = zip(cells[1:], places[1:], strict=True)
-                    taken = [(values, place) for values, place in pairs if place is not None]
-                    if header:
+                if not names:
+                    has_header = _is_header(row, form)
+                    names = row if has_header else _numbered_columns(len(row), form)
+                    places = columns_of(names, where, form)
+                    cells = {part: [] for part in places}
+                    if has_header:
                         continue
-                if len(row) != width:
+                if len(row) != len(names):
                     remedy = "no text may hold a tab" if tabs else "quote texts that hold commas"
                     raise DataError(
-                        f"{where}: {len(row)} columns, the rows before have {width}; {remedy}."
+                        f"{where}: {len(row)} columns, the rows before have {len(names)}; {remedy}."
                     )
                 if len(numbers) == MAX_ROWS // 2:
                     raise DataError(f"{where}: more than {MAX_ROWS // 2:,} rows; split the file.")
-                cells[0].append(row[places[0]])
-                for values, place in taken:
-                    values.append(sys.intern(row[place]))
+                for part, place in places.items():
+                    cell = row[place]
+                    cells[part].append(cell if part == "inputs" else sys.intern(cell))
                 numbers.append(reader.line_num)
-                if unsure and width > 1 and not header:
+                if unsure and len(row) > 1 and not has_header:
                     firsts.add(row[0].strip())
     except csv.Error as error:
         line = f", near line {reader.line_num}" if reader else ""
         raise DataError(f"{path}{line}: cannot be read as UTF-8 CSV ({error}).") from error
     are_numbers = all(map(str.isdigit, firsts))
     is_index = are_numbers and len(firsts) == len(numbers)
-    if width > 2 and is_index and (len(firsts) > 1 or "0" in firsts):
+    if len(names) > 2 and is_index and (len(firsts) > 1 or "0" in firsts):
         raise DataError(
             f"{path}: its first column holds a different number in every row: is it an index "
             "(index,text,label) or the label (label,title,text)? Give the file a header."
         )
-    if not (labelled or are_numbers) and len(firsts) > len({*cells[0]}):
+    if not (form.labelled or are_numbers) and len(firsts) > len({*cells["inputs"]}):
         raise DataError(
             f"{path}: without a header that it knows, the last column would be the text, but it "
             "repeats itself more often than the first. Say which is the text (--text-column 0), or "
             "give the file a header: text."
         )
-    if header and labelled and header[places[1]].strip() in map(str.strip, cells[1]):
-        raise DataError(
-            f"{path}, line 1: '{shortened(header[places[1]].strip())}' is a class, too; is this "
-            "line a row or a header? Give the file a header: label,text."
-        )
-    table = (None if place is None else values for values, place in zip(cells, places, strict=True))
-    fields = {"where": str(path), "lines": numbers, "first": None, "keep_empty": keep_empty}
-    return rows(*table, problem=problem, **fields)
+    if has_header and form.labelled:
+        name = names[places["labels"]].strip()
+        if name in map(str.strip, cells["labels"]):
+            raise DataError(
+                f"{path}, line 1: '{shortened(name)}' is a class, too; is this line a row or a "
+                "header? Give the file a header: label,text."
+            )
+    return rows(**cells, form=form, where=str(path), lines=numbers, first=None)
 
 
 def _unquoted(cell: str) -> str:
@@ -367,39 +334,30 @@ def _unquoted(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if quoted else cell
 
 
-def _is_header(row: Sequence[str], labelled: bool, text_column: str | int | None) -> bool:
+def _is_header(row: Sequence[str], form: Form) -> bool:
     """Whether a first row is a header: one cell is the named ``text_column``, else a usual name for
     labels or, if labels are not needed, for texts."""
-    cells = [cell.lstrip(MARK).strip().lower() for cell in row]
-    named = text_column.strip().lower() if isinstance(text_column, str) else ""
+    cells = plain_names(row)
+    named = form.text_column.strip().lower() if isinstance(form.text_column, str) else ""
     if named in cells and named and not named.isdigit():
         return True
     known = [c for c in cells if c in (*LABEL_COLUMNS, *TEXT_COLUMNS, *PAIR_COLUMNS)]
     of_labels = any(c in LABEL_COLUMNS for c in cells) and (len(known) > 1 or len(row) == 2)
-    return not any(c.isdigit() for c in cells) and (of_labels or bool(known and not labelled))
+    return not any(c.isdigit() for c in cells) and (of_labels or bool(known and not form.labelled))
 
 
-def _places(
-    width: int, text_column: str | int | None, labelled: bool, where: str
-) -> tuple[int, int | None, None, None]:
-    """``columns_of`` without a header."""
-    if text_column is None:
-        if width in (2, 3) or (width == 1 and not labelled):
-            return width - 1, 0 if labelled else None, None, None
-        raise DataError(
-            f"{where}: {width} columns; name the text column with --text-column (counted from 0). "
-            "Columns are separated by commas, in a .tsv by tabs."
-        )
-    first = int(labelled)
-    if not str(text_column).isdigit() or not first <= int(text_column) < width:
-        raise DataError(
-            f"{where}: --text-column {text_column} does not exist; columns {first}..{width - 1} "
-            "can hold text, and no header names them."
-        )
-    return int(text_column), 0 if labelled else None, None, None
+def _numbered_columns(width: int, form: Form) -> list[str]:
+    """Names for the columns of a file without a header: the label is the first, of few columns the
+    text the last, and the others are called by their numbers."""
+    names = [str(i) for i in range(width)]
+    if form.text_column is None and width < 4:
+        names[-1] = "text"
+    if form.labelled and width > 1:
+        names[0] = "label"
+    return names
 
 
-READERS = {
+TEXT_READERS: dict[str, Callable[[Path, Form], Rows]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".jsonl": _json_lines,
@@ -411,30 +369,24 @@ READERS = {
 # ---- Parquet and images -----------------------------------------------------------------------
 
 
-def _parquet(
-    path: Path, *, labelled: bool, is_image: bool, text_column: str | int | None, problem: str
-) -> Rows:
+def _parquet(path: Path, form: Form) -> Rows:
     """Columns of a Parquet file; its names of classes are those of a ``ClassLabel``."""
-    form = {"labelled": labelled, "is_image": is_image, "text_column": text_column}
     with opened(path) as file:
         columns = file.schema_arrow.names
-        places = columns_of(columns, str(path), **form)
-        chosen = [columns[i] for i in places if i is not None]
-        values: dict[str, list[Any]] = {c: [] for c in chosen}
+        chosen = {part: columns[i] for part, i in columns_of(columns, str(path), form).items()}
+        cells: dict[str, list[Any]] = {part: [] for part in chosen}
         room = max(MAX_PLAIN, MAX_GROWTH * path.stat().st_size)
-        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=chosen):
-            for c in chosen:
-                column = batch.column(c)
+        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=[*chosen.values()]):
+            for part, name in chosen.items():
+                column = batch.column(name)
                 if hasattr(column, "dictionary_decode"):  # a repeated text may be stored once
                     column = column.dictionary_decode()
                 room -= column.nbytes
                 if room < 0:
                     raise DataError(f"{path}: expands to more than {MAX_GROWTH} times its size.")
-                values[c] += column.to_pylist()
-        names = label_names(file.schema_arrow, path, chosen[1]) if labelled else ()
-    cells = (None if i is None else values[columns[i]] for i in places)
-    fields = {"is_image": is_image, "where": str(path), "first": None, "names": names}
-    return rows(*cells, problem=problem, **fields)
+                cells[part] += column.to_pylist()
+        names = label_names(file.schema_arrow, path, chosen["labels"]) if form.labelled else ()
+    return rows(**cells, form=form, where=str(path), first=None, names=names)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -455,10 +407,10 @@ def _images(folder: Path) -> list[Path]:
     return images
 
 
-def _image_folder(folder: Path, labelled: bool) -> Rows:
+def _image_folder(folder: Path, form: Form) -> Rows:
     """Images below ``folder``; with labels, those of a folder per class."""
-    if not labelled:
-        return rows(_images(folder), None, is_image=True, where=str(folder))
+    if not form.labelled:
+        return rows(_images(folder), form=form, where=str(folder))
     classes = sorted(
         p for p in folder.iterdir() if p.is_dir() and p.name[0] != "." and p.name != "__MACOSX"
     )
@@ -475,4 +427,4 @@ def _image_folder(folder: Path, labelled: bool) -> Rows:
         set(labels)
     ):
         labels = [str(int(t)) for t in labels]  # 00000, 00001, ... count as numbers, too
-    return rows([p for p, _ in images], labels, is_image=True, where=str(folder), first=None)
+    return rows([p for p, _ in images], labels, form=form, where=str(folder), first=None)

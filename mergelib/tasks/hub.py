@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,19 @@ from ..core.errors import DataError, UnknownNameError
 from ..core.hub import Repository, fetch, registry
 from ..core.hub.errors import said
 from ..core.types import Split
+from .build import shuffled
 from .local import LABEL_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 SUBSAMPLE_SEED = 20_241_219
-SOURCES = {"hub": "hub", "hub_sample": "samples from the hub"}
+SOURCES = {
+    "hub": "hub",
+    "hub_sample": "samples from the hub",
+    "released": "released CSV files",
+    "local": "local files",
+}
 BLOCK = 10_000  # rows that become Python strings at a time
 
 
@@ -55,11 +62,9 @@ def hub_splits(
     files = fetch(entry)
     splits = []
     for i, (split, n) in enumerate((("train", n_train), ("test", n_test))):
-        paths = [path for path in files.values() if path.name.startswith(split)]
-        n = None if sample else n
-        data = _read(entry, split, paths)
+        data = _read(entry, split, [path for path in files.values() if path.name.startswith(split)])
         labels = _labels(entry, data, LABEL_NAMES[name])
-        splits.append(_sample(entry, data, labels, n, seed=SUBSAMPLE_SEED + i))
+        splits.append(_sample(entry, data, labels, None if sample else n, SUBSAMPLE_SEED + i))
     return LABEL_NAMES[name], *splits
 
 
@@ -75,9 +80,8 @@ def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
     """One split, memory-mapped from the copy that ``datasets`` makes of its files."""
     from datasets import Dataset  # slow to import, and read here only
 
-    read = (
-        Dataset.from_csv if ".csv" in "".join(path.name for path in paths) else Dataset.from_parquet
-    )
+    is_csv = any(".csv" in path.name for path in paths)
+    read = Dataset.from_csv if is_csv else Dataset.from_parquet
     try:
         data = read([str(path) for path in paths])
     except Exception as error:  # Arrow's, pandas' and its own; they have no common base
@@ -90,8 +94,7 @@ def _read(entry: Repository, split: str, paths: Sequence[Path]) -> Dataset:
 
 def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Tensor:
     """0-based labels of all rows, after checks of columns, class names and range."""
-    table, first = entry.table, entry.table.first_label
-    last = first + len(label_names) - 1
+    table = entry.table
     expected = [table.label, *table.text]
     if missing := [c for c in expected if c not in data.column_names]:
         raise _refused(
@@ -101,14 +104,11 @@ def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Ten
         )
     for c in table.text:
         kind = data.data.column(c).type
-        if not (
-            pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
-        ):
+        if kind not in (pa.string(), pa.large_string(), pa.null()):
             raise _refused(entry, f"has {kind} in column {c}, not text")
-    names = getattr(data.features[table.label], "names", None)
-    if names and [plain(n).rstrip("s") for n in names] != [
-        plain(n).rstrip("s") for n in label_names
-    ]:
+    names = getattr(data.features[table.label], "names", None) or label_names
+    spelled, expected = ([plain(n).rstrip("s") for n in side] for side in (names, label_names))
+    if spelled != expected:
         raise _refused(
             entry,
             f"names its classes {', '.join(names)}; expected, in this order: "
@@ -125,6 +125,7 @@ def _labels(entry: Repository, data: Dataset, label_names: Sequence[str]) -> Ten
         ) from error
     if not len(labels):
         raise _refused(entry, "has an empty split")
+    first, last = table.first_label, table.first_label + len(label_names) - 1
     low, high = int(labels.min()), int(labels.max())
     if low < first or high > last:
         raise _refused(
@@ -138,28 +139,21 @@ def plain(class_name: str) -> str:
     return re.sub(r"[\W_]", "", class_name).lower()
 
 
-def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, *, seed: int) -> Split:
+def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, seed: int) -> Split:
     """All rows with text in their order, or n of a seeded permutation, drawn before any is read."""
     whole = n is None or n >= len(data)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.arange(len(data)) if whole else torch.randperm(len(data), generator=generator)
-    n = len(order) if whole else n
-    columns = data.select_columns(list(entry.table.text))
-    texts: list[str] = []
-    chosen: list[int] = []
-    start = 0
-    while len(texts) < n and start < len(order):
-        rows = order[start : start + min(BLOCK, n - len(texts))].tolist()
-        start += len(rows)
-        block = columns.select(rows)[:]
-        parts_of_rows = zip(*(block[c] for c in entry.table.text), strict=True)
-        for row, parts in zip(rows, parts_of_rows, strict=True):
-            if text := join_parts(parts):
-                texts.append(text)
-                chosen.append(row)
-    if not texts:
+    order = range(len(data)) if whole else shuffled(len(data), seed).numpy()
+    blocks = data.select_columns(list(entry.table.text)).select(order).iter(BLOCK)
+    parts = (
+        parts
+        for block in blocks
+        for parts in zip(*(block[c] for c in entry.table.text), strict=True)
+    )
+    texts = zip(order, map(join_parts, parts), strict=True)
+    kept = dict(islice(((row, text) for row, text in texts if text), n))
+    if not kept:
         raise _refused(entry, f"has no row with text in {', '.join(entry.table.text)}")
-    return Split(tuple(texts), labels[torch.tensor(chosen)])
+    return Split(tuple(kept.values()), labels[list(kept)])
 
 
 def join_parts(parts: Sequence[str | None]) -> str:

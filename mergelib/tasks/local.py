@@ -8,8 +8,8 @@ from ..core.documents import own_yaml
 from ..core.errors import DataError
 from ..core.types import Split
 from .data import read_csv
-from .parquet import task_folder
-from .rows import as_split, named_splits
+from .parquet import LAYOUT, task_folder
+from .rows import Form, as_split, named_splits
 
 LABEL_NAMES: dict[str, tuple[str, ...]] = {
     task: tuple(names) for task, names in own_yaml(__file__, "texts.yaml").items()
@@ -17,14 +17,17 @@ LABEL_NAMES: dict[str, tuple[str, ...]] = {
 """Label names of the five text sets in the order of their published numbering."""
 
 
+LAYOUTS = {"text": "<task>/{train,test}.csv[.gz]", "image": LAYOUT.partition("/")[2]}
+"""What a folder of local files holds, by modality."""
+
+
 def find_csv(folder: Path, split: str) -> Path:
     """``<folder>/<split>.csv`` or ``.csv.gz``. Raises ``DataError`` naming both."""
-    for name in (f"{split}.csv", f"{split}.csv.gz"):
-        if (folder / name).is_file():
-            return folder / name
+    for path in (folder / f"{split}.csv", folder / f"{split}.csv.gz"):
+        if path.is_file():
+            return path
     raise DataError(
-        f"No {split}.csv or {split}.csv.gz in {folder}. "
-        "Expected <text-dir>/<task>/{train,test}.csv[.gz]."
+        f"No {split}.csv or {split}.csv.gz in {folder}. Expected <text-dir>/{LAYOUTS['text']}."
     )
 
 
@@ -44,10 +47,8 @@ def local_splits(
             ``named_splits`` raise.
     """
     folder = task_folder(text_dir, name)
-    train, test = (
-        read_csv(find_csv(folder, s), text_column=text_column, label_first=name in LABEL_NAMES)
-        for s in ("train", "test")
-    )
+    form = Form(text_column=text_column, label_first=name in LABEL_NAMES)
+    train, test = (read_csv(find_csv(folder, split), form) for split in ("train", "test"))
     names, *labels = named_splits(train, test, name, LABEL_NAMES.get(name, ()))
-    splits = [as_split(r.inputs, y) for r, y in zip((train, test), labels, strict=True)]
+    splits = map(as_split, (train.inputs, test.inputs), labels)
     return tuple(f"class {n}" if n.isdigit() else n for n in names), *splits

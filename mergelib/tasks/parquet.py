@@ -20,9 +20,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..core.documents import user_path
-from ..core.errors import DataError, shortened
+from ..core.errors import DataError, first_five, shortened
 from ..core.progress import progress
 from ..core.types import Split
+from .build import shuffled
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
 # Decoders of plain pixels; others in Pillow start programs.
@@ -34,7 +35,7 @@ MAX_PIXELS = 4096 * 4096  # a few compressed bytes can claim far more pixels, an
 MAX_ROWS = 10_000_000  # run-length encoding can represent far more rows in a few bytes
 MAX_CLASSES = 10_000  # a larger label is a typo, and its names would use up memory
 ROWS_AT_A_TIME = 256
-SUBSAMPLE_SEED = 20_241_220
+SEED = 20_241_220
 
 
 def task_folder(folder: Path | str, name: str, expected: str = "") -> Path:
@@ -139,34 +140,37 @@ def read_parquet(
             the stored names' range, files with different names.
     """
     paths = [path] if isinstance(path, Path) else list(path)
-    columns = [_labels_and_names(one) for one in paths]
-    names = columns[0][1]
-    for one, (_, stored) in zip(paths, columns, strict=True):
-        if stored != names:
-            raise DataError(
-                f"{one}: it names classes {_short(stored)}, {paths[0].name} {_short(names)}; give "
-                "all files the same ClassLabel."
-            )
-    labels = torch.from_numpy(np.concatenate([one for one, _ in columns]))
-    chosen: Any = range(len(labels))
-    if limit is not None and limit < len(labels):
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-        chosen = set(order[:limit].tolist())
+    labels, names = zip(*map(_labels_and_names, paths), strict=True)
+    _check_names(paths, names)
+    labels = torch.from_numpy(np.concatenate(labels))
+    chosen = set(shuffled(len(labels), seed)[:limit].tolist())
     images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
-    row, positions = 0, []  # counted over all files
-    bar = progress(desc=desc, total=len(chosen))
-    for one in paths:
-        with opened(one) as file:
-            batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=["image"])
-            for i, value in enumerate(x for batch in batches for x in batch.column("image")):
-                if row in chosen:
-                    images[len(positions)] = decode_image(
-                        _bytes_of(value, f"{one}, row {i}"), size, f"{one}, row {i}"
-                    )
-                    positions.append(row)
-                    bar.update()
-                row += 1
-    return Split(images, labels[positions]), names
+    bar, found = progress(desc=desc, total=len(chosen)), 0
+    for row, (where, value) in enumerate(cell for one in paths for cell in _cells(one)):
+        if row in chosen:
+            images[found] = decode_image(_bytes_of(value, where), size, where)
+            found += 1
+            bar.update()
+    return Split(images, labels[sorted(chosen)]), names[0]
+
+
+def _cells(path: Path) -> Iterator[tuple[str, pa.Scalar]]:
+    """Each cell of column ``image``, with its place for messages."""
+    with opened(path) as file:
+        batches = file.iter_batches(batch_size=ROWS_AT_A_TIME, columns=["image"])
+        for i, value in enumerate(value for batch in batches for value in batch.column("image")):
+            yield f"{path}, row {i}", value
+
+
+def _check_names(places: Sequence[Any], names: Sequence[tuple[str, ...]]) -> None:
+    """Raise ``DataError`` if one of these places names its classes otherwise than the first."""
+    for place, other in zip(places, names, strict=True):
+        if other != names[0]:
+            raise DataError(
+                f"{place} and {places[0]} name their classes differently "
+                f"({first_five(other) or 'none'} and {first_five(names[0]) or 'none'}); "
+                "give all files the same ClassLabel."
+            )
 
 
 def _bytes_of(value: pa.Scalar, where: str) -> bytes:
@@ -249,7 +253,7 @@ def label_names(schema: pa.Schema, path: Path, column: str = "label") -> tuple[s
     if names is None:
         return ()
     texts = isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)
-    if not texts or not names or len(set(names)) < len(names):
+    if not (texts and 0 < len(names) == len(set(names))):
         raise DataError(
             f"{path}: its label names are {str(names)[:80]}; "
             "a list of different, non-empty texts is needed."
@@ -276,22 +280,12 @@ def read_splits(
         DataError: Splits that name their classes differently, and whatever ``read_parquet``
             refuses.
     """
-    (train, names), (test, test_names) = (
-        read_parquet(
-            parts[split],
-            size,
-            limit=limit,
-            seed=SUBSAMPLE_SEED + i,
-            desc=desc and f"{desc} {split}",
-        )
-        for i, (split, limit) in enumerate((("train", n_train), ("test", n_test)))
+    train, test = (
+        read_parquet(parts[split], size, limit=n, seed=seed, desc=desc and f"{desc} {split}")
+        for split, n, seed in (("train", n_train, SEED), ("test", n_test, SEED + 1))
     )
-    if names != test_names:
-        raise DataError(
-            f"{parts['test']}: train and test name their classes differently ({_short(names)} and "
-            f"{_short(test_names)}); give both files the same ClassLabel."
-        )
-    return names, train, test
+    _check_names([*parts.values()], [train[1], test[1]])
+    return train[1], train[0], test[0]
 
 
 def parquet_splits(
@@ -318,7 +312,3 @@ def parquet_splits(
     names, train, test = read_splits(parts, size, n_train, n_test)
     n = 1 + int(max(train.labels.max(), test.labels.max()))
     return names or tuple(f"class {c}" for c in range(n)), train, test
-
-
-def _short(names: tuple[str, ...]) -> str:
-    return f"{len(names)}: {', '.join(names[:3])}, ..." if names else "none"

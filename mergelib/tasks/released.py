@@ -13,10 +13,10 @@ from ..core.hub import fetch_file
 from ..core.types import Expert, Head, Split, State, Task, not_finite
 from .data import read_csv
 from .local import LABEL_NAMES
-from .rows import as_split, numbered
+from .rows import Form, as_split, numbered
 
 ENCODER, HEAD = "bert.", "classifier.0."
-TEXT_COLUMN = 2
+FORM = Form(text_column=2, keep_empty=True, label_first=True)
 UNREAD = (
     "embeddings.position_ids",
     "embeddings.token_type_ids",
@@ -61,7 +61,7 @@ def released_splits(task: str, folder: str) -> tuple[tuple[str, ...], Split, Spl
     names = tuple(f"class {c + 1}" for c in range(len(LABEL_NAMES[task])))
     splits = []
     for path in paths:
-        rows = read_csv(path, text_column=TEXT_COLUMN, keep_empty=True, label_first=True)
+        rows = read_csv(path, FORM)
         splits.append(as_split(rows.inputs, numbered(rows, names, task, first_label=1)))
     return names, *splits
 
@@ -84,11 +84,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path.name} holds more than plain tensors, or is not a file of torch.save. It was "
             "not run. Fetch it again; if that does not help, it is not the published checkpoint."
         ) from error
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    ):
+    entries = state.items() if isinstance(state, dict) else ()
+    if not entries or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in entries):
         raise StateDictError(
             f"{path.name} holds no state dict (names and tensors); the released checkpoints do."
         )
@@ -145,28 +142,27 @@ def label_order(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[int,
     """For each class of a classifier the class of the data that it stands for, both 0-based: the
     one-to-one assignment under which most of ``predicted [N]`` are right; the identity, unless
     another one is better."""
-    confusion = (
-        torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
-        .view(n_classes, n_classes)
-        .numpy()
-    )
+    confusion = torch.bincount(predicted.long() * n_classes + labels, minlength=n_classes**2)
+    confusion = confusion.view(n_classes, n_classes).numpy()
     _, order = linear_sum_assignment(confusion, maximize=True)
     best = confusion[range(n_classes), order].sum()
-    return tuple(range(n_classes)) if confusion.trace() == best else tuple(int(c) for c in order)
+    return tuple(range(n_classes)) if confusion.trace() == best else tuple(order.tolist())
 
 
 def check_label_order(predicted: Tensor, labels: Tensor, task: Task, split: str) -> None:
     """Raises ``DataError``, printing the mapping, where classifier and data number their classes
     differently."""
-    order = label_order(predicted, labels, task.n_classes)
-    if order == tuple(range(task.n_classes)):
+    order = torch.tensor(label_order(predicted, labels, task.n_classes))
+    moved = ", ".join(
+        f"{i + 1} -> {c + 1} ({task.label_names[c]})"
+        for i, c in enumerate(order.tolist())
+        if i != c
+    )
+    if not moved:
         return
     as_is, mapped = (
-        100 * float((torch.tensor(o)[predicted.long()] == labels).float().mean())
-        for o in (range(task.n_classes), order)
-    )
-    moved = ", ".join(
-        f"{i + 1} -> {c + 1} ({task.label_names[c]})" for i, c in enumerate(order) if i != c
+        100 * float((classes == labels).float().mean())
+        for classes in (predicted, order[predicted.long()])
     )
     raise DataError(
         f"Task '{task.name}': the checkpoint numbers its classes differently from the data. "

@@ -49,6 +49,28 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Form:
+    """What data are read as.
+
+    ``labelled``: with labels. ``is_image``: images, else texts or pairs of texts. ``text_column``:
+    a table's column of the text, its name or its number from 0. ``problem``: what a label may be, a
+    key of ``READERS``; those that are not of one class each become tuples. ``keep_empty``: a text
+    may be empty. ``label_first``: the first column of a table without a header is known to be the
+    label.
+    """
+
+    labelled: bool = True
+    is_image: bool = False
+    text_column: str | int | None = None
+    problem: str = SINGLE
+    keep_empty: bool = False
+    label_first: bool = False
+
+
+TEXTS = Form()
+
+
+@dataclass(frozen=True)
 class Rows:
     """N inputs with their labels, before these are matched with a model's or a task's classes.
 
@@ -76,13 +98,11 @@ class Rows:
 
 def rows(
     inputs: Iterable[Any],
-    labels: Iterable[Any] | None,
-    told: Sequence[Any] | None = None,
+    labels: Iterable[Any] | None = None,
+    told: Sequence[Any] = (),
     second: Iterable[Any] | None = None,
     *,
-    is_image: bool = False,
-    keep_empty: bool = False,
-    problem: str = SINGLE,
+    form: Form = TEXTS,
     **more: Any,
 ) -> Rows:
     """Checked ``Rows``. A byte-order mark before a text or label is left out.
@@ -92,10 +112,7 @@ def rows(
         labels: Names or numbers; None without labels.
         told: Names of the numbers, in a column of their own.
         second: The pairs' second texts, in a column of their own.
-        is_image: Whether inputs are images.
-        keep_empty: Whether a text may be empty.
-        problem: What a label may be, see ``READERS``; those that are not of one class each become
-            tuples.
+        form: What they are read as.
         more: Fields of ``Rows``.
 
     Raises:
@@ -105,15 +122,15 @@ def rows(
     """
     if second is not None:
         inputs = map(Pair, inputs, second)
-    elif labels is not None and not is_image:
+    elif labels is not None and not form.is_image:
         inputs = (Pair(*x) if isinstance(x, tuple | list) and len(x) == 2 else x for x in inputs)
     data = Rows([x.lstrip(MARK) if isinstance(x, str) else x for x in inputs], **more)
     for i, x in enumerate(data.inputs):
-        if reason := _odd_image(x) if is_image else _odd_text(x, keep_empty):
+        if reason := _odd_input(x, form):
             raise DataError(f"{data.at(i)}: {reason}.")
     if not data.inputs:
         raise DataError(f"{data.where}: no inputs. The data set is empty.")
-    if not is_image and len({type(x) for x in data.inputs}) > 1:
+    if not form.is_image and len(set(map(type, data.inputs))) > 1:
         raise DataError(f"{data.where}: single texts among pairs of texts; give one or the other.")
     if labels is None:
         return data
@@ -124,9 +141,9 @@ def rows(
             "give one label per input."
         )
     names = data.names
-    if told is not None and not names:
+    if len(told) and not names:
         raw, names = _told_names(raw, told, data)
-    read, expected = READERS[problem]
+    read, expected = READERS[form.problem]
     cleaned = [read(y) for y in raw]
     for i, y in enumerate(cleaned):
         if y is None:
@@ -149,25 +166,22 @@ def rows(
     return replace(data, labels=cleaned, names=names)
 
 
-def _odd_text(x: Any, keep_empty: bool) -> str:
+def _odd_input(x: Any, form: Form) -> str:
     """Why ``x`` cannot be an input; an empty text if it can."""
+    if form.is_image:
+        odd = x is None or isinstance(x, bool | int | float)
+        return f"an image is a file, bytes, a PIL image or an array, not {_kind(x)}" if odd else ""
     if isinstance(x, Pair):
-        return next(filter(None, (_odd_text(part, keep_empty) for part in x)), "")
+        return next(filter(None, (_odd_input(part, form) for part in x)), "")
     if not isinstance(x, str):
         return f"a text model takes texts, not {_kind(x)}"
-    if not (keep_empty or x.strip()):
+    if not (form.keep_empty or x.strip()):
         return "an empty text (the text is empty); remove the row"
     try:
         x.encode()
     except UnicodeEncodeError as error:
         return f"the text contains half a character ({x[error.start]!r}); decode its file again"
     return f"{NUL}; decode its file again, with encoding='utf-16'" if "\0" in x else ""
-
-
-def _odd_image(x: Any) -> str:
-    if x is None or isinstance(x, bool | int | float):
-        return f"an image is a file, bytes, a PIL image or an array, not {_kind(x)}"
-    return ""
 
 
 def _label(y: Any) -> str | int | None:
@@ -177,7 +191,7 @@ def _label(y: Any) -> str | int | None:
     elif hasattr(y, "item") and getattr(y, "ndim", 1) == 0:  # numpy, torch
         y = y.item()
     if isinstance(y, str):
-        return y.lstrip(MARK).strip() or None if not _odd_text(y, False) else None
+        return None if _odd_input(y, TEXTS) else y.lstrip(MARK).strip() or None
     if isinstance(y, bool):
         return str(y)
     if isinstance(y, float) and y.is_integer():
@@ -238,14 +252,7 @@ def _told_names(
 # ---- shapes -----------------------------------------------------------------------------------
 
 
-def from_python(
-    data: Any,
-    *,
-    labelled: bool,
-    is_image: bool,
-    text_column: str | int | None,
-    **more: Any,
-) -> Rows:
+def from_python(data: Any, form: Form, **more: Any) -> Rows:
     """``Rows`` from Python objects: a list of pairs (also a generator or zip), a pair of lists, a
     table with named columns (DataFrame, ``datasets.Dataset``, dict of lists, list of dicts or named
     tuples), or, without labels, a list of inputs.
@@ -258,7 +265,7 @@ def from_python(
         data = list(data.decode(False) if streamed else data)
     if isinstance(data, list | tuple) and data:
         records = [r._asdict() if hasattr(r, "_asdict") else r for r in data]
-        if all(isinstance(r, Mapping) and not (is_image and set(r) <= FILE) for r in records):
+        if all(isinstance(r, Mapping) and not (form.is_image and {*r} <= FILE) for r in records):
             data = {c: [r.get(c) for r in records] for c in records[0]}
     columns = getattr(data, "columns", getattr(data, "column_names", None))
     if isinstance(data, Mapping):
@@ -270,37 +277,38 @@ def from_python(
             )
     if columns is not None:
         features = features if isinstance(features, Mapping) else {}
-        form = {"labelled": labelled, "is_image": is_image, "text_column": text_column}
         return _from_table(data, list(columns), features, form, more)
-    if hasattr(data, "tolist") and not is_image:
+    if hasattr(data, "tolist") and not form.is_image:
         data = data.tolist()
-
-    def fits(row: Any) -> bool:
+    if not hasattr(data, "__iter__") or isinstance(data, str | bytes | set | frozenset):
+        raise _misshapen(_kind(data), form, more)
+    if form.labelled and _are_two_columns(data, form, more["where"]):
+        return rows(*data, form=form, **more)
+    for i, row in enumerate(data):
         sequence = isinstance(row, tuple | list) and not isinstance(row, Pair)
-        return sequence and len(row) == 2 if labelled else not sequence
+        if sequence is not form.labelled or (sequence and len(row) != 2):
+            item = _kind(row, inside=True)
+            raise _misshapen(
+                f"a {_kind(data)} of {len(data)}, whose item {i} is {item}", form, more
+            )
+    if not form.labelled:
+        return rows(data, form=form, **more)
+    return rows((x for x, _ in data), [y for _, y in data], form=form, **more)
 
-    plain = hasattr(data, "__iter__") and not isinstance(data, str | bytes | set | frozenset)
-    if labelled and plain and _are_two_columns(data, is_image, more["where"]):
-        return rows(data[0], data[1], is_image=is_image, **more)
-    index = next((i for i, row in enumerate(data) if not fits(row)), None) if plain else 0
-    if index is not None:
-        noun, got = "image" if is_image else "text", _kind(data)
-        if plain:
-            got = f"a {got} of {len(data)}, whose item {index} is {_kind(data[index], inside=True)}"
+
+def _misshapen(got: str, form: Form, more: Mapping[str, Any]) -> DataError:
+    noun = "image" if form.is_image else "text"
+    shapes = f"a list of {noun}s, a DataFrame or Dataset with a column '{noun}'"
+    if form.labelled:
         shapes = (
             f"[({noun}, label), ...], ([{noun}, ...], [label, ...]), a DataFrame or Dataset with "
             f"columns '{noun}' and 'label'"
-            if labelled
-            else f"a list of {noun}s, a DataFrame or Dataset with a column '{noun}'"
         )
-        files = "a folder of images" if is_image else "a file's name (.csv, ...)"
-        raise DataError(f"{more['where']}: got {got}. Give {shapes}, or {files}.")
-    if not labelled:
-        return rows(data, None, is_image=is_image, **more)
-    return rows((x for x, _ in data), [y for _, y in data], is_image=is_image, **more)
+    files = "a folder of images" if form.is_image else "a file's name (.csv, ...)"
+    return DataError(f"{more['where']}: got {got}. Give {shapes}, or {files}.")
 
 
-def _are_two_columns(data: Any, is_image: bool, where: str) -> bool:
+def _are_two_columns(data: Any, form: Form, where: str) -> bool:
     """Whether two items are all inputs and all labels, rather than two rows of an input and its
     label. Raises ``DataError`` if they could be both."""
     if not isinstance(data, list | tuple) or len(data) != 2 or any(map(_is_no_column, data)):
@@ -309,8 +317,8 @@ def _are_two_columns(data: Any, is_image: bool, where: str) -> bool:
         return True
 
     def fits(inputs: Sequence[Any], labels: Sequence[Any]) -> bool:
-        unusable = any(_odd_image(x) if is_image else not isinstance(x, str) for x in inputs)
-        return not unusable and len({type(_label(y)) for y in labels} - {type(None)}) < 2
+        usable = not any(_odd_input(x, form) for x in inputs)
+        return usable and len({type(_label(y)) for y in labels} - {type(None)}) < 2
 
     as_columns, as_rows = fits(*data), fits(*zip(*data, strict=True))
     if as_columns is not as_rows:
@@ -328,72 +336,74 @@ def _is_no_column(x: Any) -> bool:
     return isinstance(x, str | Mapping) or hasattr(x, "columns") or not hasattr(x, "__len__")
 
 
-def columns_of(
-    names: Sequence[Any],
-    where: str,
-    *,
-    labelled: bool,
-    is_image: bool = False,
-    text_column: str | int | None,
-) -> tuple[int, int | None, int | None, int | None]:
-    """The places of input, label, the labels' names and, for pairs of texts, the second text among
-    named columns; None where there is none. Raises ``DataError`` listing the columns."""
-    plain = [str(n).lstrip(MARK).strip().lower() for n in names]
+def plain_names(names: Sequence[Any]) -> list[str]:
+    """Names of columns without a byte-order mark, blanks around them and capitals."""
+    return [str(n).lstrip(MARK).strip().lower() for n in names]
+
+
+def columns_of(names: Sequence[Any], where: str, form: Form) -> dict[str, int]:
+    """Which of the named columns are what ``rows`` takes: its ``inputs``, ``labels``, the numbers'
+    names as ``told`` and the ``second`` texts of pairs, as far as there are any. Raises
+    ``DataError`` listing the columns."""
+    plain = plain_names(names)
     labels = [n for n in LABEL_COLUMNS if n in plain]
-    label = plain.index(labels[0]) if labels else None
-    if labelled and len(labels) > 1 and (labels[0] != "label" or labels[1] == "labels"):
+    if form.labelled and len(labels) > 1 and (labels[0] != "label" or labels[1] == "labels"):
         raise DataError(
             f"{where}: {labels[0]} and {labels[1]} may both hold the labels; it has "
             f"{_listed(names)}. Rename the right one to 'label'."
         )
+    label = plain.index(labels[0]) if labels else None
     candidates = [i for i in range(len(plain)) if i != label and plain[i] not in NAMES_OF_NUMBERS]
-    usual = [plain.index(n) for n in (IMAGE_COLUMNS if is_image else TEXT_COLUMNS) if n in plain]
-    pairs = [] if is_image else [p for p in PAIRS_OF_COLUMNS if {*p} <= {*plain}]
+    inputs = IMAGE_COLUMNS if form.is_image else TEXT_COLUMNS
+    usual = [plain.index(n) for n in inputs if n in plain]
+    pairs = [] if form.is_image else [p for p in PAIRS_OF_COLUMNS if {*p} <= {*plain}]
     second = None
-    if text_column is not None and not is_image:
-        column = str(text_column).strip().lower()
-        usual = [i for i, n in enumerate(plain) if n == column and not (labelled and i == label)]
+    if form.text_column is not None and not form.is_image:
+        column = str(form.text_column).strip().lower()
+        free = [i for i in range(len(plain)) if i != label or not form.labelled]
+        usual = [i for i in free if plain[i] == column]
         usual = usual or [i for i in candidates if str(i) == column]
         if not usual:
             raise DataError(
-                f"{where}: the text column {text_column} does not exist or holds the labels; "
-                f"it has {_listed(names)}."
+                f"{where}: the text column {form.text_column} does not exist or holds the labels "
+                f"(--text-column, a number counts from 0); it has {_listed(names)}."
             )
     elif len(pairs) == 1:
-        usual, second = [plain.index(pairs[0][0])], plain.index(pairs[0][1])
-    elif PAIR_COLUMNS & set(plain):
+        first, second = map(plain.index, pairs[0])
+        usual = [first]
+    elif PAIR_COLUMNS & {*plain}:
         usual = []
     elif not usual and len(candidates) == 1:
         usual = candidates
-    if len(set(plain)) < len(plain):
+    if len({*plain}) < len(plain):
         raise DataError(
             f"{where}: two columns with the same name among {_listed(names)}; rename one."
         )
-    if len(usual) != 1 or (labelled and label is None):
+    if len(usual) != 1 or (form.labelled and label is None):
         raise DataError(
             f"{where}: a data set needs a column "
-            f"{'image' if is_image else 'text'}{' and a column label' if labelled else ''}; "
-            f"it has {_listed(names)}. Rename them, or give lists: (data[...], data[...])."
+            f"{'image' if form.is_image else 'text'}{' and a column label' * form.labelled}; "
+            f"it has {_listed(names)}. Rename them, say which is the text (--text-column), or give "
+            "lists: (data[...], data[...]). In a .csv commas separate columns, in a .tsv tabs."
         )
-    names_column = next((i for i, name in enumerate(plain) if name in NAMES_OF_NUMBERS), None)
-    return usual[0], *((label, names_column) if labelled else (None, None)), second
+    places = {"inputs": usual[0], "second": second}
+    if form.labelled:
+        told = next((i for i, name in enumerate(plain) if name in NAMES_OF_NUMBERS), None)
+        places |= {"labels": label, "told": told}
+    return {part: place for part, place in places.items() if place is not None}
 
 
 def _from_table(
-    data: Any,
-    columns: list[Any],
-    features: Mapping[Any, Any],
-    form: Mapping[str, Any],
-    more: Mapping[str, Any],
+    data: Any, columns: list[Any], features: Mapping[Any, Any], form: Form, more: Mapping[str, Any]
 ) -> Rows:
     """``Rows`` of named columns, whatever library holds them."""
-    places = columns_of(columns, more["where"], **form)
-    kind, label = features.get(columns[places[0]]), places[1]
+    chosen = {part: columns[i] for part, i in columns_of(columns, more["where"], form).items()}
+    kind = features.get(chosen["inputs"])
     if type(kind).__name__ == "Image" and hasattr(data, "cast_column"):  # decoded here, one by one
-        data = data.cast_column(columns[places[0]], type(kind)(decode=False))
-    cells = (None if place is None else _values(data, columns[place]) for place in places)
-    names = getattr(features.get(columns[label]), "names", None) if label is not None else None
-    return rows(*cells, is_image=form["is_image"], **more, names=tuple(names or ()))
+        data = data.cast_column(chosen["inputs"], type(kind)(decode=False))
+    cells = {part: _values(data, column) for part, column in chosen.items()}
+    names = getattr(features.get(chosen.get("labels")), "names", None)
+    return rows(**cells, form=form, **more, names=tuple(names or ()))
 
 
 def _values(data: Any, column: Any) -> list[Any]:
@@ -441,8 +451,8 @@ def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | No
             return list(data.labels)
         else:
             raise DataError(
-                f"{data.where}: {len(data.names)} classes ({few(data.names)}), and '{owner}' has "
-                f"{n} ({few(names)}); they cannot be matched by name."
+                f"{data.where}: {len(data.names)} classes ({first_five(data.names)}), and "
+                f"'{owner}' has {n} ({first_five(names)}); they cannot be matched by name."
             )
     of_names = isinstance(labels[0], str)
     texts = {str(y): y for y in labels}
@@ -463,7 +473,7 @@ def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | No
         is_header = name == labels[0] and not name[:1].isdigit()
         raise DataError(
             f"{data.at(labels.index(texts[name]))}: Label {shown!r} is none of "
-            f"'{owner}'s: {low}..{n - 1 + low} or {few(names)}."
+            f"'{owner}'s: {low}..{n - 1 + low} or {first_five(names)}."
             + ("" if _has_names(names) or counted else f" '{owner}' does not name its classes.")
             + (" A header calls its columns label and text." if is_header else "")
         )
@@ -471,14 +481,15 @@ def numbered(data: Rows, names: Sequence[str], owner: str, first_label: int | No
         name = next(t for t, place in readings[0].items() if place == -1)
         raise DataError(
             f"{data.where}: label {name!r}, and two classes of '{owner}' have this name "
-            f"({few(names)}); give numbers from 0 instead."
+            f"({first_five(names)}); give numbers from 0 instead."
         )
     if any(places != readings[0] for places in readings):
         low, high = min(texts, key=int), max(texts, key=int)
         raise DataError(
             f"{data.where}: numbers from {low} to {high} can count '{owner}'s {n} classes "
-            f"({few(names)}) in two ways, and nothing says which. Write names instead, or say what "
-            "the first class is called: --first-label 0 or 1; in Python, (inputs, numbers from 0)."
+            f"({first_five(names)}) in two ways, and nothing says which. Write names instead, or "
+            "say what the first class is called: --first-label 0 or 1; in Python, (inputs, numbers "
+            "from 0)."
         )
     return [readings[0][str(y)] for y in labels]
 
@@ -515,8 +526,8 @@ def targets(
             "second; write the classes' names."
         )
     positions = [i for i, y in enumerate(labels) for _ in y]
-    inputs, lines = ([part[i] for i in positions if part] for part in (data.inputs, data.lines))
-    flat = Rows(inputs, [c for y in labels for c in y], data.names, data.first, data.where, lines)
+    lines = [data.lines[i] for i in positions] if data.lines else ()
+    flat = replace(data, labels=[c for y in labels for c in y], lines=lines)
     multi_hot = torch.zeros(len(labels), n)
     if positions:
         multi_hot[positions, numbered(flat, names, owner, first_label)] = 1.0
@@ -561,13 +572,6 @@ def _by_name(texts: Iterable[str], names: Sequence[str]) -> dict[str, int] | Non
     return None
 
 
-def few(names: Sequence[str]) -> str:
-    """The first four names and how many there are, for messages."""
-    return ", ".join(map(shortened, names[:4])) + (
-        f", ... ({len(names)})" if len(names) > 4 else ""
-    )
-
-
 def named_splits(
     train: Rows, test: Rows, owner: str, names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], list[int], list[int]]:
@@ -594,32 +598,36 @@ def named_splits(
         first = first if all(map(_counts, values)) else None
         return tuple(names), *(numbered(rows, names, owner, first) for rows in (train, test))
     texts = train.texts()
-    known, counts = set(texts), Counter(texts)
-    if train.first is None and counts[texts[0]] == 1 and len(known) > 2:
-        if all(n > 1 for label, n in counts.items() if label != texts[0]):
-            raise DataError(
-                f"{train.at(0)}: class {texts[0]!r} has only this row. If it is a header, name "
-                "its columns label and text; else give the class more rows."
-            )
-    digits = set(filter(_counts, known))
-    if digits and digits != known and train.first is None:
-        outlier = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(known)))
+    counts = Counter(texts)
+    single = [label for label, n in counts.items() if n == 1]
+    if train.first is None and single == texts[:1] and len(counts) > 2:
+        raise DataError(
+            f"{train.at(0)}: class {texts[0]!r} has only this row. If it is a header, name "
+            "its columns label and text; else give the class more rows."
+        )
+    digits = set(filter(_counts, counts))
+    if 0 < len(digits) < len(counts) and train.first is None:
+        outlier = next(t for t in texts if (t in digits) is (len(digits) * 2 < len(counts)))
         raise DataError(
             f"{train.at(texts.index(outlier))}: label {outlier!r} among names and numbers; "
             "give all labels as names, or all as numbers."
         )
-    if isinstance(train.inputs[0], str) and len(known) > len(set(train.inputs)):
+    if isinstance(train.inputs[0], str) and len(counts) > len(set(train.inputs)):
         raise DataError(
-            f"{train.where}: {len(known)} classes, more than different inputs; "
+            f"{train.where}: {len(counts)} classes, more than different inputs; "
             "text and label seem to be swapped."
         )
-    names = sorted(known, key=lambda t: (len(t), t) if digits == known else (0, t))
+    names = sorted(counts)
+    if len(digits) == len(counts):
+        names.sort(key=len)  # numbers
     if train.names:
-        names = [n for n in train.names if n in known]
+        names = [name for name in train.names if name in counts]
     places = {name: i for i, name in enumerate(names)}
     for i, label in enumerate(test.texts()):
         if label not in places:
-            raise DataError(f"{test.at(i)}: label {label!r} is not among train's {few(names)}.")
+            raise DataError(
+                f"{test.at(i)}: label {label!r} is not among train's {first_five(names)}."
+            )
     return tuple(names), [places[t] for t in texts], [places[t] for t in test.texts()]
 
 

@@ -26,6 +26,7 @@ from mergelib.models.parents import Parent, Weights, open_parent
 from mergelib.tasks.data import read_csv
 from mergelib.tasks.local import local_splits
 from mergelib.tasks.parquet import read_parquet
+from mergelib.tasks.rows import Form
 
 from .support import typed
 
@@ -102,7 +103,7 @@ good_rows = st.lists(st.tuples(st.integers(1, 4), st.text(max_size=20)), max_siz
 def test_any_bytes_as_csv(folder, raw, zipped, column):
     path = folder / ("train.csv.gz" if zipped else "train.csv")
     path.write_bytes(gzip.compress(raw, 1, mtime=0) if zipped else raw)
-    found = typed(lambda: read_csv(path, text_column=column), str(path))
+    found = typed(lambda: read_csv(path, Form(text_column=column)), str(path))
     if not isinstance(found, MergelibError):
         text = "".join(line.lstrip("\ufeff") for line in io.StringIO(raw.decode(), newline=""))
         table = list(csv.reader(io.StringIO(text, newline="")))

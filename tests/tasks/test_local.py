@@ -8,19 +8,20 @@ import torch
 from mergelib.core.errors import DataError
 from mergelib.core.types import Split, Task
 from mergelib.profiles import load_profile
-from mergelib.tasks import build_task, load_task, miniature_corpus
+from mergelib.tasks import load_task, miniature_corpus
 from mergelib.tasks.local import local_splits
 
 
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    raw = text.encode() if isinstance(text, str) else text
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
-    return path
+def write(folder, train, test=None):
+    """The two files of a task, the second one zipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.csv").write_text(train)
+    if test is not None:
+        (folder / "test.csv.gz").write_bytes(gzip.compress(test.encode()))
 
 
 def test_missing_folders_and_files_name_what_is_there(tmp_path):
-    write(tmp_path / "ag" / "train.csv", "1,a\n")
+    write(tmp_path / "ag", "1,a\n")
     with pytest.raises(DataError, match="Found ag"):
         local_splits(tmp_path, "yelp")
     with pytest.raises(DataError, match=r"No test\.csv or test\.csv\.gz"):
@@ -30,55 +31,44 @@ def test_missing_folders_and_files_name_what_is_there(tmp_path):
 
 
 def folder(tmp_path, name="ag", classes=4, n=40):
-    rows = "".join(f"{i % classes + 1},t,text {i}\n" for i in range(n))
-    write(tmp_path / name / "train.csv", rows)
-    write(
-        tmp_path / name / "test.csv.gz",
-        "".join(f"{i % classes + 1},t,test text {i}\n" for i in range(20)),
+    train, test = (
+        "".join(f"{i % classes + 1},t,{text} {i}\n" for i in range(rows))
+        for text, rows in (("text", n), ("test text", 20))
     )
+    write(tmp_path / name, train, test)
     return tmp_path
 
 
-def local_profile(tmp_path, **sizes):
-    return load_profile(
-        "quick",
-        {
-            "tasks.source": "local",
-            "tasks.text_dir": str(tmp_path),
-            "tasks.n_train": 20,
-            "tasks.n_validation": 8,
-            "tasks.n_test": 12,
-        }
-        | sizes,
-    )
+def local_profile(tmp_path, n_train=20):
+    sizes = {"n_train": n_train, "n_validation": 8, "n_test": 12}
+    settings = {"source": "local", "text_dir": str(tmp_path)} | sizes
+    return load_profile("quick", {f"tasks.{name}": value for name, value in settings.items()})
 
 
 def test_a_class_without_samples_is_named(tmp_path):
     folder(tmp_path, classes=3)
     with pytest.raises(DataError, match="1 to 3 can count 'ag's 4 classes"):
         load_task("ag", local_profile(tmp_path))
-    write(tmp_path / "ag" / "test.csv.gz", "4,t,text\n")
+    write(tmp_path / "ag", (tmp_path / "ag" / "train.csv").read_text(), "4,t,text\n")
     with pytest.raises(DataError, match=r"no training sample for class 3 \(Sci/Tech\)"):
         load_task("ag", local_profile(tmp_path))
 
 
-def test_validation_is_cut_from_train_by_a_seed(tmp_path):
+def test_splits_are_cut_by_seeds(tmp_path):
     profile = local_profile(folder(tmp_path))
     task, again = load_task("ag", profile), load_task("ag", profile)
-    assert [len(s) for s in (task.train, task.validation, task.test)] == [20, 8, 12]
+    splits = task.train, task.validation, task.test
+    assert [len(set(s.inputs)) for s in splits] == [len(s) for s in splits] == [20, 8, 12]
     train, validation = set(task.train.inputs), set(task.validation.inputs)
     assert not train & validation and train | validation <= {f"text {i}" for i in range(40)}
-    assert (task.train.digest, task.validation.digest, task.test.digest) == (
-        again.train.digest,
-        again.validation.digest,
-        again.test.digest,
-    )
-    assert list(task.validation.inputs) != [f"text {i}" for i in range(8)], (
-        "a cut in file order would not be random"
-    )
-    for split in (task.train, task.validation):  # a text keeps its own label
-        assert [int(x.split()[-1]) % 4 for x in split.inputs] == split.labels.tolist()
-    larger = load_task("ag", local_profile(tmp_path, **{"tasks.n_train": 32}))
+    assert [s.digest for s in splits] == [
+        s.digest for s in (again.train, again.validation, again.test)
+    ]
+    for split in splits:  # a text keeps its own label, and a cut in file order would not be random
+        rows = [int(text.split()[-1]) for text in split.inputs]
+        assert [row % 4 for row in rows] == split.labels.tolist()
+        assert sorted(rows) != rows
+    larger = load_task("ag", local_profile(tmp_path, n_train=32))
     assert larger.validation.digest == task.validation.digest and train <= set(larger.train.inputs)
 
 
@@ -110,15 +100,6 @@ def test_a_task_refuses_labels_outside_its_range_and_empty_classes(labels, says)
         Split(("a", "b"), torch.tensor([0]))
     with pytest.raises(DataError, match="test split is empty"):
         Task("t", ("no", "yes"), good, good, Split((), torch.tensor([], dtype=torch.long)))
-
-
-def test_subsamples_are_seeded_and_keep_their_labels():
-    whole = Split(tuple(f"{i}" for i in range(60)), torch.arange(60) % 3)
-    task = build_task("t", "abc", whole, whole, n_validation=10, n_train=30, n_test=15, source="")
-    for split in (task.train, task.validation, task.test):
-        assert [int(x) % 3 for x in split.inputs] == split.labels.tolist() and len(
-            set(split.inputs)
-        ) == len(split)
 
 
 def test_splits_and_corpus_share_no_document(study):

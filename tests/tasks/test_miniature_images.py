@@ -8,7 +8,6 @@ import re
 import pytest
 import torch
 from tiny import python
-from torch.nn.functional import avg_pool2d, one_hot, pad
 
 from mergelib.core.errors import UnknownNameError
 from mergelib.core.store import Store
@@ -77,29 +76,20 @@ def test_names_and_numbers_are_what_the_profile_and_the_issue_ask_for():
 @pytest.mark.parametrize("task", TASKS)
 def test_pictures_are_whole_and_labels_balanced(task, drawn):
     images, labels = drawn[task]
-    assert (images.dtype, tuple(images.shape), labels.dtype, tuple(labels.shape)) == (
-        torch.uint8,
-        (500, 3, 32, 32),
-        torch.int64,
-        (500,),
-    )
+    assert (images.dtype, images.shape) == (torch.uint8, (500, 3, 32, 32))
+    assert (labels.dtype, labels.shape) == (torch.int64, (500,))
     counts = labels.bincount(minlength=len(IMAGE_TASKS[task]))
     assert counts.max() - counts.min() <= 1 and len(counts) == len(IMAGE_TASKS[task])
-    flat = images.flatten(1).float()
-    assert images.min() < 50 and images.max() > 235
-    assert (flat.std(1) > 2).float().mean() > 0.99, "nearly every picture shows something"
+    shows_something = images.flatten(1).float().std(1) > 2
+    assert shows_something.float().mean() > 0.99 and images.min() < 50 and images.max() > 235
     assert (labels[1:] != labels[:-1]).float().mean() > 0.5, "classes come in random order"
 
 
-def test_equal_seeds_give_equal_bytes_and_others_share_no_picture(drawn):
+def test_other_seeds_share_no_picture():
     for task in TASKS:
-        train, test = (generate(task, 300, seed)[0] for seed in (2, 1))
-        assert torch.equal(generate(task, 300, 2)[0], train)
-        rows = {x.numpy().tobytes() for x in train} | {x.numpy().tobytes() for x in test}
-        assert len(rows) == 600, task
-    first, again = captioned(80, 5), captioned(80, 5)
-    assert torch.equal(first[0], again[0]) and first[1] == again[1]
-    assert not torch.equal(first[0], captioned(80, 6)[0])
+        pictures = torch.cat([generate(task, 300, seed)[0] for seed in (1, 2)])
+        assert len({x.numpy().tobytes() for x in pictures}) == 600, task
+    assert not torch.equal(captioned(80, 5)[0], captioned(80, 6)[0])
 
 
 def test_tasks_are_prints_and_captions_are_not(drawn):
@@ -160,38 +150,6 @@ def test_unknown_tasks_are_refused():
     for call in (lambda: generate("imagenet", 5, 0), lambda: prompts("imagenet")):
         with pytest.raises(UnknownNameError, match="imagenet"):
             call()
-
-
-def simple_features(images):
-    """Mean colours of an 8 x 8 grid, and how strong the four orientations of edges are in a 4 x 4
-    grid."""
-    x = images.float() / 255
-    grey = pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    steps = [
-        grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2],
-        grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1],
-        grey[:, :, 2:, 2:] - grey[:, :, :-2, :-2],
-        grey[:, :, 2:, :-2] - grey[:, :, :-2, 2:],
-    ]
-    edges = avg_pool2d(torch.cat([s.abs() for s in steps], 1), 8).flatten(1)
-    return torch.cat([avg_pool2d(x, 4).flatten(1), edges], 1)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_simple_features_see_the_classes_but_do_not_suffice(task):
-    """Ridge regression on them: far above chance, so that pictures show their class, but not all
-    right. Digits and signs stand near the middle of their pictures, as in the sets they mirror, and
-    there, as with real digits, edges in a grid say much."""
-    (x, y), (x_test, y_test) = generate(task, 1200, 2), generate(task, 500, 1)
-    z, z_test = simple_features(x), simple_features(x_test)
-    mean, std = z.mean(0), z.std(0) + 1e-6
-    z, z_test = ((v - mean) / std for v in (z, z_test))
-    classes = len(IMAGE_TASKS[task])
-    w = torch.linalg.solve(
-        z.T @ z + 100 * torch.eye(z.shape[1]), z.T @ (one_hot(y, classes).float() - 1 / classes)
-    )
-    accuracy = float(((z_test @ w).argmax(1) == y_test).float().mean())
-    assert 1.8 / classes < accuracy < 0.97
 
 
 def test_pictures_are_drawn_once(tmp_path, monkeypatch):

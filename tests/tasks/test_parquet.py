@@ -2,10 +2,10 @@
 
 import io
 import json
-import re
 import struct
 import zlib
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,32 +40,31 @@ def embedded(images):
     )
 
 
-def write(path, images, labels, names=NAMES, label_type=None):
+def write(path, images, labels, names=NAMES, label_type=None, metadata=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(
-        {
-            "image": images if isinstance(images, pa.Array) else embedded(images),
-            "label": pa.array(labels, type=label_type or pa.int64()),
-        }
-    )
+    images = images if isinstance(images, pa.Array) else embedded(images)
+    table = pa.table({"image": images, "label": pa.array(labels, type=label_type or pa.int64())})
     if names is not None:
         features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata(
-            {"huggingface": json.dumps({"info": {"features": features}})}
-        )
+        metadata = json.dumps({"info": {"features": features}})
+    if metadata is not None:
+        table = table.replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, path, row_group_size=7)
     return path
 
 
 def folder(tmp_path, n=30, task="pets", **options):
     for split, shift in (("train", 0), ("test", 100)):
-        write(
-            tmp_path / task / f"{split}.parquet",
-            [flat(shift + i) for i in range(n)],
-            [i % 3 for i in range(n)],
-            **options,
-        )
+        images = [flat(shift + i) for i in range(n)]
+        write(tmp_path / task / f"{split}.parquet", images, [i % 3 for i in range(n)], **options)
     return tmp_path
+
+
+def refused(path, says, **options):
+    """Read, and refused in words that name the file."""
+    with pytest.raises(DataError) as error:
+        read_parquet(path, SIZE, **options)
+    assert str(path) in str(error.value) and says in str(error.value)
 
 
 def values(split):
@@ -86,10 +85,7 @@ def test_pixels_labels_and_names_come_back_in_the_files_order(tmp_path):
 def test_it_reads_what_the_datasets_library_writes(tmp_path):
     """An independent writer of the layout: both encodings of the pixels and the metadata are the
     library's own."""
-    import datasets
-
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
     )
@@ -105,26 +101,26 @@ def test_it_reads_what_the_datasets_library_writes(tmp_path):
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_plain_bytes_and_other_integers_are_read_too(tmp_path, kind):
-    path = write(
-        tmp_path / "train.parquet",
-        pa.array([flat(9), flat(8)], type=kind),
-        [1, 0],
-        label_type=pa.int32(),
-    )
+    images = pa.array([flat(9), flat(8)], type=kind)
+    path = write(tmp_path / "train.parquet", images, [1, 0], label_type=pa.int32())
     split, _ = read_parquet(path, SIZE)
-    assert split.inputs[:, 0, 0, 0].tolist() == [9, 8] and split.labels.tolist() == [1, 0]
+    assert values(split) == [9, 8] and split.labels.tolist() == [1, 0]
 
 
-def test_grey_and_colour_of_several_sizes_become_one_shape():
-    grey = decode_image(png(np.full((28, 28), 77)), 32, "x")
-    assert grey.shape == (3, 32, 32) and (grey == 77).all()
-    red = decode_image(flat((200, 10, 30), 64), 32, "x")
-    assert torch.equal(
-        red, torch.tensor([200, 10, 30], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
-    )
-    see_through = decode_image(png(np.full((9, 9, 4), 120)), 32, "x")
-    assert (see_through == 120).all()
-    assert (decode_image(png(np.full((9, 9, 3), 51), "P"), 32, "x") == 51).all()
+@pytest.mark.parametrize(
+    "shape, mode, colour",
+    [
+        ((28, 28), None, [77] * 3),
+        ((64, 64, 3), None, [200, 10, 30]),
+        ((9, 9, 4), None, [120] * 4),  # see-through
+        ((9, 9, 3), "P", [51] * 3),
+    ],
+)
+def test_grey_and_colour_of_several_sizes_become_one_shape(shape, mode, colour):
+    pixels = np.full(shape, colour[: shape[2]] if len(shape) == 3 else colour[0])
+    found = decode_image(png(pixels, mode), 32, "x")
+    expected = torch.tensor(colour[:3], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(found, expected.expand(3, 32, 32))
 
 
 def test_the_central_square_is_kept_upright():
@@ -163,21 +159,20 @@ def test_a_limit_draws_rows_without_a_look_at_labels(tmp_path):
 
 def test_a_limit_leaves_the_rest_undecoded(tmp_path):
     path, limit = tmp_path / "train.parquet", {"limit": 3, "seed": 5}
-    kept = values(
-        read_parquet(write(path, [flat(i) for i in range(40)], [0] * 40), SIZE, **limit)[0]
-    )
-    images = [flat(i) if i in kept else b"no image" for i in range(40)]
-    assert values(read_parquet(write(path, images, [0] * 40), SIZE, **limit)[0]) == kept
+
+    def read(images):
+        return values(read_parquet(write(path, images, [0] * 40), SIZE, **limit)[0])
+
+    images = [flat(i) for i in range(40)]
+    kept = read(images)
+    assert read([x if i in kept else b"no image" for i, x in enumerate(images)]) == kept
     with pytest.raises(DataError, match=r"row \d+: the image cannot be decoded"):
-        read_parquet(write(path, [b"no image"] * 40, [0] * 40), SIZE, **limit)
+        read([b"no image"] * 40)
 
 
 def test_without_stored_names_classes_are_numbered(tmp_path):
-    assert parquet_splits(folder(tmp_path, names=None), "pets", SIZE)[0] == (
-        "class 0",
-        "class 1",
-        "class 2",
-    )
+    names, *_ = parquet_splits(folder(tmp_path, names=None), "pets", SIZE)
+    assert names == ("class 0", "class 1", "class 2")
 
 
 def chunk(kind, data):
@@ -202,6 +197,8 @@ def wide_png():
 
 
 GOOD = flat(3)
+SHORT = GOOD.index(b"IDAT")
+SHORT = GOOD[: SHORT - 1] + b"\5" + GOOD[SHORT:]  # the data are said to have 5 bytes
 
 
 @pytest.mark.parametrize(
@@ -216,25 +213,15 @@ GOOD = flat(3)
         (bomb(10_000, 10_000), "10000 x 10000"),
         (bomb(MAX_PIXELS + 1, 1), "pixels are decoded"),
         (bomb(0, 5), "cannot be decoded"),
+        (SHORT, "cannot be decoded"),
+        (GOOD[: len(GOOD) // 2], "cannot be decoded"),
     ],
 )
 def test_a_broken_image_is_refused_with_file_and_row(tmp_path, recwarn, bad, says):
     path = write(tmp_path / "train.parquet", [GOOD] * 9 + [bad, GOOD], [0] * 11)
-    with pytest.raises(DataError) as error:
-        read_parquet(path, SIZE)
-    assert f"{path}, row 9" in str(error.value) and says in str(error.value)
+    refused(path, says)
+    refused(path, "row 9")
     assert not len(recwarn)
-
-
-def test_every_cut_and_flip_of_an_image_gives_an_image_or_our_error():
-    rng = np.random.default_rng(1)
-    whole = png(rng.integers(0, 256, (6, 6, 3)))
-    for at in range(len(whole)):
-        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :]):
-            try:
-                assert decode_image(data, 4, "x").shape == (3, 4, 4)
-            except DataError:
-                pass
 
 
 @pytest.mark.parametrize(
@@ -249,71 +236,56 @@ def test_every_cut_and_flip_of_an_image_gives_an_image_or_our_error():
 )
 def test_a_label_outside_its_range_is_refused_with_file_and_row(tmp_path, label, names, says):
     path = write(tmp_path / "train.parquet", [GOOD] * 9, [0] * 8 + [label], names=names)
-    with pytest.raises(DataError, match=rf"{re.escape(str(path))}, row 8: .*{says}"):
-        read_parquet(path, SIZE)
+    refused(path, says)
+    refused(path, "row 8")
 
 
 @pytest.mark.parametrize(
     "columns, says",
     [
-        ({"label": [0]}, "no column 'image' (or more than one) among label"),
-        ({"image": [GOOD]}, "no column 'label' (or more than one) among image"),
-        ({"img": [GOOD], "label": [0]}, "no column 'image' (or more than one) among img, label"),
-        ({"image": [GOOD], "label": ["cat"]}, "column 'label' is string"),
-        ({"image": [GOOD], "label": [0.0]}, "column 'label' is double"),
-        ({"image": ["a/b.png"], "label": [0]}, "row 0: no image bytes"),
-        ({"image": [{"path": "a.png"}], "label": [0]}, "row 0: no image bytes"),
+        ([("label", [0])], "no column 'image' (or more than one) among label"),
+        ([("image", [GOOD])], "no column 'label' (or more than one) among image"),
+        (
+            [("img", [GOOD]), ("label", [0])],
+            "no column 'image' (or more than one) among img, label",
+        ),
+        ([("image", [GOOD]), ("label", [0]), ("label", [1])], "more than one"),
+        ([("image", [GOOD]), ("label", ["cat"])], "column 'label' is string"),
+        ([("image", [GOOD]), ("label", [0.0])], "column 'label' is double"),
+        ([("image", ["a/b.png"]), ("label", [0])], "row 0: no image bytes"),
+        ([("image", [{"path": "a.png"}]), ("label", [0])], "row 0: no image bytes"),
     ],
 )
-def test_columns_that_are_missing_or_of_another_type(tmp_path, columns, says):
-    path = tmp_path / "train.parquet"
-    pq.write_table(pa.table(columns), path)
-    with pytest.raises(DataError) as error:
-        read_parquet(path, SIZE)
-    assert str(path) in str(error.value) and says in str(error.value)
-
-
-def test_a_column_that_is_there_twice(tmp_path):
-    pq.write_table(
-        pa.Table.from_arrays(
-            [embedded([GOOD]), pa.array([0]), pa.array([1])], names=["image", "label", "label"]
-        ),
-        tmp_path / "train.parquet",
-    )
-    with pytest.raises(DataError, match="more than one"):
-        read_parquet(tmp_path / "train.parquet", SIZE)
-
-
-@pytest.mark.parametrize("names", [[], ["a", "a"], ["a", ""], ["a", 3], "abc", {"a": 1}])
-def test_label_names_that_name_nothing(tmp_path, names):
-    with pytest.raises(DataError, match="label names are"):
-        read_parquet(write(tmp_path / "train.parquet", [GOOD], [0], names=names), SIZE)
+def test_columns_that_are_missing_twice_there_or_of_another_type(tmp_path, columns, says):
+    names, cells = zip(*columns, strict=True)
+    pq.write_table(pa.table(list(map(pa.array, cells)), names), tmp_path / "train.parquet")
+    refused(tmp_path / "train.parquet", says)
 
 
 @pytest.mark.parametrize(
-    "metadata", ["{", "[]", "{}", '{"info": {"features": {"label": 3}}}', '{"info": null}']
+    "stored, says",
+    [
+        *[
+            ({"names": names}, "label names are")
+            for names in ([], ["a", "a"], ["a", ""], ["a", 3], "abc", {"a": 1})
+        ],
+        *[
+            ({"names": None, "metadata": metadata}, "metadata cannot be read")
+            for metadata in '{ [] {} {"info":{"features":{"label":3}}} {"info":null}'.split()
+        ],
+    ],
 )
-def test_metadata_that_cannot_be_read(tmp_path, metadata):
-    table = pa.table({"image": embedded([GOOD]), "label": [0]}).replace_schema_metadata(
-        {"huggingface": metadata}
-    )
-    pq.write_table(table, tmp_path / "train.parquet")
-    with pytest.raises(DataError, match="metadata cannot be read"):
-        read_parquet(tmp_path / "train.parquet", SIZE)
+def test_label_names_that_name_nothing_or_cannot_be_read(tmp_path, stored, says):
+    refused(write(tmp_path / "train.parquet", [GOOD], [0], **stored), says)
 
 
 def test_files_that_are_no_parquet(tmp_path):
-    good = write(tmp_path / "good.parquet", [flat(i) for i in range(40)], [0] * 40).read_bytes()
-    for i, raw in enumerate(
-        [b"", b"PAR1", b"a,b\n1,2\n" * 9, good[: len(good) // 2], good[:-40] + bytes(40)]
-    ):
-        path = tmp_path / f"{i}.parquet"
+    path = write(tmp_path / "train.parquet", [flat(i) for i in range(40)], [0] * 40)
+    good = path.read_bytes()
+    for raw in (b"", b"PAR1", b"a,b\n1,2\n" * 9, good[: len(good) // 2], good[:-40] + bytes(40)):
         path.write_bytes(raw)
-        with pytest.raises(DataError) as error:
-            read_parquet(path, SIZE)
-        assert str(path) in str(error.value)
-    with pytest.raises(DataError, match="no rows"):
-        read_parquet(write(tmp_path / "empty.parquet", [], []), SIZE)
+        refused(path, "cannot be read as Parquet")
+    refused(write(path, [], []), "no rows")
 
 
 def test_missing_folders_and_files_name_what_is_there(tmp_path):
@@ -334,21 +306,17 @@ def test_halves_that_name_their_classes_differently_are_refused(tmp_path):
         parquet_splits(tmp_path, "pets", SIZE)
 
 
-def local_profile(image_dir, **sizes):
-    return load_profile(
-        "real",
-        {
-            "tasks.names": ["pets"],
-            "tasks.source": "local",
-            "tasks.image_dir": image_dir,
-            "tasks.n_train": 12,
-            "tasks.n_validation": 6,
-            "tasks.n_test": 9,
-            "encoder.image_size": SIZE,
-        }
-        | sizes,
-        "vision_a",
-    )
+def local_profile(image_dir):
+    overrides = {
+        "tasks.names": ["pets"],
+        "tasks.source": "local",
+        "tasks.image_dir": image_dir,
+        "tasks.n_train": 12,
+        "tasks.n_validation": 6,
+        "tasks.n_test": 9,
+        "encoder.image_size": SIZE,
+    }
+    return load_profile("real", overrides, "vision_a")
 
 
 def test_a_task_as_the_profile_wants_it(tmp_path):

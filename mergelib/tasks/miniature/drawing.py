@@ -8,7 +8,7 @@ negative inside; ``edge`` turns a distance into a coverage in 0..1, which also s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -49,6 +49,10 @@ class Draws:
         """``[n, 1, 1]`` of -1 and 1."""
         return 2 * self.chance(0.5) - 1
 
+    def specks(self, p: float) -> Array:
+        """``[n, 32, 32]`` of 0 and 1, each pixel 1 with probability p."""
+        return (self.rng.random((self.n, SIZE, SIZE), dtype=np.float32) < p).astype(np.float32)
+
     def pick(self, count: int) -> Array:
         """``[n]`` whole numbers below ``count``."""
         return self.rng.integers(count, size=self.n)
@@ -82,6 +86,16 @@ class Draws:
         part = part * part * (3 - 2 * part)
         rows = grid[:, low] + part[None, :, None] * (grid[:, low + 1] - grid[:, low])
         return rows[:, :, low] + part[None, None, :] * (rows[:, :, low + 1] - rows[:, :, low])
+
+
+def together(
+    rng: np.random.Generator, which: Array, words: Sequence[str]
+) -> Iterator[tuple[Array, str, Draws]]:
+    """The rows of each of the words that ``which [n]`` numbers, with random numbers for them."""
+    for number, word in enumerate(words):
+        rows = np.flatnonzero(which == number)
+        if len(rows):
+            yield rows, word, Draws(rng, len(rows))
 
 
 def hsv(hue: Array, saturation: Array, value: Array) -> Array:
@@ -121,10 +135,7 @@ def turned(
     degrees) and scaled."""
     # Rounded, so that the last bits of a platform's sine function cannot change a picture.
     angle = 2 * np.pi * np.asarray(turn, dtype=np.float64)
-    c, s = (
-        np.round(np.cos(angle), 6).astype(np.float32),
-        np.round(np.sin(angle), 6).astype(np.float32),
-    )
+    c, s = (np.round(part(angle), 6).astype(np.float32) for part in (np.cos, np.sin))
     dx, dy = x - cx, y - cy
     return (c * dx + s * dy) / scale, (c * dy - s * dx) / scale
 
@@ -133,13 +144,23 @@ def disc(u: Array, v: Array, radius: Number) -> Array:
     return np.sqrt(u * u + v * v) - radius
 
 
+def band(x: Array, half_width: Number) -> Array:
+    """What lies so near to where x is 0; of a shape's distance, its outline."""
+    return np.abs(x) - half_width
+
+
 def box(u: Array, v: Array, half_width: Number, half_height: Number) -> Array:
-    return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
+    return np.maximum(band(u, half_width), band(v, half_height))
 
 
 def block(u: Array, half_width: Number, above: Array, below: Array) -> Array:
     """A box whose top and bottom are given as distances."""
-    return np.maximum(np.abs(u) - half_width, np.maximum(above, below))
+    return np.maximum(band(u, half_width), np.maximum(above, below))
+
+
+def tiled(u: Array, v: Array, pitch: Number) -> tuple[Array, Array]:
+    """Coordinates in the nearest of tiles, from its centre."""
+    return pitch * centred(u / pitch), pitch * centred(v / pitch)
 
 
 def convex(u: Array, v: Array, polygon: str) -> Array:
@@ -174,12 +195,13 @@ def lines(u: Array, v: Array, name: str) -> Array:
 
 
 class Canvas:
-    """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers."""
+    """n pictures ``rgb [n, 3, 32, 32]`` in 0..1, painted in layers on pictures or on a colour."""
 
-    def __init__(self, draws: Draws, colour: str | Array):
+    def __init__(self, draws: Draws, ground: str | Array):
         self.draws = draws
-        rgb = self.colour(colour).astype(np.float32)[:, :, None, None]
-        self.rgb = np.repeat(np.repeat(rgb, SIZE, 2), SIZE, 3)
+        self.rgb = self.colour(ground)
+        if self.rgb.ndim == 2:
+            self.rgb = self.rgb[:, :, None, None] * np.ones_like(X + Y)[:, None]
 
     def colour(self, colour: str | Array) -> Array:
         """``[n, 3]`` of a name, or as they are given."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count, pairwise
+
 import numpy as np
 
 from ...core.documents import own_yaml
@@ -24,12 +26,9 @@ def _padded(rows: list[list]) -> Array:
 
 def _segments(strokes: list[list[list[float]]]) -> list[tuple[int, int]]:
     """Pairs of neighbouring corners, counted over all strokes of a glyph."""
-    starts = np.cumsum([0, *map(len, strokes)])
-    return [
-        (a + i, a + i + 1)
-        for a, stroke in zip(starts, strokes, strict=False)
-        for i in range(len(stroke) - 1)
-    ]
+    number = count()
+    numbered = [[next(number) for _ in stroke] for stroke in strokes]
+    return [pair for stroke in numbered for pair in pairwise(stroke)]
 
 
 # Centred corners [G, P, 2], and segments [G, S, 2], which are pairs of corners.

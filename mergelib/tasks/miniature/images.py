@@ -34,7 +34,7 @@ claims before and after.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -44,9 +44,9 @@ import torch
 from torch import Tensor
 
 from ...core.errors import UnknownNameError
-from . import painters
-from .drawing import DATA, SIZE, Array, Canvas, Draws, X, Y, box, turned
+from .drawing import DATA, SIZE, Array, Canvas, Draws, X, Y, box, together, turned
 from .glyphs import DIGITS, GLYPHS
+from .painters import PAINTERS
 
 IMAGE_WORLD_VERSION = 3
 CAPTIONS_VERSION = 2  # the world's, when what is captioned was last changed
@@ -56,16 +56,16 @@ Combination = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Family:
-    """Pictures of one kind. ``attributes`` are its words; ``painter`` takes the value of attribute
+    """Pictures of one kind, as ``images.yaml`` says. ``painter`` takes the word of attribute
     ``kind``, the random numbers and the other attributes' numbers ``[n]``; ``held_out`` says which
     combinations are held out of the captions as classes."""
 
-    attributes: tuple[tuple[str, ...], ...]
-    kind: int
     painter: Callable[..., Array]
+    attributes: Sequence[Sequence[str]]
     name: str
-    held_out: dict[str, Any]
+    kind: int
     share: int
+    held_out: dict[str, Any]
 
     def is_class(self, combination: Combination) -> bool:
         if "first" in self.held_out:
@@ -90,46 +90,35 @@ class Family:
             *(words[i] for words, i in zip(self.attributes, combination, strict=True))
         )
 
-    def paint(self, draws_seed: np.random.Generator, chosen: Array) -> Array:
+    def paint(self, rng: np.random.Generator, chosen: Array) -> Array:
         """Pictures ``[n, 3, 32, 32]`` in 0..1 of combinations ``chosen [n, attributes]``, drawn
         together where they are of one kind."""
         rgb = np.empty((len(chosen), 3, SIZE, SIZE), dtype=np.float32)
-        for value, word in enumerate(self.attributes[self.kind]):
-            rows = np.flatnonzero(chosen[:, self.kind] == value)
-            if len(rows):
-                others = np.delete(chosen[rows], self.kind, axis=1)
-                rgb[rows] = self.painter(word, Draws(draws_seed, len(rows)), *others.T)
+        others = np.delete(chosen, self.kind, axis=1)
+        for rows, word, draws in together(rng, chosen[:, self.kind], self.attributes[self.kind]):
+            rgb[rows] = self.painter(word, draws, *others[rows].T)
         return rgb
 
 
-_SYMBOLS = tuple(f"{'number' if glyph in DIGITS else 'letter'} {glyph}" for glyph in GLYPHS)
+_SYMBOLS = [f"{'number' if glyph in DIGITS else 'letter'} {glyph}" for glyph in GLYPHS]
 _WORDS = DATA | {"glyphs": _SYMBOLS}
-_PAINTERS = {
-    "scenes": painters.place,
-    "cars": painters.car,
-    "land": painters.land,
-    "fields": painters.field,
-    "glyphs": painters.written,
-    "signs": painters.sign,
-    "textures": painters.texture,
-}
 FAMILIES: dict[str, Family] = {
     name: Family(
-        tuple(tuple(_WORDS[w] if isinstance(w, str) else w) for w in family["words"]),
-        family["kind"],
-        _PAINTERS[name],
+        PAINTERS[name],
+        [list(_WORDS[w] if isinstance(w, str) else w) for w in family["words"]],
         family["name"],
-        family["classes"],
+        family["kind"],
         family["share"],
+        family["classes"],
     )
     for name, family in DATA["families"].items()
 }
 _TASKS = DATA["tasks"]
 
 
-def _task_classes(task: str) -> tuple[Combination, ...]:
+def _task_classes(task: str) -> list[Combination]:
     family, medium = FAMILIES[_TASKS[task]["family"]], _TASKS[task].get("medium")
-    return tuple(c for c in family.classes if medium in (None, family.attributes[0][c[0]]))
+    return [c for c in family.classes if medium in (None, family.attributes[0][c[0]])]
 
 
 IMAGE_TASKS: dict[str, tuple[str, ...]] = {
@@ -157,8 +146,7 @@ def _known(task: str) -> None:
 def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
     """What a camera adds: something in front, light from a side, a colour cast, blur, noise. ``[n,
     3, 32, 32]`` uint8."""
-    c = Canvas(draws, np.zeros((len(rgb), 3)))
-    c.rgb = rgb
+    c = Canvas(draws, rgb)
     u, v = draws.frame(0, SIZE, (0, 1))
     c.fill(box(u, v, draws.uniform(1, 3), draws.uniform(2, 4)), "anything", draws.chance(0.25))
     level = np.array([(0.4, 0.6), (0.8, 1.05), (1.15, 1.35)], dtype=np.float32)[lighting][
@@ -182,17 +170,18 @@ def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
     return np.floor(np.clip(c.rgb, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
 
 
-def _conditions(draws: Draws) -> tuple[Array, Array]:
-    """Lighting and quality ``[n]``: mostly ordinary."""
-    return np.array([0, 0, 1, 1, 1, 1, 1, 1, 2, 2])[draws.pick(10)], np.array(
-        [0, 0, 0, 0, 0, 0, 1, 1, 2, 2]
-    )[draws.pick(10)]
-
-
-def _draw(family: Family, chosen: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+def _drawn(family: Family, chosen: Array, rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """Pictures of combinations, and their lighting and quality ``[n]``: mostly ordinary."""
     draws = Draws(rng, len(chosen))
-    lighting, quality = _conditions(draws)
+    lighting = np.repeat(range(3), (2, 6, 2))[draws.pick(10)]
+    quality = np.repeat(range(3), (6, 2, 2))[draws.pick(10)]
     return _finish(family.paint(rng, chosen), draws, lighting, quality), lighting, quality
+
+
+def _chunks(rows: Array, *key: int) -> Iterator[tuple[Array, np.random.Generator]]:
+    """The rows that are drawn together, with their random numbers."""
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK], np.random.default_rng([*key, start])
 
 
 INK, PAPER = np.float32(0.75), np.array([0.95, 0.85, 0.6], dtype=np.float32)[:, None, None]
@@ -212,15 +201,12 @@ def generate(task: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
     does not exist.
     """
     _known(task)
-    classes = np.array(_task_classes(task))
-    number = list(IMAGE_TASKS).index(task)
-    order = np.random.default_rng([IMAGE_WORLD_VERSION, number, seed]).permutation(n) % len(classes)
+    family, classes = FAMILIES[_TASKS[task]["family"]], np.array(_task_classes(task))
+    key = IMAGE_WORLD_VERSION, list(IMAGE_TASKS).index(task), seed
+    order = np.random.default_rng(key).permutation(n) % len(classes)
     pictures = np.empty((n, 3, SIZE, SIZE), dtype=np.uint8)
-    for start in range(0, n, CHUNK):
-        rows = slice(start, min(n, start + CHUNK))
-        rng = np.random.default_rng([IMAGE_WORLD_VERSION, number, seed, start])
-        drawn, *_ = _draw(FAMILIES[_TASKS[task]["family"]], classes[order[rows]], rng)
-        pictures[rows] = _printed(drawn)
+    for rows, rng in _chunks(np.arange(n), *key):
+        pictures[rows] = _printed(_drawn(family, classes[order[rows]], rng)[0])
     return torch.from_numpy(pictures), torch.from_numpy(order.astype(np.int64))
 
 
@@ -235,23 +221,17 @@ def captioned(n: int, seed: int) -> tuple[Tensor, list[str]]:
     machine.
     """
     order = np.random.default_rng([CAPTIONS_VERSION, CAPTIONS_NUMBER, seed])
-    names = list(FAMILIES)
-    shares = np.array([f.share for f in FAMILIES.values()])
-    which = np.repeat(np.arange(len(names)), shares)[order.integers(shares.sum(), size=n)]
+    shares = np.array([family.share for family in FAMILIES.values()])
+    which = np.repeat(np.arange(len(shares)), shares)[order.integers(shares.sum(), size=n)]
     lead = order.integers(len(_LEAD), size=n)
     pictures, captions = np.empty((n, 3, SIZE, SIZE), dtype=np.uint8), [""] * n
-    for number, name in enumerate(names):
-        family, mine = FAMILIES[name], np.flatnonzero(which == number)
-        for start in range(0, len(mine), CHUNK):
-            rows = mine[start : start + CHUNK]
-            rng = np.random.default_rng(
-                [CAPTIONS_VERSION, CAPTIONS_NUMBER + 1 + number, seed, start]
-            )
-            picked = rng.integers(len(family.captions), size=len(rows))
-            pictures[rows], lighting, quality = _draw(
-                family, np.array(family.captions)[picked], rng
-            )
-            for row, p, i, q in zip(rows, picked, lighting, quality, strict=True):
+    for number, family in enumerate(FAMILIES.values()):
+        key = CAPTIONS_VERSION, CAPTIONS_NUMBER + 1 + number, seed
+        for rows, rng in _chunks(np.flatnonzero(which == number), *key):
+            chosen = np.array(family.captions)
+            chosen = chosen[rng.integers(len(chosen), size=len(rows))]
+            pictures[rows], lighting, quality = _drawn(family, chosen, rng)
+            for row, combination, i, q in zip(rows, chosen, lighting, quality, strict=True):
                 said = " ".join(w for w in (LIGHTING[i], QUALITY[q], _LEAD[lead[row]]) if w)
-                captions[row] = f"a {said} of the {family.say(family.captions[p])}"
+                captions[row] = f"a {said} of the {family.say(combination)}"
     return torch.from_numpy(pictures), captions

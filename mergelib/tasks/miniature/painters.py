@@ -17,6 +17,7 @@ from .drawing import (
     Draws,
     X,
     Y,
+    band,
     block,
     box,
     centred,
@@ -25,6 +26,8 @@ from .drawing import (
     edge,
     lines,
     saw,
+    tiled,
+    together,
     turned,
     wave,
 )
@@ -41,7 +44,6 @@ class Scene(Canvas):
     light."""
 
     def __init__(self, draws: Draws, light: Array):
-        super().__init__(draws, np.zeros((draws.n, 3)))
         self.light = light
         self.horizon = draws.uniform(9, 22)
         jitter = 1 + 0.4 * (draws.rng.random((draws.n, 3)) - 0.5)
@@ -50,15 +52,15 @@ class Scene(Canvas):
             (self.by_light(key) * jitter).astype(np.float32)[:, :, None, None]
             for key in ("top", "low")
         )
-        self.rgb = np.clip(top + down[:, None] * (low - top) + np.zeros_like(X)[:, None], 0, 1)
+        sky = np.clip(top + down[:, None] * (low - top) + np.zeros_like(X)[:, None], 0, 1)
+        super().__init__(draws, sky)
         cx, cy = draws.uniform(4, 28), draws.uniform(3, 8)
         noon, sunset, night = map(self.of, LIGHTS[:3])
         cy = np.where(sunset > 0, self.horizon - draws.uniform(1, 4), cy)
         seen = (noon + sunset + night) * draws.chance(0.75)
         sun = disc(X - cx, Y - cy, draws.uniform(2, 3.4) + 1.2 * sunset)
         self.paint(edge(sun, 1.5) * seen, self.by_light("sun").astype(np.float32))
-        stars = (draws.rng.random(self.rgb[:, 0].shape, dtype=np.float32) < 0.025) * night
-        self.paint(stars.astype(np.float32) * 0.8, "star")
+        self.paint(draws.specks(0.025) * night * 0.8, "star")
         cloud = np.clip(3 * draws.noise(5) - 1.9, 0, 1) * (noon + 0.5 * sunset)
         self.paint(cloud * draws.chance(0.6), self.by_light("cloud").astype(np.float32))
 
@@ -86,15 +88,14 @@ class Scene(Canvas):
         """Put a colour inside a shape, as it looks in this light."""
         self.paint(edge(distance) * strength, self.lit(colour, depth))
 
-    def snowy(self, colour: str | Array, share: float) -> Array:
+    def snowy(self, colour: str | Array, share: float, white: float = 1.0) -> Array:
         """``[n, 3]``: in snow, a share of the colour is white."""
-        white = share * self.of("in snow")[:, 0]
-        return self.colour(colour) * (1 - white) + white
+        snow = share * self.of("in snow")[:, 0]
+        return self.colour(colour) * (1 - snow) + white * snow
 
     def ground(self, colour: str) -> None:
         """Everything below the horizon; in snow it is white."""
-        white = 0.8 * self.of("in snow")[:, 0]
-        self.fill_lit(self.horizon - Y, self.colour(colour) * (1 - white) + 0.97 * white)
+        self.fill_lit(self.horizon - Y, self.snowy(colour, 0.8, 0.97))
 
     def weather(self) -> Array:
         """The finished pictures: rain falls in streaks, snow in flakes."""
@@ -105,13 +106,11 @@ class Scene(Canvas):
             saw(Y / 9 + np.floor(column / 4.2) * 0.37 + draws.uniform(0, 1)) < 0.3
         )
         self.paint(0.5 * streak * self.of("in rain"), "raindrop")
-        flakes = draws.rng.random(self.rgb[:, 0].shape, dtype=np.float32) < 0.06
-        self.paint(0.9 * flakes.astype(np.float32) * self.of("in snow"), "snowflake")
+        self.paint(0.9 * draws.specks(0.06) * self.of("in snow"), "snowflake")
         return self.rgb
 
 
-def sea(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def sea(s: Scene, draws: Draws) -> None:
     s.fill_lit(s.horizon - Y, "sea")
     depth = np.clip((Y - s.horizon) / 16, 0, 1)
     swell = 0.4 * wave(X / 9 + draws.uniform(0, 1))
@@ -123,21 +122,17 @@ def sea(draws: Draws, light: Array) -> Array:
     u, v = (X - cx) / size, (Y - water) / size
     for part in ("hull", "sail"):
         s.fill_lit(convex(u, v, DATA["polygons"][part]), part, seen)
-    return s.weather()
 
 
-def hills(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def hills(s: Scene, draws: Draws) -> None:
     for layer in range(3):
         bend = draws.uniform(1.5, 3.2) * wave(X / draws.uniform(15, 26) + draws.uniform(0, 1))
         top = s.horizon - 1 + 4.5 * layer + bend
         green = draws.hsv((0.24, 0.36), (0.45, 0.7), (0.62 - 0.13 * layer, 0.72 - 0.13 * layer))
         s.fill_lit(top - Y, s.snowy(green, 0.6 - 0.15 * layer), depth=1.2 - 0.4 * layer)
-    return s.weather()
 
 
-def mountains(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def mountains(s: Scene, draws: Draws) -> None:
     for layer in range(3):
         cx = draws.uniform(2 + 9 * layer, 12 + 9 * layer)
         peak = s.horizon - draws.uniform(7, 12) + 1.5 * layer
@@ -146,11 +141,9 @@ def mountains(draws: Draws, light: Array) -> Array:
         s.fill_lit(below, "rock", depth=1.1 - 0.2 * layer)
         s.fill_lit(below, "peak", edge(Y - peak - 3.5 - 1.2 * wave(X / 3.3)), depth=0.8)
     s.ground("valley")
-    return s.weather()
 
 
-def forest(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def forest(s: Scene, draws: Draws) -> None:
     s.ground("forest floor")
     for tree in range(8):
         cx = (tree * 5 + 3) % 34 + draws.uniform(-2.5, 2.5)
@@ -161,11 +154,9 @@ def forest(draws: Draws, light: Array) -> Array:
             np.abs(X - cx) - (Y - foot + height) * 0.36 + 0.9 * saw((Y - foot) / 3.5), Y - foot + 1
         )
         s.fill_lit(fir, s.snowy("fir", 0.45), depth=1.0 - 0.06 * tree)
-    return s.weather()
 
 
-def city(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def city(s: Scene, draws: Draws) -> None:
     s.ground("street")
     night = s.of("at night")[:, 0]
     for tower in range(7):
@@ -179,11 +170,9 @@ def city(draws: Draws, light: Array) -> Array:
             * edge(saw((Y - roof) / 2.8) * 2.8 - 0.7, 0.8)
         )
         s.paint(0.9 * pane, s.colour("lamplight") * night + s.lit("pane") * (1 - night))
-    return s.weather()
 
 
-def desert(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def desert(s: Scene, draws: Draws) -> None:
     for layer in range(3):
         cx = draws.uniform(0, 32)
         left, right = (X - cx) * draws.uniform(0.1, 0.25), (cx - X) * draws.uniform(0.25, 0.5)
@@ -195,11 +184,9 @@ def desert(draws: Draws, light: Array) -> Array:
     size, seen = draws.uniform(0.8, 1.25), draws.chance(0.7)
     u, v = (X - cx) / size * draws.sign(), (Y - foot) / size
     s.fill_lit(lines(u, v, "cactus") - 1.05, "cactus", seen)
-    return s.weather()
 
 
-def village(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def village(s: Scene, draws: Draws) -> None:
     s.ground("village green")
     night = s.of("at night")[:, 0]
     for house in range(3):
@@ -214,22 +201,19 @@ def village(draws: Draws, light: Array) -> Array:
         s.fill_lit(block(u, 0.9, -v - 3, v), "door")
         lamp = s.colour("lamplight") * night + s.lit("dark window") * (1 - night)
         s.fill(box(u - half * 0.6, v + 3, 0.7, 0.8), lamp)
-    return s.weather()
 
 
-def highway(draws: Draws, light: Array) -> Array:
-    s = Scene(draws, light)
+def highway(s: Scene, draws: Draws) -> None:
     s.ground("verge")
     cx, foot = draws.uniform(10, 22), draws.uniform(8, 24)
     down = np.clip((Y - s.horizon) / (SIZE - s.horizon), 0, 1)
     middle, half = cx + (foot - cx) * down, 0.6 + draws.uniform(9, 13) * down
     across = np.abs(X - middle)
     s.fill_lit(np.maximum(across - half, s.horizon - Y), "carriageway")
-    dash = (saw(7 / (down + 0.25) + draws.uniform(0, 1)) < 0.27).astype(np.float32)
+    dash = saw(7 / (down + 0.25) + draws.uniform(0, 1)) < 0.27
     s.fill_lit(np.maximum(across - 0.1 - 0.9 * down, s.horizon + 1 - Y), "road marking", dash)
-    kerb = np.abs(across - half * 0.86) - 0.1 - 0.5 * down
+    kerb = band(across - half * 0.86, 0.1) - 0.5 * down
     s.fill_lit(np.maximum(kerb, s.horizon + 1 - Y), "road marking")
-    return s.weather()
 
 
 PLACES = {
@@ -238,14 +222,16 @@ PLACES = {
 }
 
 
-def place(kind: str, draws: Draws, light: Array) -> Array:
-    return PLACES[kind](draws, light)
+def scenes(place: str, draws: Draws, light: Array) -> Array:
+    s = Scene(draws, light)
+    PLACES[place](s, draws)
+    return s.weather()
 
 
 # ---- cars: a body in a colour --------------------------------------------------------------------
 
 
-def car(body: str, draws: Draws, colour: Array) -> Array:
+def cars(body: str, draws: Draws, colour: Array) -> Array:
     shape = DATA["bodies"][body]
     rear, front, radius = shape["wheels"]
     c = Canvas(draws, "backdrop")
@@ -282,43 +268,38 @@ def car(body: str, draws: Draws, colour: Array) -> Array:
 
 
 def ground(kind: str, draws: Draws) -> Canvas:
-    if kind == "forest":
-        c = Canvas(draws, "tree tops")
-        c.shade(0.65 + 0.7 * draws.noise(16))
+    if kind in DATA["grounds"]:
+        colour, darkest, span, cells = DATA["grounds"][kind]
+        c = Canvas(draws, colour)
+        c.shade(darkest + span * draws.noise(cells))
     elif kind == "desert":
         c = Canvas(draws, "dunes")
         u, _ = turned(X, Y, 16, 16, draws.uniform(0, 1))
         c.shade(0.92 + 0.08 * wave(u / draws.uniform(4, 6) + 0.8 * draws.noise(3)))
-    elif kind == "meadow":
-        c = Canvas(draws, "meadow")
-        c.shade(0.85 + 0.3 * draws.noise(6))
     elif kind == "farmland":
         u, v = draws.frame(0, 32, (0, 1))
         width, height = draws.uniform(7, 11), draws.uniform(6, 9)
         cell = (np.floor(u / width) * 7 + np.floor(v / height) * 3 + 70) % 5
         c = Canvas(draws, "crop")
         for i, crop in enumerate(("wheat", "ploughed", "clover")):
-            c.paint((cell == i).astype(np.float32), crop)
+            c.paint(cell == i, crop)
         c.shade(1 - 0.35 * edge(np.minimum(saw(u / width) * width, saw(v / height) * height) - 0.4))
         c.shade(1 - 0.12 * edge(saw(u / 2.2) * 2.2 - 0.5))
-    elif kind == "suburb":
+    else:  # a suburb
         u, v = draws.frame(0, 32, (0, 1))
         pitch = draws.uniform(5, 6.5)
         c = Canvas(draws, "gardens")
-        roof = box(pitch * centred(u / pitch), pitch * centred(v / pitch), 1.7, 1.4)
+        roof = box(*tiled(u, v, pitch), 1.7, 1.4)
         tone = (np.floor(u / pitch) * 5 + np.floor(v / pitch) * 3 + 70) % 3
         for i, colour in enumerate(("red roof", "brown roof", "slate roof")):
             c.fill(roof, colour, tone == i)
-    else:
-        c = Canvas(draws, "snow")
-        c.shade(0.86 + 0.2 * draws.noise(5))
     return c
 
 
 def _way(c: Canvas, u: Array, v: Array, half: Array) -> None:
     """A road along v: asphalt, and a dashed white line in its middle."""
-    c.fill(np.abs(u) - half, "asphalt")
-    c.fill(np.abs(u) - 0.4, "road marking", saw(v / 5) < 0.3)
+    c.fill(band(u, half), "asphalt")
+    c.fill(band(u, 0.4), "road marking", saw(v / 5) < 0.3)
 
 
 def structure(kind: str, draws: Draws, c: Canvas) -> None:
@@ -326,13 +307,13 @@ def structure(kind: str, draws: Draws, c: Canvas) -> None:
     if kind == "river":
         bend = draws.uniform(2.5, 4.5) * wave(v / draws.uniform(22, 32) + draws.uniform(0, 1))
         half = draws.uniform(2.2, 3.6)
-        c.fill(np.abs(u - bend) - half - 0.9, "bank")
-        c.fill(np.abs(u - bend) - half, "water")
+        c.fill(band(u - bend, half) - 0.9, "bank")
+        c.fill(band(u - bend, half), "water")
     elif kind == "motorway":
         half = draws.uniform(3.6, 4.8)
-        c.fill(np.abs(u) - half, "asphalt")
-        c.fill(np.abs(u) - 0.7, "median strip")
-        c.fill(np.abs(np.abs(u) - half * 0.58) - 0.3, "road marking", saw(v / 4) < 0.28)
+        c.fill(band(u, half), "asphalt")
+        c.fill(band(u, 0.7), "median strip")
+        c.fill(band(band(u, half * 0.58), 0.3), "road marking", saw(v / 4) < 0.28)
     elif kind == "crossing":
         half = draws.uniform(2.2, 3)
         _way(c, u, v, half)
@@ -343,12 +324,12 @@ def structure(kind: str, draws: Draws, c: Canvas) -> None:
         c.fill(np.minimum(np.abs(u), np.maximum(np.abs(v), -u)) - 1.7, asphalt)
         c.fill(disc(u, v, radius), asphalt)
         c.fill(disc(u, v, radius - 3.4), "island")
-        c.fill(np.abs(disc(u, v, radius - 1.6)) - 0.3, "road marking", 0.8)
+        c.fill(band(disc(u, v, radius - 1.6), 0.3), "road marking", 0.8)
     elif kind == "runway":
         half, long = draws.uniform(2.6, 3.6), draws.uniform(11, 14)
         c.fill(box(u, v, half, long), "runway")
         c.fill(box(u, v, 0.45, long - 4), "runway marking", saw(v / 4) < 0.3)
-        piano = np.maximum(np.abs(u) - half + 0.5, np.abs(np.abs(v) - long + 2) - 1.1)
+        piano = np.maximum(band(u, half) + 0.5, band(band(v, long) + 2, 1.1))
         c.fill(piano, "runway marking", saw(u / 1.9) < 0.3)
     elif kind == "lake":
         radius = draws.uniform(7, 10)
@@ -367,16 +348,16 @@ def structure(kind: str, draws: Draws, c: Canvas) -> None:
                 c.fill(disc(a + 0.4, b + 0.4, 1.0), "tank's lid", 0.5)
     elif kind == "stadium":
         half, long = draws.uniform(5, 6.2), draws.uniform(4, 5.5)
-        oval = disc(u, np.maximum(np.abs(v) - long, 0), half)
+        oval = disc(u, np.maximum(band(v, long), 0), half)
         c.fill(oval - 2.2, "stand")
         c.fill(oval, "running track")
         c.fill(oval + 2, "pitch")
         marks = np.minimum(np.abs(v), np.abs(disc(u, v, 1.6))) - 0.3
         c.fill(marks, "pitch marking", edge(oval + 2))
     elif kind == "railway":
-        c.fill(np.abs(u) - 3.0, "ballast")
-        c.fill(np.maximum(np.abs(u) - 2.6, saw(v / 2.6) * 2.6 - 0.55), "sleeper")
-        c.fill(np.abs(np.abs(u) - 1.5) - 0.35, "rail")
+        c.fill(band(u, 3.0), "ballast")
+        c.fill(np.maximum(band(u, 2.6), saw(v / 2.6) * 2.6 - 0.55), "sleeper")
+        c.fill(band(band(u, 1.5), 0.35), "rail")
     else:
         radius = draws.uniform(9, 12)
         pit = disc(u, v, radius) + 4 * (draws.noise(4) - 0.5)
@@ -389,20 +370,17 @@ def land(kind: str, draws: Draws, which: Array) -> Array:
     """``which [n]`` numbers the ground; each ground is drawn for all, since there are few pictures
     of one structure."""
     rgb = np.empty((draws.n, 3, SIZE, SIZE), dtype=np.float32)
-    for g, name in enumerate(WORDS["land"][1]):
-        rows = np.flatnonzero(which == g)
-        if len(rows):
-            mine = Draws(draws.rng, len(rows))
-            c = ground(name, mine)
-            structure(kind, mine, c)
-            rgb[rows] = c.rgb
+    for rows, name, mine in together(draws.rng, which, WORDS["land"][1]):
+        c = ground(name, mine)
+        structure(kind, mine, c)
+        rgb[rows] = c.rgb
     return rgb
 
 
 # ---- fields: a pattern in a colour, seen from a satellite ----------------------------------------
 
 
-def field(pattern: str, draws: Draws, which: Array) -> Array:
+def fields(pattern: str, draws: Draws, which: Array) -> Array:
     colour = draws.worded(WORDS["fields"][0], which)
     darker = (0.62 + 0.16 * draws.rng.random((draws.n, 1))).astype(np.float32)
     second = np.clip(colour * darker, 0, 1)
@@ -413,17 +391,16 @@ def field(pattern: str, draws: Draws, which: Array) -> Array:
         c.fill((saw(u / draws.uniform(4, 6.5)) - 0.25) * 5, second)
     elif pattern == "checked":
         pitch = draws.uniform(4, 6)
-        c.paint(((np.floor(u / pitch) + np.floor(v / pitch)) % 2 == 0).astype(np.float32), second)
+        c.paint((np.floor(u / pitch) + np.floor(v / pitch)) % 2 == 0, second)
     elif pattern == "spotted":
         pitch = draws.uniform(5, 7)
-        a, b = pitch * centred(u / pitch), pitch * centred(v / pitch)
-        c.fill(disc(a, b, draws.uniform(1.5, 2.1)), second * 0.75)
+        c.fill(disc(*tiled(u, v, pitch), draws.uniform(1.5, 2.1)), second * 0.75)
     elif pattern == "round":
         c = Canvas(draws, other)
         pitch = draws.uniform(13, 17)
-        d = disc(pitch * centred(u / pitch), pitch * centred(v / pitch), pitch * 0.46)
+        d = disc(*tiled(u, v, pitch), pitch * 0.46)
         c.fill(d, colour)
-        c.fill(np.abs(d + 2.6) - 0.5, second, 0.7)
+        c.fill(band(d + 2.6, 0.5), second, 0.7)
     else:
         bend = draws.uniform(2, 4) * wave(v / draws.uniform(18, 28) + draws.uniform(0, 1))
         step = (u + bend + 5 * (draws.noise(3) - 0.5)) / draws.uniform(4, 5.5)
@@ -431,7 +408,7 @@ def field(pattern: str, draws: Draws, which: Array) -> Array:
         c.fill(saw(step) * 5 - 0.5, second * 0.6, 0.85)
     # tracks and a neighbour's field at the rim
     c.fill(draws.uniform(10, 16) - np.abs(u), other, draws.chance(0.5))
-    c.fill(np.abs(v - draws.uniform(-9, 9)) - 0.6, "track", 0.8 * draws.chance(0.4))
+    c.fill(band(v - draws.uniform(-9, 9), 0.6), "track", 0.8 * draws.chance(0.4))
     c.shade(0.85 + 0.3 * draws.noise(7))
     return c.rgb
 
@@ -444,7 +421,7 @@ def _mark(kind: str, u: Array, v: Array) -> Array:
     if kind == "one bar":
         return box(u, v, 0.5, 0.15)
     if kind == "two bars":
-        return np.maximum(np.abs(np.abs(u) - 0.27) - 0.13, np.abs(v) - 0.46)
+        return np.maximum(band(band(u, 0.27), 0.13), band(v, 0.46))
     if kind in ("left arrow", "right arrow"):
         u = -u if kind == "left arrow" else u
         head = convex(u, v, DATA["polygons"]["arrowhead"])
@@ -454,11 +431,11 @@ def _mark(kind: str, u: Array, v: Array) -> Array:
     if kind == "a dot":
         return disc(u, v, 0.34)
     if kind == "a ring":
-        return np.abs(disc(u, v, 0.36)) - 0.12
+        return band(disc(u, v, 0.36), 0.12)
     return lines(u, v, "zigzag") - 0.11
 
 
-def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
+def signs(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
     c = Canvas(draws, "sky")
     c.paint(np.clip(2.5 * draws.noise(5) - 1, 0, 1), "leaves")
     for _ in range(2):
@@ -467,7 +444,7 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
         c.fill(poster, "poster", 0.8 * draws.chance(0.6))
     radius = draws.uniform(12, 14.5)
     cx, cy = (16 + draws.uniform(-0.7, 0.7) * (15.5 - radius) for _ in "xy")
-    c.fill(np.maximum(np.abs(X - cx) - 0.8, cy - Y), "post")
+    c.fill(np.maximum(band(X - cx, 0.8), cy - Y), "post")
     u, v = turned(X, Y, cx, cy, draws.uniform(-0.03, 0.03), radius)
     u = u * draws.uniform(1, 1.2)
     outlines = [
@@ -496,7 +473,7 @@ def sign(mark: str, draws: Draws, colour: Array, shape: Array) -> Array:
 # ---- glyphs: a digit or letter in a medium -------------------------------------------------------
 
 
-def written(medium: str, draws: Draws, which: Array) -> Array:
+def glyphs(medium: str, draws: Draws, which: Array) -> Array:
     height = draws.uniform(17, 23)
     cx, cy = 16 + draws.uniform(-2, 2), 16 + draws.uniform(-2, 2)
     width = height * draws.uniform(0.5, 0.7)
@@ -527,7 +504,7 @@ def written(medium: str, draws: Draws, which: Array) -> Array:
     elif medium == "chalk":
         c = Canvas(draws, "blackboard")
         c.paint(0.25 * np.clip(3 * draws.noise(4) - 1.5, 0, 1), "chalk dust")
-        rough = (draws.rng.random(strokes.shape, dtype=np.float32) < 0.8).astype(np.float32)
+        rough = draws.specks(0.8)
         c.fill(strokes - draws.uniform(1.0, 1.7), "chalk", 0.35 + 0.65 * rough)
     elif medium == "neon":
         c = Canvas(draws, "night wall")
@@ -538,21 +515,21 @@ def written(medium: str, draws: Draws, which: Array) -> Array:
         c = Canvas(draws, "paper")
         ink = draws.colour("stamp")
         worn = np.clip(2.4 * draws.noise(9) - 0.1, 0.25, 1)
-        c.fill(np.abs(disc(u, v, height * 0.68)) - 0.8, ink, worn)
+        c.fill(band(disc(u, v, height * 0.68), 0.8), ink, worn)
         c.fill(strokes * 1.3 - draws.uniform(1.2, 1.7), ink, worn)
     else:
         c = Canvas(draws, "wood")
         c.shade(0.8 + 0.25 * draws.noise(8))
         half = draws.uniform(1.0, 1.6)
         c.fill(strokes - half, "notch", 0.75)
-        c.fill(np.abs(strokes - half - 0.7) - 0.5, "lit edge", 0.45 * (u + v > 0))
+        c.fill(band(strokes - half - 0.7, 0.5), "lit edge", 0.45 * (u + v > 0))
     return c.rgb
 
 
 # ---- textures: a pattern, and what befell it -----------------------------------------------------
 
 
-def texture(pattern: str, draws: Draws, state: Array) -> Array:
+def textures(pattern: str, draws: Draws, state: Array) -> Array:
     fine, coarse, wavy, cracked, stained = (
         (state == i).astype(np.float32)[:, None, None] for i in range(5)
     )
@@ -579,7 +556,7 @@ def texture(pattern: str, draws: Draws, state: Array) -> Array:
         d = np.minimum(saw(u), saw(v)) - 0.13
     elif pattern == "scaly":
         row = np.floor(v)
-        d = np.abs(disc(centred(u + 0.5 * (row % 2)), (v - row) * 0.9, 0.55)) - 0.11
+        d = band(disc(centred(u + 0.5 * (row % 2)), (v - row) * 0.9, 0.55), 0.11)
     elif pattern == "ringed":
         d = saw(np.sqrt(u * u + v * v)) - 0.22
     else:
@@ -592,7 +569,12 @@ def texture(pattern: str, draws: Draws, state: Array) -> Array:
     for _ in range(3):
         a, b = draws.frame(6, 26, (0, 1))
         jag = 2.2 * saw(b / 7.3 + draws.uniform(0, 1)) * 2 + 1.5 * saw(b / 3.1)
-        cracks = np.minimum(cracks, np.abs(a + jag) - 0.55)
+        cracks = np.minimum(cracks, band(a + jag, 0.55))
     c.fill(cracks, "crack", cracked)
     c.paint(0.75 * (np.clip(6 * draws.noise(5) - 3.4, 0, 1) * stained), "stain")
     return c.rgb
+
+
+PAINTERS = {
+    paint.__name__: paint for paint in (scenes, cars, land, fields, glyphs, signs, textures)
+}

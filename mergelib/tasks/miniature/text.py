@@ -10,14 +10,13 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
 from ...core.errors import UnknownNameError
 from ..local import LABEL_NAMES
 from . import grammar
-from .grammar import WORLD_VERSION
+from .grammar import WORLD_VERSION, split
 
 TEXT_TASKS: dict[str, tuple[str, ...]] = dict(LABEL_NAMES)
 """Label names of every task, in a fixed order."""
@@ -29,40 +28,29 @@ _MAX_ATTEMPTS = 1000
 _Choices = tuple[Sequence[str], Sequence[float]]  # and their cumulative odds
 
 
-@dataclass(frozen=True)
-class _World:
-    """One task's grammar, prepared for drawing."""
-
-    # Every position's templates, split into literal text and slot names by turns.
-    positions: list[list[list[str]]]
-    fillers: dict[str, list[str]]
-    groups: list[_Choices]  # of every class
-    phrases: dict[str, dict[str, _Choices]]  # of every group and slot
+@cache
+def _templates(task: str) -> list[list[list[str]]]:
+    """Every position's templates, split into literal text and slot names by turns."""
+    return [[_SLOT.split(t) for t in position] for position in grammar.read()[task]["sentences"]]
 
 
 @cache
-def _world(task: str) -> _World:
-    if task not in TEXT_TASKS:
-        raise UnknownNameError("text task", task, TEXT_TASKS)
-    written, groups = grammar.read()[task], []
-    for label in range(len(TEXT_TASKS[task])):
-        odds = grammar.group_odds(task, label)
-        bounds = list(accumulate(odds.values()))
-        # The rounded odds may miss one in the last digit; scale exactly.
-        groups.append((list(odds), [bound / bounds[-1] for bound in bounds]))
-    phrases: dict[str, dict[str, _Choices]] = {}
-    for group, slots in written["cues"].items():
-        lists = {slot: grammar.split(listing) for slot, listing in slots.items()}
-        phrases[group] = {
-            slot: (members, list(accumulate(grammar.phrase_odds(len(members)))))
-            for slot, members in lists.items()
-        }
-    return _World(
-        [[_SLOT.split(template) for template in position] for position in written["sentences"]],
-        {slot: grammar.split(listing) for slot, listing in written["fillers"].items()},
-        groups,
-        phrases,
-    )
+def _fillers(task: str) -> dict[str, list[str]]:
+    return {slot: split(listing) for slot, listing in grammar.read()[task]["fillers"].items()}
+
+
+@cache
+def _groups(task: str, label: int) -> _Choices:
+    odds = grammar.group_odds(task, label)
+    bounds = list(accumulate(odds.values()))
+    # The rounded odds may miss one in the last digit; scale exactly.
+    return list(odds), [bound / bounds[-1] for bound in bounds]
+
+
+@cache
+def _phrases(task: str, group: str, slot: str) -> _Choices:
+    phrases = split(grammar.read()[task]["cues"][group][slot])
+    return phrases, list(accumulate(grammar.phrase_odds(len(phrases))))
 
 
 def stream(purpose: str, seed: int) -> random.Random:
@@ -87,11 +75,11 @@ def _choose(choices: _Choices, rng: random.Random) -> str:
     return names[min(bisect_right(bounds, rng.random()), len(names) - 1)]
 
 
-def _draw_cues(world: _World, slots: list[str], label: int, rng: random.Random) -> list[str]:
+def _draw_cues(task: str, label: int, slots: list[str], rng: random.Random) -> list[str]:
     # All cues are redrawn on a repetition: only then can the posterior be computed exactly.
+    groups = _groups(task, label)
     while True:
-        groups = world.groups[label]
-        cues = [_choose(world.phrases[_choose(groups, rng)][slot], rng) for slot in slots]
+        cues = [_choose(_phrases(task, _choose(groups, rng), slot), rng) for slot in slots]
         if len(set(cues)) == len(cues):
             return cues
 
@@ -103,20 +91,19 @@ def _polish(text: str) -> str:
 
 def document(task: str, label: int, rng: random.Random) -> tuple[str, list[str]]:
     """Return one document of a class, and its cue phrases."""
-    world = _world(task)
-    templates = [position[_index(rng, len(position))] for position in world.positions]
+    fillers = _fillers(task)
+    templates = [position[_index(rng, len(position))] for position in _templates(task)]
     slots = [slot for template in templates for slot in template[1::2]]
-    cues = _draw_cues(world, [s for s in slots if s not in world.fillers], label, rng)
+    cues = _draw_cues(task, label, [s for s in slots if s not in fillers], rng)
     waiting = iter(cues)
     used: set[str] = set()
 
     def filled(slot: str) -> str:
-        if slot not in world.fillers:
+        if slot not in fillers:
             return next(waiting)
-        choices = world.fillers[slot]
-        word = choices[_index(rng, len(choices))]
-        while word in used:
-            word = choices[_index(rng, len(choices))]
+        choices = fillers[slot]
+        while (word := choices[_index(rng, len(choices))]) in used:
+            pass
         used.add(word)
         return word
 
@@ -163,8 +150,10 @@ def generate(
         UnknownNameError: There is no such task.
         ValueError: n is negative.
     """
+    if task not in TEXT_TASKS:
+        raise UnknownNameError("text task", task, TEXT_TASKS)
     rng, taken = stream(task, seed), {text.lower() for text in exclude}
-    labels = balanced(len(_world(task).groups), n, rng)
+    labels = balanced(len(TEXT_TASKS[task]), n, rng)
     return [(_fresh(task, label, rng, taken), label) for label in labels]
 
 
