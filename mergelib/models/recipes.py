@@ -355,10 +355,7 @@ def as_command(recipe: Options) -> str:
     """The command line that gives this recipe, without what is the default anyway."""
     command = next(name for name, kind in COMMANDS.items() if type(recipe) is kind)
     words = ["python", "-m", "mergelib", command]
-    for name, info in type(recipe).model_fields.items():
-        value = getattr(recipe, name)
-        if value == info.default:
-            continue
+    for name, value in recipe.model_dump(exclude_defaults=True).items():
         if isinstance(value, dict):
             value = [f"{k}={v}" for k, v in value.items()]
         values = value if isinstance(value, list) else [] if value is True else [value]
