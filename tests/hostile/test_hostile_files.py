@@ -10,11 +10,13 @@ import math
 import re
 import shutil
 import struct
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -30,6 +32,8 @@ from mergelib.tasks.parquet import read_parquet
 
 from .support import typed
 
+DOCUMENTS = yaml.safe_load(Path(__file__).with_name("documents.yaml").read_text())
+CONFIG, RECORD, LOCKED = DOCUMENTS.values()
 # Where to change a file, as a fraction of its length, and what to write there; then where to cut
 # it.
 edits = st.tuples(
@@ -305,17 +309,6 @@ def test_any_meta_file_in_the_store(folder, data):
 
 # ---- folders of models ---------------------------------------------------------------------------
 
-CONFIG = {
-    "model_type": "bert",
-    "architectures": ["BertForSequenceClassification"],
-    "vocab_size": 30,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "intermediate_size": 8,
-    "id2label": {"0": "a", "1": "b", "2": "c"},
-    "label2id": {"a": 0, "b": 1, "c": 2},
-}
 MORE = """num_labels auto_map problem_type torch_dtype dtype rope_scaling transformers_version
 pad_token_id tie_word_embeddings _name_or_path"""
 ODD = ["vit", "t5", "clip", "load", "float8_e4m3fn", "2x", 10**12]
@@ -360,14 +353,6 @@ def test_any_index_of_shards(folder, text):
     assert not found or isinstance(found, MergelibError), "there is nothing in the folder"
 
 
-RECORD = {
-    "modules": {"ag": "classifier"},
-    "heads": {"ag": {"protocol": "ft_classifier", "preset": "default", "n": 9, "classes": 3}},
-    "experts": {"ag": "x"},
-    "base": "b",
-}
-
-
 @given(changed(RECORD, "method", "options", "label"))
 @example(json.dumps(RECORD | {"modules": {"../../up": "classifier"}}))
 @example(json.dumps(RECORD | {"modules": {"/etc": "classifier"}}))
@@ -395,8 +380,6 @@ def test_any_text_as_a_model(text):
 
 
 # ---- the hub's lock file -------------------------------------------------------------------------
-
-LOCKED = {"id": "x/y", "revision": "a" * 40}
 
 
 @given(

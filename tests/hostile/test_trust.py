@@ -58,6 +58,13 @@ def use(folder):
         typed(call)
 
 
+@pytest.fixture
+def trap(tmp_path):
+    """The folder that whoever runs what was planted makes."""
+    yield tmp_path / "trap"
+    assert not (tmp_path / "trap").exists()
+
+
 # ---- pickles -------------------------------------------------------------------------------------
 
 PLACES = """pytorch_model.bin pytorch_model-00001-of-00001.bin model.safetensors training_args.bin
@@ -68,11 +75,10 @@ preprocessor_config.json adapter_model.bin model.safetensors.index.json""".split
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", PLACES)
-def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
+def test_no_pickle_in_a_models_folder_is_run(copies, trap, name, zipped):
     if name.endswith(".bin"):
         (copies / "ag" / "model.safetensors").unlink()  # else a .bin is not even opened
-    use(plant(copies / "ag" / name, tmp_path / "trap", zipped=zipped).parent)
-    assert not (tmp_path / "trap").exists()
+    use(plant(copies / "ag" / name, trap, zipped=zipped).parent)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -88,40 +94,36 @@ def test_no_pickle_in_a_models_folder_is_run(copies, tmp_path, name, zipped):
         ("x.yaml", recipes.read_yaml),
     ],
 )
-def test_no_pickle_among_data_is_run(tmp_path, name, read, zipped):
-    path = plant(tmp_path / name, tmp_path / "trap", zipped=zipped)
+def test_no_pickle_among_data_is_run(tmp_path, trap, name, read, zipped):
     with pytest.raises(MergelibError):
-        read(path)
-    assert not (tmp_path / "trap").exists()
+        read(plant(tmp_path / name, trap, zipped=zipped))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("file", ["tensors.safetensors", "meta.json"])
-def test_no_pickle_in_the_store_is_run(tmp_path, file, zipped):
+def test_no_pickle_in_the_store_is_run(tmp_path, trap, file, zipped):
     store, step, made = Store(tmp_path / "store"), ("merge", {}), Artifact({"z": torch.ones(1)})
     store.get(*step, lambda: made)
-    plant(store.folder(*step) / file, tmp_path / "trap", zipped=zipped)
+    plant(store.folder(*step) / file, trap, zipped=zipped)
     assert store.peek(*step) is None and store.verify() and store.entries() is not None
     with pytest.warns(UserWarning, match="damaged"):
         assert store.get(*step, lambda: made).tensors["z"] == 1
-    assert not (tmp_path / "trap").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("zipped", [True, False])
-def test_no_pickle_in_a_checkpoint_of_a_training_is_run(tmp_path, zipped):
+def test_no_pickle_in_a_checkpoint_of_a_training_is_run(tmp_path, trap, zipped):
     from toy import run
 
     run(tmp_path / "scratch")
     checkpoints = list((tmp_path / "scratch").glob("checkpoint-*"))
     assert checkpoints
     for file in checkpoints:
-        plant(file, tmp_path / "trap", zipped=zipped)
+        plant(file, trap, zipped=zipped)
     try:
         run(tmp_path / "scratch")
     except Exception as error:  # refused by torch.load; that nothing was run is what counts
         assert "weights_only" in str(error) or "Weights only" in str(error), error
-    assert not (tmp_path / "trap").exists()
 
 
 def test_the_trap_works(tmp_path):
@@ -139,14 +141,13 @@ def test_the_trap_works(tmp_path):
         "!!python/module:antigravity",
     ],
 )
-def test_no_tag_of_yaml_is_run(tmp_path, tag):
-    text = tag.format(trap=tmp_path / "trap")
+def test_no_tag_of_yaml_is_run(trap, tag):
+    text = tag.format(trap=trap)
     for read in (recipes.parse_yaml, lambda t: documents.parse_yaml(t, "x")):
         with pytest.raises(ConfigError):
             read(f"method: {text}")
     recipe = {"method": "ties", "experts": {"a": "b"}, "options": [f"lam={text}"]}
     assert recipes.build("merge", recipe).options == {"lam": text}
-    assert not (tmp_path / "trap").exists()
 
 
 # ---- code of a model's own, programs that images start, addresses --------------------------------
@@ -154,9 +155,9 @@ def test_no_tag_of_yaml_is_run(tmp_path, tag):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("known", [True, False])
-def test_no_code_of_a_models_own_is_run(copies, tmp_path, known):
+def test_no_code_of_a_models_own_is_run(copies, trap, known):
     """Neither beside a kind of model that transformers knows, nor for one that it does not."""
-    folder, trap = copies / "ag", tmp_path / "trap"
+    folder = copies / "ag"
     (folder / "own.py").write_text(f"import os\nos.mkdir({str(trap)!r})\nclass A: pass\n")
     unknown = {
         "model_type": "unheard_of",
@@ -172,7 +173,6 @@ def test_no_code_of_a_models_own_is_run(copies, tmp_path, known):
         given |= {"auto_map": own} | ({} if known else unknown)
         path.write_text(json.dumps(given))
     use(folder)
-    assert not trap.exists()
 
 
 def test_an_image_starts_no_program_and_an_address_is_not_fetched(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+import yaml
 from conftest import pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,7 @@ SIZE = {
     "max_position_embeddings": 20,
     "pad_token_id": 0,
 }
+FIELDS = yaml.safe_load(Path(__file__).with_name("configurations.yaml").read_text())
 LAYER = "bert.encoder.layer.0.attention.self.query"
 
 
@@ -268,24 +270,7 @@ def test_one_pattern_of_names_is_one_pattern(trio):
 # ---- configuration and preprocessing ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("vocab_size", 17),
-        ("hidden_size", 64),
-        ("num_attention_heads", 4),
-        ("hidden_act", "relu"),
-        ("layer_norm_eps", 1e-3),
-        ("is_decoder", True),
-        ("pad_token_id", 1),
-        ("rope_parameters", {"rope_theta": 5}),
-        ("unheard_of", 3),
-        ("token_dropout", True),  # ESM's, which scales embeddings at all times
-        ("drop_last_layer", True),
-        ("position_init", 3),
-        ("position_embedding_type", "relative_key"),
-    ],
-)
+@pytest.mark.parametrize("key, value", FIELDS["refused"].items())
 def test_a_configuration_that_may_change_the_function_is_refused(trio, key, value):
     configure(trio / "y", **{key: value})
     with pytest.raises(StateDictError, match=f"different architectures: {key}"):
@@ -293,22 +278,7 @@ def test_a_configuration_that_may_change_the_function_is_refused(trio, key, valu
 
 
 def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
-    configure(
-        trio / "y",
-        hidden_dropout_prob=0.3,
-        classifier_dropout=0.5,
-        drop_path_rate=0.1,
-        resid_pdrop=0.1,
-        initializer_range=1.0,
-        layer_scale_init_value=0.1,
-        problem_type="single_label_classification",
-        _name_or_path="elsewhere",
-        use_cache=False,
-        transformers_version="3.0",
-        reference_compile=True,
-        repad_logits_with_grad=True,
-        position_embedding_type="absolute",  # transformers 4 wrote it into every BERT
-    )
+    configure(trio / "y", **FIELDS["harmless"])
     assert average(trio).heads.keys() == {"x", "y"}
 
 
@@ -339,7 +309,17 @@ def test_each_task_reads_inputs_as_its_expert_does(trio, change):
             assert processor(inputs, truncation=True) == expert(inputs, truncation=True), name
 
 
-def test_tokenizers_that_do_the_same_are_kept_once(trio):
+def slow(folder):
+    """A tokenizer that is defined by a list of words alone."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *WORDS]))
+    hf.EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [None, slow])
+def test_tokenizers_that_do_the_same_are_kept_once(trio, change):
+    for name in "xy" if change else "":
+        change(trio / name)
     configure(trio / "y", "tokenizer_config.json", name_or_path="elsewhere")
     merged = average(trio)
     assert merged.processor is not None

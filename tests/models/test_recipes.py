@@ -14,6 +14,7 @@ from mergelib.core.errors import ConfigError, MergelibError
 from mergelib.models.recipes import COMMANDS, as_command, build, pairs
 from mergelib.run import cli, runner
 
+CASES = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
 FLAGS = "merge --base b --experts ag=x yelp=y --method ties --options lam=1.0 keep=0.2"
 MERGE = {
     "method": "ties",
@@ -55,25 +56,7 @@ def test_flags_and_recipe_say_the_same_and_flags_win():
     assert changed.experts == {"ag": "x", "yelp": "y", "c": "z"}
 
 
-@pytest.mark.parametrize(
-    "line, recipe, said",
-    [
-        ("merge", MERGE | {"methd": "ties"}, "Nearest: 'method'"),
-        ("merge", MERGE | {"experts": 3}, "experts"),
-        ("merge", MERGE | {"experts": [1]}, "list of texts"),
-        ("merge", MERGE | {"options": {"lam": [1]}}, "options"),
-        ("merge", MERGE | {"experts": ["a/x", "b/x"]}, "two are called 'x'"),
-        ("merge", MERGE | {"single": "perhaps"}, "single"),
-        ("merge", {"method": "ties", "merge": MERGE}, "'method' stands outside"),
-        ("merge --options lam=1 --options lam=2", MERGE, "two are called 'lam'"),
-        ("evaluate --model m --data a=f --seeds 0 0", {}, "seeds: .*twice"),
-        ("evaluate --model m --data a=f -k 0", {}, "k: .*greater than 0"),
-        ("evaluate --model m", {"data": {}}, "data: .*at least 1"),
-        ("evaluate --model m --data a=f", {"protocols": []}, "protocols: .*at least 1"),
-        ("evaluate --model m --data a=f", {"seeds": []}, "seeds: .*at least 1"),
-        ("align --merged m --experts a=b --inputs a=f -k -1", {}, "k: .*greater than 0"),
-    ],
-)
+@pytest.mark.parametrize("line, recipe, said", CASES["wrong"])
 def test_a_wrong_recipe_names_the_offender(line, recipe, said):
     with pytest.raises(MergelibError, match=said):
         told(line, recipe)
@@ -108,52 +91,18 @@ def test_an_existing_path_is_a_path_whatever_it_is_called(tmp_path, monkeypatch)
 # ---- mergekit ------------------------------------------------------------------------------------
 
 
-def mergekit(method="ties", parameters=None, **own):
-    """Two models with parameters of their own, as mergekit writes them."""
-    models = [{"model": f"x/{name}", "parameters": own} for name in "ac"]
-    return {"merge_method": method, "models": models, "parameters": parameters}
-
-
-@pytest.mark.parametrize(
-    "recipe, options",
-    [
-        (mergekit(density=0.3, weight=0.5), {"keep": 0.3, "lam": 1.0, "combine": "mean"}),
-        (
-            mergekit("ties", {"normalize": False, "lambda": 2.0}, density=0.3, weight=0.5),
-            {"keep": 0.3, "lam": 1.0, "combine": "sum"},
-        ),
-        (mergekit("task_arithmetic", weight=0.4), {"lam": 0.4}),
-        (mergekit("task_arithmetic", {"normalize": True}, weight=0.4), {"lam": 0.5}),
-    ],
-)
-def test_mergekits_form_is_read_and_differences_are_said(recipe, options):
-    recipe |= {"base_model": "b", "models": [{"model": "b"}, *recipe["models"]]}
+@pytest.mark.parametrize("case", CASES["mergekit's"])
+def test_mergekits_form_is_read_and_differences_are_said(case):
     with pytest.warns(UserWarning, match="only the encoder is merged"):
-        found = build("merge", recipe)
-    assert found.options == options and found.method == recipe["merge_method"]
-    assert found.experts == {"a": "x/a", "c": "x/c"} and found.base == "b"
+        found = build("merge", case["recipe"])
+    assert [found.method, found.options] == case["means"]
+    assert found.experts == {"a": "x/a", "c": "x/c"}
+    assert found.base == case["recipe"].get("base_model", "")
 
 
-@pytest.mark.parametrize(
-    "recipe, said",
-    [
-        (mergekit("slerp"), "slerp"),
-        (mergekit() | {"slices": []}, "slices"),
-        (mergekit() | {"models": "x"}, "models"),
-        (mergekit() | {"models": [{"model": "b"}], "base_model": "b"}, "besides the base"),
-        (mergekit(weight=[0, 1]), "weight: .*gradients"),
-        (mergekit(weight=True), "weight: .*number"),
-        (mergekit("ties", {"epsilon": 1}), "epsilon"),
-        (mergekit("linear", density=0.5), "density"),
-        (mergekit("linear", {"normalize": False}), "do not sum to 1"),
-    ],
-)
+@pytest.mark.parametrize("recipe, said", CASES["mergekit's alone"])
 def test_what_mergekit_has_and_we_do_not_is_refused(recipe, said):
     with pytest.raises(MergelibError, match=said):
-        build("merge", recipe)
-    recipe = mergekit()
-    recipe["models"][0]["parameters"] = {"weight": 2}
-    with pytest.raises(ConfigError, match=r"'weight' differs: \[2.0, 1.0\]"):
         build("merge", recipe)
 
 
@@ -224,17 +173,7 @@ def test_mergekits_recipe_on_the_command_line(family, tmp_path, capsys):
     assert {t.dtype for t in merged.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    "line, said",
-    [
-        ("merge --method ties --experts a=x", "give --out"),
-        ("merge", "method: Field required"),
-        ("merge --recipe nowhere.yaml", "cannot be read"),
-        ("evaluate --model /nowhere --data ag=x", "no folder"),
-        ("align --merged /nowhere --experts a=x --inputs b=y --out new", "was not written by"),
-        ("merge --method tis --base b --experts a=/nowhere --out new", "Nearest: 'ties'"),
-    ],
-)
+@pytest.mark.parametrize("line, said", CASES["refused by the command line"])
 def test_refusals_of_the_command_line(line, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(line.split()) == 2
