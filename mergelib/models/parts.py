@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from hashlib import sha256
 from typing import Any
 
 from ..core.errors import ConfigError, StateDictError, first_five, shortened
@@ -215,7 +214,7 @@ def _meaning(parent: Parent) -> str:
         rules = json.loads(processor.backend_tokenizer.to_str()) | {"truncation": 0, "padding": 0}
     elif hasattr(processor, "get_vocab"):  # a slow tokenizer is defined by its files
         files = [parent.folder / name for name in processor.vocab_files_names.values()]
-        rules = [sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()]
+        rules = [f.read_bytes() for f in files if f.is_file()]
     settings = {
         name: value
         for name, value in settings.items()

@@ -44,7 +44,7 @@ SIZE = {
     "max_position_embeddings": 20,
     "pad_token_id": 0,
 }
-FIELDS = yaml.safe_load(Path(__file__).with_name("configurations.yaml").read_text())
+CASES = yaml.safe_load(Path(__file__).with_name("foreign_folders.yaml").read_text())
 LAYER = "bert.encoder.layer.0.attention.self.query"
 
 
@@ -270,7 +270,7 @@ def test_one_pattern_of_names_is_one_pattern(trio):
 # ---- configuration and preprocessing ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key, value", FIELDS["refused"].items())
+@pytest.mark.parametrize("key, value", CASES["fields that change the function"].items())
 def test_a_configuration_that_may_change_the_function_is_refused(trio, key, value):
     configure(trio / "y", **{key: value})
     with pytest.raises(StateDictError, match=f"different architectures: {key}"):
@@ -278,7 +278,7 @@ def test_a_configuration_that_may_change_the_function_is_refused(trio, key, valu
 
 
 def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
-    configure(trio / "y", **FIELDS["harmless"])
+    configure(trio / "y", **CASES["harmless fields"])
     assert average(trio).heads.keys() == {"x", "y"}
 
 
@@ -608,38 +608,17 @@ def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypat
         raise AssertionError("a model computes")
 
     monkeypatch.setattr(heads, "features", computes)
-    data, pool = (["good", "bad"] * 3, [0, 1] * 3), (["film"] * 2, [0, 1])
-    knn = {"protocols": ["knn"]}
-    surgery = {"protocols": ["surgery"], "draw": "uniform", "expert": trio / "x"}
-    for said, options in (
-        ("'x': k = 4 is larger than class 0", knn | {"k": 4}),
-        ("'x': k = 2 is larger than class 0", knn | {"k": 2, "fit": pool}),
-        ("'x': 8 rows requested, but only 6", surgery | {"k": 4}),
-        ("number of inputs per class.*at least 1, not 0", knn | {"k": 0}),
-        ("at least 1, not 2.5", knn | {"k": 2.5}),
-        ("at least 1, not True", knn | {"k": True}),
-        ("at least one seed", knn | {"seeds": []}),
-        ("at least one protocol", {"protocols": []}),
-    ):
+    monkeypatch.chdir(trio)
+    data = ["good", "bad"] * 3, [0, 1] * 3
+    for said, options in CASES["options of evaluate"]:
         with pytest.raises(MergelibError, match=said):
-            mergelib.evaluate(trio / "x", data, **options)
-    few, texts = trio / "few.csv", trio / "texts.txt"
-    average(trio).save_pretrained(trio / "merged")
-    texts.write_text("good\nbad\n")
-    few.write_text("label,text\n0,good\n1,bad\n")
-    evaluate = f"evaluate --model {trio / 'merged'} --data x={rows}"
-    experts = f"x={trio / 'x'} y={trio / 'y'}"
-    align = f"align --merged {trio / 'merged'} --experts {experts} --out {trio / 'o'}"
-    small = f"{align} --inputs x={rows} y={texts}"
-    for said, command in (
-        ("'y': k = 3 is larger", f"{evaluate} y={few} --protocols knn -k 3"),
-        ("no file", f"{evaluate} y=none.csv"),
-        ("Unknown task of fit 'y'", f"{evaluate} --fit y={rows}"),
-        ("'y': 4 rows requested, but only 2", f"{small} -k 2"),
-        ("no file", f"{small} --data y=none.csv"),
-        ("'y' has no inputs", f"{align} --inputs x={rows} --data y={rows}"),
-    ):
-        assert cli.main(command.split()) == 2
+            mergelib.evaluate("x", data, **options)
+    average(trio).save_pretrained("merged")
+    Path("texts.txt").write_text("good\nbad\n")
+    Path("few.csv").write_text("label,text\n0,good\n1,bad\n")
+    for said, command in CASES["commands"]:
+        align = " --merged merged --experts x=x y=y --out o" * command.startswith("align")
+        assert cli.main(f"{command}{align}".split()) == 2
         assert said in capsys.readouterr().err
 
 
