@@ -90,7 +90,7 @@ def unfolding():
 
 found = {{}}
 for name, call in CASES.items():
-    start = time.monotonic()
+    start = time.process_time()
     try:
         call()
         said = "no error"
@@ -98,7 +98,7 @@ for name, call in CASES.items():
         said = f"{{type(error).__name__}}: {{error}}"
     except BaseException as error:
         said = f"RAW {{type(error).__name__}}: {{str(error)[:300]}}"
-    found[name] = [said[:400], time.monotonic() - start]
+    found[name] = [said[:400], time.process_time() - start]
 print(json.dumps(found))
 """
 
