@@ -22,21 +22,10 @@ RECORD = "mergelib.json"
 SMALL = 1 << 20  # bytes; for larger files (weights), the time is compared instead of the content
 
 
-def check_inputs(target: Path, inputs: Iterable[str | os.PathLike]) -> None:
-    """Raises ``ConfigError`` when ``target`` is an input, or an input lies below it."""
-    for path in inputs:
-        source = user_path(path)
-        if source.exists() and (target == source.resolve() or target in source.resolve().parents):
-            raise ConfigError(
-                f"'{target}' is or contains an input ('{path}'), which writing there would "
-                "delete; choose another place."
-            )
-
-
-def _resolved(given: str | os.PathLike) -> Path:
+def _place(given: str | os.PathLike, inputs: Iterable[str | os.PathLike]) -> Path:
     """An absolute path, symbolic links followed, whose last name leaves room for a temporary one's.
 
-    Raises ``ConfigError``.
+    Raises ``ConfigError``, also when it is an input, or an input lies below it.
     """
     try:
         target = user_path(given).resolve()
@@ -49,6 +38,13 @@ def _resolved(given: str | os.PathLike) -> Path:
             f"'{shortened(target.name)}' is too long for the name of a file "
             "or folder; choose a shorter one."
         )
+    for path in inputs:
+        source = user_path(path)
+        if source.exists() and target in (source.resolve(), *source.resolve().parents):
+            raise ConfigError(
+                f"'{target}' is or contains an input ('{path}'), which writing there would "
+                "delete; choose another place."
+            )
     return target
 
 
@@ -62,8 +58,7 @@ def free_folder(
     Raises ``ConfigError`` if it is not a folder, if it is or contains an input, or if it is not
     empty; with ``overwrite``, only if it contains something that mergelib did not write.
     """
-    target = _resolved(folder)
-    check_inputs(target, inputs)
+    target = _place(folder, inputs)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"'{folder}' is not a folder; choose another name.")
     entries = _entries(target) if target.exists() else []
@@ -96,24 +91,28 @@ def _is_left(path: Path, name: str) -> bool:
     )
 
 
+def _files(folder: Path) -> dict[str, Path]:
+    """The files and links in a folder, and in those below it, by their names in it."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for entry in _entries(folder)
+        for path in (entry, *sorted(entry.rglob("*")))
+        if path.is_symlink() or not path.is_dir()
+    }
+
+
 def _foreign(folder: Path) -> list[str]:
     """The contents of a folder, apart from the unchanged files that its record lists."""
-    try:
+    listed: Any = {}
+    with suppress(ConfigError):
         listed = read_json(folder / RECORD, RECORD).get("files")
-    except ConfigError:
-        listed = None
-    listed = listed if isinstance(listed, dict) else {}
-    files = {
-        p.relative_to(folder).as_posix(): p
-        for entry in _entries(folder)
-        for p in (entry, *entry.rglob("*"))
-        if p.is_symlink() or not p.is_dir()
-    }
-    known = {RECORD} if listed else set()
+    known = {RECORD, *listed} if listed and isinstance(listed, dict) else {}
     return [
         name
-        for name, path in files.items()
-        if path.is_symlink() or (name not in known and listed.get(name) != _mark(path))
+        for name, path in _files(folder).items()
+        if path.is_symlink()
+        or name not in known
+        or (name != RECORD and listed[name] != _mark(path))
     ]
 
 
@@ -133,15 +132,11 @@ def _list_files(folder: Path) -> None:
     for their owner only, whatever the umask."""
     record = folder / RECORD
     if record.is_file():
-        for path in folder.rglob("*"):
-            if path.is_file():
-                path.chmod(record.stat().st_mode)
-        files = {
-            p.relative_to(folder).as_posix(): _mark(p)
-            for p in sorted(folder.rglob("*"))
-            if p.is_file() and p != record
-        }
-        write_record(folder, json.loads(record.read_text()) | {"files": files})
+        files = _files(folder)
+        for path in files.values():
+            path.chmod(record.stat().st_mode)
+        marks = {name: _mark(path) for name, path in files.items() if path != record}
+        write_record(folder, json.loads(record.read_text()) | {"files": marks})
 
 
 def write_record(folder: Path, content: Mapping[str, Any]) -> None:
@@ -205,18 +200,14 @@ def _scratch(place: Path, name: str) -> Path:
 def _take_name(out: Path, target: Path, scratch: Path) -> None:
     """Put ``out`` in ``target``'s place: by two renames or, in a folder that cannot be renamed,
     entry by entry, with the file that makes it loadable last."""
-    if not target.exists():
+    free = not target.exists()
+    if not free and scratch.parent != target:
+        with suppress(OSError):  # a mount point
+            target.replace(scratch / "old")
+            free = True
+    if free:
         out.replace(target)
         return
-    inside = scratch.parent == target
-    if not inside:
-        try:
-            target.replace(scratch / "old")
-        except OSError:  # a mount point
-            inside = True
-        else:
-            out.replace(target)
-            return
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.partial-", dir=target) as room:
         new, old = Path(room, "new"), Path(room, "old")
         old.mkdir()
@@ -238,31 +229,26 @@ def free_file(
     it is not what ``write_file`` left there, or was changed since; and when its record would
     replace something else. Raises ``StoreError`` for a folder that is not writable.
     """
-    target = _resolved(file)
+    target = _place(file, inputs)
     if target.is_dir():
         raise ConfigError(f"'{file}' is a folder; give the name of a file to write.")
-    check_inputs(target, inputs)
-    record = _record_of(target)
-    if os.path.lexists(record) and not (
-        record.is_file()
-        and not record.is_symlink()
-        and record.stat().st_size < 100
-        and re.fullmatch(rb"\d+ [0-9a-f]{64}", record.read_bytes())
-    ):
-        raise ConfigError(
-            f"'{file}' needs '{record.name}' beside it, "
-            "and mergelib did not write what is there; choose another name."
-        )
+    record, said = _record_of(target), b""
+    if os.path.lexists(record):
+        if record.is_file() and not record.is_symlink() and record.stat().st_size < 100:
+            said = record.read_bytes()
+        if not re.fullmatch(rb"\d+ [0-9a-f]{64}", said):
+            raise ConfigError(
+                f"'{file}' needs '{record.name}' beside it, "
+                "and mergelib did not write what is there; choose another name."
+            )
     if target.exists():
-        ours = False
-        with suppress(OSError):  # without a record, for example
-            ours = record.read_bytes() == _mark(target, whole=True).encode()
+        ours = bool(said) and said == _mark(target, whole=True).encode()
         if not overwrite or not ours:
             raise ConfigError(
                 f"'{file}' exists"
                 + (" and is not, or no longer, what mergelib wrote; " if overwrite else "; ")
                 + "choose another name"
-                + ("." if overwrite or not ours else ", or replace it with --overwrite.")
+                + (", or replace it with --overwrite." if ours else ".")
             )
     if not os.access(paths.make_folder(target.parent), os.W_OK):
         raise StoreError(f"'{target.parent}' is not writable for you; choose another folder.")

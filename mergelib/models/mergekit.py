@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from ..core.errors import ConfigError, UnknownNameError, shortened, warn
 
 PARAMETERS = {
@@ -12,18 +14,38 @@ PARAMETERS = {
     "task_arithmetic": {"weight", "lambda", "normalize", "int8_mask"},
     "ties": {"weight", "density", "lambda", "normalize", "int8_mask"},
 }
-KEYS = {
-    "merge_method",
-    "base_model",
-    "models",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "name",
-    "out",
-    "device",
-}
+
+
+class Parameters(BaseModel):
+    """Those of a method, with mergekit's defaults."""
+
+    model_config = ConfigDict(strict=True)
+    weight: float = 1.0
+    density: float = 1.0
+    scale: float = Field(1.0, alias="lambda")
+    normalize: bool
+    int8_mask: bool = False
+
+
+class Model(BaseModel):
+    model: str
+    parameters: dict[str, Any] | None = None
+
+
+class Configuration(BaseModel):
+    """What is read of mergekit's format; ``name`` and ``tokenizer_source`` change nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+    merge_method: str
+    models: list[Model]
+    base_model: str | None = None
+    parameters: dict[str, Any] | None = None
+    dtype: Any = None
+    out_dtype: Any = None
+    tokenizer_source: Any = None
+    name: Any = None
+    out: Any = None
+    device: Any = None
 
 
 def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,25 +58,16 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
     name = content["merge_method"]
     if not isinstance(name, str) or name not in PARAMETERS:
         raise UnknownNameError("mergekit method that mergelib knows too", name, PARAMETERS)
-    if keys := sorted(content.keys() - KEYS):
-        raise _refusal(f"'{shortened(keys[0])}' has no counterpart here; whole models are merged.")
-    models, base = content.get("models"), content.get("base_model")
-    if not isinstance(models, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("model"), str) for m in models
-    ):
-        raise _refusal("'models' is a list of entries with 'model: ID'.")
-    if base is not None and not isinstance(base, str):
-        raise _refusal("'base_model' is an id or a folder.")
-    experts = [m for m in models if m["model"] != base]
+    given = _read(Configuration, content)
+    experts = [m for m in given.models if m.model != given.base_model]
     if not experts:
         raise _refusal("no model besides the base.")
-    shared = _parameters(content.get("parameters"), name, "parameters")
-    each = [shared | _parameters(m.get("parameters"), name, m["model"]) for m in experts]
-    weight = _same(each, "weight", "mergelib gives every expert the same")
-    normalize = shared.get("normalize", name in ("linear", "ties"))
-    if not isinstance(normalize, bool):
-        raise _refusal("'normalize' is true or false.")
-    scale, n = _number(shared.get("lambda", 1.0), "lambda"), len(experts)
+    defaults = {"normalize": name != "task_arithmetic"} | (given.parameters or {})
+    shared, *each = (
+        _parameters(name, defaults | own) for own in ({}, *(m.parameters or {} for m in experts))
+    )
+    weight, keep = (_same(each, option) for option in ("weight", "density"))
+    normalize, scale, n = shared.normalize, shared.scale, len(experts)
     notes = [
         "only the encoder is merged, every task keeps its own head (mergekit merges all tensors)"
     ]
@@ -65,13 +78,13 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
                 "linear without normalize and with weights that do not sum to 1 "
                 "scales the model, which is not supported."
             )
-        if len(experts) < len(models):
+        if n < len(given.models):
             raise _refusal("linear includes the base, too; here only experts are averaged.")
     elif name == "task_arithmetic":
         options = {"lam": scale * (1 / n if normalize else weight)}
     else:
         options = {
-            "keep": _same(each, "density", "mergelib trims every expert alike"),
+            "keep": keep,
             "lam": scale * (1 if normalize else weight),
             "combine": "mean" if normalize else "sum",
         }
@@ -80,55 +93,57 @@ def from_mergekit(content: Mapping[str, Any]) -> dict[str, Any]:
             "(mergekit trims each tensor by itself)",
             "a column that sums to exactly 0 takes the network's overall sign (mergekit: plus)",
         ]
-    recipe = {
-        "experts": [m["model"] for m in experts],
-        **{k: content[k] for k in ("out", "device") if k in content},
-        "method": "weight_averaging" if name == "linear" else name,
-    }
-    dtype = content.get("out_dtype") or content.get("dtype")
-    recipe |= {k: v for k, v in (("options", options), ("base", base), ("dtype", dtype)) if v}
-    if "dtype" in content:
+    if given.dtype:
         notes.append("merging is done in float32 and rounded once (mergekit merges in `dtype`)")
-    if "tokenizer_source" in content:
+    if given.tokenizer_source:
         notes.append("tokenizer_source is ignored: the parents must have the same vocabulary")
-    if shared.get("int8_mask"):
+    if shared.int8_mask:
         notes.append("int8_mask is ignored")
     warn(f"mergekit recipe, {name}: {'; '.join(notes)}.")
-    return recipe
+    recipe = {
+        "experts": [m.model for m in experts],
+        "method": "weight_averaging" if name == "linear" else name,
+        "options": options,
+        "base": given.base_model,
+        "dtype": given.out_dtype or given.dtype,
+        "out": given.out,
+        "device": given.device,
+    }
+    return {key: value for key, value in recipe.items() if value}
+
+
+def problems(error: ValidationError) -> str:
+    """The first of what pydantic found, for one of our messages."""
+    return "; ".join(
+        f"{shortened('.'.join(map(str, e['loc'])))}: {shortened(e['msg'], 200)}"
+        for e in error.errors(include_input=False)[:3]
+    )
 
 
 def _refusal(text: str) -> ConfigError:
     return ConfigError(f"mergekit recipe: {text}")
 
 
-def _parameters(content: Any, method: str, where: str) -> dict[str, Any]:
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"mergekit recipe, {shortened(where)}: parameters must be a mapping.")
-    for name in content:
-        if name not in PARAMETERS[method]:
-            raise UnknownNameError(
-                f"parameter of mergekit's {method} with a counterpart here",
-                name,
-                PARAMETERS[method],
-            )
-    return content
-
-
-def _same(each: list[dict[str, Any]], name: str, why: str) -> float:
-    values = [_number(p.get(name, 1.0), name) for p in each]
-    if len(set(values)) > 1:
-        raise _refusal(f"'{name}' differs: {values}; {why}.")
-    return values[0]
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, list | dict):
+def _read(kind: type[BaseModel], content: Mapping[str, Any]) -> Any:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
         raise _refusal(
-            f"'{name}' must be a single number; "
-            "gradients and filters by layer have no counterpart here."
-        )
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refusal(f"'{name}' must be a number, not {shortened(repr(value))}.")
-    return float(value)
+            f"{problems(error)}. Whole models are merged, by single numbers: slices, and gradients "
+            "and filters by layer, have no counterpart here."
+        ) from error
+
+
+def _parameters(method: str, given: dict[str, Any]) -> Parameters:
+    for name in given:
+        if name not in PARAMETERS[method]:
+            what = f"parameter of mergekit's {method} with a counterpart here"
+            raise UnknownNameError(what, name, PARAMETERS[method])
+    return _read(Parameters, given)
+
+
+def _same(each: list[Parameters], name: str) -> float:
+    values = [getattr(parameters, name) for parameters in each]
+    if len({*values}) > 1:
+        raise _refusal(f"'{name}' differs: {values}; mergelib gives every expert the same.")
+    return values[0]

@@ -31,7 +31,7 @@ from .tokens import unified
 
 PIECE = 1 << 21  # numbers read from each parent at a time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float32"}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.float64: "float32"}
 NEEDS_NO_BASE = ("weight_averaging",)
 
 

@@ -32,33 +32,19 @@ from ..core.errors import (
     shortened,
     warn,
 )
-from .plan import Plan, first_line, plan, quiet
+from ..merging.states import FLOATS
+from .plan import Layout, Plan, first_line, plan, quiet
 
 # Mapped pages count as the process's memory until the file is closed, so it is reopened after this
 # many bytes.
 REOPEN_AFTER = 16 << 20
-DTYPE_CODES = {  # as safetensors writes them
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_LABELS = 100_000  # transformers creates a name for each label that a configuration announces
 ADAPTER = "adapter_config.json"
 CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 # If several matrices could be the last layer, the first of these that exists is taken.
 HEAD_NAMES = ("classifier.out_proj", "classifier", "score", "head")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in the order of from_pretrained
+INDEX = ".index.json"  # of shards, behind these names
 OTHER_WEIGHTS = {".safetensors", ".bin", ".h5", ".msgpack", ".gguf", ".pt", ".pth", ".ckpt"}
 SENTENCEPIECE_FILES = ("spm.model", "sentencepiece.bpe.model", "spiece.model")
 PROCESSOR_FILES = (
@@ -78,6 +64,12 @@ def class_name(config: Any) -> str:
     return str(named[0]) if isinstance(named, list) and named else "none"
 
 
+def _weight_files(folder: Path) -> list[str]:
+    """The weights, or indices of shards, that ``from_pretrained`` would look for, in its order."""
+    names = [f"{name}{end}" for name in WEIGHT_FILES for end in ("", INDEX)]
+    return [name for name in names if (folder / name).is_file()]
+
+
 class Weights:
     """The tensors of one folder by their names in the file, none in memory until asked for.
 
@@ -89,10 +81,9 @@ class Weights:
 
     def __init__(self, folder: Path, file: str = ""):
         self.folder = folder
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, Any] = {}  # file -> what safetensors opened, or a pickle's tensors
         self._read: dict[str, int] = {}
-        self._pickled: dict[str, Tensor] = {}
-        self._where: dict[str, str] = {}  # name -> safetensors file, "" for a pickled tensor
+        self._where: dict[str, str] = {}
         self.files = [file] if file else self._files()
         for name in self.files:
             if not (folder / name).is_file():
@@ -100,29 +91,25 @@ class Weights:
                     f"'{folder.name}' lacks {name}, which its index names; "
                     "copy the complete folder."
                 )
-            if name.endswith(".safetensors"):
-                self._where |= dict.fromkeys(self._handle(name).keys(), name)
-            else:
-                self._pickled |= self._load_pickled(folder / name)
-        self._where |= dict.fromkeys(self._pickled, "")
+            self._where |= dict.fromkeys(self._handle(name).keys(), name)
 
     def _files(self) -> list[str]:
-        for name in WEIGHT_FILES:
-            index = self.folder / f"{name}.index.json"
-            if (self.folder / name).is_file():
-                if index.is_file():
-                    warn(
-                        f"'{self.folder.name}' holds {name} and {index.name}; the first is read, "
-                        "as transformers does. Remove the outdated one."
-                    )
-                return [name]
-            if index.is_file():
-                return self._shards(index)
-        names = sorted(p.name for p in self.folder.glob("*") if p.suffix in OTHER_WEIGHTS)
-        raise ConfigError(
-            f"'{self.folder.name}' has no {' or '.join(WEIGHT_FILES)}, nor an index of shards"
-            + (f"; {first_five(names)} is not what transformers loads." if names else ".")
-        )
+        found = _weight_files(self.folder)
+        if not found:
+            names = sorted(p.name for p in self.folder.glob("*") if p.suffix in OTHER_WEIGHTS)
+            raise ConfigError(
+                f"'{self.folder.name}' has no {' or '.join(WEIGHT_FILES)}, nor an index of shards"
+                + (f"; {first_five(names)} is not what transformers loads." if names else ".")
+            )
+        first = found[0]
+        if first.endswith(INDEX):
+            return self._shards(self.folder / first)
+        if first + INDEX in found:
+            warn(
+                f"'{self.folder.name}' holds {first} and {first}{INDEX}; the first is read, "
+                "as transformers does. Remove the outdated one."
+            )
+        return [first]
 
     def _shards(self, index: Path) -> list[str]:
         try:
@@ -140,40 +127,10 @@ class Weights:
             user_path(self.folder / file)
         return sorted(files)
 
-    def _load_pickled(self, path: Path) -> dict[str, Tensor]:
-        try:
-            # Mapped, so that many checkpoints can be open; files of the oldest format cannot be.
-            mapped = zipfile.is_zipfile(path)
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:  # torch raises many kinds, the unpickler's own among them
-            raise UnsafeFileError(
-                f"'{self.folder.name}': {path.name} is a pickle that holds more "
-                "than plain tensors, or is damaged. It was not run. "
-                "Convert it to safetensors on a machine where you trust it."
-            ) from error
-        if not isinstance(state, dict) or not all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-        ):
-            raise StateDictError(f"'{self.folder.name}': {path.name} is not a plain state dict.")
-        key = next((k for k, v in state.items() if not _is_plain(v)), None)
-        if key is not None:
-            raise StateDictError(
-                f"'{self.folder.name}': tensor {shortened(key)} of {path.name} is sparse, "
-                "quantised, without data or larger than its data. "
-                "Save the model again as safetensors."
-            )
-        return state
-
     def _handle(self, file: str) -> Any:
         if file not in self._open or self._read[file] > REOPEN_AFTER:
-            try:
-                self._open[file] = safe_open(str(self.folder / file), "pt")
-            except (SafetensorError, OSError, MemoryError) as error:
-                raise ConfigError(
-                    f"'{self.folder.name}': {shortened(file)} is damaged or not a safetensors file "
-                    f"({shortened(str(error), 200)})."
-                ) from error
-            self._read[file] = 0
+            read = _safetensors if file.endswith(".safetensors") else _pickled
+            self._open[file], self._read[file] = read(self.folder / file), 0
         return self._open[file]
 
     def __iter__(self) -> Iterator[str]:
@@ -184,48 +141,78 @@ class Weights:
         return {name: self.tensor(name).clone() for name in self}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        file = self._where[name]
-        if not file:
-            return tuple(self._pickled[name].shape)
-        return tuple(self._handle(file).get_slice(name).get_shape())
+        return tuple(self.tensor(name).shape)
 
     @cached_property
-    def dtypes(self) -> dict[str, str]:
-        """Name -> dtype as safetensors writes it (F32, BF16, I64, ...).
-
-        Raises ``StateDictError`` for a dtype that cannot be merged, such as F8.
-        """
-        dtypes = {
-            n: self._handle(file).get_slice(n).get_dtype()
-            if file
-            else DTYPE_CODES.get(self._pickled[n].dtype, str(self._pickled[n].dtype))
-            for n, file in self._where.items()
-        }
-        key = next((n for n, code in dtypes.items() if code not in DTYPE_CODES.values()), None)
-        if key is not None:
-            raise StateDictError(
-                f"'{self.folder.name}': {shortened(key)} is stored as {dtypes[key]}, which cannot "
-                "be merged; convert the model to float32, bfloat16 or float16."
-            )
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Raises ``StateDictError`` for a dtype that cannot be merged, such as an 8-bit float."""
+        dtypes = {name: self.tensor(name).dtype for name in self}
+        for name, dtype in dtypes.items():
+            if dtype not in FLOATS and (dtype.is_floating_point or dtype.is_complex):
+                raise self._refused(name, dtype)
         return dtypes
 
     def is_float(self, name: str) -> bool:
-        return self.dtypes[name] in FLOATS
+        return self.dtypes[name].is_floating_point
 
     @cached_property
-    def layout(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
+    def layout(self) -> Layout:
         """For every tensor: name, shape, and whether it is floating-point."""
-        return tuple((n, self.shape(n), self.is_float(n)) for n in self)
+        return tuple((name, self.shape(name), self.is_float(name)) for name in self)
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
-        """A tensor, or its rows ``start:stop``, in its own dtype."""
+        """A tensor, or its rows ``start:stop``, in its own dtype; a view of the file, of which
+        nothing is read until its values are asked for."""
         file = self._where[name]
-        if not file:
-            return self._pickled[name][start:stop] if start is not None else self._pickled[name]
-        handle = self._handle(file)
-        tensor = handle.get_tensor(name) if start is None else handle.get_slice(name)[start:stop]
-        self._read[file] += tensor.numel() * tensor.element_size()
+        opened = self._handle(file)
+        try:
+            tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
+        except SafetensorError as error:
+            raise self._refused(name, error) from error
+        tensor = tensor if start is None else tensor[start:stop]
+        if not isinstance(opened, dict):
+            self._read[file] += tensor.numel() * tensor.element_size()
         return tensor
+
+    def _refused(self, name: str, stored: Any) -> StateDictError:
+        return StateDictError(
+            f"'{self.folder.name}': {shortened(name)} is stored as {stored}, which cannot be "
+            "merged; convert the model to float32, bfloat16 or float16."
+        )
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        return safe_open(str(path), "pt")
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise ConfigError(
+            f"'{path.parent.name}': {shortened(path.name)} is damaged or not a safetensors file "
+            f"({shortened(str(error), 200)})."
+        ) from error
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    where = f"'{path.parent.name}': {path.name}"
+    try:
+        # Mapped, so that many checkpoints can be open; files of the oldest format cannot be.
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises many kinds, the unpickler's own among them
+        raise UnsafeFileError(
+            f"{where} is a pickle that holds more than plain tensors, or is damaged. It was not "
+            "run. Convert it to safetensors on a machine where you trust it."
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise StateDictError(f"{where} is not a plain state dict.")
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise StateDictError(
+                f"{where}: tensor {shortened(name)} is sparse, quantised, without data or larger "
+                "than its data. Save the model again as safetensors."
+            )
+    return state
 
 
 def _is_plain(t: Tensor) -> bool:
@@ -369,14 +356,14 @@ class Parent:
     def processor(self) -> Any:
         """Tokenizer or image processor, ``None`` when the folder has none. A tokenizer without a
         padding token gets that of the configuration, which tells a decoder's last token."""
-        if not any((self.folder / name).is_file() for name in PROCESSOR_FILES):
+        files = [name for name in PROCESSOR_FILES if (self.folder / name).is_file()]
+        if not files:
             return None
         # CLIP's folders have both.
-        image = (
-            class_name(self.config).endswith("ForImageClassification")
-            or not (self.folder / "tokenizer_config.json").is_file()
+        image = "preprocessor_config.json" in files and (
+            "tokenizer_config.json" not in files
+            or class_name(self.config).endswith("ForImageClassification")
         )
-        image = image and (self.folder / "preprocessor_config.json").is_file()
         reader = transformers.AutoImageProcessor if image else transformers.AutoTokenizer
         padding = getattr(self.config, "pad_token_id", None)
         try:
@@ -388,8 +375,8 @@ class Parent:
             return processor
         except Exception as error:  # the tokenizers library's parser raises a bare Exception
             remedy = "Copy the folder again."
-            pieces = [n for n in SENTENCEPIECE_FILES if (self.folder / n).is_file()]
-            if pieces and not (self.folder / "tokenizer.json").is_file():
+            pieces = [name for name in files if name in SENTENCEPIECE_FILES]
+            if pieces and "tokenizer.json" not in files:
                 remedy = (
                     f"There is {pieces[0]} without tokenizer.json, which takes "
                     "`pip install sentencepiece protobuf`."
@@ -411,9 +398,7 @@ def _with_adapter(parent: Parent) -> Parent:
     folder, name = parent.folder, parent.name
     if not (folder / ADAPTER).is_file():
         return parent
-    if any(
-        (folder / f"{file}{end}").is_file() for file in WEIGHT_FILES for end in ("", ".index.json")
-    ):
+    if _weight_files(folder):
         raise ConfigError(
             f"'{name}' holds a whole model and an adapter ({ADAPTER}); which is meant? Remove one."
         )
@@ -429,17 +414,16 @@ def _with_adapter(parent: Parent) -> Parent:
     base_name, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
     base = open_parent(f"{base_name}@{revision}" if revision else base_name, f"base of {name}")
     weights = Weights(folder, "adapter_model.safetensors")
-    shapes = {n.removeprefix("base_model.model."): weights.shape(n) for n in weights}
+    saved = {n.removeprefix("base_model.model."): n for n in weights}
     config = (parent if (folder / "config.json").is_file() else base).config
     for module in HEAD_NAMES:
-        n_labels, *_ = shapes.get(f"{module}.weight", (config.num_labels,))
-        if n_labels != config.num_labels:
-            config.num_labels = n_labels
-    kinds = (
+        if f"{module}.weight" in saved:
+            config.num_labels = len(weights.tensor(saved[f"{module}.weight"]))
+    text, image = (
         transformers.AutoModelForSequenceClassification,
         transformers.AutoModelForImageClassification,
     )
-    kind = next((k for k in kinds if type(config) in k._model_mapping), kinds[0])
+    kind = text if type(config) in text._model_mapping else image
     try:
         with quiet(), warnings.catch_warnings():
             # peft still asks transformers for a name that is going to be removed.
@@ -452,7 +436,7 @@ def _with_adapter(parent: Parent) -> Parent:
                 ignore_mismatched_sizes=True,
             )
             unset = {*info["missing_keys"], *(k[0] for k in info["mismatched_keys"])}
-            gaps = sorted(unset - shapes.keys())
+            gaps = sorted(unset - saved.keys())
             if gaps:
                 raise StateDictError(
                     f"'{name}' is an adapter without {first_five(gaps)}, which '{base.source}' "
@@ -483,7 +467,7 @@ def _download(source: str) -> Path:
     try:
         folder = Path(download(allow_patterns=patterns))
         # Only safetensors that transformers would read count, not an adapter or a variant.
-        if not any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+        if not any(name.startswith("model.safetensors") for name in _weight_files(folder)):
             folder = Path(download(allow_patterns=[*patterns, "pytorch_model*.bin"]))
         return folder
     except HFValidationError as error:

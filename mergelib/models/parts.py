@@ -12,7 +12,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from hashlib import sha256
 from typing import Any
 
 from ..core.errors import ConfigError, StateDictError, first_five, shortened
@@ -191,15 +190,8 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
     Raises ``StateDictError`` if two number tokens differently, or if one has ids beyond its model's
     embedding.
     """
-    by_files: dict[Any, Any] = {}
-    by_meaning: dict[str, Any] = {}
-    processors: list[Any] = []
-    for parent in parents:
-        files = _processor_files(parent)
-        if files not in by_files:
-            meaning = _meaning(parent.processor, files)
-            by_files[files] = by_meaning.setdefault(meaning, parent.processor)
-        processors.append(by_files[files])
+    known: dict[str, Any] = {}
+    processors = [known.setdefault(_meaning(p), p.processor) for p in parents]
     first = next((i for i, p in enumerate(processors) if p is not None), 0)
     for parent, processor in zip(parents, processors, strict=True):
         if differ := vocabulary_differs(processors[first], processor):
@@ -211,34 +203,21 @@ def processors_of(parents: Sequence[Parent]) -> list[Any]:
     return processors
 
 
-def _processor_files(parent: Parent) -> frozenset[tuple[str, bytes]]:
-    """Files that may belong to a tokenizer or image processor: all small ones except model and
-    card."""
-    return frozenset(
-        (p.name, p.read_bytes())
-        for p in parent.folder.iterdir()
-        if p.is_file()
-        and p.suffix in (".json", ".txt", ".model")
-        and not p.name.startswith(("config.", "model.", "pytorch_model.", "mergelib."))
-        and p.stat().st_size < 1 << 26
-    )
-
-
-def _meaning(processor: Any, files: frozenset[tuple[str, bytes]]) -> str:
-    """A processor's behaviour as text, equal for two that give the same ids or pixels."""
-    if processor is None:
-        return ""
-    settings = processor.to_dict() if hasattr(processor, "to_dict") else processor.init_kwargs
-    settings = {
-        k: v
-        for k, v in dict(settings).items()
-        if k not in ("name_or_path", "_commit_hash", "is_local") and not k.endswith("_file")
-    }
-    rules: Any = None
-    if getattr(processor, "backend_tokenizer", None) is not None:
+def _meaning(parent: Parent) -> str:
+    """What a processor does as text, equal for two that give the same ids or pixels."""
+    processor, rules = parent.processor, None
+    settings = getattr(processor, "init_kwargs", {})
+    if hasattr(processor, "to_dict"):  # of images
+        settings = processor.to_dict()
+    elif getattr(processor, "backend_tokenizer", None) is not None:
         # State that every call resets is left out.
-        rules = json.loads(processor.backend_tokenizer.to_str())
-        rules = {k: v for k, v in rules.items() if k not in ("truncation", "padding")}
+        rules = json.loads(processor.backend_tokenizer.to_str()) | {"truncation": 0, "padding": 0}
     elif hasattr(processor, "get_vocab"):  # a slow tokenizer is defined by its files
-        rules = sorted((n, sha256(b).hexdigest()) for n, b in files if not n.endswith(".json"))
+        files = [parent.folder / name for name in processor.vocab_files_names.values()]
+        rules = [f.read_bytes() for f in files if f.is_file()]
+    settings = {
+        name: value
+        for name, value in settings.items()
+        if name not in ("name_or_path", "_commit_hash", "is_local") and not name.endswith("_file")
+    }
     return json.dumps([type(processor).__name__, settings, rules], default=str)

@@ -13,55 +13,25 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import logging as hf
 
+from ..core.documents import own_yaml
 from ..core.errors import StateDictError, shortened
 
 FIRST = 1 << 20  # of the constants: above any value that an initialisation produces
-# Fields that do not affect the function of a trained model; dropout rates and scales of initial
-# weights belong here, too.
-HARMLESS = {
-    "architectures",
-    "auxiliary_loss_weight",
-    "chunk_size_feed_forward",
-    "dtype",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "keys_to_ignore_at_inference",
-    "label2id",
-    "label_smoothing",
-    "language",
-    "loss_type",
-    "model_max_length",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "output_past",
-    "problem_type",
-    "projection_dim",  # of a tower: if a projection is used, its shape shows it
-    "reference_compile",  # this and the next are ModernBERT's
-    "repad_logits_with_grad",
-    "return_dict",
-    "task_specific_params",
-    "tie_weights_",
-    "tokenizer_class",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "use_cache",
-    "use_return_dict",
-}
+HARMLESS = {*own_yaml(__file__, "harmless.yaml")}
+"""Fields of a configuration that do not affect the function of a trained model; dropout rates and
+scales of initial weights belong here, too."""
 IN_TRAINING = re.compile(
     ".*(?<!token_)(dropout|pdrop|layerdrop|drop_rate|drop_path_rate)(_prob|_rate|_p)?"
     "|.*init(ializer)?_(range|factor|cutoff_factor|std|xavier_std|values?)"
 )  # but ESM's token_dropout, which scales embeddings at all times
 Layout = tuple[tuple[str, tuple[int, ...], bool], ...]
+_PLANS: dict[tuple, Plan] = {}  # the latest
 
 
 @contextmanager
@@ -143,14 +113,12 @@ class Plan:
 
         Raises ``StateDictError`` if the two files may store them in different arrangements.
         """
-        by_place: dict[tuple[str, ...], list[str]] = {}
-        for name, places in other.fills.items():
-            by_place.setdefault(places, []).append(name)
-        names = {}
-        for name, places in self.fills.items():
-            candidates = by_place.get(places, [])
-            if name in candidates or len(candidates) == 1:
-                names[name] = name if name in candidates else candidates[0]
+        by_places = {places: name for name, places in other.fills.items()}
+        names = {
+            name: name if other.fills.get(name) == places else by_places[places]
+            for name, places in self.fills.items()
+            if places in by_places
+        }
         renamed = next((n for n, m in names.items() if n != m), None)
         if renamed and (self.converted or other.converted):
             raise StateDictError(
@@ -186,24 +154,15 @@ def plan(model_class: Any, config: Any, layout: Layout) -> Plan:
         )
     own = dict.fromkeys(("id2label", "label2id", "_name_or_path"))  # experts differ in these alone
     whole = json.dumps(config.to_dict() | own, default=str)
-    return _plan(model_class, whole, config.num_labels, _Unhashed(config), layout)
+    key = model_class, whole, config.num_labels, layout
+    if key not in _PLANS:
+        if len(_PLANS) == 16:
+            _PLANS.pop(next(iter(_PLANS)))
+        _PLANS[key] = _plan(model_class, config, layout)
+    return _PLANS[key]
 
 
-class _Unhashed:
-    """A value that is not part of a cache's key."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashed)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@lru_cache(maxsize=16)
-def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout: Layout) -> Plan:
+def _plan(model_class: Any, config: Any, layout: Layout) -> Plan:
     constants = {
         name: torch.tensor(FIRST + i, dtype=torch.float32 if floats else torch.int64).expand(shape)
         for i, (name, shape, floats) in enumerate(layout)
@@ -211,12 +170,12 @@ def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout
     try:
         with torch.random.fork_rng(devices=[]), quiet():
             with torch.device("meta"):
-                size = sum(p.numel() for p in model_class(config.value).parameters())
+                size = sum(p.numel() for p in model_class(config).parameters())
             if size > (1 << 26) + 2 * sum(t.numel() for t in constants.values()):
                 raise ValueError(f"it has {size} weights, far more than the files hold")
             model, info = model_class.from_pretrained(
                 None,
-                config=config.value,
+                config=config,
                 state_dict=constants,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -227,21 +186,22 @@ def _plan(model_class: Any, whole: str, n_labels: int, config: _Unhashed, layout
             f"The configuration and the weights make no {model_class.__name__} "
             f"({first_line(error)})."
         ) from error
-    names = [name for name, _, _ in layout]
     fills: dict[str, list[str]] = {}
     for place, tensor in model.state_dict().items():
         for i in _constants(tensor, len(layout)):
-            fills.setdefault(names[i], []).append(place)
+            fills.setdefault(layout[i][0], []).append(place)
     source_of = {place: name for name, places in fills.items() for place in places}
     ties = model.get_expanded_tied_weights_keys(all_submodels=True).items()
     tied = {(source_of.get(a, ""), source_of.get(b, "")) for a, b in ties}
-    unused, weights = sorted(info["unexpected_keys"]), dict(model.named_parameters())
+    unused = sorted(info["unexpected_keys"])
+    weights = [n for n, _ in model.named_parameters() if n.endswith(".weight")]
+    layers = tuple(n.removesuffix("weight") for n in weights)
     return Plan(
         {name: tuple(sorted(places)) for name, places in fills.items()},
         tuple(sorted(info["missing_keys"])),
         tuple(sorted(place for place, *_ in info["mismatched_keys"])),
         tuple(unused),
-        tuple(n for n in unused if any(f"{above}.weight" in weights for above in _above(n))),
+        tuple(n for n in unused if n.startswith(layers)),
         frozenset(source_of[n] for n, _ in model.named_buffers() if n in source_of),
         tuple(sorted((a, b) for a, b in tied if a and b and a != b)),
         any(hasattr(c, "operations") for c in getattr(model, "_weight_conversions", [])),
@@ -254,9 +214,3 @@ def _constants(tensor: Tensor, n: int) -> list[int]:
         return []
     flat = tensor[(0,) * tensor.ndim][None] if not any(tensor.stride()) else tensor.unique()
     return [int(v) - FIRST for v in flat.tolist() if v == v and FIRST <= v < FIRST + n]
-
-
-def _above(name: str) -> list[str]:
-    """The modules that contain a tensor, from its name."""
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]

@@ -11,178 +11,196 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from ..core import documents
 from ..core.errors import ConfigError, UnknownNameError, shortened
-from .mergekit import from_mergekit
+from .mergekit import from_mergekit, problems
 
-Names = dict[str, str]
-Value = bool | int | float | str
 LAMS = (0.2, 0.4, 0.7, 1.0, 1.4)
 """The grid of lambda on one's own models."""
 
 
+def _typed(value: Any) -> Any:
+    """A number or truth value that stands in a text, else what is given."""
+    if not isinstance(value, str) or ":" in value:  # YAML 1.1 would read 1:30 as 90
+        return value
+    try:
+        found = documents.parse_yaml(value, "value")
+    except ConfigError:
+        return value
+    return found if isinstance(found, bool | int | float) else value
+
+
+Names = dict[str, str]
+Value = Annotated[bool | int | float | str, BeforeValidator(_typed)]
+
+
 class Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Recipe(Options):
-    device: str = Field("auto", description="auto, cpu, cuda or mps")
-    out: str = Field("", description="folder to write")
-    overwrite: bool = Field(False, description="replace what mergelib wrote there")
+    device: str = "auto"
+    """auto, cpu, cuda or mps"""
+    out: str = ""
+    """folder to write"""
+    overwrite: bool = False
+    """replace what mergelib wrote there"""
 
 
 class ReadingRecipe(Recipe):
-    text_column: int | str | None = Field(
-        None, description="column of the text in tables: its name, or its number from 0"
-    )
-    max_length: int = Field(
-        0, ge=0, description="cut texts to N tokens (default: the model's maximum)"
-    )
-    batch_size: int = Field(64, ge=1, description="inputs at a time")
+    text_column: int | str | None = None
+    """column of the text in tables: its name, or its number from 0"""
+    max_length: NonNegativeInt = 0
+    """cut texts to N tokens (default: the model's maximum)"""
+    batch_size: PositiveInt = 64
+    """inputs at a time"""
 
 
 class ScoringRecipe(ReadingRecipe):
-    preset: str = Field("default", description="FT-Classifier's preset: default or released")
-    limit: int = Field(0, ge=0, description="score N rows only, drawn at random (fixed seed)")
-    first_label: int | None = Field(
-        None, ge=0, le=1, description="number of the first class in files (default: inferred)"
-    )
+    preset: str = "default"
+    """FT-Classifier's preset: default or released"""
+    limit: NonNegativeInt = 0
+    """score N rows only, drawn at random (fixed seed)"""
+    first_label: int | None = Field(None, ge=0, le=1)
+    """number of the first class in files (default: inferred)"""
 
 
-class MergeRecipe(ScoringRecipe):
+class ExpertsRecipe(ScoringRecipe):
+    base: str = ""
+    """hub id or folder of the model that the experts were fine-tuned from"""
+    experts: Names = Field(min_length=1)
+    """task=MODEL, or MODEL: hub ids or folders"""
+    encoder: list[str] = []
+    """patterns for the encoder's tensors, for example 'bert.*' (default: those that the base
+    has)"""
+    head: str = ""
+    """name of the last linear layer (default: from the architecture)"""
+    seed: int = 0
+    """of the draw of k inputs per class"""
+
+
+class MergeRecipe(ExpertsRecipe):
     """Merge the encoders of fine-tuned classifiers into one; every task keeps its head."""
 
-    method: str = Field(description="its name: `python -m mergelib methods` lists all")
-    base: str = Field(
-        "", description="hub id or folder of the model that the experts were fine-tuned from"
-    )
-    experts: Names = Field(description="task=MODEL, or MODEL: hub ids or folders", min_length=1)
-    options: dict[str, Value] = Field({}, description="options of the method: lam=1.0 keep=0.2")
-    lam: float | Literal["auto"] | None = Field(
-        None, description="lambda: a number, or auto, which needs --validation or --inputs"
-    )
-    validation: Names = Field({}, description="task=FILE with labels, for --lam auto")
-    inputs: Names = Field(
-        {},
-        description="task=FILE of inputs, for --lam auto (unlabelled) "
-        "and for methods that need more than weights",
-    )
-    k: int = Field(
-        0,
-        ge=0,
-        description="of the inputs, a method gets k per class, and --lam auto re-aligns heads "
-        "with them (default: all, and old heads)",
-    )
-    seed: int = Field(0, description="of that draw")
-    encoder: list[str] = Field(
-        [],
-        description="patterns for the encoder's tensors, for example 'bert.*' "
-        "(default: those that the base has)",
-    )
-    head: str = Field(
-        "", description="name of the last linear layer (default: from the architecture)"
-    )
-    dtype: str = Field("", description="float32, bfloat16 or float16 (default: the base's)")
-    single: bool = Field(False, description="also write an ordinary folder per task")
+    method: str
+    """its name: `python -m mergelib methods` lists all"""
+    options: dict[str, Value] = {}
+    """options of the method: lam=1.0 keep=0.2"""
+    lam: float | Literal["auto"] | None = None
+    """lambda: a number, or auto, which needs --validation or --inputs"""
+    validation: Names = {}
+    """task=FILE with labels, for --lam auto"""
+    inputs: Names = {}
+    """task=FILE of inputs, for --lam auto (unlabelled) and for methods that need more than
+    weights"""
+    k: NonNegativeInt = 0
+    """of the inputs, a method gets k per class, and --lam auto re-aligns heads with them (default:
+    all, and old heads)"""
+    dtype: str = ""
+    """float32, bfloat16 or float16 (default: the base's)"""
+    single: bool = False
+    """also write an ordinary folder per task"""
 
 
 class AlignRecipe(ScoringRecipe):
     """Re-align every task's head to the merged encoder with a few unlabelled inputs."""
 
-    merged: str = Field(description="folder that `merge` wrote")
-    experts: Names = Field(description="task=MODEL: the experts, whose outputs are the targets")
-    inputs: Names = Field(
-        description="task=FILE: .txt (a text per line), a table (its labels are ignored: .csv, "
-        ".tsv, .jsonl, .parquet) or a folder of images",
-        min_length=1,
-    )
-    k: int | None = Field(
-        None,
-        ge=1,
-        description="use k inputs per class on average, drawn without labels (default: all)",
-    )
-    seed: int = Field(0, description="of that draw")
-    protocol: str = Field(
-        "ft_classifier", description="ft_classifier, orthogonal_classifier or orthogonal_procrustes"
-    )
-    data: Names = Field(
-        {},
-        description="task=FILE with labels: score before and after, and put it into the model card",
-    )
-    single: bool = Field(False, description="also write an ordinary folder per task")
+    merged: str
+    """folder that `merge` wrote"""
+    experts: Names
+    """task=MODEL: the experts, whose outputs are the targets"""
+    inputs: Names = Field(min_length=1)
+    """task=FILE: .txt (a text per line), a table (its labels are ignored: .csv, .tsv, .jsonl,
+    .parquet) or a folder of images"""
+    k: PositiveInt | None = None
+    """use k inputs per class on average, drawn without labels (default: all)"""
+    seed: int = 0
+    """of that draw"""
+    protocol: str = "ft_classifier"
+    """ft_classifier, orthogonal_classifier or orthogonal_procrustes"""
+    data: Names = {}
+    """task=FILE with labels: score before and after, and put it into the model card"""
+    single: bool = False
+    """also write an ordinary folder per task"""
 
 
 class EvaluateRecipe(ScoringRecipe):
     """Score a model, a merged folder or an aligned folder."""
 
-    model: str = Field(
-        description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"
-    )
-    data: Names = Field(
-        description="task=FILE with labels: .csv, .tsv, .jsonl, .parquet, "
-        "or a folder with one folder of images per class",
-        min_length=1,
-    )
-    protocols: list[str] = Field(
-        ["current"],
-        description="their names: `python -m mergelib protocols` lists all",
-        min_length=1,
-    )
-    experts: Names = Field({}, description="task=MODEL, for protocols that learn from the expert")
-    fit: Names = Field(
-        {}, description="task=FILE that few-shot protocols draw from (default: the scored rows)"
-    )
-    k: int = Field(5, ge=1, description="shots per class")
-    seeds: list[int] = Field([0, 1, 2, 3, 4], description="of the draws", min_length=1)
-    draw: str = Field("stratified", description="stratified or uniform")
+    model: str
+    """hub id or folder: a classifier, or a folder that `merge` or `align` wrote"""
+    data: Names = Field(min_length=1)
+    """task=FILE with labels: .csv, .tsv, .jsonl, .parquet, or a folder with one folder of images
+    per class"""
+    protocols: list[str] = Field(["current"], min_length=1)
+    """their names: `python -m mergelib protocols` lists all"""
+    experts: Names = {}
+    """task=MODEL, for protocols that learn from the expert"""
+    fit: Names = {}
+    """task=FILE that few-shot protocols draw from (default: the scored rows)"""
+    k: PositiveInt = 5
+    """shots per class"""
+    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)
+    """of the draws"""
+    draw: str = "stratified"
+    """stratified or uniform"""
 
 
-class CompareRecipe(ScoringRecipe):
+class CompareRecipe(ExpertsRecipe):
     """Compare merging methods, lambdas and heads on your own models, and write a report."""
 
-    experts: Names = MergeRecipe.model_fields["experts"]
-    base: str = MergeRecipe.model_fields["base"]
-    inputs: Names = Field(
-        {}, description="task=FILE: unlabelled inputs; k per class re-align, the others score"
-    )
-    validation: Names = Field(
-        {}, description="task=FILE with labels: choose on them, not on agreement with the experts"
-    )
-    test: Names = Field({}, description="task=FILE with labels: report on them")
-    methods: list[str] = Field(["fast"], description="fast, all or names", min_length=1)
-    lams: list[float] = Field(list(LAMS), description="the grid of lambda", min_length=1)
-    k: int = Field(5, ge=0, description="inputs per class to re-align with; 0: old heads only")
-    seed: int = Field(0, description="of their draw")
-    encoder: list[str] = MergeRecipe.model_fields["encoder"]
-    head: str = MergeRecipe.model_fields["head"]
+    inputs: Names = {}
+    """task=FILE: unlabelled inputs; k per class re-align, the others score"""
+    validation: Names = {}
+    """task=FILE with labels: choose on them, not on agreement with the experts"""
+    test: Names = {}
+    """task=FILE with labels: report on them"""
+    methods: list[str] = Field(["fast"], min_length=1)
+    """fast, all or names"""
+    lams: list[float] = Field(list(LAMS), min_length=1)
+    """the grid of lambda"""
+    k: NonNegativeInt = 5
+    """inputs per class to re-align with; 0: old heads only"""
 
 
 class PredictRecipe(ReadingRecipe):
     """Predict the classes of new texts or images, with all heads of a model or some."""
 
-    out: str = Field("", description="file to write, .csv or .jsonl (default: CSV on stdout)")
-    model: str = Field(
-        description="hub id or folder: a classifier, or a folder that `merge` or `align` wrote"
-    )
-    inputs: str = Field(
-        description="FILE: .txt (a text per line), a table (.csv, .tsv, .jsonl, .parquet) "
-        "or a folder of images"
-    )
-    tasks: list[str] = Field([], description="heads to ask (default: all)")
-    top: int = Field(1, ge=1, description="how many classes of each input, best first")
+    out: str = ""
+    """file to write, .csv or .jsonl (default: CSV on stdout)"""
+    model: str
+    """hub id or folder: a classifier, or a folder that `merge` or `align` wrote"""
+    inputs: str
+    """FILE: .txt (a text per line), a table (.csv, .tsv, .jsonl, .parquet) or a folder of images"""
+    tasks: list[str] = []
+    """heads to ask (default: all)"""
+    top: PositiveInt = 1
+    """how many classes of each input, best first"""
 
 
 class PushRecipe(Options):
     """Upload a folder that `merge` or `align` wrote to the hub."""
 
-    model: str = Field(description="the folder; its README.md is the model card")
-    to: str = Field(description="hub id: user/name")
-    private: bool = Field(False, description="make a new repository private")
-    overwrite: bool = Field(False, description="add a commit to a repository that holds files")
+    model: str
+    """the folder; its README.md is the model card"""
+    to: str
+    """hub id: user/name"""
+    private: bool = False
+    """make a new repository private"""
+    overwrite: bool = False
+    """add a commit to a repository that holds files"""
 
 
 COMMANDS: dict[str, type[Options]] = {
@@ -222,12 +240,11 @@ def add_flags(parser: Parser, kind: type[Options]) -> None:
     value counts."""
     for name, info in kind.model_fields.items():
         options: dict[str, Any] = {"help": info.description, "default": argparse.SUPPRESS}
-        is_mapping = info.annotation in (Names, dict[str, Value])
         if info.annotation is bool:
             options["action"] = "store_true"
         else:
-            options["metavar"] = "name=value" if is_mapping else name.upper()
-        if is_mapping or info.annotation in (list[str], list[int], list[float]):
+            options["metavar"] = "name=value" if _holds(kind, name, dict) else name.upper()
+        if _holds(kind, name, dict, list):
             options["nargs"] = "+"
         parser.add_argument(_flag(name), dest=name, **options)
     parser.add_argument(
@@ -237,13 +254,24 @@ def add_flags(parser: Parser, kind: type[Options]) -> None:
     )
 
 
-def pairs(texts: list[str], what: str) -> Names:
+def _flag(name: str) -> str:
+    return "-k" if name == "k" else "--" + name.replace("_", "-")
+
+
+def _holds(kind: type[Options], name: str, *forms: type) -> bool:
+    """Whether an option is a mapping (``dict``) or a list."""
+    return name in kind.model_fields and get_origin(kind.model_fields[name].annotation) in forms
+
+
+def pairs(texts: list[Any], what: str) -> Names:
     """``name=value`` texts as a dict; a path without a name is named after its last part.
 
     Raises ``ConfigError`` for a repeated name, and for a text that can be read in two ways.
     """
     named: Names = {}
     for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"{what} must be a list of texts, or a mapping from name to value.")
         name, separator, value = text.partition("=")
         if what != "options" and (not separator or "/" in name or _exists(text)):
             if separator and "/" not in name and _exists(value):
@@ -257,8 +285,7 @@ def pairs(texts: list[str], what: str) -> Names:
             raise ConfigError(f"{what}: '{shortened(text)}' is not name=value.")
         if name in named:
             raise ConfigError(
-                f"{what}: two are called '{shortened(name)}'"
-                + ("." if what == "options" else f"; name them: other={shortened(value)}.")
+                f"{what}: two are called '{shortened(name)}'; name them: other={shortened(value)}."
             )
         named[name] = value
     return named
@@ -306,71 +333,31 @@ def build(
         content = section
     if command == "merge" and "merge_method" in content:
         content = from_mergekit(content)
-    recipe, overrides = _mappings(kind, content), _mappings(kind, flags or {})
-    for name in (*recipe, *overrides):
+    values: dict[str, Any] = {}
+    for name, value in (*content.items(), *(flags or {}).items()):
         if name not in kind.model_fields:
             raise UnknownNameError(f"option of {command}", name, kind.model_fields)
-    values = recipe | {
-        name: recipe[name] | value
-        if isinstance(value, dict) and isinstance(recipe.get(name), dict)
-        else value
-        for name, value in overrides.items()
-    }
-    for name, value in values.items():
-        if isinstance(value, list) and len({repr(v) for v in value}) < len(value):
-            raise ConfigError(f"{name}: {shortened(value)} contains a name twice.")
+        if isinstance(value, list):
+            if _holds(kind, name, dict):
+                value = pairs(value, name)
+            elif len({repr(v) for v in value}) < len(value):
+                raise ConfigError(f"{name}: {shortened(value)} contains a name twice.")
+        before = values.get(name)
+        both = isinstance(before, dict) and isinstance(value, dict)
+        values[name] = before | value if both else value
     try:
         return kind(**values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{shortened('.'.join(map(str, e['loc'])))}: {shortened(e['msg'], 200)}"
-            for e in error.errors(include_input=False)[:3]
-        )
-        raise ConfigError(f"{command}: {problems}.") from error
+        raise ConfigError(f"{command}: {problems(error)}.") from error
 
 
 def as_command(recipe: Options) -> str:
     """The command line that gives this recipe, without what is the default anyway."""
     command = next(name for name, kind in COMMANDS.items() if type(recipe) is kind)
     words = ["python", "-m", "mergelib", command]
-    for name, info in type(recipe).model_fields.items():
-        value = getattr(recipe, name)
-        if value == info.default:
-            continue
+    for name, value in recipe.model_dump(exclude_defaults=True).items():
         if isinstance(value, dict):
             value = [f"{k}={v}" for k, v in value.items()]
         values = value if isinstance(value, list) else [] if value is True else [value]
         words += [_flag(name), *map(str, values)]
     return shlex.join(words)
-
-
-def _flag(name: str) -> str:
-    return "-k" if name == "k" else "--" + name.replace("_", "-")
-
-
-def _mappings(kind: type[Options], content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with lists of ``name=value`` as mappings, and options as values."""
-    values = dict(content)
-    for name, info in kind.model_fields.items():
-        value = values.get(name)
-        if info.annotation in (Names, dict[str, Value]) and isinstance(value, list):
-            if not all(isinstance(v, str) for v in value):
-                raise ConfigError(
-                    f"{name} must be a list of texts, or a mapping from name to value."
-                )
-            values[name] = pairs(value, name)
-        if info.annotation == dict[str, Value] and isinstance(values.get(name), dict):
-            values[name] = {
-                k: _typed(v) if isinstance(v, str) else v for k, v in values[name].items()
-            }
-    return values
-
-
-def _typed(text: str) -> Value:
-    if ":" in text:  # YAML 1.1 would read 1:30 as 90
-        return text
-    try:
-        value = documents.parse_yaml(text, "value")
-    except ConfigError:
-        return text
-    return value if isinstance(value, bool | int | float) else text

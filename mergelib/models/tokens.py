@@ -39,19 +39,20 @@ def unified(experts: Sequence[Parent], base: Parent, processor: Any = None) -> l
         check_rows(parent, tokenizer)
     union, new = copy.deepcopy(tokenizers[-1]), []
     for tokenizer in tokenizers[:-1]:
-        known, added = union.get_vocab(), tokenizer.added_tokens_decoder
-        lacking = sorted(i for token, i in tokenizer.get_vocab().items() if token not in known)
-        if not added.keys() >= {*lacking}:
+        lacking = _extend(union, tokenizer)
+        if not {*lacking} <= tokenizer.get_added_vocab().keys():
             return everyone
-        new += [added[i] for i in lacking]
-        _extend(union, [added[i] for i in lacking], tokenizer)
+        new += lacking
     names = [_embedding(p, experts[0].model_class) for p in everyone]
     if None in names:
         return everyone
-    ids = union.get_vocab()
-    kept = [_grown(t, union) for t in tokenizers]
-    if replaced := [p.name for p, t in zip(experts, kept[:-1], strict=True) if t is union]:
-        added = f" with {first_five([*map(str, new)])}, which experts added" if new else ""
+    ids, kept = union.get_vocab(), copy.deepcopy(tokenizers)
+    for i, own in enumerate(kept):
+        _extend(own, union)
+        if own.get_vocab() != ids:
+            kept[i] = union
+    if replaced := [p.name for p, t in zip(experts, kept, strict=False) if t is union]:
+        added = f" with {first_five(new)}, which experts added" if new else ""
         warn(
             f"Vocabularies differ: {first_five(replaced)} get the tokenizer of "
             f"'{base.name}'{added}."
@@ -77,20 +78,16 @@ def unified(experts: Sequence[Parent], base: Parent, processor: Any = None) -> l
     ]
 
 
-def _grown(tokenizer: Any, union: Any) -> Any:
-    """The tokenizer with all of the union's tokens; the union, if they get other numbers."""
-    ids, own = union.get_vocab(), copy.deepcopy(tokenizer)
-    lacking = sorted(ids.keys() - own.get_vocab().keys(), key=ids.__getitem__)
-    _extend(own, [union.added_tokens_decoder.get(ids[t], t) for t in lacking], union)
-    return own if own.get_vocab() == ids else union
-
-
-def _extend(tokenizer: Any, tokens: Sequence[Any], lender: Any) -> None:
-    """Add tokens, and the special ones that the tokenizer lacks and ``lender`` has."""
-    tokenizer.add_tokens(tokens)
+def _extend(tokenizer: Any, lender: Any) -> list[str]:
+    """Add, and return, the tokens that a tokenizer lacks and ``lender`` has, in the lender's order;
+    special ones keep their role if it has none."""
+    ids, added = lender.get_vocab(), lender.added_tokens_decoder
+    lacking = sorted(ids.keys() - tokenizer.get_vocab().keys(), key=ids.__getitem__)
+    tokenizer.add_tokens([added.get(ids[token], token) for token in lacking])
     for name, token in lender.special_tokens_map.items():
         if isinstance(token, str) and getattr(tokenizer, name, None) is None:
             setattr(tokenizer, name, token)
+    return lacking
 
 
 def _embedding(parent: Parent, model_class: Any) -> str | None:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+import yaml
+from conftest import pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near import equal, normal
@@ -23,13 +26,13 @@ from mergelib.core.errors import (
     StateDictError,
     StoreError,
 )
+from mergelib.core.spare import spare
 from mergelib.merging import get_method
 from mergelib.models import folders, heads, load_merged
 from mergelib.models.folders import free_file, free_folder, write_file
 from mergelib.models.heads import expert_classifier, features
 from mergelib.models.parents import open_parent
-from mergelib.models.recipes import build, pairs
-from mergelib.run import cli, runner
+from mergelib.run import cli
 
 WORDS = "good Good bad Bad film Film game Game news News".split()
 SIZE = {
@@ -41,6 +44,7 @@ SIZE = {
     "max_position_embeddings": 20,
     "pad_token_id": 0,
 }
+CASES = yaml.safe_load(Path(__file__).with_name("foreign_folders.yaml").read_text())
 LAYER = "bert.encoder.layer.0.attention.self.query"
 
 
@@ -87,8 +91,17 @@ def state(folder):
     return load_file(folder / "model.safetensors")
 
 
-def put(folder, tensors):
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+def put(folder, tensors, file="model.safetensors"):
+    if file.endswith(".bin"):
+        torch.save(tensors, folder / file)
+    else:
+        save_file(tensors, folder / file, {"format": "pt"})
+
+
+def pickled(folder, tensors):
+    """A folder whose weights are a pickle."""
+    (folder / "model.safetensors").unlink()
+    put(folder, tensors, "pytorch_model.bin")
 
 
 def configure(folder, file="config.json", **values):
@@ -96,8 +109,8 @@ def configure(folder, file="config.json", **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def average(folder, **options):
-    return mergelib.merge("weight_averaging", experts={n: folder / n for n in "xy"}, **options)
+def average(folder, names="xy", **options):
+    return mergelib.merge("weight_averaging", experts={n: folder / n for n in names}, **options)
 
 
 def with_base(folder, method="task_arithmetic", **options):
@@ -105,55 +118,55 @@ def with_base(folder, method="task_arithmetic", **options):
     return mergelib.merge(method, base=folder / "base", experts=experts, **options)
 
 
+def read(source, inputs, **options):
+    """Features of a folder or a classifier."""
+    return features(expert_classifier(source), inputs, device="cpu", **options)
+
+
+def assert_logits(classifier, inputs):
+    """Head and features give the model's own logits."""
+    batch = classifier.processor(inputs, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = classifier.model(**batch).logits
+    found = classifier.head.linear.logits(read(classifier, inputs))
+    assert_close(found, logits, atol=1e-5, rtol=1e-4)
+
+
 # ---- weights ------------------------------------------------------------------------------------
 
 
+NUMBER = "-00001-of-00001"
+FILES = ("model.safetensors", f"model{NUMBER}.safetensors")
+FILES += ("pytorch_model.bin", f"pytorch_model{NUMBER}.bin")
+UNREAD = {"pytorch_model_old.bin", "model.fp16.safetensors"}
+
+
 @settings(max_examples=12, deadline=None)
-@given(
-    st.sets(
-        st.sampled_from(["single", "shards", "bin", "bin shards", "another bin", "variant"]),
-        min_size=1,
-    )
-)
-def test_of_several_files_those_are_read_that_transformers_reads(berts, tmp_path_factory, kinds):
-    folder = tmp_path_factory.mktemp("several") / "x"
-    shutil.copytree(berts / "x", folder)
+@given(st.sets(st.sampled_from([*FILES, *sorted(UNREAD)]), min_size=1))
+@pytest.mark.filterwarnings("ignore:.*outdated")
+def test_of_several_files_those_are_read_that_transformers_reads(berts, tmp_path_factory, files):
+    folder = shutil.copytree(berts / "x", tmp_path_factory.mktemp("several") / "x")
     whole = state(folder)
     (folder / "model.safetensors").unlink()
-    for shift, kind in enumerate(sorted(kinds)):
-        tensors = {n: t + shift for n, t in whole.items()}
-        stem, suffix = ("pytorch_model", "bin") if "bin" in kind else ("model", "safetensors")
-        part = "-00001-of-00001" if "shards" in kind else {"another bin": "_old"}.get(kind, "")
-        name = f"{stem}{part}.{suffix}" if kind != "variant" else "model.fp16.safetensors"
-        if suffix == "bin":
-            torch.save(tensors, folder / name)
-        else:
-            save_file(tensors, folder / name, {"format": "pt"})
-        if "shards" in kind:
-            index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
-            (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    for shift, file in enumerate(sorted(files)):
+        put(folder, {n: t + shift for n, t in whole.items()}, file)
+        if NUMBER in file:
+            index = {"metadata": {}, "weight_map": dict.fromkeys(whole, file)}
+            (folder / f"{file.replace(NUMBER, '')}.index.json").write_text(json.dumps(index))
     try:
         model = expert_classifier(folder).model
     except ConfigError as error:
-        assert kinds <= {"another bin", "variant"} and "transformers loads" in str(error)
+        assert files <= UNREAD and "transformers loads" in str(error)
         return
     theirs = hf.AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
     assert equal(model.state_dict(), theirs)
 
 
-def old_names(tensors):
-    return {
-        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-            "LayerNorm.bias", "LayerNorm.beta"
-        ): t
-        for n, t in tensors.items()
-    }
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        old_names,
+        lambda s: {re.sub("(Norm.)weight$", r"\1gamma", n): t for n, t in s.items()},
+        lambda s: {re.sub("(Norm.)bias$", r"\1beta", n): t for n, t in s.items()},
         lambda s: {n.removeprefix("bert."): t for n, t in s.items()},
         lambda s: s | {"bert.embeddings.position_ids": torch.arange(20)[None]},
         lambda s: s | {"cls.unused.weight": torch.ones(3)},
@@ -163,27 +176,26 @@ def old_names(tensors):
 def test_other_names_for_the_same_weights_change_nothing(trio, change):
     expected = with_base(trio).classifier("x").model.state_dict()
     put(trio / "x", change(state(trio / "x")))
-    for merged in (with_base(trio), average(trio)):
-        assert merged.encoder.keys() <= state(trio / "x").keys()
-    found = with_base(trio).classifier("x").model.state_dict()
-    assert equal(found, expected)
+    merged = with_base(trio)
+    assert merged.encoder.keys() | average(trio).encoder.keys() <= state(trio / "x").keys()
+    assert equal(merged.classifier("x").model.state_dict(), expected)
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "changed, said",
     [
-        (lambda s: s.pop(f"{LAYER}.bias"), "model.safetensors lacks"),
-        (lambda s: s.pop("classifier.bias"), "model.safetensors lacks"),
-        (lambda s: s.update({f"{LAYER}.weight": s[f"{LAYER}.weight"].to(torch.int8)}), "integers"),
-        (lambda s: s.update({f"{LAYER}.SCB": torch.ones(8)}), "quantised"),
-        (lambda s: s.update({f"{LAYER}.lora_A.weight": torch.ones(2, 8)}), "adapter"),
-        (lambda s: s.update({f"{LAYER}.bias": torch.ones(9)}), "other shapes"),
+        ({f"{LAYER}.bias": None}, "model.safetensors lacks"),
+        ({"classifier.bias": None}, "model.safetensors lacks"),
+        ({f"{LAYER}.weight": torch.ones(8, 8, dtype=torch.int8)}, "integers"),
+        ({f"{LAYER}.weight": torch.ones(8, 8).to(torch.float8_e5m2)}, "stored as torch.float8"),
+        ({f"{LAYER}.SCB": torch.ones(8)}, "quantised"),
+        ({f"{LAYER}.lora_A.weight": torch.ones(2, 8)}, "adapter"),
+        ({f"{LAYER}.bias": torch.ones(9)}, "other shapes"),
     ],
 )
-def test_what_makes_no_whole_model_is_refused_by_file_and_tensor(trio, change, said):
-    tensors = state(trio / "x")
-    change(tensors)
-    put(trio / "x", tensors)
+def test_what_makes_no_whole_model_is_refused_by_file_and_tensor(trio, changed, said):
+    tensors = state(trio / "x") | changed
+    put(trio / "x", {n: t for n, t in tensors.items() if t is not None})
     for attempt in (average, with_base, lambda f: expert_classifier(f / "x")):
         with pytest.raises(StateDictError, match=rf"'x'.*{said}"):
             attempt(trio)
@@ -207,47 +219,38 @@ def test_running_statistics_are_no_weights(tmp_path):
     with pytest.raises(StateDictError, match="running_mean, which is not a weight"):
         average(tmp_path)
     shutil.copytree(tmp_path / "x", tmp_path / "y", dirs_exist_ok=True)
-    assert torch.equal(
-        average(tmp_path).encoder["resnet.embedder.embedder.normalization.running_var"],
-        state(tmp_path / "x")["resnet.embedder.embedder.normalization.running_var"],
-    )
+    name = "resnet.embedder.embedder.normalization.running_var"
+    assert torch.equal(average(tmp_path).encoder[name], state(tmp_path / "x")[name])
 
 
 def test_tied_names_in_a_pickle_are_one_tensor(tmp_path):
-    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in
-             (("layers", 1), ("attention_heads", 2), ("ffn_dim", 8))}  # fmt: skip
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "decoder_attention_heads": 2}
     tokens = {"bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
-    make(tmp_path, "Bart", "ForConditionalGeneration", d_model=8, **sizes, **tokens)
+    make(tmp_path, "Bart", "ForConditionalGeneration", **sizes, **tokens)
     expected = with_base(tmp_path).encoder
     for name in "xy":
         model = hf.BartForSequenceClassification.from_pretrained(tmp_path / name)
-        torch.save(model.state_dict(), tmp_path / name / "pytorch_model.bin")
-        (tmp_path / name / "model.safetensors").unlink()
-    found = with_base(tmp_path).encoder
-    assert found.keys() == expected.keys()
-    assert equal(found, expected)
+        pickled(tmp_path / name, model.state_dict())
+    assert equal(with_base(tmp_path).encoder, expected)
 
 
-@given(st.sampled_from(["task_arithmetic", "weight_averaging", "ties"]), st.integers(0, 99))
-def test_a_tie_of_the_base_alone_is_taken_apart(method, seed):
-    w, a, b = normal(3, 4, seed=seed)
-    tied, apart = {"in": w, "out": w}, {"in": w, "out": w.clone()}
+@pytest.mark.parametrize("method", ["task_arithmetic", "weight_averaging", "ties"])
+def test_a_tie_of_the_base_alone_is_taken_apart(method):
+    w, a, b = normal(3, 4)
     experts = [{"in": w + a, "out": w + b}, {"in": w - b, "out": w + a}]
-    found, expected = (get_method(method)(base, experts) for base in (tied, apart))
-    assert equal(found, expected)
+    bases = {"in": w, "out": w}, {"in": w, "out": w.clone()}
+    assert equal(*(get_method(method)(base, experts) for base in bases))
 
 
 def test_a_model_may_be_trained_and_leaves_what_it_was_made_of(trio):
-    torch.save(state(trio / "x"), trio / "x" / "pytorch_model.bin")
-    (trio / "x" / "model.safetensors").unlink()
+    pickled(trio / "x", state(trio / "x"))
     merged = average(trio)
     makers = (lambda: merged.classifier("x"), lambda: expert_classifier(merged.experts["x"]))
-    before = [{n: t.clone() for n, t in m().model.state_dict().items()} for m in makers]
     for made in makers:
+        before = spare(made().model.state_dict())
         for p in made().model.parameters():
             p.data.add_(1)
-    for made, old in zip(makers, before, strict=True):
-        assert equal(old, made().model.state_dict())
+        assert equal(before, made().model.state_dict())
 
 
 def test_loaded_models_that_cannot_be_saved_are_refused(trio):
@@ -267,23 +270,7 @@ def test_one_pattern_of_names_is_one_pattern(trio):
 # ---- configuration and preprocessing ------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("vocab_size", 17),
-        ("hidden_size", 64),
-        ("num_attention_heads", 4),
-        ("hidden_act", "relu"),
-        ("layer_norm_eps", 1e-3),
-        ("is_decoder", True),
-        ("pad_token_id", 1),
-        ("rope_parameters", {"rope_theta": 5}),
-        ("unheard_of", 3),
-        ("token_dropout", True),  # ESM's, which scales embeddings at all times
-        ("drop_last_layer", True),
-        ("position_init", 3),
-    ],
-)
+@pytest.mark.parametrize("key, value", CASES["fields that change the function"].items())
 def test_a_configuration_that_may_change_the_function_is_refused(trio, key, value):
     configure(trio / "y", **{key: value})
     with pytest.raises(StateDictError, match=f"different architectures: {key}"):
@@ -291,46 +278,18 @@ def test_a_configuration_that_may_change_the_function_is_refused(trio, key, valu
 
 
 def test_what_a_trained_model_does_not_compute_with_may_differ(trio):
-    configure(
-        trio / "y",
-        hidden_dropout_prob=0.3,
-        classifier_dropout=0.5,
-        drop_path_rate=0.1,
-        resid_pdrop=0.1,
-        initializer_range=1.0,
-        layer_scale_init_value=0.1,
-        problem_type="single_label_classification",
-        _name_or_path="elsewhere",
-        use_cache=False,
-        transformers_version="3.0",
-        reference_compile=True,
-        repad_logits_with_grad=True,
-    )
+    configure(trio / "y", **CASES["harmless fields"])
     assert average(trio).heads.keys() == {"x", "y"}
 
 
-def test_experts_of_transformers_4_and_5_go_together(trio):
-    """The former wrote the one kind of positions that the latter knows into every BERT."""
-    configure(trio / "y", position_embedding_type="absolute")
-    assert average(trio).heads.keys() == {"x", "y"}
-    configure(trio / "y", position_embedding_type="relative_key")
-    with pytest.raises(StateDictError, match="different architectures: position_embedding_type"):
-        average(trio)
-
-
-def shorter(folder):
-    tokenizer(model_max_length=5).save_pretrained(folder)
-
-
-def cased(folder):
-    tokenizer(lower=False).save_pretrained(folder)
-
-
-def no_frame(folder):
-    configure(folder, "tokenizer.json", post_processor=None)
-
-
-@pytest.mark.parametrize("change", [shorter, cased, no_frame])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: tokenizer(model_max_length=5).save_pretrained(folder),
+        lambda folder: tokenizer(lower=False).save_pretrained(folder),
+        lambda folder: configure(folder, "tokenizer.json", post_processor=None),
+    ],
+)
 def test_each_task_reads_inputs_as_its_expert_does(trio, change):
     """In memory, from the merged folder, from the single folder, and after re-alignment."""
     change(trio / "y")
@@ -340,17 +299,27 @@ def test_each_task_reads_inputs_as_its_expert_does(trio, change):
     assert merged.processor is None
     merged.save_pretrained(trio / "out", single=True)
     for name in "xy":
-        expected = hf.AutoTokenizer.from_pretrained(trio / name)(inputs, truncation=True)
-        alone = hf.AutoTokenizer.from_pretrained(trio / "out" / "tasks" / name)
-        for processor in (
+        expert, *found = (
+            hf.AutoTokenizer.from_pretrained(trio / name),
             merged.classifier(name).processor,
             load_merged(trio / "out").classifier(name).processor,
-            alone,
-        ):
-            assert processor(inputs, truncation=True)["input_ids"] == expected["input_ids"], name
+            hf.AutoTokenizer.from_pretrained(trio / "out" / "tasks" / name),
+        )
+        for processor in found:
+            assert processor(inputs, truncation=True) == expert(inputs, truncation=True), name
 
 
-def test_tokenizers_that_do_the_same_are_kept_once(trio):
+def slow(folder):
+    """A tokenizer that is defined by a list of words alone."""
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *WORDS]))
+    hf.EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [None, slow])
+def test_tokenizers_that_do_the_same_are_kept_once(trio, change):
+    for name in "xy" if change else "":
+        change(trio / name)
     configure(trio / "y", "tokenizer_config.json", name_or_path="elsewhere")
     merged = average(trio)
     assert merged.processor is not None
@@ -358,40 +327,25 @@ def test_tokenizers_that_do_the_same_are_kept_once(trio):
     assert not list((trio / "out" / "heads").rglob("tokenizer*"))
 
 
-def test_clips_image_classifiers_read_images_though_texts_could_be_read(tmp_path):
-    size = {k: SIZE[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    size |= {"intermediate_size": 8, "projection_dim": 4}
-    config = hf.CLIPConfig(
-        vision_config={**size, "image_size": 8, "patch_size": 4}, text_config=size, num_labels=2
-    )
-    hf.CLIPForImageClassification(config).save_pretrained(tmp_path / "x")
-    hf.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=8).save_pretrained(tmp_path / "x")
+def test_clips_image_classifiers_read_images_though_texts_could_be_read(family, tmp_path):
+    shutil.copytree(family("clip")["light"], tmp_path / "x")
     tokenizer().save_pretrained(tmp_path / "x")
-    pictures = [torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()] * 2
-    merged = mergelib.merge("weight_averaging", experts={"x": tmp_path / "x"})
-    assert features(merged.classifier("x"), pictures, device="cpu").shape == (2, 8)
+    merged = average(tmp_path, "x")
+    assert read(merged.classifier("x"), pictures("light", 2, 0)[0]).shape == (2, 32)
 
 
-def test_images_go_through_weights_of_half_the_precision(tmp_path):
-    config = hf.ConvNextConfig(hidden_sizes=[4, 8], depths=[1, 1], num_stages=2, num_labels=3)
-    torch.manual_seed(0)
-    model = hf.ConvNextForImageClassification(config).eval()
-    pictures = list(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).numpy())
-    found = {}
-    for name, dtype in (("whole", torch.float32), ("half", torch.bfloat16)):
-        model.to(dtype).save_pretrained(tmp_path / name)
-        hf.ConvNextImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / name)
-        found[name] = features(expert_classifier(tmp_path / name), pictures, device="cpu")
-    assert_close(found["half"], found["whole"], atol=0.05, rtol=0.05)
+def test_images_go_through_weights_of_half_the_precision(family, tmp_path):
+    inputs, whole = pictures("light", 2, 0)[0], family("vit")["light"]
+    shutil.copytree(whole, tmp_path / "half")
+    model = hf.ViTForImageClassification.from_pretrained(whole)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert_close(read(tmp_path / "half", inputs), read(whole, inputs), atol=0.05, rtol=0.05)
 
 
 def test_a_configuration_that_asks_for_tuples_is_read_all_the_same(trio):
-    def found():
-        return features(expert_classifier(trio / "x"), ["good film"], device="cpu")
-
-    expected = found()
+    expected = read(trio / "x", ["good film"])
     configure(trio / "x", return_dict=False, output_attentions=True)
-    assert torch.equal(found(), expected)
+    assert torch.equal(read(trio / "x", ["good film"]), expected)
 
 
 def test_an_architecture_of_two_base_classes_is_saved(tmp_path):
@@ -399,7 +353,7 @@ def test_an_architecture_of_two_base_classes_is_saved(tmp_path):
         vocab_size=14, d_model=8, n_head=2, d_head=4, d_inner=8, block_sizes=[1]
     )
     hf.FunnelForSequenceClassification(config).save_pretrained(tmp_path / "x")
-    merged = mergelib.merge("weight_averaging", experts={"x": tmp_path / "x"})
+    merged = average(tmp_path, "x")
     merged.save_pretrained(tmp_path / "out")
     assert load_merged(tmp_path / "out").encoder.keys() == merged.encoder.keys()
 
@@ -417,22 +371,19 @@ LONG = " ".join(WORDS * 4)
         ("RobertaPreLayerNorm", {}),
         ("IBert", {}),
         ("Esm", {"position_embedding_type": "absolute", "mask_token_id": 1}),
-        ("GPT2", {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}),
-        ("XLNet", {"d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 8}),
+        ("GPT2", {}),
+        ("XLNet", {"max_position_embeddings": -1, "d_head": 4}),  # no limit
     ],
 )
 def test_long_texts_are_cut_to_what_the_model_takes(tmp_path, kind, config):
-    clean = {k: v for k, v in SIZE.items() if k in ("vocab_size", "pad_token_id")}
-    base = SIZE if kind not in ("GPT2", "XLNet") else clean
+    config = {name: value for name, value in (SIZE | config).items() if value != -1}
     model = getattr(hf, f"{kind}ForSequenceClassification")
-    model(getattr(hf, f"{kind}Config")(**(base | config))).save_pretrained(tmp_path)
+    model(getattr(hf, f"{kind}Config")(**config)).save_pretrained(tmp_path)
     # XLNet's feature is its last position.
     tokenizer(padding_side="left" if kind == "XLNet" else "right").save_pretrained(tmp_path)
-    classifier = expert_classifier(tmp_path)
-    z = features(classifier, [LONG, "good"], device="cpu")
+    z = read(tmp_path, [LONG, "good"])
     assert z.isfinite().all() and len(z) == 2
-    short = features(classifier, ["good"], device="cpu")
-    assert_close(z[1:], short, atol=1e-5, rtol=1e-4)
+    assert_close(z[1:], read(tmp_path, ["good"]), atol=1e-5, rtol=1e-4)
 
 
 def test_a_saved_roberta_cuts_long_texts_itself(tmp_path):
@@ -456,20 +407,24 @@ def test_a_second_alignment_may_read_longer_texts(trio):
 def test_nothing_is_left_of_a_text(trio):
     for length in (1, 2):
         with pytest.raises(ConfigError, match=f"cut to {length} tokens .*--max-length"):
-            features(expert_classifier(trio / "x"), ["good"], max_length=length)
+            read(trio / "x", ["good"], max_length=length)
 
 
 def test_a_decoder_that_pads_with_its_last_token(tmp_path):
     """A text that ends in it, too: transformers takes such a token for padding."""
-    shape = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
-    make(tmp_path, "GPT2", **shape, pad_token_id=3, eos_token_id=3)
+    make(tmp_path, "GPT2", pad_token_id=3, eos_token_id=3)
     tokenizer(pad_token="[SEP]", eos_token="[SEP]").save_pretrained(tmp_path / "x")
-    x = expert_classifier(tmp_path / "x")
     texts = ["good [SEP]", "good film bad", "bad film [SEP] [SEP]"]
-    with torch.no_grad():
-        logits = x.model(**x.processor(texts, padding=True, return_tensors="pt")).logits
-    found = x.head.linear.logits(features(x, texts, device="cpu"))
-    assert_close(found, logits, atol=1e-5, rtol=1e-4)
+    assert_logits(expert_classifier(tmp_path / "x"), texts)
+
+
+def test_a_head_without_a_bias_has_one_of_zero(tmp_path):
+    merged, texts = with_base(make(tmp_path, "GPT2")), ["good film", "bad", "news game film"]
+    classifier = merged.classifier("x")
+    assert_logits(classifier, texts)
+    aligned = mergelib.align_classifier(merged, "x", texts, device="cpu").head
+    assert not aligned.has_bias
+    assert not torch.equal(aligned.linear.weight, classifier.head.linear.weight)
 
 
 def test_a_tokenizer_of_sentencepiece_alone_names_the_packages(trio):
@@ -483,38 +438,17 @@ def test_a_tokenizer_of_sentencepiece_alone_names_the_packages(trio):
 def test_no_padding_token_and_a_token_beyond_the_embedding(trio):
     tokenizer(pad_token=None).save_pretrained(trio / "x")
     configure(trio / "x", pad_token_id=None)
-    classifier = expert_classifier(trio / "x")
+    texts = ["good", "bad film"]
     with pytest.raises(DataError, match=r"tokenizer_config\.json"):
-        features(classifier, ["good", "bad film"], device="cpu")
-    assert len(features(classifier, ["good", "bad film"], device="cpu", batch_size=1)) == 2
+        read(trio / "x", texts)
+    assert len(read(trio / "x", texts, batch_size=1)) == 2
     more = tokenizer()
     more.add_tokens(["zebra"])
     more.save_pretrained(trio / "y")
     with pytest.raises(DataError, match=r"'zebra' the id 14.*14 rows"):
-        features(expert_classifier(trio / "y"), ["zebra"], device="cpu")
+        read(trio / "y", ["zebra"])
     with pytest.raises(StateDictError, match="numbers tokens up to 14"):
-        mergelib.merge("weight_averaging", experts={"y": trio / "y"})
-
-
-def test_a_head_without_a_bias_has_one_of_zero(tmp_path):
-    sizes = {"vocab_size": 14, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}
-    config = hf.GPT2Config(**sizes, pad_token_id=0)
-    for name in ("base", *"xy"):
-        cls = hf.GPT2Model if name == "base" else hf.GPT2ForSequenceClassification
-        cls(config).save_pretrained(tmp_path / name)
-        tokenizer().save_pretrained(tmp_path / name)
-    merged = with_base(tmp_path)
-    classifier = merged.classifier("x")
-    texts = ["good film", "bad", "news game film"]
-    batch = tokenizer()(texts, padding=True, return_tensors="pt")
-    batch.pop("token_type_ids", None)
-    with torch.no_grad():
-        logits = classifier.model(**batch).logits
-    z = features(classifier, texts, device="cpu")
-    assert_close(classifier.head.linear.logits(z), logits, atol=1e-5, rtol=1e-4)
-    aligned = mergelib.align_classifier(merged, "x", texts, device="cpu")
-    assert aligned.head.has_bias is False
-    assert not torch.equal(aligned.head.linear.weight, classifier.head.linear.weight)
+        average(trio, "y")
 
 
 # ---- what is written ----------------------------------------------------------------------------
@@ -544,42 +478,33 @@ def test_no_output_replaces_an_input_or_what_mergelib_did_not_write(
     before = tree(folder)
     target = folder / out
     if by_command:
-        named = [f"{n}={folder / n}" for n in "xy"]
-        command = ["merge", "--method", "weight_averaging", "--experts", *named, "--overwrite"]
-        assert cli.main([*command, "--out", str(target)]) == 2
+        command = f"merge --method weight_averaging --experts x={folder / 'x'} y={folder / 'y'}"
+        assert cli.main(f"{command} --overwrite --out {target}".split()) == 2
     else:
         with pytest.raises(ConfigError):
             merged.save_pretrained(target, overwrite=True)
     assert tree(folder) == before
 
 
-def test_what_mergelib_wrote_is_replaced_until_it_is_changed(trio):
-    merged, out = average(trio), trio / "out"
-    merged.save_pretrained(out)
-    merged.save_pretrained(out, single=True, overwrite=True)
-    with pytest.raises(ConfigError, match="overwrite"):
-        merged.save_pretrained(out)
-    (out / "README.md").write_text("my own card")
-    with pytest.raises(ConfigError, match=r"README.md, which mergelib did not write or"):
-        merged.save_pretrained(out, overwrite=True)
-
-
-def test_what_was_changed_or_read_or_looks_like_ours_is_not_replaced(trio, monkeypatch):
+def test_what_mergelib_wrote_is_replaced_until_it_is_changed_or_read(trio, monkeypatch):
     monkeypatch.setattr(folders, "SMALL", 100)  # weights are large
     merged, out = average(trio), trio / "out"
-    merged.save_pretrained(out, single=True)
-    again = load_merged(out)
-    for writer in (
-        again,
-        again.classifier("x"),
-        mergelib.align_classifier(out, trio / "x", ["good"] * 2),
-    ):
-        with pytest.raises(ConfigError, match="is or contains an input"):
-            writer.save_pretrained(out, overwrite=True)
+
+    def refused(said, writer=merged, overwrite=True):
+        with pytest.raises(ConfigError, match=said):
+            writer.save_pretrained(out, overwrite=overwrite)
+
+    merged.save_pretrained(out)
+    merged.save_pretrained(out, single=True, overwrite=True)
+    refused("overwrite", overwrite=False)
+    again, aligned = load_merged(out), mergelib.align_classifier(out, trio / "x", ["good"] * 2)
+    for writer in (again, again.classifier("x"), aligned):
+        refused("is or contains an input", writer)
     weights = out / "tasks" / "x"
     put(weights, {n: t + 1 for n, t in state(weights).items()})  # trained further, of one length
-    with pytest.raises(ConfigError, match=r"tasks/x/model\.safetensors, which mergelib did not"):
-        merged.save_pretrained(out, overwrite=True)
+    refused(r"tasks/x/model\.safetensors, which mergelib did not")
+    (out / "README.md").write_text("my own card")
+    refused(r"README.md, tasks/x/model.*, which mergelib did not write or")
     mine = trio / ".new.partial-backup" / "thesis.tex"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -609,35 +534,33 @@ def test_a_folder_that_cannot_be_renamed_is_filled(trio, monkeypatch):
 @pytest.fixture
 def rows(trio):
     path = trio / "rows.csv"
-    path.write_text("".join(f'{i % 2 + 1},"good film"\n' for i in range(6)))
+    path.write_text("1,good film\n2,good film\n" * 3)
     return path
 
 
-def test_scores_go_to_a_new_file_or_over_scores(trio, rows, capsys):
-    def run(out, *flags):
-        command = ["evaluate", "--model", str(trio / "x"), "--data", f"x={rows}"]
-        return cli.main([*command, "--out", str(out), *flags])
+def score(trio, out, *flags):
+    command = f"evaluate --model {trio / 'x'} --data x={trio / 'rows.csv'} --out {out}"
+    return cli.main([*command.split(), *flags])
 
+
+def test_scores_go_to_a_new_file_or_over_scores(trio, rows, capsys):
     before = tree(trio)
     for out in (rows, trio / "x", trio / "x" / "config.json"):
-        assert run(out, "--overwrite") == 2 and tree(trio) == before
+        assert score(trio, out, "--overwrite") == 2 and tree(trio) == before
     out = trio / "scores" / "x.csv"
-    assert run(out) == 0 and run(out) == 2 and run(out, "--overwrite") == 0
+    codes = [score(trio, out), score(trio, out), score(trio, out, "--overwrite")]
+    assert codes == [0, 2, 0]
     ours, record = out.read_bytes(), out.with_name(".x.csv.mergelib")
-    for theirs in (
-        ours + ours.splitlines()[-1] + b"\n",
-        ours[:-1],
-        ours.replace(b"x", b"y", 1),
-        b"",
-    ):
-        out.write_bytes(theirs)  # rows by hand, say, or a corrected name
-        assert run(out, "--overwrite") == 2 and out.read_bytes() == theirs
+    more = ours + ours.splitlines()[-1] + b"\n"  # rows by hand, say, or a corrected name
+    for theirs in (more, ours[:-1], ours.replace(b"x", b"y", 1), b""):
+        out.write_bytes(theirs)
+        assert score(trio, out, "--overwrite") == 2 and out.read_bytes() == theirs
         assert "no longer, what mergelib wrote" in capsys.readouterr().err
     out.write_bytes(ours)
     record.rename(out.with_name("kept"))
-    assert run(out, "--overwrite") == 2
+    assert score(trio, out, "--overwrite") == 2
     out.with_name("kept").rename(record)
-    assert run(out, "--overwrite") == 0
+    assert score(trio, out, "--overwrite") == 0
 
 
 def test_a_file_of_results_is_refused_before_any_work(tmp_path, monkeypatch):
@@ -645,13 +568,15 @@ def test_a_file_of_results_is_refused_before_any_work(tmp_path, monkeypatch):
         with pytest.raises(error, match=said):
             free_file(tmp_path / name, True)
 
-    large = "x" * (2 << 20)
-    write_file(free_file(tmp_path / "large", True), large)
-    write_file(free_file(tmp_path / "large", True), large)
-    now = (tmp_path / "large").stat()
-    (tmp_path / "large").write_text("y" + large[1:])
-    os.utime(tmp_path / "large", ns=(now.st_atime_ns, now.st_mtime_ns))
+    large, text = tmp_path / "large", "x" * (2 << 20)
+    for _ in range(2):
+        write_file(free_file(large, True), text)
+    now = large.stat()
+    large.write_text("y" + text[1:])
+    os.utime(large, ns=(now.st_atime_ns, now.st_mtime_ns))
     refused("large", "no longer, what mergelib wrote")
+    os.mkfifo(tmp_path / "pipe")
+    refused("pipe", "no longer, what mergelib wrote")
     (tmp_path / ".a.mergelib").write_text("my notes")
     (tmp_path / ".b.mergelib").mkdir()
     (tmp_path / ".c.mergelib").symlink_to(tmp_path / ".large.mergelib")
@@ -672,12 +597,10 @@ def test_written_files_have_the_umasks_mode(trio, rows, umask):
     try:
         for single in (True, False):
             merged.save_pretrained(out / f"merged {single}", single=single)
-        command = ["evaluate", "--model", str(trio / "x"), "--data", f"x={rows}"]
-        assert cli.main([*command, "--out", str(out / "scores.csv")]) == 0
+        assert score(trio, out / "scores.csv") == 0
     finally:
         os.umask(held)
-    modes = {oct(p.stat().st_mode & 0o777) for p in out.rglob("*") if p.is_file()}
-    assert modes == {oct(0o666 & ~umask)}
+    assert {p.stat().st_mode & 0o777 for p in tree(out)} == {0o666 & ~umask}
 
 
 def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypatch, capsys):
@@ -685,114 +608,24 @@ def test_all_that_is_given_is_read_before_a_model_computes(trio, rows, monkeypat
         raise AssertionError("a model computes")
 
     monkeypatch.setattr(heads, "features", computes)
-    data, pool = (["good", "bad"] * 3, [0, 1] * 3), (["film"] * 2, [0, 1])
-    knn = {"protocols": ["knn"]}
-    surgery = {"protocols": ["surgery"], "draw": "uniform", "expert": trio / "x"}
-    for said, options in (
-        ("'x': k = 4 is larger than class 0", {**knn, "k": 4}),
-        ("'x': k = 2 is larger than class 0", {**knn, "k": 2, "fit": pool}),
-        ("'x': 8 rows requested, but only 6", {**surgery, "k": 4}),
-        ("at least 1, not 2.5", {**knn, "k": 2.5}),
-        ("at least 1, not True", {**knn, "k": True}),
-        ("at least one seed", {**knn, "seeds": []}),
-        ("at least one protocol", {"protocols": []}),
-    ):
+    monkeypatch.chdir(trio)
+    data = ["good", "bad"] * 3, [0, 1] * 3
+    for said, options in CASES["options of evaluate"]:
         with pytest.raises(MergelibError, match=said):
-            mergelib.evaluate(trio / "x", data, **options)
-    merged, few, texts = trio / "merged", trio / "few.csv", trio / "texts.txt"
-    average(trio).save_pretrained(merged)
-    texts.write_text("good\nbad\n")
-    few.write_text("label,text\n0,good\n1,bad\n")
-    evaluate = f"evaluate --model {merged} --data x={rows}"
-    align = f"align --merged {merged} --experts x={trio / 'x'} y={trio / 'y'} --out {trio / 'o'}"
-    small = f"{align} --inputs x={rows} y={texts}"
-    for said, command in (
-        ("'y': k = 3 is larger", f"{evaluate} y={few} --protocols knn -k 3"),
-        ("no file", f"{evaluate} y=none.csv"),
-        ("Unknown task of fit 'y'", f"{evaluate} --fit y={rows}"),
-        ("'y': 4 rows requested, but only 2", f"{small} -k 2"),
-        ("no file", f"{small} --data y=none.csv"),
-        ("'y' has no inputs", f"{align} --inputs x={rows} --data y={rows}"),
-    ):
-        assert cli.main(command.split()) == 2
+            mergelib.evaluate("x", data, **options)
+    average(trio).save_pretrained("merged")
+    Path("texts.txt").write_text("good\nbad\n")
+    Path("few.csv").write_text("label,text\n0,good\n1,bad\n")
+    for said, command in CASES["commands"]:
+        align = " --merged merged --experts x=x y=y --out o" * command.startswith("align")
+        assert cli.main(f"{command}{align}".split()) == 2
         assert said in capsys.readouterr().err
 
 
 def test_a_batch_of_no_size_and_a_fit_on_what_is_scored_are_said(trio):
-    classifier = expert_classifier(trio / "x")
     for options in ({"batch_size": -1}, {"batch_size": 0}, {"max_length": -1}, {"max_length": 2.5}):
         with pytest.raises(ConfigError, match="must be an integer of at least"):
-            features(classifier, ["good"], device="cpu", **options)
+            read(trio / "x", ["good"], **options)
     data = (["good", "bad"], [0, 1])
     with pytest.warns(UserWarning, match="'x': 2 of 2 scored inputs are also in the data"):
-        mergelib.evaluate(classifier, data, ["knn"], k=1, fit=data, seeds=0)
-
-
-# ---- flags --------------------------------------------------------------------------------------
-
-
-def flags_of(command, *arguments):
-    parsed = vars(cli.build_parser().parse_args([command, *arguments]))
-    return {k: v for k, v in parsed.items() if k not in ("command", "function", "recipe")}
-
-
-@given(st.lists(st.sampled_from(["a=1", "b=2", "c=3"]), unique=True, min_size=1), st.data())
-def test_a_repeated_flag_adds_up(values, data):
-    cut = data.draw(st.integers(0, len(values)))
-    parts = [part for part in (values[:cut], values[cut:]) if part]
-    arguments = [word for part in parts for word in ("--experts", *part)]
-    recipe = build("merge", {"method": "ties"}, flags_of("merge", *arguments))
-    assert recipe.experts == dict(v.split("=") for v in values)
-
-
-def test_flags_of_every_command_add_up_or_contradict(capsys):
-    found = cli.build_parser().parse_args(["run", "--only", "tab02", "--only", "fig05"])
-    assert found.only == ["tab02", "fig05"]
-    for words in (
-        ["train", "--device", "cpu", "--device", "cuda"],
-        ["data", "list", "--profile", "mini", "--profile", "real"],
-    ):
-        with pytest.raises(SystemExit):
-            cli.build_parser().parse_args(words)
-        assert "is given twice" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="-p base is given twice"):
-        runner.parse_parameters(["base=a", "base=b"], runner.select(["tab02"]))
-    for empty in (
-        {"data": {}},
-        {"data": {"a": "f"}, "protocols": []},
-        {"data": {"a": "f"}, "seeds": []},
-    ):
-        with pytest.raises(ConfigError, match="at least 1"):
-            build("evaluate", {"model": "m"} | empty)
-
-
-def test_flags_that_contradict_are_errors_and_a_recipes_other_entries_stay(capsys):
-    with pytest.raises(SystemExit):
-        flags_of("merge", "--method", "ties", "--method", "weight_averaging")
-    assert "given twice" in capsys.readouterr().err
-    recipe = {"method": "ties", "experts": {"a": "x"}, "options": {"lam": 1.0, "keep": 0.5}}
-    told = flags_of("merge", "--options", "keep=3e-1", "--experts", "b=y")
-    found = build("merge", recipe, told)
-    assert found.options == {"lam": 1.0, "keep": 0.3} and found.experts == {"a": "x", "b": "y"}
-    for content, flags in (
-        (recipe, flags_of("merge", "--options", "lam=1", "--options", "lam=2")),
-        ({"model": "m", "data": {"a": "f"}}, {"seeds": ["0", "0"]}),
-        ({"method": "ties", "merge": recipe}, {}),
-    ):
-        with pytest.raises(MergelibError):
-            build("evaluate" if "model" in content else "merge", content, flags)
-
-
-def test_an_existing_path_is_a_path_whatever_it_is_called(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("lr=0.1/x", "lr=1", "a=b", "b"):
-        Path(name).mkdir(parents=True)
-    assert pairs(["lr=0.1/x", "lr=1", "q=b", "."], "experts") == {
-        "x": "lr=0.1/x",
-        "lr=1": "lr=1",
-        "q": "b",
-        tmp_path.name: ".",
-    }
-    assert pairs(["lam=1"], "options") == {"lam": "1"}
-    with pytest.raises(ConfigError, match="names the path 'b'"):
-        pairs(["a=b"], "experts")
+        mergelib.evaluate(trio / "x", data, ["knn"], k=1, fit=data, seeds=0)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,159 +10,124 @@ import yaml
 from conftest import COLOURS, TASKS, pictures, texts
 from safetensors.torch import load_file
 
-from mergelib.core.errors import ConfigError, MergelibError, UnknownNameError
-from mergelib.models.recipes import COMMANDS, Parser, add_flags, build, parse_yaml
-from mergelib.run import cli
+from mergelib.core.errors import ConfigError, MergelibError
+from mergelib.models.recipes import COMMANDS, as_command, build, pairs
+from mergelib.run import cli, runner
 
-MERGE = "method: ties\nbase: b\nexperts: {ag: x, yelp: y}\noptions: {lam: 1.0, keep: 0.2}\n"
+CASES = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
+FLAGS = "merge --base b --experts ag=x yelp=y --method ties --options lam=1.0 keep=0.2"
+MERGE = {
+    "method": "ties",
+    "base": "b",
+    "experts": {"ag": "x", "yelp": "y"},
+    "options": {"lam": 1.0, "keep": 0.2},
+}
 
 
-def test_flags_and_recipe_say_the_same_and_flags_win():
-    parser = Parser()
-    add_flags(parser, COMMANDS["merge"])
-    flags = vars(
-        parser.parse_args(
-            "--method ties --base b --experts ag=x yelp=y --options lam=1.0 keep=0.2".split()
-        )
-    )
-    flags.pop("recipe")
-    assert build("merge", {}, flags) == build("merge", parse_yaml(MERGE))
-    changed = build("merge", parse_yaml(MERGE), {"options": ["lam=0.5"]})
-    assert changed.options == {"lam": 0.5, "keep": 0.2}
-    assert build("merge", {"merge": parse_yaml(MERGE), "align": {}}) == build(
-        "merge", parse_yaml(MERGE)
-    )
+def told(line, recipe=()):
+    """The recipe that a command line makes, of a recipe's entries or alone."""
+    given = vars(cli.build_parser().parse_args(line.split()))
+    options = COMMANDS[given["command"]].model_fields
+    flags = {name: value for name, value in given.items() if name in options}
+    return build(given["command"], dict(recipe), flags)
+
+
+# ---- recipes and flags ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_of_a_recipe_is_a_flag(command):
-    parser = Parser()
-    add_flags(parser, COMMANDS[command])
-    assert {a.dest for a in parser._actions} == {*COMMANDS[command].model_fields, "help", "recipe"}
+def test_every_option_of_a_recipe_is_a_flag(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    for name in COMMANDS[command].model_fields:
+        assert f" -{'' if name == 'k' else '-'}{name.replace('_', '-')}" in said
 
 
-@pytest.mark.parametrize(
-    "change, error, said",
-    [
-        ({"methd": "ties"}, UnknownNameError, "Nearest: 'method'"),
-        ({"experts": 3}, ConfigError, "experts"),
-        ({"experts": [1]}, ConfigError, "list of texts"),
-        ({"options": {"lam": [1]}}, ConfigError, "options"),
-        ({"experts": ["a/x", "b/x"]}, ConfigError, "two are called 'x'"),
-        ({"single": "perhaps"}, ConfigError, "single"),
-    ],
-)
-def test_a_wrong_recipe_names_the_offender(change, error, said):
-    with pytest.raises(error, match=said):
-        build("merge", parse_yaml(MERGE) | change)
+def test_flags_and_recipe_say_the_same_and_flags_win():
+    recipe = build("merge", MERGE)
+    repeated = FLAGS.replace(" yelp", " --experts yelp").replace(" keep", " --options keep")
+    for line in (FLAGS, repeated, f"{FLAGS} --base b"):
+        assert told(line) == recipe
+    assert told("merge", {"merge": MERGE, "align": {}}) == recipe
+    assert as_command(recipe) == f"python -m mergelib {FLAGS}"
+    changed = told("merge --options keep=3e-1 --experts c=z", MERGE)
+    assert changed.options == {"lam": 1.0, "keep": 0.3}
+    assert changed.experts == {"ag": "x", "yelp": "y", "c": "z"}
 
 
-def mergekit(**changes):
-    return {
-        "merge_method": "ties",
-        "base_model": "b",
-        "models": [
-            {"model": "b"},
-            {"model": "x/a", "parameters": {"weight": 0.5, "density": 0.3}},
-            {"model": "x/c", "parameters": {"weight": 0.5, "density": 0.3}},
-        ],
-    } | changes
+@pytest.mark.parametrize("line, recipe, said", CASES["wrong"])
+def test_a_wrong_recipe_names_the_offender(line, recipe, said):
+    with pytest.raises(MergelibError, match=said):
+        told(line, recipe)
 
 
-def plain(weight):
-    return [{"model": m, "parameters": {"weight": weight}} for m in ("x/a", "x/c")]
+def test_flags_of_every_command_add_up_or_contradict(capsys):
+    found = cli.build_parser().parse_args(["run", "--only", "tab02", "--only", "fig05"])
+    assert found.only == ["tab02", "fig05"]
+    for line in (
+        "merge --method ties --method weight_averaging",
+        "train --device cpu --device cuda",
+        "data list --profile mini --profile real",
+    ):
+        with pytest.raises(SystemExit):
+            told(line)
+        assert "is given twice" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="-p base is given twice"):
+        runner.parse_parameters(["base=a", "base=b"], runner.select(["tab02"]))
 
 
-@pytest.mark.parametrize(
-    "recipe, method, options",
-    [
-        (mergekit(), "ties", {"keep": 0.3, "lam": 1.0, "combine": "mean"}),
-        (
-            mergekit(parameters={"normalize": False, "lambda": 2.0}),
-            "ties",
-            {"keep": 0.3, "lam": 1.0, "combine": "sum"},
-        ),
-        (
-            mergekit(merge_method="task_arithmetic", models=plain(0.4)),
-            "task_arithmetic",
-            {"lam": 0.4},
-        ),
-        (
-            mergekit(
-                merge_method="task_arithmetic", models=plain(0.4), parameters={"normalize": True}
-            ),
-            "task_arithmetic",
-            {"lam": 0.5},
-        ),
-        (mergekit(merge_method="linear", models=plain(3), base_model=None), "weight_averaging", {}),
-    ],
-)
-def test_mergekits_form_is_read_and_differences_are_said(recipe, method, options):
+def test_an_existing_path_is_a_path_whatever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lr=0.1/x", "lr=1", "a=b", "b"):
+        Path(name).mkdir(parents=True)
+    named = {"x": "lr=0.1/x", "lr=1": "lr=1", "q": "b", tmp_path.name: "."}
+    assert pairs(["lr=0.1/x", "lr=1", "q=b", "."], "experts") == named
+    assert pairs(["lam=1"], "options") == {"lam": "1"}
+    with pytest.raises(ConfigError, match="names the path 'b'"):
+        pairs(["a=b"], "experts")
+
+
+# ---- mergekit ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES["mergekit's"])
+def test_mergekits_form_is_read_and_differences_are_said(case):
     with pytest.warns(UserWarning, match="only the encoder is merged"):
-        found = build("merge", recipe)
-    assert (
-        found.method == method
-        and found.options == options
-        and found.experts == {"a": "x/a", "c": "x/c"}
-    )
+        found = build("merge", case["recipe"])
+    assert [found.method, found.options] == case["means"]
+    assert found.experts == {"a": "x/a", "c": "x/c"}
+    assert found.base == case["recipe"].get("base_model", "")
 
 
-@pytest.mark.parametrize(
-    "recipe, said",
-    [
-        (mergekit(merge_method="slerp"), "slerp"),
-        (mergekit(slices=[]), "slices"),
-        (mergekit(models="x"), "models"),
-        (
-            mergekit(
-                models=[
-                    {"model": "x", "parameters": {"weight": 1}},
-                    {"model": "y", "parameters": {"weight": 2}},
-                ]
-            ),
-            "differ",
-        ),
-        (mergekit(models=[{"model": "x", "parameters": {"weight": [0, 1]}}]), "gradients"),
-        (mergekit(parameters={"epsilon": 1}), "epsilon"),
-        (
-            mergekit(merge_method="linear", models=plain(1.0), parameters={"normalize": False}),
-            "do not sum to 1",
-        ),
-    ],
-)
+@pytest.mark.parametrize("recipe, said", CASES["mergekit's alone"])
 def test_what_mergekit_has_and_we_do_not_is_refused(recipe, said):
     with pytest.raises(MergelibError, match=said):
         build("merge", recipe)
 
 
-@pytest.fixture
-def files(family, tmp_path):
-    """Labelled CSVs and unlabelled texts of the two tasks."""
-    found = {}
-    for task in TASKS:
-        rows = list(zip(*texts(task, 40, 8), strict=True))
-        (tmp_path / f"{task}.csv").write_text(
-            "".join(f'{y + 1},"{t.replace(chr(34), chr(39))}"\n' for t, y in rows)
-        )
-        (tmp_path / f"{task}.txt").write_text("\n".join(texts(task, 60, 9)[0]))
-        found[task] = (str(tmp_path / f"{task}.csv"), str(tmp_path / f"{task}.txt"))
-    return found
+# ---- the command line ----------------------------------------------------------------------------
 
 
 def run(capsys, line):
-    """What a command line that succeeds says on standard output."""
+    """What a command line that succeeds says."""
     assert cli.main(shlex.split(line)) == 0
-    return capsys.readouterr().out
+    said = capsys.readouterr()
+    return said.out + said.err
 
 
 def named(files):
     return " ".join(f"{task}={file}" for task, file in files.items())
 
 
-def test_from_folders_to_scores_on_the_command_line(family, files, tmp_path, capsys):
+def test_from_folders_to_scores_on_the_command_line(family, tmp_path, capsys):
     found, out, aligned = family("bert"), tmp_path / "out", tmp_path / "aligned"
     experts = {t: str(found[t]) for t in TASKS}
-    tables, pools = ({t: files[t][i] for t in TASKS} for i in (0, 1))
+    tables, pools = ({t: tmp_path / f"{t}.{end}" for t in TASKS} for end in ("csv", "txt"))
+    for task in TASKS:
+        rows = zip(*texts(task, 40, 8), strict=True)
+        tables[task].write_text("".join(f"{y + 1},{json.dumps(t)}\n" for t, y in rows))
+        pools[task].write_text("\n".join(texts(task, 60, 9)[0]))
     merge = {"method": "ties", "base": str(found["base"]), "experts": experts}
     recipe = {"merge": merge | {"options": {"keep": 0.3}}, "align": {"k": 5, "single": True}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -197,27 +163,17 @@ def test_from_folders_to_scores_on_the_command_line(family, files, tmp_path, cap
 
 
 def test_mergekits_recipe_on_the_command_line(family, tmp_path, capsys):
-    models = [{"model": str(family("bert")[t]), "parameters": {"weight": 1.0}} for t in TASKS]
+    models = [{"model": str(family("bert")[t])} for t in TASKS]
     recipe = {"merge_method": "linear", "models": models, "dtype": "bfloat16"}
-    (tmp_path / "mergekit.yaml").write_text(yaml.safe_dump(recipe))
-    command = f"merge --recipe {tmp_path / 'mergekit.yaml'} --out {tmp_path / 'out'}"
-    assert cli.main(shlex.split(command)) == 0
-    assert "note: mergekit recipe, linear" in capsys.readouterr().err
-    merged = load_file(tmp_path / "out" / "model.safetensors")
+    file, out = tmp_path / "mergekit.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(recipe))
+    assert "note: mergekit recipe, linear" in run(capsys, f"merge --recipe {file} --out {out}")
+    assert json.loads((out / "mergelib.json").read_text())["method"] == "weight_averaging"
+    merged = load_file(out / "model.safetensors")
     assert {t.dtype for t in merged.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    "line, said",
-    [
-        ("merge --method ties --experts a=x", "give --out"),
-        ("merge", "method: Field required"),
-        ("merge --recipe nowhere.yaml", "cannot be read"),
-        ("evaluate --model /nowhere --data ag=x", "no folder"),
-        ("align --merged /nowhere --experts a=x --inputs b=y --out new", "was not written by"),
-        ("merge --method tis --base b --experts a=/nowhere --out new", "Nearest: 'ties'"),
-    ],
-)
+@pytest.mark.parametrize("line, said", CASES["refused by the command line"])
 def test_refusals_of_the_command_line(line, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(line.split()) == 2
@@ -231,16 +187,10 @@ def test_folders_of_images_on_the_command_line(family, tmp_path, capsys):
             place = tmp_path / task / COLOURS[task][y]
             place.mkdir(parents=True, exist_ok=True)
             image.save(place / f"{i}.png")
-    experts, data = (
-        named({t: root / t for t in COLOURS}) for root in (found["base"].parent, tmp_path)
-    )
-    run(
-        capsys,
-        f"merge --method task_arithmetic --base {found['base']} --experts {experts} --out {out}",
-    )
-    said = run(
-        capsys,
-        f"align --merged {out} --experts {experts} --inputs {data} --data {data}"
-        f" --out {tmp_path / 'aligned'}",
-    )
+    experts = named({task: found[task] for task in COLOURS})
+    data = named({task: tmp_path / task for task in COLOURS})
+    base = f"--method task_arithmetic --base {found['base']}"
+    run(capsys, f"merge {base} --experts {experts} --out {out}")
+    aligned = f"--inputs {data} --data {data} --out {tmp_path / 'aligned'}"
+    said = run(capsys, f"align --merged {out} --experts {experts} {aligned}")
     assert "merged, re-aligned head" in said

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
-from test_foreign_folders import make, tokenizer, with_base
+from test_foreign_folders import (
+    WORDS,
+    average,
+    configure,
+    make,
+    pickled,
+    read,
+    tokenizer,
+    with_base,
+)
 from torch.testing import assert_close
 
 import mergelib
@@ -13,40 +22,46 @@ from mergelib.core.errors import StateDictError
 from mergelib.core.store import Store
 from mergelib.models import load_merged
 from mergelib.models.compare import compare
-from mergelib.models.heads import expert_classifier, features
+from mergelib.models.heads import expert_classifier
 
 TEXTS = ["good <a> film", "bad", "<both> news <b>", "game <a>", "good <b> game", "news film"]
 ADDED = {"x": ["<both>", "<a>"], "y": ["<b>", "<both>"]}
 pytestmark = pytest.mark.filterwarnings("ignore:Vocabularies differ")
 
 
-def grown(folder, kind="Bert", **added):
+def resize(folder, *rows, n_new=0, **options):
+    """Another number of rows in a model's embedding, the last of them drawn anew."""
+    kind = hf.AutoModel if folder.name == "base" else hf.AutoModelForSequenceClassification
+    model = kind.from_pretrained(folder)
+    model.resize_token_embeddings(*rows, mean_resizing=False, **options)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[len(WORDS) + 4 :][:n_new].normal_()
+    model.save_pretrained(folder)
+
+
+def grown(folder, **added):
     """Each expert with tokens of its own, whose numbers mean something else in the other."""
-    make(folder, kind)
-    for name, tokens in (added or ADDED).items():
+    make(folder)
+    for seed, (name, tokens) in enumerate((added or ADDED).items()):
         own = tokenizer()
         own.add_tokens(tokens)
         own.save_pretrained(folder / name)
-        model = hf.AutoModelForSequenceClassification.from_pretrained(folder / name)
-        torch.manual_seed(len(name + tokens[0]) + len(tokens))
-        model.resize_token_embeddings(len(own), mean_resizing=False)
-        with torch.no_grad():
-            model.get_input_embeddings().weight[-len(tokens) :].normal_()
-        model.save_pretrained(folder / name)
-    return folder
+        torch.manual_seed(seed)
+        resize(folder / name, len(own), n_new=len(tokens))
+    return {name: folder / name for name in "xy"}
 
 
-def row(classifier, token):
+def row(source, token):
+    classifier = expert_classifier(source)
     weight = classifier.model.get_input_embeddings().weight
     return weight[classifier.processor.convert_tokens_to_ids(token)].detach()
 
 
 def test_the_union_has_the_rows_of_base_and_holders(tmp_path):
-    grown(tmp_path)
-    experts = {n: tmp_path / n for n in "xy"}
+    experts = grown(tmp_path)
     with pytest.warns(UserWarning, match=r"tokenizer of 'base' with <both>, <a>, <b>"):
         merged = with_base(tmp_path, lam=0.5, dtype="float32")
-    x, y = (expert_classifier(f) for f in experts.values())
+    x, y = experts.values()
     base = hf.AutoModel.from_pretrained(tmp_path / "base").get_input_embeddings().weight
     both = merged.classifier("x")
     b = base[tokenizer().convert_tokens_to_ids("film")].detach()
@@ -58,10 +73,9 @@ def test_the_union_has_the_rows_of_base_and_holders(tmp_path):
     }
     for token, one in wanted.items():
         assert_close(row(both, token), one, msg=token)
-    for name, expert in (("x", x), ("y", y)):  # renumbered, and the same function
+    for name, expert in experts.items():  # renumbered, and the same function
         texts = [t for t in TEXTS if "<" not in t or (ADDED[name][-1] in t and "<both>" not in t)]
-        again = expert_classifier(merged.experts[name])
-        assert_close(features(again, texts), features(expert, texts))
+        assert_close(read(merged.experts[name], texts), read(expert, texts))
     merged.save_pretrained(tmp_path / "out", single=True)
     for name in "xy":  # from folders, as on the command line
         loaded = load_merged(tmp_path / "out")
@@ -72,8 +86,7 @@ def test_the_union_has_the_rows_of_base_and_holders(tmp_path):
 
 
 def test_only_one_expert_grew_and_compare_takes_it(tmp_path):
-    grown(tmp_path, x=["<a>"])
-    experts = {n: tmp_path / n for n in "xy"}
+    experts = grown(tmp_path, x=["<a>"])
     texts = [*TEXTS, *(f"{t} good" for t in TEXTS), *(f"bad {t}" for t in TEXTS)]
     found = compare(
         experts,
@@ -93,14 +106,11 @@ def test_a_padding_token_that_was_added_is_the_merged_models(tmp_path):
         own = tokenizer(pad_token=None if name == "base" else "<pad>")
         own.save_pretrained(tmp_path / name)
         if name != "base":
-            model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / name)
-            model.resize_token_embeddings(len(own), mean_resizing=False)
-            model.config.pad_token_id = own.pad_token_id
-            model.save_pretrained(tmp_path / name)
-    merged = with_base(tmp_path, "ties", lam=0.0)
-    classifier = merged.classifier("x")
+            resize(tmp_path / name, len(own))
+            configure(tmp_path / name, pad_token_id=own.pad_token_id)
+    classifier = with_base(tmp_path, "ties", lam=0.0).classifier("x")
     assert classifier.processor.pad_token_id == classifier.head.config.pad_token_id
-    assert features(classifier, TEXTS, device="cpu").isfinite().all()
+    assert read(classifier, TEXTS).isfinite().all()
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -109,9 +119,7 @@ def test_rows_that_only_fill_up_an_embedding_are_cut(tmp_path):
     make(tmp_path)
     tokenizer(lower=False).save_pretrained(tmp_path / "y")
     for name in "xy":
-        model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / name)
-        model.resize_token_embeddings(pad_to_multiple_of=64, mean_resizing=False)
-        model.save_pretrained(tmp_path / name)
+        resize(tmp_path / name, pad_to_multiple_of=64)
     merged = with_base(tmp_path)
     assert len(merged.classifier("x").model.get_input_embeddings().weight) == len(tokenizer())
     merged.save_pretrained(tmp_path / "out")
@@ -119,10 +127,8 @@ def test_rows_that_only_fill_up_an_embedding_are_cut(tmp_path):
         for name in "xy":
             own = hf.AutoTokenizer.from_pretrained(tmp_path / name)
             assert model.classifier(name).processor("Good")["input_ids"] == own("Good")["input_ids"]
-    one = {"x": tmp_path / "x"}
-    alone = mergelib.merge("weight_averaging", base=tmp_path / "base", experts=one)
-    x = expert_classifier(tmp_path / "x")
-    assert_close(features(alone.classifier("x"), TEXTS), features(x, TEXTS))
+    alone = average(tmp_path, "x", base=tmp_path / "base").classifier("x")
+    assert_close(read(alone, TEXTS), read(tmp_path / "x", TEXTS))
 
 
 def test_a_cased_tokenizer_gets_the_others_tokens_and_stays_cased(tmp_path):
@@ -131,28 +137,23 @@ def test_a_cased_tokenizer_gets_the_others_tokens_and_stays_cased(tmp_path):
     tokenizer(lower=False).save_pretrained(tmp_path / "y")
     y, texts = expert_classifier(tmp_path / "y"), ["Good film", "good Film", "NEWS"]
     base = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
-    (tmp_path / "base" / "model.safetensors").unlink()
-    torch.save(base.state_dict(), tmp_path / "base" / "pytorch_model.bin")
+    pickled(tmp_path / "base", base.state_dict())
     merged = with_base(tmp_path, lam=0.5, dtype="float32")
-    read = merged.classifier("y").processor
-    assert read(texts)["input_ids"] == y.processor(texts)["input_ids"]
-    assert read.convert_tokens_to_ids("<a>") == len(y.processor)
+    own = merged.classifier("y").processor
+    assert own(texts)["input_ids"] == y.processor(texts)["input_ids"]
+    assert own.convert_tokens_to_ids("<a>") == len(y.processor)
     aligned = mergelib.align_classifier(merged, tmp_path / "y", texts, task="new")
-    assert len(features(aligned, texts, device="cpu")) == 3
+    assert len(read(aligned, texts)) == 3
 
 
 @pytest.mark.parametrize("tokens", [{"x": ["<a>"], "y": ["<b>"]}, {"x": ["<a>", "<b>"]}])
 def test_added_tokens_may_stand_in_rows_that_were_there(tmp_path, tokens):
     """All embeddings then have one size, as of models that are published with empty rows."""
-    grown(tmp_path, **tokens)
+    experts = grown(tmp_path, **tokens)
     for name in ("base", "x", "y"):
-        kind = hf.AutoModel if name == "base" else hf.AutoModelForSequenceClassification
-        model = kind.from_pretrained(tmp_path / name)
-        model.resize_token_embeddings(64, mean_resizing=False)
-        model.save_pretrained(tmp_path / name)
-    x = expert_classifier(tmp_path / "x")
+        resize(tmp_path / name, 64)
     merged = with_base(tmp_path, lam=1.0, dtype="float32")
-    assert_close(row(merged.classifier("x"), "<a>"), row(x, "<a>"))
+    assert_close(row(merged.classifier("x"), "<a>"), row(experts["x"], "<a>"))
     merged.save_pretrained(tmp_path / "out")
     for name in "xy":
         mergelib.align_classifier(tmp_path / "out", tmp_path / name, TEXTS)
