@@ -66,6 +66,10 @@ def experts(found):
     return {name: folder for name, folder in found.items() if name != "base"}
 
 
+def merge(found, method="ties", **options):
+    return mergelib.merge(method, base=found["base"], experts=experts(found), **options)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     corpus = [t for task in TASKS for t in texts(task, 200, 5)[0]]
@@ -157,9 +161,7 @@ def aligned(family, tmp_path_factory):
 
     @functools.cache
     def get(kind: str):
-        found = family(kind)
-        given = {"base": found["base"], "experts": experts(found), "keep": 0.3, "lam": 1.0}
-        old, new = mergelib.merge("ties", **given), []
+        old, new = merge(family(kind), keep=0.3, lam=1.0), []
         for task in old.heads:
             inputs = data(kind, task, 25, 40)[0]
             new.append(mergelib.align_classifier(old, task, inputs, max_length=CUT))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TASKS, data, experts, texts
+from conftest import TASKS, data, experts, merge, texts
 from near import equal
 from safetensors.torch import load_file
 from tiny import python
@@ -34,20 +34,20 @@ def inputs_of(kind, found):
     return {t: data(kind, t, 12, 4)[0] for t in experts(found)}
 
 
-def merge(name, found, kind, **options):
+def merged_by(name, found, kind, **options):
     rows = {t: data(kind, t, 12, 4) for t in experts(found)}
     given = rows if "labels" in METHODS[name].needs else inputs_of(kind, found)
     if METHODS[name].needs:
         options = {"inputs": given} | options
     options = FAST.get(name, {}) | options
-    return mergelib.merge(name, base=found["base"], experts=experts(found), **options)
+    return merge(found, name, **options)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_merges_models_of_ones_own(family, tmp_path, name):
     """RoBERTa, whose experts have a layer of their own between encoder and head."""
     found = family("roberta")
-    merged = merge(name, found, "roberta")
+    merged = merged_by(name, found, "roberta")
     folder = merged.save_pretrained(tmp_path / "out", single=True)
     again = load_merged(folder)
     assert bool(merged.encoder) == bool(again.encoder) == (METHODS[name].gives != PER_TASK)
@@ -80,7 +80,7 @@ def by_hand(found, kind, task, layer):
 )
 def test_regmean_solves_its_least_squares_on_each_experts_inputs(family, kind, layer):
     found = family(kind)
-    merged = merge("regmean", found, kind, n_examples=12)
+    merged = merged_by("regmean", found, kind, n_examples=12)
     grams, rights = 0, 0
     for task in merged.heads:
         rows, weight = by_hand(found, kind, task, layer)
@@ -94,7 +94,7 @@ def test_fishers_weights_come_from_each_experts_own_logits(family):
     """The layers of its own between encoder and head take part in the gradient."""
     found = family("roberta")
     name = "roberta.encoder.layer.1.output.dense.bias"
-    merged = merge("fisher_merging", found, "roberta", n_examples=12, floor=1e-6)
+    merged = merged_by("fisher_merging", found, "roberta", n_examples=12, floor=1e-6)
     above, below = 0, 0
     for task in TASKS:
         expert = expert_classifier(found[task])
@@ -116,7 +116,7 @@ def test_fishers_weights_come_from_each_experts_own_logits(family):
 
 def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path):
     found = family("bert")
-    merged = merge("tall_masks", found, "bert", lam=0.4)
+    merged = merge(found, "tall_masks", lam=0.4)
     name = "bert.encoder.layer.0.output.dense.weight"
     base = load_file(found["base"] / "model.safetensors")[name.removeprefix("bert.")]
     taus = [load_file(found[t] / "model.safetensors")[name] - base for t in TASKS]
@@ -147,7 +147,7 @@ def test_what_a_method_needs_is_said_before_any_work(family):
         ("lm_cocktail", given, DataError, "Give"),  # without labels
     ]:
         with pytest.raises(error, match=said):
-            mergelib.merge(method, base=found["base"], experts=experts(found), inputs=inputs)
+            merge(found, method, inputs=inputs)
 
 
 def test_a_comparison_takes_every_method_that_needs_no_labels(family, tmp_path):
@@ -160,7 +160,7 @@ def test_a_comparison_takes_every_method_that_needs_no_labels(family, tmp_path):
     said = "needs inputs and labels; a comparison has k unlabelled"
     assert said in compared.failed["lm_cocktail"]
     drawn = {t: draw_inputs(inputs[t], TASKS[t], 2, 0, t) for t in TASKS}
-    merged = merge("regmean", found, "bert", inputs=drawn, device="cpu")
+    merged = merge(found, "regmean", inputs=drawn, device="cpu", **FAST["regmean"])
     rows = compared.rows.query("method == 'regmean' and protocol == 'current'").set_index("task")
     for task in TASKS:
         scored = [x for x in inputs[task] if x not in drawn[task]]

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import TASKS, data, experts, is_image, make_family, named, texts
+from conftest import TASKS, data, experts, is_image, make_family, merge, named, texts
 from near import equal
 from safetensors.torch import load_file, save_file
 from test_foreign_folders import configure, put, state
@@ -25,16 +25,12 @@ from mergelib.core.errors import (
 )
 from mergelib.merging import get_method
 from mergelib.models import find_parts, load_merged
-from mergelib.models.heads import expert_classifier, features
+from mergelib.models.heads import ALIGNMENTS, expert_classifier, features
 from mergelib.models.merging import Reader
 from mergelib.models.parents import open_parent
 from mergelib.protocols import kl_to_teacher
 
 KINDS = ("bert", "deberta", "vit")
-
-
-def merge(found, method="ties", **options):
-    return mergelib.merge(method, base=found["base"], experts=experts(found), **options)
 
 
 def batch_of(kind, processor, inputs):
@@ -110,13 +106,15 @@ def test_alignment_moves_the_head_alone_and_what_is_loaded_again_is_what_was_sav
         assert again.heads[task].alignment == head.alignment and head.alignment["n"] == 25
 
 
+@pytest.mark.parametrize("protocol", ALIGNMENTS)
 @pytest.mark.parametrize("kind", ["bert", "roberta", "vit", "clip"])
-def test_alignment_brings_the_merged_model_nearer_to_its_expert(family, kind):
+def test_alignment_brings_the_merged_model_nearer_to_its_expert(family, kind, protocol):
     """Mean KL of Eq. 8 to the expert, on inputs that were not fitted on."""
     merged = merge(family(kind), lam=1.0)
     for task, expert in merged.experts.items():
         inputs = data(kind, task, 40, 5)[0]
-        better = mergelib.align_classifier(merged, task, data(kind, task, 30, 6)[0])
+        few = data(kind, task, 30, 6)[0]
+        better = mergelib.align_classifier(merged, task, few, protocol=protocol)
         logits = [
             model.head.linear.logits(features(model, inputs))
             for model in (better, merged.classifier(task), expert_classifier(expert))
