@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -42,8 +43,7 @@ from ..protocols import (
     uniform_order,
 )
 from ..tasks.data import labelled, unlabelled
-from .data import draw_inputs
-from .heads import expert_classifier, features, student_of
+from .heads import draw_inputs, expert_classifier, features, student_of
 from .kinds import REGRESSION, kind_of
 from .merged import Classifier, Merged
 from .merging import merge, named_experts
@@ -438,15 +438,18 @@ def _compared(
         chosen = list(dict.fromkeys(zip(means.method, means.lam, strict=True)))
         for cell in progress(chosen, desc=report * show):
             rows += cells.measured(*cell, report)
+    reported = defaultdict(list)  # of a cell, each task's values
+    for row in rows:
+        if row["split"] == report:
+            cell = row["method"], row["protocol"], row["lam"]
+            reported[cell].append(row["values"][measures[report]])
     scores = {}
     for row in means.itertuples():
-        cell = [row.method, row.protocol, row.lam, report]
-        found = [
-            r["values"][measures[report]] for r in rows if [r[n] for n in (*keys, "split")] == cell
-        ]
-        samples = [resampled_means(values[None], seed=i) for i, values in enumerate(found)]
+        values = reported[row.method, row.protocol, row.lam]
+        samples = [resampled_means(v[None], seed=i) for i, v in enumerate(values)]
         scores[row.method, row.protocol] = torch.stack(samples).mean(0)
-    n, table = sum(len(task.splits[report]) for task in cells.rows.values()), []
+    n_rows = sum(len(task.splits[report]) for task in cells.rows.values())
+    table = []
     for row in means.itertuples():
         score = scores[row.method, row.protocol]
         line = {n: getattr(row, n) for n in keys} | {"chosen": getattr(row, measures[choice])}
@@ -454,7 +457,7 @@ def _compared(
             low, high = interval(sample)
             line |= {name: float(sample[0]), f"{name}_low": low, f"{name}_high": high}
         info = cells.get(row.method, row.lam, choice).info
-        table.append(line | {"n": n} | {name: info.get(name) for name in COSTS})
+        table.append(line | {"n": n_rows} | {name: info.get(name) for name in COSTS})
     best = next(r for r in table if r["method"] in METHODS and r["protocol"] in SAVED)
     best = {name: best[name] for name in keys}
     return Comparison(_frame(rows), pd.DataFrame(table), best, failed, measures, k)

@@ -667,6 +667,16 @@ def evaluate(*args: Any, **options: Any) -> pd.DataFrame:
 evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation="pd.DataFrame")
 
 
+def draw_inputs(inputs: Sequence[Any], n_classes: int, k: int, seed: int, task: str) -> list[Any]:
+    """k per class on average of a task's inputs, without labels. Raises ``DataError`` for too
+    few."""
+    try:
+        rows = uniform_order(len(inputs), k * n_classes, seed)
+    except DataError as error:
+        raise DataError(f"'{task}': {error}") from error
+    return [inputs[i] for i in rows.tolist()]
+
+
 def _drawn(pool: Split, n_classes: int, k: int, draw: str, seed: int) -> Tensor:
     """Rows ``[C, k]``, as ``Evidence`` has them."""
     if draw == "stratified":

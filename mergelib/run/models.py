@@ -21,10 +21,10 @@ from ..core.errors import ConfigError, UnknownNameError
 from ..core.progress import progress
 from ..merging import METHODS, get_method
 from ..models.compare import compare
-from ..models.data import draw_inputs
 from ..models.folders import free_file, free_folder, whole_folder, write_file, write_record
 from ..models.heads import (
     align_classifier,
+    draw_inputs,
     evaluate,
     expert_classifier,
     opened,

@@ -17,8 +17,7 @@ from mergelib.core.store import Store
 from mergelib.merging import METHODS, PER_TASK
 from mergelib.models import load_merged
 from mergelib.models.compare import compare
-from mergelib.models.data import draw_inputs
-from mergelib.models.heads import expert_classifier, features
+from mergelib.models.heads import draw_inputs, expert_classifier, features
 from mergelib.run import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no streaming form")

@@ -22,8 +22,7 @@ from mergelib.core.store import Store
 from mergelib.core.types import Head
 from mergelib.models import load_merged, predict
 from mergelib.models.compare import compare
-from mergelib.models.data import draw_inputs
-from mergelib.models.heads import expert_classifier, features
+from mergelib.models.heads import draw_inputs, expert_classifier, features
 from mergelib.models.kinds import KINDS, METRICS, kl_of_sigmoids, squared_error
 from mergelib.protocols import FTPreset, ft_classifier
 from mergelib.tasks.data import labelled, unlabelled
