@@ -127,7 +127,7 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
     Raises ``UnknownNameError``.
     """
     entries = [methods] if isinstance(methods, str) else methods
-    groups = {"all": METHODS, "fast": [n for n, m in METHODS.items() if can_stream(m)]}
+    groups = {"all": METHODS, "fast": (n for n, m in METHODS.items() if can_stream(m))}
     names = dict.fromkeys(name for entry in entries for name in groups.get(entry, [entry]))
     return [get_method(name).name for name in names]
 
