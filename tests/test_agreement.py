@@ -19,6 +19,7 @@ from mergelib.tables import report
 
 ROOT = committed()
 FIGURES = ROOT / "figures"
+REMEDY = "run ./run_all.sh --publish"
 if ROOT == paths.root() and list(ROOT.glob("build/*/notebooks")):
     pytest.skip("a run may have rewritten figures/, and no git knows it", allow_module_level=True)
 profiles = pytest.mark.parametrize(
@@ -32,64 +33,49 @@ def test_the_readme_shows_what_the_committed_figures_say(part):
     first, last = publish.marks(part)
     assert readme.count(first) == readme.count(last) == 1
     shown = readme.split(first)[1].split(last)[0].strip()
-    assert shown == publish.readme_parts(FIGURES)[part].strip(), "run ./run_all.sh --publish"
+    assert shown == publish.readme_parts(FIGURES)[part].strip(), REMEDY
 
 
 def test_the_report_says_what_the_committed_figures_say():
-    assert (FIGURES / "REPORT.md").read_text() == report.report_markdown(FIGURES), (
-        "run ./run_all.sh --publish"
-    )
-
-
-@pytest.mark.parametrize(
-    "path", sorted(FIGURES.glob("*/99_report.json")), ids=lambda p: p.parent.name
-)
-def test_the_page_was_drawn_from_the_committed_figures(path):
     runs = report.read_runs(FIGURES)
     means, rows = report.averages(runs), report.verdict_rows(runs)
-    assert json.loads(path.read_text())["alt"] == report.alt(means, rows), (
-        "run ./run_all.sh --publish"
-    )
-    assert path.with_suffix(".csv").read_text() == means.to_csv(
-        index=False, float_format="%.6g", lineterminator="\n"
-    )
-    assert path.with_name("99_report_claims.csv").read_text() == rows.to_csv(
-        index=False, float_format="%.6g", lineterminator="\n"
-    )
+    files = {FIGURES / "REPORT.md": report.report_markdown(FIGURES)}
+    for page in FIGURES.glob("*/99_report.json"):
+        assert json.loads(page.read_text())["alt"] == report.alt(means, rows), REMEDY
+        for name, frame in (("99_report.csv", means), ("99_report_claims.csv", rows)):
+            written = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            files[page.with_name(name)] = written
+    for file, said in files.items():
+        assert file.read_text() == said, REMEDY
 
 
-@profiles
-def test_notebooks_that_judge_the_same_claim_agree(profile):
-    seen = {}
-    for item in published(profile):
-        for v in json.loads((FIGURES / profile / f"{item.id}.json").read_text())["verdicts"]:
-            assert seen.setdefault((v["claim"], v["part"]), v) == v, item.id
+def sidecar(profile, item):
+    return json.loads((FIGURES / profile / f"{item.id}.json").read_text())
 
 
 def published(profile):
     """Items of the groups that are published for a profile; `mini` has all of them."""
-    groups = {
-        i.group
-        for i in runner.manifest()
-        if profile == "mini" or (FIGURES / profile / f"{i.id}.json").is_file()
-    }
-    return [i for i in runner.manifest() if i.group in groups]
+    items = runner.manifest()
+    there = (
+        i for i in items if profile == "mini" or (FIGURES / profile / f"{i.id}.json").is_file()
+    )
+    groups = {i.group for i in there}
+    return [i for i in items if i.group in groups]
 
 
 @profiles
-def test_a_published_group_is_complete(profile):
+def test_a_published_group_is_complete_and_its_verdicts_are_of_this_claims_file(profile):
+    """They cover the manifest, and notebooks that judge the same claim agree."""
+    seen = {}
     for item in published(profile):
-        for name in item.outputs:
-            assert (FIGURES / profile / name).is_file(), f"{profile}: {name}"
-
-
-@profiles
-def test_verdicts_belong_to_this_claims_file_and_cover_the_manifest(profile):
-    for item in published(profile):
-        sidecar = json.loads((FIGURES / profile / f"{item.id}.json").read_text())
-        assert sidecar["claims_file"] == claims.claims_hash()
-        assert set(sidecar["claims"]) == set(item.claims)
-        assert sidecar["overrides"] == {} or sidecar["overrides"] == {"tasks.source": "local"}
+        lacking = [n for n in item.outputs if not (FIGURES / profile / n).is_file()]
+        assert not lacking, f"{profile}: {lacking}"
+        found = sidecar(profile, item)
+        assert found["claims_file"] == claims.claims_hash()
+        assert set(found["claims"]) == set(item.claims)
+        assert found["overrides"] in ({}, {"tasks.source": "local"})
+        for v in found["verdicts"]:
+            assert seen.setdefault((v["claim"], v["part"]), v) == v, item.id
 
 
 @profiles
@@ -103,13 +89,11 @@ def test_items_agree_with_each_other(profile):
     keys = ["task", "method", "protocol", "k", "draw", "seed"]
     table = scores("tab02_main_scores").set_index(keys).accuracy.to_dict()
     ladder_too = any(i.group == "ladder" for i in published(profile))
-    for other in ["fig02_knn_eval", "fig05_ft_classifier", "tab03_base_model_scores"] + [
-        "fig07_surgery"
-    ] * ladder_too:
-        shared = {
-            k: v for k, v in scores(other).set_index(keys).accuracy.to_dict().items() if k in table
-        }
-        assert len(shared) > 20 and all(table[k] == v for k, v in shared.items()), other
+    others = ["fig02_knn_eval", "fig05_ft_classifier", "tab03_base_model_scores"]
+    for other in others + ["fig07_surgery"] * ladder_too:
+        found = scores(other).set_index(keys).accuracy.to_dict()
+        shared = found.keys() & table.keys()
+        assert len(shared) > 20 and all(table[k] == found[k] for k in shared), other
     all_scores = scores("tab02_main_scores")
     current = all_scores[all_scores.protocol == "current"].groupby("method").accuracy.mean()
     ladder = scores("fig04_transformations") if ladder_too else pd.DataFrame({"rung": []})
@@ -120,10 +104,8 @@ def test_items_agree_with_each_other(profile):
     assert here.loc["Current Eval", "WA"] == pytest.approx(current["weight_averaging"], abs=0.051)
     clusters = pd.concat([scores("fig01_clusters"), scores("fig08_clusters_appendix")])
     by_cell = all_scores[all_scores.protocol == "current"].set_index(["method", "task"]).accuracy
-    for row in clusters.to_dict("records"):
-        assert row["Current Eval (%)"] == pytest.approx(
-            by_cell[row["method"], row["task"]], abs=1e-3
-        )
+    cells = pd.MultiIndex.from_frame(clusters[["method", "task"]])
+    assert clusters["Current Eval (%)"].tolist() == pytest.approx(by_cell[cells].tolist(), abs=1e-3)
 
 
 def notebook_of(item):
@@ -137,11 +119,9 @@ def test_committed_notebooks_show_the_committed_verdicts(item):
     text = notebook_of(item).read_text()
     if '"execution_count": 1' not in text:
         pytest.skip("no outputs committed")
-    sidecar = json.loads((FIGURES / "mini" / f"{item.id}.json").read_text())
-    for verdict in sidecar["verdicts"]:
-        assert re.search(rf"{verdict['low']:.2f} \.\. {verdict['high']:.2f}", text), verdict[
-            "claim"
-        ]
+    for verdict in sidecar("mini", item)["verdicts"]:
+        shown = rf"{verdict['low']:.2f} \.\. {verdict['high']:.2f}"
+        assert re.search(shown, text), verdict["claim"]
 
 
 # ---- solutions: they judge no claim and draw no figure, so their words are compared with what thei
@@ -164,10 +144,7 @@ def stale(notebook, scores):
             shown = [steps.pop()] if isinstance(steps[-1], ast.Expr) else []
             try:
                 exec(compile(ast.Module(steps, []), cell.id, "exec"), names)
-                says = [
-                    pretty(eval(compile(ast.Expression(s.value), cell.id, "eval"), names))
-                    for s in shown
-                ]
+                says = [pretty(eval(ast.unparse(step), names)) for step in shown]
             except (AttributeError, NameError):
                 continue
             if says != [o.data["text/plain"] for o in cell.outputs if "data" in o]:
@@ -183,18 +160,14 @@ def published_scores(stem):
 
 @pytest.mark.parametrize("item", SOLUTIONS, ids=lambda i: i.id)
 def test_committed_solutions_say_what_the_committed_figures_say(item):
-    assert (
-        stale(nbformat.read(notebook_of(item), as_version=4), published_scores(item.path.stem))
-        == []
-    ), "run ./run_all.sh --publish"
+    notebook = nbformat.read(notebook_of(item), as_version=4)
+    assert stale(notebook, published_scores(item.path.stem)) == [], REMEDY
 
 
 def test_a_stale_solution_is_noticed():
     item = next(i for i in SOLUTIONS if i.path.stem == "00_start_here")
-    notebook, scores = (
-        nbformat.read(notebook_of(item), as_version=4),
-        published_scores("00_start_here"),
-    )
+    notebook = nbformat.read(notebook_of(item), as_version=4)
+    scores = published_scores("00_start_here")
     moved = scores.assign(accuracy=scores.accuracy + 5 * (scores.protocol == "ft_classifier"))
     assert stale(notebook, moved) == ["answer-5"], "numbers of another run"
     cells = {c.id: c for c in notebook.cells}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -42,10 +43,9 @@ from ..protocols import (
     uniform_order,
 )
 from ..tasks.data import labelled, unlabelled
-from .data import draw_inputs
-from .heads import expert_classifier, features, student_of
+from .heads import draw_inputs, expert_classifier, features, student_of
 from .kinds import REGRESSION, kind_of
-from .merged import Classifier
+from .merged import Classifier, Merged
 from .merging import merge, named_experts
 from .parents import PROCESSOR_FILES, Parent, open_parent
 from .plan import first_line
@@ -96,9 +96,8 @@ class Comparison:
     def curve(self, method: str, protocol: str) -> pd.Series:
         """What a method's lambda was chosen by: lam -> mean over tasks."""
         split, measure = next(iter(self.measures.items()))
-        cell = {"method": method, "protocol": protocol, "split": split}
-        rows = self.rows[(self.rows[list(cell)] == list(cell.values())).all(axis=1)]
-        return rows.groupby("lam")[measure].mean()
+        rows = self.rows[self.rows.split == split]
+        return rows.groupby(["method", "protocol", "lam"])[measure].mean()[method, protocol]
 
 
 def rank_correlation(rows: pd.DataFrame) -> pd.DataFrame:
@@ -113,17 +112,12 @@ def rank_correlation(rows: pd.DataFrame) -> pd.DataFrame:
     """
     known = rows[rows.protocol.isin(SAVED) & rows.accuracy.notna()]
     known = known[~known.method.isin((BASE, FINE_TUNED))]
-    means = known.groupby(["protocol", "method", "lam"], dropna=False, sort=False)[
-        ["accuracy", "agreement", "kl"]
-    ].mean()
-    table = [
-        {"protocol": protocol, "merges": len(part)}
-        | {
-            name: sign * part.accuracy.corr(part[name], method="kendall", min_periods=3)
-            for name, sign in (("agreement", 1), ("kl", -1))
-        }
-        for protocol, part in means.groupby(level="protocol", sort=False)
-    ]
+    means = known.groupby(["protocol", "method", "lam"], dropna=False, sort=False)[MEASURES].mean()
+    table = []
+    for protocol, part in means.groupby(level="protocol", sort=False):
+        tau = part.corr("kendall", min_periods=3).accuracy
+        row = {"protocol": protocol, "merges": len(part), "agreement": tau.agreement}
+        table.append(row | {"kl": -tau.kl})
     return pd.DataFrame(table, columns=["protocol", "merges", "agreement", "kl"])
 
 
@@ -132,12 +126,10 @@ def method_names(methods: str | Sequence[str]) -> list[str]:
 
     Raises ``UnknownNameError``.
     """
-    entries = [methods] if isinstance(methods, str) else list(methods)
+    entries = [methods] if isinstance(methods, str) else methods
     groups = {"all": METHODS, "fast": (n for n, m in METHODS.items() if can_stream(m))}
-    names = [name for entry in entries for name in groups.get(entry, [entry])]
-    for name in names:
-        get_method(name)
-    return list(dict.fromkeys(names))
+    names = dict.fromkeys(name for entry in entries for name in groups.get(entry, [entry]))
+    return [get_method(name).name for name in names]
 
 
 def compare(
@@ -220,10 +212,13 @@ def compare(
     for task, parent in parents.items():  # all files, before any model computes
         form = {"is_image": parent.is_image, "text_column": text_column}
         settings = form | {"first_label": first_label, "limit": limit}
-        settings["problem"] = kind_of(parent.config).name
-        if settings["problem"] == REGRESSION:
+        problem = kind_of(parent.config).name
+        if problem == REGRESSION:
             raise ConfigError(f"'{task}' predicts numbers; compare is for heads that classify.")
-        splits = {n: labelled(r[task], parent.labels, task, **settings) for n, r in labels.items()}
+        splits = {
+            name: labelled(given[task], parent.labels, task, problem=problem, **settings)
+            for name, given in labels.items()
+        }
         pool = unlabelled(inputs[task], **form) if needed else []
         rows[task] = _rows(task, parent, pool, splits, k, seed, limit)
     cells = Cells(
@@ -316,18 +311,16 @@ class Cells:
         the experts also ``<task>/logits``."""
         method = METHODS.get(model)
         functions = filter(None, (method.function, method.direction) if method else ())
+        options = {**self.given.get(model, {}), **({} if lam is None else {"lam": lam})}
         key = self._key | {
             "model": model,
             "code": [code_identity(f) for f in functions if not is_ours(f)],
-            "options": self._options(model, lam),
+            "options": options,
             "rows": {task: rows.identity[split] for task, rows in self.rows.items()},
         }
-        return self.store.get("compare", key, lambda: self._made(model, lam, split))
+        return self.store.get("compare", key, lambda: self._made(model, options, split))
 
-    def _options(self, model: str, lam: float | None) -> dict[str, Any]:
-        return {**self.given.get(model, {}), **({} if lam is None else {"lam": lam})}
-
-    def _inputs(self, model: str) -> dict[str, list[Any]]:
+    def _merged(self, model: str, options: dict[str, Any]) -> Merged:
         """What re-aligns heads is also what a method may see."""
         method, inputs = METHODS[model], {task: rows.fit for task, rows in self.rows.items()}
         if method.needs and ("labels" in method.needs or not all(inputs.values())):
@@ -335,17 +328,16 @@ class Cells:
                 f"{method.label} needs {' and '.join(method.needs)}; "
                 "a comparison has k unlabelled inputs per class for it."
             )
-        return inputs if method.needs else {}
+        reading = {name: self.reading[name] for name in ("device", "max_length")}
+        given = {"base": self.base, "experts": self.parents} | self.parts | reading | options
+        return merge(model, inputs=inputs if method.needs else None, **given)
 
-    def _made(self, model: str, lam: float | None, split: str) -> Artifact:
+    def _made(self, model: str, options: dict[str, Any], split: str) -> Artifact:
         start, info, tensors = time.perf_counter(), {}, {}
         teacher = {} if model == FINE_TUNED else self.get(FINE_TUNED, None, split).tensors
         if model in METHODS:
-            models = {"base": self.base, "experts": self.parents, "inputs": self._inputs(model)}
-            reading = {name: self.reading[name] for name in ("device", "max_length")}
-            options = self._options(model, lam)
             with Meter() as meter:
-                merged = merge(model, **models, **reading, **self.parts, **options)
+                merged = self._merged(model, options)
             info = {"merge_seconds": meter.cost["seconds"], "peak_mb": meter.cost["peak_mb"]}
         for task, rows in self.rows.items():
             if model in METHODS:
@@ -382,22 +374,25 @@ class Cells:
             outputs["knn"] = knn_eval(z, anchors, (anchors.shape[2],))[0, 0]
         return outputs
 
-    def measured(
-        self, model: str, lam: float | None, split: str
-    ) -> dict[tuple[str, str], dict[str, Tensor]]:
-        """(protocol, task) -> each of ``MEASURES`` for each row ``[N]``; NaN where unknown."""
+    def measured(self, model: str, lam: float | None, split: str) -> list[dict[str, Any]]:
+        """Rows of a ``Comparison``; in ``values``, of each measure that of each input ``[N]``, NaN
+        where it is unknown."""
         outputs, experts = (self.get(*m, split).tensors for m in ((model, lam), (FINE_TUNED, None)))
-        measures = {}
+        found = []
         for protocol, (task, rows) in product(HEADS, self.rows.items()):
-            if all(f"{t}/{protocol}" in outputs for t in self.rows):
-                predicted, labels = outputs[f"{task}/{protocol}"], rows.splits[split].labels
-                unknown = torch.full(labels.shape[:1], math.nan)
-                measures[protocol, task] = {
-                    "accuracy": unknown if split == HELD_OUT else _same(predicted, labels),
-                    "agreement": _same(predicted, experts[f"{task}/current"]),
-                    "kl": outputs.get(f"{task}/{protocol}/kl", unknown),
-                }
-        return measures
+            if not all(f"{t}/{protocol}" in outputs for t in self.rows):
+                continue
+            predicted, labels = outputs[f"{task}/{protocol}"], rows.splits[split].labels
+            unknown = torch.full(labels.shape[:1], math.nan)
+            values = {
+                "accuracy": unknown if split == HELD_OUT else _same(predicted, labels),
+                "agreement": _same(predicted, experts[f"{task}/current"]),
+                "kl": outputs.get(f"{task}/{protocol}/kl", unknown),
+            }
+            row = {"method": model, "lam": lam, "protocol": protocol, "task": task, "split": split}
+            means = {name: float(v.mean()) for name, v in values.items()}
+            found.append(row | means | {"n": len(unknown), "values": values})
+        return found
 
 
 def _same(predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -416,62 +411,58 @@ def _compared(
 ) -> Comparison:
     """Choose on one split, then report on the other."""
     splits = next(iter(cells.rows.values())).splits
-    choice = next(s for s in (VALIDATION, HELD_OUT) if s in splits)
+    choice = VALIDATION if VALIDATION in splits else HELD_OUT
     report = TEST if TEST in splits else choice
     measures = {s: MEASURES[s == HELD_OUT] for s in (choice, report)}
-    measured = {(FINE_TUNED, None, choice): cells.measured(FINE_TUNED, None, choice)}
+    rows = cells.measured(FINE_TUNED, None, choice)
     grid = [(BASE, None)] if cells.base else []
     grid += [(n, lam) for n in names for lam in (lams if get_method(n).has_lam else [None])]
-    failed: dict[str, str] = {}
+    failed = {}
     for model, lam in progress(grid, desc="compare" * show):
         try:
             if model not in failed:
-                measured[model, lam, choice] = cells.measured(model, lam, choice)
+                rows += cells.measured(model, lam, choice)
         except StoreError:
             raise
         except Exception as error:  # a user's method may raise anything
             failed[model] = f"{type(error).__name__}: {first_line(error)}"
-    measured = {cell: values for cell, values in measured.items() if cell[0] not in failed}
-    if not any(model in METHODS for model, *_ in measured):
+    rows = [row for row in rows if row["method"] not in failed]
+    if not any(row["method"] in METHODS for row in rows):
         raise ConfigError("No method worked. " + " ".join(f"{n}: {e}" for n, e in failed.items()))
     # Of equal scores the one nearer to the experts, then the smaller lambda.
     keys, order = ["method", "protocol", "lam"], [measures[choice], "kl", "lam"]
-    means = _frame(measured).groupby(keys, dropna=False, sort=False)[order[:2]].mean().reset_index()
+    means = _frame(rows).groupby(keys, dropna=False, sort=False)[order[:2]].mean().reset_index()
     means = means.sort_values(order, ascending=[False, True, True]).drop_duplicates(keys[:2])
     means["lam"] = means.lam.astype(object).where(means.lam.notna(), None)
     if report != choice:
         chosen = list(dict.fromkeys(zip(means.method, means.lam, strict=True)))
         for cell in progress(chosen, desc=report * show):
-            measured[*cell, report] = cells.measured(*cell, report)
-    scores: dict[tuple[str, str], Tensor] = {}
+            rows += cells.measured(*cell, report)
+    reported = defaultdict(list)  # of a cell, each task's values
+    for row in rows:
+        if row["split"] == report:
+            cell = row["method"], row["protocol"], row["lam"]
+            reported[cell].append(row["values"][measures[report]])
+    scores = {}
     for row in means.itertuples():
-        values = measured[row.method, row.lam, report]
-        per_task = [v[measures[report]] for (p, _), v in values.items() if p == row.protocol]
-        scores[row.method, row.protocol] = torch.stack(
-            [resampled_means(v[None], seed=i) for i, v in enumerate(per_task)]
-        ).mean(0)
+        values = reported[row.method, row.protocol, row.lam]
+        samples = [resampled_means(v[None], seed=i) for i, v in enumerate(values)]
+        scores[row.method, row.protocol] = torch.stack(samples).mean(0)
+    n_rows = sum(len(task.splits[report]) for task in cells.rows.values())
     table = []
     for row in means.itertuples():
         score = scores[row.method, row.protocol]
         line = {n: getattr(row, n) for n in keys} | {"chosen": getattr(row, measures[choice])}
-        for name, values in (("score", score), ("gain", score - scores[row.method, "current"])):
-            low, high = interval(values)
-            line |= {name: float(values[0]), f"{name}_low": low, f"{name}_high": high}
-        line["n"] = sum(len(rows.splits[report]) for rows in cells.rows.values())
+        for name, sample in (("score", score), ("gain", score - scores[row.method, "current"])):
+            low, high = interval(sample)
+            line |= {name: float(sample[0]), f"{name}_low": low, f"{name}_high": high}
         info = cells.get(row.method, row.lam, choice).info
-        table.append(line | {name: info.get(name) for name in COSTS})
+        table.append(line | {"n": n_rows} | {name: info.get(name) for name in COSTS})
     best = next(r for r in table if r["method"] in METHODS and r["protocol"] in SAVED)
-    frame, best = pd.DataFrame(table), {name: best[name] for name in keys}
-    return Comparison(_frame(measured), frame, best, failed, measures, k)
+    best = {name: best[name] for name in keys}
+    return Comparison(_frame(rows), pd.DataFrame(table), best, failed, measures, k)
 
 
-def _frame(found: Mapping[tuple, Mapping[tuple[str, str], Mapping[str, Tensor]]]) -> pd.DataFrame:
-    """Tidy rows of what was measured, as of ``Comparison``."""
-    rows = [
-        {"method": model, "lam": lam, "protocol": protocol, "task": task, "split": split}
-        | {name: float(v.mean()) for name, v in values.items()}
-        | {"n": len(values["kl"])}
-        for (model, lam, split), cells in found.items()
-        for (protocol, task), values in cells.items()
-    ]
-    return pd.DataFrame(rows).astype({"lam": float})
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """As of ``Comparison``."""
+    return pd.DataFrame(rows).drop(columns="values").astype({"lam": float})

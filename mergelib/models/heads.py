@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core.bootstrap import interval, resampled_means
-from ..core.documents import read_json, user_path
+from ..core.documents import read_json
 from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened, warn
 from ..core.progress import progress
 from ..core.types import Head, Split, is_whole, percent, state_digest
@@ -34,8 +35,8 @@ from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
 from .folders import RECORD
 from .kinds import METRICS, check_single, kind_of
-from .merged import Classifier, Merged, TaskHead, load_merged
-from .parents import open_parent
+from .merged import Classifier, Merged, TaskHead, cast, dtype_of, load_merged
+from .parents import Parent, open_parent
 from .parts import (
     check_same_architecture,
     find_parts,
@@ -47,9 +48,7 @@ from .plan import first_line, layout_of, plan
 
 UNLIMITED = 10**6  # tokens
 ALIGNMENTS = ("ft_classifier", "orthogonal_classifier", "orthogonal_procrustes")
-SCORE_COLUMNS = (
-    *("task", "method", "protocol", "k", "draw", "fit_on", "seed", "accuracy", "low", "high", "n"),
-)
+SCORE_COLUMNS = "task method protocol k draw fit_on seed accuracy low high n".split()
 
 
 def expert_classifier(
@@ -67,17 +66,16 @@ def expert_classifier(
     parent = open_parent(source, name)
     parts = find_parts(parent, encoder=encoder, head=head)
     tensors = {n: parent.weights.tensor(n) for n in parts.encoder}
-    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-    task = TaskHead.of(parent, parts, dtype)
+    task = TaskHead.of(parent, parts, dtype_of(tensors))
     return Classifier(tensors, task, {}, parent.processor, (parent.folder,))
 
 
 def _limit(classifier: Classifier, max_length: int) -> int:
     """After how many tokens texts are cut."""
+    positions = getattr(classifier.head.config, "max_position_embeddings", 0)
+    limits = (max_length, positions, classifier.processor.model_max_length, UNLIMITED)
     # Some architectures have no limit and say -1; others reserve some positions.
-    limits = (max_length, getattr(classifier.head.config, "max_position_embeddings", 0))
-    known = [n for n in limits if n and n > 0]
-    return min([*known, UNLIMITED, classifier.processor.model_max_length])
+    return min(n for n in limits if n and n > 0)
 
 
 def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> list[Any]:
@@ -87,10 +85,10 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     Raises ``DataError`` without a tokenizer or image processor, and for a token id beyond the
     embedding; ``ConfigError`` where nothing of a text would be left.
     """
-    processor = classifier.processor
+    processor, task = classifier.processor, classifier.head.task
     if processor is None:
         raise DataError(
-            f"'{classifier.head.task}' has no tokenizer or image processor "
+            f"'{task}' has no tokenizer or image processor "
             "in the folder of the model that is asked; copy its files there. "
             "In Python, align_classifier and evaluate take processor=, too."
         )
@@ -101,20 +99,19 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
     if length <= n_special:
         raise ConfigError(
             f"Texts cut to {length} tokens (max_length, --max-length) are empty: the tokenizer of "
-            f"'{classifier.head.task}' adds {n_special} of its own."
+            f"'{task}' adds {n_special} of its own."
         )
     encoded = _tokens(processor, inputs, length)
-    longest = max(range(len(inputs)), key=lambda i: len(encoded["input_ids"][i]))
-    n_tokens = len(encoded["input_ids"][longest])
-    if n_tokens > length - 8:
-        usable = _usable_length(classifier, inputs[longest], n_tokens)
-        encoded = _tokens(processor, inputs, usable)
+    sizes = [len(ids) for ids in encoded["input_ids"]]
+    if max(sizes) > length - 8:
+        longest = inputs[sizes.index(max(sizes))]
+        encoded = _tokens(processor, inputs, _usable_length(classifier, longest, max(sizes)))
     rows = classifier.model.get_input_embeddings().weight.shape[0]
     highest = max(max(ids, default=0) for ids in encoded["input_ids"])
     if highest >= rows:
         token = processor.convert_ids_to_tokens([highest])[0]
         raise DataError(
-            f"The tokenizer of '{classifier.head.task}' gives {token!r} the id {highest}, "
+            f"The tokenizer of '{task}' gives {token!r} the id {highest}, "
             f"but the model's embedding has {rows} rows. "
             "Use the tokenizer that the model was fine-tuned with."
         )
@@ -122,8 +119,9 @@ def prepared(classifier: Classifier, inputs: Sequence[Any], max_length: int) -> 
 
 
 def _tokens(processor: Any, inputs: Sequence[Any], length: int, **options: Any) -> dict[str, Any]:
-    pairs = isinstance(inputs[0], tuple)
-    texts = map(list, zip(*inputs, strict=True)) if pairs else [list(inputs)]
+    """Of texts, or tuples of one or two."""
+    rows = [x if isinstance(x, tuple) else (x,) for x in inputs]
+    texts = map(list, zip(*rows, strict=True))
     return dict(processor(*texts, truncation=True, max_length=length, **options))
 
 
@@ -133,20 +131,17 @@ def _usable_length(classifier: Classifier, text: Any, length: int) -> int:
     # on the CPU, where an index out of range is an error that can be caught
     classifier.model.to("cpu")
 
-    def takes(n: int) -> bool:
+    def fails(n: int) -> bool:
         try:
             classifier.model(**_tokens(classifier.processor, [text], n, return_tensors="pt"))
         except Exception:  # the tokenizer fails, too, if the length is below its special tokens
-            return False
-        return True
+            return True
+        return False
 
-    if takes(length):
+    if not fails(length):
         return length
-    low, high = 0, length
-    while high - low > 1:
-        middle = length - 1 if high == length else (low + high) // 2
-        low, high = (middle, high) if takes(middle) else (low, middle)
-    return low or length  # if nothing fits, length is not the reason
+    # if nothing fits, length is not the reason
+    return bisect_left(range(1, length), True, key=fails) or length
 
 
 def collated(classifier: Classifier, items: Sequence[Any]) -> dict[str, Tensor]:
@@ -171,7 +166,7 @@ def collated(classifier: Classifier, items: Sequence[Any]) -> dict[str, Tensor]:
 def into_layer(model: Any, module: str, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What ``module`` receives, a row per input (where it runs on every token, that of the last
     token that is no padding), and the model's logits. Empty unless it runs exactly once."""
-    captured: list[Tensor] = []
+    captured = []
     # images come in float32, whatever the weights
     batch = {n: t.to(model.dtype) if t.is_floating_point() else t for n, t in batch.items()}
     hook = model.get_submodule(module).register_forward_pre_hook(
@@ -229,16 +224,13 @@ def features(
     target = pick_device(device)
     model = classifier.model.to(target)
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
-    starts = range(0, len(order), batch_size)
-    for start in progress(starts, desc=desc):
-        rows = list(order[start : start + batch_size])
+    for rows in progress(torch.tensor(order).split(batch_size), desc=desc):
         batch = collated(classifier, [items[i] for i in rows])
-        batch = {k: v.to(target) for k, v in batch.items()}
         try:
-            feature, logits = into_layer(model, module, batch)
+            feature, logits = into_layer(model, module, {k: v.to(target) for k, v in batch.items()})
+        except torch.OutOfMemoryError:
+            raise
         except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
             raise DataError(
                 f"The model of '{task}' does not accept its inputs ({first_line(error)}). Are "
                 "they too long (--max-length), too many at once (--batch-size 1), or of another "
@@ -268,18 +260,18 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def check_same_head(head: TaskHead, expert: TaskHead) -> None:
-    """Raises ``ConfigError`` if a merged model's head has other labels than the expert's or, before
-    its first re-alignment, another last layer."""
+def check_same_head(head: TaskHead, expert: TaskHead, whole: bool = True) -> None:
+    """Raises ``ConfigError`` if a merged model's head has other labels than the expert's or, if
+    ``whole`` and before its first re-alignment, another last layer."""
     remedy = "Give the expert that this head comes from, or another task name."
     if head.labels != expert.labels:
         raise ConfigError(
-            f"The merged model's head for '{head.task}' has the labels {first_five(head.labels)}, "
-            f"the expert {first_five(expert.labels)}. {remedy}"
+            f"The head for '{head.task}' has the labels {first_five(head.labels)}, the expert "
+            f"{first_five(expert.labels)}. {remedy}"
         )
     ours, given = head.linear.weight, expert.linear.weight
     rounding = {"rtol": 2**-7, "atol": 1e-6}  # of bfloat16 and float16
-    if not head.alignment and not torch.allclose(ours, given, **rounding):
+    if whole and not head.alignment and not torch.allclose(ours, given, **rounding):
         raise ConfigError(
             f"The merged model's head for '{head.task}' is not the expert's: their last layers "
             f"differ. {remedy}"
@@ -300,40 +292,36 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
             encoder or tokenizer is not that of the expert.
         StateDictError: the configurations differ, see ``check_same_architecture``.
     """
-    if isinstance(merged, str | os.PathLike) and (user_path(merged) / "heads").is_dir():
-        merged = load_merged(merged)
-    model_class, config = type(expert.model), expert.head.config
-    own, extended = config, False
+    merged, shared, extended = _merged_or_parent(merged), None, False
+    model_class, own = type(expert.model), expert.head.config
+    config = copy.deepcopy(own)
     if isinstance(merged, Merged):
-        merged_head = merged.heads.get(task)
-        like = (merged_head or next(iter(merged.heads.values()))).config
+        head = merged.heads.get(task)
+        like = (head or next(iter(merged.heads.values()))).config
         shared = merged.processors.get(task, merged.processor)
         processor = shared or next(iter(merged.processors.values()), None)
         n_rows = {getattr(c, "vocab_size", 0) for c in (own, like)}
         extended = len(n_rows) > 1 or only_added(processor, expert.processor)
         if extended:  # by tokens that another expert added
-            config = copy.deepcopy(own)
             for key, value in like.to_dict().items():
                 if key == "vocab_size" or key.endswith("_token_id"):
                     setattr(config, key, value)
-        elif merged_head is not None:
-            check_same_architecture(task, own, "the merged model", merged_head.config)
-        if merged_head is not None:
-            check_same_head(merged_head, expert.head)
+        elif head:
+            check_same_architecture(task, own, "the merged model", like)
+        if head:
+            check_same_head(head, expert.head)
         encoder, record, inputs = merged.encoder_of(task), merged.record, merged.inputs
         loaded = plan(model_class, config, layout_of(encoder))
     else:
-        parent = open_parent(merged)
-        check_same_architecture(task, config, parent.name, parent.config)
-        loaded = parent.plan_as(model_class, config)
-        encoder = {n: parent.weights.tensor(n) for n in loaded.fills}
-        inputs, processor = (parent.folder,), processors_of([parent])[0]
+        check_same_architecture(task, own, merged.name, merged.config)
+        loaded = merged.plan_as(model_class, own)
+        encoder = {n: merged.weights.tensor(n) for n in loaded.fills}
+        inputs, processor = (merged.folder,), processors_of([merged])[0]
         record = {"label": "given", "experts": {}, "method": "given", "base": None}
     layer, prefix = f"{expert.head.module}.", f"{model_class.base_model_prefix}."
     filled = {p for places in loaded.fills.values() for p in places if not p.startswith(layer)}
     misfits = [p for p in loaded.mismatched if not p.startswith(layer)] + loaded.gaps(prefix)
-    if isinstance(merged, Merged):
-        misfits += [n for n in encoder if n not in loaded.fills]
+    misfits += [n for n in encoder if n not in loaded.fills]
     if misfits or not filled:
         raise ConfigError(
             f"The merged encoder's architecture is not that of '{task}': "
@@ -349,12 +337,10 @@ def student_of(merged: Any, expert: Classifier, task: str) -> Classifier:
     whole = {**expert.encoder, **expert.head.tensors}
     places = plan(model_class, own, layout_of(whole)).fills
     tensors = {n: t for n, t in whole.items() if not filled & {*places.get(n, ())}}
-    if not isinstance(merged, Merged) or not (shared or extended):
+    if not (shared or extended):
         processor = expert.processor or processor
-    dtype = next((t.dtype for t in encoder.values() if t.is_floating_point()), torch.float32)
-    config = copy.deepcopy(config)
-    config.dtype = dtype
-    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    config.dtype = dtype_of(encoder)
+    tensors = cast(tensors, config.dtype)
     head = replace(expert.head, tensors=tensors, task=task, config=config)
     return Classifier(encoder, head, record, processor, (*inputs, *expert.inputs))
 
@@ -404,20 +390,18 @@ def align_classifier(
     if protocol not in ALIGNMENTS:
         raise UnknownNameError("way to align", protocol, ALIGNMENTS)
     settings = get_preset(preset)
-    known = isinstance(merged, Merged) and isinstance(expert, str) and expert in merged.experts
-    teacher = expert_classifier(merged.experts[expert] if known else expert, name=task)
+    if isinstance(merged, Merged) and isinstance(expert, str):
+        expert = merged.experts.get(expert, expert)
+    teacher = expert_classifier(expert, name=task)
     task = task or teacher.head.task
     kind = kind_of(teacher.head.config)
     if protocol == "orthogonal_classifier":
         check_single(teacher.head.config, task, protocol)
     student = student_of(merged, teacher, task)
-    if processor is not None or teacher.processor is None:
-        teacher = replace(teacher, processor=processor or student.processor)
-    if processor is not None:
-        student = replace(student, processor=processor)
-    if not teacher.is_image and student.processor is not None:  # an earlier one may cut shorter
-        limit = teacher.processor.model_max_length
-        student = replace(student, processor=_cut_at(student.processor, limit))
+    student = student.reading_by(processor or student.processor)
+    teacher = teacher.reading_by(processor or teacher.processor or student.processor)
+    if not teacher.is_image and student.processor:  # an earlier one may cut shorter
+        student = _cut_at(student, teacher.processor.model_max_length)
     inputs = unlabelled(inputs, teacher.is_image)
     n_classes = teacher.head.config.num_labels
     if len(inputs) < n_classes:
@@ -438,8 +422,7 @@ def align_classifier(
     if not student.is_image and (length := _limit(student, max_length)) < UNLIMITED:
         parts = inputs[0] if isinstance(inputs[0], tuple) else (inputs[0],)
         long = tuple(" ".join([part] * length) for part in parts)
-        length = _usable_length(student, long if len(long) > 1 else long[0], length)
-        student = replace(student, processor=_cut_at(student.processor, length))
+        student = _cut_at(student, _usable_length(student, long, length))
     record = {
         "protocol": protocol,
         "preset": preset,
@@ -452,10 +435,13 @@ def align_classifier(
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _cut_at(tokenizer: Any, length: int) -> Any:
-    """A tokenizer that knows after how many tokens it cuts, in its folder, too; tasks that share
-    one still do."""
+def _cut_at(classifier: Classifier, length: int) -> Classifier:
+    """With a tokenizer that knows after how many tokens it cuts, in its folder, too."""
+    return classifier.reading_by(_cutting(classifier.processor, length))
+
+
+@functools.lru_cache(maxsize=8)  # so that tasks that share a tokenizer still do
+def _cutting(tokenizer: Any, length: int) -> Any:
     if tokenizer.model_max_length == length:
         return tokenizer
     shorter = copy.deepcopy(tokenizer)
@@ -496,18 +482,14 @@ def predict(
     """
     top = _whole("top", top, 1)
     model = opened(model)
-    known = [*model.heads] if isinstance(model, Merged) else [model.head.task]
     for task in tasks:
-        if task not in known:
-            raise UnknownNameError("task", task, known)
-    is_image = as_classifier(model, known[0]).is_image
-    inputs = unlabelled(inputs, is_image, text_column)
-    texts = [" | ".join(x) if isinstance(x, tuple) else x for x in inputs]
-    texts = [str(x) if isinstance(x, str | os.PathLike) else "" for x in texts]
-    z: dict[Any, Tensor] = {}
-    frames = []
-    for task in tasks or known:
-        classifier = as_classifier(model, task)
+        if task not in model.heads:
+            raise UnknownNameError("task", task, model.heads)
+    inputs = unlabelled(inputs, next(iter(model.heads.values())).is_image, text_column)
+    rows = pd.DataFrame({"row": range(len(inputs)), "input": [*map(_shown, inputs)]})
+    z, frames = {}, []
+    for task in tasks or model.heads:
+        classifier = model.classifier(task)
         head = classifier.head
         key = id(classifier.processor), state_digest(head.neck)
         if key not in z:
@@ -522,18 +504,20 @@ def predict(
         kind, k = kind_of(head.config), len(head.labels)
         k = k if kind.scores else min(top, k)
         best, classes = kind.outputs(head.linear.logits(z[key])).topk(k)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "task": task,
-                    "row": torch.arange(len(inputs)).repeat_interleave(k).numpy(),
-                    "input": [x for x in texts for _ in range(k)],
-                    "label": [head.labels[c] for c in classes.flatten().tolist()],
-                    "score": best.flatten().double().numpy().round(6),
-                }
-            )
+        frame = rows.loc[rows.row.repeat(k)].assign(
+            label=[head.labels[c] for c in classes.flatten().tolist()],
+            score=best.flatten().double().numpy().round(6),
         )
+        frame.insert(0, "task", task)
+        frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def _shown(x: Any) -> str:
+    """An input in a table of predictions."""
+    if isinstance(x, tuple):
+        return " | ".join(x)
+    return str(x) if isinstance(x, str | os.PathLike) else ""
 
 
 def scoring(
@@ -596,95 +580,78 @@ def scoring(
         ('news', 'current', 2)
     """
     chosen = [get_protocol(p) for p in protocols]
-    get_preset(preset)
+    few_shot = [p for p in chosen if p.few_shot]
+    settings = get_preset(preset)
     k = _whole("k, the number of inputs per class,", k, 1)
     seeds = [_whole("A seed", s, 0) for s in ([seeds] if isinstance(seeds, int) else seeds)]
     if not chosen or not seeds:
         raise ConfigError(f"Give at least one {'seed' if chosen else 'protocol'}.")
     if draw not in ("stratified", "uniform"):
         raise UnknownNameError("draw", draw, ("stratified", "uniform"))
-    for p in chosen:
-        if p.few_shot and draw not in p.draws:
+    for p in few_shot:
+        if draw not in p.draws:
             raise ConfigError(
                 f"{p.label} needs a stratified draw: each anchor stands for its class."
             )
-        if p.few_shot and p.name != "knn" and expert is None:
+        if p.name != "knn" and expert is None:
             raise ConfigError(
                 f"{p.label} learns from the expert's outputs: give expert= (--experts)."
             )
     model = opened(model)
-    classifier = as_classifier(model, task)
-    if processor is not None:
-        classifier = replace(classifier, processor=processor)
-    kind = kind_of(classifier.head.config)
+    classifier = model.classifier(task)
+    classifier = classifier.reading_by(processor or classifier.processor)
+    head, is_image = classifier.head, classifier.is_image
+    name, labels, kind = head.task, head.labels, kind_of(head.config)
     for p in chosen:
         if p.name != "current":
-            check_single(classifier.head.config, classifier.head.task, p.label)
-    classes = (classifier.head.labels, classifier.head.task)
-    scored = labelled(dataset, *classes, is_image=classifier.is_image, problem=kind.name)
-    name, n_classes = classifier.head.task, len(classifier.head.labels)
+            check_single(head.config, name, p.label)
+    scored = labelled(dataset, labels, name, is_image=is_image, problem=kind.name)
     pool, draws, teacher = scored, None, None
-    if any(p.few_shot for p in chosen):
+    if few_shot:
         if fit is not None:
-            pool = labelled(fit, *classes, is_image=classifier.is_image)
+            pool = labelled(fit, labels, name, is_image=is_image)
             _warn_of_shared(scored, pool, name)
         try:
-            draws = torch.stack(
-                [
-                    stratified_order(pool.labels, n_classes, k, s)
-                    if draw == "stratified"
-                    else uniform_order(len(pool), k * n_classes, s).view(k, n_classes).T
-                    for s in seeds
-                ]
-            )
+            draws = torch.stack([_drawn(pool, len(labels), k, draw, seed) for seed in seeds])
         except DataError as error:
             raise DataError(f"'{name}': {error}") from error
         teacher = None if expert is None else expert_classifier(expert, name=name)
-    if teacher is not None:
-        if teacher.head.labels != classifier.head.labels:
-            raise ConfigError(
-                f"'{name}' has the labels {first_five(classifier.head.labels)}, the expert "
-                f"{first_five(teacher.head.labels)}."
-            )
-        if isinstance(model, Merged):
-            check_same_head(classifier.head, teacher.head)
-        if processor is not None or teacher.processor is None:
-            teacher = replace(teacher, processor=classifier.processor)
+    if teacher:
+        check_same_head(head, teacher.head, isinstance(model, Merged))
+        teacher = teacher.reading_by(processor or teacher.processor or classifier.processor)
 
     def scores() -> pd.DataFrame:
         options = {"device": device, "batch_size": batch_size, "max_length": max_length}
         desc = f"features {name}" * show_progress
         z = features(classifier, scored.inputs, **options, desc=desc)
-        evidence = once = Evidence(z, classifier.head.linear)
-        if draws is not None:
-            z_fit, z_t = z, None
-            if fit is not None:
-                desc += ", pool" * show_progress
-                z_fit = features(classifier, pool.inputs, **options, desc=desc)
-            if teacher is not None:
-                z_t = features(teacher, pool.inputs, **options)
-            linear = (teacher or classifier).head.linear
-            evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), get_preset(preset))
         common = {"task": name, "method": method or classifier.record.get("method", "f_t")}
         common["n"] = len(scored)
         if kind.scores:
-            metrics = kind.measured(kind.predict(classifier.head.linear.logits(z)), scored.labels)
+            metrics = kind.measured(kind.predict(head.linear.logits(z)), scored.labels)
             low, high = interval(next(iter(metrics.values())))
             common |= {"protocol": "current", "low": low, "high": high}
             row = common | {name: float(values[0]) for name, values in metrics.items()}
             names = [*(c for c in SCORE_COLUMNS if c not in METRICS), *metrics]
             return pd.DataFrame([row]).reindex(columns=names)
+        evidence = once = Evidence(z, head.linear)
+        if few_shot:
+            z_fit, z_t = z, None
+            if fit is not None:
+                desc += ", pool" * show_progress
+                z_fit = features(classifier, pool.inputs, **options, desc=desc)
+            if teacher:
+                z_t = features(teacher, pool.inputs, **options)
+            linear = (teacher or classifier).head.linear
+            evidence = Evidence(z, linear, z_fit, z_t, draws, (k,), settings)
         shots = {"k": k, "draw": draw, "fit_on": "test" if fit is None else "train"}
         rows = []
         for p in sorted(chosen, key=lambda p: p.few_shot):
             correct = p(evidence if p.few_shot else once, where=name)[0] == scored.labels
             low, high = interval(100 * resampled_means(correct))
-            rows += [
-                common
-                | {"protocol": p.name, "accuracy": percent(hits), "low": low, "high": high}
-                | (shots | {"seed": seed} if p.few_shot else {})
-                for seed, hits in zip(seeds, correct, strict=p.few_shot)
-            ]
+            measured = common | {"protocol": p.name, "low": low, "high": high}
+            for seed, hits in zip(seeds, correct, strict=p.few_shot):
+                drawn = shots | {"seed": seed} if p.few_shot else {}
+                rows.append(measured | drawn | {"accuracy": percent(hits)})
         frame = pd.DataFrame(rows).reindex(columns=SCORE_COLUMNS)
         return frame.astype({"k": "Int64", "seed": "Int64"})
 
@@ -697,6 +664,23 @@ def evaluate(*args: Any, **options: Any) -> pd.DataFrame:
 
 
 evaluate.__signature__ = inspect.signature(scoring).replace(return_annotation="pd.DataFrame")
+
+
+def draw_inputs(inputs: Sequence[Any], n_classes: int, k: int, seed: int, task: str) -> list[Any]:
+    """k per class on average of a task's inputs, without labels. Raises ``DataError`` for too
+    few."""
+    try:
+        rows = uniform_order(len(inputs), k * n_classes, seed)
+    except DataError as error:
+        raise DataError(f"'{task}': {error}") from error
+    return [inputs[i] for i in rows.tolist()]
+
+
+def _drawn(pool: Split, n_classes: int, k: int, draw: str, seed: int) -> Tensor:
+    """Rows ``[C, k]``, as ``Evidence`` has them."""
+    if draw == "stratified":
+        return stratified_order(pool.labels, n_classes, k, seed)
+    return uniform_order(len(pool), k * n_classes, seed).view(k, n_classes).T
 
 
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
@@ -713,24 +697,18 @@ def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:
 
 def opened(model: Any) -> Merged | Classifier:
     """A hub id, folder or loaded model; what is one already stays as it is."""
-    if isinstance(model, Merged | Classifier):
+    if isinstance(model, Classifier):
+        return model
+    model = _merged_or_parent(model)
+    if isinstance(model, Merged):
+        return model
+    file = model.folder / RECORD
+    record = read_json(file, RECORD) if file.is_file() else {}  # of a merged model's task
+    return replace(expert_classifier(model), record={"method": str(record.get("method", "f_t"))})
+
+
+def _merged_or_parent(model: Any) -> Merged | Parent:
+    if isinstance(model, Merged):
         return model
     parent = open_parent(model)
-    if (parent.folder / "heads").is_dir():
-        return load_merged(parent.folder)
-    single, file = expert_classifier(parent), parent.folder / RECORD
-    record = read_json(file, RECORD) if file.is_file() else {}  # of a merged model's task
-    return replace(single, record={"method": str(record.get("method", "f_t"))})
-
-
-def as_classifier(model: Any, task: str = "") -> Classifier:
-    """Any model that ``evaluate`` takes, as a ``Classifier``. Raises ``ConfigError`` for a merged
-    model without ``task``."""
-    model = opened(model)
-    if isinstance(model, Merged):
-        if not task and len(model.heads) > 1:
-            raise ConfigError(
-                f"The model has several heads: give task=, one of {', '.join(model.heads)}."
-            )
-        return model.classifier(task or next(iter(model.heads)))
-    return replace(model, head=replace(model.head, task=task)) if task else model
+    return load_merged(parent.folder) if (parent.folder / "heads").is_dir() else parent

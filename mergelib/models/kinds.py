@@ -48,12 +48,10 @@ class Kind:
 
 def kl_of_sigmoids(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student) ``[...]`` of C independent yes-or-no answers, summed over them."""
+    yes_and_no = (student_logits, teacher_logits), (-student_logits, -teacher_logits)
     return sum(
         teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-        for student, teacher in (
-            (student_logits, teacher_logits),
-            (-student_logits, -teacher_logits),
-        )
+        for student, teacher in yes_and_no
     ).sum(-1)
 
 
@@ -116,14 +114,14 @@ def score_table(scores: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     metrics = [name for name in METRICS if name in scores]
     heading = ["task", "model", "protocol", *(METRICS[m] for m in metrics), "95 % interval", "n"]
     rows = []
-    for names, group in scores.groupby(["task", "method", "protocol", "n"], sort=False):
-        *cells, n = names
+    for (*cells, n), group in scores.groupby(["task", "method", "protocol", "n"], sort=False):
         known = [m for m in metrics if group[m].notna().any()]
-        digits = {m: 1 if "%" in METRICS[m] else 3 for m in metrics}
-        for m in metrics:
-            spread = f" ± {group[m].std():.{digits[m]}f} ({len(group)} draws)"
-            spread = spread if len(group) > 1 else ""
-            cells.append(f"{group[m].mean():.{digits[m]}f}{spread}" if m in known else "")
-        low, high = (f"{group[name].iloc[0]:.{digits[known[0]]}f}" for name in ("low", "high"))
+        digits = 1 if "%" in METRICS[known[0]] else 3
+        for values in (group[m] for m in metrics):
+            text = f"{values.mean():.{digits}f}"
+            if len(values) > 1:
+                text += f" ± {values.std():.{digits}f} ({len(values)} draws)"
+            cells.append(text if values.name in known else "")
+        low, high = (f"{group[name].iloc[0]:.{digits}f}" for name in ("low", "high"))
         rows.append([*cells, f"{low} to {high}", str(n)])
     return heading, rows

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
 import transformers
 from huggingface_hub import save_torch_state_dict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_f
 from ..core.spare import spare
 from ..core.types import Head, not_finite
 from ..merging import PER_TASK
-from . import card
+from .card import write_card
 from .folders import RECORD, whole_folder, write_record
 from .parents import CLASSIFIERS, Parent, Weights, class_name, open_parent
 from .parts import Parts
@@ -32,6 +32,16 @@ from .plan import first_line, quiet
 from .push import Pushed
 
 LOADER = "load_merged.py"
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors with their floating-point numbers in ``dtype``."""
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def dtype_of(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """That of the first tensor of floating-point numbers."""
+    return next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -52,18 +62,12 @@ class TaskHead:
         if getattr(config, "pad_token_id", None) is None:  # such as of an adapter on GPT-2
             config.pad_token_id = getattr(parent.processor, "pad_token_id", None)
         tensors = {n: parent.weights.tensor(n).clone() for n in parts.own}
-        bad = not_finite(tensors)
-        if bad:
+        if bad := not_finite(tensors):
             raise StateDictError(
                 f"'{parent.name}' holds NaN or inf in {bad[0]}. Its training diverged or its file "
                 "is damaged; create it again."
             )
-        return cls(
-            parent.name,
-            config,
-            {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()},
-            parts.head,
-        )
+        return cls(parent.name, config, cast(tensors, dtype), parts.head)
 
     def __repr__(self) -> str:
         return f"TaskHead('{self.task}', {len(self.labels)} classes: {first_five(self.labels)})"
@@ -149,9 +153,8 @@ class Classifier(Pushed):
                 f"'{self.head.task}': its configuration and its weights make no "
                 f"{model_class.__name__} ({first_line(error)})."
             ) from error
-        missing = {*info["missing_keys"], *info["unexpected_keys"]}
-        gaps = sorted(missing) + sorted(str(k) for k in info["mismatched_keys"])
-        if gaps:
+        faults = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if gaps := sorted(str(key) for fault in faults for key in info[fault]):
             raise StateDictError(
                 f"'{self.head.task}': no weights, or no place, for {first_five(gaps)}; encoder and "
                 f"head do not make a complete {model_class.__name__}."
@@ -181,16 +184,30 @@ class Classifier(Pushed):
     def _write(self, out: Path, scores: pd.DataFrame | None) -> None:
         save_torch_state_dict({**self.encoder, **self.head.tensors}, out)
         _save_processor(self.processor, out)
-        record = self.record | {"heads": {self.head.task: self.head.alignment}}
-        (out / "README.md").write_text(
-            card.single(record, self.head.task, self.head.labels, self.is_image, scores)
-        )
+        task, labels = self.head.task, self.head.labels
+        record = self.record | {"heads": {task: self.head.alignment}}
+        write_card(out, record, {task: labels}, self.is_image, scores, task)
         write_record(out, record)
         self.head.config.save_pretrained(out)  # last: nothing loads without it
 
     @property
     def is_image(self) -> bool:
         return self.head.is_image
+
+    @property
+    def heads(self) -> dict[str, TaskHead]:
+        """The one head, as of ``Merged``."""
+        return {self.head.task: self.head}
+
+    def reading_by(self, processor: Any) -> Classifier:
+        """The same, which reads inputs by this tokenizer or image processor."""
+        return self if processor is self.processor else replace(self, processor=processor)
+
+    def classifier(self, task: str = "") -> Classifier:
+        """The same, under another name if there is one."""
+        if task in ("", self.head.task):
+            return self
+        return replace(self, head=replace(self.head, task=task))
 
 
 @dataclass(frozen=True)
@@ -219,15 +236,21 @@ class Merged(Pushed):
     @property
     def processor(self) -> Any:
         """The tokenizer or image processor that all tasks share, ``None`` if they differ."""
-        shared = {id(self.processors.get(task)): self.processors.get(task) for task in self.heads}
-        return next(iter(shared.values())) if len(shared) == 1 else None
+        first, *others = map(self.processors.get, self.heads)
+        return first if all(other is first for other in others) else None
 
     def encoder_of(self, task: str) -> dict[str, Tensor]:
         """The encoder that ``task`` uses, the shared one or its own (with its neck)."""
         return self.encoder or self.classifier(task).head.neck
 
-    def classifier(self, task: str) -> Classifier:
-        """The merged encoder with one task's head. Raises ``UnknownNameError``."""
+    def classifier(self, task: str = "") -> Classifier:
+        """The merged encoder with one task's head. Raises ``UnknownNameError``, and ``ConfigError``
+        for several heads and no ``task``."""
+        if not task and len(self.heads) > 1:
+            raise ConfigError(
+                f"The model has several heads: give task=, one of {', '.join(self.heads)}."
+            )
+        task = task or next(iter(self.heads))
         if task not in self.heads:
             raise UnknownNameError("task", task, self.heads)
         processor = self.processors.get(task)
@@ -292,11 +315,21 @@ class Merged(Pushed):
                 "heads": {t: h.alignment for t, h in self.heads.items()},
             }
             labels = {t: h.labels for t, h in self.heads.items()}
-            first = next(iter(self.heads.values()))
-            (out / "README.md").write_text(card.several(record, labels, first.is_image, scores))
+            write_card(out, record, labels, head.is_image, scores)
             write_record(out, record)
+            first = next(iter(self.heads.values()))
             _encoder_config(first.config).save_pretrained(out)
         return Path(folder)
+
+
+class Alignment(BaseModel):
+    """What a head was re-aligned with."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    protocol: str
+    preset: str
+    n: int
+    classes: int = Field(gt=0)
 
 
 class Record(BaseModel):
@@ -305,23 +338,11 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     modules: dict[str, str] = Field(min_length=1)
-    heads: dict[str, dict[str, str | int]]
+    heads: dict[str, Alignment | Annotated[dict, Field(max_length=0)]]
     experts: dict[str, str] = {}
     base: str | None = None
     options: dict[str, Any] = {}
     method: str = ""
-
-    @model_validator(mode="after")
-    def _whole(self):
-        for task, alignment in self.heads.items():
-            if alignment and not (
-                isinstance(alignment.get("n"), int)
-                and isinstance(alignment.get("classes"), int)
-                and alignment["classes"] > 0
-                and {"protocol", "preset"} <= alignment.keys()
-            ):
-                raise ValueError(f"heads.{task}: what a re-alignment was made with is incomplete")
-        return self
 
 
 def load_merged(folder: str | os.PathLike) -> Merged:
@@ -348,13 +369,7 @@ def load_merged(folder: str | os.PathLike) -> Merged:
                 f"'{folder}', heads/{task}: no {shortened(module)}.weight in head.safetensors. "
                 "Write the folder again with `mergelib merge`."
             )
-        heads[task] = TaskHead(
-            task,
-            place.config,
-            tensors,
-            module,
-            alignments.get(task, {}),
-        )
+        heads[task] = TaskHead(task, place.config, tensors, module, alignments.get(task, {}))
         processors[task] = place.processor or shared
     encoder = {} if record.get("gives") == PER_TASK else parent.weights.state()
     return Merged(encoder, heads, record, processors, inputs=(path,))

@@ -17,7 +17,7 @@ from ..core.types import all_finite
 from ..core.version import __version__
 from ..encoders.features import pick_device
 from ..merging import PER_TASK, Context, Method, get_method
-from ..merging.streaming import can_stream, hidden, stream
+from ..merging.streaming import can_stream, stream
 from .context import context_of, read_inputs
 from .merged import Merged, TaskHead
 from .parents import Parent, open_parent
@@ -45,10 +45,9 @@ def named_experts(experts: Any) -> list[Parent]:
     if not parents:
         raise ConfigError("Nothing to merge: give at least one expert.")
     names = [p.name for p in parents]
-    repeated = sorted({n for n in names if names.count(n) > 1})
-    if repeated:
+    if repeated := [n for n in names if names.count(n) > 1]:
         raise ConfigError(
-            f"Two experts are called '{repeated[0]}'. Name them: experts={{'task': model, ...}}, "
+            f"Two experts are called '{min(repeated)}'. Name them: experts={{'task': model, ...}}, "
             "task=FOLDER on the command line."
         )
     for name in names:
@@ -121,7 +120,7 @@ def merge(
     root = None if base is None else open_parent(base, "base")
     for parent in parents:
         _ = parent.model_class
-    everyone = [*parents, *([root] if root else [])]
+    everyone = [*parents, root] if root else parents
     folders = tuple(p.folder for p in everyone)
     if root:
         *parents, root = everyone = unified(parents, root, processor)
@@ -132,14 +131,14 @@ def merge(
     processors = processors_of(everyone) if processor is None else [processor] * len(everyone)
     parts = [find_parts(e, root, encoder=encoder, head=head) for e in parents]
     sources = _sources(parents, parts, root)
-    lender = (first, sources[0]) if root is None else (root, sources[-1])  # buffers and dtype
-    reader = Reader(list(zip(parents, sources, strict=False)), lender, pick_device(device))
-    if not reader.floats:
+    lender, names = sources[-1 if root else 0]  # of buffers and dtype
+    reader = Reader(sources[: len(parents)], (lender, names), pick_device(device))
+    if not reader.shapes:
         raise StateDictError(
-            f"The encoder of '{lender[0].name}' has no floating-point tensors; "
+            f"The encoder of '{lender.name}' has no floating-point tensors; "
             "there is nothing to merge."
         )
-    dtype = dtype or DTYPE_NAMES[lender[0].weights.dtypes[lender[1][reader.floats[0]]]]
+    dtype = dtype or DTYPE_NAMES[lender.weights.dtypes[names[next(iter(reader.shapes))]]]
     if dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     by_task = _by_task(parents, processors, root)
@@ -166,14 +165,8 @@ def merge(
     if chosen.gives == PER_TASK:
         state = {}
         heads = [replace(h, tensors=h.tensors | own) for h, own in zip(heads, states, strict=True)]
-    return Merged(
-        state,
-        {h.task: h for h in heads},
-        record,
-        by_task,
-        {p.name: p for p in parents},
-        folders,
-    )
+    named, experts = {h.task: h for h in heads}, {p.name: p for p in parents}
+    return Merged(state, named, record, by_task, experts, folders)
 
 
 def _by_task(
@@ -194,16 +187,19 @@ def _by_task(
     return {p.name: lent if own is None else own for p, own in owners}
 
 
+Source = tuple[Parent, Mapping[str, str]]
+"""A parent, and for each name of the merged encoder, which is that in the first expert's file, the
+name in the parent's files."""
+
+
 def _sources(
     experts: Sequence[Parent], parts: Sequence[Parts], base: Parent | None
-) -> list[dict[str, str]]:
-    """Name of the first expert -> name in the file, for every expert and then the base.
-
-    Raises ``StateDictError`` for parents that do not fit together.
-    """
+) -> list[Source]:
+    """Of every expert and then the base. Raises ``StateDictError`` for parents that do not fit
+    together."""
     first, names = experts[0], parts[0].encoder
-    sources = [first.plan.names_in(e.plan) for e in experts]
-    for expert, part, source in zip(experts, parts, sources, strict=True):
+    sources = [(e, first.plan.names_in(e.plan)) for e in experts]
+    for (expert, source), part in zip(sources, parts, strict=True):
         differing = sorted({source.get(n, n) for n in names} ^ set(part.encoder))
         if differing or part.head != parts[0].head:
             raise StateDictError(
@@ -212,8 +208,9 @@ def _sources(
             )
     if base:
         # the tensors that fine-tuning started from
-        sources.append(first.plan.names_in(base.plan_as(first.model_class, first.config)))
-    for parent, source in zip([*experts, *([base] if base else [])], sources, strict=True):
+        begun = base.plan_as(first.model_class, first.config)
+        sources.append((base, first.plan.names_in(begun)))
+    for parent, source in sources:
         mismatched = [
             f"{n} ({parent.weights.shape(source[n])}, {first.name} {first.weights.shape(n)})"
             for n in names
@@ -231,11 +228,7 @@ def _sources(
                     "measured from data (such as BatchNorm's running statistics), so that it "
                     "would not fit the merged weights. Merge models without such layers."
                 )
-    return [{n: source[n] for n in names} for source in sources]
-
-
-Source = tuple[Parent, Mapping[str, str]]
-"""A parent, and for each name of the merged encoder the name in the parent's files."""
+    return [(parent, {n: source[n] for n in names}) for parent, source in sources]
 
 
 class Reader:
@@ -243,50 +236,37 @@ class Reader:
 
     def __init__(self, experts: Sequence[Source], base: Source, device: torch.device):
         self.experts, self.base, self.device = experts, base, device
-        buffers = experts[0][0].plan.buffers
-        # Names of the encoder are those in the first expert's files.
-        self.floats = [
-            n for n, raw in base[1].items() if n not in buffers and base[0].weights.is_float(raw)
-        ]
-        self._hidden: int | None = None
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        parent, source = self.base
-        return parent.weights.shape(source[name])
+        buffers, (parent, names) = experts[0][0].plan.buffers, base
+        # of the tensors that are merged
+        self.shapes = {
+            n: parent.weights.shape(raw)
+            for n, raw in names.items()
+            if n not in buffers and parent.weights.is_float(raw)
+        }
 
     def spans(self) -> Iterator[tuple[str, int | None, int | None]]:
         """Names with the rows to read: small tensors at once, large ones by rows."""
-        for name in self.floats:
-            shape = self._shape(name)
-            rows = shape[0] if shape else 0
+        for name, shape in self.shapes.items():
             step = max(1, PIECE // max(1, math.prod(shape[1:])))
-            if rows <= step:
+            if not shape or shape[0] <= step:
                 yield name, None, None
             else:
-                yield from ((name, a, min(rows, a + step)) for a in range(0, rows, step))
+                yield from ((name, a, min(shape[0], a + step)) for a in range(0, shape[0], step))
 
     def pieces(self) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """theta_b ``[n]`` and the T experts' ``[n]``; the first pass refuses values that are not
-        finite, unless the merge will show them."""
-        for span in self.spans():
-            base, *experts = self._read(*span, self._hidden)
-            yield base, experts
-        self._hidden = 0
-
-    def _read(
-        self, name: str, start: int | None, stop: int | None, look: int | None = None
-    ) -> list[Tensor]:
-        """A span of theta_b and of the experts, of which the first ``look`` must be finite."""
-        flat: list[Tensor] = []
-        for parent, source in (self.base, *self.experts):
-            piece = parent.weights.tensor(source[name], start, stop)
-            flat.append(piece.to(self.device, torch.float32).reshape(-1))
-            if (look is None or len(flat) <= look) and not all_finite(flat[-1]):
-                raise StateDictError(
-                    f"'{parent.name}' holds NaN or inf in {source[name]}. Its training "
-                    "diverged or its file is damaged; create it again."
-                )
-        return flat
+        """theta_b ``[n]`` and the T experts' ``[n]``. Raises ``StateDictError`` for values that are
+        not finite."""
+        for name, start, stop in self.spans():
+            flat = []
+            for parent, names in (self.base, *self.experts):
+                piece = parent.weights.tensor(names[name], start, stop)
+                flat.append(piece.to(self.device, torch.float32).reshape(-1))
+                if not all_finite(flat[-1]):
+                    raise StateDictError(
+                        f"'{parent.name}' holds NaN or inf in {names[name]}. Its training "
+                        "diverged or its file is damaged; create it again."
+                    )
+            yield flat[0], flat[1:]
 
     def merge(
         self,
@@ -308,39 +288,32 @@ class Reader:
             places: name of a weight -> its name in the context's model; default: the same name.
         """
         parent, source = self.base
-        floats = set(self.floats)
-        out = {n: parent.weights.tensor(r).clone() for n, r in source.items() if n not in floats}
+        kept = {n: raw for n, raw in source.items() if n not in self.shapes}
+        out = {n: parent.weights.tensor(raw).clone() for n, raw in kept.items()}
         if not can_stream(method):
             warn(
                 f"{method.label} has no streaming form: "
                 f"base and {len(self.experts)} experts are loaded completely."
             )
-            names = places or {n: n for n in self.floats}
+            places = places or {n: n for n in self.shapes}
             base, *experts = (
                 {
-                    names[n]: parent.weights.tensor(source[n]).to(self.device, torch.float32)
-                    for n in self.floats
+                    places[n]: one.weights.tensor(names[n]).to(self.device, torch.float32)
+                    for n in self.shapes
                 }
-                for parent, source in (self.base, *self.experts)
+                for one, names in (self.base, *self.experts)
             )
             merged = method(base, experts, context, **options)
             return [
-                out | {n: _finite(n, state[names[n]].to("cpu", dtype)) for n in self.floats}
+                out | {n: _finite(n, state[places[n]].to("cpu", dtype)) for n in self.shapes}
                 for state in (merged if method.gives == PER_TASK else [merged])
             ]
-        out |= {n: torch.empty(self._shape(n), dtype=dtype) for n in self.floats}
-        spans = list(self.spans())
-        # A lender's values are in the merge: it is one of the experts.
-        lent = any(parent is expert for expert, _ in self.experts)
-        self._hidden = 0 if lent else hidden(method)
+        out |= {n: torch.empty(shape, dtype=dtype) for n, shape in self.shapes.items()}
         merged = stream(method, self.pieces, **options)
-        for (name, start, stop), piece in zip(
-            progress(spans, desc=f"merge {method.name}" * show), merged, strict=True
-        ):
+        spans = progress(list(self.spans()), desc=f"merge {method.name}" * show)
+        for (name, start, stop), piece in zip(spans, merged, strict=True):
             target = out[name] if start is None else out[name][start:stop]
-            if not all_finite(target.copy_(piece.view(target.shape))):
-                self._read(name, start, stop)  # an input's fault is told first
-                _finite(name, target)
+            _finite(name, target.copy_(piece.view(target.shape)))
         return [out]
 
 

@@ -21,11 +21,10 @@ from ..core.errors import ConfigError, UnknownNameError
 from ..core.progress import progress
 from ..merging import METHODS, get_method
 from ..models.compare import compare
-from ..models.data import draw_inputs
 from ..models.folders import free_file, free_folder, whole_folder, write_file, write_record
 from ..models.heads import (
     align_classifier,
-    as_classifier,
+    draw_inputs,
     evaluate,
     expert_classifier,
     opened,
@@ -43,6 +42,8 @@ from ..tasks.data import labelled, unlabelled
 
 READING = {"device", "batch_size", "max_length"}
 """Options of everything that computes features."""
+PATHS = {"base", "merged", "model", "experts", "inputs", "data", "fit", "validation", "test"}
+"""Options that say what a command reads."""
 
 
 def list_methods(_: argparse.Namespace) -> int:
@@ -84,28 +85,30 @@ def _entry(name: str, *said: str) -> None:
     print("\n    ".join([name, *filter(None, lines)]))
 
 
-def _inputs(recipe: Any) -> list[str]:
+def _read(recipe: Any) -> list[str]:
     """Every path or id that a recipe reads."""
-    single = (getattr(recipe, name, "") for name in ("base", "merged", "model"))
-    names = ("experts", "inputs", "data", "fit", "validation", "test")
-    values = (getattr(recipe, name, {}) for name in names)
-    listed = ([value] if isinstance(value, str) else value.values() for value in values)
-    return [*filter(None, single), *(path for paths in listed for path in paths)]
+    values = recipe.model_dump(include=PATHS).values()
+    listed = (value.values() if isinstance(value, dict) else [value] for value in values)
+    return [path for paths in listed for path in paths if path]
 
 
-def _need_out(recipe: Any) -> list[str]:
+def _need_folder(recipe: Any) -> list[str]:
     """The paths and ids that are read. Raises ``ConfigError``, before any work, if the output may
     not be written."""
     if not recipe.out:
         raise ConfigError("No output folder: give --out FOLDER.")
-    inputs = _inputs(recipe)
-    free_folder(recipe.out, recipe.overwrite, inputs)
-    return inputs
+    free_folder(recipe.out, recipe.overwrite, _read(recipe))
+    return _read(recipe)
+
+
+def _write(recipe: Any, rows: str) -> None:
+    """Results as a file. Raises ``ConfigError`` where it may not be written."""
+    write_file(free_file(recipe.out, recipe.overwrite, _read(recipe)), rows)
 
 
 def run_merge(recipe: Any) -> None:
     """Merge and save."""
-    _need_out(recipe)
+    _need_folder(recipe)
     method, auto = get_method(recipe.method), recipe.lam == "auto"
     if auto and not method.has_lam:
         raise ConfigError(f"{recipe.method} has no lambda to choose; leave --lam out.")
@@ -172,52 +175,39 @@ def choose_lam(
 
 def run_align(recipe: Any) -> None:
     """Re-align every head that has inputs, score before and after, and save."""
-    read = _need_out(recipe)
+    read = _need_folder(recipe)
     merged = replace(load_merged(recipe.merged), inputs=tuple(map(user_path, read)))
     for name in (*recipe.inputs, *recipe.data):
         check_folder_name(name)
         _need_expert(recipe, name)
-    options = recipe.model_dump(include=READING)
     if unused := recipe.data.keys() - recipe.inputs.keys():
         raise ConfigError(f"data: '{min(unused)}' has no inputs to align with; give --inputs, too.")
-    parents, drawn, labelled, aligned, scores = {}, {}, {}, [], []
+    ready, aligned, scores = [], [], []
     for task, file in recipe.inputs.items():  # all files, before any model computes
-        parents[task] = parent = open_parent(recipe.experts[task], task)
-        inputs = unlabelled(file, parent.is_image, recipe.text_column)
-        drawn[task] = _drawn(recipe, inputs, parent)
-        if task in recipe.data:
-            labelled[task] = _labelled(recipe, recipe.data[task], parent, task, recipe.limit)
-    for task in progress(list(drawn), desc="align"):
-        expert, inputs = expert_classifier(parents[task]), drawn[task]
-        aligned.append(
-            align_classifier(
-                merged,
-                expert,
-                inputs,
-                task=task,
-                protocol=recipe.protocol,
-                preset=recipe.preset,
-                **options,
-            )
-        )
-        if data := labelled.get(task):
-            if task in merged.heads:
-                scores.append(
-                    evaluate(merged, data, task=task, method="merged, old head", **options)
-                )
-            scores.append(evaluate(aligned[-1], data, method="merged, re-aligned head", **options))
-            scores.append(evaluate(expert, data, method="expert", **options))
-    result = merged.with_heads(*aligned)
+        parent = open_parent(recipe.experts[task], task)
+        inputs = _drawn(recipe, unlabelled(file, parent.is_image, recipe.text_column), parent)
+        rows = recipe.data.get(task)
+        rows = rows and _labelled(recipe, rows, parent, task, recipe.limit)
+        ready.append((task, parent, inputs, rows))
+    options = recipe.model_dump(include=READING)
+    chosen = recipe.model_dump(include={"protocol", "preset"})
+    for task, parent, inputs, rows in progress(ready, desc="align"):
+        expert = expert_classifier(parent)
+        new = align_classifier(merged, expert, inputs, task=task, **chosen, **options)
+        aligned.append(new)
+        models = {"merged, re-aligned head": new, "expert": expert}
+        if task in merged.heads:
+            models = {"merged, old head": merged} | models
+        for method, model in models.items() if rows else ():
+            scores.append(evaluate(model, rows, task=task, method=method, **options))
     table = pd.concat(scores, ignore_index=True) if scores else None
-    result.save_pretrained(
+    merged.with_heads(*aligned).save_pretrained(
         recipe.out, scores=table, single=recipe.single, overwrite=recipe.overwrite
     )
+    heads = [one.head for one in aligned]
     print_table(
         ["task", "classes", "unlabelled inputs", "way"],
-        [
-            [c.head.task, len(c.head.labels), c.head.alignment["n"], c.head.alignment["protocol"]]
-            for c in aligned
-        ],
+        [[h.task, len(h.labels), h.alignment["n"], h.alignment["protocol"]] for h in heads],
     )
     if table is not None:
         print()
@@ -255,33 +245,20 @@ def _labelled(recipe: Any, file: str, model: Any, task: str, limit: int = 0) -> 
 
 def run_evaluate(recipe: Any) -> None:
     """Score the model's tasks that have data; ``out`` receives the rows as CSV."""
-    inputs = _inputs(recipe)
     if recipe.out:
-        free_file(recipe.out, recipe.overwrite, inputs)
+        free_file(recipe.out, recipe.overwrite, _read(recipe))
     if unused := recipe.fit.keys() - recipe.data.keys():
         raise UnknownNameError("task of fit", min(unused), recipe.data)
     model = opened(recipe.model)
+    options = recipe.model_dump(include=READING | {"k", "seeds", "draw", "preset"})
     ready = []
     for task, file in recipe.data.items():  # all files, before any model computes
-        classifier = as_classifier(model, task)
-        data = _labelled(recipe, file, classifier.head, task, recipe.limit)
-        fit = (
-            _labelled(recipe, recipe.fit[task], classifier.head, task)
-            if task in recipe.fit
-            else None
-        )
-        ready.append(
-            scoring(
-                classifier,
-                data,
-                recipe.protocols,
-                task=task,
-                expert=recipe.experts.get(task),
-                fit=fit,
-                show_progress=True,
-                **recipe.model_dump(include=READING | {"k", "seeds", "draw", "preset"}),
-            )
-        )
+        classifier = model.classifier(task)
+        data, fit = _labelled(recipe, file, classifier.head, task, recipe.limit), None
+        if task in recipe.fit:
+            fit = _labelled(recipe, recipe.fit[task], classifier.head, task)
+        given = {"expert": recipe.experts.get(task), "fit": fit, "show_progress": True}
+        ready.append(scoring(classifier, data, recipe.protocols, task=task, **given, **options))
     frames = []
     while ready:  # each with its model, which is freed when it is done
         frames.append(ready.pop(0)())
@@ -289,7 +266,7 @@ def run_evaluate(recipe: Any) -> None:
     print_table(*score_table(table))
     if recipe.out:
         rows = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        write_file(free_file(recipe.out, recipe.overwrite, inputs), rows)
+        _write(recipe, rows)
         print(f"rows in {recipe.out}")
 
 
@@ -297,7 +274,7 @@ def run_compare(recipe: Any) -> None:
     """Compare, and write the report with the commands that make the chosen model."""
     from ..figures.comparison import write_comparison  # matplotlib: the others draw nothing
 
-    read = _need_out(recipe)
+    read = _need_folder(recipe)
     options = recipe.model_dump(exclude={"out", "overwrite", "base"})
     try:
         result = compare(base=recipe.base or None, show_progress=True, **options)
@@ -328,9 +305,9 @@ def making(recipe: Any, best: dict[str, Any]) -> list[Any]:
 
 def run_predict(recipe: Any) -> None:
     """Every head's answers, as CSV or JSON lines."""
-    inputs, lines = _inputs(recipe), recipe.out.lower().endswith(".jsonl")
+    lines = recipe.out.lower().endswith(".jsonl")
     if recipe.out:
-        free_file(recipe.out, recipe.overwrite, inputs)
+        free_file(recipe.out, recipe.overwrite, _read(recipe))
         if not lines and not recipe.out.lower().endswith(".csv"):
             raise ConfigError(f"'{recipe.out}': predictions are written to a .csv or .jsonl file.")
     table = predict(
@@ -345,11 +322,10 @@ def run_predict(recipe: Any) -> None:
         rows = "".join(f"{line}\n" for line in records)
     else:  # texts are quoted, because they may hold a carriage return
         rows = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    if not recipe.out:
-        print(rows, end="")
-        return
-    write_file(free_file(recipe.out, recipe.overwrite, inputs), rows)
-    print(f"{len(table)} rows in {recipe.out}")
+    if recipe.out:
+        _write(recipe, rows)
+        rows = f"{len(table)} rows in {recipe.out}\n"
+    print(rows, end="")
 
 
 def run_push(recipe: Any) -> None:
@@ -363,7 +339,7 @@ def run_push(recipe: Any) -> None:
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns as wide as their widest cell."""
-    cells = [header, *([*map(str, row)] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip())
+    columns = [[*map(str, column)] for column in zip(header, *rows, strict=True)]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    for row in zip(*padded, strict=True):
+        print("  ".join(row).rstrip())

@@ -3,7 +3,10 @@ them."""
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -20,9 +23,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
+import mergelib
 from mergelib.foundations.bert import build_tokenizer
 from mergelib.tasks import miniature
 
+CUT = 8  # tokens
 SIZE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -34,29 +39,46 @@ COLOURS = {"colour": ("red", "green", "blue"), "light": ("dark", "bright")}
 
 
 def texts(task: str, n: int, seed: int) -> tuple[list[str], list[int]]:
-    rows = miniature.generate(task, n, seed=seed)
-    return [t for t, _ in rows], [y for _, y in rows]
+    inputs, labels = zip(*miniature.generate(task, n, seed=seed), strict=True)
+    return list(inputs), list(labels)
 
 
 def pictures(task: str, n: int, seed: int) -> tuple[list[Image.Image], list[int]]:
     random = np.random.default_rng(seed)
-    found, labels = [], []
-    for i in range(n):
-        y = i % len(COLOURS[task])
+    labels = [i % len(COLOURS[task]) for i in range(n)]
+    found = []
+    for y in labels:
         pixels = random.integers(0, 90, (16, 16, 3))
         if task == "colour":
             pixels[:, :, y] += 120
         else:
             pixels += 140 * y
         found.append(Image.fromarray(pixels.astype(np.uint8)))
-        labels.append(y)
     return found, labels
+
+
+def data(kind: str, task: str, n: int, seed: int):
+    """Inputs, which this kind of model reads, and labels."""
+    return (pictures if is_image(kind) else texts)(task, n, seed)
+
+
+def experts(found):
+    return {name: folder for name, folder in found.items() if name != "base"}
+
+
+def merge(found, method="ties", **options):
+    return mergelib.merge(method, base=found["base"], experts=experts(found), **options)
 
 
 @pytest.fixture(scope="session")
 def tokenizer():
     corpus = [t for task in TASKS for t in texts(task, 200, 5)[0]]
     return build_tokenizer(corpus)
+
+
+def named(labels):
+    """Names of classes, as a configuration holds them."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
 
 
 def config_of(kind: str, vocab: int, **labels):
@@ -97,56 +119,56 @@ def make_family(folder, kind: str, tokenizer, *, steps: int = 12, dtype=torch.fl
     """``base/`` and one fine-tuned folder per task, under ``folder``; returns the folders by
     name."""
     processor = processor_of(kind, tokenizer)
-    names = COLOURS if is_image(kind) else TASKS
+    names = COLOURS if is_image(kind) else {task: miniature.TEXT_TASKS[task] for task in TASKS}
     auto = AutoModelForImageClassification if is_image(kind) else AutoModelForSequenceClassification
+    cut = {} if is_image(kind) else {"padding": True, "truncation": True, "max_length": 48}
+    found = {name: folder / name for name in ("base", *names)}
     torch.manual_seed(0)
     base = transformers.AutoModel.from_config(config_of(kind, len(tokenizer))).eval()
-    base.save_pretrained(folder / "base")
-    processor.save_pretrained(folder / "base")
-    found = {"base": folder / "base"}
-    for seed, task in enumerate(names):
+    base.save_pretrained(found["base"])
+    for seed, (task, labels) in enumerate(names.items()):
         torch.manual_seed(seed)
-        labels = COLOURS[task] if is_image(kind) else miniature.TEXT_TASKS[task]
-        config = config_of(
-            kind,
-            len(tokenizer),
-            id2label=dict(enumerate(labels)),
-            label2id={n: i for i, n in enumerate(labels)},
-        )
+        config = config_of(kind, len(tokenizer), **named(labels))
         if kind == "clip":
             model = auto.from_config(config)
             model.vision_model.load_state_dict(base.vision_model.state_dict())
         else:
-            model = auto.from_pretrained(folder / "base", config=config)
-        inputs, y = (pictures if is_image(kind) else texts)(task, 96, 10 + seed)
-        batch = (
-            processor(inputs, return_tensors="pt")
-            if is_image(kind)
-            else processor(
-                inputs, padding=True, truncation=True, max_length=48, return_tensors="pt"
-            )
-        )
+            model = auto.from_pretrained(found["base"], config=config)
+        inputs, y = data(kind, task, 96, 10 + seed)
+        batch = processor(inputs, return_tensors="pt", **cut)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         model.train()
         for _ in range(steps):
-            loss = model(**batch, labels=torch.tensor(y)).loss
             optimizer.zero_grad()
-            loss.backward()
+            model(**batch, labels=torch.tensor(y)).loss.backward()
             optimizer.step()
-        model.to(dtype).eval().save_pretrained(folder / task)
-        processor.save_pretrained(folder / task)
-        found[task] = folder / task
+        model.to(dtype).eval().save_pretrained(found[task])
+    for place in found.values():
+        processor.save_pretrained(place)
     return found
 
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory, tokenizer):
     """``family(kind)``: base and two experts of one architecture, made once."""
-    made = {}
+    return functools.cache(lambda kind: make_family(tmp_path_factory.mktemp(kind), kind, tokenizer))
 
+
+@pytest.fixture(scope="session")
+def aligned(family, tmp_path_factory):
+    """``aligned(kind)``: a merge whose heads were re-aligned with texts of at most CUT tokens, and
+    the folder that it was saved in."""
+
+    @functools.cache
     def get(kind: str):
-        if kind not in made:
-            made[kind] = make_family(tmp_path_factory.mktemp(kind), kind, tokenizer)
-        return made[kind]
+        old, new = merge(family(kind), keep=0.3, lam=1.0), []
+        for task in old.heads:
+            inputs = data(kind, task, 25, 40)[0]
+            new.append(mergelib.align_classifier(old, task, inputs, max_length=CUT))
+        first, models = new[0].head.task, {"old head": old, "re-aligned head": new[0]}
+        rows = data(kind, first, 30, 3)
+        scores = [mergelib.evaluate(m, rows, task=first, method=n) for n, m in models.items()]
+        merged, folder = old.with_heads(*new), tmp_path_factory.mktemp("aligned") / kind
+        return merged, merged.save_pretrained(folder, single=True, scores=pd.concat(scores))
 
     return get

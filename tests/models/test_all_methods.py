@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TASKS, is_image, pictures, texts
+from conftest import TASKS, data, experts, merge, texts
+from near import equal
 from safetensors.torch import load_file
 from tiny import python
 from torch.testing import assert_close
@@ -16,8 +17,7 @@ from mergelib.core.store import Store
 from mergelib.merging import METHODS, PER_TASK
 from mergelib.models import load_merged
 from mergelib.models.compare import compare
-from mergelib.models.data import draw_inputs
-from mergelib.models.heads import expert_classifier, features
+from mergelib.models.heads import draw_inputs, expert_classifier, features
 from mergelib.run import cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no streaming form")
@@ -29,31 +29,24 @@ FAST = {
 }
 
 
-def named(found):
-    return {n: f for n, f in found.items() if n != "base"}
+def inputs_of(kind, found):
+    return {t: data(kind, t, 12, 4)[0] for t in experts(found)}
 
 
-def inputs_of(kind, found, n=12, labels=True):
-    made = {t: (pictures if is_image(kind) else texts)(t, n, 4) for t in named(found)}
-    return made if labels else {t: x for t, (x, _) in made.items()}
-
-
-def merge(name, found, kind, labels=None, **options):
-    labels = "labels" in METHODS[name].needs if labels is None else labels
-    return mergelib.merge(
-        name,
-        base=found["base"],
-        experts=named(found),
-        inputs=inputs_of(kind, found, labels=labels) if METHODS[name].needs else None,
-        **FAST.get(name, {}) | options,
-    )
+def merged_by(name, found, kind, **options):
+    rows = {t: data(kind, t, 12, 4) for t in experts(found)}
+    given = rows if "labels" in METHODS[name].needs else inputs_of(kind, found)
+    if METHODS[name].needs:
+        options = {"inputs": given} | options
+    options = FAST.get(name, {}) | options
+    return merge(found, name, **options)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_merges_models_of_ones_own(family, tmp_path, name):
     """RoBERTa, whose experts have a layer of their own between encoder and head."""
     found = family("roberta")
-    merged = merge(name, found, "roberta")
+    merged = merged_by(name, found, "roberta")
     folder = merged.save_pretrained(tmp_path / "out", single=True)
     again = load_merged(folder)
     assert bool(merged.encoder) == bool(again.encoder) == (METHODS[name].gives != PER_TASK)
@@ -62,10 +55,8 @@ def test_every_method_merges_models_of_ones_own(family, tmp_path, name):
         wanted = features(merged.classifier(task), x, device="cpu")
         for other in (again.classifier(task), expert_classifier(folder / "tasks" / task)):
             assert torch.equal(features(other, x, device="cpu"), wanted)
-        own = expert_classifier(found[task])
-        assert all(
-            torch.equal(merged.heads[task].tensors[n], t) for n, t in own.head.tensors.items()
-        )
+        kept, own = merged.heads[task].tensors, expert_classifier(found[task]).head.tensors
+        assert equal({n: kept[n] for n in own}, own)
 
 
 def by_hand(found, kind, task, layer):
@@ -73,7 +64,7 @@ def by_hand(found, kind, task, layer):
     expert = expert_classifier(found[task])
     module, rows = expert.model.get_submodule(layer), []
     module.register_forward_pre_hook(lambda _, args: rows.append(args[0].flatten(0, -2)))
-    for x in inputs_of(kind, found, labels=False)[task]:
+    for x in inputs_of(kind, found)[task]:
         with torch.no_grad():
             expert.model(**expert.processor(x, return_tensors="pt"))
     return torch.cat(rows).double(), module.weight.detach().double()
@@ -88,16 +79,13 @@ def by_hand(found, kind, task, layer):
 )
 def test_regmean_solves_its_least_squares_on_each_experts_inputs(family, kind, layer):
     found = family(kind)
-    model = expert_classifier(found[next(iter(named(found)))]).model
-    if layer not in dict(model.named_modules()):
-        layer = next(n for n, m in reversed([*model.named_modules()]) if n.endswith("output.dense"))
-    merged = merge("regmean", found, kind, n_examples=12)
+    merged = merged_by("regmean", found, kind, n_examples=12)
     grams, rights = 0, 0
-    for task in named(found):
+    for task in merged.heads:
         rows, weight = by_hand(found, kind, task, layer)
         grams = grams + rows.T @ rows / len(rows)
         rights = rights + rows.T @ rows @ weight.T / len(rows)
-    got = merged.classifier(next(iter(merged.heads))).model.get_submodule(layer).weight.double()
+    got = merged.classifier(task).model.get_submodule(layer).weight.double()
     assert_close(grams @ got.T, rights, atol=1e-4, rtol=1e-3)
 
 
@@ -105,22 +93,20 @@ def test_fishers_weights_come_from_each_experts_own_logits(family):
     """The layers of its own between encoder and head take part in the gradient."""
     found = family("roberta")
     name = "roberta.encoder.layer.1.output.dense.bias"
-    merged = merge("fisher_merging", found, "roberta", n_examples=12, floor=1e-6)
+    merged = merged_by("fisher_merging", found, "roberta", n_examples=12, floor=1e-6)
     above, below = 0, 0
     for task in TASKS:
         expert = expert_classifier(found[task])
         trained = {k: p for k, p in expert.model.named_parameters() if k in expert.encoder}
         fisher = {k: torch.zeros_like(p) for k, p in trained.items()}
-        for x in inputs_of("roberta", found, labels=False)[task]:
-            log_p = (
-                expert.model(**expert.processor(x, return_tensors="pt")).logits[0].log_softmax(0)
-            )
-            for y in log_p:
+        for x in inputs_of("roberta", found)[task]:
+            logits = expert.model(**expert.processor(x, return_tensors="pt")).logits
+            for log_p in logits[0].log_softmax(0):
                 gradients = torch.autograd.grad(
-                    y, list(trained.values()), retain_graph=True, allow_unused=True
+                    log_p, list(trained.values()), retain_graph=True, allow_unused=True
                 )
                 for k, g in zip(trained, gradients, strict=True):
-                    fisher[k] += 0 if g is None else g**2 * y.detach().exp()
+                    fisher[k] += 0 if g is None else g**2 * log_p.detach().exp()
         norm = sum((f**2).sum() for f in fisher.values()).sqrt()
         weight = fisher[name] / norm + 1e-6
         above, below = above + weight * trained[name].detach(), below + weight
@@ -129,16 +115,13 @@ def test_fishers_weights_come_from_each_experts_own_logits(family):
 
 def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path):
     found = family("bert")
-    merged = merge("tall_masks", found, "bert", lam=0.4)
-    base, *experts = (load_file(found[n] / "model.safetensors") for n in ("base", *TASKS))
+    merged = merge(found, "tall_masks", lam=0.4)
     name = "bert.encoder.layer.0.output.dense.weight"
-    taus = [e[name] - base[name.removeprefix("bert.")] for e in experts]
+    base = load_file(found["base"] / "model.safetensors")[name.removeprefix("bert.")]
+    taus = [load_file(found[t] / "model.safetensors")[name] - base for t in TASKS]
     for task, tau in zip(TASKS, taus, strict=True):
         mask = tau.abs() > 0.4 * (sum(taus) - tau).abs()
-        wanted = base[name.removeprefix("bert.")] + mask * sum(taus)
-        assert_close(
-            merged.classifier(task).encoder.get(name, merged.heads[task].tensors[name]), wanted
-        )
+        assert_close(merged.heads[task].tensors[name], base + mask * sum(taus))
     aligned = mergelib.align_classifier(merged, "ag", texts("ag", 20, 4)[0], device="cpu")
     both = merged.with_heads(aligned)
     assert torch.equal(both.heads["ag"].tensors[name], merged.heads["ag"].tensors[name])
@@ -154,55 +137,37 @@ def test_each_task_has_its_own_encoder_where_the_method_says_so(family, tmp_path
         mergelib.align_classifier(merged, expert_classifier(found["ag"]), x, task="other")
 
 
-def test_what_a_method_needs_is_said_before_any_work(family, monkeypatch):
+def test_what_a_method_needs_is_said_before_any_work(family):
     found = family("bert")
-    experts = named(found)
-    with pytest.raises(ConfigError, match=r"RegMean needs inputs; 'ag' has none.*--inputs ag=FILE"):
-        mergelib.merge("regmean", base=found["base"], experts=experts)
-    given = inputs_of("bert", found, labels=False)
-    with pytest.raises(UnknownNameError, match="task of inputs 'agg'"):
-        mergelib.merge(
-            "regmean", base=found["base"], experts=experts, inputs={**given, "agg": ["a"]}
-        )
-    with pytest.raises(DataError):  # without labels
-        mergelib.merge("lm_cocktail", base=found["base"], experts=experts, inputs=given)
+    given = inputs_of("bert", found)
+    for method, inputs, error, said in [
+        ("regmean", None, ConfigError, r"RegMean needs inputs; 'ag' has none.*--inputs ag=FILE"),
+        ("regmean", {**given, "agg": ["a"]}, UnknownNameError, "task of inputs 'agg'"),
+        ("lm_cocktail", given, DataError, "Give"),  # without labels
+    ]:
+        with pytest.raises(error, match=said):
+            merge(found, method, inputs=inputs)
 
 
 def test_a_comparison_takes_every_method_that_needs_no_labels(family, tmp_path):
     found = family("bert")
     inputs = {t: texts(t, 60, 5)[0] for t in TASKS}
-    compared = compare(
-        named(found),
-        found["base"],
-        inputs,
-        methods="all",
-        options=FAST | {"wudi": {"steps": 2}},
-        lams=[0.3],
-        k=2,
-        device="cpu",
-        store=Store(tmp_path),
-    )
+    options, store = FAST | {"wudi": {"steps": 2}}, Store(tmp_path)
+    grid = {"methods": "all", "options": options, "lams": [0.3], "k": 2}
+    compared = compare(experts(found), found["base"], inputs, **grid, device="cpu", store=store)
     assert {*compared.failed} == {n for n, m in METHODS.items() if "labels" in m.needs}
-    assert (
-        "needs inputs and labels; a comparison has k unlabelled" in compared.failed["lm_cocktail"]
-    )
+    said = "needs inputs and labels; a comparison has k unlabelled"
+    assert said in compared.failed["lm_cocktail"]
     drawn = {t: draw_inputs(inputs[t], TASKS[t], 2, 0, t) for t in TASKS}
-    merged = mergelib.merge(
-        "regmean",
-        base=found["base"],
-        experts=named(found),
-        inputs=drawn,
-        device="cpu",
-        **FAST["regmean"],
-    )
+    merged = merge(found, "regmean", inputs=drawn, device="cpu", **FAST["regmean"])
     rows = compared.rows.query("method == 'regmean' and protocol == 'current'").set_index("task")
     for task in TASKS:
         scored = [x for x in inputs[task] if x not in drawn[task]]
-        z = [
+        ours, theirs = (
             c.head.linear.logits(features(c, scored, device="cpu")).argmax(-1)
             for c in (merged.classifier(task), expert_classifier(found[task]))
-        ]
-        assert rows.agreement[task] == pytest.approx(100 * (z[0] == z[1]).double().mean().item())
+        )
+        assert rows.agreement[task] == pytest.approx(100 * (ours == theirs).double().mean().item())
 
 
 def test_the_command_line_lists_methods_and_protocols_and_takes_inputs(family, tmp_path, capsys):
@@ -214,15 +179,10 @@ def test_the_command_line_lists_methods_and_protocols_and_takes_inputs(family, t
     assert "``" not in said
     found = family("bert")
     files = []
-    for task, (x, _) in inputs_of("bert", found).items():
+    for task, x in inputs_of("bert", found).items():
         (tmp_path / f"{task}.txt").write_text("\n".join(x))
         files.append(f"{task}={tmp_path / task}.txt")
-    code = cli.main(
-        [
-            *("merge", "--method", "regmean", "--base", str(found["base"])),
-            *("--experts", *(f"{t}={f}" for t, f in named(found).items())),
-            *("--inputs", *files, "--options", "n_examples=8"),
-            *("--out", str(tmp_path / "out"), "--device", "cpu"),
-        ]
-    )
-    assert code == 0 and "one encoder (" in capsys.readouterr().out
+    command = ["merge", "--method", "regmean", "--base", str(found["base"]), "--device", "cpu"]
+    command += ["--experts", *(f"{t}={f}" for t, f in experts(found).items())]
+    command += ["--inputs", *files, "--options", "n_examples=8", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0 and "one encoder (" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TASKS, texts
+from PIL import Image
 from transformers import pipeline
 
 import mergelib
@@ -29,8 +30,10 @@ QUICK = {"methods": ["weight_averaging", "task_arithmetic"], "lams": [0.3, 1.0],
 def data(n=60):
     """Inputs, validation and test of each task; no text stands in two of them."""
     rows = {t: texts(t, 3 * n, 77) for t in TASKS}
-    part = lambda a: {t: (x[a : a + n], y[a : a + n]) for t, (x, y) in rows.items()}  # noqa: E731
-    return {t: x[:n] for t, (x, _) in rows.items()}, part(n), part(2 * n)
+    inputs, *labelled = (
+        {t: (x[a : a + n], y[a : a + n]) for t, (x, y) in rows.items()} for a in (0, n, 2 * n)
+    )
+    return {t: x for t, (x, _) in inputs.items()}, *labelled
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,13 @@ def experts(family):
     return {t: family("bert")[t] for t in TASKS}
 
 
+@pytest.fixture
+def ask(experts, base, tmp_path):
+    """Compares without labels, on a new store."""
+    store = Store(tmp_path / "store")
+    return partial(compare, experts, base, inputs=data()[0], store=store, **QUICK)
+
+
 @pytest.fixture(scope="module")
 def found(experts, base, tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("store"))
@@ -53,24 +63,21 @@ def test_every_number_is_that_of_merge_align_and_evaluate(found, base, experts):
     comparison, _ = found
     inputs, _, test = data()
     assert set(comparison.table.method) == {"f_t", "f_b", *QUICK["methods"]}
-    lam = comparison.table.set_index(["method", "protocol"]).lam["task_arithmetic", "ft_classifier"]
+    rows = comparison.table.set_index(["method", "protocol"])
+    lam = rows.lam["task_arithmetic", "ft_classifier"]
     merged = mergelib.merge("task_arithmetic", base=base, experts=experts, lam=lam)
     scores = []
     for task in TASKS:
         drawn = module.draw_inputs(inputs[task], TASKS[task], K, 0, task)
         aligned = mergelib.align_classifier(merged, task, drawn)
         scores.append(mergelib.evaluate(aligned, test[task]).accuracy.item())
-    rows = comparison.table.set_index(["method", "protocol"])
     row = rows.loc["task_arithmetic", "ft_classifier"]
     assert row.score == pytest.approx(sum(scores) / 2) and row.n == 120
     assert row.score_low < row.score < row.score_high
     old = rows.loc["task_arithmetic", "current"]
     assert row.gain == pytest.approx(row.score - old.score) and old.gain_high == 0
     assert set(report_table(comparison)["lambda"]) <= {"", "0.3", "1"}
-
-
-def test_the_measured_row_of_the_experts_agrees_with_itself(found):
-    rows = found[0].rows
+    rows = comparison.rows
     own = rows[(rows.method == "f_t") & (rows.protocol == "current")]
     assert (own.agreement == 100).all() and own.kl.abs().max() < 1e-5
     assert rows[rows.protocol == "knn"].kl.isna().all()
@@ -100,39 +107,30 @@ def test_no_row_serves_twice(experts, labelled):
     given = {TEST: tested, VALIDATION: held} if labelled else {TEST: tested}
     splits = {n: as_split(*rows) for n, rows in given.items()}
     with pytest.warns(UserWarning, match="left out"):
-        rows = module._rows("ag", parent, pool, splits, 10, 0, 0)
-    used = [set(rows.fit), set(rows.anchors), *(set(s.inputs) for s in rows.splits.values())]
-    assert sum(map(len, used)) == len(set.union(*used)) and len(rows.fit) == 40
+        rows = module._rows("ag", parent, pool, splits, 10, 5, 0)
+    used = [rows.fit, rows.anchors, *(s.inputs for s in rows.splits.values())]
+    assert sum(len(set(part)) for part in used) == len({x for part in used for x in part})
+    assert rows.fit == module.draw_inputs(pool, 4, 10, 5, "ag")  # as align draws them
     assert (HELD_OUT in rows.splits) != labelled
 
 
-def test_the_draw_is_that_of_align(experts):
-    """The report's command makes the head that was scored."""
-    pool = data()[0]["ag"]
-    rows = module._rows("ag", open_parent(experts["ag"]), pool, {}, K, 5, 0)
-    assert rows.fit == module.draw_inputs(pool, 4, K, 5, "ag")
-
-
-def test_an_interrupted_comparison_goes_on(base, experts, tmp_path, monkeypatch):
+def test_an_interrupted_comparison_goes_on(ask, monkeypatch):
     merges, merge = [], module.merge
 
-    def until(limit):
-        def counted(method, **options):
-            if len(merges) == limit:
-                raise KeyboardInterrupt
-            merges.append((method, options.get("lam")))
-            return merge(method, **options)
+    def counted(method, **options):
+        if len(merges) == 2 and not go_on:
+            raise KeyboardInterrupt
+        merges.append((method, options.get("lam")))
+        return merge(method, **options)
 
-        monkeypatch.setattr(module, "merge", counted)
-
-    call = partial(compare, experts, base, data()[0], store=Store(tmp_path), **QUICK)
-    until(2)
+    monkeypatch.setattr(module, "merge", counted)
+    go_on = False
     with pytest.raises(KeyboardInterrupt):
-        call()
-    until(9)
-    first = call()
+        ask()
+    go_on = True
+    first = ask()
     assert len(merges) == len(set(merges)) == 3
-    assert call().table.equals(first.table) and len(merges) == 3
+    assert ask().table.equals(first.table) and len(merges) == 3
 
 
 def test_it_holds_a_merge_and_one_model_however_many_experts_there_are(
@@ -157,9 +155,8 @@ def test_it_holds_a_merge_and_one_model_however_many_experts_there_are(
     assert len(most) == 5 * len(many) and max(most) == 2
 
 
-def test_without_labels_agreement_with_the_experts_ranks(base, experts, tmp_path):
-    store = Store(tmp_path)
-    found = compare(experts, base, data()[0], store=store, **QUICK)
+def test_without_labels_agreement_with_the_experts_ranks(ask):
+    found = ask()
     assert found.measures == {HELD_OUT: "agreement"} and found.rows.accuracy.isna().all()
     assert set(found.rows.protocol) == {"current", "ft_classifier"}
     merges = found.table[found.table.method.isin(QUICK["methods"])]
@@ -169,18 +166,17 @@ def test_without_labels_agreement_with_the_experts_ranks(base, experts, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*streaming form")
-def test_a_method_that_fails_is_reported_and_the_rest_goes_on(base, experts, tmp_path):
+def test_a_method_that_fails_is_reported_and_the_rest_goes_on(ask):
     @mergelib.method("broken", label="Broken", short="Broken")
     def broken(base, experts):
         raise ValueError("no\nway")
 
     try:
-        call = partial(compare, experts, base, data()[0], k=K, store=Store(tmp_path))
-        found = call(methods=["broken", "weight_averaging"])
+        found = ask(methods=["broken", "weight_averaging"])
         assert found.best["method"] == "weight_averaging" and found.best["lam"] is None
         assert "ValueError" in found.failed["broken"]
         with pytest.raises(ConfigError, match=r"No method worked\. broken: ValueError"):
-            call(methods=["broken"])
+            ask(methods=["broken"])
     finally:
         mergelib.merging.METHODS.pop("broken")
 
@@ -196,13 +192,10 @@ def test_a_method_that_fails_is_reported_and_the_rest_goes_on(base, experts, tmp
         ({"methods": ["tie"]}, mergelib.core.errors.UnknownNameError, "ties"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_any_work(
-    base, experts, tmp_path, change, error, said, monkeypatch
-):
+def test_what_cannot_be_compared_is_refused_before_any_work(ask, change, error, said, monkeypatch):
     monkeypatch.setattr(module, "features", None)
-    arguments = {"inputs": data()[0], "store": Store(tmp_path)} | QUICK | change
     with pytest.raises(error, match=said):
-        compare(experts, base, **arguments)
+        ask(**change)
 
 
 def test_rank_correlation_is_kendalls_tau_over_merges():
@@ -220,17 +213,17 @@ def test_the_reports_commands_make_the_model_that_it_scores(
     """The whole road from files: compare, the two commands of the report, evaluate."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
-    given = {name: [] for name in ("experts", "inputs", "validation", "test")}
     inputs, validation, test = data()
-    for task in TASKS:
-        given["experts"].append(f"{task}={experts[task]}")
-        (tmp_path / f"{task}.txt").write_text("\n".join(inputs[task]) + "\n")
-        given["inputs"].append(f"{task}={task}.txt")
-        for name, rows in (("validation", validation), ("test", test)):
-            frame = pd.DataFrame({"text": rows[task][0], "label": rows[task][1]})
-            frame.to_csv(f"{task}_{name}.csv", index=False)
-            given[name].append(f"{task}={task}_{name}.csv")
-    flags = [word for name, values in given.items() for word in (f"--{name}", *values)]
+    flags = ["--experts", *(f"{task}={folder}" for task, folder in experts.items())]
+    for name, rows in (("inputs", inputs), ("validation", validation), ("test", test)):
+        flags.append(f"--{name}")
+        for task in TASKS:
+            file = tmp_path / f"{task}_{name}.csv"
+            columns = [rows[task]] if name == "inputs" else rows[task]
+            pd.DataFrame(dict(zip(("text", "label"), columns, strict=False))).to_csv(
+                file, index=False
+            )
+            flags.append(f"{task}={file.name}")
     flags += ["--first-label", "0", "--base", str(base), "-k", str(K)]
     flags += ["--methods", "task_arithmetic", "--lams", "0.3", "1.0", "--device", "cpu"]
     assert cli.main(["compare", *flags, "--out", "report"]) == 0
@@ -245,40 +238,39 @@ def test_the_reports_commands_make_the_model_that_it_scores(
         assert cli.main(command.split()[3:]) == 0
     summary = pd.read_csv(tmp_path / "report" / "summary.csv")
     best = summary[summary.method == "task_arithmetic"].iloc[0]
-    folder = "aligned" if len(commands) == 2 else "merged"
-    right = [
-        [a["label"] for a in pipeline("text-classification", f"{folder}/tasks/{t}")(x)]
-        == pd.Series([list(open_parent(experts[t]).labels)[i] for i in y])
-        for t, (x, y) in test.items()
-    ]
-    assert 100 * sum(r.mean() for r in right) / 2 == pytest.approx(best.score, abs=1e-3)
+    right = []
+    for task, (x, y) in test.items():
+        folder = f"{'aligned' if len(commands) == 2 else 'merged'}/tasks/{task}"
+        said = [answer["label"] for answer in pipeline("text-classification", folder)(x)]
+        names = open_parent(experts[task]).labels
+        right.append(sum(s == names[i] for s, i in zip(said, y, strict=True)) / len(y))
+    assert 100 * sum(right) / 2 == pytest.approx(best.score, abs=1e-3)
 
 
 def test_lambda_is_chosen_on_ones_own_data_and_the_card_shows_how(
     base, experts, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("MERGELIB_STORE", str(tmp_path / "store"))
-    flags = ["--base", str(base), "--method", "ties", "--lam", "auto", "--inputs"]
-    for task in TASKS:
-        (tmp_path / f"{task}.txt").write_text("\n".join(data()[0][task]) + "\n")
+    flags = ["--base", str(base), "--lam", "auto", "--inputs"]
+    for task, inputs in data()[0].items():
+        (tmp_path / f"{task}.txt").write_text("\n".join(inputs) + "\n")
         flags.append(f"{task}={tmp_path / f'{task}.txt'}")
-    flags += ["--experts", *(f"{t}={f}" for t, f in experts.items()), "--out"]
-    assert cli.main(["merge", *flags, str(tmp_path / "merged")]) == 0
+    flags += ["--experts", *(f"{t}={f}" for t, f in experts.items())]
+    flags += ["--out", str(tmp_path / "merged"), "--method"]
+    assert cli.main(["merge", *flags, "weight_averaging"]) == 2
+    assert "no lambda to choose" in capsys.readouterr().err
+    assert cli.main(["merge", *flags, "ties"]) == 0
     record = json.loads((tmp_path / "merged" / "mergelib.json").read_text())
-    said = capsys.readouterr().out
-    assert "agreement (%), held-out" in said
-    assert f"chosen: {record['options']['lam']:g}\n" in said
-    assert record["lam_curve"].startswith(f"{record['options']['lam']:g}, by agreement under")
+    lam, said = f"{record['options']['lam']:g}", capsys.readouterr().out
+    assert "agreement (%), held-out" in said and f"chosen: {lam}\n" in said
+    assert record["lam_curve"].startswith(f"{lam}, by agreement under")
     assert record["lam_curve"] in (tmp_path / "merged" / "README.md").read_text()
-    wrong = [*flags[:2], "--method", "weight_averaging", *flags[4:], str(tmp_path / "x")]
-    assert cli.main(["merge", *wrong]) == 2 and "no lambda to choose" in capsys.readouterr().err
 
 
 def test_images_are_told_apart_by_what_they_show(tmp_path):
-    from PIL import Image
-
     pixels = torch.zeros(4, 4, 3, dtype=torch.uint8).numpy()
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    Image.fromarray(pixels).save(tmp_path / "b.png")
-    assert len({module._content(tmp_path / f"{n}.png", True) for n in "ab"}) == 1
+    files = [tmp_path / name for name in ("a.png", "b.png")]
+    for file in files:
+        Image.fromarray(pixels).save(file)
+    assert len({module._content(file, True) for file in files}) == 1
     assert module._content(pixels, True) != module._content(pixels + 1, True)
