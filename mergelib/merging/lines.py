@@ -24,7 +24,7 @@ def lines(
     """theta_m = theta_b + (alpha + lam * (l - 1) / (L - 1)) tau_m in block l of L; alpha tau_m in
     tensors of no block.
 
-    tau_m is the direction of method ``of``, alpha = |sum_t tau_t|_1 / (T |tau_m|_1): shallow
+    tau_m is the direction of method ``of``, alpha = ``|sum_t tau_t|_1 / (T |tau_m|_1)``: shallow
     blocks, which all tasks share, stay as near to the base as in Weight Averaging, and deep ones
     move further.
     """

@@ -37,12 +37,6 @@ def can_stream(method: Method) -> bool:
     return method.function in STREAMED
 
 
-def hidden(method: Method) -> int | None:
-    """How many of a piece's tensors, theta_b first, may hold NaN or inf that the merge does not
-    show; ``None``: all of them. Weight Averaging does not use theta_b."""
-    return {weight_averaging: 1, task_arithmetic: 0}.get(method.function)
-
-
 def stream(method: Method, pieces: Pieces, **options: Any) -> Iterator[Tensor]:
     """Yield the merged pieces; invalid options raise as in the method, before anything is read."""
     method.check_options(options)

@@ -10,7 +10,6 @@ import argparse
 import csv
 import inspect
 import json
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -276,11 +275,7 @@ def run_compare(recipe: Any) -> None:
 
     read = _need_folder(recipe)
     options = recipe.model_dump(exclude={"out", "overwrite", "base"})
-    try:
-        result = compare(base=recipe.base or None, show_progress=True, **options)
-    except KeyboardInterrupt:
-        print("Interrupted. Finished merges are kept; the same command goes on.", file=sys.stderr)
-        raise SystemExit(130) from None
+    result = compare(base=recipe.base or None, show_progress=True, **options)
     with whole_folder(recipe.out, recipe.overwrite, read) as out:
         print(write_comparison(result, out, list(map(as_command, making(recipe, result.best)))))
         write_record(out, {"command": as_command(recipe)})

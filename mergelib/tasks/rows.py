@@ -317,7 +317,7 @@ def _are_two_columns(data: Any, form: Form, where: str) -> bool:
         return True
 
     def fits(inputs: Sequence[Any], labels: Sequence[Any]) -> bool:
-        usable = not any(_odd_input(x, form) for x in inputs)
+        usable = not any(_odd_input(x, replace(form, keep_empty=True)) for x in inputs)
         return usable and len({type(_label(y)) for y in labels} - {type(None)}) < 2
 
     as_columns, as_rows = fits(*data), fits(*zip(*data, strict=True))
