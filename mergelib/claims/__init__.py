@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.bootstrap import counts, interval
 from ..core.documents import own_yaml
-from ..core.errors import MissingShotsError, UnknownNameError
+from ..core.errors import MissingShotsError, check_name
 from ..core.names import BASE, FINE_TUNED
 from ..merging import get_method
 from ..protocols import get_protocol
@@ -325,8 +325,7 @@ def judge(
         UnknownNameError: A claim is not in the file.
     """
     for claim in claims:
-        if claim not in METRICS:
-            raise UnknownNameError("claim", claim, METRICS)
+        check_name("claim", claim, METRICS)
     bootstrap, by_id = bootstrap or Bootstrap(study), load_claims()
     verdicts = [v for claim in claims for v in _judge_claim(by_id[claim], bootstrap)]
     if study.profile.judged:

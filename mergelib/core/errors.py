@@ -2,9 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
+from typing import Any
 
 WRAPPERS = ("contextlib", "functools", "torch.utils._contextlib")  # between us and our caller
 _BRIEF = Repr()
@@ -55,6 +56,12 @@ class UnknownNameError(MergelibError, ValueError):
         super().__init__(
             f"Unknown {what} '{self.name}'.{hint} Known: {', '.join(self.known) or 'none'}."
         )
+
+
+def check_name(what: str, name: object, known: Collection[Any]) -> None:
+    """Raises ``UnknownNameError`` if ``known`` has no such name."""
+    if name not in known:
+        raise UnknownNameError(what, name, known)
 
 
 class MissingShotsError(UnknownNameError):

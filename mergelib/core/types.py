@@ -80,11 +80,7 @@ def state_digest(state: State) -> str:
     for name in sorted(state):
         t = state[name].detach().cpu().contiguous()
         h.update(f"{name}|{t.dtype}|{tuple(t.shape)}|".encode())
-        h.update(
-            memoryview(t.view(torch.uint8).numpy())
-            if t.numel() and t.dim()
-            else t.numpy().tobytes()
-        )
+        h.update(memoryview(t.view(-1).view(torch.uint8).numpy()))
     return h.hexdigest()
 
 

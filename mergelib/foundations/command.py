@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core.errors import UnknownNameError
+from ..core.errors import check_name
 from ..core.store import Store
 from ..core.types import Split, State, Task, percent
 from ..encoders import Encoder
@@ -114,8 +114,7 @@ def command(args: argparse.Namespace) -> int:
     plan = planned(args.profile)
     names: Sequence[str] = args.names or list(plan)
     for name in names:
-        if name not in plan:
-            raise UnknownNameError("foundation", name, plan)
+        check_name("foundation", name, plan)
     for name in names:
         path = pretrain(name, plan[name], args.teacher)
         known = shipped.sidecar(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, UnknownNameError
+from ..core.errors import ConfigError, check_name
 from ..core.types import Expert, Head, State, percent
 from ..merging import get_method
 from ..protocols import Evidence, FTPreset, stratified_order
@@ -59,8 +59,7 @@ class Toy:
 
     def expert(self, task: str) -> Expert:
         """f_t and (W_t, b_t). Raises ``UnknownNameError``."""
-        if task not in self.experts:
-            raise UnknownNameError("toy task", task, self.experts)
+        check_name("toy task", task, self.experts)
         return self.experts[task]
 
     def merge(self, lam: float) -> State:

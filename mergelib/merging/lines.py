@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ..core.errors import UnknownNameError
+from ..core.errors import check_name
 from ..core.types import State
 from .arithmetic import task_vector_sum
 from .registry import METHODS, method
@@ -29,8 +29,7 @@ def lines(
     move further.
     """
     allowed = [n for n, m in METHODS.items() if m.direction and not m.needs and not m.is_random]
-    if of not in allowed:
-        raise UnknownNameError("LiNeS: direction 'of'", of, allowed)
+    check_name("LiNeS: direction 'of'", of, allowed)
     direction = METHODS[of].direction(base, experts)
     names = list(direction)
     of_sum, of_merge = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import ConfigError, StateDictError, UnknownNameError, shortened
+from ..core.errors import ConfigError, StateDictError, check_name, shortened
 from ..core.identity import check_call, is_ours, refuse_built_in
 from ..core.names import REFERENCES
 from ..core.spare import call
@@ -165,8 +165,7 @@ class Method:
         """Raises ``UnknownNameError`` for an unknown option, ``ConfigError`` for a value that the
         option does not take (``options.demand``)."""
         for name, value in options.items():
-            if name not in self.options:
-                raise UnknownNameError(f"option of method '{self.name}'", name, self.options)
+            check_name(f"option of method '{self.name}'", name, self.options)
             if wanted := demand(self.parameters[name], value):
                 raise ConfigError(
                     f"Method '{self.name}': {name} {wanted}, not {shortened(repr(value))}."
@@ -258,6 +257,5 @@ def method(
 
 def get_method(name: str) -> Method:
     """The registered method. Raises ``UnknownNameError``, which suggests the nearest name."""
-    if name not in METHODS:
-        raise UnknownNameError("merging method", name, METHODS)
+    check_name("merging method", name, METHODS)
     return METHODS[name]

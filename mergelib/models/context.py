@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..core.errors import ConfigError, UnknownNameError
+from ..core.errors import ConfigError, check_name
 from ..core.types import Split
 from ..merging import Context, Method, TaskData
 from ..protocols import uniform_order
@@ -48,8 +48,7 @@ def read_inputs(
     """
     names = [e.name for e in experts]
     for task in inputs:
-        if task not in names:
-            raise UnknownNameError("task of inputs", task, names)
+        check_name("task of inputs", task, names)
     read: list[Any] = []
     for e in experts:
         if e.name not in inputs:

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from ..core.bootstrap import interval, resampled_means
 from ..core.documents import read_json
-from ..core.errors import ConfigError, DataError, UnknownNameError, first_five, shortened, warn
+from ..core.errors import (
+    ConfigError,
+    DataError,
+    UnknownNameError,
+    check_name,
+    first_five,
+    shortened,
+    warn,
+)
 from ..core.progress import progress
 from ..core.types import Head, Split, is_whole, percent, state_digest
 from ..encoders.features import pick_device
@@ -387,8 +395,7 @@ def align_classifier(
         >>> aligned.head.alignment["n"]
         4
     """
-    if protocol not in ALIGNMENTS:
-        raise UnknownNameError("way to align", protocol, ALIGNMENTS)
+    check_name("way to align", protocol, ALIGNMENTS)
     settings = get_preset(preset)
     if isinstance(merged, Merged) and isinstance(expert, str):
         expert = merged.experts.get(expert, expert)
@@ -483,8 +490,7 @@ def predict(
     top = _whole("top", top, 1)
     model = opened(model)
     for task in tasks:
-        if task not in model.heads:
-            raise UnknownNameError("task", task, model.heads)
+        check_name("task", task, model.heads)
     inputs = unlabelled(inputs, next(iter(model.heads.values())).is_image, text_column)
     rows = pd.DataFrame({"row": range(len(inputs)), "input": [*map(_shown, inputs)]})
     z, frames = {}, []

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.documents import check_folder_name, read_json, user_path
-from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened
+from ..core.errors import ConfigError, StateDictError, check_name, first_five, shortened
 from ..core.spare import spare
 from ..core.types import Head, not_finite
 from ..merging import PER_TASK
@@ -251,8 +251,7 @@ class Merged(Pushed):
                 f"The model has several heads: give task=, one of {', '.join(self.heads)}."
             )
         task = task or next(iter(self.heads))
-        if task not in self.heads:
-            raise UnknownNameError("task", task, self.heads)
+        check_name("task", task, self.heads)
         processor = self.processors.get(task)
         return Classifier(self.encoder, self.heads[task], self.record, processor, self.inputs)
 

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from ..core.documents import check_folder_name
-from ..core.errors import ConfigError, StateDictError, UnknownNameError, first_five, shortened, warn
+from ..core.errors import (
+    ConfigError,
+    StateDictError,
+    check_name,
+    first_five,
+    shortened,
+    warn,
+)
 from ..core.progress import progress
 from ..core.types import all_finite
 from ..core.version import __version__
@@ -139,8 +146,7 @@ def merge(
             "there is nothing to merge."
         )
     dtype = dtype or DTYPE_NAMES[lender.weights.dtypes[names[next(iter(reader.shapes))]]]
-    if dtype not in DTYPES:
-        raise UnknownNameError("dtype", dtype, DTYPES)
+    check_name("dtype", dtype, DTYPES)
     by_task = _by_task(parents, processors, root)
     data = ()
     if chosen.needs:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from ..core import documents
-from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.errors import ConfigError, check_name, shortened
 from .mergekit import from_mergekit, problems
 
 LAMS = (0.2, 0.4, 0.7, 1.0, 1.4)
@@ -335,8 +335,7 @@ def build(
         content = from_mergekit(content)
     values: dict[str, Any] = {}
     for name, value in (*content.items(), *(flags or {}).items()):
-        if name not in kind.model_fields:
-            raise UnknownNameError(f"option of {command}", name, kind.model_fields)
+        check_name(f"option of {command}", name, kind.model_fields)
         if isinstance(value, list):
             if _holds(kind, name, dict):
                 value = pairs(value, name)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..core.documents import own_yaml
-from ..core.errors import UnknownNameError
+from ..core.errors import check_name
 from .spec import FIXED, Group, PermutationSpec
 
 RESIDUAL = "residual"
@@ -22,8 +22,7 @@ DATA = own_yaml(__file__, "architectures.yaml")
 
 def described(config: Any, what: str) -> dict[str, Any]:
     """What the file says of a configuration's architecture. Raises ``UnknownNameError``."""
-    if config.model_type not in DATA:
-        raise UnknownNameError(f"architecture with {what}", config.model_type, DATA)
+    check_name(f"architecture with {what}", config.model_type, DATA)
     return DATA[config.model_type]
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ConfigError, UnknownNameError
+from ..core.errors import ConfigError, check_name
 from ..core.names import BASE, FINE_TUNED
 from ..core.progress import progress
 from ..core.store import Artifact
@@ -142,8 +142,7 @@ class Nonlocality:
     def second(self, setting: str) -> Study:
         """The study of foundation B; in the local setting, that of A. Raises
         ``UnknownNameError``."""
-        if setting not in SETTINGS:
-            raise UnknownNameError("setting", setting, SETTINGS)
+        check_name("setting", setting, SETTINGS)
         return self.first if setting == LOCAL else self._others[setting]
 
     def permutation(self, setting: str) -> dict[str, Tensor]:
@@ -331,8 +330,7 @@ class Nonlocality:
         Raises:
             UnknownNameError: There is no such repair.
         """
-        if repaired not in REPAIR_LABELS:
-            raise UnknownNameError("repair", repaired, REPAIR_LABELS)
+        check_name("repair", repaired, REPAIR_LABELS)
         study, encoder = self.study(setting, permuted=repaired != RAW), method
         kind = TACT if repaired == TACT_FT else repaired
         if kind in (REPAIR, TACT, TACT_LAST):

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from ..core.documents import check_folder_name, own_yaml
-from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.errors import ConfigError, UnknownNameError, check_name, shortened
 from ..training.config import TrainConfig, resolve_precision
 
 FOLDER = Path(__file__).parent
@@ -345,8 +345,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _raw(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The profile's document and its variants."""
-    if name not in profile_names():
-        raise UnknownNameError("profile", name, profile_names())
+    check_name("profile", name, profile_names())
     raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
     return raw, raw.pop("variants", {})
 
@@ -372,8 +371,7 @@ def load_profile(name: str, overrides: dict[str, Any] | None = None, variant: st
     """
     raw, variants = _raw(name)
     if variant:
-        if variant not in variants:
-            raise UnknownNameError(f"variant of profile '{name}'", variant, variants)
+        check_name(f"variant of profile '{name}'", variant, variants)
         raw = _merged(raw, variants[variant])
     local = raw.pop("local", {})
     if (overrides or {}).get("tasks.source") == "local":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import UnknownNameError
+from ..core.errors import check_name
 from ..core.hub.repository import Repository, base_model, registry
 from . import load_profile, variant_names
 
@@ -53,6 +53,5 @@ def named(names: Sequence[str], profile: str) -> list[Repository]:
     own = {repository.name: repository for repository in needed(profile)}
     known = registry() | own
     for name in names:
-        if name not in known:
-            raise UnknownNameError("data set or repository of the hub", name, known)
+        check_name("data set or repository of the hub", name, known)
     return [known[name] for name in dict.fromkeys(names)] or list(own.values())

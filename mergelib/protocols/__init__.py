@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.errors import ConfigError, check_name, shortened
 from ..core.identity import check_call, is_ours, refuse_built_in
 from ..core.spare import call
 from ..core.types import Head
@@ -238,8 +238,7 @@ def protocol(
 
 def get_protocol(name: str) -> Protocol:
     """The registered protocol. Raises ``UnknownNameError``, which suggests the nearest name."""
-    if name not in PROTOCOLS:
-        raise UnknownNameError("protocol", name, PROTOCOLS)
+    check_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 

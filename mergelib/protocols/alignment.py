@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, UnknownNameError
+from ..core.errors import ConfigError, DataError, check_name
 from ..core.types import Head
 from .current import current_eval
 
@@ -49,8 +49,7 @@ TABLE_1 = {
 
 def get_rung(name: str) -> Rung:
     """The row of Table 1. Raises ``UnknownNameError`` naming the nearest."""
-    if name not in TABLE_1:
-        raise UnknownNameError("transformation", name, TABLE_1)
+    check_name("transformation", name, TABLE_1)
     return TABLE_1[name]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, UnknownNameError
+from ..core.errors import DataError, check_name
 from ..core.types import Head
 from .adam import Adam
 
@@ -41,8 +41,7 @@ PRESETS = {
 
 def get_preset(name: str) -> FTPreset:
     """The named preset. Raises ``UnknownNameError``, which suggests the nearest name."""
-    if name not in PRESETS:
-        raise UnknownNameError("FT-Classifier preset", name, PRESETS)
+    check_name("FT-Classifier preset", name, PRESETS)
     return PRESETS[name]
 
 

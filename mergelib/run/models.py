@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.documents import check_folder_name, user_path
-from ..core.errors import ConfigError, UnknownNameError
+from ..core.errors import ConfigError, UnknownNameError, check_name
 from ..core.progress import progress
 from ..merging import METHODS, get_method
 from ..models.compare import compare
@@ -216,8 +216,7 @@ def run_align(recipe: Any) -> None:
 
 def _need_expert(recipe: Any, task: str) -> None:
     """Raises ``UnknownNameError``."""
-    if task not in recipe.experts:
-        raise UnknownNameError("expert", task, recipe.experts)
+    check_name("expert", task, recipe.experts)
 
 
 def _drawn(recipe: Any, inputs: list[Any], expert: Any) -> list[Any]:

@@ -11,7 +11,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, MissingShotsError, UnknownNameError
+from ..core.errors import (
+    ConfigError,
+    DataError,
+    MissingShotsError,
+    UnknownNameError,
+    check_name,
+)
 from ..core.identity import code_identity, is_ours
 from ..core.names import FINE_TUNED, MULTI_TASK, REFERENCES
 from ..core.store import Artifact
@@ -86,8 +92,7 @@ def draws(
     Raises:
         UnknownNameError: ``draw`` or ``fit_on`` has none of these values.
     """
-    if draw not in DRAWS:
-        raise UnknownNameError("draw", draw, DRAWS)
+    check_name("draw", draw, DRAWS)
     split = study.split(task, fit_split(fit_on))
     n, n_classes = len(split), study.task(task).n_classes
     if draw == "all":

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..core import distributed, paths
-from ..core.errors import ConfigError, UnknownNameError, shortened
+from ..core.errors import ConfigError, check_name, shortened
 from ..core.names import MULTI_TASK, REFERENCES
 from ..core.spare import spare
 from ..core.store import Artifact, Store
@@ -231,8 +231,7 @@ class Study:
 
     def task(self, name: str) -> Task:
         """One of the profile's tasks. Raises ``UnknownNameError``."""
-        if name not in self.tasks:
-            raise UnknownNameError("task", name, self.tasks)
+        check_name("task", name, self.tasks)
         return self.tasks[name]
 
     @cached_property

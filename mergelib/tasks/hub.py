@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, UnknownNameError
+from ..core.errors import DataError, check_name
 from ..core.hub import Repository, fetch, registry
 from ..core.hub.errors import said
 from ..core.types import Split
@@ -56,8 +56,7 @@ def hub_splits(
         MergelibError: As :func:`mergelib.core.hub.fetch` does.
     """
     known = {task: entry for task, entry in registry().items() if entry.table}
-    if name not in known:
-        raise UnknownNameError("task on the hub", name, known)
+    check_name("task on the hub", name, known)
     entry = known[name].model_copy(update={"sample": (n_train, n_test) if sample else None})
     files = fetch(entry)
     splits = []

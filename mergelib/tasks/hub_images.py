@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.documents import own_yaml
-from ..core.errors import DataError, UnknownNameError
+from ..core.errors import DataError, check_name
 from ..core.hub import fetch, pin, registry
 from ..core.store import Store
 from ..core.types import Split, Task, digest
@@ -25,8 +25,7 @@ NAMES = "images.yaml"
 def class_names(name: str) -> tuple[str, ...]:
     """The classes of an image set in the order of their labels. Raises ``UnknownNameError``."""
     known = own_yaml(__file__, NAMES)
-    if name not in known:
-        raise UnknownNameError("image task on the hub", name, known)
+    check_name("image task on the hub", name, known)
     return tuple(known[name])
 
 

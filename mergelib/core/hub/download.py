@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import huggingface_hub  # its functions are imported when they are first used
 
-from ..errors import StoreError, UnknownNameError
+from ..errors import StoreError, check_name
 from ..paths import existing
 from .errors import as_ours
 from .lock import lock, locked
@@ -34,8 +34,7 @@ def fetch_file(name: str, key: str) -> Path:
         MergelibError: As :func:`fetch` does.
     """
     repository = registry()[name]
-    if key not in repository.files:
-        raise UnknownNameError(f"file of '{name}'", key, repository.files)
+    check_name(f"file of '{name}'", key, repository.files)
     single = repository.model_copy(update={"files": {key: repository.files[key]}})
     return fetch(single)[key]
 

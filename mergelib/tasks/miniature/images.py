@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import UnknownNameError
+from ...core.errors import check_name
 from .drawing import DATA, SIZE, Array, Canvas, Draws, X, Y, box, together, turned
 from .glyphs import DIGITS, GLYPHS
 from .painters import PAINTERS
@@ -134,13 +134,8 @@ _LEAD = ("photo", "picture", "view")
 def prompts(task: str) -> tuple[str, ...]:
     """Templates that put a class name of ``task`` into a caption: "a photo of the {}". Raises
     ``UnknownNameError``."""
-    _known(task)
+    check_name("image task", task, IMAGE_TASKS)
     return tuple(f"a {lead} of the {{}}" for lead in dict.fromkeys((_TASKS[task]["lead"], *_LEAD)))
-
-
-def _known(task: str) -> None:
-    if task not in IMAGE_TASKS:
-        raise UnknownNameError("image task", task, IMAGE_TASKS)
 
 
 def _finish(rgb: Array, draws: Draws, lighting: Array, quality: Array) -> Array:
@@ -200,7 +195,7 @@ def generate(task: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
     Equal arguments give equal bytes on every machine. Raises ``UnknownNameError`` for a task that
     does not exist.
     """
-    _known(task)
+    check_name("image task", task, IMAGE_TASKS)
     family, classes = FAMILIES[_TASKS[task]["family"]], np.array(_task_classes(task))
     key = IMAGE_WORLD_VERSION, list(IMAGE_TASKS).index(task), seed
     order = np.random.default_rng(key).permutation(n) % len(classes)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import accumulate
 
-from ...core.errors import UnknownNameError
+from ...core.errors import check_name
 from ..local import LABEL_NAMES
 from . import grammar
 from .grammar import WORLD_VERSION, split
@@ -150,8 +150,7 @@ def generate(
         UnknownNameError: There is no such task.
         ValueError: n is negative.
     """
-    if task not in TEXT_TASKS:
-        raise UnknownNameError("text task", task, TEXT_TASKS)
+    check_name("text task", task, TEXT_TASKS)
     rng, taken = stream(task, seed), {text.lower() for text in exclude}
     labels = balanced(len(TEXT_TASKS[task]), n, rng)
     return [(_fresh(task, label, rng, taken), label) for label in labels]
