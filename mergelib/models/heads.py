@@ -481,8 +481,8 @@ def predict(
         show_progress: whether to show bars.
 
     Returns:
-        Rows (task, row, input, label, score): ``row`` counts inputs from 0, ``input`` is the text
-        or the image's file, ``score`` the class's probability, of a regression its value.
+        Columns task, row, input, label and score. ``row`` counts inputs from 0, ``input`` is the
+        text or the image's file, ``score`` the class's probability, of a regression its value.
 
     Raises:
         DataError, ConfigError, UnknownNameError: what cannot be used, before features are computed.

@@ -94,7 +94,9 @@ def methods() -> list[str]:
         options = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         plainly = signature.replace(parameters=options, return_annotation=signature.empty)
         about = f"{m.label}. Needs {', '.join(('weights', *m.needs))}; gives {m.gives}."
-        said = f"{about}\n\n{inspect.getdoc(m.function)}".replace("\n", "\n   ")
+        doc = inspect.getdoc(m.function).replace("Args:\n", "").replace("\n        ", "\n  ")
+        doc = re.sub(r"^    (\w[\w, ]*):", r"* ``\1``:", doc, flags=re.MULTILINE)
+        said = f"{about}\n\n{doc}".replace("\n", "\n   ")
         lines += [f".. py:function:: {name}{plainly}", "   :single-line-parameter-list:", ""]
         lines += [f"   {said}", ""]
     return lines
@@ -124,8 +126,9 @@ def flag(action: argparse.Action) -> str:
 
 
 def plain(text: str) -> str:
-    """Help as reStructuredText: nothing in it is markup but `code`."""
-    return re.sub(r"`([^`]+)`", r"``\1``", re.sub(r"([\\*|])", r"\\\1", text))
+    """Help as one line of reStructuredText: nothing in it is markup but `code`."""
+    line = re.sub(r"([\\*|])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"`([^`]+)`", r"``\1``", line)
 
 
 def readable(*said: Any) -> tuple[str, str] | None:
