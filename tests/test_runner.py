@@ -40,7 +40,7 @@ folder = pathlib.Path(os.environ["MERGELIB_OUTPUT"]) / "figures" / profile
 folder.mkdir(parents=True, exist_ok=True)
 for end in ("pdf", "png", "csv"):
     (folder / f"{NAME}.{end}").write_text(f"{n}")
-(folder / f"{NAME}.json").write_text(json.dumps({"claims": {"C1": "reproduced"}}))
+(folder / f"{NAME}.json").write_text(json.dumps({"data": [], "claims": {"C1": "reproduced"}}))
 """
 SLEEP = (
     "import os, pathlib, time\n"

@@ -225,8 +225,8 @@ def write_folder(folder, *, feed_forward="relu", drop=(), change=dict, **config)
     tensors = {n: t.clone() for n, t in model.state_dict().items() if n not in drop}
     old = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
     tensors = change(tensors | {old: torch.zeros(32, 2)})
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     model.config.save_pretrained(folder)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     real_tokenizer().save_pretrained(folder)
     return model
 

@@ -47,8 +47,8 @@ def study_of(store, **overrides):
 
 
 def without_dropout(config):
-    def made(*args):
-        found = config(*args)
+    def made(*args, **sizes):
+        found = config(*args, **sizes)
         found.hidden_dropout_prob = found.attention_probs_dropout_prob = 0.0
         return found
 

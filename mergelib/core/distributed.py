@@ -94,7 +94,7 @@ def leave() -> None:
     """End the process group, if there is one, when all work is done: torch warns about groups that
     still exist when the interpreter ends."""
     _control_group.cache_clear()
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
