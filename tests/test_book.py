@@ -48,11 +48,12 @@ def test_the_first_page_has_a_card_per_notebook_and_an_order_for_the_rest():
     others = {"Solutions": ["notebooks/solutions/s"], "For teachers": ["docs/teaching"]}
     page = book.index_page(items, others, {Path("figures/REPORT.md")})
     cards, order = page.split("```{toctree}", 1)
-    assert all(cards.count(f"(notebooks/{i.id}.ipynb)") == 2 for i in items)
+    assert all(cards.count(f"(notebooks/{i.id}.ipynb)") == 2 for i in items)  # none is in no group
     places = [*(f"notebooks/{i.id}" for i in items), "figures/REPORT"]
     places += [place for listed in others.values() for place in listed]
     assert sorted(line for line in order.splitlines() if "/" in line) == sorted(places)
-    for link in ("(gallery.md)", "(api/index.rst)", 'action="search.html"', 'href="plane.html"'):
+    pages = ('href="slides.html"', 'href="plane.html"')
+    for link in ("(gallery.md)", "(api/index.rst)", 'action="search.html"', *pages):
         assert link in page
 
 

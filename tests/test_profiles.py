@@ -96,6 +96,7 @@ def test_every_variant_is_valid(profile):
         ("tasks.names", ["ag", "ag"]),
         ("tasks.names", ["../ag"]),
         ("tasks.names", ["agg"]),
+        ("tasks", {"names": ["a|b"], "source": "local"}),
         ("tasks.source", "web"),
         ("threads", 0),
         ("judged", "perhaps"),

@@ -148,6 +148,7 @@ def test_the_classifier_is_trained_as_the_authors_do(paper):
     these with a plain loop."""
     found = get_preset(paper.profile.protocols.ft_preset)
     assert found == FTPreset(lr=5e-4, epochs=5, batch_size=1)
+    assert paper.evidence("task_arithmetic", "ag").preset == found
 
 
 # ---- preprocessing -------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ def test_a_failing_notebook_or_a_kernel_that_dies_stops_no_other(project, capsys
     assert (out / "figures" / "quick" / "good.csv").read_text() == "7"
     executed = {p.stem for p in (build / "notebooks").iterdir()}
     assert executed - {"dead"} == {"bad", "good", "silent"}
+    assert "No output" in runner.failing_cell(paths.root() / "none.ipynb")
     assert [*json.loads((build / "timings.json").read_text())["seconds"]] == ["good"]
 
 

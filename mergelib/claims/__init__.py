@@ -363,8 +363,9 @@ def judge_each(studies: Mapping[str, Study], claims: Sequence[str]) -> list[Verd
 
 
 def overall_of_parts(verdicts: Iterable[str]) -> str:
-    """A claim's verdict from those of its parts: it holds if all hold, and fails if any fails."""
-    return min(verdicts, key=FAILING_FIRST.index)
+    """A claim's verdict from those of its parts: it holds if all hold, and fails if any fails; with
+    a part that is not judged it is not judged."""
+    return min(verdicts, key=(NOT_JUDGED, *FAILING_FIRST).index)
 
 
 def overall(verdicts: Sequence[Verdict]) -> dict[str, str]:

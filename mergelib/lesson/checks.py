@@ -196,18 +196,15 @@ def check_head(toy: Toy, lam: float, answer: Any) -> Feedback:
         return wrong(f"That is {type(answer).__name__}; give W' as a tensor of shape {wanted}.")
     shape = list(answer.shape)
     if shape != wanted:
-        return wrong(
-            {
-                z.shape: "Those are features, one row per input. You turned the features; here the "
-                "features stay as f_m gives them, and W turns.",
-                weight.T.shape: f"The shape {shape} is W' transposed; its rows are the classes: "
-                f"{wanted}.",
-                (2, 2): "A 2 x 2 matrix turns things; apply it to the rows of W.",
-            }.get(
-                answer.shape,
-                f"Shape {shape}; W' has a row per class and a column per feature: {wanted}.",
-            )
-        )
+        known = {
+            z.shape: "Those are features, one row per input. You turned the features; here the "
+            "features stay as f_m gives them, and W turns.",
+            weight.T.shape: f"The shape {shape} is W' transposed; its rows are the classes: "
+            f"{wanted}.",
+            (2, 2): "A 2 x 2 matrix turns things; apply it to the rows of W.",
+        }
+        other = f"Shape {shape}; W' has a row per class and a column per feature: {wanted}."
+        return wrong(known.get(answer.shape, other))
     answer = answer.detach().to(weight.dtype)
     if not answer.isfinite().all():
         return wrong("W' holds values that are not finite.")

@@ -115,9 +115,9 @@ def rank_correlation(rows: pd.DataFrame) -> pd.DataFrame:
     means = known.groupby(["protocol", "method", "lam"], dropna=False, sort=False)[MEASURES].mean()
     table = []
     for protocol, part in means.groupby(level="protocol", sort=False):
-        tau = part.corr("kendall", min_periods=3).accuracy
-        row = {"protocol": protocol, "merges": len(part), "agreement": tau.agreement}
-        table.append(row | {"kl": -tau.kl})
+        tau = partial(part.accuracy.corr, method="kendall", min_periods=3)
+        row = {"protocol": protocol, "merges": len(part), "agreement": tau(part.agreement)}
+        table.append(row | {"kl": -tau(part.kl)})
     return pd.DataFrame(table, columns=["protocol", "merges", "agreement", "kl"])
 
 

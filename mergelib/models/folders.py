@@ -242,7 +242,9 @@ def free_file(
                 "and mergelib did not write what is there; choose another name."
             )
     if target.exists():
-        ours = bool(said) and said == _mark(target, whole=True).encode()
+        ours = False
+        with suppress(OSError):  # a target that may not be read
+            ours = bool(said) and said == _mark(target, whole=True).encode()
         if not overwrite or not ours:
             raise ConfigError(
                 f"'{file}' exists"

@@ -234,8 +234,9 @@ def features(
     z = torch.empty(len(inputs), classifier.head.linear.weight.shape[1])
     for rows in progress(torch.tensor(order).split(batch_size), desc=desc):
         batch = collated(classifier, [items[i] for i in rows])
+        batch = {k: v.to(target) for k, v in batch.items()}
         try:
-            feature, logits = into_layer(model, module, {k: v.to(target) for k, v in batch.items()})
+            feature, logits = into_layer(model, module, batch)
         except torch.OutOfMemoryError:
             raise
         except (IndexError, RuntimeError, ValueError) as error:

@@ -285,7 +285,8 @@ def pairs(texts: list[Any], what: str) -> Names:
             raise ConfigError(f"{what}: '{shortened(text)}' is not name=value.")
         if name in named:
             raise ConfigError(
-                f"{what}: two are called '{shortened(name)}'; name them: other={shortened(value)}."
+                f"{what}: two are called '{shortened(name)}'"
+                + ("." if what == "options" else f"; name them: other={shortened(value)}.")
             )
         named[name] = value
     return named

@@ -89,7 +89,9 @@ class TaskSettings(_Section):
     @model_validator(mode="after")
     def _names(self):
         for name in self.names:
-            check_folder_name(name)  # it becomes one below text_dir
+            check_folder_name(name)  # it becomes one below text_dir, and part of tables
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"names: '{name}' may hold letters, digits, - and _ only")
             known = TASK_NAMES if self.modality == "text" else IMAGE_TASK_NAMES
             if self.source != "local" and name not in known:
                 raise ValueError(str(UnknownNameError("task", name, known)))

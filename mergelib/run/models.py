@@ -333,7 +333,7 @@ def run_push(recipe: Any) -> None:
 
 def print_table(header: list[str], rows: list[list[Any]]) -> None:
     """Columns as wide as their widest cell."""
-    columns = [[*map(str, column)] for column in zip(header, *rows, strict=True)]
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
-    for row in zip(*padded, strict=True):
-        print("  ".join(row).rstrip())
+    cells = [header, *([*map(str, row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

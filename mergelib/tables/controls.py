@@ -49,10 +49,16 @@ def _rows(
     found: Mapping[str, Mapping[str, Accuracies]], *, by_encoder: bool = False
 ) -> pd.DataFrame:
     """Rows of fit -> condition -> accuracies, in this order or encoder by encoder."""
-    tables = {fit: pd.DataFrame(conditions) for fit, conditions in found.items()}
-    table = pd.concat(tables, axis=1, names=["fit", "condition"]).rename_axis("method")
-    cells = table.stack(["fit", "condition"]) if by_encoder else table.unstack()
-    return cells.rename("accuracy").reset_index()[["fit", "condition", "method", "accuracy"]]
+    cells = [
+        (fit, condition, encoder, accuracy)
+        for fit, conditions in found.items()
+        for condition, averages in conditions.items()
+        for encoder, accuracy in averages.items()
+    ]
+    rows = pd.DataFrame(cells, columns=["fit", "condition", "method", "accuracy"])
+    if not by_encoder:
+        return rows
+    return stack(rows[rows.method == e] for e in rows.method.unique())
 
 
 def _averages(

@@ -8,7 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +174,15 @@ def _check_names(places: Sequence[Any], names: Sequence[tuple[str, ...]]) -> Non
 
 
 def _bytes_of(value: pa.Scalar, where: str) -> bytes:
-    data = value.as_py()
-    data = data.get("bytes") if isinstance(data, dict) else data
-    if not isinstance(data, bytes):
-        raise DataError(
-            f"{where}: no image bytes; embed the file's bytes, by themselves or as the field "
-            "'bytes' of a struct; a path alone is not followed."
-        )
-    return data
+    with suppress(ValueError, pa.ArrowException):  # a struct's path that is not UTF-8
+        data = value.as_py()
+        data = data.get("bytes") if isinstance(data, dict) else data
+        if isinstance(data, bytes):
+            return data
+    raise DataError(
+        f"{where}: no image bytes; embed the file's bytes, by themselves or as the field "
+        "'bytes' of a struct; a path alone is not followed."
+    )
 
 
 @contextmanager

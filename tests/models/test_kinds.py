@@ -11,7 +11,7 @@ import transformers as hf
 from near import normal, seeded
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
-from test_foreign_folders import SIZE, WORDS, make, tokenizer, with_base
+from test_foreign_folders import SIZE, WORDS, configure, make, tokenizer, with_base
 from torch.distributions import Bernoulli, kl_divergence
 from torch.testing import assert_close
 
@@ -274,3 +274,12 @@ def test_pairs_of_texts_are_read_as_the_tokenizer_reads_them(folders, tmp_path):
     with pytest.raises(DataError, match="models of your own"):
         single = [(pair, i % 2) for i, pair in enumerate(pairs)]
         mergelib.task("pairs", single, single, n_validation=1)
+
+
+def test_a_padding_token_that_only_the_tokenizer_tells(tmp_path):
+    x = make(tmp_path, "GPT2") / "x"
+    configure(x, pad_token_id=None)
+    classifier, texts = expert_classifier(x), ["good film", "bad", "news game film"]
+    assert classifier.head.config.pad_token_id == tokenizer().pad_token_id
+    given, wanted = head_logits(classifier, texts), own_logits(classifier, texts)
+    assert_close(given, wanted, atol=1e-5, rtol=1e-4)

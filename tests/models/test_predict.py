@@ -70,6 +70,9 @@ def test_files_of_predictions_give_back_every_text(saved, tmp_path, end):
     assert read.input.tolist() == AWKWARD and read.task.unique().tolist() == ["ag"]
     assert cli.main([*command, "--out", str(out)]) == 2  # it exists
     assert cli.main([*command, "--out", str(out), "--overwrite"]) == 0
+    out.write_text("mine")
+    assert cli.main([*command, "--out", str(out), "--overwrite"]) == 2
+    assert out.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

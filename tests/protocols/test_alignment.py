@@ -333,6 +333,7 @@ Z = normal(2, 5, 3)
         (ConfigError, "3 seeds for 2 fits", lambda: fit_l1(Z, Z, "linear", seed=[0, 1, 2])),
         (DataError, "same inputs", lambda: fit_closed_form(Z, Z[:, :4], "linear")),
         (DataError, "same inputs", lambda: fit_closed_form(Z, Z[0], "linear")),
+        (DataError, "same inputs", lambda: fit_closed_form(Z, Z[:, :, :2], "linear")),
         (DataError, "0 inputs", lambda: fit_l1(Z[:, :0], Z[:, :0], "linear")),
     ],
 )

@@ -138,3 +138,16 @@ def test_a_k_without_rows_is_refused(ks):
         nested_fits(
             z.unflatten(1, (4, 6)), teacher.unflatten(1, (4, 6)), head, get_preset("default"), ks
         )
+
+
+def test_the_heads_of_a_protocol_are_fits_with_its_preset_one_per_draw():
+    head, preset = example()[2], get_preset("released")
+    student, teacher = normal(20, 6, seed=5), normal(20, 6, seed=6)
+    draws = torch.randperm(20, generator=seeded(7))[:16].view(2, 2, 4)
+    seen = Evidence(student, head, student, teacher, draws, (1, 4), preset)
+    for k, fitted in zip(seen.ks, fit_heads(seen), strict=True):
+        for s, rows in enumerate(seen.rows(k)):
+            logits = head.logits(teacher[rows])
+            alone = ft_classifier(student[rows][None], logits[None], head, preset)
+            assert_close(fitted.weight[s], alone.weight[0], atol=1e-5, rtol=1e-4)
+            assert_close(fitted.bias[s], alone.bias[0], atol=1e-5, rtol=1e-4)

@@ -188,3 +188,20 @@ def test_rest_of_the_text_is_independent_of_the_class(task, documents):
     for word, row in tested.items():
         mean = sum(row) / classes
         assert sum((count - mean) ** 2 / mean for count in row) < limit, word
+
+
+@tasks
+def test_form_of_the_documents(task, documents):
+    for line, _ in documents[task]:
+        assert 12 <= len(words(line)) <= 36, line
+        assert re.fullmatch(r"[A-Za-z .,?!'-]+", line), line
+        assert line[-1] in ".?!" and "  " not in line and " ," not in line, line
+        for sentence in re.split(r"(?<=[.?!]) | - ", line):
+            assert sentence[0].isupper(), line
+        assert not re.search(r"\b[Aa] (?=[aeio])|\b[Aa]n (?=[^aeiouAEIOU])", line), line
+        assert not re.search(r"\b([a-z]+) \1\b", line.lower()), line
+
+
+def test_vocabulary_size(documents):
+    vocabulary = {word for rows in documents.values() for line, _ in rows for word in words(line)}
+    assert 1500 <= len(vocabulary) <= 2500

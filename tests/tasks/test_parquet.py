@@ -20,6 +20,9 @@ from mergelib.tasks.parquet import MAX_PIXELS, decode_image, parquet_splits, rea
 
 NAMES = ["cat", "dog", "owl"]
 SIZE = 8
+UNREADABLE = pa.StructArray.from_arrays(  # a path that is not UTF-8
+    [pa.array([b"x"]), pa.array([b"\xff"]).cast(pa.string(), safe=False)], ["bytes", "path"]
+)
 EMBEDDED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -254,6 +257,7 @@ def test_a_label_outside_its_range_is_refused_with_file_and_row(tmp_path, label,
         ([("image", [GOOD]), ("label", [0.0])], "column 'label' is double"),
         ([("image", ["a/b.png"]), ("label", [0])], "row 0: no image bytes"),
         ([("image", [{"path": "a.png"}]), ("label", [0])], "row 0: no image bytes"),
+        ([("image", UNREADABLE), ("label", [0])], "row 0: no image bytes"),
     ],
 )
 def test_columns_that_are_missing_twice_there_or_of_another_type(tmp_path, columns, says):
