@@ -101,7 +101,7 @@ def test_a_real_vocabulary_keeps_its_special_tokens():
 def test_what_cannot_go_on_is_refused(key, value, variant, says):
     with pytest.raises(ConfigError, match=says):
         recipe = Further(load_profile("quick", {f"encoder.pretraining.{key}": value}, variant), ())
-        recipe.kept(recipe.begin())
+        recipe.kept(recipe.base)
 
 
 def test_a_study_knows_its_other_base(tmp_path):

@@ -140,11 +140,15 @@ class Bootstrap:
 
     def aligned(self, encoder: str, rung: str, *, fit_on: str = "test") -> Tensor:
         """Average accuracy in points after a rung of the ladder, over its starts, ``[1 + B]``."""
-        cells = aligned(self.study, [encoder], rung, fit_on=fit_on)
-        return 100 * self.over_tasks(
-            ("aligned", encoder, rung, fit_on),
-            lambda task: cells[encoder, task]["predicted"] == self.study.task(task).test.labels,
-        )
+
+        def make() -> Tensor:
+            cells = aligned(self.study, [encoder], rung, fit_on=fit_on)
+            tasks = self.study.tasks.items()
+            return self.average(
+                {t: cells[encoder, t]["predicted"] == task.test.labels for t, task in tasks}
+            )
+
+        return 100 * self.cached(("aligned", encoder, rung, fit_on), make)
 
     def gain(
         self, encoder: str, protocol: str, k: float, *, over: str = "current", **how: str

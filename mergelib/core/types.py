@@ -28,6 +28,11 @@ def digest(*parts: str | bytes | memoryview) -> str:
     return h.hexdigest()
 
 
+def shuffled(n: int, seed: int) -> Tensor:
+    """A seeded permutation of the numbers of n rows ``[n]``."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
 def below(tensors: State, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with ``prefix``, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

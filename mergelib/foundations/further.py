@@ -9,6 +9,7 @@ encoder and may keep some of it.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Further(Recipe):
 
     step, desc, corpus = "pretrain_further", "masked LM", ""
 
-    def begin(self) -> Foundation:
+    @cached_property
+    def base(self) -> Foundation:
         """Where it starts: ``encoder.base``, else the shipped BERT of the recipe."""
         return self.load() if self.shape.base else shipped_bert(self.shape.pretraining.start)
 
@@ -56,7 +58,7 @@ class Further(Recipe):
         return {name: t for name, t in base.state.items() if not name.startswith(prefixes)}
 
     def key(self) -> dict[str, Any]:
-        base, settings = self.begin(), self.shape.pretraining
+        base, settings = self.base, self.shape.pretraining
         return {
             "encoder": base.encoder.digest,
             "base": state_digest(base.state),
@@ -66,7 +68,7 @@ class Further(Recipe):
         }
 
     def make(self, device: torch.device, scratch: Path) -> Artifact:
-        base, rate = self.begin(), self.shape.pretraining.mask_rate
+        base, rate = self.base, self.shape.pretraining.mask_rate
         state, info = pretrain(
             base.encoder,
             self.texts(),
@@ -78,4 +80,4 @@ class Further(Recipe):
         return Artifact(state, {"training": info})
 
     def open(self, made: Artifact) -> Foundation:
-        return Foundation(self.begin().encoder, made.tensors)
+        return Foundation(self.base.encoder, made.tensors)

@@ -187,13 +187,13 @@ def check_head(toy: Toy, lam: float, answer: Any) -> Feedback:
     expert = toy.expert("A")
     weight = expert.head.weight
     wanted = list(weight.shape)
-    z, z_t = (toy.features(state, "A") for state in (toy.merge(lam), expert.state))
     if answer is None:
         return OPEN
     if isinstance(answer, Head):
         answer = answer.weight
     if not isinstance(answer, Tensor):
         return wrong(f"That is {type(answer).__name__}; give W' as a tensor of shape {wanted}.")
+    z, z_t = (toy.features(state, "A") for state in (toy.merge(lam), expert.state))
     shape = list(answer.shape)
     if shape != wanted:
         known = {

@@ -36,9 +36,9 @@ from ..protocols import (
     get_protocol,
     orthogonal_classifier,
     procrustes_head,
-    stratified_order,
     uniform_order,
 )
+from ..protocols.draws import shots_order
 from ..tasks.data import labelled, unlabelled
 from ..tasks.parquet import open_image
 from .folders import RECORD
@@ -619,7 +619,8 @@ def scoring(
             pool = labelled(fit, labels, name, is_image=is_image)
             _warn_of_shared(scored, pool, name)
         try:
-            draws = torch.stack([_drawn(pool, len(labels), k, draw, seed) for seed in seeds])
+            order = functools.partial(shots_order, pool.labels, len(labels), k, draw=draw)
+            draws = torch.stack([order(seed) for seed in seeds])
         except DataError as error:
             raise DataError(f"'{name}': {error}") from error
         teacher = None if expert is None else expert_classifier(expert, name=name)
@@ -681,13 +682,6 @@ def draw_inputs(inputs: Sequence[Any], n_classes: int, k: int, seed: int, task: 
     except DataError as error:
         raise DataError(f"'{task}': {error}") from error
     return [inputs[i] for i in rows.tolist()]
-
-
-def _drawn(pool: Split, n_classes: int, k: int, draw: str, seed: int) -> Tensor:
-    """Rows ``[C, k]``, as ``Evidence`` has them."""
-    if draw == "stratified":
-        return stratified_order(pool.labels, n_classes, k, seed)
-    return uniform_order(len(pool), k * n_classes, seed).view(k, n_classes).T
 
 
 def _warn_of_shared(scored: Split, fit: Split, name: str) -> None:

@@ -141,12 +141,12 @@ class Weights:
         return {name: self.tensor(name).clone() for name in self}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensor(name).shape)
+        return tuple(self._view(name).shape)
 
     @cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Raises ``StateDictError`` for a dtype that cannot be merged, such as an 8-bit float."""
-        dtypes = {name: self.tensor(name).dtype for name in self}
+        dtypes = {name: self._view(name).dtype for name in self}
         for name, dtype in dtypes.items():
             if dtype not in FLOATS and (dtype.is_floating_point or dtype.is_complex):
                 raise self._refused(name, dtype)
@@ -161,18 +161,21 @@ class Weights:
         return tuple((name, self.shape(name), self.is_float(name)) for name in self)
 
     def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
-        """A tensor, or its rows ``start:stop``, in its own dtype; a view of the file, of which
-        nothing is read until its values are asked for."""
-        file = self._where[name]
-        opened = self._handle(file)
-        try:
-            tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
-        except SafetensorError as error:
-            raise self._refused(name, error) from error
+        """A tensor, or its rows ``start:stop``, in its own dtype."""
+        tensor, file = self._view(name), self._where[name]
         tensor = tensor if start is None else tensor[start:stop]
-        if not isinstance(opened, dict):
+        if file.endswith(".safetensors"):
             self._read[file] += tensor.numel() * tensor.element_size()
         return tensor
+
+    def _view(self, name: str) -> Tensor:
+        """A tensor as a view of its file, of which nothing is read until its values are asked
+        for."""
+        opened = self._handle(self._where[name])
+        try:
+            return opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
+        except SafetensorError as error:
+            raise self._refused(name, error) from error
 
     def _refused(self, name: str, stored: Any) -> StateDictError:
         return StateDictError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError
+from ..core.types import shuffled
 
 
 def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> Tensor:
@@ -31,6 +32,14 @@ def stratified_order(labels: Tensor, n_classes: int, k_max: int, seed: int) -> T
     return torch.stack(rows)
 
 
+def shots_order(labels: Tensor, n_classes: int, k_max: int, seed: int, draw: str) -> Tensor:
+    """Rows ``[C, k_max]`` of a ``stratified`` draw, or of a ``uniform`` one: its first k * C rows
+    stand in ``[:, :k]``, so that both are nested in k."""
+    if draw == "stratified":
+        return stratified_order(labels, n_classes, k_max, seed)
+    return uniform_order(len(labels), k_max * n_classes, seed).view(k_max, n_classes).T
+
+
 def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
     """Rows ``[n_draw]``: a seeded permutation of all rows, cut; the draw for k is its first k * C
     rows. No labels.
@@ -42,6 +51,4 @@ def uniform_order(n_rows: int, n_draw: int, seed: int) -> Tensor:
             f"{n_draw} rows requested, but only {n_rows} to draw from. "
             "Use a smaller k or a larger pool."
         )
-    return torch.randperm(
-        n_rows, generator=torch.Generator().manual_seed(1_000_003 * seed + 999_983)
-    )[:n_draw]
+    return shuffled(n_rows, 1_000_003 * seed + 999_983)[:n_draw]

@@ -96,8 +96,9 @@ def _need_folder(recipe: Any) -> list[str]:
     not be written."""
     if not recipe.out:
         raise ConfigError("No output folder: give --out FOLDER.")
-    free_folder(recipe.out, recipe.overwrite, _read(recipe))
-    return _read(recipe)
+    read = _read(recipe)
+    free_folder(recipe.out, recipe.overwrite, read)
+    return read
 
 
 def _write(recipe: Any, rows: str) -> None:

@@ -13,7 +13,7 @@ from ..core.errors import UnknownNameError
 from ..core.names import FINE_TUNED
 from ..core.progress import progress
 from ..core.store import Artifact
-from ..core.types import head_digest
+from ..core.types import head_digest, shuffled
 from ..encoders.features import extract
 from ..protocols import PRESETS, current_eval, ft_classifier
 from ..protocols.alignment import (
@@ -129,7 +129,7 @@ def _fitted(
     y = torch.stack([study.features(FINE_TUNED, t, split)[:size] for _, t in cells])
     y = y.to(study.device)
     if settings["permuted"]:
-        y = y[:, torch.randperm(size, generator=torch.Generator().manual_seed(POOL_SEED))]
+        y = y[:, shuffled(size, POOL_SEED)]
     x, y = (z.repeat_interleave(len(seeds), 0) for z in (x, y))
     if settings["fit"] == "closed_form":
         mapping = fit_closed_form(x, y, settings["rung"])

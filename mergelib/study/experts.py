@@ -50,8 +50,8 @@ def _recipe(study: Study) -> Recipe:
     return recipe_of(study.profile, list(study.tasks.values()))
 
 
-def _base_key(study: Study) -> dict[str, Any]:
-    settings, recipe = study.profile.encoder.pretraining, _recipe(study)
+def _base_key(study: Study, recipe: Recipe) -> dict[str, Any]:
+    settings = study.profile.encoder.pretraining
     if settings is None or recipe.corpus not in ("", study.profile.tasks.source):
         raise ConfigError(
             f"Profile '{study.profile.name}' has no base model: "
@@ -63,11 +63,10 @@ def _base_key(study: Study) -> dict[str, Any]:
 def has_base(study: Study) -> bool:
     """Whether f_b is available without pre-training: in the store, or as a hub id or folder."""
     settings = study.profile.encoder
-    return (
-        bool(settings.base and not settings.goes_on)
-        or shipped.find(study.profile) is not None
-        or study.store.peek(_recipe(study).step, _base_key(study)) is not None
-    )
+    if (settings.base and not settings.goes_on) or shipped.find(study.profile):
+        return True
+    recipe = _recipe(study)
+    return study.store.peek(recipe.step, _base_key(study, recipe)) is not None
 
 
 def foundation(study: Study) -> Foundation:
@@ -78,7 +77,7 @@ def foundation(study: Study) -> Foundation:
     elif name := shipped.find(study.profile):
         base = recipe.open(shipped.read(name))
     else:
-        key = _base_key(study)
+        key = _base_key(study, recipe)
 
         def make() -> Artifact:
             # the shares of a masked or contrastive batch do not add up to the batch's gradient

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..core.errors import UnknownNameError
 from ..core.names import FINE_TUNED
 from ..core.store import Artifact
-from ..core.types import Inputs, Split, inputs_digest, state_digest
+from ..core.types import Inputs, Split, inputs_digest, shuffled, state_digest
 from ..encoders.features import extract_prepared
 from .clustering import tsne
 from .versions import POOL_SEED, STEP_VERSIONS
@@ -23,17 +23,13 @@ REMEMBERED = 100_000  # inputs whose token ids a study keeps in memory
 REMEMBERED_BYTES = 1 << 26  # of a task's pool of images
 
 
-def _shuffled(split: Split, seed: int) -> Tensor:
-    return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-
-
 def pool(study: Study, task: str) -> Split:
     """The training rows few-shot draws come from: a seeded random subset of ``pool_per_class``
     * C rows."""
     if task not in study._pools:
         data = study.task(task)
         n = study.profile.tasks.pool_per_class * data.n_classes
-        drawn = data.train.subset(_shuffled(data.train, POOL_SEED)[:n])
+        drawn = data.train.subset(shuffled(len(data.train), POOL_SEED)[:n])
         if isinstance(drawn.inputs, Tensor) and drawn.inputs.nbytes > REMEMBERED_BYTES:
             return drawn
         study._pools[task] = drawn
@@ -47,7 +43,7 @@ def split(study: Study, task: str, split: str) -> Split:
     if split == "pool":
         return pool(study, task)
     if split == "fit":
-        return data.train.subset(_shuffled(data.train, POOL_SEED + 1)[: len(data.test)])
+        return data.train.subset(shuffled(len(data.train), POOL_SEED + 1)[: len(data.test)])
     if split not in ("train", "validation", "test"):
         raise UnknownNameError("split", split, ("train", "validation", "test", "pool", "fit"))
     return getattr(data, split)

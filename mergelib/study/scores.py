@@ -28,9 +28,9 @@ from ..protocols import (
     Evidence,
     get_preset,
     get_protocol,
-    stratified_order,
     uniform_order,
 )
+from ..protocols.draws import shots_order
 from . import experts
 from .features import precision_key
 from .versions import STEP_VERSIONS
@@ -102,10 +102,7 @@ def draws(
     def order(seed: int) -> Tensor:
         if draw == "share":
             return uniform_order(n, k, seed)[None]
-        if draw == "stratified":
-            return stratified_order(split.labels, n_classes, k, seed)
-        # Laid out so that [:, :k] holds the first k * C of the permutation: nested in k, too.
-        return uniform_order(n, k * n_classes, seed).view(k, n_classes).T
+        return shots_order(split.labels, n_classes, k, seed, draw)
 
     return torch.stack([order(seed) for seed in study.profile.protocols.seeds])
 

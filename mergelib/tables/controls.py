@@ -11,12 +11,11 @@ from dataclasses import replace
 from statistics import fmean
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from ..claims import NOT_REPRODUCED, REPRODUCED, judge, load_claims, overall
 from ..core.names import BASE, RANDOM
-from ..core.types import percent
+from ..core.types import percent, shuffled
 from ..protocols import current_eval, fit_heads
 from ..study import Study
 from ..study.aligned import accuracies, aligned, released_mode
@@ -143,9 +142,8 @@ def permuted_teacher(study: Study, encoders: Sequence[str], k: int) -> pd.DataFr
 
     def right(encoder: str, task: str) -> Tensor:
         evidence = study.evidence(encoder, task)
-        generator = torch.Generator().manual_seed(POOL_SEED)
-        shuffled = torch.randperm(len(evidence.teacher_fit), generator=generator)
-        evidence = replace(evidence, teacher_fit=evidence.teacher_fit[shuffled], ks=(k,))
+        order = shuffled(len(evidence.teacher_fit), POOL_SEED)
+        evidence = replace(evidence, teacher_fit=evidence.teacher_fit[order], ks=(k,))
         predicted = current_eval(evidence.student_test, fit_heads(evidence)[0]).cpu()
         return predicted == study.task(task).test.labels
 

@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..core.errors import DataError
 from ..core.store import Artifact, Store
-from ..core.types import Split, Task, is_whole
+from ..core.types import Split, Task, is_whole, shuffled
 from ..profiles import TaskSettings
 
 SPLIT_SEED = 20_241_218
 IMAGES_VERSION = 1
 SPLITS = ("train", "validation", "test")
-
-
-def shuffled(n: int, seed: int) -> Tensor:
-    """A seeded permutation of the numbers of n rows ``[n]``."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def build_task(

@@ -18,8 +18,7 @@ from torch import Tensor
 from ..core.errors import DataError, check_name
 from ..core.hub import Repository, fetch, registry
 from ..core.hub.errors import said
-from ..core.types import Split
-from .build import shuffled
+from ..core.types import Split, shuffled
 from .local import LABEL_NAMES
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def _sample(entry: Repository, data: Dataset, labels: Tensor, n: int | None, see
     """All rows with text in their order, or n of a seeded permutation, drawn before any is read."""
     whole = n is None or n >= len(data)
     order = range(len(data)) if whole else shuffled(len(data), seed).numpy()
-    blocks = data.select_columns(list(entry.table.text)).select(order).iter(BLOCK)
+    blocks = data.select_columns(list(entry.table.text)).select(order).iter(min(BLOCK, n or BLOCK))
     parts = (
         parts
         for block in blocks

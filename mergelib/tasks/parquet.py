@@ -22,8 +22,7 @@ from torch import Tensor
 from ..core.documents import user_path
 from ..core.errors import DataError, first_five, shortened
 from ..core.progress import progress
-from ..core.types import Split
-from .build import shuffled
+from ..core.types import Split, shuffled
 
 LAYOUT = "<image-dir>/<task>/{train,test}.parquet"
 # Decoders of plain pixels; others in Pillow start programs.

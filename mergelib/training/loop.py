@@ -20,6 +20,7 @@ from ..core.errors import ConfigError, StoreError, warn
 from ..core.memory import within_memory
 from ..core.progress import progress
 from ..core.store import REMEDY
+from ..core.types import shuffled
 from .config import TrainConfig
 
 MAX_NORM = 1.0  # norm of all gradients together
@@ -57,7 +58,7 @@ def shuffled_batches(n: int, config: TrainConfig, start: int) -> Iterator[list[i
     processes, per_epoch = distributed.world_size(), math.ceil(n / config.batch_size)
     first_epoch, place = divmod(start, per_epoch)
     for epoch in itertools.count(first_epoch):
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(config.seed + epoch))
+        order = shuffled(n, config.seed + epoch)
         if processes > 1:
             order = order[torch.arange(per_epoch * config.batch_size) % n]
         # as a DataLoader draws: stored weights were trained with one, and dropout depends on it

@@ -31,6 +31,7 @@ from .. import paths
 from ..documents import read_json
 from ..errors import DataError
 from ..progress import progress
+from ..types import shuffled
 from .errors import as_ours
 from .repository import Repository
 
@@ -198,7 +199,7 @@ class Sample:
             raise self._refused(f"has {total:,} rows of {split}, expected {expected:,}")
         chosen = places(sizes, classes, n, seed)
         parts = [sizes[g] for g in chosen]
-        order = torch.randperm(sum(parts), generator=torch.Generator().manual_seed(seed))
+        order = shuffled(sum(parts), seed)
         is_drawn = torch.zeros(sum(parts), dtype=torch.bool).index_fill_(0, order[:n], True)
         return [
             groups[g] | {"rows": drawn.nonzero()[:, 0].tolist()}
@@ -251,7 +252,7 @@ class Sample:
                 "was found there"
             )
         n_rows, seed = piece["rows"]
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:n_rows]
+        order = shuffled(len(rows), seed)[:n_rows]
         sampled = [rows[i] for i in order.sort().values.tolist()]
         table = {
             name: [row[i] for row in sampled]
